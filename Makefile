@@ -1,0 +1,48 @@
+# One command for everything: `make setup`, `make test`, `make check`.
+# Needs a Python 3.11 or newer with pip, and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+OVERLAY := .venv-transformers4
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+
+.PHONY: setup test check lint types layers format lock clean
+
+setup: $(VENV)/.ready
+
+# The stamp makes setup idempotent: it runs again only when a lock or the package's metadata changes.
+$(VENV)/.ready: requirements.lock requirements-uv.lock requirements-transformers4.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(UV) pip install --quiet --python $(BIN)/python --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: lint types layers test
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Takes new versions on purpose; --no-emit-index-url keeps registry addresses out of the locks.
+lock: setup
+	$(UV) pip compile requirements-uv.in --upgrade --generate-hashes --universal --no-emit-index-url -o requirements-uv.lock
+	$(UV) pip compile pyproject.toml --extra dev --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements.lock
+	$(UV) pip compile requirements-transformers4.in --upgrade --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements-transformers4.lock
+
+clean:
+	rm -rf $(VENV) $(OVERLAY) build dist *.egg-info

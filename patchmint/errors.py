@@ -1,0 +1,72 @@
+"""The exception tree.
+
+```
+PatchmintError
+├── InputError             what the caller handed in is at fault; the CLI ends with 2
+│   ├── ImageError         an image can't be read or isn't allowed
+│   │   ├── ImageDecodeError
+│   │   └── ImageTooLargeError
+│   ├── TextError          a text holds nothing to look for, or spans outside it
+│   └── ConfigError        a setting is unknown, contradictory or out of range
+├── WeightsError           a checkpoint is missing or can't be used
+│   ├── WeightsMissingError
+│   ├── WeightsCorruptError    cut, a web page, another file, wrong checksum
+│   ├── WeightsUnsafeError     holds pickled code
+│   └── WeightsMismatchError   a sound file for another architecture
+└── PluginError            an outside model is missing or breaks its contract
+```
+
+Every message says what failed, why, and what to do next.
+"""
+
+
+class PatchmintError(Exception):
+    """Base of every error that patchmint raises on purpose."""
+
+
+class InputError(PatchmintError):
+    """What the caller handed in is at fault."""
+
+
+class ImageError(InputError):
+    """An image can't be read or isn't allowed."""
+
+
+class ImageDecodeError(ImageError):
+    """The bytes are no image of an allowed format, or they are damaged."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image has more pixels than the limit allows."""
+
+
+class TextError(InputError):
+    """A text holds nothing to look for, or a phrase span lies outside it."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, contradictory or out of range."""
+
+
+class WeightsError(PatchmintError):
+    """A checkpoint is missing or can't be used."""
+
+
+class WeightsMissingError(WeightsError):
+    """A checkpoint isn't on this machine."""
+
+
+class WeightsCorruptError(WeightsError):
+    """A checkpoint file is cut, is something else (a web page, say), or has the wrong checksum."""
+
+
+class WeightsUnsafeError(WeightsError):
+    """A checkpoint file holds pickled code, which patchmint never runs."""
+
+
+class WeightsMismatchError(WeightsError):
+    """A checkpoint is sound but belongs to another architecture."""
+
+
+class PluginError(PatchmintError):
+    """A model from an outside package is missing or breaks the interface's contract."""

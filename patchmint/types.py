@@ -1,0 +1,185 @@
+"""The values that cross room borders: texts, instances, tokens, and the two interfaces that admit every model.
+
+Images are `RgbImage` everywhere: HWC uint8, RGB, 0..255, EXIF orientation already applied. Boxes are XYXY in original
+pixels, continuous coordinates (a pixel `x` covers `[x, x+1)`). Sizes are `(height, width)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import TextError
+
+if TYPE_CHECKING:
+    from patchmint.geometry.grid import PatchGrid
+
+RgbImage = npt.NDArray[np.uint8]
+"""HWC uint8, RGB, 0..255."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+Span = tuple[int, int]
+"""Half-open range of characters `[start, end)` in a text as the user gave it."""
+
+UNKNOWN_SCORE = -1.0
+"""Stands for "the model gives no score" (null never reaches the disk)."""
+
+PHRASE_SEPARATOR = " . "
+"""Grounding DINO's own separator between phrases of one prompt (upstream README, "Tips")."""
+
+
+class Rle(TypedDict):
+    """A binary mask as COCO run-length encoding (`pycocotools.mask`): column-major runs, compressed counts."""
+
+    size: list[int]
+    """[height, width] of the mask."""
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that goes with an image, and, where known, the phrases in it that name things.
+
+    Attributes:
+        content: the text as the user gave it.
+        phrases: character spans in `content`; empty = not known. The `phrases` prompt mode looks for these only.
+
+    Raises:
+        TextError: a span is empty or lies outside the text.
+    """
+
+    content: str
+    phrases: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        for start, end in self.phrases:
+            if not 0 <= start < end <= len(self.content):
+                raise TextError(
+                    f"phrase span ({start}, {end}) lies outside the text of {len(self.content)} characters; "
+                    "spans are half-open character ranges [start, end)"
+                )
+
+    @classmethod
+    def from_phrases(cls, phrases: Sequence[str]) -> Text:
+        """Build a text from a list of phrases, joined by " . ", with a span for each.
+
+        Raises:
+            TextError: the list is empty, or a phrase is blank.
+        """
+        if not phrases:
+            raise TextError("the list of phrases is empty; give at least one, for example ['a cat', 'a sofa']")
+        spans: list[Span] = []
+        content = ""
+        for phrase in phrases:
+            stripped = phrase.strip()
+            if not stripped:
+                raise TextError("a phrase is blank; leave it out of the list")
+            if content:
+                content += PHRASE_SEPARATOR
+            spans.append((len(content), len(content) + len(stripped)))
+            content += stripped
+        return cls(content, tuple(spans))
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What a segmenter found in one image, for all of the image's texts.
+
+    Attributes:
+        image_size: (height, width) of the image.
+        masks: one COCO RLE each. All masks have one size; it may be smaller than the image (then a mask covers the
+            image's whole extent at lower resolution).
+        text_index: int64 (N,), which text of the image an instance belongs to.
+        scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
+        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
+        spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
+    """
+
+    image_size: Size
+    masks: tuple[Rle, ...]
+    text_index: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    spans: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Discrete codes of one image.
+
+    Attributes:
+        codes: int32 (*grid, codebooks): (16, 16, 1) for VQGAN f16 at 256 px, (32, 1) for a 1-D tokenizer. Row-major
+            where there is a grid; before any vocabulary offset.
+    """
+
+    codes: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What is fixed about a tokenizer, whatever the image.
+
+    Attributes:
+        name: preset name or path, as recorded in manifests.
+        grid_shape: shape of `Tokens.codes` without its last axis.
+        codebook_sizes: number of codes in each codebook; its length is the last axis of `Tokens.codes`.
+        cells: how grid positions lie in the image; None for a 1-D tokenizer, whose codes have no place.
+        preprocessing: short name of how pixels are prepared, such as "pad-256-bicubic"; codes of two data sets may
+            only be mixed where it is the same.
+        can_decode: whether `decode` works.
+    """
+
+    name: str
+    grid_shape: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
+    cells: PatchGrid | None
+    preprocessing: str
+    can_decode: bool = False
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another."""
+
+    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+        """Find what each text talks about.
+
+        Args:
+            images: any sizes, in one batch.
+            texts: for each image its texts (at least one).
+
+        Returns:
+            One `Instances` an image, in order; an image in which nothing is found has none, which is no error.
+        """
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Image -> discrete codes, and back where the model can."""
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What is fixed about this tokenizer."""
+        ...
+
+    def tokenize(self, images: Sequence[RgbImage]) -> list[Tokens]:
+        """Encode images of any sizes; one `Tokens` an image, in order."""
+        ...
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[RgbImage]:
+        """Decode codes to images of the tokenizer's own input size, for a preview.
+
+        Raises:
+            NotImplementedError: `spec.can_decode` is False.
+        """
+        ...
