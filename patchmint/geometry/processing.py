@@ -1,0 +1,112 @@
+"""The pixels that an encoder sees: an image fitted to a grid, as the published processors do it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from patchmint.geometry.grid import Fit, PatchGrid
+from patchmint.types import RgbImage, Size
+
+PAD_COLOUR = (122, 116, 104)
+"""LLaVA's fill for `pad`: CLIP's mean colour, cut to integers (its `mm_utils.py`, `process_images`)."""
+
+_RESAMPLE = Image.Resampling.BICUBIC
+# CLIP, SigLIP, LLaVA and SEED all resize with Pillow's bicubic filter.
+
+_FILTER_REACH = 3
+# How far a result pixel looks, in result pixels: bicubic has a support of 2, and 1 more for rounding.
+
+_MAX_INTERMEDIATE_PX = 2**26
+# Padding or resizing as published makes an image in between: of a 20:1 panorama one with 20 times the pixels. Beyond
+# this many it is made in part only, which can differ in the last bit because Pillow rounds between its two passes.
+
+
+def fit_image(image: RgbImage, grid: PatchGrid) -> list[RgbImage]:
+    """Fit an image to a grid's input.
+
+    Args:
+        image: HWC uint8 RGB, any size.
+        grid: the grid; its `fit` says how.
+
+    Returns:
+        HWC uint8 RGB arrays of `grid.input_size`, one a view: one, or for `anyres` 1 + tiles (LLaVA `mm_utils.py`,
+        `process_images`; transformers' CLIP and SigLIP processors).
+    """
+    source = Image.fromarray(image)
+    size = (image.shape[0], image.shape[1])
+    match grid.fit:
+        case Fit.PAD:
+            lean = max(size) ** 2 > _MAX_INTERMEDIATE_PX
+            fitted = [_padded_lean(source, grid.input_size) if lean else _padded(source, grid.input_size)]
+        case Fit.CROP:
+            resized = grid.crop_resize(size)
+            top, left = ((new - target) // 2 for new, target in zip(resized, grid.input_size, strict=True))
+            if resized[0] * resized[1] > _MAX_INTERMEDIATE_PX:
+                fitted = [_resized_window(source, resized, (top, left), grid.input_size)]
+            else:
+                fitted = [_window(_resize(source, resized), top, left, grid.input_size)]
+        case Fit.SQUASH:
+            fitted = [_resize(source, grid.input_size)]
+        case Fit.ANYRES:
+            canvas, resized = grid.anyres_canvas(size)
+            board = Image.new("RGB", (canvas[1], canvas[0]))
+            board.paste(_resize(source, resized), ((canvas[1] - resized[1]) // 2, (canvas[0] - resized[0]) // 2))
+            fitted = [_resize(source, grid.input_size)]
+            fitted += [
+                _window(board, top, left, grid.input_size)
+                for top in range(0, canvas[0], grid.input_size[0])
+                for left in range(0, canvas[1], grid.input_size[1])
+            ]
+    return [np.asarray(picture) for picture in fitted]
+
+
+def _resize(image: Image.Image, size: Size) -> Image.Image:
+    return image.resize((size[1], size[0]), _RESAMPLE)
+
+
+def _window(image: Image.Image, top: int, left: int, size: Size) -> Image.Image:
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _padded(image: Image.Image, size: Size) -> Image.Image:
+    side = max(image.size)
+    board = Image.new("RGB", (side, side), PAD_COLOUR)
+    board.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return _resize(board, size)
+
+
+def _resized_window(image: Image.Image, resized: Size, start: Size, window: Size) -> Image.Image:
+    """Resize, but only the window that is kept: a 1 x 2000 image would be 336 x 672,000."""
+    scale_y, scale_x = image.height / resized[0], image.width / resized[1]
+    box = (
+        start[1] * scale_x,
+        start[0] * scale_y,
+        min((start[1] + window[1]) * scale_x, image.width),
+        min((start[0] + window[0]) * scale_y, image.height),
+    )
+    return image.resize((window[1], window[0]), _RESAMPLE, box=box)
+
+
+def _padded_lean(image: Image.Image, size: Size) -> Image.Image:
+    """Pad to a square and resize, without the square: the long axis first, then a strip around the image."""
+    if image.height > image.width:
+        turned = _padded_lean(image.transpose(Image.Transpose.TRANSPOSE), (size[1], size[0]))
+        return turned.transpose(Image.Transpose.TRANSPOSE)
+    height, width = size
+    side, before = image.width, (image.width - image.height) // 2
+    scale = side / height
+    reach = _FILTER_REACH * scale
+    # Result rows that the filter can reach the image from; all others are plain fill.
+    first = max(math.floor((before - reach) / scale), 0)
+    last = min(math.ceil((before + image.height + reach) / scale), height)
+    start = max(math.floor(first * scale - reach), 0)
+    end = min(math.ceil(last * scale + reach), side)
+    strip = Image.new("RGB", (width, end - start), PAD_COLOUR)
+    strip.paste(_resize(image, (image.height, width)), (0, before - start))
+    box = (0, first * scale - start, width, min(last * scale, side) - start)
+    result = Image.new("RGB", (width, height), PAD_COLOUR)
+    result.paste(strip.resize((width, last - first), _RESAMPLE, box=box), (0, first))
+    return result
