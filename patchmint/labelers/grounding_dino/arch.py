@@ -1,0 +1,113 @@
+"""Shapes of Grounding DINO models: what a checkpoint doesn't say about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from patchmint.errors import WeightsMismatchError
+
+HIDDEN_DIM = 256
+"""Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
+
+MAX_TEXT_TOKENS = 256
+"""Width of the model's logits: tokens of one prompt, `[CLS]` and `[SEP]` included."""
+
+
+@dataclass(frozen=True)
+class GroundingDinoArch:
+    """Hyper-parameters of a Grounding DINO.
+
+    Attributes:
+        swin_dim, swin_depths, swin_heads, swin_window: the Swin backbone.
+        levels: feature levels; the last `levels - len(backbone_stages)` come from stride-2 convolutions.
+        backbone_stages: Swin stages that give features.
+        encoder_layers, decoder_layers, queries, feed_forward: the transformer.
+        text_vocabulary, text_dim, text_layers, text_heads, text_feed_forward, text_positions: the BERT text encoder.
+        short_side, long_side: the image is resized to this short side, or to this long side if that is smaller.
+    """
+
+    swin_dim: int
+    swin_depths: tuple[int, ...]
+    swin_heads: tuple[int, ...]
+    swin_window: int
+    levels: int = 4
+    backbone_stages: tuple[int, ...] = (1, 2, 3)
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    queries: int = 900
+    feed_forward: int = 2048
+    text_vocabulary: int = 30522
+    text_dim: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_feed_forward: int = 3072
+    text_positions: int = 512
+    short_side: int = 800
+    long_side: int = 1333
+
+    def to_json(self) -> str:
+        """Write as JSON, for the metadata of a safetensors file."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> GroundingDinoArch:
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+OFFICIAL: Mapping[str, GroundingDinoArch] = MappingProxyType(
+    {
+        # groundingdino/config/GroundingDINO_SwinT_OGC.py and GroundingDINO_SwinB_cfg.py, backbone/swin_transformer.py
+        "groundingdino-swint-ogc": GroundingDinoArch(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+        "groundingdino-swinb-cogcoor": GroundingDinoArch(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    }
+)
+
+TINY = GroundingDinoArch(
+    swin_dim=32,
+    swin_depths=(1, 1, 1, 1),
+    swin_heads=(1, 2, 4, 8),
+    swin_window=7,
+    encoder_layers=2,
+    decoder_layers=2,
+    queries=24,
+    feed_forward=256,
+    text_vocabulary=256,
+    text_dim=64,
+    text_layers=2,
+    text_heads=2,
+    text_feed_forward=128,
+    text_positions=256,
+    short_side=160,
+    long_side=240,
+)
+"""The same classes, tiny: for tests and the `untrained-tiny` preset."""
+
+METADATA_KEY = "patchmint.arch"
+
+
+def infer_arch(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> GroundingDinoArch:
+    """Tell a checkpoint's architecture from its metadata, or from its backbone's width and window.
+
+    Raises:
+        WeightsMismatchError: it is none that patchmint knows.
+    """
+    if METADATA_KEY in metadata:
+        return GroundingDinoArch.from_json(metadata[METADATA_KEY])
+    patch = tensors.get("backbone.0.patch_embed.proj.weight")
+    bias = tensors.get("backbone.0.layers.0.blocks.0.attn.relative_position_bias_table")
+    if patch is not None and bias is not None:
+        for arch in OFFICIAL.values():
+            if patch.shape[0] == arch.swin_dim and bias.shape[0] == (2 * arch.swin_window - 1) ** 2:
+                return arch
+    raise WeightsMismatchError(
+        f"the file isn't a Grounding DINO that patchmint knows ({', '.join(OFFICIAL)}); "
+        "give one of those, or a safetensors file whose metadata describes its architecture"
+    )

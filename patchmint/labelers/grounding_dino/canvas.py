@@ -1,0 +1,137 @@
+"""Batches of unlike images and prompts: padded side by side, and masked so that padding changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
+from patchmint.types import Size
+
+_WIDTH_AT_FIRST_LEVEL = 0.05
+# Side of a first-level proposal as a share of the image; it doubles from level to level (upstream `utils.py`).
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Feature maps of B images, each level padded to one size and flattened row-major; S positions in all.
+
+    Attributes:
+        shapes: padded (height, width) of each level.
+        memory: float (B, S, 256).
+        position: float (B, S, 256), sine embedding of the place in the image plus the level's embedding.
+        padding: bool (B, S), True where there is no image.
+        valid_ratios: float (B, levels, 2), share of the padded width and height that is image.
+        proposals: float (B, S, 4), one box a position: centre, width, height as logits of shares of the image; infinite
+            where unusable.
+        usable: bool (B, S), False on padding and near the image's border, where upstream makes no proposal.
+    """
+
+    shapes: tuple[Size, ...]
+    memory: torch.Tensor
+    position: torch.Tensor
+    padding: torch.Tensor
+    valid_ratios: torch.Tensor
+    proposals: torch.Tensor
+    usable: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """B prompts, padded to n tokens.
+
+    Attributes:
+        hidden: float (B, n, 256).
+        positions: int64 (B, n).
+        blocked: bool (B, n, n), True where a token must not look at another.
+        padding: bool (B, n), True where there is no token.
+    """
+
+    hidden: torch.Tensor
+    positions: torch.Tensor
+    blocked: torch.Tensor
+    padding: torch.Tensor
+
+
+def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
+    """Pad images' features to each other.
+
+    There are always as many positions as the model has queries, since it takes its queries from the best positions;
+    a narrow image alone may have fewer, and upstream fails on it.
+    """
+    from groundingdino.util.misc import NestedTensor
+
+    shapes = _common_shapes(images, at_least=model.transformer.num_queries)
+    device = images[0].levels[0].device
+    parts: list[tuple[torch.Tensor, ...]] = []
+    ratios = []
+    for level, (height, width) in enumerate(shapes):
+        maps = torch.zeros(len(images), images[0].levels[level].shape[0], height, width, device=device)
+        padding = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
+        for row, image in enumerate(images):
+            h, w = image.levels[level].shape[1:]
+            maps[row, :, :h, :w] = image.levels[level]
+            padding[row, :h, :w] = False
+        position = model.backbone[1](NestedTensor(maps, padding)) + model.transformer.level_embed[level][:, None, None]
+        sizes = torch.tensor([image.levels[level].shape[:0:-1] for image in images], device=device)
+        proposals, usable = _proposals(sizes, (height, width), level)
+        parts.append(
+            (maps.flatten(2).mT, position.flatten(2).mT, padding.flatten(1), proposals, usable & ~padding.flatten(1))
+        )
+        ratios.append(sizes / torch.tensor([width, height], device=device))
+    memory, position, padding, proposals, usable = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
+    proposals = proposals.masked_fill(~usable[..., None], torch.inf)
+    return ImageBatch(shapes, memory, position, padding, torch.stack(ratios, dim=1), proposals, usable)
+
+
+def batch_prompts(prompts: Sequence[PromptFeatures]) -> PromptBatch:
+    """Pad prompts to each other. A padding token sees itself only, and nobody sees it."""
+    length = max(prompt.hidden.shape[0] for prompt in prompts)
+    first = prompts[0].hidden
+    hidden = first.new_zeros(len(prompts), length, first.shape[1])
+    positions = prompts[0].positions.new_zeros(len(prompts), length)
+    sees = torch.eye(length, dtype=torch.bool, device=first.device).repeat(len(prompts), 1, 1)
+    padding = torch.ones(len(prompts), length, dtype=torch.bool, device=first.device)
+    for row, prompt in enumerate(prompts):
+        n = prompt.hidden.shape[0]
+        hidden[row, :n] = prompt.hidden
+        positions[row, :n] = prompt.positions
+        sees[row, :n, :n] = prompt.sees
+        padding[row, :n] = False
+    return PromptBatch(hidden, positions, ~sees, padding)
+
+
+def _common_shapes(images: Sequence[ImageFeatures], at_least: int) -> tuple[Size, ...]:
+    shapes = [
+        (max(level.shape[1] for level in levels), max(level.shape[2] for level in levels))
+        for levels in zip(*(image.levels for image in images), strict=True)
+    ]
+    lacking = at_least - sum(height * width for height, width in shapes)
+    if lacking > 0:
+        height, width = shapes[0]
+        shapes[0] = (height, width + -(-lacking // height))
+    return tuple(shapes)
+
+
+def _proposals(sizes: torch.Tensor, shape: Size, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes that the first stage refines: one a position, of a size fixed by the level.
+
+    Args:
+        sizes: int64 (B, 2), unpadded (width, height) of each image's map.
+        shape: padded (height, width) of this level.
+        level: its number.
+
+    Returns:
+        Logits (B, h * w, 4), and bool (B, h * w), which of them are usable: all four shares within 0.01 and 0.99
+        (upstream `utils.py`, `gen_encoder_output_proposals`).
+    """
+    height, width = shape
+    y = torch.arange(height, device=sizes.device)[:, None].expand(height, width) + 0.5
+    x = torch.arange(width, device=sizes.device)[None].expand(height, width) + 0.5
+    centres = torch.stack([x, y], dim=-1).flatten(0, 1)[None] / sizes[:, None]
+    boxes = torch.cat([centres, torch.full_like(centres, _WIDTH_AT_FIRST_LEVEL * 2**level)], dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
+    return torch.log(boxes / (1 - boxes)), usable

@@ -1,0 +1,151 @@
+"""Grounding DINO as a detector of phrases: images and texts in, boxes with character spans out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from patchmint.errors import WeightsMismatchError
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
+from patchmint.labelers.grounding_dino.encoders import ImageFeatures, encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
+from patchmint.labelers.grounding_dino.select import Detections, merge, select
+from patchmint.labelers.grounding_dino.transformer import match
+from patchmint.types import RgbImage, Size, Text
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+# ImageNet's, as in upstream `inference.py`, `load_image`.
+
+
+class PromptMode(StrEnum):
+    """What of a text is looked for."""
+
+    CAPTION = "caption"
+    """The whole text; the model decides which words name things."""
+    PHRASES = "phrases"
+    """The text's phrases only (its spans, or what stands between its "."), each on its own."""
+
+
+class GroundingDino:
+    """Finds what texts talk about. Any batch gives what each image and text gives alone.
+
+    Args:
+        model: upstream's `GroundingDINO`, from `build_grounding_dino`.
+        arch: its architecture.
+        vocabulary: its text encoder's vocabulary.
+        prompt: what of a text is looked for.
+        box_threshold: a box is kept if its best word scores over this (upstream's default 0.35).
+        text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
+        device: where to run; the model is moved there.
+        pair_batch: how many (image, prompt) pairs run through the transformer at once.
+
+    Raises:
+        WeightsMismatchError: the vocabulary is too large for the model's embedding table.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arch: GroundingDinoArch,
+        vocabulary: Vocabulary,
+        *,
+        prompt: PromptMode = PromptMode.CAPTION,
+        box_threshold: float = 0.35,
+        text_threshold: float = 0.25,
+        device: str = "cpu",
+        pair_batch: int = 8,
+    ) -> None:
+        if vocabulary.size > arch.text_vocabulary:
+            raise WeightsMismatchError(
+                f"the vocabulary has {vocabulary.size} pieces, the model's embedding only {arch.text_vocabulary}; "
+                "give the vocabulary that the model was trained with"
+            )
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.arch = arch
+        self.vocabulary = vocabulary
+        self.prompt = PromptMode(prompt)
+        self.box_threshold = box_threshold
+        self.text_threshold = text_threshold
+        self.pair_batch = pair_batch
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Detections]:
+        """Find what each text talks about.
+
+        Args:
+            images: HWC uint8 RGB, any sizes.
+            texts: for each image its texts. All texts of an image share its pass through the backbone; a text of more
+                than 256 tokens becomes several prompts.
+
+        Returns:
+            One `Detections` an image. A text in which the vocabulary can read nothing gives none.
+        """
+        pairs = [
+            (index, text_index, prompt)
+            for index, image_texts in enumerate(texts)
+            for text_index, text in enumerate(image_texts)
+            for prompt in self.prompts(text)
+        ]
+        wanted = sorted({index for index, _, _ in pairs})
+        pixels = [self.preprocess(images[index]).to(self.device) for index in wanted]
+        features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
+        found: list[list[Detections]] = [[] for _ in images]
+        # Pairs of like length and size stand together, so that little is padded.
+        pairs.sort(key=lambda pair: (features[pair[0]].levels[0].shape, len(pair[2].ids)))
+        for start in range(0, len(pairs), self.pair_batch):
+            batch = pairs[start : start + self.pair_batch]
+            answers = self._match([features[index] for index, _, _ in batch], [prompt for _, _, prompt in batch])
+            for (index, text_index, prompt), (scores, boxes) in zip(batch, answers, strict=True):
+                found[index].append(
+                    select(
+                        scores,
+                        boxes,
+                        prompt,
+                        image_size=(images[index].shape[0], images[index].shape[1]),
+                        text_index=text_index,
+                        box_threshold=self.box_threshold,
+                        text_threshold=self.text_threshold,
+                    )
+                )
+        return [merge(parts) for parts in found]
+
+    def prompts(self, text: Text) -> list[Prompt]:
+        """Make the prompts of a text, by this detector's mode."""
+        make = caption_prompts if self.prompt is PromptMode.CAPTION else phrase_prompts
+        return make(text, self.vocabulary)
+
+    def preprocess(self, image: RgbImage) -> torch.Tensor:
+        """Resize and normalise: float (3, h, w), on the CPU (upstream `transforms.py`, `RandomResize([800], 1333)`)."""
+        height, width = detector_size((image.shape[0], image.shape[1]), self.arch.short_side, self.arch.long_side)
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+
+    def _match(self, images: list[ImageFeatures], prompts: list[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
+        raw = match(self.model, images, encode_prompts(self.model, prompts, self.device))
+        scores, boxes = raw.logits.sigmoid().float().cpu().numpy(), raw.boxes.float().cpu().numpy()
+        return list(zip(scores, boxes, strict=True))
+
+
+def detector_size(size: Size, short_side: int, long_side: int) -> Size:
+    """Size to which the detector resizes an image (upstream `transforms.py`, `get_size_with_aspect_ratio`).
+
+    Aspect ratio kept: the short side becomes `short_side`, unless the long one would pass `long_side`. A side that
+    would vanish becomes 1 pixel (upstream fails there).
+    """
+    height, width = size
+    short, long = float(min(size)), float(max(size))
+    if long / short * short_side > long_side:
+        short_side = max(round(long_side * short / long), 1)
+    if min(size) == short_side:
+        return size
+    if width < height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)

@@ -1,0 +1,172 @@
+"""Grounding DINO's modules: upstream's classes, built without a hub and under transformers 4.57 and 5 alike."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch
+from patchmint.weights.loading import StateFile, load_into
+
+_BUILDING = threading.Lock()
+
+_NOT_LOADED = ("label_enc.", "bert.embeddings.position_ids")
+# Official checkpoints carry a denoising table used in training only, and a buffer that older transformers stored.
+
+
+class TextEncoder(nn.Module):
+    """BERT's encoder with one attention mask a sentence, in the place of upstream's `BertModelWarper`.
+
+    Upstream's wrapper calls methods that transformers 5 removed. This one keeps the attribute names, so that
+    checkpoints load, and calls `embeddings` and `encoder` with an additive mask, which both lines of transformers take.
+    """
+
+    def __init__(self, arch: GroundingDinoArch) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        self.config = BertConfig(
+            vocab_size=arch.text_vocabulary,
+            hidden_size=arch.text_dim,
+            num_hidden_layers=arch.text_layers,
+            num_attention_heads=arch.text_heads,
+            intermediate_size=arch.text_feed_forward,
+            max_position_embeddings=arch.text_positions,
+            attn_implementation="sdpa",
+        )
+        bert = BertModel(self.config)
+        self.embeddings, self.encoder, self.pooler = bert.embeddings, bert.encoder, bert.pooler
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Encode tokens.
+
+        Args:
+            input_ids: int64 (B, n).
+            attention_mask: bool (B, n, n), True where a token (second axis) may look at another (third axis).
+            position_ids: int64 (B, n).
+            token_type_ids: int64 (B, n), zeros where not given.
+
+        Returns:
+            `{"last_hidden_state": float (B, n, text_dim)}`, the shape of answer that upstream's model expects.
+        """
+        embedded = self.embeddings(input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids)
+        hidden = torch.zeros_like(attention_mask, dtype=embedded.dtype)
+        hidden.masked_fill_(~attention_mask, torch.finfo(embedded.dtype).min)
+        return {"last_hidden_state": self.encoder(embedded, attention_mask=hidden[:, None])[0]}
+
+
+def build_grounding_dino(arch: GroundingDinoArch, state: StateFile | None = None) -> nn.Module:
+    """Build upstream's `GroundingDINO`, on the CPU, for inference.
+
+    Args:
+        arch: its hyper-parameters.
+        state: its weights; random ones from torch's generator where not given.
+
+    Raises:
+        WeightsMismatchError: the weights belong to another architecture.
+    """
+    model = _construct(arch)
+    if state is not None:
+        load_into(model, state, what="Grounding DINO", ignored=_NOT_LOADED)
+    model.requires_grad_(requires_grad=False)
+    return model.eval()
+
+
+def untrained(arch: GroundingDinoArch, seed: int = 0) -> nn.Module:
+    """Build one with random weights that depend on the seed only; the caller's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_grounding_dino(arch)
+
+
+def _construct(arch: GroundingDinoArch) -> nn.Module:
+    with warnings.catch_warnings():
+        # Old import paths (timm) and calls (meshgrid) inside upstream; nothing that a user could mend.
+        warnings.simplefilter("ignore")
+        from groundingdino.models.GroundingDINO import groundingdino as upstream
+        from groundingdino.models.GroundingDINO.backbone.backbone import Joiner
+        from groundingdino.models.GroundingDINO.backbone.position_encoding import PositionEmbeddingSineHW
+        from groundingdino.models.GroundingDINO.backbone.swin_transformer import SwinTransformer
+        from groundingdino.models.GroundingDINO.transformer import Transformer
+
+        swin = SwinTransformer(
+            embed_dim=arch.swin_dim,
+            depths=list(arch.swin_depths),
+            num_heads=list(arch.swin_heads),
+            window_size=arch.swin_window,
+            out_indices=arch.backbone_stages,
+        )
+        position = PositionEmbeddingSineHW(HIDDEN_DIM // 2, temperatureH=20, temperatureW=20, normalize=True)
+        backbone = Joiner(swin, position)
+        backbone.num_channels = [swin.num_features[stage] for stage in arch.backbone_stages]
+        transformer = Transformer(
+            d_model=HIDDEN_DIM,
+            nhead=8,
+            num_queries=arch.queries,
+            num_encoder_layers=arch.encoder_layers,
+            num_decoder_layers=arch.decoder_layers,
+            dim_feedforward=arch.feed_forward,
+            return_intermediate_dec=True,
+            num_feature_levels=arch.levels,
+            learnable_tgt_init=True,
+            two_stage_type="standard",
+            embed_init_tgt=True,
+            use_text_enhancer=True,
+            use_fusion_layer=True,
+            use_text_cross_attention=True,
+            text_dropout=0.0,
+            fusion_dropout=0.0,
+        )
+        with _text_encoder_in_place(upstream, TextEncoder(arch)):
+            model: Any = upstream.GroundingDINO(
+                backbone,
+                transformer,
+                num_queries=arch.queries,
+                iter_update=True,
+                query_dim=4,
+                num_feature_levels=arch.levels,
+                two_stage_type="standard",
+                two_stage_bbox_embed_share=False,
+                two_stage_class_embed_share=False,
+                max_text_len=MAX_TEXT_TOKENS,
+            )
+    # The tokenizer is ours (`prompts.py`); what upstream looked up in it is meaningless.
+    model.tokenizer = None
+    model.specical_tokens = None
+    return cast(nn.Module, model)
+
+
+@contextmanager
+def _text_encoder_in_place(upstream: Any, encoder: TextEncoder) -> Iterator[None]:
+    """Let upstream's constructor take our text encoder where it would download one.
+
+    It calls two module-level functions and wraps what they return; there is no argument for it. Both names are put back
+    at once, and only one model is built at a time.
+    """
+    source = SimpleNamespace(
+        get_tokenlizer=lambda _: SimpleNamespace(convert_tokens_to_ids=lambda _: []),
+        get_pretrained_language_model=lambda _: encoder,
+    )
+    with _BUILDING:
+        names = {"get_tokenlizer": source, "BertModelWarper": lambda bert_model: bert_model}
+        kept = {name: getattr(upstream, name) for name in names}
+        try:
+            for name, stand_in in names.items():
+                setattr(upstream, name, stand_in)
+            yield
+        finally:
+            for name, original in kept.items():
+                setattr(upstream, name, original)

@@ -1,0 +1,151 @@
+"""Where image and text meet: Grounding DINO's transformer (arXiv 2303.05499, section 3) over upstream's modules.
+
+The order of operations is upstream's (`transformer.py`); what differs is what upstream gets wrong for batches. It tiles
+the texts' masks head-major where attention wants them batch-major (`transformer_vanilla.py`), so unlike captions read
+each other's; it lets the first stage pick proposals on padding; and it scales the queries' position embedding with the
+padded canvas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from patchmint.labelers.grounding_dino.canvas import ImageBatch, PromptBatch, batch_images, batch_prompts
+from patchmint.labelers.grounding_dino.deformable import deformable_attention
+from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
+
+_EPSILON = 1e-3
+# Shares are kept this far from 0 and 1 before taking their logit (upstream `misc.py`, `inverse_sigmoid`).
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """What the model says of each (image, prompt) pair, before any threshold.
+
+    Attributes:
+        logits: float (B, queries, 256), one a token; -inf where the prompt has no token, or the query no place.
+        boxes: float (B, queries, 4): centre x, centre y, width, height as shares of the image, 0..1.
+    """
+
+    logits: torch.Tensor
+    boxes: torch.Tensor
+
+
+def match(model: Any, images: Sequence[ImageFeatures], prompts: Sequence[PromptFeatures]) -> RawDetections:
+    """Look for prompts in images, pair by pair.
+
+    Args:
+        model: upstream's `GroundingDINO`.
+        images: B images of any sizes; one may stand several times.
+        prompts: B prompts of any lengths.
+    """
+    transformer = model.transformer
+    image = batch_images(model, images)
+    prompt = batch_prompts(prompts)
+    memory, text = _encode(transformer.encoder, image, prompt)
+    words = {"encoded_text": text, "text_token_mask": ~prompt.padding}
+
+    candidates = memory.masked_fill(~image.usable[..., None], 0.0)
+    candidates = transformer.enc_output_norm(transformer.enc_output(candidates))
+    rank = transformer.enc_out_class_embed(candidates, words).max(-1)[0].masked_fill(image.padding, -torch.inf)
+    best = torch.topk(rank, transformer.num_queries, dim=1)[1]
+    references = (transformer.enc_out_bbox_embed(candidates) + image.proposals).gather(
+        1, best[..., None].expand(-1, -1, 4)
+    )
+
+    hidden, references = _decode(transformer, image, memory, prompt, text, references.sigmoid())
+    placeless = image.padding.gather(1, best)
+    logits = model.class_embed[-1](hidden, words).masked_fill(placeless[..., None], -torch.inf)
+    boxes = (model.bbox_embed[-1](hidden) + _logit(references)).sigmoid()
+    return RawDetections(logits, boxes)
+
+
+def _encode(encoder: Any, image: ImageBatch, prompt: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    memory, text = image.memory, prompt.hidden
+    reference = _own_places(image)
+    text_position = sine_embedding(prompt.positions.to(text.dtype), text.shape[-1]).transpose(0, 1)
+    heads = encoder.text_layers[0].nhead
+    # batch-major, as attention wants it; a mask of this shape passes upstream's own tiling by
+    blocked = prompt.blocked.repeat_interleave(heads, dim=0)
+    for fusion, text_layer, layer in zip(encoder.fusion_layers, encoder.text_layers, encoder.layers, strict=True):
+        memory, text = fusion(v=memory, l=text, attention_mask_v=image.padding, attention_mask_l=prompt.padding)
+        text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
+        attended = deformable_attention(
+            layer.self_attn, memory + image.position, reference, memory, image.shapes, image.padding
+        )
+        memory = layer.forward_ffn(layer.norm1(memory + attended))
+    return memory, text
+
+
+def _own_places(image: ImageBatch) -> torch.Tensor:
+    """Each position's own centre, as a share of every level's padded map: float (B, S, levels, 2)."""
+    places = []
+    for level, (height, width) in enumerate(image.shapes):
+        y = torch.arange(height, device=image.memory.device)[:, None].expand(height, width) + 0.5
+        x = torch.arange(width, device=image.memory.device)[None].expand(height, width) + 0.5
+        padded = torch.tensor([width, height], device=image.memory.device)
+        centres = torch.stack([x, y], dim=-1).flatten(0, 1)
+        places.append(centres[None] / (image.valid_ratios[:, None, level] * padded))
+    return torch.cat(places, dim=1)[:, :, None] * image.valid_ratios[:, None]
+
+
+def _decode(
+    transformer: Any,
+    image: ImageBatch,
+    memory: torch.Tensor,
+    prompt: PromptBatch,
+    text: torch.Tensor,
+    references: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refine queries and their boxes; gives the last layer's queries (B, Q, 256) and the boxes (B, Q, 4) before it."""
+    decoder = transformer.decoder
+    hidden = transformer.tgt_embed.weight[None].expand(memory.shape[0], -1, -1)
+    scale = torch.cat([image.valid_ratios, image.valid_ratios], dim=-1)[:, None]
+    text_keys = text.transpose(0, 1)
+    last = len(decoder.layers) - 1
+    for index, layer in enumerate(decoder.layers):
+        # Upstream embeds the reference scaled to the padded canvas, which moves with the batch; alone the scale is 1.
+        position = decoder.ref_point_head(_box_embedding(references, hidden.shape[-1] // 2))
+
+        query = (hidden + position).transpose(0, 1)
+        attended = layer.self_attn(query, query, hidden.transpose(0, 1), need_weights=False)[0]
+        hidden = layer.norm2(hidden + attended.transpose(0, 1))
+
+        query = (hidden + position).transpose(0, 1)
+        attended = layer.ca_text(query, text_keys, text_keys, key_padding_mask=prompt.padding, need_weights=False)[0]
+        hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
+
+        attended = deformable_attention(
+            layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, image.shapes, image.padding
+        )
+        hidden = layer.norm1(hidden + attended)
+        hidden = layer.norm3(hidden + layer.linear2(layer.activation(layer.linear1(hidden))))
+        if index < last:
+            references = (decoder.bbox_embed[index](hidden) + _logit(references)).sigmoid()
+    return decoder.norm(hidden), references
+
+
+def _logit(share: torch.Tensor) -> torch.Tensor:
+    share = share.clamp(0, 1)
+    return torch.log(share.clamp(min=_EPSILON) / (1 - share).clamp(min=_EPSILON))
+
+
+def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines of a value at rising wavelengths, interleaved: float (...) -> (..., width).
+
+    Upstream `utils.py`, `get_sine_pos_embed` and `gen_sineembed_for_position`.
+    """
+    step = torch.arange(width, dtype=torch.float32, device=values.device)
+    wavelength = 10000 ** (2 * torch.div(step, 2, rounding_mode="floor") / width)
+    angles = values[..., None] * (2 * math.pi) / wavelength
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def _box_embedding(boxes: torch.Tensor, width: int) -> torch.Tensor:
+    """Embed boxes (B, Q, 4) as y, x, width, height: (B, Q, 4 * width)."""
+    return sine_embedding(boxes[..., [1, 0, 2, 3]], width).flatten(-2)
