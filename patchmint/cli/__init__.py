@@ -1,0 +1,63 @@
+"""The `patchmint` command.
+
+Data goes to stdout, messages to stderr. Exit codes: 0 fine, 1 findings (a check found something wrong), 2 bad usage or
+input. `NO_COLOR` is honoured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from patchmint.cli.label import label
+from patchmint.cli.models import models_app
+from patchmint.errors import PatchmintError
+from patchmint.version import __version__
+
+app = typer.Typer(
+    name="patchmint",
+    help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(
+    "label",
+    epilog="Examples: patchmint label photo.jpg --text 'a cat on a sofa' --models untrained-tiny --out overlay.png · "
+    "patchmint label photo.jpg --text 'a cat . a sofa' --prompt phrases --models official --json",
+)(label)
+app.add_typer(models_app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"patchmint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error on purpose becomes one message and exit code 2."""
+    try:
+        app()
+    except PatchmintError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader (`head`, say) has gone; without this Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,1 @@
+"""Models that say which patches a text talks about."""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from patchmint.errors import WeightsMismatchError
 
@@ -57,9 +57,17 @@ class GroundingDinoArch:
 
     @classmethod
     def from_json(cls, text: str) -> GroundingDinoArch:
-        """Read what `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        """Read what `to_json` wrote.
+
+        Raises:
+            WeightsMismatchError: it is something else.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise WeightsMismatchError(
+                f"the architecture in the file's metadata is no Grounding DINO: {error}"
+            ) from error
 
 
 OFFICIAL: Mapping[str, GroundingDinoArch] = MappingProxyType(

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch
+from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch, infer_arch
 from patchmint.weights.loading import StateFile, load_into
 
 _BUILDING = threading.Lock()
@@ -68,28 +68,27 @@ class TextEncoder(nn.Module):
         return {"last_hidden_state": self.encoder(embedded, attention_mask=hidden[:, None])[0]}
 
 
-def build_grounding_dino(arch: GroundingDinoArch, state: StateFile | None = None) -> nn.Module:
-    """Build upstream's `GroundingDINO`, on the CPU, for inference.
+def load_grounding_dino(state: StateFile) -> tuple[nn.Module, GroundingDinoArch]:
+    """Build the Grounding DINO that a checkpoint holds and load it, for inference on the CPU.
 
-    Args:
-        arch: its hyper-parameters.
-        state: its weights; random ones from torch's generator where not given.
+    Returns:
+        Upstream's `GroundingDINO`, and its architecture.
 
     Raises:
-        WeightsMismatchError: the weights belong to another architecture.
+        WeightsMismatchError: the checkpoint is none, or tensors are missing, left over or misshapen.
     """
-    model = _construct(arch)
-    if state is not None:
-        load_into(model, state, what="Grounding DINO", ignored=_NOT_LOADED)
-    model.requires_grad_(requires_grad=False)
-    return model.eval()
+    arch = infer_arch(state.tensors, state.metadata)
+    with torch.random.fork_rng(devices=[]):
+        model = _construct(arch)
+    load_into(model, state, what="Grounding DINO", ignored=_NOT_LOADED)
+    return model, arch
 
 
 def untrained(arch: GroundingDinoArch, seed: int = 0) -> nn.Module:
     """Build one with random weights that depend on the seed only; the caller's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_grounding_dino(arch)
+        torch.default_generator.manual_seed(seed)
+        return _construct(arch)
 
 
 def _construct(arch: GroundingDinoArch) -> nn.Module:
@@ -146,7 +145,8 @@ def _construct(arch: GroundingDinoArch) -> nn.Module:
     # The tokenizer is ours (`prompts.py`); what upstream looked up in it is meaningless.
     model.tokenizer = None
     model.specical_tokens = None
-    return cast(nn.Module, model)
+    model.requires_grad_(requires_grad=False)
+    return cast(nn.Module, model.eval())
 
 
 @contextmanager

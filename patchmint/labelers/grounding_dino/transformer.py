@@ -36,31 +36,69 @@ class RawDetections:
     boxes: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Proposals:
+    """What the first stage makes of B pairs: a candidate box at each of S positions, and how good it looks.
+
+    Attributes:
+        image, prompt: the padded inputs.
+        memory: float (B, S, 256), image features that have seen the text.
+        words: the text that has seen the image, as upstream's heads take it.
+        candidates: float (B, S, 256).
+        rank: float (B, S), the best logit of any token; -inf on padding.
+    """
+
+    image: ImageBatch
+    prompt: PromptBatch
+    memory: torch.Tensor
+    words: dict[str, torch.Tensor]
+    candidates: torch.Tensor
+    rank: torch.Tensor
+
+
 def match(model: Any, images: Sequence[ImageFeatures], prompts: Sequence[PromptFeatures]) -> RawDetections:
     """Look for prompts in images, pair by pair.
+
+    The first stage ranks positions and the second refines the best; a query's starting content is learnt per *rank*, so
+    two positions that rank equally to within rounding may swap and then differ by more than rounding. That lies in the
+    model, not in the batch (upstream's runs differ in the same way from one machine to the next).
 
     Args:
         model: upstream's `GroundingDINO`.
         images: B images of any sizes; one may stand several times.
         prompts: B prompts of any lengths.
     """
+    proposals = propose(model, images, prompts)
+    return refine(model, proposals, torch.topk(proposals.rank, model.transformer.num_queries, dim=1)[1])
+
+
+def propose(model: Any, images: Sequence[ImageFeatures], prompts: Sequence[PromptFeatures]) -> Proposals:
+    """Run the first stage: fuse image and text, and rank every position."""
     transformer = model.transformer
     image = batch_images(model, images)
     prompt = batch_prompts(prompts)
     memory, text = _encode(transformer.encoder, image, prompt)
     words = {"encoded_text": text, "text_token_mask": ~prompt.padding}
-
     candidates = memory.masked_fill(~image.usable[..., None], 0.0)
     candidates = transformer.enc_output_norm(transformer.enc_output(candidates))
     rank = transformer.enc_out_class_embed(candidates, words).max(-1)[0].masked_fill(image.padding, -torch.inf)
-    best = torch.topk(rank, transformer.num_queries, dim=1)[1]
-    references = (transformer.enc_out_bbox_embed(candidates) + image.proposals).gather(
-        1, best[..., None].expand(-1, -1, 4)
-    )
+    return Proposals(image, prompt, memory, words, candidates, rank)
 
-    hidden, references = _decode(transformer, image, memory, prompt, text, references.sigmoid())
+
+def refine(model: Any, proposals: Proposals, best: torch.Tensor) -> RawDetections:
+    """Run the second stage on chosen positions.
+
+    Args:
+        model: upstream's `GroundingDINO`.
+        proposals: from the first stage.
+        best: int64 (B, queries), positions from best to worst.
+    """
+    transformer, image = model.transformer, proposals.image
+    references = transformer.enc_out_bbox_embed(proposals.candidates) + image.proposals
+    references = references.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+    hidden, references = _decode(transformer, proposals, references)
     placeless = image.padding.gather(1, best)
-    logits = model.class_embed[-1](hidden, words).masked_fill(placeless[..., None], -torch.inf)
+    logits = model.class_embed[-1](hidden, proposals.words).masked_fill(placeless[..., None], -torch.inf)
     boxes = (model.bbox_embed[-1](hidden) + _logit(references)).sigmoid()
     return RawDetections(logits, boxes)
 
@@ -94,19 +132,12 @@ def _own_places(image: ImageBatch) -> torch.Tensor:
     return torch.cat(places, dim=1)[:, :, None] * image.valid_ratios[:, None]
 
 
-def _decode(
-    transformer: Any,
-    image: ImageBatch,
-    memory: torch.Tensor,
-    prompt: PromptBatch,
-    text: torch.Tensor,
-    references: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _decode(transformer: Any, proposals: Proposals, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Refine queries and their boxes; gives the last layer's queries (B, Q, 256) and the boxes (B, Q, 4) before it."""
-    decoder = transformer.decoder
+    decoder, image, memory = transformer.decoder, proposals.image, proposals.memory
     hidden = transformer.tgt_embed.weight[None].expand(memory.shape[0], -1, -1)
     scale = torch.cat([image.valid_ratios, image.valid_ratios], dim=-1)[:, None]
-    text_keys = text.transpose(0, 1)
+    text_keys = proposals.words["encoded_text"].transpose(0, 1)
     last = len(decoder.layers) - 1
     for index, layer in enumerate(decoder.layers):
         # Upstream embeds the reference scaled to the padded canvas, which moves with the batch; alone the scale is 1.
@@ -117,7 +148,9 @@ def _decode(
         hidden = layer.norm2(hidden + attended.transpose(0, 1))
 
         query = (hidden + position).transpose(0, 1)
-        attended = layer.ca_text(query, text_keys, text_keys, key_padding_mask=prompt.padding, need_weights=False)[0]
+        attended = layer.ca_text(
+            query, text_keys, text_keys, key_padding_mask=proposals.prompt.padding, need_weights=False
+        )[0]
         hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
 
         attended = deformable_attention(

@@ -1,0 +1,206 @@
+"""What an image and its texts became, with everything needed to look at it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument, PhraseDocument
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import InputError
+from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
+from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pipeline.annotate import AnnotatedImage, resolve_grid
+from patchmint.pipeline.decode import DecodedImage
+from patchmint.types import Rle, Span, Text
+
+Grids = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One thing found: a box, and the words that it answers to. Two cats are two phrases of one span.
+
+    Attributes:
+        text: the words, as they stand in the text.
+        text_index: which text.
+        span: characters of that text.
+        box: XYXY in original pixels.
+        score: 0..1; -1 where the model gives none.
+        mask: COCO RLE.
+    """
+
+    text: str
+    text_index: int
+    span: Span
+    box: tuple[float, float, float, float]
+    score: float
+    mask: Rle
+
+
+class Annotation:
+    """Labels and codes of one image. Made by `Annotator.annotate`.
+
+    Attributes:
+        image: the decoded image; `image.pixels` is HWC uint8 RGB.
+        texts: the texts, in the order given.
+        placement: the patch grid on the image: cells to pixels and back.
+        notice: a warning that belongs on every use of it; empty for trained models.
+    """
+
+    def __init__(
+        self, image: DecodedImage, texts: list[Text], annotated: AnnotatedImage, config: AnnotatorConfig
+    ) -> None:
+        self.image = image
+        self.texts = texts
+        self.placement = annotated.placement
+        self.notice = config.models.notice
+        self._annotated = annotated
+        self._config = config
+
+    @property
+    def selector(self) -> Grids:
+        """Patch labels: uint8 (T, rows, cols), 1 = the text talks about this patch.
+
+        Raises:
+            InputError: no labels were asked for.
+        """
+        return self._labels.selector
+
+    @property
+    def coverage(self) -> Grids:
+        """How much of each patch the text's masks cover: uint8 (T, rows, cols), 0..255, any overlap at least 1.
+
+        Raises:
+            InputError: no labels were asked for.
+        """
+        return self._labels.coverage
+
+    @property
+    def inside(self) -> npt.NDArray[np.float64]:
+        """How much of each patch lies in the image: float64 (rows, cols), 0..1. Less than 1 at padding."""
+        return self.placement.inside
+
+    @property
+    def codes(self) -> npt.NDArray[np.int32]:
+        """Visual codes, before any vocabulary offset: int32 (rows, cols) for VQGAN, row-major.
+
+        In general the tokenizer's grid; with a last axis of codebooks where there is more than one.
+
+        Raises:
+            InputError: no codes were asked for.
+        """
+        if self._annotated.tokens is None:
+            raise InputError("no codes were made: the config's tokens are null")
+        codes = self._annotated.tokens.codes
+        return codes[..., 0] if codes.shape[-1] == 1 else codes
+
+    @cached_property
+    def phrases(self) -> list[Phrase]:
+        """What was found, texts in order, best first within each; empty where nothing was."""
+        found = self._annotated.instances
+        if found is None:
+            return []
+        return [
+            Phrase(
+                text=self.texts[text].content[start:end],
+                text_index=int(text),
+                span=(int(start), int(end)),
+                box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+                score=float(score),
+                mask=mask,
+            )
+            for mask, text, score, box, (start, end) in zip(
+                found.masks, found.text_index, found.scores, found.boxes, found.spans, strict=True
+            )
+        ]
+
+    @cached_property
+    def phrase_labels(self) -> list[PhraseLabel]:
+        """Patch labels per phrase (all things that go by the same words), in order of text and place in it."""
+        if self._annotated.instances is None or self._config.labels is None:
+            return []
+        return label_phrases(self._annotated.instances, self.placement, self._config.labels.min_coverage)
+
+    def overlay(self, text_index: int = 0, *, max_side: int = 1280) -> Image.Image:
+        """Draw the image with boxes, phrases, grid and kept patches of one text.
+
+        Args:
+            text_index: which text.
+            max_side: longest side of the picture in pixels.
+
+        Raises:
+            InputError: there is no such text, or no labels were asked for.
+        """
+        if not 0 <= text_index < len(self.texts):
+            raise InputError(f"there is no text {text_index}; this image has texts 0 to {len(self.texts) - 1}")
+        picture = draw_overlay(
+            self.image.pixels,
+            placement=self.placement,
+            selector=self.selector[text_index],
+            coverage=self.coverage[text_index],
+            phrases=[
+                OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score)
+                for phrase in self.phrases
+                if phrase.text_index == text_index
+            ],
+            title=self.texts[text_index].content,
+            notice=self.notice,
+            max_side=max_side,
+        )
+        return Image.fromarray(picture)
+
+    def to_document(self) -> AnnotationDocument:
+        """Everything as plain data with a documented schema; `.model_dump_json()` writes it."""
+        grid = self.placement
+        labels, tokens = self._annotated.labels, self._annotated.tokens
+        return AnnotationDocument(
+            notice=self.notice,
+            image=ImageDocument(
+                width=self.image.size[1],
+                height=self.image.size[0],
+                format=self.image.format,
+                mode=self.image.mode,
+                orientation=self.image.orientation,
+            ),
+            models=self._config.models.model_dump(exclude_none=True),
+            texts=[text.content for text in self.texts],
+            phrases=[
+                PhraseDocument(
+                    text=phrase.text,
+                    text_index=phrase.text_index,
+                    start=phrase.span[0],
+                    end=phrase.span[1],
+                    box=phrase.box,
+                    score=phrase.score,
+                )
+                for phrase in self.phrases
+            ],
+            grid=GridDocument(
+                rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=self._fit, views=len(grid.views)
+            ),
+            selector=labels.selector.tolist() if labels else [],
+            coverage=labels.coverage.tolist() if labels else [],
+            codes=self.codes.tolist() if tokens else [],
+        )
+
+    def _repr_png_(self) -> bytes:
+        """Show in a notebook."""
+        buffer = io.BytesIO()
+        self.overlay(max_side=800).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @property
+    def _fit(self) -> str:
+        return resolve_grid(self._config).fit.value
+
+    @property
+    def _labels(self) -> PatchLabels:
+        if self._annotated.labels is None:
+            raise InputError("no labels were made: the config's labels are null")
+        return self._annotated.labels

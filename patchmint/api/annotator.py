@@ -1,0 +1,129 @@
+"""The front door for single images."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from patchmint.api.annotation import Annotation
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import ConfigError, TextError
+from patchmint.pipeline.annotate import AnnotationModels
+from patchmint.pipeline.decode import decode_image
+from patchmint.types import Text
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+TextSource = str | Text
+
+
+class UntrainedWarning(UserWarning):
+    """The models are untrained: their labels and codes mean nothing."""
+
+
+class Annotator:
+    """Labels and tokenises single images.
+
+    Example:
+        >>> annotator = Annotator.from_preset("official")
+        >>> annotation = annotator.annotate("photo.jpg", "a cat on a sofa")
+        >>> annotation.selector.shape
+        (1, 24, 24)
+    """
+
+    def __init__(self, config: AnnotatorConfig, device: str = "auto") -> None:
+        """Load the models.
+
+        Args:
+            config: the settings.
+            device: "cpu", "cuda", "cuda:N", or "auto" = a GPU if there is one.
+
+        Raises:
+            ConfigError: a setting doesn't fit the models, or there is no such device.
+            WeightsError: a checkpoint is missing or can't be used; the message says how to get it.
+            PluginError: an outside model is missing or broken.
+        """
+        self.config = config
+        self.device = _resolve_device(device)
+        if config.models.notice:
+            warnings.warn(config.models.notice, UntrainedWarning, stacklevel=3)
+        self._models = AnnotationModels.load(config, self.device)
+
+    @classmethod
+    def from_preset(cls, models: str, *, device: str = "auto", **settings: Any) -> Annotator:
+        """Load a models preset, with the default settings or others.
+
+        Args:
+            models: "official" or "untrained-tiny".
+            device: where to run.
+            **settings: the other keys of the config: `labels`, `grid`, `tokens`.
+
+        Raises:
+            ConfigError, WeightsError, PluginError: as for the constructor.
+        """
+        return cls(AnnotatorConfig.parse({"models": models, **settings}), device)
+
+    @classmethod
+    def from_config(cls, settings: Mapping[str, Any], *, device: str = "auto") -> Annotator:
+        """Load what a config mapping (as in a YAML file) names: `models`, `labels`, `grid`, `tokens`.
+
+        Raises:
+            ConfigError, WeightsError, PluginError: as for the constructor.
+        """
+        return cls(AnnotatorConfig.parse(settings), device)
+
+    def annotate(
+        self, image: ImageSource, text: TextSource | Sequence[TextSource], *, max_megapixels: float = 100
+    ) -> Annotation:
+        """Annotate one image.
+
+        Args:
+            image: path, bytes of a file, PIL image, or HWC uint8 RGB array.
+            text: one text, or a list of texts. For phrases of your own pass `Text(content, phrases=...)` or
+                `Text.from_phrases([...])`.
+            max_megapixels: larger images are refused.
+
+        Returns:
+            Labels and codes. A text that names nothing in the image gets an all-zero grid, which is no error.
+
+        Raises:
+            ImageError: the image can't be read or is too large.
+            TextError: there is no text, or one is blank.
+        """
+        decoded = decode_image(image, max_megapixels=max_megapixels)
+        texts = _texts(text)
+        annotated = self._models.annotate([decoded.pixels], [texts])[0]
+        return Annotation(decoded, texts, annotated, self.config)
+
+
+def _texts(text: TextSource | Sequence[TextSource]) -> list[Text]:
+    items = [text] if isinstance(text, str | Text) else list(text)
+    if not items:
+        raise TextError("the list of texts is empty; give at least one text")
+    texts = []
+    for index, item in enumerate(items):
+        if not isinstance(item, str | Text):
+            raise TextError(f"text {index} is a {type(item).__name__}; give a str or a patchmint.Text")
+        made = Text(item) if isinstance(item, str) else item
+        if not made.content.strip():
+            raise TextError(f"text {index} is blank; give words to look for")
+        texts.append(made)
+    return texts
+
+
+def _resolve_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {device!r} can't be used here: {str(error).splitlines()[0]}; use cpu, or auto"
+        ) from error
+    return device

@@ -1,0 +1,67 @@
+"""An annotation as JSON. `python -m patchmint.api.document` prints the schema kept in docs/schemas."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageDocument(_Document):
+    """The image."""
+
+    width: int = Field(description="Pixels, EXIF orientation applied.")
+    height: int = Field(description="Pixels, EXIF orientation applied.")
+    format: str = Field(description="jpeg, png, webp, bmp, gif, or array.")
+    mode: str = Field(description="Pillow's name for the source's pixels, such as RGB, P or CMYK.")
+    orientation: int = Field(ge=1, le=8, description="EXIF orientation of the source.")
+
+
+class PhraseDocument(_Document):
+    """One thing found."""
+
+    text: str = Field(description="The words, as they stand in the text.")
+    text_index: int = Field(ge=0, description="Which text.")
+    start: int = Field(ge=0, description="First character of the words in that text.")
+    end: int = Field(ge=0, description="One past the last character.")
+    box: tuple[float, float, float, float] = Field(description="XYXY in original pixels.")
+    score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
+
+
+class GridDocument(_Document):
+    """The patch grid."""
+
+    rows: int = Field(description="Patch rows of one view.")
+    cols: int = Field(description="Patch columns.")
+    patch_px: int = Field(description="Side of a patch in pixels of the encoder's input.")
+    fit: Literal["pad", "crop", "squash", "anyres"] = Field(description="How the image becomes the encoder's input.")
+    views: int = Field(ge=1, description="Inputs of the encoder; their grids are stacked from top to bottom.")
+
+
+class AnnotationDocument(_Document):
+    """Labels and codes of one image. Every field is present, none is null; lists are empty where not asked for."""
+
+    schema_: Literal["patchmint.annotation/1"] = Field(default="patchmint.annotation/1", alias="schema")
+    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    image: ImageDocument
+    models: dict[str, str] = Field(description="Name or path of each model.")
+    texts: list[str] = Field(description="The texts, as given.")
+    phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
+    grid: GridDocument
+    selector: list[list[list[int]]] = Field(description="(T, rows * views, cols): 1 = the text talks about this patch.")
+    coverage: list[list[list[int]]] = Field(description="(T, rows * views, cols): covered share, 0..255, rounded up.")
+    codes: list[Any] = Field(description="The tokenizer's grid of codes, row-major; (rows, cols) for VQGAN.")
+
+
+def json_schema() -> str:
+    """The document's JSON Schema, as kept in docs/schemas/annotation.schema.json."""
+    return json.dumps(AnnotationDocument.model_json_schema(mode="serialization"), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

@@ -1,0 +1,121 @@
+"""`patchmint label`: annotate one image."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from patchmint.config import MODEL_PRESETS
+from patchmint.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from patchmint.api import Annotation
+
+_SHADES = " ░▒▓█"
+
+
+def label(
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP or GIF.")],
+    text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
+    models: Annotated[str, typer.Option(help=f"Models preset: {', '.join(MODEL_PRESETS)}.")] = "official",
+    detector: Annotated[str, typer.Option(help="Grounding DINO by name or path, in place of the preset's.")] = "",
+    vocabulary: Annotated[str, typer.Option(help="The detector's vocab.txt by name or path.")] = "",
+    masker: Annotated[str, typer.Option(help="SAM by name or path.")] = "",
+    segmenter: Annotated[str, typer.Option(help="An outside segmenter by name, for detector and masker.")] = "",
+    tokenizer: Annotated[str, typer.Option(help="VQGAN by name or path, or an outside tokenizer by name.")] = "",
+    prompt: Annotated[str, typer.Option(help="caption = the whole text, phrases = what stands between its '.'")] = (
+        "caption"
+    ),
+    box_threshold: Annotated[float, typer.Option(help="Score that a box's best word must pass.")] = 0.35,
+    text_threshold: Annotated[float, typer.Option(help="Score that a phrase's words must pass.")] = 0.25,
+    min_coverage: Annotated[float, typer.Option(help="Share of a patch that must be covered.")] = 0.0,
+    coverage: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    grid: Annotated[str, typer.Option(help="Patch grid preset.")] = "llava-1.5-finetune",
+    tokens_size: Annotated[int, typer.Option(help="Side of the tokenizer's input in pixels.")] = 256,
+    tokens_fit: Annotated[str, typer.Option(help="pad, crop or squash.")] = "pad",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write an overlay picture (PNG) here.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the annotation as JSON (docs/schemas/annotation.schema.json).")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+) -> None:
+    """Label one image: which patches do its texts talk about, and what are its visual codes?"""
+    if models not in MODEL_PRESETS:
+        raise ConfigError(f"no models preset {models!r}; presets: {', '.join(MODEL_PRESETS)}")
+    replaced = {"detector": detector, "vocabulary": vocabulary, "masker": masker, "segmenter": segmenter}
+    replaced |= {"tokenizer": tokenizer}
+    settings: dict[str, Any] = {
+        "models": MODEL_PRESETS[models].model_dump() | {name: value for name, value in replaced.items() if value},
+        "labels": {
+            "prompt": prompt,
+            "box_threshold": box_threshold,
+            "text_threshold": text_threshold,
+            "min_coverage": min_coverage,
+            "coverage": coverage,
+        },
+        "grid": grid,
+        "tokens": {"size": tokens_size, "fit": tokens_fit},
+    }
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"can't write {out}: there is no folder {out.parent}")
+    annotation = _annotate(image, text, settings, device)
+    if annotation.notice:
+        Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False)
+    if out is not None:
+        _save(annotation, out)
+    if as_json:
+        typer.echo(annotation.to_document().model_dump_json(by_alias=True))
+    else:
+        _describe(annotation)
+
+
+def _annotate(image: Path, text: list[str], settings: dict[str, Any], device: str) -> Annotation:
+    from patchmint.api import Annotator, UntrainedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrainedWarning)  # said once, on stderr, by the caller
+        annotator = Annotator.from_config(settings, device=device)
+    return annotator.annotate(image, text)
+
+
+def _save(annotation: Annotation, out: Path) -> None:
+    for index in range(len(annotation.texts)):
+        path = out if index == 0 else out.with_stem(f"{out.stem}-{index}")
+        try:
+            annotation.overlay(index).save(path, "PNG")
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error}") from error
+        typer.echo(f"wrote {path}", err=True)
+
+
+def _describe(annotation: Annotation) -> None:
+    console = Console(highlight=False)
+    for index, text in enumerate(annotation.texts):
+        kept = int(annotation.selector[index].sum())
+        console.print(f"[bold]{escape(_printable(text.content))}[/]")
+        table = Table("phrase", "score", "box (x0 y0 x1 y1)")
+        for phrase in annotation.phrases:
+            if phrase.text_index == index:
+                box = " ".join(f"{side:.0f}" for side in phrase.box)
+                table.add_row(escape(_printable(phrase.text)), f"{phrase.score:.2f}", box)
+        if table.row_count:
+            console.print(table)
+        console.print(f"{kept} of {annotation.selector[index].size} patches kept")
+        for row in annotation.coverage[index]:
+            # two characters a patch: a terminal's cells are twice as high as wide
+            console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * 2 for value in row), markup=False)
+    console.print(
+        f"codes: {' x '.join(str(side) for side in annotation.codes.shape)}, "
+        f"{len(set(annotation.codes.flat))} different"
+    )
+
+
+def _printable(text: str) -> str:
+    """A text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

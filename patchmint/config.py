@@ -1,0 +1,144 @@
+"""Settings, validated: what to label with, on which grid, into which codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from patchmint.errors import ConfigError
+
+UNTRAINED = "untrained-tiny"
+"""Name of the tiny models with random weights, for trying the machinery without any download."""
+
+UNTRAINED_NOTICE = "untrained weights: these labels and codes mean nothing"
+"""What every output of an untrained model says."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsConfig(_Settings):
+    """Which models: each a name from `patchmint models list`, a path to a checkpoint, or `untrained-tiny`."""
+
+    segmenter: str | None = Field(
+        default=None, description="An outside segmenter (entry point), in the place of detector and masker."
+    )
+    detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
+    vocabulary: str = Field(default="bert-base-uncased-vocab", description="The detector's vocab.txt.")
+    masker: str = Field(default="sam-vit-h", description="SAM.")
+    tokenizer: str = Field(
+        default="vqgan-imagenet-f16-16384", description="VQGAN, or an outside tokenizer (entry point)."
+    )
+
+    @property
+    def notice(self) -> str:
+        """Warning that belongs on every output, empty for trained models."""
+        labelers = (self.detector, self.masker) if self.segmenter is None else ()
+        return UNTRAINED_NOTICE if UNTRAINED in (*labelers, self.tokenizer) else ""
+
+
+MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
+    {
+        "official": ModelsConfig(),
+        UNTRAINED: ModelsConfig(detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED),
+    }
+)
+
+
+class LabelsConfig(_Settings):
+    """How patches are labelled."""
+
+    prompt: Literal["caption", "phrases"] = Field(
+        default="caption", description="Look for the whole text, or for its listed phrases only."
+    )
+    box_threshold: float = Field(
+        default=0.35, ge=0, le=1, description="A box counts if its best word scores over this."
+    )
+    text_threshold: float = Field(
+        default=0.25, ge=0, le=1, description="A word belongs to a box's phrase if it scores over this."
+    )
+    min_coverage: float = Field(
+        default=0.0, ge=0, lt=1, description="A patch is kept if more than this share of it is covered (MaVEn: 0)."
+    )
+    coverage: Literal["exact", "fast"] = Field(
+        default="exact", description="Masks at full resolution, or at a reduced one that is enough for patches."
+    )
+
+
+class GridConfig(_Settings):
+    """A patch grid spelled out."""
+
+    rows: int = Field(ge=1, description="Patch rows.")
+    cols: int = Field(ge=1, description="Patch columns.")
+    patch_px: int = Field(ge=1, description="Side of a patch in pixels of the encoder's input.")
+    fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
+
+
+class TokensConfig(_Settings):
+    """How images are turned into codes."""
+
+    size: int = Field(default=256, ge=8, description="Side of the tokenizer's square input in pixels.")
+    fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
+    remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
+
+
+def _models(value: object) -> object:
+    if isinstance(value, str):
+        if value not in MODEL_PRESETS:
+            raise ValueError(f"no models preset {value!r}; presets: {', '.join(MODEL_PRESETS)}")
+        return MODEL_PRESETS[value]
+    return value
+
+
+class AnnotatorConfig(_Settings):
+    """Everything that decides what an image's labels and codes are."""
+
+    models: Annotated[ModelsConfig, BeforeValidator(_models)] = Field(
+        description="A preset's name (official, untrained-tiny), or a mapping of models."
+    )
+    labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
+    grid: str | GridConfig = Field(default="llava-1.5-finetune", description="A preset's name, or a grid spelled out.")
+    tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if self.labels is None and self.tokens is None:
+            raise ValueError("labels and tokens are both null: there is nothing to make")
+        return self
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> Self:
+        """Validate settings from outside.
+
+        Raises:
+            ConfigError: one line for each thing that is wrong; an unknown key gets the nearest right one.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(item, cls) for item in error.errors())) from error
+
+
+def _explain(item: Any, root: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{place}: {item['msg'].removeprefix('Value error, ')}" if place else str(item["msg"])
+    known = list(_fields_at(root, item["loc"][:-1]))
+    near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{place}: there is no such setting{hint} (known: {', '.join(known)})"
+
+
+def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> Mapping[str, Any]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue  # the name of a branch of a union, not a key
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return model.model_fields

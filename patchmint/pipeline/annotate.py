@@ -1,0 +1,109 @@
+"""A batch of decoded images and their texts -> labels and codes. The one code path of the API and of builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import PluginError
+from patchmint.geometry import PatchGrid, Placement, grid_preset
+from patchmint.geometry.grid import Fit
+from patchmint.labelers.build import build_segmenter
+from patchmint.labelers.patches import PatchLabels, label_texts
+from patchmint.tokenizers.build import build_tokenizer
+from patchmint.types import Instances, RgbImage, Segmenter, Text, Tokenizer, Tokens
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """What one image and its texts became.
+
+    Attributes:
+        placement: the patch grid on the image.
+        instances: what the texts talk about; None where no labels were asked for.
+        labels: patch labels, a grid a text; None where no labels were asked for.
+        tokens: codes; None where none were asked for.
+    """
+
+    placement: Placement
+    instances: Instances | None
+    labels: PatchLabels | None
+    tokens: Tokens | None
+
+
+class AnnotationModels:
+    """The loaded models and the grid: everything a worker holds."""
+
+    def __init__(
+        self, segmenter: Segmenter | None, tokenizer: Tokenizer | None, grid: PatchGrid, min_coverage: float
+    ) -> None:
+        self.segmenter = segmenter
+        self.tokenizer = tokenizer
+        self.grid = grid
+        self.min_coverage = min_coverage
+
+    @classmethod
+    def load(cls, config: AnnotatorConfig, device: str) -> AnnotationModels:
+        """Load what a config names.
+
+        Args:
+            config: the settings.
+            device: "cpu", "cuda" or "cuda:N".
+
+        Raises:
+            WeightsError: a checkpoint is missing or can't be used.
+            PluginError: an outside model is missing or broken.
+            ConfigError: settings don't fit the models.
+        """
+        grid = resolve_grid(config)
+        segmenter = build_segmenter(config.models, config.labels, device) if config.labels else None
+        tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
+        return cls(segmenter, tokenizer, grid, config.labels.min_coverage if config.labels else 0.0)
+
+    def annotate(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[AnnotatedImage]:
+        """Label and tokenise a batch.
+
+        Args:
+            images: HWC uint8 RGB, any sizes.
+            texts: for each image its texts.
+
+        Raises:
+            PluginError: an outside model returned something that breaks its contract.
+        """
+        instances = self.segmenter.segment(images, texts) if self.segmenter else None
+        tokens = self.tokenizer.tokenize(images) if self.tokenizer else None
+        _check_lengths(len(images), instances, tokens)
+        annotated = []
+        for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
+            placement = self.grid.place((image.shape[0], image.shape[1]))
+            found = instances[index] if instances is not None else None
+            annotated.append(
+                AnnotatedImage(
+                    placement=placement,
+                    instances=found,
+                    labels=label_texts(found, len(image_texts), placement, self.min_coverage)
+                    if found is not None
+                    else None,
+                    tokens=tokens[index] if tokens is not None else None,
+                )
+            )
+        return annotated
+
+
+def resolve_grid(config: AnnotatorConfig) -> PatchGrid:
+    """The patch grid that a config names or spells out.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if isinstance(config.grid, str):
+        return grid_preset(config.grid)
+    spelled = config.grid
+    return PatchGrid(spelled.rows, spelled.cols, spelled.patch_px, Fit(spelled.fit))
+
+
+def _check_lengths(images: int, *answers: list[Instances] | list[Tokens] | None) -> None:
+    for answer in answers:
+        if answer is not None and len(answer) != images:
+            raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")

@@ -1,0 +1,50 @@
+"""Models from outside packages, found through entry points.
+
+A package offers a segmenter or a tokenizer by an entry point in the group `patchmint.segmenters` or
+`patchmint.tokenizers`, which names a callable that takes `device: str` and returns the model.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Literal
+
+from patchmint.errors import PluginError
+
+Group = Literal["patchmint.segmenters", "patchmint.tokenizers"]
+
+
+def plugin_names(group: Group) -> list[str]:
+    """Names that installed packages offer, in alphabetical order."""
+    return sorted(point.name for point in entry_points(group=group))
+
+
+def load_plugin(group: Group, name: str, interface: type, device: str) -> object:
+    """Build an outside model and check that it has the interface's methods.
+
+    Args:
+        group: the entry points' group.
+        name: the entry point's name.
+        interface: the runtime-checkable protocol that it must satisfy.
+        device: handed to the model's callable.
+
+    Raises:
+        PluginError: nobody offers it, it fails to load, or it lacks a method.
+    """
+    found = list(entry_points(group=group, name=name))
+    if not found:
+        offered = ", ".join(plugin_names(group)) or "none"
+        raise PluginError(
+            f"no installed package offers {name!r} in the entry point group {group} (offered: {offered}); "
+            "install the package that does, or give the name or path of a checkpoint"
+        )
+    try:
+        model: object = found[0].load()(device=device)
+    except Exception as error:
+        raise PluginError(f"the plug-in {name!r} ({found[0].value}) failed to build: {error!r}") from error
+    if not isinstance(model, interface):
+        raise PluginError(
+            f"the plug-in {name!r} ({found[0].value}) gave a {type(model).__name__}, "
+            f"which lacks a method of patchmint.types.{interface.__name__}"
+        )
+    return model

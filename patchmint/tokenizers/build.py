@@ -1,0 +1,35 @@
+"""Which tokenizer a config means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
+from patchmint.plugins import load_plugin, plugin_names
+from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, build_vqgan, infer_arch, untrained_vqgan
+from patchmint.types import Tokenizer
+from patchmint.weights.loading import load_state
+from patchmint.weights.store import locate
+
+
+def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> Tokenizer:
+    """Build the tokenizer that the settings name, and load its weights.
+
+    An outside tokenizer brings its own size and preprocessing; `tokens` is for VQGAN.
+
+    Raises:
+        WeightsError: the checkpoint is missing, damaged, unsafe or of another architecture.
+        PluginError: an outside tokenizer is broken.
+        ConfigError: a setting doesn't fit the model.
+    """
+    name = models.tokenizer
+    if name in plugin_names("patchmint.tokenizers"):
+        return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
+    if name == UNTRAINED:
+        model = untrained_vqgan(TINY, seed=0)
+    else:
+        state = load_state(locate(name))
+        model = build_vqgan(infer_arch(state.tensors, state.metadata), state)
+    remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
+    return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)
