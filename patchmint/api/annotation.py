@@ -139,18 +139,17 @@ class Annotation:
         """
         if not 0 <= text_index < len(self.texts):
             raise InputError(f"there is no text {text_index}; this image has texts 0 to {len(self.texts) - 1}")
+        shown = [phrase for phrase in self.phrases if phrase.text_index == text_index]
         picture = draw_overlay(
             self.image.pixels,
             placement=self.placement,
             selector=self.selector[text_index],
             coverage=self.coverage[text_index],
-            phrases=[
-                OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score)
-                for phrase in self.phrases
-                if phrase.text_index == text_index
-            ],
-            title=self.texts[text_index].content,
+            phrases=[OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score) for phrase in shown],
+            masks=[phrase.mask for phrase in shown],
+            caption=self.texts[text_index].content,
             notice=self.notice,
+            fit=self._fit,
             max_side=max_side,
         )
         return Image.fromarray(picture)

@@ -1,6 +1,7 @@
 """Where patches lie in an image: grids, their placement, and how much of a cell a mask covers. No models, no torch."""
 
 from patchmint.geometry.coverage import coverage_share, coverage_to_uint8
+from patchmint.geometry.coverage_logits import coverage_from_logits
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.placement import Placement
 from patchmint.geometry.presets import GRID_PRESETS, grid_preset
@@ -11,6 +12,7 @@ __all__ = [
     "Fit",
     "PatchGrid",
     "Placement",
+    "coverage_from_logits",
     "coverage_share",
     "coverage_to_uint8",
     "fit_image",

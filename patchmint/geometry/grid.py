@@ -37,7 +37,8 @@ class PatchGrid:
         canvases: (height, width) choices of `anyres`, multiples of `input_size`, in order of preference on ties.
 
     Raises:
-        ConfigError: a number is out of range, or canvases and fit contradict each other.
+        ConfigError: a number is out of range, the fit is unknown, `crop` has an input that isn't square, or canvases
+            and fit contradict each other.
     """
 
     rows: int
@@ -53,12 +54,16 @@ class PatchGrid:
                 f"a patch grid needs rows, cols and patch_px of at least 1, "
                 f"not {self.rows}, {self.cols} and {self.patch_px}"
             )
-        object.__setattr__(self, "fit", Fit(self.fit))
+        if self.fit not in set(Fit):
+            raise ConfigError(f"no fit {self.fit!r}; choose one of {', '.join(Fit)}")
+        object.__setattr__(self, "fit", Fit(self.fit))  # a plain string, from a config, becomes the enum
         covered = (self.rows * self.patch_px, self.cols * self.patch_px)
         if self.input_size == (0, 0):
             object.__setattr__(self, "input_size", covered)
         if self.input_size[0] < covered[0] or self.input_size[1] < covered[1]:
             raise ConfigError(f"an input of {self.input_size} pixels is smaller than its {covered} pixels of patches")
+        if self.fit is Fit.CROP and self.input_size[0] != self.input_size[1]:
+            raise ConfigError(f"fit crop needs a square input (CLIP defines no other), not {self.input_size}")
         if (self.fit is Fit.ANYRES) != bool(self.canvases):
             raise ConfigError("fit anyres needs a list of canvases, and no other fit takes one")
         for height, width in self.canvases:
@@ -131,12 +136,7 @@ class PatchGrid:
 
         The short edge becomes the input's, the long edge is cut to an integer (transformers, `image_transforms.py`,
         `get_resize_output_image_size`).
-
-        Raises:
-            ConfigError: the grid's input isn't square, for which CLIP's processor defines no crop.
         """
-        if self.input_size[0] != self.input_size[1]:
-            raise ConfigError(f"fit crop needs a square input, not {self.input_size}")
         edge = self.input_size[0]
         short, long = min(image_size), max(image_size)
         new_long = int(edge * long / short)

@@ -115,6 +115,7 @@ class Placement:
 
     def cells_at(self, x: float, y: float) -> list[tuple[int, int]]:
         """Cells that show the point (x, y) of the original image, one a view at most, in order of the views."""
+        x, y = float(x), float(y)  # a box's float32 would be mapped in float32, into the next cell now and then
         cells = []
         for index, view in enumerate(self.views):
             row = int(view.y.to_input(y) // self.patch_px)

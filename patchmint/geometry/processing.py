@@ -21,7 +21,8 @@ _FILTER_REACH = 3
 
 _MAX_INTERMEDIATE_PX = 2**26
 # Padding or resizing as published makes an image in between: of a 20:1 panorama one with 20 times the pixels. Beyond
-# this many it is made in part only, which can differ in the last bit because Pillow rounds between its two passes.
+# this many it is made in part only. The result is the same to within 1 level, but for tall images that are padded:
+# there the two passes change places, and Pillow cuts overshoot off between them (up to 6 levels in 1 % of the values).
 
 
 def fit_image(image: RgbImage, grid: PatchGrid) -> list[RgbImage]:
@@ -63,8 +64,8 @@ def fit_image(image: RgbImage, grid: PatchGrid) -> list[RgbImage]:
     return [np.asarray(picture) for picture in fitted]
 
 
-def _resize(image: Image.Image, size: Size) -> Image.Image:
-    return image.resize((size[1], size[0]), _RESAMPLE)
+def _resize(image: Image.Image, size: Size, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    return image.resize((size[1], size[0]), _RESAMPLE, box)
 
 
 def _window(image: Image.Image, top: int, left: int, size: Size) -> Image.Image:
@@ -80,14 +81,14 @@ def _padded(image: Image.Image, size: Size) -> Image.Image:
 
 def _resized_window(image: Image.Image, resized: Size, start: Size, window: Size) -> Image.Image:
     """Resize, but only the window that is kept: a 1 x 2000 image would be 336 x 672,000."""
-    scale_y, scale_x = image.height / resized[0], image.width / resized[1]
-    box = (
-        start[1] * scale_x,
-        start[0] * scale_y,
-        min((start[1] + window[1]) * scale_x, image.width),
-        min((start[0] + window[0]) * scale_y, image.height),
-    )
-    return image.resize((window[1], window[0]), _RESAMPLE, box=box)
+    top, bottom = start[0] * image.height / resized[0], (start[0] + window[0]) * image.height / resized[0]
+    left, right = start[1] * image.width / resized[1], (start[1] + window[1]) * image.width / resized[1]
+    first_y, last_y = _seen(top, bottom, image.height / resized[0], image.height)
+    first_x, last_x = _seen(left, right, image.width / resized[1], image.width)
+    # Cut before resizing: Pillow keeps a box as 32-bit floats, off by 4 levels at pixel 500,000 of a long image.
+    near = image.crop((first_x, first_y, last_x, last_y))
+    box = (left - first_x, top - first_y, min(right - first_x, near.width), min(bottom - first_y, near.height))
+    return _resize(near, window, box)
 
 
 def _padded_lean(image: Image.Image, size: Size) -> Image.Image:
@@ -98,15 +99,20 @@ def _padded_lean(image: Image.Image, size: Size) -> Image.Image:
     height, width = size
     side, before = image.width, (image.width - image.height) // 2
     scale = side / height
-    reach = _FILTER_REACH * scale
     # Result rows that the filter can reach the image from; all others are plain fill.
+    reach = _FILTER_REACH * max(scale, 1)
     first = max(math.floor((before - reach) / scale), 0)
     last = min(math.ceil((before + image.height + reach) / scale), height)
-    start = max(math.floor(first * scale - reach), 0)
-    end = min(math.ceil(last * scale + reach), side)
+    start, end = _seen(first * scale, last * scale, scale, side)
     strip = Image.new("RGB", (width, end - start), PAD_COLOUR)
     strip.paste(_resize(image, (image.height, width)), (0, before - start))
     box = (0, first * scale - start, width, min(last * scale, side) - start)
     result = Image.new("RGB", (width, height), PAD_COLOUR)
-    result.paste(strip.resize((width, last - first), _RESAMPLE, box=box), (0, first))
+    result.paste(_resize(strip, (last - first, width), box), (0, first))
     return result
+
+
+def _seen(start: float, end: float, scale: float, length: int) -> tuple[int, int]:
+    """Whole pixels of an axis that the filter looks at to resize `[start, end)` by 1 / scale."""
+    reach = _FILTER_REACH * max(scale, 1)
+    return max(math.floor(start - reach), 0), min(math.ceil(end + reach), length)

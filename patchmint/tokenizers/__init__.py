@@ -1,0 +1,1 @@
+"""Models that turn an image into discrete codes."""

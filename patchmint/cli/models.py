@@ -1,0 +1,164 @@
+"""`patchmint models`: list, pull and check the official weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Column, Table
+
+from patchmint.errors import InputError
+from patchmint.weights.download import pull
+from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+from patchmint.weights.store import FOLDER_VARIABLE, FileCheck, check_file, named_checkpoint, weights_folder
+from patchmint.weights.store import Progress as ProgressCall
+
+_NOT_PUBLISHED = "not published"
+_PIPED_WIDTH = 140
+_PLAIN_STEP = 0.1
+
+models_app = typer.Typer(
+    name="models",
+    help="List, pull and check the official weights (Grounding DINO, SAM, VQGAN).",
+    no_args_is_help=True,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, with full addresses and checksums.")]
+
+
+@models_app.command("list", epilog="Example: patchmint models list --json")
+def list_models(as_json: JsonOption = False) -> None:
+    """Show every official checkpoint, and which of them are on this machine."""
+    folder = weights_folder()
+    if as_json:
+        typer.echo(json.dumps([_as_dict(checkpoint, folder) for checkpoint in CHECKPOINTS.values()], indent=2))
+        return
+    table = Table(Column("name", no_wrap=True), "kind", "size", "present", "sha256", "licence")
+    for checkpoint in CHECKPOINTS.values():
+        present = (folder / checkpoint.filename).is_file()
+        sha256 = checkpoint.sha256[:12] + "..." if checkpoint.sha256 else _NOT_PUBLISHED
+        row = (checkpoint.name, checkpoint.kind, _megabytes(checkpoint.size), "yes" if present else "no", sha256)
+        table.add_row(*row, checkpoint.licence)
+    _print_table(table)
+    typer.echo(f"Folder: {folder} ({FOLDER_VARIABLE} chooses another). Addresses and full checksums: --json", err=True)
+
+
+@models_app.command(
+    "pull",
+    epilog="Examples: patchmint models pull sam-vit-b · patchmint models pull sam-vit-b bert-base-uncased-vocab "
+    "--to /data/weights · patchmint models pull sam-vit-b --url https://mirror.example/sam_vit_b_01ec64.pth",
+)
+def pull_models(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="As `patchmint models list` shows them.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to put the files in.", show_default="the weights folder")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Take this mirror; same checks. For one NAME only.")] = None,
+) -> None:
+    """Download weights, verified before they get their final name. A broken download is resumed by the same command.
+
+    Prints the path of each file on stdout.
+    """
+    if url is not None and len(names) > 1:
+        raise InputError("--url is for one NAME only; pull the names one by one")
+    checkpoints = [named_checkpoint(name) for name in names]
+    folder = to.expanduser() if to is not None else weights_folder()
+    for checkpoint in checkpoints:
+        with _progress(checkpoint) as (progress, notice):
+            path = pull(checkpoint, folder, url=url, progress=progress, notice=notice)
+        typer.echo(str(path))
+    if folder != weights_folder():
+        typer.echo(f"To use them by name, set {FOLDER_VARIABLE}={folder}", err=True)
+
+
+@models_app.command("check", epilog="Examples: patchmint models check · patchmint models check sam-vit-b --json")
+def check_models(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All if none is given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the files in the weights folder: size, sha256, and that they are checkpoints at all.
+
+    Ends with 1 if a file is wrong, or if a file that was named is absent.
+    """
+    checkpoints = [named_checkpoint(name) for name in names] if names else list(CHECKPOINTS.values())
+    folder = weights_folder()
+    results = [(checkpoint, check_file(folder / checkpoint.filename, checkpoint)) for checkpoint in checkpoints]
+    if as_json:
+        typer.echo(json.dumps([_check_dict(checkpoint, folder, found) for checkpoint, found in results], indent=2))
+    else:
+        table = Table(Column("name", no_wrap=True), "status", "detail")
+        for checkpoint, found in results:
+            table.add_row(checkpoint.name, found.status, escape(found.detail))
+        _print_table(table)
+    allowed = {"ok"} if names else {"ok", "absent"}
+    wrong = [checkpoint.name for checkpoint, found in results if found.status not in allowed]
+    if wrong:
+        typer.echo(f"Not right: {', '.join(wrong)}. Get them again: patchmint models pull {' '.join(wrong)}", err=True)
+        raise typer.Exit(1)
+
+
+def _as_dict(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    fields = asdict(checkpoint)
+    path = folder / fields.pop("filename")
+    return {**fields, "present": path.is_file(), "path": str(path)}
+
+
+def _check_dict(checkpoint: Checkpoint, folder: Path, found: FileCheck) -> dict[str, Any]:
+    return {"name": checkpoint.name, "path": str(folder / checkpoint.filename), **asdict(found)}
+
+
+def _megabytes(size: int | None) -> str:
+    return _NOT_PUBLISHED if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _print_table(table: Table) -> None:
+    """To stdout; in a pipe wide enough that names and checksums aren't cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPED_WIDTH)
+    console.print(table)
+
+
+@contextmanager
+def _progress(checkpoint: Checkpoint) -> Iterator[tuple[ProgressCall, Any]]:
+    """A bar on stderr if that is a terminal, else a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainProgress(checkpoint.name), _say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(checkpoint.name, total=checkpoint.size)
+
+        def update(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update, lambda line: console.print(escape(line), highlight=False)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class _PlainProgress:
+    """Prints a line for each tenth, or each 100 MB where the total isn't known."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if done < self._next and done != total:
+            return
+        of_total = f" of {total / 1e6:.1f} MB ({100 * done // total}%)" if total else " MB"
+        _say(f"{self._name}: {done / 1e6:.1f}{of_total}")
+        self._next = done + (_PLAIN_STEP * total if total else 100e6)

@@ -1,0 +1,266 @@
+"""Binary masks as COCO run-length encodings, in and out.
+
+An RLE counts pixels in column-major order, in runs that take turns: background first, then mask, and so on. Counts are
+compressed to printable bytes; the format is that of `pycocotools` (cocoapi, `common/maskApi.c`: `rleToString`,
+`rleFrString`): six bits a character, five of data and one that says whether more follow; from the fourth run on, the
+difference to the run before the last.
+
+`pycocotools` is C that trusts its input: counts that don't add up make it read or write outside its buffers. So runs
+are decoded and checked here first, for every mask that comes from outside this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from patchmint.errors import InputError
+from patchmint.types import Rle, Size
+
+MAX_MASK_PIXELS = 2**28
+"""Masks of more pixels are refused: a few bytes of RLE can claim any size, and decoding takes a byte a pixel (union
+four). Pictures are held to fewer pixels than these 268 million."""
+
+MAX_OUTLINE_PIXELS = 1_000_000
+"""Polygons with a longer outline are refused: drawing one takes memory for every step along it."""
+
+_MAX_CHARACTERS = 6
+"""Characters of one compressed count: 30 bits, enough for `MAX_MASK_PIXELS`, and no shift overflows in C."""
+
+
+def encode_masks(masks: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> tuple[Rle, ...]:
+    """Encode binary masks, one at a time, so that memory beyond the input stays at one mask.
+
+    Args:
+        masks: (N, H, W), bool or uint8; anything but 0 is mask. Column-major masks (`array.transpose(0, 2, 1)` of a
+            contiguous (N, W, H)) are encoded without a copy.
+
+    Returns:
+        One RLE a mask, in order; none for N = 0.
+
+    Raises:
+        InputError: wrong number of axes, another dtype, or an empty or oversized mask.
+    """
+    if masks.ndim != 3 or masks.dtype not in (np.bool_, np.uint8):
+        raise InputError(f"masks must be bool or uint8 with axes (N, H, W); got {masks.dtype} of shape {masks.shape}")
+    if len(masks) == 0:
+        return ()
+    height, width = _checked_size(masks.shape[1:])
+    rles: list[Rle] = []
+    for mask in masks:
+        # pycocotools starts a new run at every change of value, so 255 next to 1 would count as a change.
+        binary = mask if mask.dtype == np.bool_ else mask != 0
+        encoded = coco_mask.encode(np.asfortranarray(binary.view(np.uint8)))
+        rles.append(Rle(size=[height, width], counts=bytes(encoded["counts"])))
+    return tuple(rles)
+
+
+def decode_mask(rle: Rle) -> npt.NDArray[np.uint8]:
+    """Decode a mask to uint8 (H, W), 0 or 1; column-major in memory.
+
+    Raises:
+        InputError: the RLE is malformed.
+    """
+    runs = _checked_runs(rle)
+    height, width = rle["size"]
+    # pycocotools' own decode warns under NumPy 2 (its arrays lack the `copy` keyword).
+    values = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def union(rles: Sequence[Rle], size: Size | None = None) -> Rle:
+    """Pixels that any of the masks covers.
+
+    Args:
+        rles: masks of one size.
+        size: (height, width); needed where `rles` is empty (then nothing is covered), else checked.
+
+    Raises:
+        InputError: a mask is malformed, sizes differ, or there are neither masks nor a size.
+    """
+    if size is None and not rles:
+        raise InputError("the union of no masks needs a size; pass size=(height, width)")
+    height, width = _checked_size(size if size is not None else rles[0]["size"])
+    if not rles:
+        return _from_runs([height * width], height, width)
+    for rle in rles:
+        if list(rle["size"]) != [height, width]:
+            raise InputError(
+                f"a mask of size {tuple(rle['size'])} can't join a union of size {(height, width)}; "
+                "bring all masks of an image to one size first"
+            )
+        _checked_runs(rle)
+    merged = coco_mask.merge(list(rles))
+    return Rle(size=[height, width], counts=bytes(merged["counts"]))
+
+
+def area(rle: Rle) -> int:
+    """Number of pixels in the mask.
+
+    Raises:
+        InputError: the RLE is malformed.
+    """
+    return int(_checked_runs(rle)[1::2].sum())
+
+
+def bounding_box(rle: Rle) -> npt.NDArray[np.float32]:
+    """Smallest box around the mask: float32 (4,), XYXY in pixels of the mask, right and bottom exclusive.
+
+    An empty mask gives all zeros.
+
+    Raises:
+        InputError: the RLE is malformed.
+    """
+    runs = _checked_runs(rle)
+    height = rle["size"][0]
+    ends = np.cumsum(runs)
+    filled = np.flatnonzero(runs[1::2])
+    if not len(filled):
+        return np.zeros(4, dtype=np.float32)
+    first_x, first_y = np.divmod(ends[0::2][filled], height)
+    last_x, last_y = np.divmod(ends[1::2][filled] - 1, height)
+    if np.any(first_x != last_x):  # such a run reaches the bottom of one column and the top of the next
+        top, bottom = 0, height
+    else:
+        top, bottom = first_y.min(), last_y.max() + 1
+    return np.array([first_x[0], top, last_x[-1] + 1, bottom], dtype=np.float32)
+
+
+def to_coco(rle: Rle) -> dict[str, Any]:
+    """The mask as it stands in a COCO JSON file: `{"size": [height, width], "counts": str}`."""
+    return {"size": [int(rle["size"][0]), int(rle["size"][1])], "counts": rle["counts"].decode("ascii")}
+
+
+def from_coco(segmentation: object, size: Size | None = None) -> Rle:
+    """Read what a COCO file holds under "segmentation".
+
+    Args:
+        segmentation: an RLE as a mapping with "size" [height, width] and "counts", compressed (str or bytes) or not
+            (list of run lengths); or polygons: a list of flat lists x0, y0, x1, y1, ..., whose union is taken.
+        size: (height, width) of the image. Needed for polygons; an RLE of another size is refused.
+
+    Returns:
+        The mask, checked, with no empty runs inside.
+
+    Raises:
+        InputError: it is none of these, runs are negative or don't add up to the size, a polygon has fewer than three
+            corners or isn't finite, or the mask is oversized.
+    """
+    if isinstance(segmentation, list | tuple):
+        return _from_polygons(segmentation, size)
+    if not isinstance(segmentation, Mapping):
+        raise InputError(
+            f"a mask must be a COCO RLE (a mapping with size and counts) or a list of polygons, "
+            f"not {type(segmentation).__name__}"
+        )
+    if "size" not in segmentation or "counts" not in segmentation:
+        raise InputError("a COCO RLE needs both 'size' and 'counts'; one is missing")
+    height, width = _checked_size(segmentation["size"])
+    if size is not None and (height, width) != tuple(size):
+        raise InputError(f"the RLE is for an image of {(height, width)} (height, width), but the image has {size}")
+    counts = segmentation["counts"]
+    runs = _listed_runs(counts) if isinstance(counts, list | tuple) else _decode_counts(counts)
+    return _from_runs(_check_sum(_without_empty_runs(runs), height, width), height, width)
+
+
+def _from_polygons(polygons: Sequence[object], size: Size | None) -> Rle:
+    if size is None:
+        raise InputError("polygons don't say how large the image is; pass size=(height, width)")
+    height, width = _checked_size(size)
+    if not polygons:
+        raise InputError("the list of polygons is empty; leave the annotation out, or give an RLE of an empty mask")
+    checked = [_checked_polygon(polygon) for polygon in polygons]
+    merged = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
+    return Rle(size=[height, width], counts=bytes(merged["counts"]))
+
+
+def _checked_polygon(polygon: object) -> list[float]:
+    if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
+        raise InputError("a polygon must be a flat list x0, y0, x1, y1, ... of at least three corners")
+    if not all(isinstance(value, int | float) and abs(value) <= MAX_OUTLINE_PIXELS for value in polygon):
+        raise InputError(f"a polygon's coordinates must be finite numbers of at most {MAX_OUTLINE_PIXELS} pixels")
+    corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    outline = np.abs(corners - np.roll(corners, 1, axis=0)).sum()
+    if outline > MAX_OUTLINE_PIXELS:
+        raise InputError(f"a polygon's outline is {outline:.0f} pixels long; at most {MAX_OUTLINE_PIXELS} are allowed")
+    return [float(value) for value in polygon]
+
+
+def _checked_size(size: object) -> Size:
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(_is_integer(side) for side in size):
+        raise InputError(f"a mask's size must be two whole numbers (height, width), not {size!r:.80}")
+    height, width = int(size[0]), int(size[1])
+    if height < 1 or width < 1 or height * width > MAX_MASK_PIXELS:
+        raise InputError(f"a mask of {height} x {width} pixels is empty or over the limit of {MAX_MASK_PIXELS} pixels")
+    return height, width
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _checked_runs(rle: Rle) -> npt.NDArray[np.int64]:
+    """Run lengths of an RLE whose every part has been checked."""
+    height, width = _checked_size(rle["size"])
+    return _check_sum(_decode_counts(rle["counts"]), height, width)
+
+
+def _check_sum(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
+    # More runs than pixels (empty ones, then) overflow the buffer that pycocotools' merge allocates.
+    if runs.sum() != height * width or (runs < 0).any() or len(runs) > height * width + 1:
+        raise InputError(
+            f"the RLE's {len(runs)} runs are damaged: they must not be negative and must add up to "
+            f"{height} x {width} = {height * width} pixels, not {runs.sum()}"
+        )
+    return runs
+
+
+def _listed_runs(counts: Sequence[object]) -> npt.NDArray[np.int64]:
+    """Run lengths of an uncompressed RLE."""
+    if not all(_is_integer(run) and 0 <= run <= MAX_MASK_PIXELS for run in counts):  # type: ignore[operator]
+        raise InputError("the counts of an uncompressed RLE must be whole numbers, none negative, none over its size")
+    return np.asarray(counts, dtype=np.int64)
+
+
+def _decode_counts(counts: object) -> npt.NDArray[np.int64]:
+    """Run lengths of compressed counts; only their form is checked, not their sum or sign."""
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", errors="surrogatepass")
+    if not isinstance(counts, bytes):
+        raise InputError(f"RLE counts must be str, bytes or a list of run lengths, not {type(counts).__name__}")
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - ord("0")
+    if not len(codes) or codes.min() < 0 or codes.max() > 63:
+        raise InputError("compressed RLE counts must be characters '0' to 'o', and at least one; these are damaged")
+    ends = np.flatnonzero(codes < 32)  # bit 5 says that more characters follow
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts[: len(ends)] + 1
+    if not len(ends) or ends[-1] != len(codes) - 1 or lengths.max() > _MAX_CHARACTERS:
+        raise InputError("compressed RLE counts are cut short or hold a number too large; the annotation is damaged")
+    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs: npt.NDArray[np.int64] = np.add.reduceat((codes & 31) << (5 * places), starts)
+    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    # From the fourth on, a count is the difference to the one before the last.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _without_empty_runs(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The same pixels in runs of which only the first may be empty: what other writers may leave, this drops."""
+    is_mask = np.arange(len(runs)) % 2 == 1
+    is_mask, runs = is_mask[runs != 0], runs[runs != 0]
+    if not len(runs):
+        return runs
+    starts = np.flatnonzero(np.concatenate(([True], is_mask[1:] != is_mask[:-1])))
+    merged: npt.NDArray[np.int64] = np.add.reduceat(runs, starts)
+    return np.concatenate((np.zeros(1, dtype=np.int64), merged)) if is_mask[0] else merged
+
+
+def _from_runs(runs: Sequence[int] | npt.NDArray[np.int64], height: int, width: int) -> Rle:
+    """Compress run lengths that have been checked."""
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
+    return Rle(size=[height, width], counts=bytes(encoded["counts"]))

@@ -1,0 +1,150 @@
+"""Boxes to masks with SAM: pictures encoded in batches, boxes decoded in bounded chunks, masks kept as RLE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from patchmint.errors import ConfigError, InputError
+from patchmint.geometry.rle import encode_masks
+from patchmint.labelers.sam.frames import (
+    fast_mask_size,
+    input_size,
+    resample_low_res,
+    resize_longest_side,
+    scale_boxes,
+)
+from patchmint.types import RgbImage, Rle, Size
+
+MaskCoverage = Literal["exact", "fast"]
+
+_PIXELS_AT_ONCE = 2**24
+"""Mask pixels scaled up together: 64 MiB of float32, so that memory stays level on large pictures."""
+
+
+class SamMasker:
+    """Gives the mask of each box. Keeps nothing between calls, unlike upstream's predictor.
+
+    Example:
+        >>> masker = SamMasker(untrained(TINY, seed=0))
+        >>> masks = masker.masks([image], [np.array([[10, 10, 90, 60]], dtype=np.float32)])
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        *,
+        device: str = "cpu",
+        coverage: MaskCoverage = "exact",
+        box_chunk: int = 64,
+        image_batch: int = 4,
+    ) -> None:
+        """Take over a model.
+
+        Args:
+            model: moved to `device` and set to evaluation mode, in place.
+            device: where the model runs, such as "cpu" or "cuda:0".
+            coverage: "exact" makes masks of the picture's size, pixel by pixel those of upstream's `SamPredictor`;
+                "fast" makes them at most 512 pixels long, straight from the decoder's logits.
+            box_chunk: boxes decoded together; bounds memory.
+            image_batch: pictures encoded together.
+
+        Raises:
+            ConfigError: an unknown `coverage`, or a chunk or batch below 1.
+        """
+        if coverage not in get_args(MaskCoverage):
+            raise ConfigError(f"coverage must be 'exact' or 'fast', not {coverage!r}")
+        if box_chunk < 1 or image_batch < 1:
+            raise ConfigError(f"box_chunk and image_batch must be at least 1; got {box_chunk} and {image_batch}")
+        self._model = model.to(device).eval()
+        self._coverage = coverage
+        self._box_chunk = box_chunk
+        self._image_batch = image_batch
+
+    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[tuple[Rle, ...]]:
+        """Segment what each box holds.
+
+        Args:
+            images: pictures of any sizes.
+            boxes: for each picture (N, 4), XYXY in its pixels; N may be 0.
+
+        Returns:
+            For each picture one mask a box, in the order of the boxes. All masks of a picture have one size. A picture
+            without boxes has none, and isn't encoded.
+
+        Raises:
+            InputError: images and boxes aren't equally many, or boxes aren't (N, 4) or not finite.
+        """
+        if len(images) != len(boxes):
+            raise InputError(f"{len(images)} images but {len(boxes)} arrays of boxes; give one array an image")
+        for index, array in enumerate(boxes):
+            if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+                raise InputError(f"boxes of image {index} must be finite and (N, 4), XYXY; got shape {array.shape}")
+        results: list[tuple[Rle, ...]] = [()] * len(images)
+        busy = [index for index, array in enumerate(boxes) if len(array)]
+        with torch.inference_mode():
+            for start in range(0, len(busy), self._image_batch):
+                batch = busy[start : start + self._image_batch]
+                features = self._encode([images[index] for index in batch])
+                for index, embedding in zip(batch, torch.split(features, 1), strict=True):
+                    height, width, _ = images[index].shape
+                    results[index] = self._image_masks(embedding, (height, width), boxes[index])
+        return results
+
+    def _encode(self, images: Sequence[RgbImage]) -> Tensor:
+        """Image embeddings (B, C, h, w)."""
+        squares = []
+        for image in images:
+            resized = torch.tensor(resize_longest_side(image, self._image_size), device=self._model.device)
+            squares.append(self._model.preprocess(resized.permute(2, 0, 1)))
+        features: Tensor = self._model.image_encoder(torch.stack(squares))
+        return features
+
+    def _image_masks(self, embedding: Tensor, size: Size, boxes: npt.NDArray[np.float32]) -> tuple[Rle, ...]:
+        """Masks of one picture's boxes, from its embedding (1, C, h, w)."""
+        scaled = torch.from_numpy(scale_boxes(boxes, size, input_size(size, self._image_size)))
+        rles: list[Rle] = []
+        for chunk in torch.split(scaled.to(self._model.device), self._box_chunk):
+            logits = self._low_res_logits(embedding, chunk)
+            for part in torch.split(logits, self._masks_at_once(size)):
+                filled = self._scale_up(part, size)[:, 0] > self._model.mask_threshold
+                # Column-major on the device, where turning is cheap: the encoder then needs no copy.
+                turned = filled.transpose(1, 2).contiguous().cpu().numpy()
+                rles.extend(encode_masks(turned.transpose(0, 2, 1)))
+        return tuple(rles)
+
+    def _low_res_logits(self, embedding: Tensor, boxes: Tensor) -> Tensor:
+        """Logits (N, 1, h, w) of boxes (N, 4) in input pixels, over the whole square input."""
+        sparse, dense = self._model.prompt_encoder(points=None, boxes=boxes, masks=None)
+        logits: Tensor
+        logits, _ = self._model.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self._model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        return logits
+
+    def _scale_up(self, logits: Tensor, size: Size) -> Tensor:
+        """Logits (N, 1, H, W) in the mask frame of a picture of `size`."""
+        valid = input_size(size, self._image_size)
+        if self._coverage == "fast":
+            return resample_low_res(logits, valid, self._image_size, fast_mask_size(size))
+        scaled: Tensor = self._model.postprocess_masks(logits, valid, size)
+        return scaled
+
+    def _masks_at_once(self, size: Size) -> int:
+        height, width = fast_mask_size(size) if self._coverage == "fast" else size
+        return max(1, _PIXELS_AT_ONCE // max(height * width, self._image_size**2))
+
+    @property
+    def _image_size(self) -> int:
+        side: int = self._model.image_encoder.img_size
+        return side

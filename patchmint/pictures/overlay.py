@@ -1,0 +1,267 @@
+"""A picture that a person understands: which patches are kept, and what was found where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from patchmint.errors import ConfigError, InputError
+from patchmint.geometry import Placement
+from patchmint.geometry.rle import decode_mask
+from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
+from patchmint.pictures.shading import KEPT_TINT, outline, shade_patches, unseen_share
+from patchmint.pictures.text import Colour, Lettering
+from patchmint.types import RgbImage, Rle, Span
+
+_SMALL_SIDE = 768
+# Photos with a shorter long side are scaled up to it.
+_MIN_WIDTH = 560
+# The text needs that much, however narrow the photo.
+_PIXEL_ART_SIDE = 64
+# Up to this long side single pixels are shown as such.
+_MARGIN = 14
+_TAPE_PX = 8
+_MAX_NOTICE_LINES, _MAX_TITLE_LINES, _MAX_CAPTION_LINES = 3, 2, 6
+
+_BACKGROUND: Colour = (24, 26, 31)
+_TEXT: Colour = (236, 238, 240)
+_MUTED: Colour = (168, 174, 184)
+_NOTICE: Colour = (255, 200, 0)
+_NOTICE_TEXT: Colour = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class OverlayPhrase:
+    """Something found in the image.
+
+    Attributes:
+        text: the words on its label. Phrases of the same words share a colour.
+        span: characters `[start, end)` of the caption that are shown in that colour.
+        box: XYXY in original pixels.
+        score: 0..1; negative = not known, and not shown.
+    """
+
+    text: str
+    span: Span
+    box: tuple[float, float, float, float]
+    score: float
+
+
+def draw_overlay(
+    image: RgbImage,
+    *,
+    placement: Placement,
+    selector: npt.NDArray[np.uint8],
+    coverage: npt.NDArray[np.uint8] | None = None,
+    phrases: Sequence[OverlayPhrase] = (),
+    masks: Sequence[Rle] = (),
+    caption: str = "",
+    title: str = "",
+    notice: str = "",
+    fit: str = "",
+    max_side: int = 1280,
+) -> RgbImage:
+    """Draw which patches are kept, and what was found where. The same input gives the same bytes.
+
+    From top to bottom: the notice, the title, the photo, a legend, the caption with its phrases in the colours of their
+    boxes. Kept patches are bright, and the greener the more of them is covered; the others are dimmed; what the encoder
+    doesn't see is hatched. Of an `anyres` grid the first view (the whole image) is drawn. Texts may be anything: they
+    are cut to a few lines, and the cut is marked.
+
+    Args:
+        image: HWC uint8 RGB.
+        placement: the grid on this image.
+        selector: (rows, cols) of all views, not zero = kept.
+        coverage: uint8 (rows, cols) of all views; None = kept patches are tinted alike.
+        phrases: what was found, with its box; labels with high scores get the better places.
+        masks: outlines to draw, one a phrase, or none at all.
+        caption: the text that the spans of the phrases count in.
+        title: a line above the photo.
+        notice: a warning that can't be missed.
+        fit: the grid's fit, named in the legend.
+        max_side: longest side of the photo in the picture; its frame of text can add to that.
+
+    Returns:
+        HWC uint8 RGB, at least 560 wide.
+
+    Raises:
+        InputError: shapes or counts contradict each other, or a box isn't finite.
+        ConfigError: `max_side` is below 64.
+    """
+    _check(image, placement, selector, coverage, phrases, masks, max_side)
+    photo = _scaled(image, max_side)
+    height, width = photo.shape[:2]
+    letter_px = min(max(max(width, _MIN_WIDTH) // 48, 14), 22)
+    lettering = Lettering(letter_px)
+    colours = _colours(phrases)
+
+    rows = placement.rows
+    kept = selector[:rows] != 0
+    strength = np.full(kept.shape, 0.6) if coverage is None else coverage[:rows] / 255
+    shaded = shade_patches(photo, placement, kept, strength.astype(np.float32))
+    for phrase, rle in zip(phrases, masks, strict=False):
+        shaded[outline(decode_mask(rle), height, width)] = colours[phrase.text]
+
+    picture = Image.fromarray(shaded)
+    order = sorted(phrases, key=lambda phrase: -phrase.score)
+    labels = [_box_label(phrase, colours[phrase.text], image, width, height) for phrase in order]
+    unlabelled = draw_boxes(ImageDraw.Draw(picture), labels, lettering, (0, 0, width, height))
+
+    board = max(width, _MIN_WIDTH)
+    highlights = _highlights(caption, order, colours)
+    strips = [
+        *_banner(notice, board, Lettering(letter_px * 5 // 4)),
+        _text_strip(title, board, lettering, _MAX_TITLE_LINES, _TEXT, _BACKGROUND),
+        _centred(picture, board),
+        _text_strip(caption, board, lettering, _MAX_CAPTION_LINES, _TEXT, _BACKGROUND, highlights),
+    ]
+    facts = legend_facts(placement, selector, fit)
+    if unlabelled:
+        facts.append(f"{unlabelled} labels left out for want of space")
+    if lettering.used_missing:
+        facts.append("□ = a letter that this font lacks")
+    strips.insert(-1, _legend(facts, unseen_share(placement) > 0.001, board, lettering))
+    return np.concatenate([np.asarray(strip) for strip in strips if strip is not None])
+
+
+def _check(
+    image: RgbImage,
+    placement: Placement,
+    selector: npt.NDArray[np.uint8],
+    coverage: npt.NDArray[np.uint8] | None,
+    phrases: Sequence[OverlayPhrase],
+    masks: Sequence[Rle],
+    max_side: int,
+) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"an overlay needs a uint8 image (H, W, 3), not {image.dtype} of shape {image.shape}")
+    if image.shape[:2] != placement.image_size:
+        raise InputError(f"the grid was placed on an image of {placement.image_size}, not on one of {image.shape[:2]}")
+    for name, array in (("selector", selector), ("coverage", coverage)):
+        if array is not None and array.shape != placement.shape:
+            raise InputError(f"the {name} has shape {array.shape}, but the grid has {placement.shape} (rows, cols)")
+    if len(masks) not in (0, len(phrases)):
+        raise InputError(f"{len(masks)} masks for {len(phrases)} phrases; pass one a phrase, or none")
+    if not np.isfinite([phrase.box for phrase in phrases]).all():
+        raise InputError("a phrase's box isn't finite")
+    if max_side < _PIXEL_ART_SIDE:
+        raise ConfigError(f"max_side of {max_side} leaves nothing to see; use at least {_PIXEL_ART_SIDE}")
+
+
+def _scaled(image: RgbImage, max_side: int) -> RgbImage:
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    target = min(max(longest, _SMALL_SIDE), max_side)
+    size = (max(round(width * target / longest), 1), max(round(height * target / longest), 1))
+    resample = Image.Resampling.NEAREST if longest <= _PIXEL_ART_SIDE else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize(size, resample))
+
+
+def _colours(phrases: Sequence[OverlayPhrase]) -> dict[str, Colour]:
+    distinct = dict.fromkeys(phrase.text for phrase in phrases)
+    return {text: PALETTE[index % len(PALETTE)] for index, text in enumerate(distinct)}
+
+
+def _box_label(phrase: OverlayPhrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
+    scale_x, scale_y = width / image.shape[1], height / image.shape[0]
+    xs = [min(max(round(x * scale_x), 0), width - 1) for x in (phrase.box[0], phrase.box[2])]
+    ys = [min(max(round(y * scale_y), 0), height - 1) for y in (phrase.box[1], phrase.box[3])]
+    score = f" {phrase.score:.2f}" if phrase.score >= 0 else ""
+    return BoxLabel((min(xs), min(ys), max(xs), max(ys)), phrase.text, score, colour)
+
+
+def _highlights(caption: str, phrases: Sequence[OverlayPhrase], colours: dict[str, Colour]) -> list[Colour | None]:
+    """Background of each character; where spans overlap, that of the first phrase."""
+    highlights: list[Colour | None] = [None] * len(caption)
+    for phrase in reversed(phrases):
+        start, end = (min(max(position, 0), len(caption)) for position in phrase.span)
+        highlights[start:end] = [colours[phrase.text]] * max(end - start, 0)
+    return highlights
+
+
+def legend_facts(placement: Placement, selector: npt.NDArray[np.uint8], fit: str) -> list[str]:
+    """What the legend says about the patches: how many are kept of how many, and which view the picture shows."""
+    facts = [f"kept patches {np.count_nonzero(selector)} of {selector.size}"]
+    grid = f"{placement.rows}x{placement.cols} {fit}".strip()
+    views = len(placement.views)
+    if views == 1:
+        return [f"{facts[0]} · {grid}"]
+    first = selector[: placement.rows]
+    return [
+        f"{facts[0]} · {views} views of {grid}",
+        f"drawn: the first view, the whole image, {np.count_nonzero(first)} of its {first.size} kept",
+    ]
+
+
+def _text_strip(
+    text: str,
+    width: int,
+    lettering: Lettering,
+    max_lines: int,
+    colour: Colour,
+    background: Colour,
+    highlights: Sequence[Colour | None] = (),
+) -> Image.Image | None:
+    if not text.strip():
+        return None
+    lines = lettering.wrap(text, width - 2 * _MARGIN, max_lines, highlights)
+    strip = Image.new("RGB", (width, len(lines) * lettering.line_height + _MARGIN), background)
+    canvas = ImageDraw.Draw(strip)
+    for index, line in enumerate(lines):
+        lettering.draw(canvas, _MARGIN, _MARGIN // 2 + index * lettering.line_height, line, colour)
+    return strip
+
+
+def _banner(notice: str, width: int, lettering: Lettering) -> list[Image.Image | None]:
+    """The notice between two stripes like those of barrier tape."""
+    if not notice.strip():
+        return []
+    dark = np.add.outer(np.arange(_TAPE_PX), np.arange(width)) % (4 * _TAPE_PX) < 2 * _TAPE_PX
+    tape = Image.fromarray(np.where(dark[..., None], _NOTICE_TEXT, _NOTICE).astype(np.uint8))
+    return [tape, _text_strip(notice, width, lettering, _MAX_NOTICE_LINES, _NOTICE_TEXT, _NOTICE), tape]
+
+
+def _legend(facts: Sequence[str], hatched: bool, width: int, lettering: Lettering) -> Image.Image:
+    """Facts and a key of the shadings, as many to a line as fit."""
+    keys = ["kept, greener = more covered", "not kept", *(["not seen by the encoder"] if hatched else [])]
+    swatch, gap = lettering.line_height - 6, 22
+    strip = Image.new("RGB", (width, (len(facts) + len(keys)) * lettering.line_height + _MARGIN), _BACKGROUND)
+    canvas = ImageDraw.Draw(strip)
+    x, y = _MARGIN, _MARGIN // 2
+    for index, words in enumerate([*facts, *keys]):
+        key = index - len(facts)
+        indent = swatch + 6 if key >= 0 else 0
+        letters = lettering.shorten(words, width - 2 * _MARGIN - indent)
+        room = indent + round(lettering.width(letters))
+        if x > _MARGIN and x + room > width - _MARGIN:
+            x, y = _MARGIN, y + lettering.line_height
+        if key >= 0:
+            strip.paste(_swatch(key, swatch), (x, y + 2))
+        lettering.text(canvas, x + indent, y, letters, _TEXT if index == 0 else _MUTED)
+        x += room + gap
+    return strip.crop((0, 0, width, y + lettering.line_height + _MARGIN // 2))
+
+
+def _swatch(key: int, side: int) -> Image.Image:
+    match key:
+        case 0:
+            swatch = Image.new("RGB", (side, side), (150, 205, 182))
+            ImageDraw.Draw(swatch).rectangle((0, 0, side - 1, side - 1), outline=KEPT_TINT, width=2)
+        case 1:
+            swatch = Image.new("RGB", (side, side), (62, 62, 62))
+        case _:
+            diagonal = np.add.outer(np.arange(side), np.arange(side)) % 6 < 2
+            swatch = Image.fromarray(np.where(diagonal, 90, 35).astype(np.uint8)).convert("RGB")
+    return swatch
+
+
+def _centred(picture: Image.Image, width: int) -> Image.Image:
+    if picture.width == width:
+        return picture
+    board = Image.new("RGB", (width, picture.height), _BACKGROUND)
+    board.paste(picture, ((width - picture.width) // 2, 0))
+    return board

@@ -1,0 +1,178 @@
+"""The VQGAN as a `Tokenizer`: images of any size in, a grid of codes out, and back to a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from patchmint.errors import ConfigError, InputError
+from patchmint.geometry.grid import Fit, PatchGrid
+from patchmint.geometry.processing import fit_image
+from patchmint.tokenizers.vqgan.arch import VqganArch
+from patchmint.tokenizers.vqgan.build import build_vqgan, infer_arch, untrained_vqgan
+from patchmint.tokenizers.vqgan.model import Vqgan
+from patchmint.tokenizers.vqgan.remap import Remap
+from patchmint.types import RgbImage, TokenizerSpec, Tokens
+from patchmint.weights.loading import StateFile
+
+_SCALED = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+# Upstream's x / 127.5 - 1 for each byte, rounded once from float64, as its data sets do (taming/data/base.py).
+
+
+class VqganTokenizer:
+    """Images -> VQGAN codes.
+
+    An image gives the same codes alone and in a batch, wherever the convolutions round alike for both; where they
+    don't, a code can only change between two that fit the cell equally well to within that rounding (float32). On an
+    image of one flat colour that rounding is up to 1000 times as large as on a photograph: upstream's GroupNorm divides
+    by the root of a variance of nothing + 1e-6.
+
+    Args:
+        model: the model; it is moved to `device` and put in eval mode.
+        name: preset name or path, as manifests record it.
+        size: side in pixels of the square that an image becomes; a multiple of the model's factor.
+        fit: "pad", "crop" or "squash". Upstream's own data sets crop.
+        device: where the model runs, such as "cpu" or "cuda".
+        batch_size: images in one pass of the model.
+        remap: writes codes as positions in a list. A Gumbel model then chooses among the list's codes only, as
+            upstream's does; the other kind chooses among all, and one outside the list becomes `remap`'s unknown.
+
+    Raises:
+        ConfigError: a setting is out of range, or `remap` is for another codebook.
+    """
+
+    def __init__(
+        self,
+        model: Vqgan,
+        *,
+        name: str,
+        size: int,
+        fit: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+        remap: Remap | None = None,
+    ) -> None:
+        arch = model.arch
+        if fit not in (Fit.PAD, Fit.CROP, Fit.SQUASH):
+            raise ConfigError(f"a VQGAN's fit is pad, crop or squash, not {fit!r}")
+        if size < 1 or size % arch.factor:
+            raise ConfigError(f"this VQGAN's cells are {arch.factor} px, so size must be a multiple of it, not {size}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        if remap is not None and remap.n_embed != arch.n_embed:
+            raise ConfigError(f"the list of used codes is for {remap.n_embed} codes, but the model has {arch.n_embed}")
+        side = size // arch.factor
+        self._model = model.to(device).eval()
+        self._device = torch.device(device)
+        self._batch_size = batch_size
+        self._remap = remap
+        self._among = torch.from_numpy(remap.used).to(device) if remap is not None and arch.gumbel else None
+        self._cells = PatchGrid(rows=side, cols=side, patch_px=arch.factor, fit=Fit(fit))
+        self._spec = TokenizerSpec(
+            name=name,
+            grid_shape=(side, side),
+            codebook_sizes=(arch.n_embed if remap is None else remap.size,),
+            cells=self._cells,
+            preprocessing=f"{fit}-{size}-bicubic",
+            can_decode=True,
+        )
+
+    @classmethod
+    def from_state(
+        cls,
+        state: StateFile,
+        *,
+        name: str,
+        size: int,
+        fit: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+        remap: Remap | None = None,
+    ) -> VqganTokenizer:
+        """Build from a loaded checkpoint; the architecture is told from it (`infer_arch`).
+
+        Raises:
+            WeightsMismatchError: the checkpoint is of no known architecture, or not a whole model.
+            ConfigError: a setting is out of range.
+        """
+        model = build_vqgan(infer_arch(state.tensors, state.metadata), state)
+        return cls(model, name=name, size=size, fit=fit, device=device, batch_size=batch_size, remap=remap)
+
+    @classmethod
+    def untrained(
+        cls,
+        arch: VqganArch,
+        seed: int,
+        *,
+        name: str,
+        size: int,
+        fit: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+    ) -> VqganTokenizer:
+        """Build with seeded random weights: codes that are repeatable and mean nothing.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        return cls(untrained_vqgan(arch, seed), name=name, size=size, fit=fit, device=device, batch_size=batch_size)
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What is fixed about this tokenizer."""
+        return self._spec
+
+    def tokenize(self, images: Sequence[RgbImage]) -> list[Tokens]:
+        """Encode images.
+
+        Args:
+            images: HWC uint8 RGB, of any sizes.
+
+        Returns:
+            For each image codes int32 (rows, cols, 1), 0..codebook_sizes[0]-1.
+        """
+        tokens: list[Tokens] = []
+        for start in range(0, len(images), self._batch_size):
+            fitted = [fit_image(image, self._cells)[0] for image in images[start : start + self._batch_size]]
+            pixels = torch.from_numpy(_SCALED[np.stack(fitted)]).to(self._device).permute(0, 3, 1, 2)
+            codes: npt.NDArray[np.int64] = self._model.encode(pixels.contiguous(), self._among).cpu().numpy()
+            if self._remap is not None:
+                codes = self._remap.to_used(codes)
+            tokens += [Tokens(grid[..., None].astype(np.int32)) for grid in codes]
+        return tokens
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[RgbImage]:
+        """Draw codes as images, for a preview.
+
+        Args:
+            tokens: integers (rows, cols, 1) each, as `tokenize` returns.
+
+        Returns:
+            HWC uint8 RGB, (size, size, 3) each.
+
+        Raises:
+            InputError: codes of another shape or type, or outside this tokenizer's codebook.
+        """
+        previews: list[RgbImage] = []
+        for start in range(0, len(tokens), self._batch_size):
+            grids = np.stack([self._checked(item.codes) for item in tokens[start : start + self._batch_size]])
+            codes = torch.from_numpy(grids if self._remap is None else self._remap.to_all(grids))
+            drawn = self._model.decode(codes.to(self._device)).clamp(-1, 1).add(1).mul(127.5).round()
+            previews += list(drawn.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        return previews
+
+    def _checked(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        shape, count = (*self._spec.grid_shape, 1), self._spec.codebook_sizes[0]
+        if codes.shape != shape or codes.dtype.kind not in "iu":
+            raise InputError(
+                f"{self._spec.name} decodes integer codes of shape {shape}, not {codes.dtype} {codes.shape}"
+            )
+        if codes.min() < 0 or codes.max() >= count:
+            raise InputError(
+                f"{self._spec.name} has codes 0 to {count - 1}, but these run from {codes.min()} to {codes.max()}; "
+                "were they written by another tokenizer, or shifted by a vocabulary offset?"
+            )
+        return codes[..., 0].astype(np.int64)

@@ -1,0 +1,172 @@
+"""Opens weights files safely: nothing pickled in them runs, and a file that isn't right is one clear error."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
+from patchmint.weights.container import inspect
+from patchmint.weights.pickles import is_inert
+from patchmint.weights.registry import Checkpoint
+
+_NAMED_IN_ERRORS = 4
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The content of a weights file.
+
+    Attributes:
+        path: where it came from.
+        tensors: by name, on the CPU, detached. Those of a zip container are mapped from the file: it must stay.
+        metadata: a safetensors header's; empty for torch files.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+class _Inert:
+    """Stands in for a pickled object that nobody needs: takes any arguments and state, and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _InertDict:
+    """The same for dictionaries of other types: torch's unpickler fills plain ones only."""
+
+    def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
+        return {}
+
+
+_DICT_NAMES = re.compile(r"collections\.defaultdict|(pytorch_)?lightning\.(\w+\.)*AttributeDict")
+
+_safe_globals_lock = threading.Lock()
+"""torch's list of allowed names belongs to the whole process."""
+
+
+def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
+    """Read the tensors of a weights file.
+
+    Knows safetensors, and torch containers (zip or older) that hold `{"state_dict": ...}` (Lightning), `{"model": ...}`
+    (Grounding DINO) or a bare state dict (SAM). A `module.` that all names start with is taken off.
+
+    Args:
+        path: the file.
+        checkpoint: what it should be, if known: its size is checked.
+
+    Raises:
+        WeightsMissingError: there is no such file.
+        WeightsCorruptError: cut, damaged, a web page, or no state dict.
+        WeightsUnsafeError: it holds pickled code. Nothing of it has run.
+    """
+    contents = inspect(path, checkpoint)
+    if contents.kind == "safetensors":
+        return _load_safetensors(path)
+    loaded = _load_torch(path, frozenset(filter(is_inert, contents.names)), mapped=contents.kind == "zip")
+    tensors = _unwrap(loaded, path)
+    prefix = "module."
+    if all(name.startswith(prefix) for name in tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return StateFile(path, tensors, {})
+
+
+def load_into(module: nn.Module, state: StateFile, *, what: str, ignored: tuple[str, ...] = ()) -> None:
+    """Copy tensors into a model, name by name; nothing may be missing, left over, or of another shape.
+
+    Args:
+        module: the model; keeps its own dtype and device.
+        state: from `load_state`.
+        what: the architecture in words, for the error, such as "SAM ViT-B".
+        ignored: tensors whose names start with one of these are left out (`loss.`, say).
+
+    Raises:
+        WeightsMismatchError: the file is for another architecture; the model is unchanged.
+    """
+    kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(ignored)}
+    own: dict[str, Tensor] = module.state_dict()
+    missing = [name for name in own if name not in kept]
+    unexpected = [name for name in kept if name not in own]
+    reshaped = [
+        f"{name}: {tuple(kept[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in kept and kept[name].shape != own[name].shape
+    ]
+    findings = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
+    problems = [f"{len(names)} {finding} ({_some(names)})" for finding, names in findings if names]
+    if problems:
+        raise WeightsMismatchError(
+            f"{state.path} doesn't fit {what}: of its tensors {'; '.join(problems)}. It is for another architecture; "
+            "name the model that it belongs to, or another file (`patchmint models list`)"
+        )
+    module.load_state_dict(kept, strict=True)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
+
+
+def _load_safetensors(path: Path) -> StateFile:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return StateFile(path, tensors, dict(file.metadata() or {}))
+    except safetensors.SafetensorError as error:
+        raise WeightsCorruptError(f"{path} is a damaged safetensors file ({error}); get it again") from error
+
+
+def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any:
+    stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (_InertDict if _DICT_NAMES.fullmatch(name) else _Inert, name) for name in inert_names
+    ]
+    try:
+        with _safe_globals_lock, torch.serialization.safe_globals(stubs):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # damaged pickles make torch's unpickler raise nearly anything
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise WeightsUnsafeError(
+                f"{path} holds pickled code that would call {refused[1]}; nothing of it was run. "
+                "Get the weights from their publisher (`patchmint models pull NAME`)"
+            ) from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsCorruptError(
+            f"{path} is cut off or damaged ({reason}); get it again (`patchmint models pull NAME`)"
+        ) from error
+
+
+def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a torch file holds."""
+    state = loaded
+    if isinstance(loaded, dict):
+        state = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), loaded)
+    if not isinstance(state, dict) or not state:
+        raise WeightsCorruptError(
+            f"{path} is a torch file, but holds no state dict (found: {type(state).__name__}); "
+            "save one with `torch.save(model.state_dict(), path)`"
+        )
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.device.type == "cpu"):
+            raise WeightsCorruptError(
+                f"{path} is a torch file, but its entry {name!r} is no tensor with a name ({type(value).__name__}), "
+                "so it is no state dict; save one with `torch.save(model.state_dict(), path)`"
+            )
+    return {name: tensor.detach() for name, tensor in state.items()}

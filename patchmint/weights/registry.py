@@ -1,0 +1,150 @@
+"""Every official checkpoint by name: address, size, checksum, licence, and where the figures were read.
+
+A figure that nobody has published is None, never a guess: `pull` then records what it saw, so that `check` can tell
+later changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+CheckpointKind = Literal["grounding-dino", "sam", "vqgan", "vocabulary"]
+
+_DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
+_SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
+_SAM_SOURCE = "facebookresearch/segment-anything: README (address, licence); figures: the project's background notes"
+_VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published file of weights, or of a vocabulary.
+
+    Attributes:
+        name: as in configs and on the command line.
+        kind: the model family that reads it.
+        filename: its name in the weights folder.
+        url: where it is published.
+        size: bytes; None where not published.
+        sha256: hexadecimal, lower case; None where not published.
+        licence: as stated by its publisher.
+        source: where size and sha256 were read.
+    """
+
+    name: str
+    kind: CheckpointKind
+    filename: str
+    url: str
+    size: int | None
+    sha256: str | None
+    licence: str
+    source: str
+
+
+def _heibox(folder: str) -> str:
+    """The address of `ckpts/last.ckpt` in a Heidelberg share, as in CompVis/taming-transformers' README."""
+    return f"https://heibox.uni-heidelberg.de/d/{folder}/files/?p=%2Fckpts%2Flast.ckpt&dl=1"
+
+
+_ALL = (
+    Checkpoint(
+        name="groundingdino-swint-ogc",
+        kind="grounding-dino",
+        filename="groundingdino_swint_ogc.pth",
+        url=f"{_DINO_RELEASES}/v0.1.0-alpha/groundingdino_swint_ogc.pth",
+        size=693_997_677,
+        sha256="3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
+        licence="Apache-2.0",
+        source="IDEA-Research/GroundingDINO, release v0.1.0-alpha",
+    ),
+    Checkpoint(
+        name="groundingdino-swinb-cogcoor",
+        kind="grounding-dino",
+        filename="groundingdino_swinb_cogcoor.pth",
+        url=f"{_DINO_RELEASES}/v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth",
+        size=938_057_991,
+        sha256="46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7",
+        licence="Apache-2.0",
+        source="IDEA-Research/GroundingDINO, release v0.1.0-alpha2",
+    ),
+    Checkpoint(
+        name="sam-vit-b",
+        kind="sam",
+        filename="sam_vit_b_01ec64.pth",
+        url=f"{_SAM_FOLDER}/sam_vit_b_01ec64.pth",
+        size=375_042_383,
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    Checkpoint(
+        name="sam-vit-l",
+        kind="sam",
+        filename="sam_vit_l_0b3195.pth",
+        url=f"{_SAM_FOLDER}/sam_vit_l_0b3195.pth",
+        size=1_249_524_607,
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    Checkpoint(
+        name="sam-vit-h",
+        kind="sam",
+        filename="sam_vit_h_4b8939.pth",
+        url=f"{_SAM_FOLDER}/sam_vit_h_4b8939.pth",
+        size=2_564_550_879,
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    Checkpoint(
+        name="vqgan-imagenet-f16-1024",
+        kind="vqgan",
+        filename="vqgan_imagenet_f16_1024.ckpt",
+        url=_heibox("8088892a516d4e3baf92"),
+        size=None,
+        sha256=None,
+        licence=_VQGAN_LICENCE,
+        source="address: CompVis/taming-transformers, README; no exact size or checksum found (about 958 MB)",
+    ),
+    Checkpoint(
+        name="vqgan-imagenet-f16-16384",
+        kind="vqgan",
+        filename="vqgan_imagenet_f16_16384.ckpt",
+        url=_heibox("a7530b09fed84f80a887"),
+        size=980_092_370,
+        sha256="845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
+        licence=_VQGAN_LICENCE,
+        source="address: CompVis/taming-transformers, README; figures: five public projects that pin this address or "
+        "its mirrors agree, among them the users of Somnai/pytti-vqgan-checkpoints (Hugging Face)",
+    ),
+    Checkpoint(
+        name="vqgan-gumbel-f8-8192",
+        kind="vqgan",
+        filename="vqgan_gumbel_f8_8192.ckpt",
+        url=_heibox("2e5662443a6b4307b470"),
+        size=376_581_823,
+        sha256="5cd6c74810ab97e00e942c25403f73afc081e8b19987b31ec0d9ff5b68e7ab14",
+        licence=_VQGAN_LICENCE,
+        source="address: CompVis/taming-transformers, README; figures: public projects that pin the mirrors "
+        "pxlpshr/pytti-models and Somnai/pytti-vqgan-checkpoints (Hugging Face; there called openimages) agree, and so "
+        "does a third project's record of its last.ckpt",
+    ),
+    Checkpoint(
+        name="bert-base-uncased-vocab",
+        kind="vocabulary",
+        filename="bert-base-uncased-vocab.txt",
+        url="https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt",
+        size=231_508,
+        sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        licence="Apache-2.0",
+        source="many public projects agree; reproduced by hashing two repositories' copies with their own three "
+        "renamed tokens set back to [unused0] ... [unused2]",
+    ),
+)
+
+CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({checkpoint.name: checkpoint for checkpoint in _ALL})
+"""Every official checkpoint by name, in the order of listings."""

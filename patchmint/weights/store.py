@@ -1,0 +1,176 @@
+"""The weights folder: where files lie, which name means which file, and whether a file is what it should be."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from patchmint.errors import WeightsError, WeightsMissingError
+from patchmint.weights.container import describe, inspect, read_head, sniff
+from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+
+FOLDER_VARIABLE = "PATCHMINT_WEIGHTS"
+
+Status = Literal["ok", "absent", "wrong size", "wrong checksum", "not a checkpoint"]
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes done so far and the total, None where it isn't known."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What `check_file` found.
+
+    Attributes:
+        status: the verdict.
+        detail: one sentence for a person.
+        size: bytes; None if absent.
+        sha256: None if absent, or where an earlier check already failed.
+    """
+
+    status: Status
+    detail: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+def weights_folder() -> Path:
+    """The folder of pulled files: `PATCHMINT_WEIGHTS` if set, else in the user's cache. It may not exist yet."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("patchmint") / "weights"
+
+
+def named_checkpoint(name: str) -> Checkpoint:
+    """The registry's entry of this name.
+
+    Raises:
+        WeightsMissingError: there is none; the nearest right name is in the message.
+    """
+    if name not in CHECKPOINTS:
+        raise _unknown(name)
+    return CHECKPOINTS[name]
+
+
+def _unknown(name: str) -> WeightsMissingError:
+    near = difflib.get_close_matches(name.lower(), CHECKPOINTS, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return WeightsMissingError(
+        f"no weights are called {name!r}; {meant}`patchmint models list` shows every name; "
+        "a local file is given by its path, such as ./weights.pth"
+    )
+
+
+def locate(name_or_path: str) -> Path:
+    """Find the file that a name or a path means.
+
+    Args:
+        name_or_path: a registry name, or a local path (has a separator or a suffix, or exists).
+
+    Returns:
+        The path of an existing file; its content isn't looked at.
+
+    Raises:
+        WeightsMissingError: the file isn't there (the message says how to get it), or the name is unknown.
+    """
+    if name_or_path in CHECKPOINTS:
+        path = weights_folder() / CHECKPOINTS[name_or_path].filename
+        if not path.is_file():
+            raise WeightsMissingError(
+                f"the weights {name_or_path!r} aren't on this machine ({path} is missing); "
+                f"run `patchmint models pull {name_or_path}`, or give the path of the file"
+            )
+        return path
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise WeightsMissingError(f"{path} is a folder; give the weights file in it")
+    if os.sep in name_or_path or path.suffix:
+        raise WeightsMissingError(
+            f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows"
+        )
+    raise _unknown(name_or_path)
+
+
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file, in lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
+
+
+def check_file(path: Path, checkpoint: Checkpoint | None) -> FileCheck:
+    """Check a file against what is known of it. Never raises for a bad file: the verdict says so.
+
+    Args:
+        path: the file, which may be absent.
+        checkpoint: what it should be. Without it, or where it has no published figures, the file's own structure and
+            the checksum recorded when it was pulled are checked.
+    """
+    if not path.is_file():
+        return FileCheck("absent", f"{path} is missing")
+    try:
+        return _check_present(path, checkpoint)
+    except OSError as error:
+        return FileCheck("not a checkpoint", f"it can't be read: {error.strerror or error}")
+
+
+def _check_present(path: Path, checkpoint: Checkpoint | None) -> FileCheck:
+    size = path.stat().st_size
+    kind = sniff(read_head(path))
+    wanted = ("text",) if checkpoint and checkpoint.kind == "vocabulary" else ("zip", "legacy", "safetensors")
+    if kind not in wanted:
+        return FileCheck("not a checkpoint", f"it is {describe(kind)}", size)
+    expected_size = checkpoint.size if checkpoint else None
+    if expected_size not in (None, size):
+        return FileCheck("wrong size", f"it has {size} bytes, should have {expected_size}", size)
+    sha256 = sha256_of(path)
+    published = checkpoint.sha256 if checkpoint else None
+    expected = published or recorded_sha256(path)
+    if expected is not None and sha256 != expected:
+        origin = "published" if published else "recorded when it was pulled"
+        return FileCheck("wrong checksum", f"its sha256 is {sha256}, {origin}: {expected}", size, sha256)
+    if published:
+        return FileCheck("ok", "size and sha256 are as published", size, sha256)
+    try:
+        inspect(path)
+    except WeightsError as error:
+        return FileCheck("not a checkpoint", str(error), size, sha256)
+    known = "its sha256 is the one recorded when it was pulled" if expected else "no sha256 is recorded for it"
+    return FileCheck("ok", f"whole and undamaged; none is published, {known}", size, sha256)
+
+
+def record_sha256(path: Path, sha256: str, url: str) -> None:
+    """Note beside a file which checksum it had when it came, for files without a published one."""
+    note = {"sha256": sha256, "size": path.stat().st_size, "url": url}
+    _record_path(path).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """The checksum noted by `record_sha256`, or None."""
+    try:
+        note = json.loads(_record_path(path).read_text(encoding="utf-8"))
+        return str(note["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".pulled.json")

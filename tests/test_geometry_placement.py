@@ -1,0 +1,267 @@
+"""Grids and their placement, against the same geometry written down a second time in fractions."""
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchmint.errors import ConfigError
+from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, grid_preset
+
+Box = tuple[Fraction, Fraction, Fraction, Fraction]
+
+SIZES = [
+    *[(1, 1), (1, 7), (7, 1), (2, 3), (335, 336), (336, 336), (337, 335), (427, 640), (481, 333), (333, 481)],
+    *[(100, 2000), (2000, 100), (51, 1021), (1, 1000), (1000, 1), (672, 1344), (3001, 2003)],
+]
+
+
+def reference_offset_and_scale(
+    grid: PatchGrid, size: tuple[int, int]
+) -> Iterator[tuple[tuple[Fraction, Fraction], ...]]:
+    """For each view ((top, scale_y), (left, scale_x)): input pixel p shows original position top + p * scale.
+
+    Follows the published code step by step: LLaVA's `expand2square`, CLIP's resize and crop, LLaVA's anyres.
+    """
+    height, width = size
+    in_h, in_w = grid.input_size
+    if grid.fit is Fit.SQUASH:
+        yield (Fraction(0), Fraction(height, in_h)), (Fraction(0), Fraction(width, in_w))
+    elif grid.fit is Fit.PAD:
+        side = max(size)
+        paste_y, paste_x = (side - height) // 2, (side - width) // 2
+        yield (Fraction(-paste_y), Fraction(side, in_h)), (Fraction(-paste_x), Fraction(side, in_w))
+    elif grid.fit is Fit.CROP:
+        if height <= width:
+            new_h, new_w = in_h, int(in_h * width / height)
+        else:
+            new_h, new_w = int(in_h * height / width), in_h
+        top, left = int((new_h - in_h) / 2.0), int((new_w - in_w) / 2.0)
+        scale_y, scale_x = Fraction(height, new_h), Fraction(width, new_w)
+        yield (top * scale_y, scale_y), (left * scale_x, scale_x)
+    else:
+        yield (Fraction(0), Fraction(height, in_h)), (Fraction(0), Fraction(width, in_w))
+        best_fit, most, least_waste = (0, 0), 0, math.inf
+        for canvas_h, canvas_w in grid.canvases:
+            scale = min(canvas_w / width, canvas_h / height)
+            effective = min(int(width * scale) * int(height * scale), width * height)
+            waste = canvas_w * canvas_h - effective
+            if effective > most or (effective == most and waste < least_waste):
+                best_fit, most, least_waste = (canvas_h, canvas_w), effective, waste
+        canvas_h, canvas_w = best_fit
+        if canvas_w / width < canvas_h / height:
+            new_w, new_h = canvas_w, min(math.ceil(height * (canvas_w / width)), canvas_h)
+        else:
+            new_h, new_w = canvas_h, min(math.ceil(width * (canvas_h / height)), canvas_w)
+        paste_y, paste_x = (canvas_h - new_h) // 2, (canvas_w - new_w) // 2
+        scale_y, scale_x = Fraction(height, new_h), Fraction(width, new_w)
+        for top in range(0, canvas_h, in_h):
+            for left in range(0, canvas_w, in_w):
+                yield ((top - paste_y) * scale_y, scale_y), ((left - paste_x) * scale_x, scale_x)
+
+
+def reference_boxes(grid: PatchGrid, size: tuple[int, int]) -> list[list[Box]]:
+    """XYXY of every cell in original pixels, exact."""
+    rows = []
+    for (top, scale_y), (left, scale_x) in reference_offset_and_scale(grid, size):
+        for row in range(grid.rows):
+            y0 = top + row * grid.patch_px * scale_y
+            y1 = y0 + grid.patch_px * scale_y
+            x = [left + col * grid.patch_px * scale_x for col in range(grid.cols + 1)]
+            rows.append([(x0, y0, x1, y1) for x0, x1 in pairwise(x)])
+    return rows
+
+
+GRIDS = {
+    **GRID_PRESETS,
+    "small pad": PatchGrid(3, 3, 5, Fit.PAD),
+    "small crop": PatchGrid(5, 5, 3, Fit.CROP, input_size=(17, 17)),
+    "oblong squash": PatchGrid(3, 7, 2, Fit.SQUASH, input_size=(7, 14)),
+    "small anyres": PatchGrid(2, 2, 4, Fit.ANYRES, canvases=((8, 24), (24, 8), (16, 16), (8, 8))),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_cells_lie_where_the_published_code_puts_them(name, size):
+    grid = GRIDS[name]
+    placement = grid.place(size)
+    expected = reference_boxes(grid, size)
+    assert placement.shape == (len(expected), grid.cols)
+    for row, boxes in enumerate(expected):
+        for col, box in enumerate(boxes):
+            # The nearest floats to the exact borders, not merely close ones.
+            assert placement.cell_box(row, col) == tuple(float(side) for side in box)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_edges_are_those_of_the_cells_in_any_frame(name, size):
+    grid = GRIDS[name]
+    placement = grid.place(size)
+    expected = reference_boxes(grid, size)
+    for frame in (None, size, (256, 192), (1, 1)):
+        factor_y, factor_x = (Fraction(f, s) for f, s in zip(frame or size, size, strict=True))
+        for index, view in enumerate(placement.views):
+            y, x = placement.edges(view, frame)
+            boxes = expected[index * grid.rows : (index + 1) * grid.rows]
+            assert y.tolist() == [float(row[0][1] * factor_y) for row in boxes] + [float(boxes[-1][0][3] * factor_y)]
+            assert x.tolist() == [float(b[0] * factor_x) for b in boxes[0]] + [float(boxes[0][-1][2] * factor_x)]
+            assert (np.diff(y) > 0).all()
+            assert (np.diff(x) > 0).all()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_inside_is_the_share_of_each_cell_in_the_image(name, size):
+    grid = GRIDS[name]
+    inside = grid.place(size).inside
+    assert inside.shape == grid.place(size).shape
+    for row, boxes in enumerate(reference_boxes(grid, size)):
+        for col, (x0, y0, x1, y1) in enumerate(boxes):
+            wide = max(min(x1, size[1]) - max(x0, 0), 0) / (x1 - x0)
+            high = max(min(y1, size[0]) - max(y0, 0), 0) / (y1 - y0)
+            exact = wide * high
+            assert inside[row, col] == pytest.approx(float(exact), abs=1e-12)
+            assert (inside[row, col] == 0) == (exact == 0)
+            assert (inside[row, col] == 1) == (exact == 1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_padding_and_squashing_show_every_pixel_once(size):
+    for name in ("llava-1.5-finetune", "seed-224"):
+        placement = grid_preset(name).place(size)
+        ((y, x),) = (placement.edges(view) for view in placement.views)
+        areas = np.outer(np.diff(y), np.diff(x)) * placement.inside
+        assert areas.sum() == pytest.approx(size[0] * size[1], rel=1e-12)
+
+
+def test_siglip_never_looks_at_the_last_six_pixels():
+    placement = grid_preset("siglip-so400m-384").place((768, 1536))
+    assert placement.cell_box(26, 26) == (26 * 14 * 4.0, 26 * 14 * 2.0, 378 * 4.0, 378 * 2.0)
+    assert placement.cells_at(378 * 4 - 0.1, 378 * 2 - 0.1) == [(26, 26)]
+    assert placement.cells_at(378 * 4, 0) == []
+    assert placement.cells_at(0, 378 * 2) == []
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_point_is_in_the_cells_whose_boxes_hold_it(name, size):
+    grid = GRIDS[name]
+    placement = grid.place(size)
+    boxes = reference_boxes(grid, size)
+    rng = np.random.default_rng(0)
+    # Whole pixels first: they are the points that may lie on a border between cells.
+    points = [(int(rng.integers(size[1] + 1)), int(rng.integers(size[0] + 1))) for _ in range(8)]
+    points += [(float(rng.uniform(0, size[1])), float(rng.uniform(0, size[0]))) for _ in range(4)]
+    for x, y in points:
+        expected = []
+        for index in range(len(placement.views)):
+            view_rows = range(index * grid.rows, (index + 1) * grid.rows)
+            columns = [box[0] <= Fraction(x) < box[2] for box in boxes[view_rows[0]]]
+            rows = [row for row in view_rows if boxes[row][0][1] <= Fraction(y) < boxes[row][0][3]]
+            if rows and any(columns):
+                expected.append((rows[0], columns.index(True)))
+        assert placement.cells_at(x, y) == expected
+
+
+def test_points_may_come_as_the_float32_of_boxes():
+    placement = grid_preset("llava-1.5-finetune").place((333, 481))
+    for edge in placement.edges(placement.views[0])[1].astype(np.float32):
+        for x in (np.nextafter(edge, np.float32(-1)), edge, np.nextafter(edge, np.float32(1000))):
+            assert placement.cells_at(x, np.float32(1)) == placement.cells_at(float(x), 1.0)
+
+
+@given(
+    name=st.sampled_from(sorted(GRIDS)),
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    across=st.floats(0, 1),
+    down=st.floats(0, 1),
+)
+def test_input_and_original_map_both_ways(name, height, width, across, down):
+    grid = GRIDS[name]
+    placement = grid.place((height, width))
+    for view, ((top, scale_y), (left, scale_x)) in zip(
+        placement.views, reference_offset_and_scale(grid, (height, width)), strict=True
+    ):
+        for axis, start, scale, length, share in (
+            (view.y, top, scale_y, height, down),
+            (view.x, left, scale_x, width, across),
+        ):
+            position = share * length
+            there = axis.to_input(position)
+            assert there == pytest.approx(float((Fraction(position) - start) / scale), rel=1e-12, abs=1e-9)
+            assert axis.to_original(there) == pytest.approx(position, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.parametrize("cell", [(-1, 0), (0, -1), (24, 0), (0, 24)])
+def test_there_is_no_cell_outside_the_grid(cell):
+    with pytest.raises(IndexError, match="no cell"):
+        grid_preset("llava-1.5-finetune").place((10, 10)).cell_box(*cell)
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "resized"),
+    [
+        ((400, 1200), (336, 1008), (336, 1008)),
+        ((1200, 400), (1008, 336), (1008, 336)),
+        ((800, 801), (672, 672), (672, 672)),
+        ((500, 1000), (336, 672), (336, 672)),
+        ((1001, 500), (1008, 336), (673, 336)),
+        ((427, 640), (672, 672), (449, 672)),
+        # Any image within 336 x 336 loses nothing on either oblong canvas: the first listed wins.
+        ((200, 300), (672, 336), (225, 336)),  # 200 * 1.12 is a little over 224 in floats; LLaVA rounds that up
+        ((336, 336), (672, 336), (336, 336)),
+        # Nothing of it is left on any canvas by LLaVA's count, so the smallest wins.
+        ((1, 2000), (672, 336), (1, 336)),
+    ],
+)
+def test_anyres_canvas(size, canvas, resized):
+    assert grid_preset("llava-1.6").anyres_canvas(size) == (canvas, resized)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": 0}, "at least 1"),
+        ({"cols": -1}, "at least 1"),
+        ({"patch_px": 0}, "at least 1"),
+        ({"fit": "zoom"}, "choose one of pad, crop, squash, anyres"),
+        ({"input_size": (20, 300)}, "smaller than"),
+        ({"input_size": (-1, 300)}, "smaller than"),
+        ({"fit": "crop", "input_size": (28, 42)}, "square"),
+        ({"fit": "anyres"}, "list of canvases"),
+        ({"canvases": ((28, 28),)}, "list of canvases"),
+        ({"fit": "anyres", "canvases": ((28, 30),)}, "no multiple"),
+        ({"fit": "anyres", "canvases": ((0, 28),)}, "no multiple"),
+    ],
+)
+def test_contradictory_grids_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        PatchGrid(**({"rows": 2, "cols": 2, "patch_px": 14, "fit": "pad"} | fields))
+
+
+def test_a_grid_is_a_value():
+    grid = PatchGrid(24, 24, 14, "pad")
+    assert grid == grid_preset("llava-1.5-finetune")
+    assert hash(grid) == hash(grid_preset("llava-1.5-finetune"))
+    assert grid.fit is Fit.PAD
+    assert grid.place((3, 4)) == grid.place((3, 4))
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ConfigError, match="no pixels"):
+        grid_preset("seed-224").place((0, 5))
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'llava-1\.5-pretrain'"):
+        grid_preset("llava-1.5-pretrian")
+    with pytest.raises(ConfigError, match=r"patch_px and fit$"):
+        grid_preset("")

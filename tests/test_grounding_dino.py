@@ -1,0 +1,311 @@
+"""Grounding DINO at tiny size: against upstream's own forward, alone against any batch, and what becomes a phrase.
+
+Runs under transformers 5 and, by test_transformers4.py, under 4.57.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from skimage import data
+from upstream_grounding_dino import shake
+
+from patchmint.errors import WeightsMismatchError
+from patchmint.labelers.grounding_dino.arch import METADATA_KEY, TINY, GroundingDinoArch, infer_arch
+from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
+from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrained
+from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
+from patchmint.labelers.grounding_dino.select import select
+from patchmint.labelers.grounding_dino.transformer import match
+from patchmint.types import Text
+from patchmint.weights.loading import StateFile
+
+CPU = torch.device("cpu")
+CAPTIONS = ["a cat on a sofa. two dogs?", "x", "the quick fox jumps. a lazy dog, in the sun", "red. blue thing. c"]
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = untrained(TINY)
+    shake(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary.of_characters()
+
+
+@pytest.fixture(scope="module")
+def detector(model, vocabulary):
+    return GroundingDino(model, TINY, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Four real photographs of unlike sizes and shapes."""
+    return [data.astronaut(), data.coffee(), data.chelsea()[:, 150:250], data.rocket()[100:180]]
+
+
+def run(model, detector, photographs, prompts):
+    with torch.inference_mode():
+        pixels = [detector.preprocess(photograph) for photograph in photographs]
+        return match(model, encode_images(model, pixels), encode_prompts(model, prompts, CPU))
+
+
+def differences(one, other):
+    finite = torch.isfinite(one.logits)
+    assert torch.equal(finite, torch.isfinite(other.logits))
+    assert finite.any()
+    return (one.logits - other.logits)[finite].abs().max().item(), (one.boxes - other.boxes).abs().max().item()
+
+
+def upstream_forward(model, vocabulary, pixels, caption, tmp_path):
+    """Upstream's own `forward` on the same weights, with the tokenizer of transformers that it expects."""
+    pieces = sorted(vocabulary._tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if transformers.__version__.startswith("4."):
+        file = tmp_path / "vocab.txt"
+        file.write_text("\n".join(piece for piece, _ in pieces))
+        tokenizer = transformers.BertTokenizerFast(vocab_file=str(file))
+    else:
+        tokenizer = transformers.BertTokenizerFast(vocab=dict(pieces))
+    model.tokenizer = tokenizer
+    model.specical_tokens = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return model(torch.stack(pixels), captions=caption)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_equals_upstream(model, detector, vocabulary, photographs, tmp_path, index):
+    prompt = caption_prompts(Text(CAPTIONS[index]), vocabulary)[0]
+    ours = run(model, detector, [photographs[index]], [prompt])
+    from groundingdino.util.inference import preprocess_caption
+
+    pixels = detector.preprocess(photographs[index])
+    theirs = upstream_forward(model, vocabulary, [pixels], [preprocess_caption(CAPTIONS[index])], tmp_path)
+    finite = torch.isfinite(theirs["pred_logits"])
+    assert torch.equal(finite, torch.isfinite(ours.logits))
+    assert (theirs["pred_logits"] - ours.logits)[finite].abs().max() < TOLERANCE
+    assert (theirs["pred_boxes"] - ours.boxes).abs().max() < TOLERANCE
+    assert theirs["pred_logits"][finite].std() > 0.5  # else agreement would mean little
+
+
+def test_any_batch_gives_what_each_gives_alone(model, detector, vocabulary, photographs):
+    prompts = [caption_prompts(Text(caption), vocabulary)[0] for caption in CAPTIONS]
+    batch = run(model, detector, photographs, prompts)
+    for row in range(4):
+        alone = run(model, detector, [photographs[row]], [prompts[row]])
+        logits, boxes = differences(alone, type(batch)(batch.logits[row][None], batch.boxes[row][None]))
+        assert logits < TOLERANCE
+        assert boxes < TOLERANCE
+
+
+def test_upstream_mixes_captions_in_a_batch(model, detector, vocabulary, photographs, tmp_path):
+    """Why we have a forward of our own: if upstream were mended, this would tell."""
+    from groundingdino.util.inference import preprocess_caption
+
+    pixels = [detector.preprocess(photographs[0])] * 2
+    captions = [preprocess_caption(caption) for caption in (CAPTIONS[0], CAPTIONS[3])]
+    together = upstream_forward(model, vocabulary, pixels, captions, tmp_path)
+    alone = upstream_forward(model, vocabulary, pixels[:1], captions[:1], tmp_path)
+    finite = torch.isfinite(alone["pred_logits"][0])
+    assert (together["pred_logits"][0] - alone["pred_logits"][0])[finite].abs().max() > 0.1
+
+
+def test_texts_of_an_image_share_its_backbone_pass(detector, photographs, monkeypatch):
+    from patchmint.labelers.grounding_dino import detector as module
+
+    sizes = []
+    original = module.encode_images
+    monkeypatch.setattr(module, "encode_images", lambda m, pixels: sizes.append(len(pixels)) or original(m, pixels))
+    texts = [Text(caption) for caption in CAPTIONS]
+    together = detector.detect(photographs[:1], [texts])[0]
+    assert sizes == [1]
+    apart = [detector.detect(photographs[:1], [[text]])[0] for text in texts]
+    np.testing.assert_allclose(together.scores, np.concatenate([each.scores for each in apart]), atol=1e-4)
+    np.testing.assert_array_equal(together.text_index, np.repeat(np.arange(4), [len(each.scores) for each in apart]))
+    np.testing.assert_array_equal(together.spans, np.concatenate([each.spans for each in apart]))
+
+
+def test_detections_do_not_depend_on_the_batch(detector, photographs):
+    texts = [[Text(CAPTIONS[0]), Text("🐱")], [Text(CAPTIONS[2])], [Text("red thing")], [Text(CAPTIONS[1])]]
+    together = detector.detect(photographs, texts)
+    for photograph, its_texts, found in zip(photographs, texts, together, strict=True):
+        alone = detector.detect([photograph], [its_texts])[0]
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=0.5)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_array_equal(found.spans, alone.spans)
+        assert not (found.text_index == 1).any()
+
+
+def test_phrases_are_whole_words_of_the_text(detector, photographs):
+    caption = "a Cat on a sofa, two dogs in front of naïve paintings. 3 o'clock"
+    found = detector.detect(photographs[:1], [[Text(caption)]])[0]
+    assert len(found.scores)
+    borders = {0, len(caption)} | {i for i in range(1, len(caption)) if not (caption[i - 1 : i + 1]).isalnum()}
+    for (start, end), box, score in zip(found.spans, found.boxes, found.scores, strict=True):
+        assert start in borders
+        assert end in borders
+        assert start < end
+        assert detector.box_threshold < score <= 1
+        assert (box >= 0).all()
+        assert box[0] <= box[2] <= photographs[0].shape[1]
+        assert box[1] <= box[3] <= photographs[0].shape[0]
+
+
+def test_phrases_mode_names_the_phrases_given(model, vocabulary, photographs):
+    detector = GroundingDino(model, TINY, vocabulary, prompt=PromptMode.PHRASES, box_threshold=0.1)
+    text = Text("Two cats sleep on a pink sofa", phrases=((0, 8), (18, 29)))
+    found = detector.detect(photographs[:1], [[text]])[0]
+    assert {tuple(span) for span in found.spans.tolist()} <= set(text.phrases)
+    assert len(found.scores)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 2), (40, 800), (4, 4)])
+def test_extreme_shapes(detector, size):
+    """Upstream fails where a side rounds to nothing, and where there are fewer positions than queries."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = detector.detect([image, data.astronaut()], [[Text("a cat")], [Text("a woman")]])
+    alone = detector.detect([image], [[Text("a cat")]])[0]
+    np.testing.assert_allclose(found[0].scores, alone.scores, atol=1e-4)
+
+
+def scores_for(prompt, wanted: dict[str, float], content: str) -> np.ndarray:
+    scores = np.zeros((1, 256), np.float32)
+    for token, place in zip(prompt.tokens, prompt.places, strict=True):
+        for word, score in wanted.items():
+            start = content.index(word)
+            if start <= token.span[0] < start + len(word):
+                scores[0, place] = score
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"cat": 0.9}, ["cat"]),
+        ({"big": 0.5, "cat": 0.9}, ["big cat"]),
+        ({"cat": 0.9, "sofa": 0.4}, ["cat"]),  # upstream would say "cat sofa"
+        ({"sofa": 0.9, "Two": 0.8}, ["sofa"]),  # a phrase stays within its sub-sentence
+        ({"cat": 0.34}, []),
+        ({"cat": 0.36, "big": 0.2}, ["cat"]),
+    ],
+)
+def test_which_words_name_a_box(vocabulary, wanted, expected):
+    content = "A big cat on a sofa. Two dogs"
+    prompt = caption_prompts(Text(content), vocabulary)[0]
+    boxes = np.array([[0.5, 0.5, 0.5, 0.5]], np.float32)
+    found = select(
+        scores_for(prompt, wanted, content),
+        boxes,
+        prompt,
+        image_size=(100, 200),
+        text_index=3,
+        box_threshold=0.35,
+        text_threshold=0.25,
+    )
+    assert [content[start:end] for start, end in found.spans] == expected
+    if expected:
+        np.testing.assert_allclose(found.boxes, [[50, 25, 150, 75]])
+        assert found.text_index.tolist() == [3]
+
+
+def test_one_piece_of_a_word_claims_the_whole_word(vocabulary):
+    content = "a caterpillar"
+    prompt = caption_prompts(Text(content), vocabulary)[0]
+    scores = np.zeros((1, 256), np.float32)
+    scores[0, prompt.places[5]] = 0.9  # one letter: with this vocabulary a "##" piece
+    found = select(
+        scores,
+        np.full((1, 4), 0.5, np.float32),
+        prompt,
+        image_size=(10, 10),
+        text_index=0,
+        box_threshold=0.35,
+        text_threshold=0.25,
+    )
+    assert [content[start:end] for start, end in found.spans] == ["caterpillar"]
+
+
+def test_a_stop_or_the_start_names_nothing(vocabulary):
+    prompt = caption_prompts(Text("a cat. a dog"), vocabulary)[0]
+    scores = np.zeros((3, 256), np.float32)
+    scores[0, 0] = scores[1, len(prompt.ids) - 1] = 0.99  # [CLS], [SEP]
+    scores[2, list(prompt.ids).index(vocabulary.stop)] = 0.99
+    found = select(
+        scores,
+        np.full((3, 4), 0.5, np.float32),
+        prompt,
+        image_size=(10, 10),
+        text_index=0,
+        box_threshold=0.35,
+        text_threshold=0.25,
+    )
+    assert len(found.scores) == 0
+
+
+def test_asked_phrases_win_over_their_words(vocabulary):
+    text = Text.from_phrases(["a red car", "a dog"])
+    prompt = phrase_prompts(text, vocabulary)[0]
+    found = select(
+        scores_for(prompt, {"car": 0.8, "dog": 0.5}, text.content),
+        np.full((1, 4), 0.5, np.float32),
+        prompt,
+        image_size=(10, 10),
+        text_index=0,
+        box_threshold=0.35,
+        text_threshold=0.25,
+    )
+    assert [text.content[start:end] for start, end in found.spans] == ["a red car"]
+
+
+@pytest.mark.parametrize(
+    "size", [(480, 640), (640, 480), (800, 800), (800, 1000), (333, 1999), (2000, 301), (801, 799)]
+)
+def test_detector_size_is_upstreams(size):
+    import groundingdino.datasets.transforms as upstream
+    from PIL import Image
+
+    image = Image.new("RGB", (size[1], size[0]))
+    resized, _ = upstream.RandomResize([800], max_size=1333)(image, None)
+    assert detector_size(size, 800, 1333) == (resized.height, resized.width)
+
+
+def test_checkpoints_load_by_their_own_description(model, tmp_path: Path):
+    tensors = dict(model.state_dict())
+    state = StateFile(tmp_path / "tiny.safetensors", tensors, {METADATA_KEY: TINY.to_json()})
+    loaded, arch = load_grounding_dino(state)
+    assert arch == TINY
+    for (name, mine), (_, theirs) in zip(loaded.state_dict().items(), tensors.items(), strict=True):
+        assert torch.equal(mine, theirs), name
+    with pytest.raises(WeightsMismatchError, match="groundingdino-swint-ogc"):
+        infer_arch(tensors, {})
+    with pytest.raises(WeightsMismatchError, match="metadata"):
+        GroundingDinoArch.from_json('{"swin_dim": "wide"}')
+    del tensors["transformer.level_embed"]
+    with pytest.raises(WeightsMismatchError, match="level_embed"):
+        load_grounding_dino(StateFile(tmp_path / "tiny.safetensors", tensors, state.metadata))
+
+
+def test_vocabulary_must_fit_the_model(model):
+    pieces = {piece: n for n, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?"])}
+    large = Vocabulary(pieces | {f"word{n}": n + 6 for n in range(300)})
+    with pytest.raises(WeightsMismatchError, match="vocabulary"):
+        GroundingDino(model, TINY, large)
+
+
+def test_seeded_weights_leave_the_callers_randomness_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    one = untrained(TINY, seed=5)
+    assert torch.equal(before, torch.random.get_rng_state())
+    other = untrained(TINY, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -1,0 +1,249 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from patchmint.errors import InputError
+from patchmint.geometry.rle import (
+    MAX_MASK_PIXELS,
+    MAX_OUTLINE_PIXELS,
+    area,
+    bounding_box,
+    decode_mask,
+    encode_masks,
+    from_coco,
+    to_coco,
+    union,
+)
+from patchmint.types import Rle
+
+
+def random_masks(seed: int, count: int, height: int, width: int) -> np.ndarray:
+    """Masks of unlike density, the first empty, the last full."""
+    rng = np.random.default_rng(seed)
+    shares = np.linspace(0, 1, count)[:, None, None]
+    return rng.random((count, height, width)) < shares
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 5), (64, 48), (301, 403)])
+def test_masks_survive_and_agree_with_pycocotools(height: int, width: int) -> None:
+    masks = random_masks(0, 6, height, width)
+    rles = encode_masks(masks)
+    for mask, rle in zip(masks, rles, strict=True):
+        assert rle == coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        decoded = decode_mask(rle)
+        assert decoded.dtype == np.uint8
+        assert decoded.shape == (height, width)
+        np.testing.assert_array_equal(decoded, mask)
+        assert area(rle) == mask.sum()
+        x, y, box_width, box_height = coco_mask.toBbox(rle)
+        np.testing.assert_array_equal(bounding_box(rle), [x, y, x + box_width, y + box_height])
+    np.testing.assert_array_equal(decode_mask(union(rles[:-1])), masks[:-1].any(axis=0))
+
+
+def test_bounding_box_is_that_of_the_pixels() -> None:
+    mask = np.zeros((1, 9, 12), dtype=bool)
+    assert bounding_box(encode_masks(mask)[0]).tolist() == [0, 0, 0, 0]
+    mask[0, 2:5, 3:10] = True
+    assert bounding_box(encode_masks(mask)[0]).tolist() == [3, 2, 10, 5]
+    assert bounding_box(encode_masks(mask)[0]).dtype == np.float32
+    mask[0, 8, 4] = mask[0, 0, 5] = True  # one run over a column's end
+    assert bounding_box(encode_masks(mask)[0]).tolist() == [3, 0, 10, 9]
+
+
+def test_encoding_takes_any_memory_order_and_any_non_zero_value() -> None:
+    masks = random_masks(1, 4, 30, 20)
+    expected = encode_masks(masks)
+    turned = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
+    assert encode_masks(turned) == expected
+    assert encode_masks(masks[:, ::-1][:, ::-1]) == expected
+    values = np.random.default_rng(0).integers(1, 256, masks.shape).astype(np.uint8)
+    assert encode_masks(np.where(masks, values, 0).astype(np.uint8)) == expected
+    assert encode_masks(np.zeros((0, 30, 20), dtype=bool)) == ()
+
+
+@pytest.mark.parametrize(
+    "masks", [np.zeros((4, 4), bool), np.zeros((1, 4, 4), np.float32), np.zeros((1, 0, 4), bool), np.zeros(3, np.uint8)]
+)
+def test_encoding_refuses_what_is_no_stack_of_masks(masks: np.ndarray) -> None:
+    with pytest.raises(InputError):
+        encode_masks(masks)
+
+
+def test_union() -> None:
+    masks = np.zeros((2, 4, 6), dtype=bool)
+    masks[0, :2], masks[1, 1:3] = True, True
+    rles = encode_masks(masks)
+    assert area(union(rles)) == 18
+    assert union(rles[:1], (4, 6)) == rles[0]
+    nothing = union([], (4, 6))
+    assert nothing == encode_masks(np.zeros((1, 4, 6), dtype=bool))[0]
+    with pytest.raises(InputError, match="needs a size"):
+        union([])
+    with pytest.raises(InputError, match="one size"):
+        union(rles, (6, 4))
+    with pytest.raises(InputError, match="one size"):
+        union([rles[0], encode_masks(np.zeros((1, 6, 4), dtype=bool))[0]])
+
+
+def test_coco_forms_of_one_mask_are_one_mask() -> None:
+    mask = np.zeros((1, 10, 8), dtype=bool)
+    mask[0, 2:6, 3:7] = True
+    rle = encode_masks(mask)[0]
+    written = json.loads(json.dumps(to_coco(rle)))
+    assert isinstance(written["counts"], str)
+    uncompressed = [32, 4, 6, 4, 6, 4, 6, 4, 14]
+    for form in (
+        written,
+        dict(rle),
+        {"size": [10, 8], "counts": uncompressed},
+        {"size": (10, 8), "counts": tuple(uncompressed)},
+        {"size": [10, 8], "counts": [30, 0, 2, 4, 0, 0, 6, 4, 6, 1, 0, 3, 6, 4, 14, 0, 0]},  # empty runs within
+        [[3, 2, 7, 2, 7, 6, 3, 6]],
+        [[3, 2, 7, 2, 7, 4, 3, 4], [3.0, 4.0, 7, 4, 7, 6, 3, 6]],
+    ):
+        assert from_coco(form, (10, 8)) == rle
+
+
+def test_polygons_may_reach_over_the_border() -> None:
+    rle = from_coco([[-5, -5, 20, -5, 20, 20, -5, 20]], (10, 8))
+    assert area(rle) == 80
+    assert area(from_coco([[-9, -9, -5, -9, -5, -5]], (10, 8))) == 0
+
+
+def test_a_mask_that_starts_at_the_first_pixel() -> None:
+    full = encode_masks(np.ones((1, 5, 5), dtype=np.uint8))[0]
+    assert from_coco({"size": [5, 5], "counts": [0, 25]}) == full
+    assert from_coco({"size": [5, 5], "counts": [0, 20, 0, 5]}) == full
+
+
+BAD = {
+    "not a mask": "abc",
+    "nothing": None,
+    "no size": {"counts": b"04"},
+    "no counts": {"size": [2, 2]},
+    "size of one": {"size": [4], "counts": [4]},
+    "fractional size": {"size": [2.0, 2.0], "counts": [4]},
+    "true as a size": {"size": [True, 4], "counts": [4]},
+    "empty": {"size": [0, 4], "counts": []},
+    "negative size": {"size": [-2, -2], "counts": [4]},
+    "bomb": {"size": [2**20, 2**20], "counts": [2**40]},
+    "a little over the limit": {"size": [1, MAX_MASK_PIXELS + 1], "counts": [MAX_MASK_PIXELS + 1]},
+    "another image's": {"size": [2, 8], "counts": [16]},
+    "counts too small": {"size": [4, 4], "counts": [15]},
+    "counts too large": {"size": [4, 4], "counts": [1, 16]},
+    "no runs": {"size": [4, 4], "counts": []},
+    "negative run": {"size": [4, 4], "counts": [20, -4]},
+    "fractional run": {"size": [4, 4], "counts": [16.0]},
+    "huge run": {"size": [4, 4], "counts": [2**70]},
+    "text runs": {"size": [4, 4], "counts": ["16"]},
+    "counts a number": {"size": [4, 4], "counts": 16},
+    "no characters": {"size": [4, 4], "counts": b""},
+    "wrong sum": {"size": [4, 4], "counts": b"1"},
+    "negative compressed run": {"size": [4, 4], "counts": b"LL"},
+    "cut compressed run": {"size": [4, 4], "counts": b"P"},
+    "endless compressed run": {"size": [4, 4], "counts": b"ooooooooooooo"},
+    "long compressed run": {"size": [4, 4], "counts": b"PPPPPPPP0"},
+    "outside the alphabet": {"size": [4, 4], "counts": b"\x00"},
+    "above the alphabet": {"size": [4, 4], "counts": "é"},
+    "lone surrogate": {"size": [4, 4], "counts": "\ud800"},
+    "no polygons": [],
+    "polygon no list": [5],
+    "line": [[0, 0, 4, 4]],
+    "odd": [[0, 0, 4, 4, 2, 2, 1]],
+    "nan": [[0, 0, 4, 4, 2, float("nan")]],
+    "infinite": [[0, 0, 4, 4, 2, float("inf")]],
+    "text corners": [["0", "0", "4", "4", "2", "2"]],
+    "astronomic": [[0, 0, 4, 4, 2, 10**400]],
+    "long outline": [[0, 0, MAX_OUTLINE_PIXELS, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_malformed_masks_are_refused(name: str) -> None:
+    with pytest.raises(InputError):
+        from_coco(BAD[name], (4, 4))
+
+
+def test_polygons_need_a_size() -> None:
+    with pytest.raises(InputError, match="pass size"):
+        from_coco([[0, 0, 4, 0, 4, 4]])
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"P", id="cut"),
+        pytest.param(b"1", id="sum too small"),
+        pytest.param(b"d0L", id="20 and -4"),
+        pytest.param(b"`0" + b"0" * 40, id="16 and forty empty runs"),
+        pytest.param(b"`PPPPP0", id="16 in seven characters"),
+    ],
+)
+def test_every_reader_checks_what_it_is_given(counts: bytes) -> None:
+    good = encode_masks(np.ones((1, 4, 4), dtype=bool))[0]
+    bad = Rle(size=[4, 4], counts=counts)
+    for read in (decode_mask, area, bounding_box, lambda rle: union([rle]), lambda rle: union([good, rle])):
+        with pytest.raises(InputError):
+            read(bad)
+
+
+def check_reads_well_or_is_refused(segmentation: object) -> None:
+    """Either a named error, or a mask whose every view agrees; C code reading out of bounds would end the process."""
+    try:
+        rle = from_coco(segmentation, (6, 5))
+    except InputError:
+        return
+    mask = decode_mask(rle)
+    assert mask.shape == (6, 5)
+    assert encode_masks(mask[None]) == (rle,)
+    assert area(rle) == mask.sum()
+    assert union([rle, rle]) == rle
+    assert from_coco(to_coco(rle)) == rle
+
+
+ALPHABET = bytes(range(48, 112)).decode()
+
+
+@given(st.one_of(st.text(ALPHABET), st.binary(), st.text(), st.lists(st.integers(-3, 35), max_size=12)))
+@example("0" * 29 + "N")
+def test_fuzzed_counts(counts: object) -> None:
+    check_reads_well_or_is_refused({"size": [6, 5], "counts": counts})
+
+
+@given(st.data())
+def test_fuzzed_changes_to_good_counts(data: st.DataObject) -> None:
+    """Near misses: random counts seldom get past the first check."""
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=30, max_size=30))).reshape(1, 6, 5)
+    counts = bytearray(encode_masks(mask)[0]["counts"])
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, len(counts) - 1))
+        counts[place : place + data.draw(st.integers(0, 1))] = data.draw(st.sampled_from(ALPHABET)).encode()
+    check_reads_well_or_is_refused({"size": [6, 5], "counts": bytes(counts)})
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=31))
+def test_runs_read_as_they_are_counted(runs: list[int]) -> None:
+    """Uncompressed runs, empty ones too, against a count by hand."""
+    values = np.repeat(np.arange(len(runs)) % 2, runs)
+    if not len(values):
+        return
+    rle = from_coco({"size": [1, len(values)], "counts": runs})
+    np.testing.assert_array_equal(decode_mask(rle)[0], values)
+    assert encode_masks(values.astype(bool).reshape(1, 1, -1)) == (rle,)
+
+
+@given(st.lists(st.lists(st.floats(-40, 40), min_size=4, max_size=12), max_size=4))
+def test_fuzzed_polygons(polygons: list[list[float]]) -> None:
+    check_reads_well_or_is_refused(polygons)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
+def test_fuzzed_json(value: object) -> None:
+    check_reads_well_or_is_refused(value)
+    check_reads_well_or_is_refused({"size": value, "counts": value})
+    check_reads_well_or_is_refused({"size": [6, 5], "counts": value})

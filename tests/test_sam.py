@@ -1,0 +1,390 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from skimage import data
+from torch.nn import functional
+
+from patchmint.errors import ConfigError, InputError, WeightsMismatchError
+from patchmint.geometry.rle import area, decode_mask
+from patchmint.labelers.sam import (
+    METADATA_KEY,
+    OFFICIAL,
+    TINY,
+    SamArch,
+    SamMasker,
+    build_sam,
+    infer_arch,
+    load_sam,
+    untrained,
+)
+from patchmint.labelers.sam.frames import fast_mask_size, input_size, resample_low_res, resize_longest_side
+from patchmint.types import RgbImage, Rle
+from patchmint.weights.loading import load_state
+
+PHOTO: RgbImage = data.astronaut()[:400]  # 400 x 512
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam:
+    return untrained(TINY, seed=2)
+
+
+def random_boxes(seed: int, count: int, height: int, width: int) -> np.ndarray:
+    corners = np.random.default_rng(seed).random((count, 2, 2)) * (width, height)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+
+
+def stacked(rles: tuple[Rle, ...]) -> np.ndarray:
+    return np.stack([decode_mask(rle) for rle in rles]).astype(bool)
+
+
+def upstream_masks(model: Sam, image: RgbImage, boxes: np.ndarray) -> np.ndarray:
+    """One box at a time, the way upstream's README shows."""
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    return np.stack([predictor.predict(box=box, multimask_output=False)[0][0] for box in boxes])
+
+
+def upstream_logits(model: Sam, image: RgbImage, boxes: np.ndarray) -> np.ndarray:
+    """All boxes at once, logits at the picture's size."""
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    scaled = predictor.transform.apply_boxes(boxes, image.shape[:2])
+    logits, _, _ = predictor.predict_torch(
+        None, None, torch.as_tensor(scaled, dtype=torch.float), multimask_output=False, return_logits=True
+    )
+    return logits[:, 0].numpy()
+
+
+def assert_same_but_for_rounding(masks: np.ndarray, logits: np.ndarray) -> None:
+    """Another batch size adds up in another order: a pixel may differ where its logit is 0 to within rounding."""
+    differing = masks != (logits > 0)
+    assert np.abs(logits[differing]).max(initial=0) < 1e-5
+    assert differing.mean() < 1e-4
+    assert logits.std() > 0.01
+
+
+# -- parity with upstream ---------------------------------------------------------------------------------------------
+
+
+def test_masks_are_upstreams_bit_for_bit(model: Sam) -> None:
+    boxes = random_boxes(0, 8, 400, 512)
+    expected = upstream_masks(model, PHOTO, boxes)
+    masks = stacked(SamMasker(model, box_chunk=1).masks([PHOTO], [boxes])[0])
+    np.testing.assert_array_equal(masks, expected)
+    shares = masks.mean(axis=(1, 2))
+    assert (shares > 0.05).all()
+    assert (shares < 0.95).all()
+    assert np.unique(shares).size == len(boxes)  # the weights do look at the box
+
+
+def test_many_boxes_at_once_are_upstreams_bit_for_bit(model: Sam) -> None:
+    boxes = random_boxes(1, 40, 400, 512)
+    masks = stacked(SamMasker(model).masks([PHOTO], [boxes])[0])
+    np.testing.assert_array_equal(masks, upstream_logits(model, PHOTO, boxes) > 0)
+
+
+@pytest.mark.parametrize("box_chunk", [1, 3, 64])
+def test_the_chunk_size_changes_nothing(model: Sam, box_chunk: int) -> None:
+    boxes = random_boxes(2, 10, 400, 512)
+    masks = stacked(SamMasker(model, box_chunk=box_chunk).masks([PHOTO], [boxes])[0])
+    assert_same_but_for_rounding(masks, upstream_logits(model, PHOTO, boxes))
+
+
+@pytest.mark.parametrize("image_batch", [1, 2, 4])
+def test_a_batch_of_unlike_pictures_gives_what_each_gives_alone(model: Sam, image_batch: int) -> None:
+    images = [PHOTO, np.ascontiguousarray(PHOTO.transpose(1, 0, 2)), PHOTO[:80, :50], PHOTO[:40], data.coffee()]
+    boxes = [random_boxes(index, 1 + index, *image.shape[:2]) for index, image in enumerate(images)]
+    results = SamMasker(model, image_batch=image_batch).masks(images, boxes)
+    for image, array, rles in zip(images, boxes, results, strict=True):
+        assert_same_but_for_rounding(stacked(rles), upstream_logits(model, image, array))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0, 0, 512, 400),
+        (0, 0, 0, 0),
+        (512, 400, 512, 400),
+        (100, 50, 100, 300),
+        (300, 200, 100, 50),
+        (-50, -50, 700, 600),
+        (10.25, 20.5, 10.75, 20.625),
+    ],
+    ids=["whole picture", "first corner", "last corner", "a line", "corners swapped", "beyond", "under a pixel"],
+)
+def test_odd_boxes_are_treated_as_upstream_does(model: Sam, box: tuple[float, ...]) -> None:
+    boxes = np.array([box], dtype=np.float32)
+    masks = stacked(SamMasker(model).masks([PHOTO], [boxes])[0])
+    np.testing.assert_array_equal(masks, upstream_masks(model, PHOTO, boxes))
+
+
+# -- what upstream can't do -------------------------------------------------------------------------------------------
+
+
+def test_pictures_without_boxes_are_not_encoded(model: Sam) -> None:
+    batches: list[int] = []
+    hook = model.image_encoder.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    some = random_boxes(0, 2, 400, 512)
+    try:
+        masker = SamMasker(model, image_batch=2)
+        assert masker.masks([], []) == []
+        assert masker.masks([PHOTO, PHOTO], [nothing, nothing]) == [(), ()]
+        assert batches == []
+        results = masker.masks([PHOTO] * 5, [some, nothing, some, nothing, some])
+        assert batches == [2, 1]
+    finally:
+        hook.remove()
+    assert [len(rles) for rles in results] == [2, 0, 2, 0, 2]
+    assert results[0] == results[2]
+
+
+@pytest.mark.parametrize("coverage", ["exact", "fast"])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 2000), (2000, 1), (3, 2), (60, 1200), (1201, 61), (129, 128), (1000, 700)]
+)
+def test_extreme_shapes(model: Sam, coverage: str, height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    boxes = np.array([[0, 0, width, height], [0, 0, width / 2, height / 2]], dtype=np.float32)
+    rles = SamMasker(model, coverage=coverage).masks([image], [boxes])[0]
+    size = (height, width) if coverage == "exact" else fast_mask_size((height, width))
+    assert [rle["size"] for rle in rles] == [list(size)] * 2
+    assert size[0] <= height
+    assert size[1] <= width
+    assert max(size) == (max(height, width) if coverage == "exact" else min(512, max(height, width)))
+    if coverage == "exact" and max(height, width) < 256 * min(height, width):  # upstream rounds a side to 0 beyond
+        np.testing.assert_array_equal(stacked(rles), upstream_logits(model, image, boxes) > 0)
+
+
+def test_memory_does_not_grow_with_the_number_of_boxes() -> None:
+    script = """
+import resource, numpy as np
+from patchmint.labelers.sam import TINY, SamMasker, untrained
+masker = SamMasker(untrained(TINY, seed=2))
+for height, width, counts in ((300, 400, (64, 900)), (1200, 1600, (2, 40))):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for count in counts:
+        low = np.random.default_rng(1).random((count, 2)) * 100
+        boxes = np.concatenate([low, low + 200], axis=1).astype(np.float32)
+        assert len(masker.masks([image], [boxes])[0]) == count
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    small_64, small_900, large_2, large_40 = map(int, run.stdout.split())
+    # All boxes at once would need 900 x 300 x 400 x 4 bytes = 432 MB for the logits alone.
+    assert small_900 - small_64 < 100
+    # A chunk of 40 boxes at once would need 40 x 1200 x 1600 x 4 bytes = 307 MB.
+    assert large_40 - large_2 < 100
+
+
+def test_boxes_are_decoded_in_chunks_and_without_autograd(model: Sam) -> None:
+    chunks: list[tuple[int, bool]] = []
+    hook = model.mask_decoder.register_forward_hook(
+        lambda module, inputs, output: chunks.append((len(output[0]), output[0].requires_grad))
+    )
+    try:
+        SamMasker(model, box_chunk=3).masks([PHOTO], [random_boxes(0, 7, 400, 512)])
+    finally:
+        hook.remove()
+    assert chunks == [(3, False), (3, False), (1, False)]
+
+
+def test_calls_leave_nothing_behind(model: Sam) -> None:
+    masker = SamMasker(model)
+    boxes = random_boxes(0, 3, 300, 400)
+    first = masker.masks([PHOTO[:300, :400]], [boxes])
+    before = dict(vars(masker))
+    masker.masks([PHOTO], [random_boxes(5, 3, 400, 512)])
+    assert vars(masker) == before
+    assert masker.masks([PHOTO[:300, :400]], [boxes]) == first
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_wrong_is_named(model: Sam) -> None:
+    masker = SamMasker(model)
+    with pytest.raises(InputError, match="2 images but 1"):
+        masker.masks([PHOTO, PHOTO], [random_boxes(0, 1, 9, 9)])
+    for boxes in (np.zeros(4), np.zeros((1, 5)), np.array([[0, 0, np.nan, 1]]), np.array([[0, 0, np.inf, 1]])):
+        with pytest.raises(InputError, match="boxes of image 0"):
+            masker.masks([PHOTO], [boxes.astype(np.float32)])
+    with pytest.raises(ConfigError, match="coverage"):
+        SamMasker(model, coverage="quick")  # type: ignore[arg-type]
+    for setting in ({"box_chunk": 0}, {"image_batch": 0}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            SamMasker(model, **setting)
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(400, 512), (512, 400), (33, 77), (1, 1), (1, 100), (1023, 1024), (128, 128), (7, 3)])
+@pytest.mark.parametrize("image_size", [128, 1024])
+def test_pixels_are_resized_as_upstream_does(size: tuple[int, int], image_size: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = ResizeLongestSide(image_size).apply_image(image)
+    np.testing.assert_array_equal(resize_longest_side(image, image_size), expected)
+
+
+def test_a_side_never_vanishes() -> None:
+    assert input_size((1, 3000), 1024) == (1, 1024)
+    assert ResizeLongestSide.get_preprocess_shape(1, 3000, 1024) == (0, 1024)
+    assert fast_mask_size((1, 3000)) == (1, 512)
+
+
+def ellipses(size: tuple[int, int], seed: int, count: int) -> torch.Tensor:
+    """Low-res logits like a trained SAM's: smooth, about +-10, cut at 0 along ellipses all over the picture."""
+    rng = np.random.default_rng(seed)
+    valid = input_size(size, 1024)
+    rows, columns = np.mgrid[:256, :256] * 4.0 + 2.0
+    logits = []
+    for _ in range(count):
+        cy, cx = rng.random(2) * valid
+        ry, rx = np.exp(rng.uniform(np.log(16), np.log(600), 2))
+        distance = np.sqrt(((rows - cy) / ry) ** 2 + ((columns - cx) / rx) ** 2)
+        logits.append(np.clip((1 - distance) * min(ry, rx) / 4, -10, 10))
+    return torch.tensor(np.stack(logits)[:, None], dtype=torch.float32)
+
+
+def block_coverage(masks: np.ndarray, cells: int = 24) -> np.ndarray:
+    """Share covered of each cell of a square grid laid over the mask, pixels on a border counted in part."""
+
+    def overlaps(pixels: int) -> np.ndarray:
+        edges = np.arange(cells + 1) * pixels / cells
+        left, right = np.arange(pixels), np.arange(pixels) + 1
+        shared = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
+        return np.clip(shared, 0, None) * cells / pixels
+
+    return overlaps(masks.shape[1]) @ masks.astype(np.float64) @ overlaps(masks.shape[2]).T
+
+
+@pytest.mark.parametrize("size", [(480, 640), (683, 1000), (375, 500), (1000, 333), (100, 75)])
+def test_fast_masks_agree_with_exact_ones(size: tuple[int, int]) -> None:
+    logits = ellipses(size, seed=0, count=20)
+    valid = input_size(size, 1024)
+    crop = functional.interpolate(logits, (1024, 1024), mode="bilinear")[..., : valid[0], : valid[1]]
+    exact = (functional.interpolate(crop, size, mode="bilinear") > 0)[:, 0].numpy()
+    frame = fast_mask_size(size)
+    fast = (resample_low_res(logits, valid, 1024, frame) > 0)[:, 0].numpy()
+    rows = np.arange(size[0]) * frame[0] // size[0]
+    columns = np.arange(size[1]) * frame[1] // size[1]
+    pixels = (fast[:, rows][:, :, columns] != exact).mean()
+    fast_cells, exact_cells = block_coverage(fast), block_coverage(exact)
+    touched = ((fast_cells > 0) != (exact_cells > 0)).mean()
+    share = np.abs(fast_cells - exact_cells)
+    print(
+        f"{size}: pixels {pixels:.5f}, cells touched {touched:.5f}, share mean {share.mean():.5f} max {share.max():.4f}"
+    )
+    assert exact_cells.mean() > 0.05
+    assert pixels < 0.002
+    assert touched < 0.002
+    assert share.mean() < 0.001
+
+
+def test_fast_masks_lie_where_the_exact_ones_do() -> None:
+    """A straight edge, to a hundredth of the picture, in a picture whose input isn't a whole number of cells."""
+    size = (333, 1000)
+    valid = input_size(size, 1024)
+    ramp = (torch.arange(256) * 4.0 + 2.0).expand(256, 256)
+    for edge in (100.0, 511.0, 900.0):
+        logits = (edge - ramp)[None, None]
+        mask = resample_low_res(logits, valid, 1024, (170, 510))[0, 0] > 0
+        assert abs(mask.float().mean().item() - edge / 1024) < 0.002
+    for edge in (100.0, 200.0, 330.0):
+        logits = (edge - ramp.T)[None, None]
+        mask = resample_low_res(logits, valid, 1024, (170, 510))[0, 0] > 0
+        assert abs(mask.float().mean().item() - edge / valid[0]) < 0.004
+
+
+def test_fast_masks_of_the_model(model: Sam) -> None:
+    boxes = random_boxes(3, 12, 400, 512)
+    exact = stacked(SamMasker(model).masks([PHOTO], [boxes])[0])
+    fast = stacked(SamMasker(model, coverage="fast").masks([PHOTO], [boxes])[0])
+    assert fast.shape == exact.shape
+    assert (fast != exact).mean() < 0.02  # white noise at 32 x 32, the worst there is
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_untrained_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = untrained(TINY, 0), untrained(TINY, 0), untrained(TINY, 1)
+    build_sam(TINY)
+    assert torch.equal(torch.get_rng_state(), before)
+    for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(first.image_encoder.pos_embed, other.image_encoder.pos_embed)
+    assert not first.training
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_sizes_are_upstreams(name: str) -> None:
+    with torch.device("meta"):
+        ours = build_sam(OFFICIAL[name])
+        upstream = sam_model_registry[name.removeprefix("sam-").replace("-", "_")]()
+    tensors = ours.state_dict()
+    assert {key: value.shape for key, value in tensors.items()} == {
+        key: value.shape for key, value in upstream.state_dict().items()
+    }
+    assert str(ours) == str(upstream)  # kinds and sizes of all layers
+    for setting in ("num_heads", "window_size", "img_size", "input_image_size"):
+        mine, theirs = ([getattr(m, setting, None) for m in sam.modules()] for sam in (ours, upstream))
+        assert mine == theirs, setting
+    assert infer_arch(tensors, {}) == OFFICIAL[name]
+
+
+def test_a_tiny_model_survives_a_file_with_metadata(model: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    save_file(model.state_dict(), path, {METADATA_KEY: TINY.to_json()})
+    loaded = load_sam(load_state(path))
+    boxes = random_boxes(0, 4, 400, 512)
+    assert SamMasker(loaded).masks([PHOTO], [boxes]) == SamMasker(model).masks([PHOTO], [boxes])
+    assert not loaded.training
+    assert area(SamMasker(loaded).masks([PHOTO], [boxes])[0][0]) > 0
+
+
+def test_unknown_weights_are_refused_with_the_known_names(model: Sam) -> None:
+    tensors = model.state_dict()
+    for wrong in (tensors, {}, {"image_encoder.patch_embed.proj.weight": torch.tensor(1.0)}):
+        with pytest.raises(WeightsMismatchError, match="sam-vit-b, sam-vit-l, sam-vit-h"):
+            infer_arch(wrong, {})
+    no_blocks = {"image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)}
+    with pytest.raises(WeightsMismatchError, match="of width 768"):
+        infer_arch(no_blocks, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        TINY.to_json()[:-1],
+        TINY.to_json().replace('"depth": 2', '"depth": "2"'),
+        TINY.to_json().replace('"depth": 2', '"depth": 1'),
+        TINY.to_json().replace('"depth": 2', '"depth": 1000000'),
+        TINY.to_json().replace('"depth": 2', '"depth": 2, "colour": 3'),
+        TINY.to_json().replace('"num_heads": 2', '"num_heads": 3'),
+        TINY.to_json().replace('"embed_dim": 32', '"embed_dim": -32'),
+    ],
+)
+def test_damaged_metadata_is_refused(text: str) -> None:
+    with pytest.raises(WeightsMismatchError, match=METADATA_KEY):
+        infer_arch({}, {METADATA_KEY: text})
+
+
+def test_metadata_round_trip() -> None:
+    for arch in (TINY, *OFFICIAL.values()):
+        assert infer_arch({}, {METADATA_KEY: arch.to_json()}) == arch
+    with pytest.raises(ConfigError, match="global_attn_indexes"):
+        SamArch(embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(2,))

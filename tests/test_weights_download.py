@@ -1,0 +1,344 @@
+"""`patchmint.weights.download` against a real HTTP server on loopback that misbehaves in every way we know of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
+from patchmint.weights.download import pull
+from patchmint.weights.registry import Checkpoint
+from patchmint.weights.store import check_file
+
+
+def torch_bytes(count: int) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.arange(count)}, buffer)
+    return buffer.getvalue()
+
+
+PAYLOAD = torch_bytes(131_072)  # 1 MiB
+
+
+@dataclass
+class Behaviour:
+    """What the server does, and what it was asked."""
+
+    payload: bytes = PAYLOAD
+    etag: str | None = '"one"'
+    content_type: str = "application/octet-stream"
+    ranges: bool = True
+    cut_after: list[int] = field(default_factory=list)  # for each reply in turn: bytes of the body that are sent
+    statuses: list[int] = field(default_factory=list)  # for each reply in turn, before all goes well
+    length: int | None = None  # a Content-Length that is a lie
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+
+class Server:
+    def __init__(self) -> None:
+        self.behaviour = Behaviour()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                owner.answer(self)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/weights.pth"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        now = self.behaviour
+        now.asked.append(dict(request.headers))
+        if now.statuses:
+            status = now.statuses.pop(0)
+            if status != 200:
+                request.send_error(status)
+                return
+        body, start = now.payload, 0
+        wanted = request.headers.get("Range")
+        same = request.headers.get("If-Range") in (None, now.etag)
+        if wanted and now.ranges and same:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(body):
+                request.send_response(416)
+                request.send_header("Content-Range", f"bytes */{len(body)}")
+                request.send_header("Content-Length", "0")
+                request.end_headers()
+                return
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            body = body[start:]
+        else:
+            request.send_response(200)
+        request.send_header("Content-Type", now.content_type)
+        request.send_header("Content-Length", str(len(body) if now.length is None else now.length))
+        if now.etag:
+            request.send_header("ETag", now.etag)
+        request.end_headers()
+        if now.cut_after:
+            body = body[: now.cut_after.pop(0)]
+        request.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+def a_checkpoint(url: str, payload: bytes = PAYLOAD, **changes: object) -> Checkpoint:
+    digest = hashlib.sha256(payload).hexdigest()
+    made = Checkpoint("toy", "sam", "toy.pth", url, len(payload), digest, "none", "this test")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def range_start(headers: dict[str, str]) -> int:
+    return int(headers["Range"].removeprefix("bytes=").removesuffix("-"))
+
+
+def bring(server: Server, folder: Path, checkpoint: Checkpoint | None = None, **more: object) -> Path:
+    return pull(checkpoint or a_checkpoint(server.url), folder, retry_wait=0.001, **more)  # type: ignore[arg-type]
+
+
+def test_a_file_arrives_whole_under_its_final_name(server: Server, tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+    path = bring(server, tmp_path / "new" / "folder", progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == PAYLOAD
+    assert files(path.parent) == ["toy.pth"]
+    assert seen[-1] == (len(PAYLOAD), len(PAYLOAD))
+
+
+def test_a_sound_file_is_not_fetched_again_but_a_damaged_one_is(server: Server, tmp_path: Path) -> None:
+    path = bring(server, tmp_path)
+    bring(server, tmp_path)
+    assert len(server.behaviour.asked) == 1
+    path.write_bytes(PAYLOAD[:-1] + b"x")
+    assert bring(server, tmp_path).read_bytes() == PAYLOAD
+
+
+def test_cut_connections_are_resumed_where_they_broke(server: Server, tmp_path: Path) -> None:
+    server.behaviour.cut_after = [300_000, 200_000]
+    path = bring(server, tmp_path)
+    assert path.read_bytes() == PAYLOAD
+    first, second, third = server.behaviour.asked
+    assert "Range" not in first
+    assert second["If-Range"] == '"one"'
+    assert 0 < range_start(second) <= 300_000
+    assert range_start(second) < range_start(third) <= 500_000
+
+
+def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+    server.behaviour.cut_after = [300_000, 0, 0, 0, 0]
+    with pytest.raises(WeightsMissingError, match="run the same command again"):
+        bring(server, tmp_path)
+    kept = (tmp_path / "toy.pth.part").stat().st_size
+    assert 0 < kept <= 300_000
+    assert not (tmp_path / "toy.pth").exists()
+    server.behaviour = Behaviour()
+    assert bring(server, tmp_path).read_bytes() == PAYLOAD
+    assert range_start(server.behaviour.asked[0]) == kept
+    assert files(tmp_path) == ["toy.pth"]
+
+
+def test_a_server_that_ignores_ranges_makes_it_start_over(server: Server, tmp_path: Path) -> None:
+    server.behaviour.ranges = False
+    server.behaviour.cut_after = [300_000]
+    assert bring(server, tmp_path).read_bytes() == PAYLOAD
+
+
+def test_a_file_that_changed_in_between_is_not_spliced(server: Server, tmp_path: Path) -> None:
+    newer = torch_bytes(200_000)
+    checkpoint = a_checkpoint(server.url, size=None, sha256=None)
+    server.behaviour.cut_after = [300_000, 0, 0, 0, 0]
+    with pytest.raises(WeightsMissingError):
+        bring(server, tmp_path, checkpoint)
+    server.behaviour = Behaviour(payload=newer, etag='"two"')
+    assert bring(server, tmp_path, checkpoint).read_bytes() == newer
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_checksum_and_validator_nothing_is_resumed(server: Server, tmp_path: Path, etag: str | None) -> None:
+    server.behaviour = Behaviour(etag=etag, cut_after=[300_000])
+    path = bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
+    assert path.read_bytes() == PAYLOAD
+    assert all("Range" not in asked for asked in server.behaviour.asked)
+
+
+def test_a_partial_file_that_is_already_whole_is_verified_and_taken(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "toy.pth.part").write_bytes(PAYLOAD)
+    assert bring(server, tmp_path, a_checkpoint(server.url, size=None)).read_bytes() == PAYLOAD  # by way of a 416
+    assert len(server.behaviour.asked) == 1
+
+
+def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "toy.pth.part").write_bytes(PAYLOAD + b"more")
+    assert bring(server, tmp_path).read_bytes() == PAYLOAD
+
+
+def test_server_errors_are_retried(server: Server, tmp_path: Path) -> None:
+    said: list[str] = []
+    server.behaviour.statuses = [503, 503]
+    assert bring(server, tmp_path, notice=said.append).read_bytes() == PAYLOAD
+    assert sum("503" in line for line in said) == 2
+
+
+def test_server_errors_without_end_are_given_up(server: Server, tmp_path: Path) -> None:
+    server.behaviour.statuses = [503] * 10
+    with pytest.raises(WeightsMissingError, match="503"):
+        bring(server, tmp_path)
+    assert len(server.behaviour.asked) == 4
+    assert files(tmp_path) == []
+
+
+def test_a_missing_page_is_one_clear_error_at_once(server: Server, tmp_path: Path) -> None:
+    server.behaviour.statuses = [404]
+    with pytest.raises(WeightsMissingError, match="404") as caught:
+        bring(server, tmp_path)
+    assert server.url in str(caught.value)
+    assert str(tmp_path / "toy.pth") in str(caught.value)
+    assert len(server.behaviour.asked) == 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content_type", "page"),
+    [
+        ("text/html; charset=utf-8", b"Link does not exist"),
+        ("application/octet-stream", b"\n<!DOCTYPE html><html>Link does not exist</html>"),
+    ],
+)
+def test_a_web_page_is_refused_by_type_and_by_first_bytes(
+    server: Server, tmp_path: Path, content_type: str, page: bytes
+) -> None:
+    server.behaviour = Behaviour(payload=page, content_type=content_type)
+    with pytest.raises(WeightsCorruptError, match="web page") as caught:
+        bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
+    assert server.url in str(caught.value)
+    assert "by hand" in str(caught.value)
+    assert files(tmp_path) == []
+
+
+def test_wrong_bytes_of_the_right_size_are_deleted(server: Server, tmp_path: Path) -> None:
+    wrong = b"\0" * len(PAYLOAD)
+    server.behaviour.payload = wrong
+    with pytest.raises(WeightsCorruptError) as caught:
+        bring(server, tmp_path)
+    assert hashlib.sha256(wrong).hexdigest() in str(caught.value)
+    assert hashlib.sha256(PAYLOAD).hexdigest() in str(caught.value)
+    assert files(tmp_path) == []
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_fetched(server: Server, tmp_path: Path) -> None:
+    server.behaviour.payload = PAYLOAD + b"!"
+    with pytest.raises(WeightsCorruptError, match=str(len(PAYLOAD) + 1)):
+        bring(server, tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_written(server: Server, tmp_path: Path) -> None:
+    server.behaviour.length = 10**18
+    with pytest.raises(WeightsMissingError, match="free"):
+        bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
+    assert files(tmp_path) == []
+
+
+def test_a_dead_server_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissingError, match="connection failed"):
+        pull(a_checkpoint("http://127.0.0.1:1/toy.pth"), tmp_path, retry_wait=0.001)
+    assert files(tmp_path) == []
+
+
+def test_an_address_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissingError, match="check the address"):
+        pull(a_checkpoint("ftp://127.0.0.1/toy.pth"), tmp_path)
+
+
+def test_a_folder_that_can_not_be_written_is_one_clear_error(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WeightsMissingError, match="can't be written"):
+        bring(server, tmp_path / "file")
+
+
+def test_a_mirror_is_held_to_the_same_checksum(server: Server, tmp_path: Path) -> None:
+    checkpoint = a_checkpoint("http://127.0.0.1:1/gone.pth")
+    mirror = server.url.replace("http://", "http://user:secret@")
+    assert bring(server, tmp_path, checkpoint, url=mirror).read_bytes() == PAYLOAD
+    (tmp_path / "toy.pth").unlink()
+    server.behaviour.payload = b"\0" * len(PAYLOAD)
+    with pytest.raises(WeightsCorruptError) as caught:
+        bring(server, tmp_path, checkpoint, url=mirror)
+    assert "secret" not in str(caught.value)
+
+
+def test_without_a_published_checksum_the_file_is_opened_and_its_checksum_noted(server: Server, tmp_path: Path) -> None:
+    checkpoint = a_checkpoint(server.url, size=None, sha256=None)
+    path = bring(server, tmp_path, checkpoint)
+    note = json.loads((tmp_path / "toy.pth.pulled.json").read_text())
+    assert note["sha256"] == hashlib.sha256(PAYLOAD).hexdigest()
+    assert check_file(path, checkpoint).status == "ok"
+    torch.save({"weight": torch.arange(11)}, path)
+    assert check_file(path, checkpoint).status == "wrong checksum"
+
+
+def test_without_a_published_checksum_a_damaged_or_hostile_file_is_deleted(server: Server, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return eval, ("1",)
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "source.pth")
+    hostile = (tmp_path / "source.pth").read_bytes()
+    checkpoint = a_checkpoint(server.url, size=None, sha256=None)
+    folder = tmp_path / "weights"
+    for payload, error in ((PAYLOAD[:-100], WeightsCorruptError), (hostile, WeightsUnsafeError)):
+        server.behaviour.payload = payload
+        with pytest.raises(error):
+            bring(server, folder, checkpoint)
+        assert files(folder) == []
+
+
+PULL = """
+import sys
+from pathlib import Path
+from patchmint.weights.download import pull
+from patchmint.weights.registry import Checkpoint
+url, size, sha256, folder = sys.argv[1:]
+pull(Checkpoint("toy", "sam", "toy.pth", url, int(size), sha256, "none", "test"), Path(folder), retry_wait=0.3)
+"""
+
+
+def test_processes_at_once_wait_for_each_other(server: Server, tmp_path: Path) -> None:
+    server.behaviour.cut_after = [100_000, 100_000]
+    known = [str(len(PAYLOAD)), hashlib.sha256(PAYLOAD).hexdigest()]
+    command = [sys.executable, "-c", PULL, server.url, *known, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert len(server.behaviour.asked) == 3  # one process fetched, in three goes
+    assert (tmp_path / "toy.pth").read_bytes() == PAYLOAD
+    assert files(tmp_path) == ["toy.pth"]

@@ -1,0 +1,292 @@
+"""`patchmint.weights.loading`: official containers open, hostile and damaged files are one named error."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import omegaconf
+import pytest
+import pytorch_lightning.callbacks
+import pytorch_lightning.utilities.parsing
+import safetensors.torch
+import torch
+from torch import nn
+
+from patchmint.errors import (
+    WeightsCorruptError,
+    WeightsMismatchError,
+    WeightsMissingError,
+    WeightsUnsafeError,
+)
+from patchmint.weights.loading import load_into, load_state
+from patchmint.weights.registry import Checkpoint
+
+
+def a_state() -> dict[str, torch.Tensor]:
+    return dict(nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32)).state_dict())
+
+
+def same(loaded: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> bool:
+    return list(loaded) == list(saved) and all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+def saved(thing: object, path: Path, *, zipped: bool = True) -> Path:
+    torch.save(thing, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+class CallsSystem:
+    """Unpickled carelessly, it leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+class TestOfficialContainers:
+    def test_grounding_dino(self, tmp_path: Path, zipped: bool) -> None:
+        state = a_state()
+        inner = OrderedDict((f"module.{name}", tensor) for name, tensor in state.items())
+        path = saved({"model": inner}, tmp_path / "dino.pth", zipped=zipped)
+        assert same(load_state(path).tensors, state)
+
+    def test_sam(self, tmp_path: Path, zipped: bool) -> None:
+        state = a_state()
+        found = load_state(saved(OrderedDict(state), tmp_path / "sam.pth", zipped=zipped))
+        assert same(found.tensors, state)
+        assert found.path == tmp_path / "sam.pth"
+        assert found.metadata == {}
+
+    def test_vqgan_with_genuine_lightning_and_omegaconf_objects(self, tmp_path: Path, zipped: bool) -> None:
+        state = a_state()
+        config = omegaconf.OmegaConf.create(
+            {"n_embed": 16384, "ddconfig": {"ch_mult": [1, 1, 2, 2, 4], "double_z": False}}
+        )
+        callback = pytorch_lightning.callbacks.ModelCheckpoint
+        checkpoint = {
+            "epoch": 1,
+            "pytorch-lightning_version": "1.0.8",
+            "callbacks": {callback: {"best_model_score": torch.tensor(0.5), "dirpath": "logs"}},
+            "optimizer_states": [{"state": defaultdict(dict, {0: {"step": 3}})}],
+            "state_dict": OrderedDict(state),
+            "hyper_parameters": pytorch_lightning.utilities.parsing.AttributeDict(config=config),
+        }
+        path = saved(checkpoint, tmp_path / "last.ckpt", zipped=zipped)
+        with pytest.raises(pickle.UnpicklingError):  # why stubs are needed at all
+            torch.load(path, weights_only=True)
+        allowed = set(torch.serialization.get_safe_globals())
+        assert same(load_state(path).tensors, state)
+        assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "in-a-state-dict"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "raw-0", "raw-2", "raw-4"])
+def test_hostile_pickles_never_run(tmp_path: Path, form: str, nested: bool) -> None:
+    marker = tmp_path / "marker"
+    hostile: object = CallsSystem(marker)
+    if nested:
+        hostile = {"state_dict": {**a_state(), "extra": hostile}}
+    path = tmp_path / "hostile.pth"
+    if form.startswith("raw"):
+        path.write_bytes(pickle.dumps(hostile, protocol=int(form[-1])))
+    else:
+        saved(hostile, path, zipped=form == "zip")
+    with pytest.raises(WeightsUnsafeError, match=r"(posix|nt)\.system"):
+        load_state(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False) if not form.startswith("raw") else pickle.loads(path.read_bytes())
+    assert marker.exists(), "the attack itself doesn't work, so the test proves nothing"
+
+
+@pytest.mark.parametrize("code", [b"cbuiltins\neval\n(S'1'\ntR.", b"\x80\x02cposix\nsystem\nX\x01\x00\x00\x00a\x85R."])
+@pytest.mark.parametrize("part", ["magic", "object"])
+def test_hostile_code_before_the_state_dict_of_a_legacy_file(tmp_path: Path, code: bytes, part: str) -> None:
+    path = saved(a_state(), tmp_path / "legacy.pth", zipped=False)
+    content = path.read_bytes()
+    path.write_bytes(code + content if part == "magic" else content[: content.index(b".") + 1] + code + content)
+    with pytest.raises(WeightsUnsafeError, match=r"builtins\.eval|posix\.system"):
+        load_state(path)
+
+
+class RunsTorchHub:
+    def __reduce__(self) -> tuple[object, ...]:
+        return torch.hub.load, ("somebody/something", "model")
+
+
+class RunsEval:
+    def __reduce__(self) -> tuple[object, ...]:
+        return eval, ("1",)
+
+
+@pytest.mark.parametrize(("thing", "name"), [(RunsTorchHub(), "torch.hub.load"), (RunsEval(), "eval")])
+def test_names_inside_torch_are_no_loophole(tmp_path: Path, thing: object, name: str) -> None:
+    with pytest.raises(WeightsUnsafeError, match=name):
+        load_state(saved({"state_dict": thing}, tmp_path / "hostile.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_cut_anywhere_is_corrupt(tmp_path: Path, zipped: bool) -> None:
+    path = saved({"model": a_state()}, tmp_path / "whole.pth", zipped=zipped)
+    content = path.read_bytes()
+    cut = tmp_path / "cut.pth"
+    for length in {1, 3, 4, 16, 100, len(content) // 3, len(content) // 2, len(content) - 200, len(content) - 1}:
+        cut.write_bytes(content[:length])
+        with pytest.raises(WeightsCorruptError):
+            load_state(cut)
+
+
+def test_the_expected_size_is_told_where_it_is_known(tmp_path: Path) -> None:
+    path = saved(a_state(), tmp_path / "sam.pth")
+    size = path.stat().st_size
+    known = Checkpoint("toy", "sam", "sam.pth", "http://x/", size, None, "none", "this test")
+    assert load_state(path, known).tensors
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WeightsCorruptError, match=f"cut off: it has {size - 10} bytes, toy has {size}"):
+        load_state(path, known)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_garbled_files_never_load_silently_or_crash(tmp_path: Path, zipped: bool) -> None:
+    state = a_state()
+    path = saved(state, tmp_path / "whole.pth", zipped=zipped)
+    content = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for position in torch.randint(len(content), (60,), generator=generator).tolist():
+        garbled = bytearray(content)
+        garbled[position] ^= 0xFF
+        path.write_bytes(garbled)
+        try:
+            loaded = load_state(path).tensors
+        except (WeightsCorruptError, WeightsUnsafeError):
+            continue
+        if zipped:  # what loads is equal: the byte was padding. Legacy files have no check sums.
+            assert same(loaded, state)
+
+
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+    state = {"weight": torch.zeros(1000)}
+    path = saved(state, tmp_path / "whole.pth")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\0" * 4000) + 2000] = 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["weight"].count_nonzero() == 1  # torch itself doesn't notice
+    with pytest.raises(WeightsCorruptError, match="damaged"):
+        load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"  <!DOCTYPE html>\n<html><p>Link does not exist", "web page"),
+        (b"\xef\xbb\xbf<HTML><body>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"hello, I am text\n", "text file"),
+        (os.urandom(10), "damaged|text"),
+        (pickle.dumps({"model": [1, 2]}), "bare pickle"),
+        (b"\x80\x02", "bare pickle"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsCorruptError, match=says):
+        load_state(path)
+
+
+def test_a_zip_that_torch_did_not_write(tmp_path: Path) -> None:
+    for name, method, says in (("readme.txt", 0, "not one that torch.save wrote"), ("a/data.pkl", 8, "compressed")):
+        with zipfile.ZipFile(tmp_path / "other.zip", "w", compression=method) as archive:
+            archive.writestr(name, b"x" * 1000)
+        with pytest.raises(WeightsCorruptError, match=says):
+            load_state(tmp_path / "other.zip")
+
+
+def test_a_newer_pickle_protocol_is_named(tmp_path: Path) -> None:
+    torch.save(a_state(), tmp_path / "new.pth", pickle_protocol=4)
+    with pytest.raises(WeightsCorruptError, match="pickle protocol"):
+        load_state(tmp_path / "new.pth")
+
+
+@pytest.mark.parametrize(
+    "thing", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}, {"w": torch.empty(2, device="meta")}]
+)
+def test_a_torch_file_without_a_state_dict(tmp_path: Path, thing: object) -> None:
+    with pytest.raises(WeightsCorruptError, match="no state dict"):
+        load_state(saved(thing, tmp_path / "other.pth"))
+
+
+def test_parameters_come_detached_and_on_the_cpu(tmp_path: Path) -> None:
+    found = load_state(saved({"weight": nn.Parameter(torch.ones(3))}, tmp_path / "p.pth"))
+    assert not found.tensors["weight"].requires_grad
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.pth", tmp_path):
+        with pytest.raises(WeightsMissingError, match="can't be read"):
+            load_state(path)
+
+
+class TestSafetensors:
+    def test_tensors_and_metadata(self, tmp_path: Path) -> None:
+        state = a_state()
+        path = tmp_path / "demo.safetensors"
+        safetensors.torch.save_file(state, path, metadata={"config": "{}", "seed": "7"})
+        found = load_state(path)
+        assert same(dict(sorted(found.tensors.items())), dict(sorted(state.items())))
+        assert found.metadata == {"config": "{}", "seed": "7"}
+
+    def test_cut_anywhere(self, tmp_path: Path) -> None:
+        path = tmp_path / "demo.safetensors"
+        safetensors.torch.save_file(a_state(), path)
+        content = path.read_bytes()
+        for length in (1, 8, 20, 200, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:length])
+            with pytest.raises(WeightsCorruptError):
+                load_state(path)
+
+
+class TestLoadInto:
+    def test_strict_and_ignored(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+        state = {**source.state_dict(), "loss.perceptual": torch.zeros(1)}
+        found = load_state(saved({"state_dict": state}, tmp_path / "v.ckpt"))
+        with pytest.raises(WeightsMismatchError, match=r"a toy.*1 unexpected \(loss\.perceptual\)"):
+            load_into(target, found, what="a toy")
+        load_into(target, found, what="a toy", ignored=("loss.",))
+        assert torch.equal(target.weight, source.weight)
+
+    def test_everything_that_does_not_fit_is_listed_and_nothing_is_copied(self, tmp_path: Path) -> None:
+        target = nn.Linear(3, 2)
+        before = target.weight.clone()
+        state = {"weight": torch.zeros(2, 4), **{f"other{i}": torch.zeros(1) for i in range(9)}}
+        found = load_state(saved(state, tmp_path / "v.ckpt"))
+        with pytest.raises(WeightsMismatchError) as caught:
+            load_into(target, found, what="a toy of 3 x 2")
+        message = str(caught.value)
+        for part in (
+            "1 missing (bias)",
+            "9 unexpected (other0,",
+            "...",
+            "weight: (2, 4) in the file, (2, 3) in the model",
+        ):
+            assert part in message
+        assert "other8" not in message
+        assert torch.equal(target.weight, before)
+
+
+def test_the_same_bytes_from_a_stream_prove_the_fixture_is_a_real_lightning_file() -> None:
+    buffer = io.BytesIO()
+    torch.save({"callbacks": {pytorch_lightning.callbacks.ModelCheckpoint: {}}}, buffer)
+    buffer.seek(0)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    assert names == ["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
