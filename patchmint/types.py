@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.errors import TextError
+from patchmint.errors import PluginError, TextError
 
 if TYPE_CHECKING:
     from patchmint.geometry.grid import PatchGrid
@@ -99,6 +99,9 @@ class Instances:
         scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
+
+    Raises:
+        PluginError: the arrays don't have N rows each, or masks differ in size.
     """
 
     image_size: Size
@@ -107,6 +110,17 @@ class Instances:
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.masks)
+        shapes = (self.text_index.shape, self.scores.shape, self.boxes.shape, self.spans.shape)
+        if shapes != ((n,), (n,), (n, 4), (n, 2)):
+            raise PluginError(
+                f"a segmenter gave {n} masks, but text_index, scores, boxes and spans of shapes {shapes}; "
+                f"they must be ({n},), ({n},), ({n}, 4) and ({n}, 2)"
+            )
+        if len({tuple(mask["size"]) for mask in self.masks}) > 1:
+            raise PluginError("a segmenter gave masks of several sizes for one image; they must have one size")
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -130,4 +130,4 @@ def test_detections_are_those_of_upstreams_predict(detector, prompts, refined, r
             int(place) for place, token in zip(prompts[row].places, prompts[row].tokens, strict=True) if token.readable
         ]
         spoken_for = 1 / (1 + np.exp(-reference[f"{name}/raw_logits"][:, words].max(axis=1))) > 0.5
-        assert len(ours.scores) == spoken_for.sum() > 10
+        assert len(ours.scores) == spoken_for.sum() > 5

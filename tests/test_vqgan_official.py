@@ -18,7 +18,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
-from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, infer_arch
+from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, build_vqgan, infer_arch
 from patchmint.types import RgbImage, Tokens
 from patchmint.weights.loading import load_state
 
@@ -106,11 +106,6 @@ def assert_best(scores: Tensor, codes: Any) -> None:
     assert (scores.amax(dim=1) - chosen).max() < 1e-3 * scores.std(dim=1).mean()
 
 
-def assert_preview(preview: RgbImage, drawn: Tensor) -> None:
-    expected = (drawn[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5
-    assert np.abs(preview - expected).max() < 0.6
-
-
 def test_f16_16384(checkpoint: Path) -> None:
     upstream = Upstream(F16)
     quantizer = VectorQuantizer(16384, 256, beta=0.25)
@@ -124,17 +119,20 @@ def test_f16_16384(checkpoint: Path) -> None:
 
     state = load_state(checkpoint)
     assert infer_arch(state.tensors, state.metadata) == OFFICIAL["vqgan-imagenet-f16-16384"]
-    tokenizer = VqganTokenizer.from_state(state, name="f16", size=SIZE, fit="squash", batch_size=5)
+    model = build_vqgan(OFFICIAL["vqgan-imagenet-f16-16384"], state)
+    tokenizer = VqganTokenizer(model, name="f16", size=SIZE, fit="squash", batch_size=5)
     batch = grids(tokenizer.tokenize(PHOTOS))
     np.testing.assert_array_equal(batch, expected)
 
-    alone = grids([tokenizer.tokenize([photo])[0] for photo in PHOTOS[:2]])
+    alone = grids(tokenizer.tokenize(PHOTOS[:1]))
     # Other rounding in a batch may turn a near tie (none on the machine where this was written), and nothing else.
-    assert (alone != batch[:2]).sum() <= 2
-    assert_best(-torch.cdist(seen[: 2 * 256].double(), quantizer.embedding.weight.double()).square(), alone)
+    assert (alone != batch[:1]).sum() <= 2
+    assert_best(-torch.cdist(seen[:256].double(), quantizer.embedding.weight.double()).square(), alone)
 
-    preview = tokenizer.decode([Tokens(batch[0][..., None])])[0]
-    assert_preview(preview, upstream.decode(quantizer.get_codebook_entry(expected[:1].flatten(), (1, 16, 16, 256))))
+    # A quarter of a photo: the decoder is convolutional, and a whole one takes four times as long.
+    corner = expected[:1, :8, :8]
+    drawn = upstream.decode(quantizer.get_codebook_entry(corner.flatten(), (1, 8, 8, 256)))
+    torch.testing.assert_close(model.decode(corner), drawn, rtol=0, atol=1e-4)
 
 
 def test_gumbel_f8_8192(checkpoint: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry import Placement, coverage_share, coverage_to_uint8
-from patchmint.geometry.coverage import LEVELS
 from patchmint.geometry.rle import decode_mask, union
 from patchmint.types import Instances, Rle, Span
 
@@ -76,8 +75,13 @@ def label_phrases(instances: Instances, placement: Placement, min_coverage: floa
 
 
 def select_patches(coverage: Grid, min_coverage: float) -> Grid:
-    """Turn stored coverage into labels: 1 where `coverage / 255 > min_coverage`."""
-    return (coverage > min_coverage * LEVELS).astype(np.uint8)
+    """Turn stored coverage into labels: 1 where a patch is covered by more than `min_coverage`.
+
+    Coverage is rounded up, so the threshold is too: a patch covered by exactly that share is not kept (nor one that is
+    over it by less than the 1/255 that is stored).
+    """
+    threshold = coverage_to_uint8(np.array(min_coverage))
+    return (coverage > threshold).astype(np.uint8)
 
 
 def _coverage(masks: list[Rle], placement: Placement) -> Grid:

@@ -78,6 +78,8 @@ class AnnotationModels:
         for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
             placement = self.grid.place((image.shape[0], image.shape[1]))
             found = instances[index] if instances is not None else None
+            if found is not None:
+                _check_texts(found, image_texts)
             annotated.append(
                 AnnotatedImage(
                     placement=placement,
@@ -101,6 +103,15 @@ def resolve_grid(config: AnnotatorConfig) -> PatchGrid:
         return grid_preset(config.grid)
     spelled = config.grid
     return PatchGrid(spelled.rows, spelled.cols, spelled.patch_px, Fit(spelled.fit))
+
+
+def _check_texts(instances: Instances, texts: Sequence[Text]) -> None:
+    for text_index, (start, end) in zip(instances.text_index, instances.spans, strict=True):
+        if not 0 <= text_index < len(texts) or not 0 <= start < end <= len(texts[text_index].content):
+            raise PluginError(
+                f"a segmenter named characters {start} to {end} of text {text_index}; there are {len(texts)} texts, "
+                "and a span must lie inside its text"
+            )
 
 
 def _check_lengths(images: int, *answers: list[Instances] | list[Tokens] | None) -> None:
