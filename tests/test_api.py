@@ -1,0 +1,202 @@
+"""The Python API on the untrained models: shapes, sources, texts, pictures, bad input."""
+
+from __future__ import annotations
+
+import io
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from patchmint import Annotator, Text, UntrainedWarning
+from patchmint.api.document import AnnotationDocument
+from patchmint.errors import ConfigError, ImageDecodeError, ImageTooLargeError, InputError, TextError, WeightsError
+
+PHOTO = data.chelsea()
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    with pytest.warns(UntrainedWarning, match="mean nothing"):
+        return Annotator.from_preset("untrained-tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def annotation(annotator):
+    return annotator.annotate(PHOTO, ["a cat on a sofa", "two dogs"])
+
+
+def png(array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_shapes_and_types(annotation):
+    assert annotation.selector.shape == annotation.coverage.shape == (2, 24, 24)
+    assert annotation.selector.dtype == annotation.coverage.dtype == np.uint8
+    np.testing.assert_array_equal(annotation.selector, annotation.coverage > 0)
+    assert not annotation.selector[:, annotation.inside == 0].any()
+    assert annotation.inside.shape == (24, 24)
+    assert annotation.codes.dtype == np.int32
+    assert annotation.codes.ndim == 2
+    assert annotation.phrases
+    for phrase in annotation.phrases:
+        assert phrase.text == annotation.texts[phrase.text_index].content[slice(*phrase.span)]
+
+
+def test_labels_of_a_text_are_the_union_of_its_phrases(annotation):
+    for text in range(2):
+        kept = [label.selector for label in annotation.phrase_labels if label.text_index == text]
+        np.testing.assert_array_equal(np.maximum.reduce(kept), annotation.selector[text])
+
+
+@pytest.mark.parametrize("source", ["path", "bytes", "pil", "array"])
+def test_sources_give_the_same(annotator, annotation, tmp_path, source):
+    (tmp_path / "cat.png").write_bytes(png(PHOTO))
+    image = {
+        "path": tmp_path / "cat.png",
+        "bytes": png(PHOTO),
+        "pil": Image.fromarray(PHOTO),
+        "array": PHOTO,
+    }[source]
+    again = annotator.annotate(image, ["a cat on a sofa", "two dogs"])
+    np.testing.assert_array_equal(again.coverage, annotation.coverage)
+    np.testing.assert_array_equal(again.codes, annotation.codes)
+
+
+def test_one_text_or_many_is_the_same(annotator, annotation):
+    alone = annotator.annotate(PHOTO, "two dogs")
+    assert alone.selector.shape == (1, 24, 24)
+    np.testing.assert_array_equal(alone.selector[0], annotation.selector[1])
+
+
+def test_same_seed_same_labels(annotation):
+    with pytest.warns(UntrainedWarning):
+        other = Annotator.from_config({"models": "untrained-tiny"}, device="cpu")
+    again = other.annotate(PHOTO, ["a cat on a sofa", "two dogs"])
+    np.testing.assert_array_equal(again.coverage, annotation.coverage)
+    np.testing.assert_array_equal(again.codes, annotation.codes)
+
+
+def test_pictures(annotation):
+    picture = annotation.overlay(1)
+    assert picture.mode == "RGB"
+    assert max(picture.size) <= 1600
+    assert Image.open(io.BytesIO(annotation._repr_png_())).format == "PNG"
+    with pytest.raises(InputError, match="texts 0 to 1"):
+        annotation.overlay(2)
+
+
+def test_document_keeps_its_schema(annotation):
+    document = annotation.to_document()
+    text = document.model_dump_json(by_alias=True)
+    jsonschema.validate(document.model_dump(mode="json", by_alias=True), AnnotationDocument.model_json_schema())
+    assert AnnotationDocument.model_validate_json(text) == document
+    assert document.notice
+    assert "null" not in text
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
+def test_labels_or_codes_alone():
+    labels = Annotator.from_preset("untrained-tiny", device="cpu", tokens=None).annotate(PHOTO, "a cat")
+    with pytest.raises(InputError, match="tokens are null"):
+        _ = labels.codes
+    codes = Annotator.from_preset("untrained-tiny", device="cpu", labels=None).annotate(PHOTO, "a cat")
+    assert codes.phrases == codes.phrase_labels == []
+    with pytest.raises(InputError, match="labels are null"):
+        _ = codes.selector
+    for each in (labels, codes):
+        jsonschema.validate(
+            each.to_document().model_dump(mode="json", by_alias=True), AnnotationDocument.model_json_schema()
+        )
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
+@pytest.mark.parametrize("grid", ["llava-1.5-pretrain", "llava-1.6", "siglip-so400m-384", "seed-224"])
+def test_every_grid(grid):
+    annotator = Annotator.from_preset("untrained-tiny", device="cpu", grid=grid, tokens=None)
+    for photo in (PHOTO, PHOTO[:, :20]):
+        annotation = annotator.annotate(photo, "a cat")
+        assert annotation.selector.shape[1:] == annotation.placement.shape == annotation.inside.shape
+        annotation.overlay()
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
+def test_fast_coverage_agrees_with_exact(annotation):
+    fast = Annotator.from_preset("untrained-tiny", device="cpu", labels={"coverage": "fast"}, tokens=None)
+    coverage = fast.annotate(PHOTO, ["a cat on a sofa", "two dogs"]).coverage
+    assert np.abs(coverage.astype(int) - annotation.coverage).mean() < 3  # of 255
+    assert ((coverage > 0) != (annotation.coverage > 0)).mean() < 0.03
+
+
+# ---- bad input: the table in docs/bad-input.md -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ("missing.jpg", ImageDecodeError, "missing.jpg"),
+        (b"", ImageDecodeError, "no bytes|empty|zero bytes"),
+        (b"hello, I am a text file\n" * 50, ImageDecodeError, "JPEG, PNG, WebP, BMP or GIF"),
+        (png(PHOTO)[:5000], ImageDecodeError, "cut short|truncated|damaged"),
+        (np.zeros((0, 10, 3), np.uint8), ImageDecodeError, "pixel"),
+        (np.full((10, 10, 3), np.nan), ImageDecodeError, "uint8"),
+        (np.zeros((10, 10, 7), np.uint8), ImageDecodeError, "shape|\\(H, W, 3\\)"),
+        (None, ImageDecodeError, "NoneType"),
+    ],
+)
+def test_bad_images_have_names(annotator, image, error, message):
+    with pytest.raises(error, match=message):
+        annotator.annotate(image, "a cat")
+
+
+def test_a_bomb_is_refused_by_its_header(annotator):
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 200_000
+    with pytest.raises(ImageTooLargeError, match="400"):
+        annotator.annotate(buffer.getvalue(), "a cat")
+
+
+@pytest.mark.parametrize("text", ["", "   \n", [], ["a cat", ""], 7, [None]])
+def test_no_text_has_a_name(annotator, text):
+    with pytest.raises((TextError, TypeError)):
+        annotator.annotate(PHOTO, text)
+
+
+@pytest.mark.parametrize("text", ["🐱🐶", "...", "?!", "‮\u0000"])
+def test_nothing_to_read_is_an_empty_label(annotator, text):
+    annotation = annotator.annotate(PHOTO, ["a cat", text])
+    assert not annotation.selector[1].any()
+    assert annotation.selector[0].any()
+    annotation.overlay(1)
+
+
+def test_50_kilobytes_of_text(annotator):
+    text = "a cat sits on the red sofa, and nobody minds. " * 1100
+    annotation = annotator.annotate(PHOTO[:100, :100], text)
+    assert annotation.selector.shape == (1, 24, 24)
+    starts = [phrase.span[0] for phrase in annotation.phrases]
+    assert max(starts) > 49_000  # the end of the text was looked for too
+    annotation.overlay()
+
+
+def test_bad_settings_have_names():
+    with pytest.raises(ConfigError, match="presets: official"):
+        Annotator.from_preset("oficial")
+    with pytest.raises(ConfigError, match="device 'abacus'"):
+        Annotator.from_preset("untrained-tiny", device="abacus")
+
+
+def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match="patchmint models pull groundingdino-swint-ogc"):
+        Annotator.from_preset("official", device="cpu")
+
+
+def test_phrases_of_ones_own(annotator):
+    text = Text.from_phrases(["a cat", "a green sofa"])
+    assert annotator.annotate(PHOTO, text).texts[0].content == "a cat . a green sofa"

@@ -1,0 +1,104 @@
+"""`patchmint label` as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).parent.parent
+SCHEMA = ROOT / "docs" / "schemas" / "annotation.schema.json"
+
+
+def patchmint(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "patchmint", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    Image.fromarray(data.chelsea()).save(path)
+    return path
+
+
+def test_json_follows_the_documented_schema(photo, tmp_path):
+    out = tmp_path / "o.png"
+    texts = ("--text", "a cat on a sofa", "--text", "two dogs")
+    done = patchmint("label", photo, *texts, "--models", "untrained-tiny", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, json.loads(SCHEMA.read_text()))
+    assert document["texts"] == ["a cat on a sofa", "two dogs"]
+    assert np.array(document["selector"]).shape == (2, 24, 24)
+    assert "mean nothing" in document["notice"]
+    assert "mean nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert Image.open(out).format == "PNG"
+    assert Image.open(tmp_path / "o-1.png").format == "PNG"
+
+
+def test_schema_in_the_docs_is_todays():
+    done = subprocess.run(
+        [sys.executable, "-m", "patchmint.api.document"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == SCHEMA.read_text()
+
+
+def test_plain_output_is_for_people(photo):
+    done = patchmint("label", photo, "-t", "a cat \x1b[31mred\x1b[0m", "--models", "untrained-tiny", NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert "patches kept" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.png", "--text", "a cat"), "missing.png"),
+        (("{photo}", "--text", " "), "blank"),
+        (("{photo}",), "--text"),
+        (("{photo}", "--text", "a cat", "--grid", "llava"), "did you mean"),
+        (("{photo}", "--text", "a cat", "--prompt", "words"), "labels.prompt"),
+        (("{photo}", "--text", "a cat", "--out", "no/such/folder/o.png"), "no folder"),
+        (("{photo}", "--text", "a cat", "--tokens-size", "100"), "multiple"),
+        (("{photo}", "--text", "a cat", "--colour"), "--colour"),
+        (("{photo}", "--text", "a cat", "--tokenizer", "no-such-thing"), "no-such-thing"),
+        ((str(ROOT / "README.md"), "--text", "a cat"), "JPEG"),
+    ],
+)
+def test_bad_usage_ends_with_2_and_one_message(photo, arguments, message):
+    filled = [argument.replace("{photo}", str(photo)) for argument in arguments]
+    done = patchmint("label", *filled, "--models", "untrained-tiny")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_weights_end_with_2_and_the_command(photo, tmp_path):
+    done = patchmint("label", photo, "--text", "a cat", PATCHMINT_WEIGHTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "patchmint models pull" in done.stderr
+
+
+def test_help_has_examples_and_version_is_told():
+    done = patchmint("label", "--help", NO_COLOR="1", COLUMNS="120")
+    assert done.returncode == 0
+    assert "--models untrained-tiny" in done.stdout
+    assert patchmint("--version").stdout.startswith("patchmint ")

@@ -1,0 +1,149 @@
+"""Models from an outside package, really installed: a segmenter without boxes, a 1-D tokenizer, and broken ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).parent.parent
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "toy-models"
+version = "1"
+[tool.setuptools]
+py-modules = ["toy_models"]
+[project.entry-points."patchmint.segmenters"]
+toy-brightness = "toy_models:Brightness"
+toy-broken = "toy_models:broken"
+toy-no-segmenter = "toy_models:NoSegmenter"
+toy-liar = "toy_models:Liar"
+[project.entry-points."patchmint.tokenizers"]
+toy-1d = "toy_models:Histogram"
+"""
+
+MODELS = '''
+"""A segmenter that finds whatever is bright, and a tokenizer whose codes have no place in the image."""
+import numpy as np
+from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.types import UNKNOWN_SCORE, Instances, TokenizerSpec, Tokens
+
+
+class Brightness:
+    """No boxes, no scores, no spans: the least that a text-prompted segmenter can know."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def segment(self, images, texts):
+        return [self._one(image, image_texts) for image, image_texts in zip(images, texts)]
+
+    def _one(self, image, texts):
+        masks = encode_masks(np.stack([image.mean(axis=2) > 100 + 20 * n for n in range(len(texts))]))
+        n = len(texts)
+        return Instances(
+            image_size=image.shape[:2],
+            masks=masks,
+            text_index=np.arange(n),
+            scores=np.full(n, UNKNOWN_SCORE, np.float32),
+            boxes=np.array([bounding_box(mask) for mask in masks], np.float32).reshape(n, 4),
+            spans=np.array([(0, len(text.content)) for text in texts]),
+        )
+
+
+class Histogram:
+    """32 codes: the commonest brightness levels, quantised."""
+
+    spec = TokenizerSpec("toy-1d", (32,), (64,), None, "histogram-32")
+
+    def __init__(self, device):
+        self.device = device
+
+    def tokenize(self, images):
+        return [Tokens((np.histogram(i, 32, (0, 256))[0][:, None] * 63 // i.size).astype(np.int32)) for i in images]
+
+    def decode(self, tokens):
+        raise NotImplementedError
+
+
+def broken(device):
+    raise RuntimeError("out of luck")
+
+
+class NoSegmenter:
+    def __init__(self, device):
+        pass
+
+
+class Liar(Brightness):
+    def segment(self, images, texts):
+        return super().segment(images, texts)[:-1]
+'''
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The plug-in package, built and installed by the real installer into a folder of its own."""
+    project = tmp_path_factory.mktemp("toy")
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "toy_models.py").write_text(MODELS)
+    target = project / "site"
+    uv = Path(sys.executable).parent / "uv"
+    command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--offline", "--target", target, project], check=True, capture_output=True)
+    return target
+
+
+def label(installed: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    photo = tmp_path / "cat.png"
+    Image.fromarray(data.chelsea()).save(photo)
+    return subprocess.run(
+        [sys.executable, "-m", "patchmint", "label", str(photo), "--models", "untrained-tiny", *arguments],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_outside_models_take_part(installed, tmp_path):
+    arguments = ("--segmenter", "toy-brightness", "--tokenizer", "toy-1d", "--text", "bright", "--text", "brighter")
+    done = label(installed, tmp_path, *arguments, "--out", str(tmp_path / "o.png"), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, json.loads((ROOT / "docs" / "schemas" / "annotation.schema.json").read_text()))
+    assert len(document["codes"]) == 32
+    assert document["notice"] == ""
+    assert [phrase["score"] for phrase in document["phrases"]] == [-1.0, -1.0]
+    assert [phrase["text"] for phrase in document["phrases"]] == ["bright", "brighter"]
+    kept = [sum(map(sum, grid)) for grid in document["selector"]]
+    assert kept[0] > kept[1] > 0
+    assert label(installed, tmp_path, *arguments).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("toy-broken", "out of luck"),
+        ("toy-no-segmenter", "lacks a method"),
+        ("toy-liar", "answered 0 times for 1 images"),
+        ("toy-absent", "toy-brightness"),
+    ],
+)
+def test_broken_ones_are_named(installed, tmp_path, name, message):
+    done = label(installed, tmp_path, "--segmenter", name, "--text", "bright")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
