@@ -17,6 +17,7 @@ from patchmint.errors import PluginError, TextError
 
 if TYPE_CHECKING:
     from patchmint.geometry.grid import PatchGrid
+    from patchmint.geometry.placement import Placement
 
 RgbImage = npt.NDArray[np.uint8]
 """HWC uint8, RGB, 0..255."""
@@ -87,25 +88,45 @@ class Text:
         return cls(content, tuple(spans))
 
 
+class Masks(Protocol):
+    """The masks of one image's instances, in whatever form they came.
+
+    Patch labels need to know how much of each cell they cover, and mostly nothing else; a segmenter may be able to tell
+    without ever making a mask of the image's size. `patchmint.geometry.RleMasks` holds ordinary masks.
+    """
+
+    def __len__(self) -> int: ...
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> npt.NDArray[np.float64]:
+        """Share of each cell's area under the union of some of the masks: `placement.shape`, 0..1.
+
+        Exactly 0 where they don't overlap the cell; what of a cell lies outside the image counts as not covered.
+        """
+        ...
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks as COCO RLE, of one size; they cover the image's whole extent."""
+        ...
+
+
 @dataclass(frozen=True)
 class Instances:
     """What a segmenter found in one image, for all of the image's texts.
 
     Attributes:
         image_size: (height, width) of the image.
-        masks: one COCO RLE each. All masks have one size; it may be smaller than the image (then a mask covers the
-            image's whole extent at lower resolution).
+        masks: one mask an instance.
         text_index: int64 (N,), which text of the image an instance belongs to.
         scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
 
     Raises:
-        PluginError: the arrays don't have N rows each, or masks differ in size.
+        PluginError: the arrays don't have N rows each.
     """
 
     image_size: Size
-    masks: tuple[Rle, ...]
+    masks: Masks
     text_index: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
@@ -119,8 +140,6 @@ class Instances:
                 f"a segmenter gave {n} masks, but text_index, scores, boxes and spans of shapes {shapes}; "
                 f"they must be ({n},), ({n},), ({n}, 4) and ({n}, 2)"
             )
-        if len({tuple(mask["size"]) for mask in self.masks}) > 1:
-            raise PluginError("a segmenter gave masks of several sizes for one image; they must have one size")
 
     def __len__(self) -> int:
         return len(self.masks)

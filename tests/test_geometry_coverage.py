@@ -295,19 +295,22 @@ def test_logits_give_the_coverage_of_the_full_resolution_mask(name, kind, size, 
     used = tuple(max(1, int(edge * side / max(size) + 0.5)) for edge in size)
     placement = grid_preset(name).place(size)
     for seed in range(2):
-        logits = low_res_logits(kind, low, seed)
-        expected = coverage_share(postprocess_masks(logits, side, used, size), placement)
-        ours = coverage_from_logits(logits, placement, input_side=side, used=used)
+        logits = np.stack([low_res_logits(kind, low, seed), low_res_logits(kind, low, seed + 100)])
+        made = [postprocess_masks(each, side, used, size) for each in logits]
+        expected = coverage_share(made[0], placement)
+        ours = coverage_from_logits(logits[:1], placement, input_side=side, used=used)
         assert ours.shape == placement.shape
-        # All cells alike, but for a pixel whose logit is 0 to within rounding, which no seed here has seen yet.
+        # All cells alike, but for a pixel whose logit is 0 to within rounding.
         assert (np.abs(ours - expected) > 1e-12).sum() <= 2
+        union = coverage_from_logits(logits, placement, input_side=side, used=used)
+        assert (np.abs(union - coverage_share(made[0] | made[1], placement)) > 1e-12).sum() <= 2
 
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 3.0])
 def test_logits_of_one_sign_fill_all_or_nothing(value):
     placement = grid_preset("llava-1.5-finetune").place((427, 640))
     share = coverage_from_logits(
-        np.full((256, 256), value, dtype=np.float32), placement, input_side=1024, used=(683, 1024)
+        np.full((1, 256, 256), value, dtype=np.float32), placement, input_side=1024, used=(683, 1024)
     )
     np.testing.assert_allclose(share, placement.inside * (value > 0), rtol=0, atol=1e-12)
 
@@ -315,14 +318,14 @@ def test_logits_of_one_sign_fill_all_or_nothing(value):
 @pytest.mark.parametrize(
     ("logits", "side", "used", "message"),
     [
-        (np.zeros((4, 5)), 16, (16, 16), "n, n"),
-        (np.zeros((0, 0)), 16, (16, 16), "n, n"),
-        (np.zeros((1, 4, 4)), 16, (16, 16), "n, n"),
-        (np.zeros((32, 32)), 16, (16, 16), "n of 1 to 16"),
-        (np.zeros((4, 4)), 16, (0, 16), "take up"),
-        (np.zeros((4, 4)), 16, (16, 17), "take up"),
-        (np.full((4, 4), np.nan), 16, (16, 16), "NaN"),
-        (np.full((4, 4), np.inf), 16, (16, 16), "NaN"),
+        (np.zeros((1, 4, 5)), 16, (16, 16), "n, n"),
+        (np.zeros((1, 0, 0)), 16, (16, 16), "n, n"),
+        (np.zeros((4, 4)), 16, (16, 16), "n, n"),
+        (np.zeros((1, 32, 32)), 16, (16, 16), "n of 1 to 16"),
+        (np.zeros((1, 4, 4)), 16, (0, 16), "take up"),
+        (np.zeros((1, 4, 4)), 16, (16, 17), "take up"),
+        (np.full((1, 4, 4), np.nan), 16, (16, 16), "NaN"),
+        (np.full((1, 4, 4), np.inf), 16, (16, 16), "NaN"),
     ],
 )
 def test_unfit_logits_are_refused(logits, side, used, message):

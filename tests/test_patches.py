@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchmint.errors import PluginError
-from patchmint.geometry import Fit, PatchGrid
+from patchmint.geometry import Fit, PatchGrid, RleMasks
 from patchmint.geometry.rle import encode_masks
 from patchmint.labelers.patches import label_phrases, label_texts, select_patches
 from patchmint.types import Instances
@@ -21,7 +21,7 @@ def instances(rectangles, texts, spans) -> Instances:
     n = len(rectangles)
     return Instances(
         image_size=(40, 40),
-        masks=encode_masks(masks),
+        masks=RleMasks(encode_masks(masks)),
         text_index=np.array(texts, dtype=np.int64),
         scores=np.ones(n, np.float32),
         boxes=np.array(rectangles, np.float32).reshape(n, 4),
@@ -71,7 +71,7 @@ def test_masks_may_be_smaller_than_the_image():
     mask[0, 0:2, 4:6] = 1
     found = Instances(
         image_size=(40, 40),
-        masks=encode_masks(mask),
+        masks=RleMasks(encode_masks(mask)),
         text_index=np.zeros(1, np.int64),
         scores=np.ones(1, np.float32),
         boxes=np.zeros((1, 4), np.float32),
@@ -84,13 +84,5 @@ def test_arrays_that_contradict_each_other_are_refused():
     good = instances([(0, 0, 10, 10)], [0], [(0, 1)])
     with pytest.raises(PluginError, match="1 masks"):
         Instances(good.image_size, good.masks, np.zeros(2, np.int64), good.scores, good.boxes, good.spans)
-    other = encode_masks(np.ones((1, 8, 8), np.uint8))
     with pytest.raises(PluginError, match="several sizes"):
-        Instances(
-            good.image_size,
-            good.masks + other,
-            np.zeros(2, np.int64),
-            np.ones(2, np.float32),
-            np.zeros((2, 4), np.float32),
-            np.zeros((2, 2), np.int64),
-        )
+        RleMasks(good.masks.rles() + encode_masks(np.ones((1, 8, 8), np.uint8)))

@@ -36,6 +36,7 @@ toy-1d = "toy_models:Histogram"
 MODELS = '''
 """A segmenter that finds whatever is bright, and a tokenizer whose codes have no place in the image."""
 import numpy as np
+from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE, Instances, TokenizerSpec, Tokens
 
@@ -54,7 +55,7 @@ class Brightness:
         n = len(texts)
         return Instances(
             image_size=image.shape[:2],
-            masks=masks,
+            masks=RleMasks(masks),
             text_index=np.arange(n),
             scores=np.full(n, UNKNOWN_SCORE, np.float32),
             boxes=np.array([bounding_box(mask) for mask in masks], np.float32).reshape(n, 4),

@@ -10,23 +10,25 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from skimage import data
-from torch.nn import functional
 
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
+from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
 from patchmint.geometry.rle import area, decode_mask
 from patchmint.labelers.sam import (
     METADATA_KEY,
     OFFICIAL,
     TINY,
+    MaskCoverage,
     SamArch,
     SamMasker,
+    SamMasks,
     build_sam,
     infer_arch,
     load_sam,
     untrained,
 )
-from patchmint.labelers.sam.frames import fast_mask_size, input_size, resample_low_res, resize_longest_side
-from patchmint.types import RgbImage, Rle
+from patchmint.labelers.sam.frames import input_size, resize_longest_side
+from patchmint.types import RgbImage
 from patchmint.weights.loading import load_state
 
 PHOTO: RgbImage = data.astronaut()[:400]  # 400 x 512
@@ -42,8 +44,8 @@ def random_boxes(seed: int, count: int, height: int, width: int) -> np.ndarray:
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
 
 
-def stacked(rles: tuple[Rle, ...]) -> np.ndarray:
-    return np.stack([decode_mask(rle) for rle in rles]).astype(bool)
+def stacked(masks: SamMasks) -> np.ndarray:
+    return np.stack([decode_mask(rle) for rle in masks.rles()]).astype(bool)
 
 
 def upstream_masks(model: Sam, image: RgbImage, boxes: np.ndarray) -> np.ndarray:
@@ -104,8 +106,8 @@ def test_a_batch_of_unlike_pictures_gives_what_each_gives_alone(model: Sam, imag
     images = [PHOTO, np.ascontiguousarray(PHOTO.transpose(1, 0, 2)), PHOTO[:80, :50], PHOTO[:40], data.coffee()]
     boxes = [random_boxes(index, 1 + index, *image.shape[:2]) for index, image in enumerate(images)]
     results = SamMasker(model, image_batch=image_batch).masks(images, boxes)
-    for image, array, rles in zip(images, boxes, results, strict=True):
-        assert_same_but_for_rounding(stacked(rles), upstream_logits(model, image, array))
+    for image, array, masks in zip(images, boxes, results, strict=True):
+        assert_same_but_for_rounding(stacked(masks), upstream_logits(model, image, array))
 
 
 @pytest.mark.parametrize(
@@ -138,14 +140,14 @@ def test_pictures_without_boxes_are_not_encoded(model: Sam) -> None:
     try:
         masker = SamMasker(model, image_batch=2)
         assert masker.masks([], []) == []
-        assert masker.masks([PHOTO, PHOTO], [nothing, nothing]) == [(), ()]
+        assert [masks.rles() for masks in masker.masks([PHOTO, PHOTO], [nothing, nothing])] == [(), ()]
         assert batches == []
         results = masker.masks([PHOTO] * 5, [some, nothing, some, nothing, some])
         assert batches == [2, 1]
     finally:
         hook.remove()
-    assert [len(rles) for rles in results] == [2, 0, 2, 0, 2]
-    assert results[0] == results[2]
+    assert [len(masks) for masks in results] == [2, 0, 2, 0, 2]
+    assert results[0].rles() == results[2].rles()
 
 
 @pytest.mark.parametrize("coverage", ["exact", "fast"])
@@ -155,14 +157,12 @@ def test_pictures_without_boxes_are_not_encoded(model: Sam) -> None:
 def test_extreme_shapes(model: Sam, coverage: str, height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, width, height], [0, 0, width / 2, height / 2]], dtype=np.float32)
-    rles = SamMasker(model, coverage=coverage).masks([image], [boxes])[0]
-    size = (height, width) if coverage == "exact" else fast_mask_size((height, width))
-    assert [rle["size"] for rle in rles] == [list(size)] * 2
-    assert size[0] <= height
-    assert size[1] <= width
-    assert max(size) == (max(height, width) if coverage == "exact" else min(512, max(height, width)))
-    if coverage == "exact" and max(height, width) < 256 * min(height, width):  # upstream rounds a side to 0 beyond
-        np.testing.assert_array_equal(stacked(rles), upstream_logits(model, image, boxes) > 0)
+    masks = SamMasker(model, coverage=coverage).masks([image], [boxes])[0]
+    assert [rle["size"] for rle in masks.rles()] == [[height, width]] * 2
+    share = masks.coverage([0, 1], PatchGrid(3, 3, 8, Fit.PAD).place((height, width)))
+    assert ((share >= 0) & (share <= 1)).all()
+    if max(height, width) < 256 * min(height, width):  # upstream rounds a side to 0 beyond
+        np.testing.assert_array_equal(stacked(masks), upstream_logits(model, image, boxes) > 0)
 
 
 def test_memory_does_not_grow_with_the_number_of_boxes() -> None:
@@ -175,7 +175,7 @@ for height, width, counts in ((300, 400, (64, 900)), (1200, 1600, (2, 40))):
     for count in counts:
         low = np.random.default_rng(1).random((count, 2)) * 100
         boxes = np.concatenate([low, low + 200], axis=1).astype(np.float32)
-        assert len(masker.masks([image], [boxes])[0]) == count
+        assert len(masker.masks([image], [boxes])[0].rles()) == count
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -201,11 +201,11 @@ def test_boxes_are_decoded_in_chunks_and_without_autograd(model: Sam) -> None:
 def test_calls_leave_nothing_behind(model: Sam) -> None:
     masker = SamMasker(model)
     boxes = random_boxes(0, 3, 300, 400)
-    first = masker.masks([PHOTO[:300, :400]], [boxes])
+    first = masker.masks([PHOTO[:300, :400]], [boxes])[0].rles()
     before = dict(vars(masker))
     masker.masks([PHOTO], [random_boxes(5, 3, 400, 512)])
     assert vars(masker) == before
-    assert masker.masks([PHOTO[:300, :400]], [boxes]) == first
+    assert masker.masks([PHOTO[:300, :400]], [boxes])[0].rles() == first
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -237,7 +237,6 @@ def test_pixels_are_resized_as_upstream_does(size: tuple[int, int], image_size: 
 def test_a_side_never_vanishes() -> None:
     assert input_size((1, 3000), 1024) == (1, 1024)
     assert ResizeLongestSide.get_preprocess_shape(1, 3000, 1024) == (0, 1024)
-    assert fast_mask_size((1, 3000)) == (1, 512)
 
 
 def ellipses(size: tuple[int, int], seed: int, count: int) -> torch.Tensor:
@@ -254,62 +253,49 @@ def ellipses(size: tuple[int, int], seed: int, count: int) -> torch.Tensor:
     return torch.tensor(np.stack(logits)[:, None], dtype=torch.float32)
 
 
-def block_coverage(masks: np.ndarray, cells: int = 24) -> np.ndarray:
-    """Share covered of each cell of a square grid laid over the mask, pixels on a border counted in part."""
-
-    def overlaps(pixels: int) -> np.ndarray:
-        edges = np.arange(cells + 1) * pixels / cells
-        left, right = np.arange(pixels), np.arange(pixels) + 1
-        shared = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
-        return np.clip(shared, 0, None) * cells / pixels
-
-    return overlaps(masks.shape[1]) @ masks.astype(np.float64) @ overlaps(masks.shape[2]).T
+def smooth(size: tuple[int, int], mode: MaskCoverage) -> SamMasks:
+    return SamMasks(ellipses(size, seed=0, count=20)[:, 0].numpy(), size, 1024, mode)
 
 
-@pytest.mark.parametrize("size", [(480, 640), (683, 1000), (375, 500), (1000, 333), (100, 75)])
-def test_fast_masks_agree_with_exact_ones(size: tuple[int, int]) -> None:
-    logits = ellipses(size, seed=0, count=20)
-    valid = input_size(size, 1024)
-    crop = functional.interpolate(logits, (1024, 1024), mode="bilinear")[..., : valid[0], : valid[1]]
-    exact = (functional.interpolate(crop, size, mode="bilinear") > 0)[:, 0].numpy()
-    frame = fast_mask_size(size)
-    fast = (resample_low_res(logits, valid, 1024, frame) > 0)[:, 0].numpy()
-    rows = np.arange(size[0]) * frame[0] // size[0]
-    columns = np.arange(size[1]) * frame[1] // size[1]
-    pixels = (fast[:, rows][:, :, columns] != exact).mean()
-    fast_cells, exact_cells = block_coverage(fast), block_coverage(exact)
-    touched = ((fast_cells > 0) != (exact_cells > 0)).mean()
-    share = np.abs(fast_cells - exact_cells)
-    print(
-        f"{size}: pixels {pixels:.5f}, cells touched {touched:.5f}, share mean {share.mean():.5f} max {share.max():.4f}"
+@pytest.mark.parametrize("size", [(480, 640), (683, 1000), (375, 500), (1000, 333), (100, 75), (1500, 2000)])
+def test_fast_coverage_agrees_with_exact(size: tuple[int, int]) -> None:
+    placement = grid_preset("llava-1.5-finetune").place(size)
+    exact, fast = (
+        np.stack([smooth(size, mode).coverage([member], placement) for member in range(20)])
+        for mode in ("exact", "fast")
     )
-    assert exact_cells.mean() > 0.05
-    assert pixels < 0.002
-    assert touched < 0.002
-    assert share.mean() < 0.001
+    cells = 20 * (placement.inside > 0).sum()
+    flips = ((exact > 0) != (fast > 0)).sum() / cells
+    print(f"{size}: cells that flip {flips:.5f}, share mean {np.abs(exact - fast).sum() / cells:.5f}")
+    assert exact.sum() / cells > 0.05
+    assert flips < 0.005
+    assert np.abs(exact - fast).sum() / cells < 0.002
+    assert np.abs(exact - fast).max() < 0.1
 
 
-def test_fast_masks_lie_where_the_exact_ones_do() -> None:
-    """A straight edge, to a hundredth of the picture, in a picture whose input isn't a whole number of cells."""
+def test_fast_coverage_lies_where_the_masks_do() -> None:
+    """A straight edge, in a picture whose part of the input isn't a whole number of logits."""
     size = (333, 1000)
-    valid = input_size(size, 1024)
-    ramp = (torch.arange(256) * 4.0 + 2.0).expand(256, 256)
+    placement = PatchGrid(1, 1, 10, Fit.SQUASH).place(size)
+    ramp = (np.arange(256, dtype=np.float32) * 4 + 2)[None].repeat(256, 0)
     for edge in (100.0, 511.0, 900.0):
-        logits = (edge - ramp)[None, None]
-        mask = resample_low_res(logits, valid, 1024, (170, 510))[0, 0] > 0
-        assert abs(mask.float().mean().item() - edge / 1024) < 0.002
+        across = SamMasks((edge - ramp)[None], size, 1024, "fast").coverage([0], placement)
+        assert abs(across[0, 0] - edge / 1024) < 0.003
     for edge in (100.0, 200.0, 330.0):
-        logits = (edge - ramp.T)[None, None]
-        mask = resample_low_res(logits, valid, 1024, (170, 510))[0, 0] > 0
-        assert abs(mask.float().mean().item() - edge / valid[0]) < 0.004
+        down = SamMasks((edge - ramp.T)[None], size, 1024, "fast").coverage([0], placement)
+        assert abs(down[0, 0] - edge / 341) < 0.006
 
 
-def test_fast_masks_of_the_model(model: Sam) -> None:
-    boxes = random_boxes(3, 12, 400, 512)
-    exact = stacked(SamMasker(model).masks([PHOTO], [boxes])[0])
-    fast = stacked(SamMasker(model, coverage="fast").masks([PHOTO], [boxes])[0])
-    assert fast.shape == exact.shape
-    assert (fast != exact).mean() < 0.02  # white noise at 32 x 32, the worst there is
+@pytest.mark.parametrize("grid", ["llava-1.5-pretrain", "llava-1.5-finetune", "llava-1.6"])
+def test_coverage_without_masks_is_that_of_the_masks(model: Sam, grid: str) -> None:
+    placement = grid_preset(grid).place((400, 512))
+    masks = SamMasker(model).masks([PHOTO], [random_boxes(4, 9, 400, 512)])[0]
+    made = RleMasks(masks.rles())
+    for members in ([], [3], [0, 5], list(range(9))):
+        ours, theirs = masks.coverage(members, placement), made.coverage(members, placement)
+        np.testing.assert_allclose(ours, theirs, atol=1e-2)  # a pixel whose logit is 0 to within rounding
+        assert (np.abs(ours - theirs) > 1e-12).sum() <= 2
+        assert theirs.any() == bool(members)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -348,9 +334,10 @@ def test_a_tiny_model_survives_a_file_with_metadata(model: Sam, tmp_path: Path) 
     save_file(model.state_dict(), path, {METADATA_KEY: TINY.to_json()})
     loaded = load_sam(load_state(path))
     boxes = random_boxes(0, 4, 400, 512)
-    assert SamMasker(loaded).masks([PHOTO], [boxes]) == SamMasker(model).masks([PHOTO], [boxes])
+    masks = SamMasker(loaded).masks([PHOTO], [boxes])[0].rles()
+    assert masks == SamMasker(model).masks([PHOTO], [boxes])[0].rles()
     assert not loaded.training
-    assert area(SamMasker(loaded).masks([PHOTO], [boxes])[0][0]) > 0
+    assert area(masks[0]) > 0
 
 
 def test_unknown_weights_are_refused_with_the_known_names(model: Sam) -> None:

@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_image
 
 from patchmint.errors import WeightsMismatchError
 from patchmint.geometry.rle import decode_mask
-from patchmint.labelers.sam import OFFICIAL, SamMasker, load_sam, untrained
-from patchmint.types import RgbImage, Rle
+from patchmint.labelers.sam import OFFICIAL, SamMasker, SamMasks, load_sam, untrained
+from patchmint.types import RgbImage
 from patchmint.weights.loading import StateFile, load_state
 
 PHOTOS: list[RgbImage] = [data.chelsea(), np.ascontiguousarray(load_sample_image("china.jpg").transpose(1, 0, 2))]
@@ -57,16 +57,16 @@ def upstream(state: StateFile) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def ours(state: StateFile) -> list[tuple[Rle, ...]]:
+def ours(state: StateFile) -> list[SamMasks]:
     """Masks of both photographs, encoded in one batch."""
     return SamMasker(load_sam(state), image_batch=2).masks(PHOTOS, BOXES)
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_masks_of_a_batch_are_those_of_upstream_alone(
-    ours: list[tuple[Rle, ...]], upstream: list[np.ndarray], index: int
+    ours: list[SamMasks], upstream: list[np.ndarray], index: int
 ) -> None:
-    masks = np.stack([decode_mask(rle) for rle in ours[index]]).astype(bool)
+    masks = np.stack([decode_mask(rle) for rle in ours[index].rles()]).astype(bool)
     logits = upstream[index]
     assert masks.shape == (len(BOXES[index]), *PHOTOS[index].shape[:2])
     shares = masks.mean(axis=(1, 2))

@@ -32,7 +32,6 @@ class Phrase:
         span: characters of that text.
         box: XYXY in original pixels.
         score: 0..1; -1 where the model gives none.
-        mask: COCO RLE.
     """
 
     text: str
@@ -40,7 +39,6 @@ class Phrase:
     span: Span
     box: tuple[float, float, float, float]
     score: float
-    mask: Rle
 
 
 class Annotation:
@@ -113,12 +111,17 @@ class Annotation:
                 span=(int(start), int(end)),
                 box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
                 score=float(score),
-                mask=mask,
             )
-            for mask, text, score, box, (start, end) in zip(
-                found.masks, found.text_index, found.scores, found.boxes, found.spans, strict=True
+            for text, score, box, (start, end) in zip(
+                found.text_index, found.scores, found.boxes, found.spans, strict=True
             )
         ]
+
+    @cached_property
+    def masks(self) -> tuple[Rle, ...]:
+        """The mask of each phrase as COCO RLE; `patchmint.geometry.rle` turns it into arrays and COCO files."""
+        found = self._annotated.instances
+        return found.masks.rles() if found is not None else ()
 
     @cached_property
     def phrase_labels(self) -> list[PhraseLabel]:
@@ -139,14 +142,15 @@ class Annotation:
         """
         if not 0 <= text_index < len(self.texts):
             raise InputError(f"there is no text {text_index}; this image has texts 0 to {len(self.texts) - 1}")
-        shown = [phrase for phrase in self.phrases if phrase.text_index == text_index]
+        shown = [index for index, phrase in enumerate(self.phrases) if phrase.text_index == text_index]
+        phrases = [self.phrases[index] for index in shown]
         picture = draw_overlay(
             self.image.pixels,
             placement=self.placement,
             selector=self.selector[text_index],
             coverage=self.coverage[text_index],
-            phrases=[OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score) for phrase in shown],
-            masks=[phrase.mask for phrase in shown],
+            phrases=[OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score) for phrase in phrases],
+            masks=[self.masks[index] for index in shown],
             caption=self.texts[text_index].content,
             notice=self.notice,
             fit=self._fit,

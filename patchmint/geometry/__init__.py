@@ -3,6 +3,7 @@
 from patchmint.geometry.coverage import coverage_share, coverage_to_uint8
 from patchmint.geometry.coverage_logits import coverage_from_logits
 from patchmint.geometry.grid import Fit, PatchGrid
+from patchmint.geometry.masks import RleMasks
 from patchmint.geometry.placement import Placement
 from patchmint.geometry.presets import GRID_PRESETS, grid_preset
 from patchmint.geometry.processing import fit_image
@@ -12,6 +13,7 @@ __all__ = [
     "Fit",
     "PatchGrid",
     "Placement",
+    "RleMasks",
     "coverage_from_logits",
     "coverage_share",
     "coverage_to_uint8",

@@ -18,7 +18,11 @@ _ROUNDING = 1e-9
 # Shares are exact to about 1e-12; without this slack a share of exactly k/255 could be rounded up to k + 1.
 
 
-def coverage_share(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], placement: Placement) -> Floats:
+def coverage_share(
+    mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8],
+    placement: Placement,
+    extent: tuple[float, float] | None = None,
+) -> Floats:
     """Share of each cell's area that a mask covers.
 
     A cell's area is that of the whole cell in original pixels; what lies outside the image counts as not covered.
@@ -26,6 +30,8 @@ def coverage_share(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], placemen
     Args:
         mask: (H, W), zero or non-zero. It shows the whole image, at the original size or at any other.
         placement: the grid on that image.
+        extent: (height, width) of the part, from the mask's top left corner, that the image fills, where it isn't all
+            of it; in mask pixels, fractions allowed.
 
     Returns:
         float64 `placement.shape`, 0..1; exactly 0 where mask and cell don't overlap, never 0 where they do.
@@ -37,7 +43,7 @@ def coverage_share(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], placemen
         raise InputError(f"a mask must be (height, width) with at least one pixel, not of shape {mask.shape}")
     ones = mask.view(np.uint8) if mask.dtype == np.bool_ else (mask != 0).view(np.uint8)
     parts = []
-    for rows, cols in view_cuts(placement, (mask.shape[0], mask.shape[1])):
+    for rows, cols in view_cuts(placement, extent or (mask.shape[0], mask.shape[1])):
         # Masks decoded from COCO RLE are column-major: the same work, turned, stays along memory.
         turned = mask.flags.f_contiguous
         counts = _count_blocks(ones.T, cols, rows).T if turned else _count_blocks(ones, rows, cols)

@@ -3,7 +3,8 @@
 SAM scales its decoder's logits to the model's square input, cuts the image's part out, and scales that to the image,
 bilinearly both times; what is over 0 is the mask (segment_anything `sam.py`, `postprocess_masks`). Each mask pixel is a
 weighted mean of at most 3 x 3 logits. Pixels that see the same nine form a block; where all nine have one sign, so
-has every pixel of the block. Only the other blocks, along outlines, are worked out pixel by pixel.
+has every pixel of the block. Only the other blocks, along outlines, are worked out pixel by pixel. Of several masks
+the union is taken, block by block and then pixel by pixel.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ Float32s = npt.NDArray[np.float32]
 
 
 def coverage_from_logits(logits: Float32s, placement: Placement, *, input_side: int, used: Size) -> Floats:
-    """Share of each cell's area under the mask that these logits become at the image's size.
+    """Share of each cell's area under the union of the masks that these logits become at the image's size.
 
     Args:
-        logits: float32 (n, n), over the whole square input, padding included; positive = mask.
+        logits: float32 (masks, n, n), over the whole square input, padding included; positive = mask.
         placement: the grid on the image.
         input_side: side of the square input in pixels, at least n.
         used: (height, width) that the image takes up in the top left corner of the input.
@@ -46,24 +47,26 @@ def coverage_from_logits(logits: Float32s, placement: Placement, *, input_side: 
     Raises:
         InputError: logits aren't square or not finite, or the sizes don't fit each other.
     """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or not 1 <= logits.shape[0] <= input_side:
-        raise InputError(f"logits must be (n, n) with n of 1 to {input_side}, not of shape {logits.shape}")
+    if logits.ndim != 3 or logits.shape[1] != logits.shape[2] or not 1 <= logits.shape[1] <= input_side:
+        raise InputError(f"logits must be (masks, n, n) with n of 1 to {input_side}, not of shape {logits.shape}")
     if not (1 <= used[0] <= input_side and 1 <= used[1] <= input_side):
         raise InputError(f"an image can't take up {used} of an input of {input_side} x {input_side} pixels")
     if not np.isfinite(logits).all():
         raise InputError("logits hold NaN or infinity; the model's numbers overflowed, try float32")
-    padded = np.pad(logits.astype(np.float32), (0, 2), mode="edge")  # so that each 3 x 3 exists; its weights are 0
+    # So that each 3 x 3 exists; what is added has weight 0.
+    padded = np.pad(logits.astype(np.float32), ((0, 0), (0, 2), (0, 2)), mode="edge")
     positive = padded > 0
     votes = _three_by_three(positive, np.logical_and).view(np.uint8) + _three_by_three(positive, np.logical_or)
+    union = votes.max(axis=0)
     parts = []
-    for rows, cols, y, x in _plan(placement, logits.shape[0], input_side, used):
+    for rows, cols, y, x in _plan(placement, logits.shape[1], input_side, used):
         if min(len(y.sizes), len(x.sizes)) == 0:
             parts.append(np.zeros((len(rows.sizes), len(cols.sizes))))
             continue
-        seen = votes[y.taps].take(x.taps, axis=1)
+        seen = union[y.taps].take(x.taps, axis=1)
         counts = (seen == _ALL) * np.outer(y.sizes, x.sizes)
         mixed = np.divmod(np.flatnonzero(seen == _SOME), len(x.taps))
-        counts[mixed] = _count_positive(padded, y, x, *mixed)
+        counts[mixed] = _count_positive(padded, votes, y, x, *mixed)
         by_row = np.add.reduceat(counts, y.segment_starts, axis=0)
         parts.append(shares_from_counts(np.add.reduceat(by_row, x.segment_starts, axis=1), rows, cols))
     return np.concatenate(parts)
@@ -132,22 +135,31 @@ def _bands(taps: npt.NDArray[np.int64], weights: Float32s, cuts: AxisCuts) -> _B
 
 
 def _three_by_three(values: npt.NDArray[np.bool_], combine: np.ufunc) -> npt.NDArray[np.bool_]:
-    """Combine each 3 x 3: (n + 2, n + 2) -> (n, n)."""
-    rows = combine(combine(values[:-2], values[1:-1]), values[2:])
-    return np.asarray(combine(combine(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
+    """Combine each 3 x 3: (masks, n + 2, n + 2) -> (masks, n, n)."""
+    rows = combine(combine(values[:, :-2], values[:, 1:-1]), values[:, 2:])
+    return np.asarray(combine(combine(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:]))
 
 
 def _count_positive(
-    padded: Float32s, y: _Bands, x: _Bands, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
+    padded: Float32s,
+    votes: npt.NDArray[np.uint8],
+    y: _Bands,
+    x: _Bands,
+    rows: npt.NDArray[np.int64],
+    cols: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Pixels over 0 in each block (rows[k], cols[k]) -> (k,)."""
+    """Pixels over 0 in any mask, in each block (rows[k], cols[k]) -> (k,)."""
     counts = np.zeros(len(rows), dtype=np.int64)
-    nines = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     across = np.ascontiguousarray(x.weights.swapaxes(1, 2))
-    step = max(1, _PIXELS_AT_ONCE // (y.weights.shape[1] * x.weights.shape[1]))
+    height, width = y.weights.shape[1], x.weights.shape[1]
+    step = max(1, _PIXELS_AT_ONCE // (height * width))
     for start in range(0, len(rows), step):
         row, col = rows[start : start + step], cols[start : start + step]
-        near = nines[y.taps[row], x.taps[col]]
-        values = y.weights[row] @ (near @ across[col])
-        counts[start : start + step] = np.count_nonzero(values > 0, axis=(1, 2))
+        positive = np.zeros((len(row), height, width), dtype=np.bool_)
+        for mask, its_votes in zip(padded, votes, strict=True):
+            blocks = np.flatnonzero(its_votes[y.taps[row], x.taps[col]])
+            nines = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
+            near = nines[y.taps[row[blocks]], x.taps[col[blocks]]]
+            positive[blocks] |= y.weights[row[blocks]] @ (near @ across[col[blocks]]) > 0
+        counts[start : start + step] = np.count_nonzero(positive, axis=(1, 2))
     return counts

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry.placement import Floats, Placement
-from patchmint.types import Size
 
 MAX_SEGMENT = 255
 """Pixels in a segment at most: as many ones as a byte can count."""
@@ -38,8 +37,8 @@ ViewCuts = tuple[AxisCuts, AxisCuts]
 
 
 @lru_cache(maxsize=32)
-def view_cuts(placement: Placement, frame: Size) -> tuple[ViewCuts, ...]:
-    """Cuts of each view for masks of size `frame`. Kept, because an image mostly has several masks."""
+def view_cuts(placement: Placement, frame: tuple[float, float]) -> tuple[ViewCuts, ...]:
+    """Cuts of each view for masks that show the image at the size `frame`. Kept: an image mostly has several masks."""
     edges = [placement.edges(view, frame) for view in placement.views]
     return tuple((_cut(y_edges, frame[0]), _cut(x_edges, frame[1])) for y_edges, x_edges in edges)
 
@@ -53,7 +52,7 @@ def shares_from_counts(counts: npt.NDArray[np.int64], rows: AxisCuts, cols: Axis
     return np.asarray(np.minimum(covered / np.outer(rows.sizes, cols.sizes), 1.0), dtype=np.float64)
 
 
-def _cut(edges: Floats, length: int) -> AxisCuts:
+def _cut(edges: Floats, length: float) -> AxisCuts:
     clipped = np.clip(edges, 0, length)
     first, last = math.floor(clipped[0]), math.ceil(clipped[-1])
     positions = (np.floor(clipped), np.ceil(clipped), np.arange(first, last, MAX_SEGMENT))

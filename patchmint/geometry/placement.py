@@ -35,7 +35,7 @@ class AxisMap:
         """Map an original position to the input."""
         return (position * self.denominator + self.shift) / self.numerator
 
-    def edges(self, cells: int, patch_px: int, length: int, frame: int) -> Floats:
+    def edges(self, cells: int, patch_px: int, length: int, frame: float) -> Floats:
         """Cell borders along this axis.
 
         Args:
@@ -86,7 +86,7 @@ class Placement:
         """(rows, cols) of all views together."""
         return self.rows * len(self.views), self.cols
 
-    def edges(self, view: View, frame: Size | None = None) -> tuple[Floats, Floats]:
+    def edges(self, view: View, frame: tuple[float, float] | None = None) -> tuple[Floats, Floats]:
         """Cell borders of a view: y (rows + 1,) and x (cols + 1,), in pixels of the frame (default: the original)."""
         height, width = self.image_size
         frame_height, frame_width = frame or self.image_size

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.geometry import Placement, coverage_share, coverage_to_uint8
-from patchmint.geometry.rle import decode_mask, union
-from patchmint.types import Instances, Rle, Span
+from patchmint.geometry import Placement, coverage_to_uint8
+from patchmint.types import Instances, Span
 
 Grid = npt.NDArray[np.uint8]
 
@@ -57,19 +56,19 @@ def label_texts(instances: Instances, texts: int, placement: Placement, min_cove
     """
     coverage = np.zeros((texts, *placement.shape), dtype=np.uint8)
     for text in range(texts):
-        masks = [instances.masks[i] for i in np.flatnonzero(instances.text_index == text)]
-        coverage[text] = _coverage(masks, placement)
+        members = np.flatnonzero(instances.text_index == text).tolist()
+        coverage[text] = coverage_to_uint8(instances.masks.coverage(members, placement))
     return PatchLabels(select_patches(coverage, min_coverage), coverage)
 
 
 def label_phrases(instances: Instances, placement: Placement, min_coverage: float) -> list[PhraseLabel]:
     """Label patches per phrase, in order of text and place in the text."""
-    groups: dict[tuple[int, int, int], list[Rle]] = {}
-    for mask, text, (start, end) in zip(instances.masks, instances.text_index, instances.spans, strict=True):
-        groups.setdefault((int(text), int(start), int(end)), []).append(mask)
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for index, (text, (start, end)) in enumerate(zip(instances.text_index, instances.spans, strict=True)):
+        groups.setdefault((int(text), int(start), int(end)), []).append(index)
     labels = []
-    for (text, start, end), masks in sorted(groups.items()):
-        coverage = _coverage(masks, placement)
+    for (text, start, end), members in sorted(groups.items()):
+        coverage = coverage_to_uint8(instances.masks.coverage(members, placement))
         labels.append(PhraseLabel(text, (start, end), select_patches(coverage, min_coverage), coverage))
     return labels
 
@@ -82,9 +81,3 @@ def select_patches(coverage: Grid, min_coverage: float) -> Grid:
     """
     threshold = coverage_to_uint8(np.array(min_coverage))
     return (coverage > threshold).astype(np.uint8)
-
-
-def _coverage(masks: list[Rle], placement: Placement) -> Grid:
-    if not masks:
-        return np.zeros(placement.shape, dtype=np.uint8)
-    return coverage_to_uint8(coverage_share(decode_mask(union(masks)), placement))

@@ -1,9 +1,9 @@
-"""Boxes to masks with SAM: pictures encoded in batches, boxes decoded in bounded chunks, masks kept as RLE."""
+"""Boxes to masks with SAM: pictures encoded in batches, boxes decoded in bounded chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +12,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from patchmint.errors import ConfigError, InputError
-from patchmint.geometry.rle import encode_masks
-from patchmint.labelers.sam.frames import (
-    fast_mask_size,
-    input_size,
-    resample_low_res,
-    resize_longest_side,
-    scale_boxes,
-)
-from patchmint.types import RgbImage, Rle, Size
-
-MaskCoverage = Literal["exact", "fast"]
-
-_PIXELS_AT_ONCE = 2**24
-"""Mask pixels scaled up together: 64 MiB of float32, so that memory stays level on large pictures."""
+from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masks import MaskCoverage, SamMasks
+from patchmint.types import RgbImage
 
 
 class SamMasker:
@@ -43,18 +32,17 @@ class SamMasker:
         device: str = "cpu",
         coverage: MaskCoverage = "exact",
         box_chunk: int = 64,
-        image_batch: int = 4,
+        image_batch: int = 1,
     ) -> None:
         """Take over a model.
 
         Args:
             model: moved to `device` and set to evaluation mode, in place.
             device: where the model runs, such as "cpu" or "cuda:0".
-            coverage: "exact" makes masks of the picture's size, pixel by pixel those of upstream's `SamPredictor`;
-                "fast" makes them at most 512 pixels long, straight from the decoder's logits.
+            coverage: how the masks answer, "exact" or "fast"; see `SamMasks.mode`.
             box_chunk: boxes decoded together; bounds memory.
-            image_batch: pictures encoded together. Each takes about 2.6 GB in the official ViT-B at float32 (measured on
-                a CPU), most of it attention over the whole picture.
+            image_batch: pictures encoded together. Each takes about 2.6 GB in the official ViT-B at float32 (measured
+                on a CPU), most of it attention over the whole picture.
 
         Raises:
             ConfigError: an unknown `coverage`, or a chunk or batch below 1.
@@ -68,7 +56,7 @@ class SamMasker:
         self._box_chunk = box_chunk
         self._image_batch = image_batch
 
-    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[tuple[Rle, ...]]:
+    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[SamMasks]:
         """Segment what each box holds.
 
         Args:
@@ -76,8 +64,7 @@ class SamMasker:
             boxes: for each picture (N, 4), XYXY in its pixels; N may be 0.
 
         Returns:
-            For each picture one mask a box, in the order of the boxes. All masks of a picture have one size. A picture
-            without boxes has none, and isn't encoded.
+            For each picture its masks, in the order of the boxes. A picture without boxes has none, and isn't encoded.
 
         Raises:
             InputError: images and boxes aren't equally many, or boxes aren't (N, 4) or not finite.
@@ -87,15 +74,19 @@ class SamMasker:
         for index, array in enumerate(boxes):
             if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
                 raise InputError(f"boxes of image {index} must be finite and (N, 4), XYXY; got shape {array.shape}")
-        results: list[tuple[Rle, ...]] = [()] * len(images)
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        nothing = np.zeros((0, 1, 1), dtype=np.float32)
+        results = [SamMasks(nothing, size, self._image_size, self._coverage) for size in sizes]
         busy = [index for index, array in enumerate(boxes) if len(array)]
         with torch.inference_mode():
             for start in range(0, len(busy), self._image_batch):
                 batch = busy[start : start + self._image_batch]
                 features = self._encode([images[index] for index in batch])
                 for index, embedding in zip(batch, torch.split(features, 1), strict=True):
-                    height, width, _ = images[index].shape
-                    results[index] = self._image_masks(embedding, (height, width), boxes[index])
+                    scaled = scale_boxes(boxes[index], sizes[index], input_size(sizes[index], self._image_size))
+                    chunks = torch.split(torch.from_numpy(scaled).to(self._model.device), self._box_chunk)
+                    logits = torch.cat([self._low_res_logits(embedding, chunk).float().cpu() for chunk in chunks])
+                    results[index] = SamMasks(logits[:, 0].numpy(), sizes[index], self._image_size, self._coverage)
         return results
 
     def _encode(self, images: Sequence[RgbImage]) -> Tensor:
@@ -106,19 +97,6 @@ class SamMasker:
             squares.append(self._model.preprocess(resized.permute(2, 0, 1)))
         features: Tensor = self._model.image_encoder(torch.stack(squares))
         return features
-
-    def _image_masks(self, embedding: Tensor, size: Size, boxes: npt.NDArray[np.float32]) -> tuple[Rle, ...]:
-        """Masks of one picture's boxes, from its embedding (1, C, h, w)."""
-        scaled = torch.from_numpy(scale_boxes(boxes, size, input_size(size, self._image_size)))
-        rles: list[Rle] = []
-        for chunk in torch.split(scaled.to(self._model.device), self._box_chunk):
-            logits = self._low_res_logits(embedding, chunk)
-            for part in torch.split(logits, self._masks_at_once(size)):
-                filled = self._scale_up(part, size)[:, 0] > self._model.mask_threshold
-                # Column-major on the device, where turning is cheap: the encoder then needs no copy.
-                turned = filled.transpose(1, 2).contiguous().cpu().numpy()
-                rles.extend(encode_masks(turned.transpose(0, 2, 1)))
-        return tuple(rles)
 
     def _low_res_logits(self, embedding: Tensor, boxes: Tensor) -> Tensor:
         """Logits (N, 1, h, w) of boxes (N, 4) in input pixels, over the whole square input."""
@@ -132,18 +110,6 @@ class SamMasker:
             multimask_output=False,
         )
         return logits
-
-    def _scale_up(self, logits: Tensor, size: Size) -> Tensor:
-        """Logits (N, 1, H, W) in the mask frame of a picture of `size`."""
-        valid = input_size(size, self._image_size)
-        if self._coverage == "fast":
-            return resample_low_res(logits, valid, self._image_size, fast_mask_size(size))
-        scaled: Tensor = self._model.postprocess_masks(logits, valid, size)
-        return scaled
-
-    def _masks_at_once(self, size: Size) -> int:
-        height, width = fast_mask_size(size) if self._coverage == "fast" else size
-        return max(1, _PIXELS_AT_ONCE // max(height * width, self._image_size**2))
 
     @property
     def _image_size(self) -> int:
