@@ -88,6 +88,26 @@ class Text:
         return cls(content, tuple(spans))
 
 
+def as_texts(text: str | Text | Sequence[str | Text]) -> list[Text]:
+    """Take one text or several, as strings or with their phrases.
+
+    Raises:
+        TextError: there is no text, one is blank, or one is something else.
+    """
+    items = [text] if isinstance(text, str | Text) or not isinstance(text, Sequence) else list(text)
+    if not items:
+        raise TextError("the list of texts is empty; give at least one text")
+    texts = []
+    for index, item in enumerate(items):
+        if not isinstance(item, str | Text):
+            raise TextError(f"text {index} is a {type(item).__name__}; give a str or a patchmint.Text")
+        made = Text(item) if isinstance(item, str) else item
+        if not made.content.strip():
+            raise TextError(f"text {index} is blank; give words to look for")
+        texts.append(made)
+    return texts
+
+
 class Masks(Protocol):
     """The masks of one image's instances, in whatever form they came.
 

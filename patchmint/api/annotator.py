@@ -14,12 +14,12 @@ from PIL import Image
 
 from patchmint.api.annotation import Annotation
 from patchmint.config import AnnotatorConfig
-from patchmint.errors import ConfigError, TextError
+from patchmint.errors import ConfigError
 from patchmint.pipeline.annotate import AnnotationModels
-from patchmint.pipeline.decode import decode_image
-from patchmint.types import Text
+from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.types import Text, as_texts
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
 TextSource = str | Text
 
 
@@ -84,7 +84,7 @@ class Annotator:
         """Annotate one image.
 
         Args:
-            image: path, bytes of a file, PIL image, or HWC uint8 RGB array.
+            image: path, bytes of a file, PIL image, HWC uint8 RGB array, or what `decode_image` made of one.
             text: one text, or a list of texts. For phrases of your own pass `Text(content, phrases=...)` or
                 `Text.from_phrases([...])`.
             max_megapixels: larger images are refused.
@@ -96,25 +96,10 @@ class Annotator:
             ImageError: the image can't be read or is too large.
             TextError: there is no text, or one is blank.
         """
-        decoded = decode_image(image, max_megapixels=max_megapixels)
-        texts = _texts(text)
+        decoded = image if isinstance(image, DecodedImage) else decode_image(image, max_megapixels=max_megapixels)
+        texts = as_texts(text)
         annotated = self._models.annotate([decoded.pixels], [texts])[0]
         return Annotation(decoded, texts, annotated, self.config)
-
-
-def _texts(text: TextSource | Sequence[TextSource]) -> list[Text]:
-    items = [text] if isinstance(text, str | Text) else list(text)
-    if not items:
-        raise TextError("the list of texts is empty; give at least one text")
-    texts = []
-    for index, item in enumerate(items):
-        if not isinstance(item, str | Text):
-            raise TextError(f"text {index} is a {type(item).__name__}; give a str or a patchmint.Text")
-        made = Text(item) if isinstance(item, str) else item
-        if not made.content.strip():
-            raise TextError(f"text {index} is blank; give words to look for")
-        texts.append(made)
-    return texts
 
 
 def _resolve_device(device: str) -> str:

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchmint.config import MODEL_PRESETS
+from patchmint.config import MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
+from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.types import Text, as_texts
 
 if TYPE_CHECKING:
     from patchmint.api import Annotation
@@ -64,7 +66,9 @@ def label(
     }
     if out is not None and not out.parent.is_dir():
         raise InputError(f"can't write {out}: there is no folder {out.parent}")
-    annotation = _annotate(image, text, settings, device)
+    # Loading the models takes far longer than finding out that there is nothing to look at or for.
+    AnnotatorConfig.parse(settings)
+    annotation = _annotate(decode_image(image), as_texts(text), settings, device)
     if annotation.notice:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False)
     if out is not None:
@@ -75,13 +79,13 @@ def label(
         _describe(annotation)
 
 
-def _annotate(image: Path, text: list[str], settings: dict[str, Any], device: str) -> Annotation:
+def _annotate(image: DecodedImage, texts: list[Text], settings: dict[str, Any], device: str) -> Annotation:
     from patchmint.api import Annotator, UntrainedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrainedWarning)  # said once, on stderr, by the caller
         annotator = Annotator.from_config(settings, device=device)
-    return annotator.annotate(image, text)
+    return annotator.annotate(image, texts)
 
 
 def _save(annotation: Annotation, out: Path) -> None:
