@@ -16,7 +16,7 @@ from skimage import data
 from upstream_grounding_dino import shake
 
 from patchmint.errors import WeightsMismatchError
-from patchmint.labelers.grounding_dino.arch import METADATA_KEY, TINY, GroundingDinoArch, infer_arch
+from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, infer_arch
 from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
 from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrained
@@ -24,7 +24,7 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompt
 from patchmint.labelers.grounding_dino.select import select
 from patchmint.labelers.grounding_dino.transformer import match
 from patchmint.types import Text
-from patchmint.weights.loading import StateFile
+from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat on a sofa. two dogs?", "x", "the quick fox jumps. a lazy dog, in the sun", "red. blue thing. c"]
@@ -281,7 +281,7 @@ def test_detector_size_is_upstreams(size):
 
 def test_checkpoints_load_by_their_own_description(model, tmp_path: Path):
     tensors = dict(model.state_dict())
-    state = StateFile(tmp_path / "tiny.safetensors", tensors, {METADATA_KEY: TINY.to_json()})
+    state = StateFile(tmp_path / "tiny.safetensors", tensors, {ARCH_METADATA_KEY: TINY.to_json()})
     loaded, arch = load_grounding_dino(state)
     assert arch == TINY
     for (name, mine), (_, theirs) in zip(loaded.state_dict().items(), tensors.items(), strict=True):

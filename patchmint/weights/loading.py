@@ -22,6 +22,10 @@ from patchmint.weights.registry import Checkpoint
 _NAMED_IN_ERRORS = 4
 
 
+ARCH_METADATA_KEY = "patchmint.arch"
+"""Entry of a safetensors file's metadata that describes the architecture, as the JSON of its arch dataclass."""
+
+
 @dataclass(frozen=True)
 class StateFile:
     """The content of a weights file.

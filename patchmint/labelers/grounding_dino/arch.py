@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from patchmint.errors import WeightsMismatchError
+from patchmint.weights.loading import ARCH_METADATA_KEY
 
 HIDDEN_DIM = 256
 """Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
@@ -98,8 +99,6 @@ TINY = GroundingDinoArch(
 )
 """The same classes, tiny: for tests and the `untrained-tiny` preset."""
 
-METADATA_KEY = "patchmint.arch"
-
 
 def infer_arch(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> GroundingDinoArch:
     """Tell a checkpoint's architecture from its metadata, or from its backbone's width and window.
@@ -107,8 +106,8 @@ def infer_arch(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str])
     Raises:
         WeightsMismatchError: it is none that patchmint knows.
     """
-    if METADATA_KEY in metadata:
-        return GroundingDinoArch.from_json(metadata[METADATA_KEY])
+    if ARCH_METADATA_KEY in metadata:
+        return GroundingDinoArch.from_json(metadata[ARCH_METADATA_KEY])
     patch = tensors.get("backbone.0.patch_embed.proj.weight")
     bias = tensors.get("backbone.0.layers.0.blocks.0.attn.relative_position_bias_table")
     if patch is not None and bias is not None:

@@ -12,9 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-
-METADATA_KEY = "patchmint.arch"
-"""The entry of a safetensors file's metadata that holds `SamArch.to_json()`; official files have none."""
+from patchmint.weights.loading import ARCH_METADATA_KEY
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
@@ -96,12 +94,12 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Sa
 
     Args:
         tensors: the checkpoint's tensors by name.
-        metadata: its text entries; `METADATA_KEY`, where present, decides.
+        metadata: its text entries; `ARCH_METADATA_KEY`, where present, decides.
 
     Raises:
         WeightsMismatchError: it isn't SAM, or a SAM of sizes that are neither official nor written in the metadata.
     """
-    written = metadata.get(METADATA_KEY)
+    written = metadata.get(ARCH_METADATA_KEY)
     if written is not None:
         return _from_json(written)
     known = ", ".join(OFFICIAL)
@@ -109,7 +107,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Sa
     if patches is None or not patches.ndim:
         raise WeightsMismatchError(
             f"the checkpoint isn't a SAM model (it has no {_PATCH_EMBEDDING}); give one of {known}, "
-            f"or a safetensors file with {METADATA_KEY!r} in its metadata"
+            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata"
         )
     for arch in OFFICIAL.values():
         last, beyond = _BLOCK_WEIGHT.format(arch.depth - 1), _BLOCK_WEIGHT.format(arch.depth)
@@ -117,7 +115,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Sa
             return arch
     raise WeightsMismatchError(
         f"the checkpoint is a SAM of width {patches.shape[0]}, which is none of the known ones ({known}); "
-        f"for another size, save it as safetensors with {METADATA_KEY!r} in its metadata"
+        f"for another size, save it as safetensors with {ARCH_METADATA_KEY!r} in its metadata"
     )
 
 
@@ -126,5 +124,5 @@ def _from_json(text: str) -> SamArch:
         return TypeAdapter(SamArch).validate_json(text, strict=True)
     except (ValidationError, ConfigError) as error:
         raise WeightsMismatchError(
-            f"the checkpoint's metadata entry {METADATA_KEY!r} doesn't describe a SAM model: {error}"
+            f"the checkpoint's metadata entry {ARCH_METADATA_KEY!r} doesn't describe a SAM model: {error}"
         ) from error

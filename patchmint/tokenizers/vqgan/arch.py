@@ -11,9 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-
-METADATA_KEY = "patchmint.arch"
-"""Entry of a safetensors file's metadata that holds `VqganArch.to_json()`."""
+from patchmint.weights.loading import ARCH_METADATA_KEY
 
 _GROUPS = 32
 # Upstream's GroupNorm always has 32 groups (taming/modules/diffusionmodules/model.py, `Normalize`).
@@ -88,7 +86,7 @@ class VqganArch:
         return 1 << (len(self.ch_mult) - 1)
 
     def to_json(self) -> str:
-        """Write as JSON, for a safetensors file's metadata under `METADATA_KEY`."""
+        """Write as JSON, for a safetensors file's metadata under `ARCH_METADATA_KEY`."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -102,7 +100,7 @@ class VqganArch:
             return TypeAdapter(cls).validate_json(text, strict=True)
         except (ValidationError, ConfigError) as error:
             raise WeightsMismatchError(
-                f"the file's metadata entry {METADATA_KEY} describes no VQGAN ({error}); write it with "
+                f"the file's metadata entry {ARCH_METADATA_KEY} describes no VQGAN ({error}); write it with "
                 "VqganArch.to_json(), or leave it out for an official architecture"
             ) from error
 

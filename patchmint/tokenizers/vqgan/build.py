@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.tokenizers.vqgan.arch import METADATA_KEY, OFFICIAL, VqganArch
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch
 from patchmint.tokenizers.vqgan.model import Vqgan
-from patchmint.weights.loading import StateFile, load_into
+from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile, load_into
 
 IGNORED_KEYS = ("loss.", "colorize")
 """Starts of keys in official checkpoints that inference doesn't need: the discriminator and LPIPS, and the random
@@ -25,7 +25,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
     """Tell the architecture from a state dict.
 
     The size of the codebook and its kind are read off the weights; the rest must be that of a published model, which
-    the encoder's weights tell. A metadata entry `METADATA_KEY` wins over that, and must agree with the weights.
+    the encoder's weights tell. A metadata entry `ARCH_METADATA_KEY` wins over that, and must agree with the weights.
 
     Args:
         tensors: the state dict, with upstream's key names.
@@ -34,12 +34,12 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
     Raises:
         WeightsMismatchError: the weights are of no known architecture, or not of the one that the metadata names.
     """
-    described = metadata.get(METADATA_KEY)
+    described = metadata.get(ARCH_METADATA_KEY)
     if described is not None:
         arch = VqganArch.from_json(described)
         if not _fits(arch, tensors):
             raise WeightsMismatchError(
-                f"the file's weights are not of the architecture that its metadata entry {METADATA_KEY} names: {arch}; "
+                f"the file's weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names: {arch}; "
                 "write the file again from the model that it holds"
             )
         return arch
@@ -60,7 +60,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
     raise WeightsMismatchError(
         f"the file holds a VQGAN with {n_embed} codes of length {embed_dim} whose encoder is none of the known "
         f"architectures: {', '.join(OFFICIAL)}. For another one, give a safetensors file with the metadata entry "
-        f"{METADATA_KEY} (VqganArch.to_json)"
+        f"{ARCH_METADATA_KEY} (VqganArch.to_json)"
     )
 
 
