@@ -39,7 +39,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
         arch = VqganArch.from_json(described)
         if not _fits(arch, tensors):
             raise WeightsMismatchError(
-                f"the file's weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names: {arch}; "
+                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {arch}; "
                 "write the file again from the model that it holds"
             )
         return arch
