@@ -6,6 +6,7 @@ Runs under transformers 5 and, by test_transformers4.py, under 4.57.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_detections_do_not_depend_on_the_batch(detector, photographs):
         assert not (found.text_index == 1).any()
 
 
+def test_boxes_are_the_models_in_pixels(model, detector, vocabulary, photographs):
+    height, width = photographs[1].shape[:2]
+    found = detector.detect(photographs[1:2], [[Text(CAPTIONS[1])]])[0]
+    raw = run(model, detector, photographs[1:2], [caption_prompts(Text(CAPTIONS[1]), vocabulary)[0]])
+    x, y, w, h = raw.boxes[0].numpy().T * np.array([[width], [height], [width], [height]])
+    theirs = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1).clip(0, [width, height] * 2)
+    scores = raw.logits[0, :, 1].sigmoid().numpy()
+    best = np.argsort(-scores)[: len(found.scores)]
+    assert len(best)
+    np.testing.assert_allclose(found.scores, scores[best], atol=1e-5)
+    np.testing.assert_allclose(found.boxes, theirs[best], atol=0.1)
+
+
 def test_phrases_are_whole_words_of_the_text(detector, photographs):
     caption = "a Cat on a sofa, two dogs in front of naïve paintings. 3 o'clock"
     found = detector.detect(photographs[:1], [[Text(caption)]])[0]
@@ -178,6 +192,31 @@ def test_extreme_shapes(detector, size):
     np.testing.assert_allclose(found[0].scores, alone.scores, atol=1e-4)
 
 
+def test_more_queries_than_places(vocabulary):
+    """A narrow image has fewer positions than the model has queries: the rest stand nowhere, and say nothing."""
+    arch = replace(TINY, queries=300)
+    model = untrained(arch)
+    shake(model)
+    # Padding all looks alike; make what it looks like score higher than any real place, so that it would be taken.
+    model.transformer.enc_output_norm.bias.data += 0.3
+    detector = GroundingDino(model, arch, vocabulary)
+    prompts = [caption_prompts(Text(caption), vocabulary)[0] for caption in CAPTIONS[:2]]
+    images = [np.ascontiguousarray(data.coffee()[:10]), data.coffee()]
+    batch = run(model, detector, images, prompts)
+    places = sum(level.shape[1] * level.shape[2] for level in encode_one(model, detector, images[0]).levels)
+    assert places < 300
+    assert torch.isfinite(batch.logits[0]).any(-1).sum() == places
+    assert torch.isfinite(batch.logits[1]).any(-1).all()
+    alone = run(model, detector, images[:1], prompts[:1])
+    logits, _ = differences(alone, type(batch)(batch.logits[:1], batch.boxes[:1]))
+    assert logits < TOLERANCE
+
+
+def encode_one(model, detector, image):
+    with torch.inference_mode():
+        return encode_images(model, [detector.preprocess(image)])[0]
+
+
 def scores_for(prompt, wanted: dict[str, float], content: str) -> np.ndarray:
     scores = np.zeros((1, 256), np.float32)
     for token, place in zip(prompt.tokens, prompt.places, strict=True):
@@ -202,7 +241,7 @@ def scores_for(prompt, wanted: dict[str, float], content: str) -> np.ndarray:
 def test_which_words_name_a_box(vocabulary, wanted, expected):
     content = "A big cat on a sofa. Two dogs"
     prompt = caption_prompts(Text(content), vocabulary)[0]
-    boxes = np.array([[0.5, 0.5, 0.5, 0.5]], np.float32)
+    boxes = np.array([[0.5, 0.25, 0.5, 0.1]], np.float32)
     found = select(
         scores_for(prompt, wanted, content),
         boxes,
@@ -214,7 +253,7 @@ def test_which_words_name_a_box(vocabulary, wanted, expected):
     )
     assert [content[start:end] for start, end in found.spans] == expected
     if expected:
-        np.testing.assert_allclose(found.boxes, [[50, 25, 150, 75]])
+        np.testing.assert_allclose(found.boxes, [[50, 20, 150, 30]])
         assert found.text_index.tolist() == [3]
 
 
@@ -233,6 +272,21 @@ def test_one_piece_of_a_word_claims_the_whole_word(vocabulary):
         text_threshold=0.25,
     )
     assert [content[start:end] for start, end in found.spans] == ["caterpillar"]
+
+
+def test_words_joined_by_a_hyphen_are_one_name(vocabulary):
+    content = "a red t-shirt"
+    prompt = caption_prompts(Text(content), vocabulary)[0]
+    found = select(
+        scores_for(prompt, {"shirt": 0.9}, content),
+        np.full((1, 4), 0.5, np.float32),
+        prompt,
+        image_size=(10, 10),
+        text_index=0,
+        box_threshold=0.35,
+        text_threshold=0.25,
+    )
+    assert [content[start:end] for start, end in found.spans] == ["t-shirt"]
 
 
 def test_a_stop_or_the_start_names_nothing(vocabulary):

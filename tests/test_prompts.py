@@ -35,6 +35,26 @@ def test_tokens_stand_for_their_characters():
     assert [t.readable for t in tokens if text[t.span[0]] in "'."] == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a t-shirt", ["a", "t-shirt"]),
+        ("3 o'clock", ["3", "o'clock"]),
+        ("cat's and/or R&B", ["cat's", "and/or", "R&B"]),
+        ("a - b", ["a", "-", "b"]),
+        ("dogs' 'cat'", ["dogs", "'", "'", "cat", "'"]),
+        ("fox.dog,cat", ["fox", ".", "dog", ",", "cat"]),
+    ],
+)
+def test_what_is_one_word(text, words):
+    tokens = VOCABULARY.tokenize(text)
+    spans = {}
+    for token in tokens:
+        start, _ = spans.setdefault(token.word, token.span)
+        spans[token.word] = (start, token.span[1])
+    assert [text[start:end] for start, end in spans.values()] == words
+
+
 def test_spans_hold_where_lower_case_is_longer():
     # "İ".lower() is two characters long: a pipeline that lowers first would shift every span after it
     text = "İİİ cat"

@@ -59,7 +59,7 @@ class GroundingDino:
         box_threshold: float = 0.35,
         text_threshold: float = 0.25,
         device: str = "cpu",
-        pair_batch: int = 8,
+        pair_batch: int = 4,
     ) -> None:
         if vocabulary.size > arch.text_vocabulary:
             raise WeightsMismatchError(

@@ -26,6 +26,9 @@ _ROOM = MAX_TEXT_TOKENS - 3
 # What is left of a prompt for the text: [CLS], the closing "." and [SEP] always stand.
 
 _SOFT_BORDERS = frozenset(",;:!")
+_GLUE = frozenset("-'’/&")
+# Between two letters or digits these join words; BERT's pre-tokenizer splits at all punctuation.
+
 _REQUIRED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?")
 
 
@@ -36,7 +39,7 @@ class Token:
     Attributes:
         id: its number in the vocabulary.
         span: characters it stands for, in the text as the user gave it.
-        word: which word it belongs to, counted over the text.
+        word: which word it belongs to, counted over the text; "t-shirt" and "o'clock" are one.
         readable: whether it can name anything: known to the vocabulary, and not punctuation.
     """
 
@@ -56,7 +59,6 @@ class Prompt:
         sees: bool (n, n), which token may look at which.
         tokens: the text's tokens; token i stands at `ids[places[i]]`.
         places: int64 (len(tokens),).
-        sentences: int64 (len(tokens),), the sub-sentence a token belongs to.
         phrases: spans that were asked for, empty in `caption` mode.
         phrase_of: int64 (len(tokens),), index into `phrases`, -1 in `caption` mode.
     """
@@ -66,7 +68,6 @@ class Prompt:
     sees: npt.NDArray[np.bool_]
     tokens: tuple[Token, ...]
     places: npt.NDArray[np.int64]
-    sentences: npt.NDArray[np.int64]
     phrases: tuple[Span, ...]
     phrase_of: npt.NDArray[np.int64]
 
@@ -116,16 +117,26 @@ class Vocabulary:
     def tokenize(self, content: str) -> list[Token]:
         """Cut a text into tokens, with the characters each stands for."""
         encoding = self._tokenizer.encode(content, add_special_tokens=False)
-        return [
-            Token(
-                id=number,
-                span=(start, end),
-                word=word,
-                readable=number != self.unknown and any(c.isalnum() for c in content[start:end]),
-            )
-            for number, (start, end), word in zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
-            if word is not None
-        ]
+        tokens: list[Token] = []
+        last_piece: int | None = None
+        for number, (start, end), piece in zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True):
+            if tokens and (piece == last_piece or _joined(content, start)):
+                word = tokens[-1].word
+            else:
+                word = tokens[-1].word + 1 if tokens else 0
+            last_piece = piece
+            readable = number != self.unknown and any(c.isalnum() for c in content[start:end])
+            tokens.append(Token(number, (start, end), word, readable))
+        return tokens
+
+
+def _joined(content: str, border: int) -> bool:
+    """Whether the characters before and after a border belong to one word, joined by a hyphen or the like."""
+    for glue in (border - 1, border):
+        inside = 0 < glue < len(content) - 1
+        if inside and content[glue] in _GLUE and content[glue - 1].isalnum() and content[glue + 1].isalnum():
+            return True
+    return False
 
 
 def caption_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
@@ -214,22 +225,18 @@ def _assemble(piece: Sequence[tuple[Token, int]], phrases: tuple[Span, ...], voc
 
     sees = np.eye(len(ids), dtype=np.bool_)
     positions = np.zeros(len(ids), dtype=np.int64)
-    sentences = np.zeros(len(ids), dtype=np.int64)
     start = 1
     for place in range(1, len(ids) - 1):
-        sentences[place] = start
         if ids[place] in (vocabulary.stop, vocabulary.question):
             sees[start : place + 1, start : place + 1] = True
             positions[start : place + 1] = np.arange(place + 1 - start)
             start = place + 1
-    places = np.arange(1, len(tokens) + 1)
     return Prompt(
         ids=np.array(ids, dtype=np.int64),
         positions=positions,
         sees=sees,
         tokens=tuple(tokens),
-        places=places,
-        sentences=sentences[places],
+        places=np.arange(1, len(tokens) + 1),
         phrases=phrases,
         phrase_of=np.array([phrase for _, phrase in piece], dtype=np.int64),
     )

@@ -50,7 +50,7 @@ def select(
     Upstream takes the best score over all tokens, `[CLS]` and "." included, and decodes every token over the text
     threshold, which gives empty names, words merged from different places and `##` fragments. Here a query's score is
     that of its best readable token, and its phrase is the unbroken run of whole words around that token that are over
-    the text threshold, within its sub-sentence; where phrases were asked for, the one that token belongs to.
+    the text threshold; where phrases were asked for, the one that token belongs to.
 
     Args:
         scores: float32 (queries, 256), sigmoid of the logits.
@@ -103,11 +103,7 @@ def _run_of_words(prompt: Prompt, over: npt.NDArray[np.bool_], best: int) -> Spa
     def grow(step: int) -> int:
         end = best
         following = best + step
-        while (
-            0 <= following < len(tokens)
-            and tokens[following].word in claimed
-            and prompt.sentences[following] == prompt.sentences[best]
-        ):
+        while 0 <= following < len(tokens) and tokens[following].word in claimed:
             end = following
             following += step
         return end
