@@ -98,6 +98,8 @@ def test_long_texts_are_cut_at_the_best_border():
     stops = caption_prompts(Text(". ".join([sentence] * 20)), VOCABULARY)
     assert len(stops) > 1
     assert all(prompt.tokens[-1].id == VOCABULARY.stop for prompt in stops[:-1])
+    plain = Text(" ".join(["jumps"] * 200))
+    assert all(plain.content[p.tokens[-1].span[1] :][:1] in {" ", ""} for p in caption_prompts(plain, VOCABULARY))
     commas = Text(", ".join([sentence] * 20))
     assert all(commas.content[p.tokens[-1].span[0]] == "," for p in caption_prompts(commas, VOCABULARY)[:-1])
 
