@@ -26,8 +26,8 @@ from patchmint.tokenizers.vqgan import (
     Vqgan,
     VqganArch,
     VqganTokenizer,
-    build_vqgan,
     infer_arch,
+    load_vqgan,
     untrained_vqgan,
 )
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
@@ -497,7 +497,7 @@ def test_hostile_metadata(text: str) -> None:
 def test_a_state_loads_without_its_losses() -> None:
     upstream = Upstream(gumbel=False)
     tensors = upstream.state_dict() | {"loss.logvar": torch.zeros(()), "colorize": torch.zeros(3, 5, 1, 1)}
-    tokenizer = VqganTokenizer.from_state(state(tensors), name="tiny", size=SIZE, fit="squash")
+    tokenizer = VqganTokenizer(load_vqgan(state(tensors)), name="tiny", size=SIZE, fit="squash")
     expected = upstream.encode(pixels_of(PHOTOS[:1])).numpy()[0]
     np.testing.assert_array_equal(tokenizer.tokenize(PHOTOS[:1])[0].codes[..., 0], expected)
 
@@ -505,10 +505,10 @@ def test_a_state_loads_without_its_losses() -> None:
 def test_a_state_that_lacks_a_key_or_has_one_too_many() -> None:
     tensors = Upstream(gumbel=False).state_dict()
     with pytest.raises(WeightsMismatchError):
-        build_vqgan(TINY, state(tensors | {"quantize.used": torch.zeros(4)}))
+        load_vqgan(state(tensors | {"quantize.used": torch.zeros(4)}))
     del tensors["decoder.conv_in.bias"]
     with pytest.raises(WeightsMismatchError):
-        build_vqgan(TINY, state(tensors))
+        load_vqgan(state(tensors))
 
 
 def test_untrained_is_seeded_and_leaves_random_numbers_alone() -> None:
@@ -520,6 +520,6 @@ def test_untrained_is_seeded_and_leaves_random_numbers_alone() -> None:
     again, other = untrained_vqgan(TINY, 1).state_dict(), untrained_vqgan(TINY, 2).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
     assert not torch.equal(first.quant_conv.weight, other["quant_conv.weight"])
-    tokenizer = VqganTokenizer.untrained(TINY, 1, name="tiny", size=SIZE, fit="pad")
+    tokenizer = VqganTokenizer(first, name="tiny", size=SIZE, fit="pad")
     codes = np.stack([tokens.codes for tokens in tokenizer.tokenize(PHOTOS)])
     assert len(np.unique(codes)) > 16

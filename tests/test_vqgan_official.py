@@ -18,7 +18,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
-from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, build_vqgan, infer_arch
+from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, infer_arch, load_vqgan
 from patchmint.types import RgbImage, Tokens
 from patchmint.weights.loading import load_state
 
@@ -119,7 +119,7 @@ def test_f16_16384(checkpoint: Path) -> None:
 
     state = load_state(checkpoint)
     assert infer_arch(state.tensors, state.metadata) == OFFICIAL["vqgan-imagenet-f16-16384"]
-    model = build_vqgan(OFFICIAL["vqgan-imagenet-f16-16384"], state)
+    model = load_vqgan(state)
     tokenizer = VqganTokenizer(model, name="f16", size=SIZE, fit="squash", batch_size=5)
     batch = grids(tokenizer.tokenize(PHOTOS))
     np.testing.assert_array_equal(batch, expected)
@@ -145,7 +145,7 @@ def test_gumbel_f8_8192(checkpoint: Path) -> None:
 
     state = load_state(checkpoint)
     assert infer_arch(state.tensors, state.metadata) == OFFICIAL["vqgan-gumbel-f8-8192"]
-    tokenizer = VqganTokenizer.from_state(state, name="f8", size=SIZE, fit="squash")
+    tokenizer = VqganTokenizer(load_vqgan(state), name="f8", size=SIZE, fit="squash")
     codes = grids(tokenizer.tokenize(PHOTOS[:1]))
     np.testing.assert_array_equal(codes, expected)
     assert_best(logits.permute(0, 2, 3, 1).reshape(-1, 8192).double(), codes)

@@ -7,7 +7,7 @@ from typing import cast
 
 from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
 from patchmint.plugins import load_plugin, plugin_names
-from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, build_vqgan, infer_arch, untrained_vqgan
+from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
 from patchmint.types import Tokenizer
 from patchmint.weights.loading import load_state
 from patchmint.weights.store import locate
@@ -29,7 +29,6 @@ def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> 
     if name == UNTRAINED:
         model = untrained_vqgan(TINY, seed=0)
     else:
-        state = load_state(locate(name))
-        model = build_vqgan(infer_arch(state.tensors, state.metadata), state)
+        model = load_vqgan(load_state(locate(name)))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)

@@ -1,7 +1,7 @@
 """VQGAN (CompVis/taming-transformers): an image as a grid of discrete codes, and back."""
 
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch
-from patchmint.tokenizers.vqgan.build import build_vqgan, infer_arch, untrained_vqgan
+from patchmint.tokenizers.vqgan.build import infer_arch, load_vqgan, untrained_vqgan
 from patchmint.tokenizers.vqgan.model import Vqgan
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
@@ -13,7 +13,7 @@ __all__ = [
     "Vqgan",
     "VqganArch",
     "VqganTokenizer",
-    "build_vqgan",
     "infer_arch",
+    "load_vqgan",
     "untrained_vqgan",
 ]

@@ -64,16 +64,16 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
     )
 
 
-def build_vqgan(arch: VqganArch, state: StateFile) -> Vqgan:
-    """Build a model and load its weights, strictly: every key but `IGNORED_KEYS` must be there and none left over.
+def load_vqgan(state: StateFile) -> Vqgan:
+    """Build the VQGAN that a checkpoint holds and load it: every key but `IGNORED_KEYS` must be there and none left over.
 
     Returns:
         The model on the CPU, float32, in eval mode.
 
     Raises:
-        WeightsMismatchError: keys or shapes are not those of `arch`.
+        WeightsMismatchError: the checkpoint is of no known architecture, or not a whole model.
     """
-    model = _empty(arch).to_empty(device="cpu")
+    model = _empty(infer_arch(state.tensors, state.metadata)).to_empty(device="cpu")
     load_into(model, state, what="VQGAN", ignored=IGNORED_KEYS)
     return model.eval()
 

@@ -11,12 +11,9 @@ import torch
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
-from patchmint.tokenizers.vqgan.arch import VqganArch
-from patchmint.tokenizers.vqgan.build import build_vqgan, infer_arch, untrained_vqgan
 from patchmint.tokenizers.vqgan.model import Vqgan
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import RgbImage, TokenizerSpec, Tokens
-from patchmint.weights.loading import StateFile
 
 _SCALED = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
 # Upstream's x / 127.5 - 1 for each byte, rounded once from float64, as its data sets do (taming/data/base.py).
@@ -79,46 +76,6 @@ class VqganTokenizer:
             preprocessing=f"{fit}-{size}-bicubic",
             can_decode=True,
         )
-
-    @classmethod
-    def from_state(
-        cls,
-        state: StateFile,
-        *,
-        name: str,
-        size: int,
-        fit: str,
-        device: torch.device | str = "cpu",
-        batch_size: int = 8,
-        remap: Remap | None = None,
-    ) -> VqganTokenizer:
-        """Build from a loaded checkpoint; the architecture is told from it (`infer_arch`).
-
-        Raises:
-            WeightsMismatchError: the checkpoint is of no known architecture, or not a whole model.
-            ConfigError: a setting is out of range.
-        """
-        model = build_vqgan(infer_arch(state.tensors, state.metadata), state)
-        return cls(model, name=name, size=size, fit=fit, device=device, batch_size=batch_size, remap=remap)
-
-    @classmethod
-    def untrained(
-        cls,
-        arch: VqganArch,
-        seed: int,
-        *,
-        name: str,
-        size: int,
-        fit: str,
-        device: torch.device | str = "cpu",
-        batch_size: int = 8,
-    ) -> VqganTokenizer:
-        """Build with seeded random weights: codes that are repeatable and mean nothing.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
-        return cls(untrained_vqgan(arch, seed), name=name, size=size, fit=fit, device=device, batch_size=batch_size)
 
     @property
     def spec(self) -> TokenizerSpec:
