@@ -26,9 +26,6 @@ def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> 
     name = models.tokenizer
     if name in plugin_names("patchmint.tokenizers"):
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
-    if name == UNTRAINED:
-        model = untrained_vqgan(TINY, seed=0)
-    else:
-        model = load_vqgan(load_state(locate(name)))
+    model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_state(locate(name)))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)

@@ -65,7 +65,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
 
 
 def load_vqgan(state: StateFile) -> Vqgan:
-    """Build the VQGAN that a checkpoint holds and load it: every key but `IGNORED_KEYS` must be there and none left over.
+    """Build the VQGAN that a checkpoint holds and load it: every key but `IGNORED_KEYS` is there and none is left over.
 
     Returns:
         The model on the CPU, float32, in eval mode.
