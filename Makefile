@@ -15,7 +15,7 @@ $(VENV)/.ready: requirements.lock requirements-uv.lock requirements-transformers
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	$(UV) pip install --quiet --python $(BIN)/python --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
 	touch $@
 

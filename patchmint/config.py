@@ -35,11 +35,13 @@ class ModelsConfig(_Settings):
         default="vqgan-imagenet-f16-16384", description="VQGAN, or an outside tokenizer (entry point)."
     )
 
-    @property
-    def notice(self) -> str:
-        """Warning that belongs on every output, empty for trained models."""
-        labelers = (self.detector, self.masker) if self.segmenter is None else ()
-        return UNTRAINED_NOTICE if UNTRAINED in (*labelers, self.tokenizer) else ""
+    def used(self, *, labels: bool, tokens: bool) -> dict[str, str]:
+        """The models that take part, by role: an outside segmenter stands for detector, vocabulary and masker."""
+        if self.segmenter is not None:
+            labelers = {"segmenter": self.segmenter}
+        else:
+            labelers = {"detector": self.detector, "vocabulary": self.vocabulary, "masker": self.masker}
+        return (labelers if labels else {}) | ({"tokenizer": self.tokenizer} if tokens else {})
 
 
 MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
@@ -54,7 +56,8 @@ class LabelsConfig(_Settings):
     """How patches are labelled."""
 
     prompt: Literal["caption", "phrases"] = Field(
-        default="caption", description="Look for the whole text, or for its listed phrases only."
+        default="caption",
+        description="Look for the whole text, or for what stands between its '.' (if it names no phrases itself).",
     )
     box_threshold: float = Field(
         default=0.35, ge=0, le=1, description="A box counts if its best word scores over this."
@@ -82,7 +85,7 @@ class GridConfig(_Settings):
 class TokensConfig(_Settings):
     """How images are turned into codes."""
 
-    size: int = Field(default=256, ge=8, description="Side of the tokenizer's square input in pixels.")
+    size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
     remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
 
@@ -111,6 +114,16 @@ class AnnotatorConfig(_Settings):
             raise ValueError("labels and tokens are both null: there is nothing to make")
         return self
 
+    @property
+    def models_used(self) -> dict[str, str]:
+        """Name or path of each model that takes part, by role."""
+        return self.models.used(labels=self.labels is not None, tokens=self.tokens is not None)
+
+    @property
+    def notice(self) -> str:
+        """Warning that belongs on every output, empty for trained models."""
+        return UNTRAINED_NOTICE if UNTRAINED in self.models_used.values() else ""
+
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Self:
         """Validate settings from outside.
@@ -118,6 +131,10 @@ class AnnotatorConfig(_Settings):
         Raises:
             ConfigError: one line for each thing that is wrong; an unknown key gets the nearest right one.
         """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"settings must be a mapping, not a {type(settings).__name__}; read YAML with yaml.safe_load first"
+            )
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:

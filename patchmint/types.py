@@ -49,16 +49,24 @@ class Text:
 
     Attributes:
         content: the text as the user gave it.
-        phrases: character spans in `content`; empty = not known. The `phrases` prompt mode looks for these only.
+        phrases: character spans in `content`; empty = not known. Where they are given, these and nothing else are
+            looked for.
 
     Raises:
-        TextError: a span is empty or lies outside the text.
+        TextError: a span is empty or lies outside the text, or the text isn't valid Unicode.
     """
 
     content: str
     phrases: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
+        try:
+            self.content.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(
+                f"the text isn't valid Unicode (at character {error.start}: a lone surrogate, mostly bytes of another "
+                "encoding); decode it with the right encoding first"
+            ) from error
         for start, end in self.phrases:
             if not 0 <= start < end <= len(self.content):
                 raise TextError(
@@ -71,8 +79,10 @@ class Text:
         """Build a text from a list of phrases, joined by " . ", with a span for each.
 
         Raises:
-            TextError: the list is empty, or a phrase is blank.
+            TextError: the list is empty, a phrase is blank, or it is one string and no list.
         """
+        if isinstance(phrases, str):
+            raise TextError(f"from_phrases takes a list of phrases, not one string; write [{phrases!r}]")
         if not phrases:
             raise TextError("the list of phrases is empty; give at least one, for example ['a cat', 'a sofa']")
         spans: list[Span] = []

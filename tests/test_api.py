@@ -194,10 +194,24 @@ def test_bad_settings_have_names():
 
 def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsError, match="patchmint models pull groundingdino-swint-ogc"):
+    everything = "groundingdino-swint-ogc bert-base-uncased-vocab sam-vit-h vqgan-imagenet-f16-16384"
+    with pytest.raises(WeightsError, match=f"patchmint models pull {everything}"):
         Annotator.from_preset("official", device="cpu")
 
 
 def test_phrases_of_ones_own(annotator):
-    text = Text.from_phrases(["a cat", "a green sofa"])
-    assert annotator.annotate(PHOTO, text).texts[0].content == "a cat . a green sofa"
+    text = Text("the cat is on the grey sofa", phrases=((4, 7), (18, 27)))
+    found = annotator.annotate(PHOTO, text)
+    assert {phrase.text for phrase in found.phrases} <= {"cat", "grey sofa"}
+    assert found.phrases
+    with pytest.raises(TextError, match="list"):
+        Text.from_phrases("cat")
+
+
+def test_a_text_that_is_no_unicode_has_a_name(annotator):
+    with pytest.raises(TextError, match="Unicode"):
+        annotator.annotate(PHOTO, "a \udcff cat")
+
+
+def test_repr_tells_what_it_is(annotation):
+    assert repr(annotation).startswith("<Annotation of a 451 x 300 image: 2 texts")

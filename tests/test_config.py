@@ -15,14 +15,17 @@ def test_defaults_are_the_papers():
     assert config.labels == LabelsConfig(box_threshold=0.35, text_threshold=0.25, min_coverage=0.0)
     assert resolve_grid(config) == PatchGrid(24, 24, 14, Fit.PAD)
     assert config.models.masker == "sam-vit-h"
-    assert config.models.notice == ""
+    assert config.notice == ""
 
 
 def test_models_by_name_or_one_by_one():
     assert AnnotatorConfig.parse({"models": UNTRAINED}).models == MODEL_PRESETS[UNTRAINED]
-    mixed = AnnotatorConfig.parse({"models": {"masker": "sam-vit-b", "tokenizer": UNTRAINED}}).models
-    assert (mixed.masker, mixed.detector) == ("sam-vit-b", "groundingdino-swint-ogc")
+    mixed = AnnotatorConfig.parse({"models": {"masker": "sam-vit-b", "tokenizer": UNTRAINED}})
+    assert (mixed.models.masker, mixed.models.detector) == ("sam-vit-b", "groundingdino-swint-ogc")
     assert "mean nothing" in mixed.notice
+    outside = AnnotatorConfig.parse({"models": {"segmenter": "toy", "detector": UNTRAINED}, "tokens": None})
+    assert outside.models_used == {"segmenter": "toy"}
+    assert outside.notice == ""
 
 
 def test_grid_spelled_out():
@@ -48,6 +51,11 @@ def test_grid_spelled_out():
 def test_errors_name_the_setting(settings, message):
     with pytest.raises(ConfigError, match=".*".join([message.replace("(", r"\(")])):
         AnnotatorConfig.parse(settings)
+
+
+def test_settings_are_a_mapping():
+    with pytest.raises(ConfigError, match="safe_load"):
+        AnnotatorConfig.parse("build.yaml")
 
 
 def test_an_unknown_grid_names_the_nearest():

@@ -29,6 +29,8 @@ toy-brightness = "toy_models:Brightness"
 toy-broken = "toy_models:broken"
 toy-no-segmenter = "toy_models:NoSegmenter"
 toy-liar = "toy_models:Liar"
+toy-mute = "toy_models:Mute"
+toy-wild = "toy_models:Wild"
 [project.entry-points."patchmint.tokenizers"]
 toy-1d = "toy_models:Histogram"
 """
@@ -90,6 +92,18 @@ class NoSegmenter:
 class Liar(Brightness):
     def segment(self, images, texts):
         return super().segment(images, texts)[:-1]
+
+
+class Mute(Brightness):
+    def segment(self, images, texts):
+        return None
+
+
+class Wild(Brightness):
+    def segment(self, images, texts):
+        found = super().segment(images, texts)
+        found[0].boxes[:] = 9999
+        return found
 '''
 
 
@@ -127,6 +141,7 @@ def test_outside_models_take_part(installed, tmp_path):
     jsonschema.validate(document, json.loads((ROOT / "docs" / "schemas" / "annotation.schema.json").read_text()))
     assert len(document["codes"]) == 32
     assert document["notice"] == ""
+    assert document["models"] == {"segmenter": "toy-brightness", "tokenizer": "toy-1d"}
     assert [phrase["score"] for phrase in document["phrases"]] == [-1.0, -1.0]
     assert [phrase["text"] for phrase in document["phrases"]] == ["bright", "brighter"]
     kept = [sum(map(sum, grid)) for grid in document["selector"]]
@@ -140,6 +155,8 @@ def test_outside_models_take_part(installed, tmp_path):
         ("toy-broken", "out of luck"),
         ("toy-no-segmenter", "lacks a method"),
         ("toy-liar", "answered 0 times for 1 images"),
+        ("toy-mute", "NoneType"),
+        ("toy-wild", "out of the image"),
         ("toy-absent", "toy-brightness"),
     ],
 )

@@ -57,9 +57,13 @@ class Annotation:
         self.image = image
         self.texts = texts
         self.placement = annotated.placement
-        self.notice = config.models.notice
+        self.notice = config.notice
         self._annotated = annotated
         self._config = config
+
+    def __repr__(self) -> str:
+        height, width = self.image.size
+        return f"<Annotation of a {width} x {height} image: {len(self.texts)} texts, {len(self.phrases)} phrases>"
 
     @property
     def selector(self) -> Grids:
@@ -163,6 +167,7 @@ class Annotation:
         grid = self.placement
         labels, tokens = self._annotated.labels, self._annotated.tokens
         return AnnotationDocument(
+            schema="patchmint.annotation/1",
             notice=self.notice,
             image=ImageDocument(
                 width=self.image.size[1],
@@ -171,7 +176,7 @@ class Annotation:
                 mode=self.image.mode,
                 orientation=self.image.orientation,
             ),
-            models=self._config.models.model_dump(exclude_none=True),
+            models=self._config.models_used,
             texts=[text.content for text in self.texts],
             phrases=[
                 PhraseDocument(

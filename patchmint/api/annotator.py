@@ -51,8 +51,8 @@ class Annotator:
         """
         self.config = config
         self.device = _resolve_device(device)
-        if config.models.notice:
-            warnings.warn(config.models.notice, UntrainedWarning, stacklevel=3)
+        if config.notice:
+            warnings.warn(config.notice, UntrainedWarning, stacklevel=3)
         self._models = AnnotationModels.load(config, self.device)
 
     @classmethod

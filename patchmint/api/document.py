@@ -46,7 +46,7 @@ class GridDocument(_Document):
 class AnnotationDocument(_Document):
     """Labels and codes of one image. Every field is present, none is null; lists are empty where not asked for."""
 
-    schema_: Literal["patchmint.annotation/1"] = Field(default="patchmint.annotation/1", alias="schema")
+    schema_: Literal["patchmint.annotation/1"] = Field(alias="schema", description="Name and version of this form.")
     notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
     image: ImageDocument
     models: dict[str, str] = Field(description="Name or path of each model.")

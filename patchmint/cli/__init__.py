@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from patchmint.cli.examples import examples
 from patchmint.cli.label import label
 from patchmint.cli.models import models_app
 from patchmint.errors import PatchmintError
@@ -23,14 +24,19 @@ app = typer.Typer(
     name="patchmint",
     help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
     no_args_is_help=True,
+    epilog=examples(
+        "patchmint label photo.jpg --text 'a cat' --models untrained-tiny --out o.png", "patchmint models list"
+    ),
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(
     "label",
-    epilog="Examples: patchmint label photo.jpg --text 'a cat on a sofa' --models untrained-tiny --out overlay.png · "
-    "patchmint label photo.jpg --text 'a cat . a sofa' --prompt phrases --models official --json",
+    epilog=examples(
+        "patchmint label photo.jpg --text 'a cat' --models untrained-tiny --out o.png",
+        "patchmint label photo.jpg --text 'a cat . a sofa' --prompt phrases --json",
+    ),
 )(label)
 app.add_typer(models_app)
 

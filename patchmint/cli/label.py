@@ -13,8 +13,10 @@ from rich.table import Table
 
 from patchmint.config import MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
+from patchmint.geometry import grid_preset
 from patchmint.pipeline.decode import DecodedImage, decode_image
-from patchmint.types import Text, as_texts
+from patchmint.pipeline.preflight import check_weights
+from patchmint.types import UNKNOWN_SCORE, Text, as_texts
 
 if TYPE_CHECKING:
     from patchmint.api import Annotation
@@ -41,7 +43,13 @@ def label(
     grid: Annotated[str, typer.Option(help="Patch grid preset.")] = "llava-1.5-finetune",
     tokens_size: Annotated[int, typer.Option(help="Side of the tokenizer's input in pixels.")] = 256,
     tokens_fit: Annotated[str, typer.Option(help="pad, crop or squash.")] = "pad",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write an overlay picture (PNG) here.")] = None,
+    max_megapixels: Annotated[float, typer.Option(help="Refuse larger images.")] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Write an overlay picture here (.png; of further texts beside it, -1.png, ...)."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the annotation as JSON (docs/schemas/annotation.schema.json).")
     ] = False,
@@ -64,11 +72,15 @@ def label(
         "grid": grid,
         "tokens": {"size": tokens_size, "fit": tokens_fit},
     }
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"can't write {out}: there is no folder {out.parent}")
+    if out is not None:
+        _check_out(out, image)
     # Loading the models takes far longer than finding out that there is nothing to look at or for.
-    AnnotatorConfig.parse(settings)
-    annotation = _annotate(decode_image(image), as_texts(text), settings, device)
+    config = AnnotatorConfig.parse(settings)
+    grid_preset(grid)
+    texts = as_texts(text)
+    decoded = decode_image(image, max_megapixels=max_megapixels)
+    check_weights(config)
+    annotation = _annotate(decoded, texts, config, device)
     if annotation.notice:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False)
     if out is not None:
@@ -79,12 +91,21 @@ def label(
         _describe(annotation)
 
 
-def _annotate(image: DecodedImage, texts: list[Text], settings: dict[str, Any], device: str) -> Annotation:
+def _check_out(out: Path, image: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise InputError(f"can't write {out}: the overlay is a PNG; give it a name that ends with .png")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"can't write {out}: " + ("it is a folder" if out.is_dir() else f"no folder {out.parent}"))
+    if out.exists() and image.exists() and out.samefile(image):
+        raise InputError(f"can't write {out}: that is the image itself; give the overlay another name")
+
+
+def _annotate(image: DecodedImage, texts: list[Text], config: AnnotatorConfig, device: str) -> Annotation:
     from patchmint.api import Annotator, UntrainedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrainedWarning)  # said once, on stderr, by the caller
-        annotator = Annotator.from_config(settings, device=device)
+        annotator = Annotator(config, device)
     return annotator.annotate(image, texts)
 
 
@@ -107,13 +128,17 @@ def _describe(annotation: Annotation) -> None:
         for phrase in annotation.phrases:
             if phrase.text_index == index:
                 box = " ".join(f"{side:.0f}" for side in phrase.box)
-                table.add_row(escape(_printable(phrase.text)), f"{phrase.score:.2f}", box)
-        if table.row_count:
-            console.print(table)
+                score = "-" if phrase.score == UNKNOWN_SCORE else f"{phrase.score:.2f}"
+                table.add_row(escape(_printable(phrase.text)), score, box)
+        if not table.row_count:
+            console.print("nothing found: an empty label")
+            continue
+        console.print(table)
+        # two characters a patch, where there is room: a terminal's cells are twice as high as wide
+        wide = 2 if 2 * annotation.coverage.shape[-1] <= console.width else 1
         console.print(f"{kept} of {annotation.selector[index].size} patches kept")
         for row in annotation.coverage[index]:
-            # two characters a patch: a terminal's cells are twice as high as wide
-            console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * 2 for value in row), markup=False)
+            console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * wide for value in row), markup=False)
     console.print(
         f"codes: {' x '.join(str(side) for side in annotation.codes.shape)}, "
         f"{len(set(annotation.codes.flat))} different"

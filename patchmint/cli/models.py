@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
+from patchmint.cli.examples import examples
 from patchmint.errors import InputError
 from patchmint.weights.download import pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
@@ -29,13 +30,14 @@ _PLAIN_STEP = 0.1
 models_app = typer.Typer(
     name="models",
     help="List, pull and check the official weights (Grounding DINO, SAM, VQGAN).",
+    epilog=examples("patchmint models list", "patchmint models pull sam-vit-b"),
     no_args_is_help=True,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, with full addresses and checksums.")]
 
 
-@models_app.command("list", epilog="Example: patchmint models list --json")
+@models_app.command("list", epilog=examples("patchmint models list", "patchmint models list --json"))
 def list_models(as_json: JsonOption = False) -> None:
     """Show every official checkpoint, and which of them are on this machine."""
     folder = weights_folder()
@@ -46,16 +48,21 @@ def list_models(as_json: JsonOption = False) -> None:
     for checkpoint in CHECKPOINTS.values():
         present = (folder / checkpoint.filename).is_file()
         sha256 = checkpoint.sha256[:12] + "..." if checkpoint.sha256 else _NOT_PUBLISHED
-        row = (checkpoint.name, checkpoint.kind, _megabytes(checkpoint.size), "yes" if present else "no", sha256)
-        table.add_row(*row, checkpoint.licence)
+        table.add_row(checkpoint.name, _megabytes(checkpoint.size), "yes" if present else "no", sha256)
     _print_table(table)
-    typer.echo(f"Folder: {folder} ({FOLDER_VARIABLE} chooses another). Addresses and full checksums: --json", err=True)
+    typer.echo(
+        f"Folder: {folder} ({FOLDER_VARIABLE} chooses another). Addresses, licences, checksums: --json",
+        err=True,
+    )
 
 
 @models_app.command(
     "pull",
-    epilog="Examples: patchmint models pull sam-vit-b · patchmint models pull sam-vit-b bert-base-uncased-vocab "
-    "--to /data/weights · patchmint models pull sam-vit-b --url https://mirror.example/sam_vit_b_01ec64.pth",
+    epilog=examples(
+        "patchmint models pull sam-vit-b bert-base-uncased-vocab",
+        "patchmint models pull sam-vit-b --to /data/weights",
+        "patchmint models pull sam-vit-b --url https://mirror.example/sam_vit_b.pth",
+    ),
 )
 def pull_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="As `patchmint models list` shows them.")],
@@ -80,7 +87,7 @@ def pull_models(
         typer.echo(f"To use them by name, set {FOLDER_VARIABLE}={folder}", err=True)
 
 
-@models_app.command("check", epilog="Examples: patchmint models check · patchmint models check sam-vit-b --json")
+@models_app.command("check", epilog=examples("patchmint models check", "patchmint models check sam-vit-b --json"))
 def check_models(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All if none is given.")] = None,
     as_json: JsonOption = False,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import PluginError
 from patchmint.geometry import PatchGrid, Placement, grid_preset
 from patchmint.geometry.grid import Fit
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
+from patchmint.pipeline.preflight import check_weights
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import Instances, RgbImage, Segmenter, Text, Tokenizer, Tokens
+from patchmint.types import UNKNOWN_SCORE, Instances, RgbImage, Segmenter, Size, Text, Tokenizer, Tokens
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class AnnotationModels:
             ConfigError: settings don't fit the models.
         """
         grid = resolve_grid(config)
+        check_weights(config)
         segmenter = build_segmenter(config.models, config.labels, device) if config.labels else None
         tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
         return cls(segmenter, tokenizer, grid, config.labels.min_coverage if config.labels else 0.0)
@@ -71,15 +75,19 @@ class AnnotationModels:
         Raises:
             PluginError: an outside model returned something that breaks its contract.
         """
-        instances = self.segmenter.segment(images, texts) if self.segmenter else None
-        tokens = self.tokenizer.tokenize(images) if self.tokenizer else None
-        _check_lengths(len(images), instances, tokens)
+        instances = tokens = None
+        if self.segmenter:
+            instances = self.segmenter.segment(images, texts)
+            _check_answers(len(images), instances)
+        if self.tokenizer:
+            tokens = self.tokenizer.tokenize(images)
+            _check_answers(len(images), tokens)
         annotated = []
         for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
             placement = self.grid.place((image.shape[0], image.shape[1]))
             found = instances[index] if instances is not None else None
             if found is not None:
-                _check_texts(found, image_texts)
+                _check_instances(found, (image.shape[0], image.shape[1]), image_texts)
             annotated.append(
                 AnnotatedImage(
                     placement=placement,
@@ -105,16 +113,27 @@ def resolve_grid(config: AnnotatorConfig) -> PatchGrid:
     return PatchGrid(spelled.rows, spelled.cols, spelled.patch_px, Fit(spelled.fit))
 
 
-def _check_texts(instances: Instances, texts: Sequence[Text]) -> None:
-    for text_index, (start, end) in zip(instances.text_index, instances.spans, strict=True):
+def _check_answers(images: int, answer: object) -> None:
+    if not isinstance(answer, list):
+        raise PluginError(f"a model answered with a {type(answer).__name__}; it must give a list, one item an image")
+    if len(answer) != images:
+        raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")
+
+
+def _check_instances(found: object, size: Size, texts: Sequence[Text]) -> None:
+    """Hold a segmenter to its contract: what is wrong here would only show as wrong labels later."""
+    if not isinstance(found, Instances):
+        raise PluginError(f"a segmenter answered with a {type(found).__name__}; it must give Instances")
+    if tuple(found.image_size) != size:
+        raise PluginError(f"a segmenter says that the image is {found.image_size}, but it is {size} (height, width)")
+    for text_index, (start, end) in zip(found.text_index, found.spans, strict=True):
         if not 0 <= text_index < len(texts) or not 0 <= start < end <= len(texts[text_index].content):
             raise PluginError(
                 f"a segmenter named characters {start} to {end} of text {text_index}; there are {len(texts)} texts, "
                 "and a span must lie inside its text"
             )
-
-
-def _check_lengths(images: int, *answers: list[Instances] | list[Tokens] | None) -> None:
-    for answer in answers:
-        if answer is not None and len(answer) != images:
-            raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")
+    scores, limits = found.scores, np.array([size[1], size[0], size[1], size[0]])
+    if not ((scores == UNKNOWN_SCORE) | ((scores >= 0) & (scores <= 1))).all():
+        raise PluginError("a segmenter gave scores that are neither 0..1 nor UNKNOWN_SCORE")
+    if not ((found.boxes >= 0) & (found.boxes <= limits)).all():
+        raise PluginError("a segmenter gave boxes that reach out of the image; they are XYXY in its pixels")

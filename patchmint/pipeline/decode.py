@@ -200,7 +200,7 @@ def _check_size(size: Size, limit: float, name: str) -> None:
     if not height * width <= limit:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} = {height * width / 1e6:.1f} megapixels, over the limit of "
-            f"{limit / 1e6:g}; make it smaller, or raise the limit (max_image_megapixels)"
+            f"{limit / 1e6:g}; make it smaller, or raise the limit (max_megapixels)"
         )
 
 

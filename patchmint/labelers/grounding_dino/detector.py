@@ -24,12 +24,12 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class PromptMode(StrEnum):
-    """What of a text is looked for."""
+    """What is looked for of a text that names no phrases itself."""
 
     CAPTION = "caption"
     """The whole text; the model decides which words name things."""
     PHRASES = "phrases"
-    """The text's phrases only (its spans, or what stands between its "."), each on its own."""
+    """What stands between its ".", each on its own."""
 
 
 class GroundingDino:
@@ -117,9 +117,9 @@ class GroundingDino:
         return [merge(parts) for parts in found]
 
     def prompts(self, text: Text) -> list[Prompt]:
-        """Make the prompts of a text, by this detector's mode."""
-        make = caption_prompts if self.prompt is PromptMode.CAPTION else phrase_prompts
-        return make(text, self.vocabulary)
+        """Make the prompts of a text: of its phrases where it names some, else by this detector's mode."""
+        whole = self.prompt is PromptMode.CAPTION and not text.phrases
+        return (caption_prompts if whole else phrase_prompts)(text, self.vocabulary)
 
     def preprocess(self, image: RgbImage) -> torch.Tensor:
         """Resize and normalise: float (3, h, w), on the CPU (upstream `transforms.py`, `RandomResize([800], 1333)`)."""

@@ -1,0 +1,35 @@
+"""What can be found wrong before any model is loaded. No torch."""
+
+from __future__ import annotations
+
+from patchmint.config import UNTRAINED, AnnotatorConfig
+from patchmint.errors import WeightsMissingError
+from patchmint.plugins import plugin_names
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import locate
+
+
+def check_weights(config: AnnotatorConfig) -> None:
+    """Check that every file which a config needs is on this machine.
+
+    Raises:
+        WeightsMissingError: some aren't; one message names them all and the command that gets them.
+    """
+    missing = []
+    for role, name in config.models_used.items():
+        outside = role == "segmenter" or (role == "tokenizer" and name in plugin_names("patchmint.tokenizers"))
+        if name == UNTRAINED or outside:
+            continue
+        try:
+            locate(name)
+        except WeightsMissingError:
+            if name not in CHECKPOINTS:
+                raise
+            missing.append(name)
+    if missing:
+        total = sum(CHECKPOINTS[name].size or 0 for name in missing) / 1e9
+        raise WeightsMissingError(
+            f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
+            f"  patchmint models pull {' '.join(missing)}\n"
+            f"or give paths of files that you have, or try the machinery with the models preset {UNTRAINED}"
+        )
