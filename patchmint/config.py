@@ -69,16 +69,16 @@ class LabelsConfig(_Settings):
         default=0.0, ge=0, lt=1, description="A patch is kept if more than this share of it is covered (MaVEn: 0)."
     )
     coverage: Literal["exact", "fast"] = Field(
-        default="exact", description="Masks at full resolution, or at a reduced one that is enough for patches."
+        default="exact", description="The numbers of full-resolution masks, or nearly those, faster (docs/quality.md)."
     )
 
 
 class GridConfig(_Settings):
     """A patch grid spelled out."""
 
-    rows: int = Field(ge=1, description="Patch rows.")
-    cols: int = Field(ge=1, description="Patch columns.")
-    patch_px: int = Field(ge=1, description="Side of a patch in pixels of the encoder's input.")
+    rows: int = Field(ge=1, le=1024, description="Patch rows.")
+    cols: int = Field(ge=1, le=1024, description="Patch columns.")
+    patch_px: int = Field(ge=1, le=1024, description="Side of a patch in pixels of the encoder's input.")
     fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
 
 

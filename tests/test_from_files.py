@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 from skimage import data
 
 from patchmint import Annotator, UntrainedWarning
-from patchmint.errors import WeightsMismatchError
+from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
@@ -16,6 +18,7 @@ from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.tokenizers.vqgan import TINY, untrained_vqgan
 from patchmint.weights.loading import ARCH_METADATA_KEY
+from patchmint.weights.registry import CHECKPOINTS
 
 PHOTO = data.coffee()
 
@@ -46,6 +49,14 @@ def test_files_give_what_the_models_give(files):
     assert annotation.phrases
     np.testing.assert_array_equal(annotation.coverage, preset.coverage)
     np.testing.assert_array_equal(annotation.codes, preset.codes)
+
+
+def test_another_file_under_an_official_name_is_refused(files, monkeypatch, tmp_path):
+    """A small SAM copied over the large one's name would give labels that say they are the large one's."""
+    monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
+    shutil.copy(files["masker"], tmp_path / CHECKPOINTS["sam-vit-h"].filename)
+    with pytest.raises(WeightsCorruptError, match="2564550879"):
+        Annotator.from_config({"models": files | {"masker": "sam-vit-h"}}, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import transformers
 from skimage import data
 from upstream_grounding_dino import shake
 
-from patchmint.errors import WeightsMismatchError
+from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, infer_arch
 from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
@@ -331,6 +331,47 @@ def test_detector_size_is_upstreams(size):
     image = Image.new("RGB", (size[1], size[0]))
     resized, _ = upstream.RandomResize([800], max_size=1333)(image, None)
     assert detector_size(size, 800, 1333) == (resized.height, resized.width)
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (10_000, 2), (1, 5000)])
+def test_no_side_passes_the_limit(size):
+    height, width = detector_size(size, 800, 1333)
+    assert min(height, width) >= 1
+    assert max(height, width) <= 1333
+
+
+def test_nan_is_no_empty_label(detector, photographs):
+    parameter = detector.model.transformer.level_embed
+    kept = parameter.data.clone()
+    try:
+        parameter.data[0, 0] = float("nan")
+        with pytest.raises(WeightsCorruptError, match="NaN"):
+            detector.detect(photographs[:1], [[Text("a cat")]])
+    finally:
+        parameter.data.copy_(kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"swin_dim": 0},
+        {"swin_depths": []},
+        {"backbone_stages": [7]},
+        {"levels": 1},
+        {"text_heads": 3},
+        {"queries": 10**12},
+        {"text_vocabulary": 10**11},
+        {"swin_depths": [10_000] * 4},
+        {"short_side": 0},
+        {"colour": 1},
+        {"queries": "24"},
+    ],
+)
+def test_hostile_descriptions_are_refused(change):
+    import json
+
+    with pytest.raises(WeightsMismatchError, match="metadata"):
+        infer_arch({}, {ARCH_METADATA_KEY: json.dumps(json.loads(TINY.to_json()) | change)})
 
 
 def test_checkpoints_load_by_their_own_description(model, tmp_path: Path):

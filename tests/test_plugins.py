@@ -33,6 +33,7 @@ toy-mute = "toy_models:Mute"
 toy-wild = "toy_models:Wild"
 [project.entry-points."patchmint.tokenizers"]
 toy-1d = "toy_models:Histogram"
+toy-beyond = "toy_models:Beyond"
 """
 
 MODELS = '''
@@ -78,6 +79,11 @@ class Histogram:
 
     def decode(self, tokens):
         raise NotImplementedError
+
+
+class Beyond(Histogram):
+    def tokenize(self, images):
+        return [Tokens(np.full((32, 1), 64, np.int32)) for _ in images]
 
 
 def broken(device):
@@ -156,12 +162,14 @@ def test_outside_models_take_part(installed, tmp_path):
         ("toy-no-segmenter", "lacks a method"),
         ("toy-liar", "answered 0 times for 1 images"),
         ("toy-mute", "NoneType"),
+        ("toy-beyond", "outside its codebooks"),
         ("toy-wild", "out of the image"),
         ("toy-absent", "toy-brightness"),
     ],
 )
 def test_broken_ones_are_named(installed, tmp_path, name, message):
-    done = label(installed, tmp_path, "--segmenter", name, "--text", "bright")
+    role = "--tokenizer" if name == "toy-beyond" else "--segmenter"
+    done = label(installed, tmp_path, role, name, "--text", "bright")
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -151,6 +151,32 @@ def test_a_phrase_longer_than_a_prompt_keeps_its_name():
     assert {span for prompt in prompts for span in prompt.phrases} == set(text.phrases)
 
 
+@pytest.mark.parametrize(
+    ("content", "phrases"),
+    [
+        ("a 3.5 mm lens . a cat", ["a 3.5 mm lens", "a cat"]),
+        ("a cat. a dog.", ["a cat", "a dog"]),
+        ("cat", ["cat"]),
+        (" . cat .. ", ["cat ."]),
+        ("v1.2.3 box.  a U.S.A-made lamp", ["v1.2.3 box", "a U.S.A-made lamp"]),
+    ],
+)
+def test_a_list_is_cut_at_its_stops_only(content, phrases):
+    prompt = phrase_prompts(Text(content), VOCABULARY)[0]
+    assert [content[start:end] for start, end in prompt.phrases] == phrases
+
+
+@pytest.mark.parametrize("phrase", ["a 3.5 mm lens", "is it ok? yes", "U.S. flag", "a cat.", "a cat . ."])
+def test_a_phrase_with_stops_is_one_sub_sentence(phrase):
+    prompt = phrase_prompts(Text.from_phrases(["x", phrase, "y"]), VOCABULARY)[0]
+    places = prompt.places[prompt.phrase_of == 1]
+    assert prompt.sees[np.ix_(places, places)].all()
+    assert prompt.positions[places].tolist() == list(range(len(places)))
+    others = prompt.places[(prompt.phrase_of == 0) | (prompt.phrase_of == 2)]
+    assert not prompt.sees[np.ix_(places, others)].any()
+    assert prompt.tokens[-1].readable  # one closing stop, none of the phrase's own
+
+
 def test_wrong_phrases_are_refused():
     for spans in (((0, 4),), ((2, 2),), ((-1, 2),)):
         with pytest.raises(TextError, match="outside"):
@@ -164,6 +190,9 @@ def test_wrong_phrases_are_refused():
 def test_a_file_that_is_no_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("cat\ndog\n")
     with pytest.raises(WeightsCorruptError, match=r"\[PAD\]"):
+        Vocabulary.from_file(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?", "cat", "cat"]))
+    with pytest.raises(WeightsCorruptError, match="twice"):
         Vocabulary.from_file(tmp_path / "vocab.txt")
     (tmp_path / "vocab.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(WeightsCorruptError, match="UTF-8"):

@@ -197,8 +197,10 @@ class Annotation:
             codes=self.codes.tolist() if tokens else [],
         )
 
-    def _repr_png_(self) -> bytes:
-        """Show in a notebook."""
+    def _repr_png_(self) -> bytes | None:
+        """Show in a notebook; without labels there is nothing to draw, and the notebook takes `repr`."""
+        if self._annotated.labels is None:
+            return None
         buffer = io.BytesIO()
         self.overlay(max_side=800).save(buffer, "PNG")
         return buffer.getvalue()

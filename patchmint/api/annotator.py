@@ -105,6 +105,8 @@ class Annotator:
 def _resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} can't be used; use cpu, cuda, cuda:N, or auto")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -6,7 +6,6 @@ input. `NO_COLOR` is honoured.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -14,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from patchmint.cli.examples import examples
 from patchmint.cli.label import label
 from patchmint.cli.models import models_app
+from patchmint.cli.terminal import examples, printable
 from patchmint.errors import PatchmintError
 from patchmint.version import __version__
 
@@ -61,9 +60,7 @@ def main() -> None:
     try:
         app()
     except PatchmintError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        # What an error quotes may come from a hostile file: no control characters reach the terminal.
+        message = "\n".join(printable(line) for line in str(error).split("\n"))
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader (`head`, say) has gone; without this Python complains once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from patchmint.cli.terminal import printable
 from patchmint.config import MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import grid_preset
@@ -86,7 +87,7 @@ def label(
     if out is not None:
         _save(annotation, out)
     if as_json:
-        typer.echo(annotation.to_document().model_dump_json(by_alias=True))
+        typer.echo(annotation.to_document().model_dump_json())
     else:
         _describe(annotation)
 
@@ -123,13 +124,13 @@ def _describe(annotation: Annotation) -> None:
     console = Console(highlight=False)
     for index, text in enumerate(annotation.texts):
         kept = int(annotation.selector[index].sum())
-        console.print(f"[bold]{escape(_printable(text.content))}[/]")
+        console.print(f"[bold]{escape(printable(text.content))}[/]")
         table = Table("phrase", "score", "box (x0 y0 x1 y1)")
         for phrase in annotation.phrases:
             if phrase.text_index == index:
                 box = " ".join(f"{side:.0f}" for side in phrase.box)
                 score = "-" if phrase.score == UNKNOWN_SCORE else f"{phrase.score:.2f}"
-                table.add_row(escape(_printable(phrase.text)), score, box)
+                table.add_row(escape(printable(phrase.text)), score, box)
         if not table.row_count:
             console.print("nothing found: an empty label")
             continue
@@ -143,8 +144,3 @@ def _describe(annotation: Annotation) -> None:
         f"codes: {' x '.join(str(side) for side in annotation.codes.shape)}, "
         f"{len(set(annotation.codes.flat))} different"
     )
-
-
-def _printable(text: str) -> str:
-    """A text without control characters, which could move the cursor or recolour the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -15,7 +15,7 @@ from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
 from patchmint.plugins import load_plugin
 from patchmint.types import Segmenter
-from patchmint.weights.loading import load_state
+from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
 
@@ -35,7 +35,7 @@ def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> Ground
     if models.detector == UNTRAINED:
         model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
     else:
-        model, arch = dino_model.load_grounding_dino(load_state(locate(models.detector)))
+        model, arch = dino_model.load_grounding_dino(load_named(models.detector))
     vocabulary = (
         Vocabulary.of_characters()
         if models.vocabulary == UNTRAINED
@@ -56,5 +56,5 @@ def _masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> SamMaske
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:
-        model = sam_model.load_sam(load_state(locate(models.masker)))
+        model = sam_model.load_sam(load_named(models.masker))
     return SamMasker(model, device=device, coverage=labels.coverage)

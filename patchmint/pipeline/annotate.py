@@ -15,7 +15,7 @@ from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.pipeline.preflight import check_weights
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import UNKNOWN_SCORE, Instances, RgbImage, Segmenter, Size, Text, Tokenizer, Tokens
+from patchmint.types import UNKNOWN_SCORE, Instances, RgbImage, Segmenter, Size, Text, Tokenizer, TokenizerSpec, Tokens
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class AnnotationModels:
         if self.tokenizer:
             tokens = self.tokenizer.tokenize(images)
             _check_answers(len(images), tokens)
+            for answer in tokens:
+                _check_tokens(answer, self.tokenizer.spec)
         annotated = []
         for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
             placement = self.grid.place((image.shape[0], image.shape[1]))
@@ -118,6 +120,15 @@ def _check_answers(images: int, answer: object) -> None:
         raise PluginError(f"a model answered with a {type(answer).__name__}; it must give a list, one item an image")
     if len(answer) != images:
         raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")
+
+
+def _check_tokens(answer: object, spec: TokenizerSpec) -> None:
+    shape = (*spec.grid_shape, len(spec.codebook_sizes))
+    codes = answer.codes if isinstance(answer, Tokens) else None
+    if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype.kind not in "iu":
+        raise PluginError(f"the tokenizer {spec.name!r} must give Tokens with integer codes of shape {shape}")
+    if ((codes < 0) | (codes >= np.array(spec.codebook_sizes))).any():
+        raise PluginError(f"the tokenizer {spec.name!r} gave codes outside its codebooks of {spec.codebook_sizes}")
 
 
 def _check_instances(found: object, size: Size, texts: Sequence[Text]) -> None:

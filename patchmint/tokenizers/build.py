@@ -9,8 +9,7 @@ from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
 from patchmint.plugins import load_plugin, plugin_names
 from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
 from patchmint.types import Tokenizer
-from patchmint.weights.loading import load_state
-from patchmint.weights.store import locate
+from patchmint.weights.loading import load_named
 
 
 def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> Tokenizer:
@@ -26,6 +25,6 @@ def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> 
     name = models.tokenizer
     if name in plugin_names("patchmint.tokenizers"):
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
-    model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_state(locate(name)))
+    model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)

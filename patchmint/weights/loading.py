@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.weights.container import inspect
 from patchmint.weights.pickles import is_inert
-from patchmint.weights.registry import Checkpoint
+from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+from patchmint.weights.store import locate
 
 _NAMED_IN_ERRORS = 4
 
@@ -91,6 +92,15 @@ def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
     if all(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return StateFile(path, tensors, {})
+
+
+def load_named(name_or_path: str) -> StateFile:
+    """Read the weights that a name or a path means; of a named file the published size is checked.
+
+    Raises:
+        WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `locate` and `load_state`.
+    """
+    return load_state(locate(name_or_path), CHECKPOINTS.get(name_or_path))
 
 
 def load_into(module: nn.Module, state: StateFile, *, what: str, ignored: tuple[str, ...] = ()) -> None:

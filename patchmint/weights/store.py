@@ -90,9 +90,12 @@ def locate(name_or_path: str) -> Path:
                 f"run `patchmint models pull {name_or_path}`, or give the path of the file"
             )
         return path
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError) as error:  # too long a name, no such user
+        raise WeightsMissingError(f"{name_or_path[:200]!r} is no path of a weights file: {error}") from error
     if path.is_dir():
         raise WeightsMissingError(f"{path} is a folder; give the weights file in it")
     if os.sep in name_or_path or path.suffix:

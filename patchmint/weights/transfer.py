@@ -207,8 +207,13 @@ def _receive(transfer: Transfer, response: requests.Response, file: BinaryIO, to
     for chunk in response.iter_content(_CHUNK):
         if done == 0 and sniff(chunk[:512]) == "html":
             raise _web_page(transfer)
-        file.write(chunk)
         done += len(chunk)
+        if transfer.size is not None and done > transfer.size:
+            raise WeightsCorruptError(
+                f"{without_login(transfer.url)} serves more than the {transfer.size} bytes that the file has; "
+                f"it is another file, or the address is wrong: {transfer.by_hand}"
+            )
+        file.write(chunk)
         if transfer.progress is not None:
             transfer.progress(done, total or transfer.size)
     if total is not None and done < total:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from patchmint.errors import WeightsMismatchError
+from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.weights.loading import ARCH_METADATA_KEY
 
 HIDDEN_DIM = 256
@@ -18,6 +18,21 @@ HIDDEN_DIM = 256
 
 MAX_TEXT_TOKENS = 256
 """Width of the model's logits: tokens of one prompt, `[CLS]` and `[SEP]` included."""
+
+
+_LARGEST_COUNT = 64
+_MOST_STAGES = 8
+_LARGEST = {
+    "swin_dim": 1024,
+    "queries": 5000,
+    "feed_forward": 16384,
+    "text_vocabulary": 1_000_000,
+    "text_dim": 4096,
+    "text_feed_forward": 16384,
+    "text_positions": 4096,
+    "short_side": 4096,
+    "long_side": 8192,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,31 @@ class GroundingDinoArch:
     short_side: int = 800
     long_side: int = 1333
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        """Bound every number: an architecture can come from a file, which must not ask for a huge model.
+
+        Raises:
+            ConfigError: a number is out of range, or numbers contradict each other.
+        """
+        for name, value in asdict(self).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (0 if name == "backbone_stages" else 1) <= number <= _LARGEST.get(name, _LARGEST_COUNT):
+                    raise ConfigError(f"{name} of {value} is out of range")
+        stages = len(self.swin_depths)
+        heads_fit = all(self.swin_dim * 2**i % heads == 0 for i, heads in enumerate(self.swin_heads))
+        if not (
+            len(self.swin_heads) == stages <= _MOST_STAGES
+            and heads_fit
+            and self.backbone_stages == tuple(sorted(set(self.backbone_stages)))
+            and self.backbone_stages
+            and self.backbone_stages[-1] < stages
+            and len(self.backbone_stages) <= self.levels
+            and self.text_dim % self.text_heads == 0
+        ):
+            raise ConfigError("the Swin's stages, heads and feature levels, or the text encoder's heads, don't fit")
+
     def to_json(self) -> str:
         """Write as JSON, for the metadata of a safetensors file."""
         return json.dumps(asdict(self))
@@ -64,8 +104,8 @@ class GroundingDinoArch:
             WeightsMismatchError: it is something else.
         """
         try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except (ValidationError, ConfigError) as error:
             raise WeightsMismatchError(
                 f"the architecture in the file's metadata is no Grounding DINO: {error}"
             ) from error

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.errors import WeightsMismatchError
+from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, encode_images, encode_prompts
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
@@ -131,6 +131,10 @@ class GroundingDino:
     def _match(self, images: list[ImageFeatures], prompts: list[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
         raw = match(self.model, images, encode_prompts(self.model, prompts, self.device))
         scores, boxes = raw.logits.sigmoid().float().cpu().numpy(), raw.boxes.float().cpu().numpy()
+        if np.isnan(scores).any() or np.isnan(boxes).any():
+            raise WeightsCorruptError(
+                "the detector gave NaN: its weights are damaged (see `patchmint models check`), or its numbers overflow"
+            )
         return list(zip(scores, boxes, strict=True))
 
 
@@ -138,12 +142,14 @@ def detector_size(size: Size, short_side: int, long_side: int) -> Size:
     """Size to which the detector resizes an image (upstream `transforms.py`, `get_size_with_aspect_ratio`).
 
     Aspect ratio kept: the short side becomes `short_side`, unless the long one would pass `long_side`. A side that
-    would vanish becomes 1 pixel (upstream fails there).
+    would vanish becomes 1 pixel (upstream fails there), and the long one is then `long_side`.
     """
     height, width = size
     short, long = float(min(size)), float(max(size))
     if long / short * short_side > long_side:
-        short_side = max(round(long_side * short / long), 1)
+        short_side = round(long_side * short / long)
+        if short_side == 0:
+            return (long_side, 1) if width < height else (1, long_side)
     if min(size) == short_side:
         return size
     if width < height:

@@ -11,6 +11,9 @@ import torch
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
 
+_AT_ONCE = 4
+# Images in one backbone pass, to bound memory.
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
@@ -50,7 +53,8 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
     for index, image in enumerate(pixels):
         by_size.setdefault((image.shape[1], image.shape[2]), []).append(index)
     features: dict[int, ImageFeatures] = {}
-    for indices in by_size.values():
+    batches = [some[start : start + _AT_ONCE] for some in by_size.values() for start in range(0, len(some), _AT_ONCE)]
+    for indices in batches:
         batch = torch.stack([pixels[index] for index in indices])
         nothing_padded = torch.zeros(batch.shape[0], *batch.shape[2:], dtype=torch.bool, device=batch.device)
         stages = list(model.backbone[0](NestedTensor(batch, nothing_padded)).values())

@@ -1,4 +1,4 @@
-"""From texts to prompts of at most 256 tokens that know which characters each token stands for. No torch.
+"""From texts to prompts of at most 256 tokens that know which characters each token stands for.
 
 A prompt is what Grounding DINO reads at once: `[CLS] ... . ... . [SEP]`. Its text encoder lets a token see its own
 sub-sentence only (the tokens up to and including the next "." or "?"), with positions counted from that sub-sentence's
@@ -7,6 +7,7 @@ start (upstream `bertwarper.py`, `generate_masks_with_special_tokens_and_transfe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +103,14 @@ class Vocabulary:
             WeightsCorruptError: it isn't UTF-8 text, or no BERT vocabulary.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # not splitlines(), which would also cut at U+2028 and shift every later number
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise WeightsCorruptError(f"{path} is no vocabulary: it isn't UTF-8 text") from error
-        return cls({piece: number for number, piece in enumerate(lines)})
+        pieces = {piece: number for number, piece in enumerate(lines)}
+        if len(pieces) != len(lines):
+            raise WeightsCorruptError(f"{path} is no vocabulary: it holds {len(lines) - len(pieces)} pieces twice")
+        return cls(pieces)
 
     @classmethod
     def of_characters(cls) -> Vocabulary:
@@ -164,7 +169,8 @@ def caption_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
 def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
     """Make prompts of a text's phrases, each a sub-sentence of its own; as many prompts as the tokens need.
 
-    Where the text names no phrases, those between its "." are taken, which is how a list is written for Grounding DINO.
+    Where the text names no phrases, those between its "." are taken, which is how a list is written for Grounding DINO;
+    a "." with no space after it ("3.5 mm") ends none. A stop inside a phrase doesn't cut it, one at its end is dropped.
     """
     prompts = []
     piece: list[tuple[Token, int]] = []
@@ -175,6 +181,8 @@ def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
             Token(t.id, (t.span[0] + span[0], t.span[1] + span[0]), t.word, t.readable)
             for t in vocabulary.tokenize(text.content[span[0] : span[1]])
         ]
+        while tokens and tokens[-1].id in (vocabulary.stop, vocabulary.question):
+            tokens.pop()
         while any(token.readable for token in tokens):
             if piece and len(piece) + len(tokens) + 1 > _ROOM:
                 prompts.append(_assemble(piece, tuple(phrases), vocabulary))
@@ -193,12 +201,13 @@ def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
 def _listed(content: str) -> list[Span]:
     spans = []
     start = 0
-    for part in content.split("."):
+    for stop in re.finditer(r"\.(?=\s|$)|$", content):
+        part = content[start : stop.start()]
         stripped = part.strip()
         if stripped:
             begin = start + part.index(stripped)
             spans.append((begin, begin + len(stripped)))
-        start += len(part) + 1
+        start = stop.end()
     return spans
 
 
@@ -226,8 +235,10 @@ def _assemble(piece: Sequence[tuple[Token, int]], phrases: tuple[Span, ...], voc
     sees = np.eye(len(ids), dtype=np.bool_)
     positions = np.zeros(len(ids), dtype=np.int64)
     start = 1
-    for place in range(1, len(ids) - 1):
-        if ids[place] in (vocabulary.stop, vocabulary.question):
+    closing = len(ids) - 2
+    for place in range(1, closing + 1):
+        inside_phrase = place <= len(piece) and piece[place - 1][1] >= 0
+        if place == closing or (ids[place] in (vocabulary.stop, vocabulary.question) and not inside_phrase):
             sees[start : place + 1, start : place + 1] = True
             positions[start : place + 1] = np.arange(place + 1 - start)
             start = place + 1

@@ -1,4 +1,4 @@
-"""From token scores to phrases: which queries count, and which characters of the text each stands for. No torch."""
+"""From token scores to phrases: which queries count, and which characters of the text each stands for."""
 
 from __future__ import annotations
 
