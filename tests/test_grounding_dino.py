@@ -217,6 +217,13 @@ def encode_one(model, detector, image):
         return encode_images(model, [detector.preprocess(image)])[0]
 
 
+def chosen(scores, prompt):
+    """What `select` makes of these scores, at the default thresholds; where the boxes are doesn't matter."""
+    boxes = np.full((len(scores), 4), 0.5, np.float32)
+    limits = {"box_threshold": 0.35, "text_threshold": 0.25}
+    return select(scores, boxes, prompt, image_size=(10, 10), text_index=0, **limits)
+
+
 def scores_for(prompt, wanted: dict[str, float], content: str) -> np.ndarray:
     scores = np.zeros((1, 256), np.float32)
     for token, place in zip(prompt.tokens, prompt.places, strict=True):
@@ -262,30 +269,14 @@ def test_one_piece_of_a_word_claims_the_whole_word(vocabulary):
     prompt = caption_prompts(Text(content), vocabulary)[0]
     scores = np.zeros((1, 256), np.float32)
     scores[0, prompt.places[5]] = 0.9  # one letter: with this vocabulary a "##" piece
-    found = select(
-        scores,
-        np.full((1, 4), 0.5, np.float32),
-        prompt,
-        image_size=(10, 10),
-        text_index=0,
-        box_threshold=0.35,
-        text_threshold=0.25,
-    )
+    found = chosen(scores, prompt)
     assert [content[start:end] for start, end in found.spans] == ["caterpillar"]
 
 
 def test_words_joined_by_a_hyphen_are_one_name(vocabulary):
     content = "a red t-shirt"
     prompt = caption_prompts(Text(content), vocabulary)[0]
-    found = select(
-        scores_for(prompt, {"shirt": 0.9}, content),
-        np.full((1, 4), 0.5, np.float32),
-        prompt,
-        image_size=(10, 10),
-        text_index=0,
-        box_threshold=0.35,
-        text_threshold=0.25,
-    )
+    found = chosen(scores_for(prompt, {"shirt": 0.9}, content), prompt)
     assert [content[start:end] for start, end in found.spans] == ["t-shirt"]
 
 
@@ -294,30 +285,14 @@ def test_a_stop_or_the_start_names_nothing(vocabulary):
     scores = np.zeros((3, 256), np.float32)
     scores[0, 0] = scores[1, len(prompt.ids) - 1] = 0.99  # [CLS], [SEP]
     scores[2, list(prompt.ids).index(vocabulary.stop)] = 0.99
-    found = select(
-        scores,
-        np.full((3, 4), 0.5, np.float32),
-        prompt,
-        image_size=(10, 10),
-        text_index=0,
-        box_threshold=0.35,
-        text_threshold=0.25,
-    )
+    found = chosen(scores, prompt)
     assert len(found.scores) == 0
 
 
 def test_asked_phrases_win_over_their_words(vocabulary):
     text = Text.from_phrases(["a red car", "a dog"])
     prompt = phrase_prompts(text, vocabulary)[0]
-    found = select(
-        scores_for(prompt, {"car": 0.8, "dog": 0.5}, text.content),
-        np.full((1, 4), 0.5, np.float32),
-        prompt,
-        image_size=(10, 10),
-        text_index=0,
-        box_threshold=0.35,
-        text_threshold=0.25,
-    )
+    found = chosen(scores_for(prompt, {"car": 0.8, "dog": 0.5}, text.content), prompt)
     assert [text.content[start:end] for start, end in found.spans] == ["a red car"]
 
 

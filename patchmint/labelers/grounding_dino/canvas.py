@@ -104,6 +104,14 @@ def batch_prompts(prompts: Sequence[PromptFeatures]) -> PromptBatch:
     return PromptBatch(hidden, positions, ~sees, padding)
 
 
+def position_centres(shape: Size, device: torch.device) -> torch.Tensor:
+    """Centre (x, y) of each position of a (height, width) map, row-major, in positions: float (h * w, 2)."""
+    height, width = shape
+    y = torch.arange(height, device=device)[:, None].expand(height, width) + 0.5
+    x = torch.arange(width, device=device)[None].expand(height, width) + 0.5
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
 def _common_shapes(images: Sequence[ImageFeatures], at_least: int) -> tuple[Size, ...]:
     shapes = [
         (max(level.shape[1] for level in levels), max(level.shape[2] for level in levels))
@@ -128,10 +136,7 @@ def _proposals(sizes: torch.Tensor, shape: Size, level: int) -> tuple[torch.Tens
         Logits (B, h * w, 4), and bool (B, h * w), which of them are usable: all four shares within 0.01 and 0.99
         (upstream `utils.py`, `gen_encoder_output_proposals`).
     """
-    height, width = shape
-    y = torch.arange(height, device=sizes.device)[:, None].expand(height, width) + 0.5
-    x = torch.arange(width, device=sizes.device)[None].expand(height, width) + 0.5
-    centres = torch.stack([x, y], dim=-1).flatten(0, 1)[None] / sizes[:, None]
+    centres = position_centres(shape, sizes.device)[None] / sizes[:, None]
     boxes = torch.cat([centres, torch.full_like(centres, _WIDTH_AT_FIRST_LEVEL * 2**level)], dim=-1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
     return torch.log(boxes / (1 - boxes)), usable

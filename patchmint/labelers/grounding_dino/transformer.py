@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 
-from patchmint.labelers.grounding_dino.canvas import ImageBatch, PromptBatch, batch_images, batch_prompts
+from patchmint.labelers.grounding_dino.canvas import (
+    ImageBatch,
+    PromptBatch,
+    batch_images,
+    batch_prompts,
+    position_centres,
+)
 from patchmint.labelers.grounding_dino.deformable import deformable_attention
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 
@@ -124,10 +130,8 @@ def _own_places(image: ImageBatch) -> torch.Tensor:
     """Each position's own centre, as a share of every level's padded map: float (B, S, levels, 2)."""
     places = []
     for level, (height, width) in enumerate(image.shapes):
-        y = torch.arange(height, device=image.memory.device)[:, None].expand(height, width) + 0.5
-        x = torch.arange(width, device=image.memory.device)[None].expand(height, width) + 0.5
         padded = torch.tensor([width, height], device=image.memory.device)
-        centres = torch.stack([x, y], dim=-1).flatten(0, 1)
+        centres = position_centres((height, width), image.memory.device)
         places.append(centres[None] / (image.valid_ratios[:, None, level] * padded))
     return torch.cat(places, dim=1)[:, :, None] * image.valid_ratios[:, None]
 
