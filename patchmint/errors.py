@@ -5,7 +5,8 @@ PatchmintError
 ├── InputError             what the caller handed in is at fault; the CLI ends with 2
 │   ├── ImageError         an image can't be read or isn't allowed
 │   │   ├── ImageDecodeError
-│   │   └── ImageTooLargeError
+│   │   ├── ImageTooLargeError
+│   │   └── ImageMissingError
 │   ├── TextError          a text holds nothing to look for, or spans outside it
 │   └── ConfigError        a setting is unknown, contradictory or out of range
 ├── WeightsError           a checkpoint is missing or can't be used
@@ -13,7 +14,12 @@ PatchmintError
 │   ├── WeightsCorruptError    cut, a web page, another file, wrong checksum
 │   ├── WeightsUnsafeError     holds pickled code
 │   └── WeightsMismatchError   a sound file for another architecture
-└── PluginError            an outside model is missing or breaks its contract
+├── PluginError            an outside model is missing or breaks its contract
+├── StorageError           a folder or an object store can't be read or written
+│   └── NotFoundError          there is no such file or object
+├── ShardError             a shard, or what goes with it, isn't as the format says
+└── BuildError             a build can't go on
+    └── BusyError              another driver is building into the same folder
 ```
 
 Every message says what failed, why, and what to do next.
@@ -70,3 +76,27 @@ class WeightsMismatchError(WeightsError):
 
 class PluginError(PatchmintError):
     """A model from an outside package is missing or breaks the interface's contract."""
+
+
+class ImageMissingError(ImageError):
+    """An image that an annotation names isn't where it should be."""
+
+
+class StorageError(PatchmintError):
+    """A folder or an object store can't be read or written."""
+
+
+class NotFoundError(StorageError):
+    """There is no such file or object."""
+
+
+class ShardError(PatchmintError):
+    """A shard, or what goes with it, isn't as the format says."""
+
+
+class BuildError(PatchmintError):
+    """A build can't go on."""
+
+
+class BusyError(BuildError):
+    """Another driver is building into the same folder."""

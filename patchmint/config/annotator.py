@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from patchmint.errors import ConfigError
+from patchmint.config.parsing import Settings, parse_settings
 
 UNTRAINED = "untrained-tiny"
 """Name of the tiny models with random weights, for trying the machinery without any download."""
@@ -18,11 +17,7 @@ UNTRAINED_NOTICE = "untrained weights: these labels and codes mean nothing"
 """What every output of an untrained model says."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelsConfig(_Settings):
+class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path to a checkpoint, or `untrained-tiny`."""
 
     segmenter: str | None = Field(
@@ -52,7 +47,7 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
 )
 
 
-class LabelsConfig(_Settings):
+class LabelsConfig(Settings):
     """How patches are labelled."""
 
     prompt: Literal["caption", "phrases"] = Field(
@@ -73,7 +68,7 @@ class LabelsConfig(_Settings):
     )
 
 
-class GridConfig(_Settings):
+class GridConfig(Settings):
     """A patch grid spelled out."""
 
     rows: int = Field(ge=1, le=1024, description="Patch rows.")
@@ -82,7 +77,7 @@ class GridConfig(_Settings):
     fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
 
 
-class TokensConfig(_Settings):
+class TokensConfig(Settings):
     """How images are turned into codes."""
 
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
@@ -98,7 +93,7 @@ def _models(value: object) -> object:
     return value
 
 
-class AnnotatorConfig(_Settings):
+class AnnotatorConfig(Settings):
     """Everything that decides what an image's labels and codes are."""
 
     models: Annotated[ModelsConfig, BeforeValidator(_models)] = Field(
@@ -131,31 +126,4 @@ class AnnotatorConfig(_Settings):
         Raises:
             ConfigError: one line for each thing that is wrong; an unknown key gets the nearest right one.
         """
-        if not isinstance(settings, Mapping):
-            raise ConfigError(
-                f"settings must be a mapping, not a {type(settings).__name__}; read YAML with yaml.safe_load first"
-            )
-        try:
-            return cls.model_validate(dict(settings))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(item, cls) for item in error.errors())) from error
-
-
-def _explain(item: Any, root: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg'].removeprefix('Value error, ')}" if place else str(item["msg"])
-    known = list(_fields_at(root, item["loc"][:-1]))
-    near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{place}: there is no such setting{hint} (known: {', '.join(known)})"
-
-
-def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> Mapping[str, Any]:
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue  # the name of a branch of a union, not a key
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return model.model_fields
+        return parse_settings(cls, settings)

@@ -1,0 +1,1 @@
+"""What `ray job submit` and `patchmint build` start."""

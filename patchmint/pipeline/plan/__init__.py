@@ -1,0 +1,1 @@
+"""Samples -> keys, units, plan.parquet: deterministic, flat in memory."""

@@ -1,0 +1,123 @@
+"""What goes from a source to the shards: a sample as its source describes it, its place in the plan, and its reject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from patchmint.types import Span, Text
+
+Box = tuple[float, float, float, float]
+"""XYXY in pixels of the image as displayed (EXIF orientation applied)."""
+
+WHOLE_FILE = -1
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where the bytes of an image are; only the source that made it can read it.
+
+    Attributes:
+        path: a file, relative to the source's root.
+        start: first byte in that file (a tar), or row (a Parquet file); `WHOLE_FILE` where the file is the image.
+        length: number of bytes from `start`; `WHOLE_FILE` where there is no range of bytes.
+    """
+
+    path: str
+    start: int = WHOLE_FILE
+    length: int = WHOLE_FILE
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """A text, and what its source says about it.
+
+    Attributes:
+        content: the text, as it stands in the source.
+        phrases: spans that name things, where the source knows them; then these and nothing else are looked for.
+        boxes: what the source's annotators say that the text is about. Carried along for comparison, never a label.
+    """
+
+    content: str
+    phrases: tuple[Span, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+    def to_text(self) -> Text:
+        """The text as models take it.
+
+        Raises:
+            TextError: it isn't valid Unicode, or a span lies outside it.
+        """
+        return Text(self.content, self.phrases)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation (LLaVA's `conversations`).
+
+    Attributes:
+        role: "human" or "gpt", as in the source.
+        content: as in the source, with its "<image>" mark.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a sample can't be written.
+
+    Attributes:
+        stage: where it came out: source, read, decode, text, annotate, worker.
+        reason: a short lower-case code to count by, such as "image-missing".
+        message: for people: what, why, what to do.
+    """
+
+    stage: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """An image with its texts, as a source describes it.
+
+    Attributes:
+        id: the source's own name for it, any string.
+        image: where its bytes are.
+        texts: at least one, unless there is a fault.
+        conversation: LLaVA's turns; empty for other sources.
+        fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
+            becomes a reject.
+    """
+
+    id: str
+    image: ImageRef
+    texts: tuple[SourceText, ...]
+    conversation: tuple[Turn, ...] = ()
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class PlannedSample:
+    """A sample with its place in the data set.
+
+    Attributes:
+        ordinal: position in the source's order, from 0.
+        key: unique in the data set, `[a-z0-9_-]+`.
+        sample: what the source says.
+    """
+
+    ordinal: int
+    key: str
+    sample: SourceSample = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A planned sample that wasn't written, and why."""
+
+    ordinal: int
+    key: str
+    id: str
+    fault: Fault

@@ -1,0 +1,1 @@
+"""Folders and object stores behind one interface: local, s3, gs, az."""
