@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from patchmint.api.annotation import Annotation
 from patchmint.config import AnnotatorConfig
-from patchmint.errors import ConfigError
 from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.pipeline.devices import pick_device
 from patchmint.types import Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
@@ -50,7 +49,7 @@ class Annotator:
             PluginError: an outside model is missing or broken.
         """
         self.config = config
-        self.device = _resolve_device(device)
+        self.device = pick_device(device)
         if config.notice:
             warnings.warn(config.notice, UntrainedWarning, stacklevel=3)
         self._models = AnnotationModels.load(config, self.device)
@@ -100,17 +99,3 @@ class Annotator:
         texts = as_texts(text)
         annotated = self._models.annotate([decoded.pixels], [texts])[0]
         return Annotation(decoded, texts, annotated, self.config)
-
-
-def _resolve_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"device {device!r} can't be used; use cpu, cuda, cuda:N, or auto")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {device!r} can't be used here: {str(error).splitlines()[0]}; use cpu, or auto"
-        ) from error
-    return device

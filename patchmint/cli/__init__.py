@@ -13,10 +13,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from patchmint.cli.doctor import doctor
+from patchmint.cli.inspect import inspect_app
 from patchmint.cli.label import label
 from patchmint.cli.models import models_app
+from patchmint.cli.status import status
 from patchmint.cli.terminal import examples, printable
 from patchmint.errors import PatchmintError
+from patchmint.jobs.build import build_command
 from patchmint.version import __version__
 
 app = typer.Typer(
@@ -37,6 +41,18 @@ app.command(
         "patchmint label photo.jpg --text 'a cat . a sofa' --prompt phrases --json",
     ),
 )(label)
+app.command(
+    "build",
+    epilog=examples(
+        "patchmint build config.yaml",
+        "patchmint build config.yaml --dry-run",
+        "patchmint build config.yaml --output.uri s3://bucket/out --labels.box-threshold 0.3",
+        "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
+    ),
+)(build_command)
+app.command("status", epilog=examples("patchmint status out/stage1", "patchmint status s3://bucket/out --json"))(status)
+app.command("doctor", epilog=examples("patchmint doctor", "patchmint doctor config.yaml --json"))(doctor)
+app.add_typer(inspect_app)
 app.add_typer(models_app)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from patchmint.errors import ConfigError
 
@@ -33,24 +35,73 @@ def parse_settings(model: type[AnySettings], settings: Mapping[str, Any]) -> Any
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from error
+        raise ConfigError("\n".join(_explanations(error, model))) from error
 
 
-def _explain(item: Any, root: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg'].removeprefix('Value error, ')}" if place else str(item["msg"])
-    known = list(_fields_at(root, item["loc"][:-1]))
-    near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{place}: there is no such setting{hint} (known: {', '.join(known)})"
+def members(field: FieldInfo) -> tuple[Any, ...]:
+    """The types that a field may have: those of a union, without None."""
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    union = get_args(field.annotation) if is_union else (field.annotation,)
+    return tuple(member for member in union if member is not NoneType)
 
 
-def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> Mapping[str, Any]:
-    for part in path:
+def sections(field: FieldInfo) -> dict[str, type[Settings]]:
+    """The settings models that a field may hold: by their `kind` where the field has one, else by class name."""
+    models = [member for member in members(field) if isinstance(member, type) and issubclass(member, Settings)]
+    if field.discriminator is None:
+        return {model.__name__: model for model in models}
+    return {kind: model for model in models for kind in get_args(model.model_fields["kind"].annotation)}
+
+
+def _explanations(error: ValidationError, root: type[Settings]) -> Iterator[str]:
+    items = error.errors()
+    for item in items:
+        # a mapping that was also tried as a string: what is wrong inside the mapping says more
+        if item["type"] == "string_type" and isinstance(item["input"], Mapping) and len(items) > 1:
+            continue
+        yield _explain(item, root)
+
+
+def _explain(item: Any, root: type[Settings]) -> str:
+    keys, model = _follow(root, item["loc"])
+    place = ".".join(keys)
+    match item["type"]:
+        case "extra_forbidden":
+            known = list(model.model_fields)
+            return f"{place}: there is no such setting{_nearest(keys[-1], known)} (known: {', '.join(known)})"
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = list(sections(model.model_fields[keys[-1]]))
+            tag = item["ctx"].get("tag")
+            problem = f"there is no kind {tag!r}{_nearest(tag, kinds)}" if tag else "it must be given"
+            return f"{place}.kind: {problem} (kinds: {', '.join(kinds)})"
+        case "missing":
+            return f"{place}: it must be given"
+        case "model_type" | "model_attributes_type":
+            found = sections(model.model_fields[keys[-1]]).values()
+            known = list(dict.fromkeys(key for section in found for key in section.model_fields))
+            return f"{place}: it must be a mapping (keys: {', '.join(known)})"
+        case _:
+            message = str(item["msg"]).removeprefix("Value error, ")
+            return f"{place}: {message}" if place else message
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _follow(root: type[Settings], location: tuple[int | str, ...]) -> tuple[list[str], type[Settings]]:
+    """The keys as the user wrote them, without the names of unions' branches, and the model whose key the last is."""
+    keys: list[str] = []
+    model = inner = root
+    parts = iter(location)
+    for part in parts:
+        model = inner
+        keys.append(str(part))
         field = model.model_fields.get(str(part))
         if field is None:
-            continue  # the name of a branch of a union, not a key
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return model.model_fields
+            continue
+        found = sections(field)
+        branch = str(next(parts, "")) if len(members(field)) > 1 else ""
+        inner = found.get(branch) or next(iter(found.values()), model)
+    return keys, model

@@ -1,1 +1,8 @@
 """Folders and object stores behind one interface: local, s3, gs, az."""
+
+from __future__ import annotations
+
+from patchmint.storage.interface import Entry, NewFile, Storage
+from patchmint.storage.locate import open_storage
+
+__all__ = ["Entry", "NewFile", "Storage", "open_storage"]

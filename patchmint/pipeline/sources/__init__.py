@@ -1,1 +1,8 @@
-"""Data sets as people have them -> samples. One module a format."""
+"""Data sets to take samples from: folders, tars, annotation files, tables."""
+
+from __future__ import annotations
+
+from patchmint.pipeline.sources.base import Source
+from patchmint.pipeline.sources.build import open_source
+
+__all__ = ["Source", "open_source"]

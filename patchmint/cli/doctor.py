@@ -1,0 +1,41 @@
+"""`patchmint doctor`: is everything here that a build needs?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from patchmint.cli.terminal import printable
+
+_MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Look at what this build needs.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Look at this output: a folder or a store.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at versions, GPU, Ray and its token, model files and the output; say what fails and what mends it.
+
+    Ends with 1 if something fails.
+    """
+    from patchmint.config.build import BuildConfig
+    from patchmint.jobs.doctor import examine
+
+    found = list(examine(BuildConfig.load(config) if config else None, out))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for finding in found:
+            console.print(f"{_MARKS[finding.status]} {finding.what}: {escape(printable(finding.detail))}")
+            if finding.remedy:
+                console.print(f"       {escape(printable(finding.remedy))}", style="dim")
+    if any(finding.status == "fail" for finding in found):
+        raise typer.Exit(1)

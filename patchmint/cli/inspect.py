@@ -1,0 +1,145 @@
+"""`patchmint inspect`: look into data sets. So far: `verify`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from patchmint.cli.terminal import examples, printable
+from patchmint.errors import InputError
+
+if TYPE_CHECKING:
+    from patchmint.shards.findings import Finding
+    from patchmint.storage import Storage
+
+_PIPED_WIDTH = 200
+_SHOWN = 200
+_MEGAPIXELS = 100.0
+
+inspect_app = typer.Typer(
+    name="inspect",
+    help="Look into data sets.",
+    epilog=examples("patchmint inspect verify out/stage1", "patchmint inspect verify 000000.tar --deep"),
+    no_args_is_help=True,
+)
+
+
+@inspect_app.callback()
+def _root() -> None:
+    """Keeps `verify` a command of its own while it is the only one."""
+
+
+@inspect_app.command(
+    "verify",
+    epilog=examples(
+        "patchmint inspect verify out/stage1",
+        "patchmint inspect verify s3://bucket/stage1 --deep",
+        "patchmint inspect verify 000000.tar --json",
+    ),
+)
+def verify_dataset(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A data set's folder, a folder of tars, or one tar; or s3://...")
+    ],
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check checksums, members, arrays, labels, keys and counts; tars that others wrote as far as that goes.
+
+    Ends with 0 if all is well, with 1 if something isn't, with 2 if there is nothing to check.
+    """
+    with _progress() as progress:
+        found = list(_verify(dataset, deep, progress))
+    if as_json:
+        typer.echo(json.dumps({"dataset": dataset, "findings": [asdict(finding) for finding in found]}, indent=2))
+    else:
+        _print(dataset, found)
+    if found:
+        raise typer.Exit(1)
+
+
+def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
+    from patchmint.shards.manifest import MANIFEST_PATH
+    from patchmint.shards.planned import PLAN_PATH
+    from patchmint.shards.verify import verify, verify_tars
+    from patchmint.storage import open_storage
+
+    if dataset.endswith(".tar"):
+        folder, slash, name = dataset.rpartition("/")
+        storage = open_storage(folder + slash if slash else ".")
+        if not storage.exists(name):
+            raise InputError(f"there is no tar {dataset!r}; check the path")
+        return verify_tars(storage, [name], decode=_decoder(storage) if deep else None, progress=progress)
+    storage = open_storage(dataset)
+    if storage.exists(MANIFEST_PATH) or storage.exists(PLAN_PATH) or next(storage.list("commits"), None):
+        return verify(storage, decode=_decoder(storage) if deep else None, progress=progress)
+    return verify_tars(storage, _tars(storage, dataset), decode=_decoder(storage) if deep else None, progress=progress)
+
+
+def _tars(storage: Storage, dataset: str) -> Sequence[str]:
+    paths = [entry.path for entry in storage.list() if entry.path.endswith(".tar")]
+    if not paths:
+        raise InputError(
+            f"{dataset!r} holds neither a data set (dataset.json, plan.parquet) nor tars; give a build's output "
+            "folder, or a tar"
+        )
+    return paths
+
+
+def _decoder(storage: Storage) -> Callable[[bytes], tuple[int, int]]:
+    """Decodes under the limit that the build had; a tar of unknown origin may hold an image that fills the memory."""
+    from patchmint.errors import ShardError, StorageError
+    from patchmint.pipeline.decode import decode_image
+    from patchmint.shards.manifest import read_manifest
+
+    limit: object = None
+    with suppress(StorageError, ShardError):  # verify says so
+        limits = read_manifest(storage).config.get("limits")
+        limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
+    megapixels = float(limit) if isinstance(limit, int | float) else _MEGAPIXELS
+    return lambda data: decode_image(data, max_megapixels=megapixels).size
+
+
+def _print(dataset: str, found: Sequence[Finding]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPED_WIDTH)
+    if not found:
+        console.print(f"{escape(printable(dataset))}: all is well", highlight=False)
+        return
+    table = Table(Column("shard", no_wrap=True), Column("key", overflow="fold"), "code", Column(overflow="fold"))
+    table.columns[-1].header = "what is wrong"
+    for finding in islice(found, _SHOWN):
+        cells = (finding.shard, finding.key, finding.code, finding.message)
+        table.add_row(
+            *(escape(printable(cell)) for cell in (finding.shard, finding.key, finding.code, finding.message))
+        )
+    console.print(table)
+    counts = Counter(finding.code for finding in found)
+    summary = ", ".join(f"{code} {count}" for code, count in counts.most_common())
+    more = f" ({len(found) - _SHOWN} more; --json has all)" if len(found) > _SHOWN else ""
+    typer.echo(f"{len(found)} findings: {summary}{more}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("verify", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

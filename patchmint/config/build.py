@@ -1,0 +1,203 @@
+"""The settings of a build: one YAML file, every key of which can also be given on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from patchmint.config.annotator import AnnotatorConfig
+from patchmint.config.overrides import apply_overrides
+from patchmint.config.parsing import Settings
+from patchmint.config.sources import SourceConfig
+from patchmint.config.yaml_file import read_yaml
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class OutputConfig(Settings):
+    """Where the data set goes."""
+
+    uri: str = Field(min_length=1, description="Folder for the data set: a local path, s3://, gs:// or az://.")
+    samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples of one shard.")
+
+
+class LocalRunner(Settings):
+    """Child processes on this machine; no Ray is started."""
+
+    kind: Literal["local"] = "local"
+    workers: int = Field(default=1, ge=1, le=1024, description="Processes, each with models of its own.")
+    num_cpus: int | None = Field(
+        default=None, ge=1, description="CPU threads a worker; null = all cores divided by the workers."
+    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Images that the models take at once.")
+
+
+class RayRunner(Settings):
+    """Actors on a Ray cluster."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = Field(
+        default=None, description="The cluster; null = the one that the job runs in, or RAY_ADDRESS."
+    )
+    min_actors: int = Field(default=1, ge=1, description="Actors to have before anything starts.")
+    max_actors: int = Field(default=8, ge=1, description="Actors at most; those without a place yet are waited for.")
+    num_gpus: float = Field(default=1.0, ge=0, description="GPUs an actor; 0.5 = two share one; 0 = on the CPU.")
+    num_cpus: int = Field(default=4, ge=1, description="CPU cores an actor, and its threads.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Images that the models take at once.")
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a share of a GPU is at most 1; more than one must be a whole number")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is less than min_actors ({self.min_actors})")
+        return self
+
+
+class LimitsConfig(Settings):
+    """What stops a build, or keeps a sample out of it."""
+
+    max_reject_share: float = Field(
+        default=0.05, ge=0, le=1, description="A larger share of rejected samples stops the build."
+    )
+    max_image_megapixels: float = Field(default=100.0, gt=0, le=1000, description="Larger images are rejected.")
+
+
+def _local_if_unsaid(runner: object) -> object:
+    return {"kind": "local", **runner} if isinstance(runner, Mapping) else runner
+
+
+def _not_yet(features: object) -> object:
+    if features is not None:
+        raise ValueError("ViT features can't be built yet; leave `features` out, or set it to null")
+    return features
+
+
+class BuildConfig(AnnotatorConfig):
+    """Everything that a build needs to know."""
+
+    source: SourceConfig = Field(description="What is read.")
+    output: OutputConfig = Field(description="Where the data set goes.")
+    features: Annotated[None, BeforeValidator(_not_yet)] = Field(default=None, description="Nothing but null yet.")
+    runner: Annotated[LocalRunner | RayRunner, BeforeValidator(_local_if_unsaid)] = Field(
+        default_factory=LocalRunner, discriminator="kind", description="What does the work."
+    )
+    limits: LimitsConfig = Field(
+        default_factory=LimitsConfig, description="What stops a build, or keeps a sample out of it."
+    )
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Self:
+        for key, uri in (("source.uri", self.source.uri), ("output.uri", self.output.uri)):
+            parts = urlsplit(uri)
+            if "://" in uri and ("@" in parts.netloc or parts.query):
+                raise ValueError(
+                    f"{key} must not carry a login, a token or a query: it is written into the data set. Give "
+                    "credentials in environment variables (AWS_ACCESS_KEY_ID and so on)"
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] = _NOTHING) -> Self:
+        """Read a config file and put single settings over it.
+
+        Relative local paths in it mean those from the current directory, wherever the file lies.
+
+        Args:
+            path: a YAML file; None = everything is in `overrides`.
+            overrides: dotted keys and their values: `{"labels.box_threshold": 0.3, "tokens": None}`. A changed
+                `kind` keeps of its section what the new kind knows too.
+
+        Raises:
+            ConfigError: the file is missing or no YAML mapping, or a setting is wrong.
+        """
+        settings = read_yaml(path) if path is not None else {}
+        return cls.parse(apply_overrides(cls, settings, overrides))
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
+        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens"})
+        return settings | {
+            "output": {"samples_per_shard": self.output.samples_per_shard},
+            "models": self.models_used,
+            "limits": {"max_image_megapixels": self.limits.max_image_megapixels},
+        }
+
+    def digest(self, model_digests: Mapping[str, str]) -> str:
+        """SHA-256, in hexadecimal, of what decides the bytes.
+
+        Args:
+            model_digests: by role, what tells a model's content: the SHA-256 of its file, say.
+        """
+        return hashlib.sha256(
+            canonical_json({"settings": self.deciding(), "models": dict(model_digests)}).encode()
+        ).hexdigest()
+
+    def absolute(self) -> Self:
+        """The same with absolute local paths, for workers that may run in another folder."""
+        models = {role: _absolute_file(name) for role, name in self.models.model_dump(exclude_none=True).items()}
+        updates: dict[str, Any] = {
+            "source": self.source.model_copy(update={"uri": _absolute(self.source.uri)}),
+            "output": self.output.model_copy(update={"uri": _absolute(self.output.uri)}),
+            "models": self.models.model_copy(update=models),
+        }
+        if self.tokens is not None and self.tokens.remap is not None:
+            updates["tokens"] = self.tokens.model_copy(update={"remap": _absolute(self.tokens.remap)})
+        return self.model_copy(update=updates)
+
+
+def canonical_json(value: object) -> str:
+    """JSON in which equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between stored settings and present ones: a line a key.
+
+    Args:
+        there: the stored ones.
+        here: the present ones.
+        prefix: what to put before each key.
+
+    Returns:
+        Lines such as "labels.box_threshold: 0.35 there, 0.3 here", in order of the keys.
+    """
+    lines = []
+    for key in sorted(there.keys() | here.keys()):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {_shown(key, there)} there, {_shown(key, here)} here")
+    return lines
+
+
+def _shown(key: str, settings: Mapping[str, Any]) -> str:
+    if key not in settings:
+        return "not set"
+    value = settings[key]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _absolute_file(name: str) -> str:
+    """A model's path made absolute; the name of a published or an outside model as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if (os.sep in name or path.suffix) and path.is_file() else name

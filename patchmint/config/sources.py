@@ -1,0 +1,135 @@
+"""Settings of the sources: what kind of data set, where it lies, and which of its words are the texts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from patchmint.config.parsing import Settings
+
+_URI = "Folder of the data set: a local path, s3://bucket/folder, gs://... or az://..."
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class FolderSourceConfig(Settings):
+    """A folder of images, with a caption file beside each or one table for all."""
+
+    kind: Literal["folder"]
+    uri: str = Field(min_length=1, description=_URI)
+    table: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A .csv, .tsv, .jsonl or .parquet table in the folder, a row per image and text. Null: a .txt or "
+        ".json beside each image.",
+    )
+    file_column: str = Field(default="file_name", description="The table's column of image paths within the folder.")
+    text_column: str = Field(default="text", description="The table's column of texts.")
+
+
+class WebDatasetSourceConfig(Settings):
+    """WebDataset tars, as img2dataset writes them."""
+
+    kind: Literal["webdataset"]
+    uri: str = Field(
+        min_length=1, description="A folder of tars, one tar, or a range of tars such as data/{00000..00012}.tar."
+    )
+
+
+class CocoSourceConfig(Settings):
+    """COCO captions or instances."""
+
+    kind: Literal["coco"]
+    uri: str = Field(min_length=1, description=_URI)
+    texts: Literal["caption", "categories"] = Field(
+        default="caption",
+        description="Each caption is a text; or one text lists the categories of the image's instances.",
+    )
+    split: str = Field(default="train2017", min_length=1, description="Chooses the annotation file and the images.")
+    annotations: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The annotation file. Null: annotations/captions_SPLIT.json or annotations/instances_SPLIT.json.",
+    )
+    images: str | None = Field(
+        default=None, description='The folder that file names start from; "" is the top. Null: SPLIT.'
+    )
+
+
+class VisualGenomeSourceConfig(Settings):
+    """Visual Genome region descriptions or objects."""
+
+    kind: Literal["visual-genome"]
+    uri: str = Field(min_length=1, description=_URI)
+    texts: Literal["regions", "objects"] = Field(
+        default="regions", description="Each region's description is a text; or one text lists the image's objects."
+    )
+    images: str = Field(default="", description='The folder that holds VG_100K and VG_100K_2; "" is the top.')
+
+
+class ReferencesSourceConfig(Settings):
+    """RefCOCO, RefCOCO+, RefCOCOg: expressions that refer to one thing in an image."""
+
+    kind: Literal["references"]
+    uri: str = Field(min_length=1, description=_URI)
+    refs: str | None = Field(
+        default=None, min_length=1, description="The JSON list of references. Null: the only refs*.json at the top."
+    )
+    instances: str = Field(default="instances.json", min_length=1, description="Images and boxes, as COCO instances.")
+    images: str = Field(default="train2014", description='The folder that file names start from; "" is the top.')
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Take only the references of this split: train, val, testA, ... Null: all.",
+    )
+
+
+class LlavaSourceConfig(Settings):
+    """LLaVA 558K and 665K: conversations about images."""
+
+    kind: Literal["llava"]
+    uri: str = Field(min_length=1, description=_URI)
+    texts: Literal["answers", "questions", "all"] = Field(
+        default="answers", description="Which turns become texts: those of gpt, those of human, or both."
+    )
+    annotations: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The JSON file. Null: blip_laion_cc_sbu_558k.json or llava_v1_5_mix665k.json, whichever is there.",
+    )
+    images: str | None = Field(
+        default=None,
+        description='The folder that image paths start from; "" is the top. Null: images for the 558K file, else the '
+        "top.",
+    )
+
+
+class ParquetSourceConfig(Settings):
+    """Parquet files that hold the images, as on the Hugging Face Hub."""
+
+    kind: Literal["parquet"]
+    uri: str = Field(min_length=1, description="A folder of .parquet files, or one such file.")
+    image_column: str = Field(
+        default="image", min_length=1, description="Column of images: bytes, or a struct of bytes and path."
+    )
+    text_columns: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = Field(
+        default=(),
+        description="Columns of texts: strings or lists of strings. None given: the only one of caption, captions, "
+        "text and texts.",
+    )
+
+
+SourceConfig = Annotated[
+    FolderSourceConfig
+    | WebDatasetSourceConfig
+    | CocoSourceConfig
+    | VisualGenomeSourceConfig
+    | ReferencesSourceConfig
+    | LlavaSourceConfig
+    | ParquetSourceConfig,
+    Field(discriminator="kind"),
+]
+"""Where samples come from; `kind` says which of these it is."""

@@ -1,0 +1,161 @@
+"""Is everything here that a build needs? What fails, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import ray
+
+from patchmint.config.build import BuildConfig
+from patchmint.errors import PatchmintError, WeightsError
+from patchmint.pipeline.devices import describe_devices
+from patchmint.pipeline.preflight import check_weights
+from patchmint.storage import open_storage
+
+_PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision.ops",
+    "transformers": "transformers",
+    "groundingdino-py": "groundingdino.models",
+    "segment-anything": "segment_anything",
+    "taming-transformers": "taming.modules.diffusionmodules.model",
+    "pyarrow": "pyarrow.parquet",
+    "obstore": "obstore",
+    "ray": "ray",
+}
+
+_LOW_DISK = 10e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: such as "Ray".
+        status: ok; note = worth knowing, nothing is broken; fail.
+        detail: what was found.
+        remedy: the command or setting that mends it; empty if nothing is to mend.
+    """
+
+    what: str
+    status: Literal["ok", "note", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
+    """Look at everything.
+
+    Args:
+        config: the build that is to run; None = look at what every build needs.
+        out: an output to look at; None = the config's, if there is one.
+    """
+    yield Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package, module in _PACKAGES.items():
+        yield _package(package, module)
+    gpus = describe_devices()
+    if gpus:
+        yield Finding("GPU", "ok", "; ".join(gpus))
+    else:
+        remedy = "nothing, if you mean to run on the CPU; else look at `nvidia-smi` and at torch's CUDA version"
+        yield Finding("GPU", "note", "torch sees no GPU here; models run on the CPU", remedy)
+    yield _ray_token()
+    yield _ray_cluster(config)
+    yield from _weights(config)
+    uri = out or (config.output.uri if config else None)
+    if uri:
+        yield from _output(uri)
+
+
+def _package(package: str, module: str) -> Finding:
+    try:
+        importlib.import_module(module)
+        return Finding(package, "ok", version(package))
+    except Exception as error:  # whatever a broken installation raises
+        reason = f"import {module}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return Finding(package, "fail", reason, "make setup (or: pip install --force-reinstall patchmint)")
+
+
+def _ray_token() -> Finding:
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if mode == "disabled":
+        return Finding("Ray token", "note", "RAY_AUTH_MODE=disabled: whoever reaches the cluster's ports can run code")
+    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
+        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
+        if mode == "token":
+            return Finding("Ray token", "ok", f"from {where}")
+        remedy = "export RAY_AUTH_MODE=token   (or `ray job submit` answers: Missing authentication token)"
+        return Finding("Ray token", "note", f"found in {where}, but RAY_AUTH_MODE isn't set", remedy)
+    remedy = "`ray start --head` writes one here; for a cluster elsewhere copy its token: export RAY_AUTH_TOKEN=..."
+    return Finding("Ray token", "note", "none on this machine", remedy)
+
+
+def _ray_cluster(config: BuildConfig | None) -> Finding:
+    wanted = config is not None and config.runner.kind == "ray"
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # Ray raises many kinds
+        detail = f"no cluster at {address!r}: {str(error).splitlines()[0]}"
+        remedy = "ray start --head   (runner.kind: local needs no Ray)"
+        return Finding("Ray cluster", "fail" if wanted else "note", detail, remedy)
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    detail = f"{nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
+    ray.shutdown()
+    if config is not None and config.runner.kind == "ray" and config.runner.num_gpus > resources.get("GPU", 0):
+        remedy = "--runner.num-gpus 0 runs on CPUs; with an autoscaler nothing is to do"
+        return Finding("Ray cluster", "note", f"{detail}; an actor asks for {config.runner.num_gpus:g} GPU", remedy)
+    return Finding("Ray cluster", "ok", detail)
+
+
+def _weights(config: BuildConfig | None) -> Iterator[Finding]:
+    if config is None:
+        return
+    try:
+        check_weights(config)
+    except (WeightsError, PatchmintError) as error:
+        lines = str(error).splitlines()
+        remedy = next((line.strip() for line in lines if "models pull" in line), "patchmint models list")
+        yield Finding("model files", "fail", lines[0], remedy)
+        return
+    yield Finding("model files", "ok", ", ".join(f"{role} {name}" for role, name in config.models_used.items()))
+
+
+def _output(uri: str) -> Iterator[Finding]:
+    try:
+        storage = open_storage(uri)
+        conditional = storage.probe_conditional_create()
+    except PatchmintError as error:
+        yield Finding("output", "fail", str(error), "check the path, its permissions, or the store's credentials")
+        return
+    if not conditional:
+        detail = f"{uri} ignores If-None-Match: two builds into it could overwrite each other"
+        yield Finding("output", "fail", detail, "use another store, or see to it that one driver runs: --single-driver")
+        return
+    yield Finding("output", "ok", f"{uri} can be written, and creates conditionally")
+    if storage.is_local:
+        yield _disk(uri)
+
+
+def _disk(uri: str) -> Finding:
+    folder = Path(uri.removeprefix("file://"))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < _LOW_DISK:
+        return Finding(
+            "disk", "note", f"{free / 1e9:.1f} GB free at {folder}", "make room, or choose another output.uri"
+        )
+    return Finding("disk", "ok", f"{free / 1e9:.0f} GB free")

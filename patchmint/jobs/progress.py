@@ -1,0 +1,142 @@
+"""How a build shows that it goes on: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from patchmint.pipeline.orders import UnitResult
+from patchmint.pipeline.plan import Plan
+from patchmint.pipeline.supervise import Progress
+
+_LINE_SECONDS = 10
+_PLANNED_STEP = 100_000
+
+
+class Display:
+    """Base of both: what a build tells, and who else wants to hear it.
+
+    Attributes:
+        listeners: called with every progress as well (counters, say).
+    """
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Progress, UnitResult | None], None]] = []
+        self._start = time.monotonic()
+
+    def progress(self, progress: Progress, result: UnitResult | None) -> None:
+        """A unit is finished; or, without a result, some time has passed."""
+        for listener in self.listeners:
+            listener(progress, result)
+        self.show(progress, result)
+
+    def started(self, plan: Plan, units: int, done: int) -> None:
+        """The plan stands."""
+        already = f", {done} of them done already" if done else ""
+        self.say(f"plan {plan.digest[:12]}: {plan.total} samples in {units} units{already}")
+        self._start = time.monotonic()
+
+    def warn(self, line: str) -> None:
+        """Something that people should know."""
+        self.say(line)
+
+    def planned(self, samples: int) -> None:
+        """The plan is being made."""
+        raise NotImplementedError
+
+    def show(self, progress: Progress, result: UnitResult | None) -> None:
+        """Show it."""
+        raise NotImplementedError
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        raise NotImplementedError
+
+    def note(self, progress: Progress) -> str:
+        """Rate, time left, rejects, workers."""
+        seconds = time.monotonic() - self._start
+        rate = progress.samples / seconds if seconds else 0.0
+        left = f", {duration((progress.planned - progress.samples) / rate)} left" if rate else ""
+        rejects = f", {sum(progress.rejects.values())} rejected" if progress.rejects else ""
+        return f"{rate:.1f} samples/s{left}{rejects}, {progress.workers} workers"
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """What tells people on stderr how a build stands."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+        yield _Bar(bar, console)
+
+
+class _Bar(Display):
+    def __init__(self, bar: Bar, console: Console) -> None:
+        super().__init__()
+        self._bar = bar
+        self._console = console
+        self._task = bar.add_task("planning", total=None, note="")
+
+    def planned(self, samples: int) -> None:
+        self._bar.update(self._task, completed=samples)
+
+    def show(self, progress: Progress, result: UnitResult | None) -> None:  # noqa: ARG002
+        if not progress.workers and not progress.done:
+            self._bar.update(self._task, description="loading models", completed=0)
+            return
+        self._bar.update(
+            self._task,
+            description="building",
+            total=progress.planned,
+            completed=progress.samples,
+            note=self.note(progress),
+        )
+
+    def say(self, line: str) -> None:
+        self._console.print(escape(line), soft_wrap=True)
+
+
+class _Lines(Display):
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = 0.0
+        self._planned = 0
+
+    def planned(self, samples: int) -> None:
+        if samples - self._planned >= _PLANNED_STEP:
+            self._planned = samples
+            self.say(f"planning: {samples} samples")
+
+    def show(self, progress: Progress, result: UnitResult | None) -> None:
+        finished = progress.done == progress.units
+        if result is None or (time.monotonic() - self._said < _LINE_SECONDS and not finished):
+            return
+        self._said = time.monotonic()
+        share = 100 * progress.samples // max(progress.planned, 1)
+        self.say(f"{progress.done} of {progress.units} units, {share}%: {self.note(progress)}")
+
+    def say(self, line: str) -> None:
+        say(line)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def say(line: str) -> None:
+    """A line on stderr, at once: job logs are read while the job runs."""
+    print(line, file=sys.stderr, flush=True)

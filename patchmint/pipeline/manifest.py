@@ -1,0 +1,75 @@
+"""dataset.json of a finished build, put together from the plans, the commit records and one written sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from patchmint.pipeline.plan import ModelRecord, Plan
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.records import CommitRecord, unit_name
+from patchmint.storage import Storage
+
+
+def finish(
+    storage: Storage, plans: Sequence[Plan], records: Sequence[CommitRecord], rejects: Mapping[str, int]
+) -> None:
+    """Write the manifest.
+
+    Args:
+        storage: the output.
+        plans: the plan, and its retries.
+        records: of every unit.
+        rejects: standing rejects by reason.
+
+    Raises:
+        StorageError, ShardError: a shard can't be read, or the manifest not be written.
+    """
+    plan = plans[0]
+    written = [record for record in records if record.written]
+    if not written:
+        return  # a data set without a sample has no layout; the build says that nothing was written
+    layout = _layout(storage, plan, written[0])
+    tars = [file.size for record in written for path, file in record.files.items() if path.endswith(".tar")]
+    manifest = Manifest(
+        notice=layout.notice,
+        config=dict(plan.config),
+        config_digest=plan.config_digest,
+        plan_digest=plan.digest,
+        models={role: _entry(record) for role, record in plan.models.items()},
+        versions=dict(plan.versions),
+        layout=layout,
+        members=describe_members(layout),
+        totals=Totals(
+            units=len(records),
+            planned=plan.total,
+            written=sum(record.written for record in records),
+            rejected=dict(rejects),
+            shards=len(written),
+            bytes=sum(tars),
+        ),
+    )
+    write_manifest(storage, manifest)
+
+
+def _layout(storage: Storage, plan: Plan, record: CommitRecord) -> Layout:
+    """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
+    sample = next(iter_samples(storage, f"shards/{unit_name(record.unit)}.tar"))
+    document = sample.document
+    labels = plan.config["labels"]
+    tokens = None
+    if document.tokens.member:
+        tokens = TokensLayout(**document.tokens.model_dump())
+    grid = document.grid
+    return Layout(
+        grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit),
+        min_coverage=labels["min_coverage"] if labels else None,
+        tokens=tokens,
+        notice=document.notice,
+    )
+
+
+def _entry(record: ModelRecord) -> ModelEntry:
+    name = f"{record.name} ({record.distribution})" if record.distribution else record.name
+    return ModelEntry(name=name, sha256=record.sha256, size=record.size, licence=record.licence)

@@ -1,0 +1,127 @@
+"""What passes between the driver and its workers: small values only, never pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from patchmint.config.build import BuildConfig
+from patchmint.pipeline.plan import ModelRecord, Unit
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to set itself up.
+
+    Attributes:
+        config: the whole build.
+        run_id: names the attempts of this run.
+        plan_digest: which plan the units are of.
+        models: the model files that the plan was made with; a worker refuses others.
+    """
+
+    config: BuildConfig
+    run_id: str
+    plan_digest: str
+    models: Mapping[str, ModelRecord]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Something for a worker to do.
+
+    Attributes:
+        unit: which unit.
+        poison: places in the unit, from 0, of samples known to kill workers; they are rejected unseen.
+        probe: None = build the unit; otherwise only annotate the samples in these places and write nothing, to find
+            out which of them kills its worker.
+    """
+
+    unit: Unit
+    poison: frozenset[int] = frozenset()
+    probe: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of an order.
+
+    Attributes:
+        unit: id of the unit.
+        planned: samples in it.
+        written: samples in its shard.
+        rejects: number of rejects by reason.
+        bytes: size of the shard's tar.
+        seconds: by stage: wait (for decoded images), annotate, write, commit.
+        won: False if another driver had committed the unit already.
+    """
+
+    unit: int
+    planned: int
+    written: int
+    rejects: Mapping[str, int]
+    bytes: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    won: bool = True
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself when it has loaded its models.
+
+    Attributes:
+        host: where it runs.
+        device: cpu, cuda, cuda:N.
+    """
+
+    host: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has loaded its models and waits for orders."""
+
+    worker: int
+    info: WorkerInfo
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker has finished its order; `result` is None for a probe."""
+
+    worker: int
+    result: UnitResult | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker lives, but couldn't set itself up or do its order.
+
+    Attributes:
+        worker: which.
+        transient: storage trouble, worth another try; anything else stops the run.
+        message: for people; of a programming error the traceback.
+    """
+
+    worker: int
+    transient: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker's process is gone.
+
+    Attributes:
+        worker: which.
+        innocent: its node went away, or the cluster took it back: no sample is suspected.
+        message: for people.
+    """
+
+    worker: int
+    innocent: bool
+    message: str
+
+
+Event = Ready | Done | Failed | Died

@@ -1,0 +1,140 @@
+"""Making plans: from a source once, and from what was rejected as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from patchmint.config.build import BuildConfig, differences
+from patchmint.errors import BuildError, ConfigError
+from patchmint.pipeline.plan.index import Plan, fingerprints, index_path, load_plan, write_index
+from patchmint.pipeline.plan.models import ModelRecord, library_versions
+from patchmint.pipeline.plan.parts import read_unit, write_parts
+from patchmint.pipeline.plan.rows import to_batch
+from patchmint.pipeline.plan.spool import Progress, spooled
+from patchmint.samples import PlannedSample, SourceSample
+from patchmint.storage import Storage
+
+
+def make_plan(
+    samples: Iterable[SourceSample],
+    config: BuildConfig,
+    models: Mapping[str, ModelRecord],
+    storage: Storage,
+    progress: Progress | None = None,
+) -> Plan:
+    """Read the source once and write down which samples go into which shard.
+
+    The same source and settings give the same bytes. Stopped anywhere and run again it ends the same, and so do two
+    that run at once: `plan.parquet` is created last, and only if it isn't there.
+
+    Args:
+        samples: in the source's order, which is kept. They are streamed: memory doesn't grow with their number.
+        config: the build.
+        models: what `record_models` found.
+        storage: the output.
+        progress: called with the number of samples read so far.
+
+    Returns:
+        The plan, as it lies in the output.
+
+    Raises:
+        ConfigError: the source has no samples, or the output holds a plan of other settings.
+        BuildError: the output holds a plan of another state of the source.
+        StorageError: the output can't be written, or the disk for temporary files is full.
+    """
+    with spooled(samples, config.output.samples_per_shard, progress) as batches:
+        units = tuple(write_parts(batches, storage, first_unit=0))
+    if not units:
+        raise ConfigError(
+            f"there are no samples in {config.source.uri}: nothing in it is what a source of the kind "
+            f"{config.source.kind!r} reads. Check source.uri and source.kind; docs/sources.md shows the folder that "
+            "each kind expects"
+        )
+    plan = Plan(
+        generation=0,
+        units=units,
+        config=config.deciding(),
+        config_digest=config.digest(fingerprints(models)),
+        models=dict(models),
+        versions=library_versions(),
+    )
+    return _create(storage, plan, lambda other: other.check_same(config, models))
+
+
+def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[int]) -> Plan:
+    """Plan rejected samples anew, with the ordinals and keys that they have.
+
+    Args:
+        storage: the output.
+        plans: the plan and every retry plan there is, as `load_plans` gives them.
+        rejected: ordinals of the samples to try again, in any order.
+
+    Returns:
+        The next retry plan; its units' ids follow the last there is, its shards are as large as the plan's.
+
+    Raises:
+        BuildError: nothing is to be tried again, the plan has no such samples, or another driver has made another retry
+            plan meanwhile.
+        StorageError, ShardError: the output can't be read or written.
+    """
+    plan = plans[0]
+    ordinals = np.unique(np.fromiter(rejected, np.int64))
+    if not ordinals.size:
+        raise BuildError(f"no sample of {storage.uri} is to be tried again: there are no rejects")
+    if ordinals[0] < 0 or ordinals[-1] >= plan.total:
+        raise BuildError(
+            f"samples {ordinals[0]} to {ordinals[-1]} are to be tried again, but the plan of {storage.uri} has "
+            f"{plan.total}; the rejects belong to another plan"
+        )
+    batches = _batches(_chosen(storage, plan, ordinals), int(plan.config["output"]["samples_per_shard"]))
+    retry = Plan(
+        generation=len(plans),
+        units=tuple(write_parts(batches, storage, first_unit=plans[-1].units[-1].id + 1)),
+        config=plan.config,
+        config_digest=plan.config_digest,
+        models=plan.models,
+        versions=library_versions(),
+    )
+    return _create(storage, retry, lambda _: None)
+
+
+def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None]) -> Plan:
+    """Put the index into the output; where there is one already, it must be the same plan."""
+    path = index_path(plan.generation)
+    if storage.create(path, write_index(plan)):
+        return plan
+    there = load_plan(storage, plan.generation)
+    if there is None:
+        raise BuildError(f"{path} in {storage.uri} was there and is gone: somebody deletes files there; stop that")
+    check(there)
+    if there.digest != plan.digest:
+        versions = differences(there.versions, plan.versions)
+        what = "with other versions: " + ", ".join(versions) if versions else "of other samples"
+        raise BuildError(
+            f"{path} in {storage.uri} was made meanwhile, {what} ({there.total} samples there, {plan.total} here): the "
+            "source has changed, or another driver is at work. Run the same command again to go on with that plan, or "
+            "build into another output.uri"
+        )
+    return there
+
+
+def _chosen(storage: Storage, plan: Plan, ordinals: npt.NDArray[np.int64]) -> Iterator[PlannedSample]:
+    """The plan's samples with these ordinals, which ascend; only the units that they are in are read."""
+    ends = np.searchsorted(ordinals, [unit.first_ordinal + unit.samples for unit in plan.units])
+    start = 0
+    for unit, end in zip(plan.units, ends.tolist(), strict=True):
+        if end > start:
+            samples = read_unit(storage, unit)
+            for ordinal in ordinals[start:end].tolist():
+                yield samples[ordinal - unit.first_ordinal]
+        start = end
+
+
+def _batches(samples: Iterator[PlannedSample], size: int) -> Iterator[pa.RecordBatch]:
+    while chunk := list(islice(samples, size)):
+        yield to_batch(chunk)

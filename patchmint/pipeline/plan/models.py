@@ -1,0 +1,131 @@
+"""Which models a build uses, down to their bytes, and which versions of the libraries around them."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+
+from patchmint.config import UNTRAINED, AnnotatorConfig
+from patchmint.errors import BuildError, PluginError, WeightsMissingError
+from patchmint.plugins import Group, plugin_names
+from patchmint.version import __version__
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import locate, sha256_of
+
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "groundingdino-py",
+    "segment-anything",
+    "taming-transformers",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model, or a file that models use, and what tells it from others.
+
+    Attributes:
+        role: detector, vocabulary, masker, segmenter, tokenizer; remap for a list of used codes.
+        name: as in the config.
+        sha256: of its file, hexadecimal; empty where there is no file.
+        size: bytes of its file; 0 where there is none.
+        licence: as its publisher states; empty where it isn't known.
+        distribution: name and version of the outside package that brings it; empty for models of files.
+    """
+
+    role: str
+    name: str
+    sha256: str = ""
+    size: int = 0
+    licence: str = ""
+    distribution: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides whether another model is the same one."""
+        return self.sha256 or self.distribution or self.name
+
+
+def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
+    """Find every model of a config and hash its file, which takes a second or so a gigabyte.
+
+    Returns:
+        By role.
+
+    Raises:
+        WeightsMissingError: a file isn't on this machine.
+        PluginError: an outside model isn't installed.
+    """
+    records = {role: _record(role, name) for role, name in config.models_used.items()}
+    if config.tokens is not None and config.tokens.remap is not None:
+        records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
+    return records
+
+
+def check_models(config: AnnotatorConfig, planned: Mapping[str, ModelRecord]) -> None:
+    """Check that the models here are those that the plan was made with.
+
+    Raises:
+        BuildError: one isn't.
+        WeightsMissingError, PluginError: as for `record_models`.
+    """
+    for role, record in record_models(config).items():
+        expected = planned.get(role)
+        if expected is None or record.fingerprint != expected.fingerprint:
+            wanted = expected.fingerprint if expected is not None else "none"
+            raise BuildError(
+                f"the {role} {record.name!r} on {socket.gethostname()} isn't the one that the plan was made with "
+                f"({record.fingerprint} here, {wanted} in the plan); put the same file or package on every machine"
+            )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what labels and codes depend on, read without importing any of it."""
+    versions = {"patchmint": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _record(role: str, name: str) -> ModelRecord:
+    if role == "segmenter":
+        return _plugin_record(role, name, "patchmint.segmenters")
+    if role == "tokenizer" and name in plugin_names("patchmint.tokenizers"):
+        return _plugin_record(role, name, "patchmint.tokenizers")
+    if name == UNTRAINED:
+        return ModelRecord(role, name)
+    return _file_record(role, name, locate(name))
+
+
+def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:
+    for point in entry_points(group=group, name=name):
+        distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+        return ModelRecord(role, name, distribution=distribution)
+    offered = ", ".join(plugin_names(group)) or "none"
+    raise PluginError(
+        f"no installed package offers {name!r} in the entry point group {group} (offered: {offered}); "
+        "install the package that does, on every machine of the build"
+    )
+
+
+def _file_record(role: str, name: str, path: Path) -> ModelRecord:
+    try:
+        sha256, size = sha256_of(path), path.stat().st_size
+    except OSError as error:
+        raise WeightsMissingError(
+            f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions"
+        ) from error
+    licences = (checkpoint.licence for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256)
+    return ModelRecord(role, name, sha256, size, next(licences, ""))

@@ -1,0 +1,129 @@
+"""A folder of images, with a caption file beside each or one table for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from patchmint.config.sources import FolderSourceConfig
+from patchmint.pipeline.sources.base import StoredImages
+from patchmint.pipeline.sources.files import MAX_TEXT_BYTES, inner_setting, read_ahead, require
+from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
+from patchmint.pipeline.sources.tables import rows
+from patchmint.samples import Fault, SourceSample
+from patchmint.storage import Entry, Storage
+
+IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif"})
+_SIDECAR_ENDINGS = ("txt", "json")
+_TEXT_KEYS = ("caption", "text", "texts")
+
+
+class FolderSource(StoredImages):
+    """Images in the order of their paths."""
+
+    def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
+        self._config = config
+        self._table = None if config.table is None else inner_setting(config.table, "source.table")
+
+    def samples(self) -> Iterator[SourceSample]:
+        """As `Source.samples`."""
+        return self._with_sidecars() if self._table is None else self._with_table(self._table)
+
+    def _files(self) -> Iterator[Entry]:
+        """Without hidden files, such as the ._NAME.jpg that macOS leaves in archives."""
+        entries = self._storage.list()
+        return (entry for entry in entries if not any(part.startswith(".") for part in entry.path.split("/")))
+
+    def _with_sidecars(self) -> Iterator[SourceSample]:
+        pairs = (
+            ((image, side), side.path if side and side.size <= MAX_TEXT_BYTES else None)
+            for image, side in _pairs(self._files())
+        )
+        for (image, side), data in read_ahead(self._storage, pairs):
+            sample = Sample(image, listed_image(image))
+            if side is not None and data is not None:
+                for where, text in sidecar_texts(side.path, data):
+                    sample.add_text(text, where)
+            elif side is not None:
+                sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that is no caption")
+            yield from sample.finish("there is neither a .txt nor a .json of the same name beside the image")
+
+    def _with_table(self, table: str) -> Iterator[SourceSample]:
+        config, shown = self._config, f"{table} in {self._storage.uri}"
+        require(self._storage, table, "source.table", "a table at that place in the source's folder")
+        texts: dict[str, list[tuple[int, Any]]] = {}
+        for number, record in rows(self._storage, table, (config.file_column, config.text_column)):
+            if isinstance(record, str):
+                yield faulty(f"{table}:{number}", "record-malformed", record)
+                continue
+            path = inner_path(record.get(config.file_column))
+            if isinstance(path, Fault):
+                yield faulty(f"{table}:{number}", path.reason, f"row {number} of {shown}: {path.message}")
+            else:
+                texts.setdefault(path, []).append((number, record.get(config.text_column)))
+        for entry in self._files():
+            if _ending(entry.path) in IMAGE_ENDINGS:
+                yield from self._from_table(entry.path, texts.pop(entry.path, []), shown)
+        for path, found in texts.items():  # not there, or not called like an image: reading them will tell
+            yield from self._from_table(path, found, shown)
+
+    def _from_table(self, path: str, found: list[tuple[int, Any]], shown: str) -> Iterator[SourceSample]:
+        sample = Sample(path, listed_image(path))
+        for number, value in found:
+            for text in value if isinstance(value, list) else [value]:
+                sample.add_text(text, f"the text in row {number} of {shown}")
+        yield from sample.finish(f"{shown} has no row with a text for the image")
+
+
+def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:
+    """The texts of a .txt or .json file, each after a description of its place; what isn't a text comes out too.
+
+    A .json holds a string, or an object with one of `caption`, `text` (a string each) and `texts` (a list of strings).
+    """
+    text = data.decode("utf-8-sig", "surrogateescape")
+    if _ending(path) == "txt":
+        return [(f"the text in {quoted(path)}", text.strip())]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return [(f"{quoted(path)} isn't JSON ({error}): it", None)]
+    if isinstance(value, dict):
+        key = next((key for key in _TEXT_KEYS if value.get(key) is not None), None)
+        if key is None:
+            return [(f"{quoted(path)} has none of {', '.join(_TEXT_KEYS)}: it", None)]
+        value = value[key]
+        path = f"{path}: {key}"
+    if isinstance(value, list):
+        return [(f"text {number} in {quoted(path)}", item) for number, item in enumerate(value)]
+    return [(f"the text in {quoted(path)}", value)]
+
+
+def _ending(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[2].lower()
+
+
+def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
+    """Each image's path with its sidecar, if it has one. Memory holds the files of one stem."""
+    cluster: list[Entry] = []
+    stem = ""
+    for entry in entries:
+        if cluster and not entry.path.startswith(stem):
+            yield from _paired(cluster)
+            cluster = []
+        if not cluster:
+            folder, slash, name = entry.path.rpartition("/")
+            stem = f"{folder}{slash}{name.partition('.')[0]}."  # files that share it lie side by side in the order
+        cluster.append(entry)
+    yield from _paired(cluster)
+
+
+def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:
+    by_path = {entry.path: entry for entry in cluster}
+    for path in by_path:
+        if _ending(path) not in IMAGE_ENDINGS:
+            continue
+        stem = path.rpartition(".")[0]
+        sidecars = (by_path.get(f"{stem}.{ending}") for ending in _SIDECAR_ENDINGS)
+        yield path, next((sidecar for sidecar in sidecars if sidecar is not None), None)

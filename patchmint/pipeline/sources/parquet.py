@@ -1,0 +1,182 @@
+"""Parquet files that hold images, as on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.config.sources import ParquetSourceConfig
+from patchmint.errors import ConfigError, ImageMissingError, StorageError
+from patchmint.pipeline.sources.base import StoredImages
+from patchmint.pipeline.sources.records import Sample, listed_image, quoted
+from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
+from patchmint.samples import ImageRef, SourceSample
+from patchmint.storage import Storage
+
+_USUAL_TEXTS = ("caption", "captions", "text", "texts")
+_KEPT_GROUPS = 2
+"""Threads read in order, so all are in one row group or on the border of two."""
+
+_BATCH_ROWS = 64
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The folder of a Parquet URI, and the name of the file in it ("" = all)."""
+    if not uri.endswith(".parquet"):
+        return uri, ""
+    cut = uri.rfind("/") + 1
+    return uri[:cut] or ".", uri[cut:]
+
+
+@dataclass
+class _RowGroup:
+    """The images of one row group, read by the first thread that needs one."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    images: list[Any] | None = None
+
+
+class ParquetSource(StoredImages):
+    """Rows in order, file by file in the order of their names."""
+
+    def __init__(self, config: ParquetSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
+        _, self._name = split_uri(config.uri)
+        self._image = config.image_column
+        self._texts = config.text_columns
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
+        self._starts: dict[str, list[int]] = {}
+
+    def samples(self) -> Iterator[SourceSample]:
+        """As `Source.samples`. Only texts and names are read; images stay where they are."""
+        for path in self._files():
+            with parquet_file(self._storage, path) as table:
+                yield from self._in_file(path, table)
+
+    def _files(self) -> list[str]:
+        names = [entry.path for entry in self._storage.list() if entry.path.endswith(".parquet")]
+        if self._name:
+            names = [self._name] if self._storage.exists(self._name) else []
+        if not names:
+            raise ConfigError(f"source.uri: there is no {self._name or '.parquet file'} in {self._storage.uri}")
+        return names
+
+    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[SourceSample]:
+        shown, schema = f"{path} in {self._storage.uri}", table.schema_arrow
+        require_columns(shown, (self._image, *self._texts), schema.names)
+        texts = self._texts or _only_usual(shown, schema.names)
+        named = _check_images(shown, self._image, schema.field(self._image).type)
+        columns = [*texts, f"{self._image}.path"] if named else list(texts)
+        for number, row in parquet_rows(self._storage, path, table, columns):
+            given = (row.get(self._image) or {}).get("path") if named else None
+            file = listed_image(path)
+            image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
+            sample = Sample(given or f"{path}:{number}", image)
+            for name in texts:
+                for value in row[name] if isinstance(row[name], list) else [row[name]]:
+                    sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
+            yield from sample.finish(f"row {number} of {shown} has an empty list of texts")
+
+    def read_image(self, ref: ImageRef) -> bytes:
+        """As `Source.read_image`. The row group around the image is kept, since its neighbours come next."""
+        starts = self._row_group_starts(ref.path)
+        number = bisect_right(starts, ref.start) - 1
+        if not 0 <= number < len(starts) - 1:
+            raise StorageError(
+                f"{ref.path} in {self._storage.uri} has no row {ref.start}; it was replaced since the plan was made: "
+                "bring it back, or build into a new folder"
+            )
+        value = self._row_group(ref.path, number)[ref.start - starts[number]]
+        value = value.as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise ImageMissingError(
+                f"row {ref.start + 1} of {ref.path} in {self._storage.uri} holds no image bytes; embed the images when "
+                "writing the Parquet files, or read them as a folder"
+            )
+        return data  # type: ignore[no-any-return]
+
+    def _row_group_starts(self, path: str) -> list[int]:
+        with self._lock:
+            starts = self._starts.get(path)
+        if starts is None:
+            with self._opened(path) as table:
+                sizes = (table.metadata.row_group(index).num_rows for index in range(table.num_row_groups))
+                starts = list(accumulate(sizes, initial=0))
+            with self._lock:
+                self._starts[path] = starts
+        return starts
+
+    def _row_group(self, path: str, number: int) -> list[Any]:
+        key = (path, number)
+        with self._lock:
+            group = self._groups.setdefault(key, _RowGroup())
+            self._groups.move_to_end(key)
+            while len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        with group.lock:
+            if group.images is None:
+                group.images = self._read_group(path, number)
+            return group.images
+
+    def _read_group(self, path: str, number: int) -> list[Any]:
+        with self._opened(path) as table:
+            kind = table.schema_arrow.field(self._image).type
+            column = f"{self._image}.bytes" if pa.types.is_struct(kind) else self._image
+            # batches, because a row group of more than 2 GB of structs doesn't come in one piece
+            batches = table.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[column], use_threads=False)
+            return [value for batch in batches for value in batch.column(0)]
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[pq.ParquetFile]:
+        try:
+            with parquet_file(self._storage, path) as table:
+                yield table
+        except (ConfigError, KeyError, pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"{path} in {self._storage.uri} can't be read any more ({error}); bring the file back as it was when "
+                "the plan was made, and run again"
+            ) from error
+
+
+def _only_usual(shown: str, columns: list[str]) -> tuple[str, ...]:
+    found = [name for name in _USUAL_TEXTS if name in columns]
+    if len(found) != 1:
+        what = f"several columns of texts ({', '.join(found)})" if found else "no column that is clearly one of texts"
+        raise ConfigError(
+            f"source.text_columns: {shown} has {what}; name it. Its columns: {', '.join(map(quoted, columns))}"
+        )
+    return (found[0],)
+
+
+def _check_images(shown: str, column: str, kind: Any) -> bool:
+    """Whether the column's images have paths beside their bytes.
+
+    Raises:
+        ConfigError: it doesn't hold images.
+    """
+    if pa.types.is_struct(kind):
+        fields = {item.name: item.type for item in kind}
+        data, path = fields.get("bytes"), fields.get("path")
+        if data is not None and _is_bytes(data):
+            return path is not None and (pa.types.is_string(path) or pa.types.is_large_string(path))
+    elif _is_bytes(kind):
+        return False
+    raise ConfigError(
+        f"source.image_column: column {column!r} of {shown} is of type {kind}, not bytes or a struct of bytes and "
+        "path; name the right column, or read files that are beside their table with kind: folder"
+    )
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

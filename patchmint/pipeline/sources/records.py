@@ -1,0 +1,174 @@
+"""Records from outside: what in them can be used, and what becomes a fault."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from patchmint.samples import Box, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.types import Text
+
+NO_IMAGE = ImageRef("")
+"""Stands for the image of a record that names none, or none that may be read."""
+
+_MAX_NAME_BYTES = 255
+"""Longest name in a path that Linux file systems take; reading a longer one is an error of its own kind."""
+
+_MAX_PATH_BYTES = 1024
+"""Longest key of an S3 object."""
+
+_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
+_QUOTED = 200
+
+
+def source_fault(reason: str, message: str) -> Fault:
+    """A fault found while reading the source."""
+    return Fault("source", reason, message)
+
+
+def faulty(name: str, reason: str, message: str, image: ImageRef = NO_IMAGE) -> SourceSample:
+    """A sample that only says what is wrong, under the source's name for it."""
+    return SourceSample(printable(name), image, (), fault=source_fault(reason, message))
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates spelled out, so that it can be stored; other text stays as it is."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def quoted(value: object) -> str:
+    """A value from outside for a message: ASCII only, and not longer than a line or two."""
+    shown = ascii(value if not isinstance(value, str) else value[:_QUOTED])
+    return shown if len(shown) <= 2 * _QUOTED else shown[: 2 * _QUOTED] + "..."
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8 (no lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def inner_path(path: object) -> str | Fault:
+    """A path from an annotation, normalised; or why it isn't one within the source."""
+    if not isinstance(path, str) or not path:
+        return source_fault("record-malformed", f"the image's path is {quoted(path)}, not the name of a file")
+    if not is_unicode(path):
+        return source_fault("path-not-unicode", f"the image's path {quoted(path)} isn't valid Unicode; rename the file")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts or not parts or set(path) & {"\\", "\0"} or _ELSEWHERE.match(path):
+        return source_fault(
+            "path-outside-source",
+            f"the image's path {quoted(path)} doesn't stay within the source's folder; only relative paths with '/' "
+            "are read, and nothing is fetched from the network",
+        )
+    if len(path.encode()) > _MAX_PATH_BYTES or any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
+        return source_fault("path-too-long", f"the image's path {quoted(path)} is longer than a file's can be")
+    return "/".join(parts)
+
+
+def image_at(folder: str, path: object) -> ImageRef | Fault:
+    """The image at a path from an annotation, which starts from `folder`."""
+    inner = inner_path(path)
+    if isinstance(inner, Fault):
+        return inner
+    return ImageRef(f"{folder.strip('/')}/{inner}" if folder.strip("/") else inner)
+
+
+def listed_image(path: str) -> ImageRef | Fault:
+    """An image from a listing of the storage, which leads nowhere else whatever it looks like."""
+    if is_unicode(path):
+        return ImageRef(path)
+    return source_fault("path-not-unicode", f"the file name {quoted(path)} isn't valid Unicode; rename the file")
+
+
+def text_fault(value: object, where: str) -> Fault | None:
+    """What is wrong with a text from outside, if anything is."""
+    if not isinstance(value, str):
+        return source_fault("record-malformed", f"{where} is {quoted(value)}, not a text")
+    if not value.strip():
+        return source_fault("text-empty", f"{where} is empty")
+    if not is_unicode(value):
+        return source_fault(
+            "text-not-unicode",
+            f"{where} isn't valid Unicode: {quoted(value)}; it was mostly saved in another encoding than UTF-8",
+        )
+    return None
+
+
+def xywh_box(value: object) -> Box | None:
+    """XYXY from a list of x, y, width and height; None if it isn't such a list."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+        return None
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
+        return None
+    try:
+        x, y, width, height = (float(number) for number in value)
+    except OverflowError:
+        return None
+    box = (x, y, x + width, y + height)
+    return box if all(map(math.isfinite, box)) and width >= 0 and height >= 0 else None
+
+
+def listing(names: Sequence[str], boxes: Sequence[Box]) -> SourceText:
+    """One text that lists names, each with its span, and the boxes of all."""
+    text = Text.from_phrases(list(dict.fromkeys(name.strip() for name in names)))
+    return SourceText(text.content, text.phrases, tuple(boxes))
+
+
+class Sample:
+    """Collects what a source says about one image.
+
+    A bad text never takes the image's good ones along: it becomes a faulty sample of its own, so that it is counted.
+    """
+
+    def __init__(self, name: str, image: ImageRef | Fault) -> None:
+        self._name = name
+        self._image = image
+        self._texts: list[SourceText] = []
+        self._faults: list[Fault] = []
+
+    def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
+        """Take a text, or note what is wrong with it; `where` says which one it is."""
+        fault = text_fault(value, where)
+        if fault is not None:
+            self._faults.append(fault)
+        else:
+            self._texts.append(SourceText(str(value), boxes=boxes))
+
+    def add(self, text: SourceText) -> None:
+        """Take a text that is known to be good."""
+        self._texts.append(text)
+
+    def add_fault(self, reason: str, message: str) -> None:
+        """Note something wrong."""
+        self._faults.append(source_fault(reason, message))
+
+    def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[SourceSample]:
+        """The image's sample, then a faulty one for each thing that is wrong beside its good texts.
+
+        Args:
+            missing: what to say if there is no text at all.
+            conversation: the turns that the texts are from.
+        """
+        faults = self._faults
+        if isinstance(self._image, Fault):
+            yield SourceSample(printable(self._name), NO_IMAGE, (), fault=self._image)
+        elif self._texts:
+            yield SourceSample(printable(self._name), self._image, tuple(self._texts), tuple(conversation))
+        else:
+            first, *faults = faults or [source_fault("text-missing", missing)]
+            yield SourceSample(printable(self._name), self._image, (), fault=first)
+        for number, fault in enumerate(faults):
+            yield SourceSample(printable(f"{self._name}#fault-{number}"), NO_IMAGE, (), fault=fault)
+
+
+def as_id(value: Any) -> str | None:
+    """A source's own name for something: a text or a whole number, as text; None if it is something else."""
+    if isinstance(value, str) and value:
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,116 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one thing in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from patchmint.config.sources import ReferencesSourceConfig
+from patchmint.errors import ConfigError
+from patchmint.pipeline.sources.base import StoredImages
+from patchmint.pipeline.sources.files import inner_setting, require
+from patchmint.pipeline.sources.json_stream import stream_list, stream_members
+from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, quoted, source_fault, xywh_box
+from patchmint.samples import Box, Fault, ImageRef, SourceSample
+from patchmint.storage import Storage
+
+_LAYOUT = "refs(unc).json (or another refs*.json), instances.json and train2014/*.jpg there"
+
+_CONVERSION = """
+    import json, pickle
+
+    class PlainData(pickle.Unpickler):
+        def find_class(self, module, name):
+            raise pickle.UnpicklingError(f"{module}.{name}: more than plain data, not loaded")
+
+    with open("refs(unc).p", "rb") as source, open("refs(unc).json", "w") as target:
+        json.dump(PlainData(source, encoding="utf-8").load(), target)
+"""
+
+_Ref = tuple[int, dict[str, Any]]
+
+
+class ReferencesSource(StoredImages):
+    """Images in the order in which references first speak of them; all references to one image are one sample."""
+
+    def __init__(self, config: ReferencesSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
+        self._refs = None if config.refs is None else inner_setting(config.refs, "source.refs")
+        self._instances = inner_setting(config.instances, "source.instances")
+        self._images = inner_setting(config.images, "source.images")
+        self._split = config.split
+
+    def samples(self) -> Iterator[SourceSample]:
+        """As `Source.samples`."""
+        path = self._find_refs()
+        require(self._storage, self._instances, "source.instances", _LAYOUT)
+        by_image: dict[str, list[_Ref]] = {}
+        splits: set[str] = set()
+        for number, ref in enumerate(stream_list(self._storage, path)):
+            image_id = as_id(ref.get("image_id")) if isinstance(ref, dict) else None
+            if image_id is None or not isinstance(ref.get("sentences"), list):
+                message = f"reference {number} of {path} isn't an object with an image_id and a list of sentences"
+                yield faulty(f"ref-{number}", "record-malformed", message)
+                continue
+            splits.add(str(ref.get("split")))
+            if self._split is None or ref.get("split") == self._split:
+                by_image.setdefault(image_id, []).append((number, ref))
+        if self._split is not None and self._split not in splits:
+            found = ", ".join(map(quoted, sorted(splits)))
+            raise ConfigError(f"source.split: {path} has no references of {self._split!r}; it has {found}")
+        images, boxes = self._read_instances()
+        for image_id, refs in by_image.items():
+            missing = source_fault("image-unlisted", f"{self._instances} doesn't list image {quoted(image_id)}")
+            sample = Sample(image_id, images.get(image_id, missing))
+            for number, ref in refs:
+                _add_ref(sample, ref, boxes, f"reference {number} of {path}")
+            yield from sample.finish(f"no reference to image {quoted(image_id)} has a sentence")
+
+    def _find_refs(self) -> str:
+        top = self._refs or ""
+        if top.endswith((".p", ".pkl", ".pickle")):
+            raise _refused(top)
+        if top:
+            return require(self._storage, top, "source.refs", _LAYOUT)
+        names = [name for entry in self._storage.list() if "/" not in (name := entry.path) and name.startswith("refs")]
+        found = [name for name in names if name.endswith(".json")]
+        if len(found) == 1:
+            return found[0]
+        pickles = [name for name in names if name.endswith(".p")]
+        if not found and pickles:
+            raise _refused(pickles[0])
+        what = f"several refs*.json ({', '.join(found)})" if found else "no refs*.json"
+        raise ConfigError(f"source.refs: there are {what} in {self._storage.uri}; name the file. Expected {_LAYOUT}")
+
+    def _read_instances(self) -> tuple[dict[str, ImageRef | Fault], dict[str, Box]]:
+        """Images by id and boxes by annotation id. What is wrong here shows in the references that need it."""
+        images: dict[str, ImageRef | Fault] = {}
+        boxes: dict[str, Box] = {}
+        for key, record in stream_members(self._storage, self._instances):
+            given = as_id(record.get("id")) if isinstance(record, dict) else None
+            if given is None:
+                continue
+            if key == "images":
+                images[given] = image_at(self._images, record.get("file_name"))
+            elif key == "annotations" and (box := xywh_box(record.get("bbox"))) is not None:
+                boxes[given] = box
+        return images, boxes
+
+
+def _add_ref(sample: Sample, ref: dict[str, Any], boxes: dict[str, Box], where: str) -> None:
+    box = boxes.get(as_id(ref.get("ann_id")) or "")
+    if box is None:
+        message = f"{where} is about annotation {quoted(ref.get('ann_id'))}, which has no box among the instances"
+        sample.add_fault("record-malformed", message)
+        return
+    for position, sentence in enumerate(ref["sentences"]):
+        # `sent` is the cleaned form of `raw`, and what models are trained on
+        text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, dict) else None
+        sample.add_text(text, f"sentence {position} of {where}", (box,))
+
+
+def _refused(name: str) -> ConfigError:
+    return ConfigError(
+        f"source.refs: {name} is a Python pickle, which could run anything, and is never opened. Convert it once, with "
+        f"this, which loads plain data only (put the right file names in):\n{_CONVERSION}"
+    )

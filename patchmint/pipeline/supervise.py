@@ -1,0 +1,239 @@
+"""The driver's loop: hands units to workers, replaces the dead, finds the samples that kill, and stops in good order.
+
+Knows nothing of processes or Ray: a `Pool` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from patchmint.errors import BuildError
+from patchmint.pipeline.hunt import Hunt
+from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, UnitResult
+from patchmint.pipeline.plan import Unit
+
+MIN_REJECTS_TO_STOP = 10
+"""Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
+
+_TRANSIENT_TRIES = 5
+_SETUP_DEATHS = 3
+_POLL_SECONDS = 0.5
+
+
+class Pool(Protocol):
+    """Workers, wherever they run. Each does one order at a time; a dead one is replaced by the pool."""
+
+    def start(self, workers: int) -> None:
+        """Ask for that many workers at most; those that can't be placed yet may come later."""
+        ...
+
+    def submit(self, worker: int, order: Order) -> None:
+        """Give an idle worker something to do."""
+        ...
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What happened, waiting at most so long for something to happen."""
+        ...
+
+    def retire(self, worker: int) -> None:
+        """Let go of an idle worker that there is no work for."""
+        ...
+
+    def stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        ...
+
+
+@dataclass
+class Progress:
+    """How a run stands.
+
+    Attributes:
+        units: units to do in this run.
+        done: units finished in this run.
+        samples, written: samples in the finished units, and those of them that were written.
+        rejects: by reason.
+        bytes: written into shards.
+        workers: workers that are ready.
+        deaths: workers that died.
+        seconds: of all workers together, by stage.
+        queue_wait: seconds that workers stood idle while units were left.
+        planned: samples in all units of this run.
+    """
+
+    units: int
+    planned: int
+    done: int = 0
+    samples: int = 0
+    written: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    workers: int = 0
+    deaths: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    queue_wait: float = 0.0
+
+    def add(self, result: UnitResult) -> None:
+        """Count a finished unit."""
+        self.done += 1
+        self.samples += result.planned
+        self.written += result.written
+        for reason, count in result.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        self.bytes += result.bytes
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Supervisor:
+    """Does the units that are left with a pool's workers."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        units: Iterable[Unit],
+        *,
+        min_workers: int,
+        max_workers: int,
+        max_reject_share: float,
+        rejected_before: int,
+        samples_before: int,
+        report: Callable[[Progress, UnitResult | None], None],
+        warn: Callable[[str], None],
+        should_stop: Callable[[], str],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            pool: where the workers run.
+            units: what is left to do.
+            min_workers: workers to have before anything starts.
+            max_workers: most workers at a time.
+            max_reject_share: a larger share of rejects, over all runs, stops the build.
+            rejected_before: rejects of units finished in earlier runs.
+            samples_before: samples of those units.
+            report: called after each unit, and now and then with None.
+            warn: takes a line for people: a worker died, a unit is tried again.
+            should_stop: asked often; anything but "" stops the build with that reason.
+        """
+        self._pool = pool
+        self._todo = deque(units)
+        self._max_workers = min(max_workers, len(self._todo))
+        self._wanted = min(min_workers, self._max_workers)
+        self._max_share = max_reject_share
+        self._rejected, self._samples = rejected_before, samples_before
+        self._report, self._warn, self._should_stop = report, warn, should_stop
+        self._orders: dict[int, Order] = {}
+        self._idle: dict[int, float] = {}
+        self._hunts: dict[int, Hunt] = {}
+        self._failures: Counter[int] = Counter()
+        self._setup_deaths = 0
+        self.progress = Progress(len(self._todo), sum(unit.samples for unit in self._todo))
+
+    def run(self) -> Progress:
+        """Work until every unit is done.
+
+        Raises:
+            BuildError: the build can't go on; the message says why. Finished units stay, the rest can be resumed.
+        """
+        self._check_rejects()
+        self._pool.start(self._max_workers)
+        try:
+            while self._todo or self._orders:
+                if reason := self._should_stop():
+                    raise BuildError(reason)
+                self._hand_out()
+                for event in self._pool.wait(_POLL_SECONDS):
+                    self._handle(event)
+                self._report(self.progress, None)
+        finally:
+            self._pool.stop()
+        return self.progress
+
+    def _hand_out(self) -> None:
+        if self.progress.workers < self._wanted:
+            return
+        self._wanted = 0
+        now = time.monotonic()
+        for worker in list(self._idle):
+            if not self._todo:
+                # a unit in flight may come back if its worker dies; one idle worker at least stays for it
+                if len(self._idle) > len(self._orders):
+                    del self._idle[worker]
+                    self._pool.retire(worker)
+                continue
+            unit = self._todo.popleft()
+            hunt = self._hunts.get(unit.id)
+            order = hunt.next_order() if hunt else Order(unit)
+            self.progress.queue_wait += now - self._idle.pop(worker)
+            self._orders[worker] = order
+            self._pool.submit(worker, order)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Ready(worker):
+                self._setup_deaths = 0
+                self.progress.workers += 1
+                self._idle[worker] = time.monotonic()
+            case Done(worker, result):
+                self._idle[worker] = time.monotonic()
+                self._finish(self._orders.pop(worker), result)
+            case Failed(worker, transient, message):
+                self._fail(worker, transient, message)
+            case Died(worker, innocent, message):
+                self._bury(worker, innocent, message)
+
+    def _finish(self, order: Order, result: UnitResult | None) -> None:
+        if result is None:
+            self._hunts[order.unit.id].survived()
+            self._todo.appendleft(order.unit)
+            return
+        self._hunts.pop(order.unit.id, None)
+        self.progress.add(result)
+        self._samples += result.planned
+        self._rejected += sum(result.rejects.values())
+        self._report(self.progress, result)
+        self._check_rejects()
+
+    def _fail(self, worker: int, transient: bool, message: str) -> None:
+        order = self._orders.pop(worker, None)
+        if order is None or not transient:
+            raise BuildError(message)
+        self._idle[worker] = time.monotonic()
+        self._failures[order.unit.id] += 1
+        if self._failures[order.unit.id] >= _TRANSIENT_TRIES:
+            raise BuildError(f"unit {order.unit.name} failed {_TRANSIENT_TRIES} times, the last time with: {message}")
+        self._warn(f"unit {order.unit.name} is tried again: {message}")
+        self._todo.append(order.unit)
+
+    def _bury(self, worker: int, innocent: bool, message: str) -> None:
+        was_idle = self._idle.pop(worker, None) is not None
+        order = self._orders.pop(worker, None)
+        self.progress.deaths += 1
+        if order is None and not was_idle:
+            self._setup_deaths += not innocent
+            if self._setup_deaths >= _SETUP_DEATHS:
+                raise BuildError(f"{_SETUP_DEATHS} workers died one after another while they loaded models: {message}")
+            self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
+            return
+        self.progress.workers -= 1
+        if order is None:
+            self._warn(f"an idle worker died, and is replaced: {message}")
+            return
+        self._warn(f"a worker died at unit {order.unit.name}, and is replaced; the unit is tried again: {message}")
+        if not innocent:
+            self._hunts.setdefault(order.unit.id, Hunt(order.unit)).died()
+        self._todo.appendleft(order.unit)
+
+    def _check_rejects(self) -> None:
+        if self._rejected > max(MIN_REJECTS_TO_STOP, self._max_share * self._samples):
+            raise BuildError(
+                f"{self._rejected} of {self._samples} samples were rejected, more than limits.max_reject_share "
+                f"({self._max_share:g}) allows; `patchmint status` shows the reasons. If the data set is like that, "
+                "raise limits.max_reject_share and run the same command again; else mend the config, and build into "
+                "another folder"
+            )

@@ -1,0 +1,145 @@
+"""Is a sample what the format says? Asked by the writer before it writes, and by `verify` of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import ShardError
+from patchmint.shards.keys import COVERAGE, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
+from patchmint.shards.layout import Layout, TokensLayout
+from patchmint.shards.schema import PhraseDocument, SampleDocument
+
+Array = npt.NDArray[Any]
+Problem = tuple[str, str]
+"""A code to count by, and a message for people."""
+
+_LABEL_TYPE = np.dtype("u1")
+
+
+def check_key(key: str) -> Iterator[Problem]:
+    """Is the key lawful?"""
+    if not LAWFUL_KEY.fullmatch(key):
+        yield (
+            "key-unlawful",
+            f"key {key[:120]!r} isn't lawful; keys have 1 to {MAX_KEY_LENGTH} of a-z, 0-9, '_' and '-'",
+        )
+
+
+def check_document(document: SampleDocument, key: str, layout: Layout | None) -> Iterator[Problem]:
+    """Does the document agree with itself, with its sample's key, and with the data set?
+
+    Args:
+        document: KEY.json.
+        key: the sample's name in its shard.
+        layout: of the data set; None where it isn't known.
+    """
+    if document.key != key:
+        yield "document-key", f"KEY.json says key {document.key[:120]!r}"
+    if layout is not None:
+        yield from _check_against_layout(document, layout)
+    try:
+        for index, phrase in enumerate(document.phrases):
+            yield from _check_phrase(index, phrase, document)
+        if len(document.annotators) != len(document.texts):
+            yield (
+                "document-texts",
+                f"{len(document.texts)} texts, but annotators_json has {len(document.annotators)} entries",
+            )
+        _ = document.conversation
+    except ShardError as error:
+        yield "document-form", str(error)
+
+
+def check_arrays(document: SampleDocument, arrays: Mapping[str, Array], layout: Layout | None) -> Iterator[Problem]:
+    """Have the arrays the types and shapes that the document says, and do they agree with each other?
+
+    Args:
+        document: KEY.json.
+        arrays: by ending, such as "selector.npy"; what isn't there isn't checked.
+        layout: of the data set; None where it isn't known, and then any one threshold will do.
+    """
+    grid = document.grid
+    shape = (len(document.texts), grid.rows * grid.views, grid.cols)
+    problems = []
+    for ending in (SELECTOR, COVERAGE):
+        if ending in arrays:
+            problems += _check_form(ending, arrays[ending], _LABEL_TYPE, shape)
+    yield from problems
+    if not problems and SELECTOR in arrays:
+        yield from _check_selector(arrays[SELECTOR], arrays.get(COVERAGE), layout.threshold if layout else None)
+    ending = f"{document.tokens.member}.npy"
+    if document.tokens.member and ending in arrays:
+        yield from _check_codes(document, ending, arrays[ending])
+
+
+def _check_against_layout(document: SampleDocument, layout: Layout) -> Iterator[Problem]:
+    if document.notice != layout.notice:
+        yield "document-notice", f"notice {document.notice!r}, the data set's is {layout.notice!r}"
+    if document.grid.model_dump(exclude={"views"}) != layout.grid.model_dump():
+        yield "document-grid", f"grid {document.grid!r}, the data set's is {layout.grid!r}"
+    expected = layout.tokens.model_dump() if layout.tokens else {"member": "", "grid": (), "codebook_sizes": ()}
+    if document.tokens.model_dump() != {"preprocessing": "", **expected}:
+        yield "document-tokens", f"tokens {document.tokens!r}, the data set's are {layout.tokens!r}"
+
+
+def _check_phrase(index: int, phrase: PhraseDocument, document: SampleDocument) -> Iterator[Problem]:
+    if phrase.text_index >= len(document.texts):
+        yield "phrase-text", f"phrase {index} is of text {phrase.text_index}; there are {len(document.texts)} texts"
+        return
+    text = document.texts[phrase.text_index]
+    if not phrase.start < phrase.end <= len(text):
+        yield (
+            "phrase-span",
+            f"phrase {index} has span ({phrase.start}, {phrase.end}) in a text of {len(text)} characters",
+        )
+    elif text[phrase.start : phrase.end] != phrase.text:
+        yield "phrase-span", f"phrase {index} says {phrase.text[:80]!r}, but its span holds other words"
+    x0, y0, x1, y1 = phrase.box
+    if not (0 <= x0 <= x1 <= document.image.width and 0 <= y0 <= y1 <= document.image.height):
+        size = f"{document.image.width} x {document.image.height}"
+        yield "phrase-box", f"phrase {index} has box {phrase.box}, which isn't inside the image of {size} pixels"
+    if phrase.score < 0 and phrase.score != -1:
+        yield "phrase-score", f"phrase {index} has score {phrase.score}; 0..1, or -1 for none"
+
+
+def _check_form(ending: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> list[Problem]:
+    problems = []
+    if array.dtype != dtype:
+        problems.append(("array-dtype", f"{ending} is {array.dtype}, it must be {dtype}"))
+    if array.shape != shape:
+        problems.append(("array-shape", f"{ending} has shape {array.shape}, it must be {shape}"))
+    return problems
+
+
+def _check_selector(selector: Array, coverage: Array | None, threshold: int | None) -> Iterator[Problem]:
+    if selector.size and selector.max() > 1:
+        yield "selector-values", f"selector.npy holds {selector.max()}; it must be 0 or 1"
+    if coverage is None:
+        return
+    if threshold is None:  # of a lone tar: some threshold must part what is kept from what isn't
+        kept, left = coverage[selector == 1], coverage[selector != 1]
+        threshold = int(left.max()) if left.size else 0
+        wrong = int((kept <= threshold).sum())
+    else:
+        wrong = int(((coverage > threshold) != selector).sum())
+    if wrong:
+        yield "selector-coverage", f"{wrong} patches have a selector other than coverage > {threshold}"
+
+
+def _check_codes(document: SampleDocument, ending: str, codes: Array) -> Iterator[Problem]:
+    try:
+        tokens = TokensLayout(**document.tokens.model_dump())
+    except ValueError as error:
+        yield "document-tokens", f"KEY.json's tokens can't be: {error}"
+        return
+    problems = _check_form(ending, codes, tokens.dtype, tokens.shape)
+    yield from problems
+    if problems or not codes.size:
+        return
+    # One codebook has no axis of its own: its size is compared with all codes.
+    if (codes >= np.array(tokens.codebook_sizes, dtype=np.int64)).any():
+        yield "codes-range", f"{ending} holds {codes.max()}; the codebooks have {tokens.codebook_sizes} codes"

@@ -1,0 +1,77 @@
+"""What every sample of one data set has in common: its grid, its members, their types and shapes."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from patchmint.geometry import coverage_to_uint8
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+
+_UINT16_CODES = 1 << 16
+
+
+class _Layout(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridLayout(_Layout):
+    """The patch grid of one view of an image."""
+
+    rows: int = Field(ge=1, description="Patch rows of one view.")
+    cols: int = Field(ge=1, description="Patch columns.")
+    patch_px: int = Field(ge=1, description="Side of a patch in pixels of the encoder's input.")
+    fit: str = Field(description="How an image becomes the encoder's input: pad, crop, squash or anyres.")
+
+
+class TokensLayout(_Layout):
+    """The tokenizer's codes."""
+
+    member: str = Field(pattern=r"^[a-z0-9_-]{1,15}$", description="Name of the member: KEY.MEMBER.npy.")
+    grid: tuple[int, ...] = Field(min_length=1, description="Shape of the codes; (rows, cols), or (length,).")
+    codebook_sizes: tuple[int, ...] = Field(min_length=1, description="Number of codes in each codebook.")
+    preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape on disk: the grid, with a last axis of codebooks where there are several."""
+        codebooks = len(self.codebook_sizes)
+        return self.grid if codebooks == 1 else (*self.grid, codebooks)
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Type on disk, little-endian: uint16, or uint32 where a codebook has more codes than that holds."""
+        return np.dtype("<u2" if max(self.codebook_sizes) <= _UINT16_CODES else "<u4")
+
+    @property
+    def codes(self) -> int:
+        """Codes of one image: cells times codebooks."""
+        return math.prod(self.shape)
+
+
+class Layout(_Layout):
+    """What every sample of a data set has.
+
+    Raises:
+        pydantic.ValidationError: a number is out of range, or a name is unlawful.
+    """
+
+    grid: GridLayout = Field(description="The patch grid.")
+    min_coverage: float | None = Field(ge=0, lt=1, description="A patch is kept above this share; null: no labels.")
+    tokens: TokensLayout | None = Field(description="Null: no codes.")
+    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+
+    @cached_property
+    def threshold(self) -> int | None:
+        """`selector = coverage > threshold`, in the levels that are stored; None where there are no labels."""
+        return None if self.min_coverage is None else int(coverage_to_uint8(np.array(self.min_coverage)))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Endings of a sample's members, in the order in which they are written."""
+        labels = (SELECTOR, COVERAGE) if self.min_coverage is not None else ()
+        tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
+        return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens)

@@ -1,0 +1,113 @@
+"""dataset.json: what a finished data set is. Nothing in it varies between two builds of the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from patchmint.errors import ShardError
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.layout import Layout
+from patchmint.shards.schema import first_error
+from patchmint.storage import Storage
+
+MANIFEST_PATH = "dataset.json"
+SCHEMA = "patchmint.dataset/1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+
+class ModelEntry(_Part):
+    """A model file that took part."""
+
+    name: str = Field(description="Name or path, as in the config.")
+    sha256: str = Field(description="Of the file; empty where there is none (untrained models, plug-ins).")
+    size: int = Field(ge=0, description="Bytes of the file; 0 where there is none.")
+    licence: str = Field(description="Of the weights; empty where it isn't known.")
+
+
+class MemberEntry(_Part):
+    """A member of every sample."""
+
+    ending: str = Field(description="The member is KEY.ENDING.")
+    dtype: str = Field(description="Type of the numbers; bytes or text for what isn't an array.")
+    shape: tuple[str, ...] = Field(description="Of an array: numbers, and T for the texts, views for the views.")
+
+
+class Totals(_Part):
+    """How much there is."""
+
+    units: int = Field(ge=0, description="Units, retries included.")
+    planned: int = Field(ge=0, description="Samples in the source.")
+    written: int = Field(ge=0, description="Samples in the shards.")
+    rejected: dict[str, int] = Field(description="Samples that are in no shard, by reason.")
+    shards: int = Field(ge=0, description="Units with at least one sample written.")
+    bytes: int = Field(ge=0, description="Of all tars.")
+
+
+class Manifest(_Part):
+    """dataset.json."""
+
+    schema_: Literal["patchmint.dataset/1"] = Field(default="patchmint.dataset/1", alias="schema")
+    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    config: dict[str, Any] = Field(description="The whole config, without credentials.")
+    config_digest: str = Field(description="SHA-256 of what of the config decides the bytes.")
+    plan_digest: str = Field(description="SHA-256 of the plan.")
+    models: dict[str, ModelEntry] = Field(description="By role.")
+    versions: dict[str, str] = Field(description="Of the libraries that decide the bytes.")
+    layout: Layout = Field(description="What every sample has.")
+    members: tuple[MemberEntry, ...] = Field(description="The same, member by member.")
+    totals: Totals
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
+    """Every member of a sample, with type and shape."""
+    rows = f"{layout.grid.rows}*views" if layout.grid.fit == "anyres" else str(layout.grid.rows)
+    labels = ("uint8", ("T", rows, str(layout.grid.cols)))
+    known: dict[str, tuple[str, tuple[str, ...]]] = {
+        IMAGE: ("bytes", ()),
+        DOCUMENT: ("text", ()),
+        CAPTION: ("text", ()),
+        SELECTOR: labels,
+        COVERAGE: labels,
+    }
+    if layout.tokens is not None:
+        tokens = layout.tokens
+        known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
+    return tuple(
+        MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
+    )
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Write dataset.json.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    storage.write(MANIFEST_PATH, manifest.to_bytes())
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Read dataset.json.
+
+    Raises:
+        NotFoundError: there is none: the build isn't finished.
+        StorageError: it can't be read.
+        ShardError: it isn't of the format's form.
+    """
+    try:
+        return Manifest.model_validate_json(storage.read(MANIFEST_PATH))
+    except ValidationError as error:
+        raise ShardError(
+            f"{MANIFEST_PATH} isn't of the form {SCHEMA}: {first_error(error)}; run the build's command again, which "
+            "writes it anew"
+        ) from error

@@ -1,0 +1,234 @@
+"""Shards -> samples, without webdataset: members are listed and read, never extracted and never unpickled."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import BinaryIO
+
+from patchmint.errors import ShardError
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.members import Array, decode_array
+from patchmint.shards.schema import SampleDocument
+from patchmint.storage import Storage
+
+MAX_MEMBER_BYTES = 1 << 30
+"""Larger members aren't read."""
+
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a tar.
+
+    Attributes:
+        name: as in the tar.
+        offset: first byte of its header.
+        end: first byte after its data and padding.
+        data: None for what isn't read: links, folders, devices, and files over `MAX_MEMBER_BYTES`.
+        kind: "file", or what it is instead.
+    """
+
+    name: str
+    offset: int
+    end: int
+    data: bytes | None = field(repr=False)
+    kind: str = "file"
+
+    @property
+    def key(self) -> str:
+        """The name up to the first dot of its last part: what readers group members by."""
+        folder, slash, name = self.name.rpartition("/")
+        return folder + slash + name.partition(".")[0]
+
+    @property
+    def ending(self) -> str:
+        """What follows the key and its dot."""
+        return self.name[len(self.key) + 1 :]
+
+
+def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
+    """Read the members of an uncompressed tar, front to back.
+
+    tarfile stops without a word at a damaged or cut header: `check_tar_end` finds that.
+
+    Args:
+        file: read from where it stands; needs no seeking.
+        name: what errors call it.
+
+    Raises:
+        ShardError: it is no tar, or it is cut or damaged.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r|", bufsize=_BUFFER) as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+                data = None
+                if info.isreg() and not info.issparse() and info.size <= MAX_MEMBER_BYTES:
+                    stream = tar.extractfile(info)
+                    data = stream.read() if stream is not None else None
+                yield Member(info.name, info.offset, tar.offset, data, _kind(info))
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+        raise ShardError(f"{name} is no whole tar: {error}; get it again, or build its unit again") from error
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample as it lies in a shard. What it holds is parsed when it is asked for.
+
+    Attributes:
+        key: its name.
+        offset: first byte of its first member's header.
+        size: bytes of all its members, headers and padding included.
+        members: bytes by ending ("jpg", "json", "selector.npy", ...), in the shard's order.
+    """
+
+    key: str
+    offset: int
+    size: int
+    members: dict[str, bytes] = field(repr=False)
+
+    @property
+    def image(self) -> bytes:
+        """The image file, as its source had it; `document.image.format` says what it is.
+
+        Raises:
+            ShardError: there is none.
+        """
+        return self._member(IMAGE)
+
+    @cached_property
+    def document(self) -> SampleDocument:
+        """KEY.json.
+
+        Raises:
+            ShardError: there is none, or it isn't of the format's form.
+        """
+        return SampleDocument.from_bytes(self._member(DOCUMENT))
+
+    @property
+    def caption(self) -> str:
+        """The first text.
+
+        Raises:
+            ShardError: there is none, or it isn't UTF-8.
+        """
+        try:
+            return self._member(CAPTION).decode()
+        except UnicodeDecodeError as error:
+            raise ShardError(f"{self.key}.{CAPTION} isn't UTF-8: {error}") from error
+
+    @cached_property
+    def selector(self) -> Array | None:
+        """Patch labels: uint8 (T, rows * views, cols), 0 or 1; None where the data set has no labels.
+
+        Raises:
+            ShardError: it can't be read safely.
+        """
+        return self.array(SELECTOR)
+
+    @cached_property
+    def coverage(self) -> Array | None:
+        """Covered share: uint8 (T, rows * views, cols), 0..255; None where the data set has no labels.
+
+        Raises:
+            ShardError: it can't be read safely.
+        """
+        return self.array(COVERAGE)
+
+    @cached_property
+    def codes(self) -> Array | None:
+        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none.
+
+        Raises:
+            ShardError: they can't be read safely.
+        """
+        member = self.document.tokens.member
+        return self.array(f"{member}.npy") if member else None
+
+    def array(self, ending: str) -> Array | None:
+        """One of the arrays, read-only; None where there is no such member.
+
+        Raises:
+            ShardError: it can't be read safely.
+        """
+        data = self.members.get(ending)
+        return None if data is None else decode_array(data, f"{self.key}.{ending}")
+
+    def _member(self, ending: str) -> bytes:
+        if ending not in self.members:
+            raise ShardError(f"sample {self.key!r} has no member {ending!r}; run `patchmint inspect verify` on it")
+        return self.members[ending]
+
+
+def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
+    """Read a shard's samples in order; only one is in memory at a time.
+
+    Args:
+        storage: the data set's.
+        path: of the tar, relative to it.
+
+    Raises:
+        NotFoundError, StorageError: the tar can't be read.
+        ShardError: it is no whole tar, or holds what is no regular file, or a name twice.
+    """
+    with storage.open(path) as file:
+        yield from _group(iter_members(file, path), path)
+
+
+def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSample:
+    """Read one sample at the place that the sidecar gives.
+
+    Args:
+        storage: the data set's.
+        path: of the tar, relative to it.
+        offset: the sidecar's `offset`.
+        size: the sidecar's `size`.
+
+    Raises:
+        NotFoundError, StorageError: the bytes can't be read.
+        ShardError: there isn't exactly one sample at that place.
+    """
+    data = storage.read_range(path, offset, size)
+    samples = list(_group(iter_members(io.BytesIO(data), path), path))
+    if len(samples) != 1 or samples[0].size != size:
+        raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
+    found = samples[0]
+    return StoredSample(found.key, offset, found.size, found.members)
+
+
+def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:
+    key, offset, end = "", 0, 0
+    data: dict[str, bytes] = {}
+    for member in members:
+        if member.data is None:
+            raise ShardError(f"{path} holds {member.name[:200]!r}, a {member.kind}; shards hold regular files only")
+        if data and member.key != key:
+            yield StoredSample(key, offset, end - offset, data)
+            data = {}
+        if not data:
+            key, offset = member.key, member.offset
+        if member.ending in data:
+            raise ShardError(f"{path} holds {member.name[:200]!r} twice; run `patchmint inspect verify` on it")
+        data[member.ending] = member.data
+        end = member.end
+    if data:
+        yield StoredSample(key, offset, end - offset, data)
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    kinds = {
+        tarfile.SYMTYPE: "symbolic link",
+        tarfile.LNKTYPE: "hard link",
+        tarfile.DIRTYPE: "folder",
+        tarfile.CHRTYPE: "device",
+        tarfile.BLKTYPE: "device",
+        tarfile.FIFOTYPE: "pipe",
+    }
+    if info.isreg() and not info.issparse():
+        return "file" if info.size <= MAX_MEMBER_BYTES else f"file of {info.size} bytes"
+    return kinds.get(info.type, "special file")

@@ -1,0 +1,144 @@
+"""The commit record: which attempt a unit's bytes come from, and the names that belong to a unit.
+
+Its presence decides that the unit is done; everything else follows from it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from patchmint.errors import ShardError
+
+COMMITS = "commits"
+ATTEMPTS = "attempts"
+_RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
+_ATTEMPT_ID = re.compile(r"(?P<run>[a-z0-9][a-z0-9-]*)-(?P<unit>[0-9]{6,})-[0-9a-f]{16}")
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+def unit_name(unit: int) -> str:
+    """A unit's number as it stands in file names: 3 is "000003"."""
+    return f"{unit:06d}"
+
+
+def record_path(unit: int) -> str:
+    """Where a unit's commit record is."""
+    return f"{COMMITS}/{unit_name(unit)}.json"
+
+
+def unit_of_record(path: str) -> int | None:
+    """The unit whose commit record has this path; None for any other file."""
+    match = _RECORD_PATH.fullmatch(path)
+    unit = int(match[1]) if match else -1
+    return unit if unit >= 0 and record_path(unit) == path else None
+
+
+def canonical_paths(unit: int) -> tuple[str, ...]:
+    """The names under which a unit's files are published, in the order of publishing: readers look for the tar."""
+    name = unit_name(unit)
+    return f"rejects/{name}.parquet", f"shards/{name}.parquet", f"shards/{name}.tar"
+
+
+def attempt_path(attempt: str, canonical: str) -> str:
+    """Where an attempt writes the file that is to be published under a canonical name."""
+    return f"{ATTEMPTS}/{attempt}/{canonical.replace('/', '-')}"
+
+
+def run_and_unit(attempt: str) -> tuple[str, int] | None:
+    """The run and the unit that an attempt's id names; None if it isn't such an id."""
+    match = _ATTEMPT_ID.fullmatch(attempt)
+    return (match["run"], int(match["unit"])) if match else None
+
+
+class FileRecord(BaseModel):
+    """A file of a unit.
+
+    Attributes:
+        path: where the attempt wrote it, and where it is until it is published.
+        size: bytes.
+        sha256: in hex.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str
+    size: _Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class CommitRecord(BaseModel):
+    """`commits/UNIT.json`.
+
+    Attributes:
+        unit: its number in the plan.
+        attempt: whose files these are.
+        plan_digest: of the plan that the unit belongs to.
+        planned: samples in the plan; always `written` plus all `rejects`.
+        written: samples in the shard; with none there is no shard.
+        rejects: samples that weren't written, by reason.
+        files: by canonical path.
+        seconds: from the attempt's beginning to the record.
+        host: who did it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    unit: _Count
+    attempt: str
+    plan_digest: str
+    planned: _Count
+    written: _Count
+    rejects: dict[str, _Count]
+    files: dict[str, FileRecord]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    host: str
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.planned != self.written + sum(self.rejects.values()):
+            raise ValueError("planned isn't written plus rejects")
+        parsed = run_and_unit(self.attempt)
+        if parsed is None or parsed[1] != self.unit:
+            raise ValueError("the attempt isn't one at this unit")
+        if unknown := self.files.keys() - set(canonical_paths(self.unit)):
+            raise ValueError(f"{min(unknown)!r} is no file of this unit")
+        # A record decides what is moved and deleted, so it can't name any path it likes.
+        if any(file.path != attempt_path(self.attempt, name) for name, file in self.files.items()):
+            raise ValueError("a file lies outside the attempt")
+        return self
+
+    def to_json(self) -> bytes:
+        """The record as it stands in its file."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes, unit: int, shown: str) -> CommitRecord:
+        """Read a record.
+
+        Args:
+            data: what its file holds.
+            unit: whose record it should be.
+            shown: how error messages call the file.
+
+        Raises:
+            ShardError: it is damaged, or another unit's.
+        """
+        try:
+            record = cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise _damaged(shown, f"{place}: {first['msg']}") from error
+        if record.unit != unit:
+            raise _damaged(shown, f"it is unit {record.unit}'s")
+        return record
+
+
+def _damaged(shown: str, why: str) -> ShardError:
+    return ShardError(
+        f"the commit record {shown} is damaged ({why}); delete it and build again: the unit is then redone"
+    )

@@ -1,0 +1,154 @@
+"""The table beside a shard: a row a sample, with its place in the tar. Enough to list, search and count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.shards.schema import SampleDocument
+
+SIDECAR_SCHEMA = "patchmint.sidecar/1"
+
+PARQUET_OPTIONS: dict[str, Any] = {
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "compression": "zstd",
+    "compression_level": 3,
+    "store_schema": False,
+}
+"""Fixed, so that equal rows give equal bytes (from one version of pyarrow to the next they may differ)."""
+
+_ROWS = 1000
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("key", pa.string()),
+            ("id", pa.string()),
+            ("ordinal", pa.int64()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("format", pa.string()),
+            ("texts", _list(pa.string())),
+            ("label_shares", _list(pa.float32())),
+            ("phrases", _list(pa.string())),
+            ("phrase_texts", _list(pa.int32())),
+            ("scores", _list(pa.float32())),
+            ("codes", _list(pa.uint32())),
+            ("code_counts", _list(pa.uint32())),
+            ("source_path", pa.string()),
+            ("source_start", pa.int64()),
+        )
+    ],
+    metadata={"patchmint.schema": SIDECAR_SCHEMA},
+)
+"""Columns of the sidecar; docs/format.md says what each holds."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies in its tar.
+
+    Attributes:
+        ordinal: position in the source's order.
+        offset: first byte of its first member's header.
+        size: bytes of all its members, headers and padding included.
+    """
+
+    ordinal: int
+    offset: int
+    size: int
+
+
+def sidecar_row(
+    document: SampleDocument, place: Place, selector: npt.NDArray[Any] | None, codes: npt.NDArray[Any] | None
+) -> dict[str, Any]:
+    """A sample's row, as plain values.
+
+    Args:
+        document: its KEY.json.
+        place: where it lies.
+        selector: uint8 (T, rows, cols); None where there are no labels.
+        codes: as stored; None where there are no tokens.
+    """
+    distinct, counts = _histogram(codes, document.tokens.codebook_sizes)
+    return {
+        "key": document.key,
+        "id": document.id,
+        "ordinal": place.ordinal,
+        "offset": place.offset,
+        "size": place.size,
+        "width": document.image.width,
+        "height": document.image.height,
+        "format": document.image.format,
+        "texts": list(document.texts),
+        "label_shares": [] if selector is None else selector.mean(axis=(1, 2)).astype(np.float32).tolist(),
+        "phrases": [phrase.text for phrase in document.phrases],
+        "phrase_texts": [phrase.text_index for phrase in document.phrases],
+        "scores": np.array([phrase.score for phrase in document.phrases], np.float32).tolist(),
+        "codes": distinct,
+        "code_counts": counts,
+        "source_path": document.source.path,
+        "source_start": document.source.start,
+    }
+
+
+class TableWriter:
+    """Writes rows to Parquet. What is held until the end is encoded and compressed: some kB a sample.
+
+    It goes to the file at once and last, since pyarrow finishes an abandoned file when it is garbage-collected.
+
+    Args:
+        file: open for writing; it stays open.
+        schema: the columns.
+    """
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+        self._file = file
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._encoded = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._encoded, schema, **PARQUET_OPTIONS)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Encode what is left, and write the file."""
+        if self._rows:
+            self._flush()
+        self._writer.add_key_value_metadata(self._schema.metadata)
+        self._writer.close()
+        self._file.write(self._encoded.getvalue())
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Distinct codes, ascending, and how often each is there; codebook k's codes come after those before it."""
+    if codes is None:
+        return [], []
+    wide = codes.astype(np.int64)
+    if len(codebook_sizes) > 1:
+        wide += np.array([0, *accumulate(codebook_sizes[:-1])])
+    distinct, counts = np.unique(wide, return_counts=True)
+    return distinct.tolist(), counts.tolist()

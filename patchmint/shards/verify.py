@@ -1,0 +1,187 @@
+"""Is a data set what its manifest, plan and records say? Whatever is wrong is a value, a `Finding`.
+
+Memory: 16 bytes a sample (to find a key that two shards have), some hundred bytes a file, and one sample a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from patchmint.errors import NotFoundError, ShardError
+from patchmint.shards.findings import Finding
+from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
+from patchmint.shards.planned import PLAN_PATH, PlannedUnits, read_planned_units
+from patchmint.shards.records import record_path
+from patchmint.shards.verify_keys import KeyTable
+from patchmint.shards.verify_tar import Decode, check_tar
+from patchmint.shards.verify_unit import UnitReport, check_unit
+from patchmint.storage import Storage
+
+Progress = Callable[[int, int], None]
+"""Called with shards done and shards in all."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_THREADS = min(8, os.cpu_count() or 1)
+_AHEAD = 2
+
+
+def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None) -> Iterator[Finding]:
+    """Check a whole data set: every byte against its record, every sample against the format, every count.
+
+    Args:
+        storage: the data set.
+        decode: an image file's bytes -> (height, width); given, every image is decoded. It is called from threads.
+        progress: told after each unit.
+
+    Raises:
+        StorageError: the storage can't be listed. What can't be read of a listed file is a finding.
+    """
+    sizes = {entry.path: entry.size for entry in storage.list()}
+    manifest, findings = _read_manifest(storage)
+    yield from findings
+    plan, findings = _read_plan(storage)
+    yield from findings
+    if plan is None:
+        return
+    if manifest is not None and manifest.plan_digest != plan.digests[0]:
+        yield Finding(MANIFEST_PATH, "", "plan-digest", "the manifest is of another plan than plan.parquet")
+    layout = manifest.layout if manifest is not None else None
+    units = sorted(plan.samples)
+    keys, totals, named = KeyTable(), _Totals(), set[str]()
+
+    def check(unit: int) -> UnitReport:
+        return check_unit(storage, unit, plan.samples[unit], plan.digests, sizes, layout=layout, decode=decode)
+
+    for report in _in_threads(check, units, progress):
+        yield from report.findings
+        keys.add(report.tar, report.keys)
+        totals.add(report)
+        named |= report.files
+    yield from keys.duplicates(storage)
+    yield from _strays(sizes, named | {record_path(unit) for unit in units})
+    if totals.complete:
+        yield from totals.check(plan, manifest)
+
+
+def verify_tars(
+    storage: Storage, paths: Sequence[str], *, decode: Decode | None = None, progress: Progress | None = None
+) -> Iterator[Finding]:
+    """Check tars that have no manifest, somebody else's too: what readers stumble over.
+
+    Args:
+        storage: where they are.
+        paths: the tars; a key that two of them have is a finding.
+        decode: as for `verify`.
+        progress: told after each tar.
+    """
+    keys = KeyTable()
+    reports = _in_threads(lambda path: (path, check_tar(storage, path, decode=decode)), paths, progress)
+    for path, report in reports:
+        yield from report.findings
+        keys.add(path, report.keys)
+    yield from keys.duplicates(storage)
+
+
+def _read_manifest(storage: Storage) -> tuple[Manifest | None, list[Finding]]:
+    try:
+        return read_manifest(storage), []
+    except NotFoundError:
+        message = "there is no dataset.json: the build isn't finished; run its command again, it goes on where it was"
+        return None, [Finding(MANIFEST_PATH, "", "manifest-missing", message)]
+    except ShardError as error:
+        return None, [Finding(MANIFEST_PATH, "", "manifest-form", str(error))]
+
+
+def _read_plan(storage: Storage) -> tuple[PlannedUnits | None, list[Finding]]:
+    try:
+        return read_planned_units(storage), []
+    except NotFoundError:
+        message = "there is no plan, so nobody knows what should be here; copy plan.parquet from where it was built"
+        return None, [Finding(PLAN_PATH, "", "plan-missing", message)]
+    except ShardError as error:
+        return None, [Finding(PLAN_PATH, "", "plan-form", str(error))]
+
+
+def _in_threads(
+    check: Callable[[_Item], _Result], items: Sequence[_Item], progress: Progress | None
+) -> Iterator[_Result]:
+    """Results in order; never more than a few are waiting to be taken."""
+    waiting: deque[Future[_Result]] = deque()
+    done = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(check, item))
+                if len(waiting) > _THREADS * _AHEAD:
+                    yield waiting.popleft().result()
+                    done = _tell(progress, done, len(items))
+            while waiting:
+                yield waiting.popleft().result()
+                done = _tell(progress, done, len(items))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> int:
+    if progress is not None:
+        progress(done + 1, total)
+    return done + 1
+
+
+def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
+    attempts = Counter[str]()
+    for path in sizes:
+        room, _, rest = path.partition("/")
+        if room == "attempts":
+            attempts[rest.partition("/")[0]] += 1
+        elif room in ("shards", "rejects", "commits") and path not in named:
+            message = "no record names this file; readers that take all tars of the folder would read it: remove it"
+            yield Finding(path, "", "file-stray", message)
+    for attempt, files in sorted(attempts.items()):
+        message = f"an attempt left {files} files; run the build's command again, which sweeps them when it ends"
+        yield Finding(f"attempts/{attempt}", "", "attempt-stray", message)
+
+
+class _Totals:
+    """Adds up what the records say."""
+
+    def __init__(self) -> None:
+        self.complete = True
+        self._written = self._bytes = self._shards = self._units = 0
+        self._rejects = Counter[str]()
+
+    def add(self, report: UnitReport) -> None:
+        self.complete &= report.recorded
+        self._units += 1
+        self._written += report.written
+        self._rejects.update(report.rejects)
+        self._bytes += report.bytes
+        self._shards += bool(report.written)
+
+    def check(self, plan: PlannedUnits, manifest: Manifest | None) -> Iterator[Finding]:
+        rejected = self._rejects.total() - plan.retried
+        if plan.total != self._written + rejected:
+            message = f"{plan.total} samples are planned, but {self._written} written and {rejected} rejected"
+            yield Finding("", "", "counts", message)
+        if manifest is None:
+            return
+        held = {
+            "units": self._units,
+            "planned": plan.total,
+            "written": self._written,
+            "rejected": rejected,
+            "shards": self._shards,
+            "bytes": self._bytes,
+        }
+        said = manifest.totals.model_dump()
+        said["rejected"] = sum(manifest.totals.rejected.values())
+        for name, value in held.items():
+            if said[name] != value:
+                yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said[name]}, it is {value}")

@@ -1,0 +1,215 @@
+"""One tar, front to back: its members, its samples, and whether its sidecar tells the truth about it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, BinaryIO
+
+from patchmint.errors import ShardError, StorageError
+from patchmint.shards.findings import Finding, Findings
+from patchmint.shards.keys import IMAGE
+from patchmint.shards.layout import Layout
+from patchmint.shards.reader import Member, StoredSample, iter_members
+from patchmint.shards.sidecar import Place, sidecar_row
+from patchmint.shards.verify_sample import check_foreign, check_image, check_own, is_own
+from patchmint.storage import Storage
+
+Decode = Callable[[bytes], tuple[int, int]]
+"""Decodes an image to (height, width); raises a PatchmintError where it can't."""
+
+_CHUNK = 1 << 20
+_TAIL = 1 << 16
+_END = 1024
+_PICKLES = re.compile(r"\.(pkl|pickle|pyd|pt|pth|joblib)(\.|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TarReport:
+    """What was found in one tar.
+
+    Attributes:
+        findings: in order.
+        sha256: of the file, in hex.
+        size: of the file in bytes.
+        samples: in it.
+        keys: of its samples, as 64-bit hashes.
+    """
+
+    findings: list[Finding]
+    sha256: str
+    size: int
+    samples: int
+    keys: list[int]
+
+
+def check_tar(
+    storage: Storage,
+    path: str,
+    *,
+    layout: Layout | None = None,
+    rows: Iterator[dict[str, Any]] | None = None,
+    decode: Decode | None = None,
+) -> TarReport:
+    """Read a tar once, hash it, and check all that it holds.
+
+    Args:
+        storage: where it is.
+        path: the tar.
+        layout: of its data set; None for a lone tar, which may be somebody else's.
+        rows: of its sidecar, in order; None where there is none to compare with.
+        decode: decodes each image; None: images aren't looked into.
+    """
+    findings = Findings(path)
+    state = _State(findings, layout, rows, decode)
+    reader = _HashingFile()
+    try:
+        with storage.open(path) as file:
+            reader.file = file
+            state.read(reader, path)
+            reader.drain()
+    except StorageError as error:
+        findings.add("file-unreadable", str(error))
+    except ShardError as error:
+        findings.add("rows-unreadable", str(error))
+    keys = [key_hash(key) for key in state.seen]
+    return TarReport(findings.to_list(), reader.sha256, reader.size, state.samples, keys)
+
+
+def key_hash(key: str) -> int:
+    """64 bits that stand for a key where all keys of a data set are compared."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+class _State:
+    """What is known while a tar is read."""
+
+    def __init__(
+        self,
+        findings: Findings,
+        layout: Layout | None,
+        rows: Iterator[dict[str, Any]] | None,
+        decode: Decode | None,
+    ) -> None:
+        self.findings = findings
+        self.layout = layout
+        self.rows = rows
+        self.decode = decode
+        self.seen: dict[str, frozenset[str]] = {}
+        self.end = 0
+        self.samples = 0
+
+    def read(self, reader: _HashingFile, path: str) -> None:
+        whole = True
+        try:
+            for key, members in groupby(self._members(reader, path), key=lambda member: member.key):
+                self._sample(key, list(members))
+        except ShardError as error:
+            whole = False
+            self.findings.add("tar-damaged", str(error))
+        reader.drain()
+        if whole:
+            self.findings.extend(_check_tar_end(reader, self.end))
+        if self.rows is not None and next(self.rows, None) is not None:
+            self.findings.add("sidecar-rows", "the sidecar has more rows than the tar has samples")
+
+    def _members(self, reader: _HashingFile, path: str) -> Iterator[Member]:
+        for member in iter_members(reader, path):  # type: ignore[arg-type]  # only read() is called
+            self.end = member.end
+            yield member
+
+    def _sample(self, key: str, members: list[Member]) -> None:
+        self.samples += 1
+        shown = key[:120]
+        trouble = self.findings.extend(_check_members(members), shown)
+        endings = frozenset(member.ending for member in members)
+        if key in self.seen:
+            if self.seen[key] & endings:
+                self.findings.add("key-duplicate", "another sample of this shard has the same key", shown)
+            else:
+                self.findings.add("sample-split", "the sample's members don't stand together", shown)
+            trouble = True
+        self.seen[key] = self.seen.get(key, frozenset()) | endings
+        held = {member.ending: member.data for member in members if member.data is not None and not _pickle(member)}
+        sample = StoredSample(key, members[0].offset, members[-1].end - members[0].offset, held)
+        if self.layout is not None or is_own(sample):
+            trouble |= self.findings.extend(check_own(sample, self.layout), shown)
+        else:
+            trouble |= self.findings.extend(check_foreign(sample), shown)
+        if self.rows is not None:
+            self._compare_row(sample, trouble)
+        if self.decode is not None:
+            self.findings.extend(check_image(sample, self.decode), shown)
+        elif held.get(IMAGE) == b"":
+            self.findings.add("image-damaged", "the image is an empty file", shown)
+
+    def _compare_row(self, sample: StoredSample, trouble: bool) -> None:
+        row = next(self.rows, None) if self.rows is not None else None
+        if row is None:
+            self.findings.add("sidecar-rows", "the sidecar has no row for this sample", sample.key[:120])
+            return
+        expected: dict[str, Any] = {"key": sample.key, "offset": sample.offset, "size": sample.size}
+        if not trouble:
+            place = Place(row["ordinal"], sample.offset, sample.size)
+            expected = sidecar_row(sample.document, place, sample.selector, sample.codes)
+        wrong = [name for name, value in expected.items() if row[name] != value]
+        if wrong:
+            message = f"the sidecar says otherwise than the tar about {', '.join(wrong)}"
+            self.findings.add("sidecar-row", message, sample.key[:120])
+
+
+def _check_members(members: list[Member]) -> Iterator[tuple[str, str]]:
+    endings: set[str] = set()
+    for member in members:
+        shown = repr(member.name[:120])
+        if member.kind != "file":
+            yield "member-kind", f"{shown} is a {member.kind}; shards hold regular files only"
+        parts = member.name.replace("\\", "/").split("/")
+        if parts[0] == "" or ".." in parts or "\\" in member.name or not member.name.isprintable():
+            yield "member-path", f"{shown} leads outside or hides something; names are KEY.ENDING"
+        if _pickle(member):
+            yield "member-pickle", f"{shown} would be unpickled by some readers, which runs code; it wasn't read"
+        if member.ending in endings:
+            yield "member-duplicate", f"{shown} is there twice"
+        endings.add(member.ending)
+
+
+def _pickle(member: Member) -> bool:
+    return _PICKLES.search(member.name) is not None
+
+
+def _check_tar_end(reader: _HashingFile, end: int) -> Iterator[tuple[str, str]]:
+    """Tarfile takes a damaged or cut header for the end, and never looks at what follows."""
+    left = reader.size - end
+    if left < _END:
+        yield "tar-cut", f"the tar ends after {reader.size} bytes without the blocks that close it: it was cut"
+    elif left > len(reader.tail) or any(reader.tail[-left:]):
+        yield "tar-damaged", f"{left} bytes follow the last member that can be read, at byte {end}; they aren't empty"
+
+
+class _HashingFile:
+    """Hashes all that is read through it, and keeps the last bytes."""
+
+    def __init__(self) -> None:
+        self.file: BinaryIO | None = None
+        self.size = 0
+        self.tail = b""
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size) if self.file is not None else b""
+        self._hash.update(data)
+        self.size += len(data)
+        self.tail = data[-_TAIL:] if len(data) >= _TAIL else (self.tail + data)[-_TAIL:]
+        return data
+
+    def drain(self) -> None:
+        while self.read(_CHUNK):
+            pass
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,187 @@
+"""One unit of a data set: its record, the files that the record names, and what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.errors import NotFoundError, ShardError, StorageError
+from patchmint.shards.commit import read_record
+from patchmint.shards.findings import Finding, Findings
+from patchmint.shards.layout import Layout
+from patchmint.shards.records import CommitRecord, FileRecord, canonical_paths, record_path
+from patchmint.shards.rejects import SCHEMA as REJECTS
+from patchmint.shards.sidecar import SCHEMA as SIDECAR
+from patchmint.shards.verify_tar import Decode, check_tar
+from patchmint.storage import Storage
+
+Rows = Iterator[dict[str, Any]]
+
+_ROWS = 1000
+
+
+@dataclass
+class UnitReport:
+    """What was found about one unit.
+
+    Attributes:
+        tar: its shard.
+        findings: in order.
+        recorded: whether it has a record that can be read.
+        written: samples in its shard, by the record.
+        rejects: by reason, by the record.
+        bytes: of its tar, by the record.
+        files: that the record names.
+        keys: of the samples in its tar, as hashes.
+    """
+
+    tar: str
+    findings: list[Finding] = field(default_factory=list)
+    recorded: bool = False
+    written: int = 0
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    files: frozenset[str] = frozenset()
+    keys: list[int] = field(default_factory=list)
+
+
+def check_unit(
+    storage: Storage,
+    unit: int,
+    planned: int,
+    digests: Sequence[str],
+    present: Container[str],
+    *,
+    layout: Layout | None,
+    decode: Decode | None,
+) -> UnitReport:
+    """Check a unit.
+
+    Args:
+        storage: the data set.
+        unit: its id.
+        planned: samples that the plan gives it.
+        digests: of the plan and its retries.
+        present: all files of the data set.
+        layout: what every sample has; None where there is no manifest.
+        decode: decodes each image; None: images aren't looked into.
+    """
+    rejects, sidecar, tar = canonical_paths(unit)
+    report = UnitReport(tar)
+    found = Findings(record_path(unit))
+    record = _read(storage, unit, found)
+    if record is None:
+        report.findings = found.to_list()
+        return report
+    report.recorded = True
+    report.written, report.rejects, report.files = record.written, record.rejects, frozenset(record.files)
+    found.extend(_check_record(record, planned, digests))
+    missing = [path for path in record.files if path not in present]
+    for path in missing:
+        message = "isn't there; if no build is running, run the build's command again: it publishes what it finds"
+        found.add("file-missing", f"{path}, which the record names, {message}")
+    report.findings += found.to_list()
+    files = {path: file for path, file in record.files.items() if path not in missing}
+    if rejects in files:
+        report.findings += _check_rejects(storage, rejects, files[rejects], record)
+    rows: Rows | None = None
+    if sidecar in files:
+        rows, findings = _check_sidecar(storage, sidecar, files[sidecar], record)
+        report.findings += findings
+    if tar in files:
+        checked = check_tar(storage, tar, layout=layout, rows=rows, decode=decode)
+        found = Findings(tar)
+        found.extend(_check_sum(files[tar], checked.size, checked.sha256))
+        if checked.samples != record.written:
+            found.add("counts", f"the record says {record.written} samples, the tar has {checked.samples}")
+        report.findings += found.to_list() + checked.findings
+        report.keys, report.bytes = checked.keys, checked.size
+    return report
+
+
+def _read(storage: Storage, unit: int, found: Findings) -> CommitRecord | None:
+    try:
+        return read_record(storage, unit)
+    except NotFoundError:
+        found.add("record-missing", "the unit has no record: it isn't built; run the build's command again")
+    except ShardError as error:
+        found.add("record-form", str(error))
+    except StorageError as error:
+        found.add("file-unreadable", str(error))
+    return None
+
+
+def _check_record(record: CommitRecord, planned: int, digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rejects, sidecar, tar = canonical_paths(record.unit)
+    if record.plan_digest not in digests:
+        yield "plan-digest", "the record is of another plan than the one that is here; build into an empty folder"
+    if record.planned != planned:
+        yield "counts", f"the plan gives the unit {planned} samples, the record says {record.planned}"
+    wanted = ({sidecar, tar} if record.written else set()) | ({rejects} if record.rejects else set())
+    if wanted != record.files.keys():
+        yield "record-form", f"the record names {sorted(record.files)}, its counts ask for {sorted(wanted)}"
+
+
+def _check_sum(file: FileRecord, size: int, sha256: str) -> Iterator[tuple[str, str]]:
+    if size != file.size:
+        yield "file-size", f"the file has {size} bytes, its record says {file.size}; delete the record and build again"
+    elif sha256 != file.sha256:
+        yield "file-sha256", "the bytes aren't those that were written; delete the unit's record and build again"
+
+
+def _check_sidecar(
+    storage: Storage, path: str, file: FileRecord, record: CommitRecord
+) -> tuple[Rows | None, list[Finding]]:
+    found = Findings(path)
+    parquet = _open(storage, path, file, SIDECAR, found)
+    if parquet is None:
+        return None, found.to_list()
+    if parquet.metadata.num_rows != record.written:
+        message = f"the record says {record.written} samples, the sidecar has {parquet.metadata.num_rows} rows"
+        found.add("counts", message)
+    return _rows(parquet, path), found.to_list()
+
+
+def _check_rejects(storage: Storage, path: str, file: FileRecord, record: CommitRecord) -> list[Finding]:
+    found = Findings(path)
+    parquet = _open(storage, path, file, REJECTS, found)
+    if parquet is not None:
+        try:
+            reasons = Counter(row["reason"] for row in _rows(parquet, path))
+            if reasons != Counter(record.rejects):
+                found.add("counts", f"the record says rejects {record.rejects}, the table has {dict(reasons)}")
+        except ShardError as error:
+            found.add("table-form", str(error))
+    return found.to_list()
+
+
+def _open(storage: Storage, path: str, file: FileRecord, schema: pa.Schema, found: Findings) -> pq.ParquetFile | None:
+    """Hold a table against its record and its schema; these are small, so they are read whole."""
+    try:
+        data = storage.read(path)
+        found.extend(_check_sum(file, len(data), hashlib.sha256(data).hexdigest()))
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+    except StorageError as error:
+        found.add("file-unreadable", str(error))
+        return None
+    except (pa.ArrowException, OSError) as error:
+        found.add("table-form", f"it is no Parquet file that can be read: {error}")
+        return None
+    if not parquet.schema_arrow.remove_metadata().equals(schema.remove_metadata()):
+        found.add("table-form", "its columns aren't those of the format (docs/format.md)")
+        return None
+    return parquet
+
+
+def _rows(parquet: pq.ParquetFile, path: str) -> Rows:
+    try:
+        for batch in parquet.iter_batches(_ROWS):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"the rows of {path} can't be read: {error}") from error

@@ -1,0 +1,113 @@
+"""Samples -> a shard: a tar and its sidecar, the same bytes for the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from patchmint.errors import ShardError
+from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.layout import Layout
+from patchmint.shards.members import encode_array, tar_end, tar_sample
+from patchmint.shards.sample import ShardSample, document_of
+from patchmint.shards.schema import SampleDocument, encode_text
+from patchmint.shards.sidecar import SCHEMA, Place, TableWriter, sidecar_row
+
+
+class ShardWriter:
+    """Writes one shard. A sample is checked before a byte of it is written.
+
+    As a context manager it closes the shard (not the files) unless an exception passes.
+
+    Args:
+        tar: open for writing, at its start.
+        sidecar: open for writing, at its start.
+        layout: what every sample of the data set has.
+    """
+
+    def __init__(self, tar: BinaryIO, sidecar: BinaryIO, layout: Layout) -> None:
+        self._tar = tar
+        self._table = TableWriter(sidecar, SCHEMA)
+        self._layout = layout
+        self._keys: set[str] = set()
+        self._size = 0
+
+    def add(self, sample: ShardSample) -> None:
+        """Write a sample.
+
+        Raises:
+            ShardError: the sample isn't what layout and format say (its key is unlawful or taken, an array is missing
+                or of another type or shape, a box lies outside the image, ...); nothing of it is written.
+        """
+        document = document_of(sample, self._layout)
+        arrays = _arrays(sample, self._layout)
+        for _, message in self._problems(document, arrays):
+            raise ShardError(f"sample {document.key!r} can't be written: {message}")
+        data = {
+            IMAGE: sample.data,
+            DOCUMENT: document.to_bytes(),
+            CAPTION: encode_text(document.texts[0], "KEY.txt"),
+            **{ending: encode_array(array) for ending, array in arrays.items()},
+        }
+        members = tar_sample(document.key, ((ending, data[ending]) for ending in self._layout.members))
+        place = Place(sample.planned.ordinal, self._size, len(members))
+        tokens = self._layout.tokens
+        codes = arrays[f"{tokens.member}.npy"] if tokens else None
+        self._table.add(sidecar_row(document, place, arrays.get(SELECTOR), codes))
+        self._tar.write(members)
+        self._size += len(members)
+        self._keys.add(document.key)
+
+    def close(self) -> None:
+        """Write the tar's end and the sidecar's footer."""
+        self._tar.write(tar_end(self._size))
+        self._table.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def _problems(self, document: SampleDocument, arrays: dict[str, Array]) -> Iterator[Problem]:
+        yield from check_key(document.key)
+        if document.key in self._keys:
+            yield "key-duplicate", "its key is in this shard already"
+        yield from check_document(document, document.key, self._layout)
+        yield from check_arrays(document, arrays, self._layout)
+
+
+def _arrays(sample: ShardSample, layout: Layout) -> dict[str, Array]:
+    """The arrays by ending, in the form in which they are stored."""
+    given: dict[str, Array | None] = {SELECTOR: sample.selector, COVERAGE: sample.coverage}
+    if layout.tokens is not None:
+        codes = sample.codes
+        if codes is not None and len(layout.tokens.codebook_sizes) == 1 and codes.ndim == len(layout.tokens.grid) + 1:
+            codes = codes[..., 0]
+        given[f"{layout.tokens.member}.npy"] = codes
+    elif sample.codes is not None:
+        raise ShardError(f"sample {sample.planned.key!r} has codes, the data set has none")
+    arrays = {ending: array for ending, array in given.items() if array is not None}
+    wanted = set(layout.members[3:])
+    if arrays.keys() != wanted:
+        raise ShardError(
+            f"sample {sample.planned.key!r} has arrays {sorted(arrays)}, the data set has {sorted(wanted)}"
+        )
+    if layout.tokens is not None:
+        _narrow(arrays, f"{layout.tokens.member}.npy", layout.tokens.dtype)
+    return arrays
+
+
+def _narrow(arrays: dict[str, Array], ending: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+    """Codes come as wide integers; what doesn't survive narrowing is refused, not wrapped around."""
+    narrow = arrays[ending].astype(dtype)
+    if arrays[ending].dtype.kind not in "iu" or not np.array_equal(narrow, arrays[ending]):
+        raise ShardError(f"{ending} holds codes that {dtype} can't; the tokenizer's codebook sizes must be wrong")
+    arrays[ending] = narrow

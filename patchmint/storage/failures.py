@@ -1,0 +1,76 @@
+"""Errors of the operating system and of obstore, in words: what failed, why, what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from obstore import exceptions
+
+from patchmint.errors import NotFoundError, StorageError
+
+_FULL = "the disk is full"
+_HINTS = {
+    errno.ENOSPC: (_FULL, "free some space or choose another place, then run again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place, then run again"),
+    errno.EFBIG: ("the file is larger than the file system or a limit (`ulimit -f`) allows", "raise the limit"),
+    errno.EACCES: ("permission denied", "give this user access, or choose another place"),
+    errno.EPERM: ("operation not permitted", "give this user access, or choose another place"),
+    errno.EROFS: ("the file system is read-only", "choose another place"),
+    errno.EISDIR: ("it is a folder", "name a file"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "correct the path"),
+    errno.EEXIST: ("a part of the path is a file, not a folder", "correct the path"),
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter one"),
+    errno.ELOOP: ("its links lead in a circle", "mend the links"),
+    errno.EMFILE: ("this process has too many open files", "raise `ulimit -n`"),
+}
+
+
+def explain(action: str, shown: str, error: OSError) -> StorageError:
+    """The error to raise for an operating system's error.
+
+    Args:
+        action: a verb, such as "read".
+        shown: the file.
+        error: what the system said.
+    """
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"can't {action} {shown}: there is no such file; check the path")
+    default = (error.strerror or str(error), "check the disk and the path, then run again")
+    why, remedy = _HINTS.get(error.errno or 0, default)
+    return StorageError(f"can't {action} {shown}: {why}; {remedy}")
+
+
+def explain_store(action: str, shown: str, error: Exception) -> StorageError:
+    """The error to raise for an object store's error.
+
+    Args:
+        action: a verb, such as "read".
+        shown: the object's URI.
+        error: what obstore said.
+    """
+    why = _told(error)
+    if re.search("NoSuchBucket|ContainerNotFound|bucket does not exist", str(error)):
+        return StorageError(f"can't {action} {shown}: the bucket doesn't exist; make it, or correct its name")
+    if isinstance(error, FileNotFoundError):
+        if action == "write":
+            return StorageError(f"can't write {shown}: {why}; check that the bucket exists")
+        return NotFoundError(f"can't {action} {shown}: there is no such object; check the path")
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        remedy = "the store refused the credentials in the environment; check them and the bucket's permissions"
+    elif "/latest/api/token" in str(error):
+        # Without credentials obstore asks the cloud's machine service for them, and fails there.
+        remedy = "there are no credentials in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    else:
+        remedy = "check the address, the network and the store's health, then run again"
+    return StorageError(f"can't {action} {shown}: {why}; {remedy}")
+
+
+def _told(error: Exception) -> str:
+    """What a store said, on one line: no debug dump, and no queries of addresses, which may hold signatures."""
+    text = str(error).strip() or type(error).__name__
+    code, message = (re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
+    line = re.sub(r"<\?xml.*", "", text.splitlines()[0])
+    line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip()[:400]
+    said = ": ".join(match[1] for match in (code, message) if match)
+    return f"{line} {said}".strip()

@@ -1,0 +1,197 @@
+"""What every storage can do, and the file that hashes what is written to it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, BinaryIO, Protocol
+
+from patchmint.storage.failures import explain
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entry:
+    """A file in a listing.
+
+    Attributes:
+        path: relative to the storage's root, with "/" between its parts.
+        size: bytes.
+    """
+
+    path: str
+    size: int
+
+
+class NewFile(io.BufferedIOBase, BinaryIO):
+    """A file being written from start to end; it counts and hashes what passes.
+
+    Attributes:
+        path: where in the storage the file goes.
+    """
+
+    def __init__(self, path: str, sink: IO[bytes], shown: str) -> None:
+        """Wrap an open file.
+
+        Args:
+            path: where in the storage the file goes.
+            sink: takes the bytes.
+            shown: how error messages call it.
+        """
+        self.path = path
+        self._sink = sink
+        self._shown = shown
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Append bytes.
+
+        Returns:
+            How many: always all of them.
+
+        Raises:
+            StorageError: the disk is full, or another fault of the file system.
+        """
+        view = memoryview(data).cast("B")
+        try:
+            self._sink.write(view)
+        except OSError as error:
+            raise explain("write", self._shown, error) from error
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def flush(self) -> None:
+        """Hand what is buffered to the operating system.
+
+        Raises:
+            StorageError: the disk is full, or another fault of the file system.
+        """
+        if self._sink.closed:
+            return
+        try:
+            self._sink.flush()
+        except OSError as error:
+            raise explain("write", self._shown, error) from error
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was written, in hex."""
+        return self._hash.hexdigest()
+
+
+class Storage(Protocol):
+    """A folder, or a prefix in a bucket.
+
+    Paths are relative to it, with "/" between their parts; an absolute path, an empty part, "." and ".." are refused
+    with a StorageError everywhere. Every method raises StorageError where the storage can't be used; passing faults
+    (a 503, a cut connection, a timeout) are tried again first, for some 15 seconds.
+
+    Objects can be pickled and sent to other processes, which find their own credentials.
+
+    Attributes:
+        uri: as given. It never holds credentials: a URI that does is refused.
+        is_local: whether it is a folder of this machine's file systems.
+    """
+
+    @property
+    def uri(self) -> str:
+        """See above."""
+
+    @property
+    def is_local(self) -> bool:
+        """See above."""
+
+    def read(self, path: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Some bytes of a file, exactly as many as asked for.
+
+        Raises:
+            NotFoundError: there is no such file.
+            StorageError: the file ends before.
+        """
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file (a folder is none)."""
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Every file below a folder, at any depth, sorted by path (by code points), without temporary files.
+
+        Args:
+            prefix: the folder; one that doesn't exist holds no files. Locally, links are followed.
+        """
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for reading: seekable and buffered; from a store it comes in ranges.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole file in one step: a reader sees all of it or what was there before. It lasts on return."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a whole file in one step, if there is none of that name. It lasts on return.
+
+        Of any number of callers at once, exactly one gets True.
+
+        Returns:
+            Whether this call made the file. False: it exists already. Where a reply was lost and the write was tried
+            again, a file of exactly these bytes counts as made by this call.
+        """
+
+    def new_file(self, path: str) -> AbstractContextManager[NewFile]:
+        """Write a big file as a stream; it lasts when the block ends, and on an exception in the block it is gone.
+
+        Locally it grows at `path` itself, so take a name that nobody reads yet and `move` it afterwards. For a store it
+        grows in a local temporary file and is uploaded at the end.
+        """
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file over whatever is at `target`: in one step locally, as copy and delete on a store.
+
+        Raises:
+            NotFoundError: `source` is gone.
+        """
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files; absent ones are fine. Folders that this leaves empty go too."""
+
+    def probe_conditional_create(self) -> bool:
+        """Whether `create` really refuses a second time here; some stores ignore the condition."""
+
+    def delete_temporary(self) -> None:
+        """Delete the temporary files that killed writers left. Writers at work notice and begin their file again."""
+
+    def delete_empty_folders(self, folder: str) -> None:
+        """Delete empty folders below a folder, and itself if it is empty. A store has none."""

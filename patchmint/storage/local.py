@@ -1,0 +1,237 @@
+"""A folder: whole files appear in one step and last; a killed process leaves at most a hidden temporary file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from patchmint.errors import StorageError
+from patchmint.storage.failures import explain
+from patchmint.storage.folders import files_below, make_folder, prune, sync_folder
+from patchmint.storage.interface import Entry, NewFile
+from patchmint.storage.paths import checked, is_temporary, temporary_name
+
+_Value = TypeVar("_Value")
+_BUFFER = 1 << 20
+_TRIES = 5
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A folder of this machine's file systems, as a `Storage`.
+
+    Attributes:
+        uri: as given.
+        root: the folder, absolute. It is made by the first write.
+    """
+
+    uri: str
+    root: Path
+    is_local = True
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`."""
+        with self.open(path) as file, _explained("read", self._at(path)):
+            return file.read()
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """See `Storage.read_range`."""
+        if start < 0 or length < 0:
+            raise StorageError(f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up")
+        with self.open(path) as file, _explained("read", self._at(path)):
+            file.seek(start)
+            data = file.read(length)
+            enough = start + length <= os.fstat(file.fileno()).st_size and len(data) == length
+        if not enough:
+            raise StorageError(
+                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole"
+            )
+        return data
+
+    def size(self, path: str) -> int:
+        """See `Storage.size`."""
+        target = self._at(path)
+        with _explained("read", target):
+            found = target.stat()
+            _must_be_file(target, found)
+        return found.st_size
+
+    def exists(self, path: str) -> bool:
+        """See `Storage.exists`."""
+        target = self._at(path)
+        try:
+            return stat.S_ISREG(target.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise explain("look for", str(target), error) from error
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """See `Storage.list`."""
+        folder = checked(prefix, folder=True)
+        for path, size in files_below(self.root / folder, f"{folder}/" if folder else ""):
+            if not is_temporary(path):
+                yield Entry(path, size)
+
+    def open(self, path: str) -> BinaryIO:
+        """See `Storage.open`."""
+        target = self._at(path)
+        with _explained("read", target):
+            # A named pipe would block the opening.
+            _must_be_file(target, target.stat())
+            return target.open("rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Storage.write`."""
+        target = self._at(path)
+        with _explained("write", target):
+            _again_if_swept(lambda: _write(target, data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """See `Storage.create`."""
+        target = self._at(path)
+        with _explained("write", target):
+            return _again_if_swept(lambda: _create(target, data))
+
+    @contextmanager
+    def new_file(self, path: str) -> Iterator[NewFile]:
+        """See `Storage.new_file`."""
+        target = self._at(path)
+        with _explained("write", target):
+            sink = _again_if_swept(lambda: _opened(target))
+        try:
+            yield (file := NewFile(path, sink, str(target)))
+            file.flush()
+            with _explained("write", target):
+                os.fsync(sink.fileno())
+                sink.close()
+                sync_folder(target.parent)
+        except BaseException:
+            # Closing flushes, and on a full disk that fails once more.
+            with suppress(OSError):
+                sink.close()
+            with suppress(OSError):
+                target.unlink()
+            prune(target.parent, self.root)
+            raise
+
+    def move(self, source: str, target: str) -> None:
+        """See `Storage.move`."""
+        old, new = self._at(source), self._at(target)
+        with _explained("move", old):
+            old.stat()
+            _again_if_swept(lambda: _rename(old, new))
+        prune(old.parent, self.root)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """See `Storage.delete`."""
+        folders = set()
+        for path in paths:
+            target = self._at(path)
+            folders.add(target.parent)
+            with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
+                target.unlink()
+        for folder in folders:
+            prune(folder, self.root)
+
+    def probe_conditional_create(self) -> bool:
+        """See `Storage.probe_conditional_create`."""
+        name = temporary_name()
+        try:
+            return self.create(name, b"first") and not self.create(name, b"second") and self.read(name) == b"first"
+        finally:
+            self.delete([name])
+
+    def delete_temporary(self) -> None:
+        """See `Storage.delete_temporary`."""
+        self.delete([path for path, _ in files_below(self.root, "") if is_temporary(path)])
+
+    def delete_empty_folders(self, folder: str) -> None:
+        """See `Storage.delete_empty_folders`."""
+        for found, _, _ in os.walk(self._at(folder), topdown=False):
+            prune(Path(found), self.root)
+
+    def _at(self, path: str) -> Path:
+        return self.root / checked(path)
+
+
+def _opened(target: Path) -> BinaryIO:
+    make_folder(target.parent)
+    return target.open("wb", buffering=_BUFFER)
+
+
+def _rename(old: Path, new: Path) -> None:
+    make_folder(new.parent)
+    old.rename(new)
+    sync_folder(new.parent)
+
+
+def _write(target: Path, data: bytes) -> None:
+    with _temporary_beside(target, data) as temporary:
+        temporary.rename(target)
+        sync_folder(target.parent)
+
+
+def _create(target: Path, data: bytes) -> bool:
+    with _temporary_beside(target, data) as temporary:
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            # On a network file system the reply to a link that was made can get lost, and its retry finds this.
+            if not temporary.samefile(target):
+                return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise StorageError(
+                f"can't create {target}: this file system has no hard links ({error.strerror}), without which two "
+                "writers could both win; choose a folder on another file system, or an object store"
+            ) from error
+        sync_folder(target.parent)
+        return True
+
+
+@contextmanager
+def _temporary_beside(target: Path, data: bytes) -> Iterator[Path]:
+    """A synced file of these bytes in the target's folder, gone afterwards."""
+    temporary = target.with_name(temporary_name())
+    make_folder(target.parent)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _again_if_swept(action: Callable[[], _Value]) -> _Value:
+    """Do it again where somebody removes the temporary file, or the still empty folder, in the middle of it."""
+    for _ in range(_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return action()
+    return action()
+
+
+@contextmanager
+def _explained(action: str, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain(action, str(target), error) from error
+
+
+def _must_be_file(target: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file")

@@ -1,0 +1,73 @@
+"""Which storage a path or URI means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from patchmint.errors import StorageError
+from patchmint.storage.interface import Storage
+from patchmint.storage.local import LocalStorage
+from patchmint.storage.objects import ObjectStorage
+from patchmint.storage.stores import SCHEMES
+
+
+def open_storage(uri: str | os.PathLike[str]) -> Storage:
+    """The storage at a path or URI.
+
+    Nothing is touched yet: the first write makes a folder, the first use connects to a store.
+
+    Settings of a store come from its usual environment variables: `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+    `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`; `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`.
+    Plain http is taken to a loopback address, and elsewhere with `AWS_ALLOW_HTTP=true` (or `AZURE_ALLOW_HTTP`).
+
+    Args:
+        uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+
+    Raises:
+        StorageError: it is none of these, or there are credentials in it.
+    """
+    text = os.fspath(uri)
+    if "\0" in text or not text:
+        raise StorageError(f"{text!r} is no path or URI; give a folder, or a URI such as s3://BUCKET/PREFIX")
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return LocalStorage(text, Path(text).expanduser().absolute())
+    if scheme == "file":
+        return LocalStorage(text, _file_path(text))
+    if scheme in SCHEMES:
+        return ObjectStorage(_checked_uri(text))
+    known = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
+    raise StorageError(f"{_shown(text)} is of an unknown kind; give a path, or a URI that begins with {known}")
+
+
+def _file_path(uri: str) -> Path:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise StorageError(f"{_shown(uri)} names a host or a relative path; write file:/// and then an absolute path")
+    # "?" and "#" are ordinary characters in file names.
+    return Path(unquote(uri.partition("://")[2].removeprefix("localhost")))
+
+
+def _checked_uri(uri: str) -> str:
+    """An object store's URI without secrets in it, since it goes to logs and manifests."""
+    _, _, rest = uri.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise StorageError(
+            f"{_shown(uri)} holds credentials, a port or an address; write only the bucket there, "
+            "and give the rest in environment variables such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+        )
+    if not bucket or any(sign in rest for sign in "?#%"):
+        raise StorageError(f"{_shown(uri)} has no bucket, or one of '?', '#', '%' in it; write SCHEME://BUCKET/PREFIX")
+    if any(part in ("", ".", "..") for part in prefix.removesuffix("/").split("/")) and prefix:
+        raise StorageError(f"{_shown(uri)} has an empty part, '.' or '..' in its prefix; write SCHEME://BUCKET/PREFIX")
+    return uri
+
+
+def _shown(uri: str) -> str:
+    """The URI for an error message: whatever may be a login or a token is cut out."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"

@@ -1,0 +1,142 @@
+"""A proxy on loopback in front of an S3 server, with the faults of real networks."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Kind = Callable[[str, str, http.client.HTTPMessage], bool]
+"""Is it a request that the fault is for? Of method, path with query, headers."""
+
+
+def conditional_put(method: str, path: str, headers: http.client.HTTPMessage) -> bool:
+    """A PUT that must not overwrite."""
+    return method == "PUT" and headers.get("If-None-Match") == "*"
+
+
+def of_method(name: str) -> Kind:
+    """Any request of a method."""
+    return lambda method, path, headers: method == name
+
+
+@dataclass
+class Fault:
+    """What to do to the first requests of a kind.
+
+    Attributes:
+        kind: which requests.
+        times: how many of them; others pass.
+        action: `refuse` answers 503 and doesn't forward; `cut` forwards, then ends the connection in the middle of the
+            reply's body; `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers
+            neither then nor later.
+    """
+
+    kind: Kind
+    action: str
+    times: int = 1
+
+
+@dataclass
+class FlakyProxy:
+    """A running proxy.
+
+    Attributes:
+        port: on 127.0.0.1.
+        faults: what goes wrong; may be changed at any time.
+        ignored_header: a header, in lower case, that isn't passed on.
+        seen: method and path of every request.
+    """
+
+    port: int
+    faults: list[Fault] = field(default_factory=list)
+    ignored_header: str = ""
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, method: str, path: str, headers: http.client.HTTPMessage) -> str:
+        """What to do with a request; counts it."""
+        self.seen.append((method, path))
+        for fault in self.faults:
+            if fault.times > 0 and fault.kind(method, path, headers):
+                fault.times -= 1
+                return fault.action
+        return "pass"
+
+
+@contextmanager
+def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
+    """Start a proxy in front of a server on loopback; it ends with the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+        def _serve(self) -> None:
+            action = proxy.take(self.command, self.path, self.headers)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if action == "refuse":
+                self._answer(503, [("Content-Type", "text/plain")], b"slow down")
+                return
+            status, headers, data = _forward(upstream, self.command, self.path, self._passed(), body)
+            if action == "pass":
+                self._answer(status, headers, data)
+                return
+            if action == "hold":
+                proxy.done.wait(60)
+            elif action == "cut":
+                self._answer(status, headers, data, cut=len(data) // 2)
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def _passed(self) -> list[tuple[str, str]]:
+            unwanted = ("connection", proxy.ignored_header)
+            return [(name, value) for name, value in self.headers.items() if name.lower() not in unwanted]
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            length = {name.lower(): value for name, value in headers}.get("content-length")
+            self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data[:cut])
+            self.wfile.flush()
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy = FlakyProxy(server.server_address[1])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.done.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _forward(
+    port: int, method: str, path: str, headers: list[tuple[str, str]], body: bytes
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers:
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        reply = connection.getresponse()
+        return reply.status, reply.getheaders(), reply.read()
+    finally:
+        connection.close()

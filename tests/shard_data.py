@@ -1,0 +1,172 @@
+"""Small data sets in our format, made through the real writer, for the tests of shards and for the conformance run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
+from patchmint.shards.commit import Attempt, read_records
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
+from patchmint.shards.rejects import write_rejects
+from patchmint.shards.sample import ShardSample
+from patchmint.shards.schema import ImageDocument, PhraseDocument
+from patchmint.shards.writer import ShardWriter
+from patchmint.storage import open_storage
+
+PLAN_DIGEST = hashlib.sha256(b"plan").hexdigest()
+LAYOUT = Layout(
+    grid=GridLayout(rows=4, cols=6, patch_px=14, fit="squash"),
+    min_coverage=0.1,
+    tokens=TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=(16384,), preprocessing="pad-64-bicubic"),
+    notice="",
+)
+CAPTIONS = (
+    "a cat on a sofa",
+    "eine Straße in Zürich",
+    "猫がソファに座る",
+    "قطة على الأريكة",
+    "a 🐈 & <b>bold</b>\n\t'quote'",
+)
+
+
+def image_bytes(ordinal: int, kind: str, size: tuple[int, int] = (40, 30)) -> bytes:
+    pixels = np.random.default_rng(ordinal).integers(0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(file, kind.upper())
+    return file.getvalue()
+
+
+def make_sample(ordinal: int, *, layout: Layout = LAYOUT, phrases: bool = True, kind: str = "jpeg") -> ShardSample:
+    """A sample with one or two texts; the same ordinal always gives the same."""
+    rng = np.random.default_rng(ordinal)
+    texts = [CAPTIONS[ordinal % len(CAPTIONS)], "second text"][: 1 + ordinal % 2]
+    shape = (len(texts), layout.grid.rows, layout.grid.cols)
+    coverage = rng.integers(0, 60, shape).astype(np.uint8)
+    found = PhraseDocument(text=texts[0][:3], text_index=0, start=0, end=3, box=(0.0, 1.5, 20.25, 30.0), score=0.4375)
+    spans, boxes = (((0, 3),), ((1.0, 2.0, 3.0, 4.0),)) if phrases else ((), ())
+    source = SourceSample(
+        id=f"Source/{ordinal}.é",
+        image=ImageRef(f"images/{ordinal}.{kind}"),
+        texts=tuple(SourceText(text, spans, boxes) for text in texts),
+        conversation=(Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if phrases else (),
+    )
+    tokens = layout.tokens
+    return ShardSample(
+        planned=PlannedSample(ordinal, f"s{ordinal:04}", source),
+        data=image_bytes(ordinal, kind),
+        image=ImageDocument(width=40, height=30, format=kind, mode="RGB", orientation=1),
+        phrases=(found,) if phrases and layout.min_coverage is not None else (),
+        selector=(coverage > layout.threshold).astype(np.uint8) if layout.threshold is not None else None,
+        coverage=coverage if layout.threshold is not None else None,
+        codes=rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)))
+        if tokens
+        else None,
+    )
+
+
+def make_codes(rng: np.random.Generator, tokens: TokensLayout) -> np.ndarray:
+    return rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)), dtype=np.int32)
+
+
+def make_reject(ordinal: int) -> Reject:
+    return Reject(ordinal, f"s{ordinal:04}", f"Source/{ordinal}", Fault("read", "image-missing", "it isn't there"))
+
+
+def write_shard(samples: list[ShardSample], layout: Layout = LAYOUT) -> tuple[bytes, bytes]:
+    """Bytes of the tar and of its sidecar."""
+    tar, sidecar = io.BytesIO(), io.BytesIO()
+    with ShardWriter(tar, sidecar, layout) as writer:
+        for sample in samples:
+            writer.add(sample)
+    return tar.getvalue(), sidecar.getvalue()
+
+
+def write_plan(folder: Path, units: dict[int, int], name: str = "plan.parquet") -> None:
+    table = pa.table({"unit": pa.array(units, pa.int64()), "samples": pa.array(units.values(), pa.int64())})
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"patchmint.plan_digest": PLAN_DIGEST}), folder / name)
+
+
+def commit_unit(
+    folder: Path,
+    unit: int,
+    samples: list[ShardSample],
+    rejects: list[Reject],
+    *,
+    layout: Layout = LAYOUT,
+    damage: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Write and publish a unit as a worker does; `damage` changes the tar before it is hashed."""
+    storage = open_storage(folder)
+    attempt = Attempt(storage, unit, "run")
+    tar, sidecar = write_shard(samples, layout)
+    files = {f"shards/{unit:06}.tar": damage(tar), f"shards/{unit:06}.parquet": sidecar} if samples else {}
+    for name, data in files.items():
+        with attempt.new_file(name) as file:
+            file.write(data)
+    reasons: dict[str, int] = {}
+    if rejects:
+        reasons = {"image-missing": len(rejects)}
+        with attempt.new_file(f"rejects/{unit:06}.parquet") as file:
+            write_rejects(file, rejects)
+    attempt.commit(len(samples) + len(rejects), len(samples), reasons, PLAN_DIGEST)
+    attempt.drop()
+
+
+def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: Layout = LAYOUT) -> None:
+    """Write dataset.json from the records."""
+    storage = open_storage(folder)
+    records = read_records(storage, units)
+    totals = Totals(
+        units=len(units),
+        planned=planned,
+        written=sum(record.written for record in records),
+        rejected={"image-missing": rejected} if rejected else {},
+        shards=sum(bool(record.written) for record in records),
+        bytes=sum(f.size for record in records for name, f in record.files.items() if name.endswith(".tar")),
+    )
+    manifest = Manifest(
+        notice=layout.notice,
+        config={"source": {"kind": "folder"}},
+        config_digest="c",
+        plan_digest=PLAN_DIGEST,
+        models={},
+        versions={"patchmint": "0"},
+        layout=layout,
+        members=describe_members(layout),
+        totals=totals,
+    )
+    write_manifest(storage, manifest)
+
+
+def make_dataset(
+    folder: Path,
+    units: list[list[ShardSample]],
+    rejects: dict[int, list[Reject]] | None = None,
+    *,
+    layout: Layout = LAYOUT,
+    damage: dict[int, Callable[[bytes], bytes]] | None = None,
+) -> Path:
+    """A whole, finished data set."""
+    rejects = rejects or {}
+    write_plan(folder, {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)})
+    for unit, samples in enumerate(units):
+        change = (damage or {}).get(unit, bytes)
+        commit_unit(folder, unit, samples, rejects.get(unit, []), layout=layout, damage=change)
+    planned = sum(map(len, units)) + sum(map(len, rejects.values()))
+    finish(folder, list(range(len(units))), planned, sum(map(len, rejects.values())), layout)
+    return folder
+
+
+def renamed(sample: ShardSample, key: str) -> ShardSample:
+    return replace(sample, planned=replace(sample.planned, key=key))

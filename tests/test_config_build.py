@@ -1,0 +1,229 @@
+"""The build's settings: files, overrides, errors that say what to write, and what decides the bytes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from patchmint.config import MODEL_PRESETS, UNTRAINED
+from patchmint.config.build import BuildConfig, LocalRunner, RayRunner, differences
+from patchmint.errors import ConfigError
+
+BASE = {"source": {"kind": "coco", "uri": "data/coco"}, "output": {"uri": "out"}, "models": UNTRAINED}
+
+
+def parse(**changes):
+    return BuildConfig.parse(BASE | changes)
+
+
+def test_defaults():
+    config = parse()
+    assert config.output.samples_per_shard == 1000
+    assert config.runner == LocalRunner(workers=1, num_cpus=None, device="auto", batch_size=8)
+    assert (config.limits.max_reject_share, config.limits.max_image_megapixels) == (0.05, 100)
+    assert config.features is None
+    assert parse(runner={"kind": "ray"}).runner == RayRunner(
+        address=None, min_actors=1, max_actors=8, num_gpus=1, num_cpus=4, batch_size=8
+    )
+    assert parse(runner={"workers": 2}).runner == LocalRunner(workers=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"runner": {"kind": "ray", "max_actor": 3}},
+            "runner.max_actor: there is no such setting; did you mean 'max_actors'",
+        ),
+        (
+            {"runner": {"kind": "local", "max_actors": 3}},
+            "runner.max_actors: there is no .*known: kind, workers",
+        ),
+        ({"runner": {"kind": "rya"}}, "runner.kind: there is no kind 'rya'; did you mean 'ray'.*local, ray"),
+        ({"runner": {"kind": "ray", "min_actors": 9}}, r"runner: max_actors \(8\) is less than min_actors \(9\)"),
+        ({"runner": {"kind": "ray", "num_gpus": 1.5}}, "runner.num_gpus: .*whole number"),
+        ({"runner": {"device": "tpu"}}, "runner.device"),
+        ({"runner": 3}, "runner: it must be a mapping"),
+        ({"source": {"uri": "x"}}, "source.kind: it must be given.*folder.*coco"),
+        ({"source": {"kind": "coco"}}, "source.uri: it must be given"),
+        ({"source": {"kind": "coco", "uri": "x", "split_": "y"}}, "source.split_: .*did you mean 'split'"),
+        ({"outputs": {}}, "outputs: there is no such setting; did you mean 'output'"),
+        ({"output": {"uri": "x", "samples_per_shard": 0}}, "output.samples_per_shard"),
+        ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard\)"),
+        ({"grid": {"rows": 2, "colums": 2}}, "grid.colums: there is no such setting; did you mean 'cols'"),
+        ({"features": {"connector": "dci"}}, "features: ViT features can't be built yet"),
+        ({"limits": {"max_reject_share": 1.5}}, "limits.max_reject_share"),
+        ({"labels": None, "tokens": None}, "nothing to make"),
+    ],
+)
+def test_errors_name_the_setting(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(**changes)
+
+
+def test_a_grid_spelled_wrong_is_not_called_no_string():
+    with pytest.raises(ConfigError) as caught:
+        parse(grid={"rows": 2, "cols": 2, "patch_px": 14})
+    assert str(caught.value) == "grid.fit: it must be given"
+
+
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "s3://key@bucket/x", "az://container/x?sig=secret"])
+@pytest.mark.parametrize("section", ["source", "output"])
+def test_credentials_have_no_place_in_a_config(section, uri):
+    with pytest.raises(ConfigError, match=f"{section}.uri must not carry") as caught:
+        parse(**{section: BASE[section] | {"uri": uri}})
+    assert "secret" not in str(caught.value)
+    parse(**{section: BASE[section] | {"uri": "photos@home/what?"}})
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "build.yaml"
+    path.write_text("source: {kind: coco, uri: data}\noutput: {uri: out}\nmodels: official\ntokens: null\n")
+    config = BuildConfig.load(path)
+    assert config.models == MODEL_PRESETS["official"]
+    assert config.tokens is None
+    assert config.source.uri == "data"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "line 1: this isn't valid YAML"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: .*the key 'a' is there twice"),
+        ("a:\n  b: 1\n  b: 2\n", "line 3: .*the key 'b' is there twice"),
+        ("", "must hold a mapping .* not nothing"),
+        ("- 1\n", "not a list"),
+        ("a: !!python/object/apply:os.system [ls]\n", "line 1"),
+        ("a: \x00", "isn't valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, text, message):
+    path = tmp_path / "build.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"build.yaml.*{message}"):
+        BuildConfig.load(path)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(ConfigError, match="there is no config file"):
+        BuildConfig.load(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="can't be read"):
+        BuildConfig.load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(ConfigError, match="isn't UTF-8"):
+        BuildConfig.load(tmp_path / "latin.yaml")
+
+
+FROM_OPTIONS = {"source.kind": "coco", "source.uri": "data", "output.uri": "out", "models": UNTRAINED}
+
+
+def test_everything_may_come_from_options():
+    assert BuildConfig.load(None, FROM_OPTIONS) == parse(source={"kind": "coco", "uri": "data"})
+
+
+def test_options_go_over_the_file(tmp_path):
+    path = tmp_path / "build.yaml"
+    path.write_text(
+        "source: {kind: coco, uri: data, split: val2017}\noutput: {uri: out, samples_per_shard: 7}\nmodels: official\n"
+        "labels: {box_threshold: 0.4}\ntokens: null\ngrid: seed-224\n"
+        "runner: {kind: local, workers: 3, num_cpus: 2, batch_size: 5}\n"
+    )
+
+    def load(**overrides):
+        return BuildConfig.load(path, {key.replace("__", "."): value for key, value in overrides.items()})
+
+    assert load(labels__min_coverage=0.5).labels.box_threshold == 0.4
+    assert load(labels=None, tokens={}).labels is None
+    assert load(tokens__size=128).tokens.size == 128
+    assert load(models__masker="sam-vit-b").models.masker == "sam-vit-b"
+    assert load(models__masker="sam-vit-b").models.detector == MODEL_PRESETS["official"].detector
+    assert load(models=UNTRAINED, models__masker="sam-vit-b").models.detector == UNTRAINED
+    assert load(runner__kind="ray", runner__max_actors=2).runner == RayRunner(max_actors=2, num_cpus=2, batch_size=5)
+    assert load(runner__kind="local").runner.workers == 3
+    assert load(source__kind="folder").source.model_dump(exclude_defaults=True) == {"kind": "folder", "uri": "data"}
+    grid = {"rows": 2, "cols": 3, "patch_px": 14, "fit": "pad"}
+    assert load(**{f"grid__{key}": value for key, value in grid.items()}).grid.cols == 3
+    assert load(grid=grid, grid__cols=4).grid.cols == 4
+
+
+def test_options_are_checked_like_the_file():
+    with pytest.raises(ConfigError, match=r"labels\.box_threshold and labels = None contradict"):
+        BuildConfig.load(None, FROM_OPTIONS | {"labels": None, "labels.box_threshold": 0.3})
+    with pytest.raises(ConfigError, match=r"runner.kind: there is no kind 'rya'"):
+        BuildConfig.load(None, FROM_OPTIONS | {"runner.kind": "rya"})
+    with pytest.raises(ConfigError, match=r"labels.box_treshold: .*did you mean 'box_threshold'"):
+        BuildConfig.load(None, FROM_OPTIONS | {"labels.box_treshold": 0.3})
+    with pytest.raises(ConfigError, match=r"source.kind: it must be given"):
+        BuildConfig.load(None, {"source.uri": "x", "output.uri": "out", "models": UNTRAINED})
+
+
+DECIDING = [
+    {"source": {"kind": "coco", "uri": "other"}},
+    {"source": {"kind": "coco", "uri": "data/coco", "split": "val2017"}},
+    {"output": {"uri": "out", "samples_per_shard": 999}},
+    {"models": MODEL_PRESETS[UNTRAINED].model_copy(update={"masker": "sam-vit-b"}).model_dump()},
+    {"labels": {"box_threshold": 0.3}},
+    {"labels": None},
+    {"grid": "seed-224"},
+    {"tokens": {"size": 128}},
+    {"tokens": None},
+    {"limits": {"max_image_megapixels": 99}},
+]
+NOT_DECIDING = [
+    {"output": {"uri": "elsewhere"}},
+    {"runner": {"kind": "ray"}},
+    {"runner": {"batch_size": 2}},
+    {"limits": {"max_reject_share": 0.5}},
+    {"limits": {"max_image_megapixels": 100}},
+    {"models": MODEL_PRESETS[UNTRAINED].model_dump()},
+    {"labels": {}},
+]
+
+
+def test_the_digest_is_of_what_decides_the_bytes():
+    digest = parse().digest({"masker": "1"})
+    assert len(digest) == 64
+    assert all(parse(**changes).digest({"masker": "1"}) == digest for changes in NOT_DECIDING)
+    others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
+    others.append(parse().digest({"masker": "2"}))
+    assert len({digest, *others}) == len(DECIDING) + 2
+
+
+def test_every_section_decides_or_is_known_not_to():
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"features", "runner"}
+
+
+def test_an_unused_model_decides_nothing():
+    other = MODEL_PRESETS[UNTRAINED].model_copy(update={"masker": "sam-vit-b"}).model_dump()
+    assert parse(labels=None).digest({}) == parse(labels=None, models=other).digest({})
+
+
+def test_differences_are_told_key_by_key():
+    there = parse(labels={"box_threshold": 0.35}, grid="seed-224").deciding()
+    here = parse(labels={"box_threshold": 0.3}, tokens=None, source={"kind": "folder", "uri": "data/coco"}).deciding()
+    lines = differences(there, here)
+    assert "labels.box_threshold: 0.35 there, 0.3 here" in lines
+    assert "grid: seed-224 there, llava-1.5-finetune here" in lines
+    assert 'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here' in lines
+    assert "source.kind: coco there, folder here" in lines
+    assert "source.split: train2017 there, not set here" in lines
+    assert differences(there, there) == []
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sam.pth").write_bytes(b"")
+    models = MODEL_PRESETS[UNTRAINED].model_copy(update={"masker": "sam.pth"}).model_dump()
+    config = parse(models=models, tokens={"remap": "used.npy"}).absolute()
+    assert config.source.uri == str(tmp_path / "data/coco")
+    assert config.output.uri == str(tmp_path / "out")
+    assert config.models.masker == str(tmp_path / "sam.pth")
+    assert config.models.detector == UNTRAINED
+    assert config.tokens is not None
+    assert config.tokens.remap == str(tmp_path / "used.npy")
+    assert config.absolute() == config
+    stored = parse(source=BASE["source"] | {"uri": "s3://bucket/x"}, output={"uri": "gs://bucket/y"}).absolute()
+    assert (stored.source.uri, stored.output.uri) == ("s3://bucket/x", "gs://bucket/y")
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    assert parse(output={"uri": "~/out"}).absolute().output.uri == str(tmp_path / "out")

@@ -1,0 +1,566 @@
+"""The plan: everything comes back as it went in, the same bytes whatever happens, and errors for what is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from s3_server import s3_server
+
+from patchmint.config import UNTRAINED
+from patchmint.config.build import BuildConfig
+from patchmint.errors import (
+    BuildError,
+    ConfigError,
+    ImageMissingError,
+    PluginError,
+    ShardError,
+    StorageError,
+    WeightsMissingError,
+)
+from patchmint.pipeline.plan import (
+    ModelRecord,
+    check_models,
+    estimate,
+    library_versions,
+    load_plan,
+    load_plans,
+    make,
+    make_plan,
+    make_retry_plan,
+    parts,
+    read_unit,
+    record_models,
+)
+from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.storage import open_storage
+
+PLAIN = [
+    SourceSample(f"{number:06d}", ImageRef(f"{number}.jpg"), (SourceText(f"text {number}"),)) for number in range(25)
+]
+RICH = [
+    SourceSample(
+        "0", ImageRef("a/b.jpg"), (SourceText("a cat . a dog", ((0, 5), (8, 13)), ((0.5, 1, 1 / 3, 1e300),)),)
+    ),
+    SourceSample("1", ImageRef("t.tar", 512, 1 << 40), (SourceText(""), SourceText("猫\x00\n\U0001f600"))),
+    SourceSample("2", ImageRef("rows.parquet", 7), (), (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))),
+    SourceSample("3", ImageRef(""), (), (), Fault("source", "text-missing", "no text; give one")),
+]
+
+
+def build_config(out: object = "out", samples_per_shard: int = 10, **changes: object) -> BuildConfig:
+    output = {"uri": str(out), "samples_per_shard": samples_per_shard}
+    return BuildConfig.parse(
+        {"source": {"kind": "folder", "uri": "photos"}, "output": output, "models": UNTRAINED} | changes
+    )
+
+
+def plan_into(out: Path, samples=PLAIN, **settings):
+    config = build_config(out, **settings)
+    return make_plan(samples, config, record_models(config), open_storage(out))
+
+
+def everything(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_everything_a_sample_holds_comes_back(tmp_path):
+    storage = open_storage(tmp_path)
+    plan = plan_into(tmp_path, RICH, samples_per_shard=3)
+    planned = [sample for unit in plan.units for sample in read_unit(storage, unit)]
+    assert [sample.sample for sample in planned] == RICH
+    assert [(sample.ordinal, sample.key) for sample in planned] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+
+
+def test_units_are_slices_of_the_source(tmp_path):
+    plan = plan_into(tmp_path)
+    assert [(unit.id, unit.name, unit.samples, unit.first_ordinal, unit.row_group) for unit in plan.units] == [
+        (0, "000000", 10, 0, 0),
+        (1, "000001", 10, 10, 1),
+        (2, "000002", 5, 20, 2),
+    ]
+    assert plan.total == 25
+    assert load_plan(open_storage(tmp_path)) == plan
+    assert load_plans(open_storage(tmp_path)) == [plan]
+    assert load_plan(open_storage(tmp_path / "elsewhere")) is None
+    assert load_plans(open_storage(tmp_path / "elsewhere")) == []
+
+
+def test_the_files_say_what_they_are(tmp_path):
+    plan = plan_into(tmp_path)
+    table = pq.read_table(tmp_path / "plan.parquet")
+    assert table.schema.names == ["unit", "samples", "first_ordinal", "part", "row_group"]
+    assert [str(kind) for kind in table.schema.types] == ["int64", "int64", "int64", "string", "int64"]
+    metadata = table.schema.metadata
+    assert metadata[b"patchmint.schema"] == b"patchmint.plan/1"
+    assert metadata[b"patchmint.plan_digest"].decode() == plan.digest
+    assert json.loads(metadata[b"patchmint.config"])["source"]["uri"] == "photos"
+    assert json.loads(metadata[b"patchmint.models"])["masker"]["name"] == UNTRAINED
+    assert json.loads(metadata[b"patchmint.versions"])["numpy"]
+    assert str(tmp_path).encode() not in b"".join(metadata.values())
+    (part,) = (tmp_path / "plan").iterdir()
+    assert part.stem == hashlib.sha256(part.read_bytes()).hexdigest()[:16]
+    assert pq.ParquetFile(part).num_row_groups == 3
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "UNITS_A_PART", 2)
+    config = build_config(tmp_path)
+    first, second = plan_into(tmp_path / "a"), plan_into(tmp_path / "b", runner={"kind": "ray"})
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+    assert len(everything(tmp_path / "a")) == 3
+    assert first.digest == second.digest
+    out = tmp_path / "c"
+    code = f"from test_plan import *; parts.UNITS_A_PART = 2; plan_into(Path({str(out)!r}))"
+    done = python(code, PYTHONHASHSEED="7")
+    assert done.returncode == 0, done.stderr
+    assert everything(tmp_path / "c") == everything(tmp_path / "a")
+    assert make_plan(PLAIN, config, record_models(config), open_storage(tmp_path / "a")) == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": PLAIN[:-1]},
+        {"samples": [*PLAIN[:-1], replace(PLAIN[-1], texts=(SourceText("other"),))]},
+        {"samples_per_shard": 9},
+        {"labels": {"box_threshold": 0.3}},
+    ],
+)
+def test_the_digest_is_of_samples_and_settings(tmp_path, changes):
+    assert plan_into(tmp_path / "a").digest != plan_into(tmp_path / "b", **changes).digest
+
+
+@pytest.mark.parametrize(("units", "size"), [(2, 1 << 20), (100, 1)])
+def test_parts_are_closed_in_time(tmp_path, monkeypatch, units, size):
+    monkeypatch.setattr(parts, "UNITS_A_PART", units)
+    monkeypatch.setattr(parts, "BYTES_A_PART", size)
+    plan = plan_into(tmp_path, samples_per_shard=3)
+    names = [unit.part for unit in plan.units]
+    assert len(set(names)) == (5 if units == 2 else 9)
+    assert [unit.id for unit in plan.units] == list(range(9))
+    planned = [sample for unit in plan.units for sample in read_unit(open_storage(tmp_path), unit)]
+    assert [sample.sample for sample in planned] == PLAIN
+
+
+def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
+    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(500).hex()),)) for _ in range(1000)]
+    plan = plan_into(tmp_path, noisy, samples_per_shard=50)
+    storage = open_storage(tmp_path)
+    read = []
+
+    class Counting:
+        uri = storage.uri
+
+        def open(self, path):
+            file = storage.open(path)
+            original = file.read
+
+            class Counted:
+                def __getattr__(self, name):
+                    return getattr(file, name)
+
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *_):
+                    file.close()
+
+                def read(self, size=-1):
+                    data = original(size)
+                    read.append(len(data))
+                    return data
+
+            return Counted()
+
+    assert len(read_unit(Counting(), plan.units[7])) == 50
+    assert sum(read) < storage.size(plan.units[7].part) / 4
+
+
+def test_no_samples_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"there are no samples in photos: .*'folder'.*docs/sources.md"):
+        plan_into(tmp_path, [])
+    assert everything(tmp_path) == {}
+
+
+def test_a_source_that_fails_leaves_no_plan(tmp_path):
+    def failing():
+        yield from PLAIN
+        raise StorageError("the bucket is gone")
+
+    with pytest.raises(StorageError, match="the bucket is gone"):
+        plan_into(tmp_path, failing())
+    assert everything(tmp_path) == {}
+
+
+def test_what_is_no_unicode_becomes_a_fault(tmp_path):
+    lone = "caf\udce9"
+    hostile = [
+        replace(PLAIN[0], id=lone),
+        replace(PLAIN[0], image=ImageRef(lone)),
+        replace(PLAIN[0], texts=(SourceText(lone),)),
+        replace(PLAIN[0], conversation=(Turn("human", lone),)),
+        replace(PLAIN[0], fault=Fault("source", "odd", lone)),
+        PLAIN[1],
+    ]
+    plan = plan_into(tmp_path, hostile)
+    planned = [sample.sample for sample in read_unit(open_storage(tmp_path), plan.units[0])]
+    assert [sample.fault and sample.fault.reason for sample in planned] == ["not-unicode"] * 5 + [None]
+    assert planned[0].id == "caf\\udce9"
+    assert planned[5] == PLAIN[1]
+
+
+def test_another_build_in_the_same_folder_is_refused(tmp_path):
+    plan = plan_into(tmp_path)
+    with pytest.raises(ConfigError, match=r"other settings:\n  labels.box_threshold: 0.35 there, 0.3 here\n"):
+        plan_into(tmp_path, labels={"box_threshold": 0.3})
+    other = build_config(tmp_path, grid="seed-224")
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds .*\n  grid: llava-1.5-finetune there, seed-224 here"):
+        plan.check_same(other, record_models(other))
+    same = build_config(tmp_path, runner={"workers": 2})
+    plan.check_same(same, record_models(same))
+    changed = record_models(same) | {"masker": ModelRecord("masker", UNTRAINED, sha256="ab" * 32)}
+    with pytest.raises(ConfigError, match=r"models.masker: content untrained-tiny there, abab\w* here"):
+        plan.check_same(same, changed)
+
+
+def test_another_state_of_the_source_is_refused(tmp_path):
+    plan_into(tmp_path)
+    with pytest.raises(BuildError, match=r"of other samples \(25 samples there, 24 here\)"):
+        plan_into(tmp_path, PLAIN[:-1])
+
+
+def test_a_plan_of_other_libraries_is_not_mixed_in(tmp_path, monkeypatch):
+    plan_into(tmp_path)
+    monkeypatch.setattr(make, "library_versions", lambda: library_versions() | {"numpy": "1.0"})
+    with pytest.raises(BuildError, match=rf"other versions: numpy: {np.__version__} there, 1.0 here"):
+        plan_into(tmp_path)
+
+
+def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
+    barrier, plans, verdicts = threading.Barrier(4), [], []
+    storage = open_storage(tmp_path)
+
+    class Together:
+        def __getattr__(self, name):
+            return getattr(storage, name)
+
+        def create(self, path, data):
+            barrier.wait(30)
+            verdicts.append(storage.create(path, data))
+            return verdicts[-1]
+
+    config = build_config(tmp_path)
+    models = record_models(config)
+    threads = [
+        threading.Thread(target=lambda: plans.append(make_plan(PLAIN, config, models, Together()))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(verdicts) == [False, False, False, True]
+    assert plans == [load_plan(storage)] * 4
+
+
+def killed_at(step: int, after: bool, out: str) -> None:
+    """Plan in a process that ends itself before or after the n-th thing written."""
+    storage, steps = open_storage(out), iter(range(100))
+
+    class Deadly:
+        def __getattr__(self, name):
+            real = getattr(storage, name)
+            if name not in ("write", "create"):
+                return real
+
+            def call(*arguments):
+                now = next(steps) == step
+                if now and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                answer = real(*arguments)
+                if now:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return answer
+
+            return call
+
+    parts.UNITS_A_PART = 2
+    config = build_config(out)
+    make_plan(PLAIN, config, record_models(config), Deadly())
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
+    return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_killed_anywhere_it_ends_the_same(tmp_path, monkeypatch, step, after):
+    out = tmp_path / "killed"
+    died = python(f"import test_plan; test_plan.killed_at({step}, {after}, {str(out)!r})")
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert (out / "plan.parquet").exists() == (step == 2 and after)
+    monkeypatch.setattr(parts, "UNITS_A_PART", 2)
+    assert plan_into(out) == plan_into(tmp_path / "whole")
+    assert everything(out) == everything(tmp_path / "whole")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs can't be mounted here: {mounted.stderr.strip()}")
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        noise = [replace(PLAIN[0], id=os.urandom(500).hex()) for _ in range(1000)]
+        with pytest.raises(StorageError, match=f"the disk is full in {small}.*TMPDIR"):
+            plan_into(tmp_path / "out", noise)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert everything(tmp_path / "out") == {}
+
+
+def test_on_an_object_store(monkeypatch):
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        uri = server.new_bucket()
+        config, storage = build_config(uri), open_storage(uri)
+        plan = make_plan(PLAIN, config, record_models(config), storage)
+        assert make_plan(PLAIN, config, record_models(config), storage) == plan == load_plan(storage)
+        retry = make_retry_plan(storage, [plan], [3, 17])
+        assert load_plans(storage) == [plan, retry]
+        assert [sample.sample for sample in read_unit(storage, retry.units[0])] == [PLAIN[3], PLAIN[17]]
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "part"])
+def test_damage_is_an_error_not_a_wrong_plan(tmp_path, name):
+    plan = plan_into(tmp_path)
+    storage = open_storage(tmp_path)
+    path = tmp_path / (plan.units[0].part if name == "part" else name)
+    whole = path.read_bytes()
+
+    def load():
+        found = load_plan(storage)
+        return found, [read_unit(storage, unit) for unit in plan.units]
+
+    expected = load()
+    damaged = [b"", b"PAR1", whole[: len(whole) // 2], b"<html>" * 100, b"version https://git-lfs.github.com/spec/v1\n"]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ShardError, match=f"{path.name} in {tmp_path}"):
+            load()
+    for place in range(0, len(whole), 61):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert load() == expected, place  # a byte that nobody reads
+        except ShardError:
+            continue
+
+
+def test_a_plan_of_another_version_or_of_another_program_is_refused(tmp_path):
+    plan_into(tmp_path)
+    path = tmp_path / "plan.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"patchmint.schema": b"patchmint.plan/2"}), path
+    )
+    with pytest.raises(ShardError, match=r"its schema is 'patchmint.plan/2', this version of patchmint reads"):
+        load_plan(open_storage(tmp_path))
+    pq.write_table(table.replace_schema_metadata(None), path)
+    with pytest.raises(ShardError, match="its schema is None"):
+        load_plan(open_storage(tmp_path))
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(ShardError, match="isn't what its digest says"):
+        load_plan(open_storage(tmp_path))
+    pq.write_table(table.drop_columns("part"), path)
+    with pytest.raises(ShardError, match="part"):
+        load_plan(open_storage(tmp_path))
+
+
+def test_a_part_with_other_rows_is_refused(tmp_path):
+    plan = plan_into(tmp_path)
+    with pytest.raises(ShardError, match="it has 10 samples of unit 000000, but the plan has 9"):
+        read_unit(open_storage(tmp_path), replace(plan.units[0], samples=9))
+    with pytest.raises(ShardError, match="damaged"):
+        read_unit(open_storage(tmp_path), replace(plan.units[0], row_group=9))
+    pq.write_table(pa.table({"a": range(10)}), tmp_path / plan.units[0].part)
+    with pytest.raises(ShardError, match="holds other columns"):
+        read_unit(open_storage(tmp_path), plan.units[0])
+
+
+def test_a_missing_part_is_no_verdict_on_a_sample(tmp_path):
+    plan = plan_into(tmp_path)
+    (tmp_path / plan.units[0].part).unlink()
+    with pytest.raises(StorageError, match=plan.units[0].part):
+        read_unit(open_storage(tmp_path), plan.units[0])
+
+
+def test_trouble_with_the_storage_stays_that(tmp_path):
+    """It must not look like damage: the unit is tried again, which would help nothing if the part were damaged."""
+    plan = plan_into(tmp_path)
+    storage = open_storage(tmp_path)
+
+    class Cut(io.BytesIO):
+        def read(self, size=-1):
+            raise StorageError("the connection was cut")
+
+    class Cutting:
+        uri = storage.uri
+
+        def open(self, path):
+            return Cut(storage.read(path))
+
+    with pytest.raises(StorageError, match="the connection was cut"):
+        read_unit(Cutting(), plan.units[0])
+
+
+def test_a_retry_plan_has_the_rejects_with_their_keys(tmp_path):
+    samples = [*PLAIN, PLAIN[0], replace(PLAIN[1], id="Dotted.Name")]
+    base = plan_into(tmp_path, samples, samples_per_shard=4)
+    storage = open_storage(tmp_path)
+    by_ordinal = {sample.ordinal: sample for unit in base.units for sample in read_unit(storage, unit)}
+    rejected = [26, 25, 3, 0, 4, 7, 25]
+    retry = make_retry_plan(storage, [base], rejected)
+    assert (retry.generation, retry.total) == (1, 6)
+    assert [(unit.id, unit.samples, unit.first_ordinal) for unit in retry.units] == [(7, 4, 0), (8, 2, 25)]
+    planned = [sample for unit in retry.units for sample in read_unit(storage, unit)]
+    assert planned == [by_ordinal[ordinal] for ordinal in (0, 3, 4, 7, 25, 26)]
+    assert planned[4].key == "000000__000000025"
+    again = make_retry_plan(storage, [base, retry], iter([4]))
+    assert (again.generation, [unit.id for unit in again.units]) == (2, [9])
+    assert load_plans(storage) == [base, retry, again]
+    assert sorted(path.name for path in tmp_path.glob("plan.*")) == [
+        "plan.parquet",
+        "plan.retry-1.parquet",
+        "plan.retry-2.parquet",
+    ]
+    assert len({base.digest, retry.digest, again.digest}) == 3
+
+
+def test_retry_plans_that_make_no_sense(tmp_path):
+    base = plan_into(tmp_path)
+    storage = open_storage(tmp_path)
+    for wrong in ([25], [-1]):
+        with pytest.raises(BuildError, match="belong to another plan"):
+            make_retry_plan(storage, [base], wrong)
+    with pytest.raises(BuildError, match="no rejects"):
+        make_retry_plan(storage, [base], [])
+    retry = make_retry_plan(storage, [base], [1])
+    assert make_retry_plan(storage, [base], [1]) == retry
+    with pytest.raises(BuildError, match="made meanwhile"):
+        make_retry_plan(storage, [base], [1, 2])
+
+
+def test_models_are_known_by_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
+    (tmp_path / "sam.pth").write_bytes(b"sam")
+    (tmp_path / "used.npy").write_bytes(b"used")
+    models = {"detector": UNTRAINED, "vocabulary": UNTRAINED, "masker": "./sam.pth", "tokenizer": UNTRAINED}
+    config = build_config(models=models, tokens={"remap": "used.npy"})
+    records = record_models(config)
+    assert set(records) == {"detector", "vocabulary", "masker", "tokenizer", "remap"}
+    assert records["masker"] == ModelRecord("masker", "./sam.pth", hashlib.sha256(b"sam").hexdigest(), 3)
+    assert records["detector"] == ModelRecord("detector", UNTRAINED)
+    check_models(config, records)
+    (tmp_path / "used.npy").write_bytes(b"else")
+    with pytest.raises(BuildError, match=r"the remap 'used.npy' on .* isn't the one that the plan was made with"):
+        check_models(config, records)
+    (tmp_path / "used.npy").unlink()
+    with pytest.raises(WeightsMissingError, match=r"remap file used.npy can't be read"):
+        record_models(config)
+    with pytest.raises(WeightsMissingError, match="patchmint models pull sam-vit-b"):
+        record_models(build_config(models=models | {"masker": "sam-vit-b"}))
+
+
+def test_outside_models_are_known_by_their_package(tmp_path, monkeypatch):
+    info = tmp_path / "toy_models-3.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-models\nVersion: 3.1\n")
+    (info / "entry_points.txt").write_text(
+        "[patchmint.segmenters]\ntoy = toy:Toy\n[patchmint.tokenizers]\ntoy-1d = toy:T\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = build_config(models={"segmenter": "toy", "tokenizer": "toy-1d"})
+    records = record_models(config)
+    assert records["segmenter"] == ModelRecord("segmenter", "toy", distribution="toy-models 3.1")
+    assert records["tokenizer"].fingerprint == "toy-models 3.1"
+    with pytest.raises(BuildError, match="segmenter"):
+        check_models(config, records | {"segmenter": replace(records["segmenter"], distribution="toy-models 3.0")})
+    with pytest.raises(PluginError, match=r"no installed package offers 'toi' .*\(offered: toy\)"):
+        record_models(build_config(models={"segmenter": "toi", "tokenizer": UNTRAINED}))
+
+
+def test_versions_are_those_that_run():
+    versions = library_versions()
+    assert (versions["numpy"], versions["pyarrow"]) == (np.__version__, pa.__version__)
+    assert "not installed" not in versions.values()
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys, patchmint.pipeline.plan, patchmint.config.build, patchmint.jobs.options;"
+        "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_estimate_counts_and_looks_at_some_images():
+    samples = [replace(PLAIN[0], image=ImageRef(f"{number}.jpg")) for number in range(1000)]
+    samples += [replace(PLAIN[0], fault=Fault("source", "text-missing", "none")) for _ in range(50)]
+    asked: list[str] = []
+
+    def size(image: ImageRef) -> int:
+        assert image.length == WHOLE_FILE
+        asked.append(image.path)
+        if len(asked) % 4 == 0:
+            raise ImageMissingError("gone")
+        return 100_000
+
+    config = build_config(samples_per_shard=100)
+    records = {"masker": ModelRecord("masker", "x", size=7), "tokenizer": ModelRecord("tokenizer", "y", size=5)}
+    dry = estimate(samples, config, records, size)
+    assert (dry.samples, dry.faults, dry.units, dry.texts) == (1050, 50, 11, 1050)
+    assert (dry.images_looked_at, dry.images_missing) == (200, 50)
+    assert len(set(asked)) == 200
+    assert max(int(path.split(".")[0]) for path in asked) > 900
+    assert dry.image_bytes == 1000 * 100_000
+    assert dry.image_bytes < dry.output_bytes < 1.2 * dry.image_bytes
+    assert dry.model_bytes == 12
+    assert dry.buffer_bytes == 100_000 * 12 * 3 * 8
+    without = estimate(samples, build_config(samples_per_shard=100, labels=None), records, size)
+    assert without.output_bytes < dry.output_bytes
+
+
+def test_an_estimate_asks_nothing_of_images_whose_size_is_known():
+    def never(image: ImageRef) -> int:
+        raise AssertionError(image)
+
+    samples = [replace(PLAIN[0], image=ImageRef("a.tar", 512, 1000))] * 5
+    counts: list[int] = []
+    dry = estimate(samples, build_config(samples_per_shard=2), {}, never, counts.append)
+    assert dry.image_bytes == 5000
+    assert counts == [2, 4]
+    assert estimate([], build_config(), {}, never).output_bytes == 0

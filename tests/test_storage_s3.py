@@ -1,0 +1,256 @@
+"""Storage over HTTP where the network or the store fails, against a real S3-protocol server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from urllib.request import Request, urlopen
+
+import pytest
+from flaky_proxy import Fault, FlakyProxy, Kind, conditional_put, flaky_proxy, of_method
+from s3_server import S3Server, s3_server
+
+from patchmint.errors import NotFoundError, StorageError
+from patchmint.storage import Entry, Storage, open_storage, stores
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FlakyProxy]:
+    with flaky_proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def storage(server: S3Server, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    for name, value in server.env(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    return open_storage(server.new_bucket())
+
+
+def put_raw(server: S3Server, uri: str, key: str) -> None:
+    with urlopen(Request(f"{server.endpoint}/{uri.removeprefix('s3://')}/{key}", data=b"", method="PUT"), timeout=20):
+        pass
+
+
+@pytest.mark.parametrize("action", ["refuse", "cut", "swallow"])
+def test_every_request_is_tried_again(storage: Storage, proxy: FlakyProxy, action: str) -> None:
+    for method in ("GET", "PUT", "HEAD", "DELETE", "POST"):
+        proxy.faults.append(Fault(of_method(method), action, 2))
+    storage.write("a", b"0123456789")
+    assert storage.read("a") == b"0123456789"
+    assert storage.read_range("a", 3, 4) == b"3456"
+    assert storage.size("a") == 10
+    proxy.faults.append(Fault(of_method("GET"), action, 2))
+    assert list(storage.list()) == [Entry("a", 10)]
+    proxy.faults.append(Fault(of_method("PUT"), action, 2))
+    storage.move("a", "b")
+    assert list(storage.list()) == [Entry("b", 10)]
+    storage.delete(["b"])
+    assert list(storage.list()) == []
+    assert [fault.times for fault in proxy.faults] == [0, 0, 0, 2, 0, 0, 0], "a bulk delete is a POST"
+
+
+@pytest.mark.parametrize("action", ["refuse", "cut", "swallow"])
+def test_big_files_survive_faults(storage: Storage, proxy: FlakyProxy, action: str) -> None:
+    data = os.urandom(20 << 20)
+    proxy.faults += [Fault(of_method("PUT"), action, 2), Fault(of_method("POST"), action, 1)]
+    with storage.new_file("big") as file:
+        file.write(data)
+    assert sum(method == "PUT" and "partNumber" in path for method, path in proxy.seen) >= 3
+    proxy.faults.append(Fault(of_method("GET"), action, 2))
+    assert sha256(storage.read("big")).hexdigest() == file.sha256
+    proxy.faults.append(Fault(of_method("GET"), action, 2))
+    with storage.open("big") as opened:
+        opened.seek(5_000_000)
+        assert opened.read(3_000_000) == data[5_000_000:8_000_000]
+    assert [fault.times for fault in proxy.faults] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("action", ["swallow", "cut"])
+def test_create_knows_its_own_object_after_a_lost_reply(storage: Storage, proxy: FlakyProxy, action: str) -> None:
+    proxy.faults.append(Fault(conditional_put, action, 2))
+    assert storage.create("record", b"mine")
+    assert sum(method == "PUT" for method, _ in proxy.seen) >= 2
+    proxy.faults.append(Fault(conditional_put, action, 1))
+    assert not storage.create("record", b"not mine")
+    assert not storage.create("record", b"mine"), "an older object with the same bytes isn't this call's"
+    assert storage.read("record") == b"mine"
+    assert list(storage.list()) == [Entry("record", 4)]
+
+
+def test_create_after_refusals(storage: Storage, proxy: FlakyProxy) -> None:
+    proxy.faults.append(Fault(conditional_put, "refuse", 3))
+    assert storage.create("record", b"mine")
+    proxy.faults.append(Fault(conditional_put, "refuse", 2))
+    assert not storage.create("record", b"another's")
+
+
+def test_creators_whose_replies_get_lost_have_one_winner(storage: Storage, proxy: FlakyProxy) -> None:
+    for turn in range(5):
+        proxy.faults.append(Fault(conditional_put, "swallow", 4))
+        with ThreadPoolExecutor(6) as pool:
+            won = list(pool.map(lambda number, turn=turn: storage.create(f"r/{turn}", b"%d" % number), range(6)))
+        assert won.count(True) == 1
+        assert storage.read(f"r/{turn}") == b"%d" % won.index(True)
+
+
+def test_nothing_is_uploaded_after_an_exception(storage: Storage, proxy: FlakyProxy) -> None:
+    def write_and_fail() -> None:
+        with storage.new_file("file") as file:
+            file.write(bytes(10 << 20))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_and_fail()
+    assert proxy.seen == []
+
+
+def test_uploads_carry_a_checksum_for_the_server_to_verify(storage: Storage, proxy: FlakyProxy) -> None:
+    found = []
+
+    def with_checksum(method: str, path: str, headers: object) -> bool:
+        if method == "PUT":
+            found.append(headers.get("x-amz-checksum-sha256"))  # type: ignore[attr-defined]
+        return False
+
+    proxy.faults.append(Fault(with_checksum, "pass"))
+    storage.write("a", b"1")
+    with storage.new_file("b") as file:
+        file.write(bytes(20 << 20))
+    assert len(found) >= 4
+    assert all(found)
+
+
+def test_a_store_that_ignores_conditions_is_found_out(
+    server: S3Server, storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert storage.probe_conditional_create()
+    proxy.ignored_header = "if-none-match"
+    assert not storage.probe_conditional_create()
+    assert list(storage.list()) == []
+
+
+def wait_less(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr("patchmint.storage.stores.PATIENCE", seconds)
+
+
+USES = {
+    "read": lambda storage: storage.read("a"),
+    "range": lambda storage: storage.read_range("a", 0, 1),
+    "size": lambda storage: storage.size("a"),
+    "exists": lambda storage: storage.exists("a"),
+    "list": lambda storage: list(storage.list()),
+    "open": lambda storage: storage.open("a"),
+    "write": lambda storage: storage.write("a", b"1"),
+    "create": lambda storage: storage.create("a", b"1"),
+    "move": lambda storage: storage.move("a", "b"),
+    "delete": lambda storage: storage.delete(["a"]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_dead_endpoint_ends_in_an_error(storage: Storage, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    assert stores.PATIENCE < 20
+    wait_less(monkeypatch, 0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"s3://bucket-.* check the address, the network") as caught:
+        USES[use](storage)
+    assert not isinstance(caught.value, NotFoundError)
+    assert "testing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_store_that_is_down_ends_in_an_error(
+    storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    wait_less(monkeypatch, 0.5)
+    proxy.faults.append(Fault(lambda method, path, headers: True, "refuse", 10**6))
+    with pytest.raises(StorageError, match="503"):
+        USES[use](storage)
+
+
+@pytest.mark.parametrize("use", ["read", "list", "write", "create", "delete"])
+def test_a_missing_bucket_is_named(storage: Storage, use: str) -> None:
+    with pytest.raises(StorageError, match="the bucket doesn't exist; make it") as caught:
+        USES[use](open_storage("s3://no-such-bucket/out"))
+    assert not isinstance(caught.value, NotFoundError)
+
+
+def test_a_server_that_never_answers_ends_in_an_error(
+    storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_less(monkeypatch, 0.5)
+    connect = stores.connect
+    silences = []
+
+    def connect_briefly(uri: str, *, silence: float, retries: int) -> object:
+        silences.append(silence)
+        return connect(uri, silence=0.5, retries=retries)
+
+    monkeypatch.setattr("patchmint.storage.objects.connect", connect_briefly)
+    proxy.faults.append(Fault(lambda method, path, headers: True, "hold", 10**6))
+    for use in ("read", "create"):
+        with pytest.raises(StorageError, match="check the address"):
+            USES[use](storage)
+    assert silences == [10, 10], "with patience and a connect timeout that is 20 s or so"
+
+
+def test_missing_credentials_are_named(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_less(monkeypatch, 0.5)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    # The address at which a cloud's machine asks for its role, here with nobody there.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="no credentials in the environment; set AWS_ACCESS_KEY_ID"):
+        storage.read("a")
+
+
+def test_plain_http_only_to_this_machine(storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("127.0.0.1", "localhost"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{proxy.port}")
+        fresh = open_storage(storage.uri)
+        fresh.write("a", b"1")
+        assert fresh.exists("a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
+    with pytest.raises(StorageError, match="AWS_ALLOW_HTTP=true"):
+        open_storage(storage.uri).read("a")
+
+
+def test_markers_of_folders_are_not_files(server: S3Server, storage: Storage) -> None:
+    for name in ("a/x", "b/x", "b-", "empty", "emptyx"):
+        storage.write(name, b"" if "empty" in name else b"1")
+    for name in ("a/", "b/", "c/"):
+        put_raw(server, storage.uri, name)
+    assert [entry.path for entry in storage.list()] == ["a/x", "b-", "b/x", "c", "empty", "emptyx"]
+
+
+def test_many_objects_are_listed_in_order(storage: Storage, proxy: FlakyProxy) -> None:
+    names = [f"{number * 7919 % 2500:06d}" for number in range(2500)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write(f"many/{name}", b""), names))
+    for faults in ([], [Fault(of_method("GET"), "pass"), Fault(of_method("GET"), "cut", 2)]):
+        proxy.faults[:] = faults
+        assert [entry.path for entry in storage.list("many")] == sorted(f"many/{name}" for name in names)
+    storage.delete(f"many/{name}" for name in names)
+    assert list(storage.list()) == []
+
+
+def test_threads_share_a_storage(storage: Storage) -> None:
+    barrier = threading.Barrier(8)
+
+    def use(number: int) -> bytes:
+        barrier.wait(20)
+        storage.write(f"t/{number}", b"%d" % number)
+        return storage.read(f"t/{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(use, range(8))) == [b"%d" % number for number in range(8)]
