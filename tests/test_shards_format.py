@@ -56,7 +56,7 @@ def test_the_same_samples_give_the_same_bytes():
     assert make_document_bytes().startswith(b'{"schema":"patchmint.sample/1","key":"s0001","id":"Source/1.\xc3\xa9",')
 
 
-TAR_MEMBER_SHA256 = "PIN"
+TAR_MEMBER_SHA256 = "2b7b565783ef3607"
 
 
 def make_document_bytes() -> bytes:
@@ -114,7 +114,7 @@ def test_sidecar_rows():
     assert table.schema.metadata == {b"patchmint.schema": b"patchmint.sidecar/1"}
     rows = table.to_pylist()
     assert [row["key"] for row in rows] == ["s0000", "s0001", "s0002"]
-    assert [row["offset"] for row in rows][0] == 0
+    assert rows[0]["offset"] == 0
     assert rows[1]["offset"] == rows[0]["size"]
     assert rows[1]["label_shares"] == pytest.approx(samples[1].selector.mean(axis=(1, 2)).tolist())
     assert (rows[0]["phrases"], rows[1]["phrases"], rows[1]["phrase_texts"]) == ([], ["ein"], [0])

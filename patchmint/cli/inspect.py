@@ -122,9 +122,7 @@ def _print(dataset: str, found: Sequence[Finding]) -> None:
     table.columns[-1].header = "what is wrong"
     for finding in islice(found, _SHOWN):
         cells = (finding.shard, finding.key, finding.code, finding.message)
-        table.add_row(
-            *(escape(printable(cell)) for cell in (finding.shard, finding.key, finding.code, finding.message))
-        )
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
     counts = Counter(finding.code for finding in found)
     summary = ", ".join(f"{code} {count}" for code, count in counts.most_common())

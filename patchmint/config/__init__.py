@@ -10,14 +10,18 @@ from patchmint.config.annotator import (
     ModelsConfig,
     TokensConfig,
 )
+from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
 
 __all__ = [
     "MODEL_PRESETS",
     "UNTRAINED",
     "UNTRAINED_NOTICE",
     "AnnotatorConfig",
+    "BuildConfig",
     "GridConfig",
     "LabelsConfig",
+    "LocalRunner",
     "ModelsConfig",
+    "RayRunner",
     "TokensConfig",
 ]

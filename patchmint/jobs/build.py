@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from patchmint.config.build import BuildConfig, LocalRunner
-from patchmint.errors import BuildError, PatchmintError
+from patchmint.errors import BuildError, ConfigError, PatchmintError
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import Display, display, say
@@ -64,7 +64,9 @@ def build_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
-    build_config = BuildConfig.load(config, settings).absolute()
+    given = BuildConfig.load(config, settings)
+    _check_output(given.output.uri)
+    build_config = given.absolute()
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
@@ -89,6 +91,15 @@ def build_command(
     _print(report, build_config, as_json=as_json)
     if report.missing or not report.written:
         raise typer.Exit(1)
+
+
+def _check_output(uri: str) -> None:
+    """In a Ray job the current folder is the job's own copy of the working directory, which Ray deletes."""
+    if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
+        raise ConfigError(
+            f"output.uri {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
+            "absolute path that all machines mount, or a store such as s3://bucket/folder"
+        )
 
 
 def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:

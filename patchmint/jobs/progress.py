@@ -29,10 +29,12 @@ class Display:
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Progress, UnitResult | None], None]] = []
-        self._start = time.monotonic()
+        self._start = 0.0
 
     def progress(self, progress: Progress, result: UnitResult | None) -> None:
         """A unit is finished; or, without a result, some time has passed."""
+        if progress.workers and not self._start:
+            self._start = time.monotonic()  # a rate that counts the loading of models promises too long an end
         for listener in self.listeners:
             listener(progress, result)
         self.show(progress, result)
@@ -41,7 +43,6 @@ class Display:
         """The plan stands."""
         already = f", {done} of them done already" if done else ""
         self.say(f"plan {plan.digest[:12]}: {plan.total} samples in {units} units{already}")
-        self._start = time.monotonic()
 
     def warn(self, line: str) -> None:
         """Something that people should know."""
@@ -61,7 +62,7 @@ class Display:
 
     def note(self, progress: Progress) -> str:
         """Rate, time left, rejects, workers."""
-        seconds = time.monotonic() - self._start
+        seconds = time.monotonic() - self._start if self._start else 0.0
         rate = progress.samples / seconds if seconds else 0.0
         left = f", {duration((progress.planned - progress.samples) / rate)} left" if rate else ""
         rejects = f", {sum(progress.rejects.values())} rejected" if progress.rejects else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,22 @@ class AnnotationModels:
         tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
         return cls(segmenter, tokenizer, grid, config.labels.min_coverage if config.labels else 0.0)
 
+    def _segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+        """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels."""
+        assert self.segmenter is not None
+        saying = [
+            [index for index, text in enumerate(image_texts) if text.content.strip()] or [0] for image_texts in texts
+        ]
+        asked = [[image_texts[i] for i in kept] for image_texts, kept in zip(texts, saying, strict=True)]
+        answers = self.segmenter.segment(images, asked)
+        _check_answers(len(images), answers)
+        for image, answer, image_texts in zip(images, answers, asked, strict=True):
+            _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
+        return [
+            replace(answer, text_index=np.array(kept, dtype=np.int64)[answer.text_index])
+            for answer, kept in zip(answers, saying, strict=True)
+        ]
+
     def annotate(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[AnnotatedImage]:
         """Label and tokenise a batch.
 
@@ -77,8 +93,7 @@ class AnnotationModels:
         """
         instances = tokens = None
         if self.segmenter:
-            instances = self.segmenter.segment(images, texts)
-            _check_answers(len(images), instances)
+            instances = self._segment(images, texts)
         if self.tokenizer:
             tokens = self.tokenizer.tokenize(images)
             _check_answers(len(images), tokens)
@@ -88,8 +103,6 @@ class AnnotationModels:
         for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
             placement = self.grid.place((image.shape[0], image.shape[1]))
             found = instances[index] if instances is not None else None
-            if found is not None:
-                _check_instances(found, (image.shape[0], image.shape[1]), image_texts)
             annotated.append(
                 AnnotatedImage(
                     placement=placement,

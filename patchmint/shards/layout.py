@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,10 +64,10 @@ class Layout(_Layout):
     tokens: TokensLayout | None = Field(description="Null: no codes.")
     notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
 
-    @cached_property
+    @property
     def threshold(self) -> int | None:
         """`selector = coverage > threshold`, in the levels that are stored; None where there are no labels."""
-        return None if self.min_coverage is None else int(coverage_to_uint8(np.array(self.min_coverage)))
+        return None if self.min_coverage is None else _level(self.min_coverage)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -75,3 +75,8 @@ class Layout(_Layout):
         labels = (SELECTOR, COVERAGE) if self.min_coverage is not None else ()
         tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
         return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens)
+
+
+@lru_cache(maxsize=8)
+def _level(min_coverage: float) -> int:
+    return int(coverage_to_uint8(np.array(min_coverage)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -106,7 +105,7 @@ class SampleDocument(_Document):
     tokens: TokensDocument
     source: SourceDocument
 
-    @cached_property
+    @property
     def phrases(self) -> tuple[PhraseDocument, ...]:
         """What was found.
 
@@ -115,7 +114,7 @@ class SampleDocument(_Document):
         """
         return _parse(_PHRASES, self.phrases_json, "phrases_json")
 
-    @cached_property
+    @property
     def annotators(self) -> tuple[AnnotatorDocument, ...]:
         """What the source's annotators say, an entry a text.
 
@@ -124,7 +123,7 @@ class SampleDocument(_Document):
         """
         return _parse(_ANNOTATORS, self.annotators_json, "annotators_json")
 
-    @cached_property
+    @property
     def conversation(self) -> tuple[TurnDocument, ...]:
         """LLaVA's turns.
 

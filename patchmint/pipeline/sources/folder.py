@@ -101,7 +101,8 @@ def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:
 
 
 def _ending(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[2].lower()
+    _, dot, ending = path.rpartition("/")[2].rpartition(".")
+    return ending.lower() if dot else ""
 
 
 def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:

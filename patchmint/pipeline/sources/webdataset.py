@@ -160,7 +160,10 @@ def _members(file: BinaryIO, shown: str) -> Iterator[tuple[tarfile.TarInfo, int]
     try:
         tar = tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError) as error:
-        raise ConfigError(f"{shown} isn't a tar ({error}); get it again, or take it out of the folder") from error
+        raise ConfigError(
+            f"{shown} isn't a tar, or is cut within its first header ({error}); get it again, or "
+            "take it out of the folder"
+        ) from error
     while True:
         before = tar.offset
         try:

@@ -1,0 +1,55 @@
+"""Megatron Energon: its commands on a copy (it writes beside the tars), then its own loader."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from expected import Expected
+from megatron.energon import WorkerConfig, get_loader, get_val_dataset
+
+FIELDS = '{"image":"jpg","caption":"txt"}'
+# `lint` ends with 0 on a corrupt JPEG, so what it prints is read too.
+TROUBLE = re.compile(r"traceback|error|exception|cannot identify|truncated|skipping .*sample", re.IGNORECASE)
+
+
+def energon(*arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "energon"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, input="n\n" * 3, timeout=300, check=False)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return printed
+
+
+def main() -> None:
+    expected = Expected.from_command_line()
+    with tempfile.TemporaryDirectory() as copy:
+        for tar in expected.tars:
+            shutil.copy(tar, copy)
+        energon(
+            *("prepare", "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CaptioningSample"),
+            *("--field-map", FIELDS, copy),
+        )
+        count = len(expected.samples)
+        assert f"{count} samples in {len(expected.tars)} shards" in energon("info", copy)
+        for command in ("lint", "preview"):
+            printed = energon(command, copy)
+            assert not TROUBLE.search(printed), printed
+            assert command != "lint" or f"{count}/{count}" in printed, printed
+        config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+        read = 0
+        for sample in get_loader(get_val_dataset(copy, split_part="train", worker_config=config, batch_size=None)):
+            want = expected.samples[sample.__key__]
+            image = want["document"]["image"]
+            assert sample.caption == want["caption"], sample.__key__
+            assert tuple(sample.image.shape) == (3, image["height"], image["width"]), sample.__key__
+            read += 1
+        expected.check_count(read)
+
+
+if __name__ == "__main__":
+    main()

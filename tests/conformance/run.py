@@ -1,0 +1,154 @@
+"""Do the readers that people use accept our shards, unchanged? `make conformance`.
+
+Writes a small data set through the real writer and reads it with each reader in an environment of its own. Ends with 1
+if a reader sees something else than what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from shard_data import make_dataset, make_sample  # noqa: E402
+
+from patchmint.shards.reader import iter_samples  # noqa: E402
+from patchmint.shards.sample import ShardSample  # noqa: E402
+from patchmint.storage import open_storage  # noqa: E402
+
+SAMPLES = 40
+BARE = 10
+"""The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader.
+
+    Attributes:
+        name: of its script and its requirements.
+        own: it has an environment of its own; otherwise the main one is used.
+        torch: that environment also sees the main one's packages, whose torch it needs.
+    """
+
+    name: str
+    own: bool = False
+    torch: bool = False
+
+
+READERS = (
+    Reader("webdataset"),
+    Reader("ray"),
+    Reader("datasets", own=True),
+    Reader("wids", own=True, torch=True),
+    Reader("energon", own=True, torch=True),
+)
+
+
+def main() -> int:
+    """Read the shards with every reader, or with those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(reader.name for reader in READERS))
+    parser.add_argument("--environments", type=Path, default=HERE.parent.parent / ".venv-conformance")
+    options = parser.parse_args()
+    if unknown := set(options.readers) - {reader.name for reader in READERS}:
+        parser.error(f"no reader {', '.join(sorted(unknown))}")
+    table = Table("reader", "verdict", title=f"{SAMPLES} samples, 3 shards, jpeg and png, without phrases at first")
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder) / "dataset")
+        expected = write_expected(dataset, Path(folder) / "expected.json")
+        for reader in READERS:
+            if options.readers and reader.name not in options.readers:
+                continue
+            trouble = read(reader, environment(reader, options.environments), dataset, expected)
+            failed |= bool(trouble)
+            table.add_row(reader.name, trouble or "reads them all")
+    Console().print(table)
+    return int(failed)
+
+
+def write_dataset(folder: Path) -> Path:
+    """40 samples in three shards."""
+    samples: list[ShardSample] = [
+        make_sample(ordinal, phrases=ordinal >= BARE, kind="png" if ordinal % 3 == 1 else "jpeg")
+        for ordinal in range(SAMPLES)
+    ]
+    return make_dataset(folder, [samples[:14], samples[14:28], samples[28:]])
+
+
+def write_expected(dataset: Path, file: Path) -> Path:
+    """What was written, in a form that every environment can read."""
+    storage = open_storage(dataset)
+    samples = {
+        sample.key: {
+            "caption": sample.caption,
+            "image": hashlib.sha256(sample.image).hexdigest(),
+            "document": json.loads(sample.members["json"]),
+            "arrays": {
+                ending: {"dtype": array.dtype.name, "values": array.tolist()}
+                for ending in sample.members
+                if ending.endswith(".npy") and (array := sample.array(ending)) is not None
+            },
+        }
+        for entry in storage.list("shards")
+        if entry.path.endswith(".tar")
+        for sample in iter_samples(storage, entry.path)
+    }
+    file.write_text(json.dumps(samples), encoding="utf-8")
+    return file
+
+
+def environment(reader: Reader, folder: Path) -> Path:
+    """The Python that runs a reader's script; its environment is made if its lock has changed."""
+    if not reader.own:
+        return Path(sys.executable)
+    lock = HERE / f"requirements-{reader.name}.lock"
+    home = folder / reader.name
+    python, stamp = home / "bin" / "python", home / ".lock"
+    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
+        return python
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, home], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--require-hashes", "-r", lock], check=True
+    )
+    if reader.torch:
+        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages = home / "lib" / name / "site-packages"
+        (packages / "main.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    stamp.write_bytes(lock.read_bytes())
+    return python
+
+
+def read(reader: Reader, python: Path, dataset: Path, expected: Path) -> str:
+    """Run a reader's script; what it ended with if it isn't content."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [python, HERE / f"read_{reader.name}.py", dataset, expected],
+        env={**variables, "HF_HUB_OFFLINE": "1", "WIDS_VERBOSE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode == 0:
+        return ""
+    print(done.stdout, done.stderr, file=sys.stderr)
+    return ((done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""A real Ray cluster of two nodes on loopback: each node with processes of its own, token authentication on."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+ROOT = Path(__file__).parent.parent
+_START_SECONDS = 60
+_MARK = "PATCHMINT_TEST_NODE"
+
+
+class Node:
+    """One node: `ray start`, and all that comes of it, known by a mark in its environment.
+
+    Attributes:
+        mark: also what its workers find in the environment variable PATCHMINT_TEST_NODE.
+    """
+
+    def __init__(self, options: list[str], env: dict[str, str], log: Path, prefix: tuple[str, ...] = ()) -> None:
+        """Start it; `prefix` is a command that starts commands."""
+        self.mark = secrets.token_hex(8)
+        self._log = log
+        command = [*prefix, str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*command, "--disable-usage-stats", "--object-store-memory=80000000"],
+                env=env | {_MARK: self.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            wait_until(self._started, _START_SECONDS, f"`ray start` has come up, see {log}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL to all processes of the node, as when the machine loses its power."""
+        while pids := self.pids():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+        self._process.wait()
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def pids(self, title: str = "") -> list[int]:
+        """The node's processes; those whose title holds this."""
+        mark = f"{_MARK}={self.mark}".encode()
+        return [pid for pid in _all_pids() if mark in _read(pid, "environ") and title.encode() in _read(pid, "cmdline")]
+
+    def _started(self) -> bool:
+        text = self._log.read_text(errors="replace")
+        assert self.alive(), text
+        return "Ray runtime started" in text
+
+
+class RayCluster:
+    """A head and a second node, with one CPU each.
+
+    Attributes:
+        folder: everything of the cluster, and of tests that want a folder that all nodes see.
+        hidden: a folder on which the second node sees another, empty one; None where the system doesn't allow that.
+        head, second: the nodes; None while they aren't up.
+        metrics_port: of the head.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hidden: Path | None = folder / "hidden"
+        self.hidden.mkdir()
+        self.head: Node | None = None
+        self.second: Node | None = None
+        self._token = secrets.token_hex(32)
+        token_file = folder / "token"
+        token_file.write_text(self._token)
+        token_file.chmod(0o600)
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'stand_in'}",
+        }
+        if not _can_hide(self.hidden):
+            self.hidden = None
+
+    def start(self) -> None:
+        """Start what isn't up."""
+        if self.head is None or not self.head.alive():
+            self.stop()
+            self._start_head()
+        if self.second is None or not self.second.alive():
+            self.start_second()
+
+    def start_second(self) -> None:
+        """Start the second node."""
+        hide: tuple[str, ...] = ()
+        if self.hidden is not None:
+            hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {self.hidden} && exec "$@"', "sh")
+        options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
+        self.second = Node(options, self.env, self.folder / "second.log", hide)
+
+    def kill_second(self) -> None:
+        """The second node dies."""
+        if self.second is not None:
+            self.second.kill()
+            self.second = None
+
+    def stop(self) -> None:
+        """End all processes of the cluster."""
+        self.kill_second()
+        if self.head is not None:
+            self.head.kill()
+            self.head = None
+
+    def get(self, path: str, *, body: Any = None, token: bool = True, method: str = "GET") -> tuple[int, Any]:
+        """Ask the dashboard: HTTP status and JSON."""
+        headers = {"Authorization": f"Bearer {self._token}"} if token else {}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urlopen(Request(self.dashboard + path, data, headers, method=method), timeout=20) as reply:
+                return reply.status, json.load(reply)
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def actors(self) -> list[dict[str, Any]]:
+        """The workers of builds that have an actor which isn't dead."""
+        _, answer = self.get("/api/v0/actors?detail=true&limit=1000")
+        actors = answer["data"]["result"]["result"]
+        return [actor for actor in actors if actor["name"].startswith("patchmint-") and actor["state"] != "DEAD"]
+
+    def metrics(self) -> str:
+        """What the head's metrics port tells Prometheus."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as reply:
+            return str(reply.read().decode())
+
+    def _start_head(self) -> None:
+        port, dashboard, client, self.metrics_port = _free_ports(4)
+        self.address = f"127.0.0.1:{port}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.env["RAY_ADDRESS"] = self.address
+        env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
+        options = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1", "--num-gpus=0"]
+        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        options += [f"--metrics-export-port={self.metrics_port}", f"--temp-dir={self.folder / 't'}"]
+        self.head = Node(options, env, self.folder / "head.log")
+
+
+@contextmanager
+def ray_cluster() -> Iterator[RayCluster]:
+    """A cluster, not yet started; it ends with the block."""
+    # a short path: sockets lie in it, and the name of a socket has at most 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="rc"))
+    cluster = RayCluster(folder)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until(holds: Any, seconds: float, what: str) -> Any:
+    """Ask again and again; what was answered once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := holds()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.1)
+    return answer
+
+
+def _can_hide(folder: Path) -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _all_pids() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""

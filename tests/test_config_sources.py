@@ -1,0 +1,57 @@
+"""Settings of the sources: one union, told apart by kind."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import TypeAdapter
+
+from patchmint.config.build import BuildConfig
+from patchmint.config.sources import CocoSourceConfig, ParquetSourceConfig, SourceConfig
+from patchmint.errors import ConfigError
+
+KINDS = ["folder", "webdataset", "coco", "visual-genome", "references", "llava", "parquet"]
+ADAPTER: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
+
+
+def build(**source: object) -> BuildConfig:
+    return BuildConfig.parse({"source": source, "output": {"uri": "out"}, "models": "untrained-tiny"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_uri_is_enough(kind: str):
+    config = ADAPTER.validate_python({"kind": kind, "uri": "data/set"})
+    assert config.kind == kind
+    assert ADAPTER.validate_json(ADAPTER.dump_json(config)) == config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_described(kind: str):
+    model = type(ADAPTER.validate_python({"kind": kind, "uri": "data/set"}))
+    assert [name for name, field in model.model_fields.items() if name != "kind" and not field.description] == []
+
+
+def test_the_design_s_example():
+    config = build(kind="coco", uri="data/coco", texts="caption").source
+    assert config == CocoSourceConfig(kind="coco", uri="data/coco", texts="caption", split="train2017")
+
+
+def test_one_column_of_texts_or_several():
+    one = ParquetSourceConfig.model_validate({"kind": "parquet", "uri": "x", "text_columns": "caption"})
+    several = ParquetSourceConfig.model_validate({"kind": "parquet", "uri": "x", "text_columns": ["a", "b"]})
+    assert (one.text_columns, several.text_columns) == (("caption",), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "coco", "uri": "x", "anotations": "a.json"}, "did you mean 'annotations'"),
+        ({"kind": "coco", "uri": "x", "texts": "captions"}, "source.texts"),
+        ({"kind": "cocoa", "uri": "x"}, "did you mean 'coco'"),
+        ({"uri": "x"}, "source.kind"),
+        ({"kind": "llava"}, "source.uri"),
+        ({"kind": "llava", "uri": ""}, "source.uri"),
+    ],
+)
+def test_what_is_wrong_is_named(source: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(**source)

@@ -1,0 +1,89 @@
+"""Sources on an object store: the same samples and bytes as from a folder, from a real S3-protocol server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from s3_server import S3Server, s3_server
+from source_files import fixture, image_bytes, put, source
+
+from patchmint.errors import ConfigError, ImageMissingError
+from patchmint.samples import ImageRef
+from patchmint.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    return server.new_bucket()
+
+
+def copy(root: Path, uri: str) -> None:
+    target = open_storage(uri)
+    for entry in open_storage(root).list():
+        target.write(entry.path, (root / entry.path).read_bytes())
+
+
+def data_set(kind: str, folder: Path) -> Path:
+    match kind:
+        case "folder":
+            return put(folder, {"a.jpg": image_bytes(), "a.txt": "one", "a b/é.png": b"x", "a b/é.json": '"two"'})
+        case "webdataset":
+            for shard in range(2):
+                with webdataset.TarWriter(str(folder / f"{shard:05}.tar")) as writer:
+                    for key in "ab":
+                        writer.write({"__key__": key, "jpg": image_bytes(), "txt": f"{key} {shard}"})
+            return folder
+        case "parquet":
+            images = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": b"two", "path": "2.jpg"}]
+            pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), folder / "a.parquet", row_group_size=1)
+            return folder
+        case "coco":
+            return put(fixture("coco", folder), {f"train2017/{n:012}.jpg": b"image %d" % n for n in (9, 25)})
+        case "visual-genome":
+            return put(fixture("visual_genome", folder), {"VG_100K/2.jpg": b"2", "VG_100K_2/1.jpg": b"1"})
+        case "references":
+            return put(
+                fixture("references", folder),
+                {f"train2014/COCO_train2014_{n:012}.jpg": b"x" for n in (581857, 1234)},
+            )
+        case _:
+            entry = {"id": 1, "image": "a.jpg", "conversations": [{"from": "gpt", "value": "hello"}]}
+            return put(folder, {"llava_v1_5_mix665k.json": json.dumps([entry]), "a.jpg": b"x"})
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet", "coco", "visual-genome", "references", "llava"])
+def test_the_same_as_from_a_folder(tmp_path: Path, bucket: str, kind: str):
+    root = data_set(kind, tmp_path)
+    copy(root, bucket)
+    here, there = source(kind, root), source(kind, bucket)
+    samples = list(here.samples())
+    found = list(there.samples())
+    assert [(s.id, s.image, s.texts) for s in found] == [(s.id, s.image, s.texts) for s in samples]
+    good = [sample.image for sample in samples if sample.fault is None]
+    assert good
+    assert [there.read_image(ref) for ref in good] == [here.read_image(ref) for ref in good]
+    if kind not in ("webdataset", "parquet"):
+        with pytest.raises(ImageMissingError):
+            there.read_image(ImageRef("none.jpg"))
+
+
+def test_ranges_and_single_files(tmp_path: Path, bucket: str):
+    copy(data_set("webdataset", tmp_path), bucket)
+    assert len(list(source("webdataset", f"{bucket}/{{00000..00001}}.tar").samples())) == 4
+    assert len(list(source("webdataset", f"{bucket}/00001.tar").samples())) == 2
+    with pytest.raises(ConfigError, match="1 of 3 tars"):
+        list(source("webdataset", f"{bucket}/{{00000..00002}}.tar").samples())
