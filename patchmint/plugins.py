@@ -19,6 +19,11 @@ def plugin_names(group: Group) -> list[str]:
     return sorted(point.name for point in entry_points(group=group))
 
 
+def is_outside_tokenizer(name: str) -> bool:
+    """Whether a tokenizer of the config comes from an outside package, rather than from a checkpoint."""
+    return name in plugin_names("patchmint.tokenizers")
+
+
 def load_plugin(group: Group, name: str, interface: type, device: str) -> object:
     """Build an outside model and check that it has the interface's methods.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from patchmint.types import Span, Text
 
 Box = tuple[float, float, float, float]
-"""XYXY in pixels of the image as displayed (EXIF orientation applied)."""
+"""XYXY in pixels of the image as it is stored, before any EXIF orientation: annotators' boxes mean those."""
 
 WHOLE_FILE = -1
 

@@ -33,7 +33,7 @@ class Fault:
         times: how many of them; others pass.
         action: `refuse` answers 503 and doesn't forward; `cut` forwards, then ends the connection in the middle of the
             reply's body; `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers
-            neither then nor later.
+            neither then nor later; `shorten` forwards the first half of the request's body.
     """
 
     kind: Kind
@@ -84,8 +84,10 @@ def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
             if action == "refuse":
                 self._answer(503, [("Content-Type", "text/plain")], b"slow down")
                 return
+            if action == "shorten":
+                body = body[: len(body) // 2]
             status, headers, data = _forward(upstream, self.command, self.path, self._passed(), body)
-            if action == "pass":
+            if action in ("pass", "shorten"):
                 self._answer(status, headers, data)
                 return
             if action == "hold":

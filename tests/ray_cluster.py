@@ -35,6 +35,7 @@ class Node:
         """Start it; `prefix` is a command that starts commands."""
         self.mark = secrets.token_hex(8)
         self._log = log
+        options = [*options, f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]  # or a second cluster has no agent
         command = [*prefix, str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
         with log.open("wb") as output:
             self._process = subprocess.Popen(

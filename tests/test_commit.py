@@ -340,6 +340,27 @@ def test_files_outlive_a_store_that_fails_at_the_record(
     assert storage.read("shards/000003.tar") == b"1"
 
 
+@pytest.mark.parametrize("winner", ["a", "b"])
+def test_a_record_is_read_back_where_creating_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: str
+) -> None:
+    create = LocalStorage.create
+
+    def failing(self: LocalStorage, path: str, data: bytes) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "create", create)
+            if winner == "a":
+                self.create(path, data)
+            else:
+                build(self, 3, "run-b", "b")
+        raise StorageError("no reply")
+
+    storage = open_storage(tmp_path)
+    monkeypatch.setattr(LocalStorage, "create", failing)
+    assert build(storage, 3, "run-a", "a") == (winner == "a")
+    assert problems(storage, 3, {winner}, ended=True) == []
+
+
 def test_files_outlive_a_record_that_may_still_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late: list[tuple[str, bytes]] = []
 
@@ -434,11 +455,12 @@ def test_sweeping_every_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -
 
 def test_sweeping_one_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     record = unpublished(storage, 1, "run-a", monkeypatch)
+    loser = begun(storage, 1, "run-b")
     begun(storage, 2, "run-a")
     other = begun(storage, 2, "run-b")
     prefixed = begun(storage, 2, "run-a-1")
     sweep(storage, "run-a")
-    assert attempts(storage) == {other.id, prefixed.id}
+    assert attempts(storage) == {other.id, prefixed.id, loser.id}
     assert sha256(storage.read("shards/000001.tar")).hexdigest() == record.files["shards/000001.tar"].sha256
 
 
@@ -530,7 +552,7 @@ def test_another_units_record_is_damaged(tmp_path: Path) -> None:
 
 def test_committed_units_come_from_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "commits").mkdir()
-    for unit in range(10_000):
+    for unit in range(1500):
         (tmp_path / record_path(unit)).write_bytes(b"")
     (tmp_path / record_path(1_234_567)).write_bytes(b"")
     for name in ("notes.txt", "12.json", "0000003.json", "000003.json.bak", "00000a.json"):
@@ -541,7 +563,7 @@ def test_committed_units_come_from_one_listing(tmp_path: Path, monkeypatch: pyte
         LocalStorage, "list", lambda self, prefix="": (listings.append(prefix), listed(self, prefix))[1]
     )
     monkeypatch.setattr(LocalStorage, "read", None)
-    assert committed_units(open_storage(tmp_path)) == {*range(10_000), 1_234_567}
+    assert committed_units(open_storage(tmp_path)) == {*range(1500), 1_234_567}
     assert listings == ["commits"]
 
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from pydantic import Field
 from typer.testing import CliRunner
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
-from patchmint.config.parsing import sections
+from patchmint.config.parsing import Settings, sections
 from patchmint.errors import ConfigError
 from patchmint.jobs.options import with_settings
 
@@ -120,6 +121,23 @@ def test_help_tells_kinds_choices_and_defaults():
     assert "Default: [null]" not in text
     for panel in BuildConfig.model_fields:
         assert f"─ {panel} ─" in text
+
+
+def test_brackets_in_descriptions_are_no_markup():
+    class Inner(Settings):
+        items: list[str] = Field(default=[], description="Words, such as [a, b].")
+
+    class Outer(Settings):
+        inner: Inner = Inner()
+
+    toy = typer.Typer()
+
+    @toy.command()
+    @with_settings(Outer)
+    def command(*, settings: dict[str, Any]) -> None:
+        given.update(settings)
+
+    assert "such as [a, b]." in CliRunner().invoke(toy, ["--help"], env={"COLUMNS": "200"}).output
 
 
 def test_an_unknown_option_is_refused():

@@ -437,18 +437,18 @@ def test_trouble_with_the_storage_stays_that(tmp_path):
 
 def test_a_retry_plan_has_the_rejects_with_their_keys(tmp_path):
     samples = [*PLAIN, PLAIN[0], replace(PLAIN[1], id="Dotted.Name")]
-    base = plan_into(tmp_path, samples, samples_per_shard=4)
+    base = plan_into(tmp_path, samples, samples_per_shard=5)
     storage = open_storage(tmp_path)
     by_ordinal = {sample.ordinal: sample for unit in base.units for sample in read_unit(storage, unit)}
     rejected = [26, 25, 3, 0, 4, 7, 25]
     retry = make_retry_plan(storage, [base], rejected)
     assert (retry.generation, retry.total) == (1, 6)
-    assert [(unit.id, unit.samples, unit.first_ordinal) for unit in retry.units] == [(7, 4, 0), (8, 2, 25)]
+    assert [(unit.id, unit.samples, unit.first_ordinal) for unit in retry.units] == [(6, 5, 0), (7, 1, 26)]
     planned = [sample for unit in retry.units for sample in read_unit(storage, unit)]
     assert planned == [by_ordinal[ordinal] for ordinal in (0, 3, 4, 7, 25, 26)]
     assert planned[4].key == "000000__000000025"
     again = make_retry_plan(storage, [base, retry], iter([4]))
-    assert (again.generation, [unit.id for unit in again.units]) == (2, [9])
+    assert (again.generation, [unit.id for unit in again.units]) == (2, [8])
     assert load_plans(storage) == [base, retry, again]
     assert sorted(path.name for path in tmp_path.glob("plan.*")) == [
         "plan.parquet",

@@ -303,7 +303,12 @@ def test_random_access_refuses_another_place(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar)
     storage = open_storage(tmp_path)
     first, second = iter_samples(storage, "a.tar")
-    for offset, size in ((512, first.size), (0, first.size + second.size), (0, first.size - 512)):
+    for offset, size in (
+        (512, first.size),
+        (0, first.size + second.size),
+        (0, first.size - 512),
+        (second.offset, second.size + 512),
+    ):
         with pytest.raises(ShardError):
             read_sample(storage, "a.tar", offset, size)
 

@@ -295,6 +295,10 @@ def test_records(tmp_path):
     assert {f.shard for f in found if f.code == "file-stray"} == {"shards/000001.tar", "shards/000001.parquet"}
     record.write_bytes(whole)
     assert check(folder) == []
+    files = json.loads(whole)["files"]
+    edit_json(record, files={"shards/000001.tar": files["shards/000001.tar"]})
+    assert "record-form" in codes(check(folder))
+    record.write_bytes(whole)
     edit_json(folder / "commits" / "000000.json", rejects={"image-damaged": 1})
     assert codes(check(folder)) == {"counts"}
 
@@ -352,6 +356,14 @@ def test_retries_close_the_counts(tmp_path):
     assert codes(check(folder)) == {"counts"}
     write_plan(folder, {3: 1}, "plan.retry-1.parquet")
     assert codes(check(folder)) == {"plan-form"}
+
+
+def test_retries_of_what_was_not_rejected(tmp_path):
+    folder = make_dataset(tmp_path / "d", two_units())
+    write_plan(folder, {2: 1}, "plan.retry-1.parquet")
+    commit_unit(folder, 2, [make_sample(8)], [])
+    (folder / "dataset.json").unlink()
+    assert codes(check(folder)) == {"manifest-missing", "counts"}
 
 
 def test_a_key_that_two_shards_have(tmp_path):

@@ -95,7 +95,17 @@ def test_coco_bad_records_are_counted_and_good_ones_stay(tmp_path: Path):
 
 
 def test_coco_bad_boxes_and_categories(tmp_path: Path):
-    boxes = [[0, 0, 1], "0011", [0, 0, float("nan"), 1], [0, 0, -1, 1], [0, 0, True, 1], [0, 0, 10**400, 1], None]
+    boxes = [
+        [0, 0, 1],
+        "0011",
+        [0, 0, float("nan"), 1],
+        [float("nan"), 0, 1, 1],
+        [0, 0, float("inf"), 1],
+        [0, 0, -1, 1],
+        [0, 0, True, 1],
+        [0, 0, 10**400, 1],
+        None,
+    ]
     document = {
         "images": [{"id": 1, "file_name": "1.jpg"}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": " "}],

@@ -189,7 +189,7 @@ def test_damage_in_the_middle(tmp_path: Path):
 
 def test_forged_sizes(tmp_path: Path):
     header = bytearray(tarfile.TarInfo("b.jpg").tobuf())
-    header[124:136] = b"\xff" * 10 + b"\xf8\x00"  # base-256: -2048
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base-256: -512
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     path = tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.txt", b"a")])

@@ -129,6 +129,17 @@ def test_uploads_carry_a_checksum_for_the_server_to_verify(storage: Storage, pro
     assert all(found)
 
 
+def test_an_upload_that_arrives_cut_is_found(storage: Storage, proxy: FlakyProxy) -> None:
+    proxy.faults.append(Fault(of_method("PUT"), "shorten"))
+
+    def write() -> None:
+        with storage.new_file("file") as file:
+            file.write(bytes(1000))
+
+    with pytest.raises(StorageError, match="has 500 bytes in the store, but 1000 were sent"):
+        write()
+
+
 def test_a_store_that_ignores_conditions_is_found_out(
     server: S3Server, storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +246,7 @@ def test_markers_of_folders_are_not_files(server: S3Server, storage: Storage) ->
 def test_many_objects_are_listed_in_order(storage: Storage, proxy: FlakyProxy) -> None:
     names = [f"{number * 7919 % 1100:06d}" for number in range(1100)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: storage.write(f"many/{name}", b""), names))
+        list(pool.map(lambda name: storage.write(f"many/{name}", b"1"), names))
     for faults in ([], [Fault(of_method("GET"), "pass"), Fault(of_method("GET"), "cut", 2)]):
         proxy.faults[:] = faults
         assert [entry.path for entry in storage.list("many")] == sorted(f"many/{name}" for name in names)

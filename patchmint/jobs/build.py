@@ -65,7 +65,8 @@ def build_command(
 ) -> None:
     """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
     given = BuildConfig.load(config, settings)
-    _check_output(given.output.uri)
+    for key, uri in (("output.uri", given.output.uri), ("source.uri", given.source.uri)):
+        _check_lasting(key, uri)
     build_config = given.absolute()
     if build_config.notice:
         say(f"warning: {build_config.notice}")
@@ -93,11 +94,11 @@ def build_command(
         raise typer.Exit(1)
 
 
-def _check_output(uri: str) -> None:
+def _check_lasting(key: str, uri: str) -> None:
     """In a Ray job the current folder is the job's own copy of the working directory, which Ray deletes."""
     if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise ConfigError(
-            f"output.uri {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
+            f"{key} {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
             "absolute path that all machines mount, or a store such as s3://bucket/folder"
         )
 

@@ -25,7 +25,8 @@ class Metrics:
 
     def update(self, progress: Progress, result: UnitResult | None) -> None:
         """Take over what has happened since the last call."""
-        self._workers.set(progress.workers)
+        # Ray shows a driver's last values for a while after it has ended
+        self._workers.set(0 if progress.done == progress.units else progress.workers)
         if progress.queue_wait > self._seen_queue:
             self._queue.inc(progress.queue_wait - self._seen_queue)
             self._seen_queue = progress.queue_wait

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
-from patchmint.labelers.grounded_sam import GroundedSam
-from patchmint.labelers.grounding_dino import arch as dino_arch
-from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode
-from patchmint.labelers.grounding_dino.prompts import Vocabulary
-from patchmint.labelers.sam import arch as sam_arch
-from patchmint.labelers.sam import model as sam_model
-from patchmint.labelers.sam.masker import SamMasker
+from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.plugins import load_plugin
 from patchmint.types import Segmenter
-from patchmint.weights.loading import load_named
-from patchmint.weights.store import locate
 
 
 def build_segmenter(models: ModelsConfig, labels: LabelsConfig, device: str) -> Segmenter:
@@ -28,33 +18,7 @@ def build_segmenter(models: ModelsConfig, labels: LabelsConfig, device: str) -> 
     """
     if models.segmenter is not None:
         return cast(Segmenter, load_plugin("patchmint.segmenters", models.segmenter, Segmenter, device))
-    return GroundedSam(_detector(models, labels, device), _masker(models, labels, device))
+    # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
+    from patchmint.labelers.build_grounded_sam import build_grounded_sam
 
-
-def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> GroundingDino:
-    if models.detector == UNTRAINED:
-        model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
-    else:
-        model, arch = dino_model.load_grounding_dino(load_named(models.detector))
-    vocabulary = (
-        Vocabulary.of_characters()
-        if models.vocabulary == UNTRAINED
-        else Vocabulary.from_file(locate(models.vocabulary))
-    )
-    return GroundingDino(
-        model,
-        arch,
-        vocabulary,
-        prompt=PromptMode(labels.prompt),
-        box_threshold=labels.box_threshold,
-        text_threshold=labels.text_threshold,
-        device=device,
-    )
-
-
-def _masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> SamMasker:
-    if models.masker == UNTRAINED:
-        model = sam_model.untrained(sam_arch.TINY, seed=0)
-    else:
-        model = sam_model.load_sam(load_named(models.masker))
-    return SamMasker(model, device=device, coverage=labels.coverage)
+    return build_grounded_sam(models, labels, device)

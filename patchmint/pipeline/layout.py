@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from patchmint.config import AnnotatorConfig
 from patchmint.pipeline.annotate import AnnotationModels
+from patchmint.plugins import is_outside_tokenizer
 from patchmint.shards.keys import VQGAN, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 
 
 def layout_of(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
@@ -16,7 +16,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
     if models.tokenizer is not None:
         spec = models.tokenizer.spec
         tokens = TokensLayout(
-            member=VQGAN if isinstance(models.tokenizer, VqganTokenizer) else token_member(spec.name),
+            member=token_member(spec.name) if is_outside_tokenizer(config.models.tokenizer) else VQGAN,
             grid=spec.grid_shape,
             codebook_sizes=spec.codebook_sizes,
             preprocessing=spec.preprocessing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patchmint.config import UNTRAINED, AnnotatorConfig
 from patchmint.errors import WeightsMissingError
-from patchmint.plugins import plugin_names
+from patchmint.plugins import is_outside_tokenizer
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
 
@@ -17,7 +17,7 @@ def check_weights(config: AnnotatorConfig) -> None:
     """
     missing = []
     for role, name in config.models_used.items():
-        outside = role == "segmenter" or (role == "tokenizer" and name in plugin_names("patchmint.tokenizers"))
+        outside = role == "segmenter" or (role == "tokenizer" and is_outside_tokenizer(name))
         if name == UNTRAINED or outside:
             continue
         try:

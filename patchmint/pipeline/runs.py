@@ -40,7 +40,8 @@ class RunRecord:
         state: planning, building, finished, stopped.
         reason: why it stopped; empty unless it did.
         elapsed: seconds since it began to build.
-        rate: samples a second over the run, of all workers together.
+        busy: seconds from when the first worker had loaded its models to the last finished unit.
+        rate: samples a second of that time, of all workers together.
         progress: counts of this run.
     """
 
@@ -51,6 +52,7 @@ class RunRecord:
     state: str = "planning"
     reason: str = ""
     elapsed: float = 0.0
+    busy: float = 0.0
     rate: float = 0.0
     progress: dict[str, Any] = field(default_factory=dict)
     patchmint: str = __version__
@@ -64,6 +66,8 @@ class RunLog:
         self.record = RunRecord(run_id)
         self._storage = storage
         self._building_since = 0.0
+        self._busy_since = 0.0
+        self._done = 0
         self._written = 0.0
 
     def building(self) -> None:
@@ -93,7 +97,12 @@ class RunLog:
 
     def _count(self, progress: Progress) -> None:
         self.record.elapsed = round(time.monotonic() - self._building_since, 3)
-        self.record.rate = round(progress.samples / max(self.record.elapsed, 1e-9), 3)
+        if progress.workers and not self._busy_since:
+            self._busy_since = time.monotonic()
+        if progress.done != self._done:
+            self._done = progress.done
+            self.record.busy = round(time.monotonic() - self._busy_since, 3)
+        self.record.rate = round(progress.samples / max(self.record.busy, 1e-9), 3)
         self.record.progress = asdict(progress)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
-from patchmint.plugins import load_plugin, plugin_names
-from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
+from patchmint.plugins import is_outside_tokenizer, load_plugin
 from patchmint.types import Tokenizer
 from patchmint.weights.loading import load_named
 
@@ -23,8 +22,11 @@ def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> 
         ConfigError: a setting doesn't fit the model.
     """
     name = models.tokenizer
-    if name in plugin_names("patchmint.tokenizers"):
+    if is_outside_tokenizer(name):
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
+    # taming's classes take seconds to import, which a build with an outside tokenizer need not wait for
+    from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
+
     model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)

@@ -40,20 +40,20 @@ class Reader:
     Attributes:
         name: of its script and its requirements.
         own: it has an environment of its own; otherwise the main one is used.
-        torch: that environment also sees the main one's packages, whose torch it needs.
+        on_main: that environment also sees the main one's packages: torch and Ray are too big to install twice.
     """
 
     name: str
     own: bool = False
-    torch: bool = False
+    on_main: bool = False
 
 
 READERS = (
     Reader("webdataset"),
-    Reader("ray"),
+    Reader("ray", own=True, on_main=True),
     Reader("datasets", own=True),
-    Reader("wids", own=True, torch=True),
-    Reader("energon", own=True, torch=True),
+    Reader("wids", own=True, on_main=True),
+    Reader("energon", own=True, on_main=True),
 )
 
 
@@ -73,7 +73,8 @@ def main() -> int:
         for reader in READERS:
             if options.readers and reader.name not in options.readers:
                 continue
-            trouble = read(reader, environment(reader, options.environments), dataset, expected)
+            python = environment(reader, options.environments)
+            trouble = read(reader, python, dataset, expected, home=Path(folder))
             failed |= bool(trouble)
             table.add_row(reader.name, trouble or "reads them all")
     Console().print(table)
@@ -125,7 +126,7 @@ def environment(reader: Reader, folder: Path) -> Path:
     subprocess.run(
         [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--require-hashes", "-r", lock], check=True
     )
-    if reader.torch:
+    if reader.on_main:
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"
         packages = home / "lib" / name / "site-packages"
         (packages / "main.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -133,12 +134,15 @@ def environment(reader: Reader, folder: Path) -> Path:
     return python
 
 
-def read(reader: Reader, python: Path, dataset: Path, expected: Path) -> str:
-    """Run a reader's script; what it ended with if it isn't content."""
+def read(reader: Reader, python: Path, dataset: Path, expected: Path, home: Path) -> str:
+    """Run a reader's script; what it ended with if it isn't content.
+
+    Its home is a temporary folder: Ray writes a token there, others their caches.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [python, HERE / f"read_{reader.name}.py", dataset, expected],
-        env={**variables, "HF_HUB_OFFLINE": "1", "WIDS_VERBOSE": "0"},
+        env={**variables, "HOME": str(home), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=600,

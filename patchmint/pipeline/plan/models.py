@@ -11,7 +11,7 @@ from pathlib import Path
 
 from patchmint.config import UNTRAINED, AnnotatorConfig
 from patchmint.errors import BuildError, PluginError, WeightsMissingError
-from patchmint.plugins import Group, plugin_names
+from patchmint.plugins import Group, is_outside_tokenizer, plugin_names
 from patchmint.version import __version__
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate, sha256_of
@@ -102,7 +102,7 @@ def library_versions() -> dict[str, str]:
 def _record(role: str, name: str) -> ModelRecord:
     if role == "segmenter":
         return _plugin_record(role, name, "patchmint.segmenters")
-    if role == "tokenizer" and name in plugin_names("patchmint.tokenizers"):
+    if role == "tokenizer" and is_outside_tokenizer(name):
         return _plugin_record(role, name, "patchmint.tokenizers")
     if name == UNTRAINED:
         return ModelRecord(role, name)

@@ -12,10 +12,16 @@ from patchmint.config.sources import (
     VisualGenomeSourceConfig,
     WebDatasetSourceConfig,
 )
-from patchmint.pipeline.sources import llava, parquet, references, visual_genome, webdataset
 from patchmint.pipeline.sources.base import Source, check_root
 from patchmint.pipeline.sources.coco import CocoSource
 from patchmint.pipeline.sources.folder import FolderSource
+from patchmint.pipeline.sources.llava import LlavaSource
+from patchmint.pipeline.sources.parquet import ParquetSource
+from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
+from patchmint.pipeline.sources.references import ReferencesSource
+from patchmint.pipeline.sources.visual_genome import VisualGenomeSource
+from patchmint.pipeline.sources.webdataset import WebDatasetSource
+from patchmint.pipeline.sources.webdataset import split_uri as split_tar_uri
 from patchmint.storage import open_storage
 
 
@@ -29,23 +35,23 @@ def open_source(config: SourceConfig) -> Source:
     root = config.uri
     match config:
         case WebDatasetSourceConfig():
-            root, _ = webdataset.split_uri(config.uri)
+            root, _ = split_tar_uri(config.uri)
         case ParquetSourceConfig():
-            root, _ = parquet.split_uri(config.uri)
+            root, _ = split_parquet_uri(config.uri)
     storage = open_storage(root)
     check_root(storage)
     match config:
         case FolderSourceConfig():
             return FolderSource(config, storage)
         case WebDatasetSourceConfig():
-            return webdataset.WebDatasetSource(config, storage)
+            return WebDatasetSource(config, storage)
         case CocoSourceConfig():
             return CocoSource(config, storage)
         case VisualGenomeSourceConfig():
-            return visual_genome.VisualGenomeSource(config, storage)
+            return VisualGenomeSource(config, storage)
         case ReferencesSourceConfig():
-            return references.ReferencesSource(config, storage)
+            return ReferencesSource(config, storage)
         case LlavaSourceConfig():
-            return llava.LlavaSource(config, storage)
+            return LlavaSource(config, storage)
         case ParquetSourceConfig():
-            return parquet.ParquetSource(config, storage)
+            return ParquetSource(config, storage)

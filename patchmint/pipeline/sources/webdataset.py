@@ -165,13 +165,12 @@ def _members(file: BinaryIO, shown: str) -> Iterator[tuple[tarfile.TarInfo, int]
             "take it out of the folder"
         ) from error
     while True:
-        before = tar.offset
         try:
             member = tar.next()
         except (tarfile.TarError, EOFError, ValueError, OverflowError):
             return
-        # a forged negative size would lead back to headers that were read already
-        if member is None or member.size < 0 or tar.offset < before:
+        # a forged negative size leads back to the same header, again and again
+        if member is None or member.size < 0:
             return
         tar.members = []  # type: ignore[attr-defined]  # every header is kept, a gigabyte in a big tar
         yield member, tar.offset

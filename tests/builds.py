@@ -1,0 +1,268 @@
+"""Whole builds for tests: as subprocesses of the command line, and in this process, with models that cost nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+STAND_IN = Path(__file__).parent / "stand_in"
+
+
+# ------------------------------------------------------------------------------------------------- input, config
+
+
+def make_input(folder, texts, damaged=()):
+    """Small photographs, a text beside each; those at the places in `damaged` are cut off."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for place, text in enumerate(texts):
+        path = folder / f"{place:03d}.jpg"
+        Image.fromarray(rng.integers(0, 255, (40 + place % 9, 50, 3), dtype=np.uint8)).save(path, quality=80)
+        if place in damaged:
+            path.write_bytes(path.read_bytes()[:300])
+        path.with_suffix(".txt").write_text(text)
+    return folder
+
+
+def make_config(path, source, out, **changes):
+    """A config file; JSON is YAML."""
+    config = {
+        "source": {"kind": "folder", "uri": str(source)},
+        "output": {"uri": str(out), "samples_per_shard": 5},
+        "models": {"segmenter": "stand-in", "tokenizer": "stand-in"},
+        "runner": {"kind": "local", "num_cpus": 1, "device": "cpu", "batch_size": 2},
+    } | changes
+    path.write_text(json.dumps(config))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- as a command
+
+
+def start(config, out, *options, **environment):
+    """Start a build in a session of its own, so that all its processes can be found and signalled together."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options],
+        env=os.environ | {"PYTHONPATH": str(STAND_IN)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(build, rc):
+    """Wait for a build to end with this code; what it said on stderr."""
+    try:
+        said, complaints = build.communicate(timeout=240)
+    finally:
+        slay(build)
+    assert build.returncode == rc, f"{build.returncode} instead of {rc}: {said}\n{complaints}"
+    return complaints
+
+
+def run(config, out, *options, rc=0, **environment):
+    """A build from start to end."""
+    return ended(start(config, out, *options, **environment), rc)
+
+
+def slay(build):
+    """Leave nothing running, whatever a test has found."""
+    if members(build):
+        os.killpg(build.pid, signal.SIGKILL)
+
+
+def members(build):
+    """The living processes of a build: driver, workers, helpers of multiprocessing. State by pid."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if int(fields[3]) == build.pid and fields[0] not in "ZX":
+            found[int(stat.parent.name)] = fields[0]
+    return found
+
+
+def wait_until(condition, seconds=60):
+    """Wait for something to become true; False if it doesn't in this time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_mid_shard(out):
+    """Whether a worker has begun a shard that isn't committed."""
+    return any((out / "attempts").glob("*/*.tar"))
+
+
+# ------------------------------------------------------------------------------------------------- what a build leaves
+
+
+def digests(out):
+    """SHA-256 of everything that may not vary from run to run; a file that isn't there has none."""
+    paths = [*out.glob("shards/*"), *out.glob("rejects/*"), *out.glob("plan/*"), *out.glob("plan*.parquet")]
+    paths += out.glob("dataset.json")
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def committed(out):
+    """The parsed commit records by unit."""
+    return {int(path.stem): json.loads(path.read_bytes()) for path in out.glob("commits/*.json")}
+
+
+def leftovers(out):
+    """What a finished build may not leave: attempts, temporary files, a lease, files without a purpose."""
+    rooms = {"shards", "rejects", "plan", "commits", "runs"}
+    wanted = {"plan.parquet", "dataset.json", *rooms}
+    found = {path.relative_to(out) for path in out.rglob("*")}
+    return sorted(
+        str(path) for path in found if path.parts[0] not in wanted or path.name.startswith(".") or len(path.parts) > 2
+    )
+
+
+def check_half_done(out, expected):
+    """At any moment: what is published is committed and has its final bytes."""
+    there = digests(out)
+    assert there.items() <= expected.items(), there
+    units = {int(Path(path).stem) for path in there if path.startswith(("shards/", "rejects/"))}
+    assert units <= committed(out).keys(), f"published without a record: {units}"
+
+
+def check_files(out, expected):
+    """In the end: these files with these bytes, a record a unit, nothing else."""
+    assert digests(out) == expected
+    assert leftovers(out) == []
+    records = committed(out)
+    assert sorted(records) == list(range(len(records)))
+    for record in records.values():
+        assert record["planned"] == record["written"] + sum(record["rejects"].values())
+        for path, file in record["files"].items():
+            assert file["sha256"] == expected[path], path
+    named = {path for record in records.values() for path in record["files"]}
+    assert named == {path for path in expected if path.startswith(("shards/", "rejects/"))}
+
+
+def check_finished(out, expected, planned, rejects):
+    """`check_files`, and what `patchmint status` and `patchmint inspect verify` say."""
+    check_files(out, expected)
+    status = _asked("status", out, "--json")
+    assert status["state"] == "finished"
+    assert status["rejects"] == rejects
+    assert (status["planned"], status["left"], status["driver"]) == (planned, 0, {})
+    assert status["planned"] == status["written"] + status["rejected"]
+    assert _asked("inspect", "verify", out, "--json")["findings"] == []
+
+
+def _asked(*arguments):
+    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+# ------------------------------------------------------------------------------------------------- in this process
+
+
+class Quiet:
+    """A reporter that shows nothing."""
+
+    def planned(self, samples):
+        """Nothing."""
+
+    def started(self, plan, units, done):
+        """Nothing."""
+
+    def progress(self, progress, result):
+        """Nothing."""
+
+    def warn(self, line):
+        """Nothing."""
+
+
+class SameProcess:
+    """A pool of one worker, which is the driver's own process: who kills one kills both."""
+
+    def __init__(self, settings):
+        self._settings = settings
+        self._worker = None
+        self._events = []
+
+    def start(self, workers):
+        from patchmint.pipeline.orders import Ready
+        from patchmint.pipeline.work import Worker
+
+        self._worker = Worker(self._settings, "cpu", 1)
+        self._events.append(Ready(0, self._worker.info))
+
+    def submit(self, worker, order):
+        from patchmint.errors import StorageError
+        from patchmint.pipeline.orders import Done, Failed
+
+        try:
+            self._events.append(Done(worker, self._worker.do(order)))
+        except StorageError as error:
+            self._events.append(Failed(worker, transient=True, message=str(error)))
+
+    def wait(self, seconds):
+        events, self._events = self._events, []
+        return events
+
+    def retire(self, worker):
+        """There is nothing to end."""
+
+    def stop(self):
+        """There is nothing to end."""
+
+
+def build_here(config, out):
+    """Build with driver and worker in this process."""
+    from patchmint.config.build import BuildConfig
+    from patchmint.pipeline.driver import build
+
+    given = BuildConfig.load(config, {"output.uri": str(out)})
+    return build(given, SameProcess, min_workers=1, max_workers=1, reporter=Quiet())
+
+
+def warm_up():
+    """Import what builds need, so that forks of this process don't have to; start no thread."""
+    sys.path.insert(0, str(STAND_IN))
+    import stand_in_models  # noqa: F401 (a build finds it through its entry point)
+
+    import patchmint.pipeline.driver
+    import patchmint.pipeline.work
+    import patchmint.shards.verify  # noqa: F401
+
+
+def fork(work):
+    """Do it in a child, which ends with 0, or with 1 after an exception. Returns its pid."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_code(pid):
+    """Wait for a forked child; minus the signal's number if one has ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,0 +1,264 @@
+"""Builds on this machine, as users start them: real files in, verified shards out, nothing lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from patchmint.shards.reader import iter_samples
+from patchmint.storage import open_storage
+
+ROOT = Path(__file__).parent.parent
+STAND_IN = ROOT / "tests" / "stand_in"
+
+
+def patchmint(*arguments, rc=0, **environment):
+    """Run the command line as a user does; what it printed."""
+    env = os.environ | {"PYTHONPATH": str(STAND_IN)} | environment
+    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+def stand_in_config(tmp_path, folder, **changes):
+    """A config with models that cost nothing; JSON is YAML."""
+    config = {
+        "source": {"kind": "folder", "uri": str(folder)},
+        "output": {"uri": str(tmp_path / "out"), "samples_per_shard": 7},
+        "models": {"segmenter": "stand-in", "tokenizer": "stand-in"},
+        "runner": {"kind": "local", "num_cpus": 1, "device": "cpu", "batch_size": 4},
+    } | changes
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def digests(out):
+    """sha256 of everything that may not vary between builds."""
+    files = [*out.glob("shards/*"), *out.glob("rejects/*"), *out.glob("plan*.parquet"), out / "dataset.json"]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def fill(folder, count, captions=None):
+    """Small photographs with captions beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (40 + number % 9, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.jpg", quality=80)
+        (folder / f"{number:03d}.txt").write_text((captions or {}).get(number, f"thing number {number}"))
+    return folder
+
+
+def rejects(out):
+    """Reason by original id."""
+    rows = [row for path in sorted(out.glob("rejects/*")) for row in pq.read_table(path).to_pylist()]
+    return {row["id"]: row["reason"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """The bundled photographs, in both forms."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for kind in ("coco", "img2dataset"):
+        command = [sys.executable, str(ROOT / "examples" / "photographs.py"), str(folder / kind), "--format", kind]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def test_photographs_as_coco_captions_through_real_models(photographs, tmp_path):
+    out = tmp_path / "out"
+    source = photographs / "coco"
+    options = ["--source.uri", source, "--output.uri", out, "--runner.num-cpus", "2"]
+    done = patchmint("build", ROOT / "examples" / "quickstart.yaml", *options)
+    assert "15 planned = 15 written + 0 rejected" in done.stdout
+    assert "untrained" in done.stderr
+    patchmint("inspect", "verify", out, "--deep")
+    samples = [sample for n in range(3) for sample in iter_samples(open_storage(out), f"shards/{n:06d}.tar")]
+    assert len(samples) == 15
+    assert [sample.document.texts for sample in samples][2] == (
+        "a ginger cat looks at the camera",
+        "the whiskers and green eyes of a cat",
+    )
+    annotations = json.loads((source / "annotations" / "captions_train2017.json").read_text())
+    for sample, entry in zip(samples, annotations["images"], strict=True):
+        assert sample.image == (source / "train2017" / entry["file_name"]).read_bytes()
+        assert (sample.document.image.width, sample.document.image.height) == (entry["width"], entry["height"])
+        assert sample.selector.shape == (len(sample.document.texts), 24, 24)
+    assert max(sample.selector.max() for sample in samples) == 1
+
+
+def test_a_build_labels_as_the_api_does(photographs, tmp_path):
+    """One code path: what a shard holds is what `Annotator` says of the same image and texts."""
+    from patchmint import Annotator
+
+    out = tmp_path / "out"
+    tar = photographs / "img2dataset" / "{00000..00000}.tar"
+    options = ["--source.uri", tar, "--output.uri", out, "--source.kind", "webdataset"]
+    patchmint("build", "--models", "untrained-tiny", *options, "--runner.num-cpus", "2", "--runner.batch-size", "1")
+    with pytest.warns(UserWarning, match="untrained"):
+        annotator = Annotator.from_preset("untrained-tiny", device="cpu")
+    samples = list(iter_samples(open_storage(out), "shards/000000.tar"))
+    assert len(samples) == 6
+    for sample in samples[:3]:
+        annotation = annotator.annotate(sample.image, list(sample.document.texts))
+        assert np.array_equal(annotation.coverage, sample.coverage)
+        assert np.array_equal(annotation.codes, sample.codes)
+        assert [phrase.text for phrase in annotation.phrases] == [phrase.text for phrase in sample.document.phrases]
+
+
+def test_img2dataset_tars_end_verified_and_the_same_bytes_with_other_workers(photographs, tmp_path):
+    source = {"kind": "webdataset", "uri": str(photographs / "img2dataset")}
+    config = stand_in_config(tmp_path, "", source=source)
+    patchmint("build", config)
+    patchmint("inspect", "verify", tmp_path / "out", "--deep")
+    patchmint("build", config, "--output.uri", tmp_path / "again", "--runner.workers", "2")
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")
+    assert len(digests(tmp_path / "out")) == 3 * 2 + 1 + 1
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory):
+    """A build of a folder with everything that goes wrong in one sample."""
+    tmp_path = tmp_path_factory.mktemp("rough")
+    source = fill(tmp_path / "in", 40, {3: "KILL me", 5: "a CROWD", 6: "ALONE", 9: "   ", 12: "\x1b[31mred\x07"})
+    (source / "010.jpg").write_bytes((source / "010.jpg").read_bytes()[:300])
+    (source / "011.jpg").write_bytes(b"<html>not found</html>")
+    (source / "013.txt").unlink()
+    Image.new("1", (12_000, 9_000)).save(source / "bomb.png")
+    (source / "bomb.txt").write_text("too large")
+    (source / "Sub Dir.v1").mkdir()
+    for name in ("A.b.jpg", "a_b.jpg"):
+        shutil.copy(source / "000.jpg", source / "Sub Dir.v1" / name)
+        (source / "Sub Dir.v1" / name).with_suffix(".txt").write_text("dots and capitals")
+    config = stand_in_config(tmp_path, source, limits={"max_reject_share": 0.5})
+    done = patchmint("build", config, "--json")
+    return config, tmp_path / "out", done
+
+
+def test_every_bad_sample_is_rejected_alone_with_its_reason(rough):
+    _, out, done = rough
+    found = {key.rsplit("/")[-1].removesuffix(".jpg"): reason for key, reason in rejects(out).items()}
+    assert found == {
+        "003": "kills-worker",
+        "006": "out-of-memory",
+        "009": found["009"],
+        "010": "image-damaged",
+        "011": "image-damaged",
+        "013": "text-missing",
+        "bomb.png": "image-too-large",
+    }
+    assert found["009"] in ("text-empty", "text-missing")
+    report = json.loads(done.stdout)
+    assert (report["planned"], report["written"], report["rejected"], report["missing"]) == (43, 36, 7, 0)
+    assert "worker died" in done.stderr
+    patchmint("inspect", "verify", out)
+
+
+def test_keys_are_lawful_and_unique_and_the_id_is_kept(rough):
+    _, out, _ = rough
+    rows = [row for path in sorted(out.glob("shards/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    keys = [row["key"] for row in rows]
+    assert len(set(keys)) == len(keys) == 36
+    assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for key in keys)
+    assert {row["id"] for row in rows} >= {"Sub Dir.v1/A.b.jpg", "Sub Dir.v1/a_b.jpg"}
+
+
+def test_status_tells_the_same_and_hides_nothing(rough):
+    _, out, _ = rough
+    status = json.loads(patchmint("status", out, "--json").stdout)
+    assert status["state"] == "finished"
+    assert status["planned"] == status["written"] + status["rejected"] == 43
+    assert status["rejects"]["kills-worker"] == 1
+    assert "kills-worker" in patchmint("status", out).stdout
+
+
+def test_the_same_command_again_does_nothing_twice(rough):
+    config, out, _ = rough
+    before = digests(out)
+    report = json.loads(patchmint("build", config, "--json").stdout)
+    assert report["done_before"] == report["units"]
+    assert digests(out) == before
+
+
+def test_another_config_in_the_same_output_is_refused(rough):
+    config, out, _ = rough
+    done = patchmint("build", config, "--labels.min-coverage", "0.3", rc=2)
+    assert "labels.min_coverage: 0.0 there, 0.3 here" in done.stderr
+    assert (out / "dataset.json").exists()
+
+
+def test_mended_samples_are_taken_up_in_new_shards(tmp_path):
+    source = fill(tmp_path / "in", 16)
+    damaged = (source / "004.jpg").read_bytes()
+    (source / "004.jpg").write_bytes(damaged[:200])
+    (source / "011.jpg").write_bytes(b"")
+    config = stand_in_config(tmp_path, source)
+    out = tmp_path / "out"
+    patchmint("build", config)
+    before = digests(out)
+    (source / "004.jpg").write_bytes(damaged)
+    report = json.loads(patchmint("build", config, "--retry-failed", "--json").stdout)
+    assert (report["planned"], report["written"], report["rejects"]) == (16, 15, {"image-damaged": 1})
+    after = digests(out)
+    assert {path: digest for path, digest in before.items() if path != "dataset.json"}.items() <= after.items()
+    assert "shards/000003.tar" in after
+    patchmint("inspect", "verify", out)
+    status = json.loads(patchmint("status", out, "--json").stdout)
+    assert (status["planned"], status["written"], status["rejected"]) == (16, 15, 1)
+
+
+def test_memory_for_two_images_is_enough_for_all(tmp_path):
+    source = fill(tmp_path / "in", 12, dict.fromkeys(range(12), "a CROWD of things"))
+    config = stand_in_config(tmp_path, source)
+    assert "12 planned = 12 written + 0 rejected" in patchmint("build", config, "--runner.batch-size", "8").stdout
+
+
+def test_a_wrong_config_does_not_eat_a_data_set(tmp_path):
+    source = fill(tmp_path / "in", 60)
+    for number in range(30):
+        (source / f"{number:03d}.jpg").write_bytes(b"nothing")
+    config = stand_in_config(tmp_path, source)
+    done = patchmint("build", config, rc=1)
+    assert "max_reject_share" in done.stderr
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    patchmint("build", config, rc=1)  # at once again, and not one unit further
+    assert "30 rejected" in patchmint("build", config, "--limits.max-reject-share", "1").stdout
+
+
+def test_dry_run_tells_and_writes_nothing(tmp_path):
+    config = stand_in_config(tmp_path, fill(tmp_path / "in", 9))
+    told = json.loads(patchmint("build", config, "--dry-run", "--json").stdout)
+    assert (told["samples"], told["units"], told["texts"]) == (9, 2, 9)
+    assert told["output_bytes"] > told["image_bytes"] > 0
+    assert not (tmp_path / "out").exists()
+    assert "9 with 9 texts, in 2 units" in patchmint("build", config, "--dry-run").stdout
+
+
+def test_mistakes_are_named_with_the_right_name(tmp_path):
+    config = stand_in_config(tmp_path, tmp_path, limits={"max_reject_shar": 0.1})
+    assert "did you mean 'max_reject_share'" in patchmint("build", config, rc=2).stderr
+    assert "no folder" in patchmint("build", stand_in_config(tmp_path, tmp_path / "no"), rc=2).stderr
+    assert "--dry-run" in patchmint("build", "--help").stdout
+    patchmint("status", tmp_path, rc=2)
+
+
+def test_doctor_says_what_fails_and_what_mends_it(tmp_path):
+    config = stand_in_config(tmp_path, tmp_path, models="official")
+    done = patchmint("doctor", config, "--json", rc=1, PATCHMINT_WEIGHTS=str(tmp_path / "none"))
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert found["model files"]["status"] == "fail"
+    assert found["model files"]["remedy"].startswith("patchmint models pull groundingdino-swint-ogc")
+    assert found["torch"]["status"] == found["output"]["status"] == "ok"
+    assert found["Ray cluster"]["remedy"]

@@ -1,0 +1,314 @@
+"""Builds that are killed, stopped or run out of disk anywhere: the same command again ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import builds
+import pyarrow.parquet as pq
+import pytest
+
+SCRIPTS = 4
+"""How many scripts share the steps: a driver that takes over a lease sleeps half a second."""
+TEXTS = [f"thing number {place}" for place in range(15)]
+DAMAGED = (2,)
+REJECTS = {"image-damaged": 1}
+
+
+# ------------------------------------------------------------------------------------------------- forked in a script
+
+# Some hundred kills would take an hour if each driver imported torch anew. A script imports it once and forks a child
+# for each build, with the real driver and worker in it, on real files, and SIGKILL kills the child.
+
+
+def killed_at_every_step(config, whole, folder, scene, share):
+    """Kill a build at each step in turn, go on with it, compare; returns the number of the steps of all shares.
+
+    Args:
+        config: of the build.
+        whole: output of an undisturbed one.
+        folder: for the outputs.
+        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published.
+        share: which of the steps, modulo SCRIPTS.
+    """
+    expected = builds.digests(whole)
+    begun = folder / "begun"
+    if scene == "committed":
+        assert builds.exit_code(builds.fork(lambda: _killed_when_committed(config, begun))) == -signal.SIGKILL
+        assert (begun / "commits" / "000001.json").exists()
+        assert not (begun / "shards" / "000001.tar").exists()
+    total = _count_steps(config, folder, scene, begun)
+    for number in range(share, total, SCRIPTS):
+        out = folder / f"{number}"
+        if scene == "committed":
+            shutil.copytree(begun, out)
+        assert builds.exit_code(builds.fork(lambda: _killed(config, out, number))) == -signal.SIGKILL, number
+        assert builds.exit_code(builds.fork(lambda: _gone_on(config, out, expected))) == 0, number
+        shutil.rmtree(out)
+    return total
+
+
+def _killed(config, out, number):
+    """Kill this process before its step of that number, which is also after the one before."""
+    import faults
+
+    steps = 0
+
+    def on_step(when, name):
+        nonlocal steps
+        if when == "before":
+            if steps == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            steps += 1
+
+    faults.watch(on_step)
+    builds.build_here(config, out)
+
+
+def _killed_when_committed(config, out):
+    import faults
+
+    def on_step(when, name):
+        if (when, name) == ("after", "link") and (out / "commits" / "000001.json").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.watch(on_step)
+    builds.build_here(config, out)
+
+
+def _gone_on(config, out, expected):
+    from patchmint.shards.verify import verify
+    from patchmint.storage import open_storage
+
+    builds.check_half_done(out, expected)
+    report = builds.build_here(config, out)
+    assert (report.planned, report.written, report.rejects, report.missing) == (15, 14, REJECTS, 0)
+    builds.check_files(out, expected)
+    assert list(verify(open_storage(out))) == []
+
+
+def _count_steps(config, folder, scene, begun):
+    """All of a fresh build; of one that goes on, those before it writes a shard: the others are the same."""
+    out, counted = folder / "counted", folder / "steps"
+    if scene == "committed":
+        shutil.copytree(begun, out)
+
+    def count():
+        import faults
+
+        steps = []
+        faults.watch(lambda when, name: steps.append(name) if when == "before" else None)
+        builds.build_here(config, out)
+        counted.write_text(str(len(steps) if scene == "fresh" else steps.index("write")))
+
+    assert builds.exit_code(builds.fork(count)) == 0
+    return int(counted.read_text())
+
+
+def full_at_any_moment(config, whole, folder):
+    """Build on a disk of each size that is too small, then make it larger and go on; returns the number of sizes."""
+    expected = builds.digests(whole)
+    out = folder / "out"
+    out.mkdir()
+    for number in range(200):
+        size = f"size={(1 + 3 * number) * 4}k"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(out)], check=True)
+        try:
+            if builds.exit_code(builds.fork(lambda: _full(config, out))) == 0:
+                return number
+            subprocess.run(["mount", "-o", "remount,size=8m", str(out)], check=True)
+            assert builds.exit_code(builds.fork(lambda: _gone_on(config, out, expected))) == 0, size
+        finally:
+            subprocess.run(["umount", str(out)], check=True)
+    raise AssertionError("the disk is always full")
+
+
+def _full(config, out):
+    from patchmint.errors import BuildError, StorageError
+
+    try:
+        builds.build_here(config, out)
+    except (BuildError, StorageError) as error:
+        os._exit(3 if "the disk is full" in str(error) else 4)
+
+
+def in_a_script(*arguments):
+    """Start one of the functions above in a process without threads."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(script):
+    """What a script has counted."""
+    said, complaints = script.communicate(timeout=500)
+    assert script.returncode == 0, said + complaints[-6000:]
+    return int(said)
+
+
+# ------------------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A config, and the output of a build that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = builds.make_input(folder / "in", TEXTS, DAMAGED)
+    config = builds.make_config(folder / "config.yaml", source, folder / "out")
+    builds.run(config, folder / "out")
+    builds.check_finished(folder / "out", builds.digests(folder / "out"), 15, REJECTS)
+    return config, folder / "out"
+
+
+@pytest.mark.parametrize(("scene", "least"), [("fresh", 120), ("committed", 15)])
+def test_killed_at_every_step(undisturbed, tmp_path, scene, least):
+    scripts = []
+    for share in range(SCRIPTS):
+        (tmp_path / str(share)).mkdir()
+        scripts.append(in_a_script("killed", *undisturbed, tmp_path / str(share), scene, share))
+    assert min(answer(script) for script in scripts) >= least
+
+
+def go_on(undisturbed, outs):
+    """The same command again, in several outputs at once; each must end as if nothing had happened."""
+    config, whole = undisturbed
+    expected = builds.digests(whole)
+    for out in outs:
+        builds.check_half_done(out, expected)
+    said = [builds.ended(build, 0) for build in [builds.start(config, out) for out in outs]]
+    for out in outs:
+        builds.check_finished(out, expected, 15, REJECTS)
+    return said
+
+
+def broken(undisturbed, tmp_path, steps):
+    """Builds in which something happens in the worker at a step; the outputs and the builds."""
+    outs = [tmp_path / step.replace(" ", "-") for step in steps]
+    started = [
+        builds.start(
+            undisturbed[0], out, STAND_IN_FAULT="faults", STAND_IN_STEP=step, STAND_IN_ONCE=str(out.with_suffix(".hit"))
+        )
+        for step, out in zip(steps, outs, strict=True)
+    ]
+    return outs, started
+
+
+def test_driver_and_worker_killed_at_steps_of_the_commit(undisturbed, tmp_path):
+    steps = [f"kill-both {step}" for step in ("before write 9", "before link 2", "after link 2", "after rename 4")]
+    outs, started = broken(undisturbed, tmp_path, steps)
+    for build in started:
+        builds.ended(build, -signal.SIGKILL)
+    assert [len(builds.committed(out)) for out in outs] == [1, 1, 2, 2]
+    go_on(undisturbed, outs)
+
+
+def test_a_killed_worker_is_replaced_in_the_same_run(undisturbed, tmp_path):
+    steps = [f"kill-worker {step}" for step in ("before write 9", "before link 2", "after link 2", "after rename 4")]
+    outs, started = broken(undisturbed, tmp_path, steps)
+    for build, out in zip(started, outs, strict=True):
+        assert "a worker died at unit 000001, and is replaced; the unit is tried again" in builds.ended(build, 0)
+        assert out.with_suffix(".hit").exists()
+        builds.check_finished(out, builds.digests(undisturbed[1]), 15, REJECTS)
+
+
+def test_signals_in_the_middle_of_a_shard(undisturbed, tmp_path):
+    config, whole = undisturbed
+    outs = {sent: tmp_path / sent.name for sent in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
+    started = {sent: builds.start(config, out, STAND_IN_SLEEP="1") for sent, out in outs.items()}
+    for sent, build in started.items():
+        assert builds.wait_until(lambda out=outs[sent]: builds.is_mid_shard(out))
+        assert len(builds.members(build)) > 1
+        # Ctrl-C in a terminal reaches every process of the group
+        (os.killpg if sent == signal.SIGINT else os.kill)(build.pid, sent)
+    for sent, build in started.items():
+        build.wait(30)
+        assert builds.wait_until(lambda build=build: not builds.members(build), 10), "its worker goes on without it"
+        said = builds.ended(build, -sent if sent == signal.SIGKILL else 128 + sent)
+        if sent != signal.SIGKILL:
+            assert f"stopped by {sent.name}; the same command goes on where it stopped" in said
+            assert not (outs[sent] / "attempts").exists()
+            assert not (outs[sent] / "lease.json").exists()
+    assert builds.is_mid_shard(outs[signal.SIGKILL])
+    said = go_on(undisturbed, outs.values())
+    assert "is dead; taking over" in said[0]
+    assert "watching for" not in said[0], "it waits although the dead driver is known to be dead"
+
+
+@pytest.fixture
+def disks(tmp_path):
+    """Makes small disks."""
+    mounted = []
+
+    def make(name, size):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"small disks can't be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_the_disk_fills_anywhere(undisturbed, tmp_path, disks):
+    disks("try", "1m")
+    (tmp_path / "outs").mkdir()
+    assert answer(in_a_script("full", *undisturbed, tmp_path / "outs")) >= 8
+
+
+def test_the_disk_fills_in_the_middle_of_a_shard(undisturbed, tmp_path, disks):
+    """With images so large that buffers don't hide it until the end."""
+    source = builds.make_input(tmp_path / "in", TEXTS, DAMAGED)
+    for path in source.glob("*.jpg"):
+        path.write_bytes(path.read_bytes() + os.urandom(400_000))
+    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "whole")
+    builds.run(config, tmp_path / "whole")
+    out = disks("disk", "3m")
+    said = builds.run(config, out, rc=1)
+    assert "the disk is full" in said.splitlines()[-1]
+    assert not (out / "attempts").exists()
+    assert not (out / "lease.json").exists()
+    expected = builds.digests(tmp_path / "whole")
+    builds.check_half_done(out, expected)
+    assert len(builds.committed(out)) == 1
+    subprocess.run(["mount", "-o", "remount,size=20m", str(out)], check=True)
+    builds.run(config, out)
+    builds.check_finished(out, expected, 15, REJECTS)
+
+
+def rejected(out):
+    """(id, stage, reason) of every reject."""
+    rows = [row for path in sorted(out.glob("rejects/*")) for row in pq.read_table(path).to_pylist()]
+    return [(row["id"], row["stage"], row["reason"]) for row in rows]
+
+
+@pytest.mark.parametrize("killers", [(22,), (0, 16, 19, 39)], ids=["one", "first, last and two of a unit"])
+def test_samples_that_kill_are_rejected_alone(tmp_path, killers):
+    texts = ["KILL me" if place in killers else f"thing number {place}" for place in range(40)]
+    source = builds.make_input(tmp_path / "in", texts)
+    outs = [tmp_path / f"workers-{count}" for count in (1, 2)]
+    config = builds.make_config(tmp_path / "config.yaml", source, outs[0])
+    started = [builds.start(config, out, f"--runner.workers={count}") for count, out in enumerate(outs, 1)]
+    for build, out in zip(started, outs, strict=True):
+        builds.ended(build, 0)
+        assert rejected(out) == [(f"{place:03d}.jpg", "worker", "kills-worker") for place in killers]
+        builds.check_finished(out, builds.digests(outs[0]), 40, {"kills-worker": len(killers)})
+
+
+if __name__ == "__main__":
+    what, given, *paths = sys.argv[1:]
+    builds.warm_up()
+    if what == "killed":
+        whole, folder, scene, share = paths
+        print(killed_at_every_step(Path(given), Path(whole), Path(folder), scene, int(share)))
+    else:
+        print(full_at_any_moment(Path(given), *map(Path, paths)))

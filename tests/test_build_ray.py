@@ -1,0 +1,368 @@
+"""Builds on a real Ray cluster: jobs, deaths of workers, of a node and of the whole cluster, nodes that come late."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ray_cluster import ROOT, RayCluster, ray_cluster, wait_until
+
+UNITS, PER_UNIT = 3, 4
+BUILD = [sys.executable, "-m", "patchmint.jobs.build"]
+
+# In a worker or in any other process: where it runs, and what it would import.
+WHERE = """
+import os, patchmint
+from importlib.util import find_spec
+from pathlib import Path
+told = [os.getcwd(), patchmint.__file__, find_spec("tokenizers").origin, os.environ["PATCHMINT_TEST_NODE"]]
+Path(os.environ["TELL"], f"where-{os.getpid()}").write_text("\\n".join(told))
+"""
+# In a worker: which node did which unit.
+WHO = """
+import os
+from pathlib import Path
+from patchmint.pipeline.work import Worker
+Path(os.environ["TELL"], f"loading-{os.environ['PATCHMINT_TEST_NODE']}").touch()
+real = Worker.do
+def do(self, order):
+    Path(os.environ["TELL"], f"did-{os.environ['PATCHMINT_TEST_NODE']}-{order.unit.id}").touch()
+    return real(self, order)
+Worker.do = do
+"""
+# In a worker: a programming error.
+BROKEN = """
+from patchmint.pipeline.work import Worker
+def do(self, order):
+    raise KeyError("no such thing")
+Worker.do = do
+"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RayCluster]:
+    with ray_cluster() as cluster:
+        modules = cluster.folder / "modules"
+        modules.mkdir()
+        for name, code in (("where", WHERE), ("who", WHO), ("broken", BROKEN)):
+            (modules / f"{name}.py").write_text(code)
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: RayCluster) -> RayCluster:
+    """Whole, whatever the test before has done to it."""
+    running.start()
+    return running
+
+
+@pytest.fixture(scope="module")
+def source(running: RayCluster) -> Path:
+    """Small images; one is damaged."""
+    folder = make_source(running.folder / "in", UNITS * PER_UNIT)
+    (folder / "005.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(running: RayCluster, source: Path) -> dict[str, str]:
+    """What `local` makes of it with as many threads."""
+    out = running.folder / "reference"
+    options = ["--runner.kind=local", "--runner.num-cpus=1", "--runner.workers=1", "--runner.device=cpu"]
+    done = run([*BUILD, *settings(source, out), *options], running.env)
+    assert done.returncode == 0, done.stderr
+    return digests(out)
+
+
+def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def make_source(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(folder / f"{i:03}.jpg")
+        (folder / f"{i:03}.txt").write_text(f"picture {i}")
+    return folder
+
+
+def settings(source: Path, out: Path | str, per_unit: int = PER_UNIT) -> list[str]:
+    return [
+        "--source.kind=folder",
+        f"--source.uri={source}",
+        f"--output.uri={out}",
+        f"--output.samples-per-shard={per_unit}",
+        "--models.segmenter=stand-in",
+        "--models.tokenizer=stand-in",
+        "--limits.max-reject-share=0.5",
+    ]
+
+
+def on_ray(*, max_actors: int = 2, min_actors: int = 1, num_cpus: int = 1) -> list[str]:
+    return [
+        "--runner.kind=ray",
+        "--runner.num-gpus=0",
+        f"--runner.num-cpus={num_cpus}",
+        f"--runner.min-actors={min_actors}",
+        f"--runner.max-actors={max_actors}",
+    ]
+
+
+def digests(out: Path) -> dict[str, str]:
+    files = [*out.rglob("*.tar"), *out.rglob("*.parquet"), out / "dataset.json"]
+    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def worker_env(cluster: RayCluster, *, sleep: float = 0, module: str = "", tell: Path | None = None) -> dict[str, str]:
+    env = {"PYTHONPATH": f"{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
+    return env | {"STAND_IN_SLEEP": str(sleep), "STAND_IN_FAULT": module, "TELL": str(tell or "")}
+
+
+class Driver:
+    """A driver as a job's is: a process with the job's settings in its environment."""
+
+    def __init__(self, cluster: RayCluster, out: Path, options: list[str], **for_workers: Any) -> None:
+        driver_env = for_workers.pop("driver_env", {})
+        job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)}}
+        env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+        self.out = out
+        self._log = cluster.folder / f"{out.name}.log"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen([*BUILD, *options], cwd=ROOT, env=env, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self, seconds: float = 90) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the driver didn't end; it said:\n{self.log}") from None
+
+    def at_work(self, workers: int) -> bool:
+        """Whether so many workers write shards now."""
+        assert self.process.poll() is None, self.log
+        return len(attempts(self.out)) >= workers
+
+
+def attempts(out: Path) -> list[Path]:
+    return list((out / "attempts").glob("*/*"))
+
+
+def clean(out: Path) -> bool:
+    return not (out / "lease.json").exists() and not attempts(out)
+
+
+def status(out: Path) -> dict[str, Any]:
+    done = run([sys.executable, "-m", "patchmint", "status", str(out), "--json"], dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def driver_metrics(text: str, name: str) -> dict[str, float]:
+    """A counter's values by the id of the driver."""
+    found = re.findall(rf"^ray_patchmint_{name}{{.*WorkerId=\"(\w+)\".*}} (\S+)$", text, re.MULTILINE)
+    return {driver: float(value) for driver, value in found}
+
+
+def test_job_with_token(cluster, source, reference, tmp_path):
+    out = cluster.folder / "job"
+    build = ["python", "-m", "patchmint.jobs.build"]
+    options = on_ray(max_actors=3)  # one more than there is room for
+    relative = shlex.join([*build, *settings(source, "out"), *options])
+    right = shlex.join([*build, *settings(source, out), *options])
+    env_vars = worker_env(cluster, module="where", tell=tmp_path)
+    env_vars["PYTHONPATH"] = f"tests/stand_in:{cluster.folder / 'modules'}"
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard]
+    submit += ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": env_vars}), "--"]
+    script = f"python -m where && {relative}; echo relative: $? && {right}"
+    without = {name: value for name, value in cluster.env.items() if not name.startswith("RAY_AUTH")}
+    without |= {"HOME": str(tmp_path)}  # where Ray looks for a token
+
+    with ThreadPoolExecutor() as threads:
+        job = threads.submit(run, [*submit, "sh", "-c", script], cluster.env)
+        no_job = threads.submit(run, [*submit, "true"], without)
+        no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
+    log = job.result().stdout + job.result().stderr
+    assert job.result().returncode == 0, log
+
+    assert "relative: 2" in log
+    assert "output.uri 'out' is relative" in log
+    assert re.search(r"^plan \w+: 12 samples in 3 units$", log, re.MULTILINE)
+    assert re.search(r"^3 of 3 units, 100%: .* 1 rejected, \d workers$", log, re.MULTILINE)
+    assert "12 planned = 11 written + 1 rejected (1 image-damaged), in 3 units" in log
+    assert "Traceback" not in log
+    assert digests(out) == reference
+    assert clean(out)
+
+    assert no_job.result().returncode != 0
+    assert "authentication token" in no_job.result().stdout + no_job.result().stderr
+    assert no_driver.result().returncode == 1
+    assert "error: can't reach the Ray cluster" in no_driver.result().stderr
+    assert "patchmint doctor" in no_driver.result().stderr
+
+    told = [file.read_text().splitlines() for file in tmp_path.glob("where-*")]
+    assert len(told) >= 2  # beside the driver, and in a worker
+    for folder, patchmint, tokenizers, _ in told:
+        assert "working_dir_files" in folder
+        assert Path(patchmint).is_relative_to(folder)
+        assert not Path(tokenizers).is_relative_to(folder)
+        assert not Path(tokenizers).is_relative_to(ROOT / "patchmint")
+        assert "site-packages" in tokenizers
+
+    check_counters(cluster, out)
+    wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
+
+
+def check_counters(cluster: RayCluster, out: Path) -> None:
+    def mine() -> str:
+        text = cluster.metrics()
+        drivers = driver_metrics(text, "samples_written_total")
+        return next((driver for driver, value in drivers.items() if value == 11), "")
+
+    driver = wait_until(mine, 30, "the head's metrics port tells of 11 samples")
+    text = cluster.metrics()
+    size = sum(file.stat().st_size for file in out.rglob("*.tar"))
+    assert driver_metrics(text, "units_total")[driver] == 3
+    assert driver_metrics(text, "samples_rejected_total")[driver] == 1
+    assert 'reason="image-damaged"' in text
+    assert driver_metrics(text, "bytes_written_total")[driver] == pytest.approx(size, rel=1e-5)
+    assert driver_metrics(text, "workers")[driver] == 0
+    assert driver_metrics(text, "stage_seconds_total")[driver] > 0
+    assert driver not in driver_metrics(text, "worker_deaths_total")
+
+
+def test_killed_worker_is_replaced(cluster, source, reference):
+    out = cluster.folder / "killed"
+    driver = Driver(cluster, out, [*settings(source, out), *on_ray()], sleep=1)
+    wait_until(lambda: driver.at_work(1), 60, "a worker writes a shard")
+    os.kill(next(actor["pid"] for actor in cluster.actors() if actor["state"] == "ALIVE"), signal.SIGKILL)
+    assert driver.end() == 0, driver.log
+    assert "is replaced" in driver.log
+    assert "its node went away" not in driver.log
+    assert digests(out) == reference
+    assert clean(out)
+
+
+def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
+    out = cluster.folder / "stopped"
+    options = [*settings(source, out), *on_ray()]
+    job = {
+        "entrypoint": shlex.join([*BUILD, *options]),
+        "runtime_env": {"env_vars": worker_env(cluster, sleep=1)},
+    }
+    _, answer = cluster.get("/api/jobs/", body=job, method="POST")
+    path = f"/api/jobs/{answer['submission_id']}"
+    wait_until(lambda: attempts(out), 60, "a worker writes a shard")
+    assert cluster.get(f"{path}/stop", method="POST")[0] == 200
+    wait_until(lambda: cluster.get(path)[1]["status"] == "STOPPED", 30, "the job has stopped")
+    log = cluster.get(f"{path}/logs")[1]["logs"]
+    assert "stopping: units in work are dropped" in log
+    assert "error: stopped by SIGTERM" in log
+    assert clean(out)
+    assert not (out / "dataset.json").exists()
+    wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
+
+    driver = Driver(cluster, out, options, sleep=1)
+    wait_until(lambda: driver.at_work(1), 60, "a worker writes a shard")
+    driver.process.kill()
+    driver.process.wait()
+    wait_until(lambda: not cluster.actors(), 30, "the actors ended with their driver")
+
+    driver = Driver(cluster, out, options)
+    assert driver.end() == 0, driver.log
+    assert "is dead; taking over" in driver.log
+    assert digests(out) == reference
+    assert clean(out)
+
+
+def test_errors_that_stop_a_build(cluster, source, tmp_path):
+    broken = cluster.folder / "broken"
+    drivers = [Driver(cluster, broken, [*settings(source, broken), *on_ray(max_actors=1)], module="broken")]
+    if cluster.hidden is not None:
+        unseen = cluster.hidden / "unseen"
+        both = on_ray(min_actors=2)  # the head's worker alone would see the output, and build all of it
+        drivers.append(Driver(cluster, unseen, [*settings(source, unseen), *both]))
+    for driver in drivers:
+        assert driver.end() == 1, driver.log
+        assert not (driver.out / "lease.json").exists()
+    assert "error: Traceback (most recent call last):" in drivers[0].log
+    assert "KeyError: 'no such thing'" in drivers[0].log
+    if cluster.hidden is None:
+        pytest.skip("no mount namespaces here: an output that a node can't see was left out")
+    assert re.search(r"error: on \S+: the worker on \S+ \(pid \d+\) can't see the plan in \S+/unseen", drivers[1].log)
+    assert "all of them mount at the same path" in drivers[1].log
+
+
+def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster):
+    """Ray waits a second to learn of what an actor died; here it doesn't wait at all, as if that took long."""
+    source = make_source(cluster.folder / "poison-in", 4)
+    (source / "002.txt").write_text("KILL it")
+    out = cluster.folder / "poison"
+    quick = {"RAY_timeout_ms_task_wait_for_death_info": "0"}
+    driver = Driver(cluster, out, [*settings(source, out, 2), *on_ray()], driver_env=quick)
+    assert driver.end() == 0, driver.log
+    assert status(out)["rejects"] == {"kills-worker": 1}
+    assert status(out)["written"] == 3
+    assert clean(out)
+
+
+def test_dead_node_is_no_poison(cluster, source, reference):
+    out = cluster.folder / "node"
+    driver = Driver(cluster, out, [*settings(source, out), *on_ray(min_actors=2)], sleep=1)
+    wait_until(lambda: driver.at_work(2), 60, "two workers write shards")
+    cluster.kill_second()
+    assert driver.end() == 0, driver.log
+    assert "its node went away" in driver.log
+    assert digests(out) == reference
+    assert clean(out)
+
+
+def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source, reference, tmp_path):
+    cluster.kill_second()
+    out = cluster.folder / "late"
+    options = [*settings(source, out), *on_ray(min_actors=2, max_actors=3)]
+    driver = Driver(cluster, out, options, sleep=0.3, module="who", tell=tmp_path)
+    wait_until(lambda: list(tmp_path.glob("loading-*")), 60, "the first worker loads its models")
+    states = sorted(actor["state"] for actor in cluster.actors())
+    assert states == ["ALIVE", "PENDING_CREATION", "PENDING_CREATION"]  # demand that an autoscaler sees
+    cluster.start_second()
+    assert not list((out / "commits").glob("*"))
+    assert driver.end() == 0, driver.log
+    did = {file.name.split("-")[1] for file in tmp_path.glob("did-*")}
+    assert did == {cluster.head.mark, cluster.second.mark}
+    assert digests(out) == reference
+
+
+def test_lost_cluster_ends_the_driver(cluster, source):
+    """One driver in the middle of a unit, one whose workers nothing can place."""
+    options = settings(source, cluster.folder / "lost")
+    busy = Driver(cluster, cluster.folder / "lost", [*options, *on_ray()], sleep=100)
+    options = settings(source, cluster.folder / "waiting")
+    waiting = Driver(cluster, cluster.folder / "waiting", [*options, *on_ray(num_cpus=64)])
+    wait_until(lambda: busy.at_work(1), 60, "a worker writes a shard")
+    wait_until(lambda: len(cluster.actors()) == 4, 60, "the waiting driver has asked for its workers")
+    cluster.stop()
+    for driver in (busy, waiting):
+        assert driver.end(75) == 1, driver.log
+        assert "error: the Ray cluster hasn't answered for" in driver.log
+        assert not (driver.out / "lease.json").exists()
+    assert "0 workers are ready, waiting for 1: each asks for 0 GPU and 64 CPU; the cluster has " in waiting.log

@@ -1,0 +1,76 @@
+"""Two drivers on one output: the second is turned away, or takes over from one that is silent; they never mix."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import builds
+import pytest
+
+TEXTS = [f"thing number {place}" for place in range(15)]
+STOPPED_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A config, and what a build that nothing disturbs writes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = builds.make_input(folder / "in", TEXTS, damaged=(2,))
+    config = builds.make_config(folder / "config.yaml", source, folder / "out")
+    builds.run(config, folder / "out")
+    return config, builds.digests(folder / "out")
+
+
+def test_others_are_turned_away_while_a_driver_lives(undisturbed, tmp_path):
+    config, expected = undisturbed
+    out = tmp_path / "out"
+    first = builds.start(config, out, STAND_IN_SLEEP="1.5")
+    assert builds.wait_until(lambda: builds.is_mid_shard(out))
+    for other in [builds.start(config, out) for _ in range(2)]:
+        said = builds.ended(other, 1)
+        assert f"the driver with pid {first.pid} on" in said.splitlines()[-1]
+        assert f"is building into {out}; `patchmint status {out}` shows how far it is" in said.splitlines()[-1]
+    builds.ended(first, 0)
+    builds.check_finished(out, expected, 15, {"image-damaged": 1})
+
+
+def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on(undisturbed, tmp_path):
+    """Stopped with its worker at unit 1: before the record, after it, in the middle of publishing."""
+    config, expected = undisturbed
+    steps = ["before link 2", "after link 2", "after rename 4"]
+    outs = [tmp_path / step.replace(" ", "-") for step in steps]
+    first = [
+        builds.start(
+            config,
+            out,
+            STAND_IN_SLEEP="0.2",
+            STAND_IN_FAULT="faults",
+            STAND_IN_STEP=f"stop-group {step}",
+            STAND_IN_ONCE=str(out.with_suffix(".hit")),
+        )
+        for step, out in zip(steps, outs, strict=True)
+    ]
+    for build in first:
+        assert builds.wait_until(lambda build=build: set(builds.members(build).values()) == {"T"})
+    stopped = time.monotonic()
+    assert [len(builds.committed(out)) for out in outs] == [1, 2, 2]
+    for out in outs:
+        builds.check_half_done(out, expected)
+    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
+        said = builds.ended(build, 0)
+        assert "watching for up to 20 s whether it is alive" in said
+        assert "is dead; taking over" in said
+        assert {path: expected[path] for path in builds.digests(out)} == expected
+    records = [builds.committed(out) for out in outs]
+    time.sleep(max(0.0, stopped + STOPPED_SECONDS - time.monotonic()))
+    for build in first:
+        os.killpg(build.pid, signal.SIGCONT)
+    for build in first:
+        assert "another driver has taken over this output" in builds.ended(build, 1)
+    assert [builds.committed(out) for out in outs] == records
+    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
+        builds.check_files(out, expected)
+        builds.ended(build, 0)
+        builds.check_finished(out, expected, 15, {"image-damaged": 1})

@@ -1,0 +1,290 @@
+"""The lease: who waits, who is turned away, who takes over; with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server, s3_server
+
+from patchmint.errors import BusyError, StorageError
+from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, LeaseRecord, read_lease
+from patchmint.storage import Storage, open_storage
+from patchmint.storage.local import LocalStorage
+
+_HOLD = """
+import sys, time
+from patchmint.shards.lease import Lease
+from patchmint.storage import open_storage
+lease = Lease.acquire(open_storage(sys.argv[1]), "run-held", interval=0.05, patience=0.5)
+print("held", flush=True)
+while not lease.lost.wait(0.05):
+    pass
+print("lost", flush=True)
+lease.release()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "local":
+        return open_storage(tmp_path / "out")
+    server = request.getfixturevalue("server")
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    return open_storage(server.new_bucket())
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Storage], subprocess.Popen[str]]]:
+    """Starts a driver of its own process that holds the lease until it loses it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(storage: Storage) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", _HOLD, storage.uri], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.send_signal(signal.SIGCONT)
+        process.communicate()
+
+
+def acquire(storage: Storage, run: str, warnings: list[str] | None = None, patience: float = 1.0) -> Lease:
+    warn = (warnings if warnings is not None else []).append
+    return Lease.acquire(storage, run, patience=patience, interval=0.05, warn=warn)
+
+
+def write(storage: Storage, holder: LeaseRecord, **changes: object) -> None:
+    storage.write(LEASE, holder.model_copy(update=changes).model_dump_json().encode())
+
+
+def test_it_is_taken_shown_and_given_back(storage: Storage) -> None:
+    assert read_lease(storage) is None
+    warnings: list[str] = []
+    lease = acquire(storage, "run-a", warnings)
+    shown = read_lease(storage)
+    assert shown is not None
+    assert (shown.run, shown.pid) == ("run-a", os.getpid())
+    lease.release()
+    assert not lease.lost.is_set()
+    assert list(storage.list()) == []
+    assert warnings == []
+    lease.release()
+
+
+def test_it_beats(storage: Storage) -> None:
+    lease = acquire(storage, "run-a")
+    beats = set()
+    while len(beats) < 3:
+        shown = read_lease(storage)
+        assert shown is not None
+        beats.add(shown.beat)
+        assert shown.model_copy(update={"beat": 0}) == lease.record
+    lease.release()
+
+
+def test_a_second_driver_is_turned_away(storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]) -> None:
+    held = hold(storage)
+    warnings: list[str] = []
+    # A patience that would outlast this test: what turns it away is the beat.
+    with pytest.raises(BusyError) as caught:
+        acquire(storage, "run-b", warnings, patience=500)
+    assert f"pid {held.pid} on {os.uname().nodename} (run run-held)" in str(caught.value)
+    assert f"patchmint status {storage.uri}" in str(caught.value)
+    assert "watching for up to 500 s" in warnings[0]
+    shown = read_lease(storage)
+    assert shown is not None
+    assert shown.run == "run-held"
+
+
+def test_a_dead_drivers_lease_is_taken_at_once(
+    storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]
+) -> None:
+    held = hold(storage)
+    # Not waited for: its parent hasn't noticed its end yet.
+    held.kill()
+    os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)
+    assert read_lease(storage) is None
+    warnings: list[str] = []
+    acquire(storage, "run-b", warnings, patience=0.5).release()
+    assert [line.partition(" (")[0] for line in warnings] == [
+        f"the driver with pid {held.pid} on {os.uname().nodename}"
+    ]
+    assert warnings[0].endswith(f"is dead; taking over {storage.uri}")
+
+
+def test_a_stopped_driver_loses_it_and_notices(
+    storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]
+) -> None:
+    held = hold(storage)
+    held.send_signal(signal.SIGSTOP)
+    warnings: list[str] = []
+    lease = acquire(storage, "run-b", warnings)
+    assert len(warnings) == 2
+    held.send_signal(signal.SIGCONT)
+    assert held.stdout is not None
+    assert held.stdout.readline() == "lost\n"
+    held.wait(20)
+    shown = read_lease(storage)
+    assert shown is not None
+    assert shown.run == "run-b", "the loser mustn't delete it"
+    lease.release()
+    assert not lease.lost.is_set()
+
+
+def test_the_holder_notices_that_it_was_deleted(storage: Storage) -> None:
+    lease = acquire(storage, "run-a")
+    # A beat under way may write it once more.
+    while not lease.lost.wait(0.05):
+        storage.delete([LEASE])
+    lease.release()
+
+
+def elsewhere(storage: Storage, **changes: object) -> LeaseRecord:
+    """A lease whose holder isn't on this machine, as far as can be told."""
+    lease = acquire(storage, "run-a")
+    lease.release()
+    holder = lease.record.model_copy(update={"machine": "elsewhere", **changes})
+    write(storage, holder)
+    return holder
+
+
+def test_a_holder_elsewhere_is_watched_by_its_beat_alone(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    holder = elsewhere(storage, pid=2**22 + 1, beat=7)
+    assert read_lease(storage) == holder, "a process id means nothing on another machine"
+    warnings: list[str] = []
+    acquire(storage, "run-b", warnings, patience=0.3).release()
+    assert len(warnings) == 2
+    holder = elsewhere(storage, pid=os.getpid())
+    done = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not done.wait(0.02):
+            count += 1
+            write(storage, holder, beat=count)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(BusyError):
+            acquire(storage, "run-c", patience=500)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lease = acquire(storage, "run-a")
+    lease.release()
+    write(storage, lease.record, started=lease.record.started - 1)
+    warnings: list[str] = []
+    acquire(storage, "run-b", warnings, patience=5).release()
+    assert len(warnings) == 1, "it was taken at once"
+    write(storage, lease.record)
+    assert read_lease(storage) == lease.record
+    write(storage, lease.record, machine="")
+    assert read_lease(storage) is not None, "a machine that tells nothing about itself is no machine"
+
+
+def test_a_lease_given_back_while_watched_is_taken(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    elsewhere(storage)
+    watched = threading.Event()
+    taken: list[Lease] = []
+
+    def second() -> None:
+        taken.append(Lease.acquire(storage, "run-b", patience=5, warn=lambda _: watched.set()))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert watched.wait(20)
+    storage.delete([LEASE])
+    thread.join()
+    assert taken[0].record.run == "run-b"
+    taken[0].release()
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"run": 3}'])
+def test_a_damaged_lease_is_taken_over_after_a_while(tmp_path: Path, data: bytes) -> None:
+    storage = open_storage(tmp_path)
+    storage.write(LEASE, data)
+    assert read_lease(storage) is None
+    warnings: list[str] = []
+    acquire(storage, "run-a", warnings, patience=0.2).release()
+    assert [line.partition(" has ")[0].partition(" is ")[0] for line in warnings] == ["another driver"] * 2
+
+
+def test_of_several_that_take_over_one_stays(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    elsewhere(storage)
+    held: list[Lease] = []
+    turned_away: list[BusyError] = []
+    barrier = threading.Barrier(4)
+
+    def take(run: str) -> None:
+        barrier.wait(20)
+        try:
+            held.append(Lease.acquire(storage, run, patience=0.5, interval=2))
+        except BusyError as error:
+            turned_away.append(error)
+
+    threads = [threading.Thread(target=take, args=(f"run-{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shown = read_lease(storage)
+    assert shown is not None
+    assert len(held) + len(turned_away) == 4
+    # Whoever believed for a moment to have it finds out at the next beat.
+    for lease in held:
+        assert lease.record.token == shown.token or lease.lost.wait(20)
+    assert sum(not lease.lost.is_set() for lease in held) == 1
+    for lease in held:
+        lease.release()
+
+
+def test_a_failing_storage_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    lease = acquire(storage, "run-a")
+    failed = threading.Event()
+
+    def fail(self: LocalStorage, path: str) -> bytes:
+        failed.set()
+        raise StorageError("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "read", fail)
+        assert failed.wait(20)
+        failed.clear()
+        assert failed.wait(20)
+    before = read_lease(storage)
+    assert before is not None
+    while (now := read_lease(storage)) is None or now.beat == before.beat:
+        pass
+    assert not lease.lost.is_set()
+    lease.release()
+
+
+def test_the_usual_patience_outlasts_several_beats() -> None:
+    assert PATIENCE >= 3 * INTERVAL
