@@ -6,7 +6,7 @@ OVERLAY := .venv-transformers4
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
-.PHONY: setup test check lint types layers format lock clean
+.PHONY: setup quickstart test check conformance lint types layers format lock clean
 
 setup: $(VENV)/.ready
 
@@ -19,10 +19,20 @@ $(VENV)/.ready: requirements.lock requirements-uv.lock requirements-transformers
 	$(UV) pip install --quiet --python $(BIN)/python --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
 	touch $@
 
+# The main job on bundled photographs, with models that need no download.
+quickstart: setup
+	$(BIN)/python examples/photographs.py out/photographs
+	$(BIN)/patchmint build examples/quickstart.yaml
+	$(BIN)/patchmint inspect verify out/quickstart --deep
+
 test: setup
 	$(BIN)/python -m pytest
 
 check: lint types layers test
+
+# Five other readers on our shards; some need environments of their own, made below .venv-conformance.
+conformance: setup
+	$(BIN)/python tests/conformance/run.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -43,6 +53,8 @@ lock: setup
 	$(UV) pip compile requirements-uv.in --upgrade --generate-hashes --universal --no-emit-index-url -o requirements-uv.lock
 	$(UV) pip compile pyproject.toml --extra dev --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements.lock
 	$(UV) pip compile requirements-transformers4.in --upgrade --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements-transformers4.lock
+	$(UV) pip compile tests/conformance/requirements-datasets.in --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o tests/conformance/requirements-datasets.lock
+	for reader in ray wids energon; do $(UV) pip compile tests/conformance/requirements-$$reader.in --upgrade --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o tests/conformance/requirements-$$reader.lock; done
 
 clean:
-	rm -rf $(VENV) $(OVERLAY) build dist *.egg-info
+	rm -rf $(VENV) $(OVERLAY) .venv-conformance build dist *.egg-info
