@@ -38,7 +38,7 @@ def make_config(path, source, out, **changes):
     """A config file; JSON is YAML."""
     config = {
         "source": {"kind": "folder", "uri": str(source)},
-        "output": {"uri": str(out), "samples_per_shard": 5},
+        "output": {"uri": str(out), "samples_per_shard": 3},
         "models": {"segmenter": "stand-in", "tokenizer": "stand-in"},
         "runner": {"kind": "local", "num_cpus": 1, "device": "cpu", "batch_size": 2},
     } | changes
@@ -114,9 +114,9 @@ def is_mid_shard(out):
 
 
 def digests(out):
-    """SHA-256 of everything that may not vary from run to run; a file that isn't there has none."""
-    paths = [*out.glob("shards/*"), *out.glob("rejects/*"), *out.glob("plan/*"), *out.glob("plan*.parquet")]
-    paths += out.glob("dataset.json")
+    """SHA-256 of every file that may not vary from run to run, and that readers see: no temporary files."""
+    paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
+    paths += [*out.glob("plan*.parquet"), *out.glob("dataset.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -241,11 +241,14 @@ def build_here(config, out):
 def warm_up():
     """Import what builds need, so that forks of this process don't have to; start no thread."""
     sys.path.insert(0, str(STAND_IN))
+    import pyarrow as pa
     import stand_in_models  # noqa: F401 (a build finds it through its entry point)
 
     import patchmint.pipeline.driver
     import patchmint.pipeline.work
     import patchmint.shards.verify  # noqa: F401
+
+    pa.array([1])  # imports pandas where it is installed
 
 
 def fork(work):

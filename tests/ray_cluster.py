@@ -47,10 +47,10 @@ class Node:
                 start_new_session=True,
             )
         try:
-            wait_until(self._started, _START_SECONDS, f"`ray start` has come up, see {log}")
-        except BaseException:
+            wait_until(self._started, _START_SECONDS, "`ray start` has come up")
+        except AssertionError as error:
             self.kill()
-            raise
+            raise AssertionError(f"{error}; it said:\n{log.read_text(errors='replace')}") from error
 
     def kill(self) -> None:
         """SIGKILL to all processes of the node, as when the machine loses its power."""

@@ -119,6 +119,7 @@ def on_ray(*, max_actors: int = 2, min_actors: int = 1, num_cpus: int = 1) -> li
         f"--runner.num-cpus={num_cpus}",
         f"--runner.min-actors={min_actors}",
         f"--runner.max-actors={max_actors}",
+        "--runner.batch-size=1",  # so that a shard grows image by image
     ]
 
 
@@ -159,10 +160,11 @@ class Driver:
     def at_work(self, workers: int) -> bool:
         """Whether so many workers write shards now."""
         assert self.process.poll() is None, self.log
-        return len(attempts(self.out)) >= workers
+        return len({file.parent for file in attempts(self.out)}) >= workers
 
 
 def attempts(out: Path) -> list[Path]:
+    """Files of shards that are being written."""
     return list((out / "attempts").glob("*/*"))
 
 
@@ -355,12 +357,12 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
 def test_lost_cluster_ends_the_driver(cluster, source):
     """One driver in the middle of a unit, one whose workers nothing can place."""
     options = settings(source, cluster.folder / "lost")
-    busy = Driver(cluster, cluster.folder / "lost", [*options, *on_ray()], sleep=100)
+    busy = Driver(cluster, cluster.folder / "lost", [*options, *on_ray(min_actors=2)], sleep=4)
     options = settings(source, cluster.folder / "waiting")
     waiting = Driver(cluster, cluster.folder / "waiting", [*options, *on_ray(num_cpus=64)])
-    wait_until(lambda: busy.at_work(1), 60, "a worker writes a shard")
+    wait_until(lambda: busy.at_work(2), 60, "two workers write shards")
     wait_until(lambda: len(cluster.actors()) == 4, 60, "the waiting driver has asked for its workers")
-    cluster.stop()
+    cluster.head.kill()
     for driver in (busy, waiting):
         assert driver.end(75) == 1, driver.log
         assert "error: the Ray cluster hasn't answered for" in driver.log

@@ -9,7 +9,7 @@ import time
 import builds
 import pytest
 
-TEXTS = [f"thing number {place}" for place in range(15)]
+TEXTS = [f"thing number {place}" for place in range(9)]
 STOPPED_SECONDS = 30
 
 
@@ -33,7 +33,7 @@ def test_others_are_turned_away_while_a_driver_lives(undisturbed, tmp_path):
         assert f"the driver with pid {first.pid} on" in said.splitlines()[-1]
         assert f"is building into {out}; `patchmint status {out}` shows how far it is" in said.splitlines()[-1]
     builds.ended(first, 0)
-    builds.check_finished(out, expected, 15, {"image-damaged": 1})
+    builds.check_finished(out, expected, 9, {"image-damaged": 1})
 
 
 def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on(undisturbed, tmp_path):
@@ -73,4 +73,4 @@ def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on
     for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
         builds.check_files(out, expected)
         builds.ended(build, 0)
-        builds.check_finished(out, expected, 15, {"image-damaged": 1})
+        builds.check_finished(out, expected, 9, {"image-damaged": 1})

@@ -18,6 +18,9 @@ from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, LeaseRecord
 from patchmint.storage import Storage, open_storage
 from patchmint.storage.local import LocalStorage
 
+# What would wait for ever ends here.
+pytestmark = pytest.mark.timeout(60)
+
 _HOLD = """
 import sys, time
 from patchmint.shards.lease import Lease
@@ -232,6 +235,21 @@ def test_a_damaged_lease_is_taken_over_after_a_while(tmp_path: Path, data: bytes
     warnings: list[str] = []
     acquire(storage, "run-a", warnings, patience=0.2).release()
     assert [line.partition(" has ")[0].partition(" is ")[0] for line in warnings] == ["another driver"] * 2
+
+
+def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    rival = elsewhere(storage).model_copy(update={"run": "run-rival", "token": "rival"})
+    original = LocalStorage.write
+
+    def write_then_rival(self: LocalStorage, path: str, data: bytes) -> None:
+        original(self, path, data)
+        original(self, path, rival.model_dump_json().encode())
+
+    monkeypatch.setattr(LocalStorage, "write", write_then_rival)
+    with pytest.raises(BusyError, match="run-rival"):
+        acquire(storage, "run-b", patience=0.2)
+    assert read_lease(storage) == rival
 
 
 def test_of_several_that_take_over_one_stays(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Whole builds to a real S3-protocol server: the same bytes as to a folder, through faults, and with two drivers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import builds
+import pytest
+from flaky_proxy import Fault, conditional_put, flaky_proxy, of_method
+from s3_server import s3_server
+
+from patchmint.storage import open_storage
+
+TEXTS = [f"thing number {number}" for number in range(23)]
+DAMAGED = (4, 11)
+REJECTS = {"image-damaged": 2}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A config, and the digests of a build into a folder that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("local")
+    source = builds.make_input(folder / "in", TEXTS, DAMAGED)
+    config = builds.make_config(folder / "config.json", source, folder / "out")
+    builds.run(config, folder / "out")
+    return config, builds.digests(folder / "out")
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    """An empty bucket, and the environment that leads to it."""
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    return server.new_bucket()
+
+
+def digests(uri):
+    """As `builds.digests`, of a bucket."""
+    storage = open_storage(uri)
+    chosen = ("shards/", "rejects/", "plan", "dataset.json")
+    paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen)]
+    return {path: hashlib.sha256(storage.read(path)).hexdigest() for path in paths}
+
+
+def check(uri, expected):
+    """The same bytes as in the folder, one record a unit, nothing left over; `verify` and `status` agree."""
+    assert digests(uri) == expected
+    storage = open_storage(uri)
+    rest = {entry.path.split("/")[0] for entry in storage.list()}
+    assert rest == {"shards", "rejects", "plan", "plan.parquet", "dataset.json", "commits", "runs"}
+    assert [entry.path for entry in storage.list("commits/")] == [f"commits/{unit:06d}.json" for unit in range(5)]
+    assert asked("inspect", "verify", uri, "--json")["findings"] == []
+    status = asked("status", uri, "--json")
+    assert (status["planned"], status["written"], status["rejects"], status["left"]) == (23, 21, REJECTS, 0)
+
+
+def asked(*arguments):
+    command = [sys.executable, "-m", "patchmint", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def is_copy(method, path, headers):
+    return method == "PUT" and headers.get("x-amz-copy-source") is not None
+
+
+def is_record(method, path, headers):
+    return conditional_put(method, path, headers) and "/commits/" in path
+
+
+def test_a_build_to_a_store_has_the_bytes_of_one_to_a_folder(local, store):
+    config, expected = local
+    builds.run(config, store)
+    check(store, expected)
+    before = digests(store)
+    builds.run(config, store)
+    assert digests(store) == before
+
+
+def test_cut_connections_refusals_and_lost_replies_change_nothing(local, store, server, monkeypatch):
+    config, expected = local
+    with flaky_proxy(server.port) as proxy:
+        proxy.faults = [
+            Fault(is_record, "swallow", times=3),
+            Fault(conditional_put, "refuse", times=2),
+            Fault(is_copy, "refuse", times=2),
+            Fault(is_copy, "swallow", times=1),
+            Fault(of_method("PUT"), "cut", times=2),
+            Fault(of_method("GET"), "cut", times=3),
+            Fault(of_method("GET"), "refuse", times=3),
+            Fault(of_method("HEAD"), "refuse", times=2),
+        ]
+        builds.run(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
+        assert [fault.times for fault in proxy.faults] == [0] * 8
+    check(store, expected)
+
+
+def test_a_killed_build_to_a_store_goes_on(local, store):
+    config, expected = local
+    build = builds.start(config, store, STAND_IN_SLEEP="0.3")
+    storage = open_storage(store)
+    try:
+        assert builds.wait_until(lambda: storage.exists("commits/000001.json"))
+    finally:
+        builds.slay(build)
+        build.communicate()
+    builds.run(config, store)
+    check(store, expected)
+
+
+def test_a_driver_stopped_between_record_and_publishing_finds_its_work_done(local, store, server):
+    config, expected = local
+    storage = open_storage(store)
+    with flaky_proxy(server.port) as proxy:
+        # the first copy is forwarded but never answered: the record is there, and what it names not yet published
+        proxy.faults = [Fault(is_copy, "hold", times=1)]
+        first = builds.start(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
+        try:
+            assert builds.wait_until(lambda: proxy.faults[0].times == 0)
+            os.killpg(first.pid, signal.SIGSTOP)
+            stopped = time.monotonic()
+            assert storage.exists("commits/000000.json")
+            assert not storage.exists("shards/000000.tar")
+            complaints = builds.run(config, store)
+            assert "taking over" in complaints
+            check(store, expected)
+            time.sleep(max(0.0, 30 - (time.monotonic() - stopped)))
+            os.killpg(first.pid, signal.SIGCONT)
+            assert "taken over" in builds.ended(first, rc=1)
+        finally:
+            builds.slay(first)
+    check(store, expected)
+
+
+def test_the_second_of_two_drivers_is_turned_away(local, store):
+    config, expected = local
+    first = builds.start(config, store, STAND_IN_SLEEP="0.8")
+    storage = open_storage(store)
+    try:
+        assert builds.wait_until(lambda: storage.exists("lease.json"))
+        complaints = builds.run(config, store, rc=1)
+        assert f"pid {first.pid}" in complaints
+        assert "patchmint status" in complaints
+        builds.ended(first, rc=0)
+    finally:
+        builds.slay(first)
+    check(store, expected)
