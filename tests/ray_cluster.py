@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parent.parent
-_START_SECONDS = 60
+_START_SECONDS = 45
 _MARK = "PATCHMINT_TEST_NODE"
 
 
@@ -119,7 +119,10 @@ class RayCluster:
         if self.hidden is not None:
             hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {self.hidden} && exec "$@"', "sh")
         options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
-        self.second = Node(options, self.env, self.folder / "second.log", hide)
+        try:
+            self.second = Node(options, self.env, self.folder / "second.log", hide)
+        except AssertionError:  # now and then, on a busy machine, a node that joins hangs; the next one doesn't
+            self.second = Node(options, self.env, self.folder / "second.log", hide)
 
     def kill_second(self) -> None:
         """The second node dies."""

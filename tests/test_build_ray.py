@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,12 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from builds import digests, make_input
 from ray_cluster import ROOT, RayCluster, ray_cluster, wait_until
 
-UNITS, PER_UNIT = 3, 4
 BUILD = [sys.executable, "-m", "patchmint.jobs.build"]
 
 # In a worker or in any other process: where it runs, and what it would import.
@@ -72,9 +69,7 @@ def cluster(running: RayCluster) -> RayCluster:
 @pytest.fixture(scope="module")
 def source(running: RayCluster) -> Path:
     """Small images; one is damaged."""
-    folder = make_source(running.folder / "in", UNITS * PER_UNIT)
-    (folder / "005.jpg").write_bytes(b"\xff\xd8\xff no image")
-    return folder
+    return make_input(running.folder / "in", [f"picture {i}" for i in range(12)], damaged=[5])
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +86,7 @@ def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def make_source(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(7)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(folder / f"{i:03}.jpg")
-        (folder / f"{i:03}.txt").write_text(f"picture {i}")
-    return folder
-
-
-def settings(source: Path, out: Path | str, per_unit: int = PER_UNIT) -> list[str]:
+def settings(source: Path, out: Path | str, per_unit: int = 4) -> list[str]:
     return [
         "--source.kind=folder",
         f"--source.uri={source}",
@@ -121,11 +107,6 @@ def on_ray(*, max_actors: int = 2, min_actors: int = 1, num_cpus: int = 1) -> li
         f"--runner.max-actors={max_actors}",
         "--runner.batch-size=1",  # so that a shard grows image by image
     ]
-
-
-def digests(out: Path) -> dict[str, str]:
-    files = [*out.rglob("*.tar"), *out.rglob("*.parquet"), out / "dataset.json"]
-    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def worker_env(cluster: RayCluster, *, sleep: float = 0, module: str = "", tell: Path | None = None) -> dict[str, str]:
@@ -201,7 +182,7 @@ def test_job_with_token(cluster, source, reference, tmp_path):
 
     with ThreadPoolExecutor() as threads:
         job = threads.submit(run, [*submit, "sh", "-c", script], cluster.env)
-        no_job = threads.submit(run, [*submit, "true"], without)
+        no_job = threads.submit(run, [*submit, "true"], without | {"RAY_ADDRESS": cluster.dashboard})
         no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
     log = job.result().stdout + job.result().stderr
     assert job.result().returncode == 0, log
@@ -216,7 +197,7 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert clean(out)
 
     assert no_job.result().returncode != 0
-    assert "authentication token" in no_job.result().stdout + no_job.result().stderr
+    assert "Missing authentication token" in no_job.result().stderr
     assert no_driver.result().returncode == 1
     assert "error: can't reach the Ray cluster" in no_driver.result().stderr
     assert "patchmint doctor" in no_driver.result().stderr
@@ -316,8 +297,7 @@ def test_errors_that_stop_a_build(cluster, source, tmp_path):
 
 def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster):
     """Ray waits a second to learn of what an actor died; here it doesn't wait at all, as if that took long."""
-    source = make_source(cluster.folder / "poison-in", 4)
-    (source / "002.txt").write_text("KILL it")
+    source = make_input(cluster.folder / "poison-in", ["one", "two", "KILL it", "four"])
     out = cluster.folder / "poison"
     quick = {"RAY_timeout_ms_task_wait_for_death_info": "0"}
     driver = Driver(cluster, out, [*settings(source, out, 2), *on_ray()], driver_env=quick)

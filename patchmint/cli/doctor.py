@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from patchmint.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from patchmint.jobs.doctor import Finding
 
 _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
 
@@ -28,14 +31,20 @@ def doctor(
     from patchmint.config.build import BuildConfig
     from patchmint.jobs.doctor import examine
 
-    found = list(examine(BuildConfig.load(config) if config else None, out))
+    findings = examine(BuildConfig.load(config) if config else None, out)
     if as_json:
+        found = list(findings)
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        for finding in found:
-            console.print(f"{_MARKS[finding.status]} {finding.what}: {escape(printable(finding.detail))}")
-            if finding.remedy:
-                console.print(f"       {escape(printable(finding.remedy))}", style="dim")
+        found = [_shown(finding) for finding in findings]
     if any(finding.status == "fail" for finding in found):
         raise typer.Exit(1)
+
+
+def _shown(finding: Finding) -> Finding:
+    """Printed at once: some things take long to look at."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{_MARKS[finding.status]} {finding.what}: {escape(printable(finding.detail))}")
+    if finding.remedy:
+        console.print(f"       {escape(printable(finding.remedy))}", style="dim")
+    return finding

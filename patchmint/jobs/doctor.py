@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import ray
-
-from patchmint.config.build import BuildConfig
+from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.errors import PatchmintError, WeightsError
+from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.devices import describe_devices
 from patchmint.pipeline.preflight import check_weights
 from patchmint.storage import open_storage
@@ -79,7 +78,9 @@ def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
 
 def _package(package: str, module: str) -> Finding:
     try:
-        importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
         return Finding(package, "ok", version(package))
     except Exception as error:  # whatever a broken installation raises
         reason = f"import {module}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -102,21 +103,19 @@ def _ray_token() -> Finding:
 
 
 def _ray_cluster(config: BuildConfig | None) -> Finding:
-    wanted = config is not None and config.runner.kind == "ray"
-    address = os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray raises many kinds
-        detail = f"no cluster at {address!r}: {str(error).splitlines()[0]}"
+    runner = config.runner if config is not None and isinstance(config.runner, RayRunner) else None
+    address = (runner.address if runner else None) or os.environ.get("RAY_ADDRESS") or "auto"
+    cluster = probe_cluster(address)
+    if cluster.problem:
+        refused = "Unauthenticated" in cluster.problem or "authentication" in cluster.problem.lower()
         remedy = "ray start --head   (runner.kind: local needs no Ray)"
-        return Finding("Ray cluster", "fail" if wanted else "note", detail, remedy)
-    resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    detail = f"{nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
-    ray.shutdown()
-    if config is not None and config.runner.kind == "ray" and config.runner.num_gpus > resources.get("GPU", 0):
+        if refused:
+            remedy = "export RAY_AUTH_MODE=token and give the head's token: RAY_AUTH_TOKEN, or ~/.ray/auth_token"
+        return Finding("Ray cluster", "fail" if runner else "note", f"at {address!r}: {cluster.problem}", remedy)
+    detail = f"{cluster.nodes} nodes, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU"
+    if runner and runner.num_gpus > cluster.gpus:
         remedy = "--runner.num-gpus 0 runs on CPUs; with an autoscaler nothing is to do"
-        return Finding("Ray cluster", "note", f"{detail}; an actor asks for {config.runner.num_gpus:g} GPU", remedy)
+        return Finding("Ray cluster", "note", f"{detail}; an actor asks for {runner.num_gpus:g} GPU", remedy)
     return Finding("Ray cluster", "ok", detail)
 
 
