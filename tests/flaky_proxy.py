@@ -98,7 +98,7 @@ def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
             self.connection.shutdown(socket.SHUT_RDWR)
 
         def _passed(self) -> list[tuple[str, str]]:
-            unwanted = ("connection", proxy.ignored_header)
+            unwanted = ("connection", "content-length", proxy.ignored_header)
             return [(name, value) for name, value in self.headers.items() if name.lower() not in unwanted]
 
         def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
@@ -137,6 +137,7 @@ def _forward(
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in headers:
             connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         reply = connection.getresponse()
         return reply.status, reply.getheaders(), reply.read()

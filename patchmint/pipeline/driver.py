@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from patchmint.config.build import BuildConfig
-from patchmint.errors import BuildError, ConfigError, StorageError
+from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.pipeline.manifest import finish
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import (
@@ -200,7 +200,7 @@ def _swept(storage: Storage, run_id: str, log: RunLog) -> Iterator[None]:
         yield
     except BaseException as error:
         # what ended the run may be the storage itself; the next run tidies up as well
-        with suppress(StorageError):
+        with suppress(StorageError, ShardError):
             _roll_forward(storage)
             sweep(storage, run_id)
             log.end("stopped", str(error) or type(error).__name__)

@@ -36,7 +36,7 @@ from patchmint.pipeline.plan import check_models, read_unit
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.stored import stored_sample
 from patchmint.samples import Fault, PlannedSample, Reject
-from patchmint.shards.commit import Attempt, committed_units
+from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -116,7 +116,7 @@ class Worker:
             return self._build(order, samples, attempt)
         except StorageError:
             # Another driver that finished this unit may have swept our files from under us: then all is well.
-            if order.unit.id not in committed_units(self._storage):
+            if find_record(self._storage, order.unit.id) is None:
                 raise
             return UnitResult(order.unit.id, len(samples), 0, {}, 0, won=False)
         finally:
