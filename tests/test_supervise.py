@@ -1,0 +1,202 @@
+"""The driver's loop against a pool that lives in memory: deaths, accidents, retries, limits."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchmint.errors import BuildError
+from patchmint.pipeline.orders import Died, Done, Failed, Ready, UnitResult, WorkerInfo
+from patchmint.pipeline.plan import Unit
+from patchmint.pipeline.supervise import Supervisor
+
+INFO = WorkerInfo("here", "cpu")
+
+
+class Pool:
+    """Workers that do an order when they are asked what happened; places in `killers` kill them."""
+
+    def __init__(self, killers=(), script=(), setup=()):
+        self.killers = {(unit, place) for unit, place in killers}
+        self.script = deque(script)  # what befalls the next orders, instead of being done
+        self.setup = deque(setup)  # what befalls the next workers, instead of being ready
+        self.events = deque()
+        self.workers = 0
+        self.alive = set()
+        self.orders = []
+        self.stopped = False
+
+    def start(self, workers):
+        for _ in range(workers):
+            self._spawn()
+
+    def _spawn(self):
+        worker, self.workers = self.workers, self.workers + 1
+        if self.setup:
+            event = self.setup.popleft()(worker)
+            self.events.append(event)
+            if isinstance(event, Died):
+                self._spawn()
+            return
+        self.alive.add(worker)
+        self.events.append(Ready(worker, INFO))
+
+    def submit(self, worker, order):
+        assert worker in self.alive
+        self.orders.append(order)
+        if self.script and (event := self.script.popleft()):
+            self._end(worker, event(worker))
+            return
+        places = set(range(order.unit.samples)) if order.probe is None else set(order.probe)
+        if any((order.unit.id, place) in self.killers for place in places - order.poison):
+            self._end(worker, Died(worker, False, "killed"))
+            return
+        poison = len(order.poison)
+        result = UnitResult(
+            order.unit.id,
+            order.unit.samples,
+            order.unit.samples - poison,
+            {"kills-worker": poison} if poison else {},
+            1,
+        )
+        self.events.append(Done(worker, result if order.probe is None else None))
+
+    def _end(self, worker, event):
+        self.events.append(event)
+        if isinstance(event, Died):
+            self.alive.discard(worker)
+            self._spawn()
+
+    def wait(self, seconds):
+        assert self.events, "the supervisor waits for something that will never come"
+        return [self.events.popleft()]
+
+    def retire(self, worker):
+        self.alive.remove(worker)
+
+    def stop(self):
+        self.stopped = True
+
+
+def units(count, samples=8):
+    return [Unit(number, samples, number * samples, "part", number) for number in range(count)]
+
+
+def supervise(pool, todo, said=None, **changes):
+    arguments = {
+        "min_workers": 1,
+        "max_workers": 2,
+        "max_reject_share": 1.0,
+        "rejected_before": 0,
+        "samples_before": 0,
+        "report": lambda progress, result: None,
+        "warn": (said if said is not None else []).append,
+        "should_stop": lambda: "",
+    } | changes
+    supervisor = Supervisor(pool, todo, **arguments)
+    progress = supervisor.run()
+    assert pool.stopped
+    return progress
+
+
+def test_every_unit_is_done_once():
+    pool = Pool()
+    progress = supervise(pool, units(9))
+    assert Counter(order.unit.id for order in pool.orders) == Counter(range(9))
+    assert (progress.done, progress.samples, progress.written) == (9, 72, 72)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.integers(1, 40),
+    killers=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 39)), max_size=4),
+    workers=st.integers(1, 3),
+)
+def test_killers_are_found_and_nobody_else_is(samples, killers, workers):
+    killers = {(unit, place) for unit, place in killers if place < samples}
+    pool = Pool(killers)
+    progress = supervise(pool, units(3, samples), max_workers=workers)
+    final = {order.unit.id: order.poison for order in pool.orders if order.probe is None}
+    assert {(unit, place) for unit, poison in final.items() for place in poison} == killers
+    assert progress.rejects.get("kills-worker", 0) == len(killers)
+    assert progress.written == 3 * samples - len(killers)
+
+
+def test_an_accident_costs_one_more_try_and_no_sample():
+    pool = Pool(script=[lambda worker: Died(worker, False, "somebody else's memory")])
+    said = []
+    progress = supervise(pool, units(2), said)
+    assert progress.written == 16
+    assert progress.deaths == 1
+    assert all(order.probe is None for order in pool.orders)
+    assert "tried again" in said[0]
+
+
+def test_deaths_of_nodes_never_lead_to_a_hunt():
+    pool = Pool(script=[lambda worker: Died(worker, True, "its node has died")] * 7)
+    progress = supervise(pool, units(1), max_workers=1)
+    assert progress.written == 8
+    assert all(order.probe is None for order in pool.orders)
+
+
+def test_two_accidents_lead_to_a_hunt_that_condemns_nobody():
+    pool = Pool(script=[lambda worker: Died(worker, False, "accident")] * 2)
+    progress = supervise(pool, units(1), max_workers=1)
+    assert progress.written == 8
+    assert any(order.probe is not None for order in pool.orders)
+
+
+def test_storage_trouble_is_tried_again_and_then_told():
+    trouble = [lambda worker: Failed(worker, True, "the store answers 503")]
+    assert supervise(Pool(script=trouble * 4), units(1)).written == 8
+    with pytest.raises(BuildError, match=r"failed 5 times.*503"):
+        supervise(Pool(script=trouble * 5), units(1))
+
+
+def test_a_programming_error_stops_at_once():
+    pool = Pool(script=[lambda worker: Failed(worker, False, "Traceback: ZeroDivisionError")])
+    with pytest.raises(BuildError, match="ZeroDivisionError"):
+        supervise(pool, units(5))
+    assert pool.stopped
+    assert len(pool.orders) <= 2
+
+
+def test_a_worker_that_cannot_load_stops_the_build():
+    with pytest.raises(BuildError, match="no weights"):
+        supervise(Pool(setup=[lambda worker: Failed(worker, False, "no weights here")]), units(3))
+
+
+def test_workers_that_die_while_loading_are_replaced_three_times():
+    death = [lambda worker: Died(worker, False, "SIGKILL")]
+    assert supervise(Pool(setup=death * 2), units(3), max_workers=1).written == 24
+    with pytest.raises(BuildError, match="3 workers died one after another"):
+        supervise(Pool(setup=death * 3), units(3), max_workers=1)
+
+
+def test_nothing_starts_before_there_are_enough_workers():
+    pool = Pool()
+    supervise(pool, units(4), min_workers=2)
+    handed = []
+    pool = Pool()
+    pool.submit = lambda worker, order: handed.append(len(pool.alive)) or Pool.submit(pool, worker, order)
+    supervise(pool, units(4), min_workers=2)
+    assert handed[0] == 2
+
+
+def test_rejects_stop_a_build_only_over_the_share_and_over_ten():
+    killers = [(0, place) for place in range(3)]
+    assert supervise(Pool(killers), units(2), max_reject_share=0.0).written == 13
+    with pytest.raises(BuildError, match="max_reject_share"):
+        supervise(Pool(killers), units(2), max_reject_share=0.1, rejected_before=9, samples_before=50)
+    assert supervise(Pool(killers), units(2), max_reject_share=0.1, rejected_before=9, samples_before=500).done == 2
+
+
+def test_a_wish_to_stop_is_heard():
+    pool = Pool()
+    wishes = iter(["", "", "stopped by SIGTERM"])
+    with pytest.raises(BuildError, match="SIGTERM"):
+        supervise(pool, units(50), should_stop=lambda: next(wishes))
+    assert pool.stopped
