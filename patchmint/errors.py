@@ -6,7 +6,8 @@ PatchmintError
 │   ├── ImageError         an image can't be read or isn't allowed
 │   │   ├── ImageDecodeError
 │   │   ├── ImageTooLargeError
-│   │   └── ImageMissingError
+│   │   ├── ImageMissingError
+│   │   └── ImageUnreadableError
 │   ├── TextError          a text holds nothing to look for, or spans outside it
 │   └── ConfigError        a setting is unknown, contradictory or out of range
 ├── WeightsError           a checkpoint is missing or can't be used
@@ -80,6 +81,10 @@ class PluginError(PatchmintError):
 
 class ImageMissingError(ImageError):
     """An image that an annotation names isn't where it should be."""
+
+
+class ImageUnreadableError(ImageError):
+    """An image is there, but its file can't be read."""
 
 
 class StorageError(PatchmintError):

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 STAND_IN = Path(__file__).parent / "stand_in"
+
+_started: list[subprocess.Popen[str]] = []
 
 
 # ------------------------------------------------------------------------------------------------- input, config
@@ -51,7 +55,7 @@ def make_config(path, source, out, **changes):
 
 def start(config, out, *options, **environment):
     """Start a build in a session of its own, so that all its processes can be found and signalled together."""
-    return subprocess.Popen(
+    build = subprocess.Popen(
         [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options],
         env=os.environ | {"PYTHONPATH": str(STAND_IN)} | environment,
         stdout=subprocess.PIPE,
@@ -59,14 +63,13 @@ def start(config, out, *options, **environment):
         text=True,
         start_new_session=True,
     )
+    _started.append(build)
+    return build
 
 
 def ended(build, rc):
     """Wait for a build to end with this code; what it said on stderr."""
-    try:
-        said, complaints = build.communicate(timeout=240)
-    finally:
-        slay(build)
+    said, complaints = build.communicate(timeout=240)
     assert build.returncode == rc, f"{build.returncode} instead of {rc}: {said}\n{complaints}"
     return complaints
 
@@ -76,10 +79,13 @@ def run(config, out, *options, rc=0, **environment):
     return ended(start(config, out, *options, **environment), rc)
 
 
-def slay(build):
-    """Leave nothing running, whatever a test has found."""
-    if members(build):
-        os.killpg(build.pid, signal.SIGKILL)
+def end_all():
+    """Leave nothing running after a test, whatever it has found."""
+    while _started:
+        build = _started.pop()
+        if members(build):
+            os.killpg(build.pid, signal.SIGKILL)
+        build.communicate()
 
 
 def members(build):
@@ -158,14 +164,27 @@ def check_files(out, expected):
 
 
 def check_finished(out, expected, planned, rejects):
-    """`check_files`, and what `patchmint status` and `patchmint inspect verify` say."""
+    """`check_files`, and what status and verify say."""
+    from patchmint.jobs.status import status
+    from patchmint.shards.verify import verify
+    from patchmint.storage import open_storage
+
     check_files(out, expected)
-    status = _asked("status", out, "--json")
+    _check_status(asdict(status(str(out))), planned, rejects)
+    assert list(verify(open_storage(out))) == []
+
+
+def check_with_commands(out, planned, rejects):
+    """What `patchmint status` and `patchmint inspect verify` say of a finished build."""
+    _check_status(_asked("status", out, "--json"), planned, rejects)
+    assert _asked("inspect", "verify", out, "--json")["findings"] == []
+
+
+def _check_status(status, planned, rejects):
     assert status["state"] == "finished"
     assert status["rejects"] == rejects
     assert (status["planned"], status["left"], status["driver"]) == (planned, 0, {})
     assert status["planned"] == status["written"] + status["rejected"]
-    assert _asked("inspect", "verify", out, "--json")["findings"] == []
 
 
 def _asked(*arguments):
@@ -245,10 +264,15 @@ def warm_up():
     import stand_in_models  # noqa: F401 (a build finds it through its entry point)
 
     import patchmint.pipeline.driver
+    import patchmint.pipeline.plan.models
     import patchmint.pipeline.work
-    import patchmint.shards.verify  # noqa: F401
+    import patchmint.plugins
+    import patchmint.shards.verify
 
     pa.array([1])  # imports pandas where it is installed
+    # looking through all installed packages is half of a small build's time
+    for module in (patchmint.plugins, patchmint.pipeline.plan.models):
+        module.entry_points = cache(module.entry_points)
 
 
 def fork(work):

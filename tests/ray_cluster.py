@@ -31,12 +31,11 @@ class Node:
         mark: also what its workers find in the environment variable PATCHMINT_TEST_NODE.
     """
 
-    def __init__(self, options: list[str], env: dict[str, str], log: Path, prefix: tuple[str, ...] = ()) -> None:
-        """Start it; `prefix` is a command that starts commands."""
+    def __init__(self, options: list[str], env: dict[str, str], log: Path) -> None:
         self.mark = secrets.token_hex(8)
         self._log = log
         options = [*options, f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]  # or a second cluster has no agent
-        command = [*prefix, str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "--disable-usage-stats", "--object-store-memory=80000000"],
@@ -82,15 +81,12 @@ class RayCluster:
 
     Attributes:
         folder: everything of the cluster, and of tests that want a folder that all nodes see.
-        hidden: a folder on which the second node sees another, empty one; None where the system doesn't allow that.
-        head, second: the nodes; None while they aren't up.
+            head, second: the nodes; None while they aren't up.
         metrics_port: of the head.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hidden: Path | None = folder / "hidden"
-        self.hidden.mkdir()
         self.head: Node | None = None
         self.second: Node | None = None
         self._token = secrets.token_hex(32)
@@ -102,8 +98,6 @@ class RayCluster:
             "RAY_AUTH_TOKEN_PATH": str(token_file),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'stand_in'}",
         }
-        if not _can_hide(self.hidden):
-            self.hidden = None
 
     def start(self) -> None:
         """Start what isn't up."""
@@ -115,14 +109,11 @@ class RayCluster:
 
     def start_second(self) -> None:
         """Start the second node."""
-        hide: tuple[str, ...] = ()
-        if self.hidden is not None:
-            hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {self.hidden} && exec "$@"', "sh")
         options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
         try:
-            self.second = Node(options, self.env, self.folder / "second.log", hide)
+            self.second = Node(options, self.env, self.folder / "second.log")
         except AssertionError:  # now and then, on a busy machine, a node that joins hangs; the next one doesn't
-            self.second = Node(options, self.env, self.folder / "second.log", hide)
+            self.second = Node(options, self.env, self.folder / "second.log")
 
     def kill_second(self) -> None:
         """The second node dies."""
@@ -192,13 +183,6 @@ def wait_until(holds: Any, seconds: float, what: str) -> Any:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.1)
     return answer
-
-
-def _can_hide(folder: Path) -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(folder)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +219,52 @@ def test_mended_samples_are_taken_up_in_new_shards(tmp_path):
     patchmint("inspect", "verify", out)
     status = json.loads(patchmint("status", out, "--json").stdout)
     assert (status["planned"], status["written"], status["rejected"]) == (16, 15, 1)
+
+
+def test_a_retry_that_is_broken_off_goes_on_and_counts_close(tmp_path):
+    source = fill(tmp_path / "in", 30, dict.fromkeys(range(30), "slow"))
+    whole = {number: (source / f"{number:03d}.jpg").read_bytes() for number in (*range(1, 30, 3), 29)}
+    for number in whole:
+        (source / f"{number:03d}.jpg").write_bytes(b"nothing")
+    config, out = stand_in_config(tmp_path, source, limits={"max_reject_share": 0.4}), tmp_path / "out"
+    patchmint("build", config)
+    for number in list(whole)[:5]:
+        (source / f"{number:03d}.jpg").write_bytes(whole[number])
+    # a stand-in that sleeps an hour an image: the retry is stopped in its first unit
+    env = os.environ | {"PYTHONPATH": str(STAND_IN), "STAND_IN_SLEEP": "3600"}
+    retry = subprocess.Popen([sys.executable, "-m", "patchmint", "build", config, "--retry-failed"], env=env)
+    while json.loads(max(out.glob("runs/*")).read_text())["state"] != "building":
+        assert retry.poll() is None
+        time.sleep(0.1)
+    status = json.loads(patchmint("status", out, "--json").stdout)
+    assert (status["state"], status["planned"], status["written"], status["rejected"]) == ("building", 30, 19, 0)
+    assert status["left"] == 11
+    retry.send_signal(signal.SIGTERM)
+    assert retry.wait(60) == 143
+    assert json.loads(patchmint("status", out, "--json").stdout)["state"] == "stopped"
+    report = json.loads(patchmint("build", config, "--json").stdout)
+    assert (report["planned"], report["written"], report["rejected"]) == (30, 24, 6)
+    for number in list(whole)[5:]:
+        (source / f"{number:03d}.jpg").write_bytes(whole[number])
+    report = json.loads(patchmint("build", config, "--retry-failed", "--json").stdout)
+    assert (report["planned"], report["written"], report["rejected"], report["missing"]) == (30, 30, 0, 0)
+    assert (out / "plan.retry-2.parquet").exists()
+    patchmint("inspect", "verify", out, "--deep")
+
+
+def test_a_shard_that_somebody_deleted_is_missed_and_built_again(tmp_path):
+    config, out = stand_in_config(tmp_path, fill(tmp_path / "in", 20)), tmp_path / "out"
+    patchmint("build", config)
+    before = digests(out)
+    (out / "shards" / "000001.tar").unlink()
+    done = patchmint("build", config, rc=1)
+    assert "shards/000001.tar" in done.stderr
+    assert "delete commits/000001.json" in done.stderr
+    (out / "commits" / "000001.json").unlink()
+    patchmint("build", config)
+    assert digests(out) == before
+    (out / "plan.parquet").unlink()
+    assert "another plan" in patchmint("build", config, "--labels.min-coverage", "0.5", rc=1).stderr
 
 
 def test_memory_for_two_images_is_enough_for_all(tmp_path):

@@ -13,6 +13,13 @@ TEXTS = [f"thing number {place}" for place in range(9)]
 STOPPED_SECONDS = 30
 
 
+@pytest.fixture(autouse=True)
+def ended_builds():
+    """Nothing goes on after a test."""
+    yield
+    builds.end_all()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A config, and what a build that nothing disturbs writes."""

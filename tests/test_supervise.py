@@ -27,6 +27,7 @@ class Pool:
         self.workers = 0
         self.alive = set()
         self.orders = []
+        self.ready = 0
         self.stopped = False
 
     def start(self, workers):
@@ -35,8 +36,8 @@ class Pool:
 
     def _spawn(self):
         worker, self.workers = self.workers, self.workers + 1
-        if self.setup:
-            event = self.setup.popleft()(worker)
+        if self.setup and (befalls := self.setup.popleft()):
+            event = befalls(worker)
             self.events.append(event)
             if isinstance(event, Died):
                 self._spawn()
@@ -50,8 +51,8 @@ class Pool:
         if self.script and (event := self.script.popleft()):
             self._end(worker, event(worker))
             return
-        places = set(range(order.unit.samples)) if order.probe is None else set(order.probe)
-        if any((order.unit.id, place) in self.killers for place in places - order.poison):
+        places = set(range(order.unit.samples)) - order.poison if order.probe is None else order.probe
+        if any((order.unit.id, place) in self.killers for place in places):
             self._end(worker, Died(worker, False, "killed"))
             return
         poison = len(order.poison)
@@ -72,7 +73,9 @@ class Pool:
 
     def wait(self, seconds):
         assert self.events, "the supervisor waits for something that will never come"
-        return [self.events.popleft()]
+        event = self.events.popleft()
+        self.ready += isinstance(event, Ready)
+        return [event]
 
     def retire(self, worker):
         self.alive.remove(worker)
@@ -95,6 +98,7 @@ def supervise(pool, todo, said=None, **changes):
         "report": lambda progress, result: None,
         "warn": (said if said is not None else []).append,
         "should_stop": lambda: "",
+        "rest_seconds": 0.0,
     } | changes
     supervisor = Supervisor(pool, todo, **arguments)
     progress = supervisor.run()
@@ -125,6 +129,26 @@ def test_killers_are_found_and_nobody_else_is(samples, killers, workers):
     assert progress.written == 3 * samples - len(killers)
 
 
+def test_a_unit_may_hold_many_killers():
+    killers = {(0, place) for place in range(3, 100, 7)}
+    assert supervise(Pool(killers), units(1, 100)).written == 100 - len(killers)
+
+
+def test_a_bad_node_does_not_stop_those_that_are_well():
+    said = []
+    pool = Pool(setup=[None, lambda worker: Failed(worker, False, "no weights here")])
+    pool.retire = lambda worker: pool.alive.discard(worker)
+    assert supervise(pool, units(6), said).written == 48
+    assert "no weights here" in said[0]
+
+
+def test_trouble_in_a_row_stops_before_every_unit_has_been_tried():
+    pool = Pool(script=[lambda worker: Failed(worker, True, "no space left")] * 1000)
+    with pytest.raises(BuildError, match="no space left"):
+        supervise(pool, units(500))
+    assert len(pool.orders) <= 6
+
+
 def test_an_accident_costs_one_more_try_and_no_sample():
     pool = Pool(script=[lambda worker: Died(worker, False, "somebody else's memory")])
     said = []
@@ -152,7 +176,7 @@ def test_two_accidents_lead_to_a_hunt_that_condemns_nobody():
 def test_storage_trouble_is_tried_again_and_then_told():
     trouble = [lambda worker: Failed(worker, True, "the store answers 503")]
     assert supervise(Pool(script=trouble * 4), units(1)).written == 8
-    with pytest.raises(BuildError, match=r"failed 5 times.*503"):
+    with pytest.raises(BuildError, match=r"failed 5 times, and 5 units.*503"):
         supervise(Pool(script=trouble * 5), units(1))
 
 
@@ -174,14 +198,14 @@ def test_workers_that_die_while_loading_are_replaced_three_times():
     assert supervise(Pool(setup=death * 2), units(3), max_workers=1).written == 24
     with pytest.raises(BuildError, match="3 workers died one after another"):
         supervise(Pool(setup=death * 3), units(3), max_workers=1)
+    accident = [lambda worker: Died(worker, False, "accident")]
+    assert supervise(Pool(setup=[*death * 2, None, *death * 2], script=accident), units(3), max_workers=1).written == 24
 
 
 def test_nothing_starts_before_there_are_enough_workers():
-    pool = Pool()
-    supervise(pool, units(4), min_workers=2)
     handed = []
     pool = Pool()
-    pool.submit = lambda worker, order: handed.append(len(pool.alive)) or Pool.submit(pool, worker, order)
+    pool.submit = lambda worker, order: handed.append(pool.ready) or Pool.submit(pool, worker, order)
     supervise(pool, units(4), min_workers=2)
     assert handed[0] == 2
 

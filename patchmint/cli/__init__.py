@@ -18,9 +18,10 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.cli.label import label
 from patchmint.cli.models import models_app
 from patchmint.cli.status import status
-from patchmint.cli.terminal import examples, printable
+from patchmint.cli.terminal import examples
 from patchmint.errors import PatchmintError
 from patchmint.jobs.build import build_command
+from patchmint.jobs.printable import printable
 from patchmint.version import __version__
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from patchmint.cli.terminal import printable
+from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
     from patchmint.jobs.doctor import Finding

@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from patchmint.cli.terminal import examples, printable
+from patchmint.cli.terminal import examples
 from patchmint.errors import InputError
+from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
     from patchmint.shards.findings import Finding

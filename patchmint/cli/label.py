@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchmint.cli.terminal import printable
 from patchmint.config import MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import grid_preset
+from patchmint.jobs.printable import printable
 from patchmint.pipeline.decode import DecodedImage, decode_image
 from patchmint.pipeline.preflight import check_weights
 from patchmint.types import UNKNOWN_SCORE, Text, as_texts

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchmint.cli.terminal import printable
+from patchmint.jobs.printable import printable
 from patchmint.jobs.progress import duration
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from patchmint.config.build import BuildConfig, LocalRunner
-from patchmint.errors import BuildError, ConfigError, PatchmintError
+from patchmint.errors import BuildError, ConfigError, PatchmintError, ShardError, StorageError
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import Display, display, say
@@ -86,7 +86,7 @@ def build_command(
                 retry_failed=retry_failed,
                 single_driver=single_driver,
             )
-        except BuildError as error:
+        except (BuildError, ShardError, StorageError) as error:
             say(f"error: {error}")
             raise typer.Exit(128 + stop.signal if stop.signal else 1) from error
     _print(report, build_config, as_json=as_json)

@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from patchmint.jobs.printable import printable
 from patchmint.pipeline.orders import UnitResult
 from patchmint.pipeline.plan import Plan
 from patchmint.pipeline.supervise import Progress
 
 _LINE_SECONDS = 10
+_STILL_SECONDS = 60
+"""So often a line comes even if no unit is finished: units may take long, and silence looks like a hang."""
 _PLANNED_STEP = 100_000
 
 
@@ -104,13 +107,13 @@ class _Bar(Display):
         )
 
     def say(self, line: str) -> None:
-        self._console.print(escape(line), soft_wrap=True)
+        self._console.print(escape(printable(line)), soft_wrap=True)
 
 
 class _Lines(Display):
     def __init__(self) -> None:
         super().__init__()
-        self._said = 0.0
+        self._said = time.monotonic() - _LINE_SECONDS
         self._planned = 0
 
     def planned(self, samples: int) -> None:
@@ -119,8 +122,9 @@ class _Lines(Display):
             self.say(f"planning: {samples} samples")
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
-        finished = progress.done == progress.units
-        if result is None or (time.monotonic() - self._said < _LINE_SECONDS and not finished):
+        finished = result is not None and progress.done == progress.units
+        quiet = _LINE_SECONDS if result is not None else _STILL_SECONDS
+        if time.monotonic() - self._said < quiet and not finished:
             return
         self._said = time.monotonic()
         share = 100 * progress.samples // max(progress.planned, 1)
@@ -139,5 +143,5 @@ def duration(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """A line on stderr, at once: job logs are read while the job runs."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on stderr, at once: job logs are read while the job runs. What it quotes may come from hostile files."""
+    print("\n".join(printable(part) for part in line.split("\n")), file=sys.stderr, flush=True)

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchmint.errors import BuildError
-from patchmint.pipeline.plan import load_plans
+from patchmint.pipeline.ledger import Ledger
 from patchmint.pipeline.runs import read_run
-from patchmint.pipeline.totals import total_rejects
-from patchmint.shards.commit import committed_units, read_records
 from patchmint.shards.lease import read_lease
 from patchmint.storage import open_storage
 
@@ -20,7 +18,7 @@ class BuildStatus:
 
     Attributes:
         uri: the output.
-        state: planned, building, stopped, finished.
+        state: planning, building, stopped, finished.
         units, units_done: of the plan and its retries.
         planned, written, rejected, left: samples; planned = written + rejected + left.
         rejects: by reason.
@@ -56,28 +54,22 @@ def status(uri: str) -> BuildStatus:
         StorageError, ShardError: it can't be read, or a record is damaged.
     """
     storage = open_storage(uri)
-    plans = load_plans(storage)
-    if not plans:
+    ledger, lease = Ledger.read(storage), read_lease(storage)
+    if not ledger.plans and lease is None:
         raise BuildError(f"{uri} holds no build: there is no plan.parquet; `patchmint build CONFIG.yaml` makes one")
-    units = [unit for plan in plans for unit in plan.units]
-    done = committed_units(storage)
-    records = read_records(storage, sorted(done))
-    rejects = total_rejects(storage, plans, records)
-    written = sum(record.written for record in records)
-    left = sum(unit.samples for unit in units if unit.id not in done)
-    lease = read_lease(storage)
+    rejects = ledger.rejects()
+    left = sum(unit.samples for unit in ledger.left)
     runs = sorted(entry.path for entry in storage.list("runs/"))
     run_id = lease.run if lease else runs[-1].removeprefix("runs/").removesuffix(".json") if runs else ""
     run = read_run(storage, run_id) or {}
     rate = float(run.get("rate", 0.0)) if lease else 0.0
-    finished = storage.exists("dataset.json") and not left
     return BuildStatus(
         uri=uri,
-        state="building" if lease else "finished" if finished else str(run.get("state") or "planned"),
-        units=len(units),
-        units_done=len(done & {unit.id for unit in units}),
-        planned=plans[0].total,
-        written=written,
+        state=_state(run, at_work=lease is not None, finished=not left and storage.exists("dataset.json")),
+        units=len(ledger.units),
+        units_done=len(ledger.units) - len(ledger.left),
+        planned=ledger.planned,
+        written=ledger.written,
         rejected=rejects.total(),
         left=left,
         rejects=dict(rejects),
@@ -86,3 +78,9 @@ def status(uri: str) -> BuildStatus:
         driver={"run": lease.run, "host": lease.host, "pid": lease.pid} if lease else {},
         last_run=run,
     )
+
+
+def _state(run: dict[str, Any], *, at_work: bool, finished: bool) -> str:
+    if at_work:
+        return "planning" if run.get("state") == "planning" else "building"
+    return "finished" if finished else "stopped"

@@ -5,29 +5,22 @@ Crash at any point and run it again: what is committed stays, the rest is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from patchmint.config.build import BuildConfig
+from patchmint.config.build import BuildConfig, differences
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
+from patchmint.pipeline.ledger import Ledger, roll_forward
 from patchmint.pipeline.manifest import finish
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
-from patchmint.pipeline.plan import (
-    ModelRecord,
-    Plan,
-    load_plans,
-    make_plan,
-    make_retry_plan,
-    record_models,
-)
+from patchmint.pipeline.plan import ModelRecord, Plan, library_versions, make_plan, make_retry_plan, record_models
 from patchmint.pipeline.preflight import check_weights
 from patchmint.pipeline.runs import RunLog, new_run_id
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.supervise import Pool, Progress, Supervisor
-from patchmint.pipeline.totals import standing_rejects, total_rejects
-from patchmint.shards.commit import committed_units, publish, read_records, sweep
+from patchmint.shards.commit import sweep
 from patchmint.shards.lease import Lease
 from patchmint.storage import Storage, open_storage
 
@@ -134,27 +127,25 @@ def build(
                 raise BuildError(reason)
             reporter.planned(samples)
 
+        log.write()
+        roll_forward(storage)
         models = record_models(config)
-        plans = _plans(config, models, storage, planned, retry_failed=retry_failed)
-        units = [unit for plan in plans for unit in plan.units]
-        _roll_forward(storage)
-        done = committed_units(storage)
-        records = read_records(storage, sorted(done))
-        reporter.started(plans[0], len(units), len(done))
+        ledger = _planned(config, models, storage, planned, reporter, retry_failed=retry_failed)
+        ledger.check()
+        done_before = len(ledger.records)
+        reporter.started(ledger.plans[0], len(ledger.units), done_before)
         log.building()
-        left = [unit for unit in units if unit.id not in done]
-        if left:
+        if ledger.left:
             # a retry is planned only when everything before it is done, so what is left is of one plan
-            plan = next(plan for plan in plans if left[0] in plan.units)
-            settings = WorkerSettings(config, run_id, plan.digest, dict(plan.models))
+            plan = next(plan for plan in ledger.plans if ledger.left[0] in plan.units)
             supervisor = Supervisor(
-                make_pool(settings),
-                left,
+                make_pool(WorkerSettings(config, run_id, plan.digest, dict(plan.models))),
+                ledger.left,
                 min_workers=min_workers,
                 max_workers=max_workers,
                 max_reject_share=config.limits.max_reject_share,
-                rejected_before=sum(sum(record.rejects.values()) for record in records),
-                samples_before=sum(record.planned for record in records),
+                rejected_before=ledger.rejects().total(),
+                samples_before=ledger.planned - sum(unit.samples for unit in ledger.left),
                 report=lambda progress, result: _report(progress, result, log, reporter),
                 warn=reporter.warn,
                 should_stop=stop_reason,
@@ -163,20 +154,21 @@ def build(
                 supervisor.run()
             finally:
                 log.update(supervisor.progress)
-            records = read_records(storage, [unit.id for unit in units])
-        rejects = total_rejects(storage, plans, records)
-        finish(storage, plans, records, rejects)
+            roll_forward(storage)
+            ledger = Ledger.read(storage, ledger.plans)
+            ledger.check()
+        rejects = ledger.rejects()
+        finish(ledger, rejects)
         sweep(storage, None)
-        report = BuildReport(
-            run=run_id,
-            planned=plans[0].total,
-            written=sum(record.written for record in records),
-            rejects=dict(rejects),
-            units=len(units),
-            done_before=len(done),
-        )
         log.end("finished")
-    return report
+    return BuildReport(
+        run=run_id,
+        planned=ledger.planned,
+        written=ledger.written,
+        rejects=dict(rejects),
+        units=len(ledger.units),
+        done_before=done_before,
+    )
 
 
 def _report(progress: Progress, result: UnitResult | None, log: RunLog, reporter: Reporter) -> None:
@@ -201,48 +193,39 @@ def _swept(storage: Storage, run_id: str, log: RunLog) -> Iterator[None]:
     except BaseException as error:
         # what ended the run may be the storage itself; the next run tidies up as well
         with suppress(StorageError, ShardError):
-            _roll_forward(storage)
+            roll_forward(storage)
             sweep(storage, run_id)
             log.end("stopped", str(error) or type(error).__name__)
         raise
 
 
-def _plans(
+def _planned(
     config: BuildConfig,
     models: dict[str, ModelRecord],
     storage: Storage,
     planned: Callable[[int], None],
+    reporter: Reporter,
     *,
     retry_failed: bool,
-) -> list[Plan]:
-    plans = load_plans(storage)
-    if not plans:
+) -> Ledger:
+    """The plan that there is, or a new one; with a further one for the rejects if they are to be taken up."""
+    ledger = Ledger.read(storage)
+    if not ledger.plans:
+        if retry_failed:
+            raise ConfigError(f"{storage.uri} holds no build whose rejects could be taken up; build first")
         source = open_source(config.source)
-        plans = [make_plan(source.samples(), config, models, storage, planned)]
-    else:
-        plans[0].check_same(config, models)
-    if retry_failed:
-        plans += _retry(storage, plans)
-    return plans
-
-
-def _retry(storage: Storage, plans: Sequence[Plan]) -> list[Plan]:
-    """A plan for the rejects that stand; none if there are no rejects."""
-    units = [unit for plan in plans for unit in plan.units]
-    left = {unit.id for unit in units} - committed_units(storage)
-    if left:
-        raise ConfigError(
-            f"{len(left)} units aren't built yet; run the same command without --retry-failed first, then with it"
+        return Ledger.read(storage, [make_plan(source.samples(), config, models, storage, planned)])
+    ledger.plans[0].check_same(config, models)
+    changed = differences(ledger.plans[0].versions, library_versions())
+    if changed:
+        reporter.warn("the plan was made with other versions, so bytes may differ: " + "; ".join(changed))
+    if not retry_failed:
+        return ledger
+    if ledger.left:
+        raise BuildError(
+            f"{len(ledger.left)} units aren't built yet; run the same command without --retry-failed first"
         )
-    rejected = standing_rejects(storage, plans)
-    return [make_retry_plan(storage, plans, rejected)] if rejected else []
-
-
-def _roll_forward(storage: Storage) -> None:
-    """Publish what is committed but not published: its attempts are still there."""
-    attempts = {entry.path.split("/")[1] for entry in storage.list("attempts/")}
-    if not attempts:
-        return
-    for record in read_records(storage, sorted(committed_units(storage))):
-        if record.attempt in attempts:
-            publish(storage, record)
+    rejected = ledger.standing_rejects()
+    if not rejected:
+        return ledger
+    return Ledger(storage, [*ledger.plans, make_retry_plan(storage, ledger.plans, rejected)], ledger.records)

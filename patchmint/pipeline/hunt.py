@@ -59,6 +59,7 @@ class Hunt:
             self._recent += 1
         elif len(self._probed) == 1:
             self._poison |= frozenset(self._probed)
+            self._deaths = 0
             self._restart()
         else:
             self._suspects = self._probed

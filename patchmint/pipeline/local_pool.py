@@ -97,7 +97,10 @@ class LocalPool:
             name=f"patchmint-worker-{worker}",
             daemon=True,
         )
+        # Ctrl-C reaches the whole group, and a child that is only just starting isn't yet deaf to it
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()  # or the end of the child would not close the pipe
         self._children[worker] = _Child(process, ours, slot)
 
@@ -128,7 +131,6 @@ def _cause(code: int | None) -> str:
 
 def _serve(worker: int, slot: int, connection: Connection, settings: WorkerSettings, device: str, threads: int) -> None:
     """The child's main function: load, then do orders until the driver is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     try:

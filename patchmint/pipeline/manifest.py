@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from patchmint.pipeline.ledger import Ledger
 from patchmint.pipeline.plan import ModelRecord, Plan
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
@@ -12,21 +13,18 @@ from patchmint.shards.records import CommitRecord, unit_name
 from patchmint.storage import Storage
 
 
-def finish(
-    storage: Storage, plans: Sequence[Plan], records: Sequence[CommitRecord], rejects: Mapping[str, int]
-) -> None:
+def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     """Write the manifest.
 
     Args:
-        storage: the output.
-        plans: the plan, and its retries.
-        records: of every unit.
+        ledger: of a build whose units are all done.
         rejects: standing rejects by reason.
 
     Raises:
         StorageError, ShardError: a shard can't be read, or the manifest not be written.
     """
-    plan = plans[0]
+    plan, storage = ledger.plans[0], ledger.storage
+    records = [ledger.records[unit.id] for unit in ledger.units]
     written = [record for record in records if record.written]
     if not written:
         return  # a data set without a sample has no layout; the build says that nothing was written
@@ -43,8 +41,8 @@ def finish(
         members=describe_members(layout),
         totals=Totals(
             units=len(records),
-            planned=plan.total,
-            written=sum(record.written for record in records),
+            planned=ledger.planned,
+            written=ledger.written,
             rejected=dict(rejects),
             shards=len(written),
             bytes=sum(tars),

@@ -7,8 +7,10 @@ start, and units are few and long, so Data's streaming of blocks between operato
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -25,6 +27,7 @@ from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, W
 
 _SAY_WAITING_SECONDS = 30
 _PULSE_SECONDS = 5.0
+_END_SECONDS = 10.0
 _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
 
@@ -122,11 +125,14 @@ class RayPool:
         self._kill(worker)
 
     def stop(self) -> None:
-        """Kill all actors."""
+        """Kill all actors, and wait until they are dead: the driver sweeps next what they were writing."""
+        in_work = list(self._pending)
         self._pending.clear()
         self._pulse.stop()
         for worker in list(self._actors):
             self._kill(worker)
+        if in_work and not self._pulse.lost:
+            ray.wait(in_work, num_returns=len(in_work), timeout=_END_SECONDS)
 
     def _create(self) -> None:
         worker, self._next = self._next, self._next + 1
@@ -149,10 +155,10 @@ class RayPool:
             return None
         except ActorDiedError as error:
             if _node_went_away(error):
-                return self._bury(worker, innocent=True, message=f"its node went away: {error}")
-            return self._bury(worker, innocent=False, message=str(error))
+                return self._bury(worker, innocent=True, message=f"its node went away: {_short(error)}")
+            return self._bury(worker, innocent=False, message=_short(error))
         except RayError as error:
-            return self._bury(worker, innocent=False, message=str(error))
+            return self._bury(worker, innocent=False, message=_short(error))
         if event is None:
             return self._bury(worker, innocent=True, message="the connection to it broke, and its answer is lost")
         self._loaded.add(worker)
@@ -161,7 +167,7 @@ class RayPool:
     def _bury(self, worker: int, *, innocent: bool, message: str) -> Died:
         self._kill(worker)
         self._create()
-        return Died(worker, innocent=innocent, message=" ".join(message.split()))
+        return Died(worker, innocent=innocent, message=message)
 
     def _kill(self, worker: int) -> None:
         self._loaded.discard(worker)
@@ -225,6 +231,8 @@ def _connect(runner: RayRunner) -> None:
     if ray.is_initialized():
         return
     try:
+        if not sys.stderr.isatty():
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # or escape sequences stand in the job's log
         with _own_sigterm():
             ray.init(address=runner.address, log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -249,6 +257,15 @@ def _own_sigterm() -> Iterator[None]:
 
 def _node_went_away(error: ActorDiedError) -> bool:
     return error.preempted or "its node has died" in str(error)
+
+
+def _short(error: RayError) -> str:
+    """Ray's message in one line: which process and where, then the cause; not its ids, nor its hints for debugging."""
+    lines = str(error).splitlines()
+    where = [line.strip() for line in lines if line.startswith(("\tpid:", "\tip:"))]
+    cause = " ".join(line.strip() for line in lines if not line.startswith("\t"))
+    cause = cause.removeprefix(ActorDiedError.BASE_ERROR_MSG).partition("Some common causes")[0].strip()
+    return ", ".join([*where, cause])
 
 
 def _shown(resources: Mapping[str, float]) -> str:

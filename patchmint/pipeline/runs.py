@@ -11,11 +11,12 @@ import platform
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from patchmint.errors import NotFoundError
+from patchmint.errors import NotFoundError, StorageError
 from patchmint.pipeline.supervise import Progress
 from patchmint.storage import Storage
 from patchmint.version import __version__
@@ -82,10 +83,8 @@ class RunLog:
         if time.monotonic() - self._written > _WRITE_SECONDS:
             self.write()
 
-    def end(self, state: str, reason: str = "", progress: Progress | None = None) -> None:
+    def end(self, state: str, reason: str = "") -> None:
         """The run is over."""
-        if progress is not None:
-            self._count(progress)
         self.record.state, self.record.reason = state, reason
         self.write()
 
@@ -93,7 +92,8 @@ class RunLog:
         """Write the record."""
         self._written = time.monotonic()
         data = json.dumps(asdict(self.record), indent=1)
-        self._storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
+        with suppress(StorageError):  # nothing depends on it, least of all whether the build goes on
+            self._storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
 
     def _count(self, progress: Progress) -> None:
         self.record.elapsed = round(time.monotonic() - self._building_since, 3)

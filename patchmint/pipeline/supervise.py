@@ -20,6 +20,7 @@ MIN_REJECTS_TO_STOP = 10
 """Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
 
 _TRANSIENT_TRIES = 5
+_LONGEST_REST_SECONDS = 60.0
 _SETUP_DEATHS = 3
 _POLL_SECONDS = 0.5
 
@@ -105,6 +106,7 @@ class Supervisor:
         report: Callable[[Progress, UnitResult | None], None],
         warn: Callable[[str], None],
         should_stop: Callable[[], str],
+        rest_seconds: float = 2.0,
     ) -> None:
         """Prepare.
 
@@ -119,6 +121,7 @@ class Supervisor:
             report: called after each unit, and now and then with None.
             warn: takes a line for people: a worker died, a unit is tried again.
             should_stop: asked often; anything but "" stops the build with that reason.
+            rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
         """
         self._pool = pool
         self._todo = deque(units)
@@ -131,6 +134,9 @@ class Supervisor:
         self._idle: dict[int, float] = {}
         self._hunts: dict[int, Hunt] = {}
         self._failures: Counter[int] = Counter()
+        self._failures_in_a_row = 0
+        self._rest_seconds = rest_seconds
+        self._resting_until = 0.0
         self._setup_deaths = 0
         self.progress = Progress(len(self._todo), sum(unit.samples for unit in self._todo))
 
@@ -159,6 +165,8 @@ class Supervisor:
             return
         self._wanted = 0
         now = time.monotonic()
+        if now < self._resting_until:
+            return
         for worker in list(self._idle):
             if not self._todo:
                 # a unit in flight may come back if its worker dies; one idle worker at least stays for it
@@ -193,6 +201,7 @@ class Supervisor:
             self._todo.appendleft(order.unit)
             return
         self._hunts.pop(order.unit.id, None)
+        self._failures_in_a_row = 0
         self.progress.add(result)
         self._samples += result.planned
         self._rejected += sum(result.rejects.values())
@@ -201,12 +210,23 @@ class Supervisor:
 
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)
+        if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
+            self._warn(f"a worker couldn't be set up, and is done without: {message}")
+            self._pool.retire(worker)
+            return
         if order is None or not transient:
             raise BuildError(message)
         self._idle[worker] = time.monotonic()
         self._failures[order.unit.id] += 1
-        if self._failures[order.unit.id] >= _TRANSIENT_TRIES:
-            raise BuildError(f"unit {order.unit.name} failed {_TRANSIENT_TRIES} times, the last time with: {message}")
+        self._failures_in_a_row += 1
+        in_a_row = max(_TRANSIENT_TRIES, 2 * self.progress.workers)
+        if self._failures[order.unit.id] >= _TRANSIENT_TRIES or self._failures_in_a_row >= in_a_row:
+            raise BuildError(
+                f"unit {order.unit.name} failed {self._failures[order.unit.id]} times, and {self._failures_in_a_row} "
+                f"units in a row did; the last time with: {message}"
+            )
+        rest = self._rest_seconds * 2 ** (self._failures_in_a_row - 1)
+        self._resting_until = time.monotonic() + min(_LONGEST_REST_SECONDS, rest)
         self._warn(f"unit {order.unit.name} is tried again: {message}")
         self._todo.append(order.unit)
 
@@ -216,7 +236,7 @@ class Supervisor:
         self.progress.deaths += 1
         if order is None and not was_idle:
             self._setup_deaths += not innocent
-            if self._setup_deaths >= _SETUP_DEATHS:
+            if self._setup_deaths >= _SETUP_DEATHS and not (self._orders or self._idle):
                 raise BuildError(f"{_SETUP_DEATHS} workers died one after another while they loaded models: {message}")
             self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
             return

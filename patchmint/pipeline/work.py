@@ -23,6 +23,7 @@ from patchmint.errors import (
     ImageDecodeError,
     ImageMissingError,
     ImageTooLargeError,
+    ImageUnreadableError,
     InputError,
     NotFoundError,
     StorageError,
@@ -45,7 +46,8 @@ from patchmint.types import Text
 Seconds = defaultdict[str, float]
 """By stage."""
 
-_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+_ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
+"""How libraries below torch say that memory ran out; torch passes it on as a plain RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,10 @@ class Worker:
             data = self._source.read_image(sample.image)
             stage = "decode"
             image = decode_image(data, max_megapixels=self._settings.config.limits.max_image_megapixels)
+        except ImageUnreadableError as error:
+            return _reject(planned, Fault(stage, "image-unreadable", str(error)))
+        except MemoryError:
+            return _reject(planned, Fault(stage, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
         except (TextError, ImageMissingError) as error:
             return _reject(planned, Fault(stage, reason, str(error)))
         except ImageTooLargeError as error:
@@ -220,10 +226,12 @@ class Worker:
         try:
             annotated = self._models.annotate([item.image.pixels for item in batch], [item.texts for item in batch])
             return list(zip(batch, annotated, strict=True))
-        except _OUT_OF_MEMORY as error:
-            fault = Fault("annotate", "out-of-memory", f"alone it takes more memory than there is: {error}")
         except InputError as error:
             fault = Fault("annotate", "not-annotatable", str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            fault = Fault("annotate", "out-of-memory", f"alone it takes more memory than there is: {error}")
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -246,6 +254,12 @@ class Worker:
 
 def _reject(planned: PlannedSample, fault: Fault) -> Reject:
     return Reject(planned.ordinal, planned.key, planned.sample.id, fault)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _ALLOCATION_FAILED)
 
 
 def _poisoned(planned: PlannedSample) -> Reject:

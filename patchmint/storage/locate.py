@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -33,6 +34,8 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
         raise StorageError(f"{text!r} is no path or URI; give a folder, or a URI such as s3://BUCKET/PREFIX")
     scheme, separator, _ = text.partition("://")
     if not separator:
+        if re.match(r"[a-z0-9]+:/", text):
+            raise StorageError(f"{_shown(text)} looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
         return LocalStorage(text, Path(text).expanduser().absolute())
     if scheme == "file":
         return LocalStorage(text, _file_path(text))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Protocol
 
-from patchmint.errors import ImageMissingError, NotFoundError, StorageError
+from patchmint.errors import ImageMissingError, ImageUnreadableError, NotFoundError, StorageError
 from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
 from patchmint.storage import Storage
 from patchmint.storage.local import LocalStorage
@@ -55,6 +56,10 @@ class StoredImages:
             return self._storage.read(ref.path)
         except StorageError as error:
             # a folder of that name, or a file where a folder should be, is as good as nothing
+            if _is_of_this_file(error):
+                raise ImageUnreadableError(
+                    f"{error}; mend its permissions, or leave the sample among the rejects"
+                ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
             check_root(self._storage)
@@ -62,6 +67,11 @@ class StoredImages:
                 f"there is no image {ref.path!a} in {self._storage.uri}, although the data set names it; add the file, "
                 "or leave the sample among the rejects"
             ) from error
+
+
+def _is_of_this_file(error: StorageError) -> bool:
+    """Whether it is one file that can't be read, now and later, and not the storage."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def check_root(storage: Storage) -> None:
