@@ -53,7 +53,7 @@ class Node:
 
     def kill(self) -> None:
         """SIGKILL to all processes of the node, as when the machine loses its power."""
-        while pids := self.pids():
+        while pids := self._pids():
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -65,10 +65,9 @@ class Node:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def pids(self, title: str = "") -> list[int]:
-        """The node's processes; those whose title holds this."""
+    def _pids(self) -> list[int]:
         mark = f"{_MARK}={self.mark}".encode()
-        return [pid for pid in _all_pids() if mark in _read(pid, "environ") and title.encode() in _read(pid, "cmdline")]
+        return [pid for pid in _all_pids() if mark in _environment(pid)]
 
     def _started(self) -> bool:
         text = self._log.read_text(errors="replace")
@@ -81,7 +80,7 @@ class RayCluster:
 
     Attributes:
         folder: everything of the cluster, and of tests that want a folder that all nodes see.
-            head, second: the nodes; None while they aren't up.
+        head, second: the nodes; None while they aren't up.
         metrics_port: of the head.
     """
 
@@ -197,8 +196,8 @@ def _all_pids() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
 
 
-def _read(pid: int, name: str) -> bytes:
+def _environment(pid: int) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
+        return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""

@@ -308,7 +308,11 @@ def test_samples_that_kill_are_rejected_alone(tmp_path, killers, workers):
     source = builds.make_input(tmp_path / "in", texts)
     outs = [tmp_path / f"workers-{count}" for count in workers]
     config = builds.make_config(tmp_path / "config.yaml", source, outs[0])
-    started = [builds.start(config, out, f"--runner.workers={count}") for count, out in zip(workers, outs, strict=True)]
+    options = ["--output.samples-per-shard=8", "--runner.batch-size=4"]
+    started = [
+        builds.start(config, out, *options, f"--runner.workers={count}")
+        for count, out in zip(workers, outs, strict=True)
+    ]
     for build, out in zip(started, outs, strict=True):
         builds.ended(build, 0)
         assert rejected(out) == [(f"{place:03d}.jpg", "worker", "kills-worker") for place in killers]

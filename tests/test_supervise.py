@@ -140,6 +140,9 @@ def test_a_bad_node_does_not_stop_those_that_are_well():
     pool.retire = lambda worker: pool.alive.discard(worker)
     assert supervise(pool, units(6), said).written == 48
     assert "no weights here" in said[0]
+    pool = Pool(setup=[None, lambda worker: Failed(worker, False, "no weights here")])
+    with pytest.raises(BuildError, match="no weights here"):
+        supervise(pool, units(6), min_workers=2)
 
 
 def test_trouble_in_a_row_stops_before_every_unit_has_been_tried():

@@ -172,6 +172,7 @@ class Supervisor:
                 # a unit in flight may come back if its worker dies; one idle worker at least stays for it
                 if len(self._idle) > len(self._orders):
                     del self._idle[worker]
+                    self.progress.workers -= 1
                     self._pool.retire(worker)
                 continue
             unit = self._todo.popleft()
@@ -211,6 +212,9 @@ class Supervisor:
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)
         if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
+            self._max_workers -= 1
+            if self._wanted > self._max_workers:
+                raise BuildError(message)
             self._warn(f"a worker couldn't be set up, and is done without: {message}")
             self._pool.retire(worker)
             return
