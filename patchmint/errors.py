@@ -17,7 +17,8 @@ PatchmintError
 │   └── WeightsMismatchError   a sound file for another architecture
 ├── PluginError            an outside model is missing or breaks its contract
 ├── StorageError           a folder or an object store can't be read or written
-│   └── NotFoundError          there is no such file or object
+│   ├── NotFoundError          there is no such file or object
+│   └── DiskFullError          there is no room, and trying again makes none
 ├── ShardError             a shard, or what goes with it, isn't as the format says
 └── BuildError             a build can't go on
     └── BusyError              another driver is building into the same folder
@@ -93,6 +94,10 @@ class StorageError(PatchmintError):
 
 class NotFoundError(StorageError):
     """There is no such file or object."""
+
+
+class DiskFullError(StorageError):
+    """There is no room; trying again makes none."""
 
 
 class ShardError(PatchmintError):

@@ -229,15 +229,13 @@ class SameProcess:
         self._events.append(Ready(0, self._worker.info))
 
     def submit(self, worker, order):
-        from patchmint.errors import StorageError
-        from patchmint.pipeline.orders import Done, Failed
+        from patchmint.pipeline.local_pool import _do
 
-        try:
-            self._events.append(Done(worker, self._worker.do(order)))
-        except StorageError as error:
-            self._events.append(Failed(worker, transient=True, message=str(error)))
+        self._events.append(_do(worker, self._worker, order))
 
     def wait(self, seconds):
+        if not self._events:
+            time.sleep(seconds)
         events, self._events = self._events, []
         return events
 

@@ -226,7 +226,8 @@ def test_a_killed_worker_is_replaced_in_the_same_run(undisturbed, tmp_path):
 def test_signals_in_the_middle_of_a_shard(undisturbed, tmp_path):
     config, _ = undisturbed
     outs = {sent: tmp_path / sent.name for sent in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
-    started = {sent: builds.start(config, out, STAND_IN_SLEEP="2") for sent, out in outs.items()}
+    one = "--runner.batch-size=1"  # so that the first sample is written two seconds before the second is annotated
+    started = {sent: builds.start(config, out, one, STAND_IN_SLEEP="2") for sent, out in outs.items()}
     for sent, build in started.items():
         assert builds.wait_until(lambda out=outs[sent]: builds.is_mid_shard(out))
         assert len(builds.members(build)) > 1

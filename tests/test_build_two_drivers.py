@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory):
 def test_others_are_turned_away_while_a_driver_lives(undisturbed, tmp_path):
     config, expected = undisturbed
     out = tmp_path / "out"
-    first = builds.start(config, out, STAND_IN_SLEEP="1.5")
+    first = builds.start(config, out, "--runner.batch-size=1", STAND_IN_SLEEP="1.5")
     assert builds.wait_until(lambda: builds.is_mid_shard(out))
     for other in [builds.start(config, out) for _ in range(2)]:
         said = builds.ended(other, 1)

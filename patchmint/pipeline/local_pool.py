@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
-from patchmint.errors import PatchmintError, StorageError
+from patchmint.errors import DiskFullError, PatchmintError, StorageError
 from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, WorkerSettings
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _do(worker: int, busy: Worker, order: Order) -> Event:
     try:
         return Done(worker, busy.do(order))
     except StorageError as error:
-        return Failed(worker, transient=True, message=str(error))
+        return Failed(worker, transient=not isinstance(error, DiskFullError), message=str(error))
 
 
 def _end_with_parent() -> None:

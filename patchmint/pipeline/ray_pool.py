@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from patchmint.config.build import RayRunner
-from patchmint.errors import BuildError, PatchmintError, StorageError
+from patchmint.errors import BuildError, DiskFullError, PatchmintError, StorageError
 from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, WorkerSettings
 
 _SAY_WAITING_SECONDS = 30
@@ -62,7 +62,7 @@ class PatchmintWorker:
         try:
             return act()
         except PatchmintError as error:
-            transient = isinstance(error, StorageError)
+            transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError)
             return Failed(self._worker, transient, f"on {socket.gethostname()}: {error}")
         except Exception:
             return Failed(self._worker, transient=False, message=traceback.format_exc())

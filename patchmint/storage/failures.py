@@ -7,7 +7,7 @@ import re
 
 from obstore import exceptions
 
-from patchmint.errors import NotFoundError, StorageError
+from patchmint.errors import DiskFullError, NotFoundError, StorageError
 
 _FULL = "the disk is full"
 _HINTS = {
@@ -38,7 +38,8 @@ def explain(action: str, shown: str, error: OSError) -> StorageError:
         return NotFoundError(f"can't {action} {shown}: there is no such file; check the path")
     default = (error.strerror or str(error), "check the disk and the path, then run again")
     why, remedy = _HINTS.get(error.errno or 0, default)
-    return StorageError(f"can't {action} {shown}: {why}; {remedy}")
+    kind = DiskFullError if why == _FULL else StorageError
+    return kind(f"can't {action} {shown}: {why}; {remedy}")
 
 
 def explain_store(action: str, shown: str, error: Exception) -> StorageError:
