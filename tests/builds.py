@@ -38,11 +38,11 @@ def make_input(folder, texts, damaged=()):
     return folder
 
 
-def make_config(path, source, out, **changes):
+def make_config(path, source, out, samples_per_shard=5, **changes):
     """A config file; JSON is YAML."""
     config = {
         "source": {"kind": "folder", "uri": str(source)},
-        "output": {"uri": str(out), "samples_per_shard": 3},
+        "output": {"uri": str(out), "samples_per_shard": samples_per_shard},
         "models": {"segmenter": "stand-in", "tokenizer": "stand-in"},
         "runner": {"kind": "local", "num_cpus": 1, "device": "cpu", "batch_size": 2},
     } | changes
@@ -55,16 +55,22 @@ def make_config(path, source, out, **changes):
 
 def start(config, out, *options, **environment):
     """Start a build in a session of its own, so that all its processes can be found and signalled together."""
-    build = subprocess.Popen(
-        [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options],
-        env=os.environ | {"PYTHONPATH": str(STAND_IN)} | environment,
+    command = [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options]
+    return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment)
+
+
+def watched(command, environment):
+    """Start a process in a session of its own that `end_all` ends with everything it has started."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    _started.append(build)
-    return build
+    _started.append(process)
+    return process
 
 
 def ended(build, rc):
@@ -83,9 +89,14 @@ def end_all():
     """Leave nothing running after a test, whatever it has found."""
     while _started:
         build = _started.pop()
-        if members(build):
-            os.killpg(build.pid, signal.SIGKILL)
+        slay(build)
         build.communicate()
+
+
+def slay(build):
+    """End every process of a build at once."""
+    if members(build):
+        os.killpg(build.pid, signal.SIGKILL)
 
 
 def members(build):

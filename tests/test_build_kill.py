@@ -111,22 +111,24 @@ def _count_steps(config, folder, scene, begun):
     return int(counted.read_text())
 
 
-def full_at_any_moment(config, whole, folder):
+def full_at_any_moment(config, whole, disk):
     """Build on a disk of each size that is too small, then make it larger and go on; returns the number of sizes."""
     expected = builds.digests(whole)
-    out = folder / "out"
-    out.mkdir()
     for number in range(200):
-        size = f"size={(1 + 3 * number) * 4}k"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(out)], check=True)
-        try:
-            if builds.exit_code(builds.fork(lambda: _full(config, out))) == 0:
-                return number
-            subprocess.run(["mount", "-o", "remount,size=8m", str(out)], check=True)
-            assert builds.exit_code(builds.fork(lambda: _gone_on(config, out, expected))) == 0, size
-        finally:
-            subprocess.run(["umount", str(out)], check=True)
+        for path in disk.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        size = f"{(1 + 3 * number) * 4}k"
+        resize(disk, size)
+        if builds.exit_code(builds.fork(partial(_full, config, disk))) == 0:
+            return number
+        resize(disk, "8m")
+        assert builds.exit_code(builds.fork(partial(_gone_on, config, disk, expected))) == 0, size
     raise AssertionError("the disk is always full")
+
+
+def resize(disk, size):
+    """Make a mounted disk larger or smaller."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
 def _full(config, out):
@@ -141,7 +143,7 @@ def _full(config, out):
 def in_a_script(*arguments):
     """Start one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return builds.watched(command, dict(os.environ))
 
 
 def answer(script):
@@ -166,7 +168,7 @@ def undisturbed(tmp_path_factory):
     """A config, and the output of a build that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = builds.make_input(folder / "in", TEXTS, DAMAGED)
-    config = builds.make_config(folder / "config.yaml", source, folder / "out")
+    config = builds.make_config(folder / "config.yaml", source, folder / "out", 3)
     builds.run(config, folder / "out")
     builds.check_finished(folder / "out", builds.digests(folder / "out"), 9, REJECTS)
     builds.check_with_commands(folder / "out", 9, REJECTS)
@@ -266,14 +268,13 @@ def disks(tmp_path):
         return folder
 
     yield make
+    builds.end_all()
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_the_disk_fills_anywhere(undisturbed, tmp_path, disks):
-    disks("try", "1m")
-    (tmp_path / "outs").mkdir()
-    assert answer(in_a_script("full", *undisturbed, tmp_path / "outs"))[0] >= 8
+def test_the_disk_fills_anywhere(undisturbed, disks):
+    assert answer(in_a_script("full", *undisturbed, disks("disk", "8m")))[0] >= 8
 
 
 def test_the_disk_fills_in_the_middle_of_a_shard(undisturbed, tmp_path, disks):
@@ -281,7 +282,7 @@ def test_the_disk_fills_in_the_middle_of_a_shard(undisturbed, tmp_path, disks):
     source = builds.make_input(tmp_path / "in", TEXTS, DAMAGED)
     for path in source.glob("*.jpg"):
         path.write_bytes(path.read_bytes() + os.urandom(400_000))
-    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "whole")
+    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "whole", 3)
     builds.run(config, tmp_path / "whole")
     out = disks("disk", "3m")
     said = builds.run(config, out, rc=1)
@@ -291,7 +292,7 @@ def test_the_disk_fills_in_the_middle_of_a_shard(undisturbed, tmp_path, disks):
     expected = builds.digests(tmp_path / "whole")
     builds.check_half_done(out, expected)
     assert len(builds.committed(out)) < 3
-    subprocess.run(["mount", "-o", "remount,size=20m", str(out)], check=True)
+    resize(out, "20m")
     builds.run(config, out)
     builds.check_finished(out, expected, 9, REJECTS)
 
@@ -308,8 +309,8 @@ def test_samples_that_kill_are_rejected_alone(tmp_path, killers, workers):
     texts = ["KILL me" if place in killers else f"thing number {place}" for place in range(40)]
     source = builds.make_input(tmp_path / "in", texts)
     outs = [tmp_path / f"workers-{count}" for count in workers]
-    config = builds.make_config(tmp_path / "config.yaml", source, outs[0])
-    options = ["--output.samples-per-shard=8", "--runner.batch-size=4"]
+    config = builds.make_config(tmp_path / "config.yaml", source, outs[0], 8)
+    options = ["--runner.batch-size=4"]
     started = [
         builds.start(config, out, *options, f"--runner.workers={count}")
         for count, out in zip(workers, outs, strict=True)

@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory):
     """A config, and what a build that nothing disturbs writes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = builds.make_input(folder / "in", TEXTS, damaged=(2,))
-    config = builds.make_config(folder / "config.yaml", source, folder / "out")
+    config = builds.make_config(folder / "config.yaml", source, folder / "out", 3)
     builds.run(config, folder / "out")
     return config, builds.digests(folder / "out")
 
