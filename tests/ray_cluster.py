@@ -96,6 +96,8 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_file),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'stand_in'}",
+            # A job says `python`: on a node that is the environment's, whether or not the tests' shell activated it.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
     def start(self) -> None:

@@ -22,7 +22,7 @@ import pytest
 from s3_server import S3Server, s3_server
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import Entry, Storage, open_storage
+from patchmint.storage import Entry, Storage, creates_conditionally, open_storage
 from patchmint.storage.paths import TEMPORARY
 
 
@@ -153,7 +153,7 @@ def test_create_succeeds_once(storage: Storage) -> None:
     assert not storage.create("x/record", b"second")
     assert not storage.create("x/record", b"first")
     assert storage.read("x/record") == b"first"
-    assert storage.probe_conditional_create()
+    assert creates_conditionally(storage)
     assert [entry.path for entry in storage.list()] == ["x/record"]
 
 

@@ -14,7 +14,7 @@ from flaky_proxy import Fault, FlakyProxy, conditional_put, flaky_proxy, of_meth
 from s3_server import S3Server, s3_server
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import Entry, Storage, open_storage, stores
+from patchmint.storage import Entry, Storage, creates_conditionally, open_storage, stores
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def test_an_upload_that_arrives_cut_is_found(storage: Storage, proxy: FlakyProxy
 def test_a_store_that_ignores_conditions_is_found_out(
     server: S3Server, storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert storage.probe_conditional_create()
+    assert creates_conditionally(storage)
     proxy.ignored_header = "if-none-match"
-    assert not storage.probe_conditional_create()
+    assert not creates_conditionally(storage)
     assert list(storage.list()) == []
 
 

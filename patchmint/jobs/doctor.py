@@ -18,7 +18,7 @@ from patchmint.errors import PatchmintError, WeightsError
 from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.devices import describe_devices
 from patchmint.pipeline.preflight import check_weights
-from patchmint.storage import open_storage
+from patchmint.storage import creates_conditionally, open_storage
 
 _PACKAGES = {
     "torch": "torch",
@@ -135,7 +135,7 @@ def _weights(config: BuildConfig | None) -> Iterator[Finding]:
 def _output(uri: str) -> Iterator[Finding]:
     try:
         storage = open_storage(uri)
-        conditional = storage.probe_conditional_create()
+        conditional = creates_conditionally(storage)
     except PatchmintError as error:
         yield Finding("output", "fail", str(error), "check the path, its permissions, or the store's credentials")
         return

@@ -22,7 +22,7 @@ from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.supervise import Pool, Progress, Supervisor
 from patchmint.shards.commit import sweep
 from patchmint.shards.lease import Lease
-from patchmint.storage import Storage, open_storage
+from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
 
@@ -108,7 +108,7 @@ def build(
     """
     check_weights(config)
     storage = open_storage(config.output.uri)
-    if not single_driver and not storage.probe_conditional_create():
+    if not single_driver and not creates_conditionally(storage):
         raise BuildError(
             f"{storage.uri} ignores conditions (If-None-Match) when an object is created, so two builds could "
             "overwrite each other. If you are sure that only one runs, add --single-driver"

@@ -187,9 +187,6 @@ class Storage(Protocol):
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files; absent ones are fine. Folders that this leaves empty go too."""
 
-    def probe_conditional_create(self) -> bool:
-        """Whether `create` really refuses a second time here; some stores ignore the condition."""
-
     def delete_temporary(self) -> None:
         """Delete the temporary files that killed writers left. Writers at work notice and begin their file again."""
 

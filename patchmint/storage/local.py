@@ -141,14 +141,6 @@ class LocalStorage:
         for folder in folders:
             prune(folder, self.root)
 
-    def probe_conditional_create(self) -> bool:
-        """See `Storage.probe_conditional_create`."""
-        name = temporary_name()
-        try:
-            return self.create(name, b"first") and not self.create(name, b"second") and self.read(name) == b"first"
-        finally:
-            self.delete([name])
-
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
         self.delete([path for path, _ in files_below(self.root, "") if is_temporary(path)])

@@ -17,7 +17,7 @@ from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage.failures import explain, explain_store
 from patchmint.storage.interface import Entry, NewFile
 from patchmint.storage.listing import listed
-from patchmint.storage.paths import checked, is_temporary, temporary_name
+from patchmint.storage.paths import checked, is_temporary
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.repeat import Repeats, repeated
 from patchmint.storage.stores import Address, connect
@@ -161,14 +161,6 @@ class ObjectStorage:
                 for name in names:
                     with suppress(FileNotFoundError):
                         obstore.delete(self._store, name)
-
-    def probe_conditional_create(self) -> bool:
-        """See `Storage.probe_conditional_create`."""
-        name = temporary_name()
-        try:
-            return self.create(name, b"first") and not self.create(name, b"second") and self.read(name) == b"first"
-        finally:
-            self.delete([name])
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
