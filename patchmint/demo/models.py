@@ -1,0 +1,116 @@
+"""The demo's models: upstream's classes at sizes that train on a CPU, and files of weights for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES
+from patchmint.demo.texts import NUMBERS, plural
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
+from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam.arch import SamArch
+from patchmint.tokenizers.vqgan.arch import VqganArch
+from patchmint.weights.loading import ARCH_METADATA_KEY
+
+FILES = {"detector": "detector.safetensors", "masker": "masker.safetensors", "tokenizer": "tokenizer.safetensors"}
+"""Names of the files of weights, by role."""
+
+VOCABULARY_FILE = "vocab.txt"
+
+_OTHER_WORDS = (
+    *("a", "an", "the", "some", "all", "and", "or", "with", "of", "on", "in", "to", "at", "there", "is", "are", "we"),
+    *("see", "photo", "picture", "image", "scene", "grey", "background", "left", "right", "above", "below"),
+    *("next", "between", "under", "over"),
+)
+
+VOCABULARY: tuple[str, ...] = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?", ",", "!", ":", ";", "-", "'"),
+    *_OTHER_WORDS,
+    *NUMBERS,
+    *SIZES,
+    *FILLS,
+    *COLOURS,
+    *(word for shape in (*SHAPES, "shape") for word in (shape, plural(shape))),
+)
+"""Every piece that the demo's detector can read; a word outside it is unknown, and names nothing."""
+
+DETECTOR = GroundingDinoArch(
+    swin_dim=32,
+    swin_depths=(1, 1, 2, 1),
+    swin_heads=(1, 2, 4, 8),
+    swin_window=4,
+    levels=3,
+    backbone_stages=(2, 3),
+    encoder_layers=2,
+    decoder_layers=2,
+    queries=60,
+    feed_forward=256,
+    text_vocabulary=len(VOCABULARY),
+    text_dim=128,
+    text_layers=2,
+    text_heads=4,
+    text_feed_forward=256,
+    text_positions=256,
+    short_side=128,
+    long_side=256,
+)
+"""Features at strides 16, 32 and 64 only: 84 positions of a square image."""
+
+MASKER = SamArch(
+    embed_dim=96,
+    depth=4,
+    num_heads=3,
+    global_attn_indexes=(1, 3),
+    image_size=256,
+    patch_size=8,
+    window_size=8,
+    out_chans=64,
+    decoder_mlp_dim=128,
+)
+"""Patches of 8 pixels, so that its logits come one for every 2 pixels of its input."""
+
+TOKENIZER = VqganArch(
+    ch=32,
+    ch_mult=(1, 1, 1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(16,),
+    resolution=256,
+    z_channels=64,
+    embed_dim=32,
+    n_embed=512,
+    gumbel=False,
+)
+"""f16, as the official ones: 256 px become 16 x 16 codes."""
+
+
+def vocabulary() -> Vocabulary:
+    """The detector's vocabulary."""
+    return Vocabulary({piece: number for number, piece in enumerate(VOCABULARY)})
+
+
+def write_vocabulary(path: Path) -> None:
+    """Write the detector's `vocab.txt`."""
+    path.write_text("".join(f"{piece}\n" for piece in VOCABULARY), encoding="utf-8")
+
+
+def save_weights(model: nn.Module, arch: GroundingDinoArch | SamArch | VqganArch, path: Path) -> None:
+    """Write weights with their architecture, as `patchmint.weights` reads them; float numbers are stored as float16."""
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    partial = path.with_suffix(".part")
+    save_file(tensors, partial, metadata={ARCH_METADATA_KEY: arch.to_json(), "format": "pt"})
+    partial.replace(path)
+
+
+def half_rounded(model: nn.Module) -> None:
+    """Round a model's weights to what `save_weights` keeps, in place, so that figures are those of the file."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())

@@ -1,0 +1,156 @@
+"""Scenes with known truth: which pixel belongs to which thing, and what each text talks about.
+
+A scene depends on its seed and its number only. Nothing in it is left to a model: texts are made from the objects, so
+every phrase knows the objects that it names (none where it names something that isn't there).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from patchmint.demo.backgrounds import paint_background
+from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, SceneObject, draw
+from patchmint.demo.texts import SceneText, write_texts
+from patchmint.types import RgbImage, Size
+
+MAX_OBJECTS = 6
+
+_SHORT_SIDES = (160, 288)
+_ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 2.0)
+# Half of those that aren't square are turned on their side.
+_QUALITIES = (60, 75, 85, 95)
+
+_OVERLAPPING = 0.5
+# Share of scenes in which things may cover each other.
+_LEAST_VISIBLE = 0.6
+_TRIES = 30
+
+NOTHING = -1
+"""Stands in `Scene.ids` where there is only background."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image, what is in it, and what is said about it.
+
+    Attributes:
+        jpeg: the image as a file.
+        image: its pixels, decoded from `jpeg`.
+        objects: what stands in it, from back to front.
+        ids: int8 (height, width), index of the object that is seen at each pixel, or `NOTHING`.
+        texts: what is said, each with its truth.
+    """
+
+    jpeg: bytes
+    image: RgbImage
+    objects: tuple[SceneObject, ...]
+    ids: npt.NDArray[np.int8]
+    texts: tuple[SceneText, ...]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels."""
+        return (self.image.shape[0], self.image.shape[1])
+
+    def mask(self, objects: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Pixels (height, width) at which any of the objects is seen."""
+        return np.isin(self.ids, objects)
+
+    def boxes(self) -> npt.NDArray[np.float32]:
+        """What is seen of each object: float32 (N, 4), XYXY in pixels, right and bottom exclusive."""
+        boxes = np.zeros((len(self.objects), 4), dtype=np.float32)
+        for index in range(len(self.objects)):
+            y, x = np.nonzero(self.ids == index)
+            boxes[index] = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        return boxes
+
+
+def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int = 2) -> Scene:
+    """Make a scene.
+
+    Args:
+        seed: of the data set. Models are trained on `patchmint.demo.train.SEED` only; all others are fresh to them.
+        number: which scene of it.
+        size: (height, width) in pixels; None = by chance.
+        texts: how many texts.
+    """
+    rng = np.random.default_rng((seed, number))
+    size = size or _choose_size(rng)
+    pixels = paint_background(size, rng)
+    objects, ids = _place(size, pixels, rng)
+    jpeg = _to_jpeg(pixels, rng)
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        image = np.asarray(opened.convert("RGB"))
+    return Scene(jpeg, image, objects, ids, write_texts(objects, texts, rng))
+
+
+def _choose_size(rng: np.random.Generator) -> Size:
+    short = int(rng.integers(_SHORT_SIDES[0], _SHORT_SIDES[1] + 1))
+    long = round(short * _ASPECTS[rng.integers(len(_ASPECTS))])
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def _place(
+    size: Size, pixels: npt.NDArray[np.float32], rng: np.random.Generator
+) -> tuple[tuple[SceneObject, ...], npt.NDArray[np.int8]]:
+    """Draw objects onto `pixels`, as many of a drawn number as find room."""
+    ids = np.full(size, NOTHING, dtype=np.int8)
+    overlapping = rng.random() < _OVERLAPPING
+    wanted = int(rng.integers(1, MAX_OBJECTS + 1))
+    objects: list[SceneObject] = []
+    areas: list[int] = []
+    while len(objects) < wanted:
+        for _ in range(_TRIES):
+            thing = _draw_lot(size, objects, rng)
+            sprite = draw(thing, rng)
+            window = np.s_[sprite.top : sprite.top + len(sprite.alpha), sprite.left : sprite.left + len(sprite.alpha)]
+            covered = ids[window][sprite.alpha > (0.5 if overlapping else 0)]
+            if _leaves_enough(ids, covered, areas, overlapping):
+                break
+        else:
+            break
+        alpha = sprite.alpha[..., None]
+        pixels[window] += (sprite.rgb - pixels[window]) * alpha
+        solid = sprite.alpha >= 0.5
+        ids[window][solid] = len(objects)
+        areas.append(int(solid.sum()))
+        objects.append(thing)
+    return tuple(objects), ids
+
+
+def _draw_lot(size: Size, others: list[SceneObject], rng: np.random.Generator) -> SceneObject:
+    """An object inside the scene. It often shares words with others, so that a text must be read to the end."""
+    words = {}
+    for name, choices in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("fill", FILLS), ("size", SIZES)):
+        shared = others and rng.random() < 0.3
+        words[name] = (
+            getattr(others[rng.integers(len(others))], name) if shared else choices[rng.integers(len(choices))]
+        )
+    radius = rng.uniform(*RADIUS_SHARES[words["size"]]) * min(size)
+    margin = math.ceil(radius) + 2
+    x = rng.uniform(margin, size[1] - margin)
+    y = rng.uniform(margin, size[0] - margin)
+    return SceneObject(**words, centre=(x, y), radius=radius, angle=rng.uniform(-0.2, 0.2))
+
+
+def _leaves_enough(
+    ids: npt.NDArray[np.int8], covered: npt.NDArray[np.int8], areas: list[int], overlapping: bool
+) -> bool:
+    hidden = np.bincount(covered[covered >= 0], minlength=len(areas))
+    if not overlapping:
+        return not hidden.any()
+    seen = np.bincount(ids[ids >= 0], minlength=len(areas)) - hidden
+    return all(left >= _LEAST_VISIBLE * area for left, area in zip(seen, areas, strict=True))
+
+
+def _to_jpeg(pixels: npt.NDArray[np.float32], rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    image = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+    image.save(file, "JPEG", quality=_QUALITIES[rng.integers(len(_QUALITIES))])
+    return file.getvalue()

@@ -1,0 +1,64 @@
+"""Trains the demo's models: `python -m patchmint.demo.train {detector,masker,tokenizer} --out FOLDER`.
+
+The same command goes on where it was stopped. Figures in the log are those of the averaged weights, rounded as they are
+stored, on scenes that are never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from patchmint.demo.loop import Schedule, Task, Trainer
+
+SEED = 0
+"""Scenes of this seed are for training; all others are fresh to the models."""
+
+HELD_OUT_SEED = 1_000_001
+"""Scenes that training is judged by while it runs."""
+
+SCHEDULES = {
+    "detector": Schedule(steps=16000, rate=4e-4, warmup=400, weight_decay=0.02, evaluate_every=1000),
+    "masker": Schedule(steps=4000, rate=6e-4, evaluate_every=500),
+    "tokenizer": Schedule(steps=6000, rate=5e-4, evaluate_every=500),
+}
+
+
+def make_task(role: str) -> Task:
+    """The task that trains one of the models. torch and the models are loaded here, not when `--help` is asked for."""
+    match role:
+        case "detector":
+            from patchmint.demo.train_detector import DetectorTask
+
+            return DetectorTask(SEED, HELD_OUT_SEED)
+        case "masker":
+            from patchmint.demo.train_masker import MaskerTask
+
+            return MaskerTask(SEED, HELD_OUT_SEED)
+        case _:
+            from patchmint.demo.train_tokenizer import TokenizerTask
+
+            return TokenizerTask(SEED, HELD_OUT_SEED)
+
+
+def main() -> None:
+    """Train one model to the end of its schedule, or until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m patchmint.demo.train", description="Train a demo model.")
+    parser.add_argument("role", choices=sorted(SCHEDULES))
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
+    parser.add_argument("--steps", type=int, help="another length than the schedule's")
+    options = parser.parse_args()
+    planned = SCHEDULES[options.role]
+    if options.steps is not None:
+        planned = Schedule(
+            steps=options.steps,
+            rate=planned.rate,
+            warmup=planned.warmup,
+            weight_decay=planned.weight_decay,
+            evaluate_every=planned.evaluate_every,
+        )
+    Trainer(make_task(options.role), planned, options.out).run()
+
+
+if __name__ == "__main__":
+    main()
