@@ -44,9 +44,10 @@ def _field(kind: str, size: Size, rng: np.random.Generator) -> npt.NDArray[np.fl
             cells = int(rng.integers(4, 10))
             coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
             smooth = coarse.resize((width, height), Image.Resampling.BICUBIC)
-            return np.asarray(smooth, dtype=np.float32) / 255
+            field = np.asarray(smooth, dtype=np.float32) / 255
         case "bands":
             waves = np.sin(along * np.float32(math.tau * rng.uniform(2, 7)))
-            return (waves * np.float32(0.35) + np.float32(0.5)).astype(np.float32)
+            field = waves * np.float32(0.35) + np.float32(0.5)
         case _:
-            return ((along - along.min()) / max(float(along.max() - along.min()), 1e-6)).astype(np.float32)
+            field = (along - along.min()) / max(float(along.max() - along.min()), 1e-6)
+    return np.asarray(field, dtype=np.float32)

@@ -101,15 +101,17 @@ class Trainer:
     def _train(self) -> None:
         saved = reported = time.monotonic()
         sums: dict[str, float] = {}
+        counted = 0
         while self.step < self.schedule.steps and not self._stop:
             for name, value in self._advance().items():
                 sums[name] = sums.get(name, 0.0) + value
+            counted += 1
             now = time.monotonic()
             if self.step % _REPORT_EVERY == 0:
-                pace = (now - reported) / _REPORT_EVERY
-                losses = " ".join(f"{name} {total / _REPORT_EVERY:.4f}" for name, total in sums.items())
+                pace = (now - reported) / counted
+                losses = " ".join(f"{name} {total / counted:.4f}" for name, total in sums.items())
                 self._say(f"step {self.step}/{self.schedule.steps} {losses} rate {self._rate():.2e} {pace:.2f} s/step")
-                sums, reported = {}, now
+                sums, counted, reported = {}, 0, now
             if self.step % self.schedule.evaluate_every == 0 or self.step == self.schedule.steps:
                 self._evaluate()
                 reported = time.monotonic()

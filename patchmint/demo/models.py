@@ -43,11 +43,11 @@ DETECTOR = GroundingDinoArch(
     swin_depths=(1, 1, 2, 1),
     swin_heads=(1, 2, 4, 8),
     swin_window=4,
-    levels=3,
+    levels=2,
     backbone_stages=(2, 3),
     encoder_layers=2,
     decoder_layers=2,
-    queries=60,
+    queries=50,
     feed_forward=256,
     text_vocabulary=len(VOCABULARY),
     text_dim=128,
@@ -58,7 +58,7 @@ DETECTOR = GroundingDinoArch(
     short_side=128,
     long_side=256,
 )
-"""Features at strides 16, 32 and 64 only: 84 positions of a square image."""
+"""Features at strides 16 and 32 only: 80 positions of a square image."""
 
 MASKER = SamArch(
     embed_dim=96,

@@ -82,11 +82,12 @@ def draw(thing: SceneObject, rng: np.random.Generator) -> Sprite:
     canvas = Image.new("L", (side * _FINE, side * _FINE))
     middle = ((thing.centre[0] - left) * _FINE, (thing.centre[1] - top) * _FINE)
     ImageDraw.Draw(canvas).polygon(_outline(thing, middle), fill=255)
-    alpha = np.asarray(canvas.reduce(_FINE), dtype=np.float32) / 255
+    alpha = np.asarray(np.asarray(canvas.reduce(_FINE)) / np.float32(255), dtype=np.float32)
     stray = rng.integers(-_COLOUR_STRAY, _COLOUR_STRAY + 1, 3)
     main = np.clip(np.array(COLOURS[thing.colour]) + stray, 0, 255).astype(np.float32)
     share = _pattern(thing, side, rng)[..., None]
-    return Sprite(left, top, alpha, main * (1 - share) + _second_tone(thing.colour, main) * share)
+    rgb = main * (1 - share) + _second_tone(thing.colour, main) * share
+    return Sprite(left, top, alpha, np.asarray(rgb, dtype=np.float32))
 
 
 def _outline(thing: SceneObject, middle: tuple[float, float]) -> list[tuple[float, float]]:

@@ -83,7 +83,7 @@ class _Namer:
         return bool(self._rng.random() < share)
 
     def choice(self, items: Sequence[str]) -> str:
-        return items[self._rng.integers(len(items))]
+        return items[int(self._rng.integers(len(items)))]
 
     def count(self, least: int, most: int) -> int:
         return int(self._rng.integers(least, most + 1))
@@ -91,7 +91,7 @@ class _Namer:
     def of(self, index: int | None = None, *, alone: bool = False) -> _Name | None:
         """A phrase that is true of an object (by chance where None); `alone` = of no other. None if none is left."""
         for _ in range(12):
-            thing = self._objects[self._rng.integers(len(self._objects)) if index is None else index]
+            thing = self._objects[self.count(0, len(self._objects) - 1) if index is None else index]
             words = self._some_words(thing)
             fitting = self._fitting(words)
             if not (alone and len(fitting) > 1):
@@ -107,7 +107,7 @@ class _Namer:
                 adjective = self.choice([*COLOURS, *SIZES])
                 name = self._say([adjective, self.choice(UNKNOWN_THINGS)], ())
             else:
-                words = self._some_words(self._objects[self._rng.integers(len(self._objects))])
+                words = self._some_words(self._objects[self.count(0, len(self._objects) - 1)])
                 changed = [self._other(word) if self.chance(0.6) else word for word in words]
                 name = None if self._fitting(changed) else self._say(changed, ())
             if name:
@@ -252,6 +252,17 @@ FORMS: dict[str, Callable[[_Namer], _Parts | None]] = {
 """Ways to say something, each from a `_Namer` to a text in parts; None where the scene doesn't offer it."""
 
 
+def join_texts(texts: Sequence[SceneText]) -> SceneText:
+    """One text of several, a sentence each."""
+    content = ""
+    phrases: list[ScenePhrase] = []
+    for text in texts:
+        start = len(content)
+        phrases += [ScenePhrase((p.span[0] + start, p.span[1] + start), p.objects) for p in text.phrases]
+        content += text.content.rstrip(".") + ". "
+    return SceneText("joined", content.rstrip(), tuple(phrases))
+
+
 def write_texts(objects: Sequence[SceneObject], count: int, rng: np.random.Generator) -> tuple[SceneText, ...]:
     """Write `count` texts about a scene, each of a form by chance."""
     namer = _Namer(objects, rng)
@@ -273,7 +284,7 @@ def _joined(names: Sequence[_Name], separator: str) -> _Parts | None:
 
 
 def _enumerated(names: Sequence[_Name]) -> _Parts:
-    """"a red circle, two blue stars and a cross"."""
+    """Say things as "a red circle, two blue stars and a cross"."""
     parts: _Parts = []
     for place, name in enumerate(names):
         glue = "" if place == 0 else " and " if place == len(names) - 1 else ", "

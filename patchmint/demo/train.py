@@ -18,9 +18,9 @@ HELD_OUT_SEED = 1_000_001
 """Scenes that training is judged by while it runs."""
 
 SCHEDULES = {
-    "detector": Schedule(steps=16000, rate=4e-4, warmup=400, weight_decay=0.02, evaluate_every=1000),
-    "masker": Schedule(steps=4000, rate=6e-4, evaluate_every=500),
-    "tokenizer": Schedule(steps=6000, rate=5e-4, evaluate_every=500),
+    "detector": Schedule(steps=9000, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
+    "masker": Schedule(steps=2500, rate=6e-4, evaluate_every=500),
+    "tokenizer": Schedule(steps=4000, rate=5e-4, evaluate_every=500),
 }
 
 

@@ -13,9 +13,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchmint.demo.measure import mask_ious
 from patchmint.demo.models import FILES, MASKER, save_weights
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.geometry.rle import decode_mask
 from patchmint.labelers.sam import SamMasker, untrained
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
 
@@ -55,15 +55,14 @@ class MaskerTask:
         """Mean IoU of masks at the image's size: from true boxes, and from boxes that miss."""
         masker = SamMasker(cast(Sam, model))
         rng = np.random.default_rng(0)
-        exact, missed = [], []
+        exact: list[float] = []
+        missed: list[float] = []
         for number in range(self._scenes):
             scene = make_scene(self._held_out, number, texts=0)
             boxes = scene.boxes()
             found = masker.masks([scene.image] * 2, [boxes, jittered(boxes, rng)])
-            for ious, masks in zip((exact, missed), found, strict=True):
-                for index, rle in enumerate(masks.rles()):
-                    mask, truth = decode_mask(rle) > 0, scene.ids == index
-                    ious.append((mask & truth).sum() / (mask | truth).sum())
+            exact += mask_ious(scene, found[0])
+            missed += mask_ious(scene, found[1])
         return {
             "mask_iou": float(np.mean(exact)),
             "mask_iou_jittered": float(np.mean(missed)),
@@ -114,4 +113,4 @@ def _target(scene: Scene, index: int) -> npt.NDArray[np.float32]:
     square[:height, :width] = np.asarray(mask)
     step = MASKER.patch_size // 4
     side = MASKER.image_size // step
-    return square.reshape(side, step, side, step).mean((1, 3))
+    return np.asarray(square.reshape(side, step, side, step).mean((1, 3)), dtype=np.float32)

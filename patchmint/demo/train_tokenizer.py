@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchmint.demo.evaluate import psnr_and_use
 from patchmint.demo.models import FILES, TOKENIZER, save_weights
 from patchmint.demo.scenes import make_scene
 from patchmint.geometry.grid import Fit, PatchGrid
@@ -54,21 +55,12 @@ class TokenizerTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """PSNR in dB of pictures made of codes again, fitted by padding and by cropping, and how many codes occur."""
+        scenes = [make_scene(self._held_out, number, texts=0) for number in range(self._scenes)]
         figures: dict[str, float] = {}
-        used: set[int] = set()
         for fit in (Fit.PAD, Fit.CROP):
             tokenizer = VqganTokenizer(cast(Vqgan, model), name=self.name, size=_SIZE, fit=fit)
-            errors = []
-            cells = tokenizer.spec.cells
-            assert cells is not None
-            for number in range(self._scenes):
-                image = make_scene(self._held_out, number, texts=0).image
-                tokens = tokenizer.tokenize([image])
-                truth = fit_image(image, cells)[0].astype(np.float64)
-                errors.append(float(np.square(tokenizer.decode(tokens)[0] - truth).mean()))
-                used.update(np.unique(tokens[0].codes).tolist())
-            figures[f"psnr_{fit}"] = float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-6))))
-        return figures | {"codes_used": len(used) / TOKENIZER.n_embed}
+            figures |= {f"{name}_{fit}": value for name, value in psnr_and_use(tokenizer, scenes).items()}
+        return figures
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the weights."""

@@ -1,0 +1,125 @@
+"""Scenes as a data set in COCO's layout, with the truth beside it.
+
+```
+FOLDER/annotations/captions_SPLIT.json     a caption a text
+FOLDER/annotations/instances_SPLIT.json    an annotation an object: the pixels that are seen of it, as RLE
+FOLDER/truth.json                          what each text, and each phrase in it, talks about
+FOLDER/SPLIT/000000000000.jpg
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.shapes import SHAPES
+from patchmint.demo.texts import SceneText
+from patchmint.errors import InputError
+from patchmint.geometry.rle import area, encode_masks, to_coco
+
+SPLIT = "train2017"
+"""COCO's own name, so that the ordinary source finds everything without a setting."""
+
+TRUTH_FILE = "truth.json"
+
+
+def write_dataset(
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+    texts: int = 2,
+    split: str = SPLIT,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Make scenes and write them; the same arguments give the same bytes.
+
+    Args:
+        folder: where to; made if need be.
+        seed: of the scenes, see `make_scene`.
+        count: how many scenes.
+        texts: how many texts each.
+        split: the folder of the images, and the end of the annotation files' names.
+        progress: called with the number of scenes done so far.
+
+    Raises:
+        InputError: the folder holds a data set already.
+    """
+    if (folder / TRUTH_FILE).exists():
+        raise InputError(f"{folder} holds scenes already ({TRUTH_FILE}); choose another folder, or delete this one")
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    truth: list[dict[str, Any]] = []
+    for number in range(count):
+        scene = make_scene(seed, number, texts=texts)
+        image = {"id": number, "file_name": f"{number:012d}.jpg", "height": scene.size[0], "width": scene.size[1]}
+        (folder / split / f"{number:012d}.jpg").write_bytes(scene.jpeg)
+        images.append(image)
+        first = len(instances)
+        instances += _instances(scene, number, first)
+        judged = [_judged(scene, text, len(captions) + index, first) for index, text in enumerate(scene.texts)]
+        truth.append({"image_id": number, "texts": judged})
+        captions += [{"id": text["caption_id"], "image_id": number, "caption": text["content"]} for text in judged]
+        if progress:
+            progress(number + 1)
+    categories = [{"id": index + 1, "name": shape, "supercategory": "shape"} for index, shape in enumerate(SHAPES)]
+    info = {"description": f"patchmint demo scenes, seed {seed}", "version": "1"}
+    _write(folder / "annotations" / f"captions_{split}.json", {"info": info, "images": images, "annotations": captions})
+    _write(
+        folder / "annotations" / f"instances_{split}.json",
+        {"info": info, "images": images, "annotations": instances, "categories": categories},
+    )
+    # Last: its presence says that the data set is whole.
+    _write(folder / TRUTH_FILE, {"info": info, "seed": seed, "images": truth})
+
+
+def _instances(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+    for index, (thing, (left, top, right, bottom)) in enumerate(
+        zip(scene.objects, scene.boxes().tolist(), strict=True)
+    ):
+        mask = encode_masks((scene.ids == index)[None])[0]
+        yield {
+            "id": first_id + index,
+            "image_id": image_id,
+            "category_id": SHAPES.index(thing.shape) + 1,
+            "iscrowd": 0,
+            "bbox": [left, top, right - left, bottom - top],
+            "area": area(mask),
+            "segmentation": to_coco(mask),
+            "attributes": {"colour": thing.colour, "fill": thing.fill, "size": thing.size},
+        }
+
+
+def _judged(scene: Scene, text: SceneText, caption_id: int, first_id: int) -> dict[str, Any]:
+    """A text with its truth; objects are named by the numbers of their annotations."""
+    phrases = [
+        {
+            "text": text.content[phrase.span[0] : phrase.span[1]],
+            "span": list(phrase.span),
+            "objects": [first_id + index for index in phrase.objects],
+            "mask": _mask(scene, phrase.objects),
+        }
+        for phrase in text.phrases
+    ]
+    return {
+        "caption_id": caption_id,
+        "form": text.form,
+        "content": text.content,
+        "mask": _mask(scene, text.objects),
+        "phrases": phrases,
+    }
+
+
+def _mask(scene: Scene, objects: tuple[int, ...]) -> dict[str, Any]:
+    return to_coco(encode_masks(scene.mask(objects)[None])[0])
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,0 +1,282 @@
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchmint.demo.detector_losses import Truth, focal, position_losses, query_losses
+from patchmint.demo.loop import Schedule, Trainer
+from patchmint.demo.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
+from patchmint.demo.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
+from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.train_detector import DetectorTask, position_owners, prompt_truth
+from patchmint.demo.train_masker import MaskerTask, jittered, mask_losses
+from patchmint.demo.train_tokenizer import TokenizerTask
+from patchmint.errors import WeightsMismatchError
+from patchmint.geometry import RleMasks, grid_preset
+from patchmint.geometry.rle import encode_masks
+from patchmint.labelers.grounding_dino.canvas import batch_images
+from patchmint.labelers.grounding_dino.detector import GroundingDino
+from patchmint.labelers.grounding_dino.encoders import encode_images
+from patchmint.labelers.grounding_dino.model import load_grounding_dino
+from patchmint.labelers.grounding_dino.model import untrained as untrained_dino
+from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
+from patchmint.labelers.sam import load_sam
+from patchmint.labelers.sam import untrained as untrained_sam
+from patchmint.tokenizers.vqgan import load_vqgan, untrained_vqgan
+from patchmint.types import Instances, RgbImage, Text
+from patchmint.weights.loading import load_state
+
+GRID = grid_preset("llava-1.5-finetune")
+
+
+class Knowing:
+    """A segmenter that knows the truth, up to a mistake that a test makes."""
+
+    def __init__(self, scenes: Sequence[Scene], *, shift: int = 0, invent: bool = False) -> None:
+        self.scenes = {id(scene.image): scene for scene in scenes}
+        self.shift, self.invent = shift, invent
+
+    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+        answers = []
+        for image in images:
+            scene = self.scenes[id(image)]
+            found = [
+                (index, phrase.span, np.roll(scene.mask(phrase.objects or (0,)), self.shift, axis=1))
+                for index, text in enumerate(scene.texts)
+                for phrase in text.phrases
+                if phrase.objects or self.invent
+            ]
+            n = len(found)
+            masks = np.array([mask for _, _, mask in found], dtype=np.bool_).reshape(n, *scene.size)
+            answers.append(
+                Instances(
+                    scene.size,
+                    RleMasks(encode_masks(masks)),
+                    np.array([index for index, _, _ in found], dtype=np.int64),
+                    np.ones(n, np.float32),
+                    np.zeros((n, 4), np.float32),
+                    np.array([span for _, span, _ in found], dtype=np.int64).reshape(n, 2),
+                )
+            )
+        return answers
+
+
+def test_figures_are_perfect_for_the_truth_and_fall_with_each_mistake() -> None:
+    scenes = [make_scene(3, number, texts=3) for number in range(15)]
+    right = judge_labels(Knowing(scenes), scenes, GRID, phrases=False)
+    summary = right.summary()
+    assert (summary["f1"], summary["iou"]) == (1, 1)
+    assert (summary["absent_rate"], summary["empty_text_rate"]) == (0, 0)
+    assert len(right.f1) + len(right.empty) == 45
+    assert right.absent
+    moved = judge_labels(Knowing(scenes, shift=12), scenes, GRID, phrases=False).summary()
+    assert moved["iou"] < 0.85
+    invented = judge_labels(Knowing(scenes, invent=True), scenes, GRID, phrases=False).summary()
+    assert (invented["absent_rate"], invented["empty_text_rate"]) == (1, 1)
+
+
+def test_true_patches_are_those_that_an_object_touches() -> None:
+    scene = make_scene(3, 1, size=(240, 240))
+    patches = true_patches(scene, (0,), GRID.place(scene.size))
+    y, x = np.nonzero(scene.ids == 0)
+    expected = np.zeros((24, 24), dtype=bool)
+    expected[y // 10, x // 10] = True
+    assert (patches[0] == expected).all() if patches.ndim == 3 else (patches == expected).all()
+
+
+def test_a_true_masker_gives_the_object_that_a_box_fits_best() -> None:
+    scene = make_scene(3, 2)
+    masker = TrueMasker([scene])
+    nowhere = np.array([[0, 0, 3, 2]], dtype=np.float32)
+    masks = masker.masks([scene.image], [np.concatenate([scene.boxes() + 2, nowhere])])[0]
+    assert mask_ious(scene, RleMasks(masks.rles()[: len(scene.objects)])) == [1.0] * len(scene.objects)
+    assert len(masker.masks([scene.image], [np.zeros((0, 4), np.float32)])[0]) == 0
+
+
+def test_box_ious() -> None:
+    first = np.array([[0, 0, 4, 4], [10, 10, 12, 12]], dtype=np.float32)
+    second = np.array([[2, 0, 6, 4]], dtype=np.float32)
+    assert box_ious(first, second) == pytest.approx(np.array([[8 / 24], [0]]))
+
+
+def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path: Path) -> None:
+    dino, sam, vqgan = untrained_dino(DETECTOR, 1), untrained_sam(MASKER, 1), untrained_vqgan(TOKENIZER, 1)
+    for role, model, arch in (("detector", dino, DETECTOR), ("masker", sam, MASKER), ("tokenizer", vqgan, TOKENIZER)):
+        save_weights(model, arch, tmp_path / FILES[role])
+    states = {role: load_state(tmp_path / file) for role, file in FILES.items()}
+    loaded_dino, arch = load_grounding_dino(states["detector"])
+    assert arch == DETECTOR
+    loaded = (loaded_dino, load_sam(states["masker"]), load_vqgan(states["tokenizer"]))
+    for model, own in zip(loaded, (dino, sam, vqgan), strict=True):
+        for (name, value), expected in zip(model.state_dict().items(), own.state_dict().values(), strict=True):
+            assert value.dtype == expected.dtype, name
+            assert torch.allclose(value, expected, rtol=1e-3, atol=1e-6), name
+    assert sum((tmp_path / file).stat().st_size for file in FILES.values()) < 20e6
+    write_vocabulary(tmp_path / "vocab.txt")
+    assert Vocabulary.from_file(tmp_path / "vocab.txt").size == DETECTOR.text_vocabulary
+
+
+def test_positions_belong_to_the_object_under_their_centre() -> None:
+    detector = GroundingDino(untrained_dino(DETECTOR, 0), DETECTOR, vocabulary())
+    scenes = [make_scene(8, 0, size=(160, 160)), make_scene(8, 1, size=(160, 320))]
+    features = encode_images(detector.model, [detector.preprocess(scene.image) for scene in scenes])
+    batch = batch_images(detector.model, features)
+    for row, scene in enumerate(scenes):
+        owners = position_owners(scene, batch, features[row])
+        assert ((owners == -2) == batch.padding[row]).all()
+        rows, columns = batch.shapes[0]
+        first = owners[: rows * columns].view(rows, columns)
+        cell = 160 // 8
+        for y in range(8):
+            for x in range(8 * scene.size[1] // 160):
+                under = scene.ids[y * cell + cell // 2, x * cell + cell // 2]
+                assert first[y, x] == under or (under == -1 and first[y, x] >= 0)
+        assert set(range(len(scene.objects))) <= set(owners.tolist())
+
+
+def test_the_words_of_a_phrase_are_right_for_its_objects_only() -> None:
+    known = vocabulary()
+    checked = 0
+    for scene in (make_scene(9, number, texts=2) for number in range(30)):
+        for text in scene.texts:
+            prompt = caption_prompts(Text(text.content), known)[0]
+            truth = prompt_truth(scene, text, prompt)
+            assert truth.words.shape == (len(scene.objects), len(prompt.ids))
+            for token, place in zip(prompt.tokens, prompt.places, strict=True):
+                naming = [p.objects for p in text.phrases if p.span[0] <= token.span[0] and token.span[1] <= p.span[1]]
+                assert torch.nonzero(truth.words[:, place])[:, 0].tolist() == list(naming[0] if naming else ())
+                checked += 1
+            assert not truth.words[:, [0, -1]].any()  # [CLS] and [SEP]
+    assert checked > 200
+
+
+def test_losses_vanish_for_right_answers_and_not_for_wrong_ones() -> None:
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
+    words = torch.tensor([[False, True, False], [False, False, True]])
+    truths = [Truth(boxes, words)]
+    right = torch.full((1, 3, 3), -12.0)
+    right[0, 0, 2], right[0, 2, 1] = 12.0, 12.0
+    at = torch.stack([boxes[1], torch.tensor([0.5, 0.1, 0.1, 0.1]), boxes[0]])[None]
+    assert sum(query_losses(right, at, truths).values()) < 1e-3
+    owners = torch.tensor([[1, -1, 0]])
+    assert sum(position_losses(right, at, owners, truths).values()) < 1e-3
+    assert query_losses(right.flip(2), at, truths)["word"] > 1
+    assert query_losses(right, at * 0.7, truths)["l1"] > 0.5
+    assert position_losses(right, at, owners.flip(1), truths)["place"] > 1
+    twice = right.clone()
+    twice[0, 1, 1] = 12.0
+    near = at.clone()
+    near[0, 1] = boxes[0]
+    elsewhere, duplicate = query_losses(twice, at, truths)["word"], query_losses(twice, near, truths)["word"]
+    assert 0 < duplicate < 0.3 * elsewhere
+
+
+def test_no_object_and_no_place_are_no_errors() -> None:
+    nothing = [Truth(torch.zeros(0, 4), torch.zeros(0, 3, dtype=torch.bool))]
+    logits = torch.tensor([[[-torch.inf, -1.0, -torch.inf]]], requires_grad=True)
+    losses = query_losses(logits, torch.rand(1, 1, 4, requires_grad=True), nothing)
+    torch.stack(list(losses.values())).sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert focal(logits, torch.zeros_like(logits), torch.zeros_like(logits)) == 0
+
+
+def test_mask_losses_fall_towards_the_truth() -> None:
+    target = torch.zeros(1, 16, 16)
+    target[:, 4:9, 5:12] = 1
+    right = mask_losses(20 * target - 10, target)
+    assert sum(right.values()) < 0.01
+    assert sum(mask_losses((20 * target - 10).roll(2, 1), target).values()) > 1
+
+
+def test_jittered_boxes_stay_boxes() -> None:
+    boxes = np.tile(np.array([[5, 5, 15, 12]], dtype=np.float32), (500, 1))
+    moved = jittered(boxes, np.random.default_rng(0))
+    assert (moved[:, 2:] - moved[:, :2] >= 1).all()
+    assert 0.2 < np.abs(moved - boxes).mean() < 3
+
+
+@pytest.mark.parametrize("task", [DetectorTask, MaskerTask, TokenizerTask])
+def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task: type) -> None:
+    made = task(0, 1, batch=2, scenes=2)
+    made.model.requires_grad_(True)
+    first = {name: float(value.detach()) for name, value in made.losses(5).items()}
+    losses = made.losses(5)
+    assert {name: float(value.detach()) for name, value in losses.items()} == pytest.approx(first)
+    torch.stack(list(losses.values())).sum().backward()
+    reached = [name for name, p in made.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(reached) > 0.8 * sum(1 for _ in made.model.parameters()) - 30
+    figures = made.evaluate(made.model.requires_grad_(False))
+    assert figures
+    assert all(np.isfinite(value) or name.endswith("rate") for name, value in figures.items())
+
+
+class Line:
+    """A task of the smallest kind, with a memory."""
+
+    name = "line"
+
+    def __init__(self, stop_at: int = -1) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Linear(3, 1)
+        self.memory = {"sum": torch.zeros(1)}
+        self.stop_at = stop_at
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        self.memory["sum"] += float(x.sum())
+        return {"error": (self.model(x)[:, 0] - x.sum(1) + 0.01 * torch.randn(1)).square().mean()}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"weight": float(model.state_dict()["weight"].sum())}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "out.pt")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path: Path, handlers: None) -> None:
+    schedule = Schedule(steps=120, rate=0.05, warmup=10, evaluate_every=40)
+    whole, halves = Line(), Line(stop_at=57)
+    Trainer(whole, schedule, tmp_path / "whole").run()
+    Trainer(halves, schedule, tmp_path / "halves").run()
+    assert "stopped" in (tmp_path / "halves" / "log.txt").read_text()
+    assert not torch.equal(whole.model.state_dict()["weight"], halves.model.state_dict()["weight"])
+    fresh = Line()
+    Trainer(fresh, schedule, tmp_path / "halves").run()
+    assert torch.equal(fresh.model.state_dict()["weight"], whole.model.state_dict()["weight"])
+    assert torch.equal(fresh.memory["sum"], whole.memory["sum"])
+    assert (tmp_path / "halves" / "out.pt").read_bytes() == (tmp_path / "whole" / "out.pt").read_bytes()
+    assert whole.model.state_dict()["weight"] == pytest.approx(torch.ones(1, 3), abs=0.1)
+    log = (tmp_path / "halves" / "log.txt").read_text()
+    assert "going on at step 58" in log
+    assert "eval at 120" in log
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Trainer(Line(), Schedule(steps=2, rate=0.01), tmp_path).run()
+    other = Line()
+    other.model = nn.Linear(4, 1)
+    with pytest.raises(WeightsMismatchError, match="another model"):
+        Trainer(other, Schedule(steps=2, rate=0.01), tmp_path).run()
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    schedule = Schedule(steps=1000, rate=1.0, warmup=100)
+    rates = [schedule.rate_at(step) for step in range(1001)]
+    assert rates[0] == 0.01
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (99, 100)
+    assert rates[-1] == pytest.approx(0.02)

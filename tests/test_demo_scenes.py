@@ -1,0 +1,223 @@
+import io
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from patchmint.demo.dataset import write_dataset
+from patchmint.demo.models import VOCABULARY, vocabulary
+from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, Scene, make_scene
+from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES, draw
+from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, ScenePhrase, SceneText, join_texts, plural
+from patchmint.errors import InputError
+from patchmint.geometry.rle import decode_mask, from_coco
+
+SEED = 42
+SINGULAR = {plural(noun): noun for noun in (*SHAPES, "shape", *UNKNOWN_THINGS)}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [make_scene(SEED, number, texts=4) for number in range(150)]
+
+
+def phrases(scenes: list[Scene]) -> list[tuple[Scene, SceneText, ScenePhrase, str]]:
+    return [
+        (scene, text, phrase, text.content[phrase.span[0] : phrase.span[1]])
+        for scene in scenes
+        for text in scene.texts
+        for phrase in text.phrases
+    ]
+
+
+def test_a_scene_depends_on_seed_and_number_only() -> None:
+    again, other, next_one = make_scene(SEED, 3), make_scene(SEED + 1, 3), make_scene(SEED, 4)
+    first = make_scene(SEED, 3)
+    assert first.jpeg == again.jpeg
+    assert first.texts == again.texts
+    assert (first.ids == again.ids).all()
+    assert first.jpeg not in (other.jpeg, next_one.jpeg)
+
+
+def test_the_pixels_are_those_of_the_file(scenes: list[Scene]) -> None:
+    for scene in scenes[:10]:
+        assert (np.asarray(Image.open(io.BytesIO(scene.jpeg))) == scene.image).all()
+        assert scene.ids.shape == scene.size == scene.image.shape[:2]
+
+
+def test_scenes_have_everything_that_models_must_know(scenes: list[Scene]) -> None:
+    things = [thing for scene in scenes for thing in scene.objects]
+    assert {len(scene.objects) for scene in scenes} == set(range(1, MAX_OBJECTS + 1))
+    assert {thing.shape for thing in things} == set(SHAPES)
+    assert {thing.colour for thing in things} == set(COLOURS)
+    assert {thing.fill for thing in things} == set(FILLS)
+    assert {thing.size for thing in things} == set(SIZES)
+    assert {text.form for scene in scenes for text in scene.texts} == set(FORMS)
+    aspects = {round(scene.size[1] / scene.size[0], 1) for scene in scenes}
+    assert min(aspects) <= 0.5
+    assert max(aspects) >= 2.0
+    assert 1.0 in aspects
+
+
+def test_ids_show_each_object_where_it_was_drawn_and_mostly_uncovered(scenes: list[Scene]) -> None:
+    covered = 0
+    for scene in scenes:
+        assert set(np.unique(scene.ids)) - {NOTHING} == set(range(len(scene.objects)))
+        for index, thing in enumerate(scene.objects):
+            sprite = draw(thing, np.random.default_rng(0))
+            window = np.s_[sprite.top : sprite.top + len(sprite.alpha), sprite.left : sprite.left + len(sprite.alpha)]
+            outline = np.zeros(scene.size, dtype=bool)
+            outline[window] = sprite.alpha >= 0.5
+            seen = scene.ids == index
+            assert not (seen & ~outline).any()
+            assert seen.sum() >= 0.59 * outline.sum()
+            covered += int(seen.sum() < outline.sum())
+    assert covered > 20  # there is occlusion
+
+
+def test_an_objects_pixels_have_its_colour(scenes: list[Scene]) -> None:
+    checked = 0
+    for scene in scenes:
+        for index, thing in enumerate(scene.objects):
+            if thing.fill == "solid" and thing.size == "large":
+                mean = scene.image[scene.ids == index].mean(axis=0)
+                nearest = min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
+                assert nearest == thing.colour
+                checked += 1
+    assert checked > 30
+
+
+def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes: list[Scene]) -> None:
+    for scene, _, phrase, words in phrases(scenes):
+        said = {SINGULAR.get(word, word) for word in words.split()} - {"shape"}
+        fitting = tuple(
+            index
+            for index, thing in enumerate(scene.objects)
+            if said <= {thing.shape, thing.colour, thing.fill, thing.size}
+        )
+        assert phrase.objects == fitting, words
+
+
+def test_number_words_and_plurals_are_true(scenes: list[Scene]) -> None:
+    counted = 0
+    for _, text, phrase, words in phrases(scenes):
+        if phrase.objects:
+            assert (words.split()[-1] in SINGULAR) == (len(phrase.objects) > 1)
+        before = text.content[: phrase.span[0]].split()
+        if before and before[-1] in NUMBERS:
+            assert NUMBERS.index(before[-1]) == len(phrase.objects)
+            counted += 1
+        if before and before[-1] in ("a", "an"):
+            assert len(phrase.objects) <= 1
+    assert counted > 10
+
+
+def test_relations_are_true_and_their_phrases_clear_without_them(scenes: list[Scene]) -> None:
+    checked = 0
+    for scene in scenes:
+        for text in (text for text in scene.texts if text.form == "relation"):
+            (first,), (second,) = (phrase.objects for phrase in text.phrases)
+            (x, y), (other_x, other_y) = scene.objects[first].centre, scene.objects[second].centre
+            told = re.search(r" (left of|right of|above|below) ", text.content)
+            assert told
+            assert {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}[
+                told[1]
+            ]
+            checked += 1
+    assert checked > 20
+
+
+def test_absent_things_are_asked_for_in_every_second_form(scenes: list[Scene]) -> None:
+    absent = Counter(text.form for _, text, phrase, _ in phrases(scenes) if not phrase.objects)
+    assert {"list", "count", "sentence", "absent", "long"} <= set(absent)
+    assert not {"single", "plural", "relation"} & set(absent)
+    for scene in scenes:
+        for text in scene.texts:
+            assert (text.form == "absent") <= (not text.objects)
+
+
+def test_no_text_says_the_same_twice(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for text in scene.texts:
+            named = [phrase.objects for phrase in text.phrases if phrase.objects]
+            assert len(named) == len(set(named))
+
+
+def test_joined_texts_keep_their_phrases(scenes: list[Scene]) -> None:
+    for scene in scenes[:40]:
+        joined = join_texts(scene.texts)
+        parts = [text.content[a:b] for text in scene.texts for a, b in [phrase.span for phrase in text.phrases]]
+        assert [joined.content[a:b] for a, b in [phrase.span for phrase in joined.phrases]] == parts
+        assert ".." not in joined.content
+
+
+def test_the_vocabulary_knows_all_words_but_those_of_unknown_things(scenes: list[Scene]) -> None:
+    known = vocabulary()
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+    unknown = {*UNKNOWN_THINGS, *(plural(thing) for thing in UNKNOWN_THINGS)}
+    for scene in scenes:
+        for text in scene.texts:
+            strange = {text.content[slice(*t.span)] for t in known.tokenize(text.content) if t.id == known.unknown}
+            assert strange <= unknown
+    assert not unknown & set(VOCABULARY)
+
+
+def test_a_scene_of_a_size(scenes: list[Scene]) -> None:
+    assert make_scene(SEED, 1, size=(120, 300)).size == (120, 300)
+
+
+def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path: Path) -> None:
+    done: list[int] = []
+    write_dataset(tmp_path, seed=SEED, count=12, texts=3, progress=done.append)
+    assert done == list(range(1, 13))
+    instances = COCO(str(tmp_path / "annotations" / "instances_train2017.json"))
+    captions = COCO(str(tmp_path / "annotations" / "captions_train2017.json"))
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    for number in range(12):
+        scene = make_scene(SEED, number, texts=3)
+        image = instances.loadImgs([number])[0]
+        assert (tmp_path / "train2017" / image["file_name"]).read_bytes() == scene.jpeg
+        assert (image["height"], image["width"]) == scene.size
+        annotations = instances.loadAnns(instances.getAnnIds([number]))
+        for index, annotation in enumerate(annotations):
+            mask = decode_mask(from_coco(annotation["segmentation"], scene.size))
+            assert (mask == (scene.ids == index)).all()
+            assert annotation["area"] == (scene.ids == index).sum()
+            left, top, width, height = annotation["bbox"]
+            assert [left, top, left + width, top + height] == scene.boxes()[index].tolist()
+            assert instances.cats[annotation["category_id"]]["name"] == scene.objects[index].shape
+        judged = truth["images"][number]
+        assert judged["image_id"] == number
+        said = [annotation["caption"] for annotation in captions.loadAnns(captions.getAnnIds([number]))]
+        assert said == [text["content"] for text in judged["texts"]] == [text.content for text in scene.texts]
+        ids = [annotation["id"] for annotation in annotations]
+        for text, known in zip(scene.texts, judged["texts"], strict=True):
+            assert (decode_mask(from_coco(known["mask"], scene.size)) == scene.mask(text.objects)).all()
+            for phrase, of_phrase in zip(text.phrases, known["phrases"], strict=True):
+                assert of_phrase["text"] == text.content[slice(*phrase.span)]
+                assert of_phrase["objects"] == [ids[index] for index in phrase.objects]
+                assert (decode_mask(from_coco(of_phrase["mask"], scene.size)) == scene.mask(phrase.objects)).all()
+
+
+def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_dataset(tmp_path / name, seed=1, count=3)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    with pytest.raises(InputError, match="holds scenes already"):
+        write_dataset(tmp_path / "one", seed=2, count=3)
+
+
+def test_words_tell_sizes_apart() -> None:
+    for scene in (make_scene(5, number) for number in range(40)):
+        shares = {size: [t.radius / min(scene.size) for t in scene.objects if t.size == size] for size in SIZES}
+        assert max(shares["small"], default=0) < 0.13 < 0.16 < min(shares["large"], default=1)
+    assert replace(make_scene(5, 0).objects[0], size="large").has("large")
