@@ -197,6 +197,8 @@ def test_jittered_boxes_stay_boxes() -> None:
     boxes = np.tile(np.array([[5, 5, 15, 12]], dtype=np.float32), (500, 1))
     moved = jittered(boxes, np.random.default_rng(0))
     assert (moved[:, 2:] - moved[:, :2] >= 1).all()
+    tiny = jittered(np.tile(np.array([[5, 5, 6, 6]], dtype=np.float32), (500, 1)), np.random.default_rng(0))
+    assert (tiny[:, 2:] - tiny[:, :2] >= 1).all()
     assert 0.2 < np.abs(moved - boxes).mean() < 3
 
 
