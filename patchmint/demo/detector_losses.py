@@ -15,12 +15,18 @@ from groundingdino.util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from torch import Tensor
 from torch.nn import functional
 
+from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES
+
 _ALPHA, _GAMMA = 0.25, 2.0
 # Focal loss (arXiv 1708.02002, section 3.3), the values of Grounding DINO.
 _DUPLICATE_GIOU = 0.5
 _DUPLICATE_WEIGHT = 0.15
+_ATTRIBUTE_WEIGHT = 3.0
 _WORD_WEIGHT, _L1_WEIGHT, _GIOU_WEIGHT = 3.0, 5.0, 2.0
 # Words weigh more than in Grounding DINO, whose text encoder and backbone come trained; here they start from nothing.
+ATTRIBUTES = (*SHAPES, *COLOURS, *FILLS, *SIZES)
+"""What things are told apart by."""
+
 _CLASS_COST, _L1_COST, _IOU_COST = 2.0, 5.0, 2.0
 
 
@@ -31,10 +37,14 @@ class Truth:
     Attributes:
         boxes: float (G, 4), centre and size as shares of the image, of every object.
         words: bool (G, n), the prompt's tokens that name each object; no token for one that nothing names.
+        named: bool (n,), the tokens that belong to a phrase.
+        asked: float (tokens of phrases, attributes), which of `ATTRIBUTES` their phrase asks for, 0 or 1.
     """
 
     boxes: Tensor
     words: Tensor
+    named: Tensor
+    asked: Tensor
 
 
 def position_losses(logits: Tensor, boxes: Tensor, owners: Tensor, truths: list[Truth]) -> dict[str, Tensor]:
@@ -57,8 +67,20 @@ def position_losses(logits: Tensor, boxes: Tensor, owners: Tensor, truths: list[
     return {"place": focal(logits, targets, weights)} | _box_losses(boxes, wanted, owners >= 0, "place_")
 
 
-def query_losses(logits: Tensor, boxes: Tensor, truths: list[Truth]) -> dict[str, Tensor]:
-    """Losses of the second stage: logits (B, Q, n) and boxes (B, Q, 4)."""
+def attribute_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of each attribute, summed over `ATTRIBUTES`, a mean over rows: both (N, attributes)."""
+    entropy = functional.binary_cross_entropy_with_logits(logits.float(), truth, reduction="sum")
+    return _ATTRIBUTE_WEIGHT * entropy / (len(truth) * len(ATTRIBUTES))
+
+
+def query_losses(logits: Tensor, boxes: Tensor, truths: list[Truth], *, suppress: bool) -> dict[str, Tensor]:
+    """Losses of the second stage: logits (B, Q, n) and boxes (B, Q, 4).
+
+    Args:
+        logits, boxes: of the queries.
+        truths: B of them.
+        suppress: whether further queries on the same object are told off, a little; else they are left alone.
+    """
     logits, boxes = logits.float(), boxes.float()
     targets = torch.zeros_like(logits)
     weights = torch.ones_like(logits)
@@ -74,7 +96,7 @@ def query_losses(logits: Tensor, boxes: Tensor, truths: list[Truth]) -> dict[str
         # Duplicates: right words on the right object, only not the chosen query.
         near = overlap > _DUPLICATE_GIOU
         duplicates = (near.to(logits.dtype) @ tokens.to(logits.dtype)) > 0
-        weights[row, :, :n] = torch.where(duplicates, _DUPLICATE_WEIGHT, 1.0)
+        weights[row, :, :n] = torch.where(duplicates, _DUPLICATE_WEIGHT if suppress else 0.0, 1.0)
         targets[row, queries, :n] = tokens.to(logits.dtype)
         weights[row, queries] = 1.0
         matched[row, queries] = True

@@ -97,11 +97,23 @@ def write_vocabulary(path: Path) -> None:
     path.write_text("".join(f"{piece}\n" for piece in VOCABULARY), encoding="utf-8")
 
 
-def save_weights(model: nn.Module, arch: GroundingDinoArch | SamArch | VqganArch, path: Path) -> None:
-    """Write weights with their architecture, as `patchmint.weights` reads them; float numbers are stored as float16."""
+def save_weights(
+    model: nn.Module,
+    arch: GroundingDinoArch | SamArch | VqganArch,
+    path: Path,
+    leave_out: tuple[str, ...] = (),
+) -> None:
+    """Write weights with their architecture, as `patchmint.weights` reads them; float numbers are stored as float16.
+
+    Args:
+        model, arch: the weights and what they belong to.
+        path: of the file.
+        leave_out: beginnings of names that only training needs.
+    """
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
+        if not name.startswith(leave_out)
     }
     partial = path.with_suffix(".part")
     save_file(tensors, partial, metadata={ARCH_METADATA_KEY: arch.to_json(), "format": "pt"})

@@ -18,19 +18,19 @@ HELD_OUT_SEED = 1_000_001
 """Scenes that training is judged by while it runs."""
 
 SCHEDULES = {
-    "detector": Schedule(steps=9000, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
+    "detector": Schedule(steps=6500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
     "masker": Schedule(steps=2500, rate=6e-4, evaluate_every=500),
     "tokenizer": Schedule(steps=4000, rate=5e-4, evaluate_every=500),
 }
 
 
-def make_task(role: str) -> Task:
+def make_task(role: str, steps: int) -> Task:
     """The task that trains one of the models. torch and the models are loaded here, not when `--help` is asked for."""
     match role:
         case "detector":
             from patchmint.demo.train_detector import DetectorTask
 
-            return DetectorTask(SEED, HELD_OUT_SEED)
+            return DetectorTask(SEED, HELD_OUT_SEED, steps)
         case "masker":
             from patchmint.demo.train_masker import MaskerTask
 
@@ -57,7 +57,7 @@ def main() -> None:
             weight_decay=planned.weight_decay,
             evaluate_every=planned.evaluate_every,
         )
-    Trainer(make_task(options.role), planned, options.out).run()
+    Trainer(make_task(options.role, planned.steps), planned, options.out).run()
 
 
 if __name__ == "__main__":

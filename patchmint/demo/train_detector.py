@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patchmint.demo.detector_losses import Truth, position_losses, query_losses
+from patchmint.demo.detector_losses import ATTRIBUTES, Truth, attribute_loss, position_losses, query_losses
 from patchmint.demo.measure import TrueMasker, judge_labels
 from patchmint.demo.models import DETECTOR, FILES, VOCABULARY_FILE, save_weights, vocabulary, write_vocabulary
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.texts import SceneText, join_texts
+from patchmint.demo.texts import SceneText, join_texts, plural
 from patchmint.geometry import grid_preset
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino.canvas import ImageBatch, position_centres
@@ -33,7 +34,10 @@ _SPELLED_OUT = 0.25
 _UNKNOWN = 0.05
 # Share of words outside phrases that become unknown ones, since users' texts will have such.
 _TEXTS = 3
-# Of each scene: one as it is, the others joined, since a longer prompt costs little more than a short one.
+# Of each scene: one as it is, or all joined, since a longer prompt costs little more than a short one.
+_JOINED = 0.6
+_SUPPRESS_FROM = 0.6
+# Share of the training after which queries that find a thing again are told off.
 _FUSION = 0.1
 _SCALE = 0.3
 _PADDING = -2
@@ -44,12 +48,16 @@ class DetectorTask:
 
     name = "detector"
 
-    def __init__(self, seed: int, held_out: int, batch: int = 8, scenes: int = 100) -> None:
+    def __init__(self, seed: int, held_out: int, steps: int, batch: int = 12, scenes: int = 100) -> None:
         self.model: nn.Module = untrained(DETECTOR, seed)
+        # Heads that only training needs: what a position shows, and what a word's phrase asks for.
+        self.model.add_module("shown", nn.Linear(256, len(ATTRIBUTES)))
+        self.model.add_module("asked", nn.Linear(256, len(ATTRIBUTES)))
         self.memory: dict[str, Tensor] = {}
         self._vocabulary = vocabulary()
         self._detector = GroundingDino(self.model, DETECTOR, self._vocabulary)
         self._seed, self._held_out, self._batch, self._scenes = seed, held_out, batch, scenes
+        self._suppress_from = round(steps * _SUPPRESS_FROM)
         _prepare(self.model)
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -59,25 +67,40 @@ class DetectorTask:
         scenes = [
             make_scene(self._seed, step * self._batch + row, size=size, texts=_TEXTS) for row in range(self._batch)
         ]
-        with torch.autocast("cpu", torch.bfloat16):
-            return self._losses(scenes, rng)
+        # The CPU's fused attention has a slow backward pass at these sizes.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            return self._losses(scenes, rng, suppress=step >= self._suppress_from)
 
-    def _losses(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
+    def _losses(self, scenes: list[Scene], rng: np.random.Generator, *, suppress: bool) -> dict[str, Tensor]:
         features = encode_images(self.model, [self._detector.preprocess(scene.image) for scene in scenes])
-        pairs = [
-            (row, text) for row, scene in enumerate(scenes) for text in (scene.texts[0], join_texts(scene.texts[1:]))
-        ]
-        prompts = [self._prompt(text, rng) for _, text in pairs]
-        encoded = encode_prompts(self.model, [prompt for prompt, _ in prompts], torch.device("cpu"))
-        truths = [
-            prompt_truth(scenes[row], text, prompt) for (row, _), (prompt, text) in zip(pairs, prompts, strict=True)
-        ]
-        proposals = propose(self.model, [features[row] for row, _ in pairs], encoded)
+        texts = [join_texts(scene.texts) if rng.random() < _JOINED else scene.texts[0] for scene in scenes]
+        prompts = [self._prompt(text, rng) for text in texts]
+        encoded = encode_prompts(self.model, prompts, torch.device("cpu"))
+        truths = [prompt_truth(*of_pair) for of_pair in zip(scenes, texts, prompts, strict=True)]
+        proposals = propose(self.model, features, encoded)
         owners = torch.stack(
             [position_owners(scene, proposals.image, feature) for scene, feature in zip(scenes, features, strict=True)]
         )
-        owners = owners[[row for row, _ in pairs]]
-        return self._first_stage(proposals, owners, truths) | self._second_stage(proposals, truths)
+        return (
+            self._attributes(scenes, proposals, owners, truths)
+            | self._first_stage(proposals, owners, truths)
+            | self._second_stage(proposals, truths, suppress=suppress)
+        )
+
+    def _attributes(
+        self, scenes: list[Scene], proposals: Proposals, owners: Tensor, truths: list[Truth]
+    ) -> dict[str, Tensor]:
+        """Image and text each learn alone what there is to tell apart, before they are compared."""
+        model = cast(Any, self.model)
+        shown = torch.cat([thing_attributes(scene)[own[own >= 0]] for scene, own in zip(scenes, owners, strict=True)])
+        inside = torch.cat([truth.asked for truth in truths])
+        words = torch.cat(
+            [hidden[: len(truth.named)][truth.named] for hidden, truth in zip(proposals.prompt.hidden, truths, strict=True)]
+        )
+        return {
+            "shown": attribute_loss(model.shown(proposals.image.memory[owners >= 0]), shown),
+            "asked": attribute_loss(model.asked(words), inside),
+        }
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Patch labels with true masks in the place of SAM's: what is wrong is the detector's fault."""
@@ -89,7 +112,7 @@ class DetectorTask:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the weights and the vocabulary."""
-        save_weights(model, DETECTOR, folder / FILES["detector"])
+        save_weights(model, DETECTOR, folder / FILES["detector"], leave_out=("shown.", "asked."))
         write_vocabulary(folder / VOCABULARY_FILE)
 
     def _first_stage(self, proposals: Proposals, owners: Tensor, truths: list[Truth]) -> dict[str, Tensor]:
@@ -100,14 +123,14 @@ class DetectorTask:
         owners = owners.masked_fill(~proposals.image.usable, _PADDING)
         return position_losses(logits, boxes, owners, truths)
 
-    def _second_stage(self, proposals: Proposals, truths: list[Truth]) -> dict[str, Tensor]:
+    def _second_stage(self, proposals: Proposals, truths: list[Truth], *, suppress: bool) -> dict[str, Tensor]:
         width = proposals.words["encoded_text"].shape[1]
         best = torch.topk(proposals.rank, DETECTOR.queries, dim=1)[1]
         # The second stage starts from the first's boxes, but doesn't teach it (as in DINO, arXiv 2203.03605).
         raw = refine(self.model, replace(proposals, candidates=proposals.candidates.detach()), best)
-        return query_losses(raw.logits[..., :width], raw.boxes, truths)
+        return query_losses(raw.logits[..., :width], raw.boxes, truths, suppress=suppress)
 
-    def _prompt(self, text: SceneText, rng: np.random.Generator) -> tuple[Prompt, SceneText]:
+    def _prompt(self, text: SceneText, rng: np.random.Generator) -> Prompt:
         if rng.random() < _SPELLED_OUT:
             prompt = phrase_prompts(text.with_phrases(), self._vocabulary)[0]
         else:
@@ -117,7 +140,7 @@ class DetectorTask:
             inside = any(phrase.span[0] <= token.span[0] < phrase.span[1] for phrase in text.phrases)
             if token.readable and not inside and rng.random() < _UNKNOWN:
                 ids[place] = self._vocabulary.unknown
-        return replace(prompt, ids=ids), text
+        return replace(prompt, ids=ids)
 
 
 def _prepare(model: nn.Module) -> None:
@@ -145,11 +168,21 @@ def prompt_truth(scene: Scene, text: SceneText, prompt: Prompt) -> Truth:
     corners = torch.from_numpy(scene.boxes() / np.array([width, height, width, height], dtype=np.float32))
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
     words = torch.zeros(len(scene.objects), len(prompt.ids), dtype=torch.bool)
+    asked = torch.zeros(len(prompt.ids), len(ATTRIBUTES))
+    named = torch.zeros(len(prompt.ids), dtype=torch.bool)
     for token, place in zip(prompt.tokens, prompt.places.tolist(), strict=True):
         for phrase in text.phrases:
             if token.span != (0, 0) and phrase.span[0] <= token.span[0] < phrase.span[1]:
                 words[list(phrase.objects), place] = True
-    return Truth(boxes, words)
+                named[place] = True
+                said = text.content[slice(*phrase.span)].split()
+                asked[place] = torch.tensor([word in said or plural(word) in said for word in ATTRIBUTES]).float()
+    return Truth(boxes, words, named, asked[named])
+
+
+def thing_attributes(scene: Scene) -> Tensor:
+    """Which words are true of each object: float (objects, attributes), 0 or 1."""
+    return torch.tensor([[float(thing.has(word)) for word in ATTRIBUTES] for thing in scene.objects])
 
 
 def position_owners(scene: Scene, batch: ImageBatch, features: ImageFeatures) -> Tensor:
