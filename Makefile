@@ -6,7 +6,7 @@ OVERLAY := .venv-transformers4
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
-.PHONY: setup quickstart test check conformance lint types layers format lock clean
+.PHONY: setup demo quickstart test check conformance lint types layers format lock clean
 
 setup: $(VENV)/.ready
 
@@ -18,6 +18,10 @@ $(VENV)/.ready: requirements.lock requirements-uv.lock requirements-transformers
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	$(UV) pip install --quiet --python $(BIN)/python --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
 	touch $@
+
+# Scenes with known truth through the whole job, with the models that come with the package, and a score.
+demo: setup
+	$(BIN)/patchmint demo out/demo
 
 # The main job on bundled photographs, with models that need no download.
 quickstart: setup

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from patchmint.version import __version__
 
 if TYPE_CHECKING:
-    from patchmint.api import Annotation, Annotator, Phrase, UntrainedWarning
+    from patchmint.api import Annotation, Annotator, DemoWarning, Phrase, UntrainedWarning
     from patchmint.errors import PatchmintError
     from patchmint.geometry import PatchGrid, grid_preset
     from patchmint.types import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Annotation": "patchmint.api",
     "Annotator": "patchmint.api",
+    "DemoWarning": "patchmint.api",
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
     "Phrase": "patchmint.api",
@@ -30,6 +31,7 @@ _HOMES = {
 __all__ = [
     "Annotation",
     "Annotator",
+    "DemoWarning",
     "PatchGrid",
     "PatchmintError",
     "Phrase",

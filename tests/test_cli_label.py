@@ -102,7 +102,7 @@ def test_bad_usage_ends_with_2_and_one_message(photo, arguments, message, monkey
 
 
 def test_missing_weights_end_with_2_and_the_command(photo, tmp_path):
-    done = patchmint("label", photo, "--text", "a cat", PATCHMINT_WEIGHTS=str(tmp_path))
+    done = patchmint("label", photo, "--text", "a cat", "--models", "official", PATCHMINT_WEIGHTS=str(tmp_path))
     assert done.returncode == 2
     assert "patchmint models pull" in done.stderr
     assert "Traceback" not in done.stderr
@@ -112,5 +112,5 @@ def test_missing_weights_end_with_2_and_the_command(photo, tmp_path):
 def test_help_has_examples_and_version_is_told():
     done = patchmint("label", "--help", NO_COLOR="1", COLUMNS="120")
     assert done.returncode == 0
-    assert "--models untrained-tiny" in done.stdout
+    assert "--models official" in done.stdout
     assert patchmint("--version").stdout.startswith("patchmint ")

@@ -72,6 +72,9 @@ def test_list_shows_every_name_on_stdout() -> None:
     assert result.stdout.count("not published") == 2  # size and sha256 of one VQGAN
     assert "PATCHMINT_WEIGHTS" in result.stderr
     assert "\x1b" not in result.stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    assert ["sam-vit-b", "sam", "375.0 MB", "no", "ec2df6273261...", "Apache-2.0"] in rows
+    assert ["demo-masker", "sam", "bundled", "Apache-2.0"] in [[*row[:2], row[3], row[5]] for row in rows]
 
 
 def test_list_as_json_has_all_figures(folder: Path) -> None:

@@ -45,7 +45,7 @@ def test_grid_spelled_out():
         ({"models": UNTRAINED, "labels": {"prompt": "words"}}, "'caption' or 'phrases'"),
         ({"models": UNTRAINED, "labels": None, "tokens": None}, "nothing to make"),
         ({"models": UNTRAINED, "tokens": {"fit": "anyres"}}, "'pad', 'crop' or 'squash'"),
-        ({}, "models"),
+        ({"models": None}, "models: it must be a mapping"),
     ],
 )
 def test_errors_name_the_setting(settings, message):

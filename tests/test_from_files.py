@@ -27,7 +27,7 @@ PHOTO = data.coffee()
 def files(tmp_path_factory):
     """The untrained models of the preset, saved as a user would save models of his own."""
     folder = tmp_path_factory.mktemp("weights")
-    pieces = Vocabulary.of_characters()._tokenizer.get_vocab()
+    pieces = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)._tokenizer.get_vocab()
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
     models = {
         "detector": (dino_model.untrained(dino_arch.TINY), dino_arch.TINY),

@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return Vocabulary.of_characters()
+    return Vocabulary.of_characters(TINY.text_vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +370,8 @@ def test_vocabulary_must_fit_the_model(model):
     large = Vocabulary(pieces | {f"word{n}": n + 6 for n in range(300)})
     with pytest.raises(WeightsMismatchError, match="vocabulary"):
         GroundingDino(model, TINY, large)
+    with pytest.raises(WeightsMismatchError, match="vocabulary"):
+        GroundingDino(model, TINY, Vocabulary(pieces))
 
 
 def test_seeded_weights_leave_the_callers_randomness_alone():

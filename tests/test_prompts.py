@@ -16,7 +16,7 @@ from patchmint.labelers.grounding_dino.arch import MAX_TEXT_TOKENS
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
 from patchmint.types import Text
 
-VOCABULARY = Vocabulary.of_characters()
+VOCABULARY = Vocabulary.of_characters(0)
 WORDS = ["a", "red", "fox", "jumps", "over", "the", "lazy", "dog", "42"]
 
 

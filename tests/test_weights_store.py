@@ -40,11 +40,11 @@ def a_file(path: Path) -> Checkpoint:
 
 
 def test_the_registry_is_consistent() -> None:
-    assert len(CHECKPOINTS) == 9
-    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 9
+    assert len(CHECKPOINTS) == 13
+    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 13
     for name, checkpoint in CHECKPOINTS.items():
         assert name == checkpoint.name
-        assert urlsplit(checkpoint.url).scheme == "https"
+        assert urlsplit(checkpoint.url).scheme == ("" if checkpoint.bundled else "https")
         assert (checkpoint.size is None) == (checkpoint.sha256 is None)
         assert checkpoint.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", checkpoint.sha256)
         assert checkpoint.licence

@@ -1,6 +1,6 @@
 """The Python API: one image and its texts in, labels, codes and a picture out."""
 
 from patchmint.api.annotation import Annotation, Phrase
-from patchmint.api.annotator import Annotator, UntrainedWarning
+from patchmint.api.annotator import Annotator, DemoWarning, UntrainedWarning
 
-__all__ = ["Annotation", "Annotator", "Phrase", "UntrainedWarning"]
+__all__ = ["Annotation", "Annotator", "DemoWarning", "Phrase", "UntrainedWarning"]

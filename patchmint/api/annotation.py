@@ -48,7 +48,7 @@ class Annotation:
         image: the decoded image; `image.pixels` is HWC uint8 RGB.
         texts: the texts, in the order given.
         placement: the patch grid on the image: cells to pixels and back.
-        notice: a warning that belongs on every use of it; empty for trained models.
+        notice: a warning that belongs on every use of it (untrained or demo models); else empty.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.api.annotation import Annotation
-from patchmint.config import AnnotatorConfig
+from patchmint.config import UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.pipeline.decode import DecodedImage, decode_image
 from patchmint.pipeline.devices import pick_device
@@ -24,6 +24,10 @@ TextSource = str | Text
 
 class UntrainedWarning(UserWarning):
     """The models are untrained: their labels and codes mean nothing."""
+
+
+class DemoWarning(UserWarning):
+    """The models are the demo's: they know drawn shapes, and nothing else."""
 
 
 class Annotator:
@@ -51,7 +55,8 @@ class Annotator:
         self.config = config
         self.device = pick_device(device)
         if config.notice:
-            warnings.warn(config.notice, UntrainedWarning, stacklevel=3)
+            category = UntrainedWarning if config.notice == UNTRAINED_NOTICE else DemoWarning
+            warnings.warn(config.notice, category, stacklevel=3)
         self._models = AnnotationModels.load(config, self.device)
 
     @classmethod
@@ -59,7 +64,7 @@ class Annotator:
         """Load a models preset, with the default settings or others.
 
         Args:
-            models: "official" or "untrained-tiny".
+            models: "official", "demo" or "untrained-tiny".
             device: where to run.
             **settings: the other keys of the config: `labels`, `grid`, `tokens`.
 
@@ -71,6 +76,8 @@ class Annotator:
     @classmethod
     def from_config(cls, settings: Mapping[str, Any], *, device: str = "auto") -> Annotator:
         """Load what a config mapping (as in a YAML file) names: `models`, `labels`, `grid`, `tokens`.
+
+        Without `models` it loads the demo's, which know drawn shapes only.
 
         Raises:
             ConfigError, WeightsError, PluginError: as for the constructor.

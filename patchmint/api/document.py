@@ -47,7 +47,7 @@ class AnnotationDocument(_Document):
     """Labels and codes of one image. Every field is present, none is null; lists are empty where not asked for."""
 
     schema_: Literal["patchmint.annotation/1"] = Field(alias="schema", description="Name and version of this form.")
-    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
     image: ImageDocument
     models: dict[str, str] = Field(description="Name or path of each model.")
     texts: list[str] = Field(description="The texts, as given.")

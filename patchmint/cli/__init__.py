@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from patchmint.cli.demo import demo
 from patchmint.cli.doctor import doctor
 from patchmint.cli.inspect import inspect_app
 from patchmint.cli.label import label
@@ -28,9 +29,7 @@ app = typer.Typer(
     name="patchmint",
     help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
     no_args_is_help=True,
-    epilog=examples(
-        "patchmint label photo.jpg --text 'a cat' --models untrained-tiny --out o.png", "patchmint models list"
-    ),
+    epilog=examples("patchmint label scene.png --text 'a red circle' --out o.png", "patchmint models list"),
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,8 +37,9 @@ app = typer.Typer(
 app.command(
     "label",
     epilog=examples(
-        "patchmint label photo.jpg --text 'a cat' --models untrained-tiny --out o.png",
-        "patchmint label photo.jpg --text 'a cat . a sofa' --prompt phrases --json",
+        "patchmint label scene.png --text 'a red circle' --out o.png",
+        "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
+        "patchmint label photo.jpg --text 'a cat . a sofa' --models official --prompt phrases --json",
     ),
 )(label)
 app.command(
@@ -51,6 +51,7 @@ app.command(
         "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
     ),
 )(build_command)
+app.command("demo", epilog=examples("patchmint demo out/demo", "patchmint demo out/demo --scenes 50 --json"))(demo)
 app.command("status", epilog=examples("patchmint status out/stage1", "patchmint status s3://bucket/out --json"))(status)
 app.command("doctor", epilog=examples("patchmint doctor", "patchmint doctor config.yaml --json"))(doctor)
 app.add_typer(inspect_app)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchmint.config import MODEL_PRESETS, AnnotatorConfig
+from patchmint.config import DEMO, MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import grid_preset
 from patchmint.jobs.printable import printable
@@ -28,7 +28,14 @@ _SHADES = " ░▒▓█"
 def label(
     image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP or GIF.")],
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
-    models: Annotated[str, typer.Option(help=f"Models preset: {', '.join(MODEL_PRESETS)}.")] = "official",
+    models: Annotated[
+        str,
+        typer.Option(
+            help=f"Models preset: {', '.join(MODEL_PRESETS)}. Without it {DEMO}; where single models are named, the "
+            "official ones for the rest.",
+            show_default=False,
+        ),
+    ] = "",
     detector: Annotated[str, typer.Option(help="Grounding DINO by name or path, in place of the preset's.")] = "",
     vocabulary: Annotated[str, typer.Option(help="The detector's vocab.txt by name or path.")] = "",
     masker: Annotated[str, typer.Option(help="SAM by name or path.")] = "",
@@ -57,12 +64,10 @@ def label(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
     """Label one image: which patches do its texts talk about, and what are its visual codes?"""
-    if models not in MODEL_PRESETS:
-        raise ConfigError(f"no models preset {models!r}; presets: {', '.join(MODEL_PRESETS)}")
-    replaced = {"detector": detector, "vocabulary": vocabulary, "masker": masker, "segmenter": segmenter}
-    replaced |= {"tokenizer": tokenizer}
+    single = {"detector": detector, "vocabulary": vocabulary, "masker": masker, "segmenter": segmenter}
+    single |= {"tokenizer": tokenizer}
     settings: dict[str, Any] = {
-        "models": MODEL_PRESETS[models].model_dump() | {name: value for name, value in replaced.items() if value},
+        "models": _models(models, {role: name for role, name in single.items() if name}),
         "labels": {
             "prompt": prompt,
             "box_threshold": box_threshold,
@@ -83,13 +88,22 @@ def label(
     check_weights(config)
     annotation = _annotate(decoded, texts, config, device)
     if annotation.notice:
-        Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False)
+        Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False, soft_wrap=True)
     if out is not None:
         _save(annotation, out)
     if as_json:
         typer.echo(annotation.to_document().model_dump_json())
     else:
         _describe(annotation)
+
+
+def _models(preset: str, single: dict[str, str]) -> str | dict[str, Any]:
+    """What `models` would be in a config file."""
+    if not preset:
+        return single or DEMO
+    if preset not in MODEL_PRESETS:
+        raise ConfigError(f"no models preset {preset!r}; presets: {', '.join(MODEL_PRESETS)}")
+    return MODEL_PRESETS[preset].model_dump() | single
 
 
 def _check_out(out: Path, image: Path) -> None:
@@ -102,10 +116,11 @@ def _check_out(out: Path, image: Path) -> None:
 
 
 def _annotate(image: DecodedImage, texts: list[Text], config: AnnotatorConfig, device: str) -> Annotation:
-    from patchmint.api import Annotator, UntrainedWarning
+    from patchmint.api import Annotator, DemoWarning, UntrainedWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UntrainedWarning)  # said once, on stderr, by the caller
+        for said in (DemoWarning, UntrainedWarning):  # once, on stderr, by the caller
+            warnings.simplefilter("ignore", said)
         annotator = Annotator(config, device)
     return annotator.annotate(image, texts)
 

@@ -1,4 +1,4 @@
-"""`patchmint models`: list, pull and check the official weights."""
+"""`patchmint models`: list, pull and check weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ from patchmint.cli.terminal import examples
 from patchmint.errors import InputError
 from patchmint.weights.download import pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
-from patchmint.weights.store import FOLDER_VARIABLE, FileCheck, check_file, named_checkpoint, weights_folder
+from patchmint.weights.store import (
+    FOLDER_VARIABLE,
+    REINSTALL,
+    FileCheck,
+    check_file,
+    file_of,
+    named_checkpoint,
+    weights_folder,
+)
 from patchmint.weights.store import Progress as ProgressCall
 
 _NOT_PUBLISHED = "not published"
 _PIPED_WIDTH = 140
 _PLAIN_STEP = 0.1
+_LEAST_SHOWN_AS_MB = 100_000
 
 models_app = typer.Typer(
     name="models",
-    help="List, pull and check the official weights (Grounding DINO, SAM, VQGAN).",
+    help="List, pull and check weights (Grounding DINO, SAM, VQGAN): the official ones, and the demo's in the package.",
     epilog=examples("patchmint models list", "patchmint models pull sam-vit-b"),
     no_args_is_help=True,
 )
@@ -39,20 +48,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, with full 
 
 @models_app.command("list", epilog=examples("patchmint models list", "patchmint models list --json"))
 def list_models(as_json: JsonOption = False) -> None:
-    """Show every official checkpoint, and which of them are on this machine."""
-    folder = weights_folder()
+    """Show every checkpoint, and which of them are on this machine."""
     if as_json:
-        typer.echo(json.dumps([_as_dict(checkpoint, folder) for checkpoint in CHECKPOINTS.values()], indent=2))
+        typer.echo(json.dumps([_as_dict(checkpoint) for checkpoint in CHECKPOINTS.values()], indent=2))
         return
     table = Table(Column("name", no_wrap=True), "kind", "size", "present", "sha256", "licence")
     for checkpoint in CHECKPOINTS.values():
-        present = (folder / checkpoint.filename).is_file()
         sha256 = checkpoint.sha256[:12] + "..." if checkpoint.sha256 else _NOT_PUBLISHED
-        table.add_row(checkpoint.name, _megabytes(checkpoint.size), "yes" if present else "no", sha256)
+        size, present = _shown_size(checkpoint.size), _presence(checkpoint)
+        table.add_row(checkpoint.name, checkpoint.kind, size, present, sha256, checkpoint.licence)
     _print_table(table)
     typer.echo(
-        f"Folder: {folder} ({FOLDER_VARIABLE} chooses another). Addresses, licences, checksums: --json",
-        err=True,
+        f"Folder: {weights_folder()} ({FOLDER_VARIABLE} chooses another). Addresses, checksums: --json", err=True
     )
 
 
@@ -73,17 +80,20 @@ def pull_models(
 ) -> None:
     """Download weights, verified before they get their final name. A broken download is resumed by the same command.
 
-    Prints the path of each file on stdout.
+    Prints the path of each file on stdout. Those that come with patchmint stay where they are.
     """
     if url is not None and len(names) > 1:
         raise InputError("--url is for one NAME only; pull the names one by one")
     checkpoints = [named_checkpoint(name) for name in names]
     folder = to.expanduser() if to is not None else weights_folder()
     for checkpoint in checkpoints:
-        with _progress(checkpoint) as (progress, notice):
-            path = pull(checkpoint, folder, url=url, progress=progress, notice=notice)
+        if checkpoint.bundled:
+            path = pull(checkpoint, folder, notice=_say)
+        else:
+            with _progress(checkpoint) as (progress, notice):
+                path = pull(checkpoint, folder, url=url, progress=progress, notice=notice)
         typer.echo(str(path))
-    if folder != weights_folder():
+    if folder != weights_folder() and not all(checkpoint.bundled for checkpoint in checkpoints):
         typer.echo(f"To use them by name, set {FOLDER_VARIABLE}={folder}", err=True)
 
 
@@ -92,39 +102,58 @@ def check_models(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All if none is given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the files in the weights folder: size, sha256, and that they are checkpoints at all.
+    """Check the files in the weights folder and the package: size, sha256, and that they are checkpoints at all.
 
-    Ends with 1 if a file is wrong, or if a file that was named is absent.
+    Ends with 1 if a file is wrong, or if a file is absent that was named or comes with patchmint.
     """
     checkpoints = [named_checkpoint(name) for name in names] if names else list(CHECKPOINTS.values())
-    folder = weights_folder()
-    results = [(checkpoint, check_file(folder / checkpoint.filename, checkpoint)) for checkpoint in checkpoints]
+    results = [(checkpoint, check_file(file_of(checkpoint), checkpoint)) for checkpoint in checkpoints]
     if as_json:
-        typer.echo(json.dumps([_check_dict(checkpoint, folder, found) for checkpoint, found in results], indent=2))
+        typer.echo(json.dumps([_check_dict(checkpoint, found) for checkpoint, found in results], indent=2))
     else:
         table = Table(Column("name", no_wrap=True), "status", "detail")
         for checkpoint, found in results:
             table.add_row(checkpoint.name, found.status, escape(found.detail))
         _print_table(table)
-    allowed = {"ok"} if names else {"ok", "absent"}
-    wrong = [checkpoint.name for checkpoint, found in results if found.status not in allowed]
+    wrong = [checkpoint for checkpoint, found in results if not _allowed(checkpoint, found, named=bool(names))]
+    pulled = [checkpoint.name for checkpoint in wrong if not checkpoint.bundled]
+    bundled = [checkpoint.name for checkpoint in wrong if checkpoint.bundled]
+    if pulled:
+        typer.echo(
+            f"Not right: {', '.join(pulled)}. Get them again: patchmint models pull {' '.join(pulled)}", err=True
+        )
+    if bundled:
+        typer.echo(f"Not right: {', '.join(bundled)}. They come with patchmint: {REINSTALL}", err=True)
     if wrong:
-        typer.echo(f"Not right: {', '.join(wrong)}. Get them again: patchmint models pull {' '.join(wrong)}", err=True)
         raise typer.Exit(1)
 
 
-def _as_dict(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+def _allowed(checkpoint: Checkpoint, found: FileCheck, *, named: bool) -> bool:
+    may_be_absent = not named and not checkpoint.bundled
+    return found.status == "ok" or (found.status == "absent" and may_be_absent)
+
+
+def _presence(checkpoint: Checkpoint) -> str:
+    if not file_of(checkpoint).is_file():
+        return "no"
+    return "bundled" if checkpoint.bundled else "yes"
+
+
+def _as_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     fields = asdict(checkpoint)
-    path = folder / fields.pop("filename")
+    del fields["filename"]
+    path = file_of(checkpoint)
     return {**fields, "present": path.is_file(), "path": str(path)}
 
 
-def _check_dict(checkpoint: Checkpoint, folder: Path, found: FileCheck) -> dict[str, Any]:
-    return {"name": checkpoint.name, "path": str(folder / checkpoint.filename), **asdict(found)}
+def _check_dict(checkpoint: Checkpoint, found: FileCheck) -> dict[str, Any]:
+    return {"name": checkpoint.name, "path": str(file_of(checkpoint)), **asdict(found)}
 
 
-def _megabytes(size: int | None) -> str:
-    return _NOT_PUBLISHED if size is None else f"{size / 1e6:.1f} MB"
+def _shown_size(size: int | None) -> str:
+    if size is None:
+        return _NOT_PUBLISHED
+    return f"{size / 1e6:.1f} MB" if size >= _LEAST_SHOWN_AS_MB else f"{size} bytes"
 
 
 def _print_table(table: Table) -> None:

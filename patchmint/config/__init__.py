@@ -1,6 +1,8 @@
 """Settings, validated."""
 
 from patchmint.config.annotator import (
+    DEMO,
+    DEMO_NOTICE,
     MODEL_PRESETS,
     UNTRAINED,
     UNTRAINED_NOTICE,
@@ -13,6 +15,8 @@ from patchmint.config.annotator import (
 from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
 
 __all__ = [
+    "DEMO",
+    "DEMO_NOTICE",
     "MODEL_PRESETS",
     "UNTRAINED",
     "UNTRAINED_NOTICE",

@@ -16,15 +16,36 @@ UNTRAINED = "untrained-tiny"
 UNTRAINED_NOTICE = "untrained weights: these labels and codes mean nothing"
 """What every output of an untrained model says."""
 
+DEMO = "demo"
+"""Name of the small trained models that lie in the package: what is used when no model is named."""
+
+DEMO_NOTICE = (
+    "demo models: trained on drawn scenes of coloured shapes, they know nothing else; for photographs name models "
+    "(`models: official`)"
+)
+"""What every output of a demo model says."""
+
+_DEMO_DETECTOR, _DEMO_VOCABULARY = "demo-detector", "demo-vocabulary"
+
+
+def _vocabulary_of(models: Mapping[str, Any]) -> str:
+    return _DEMO_VOCABULARY if models.get("detector") == _DEMO_DETECTOR else "bert-base-uncased-vocab"
+
 
 class ModelsConfig(Settings):
-    """Which models: each a name from `patchmint models list`, a path to a checkpoint, or `untrained-tiny`."""
+    """Which models: each a name from `patchmint models list`, a path to a checkpoint, or `untrained-tiny`.
+
+    Those that a mapping doesn't name are the official ones.
+    """
 
     segmenter: str | None = Field(
         default=None, description="An outside segmenter (entry point), in the place of detector and masker."
     )
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
-    vocabulary: str = Field(default="bert-base-uncased-vocab", description="The detector's vocab.txt.")
+    vocabulary: str = Field(
+        default_factory=_vocabulary_of,
+        description="The detector's vocab.txt. Default: bert-base-uncased-vocab; demo-vocabulary for demo-detector.",
+    )
     masker: str = Field(default="sam-vit-h", description="SAM.")
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384", description="VQGAN, or an outside tokenizer (entry point)."
@@ -42,9 +63,14 @@ class ModelsConfig(Settings):
 MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
     {
         "official": ModelsConfig(),
+        DEMO: ModelsConfig(
+            detector=_DEMO_DETECTOR, vocabulary=_DEMO_VOCABULARY, masker="demo-masker", tokenizer="demo-tokenizer"
+        ),
         UNTRAINED: ModelsConfig(detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED),
     }
 )
+
+_DEMO_MODELS = frozenset(MODEL_PRESETS[DEMO].used(labels=True, tokens=True).values())
 
 
 class LabelsConfig(Settings):
@@ -97,7 +123,9 @@ class AnnotatorConfig(Settings):
     """Everything that decides what an image's labels and codes are."""
 
     models: Annotated[ModelsConfig, BeforeValidator(_models)] = Field(
-        description="A preset's name (official, untrained-tiny), or a mapping of models."
+        default_factory=lambda: MODEL_PRESETS[DEMO],
+        description="A preset's name (official, demo, untrained-tiny), or a mapping of models; those that it doesn't "
+        "name are the official ones. Default: demo.",
     )
     labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
     grid: str | GridConfig = Field(default="llava-1.5-finetune", description="A preset's name, or a grid spelled out.")
@@ -109,6 +137,18 @@ class AnnotatorConfig(Settings):
             raise ValueError("labels and tokens are both null: there is nothing to make")
         return self
 
+    @model_validator(mode="after")
+    def _right_vocabulary(self) -> Self:
+        used = self.models_used
+        detector, vocabulary = used.get("detector"), used.get("vocabulary")
+        if (detector == _DEMO_DETECTOR) != (vocabulary == _DEMO_VOCABULARY):
+            raise ValueError(
+                f"models.vocabulary: {vocabulary} isn't the vocabulary that the detector {detector} was trained with, "
+                f"so its labels would mean nothing; {_DEMO_DETECTOR} reads {_DEMO_VOCABULARY}, official detectors read "
+                "bert-base-uncased-vocab"
+            )
+        return self
+
     @property
     def models_used(self) -> dict[str, str]:
         """Name or path of each model that takes part, by role."""
@@ -116,8 +156,14 @@ class AnnotatorConfig(Settings):
 
     @property
     def notice(self) -> str:
-        """Warning that belongs on every output, empty for trained models."""
-        return UNTRAINED_NOTICE if UNTRAINED in self.models_used.values() else ""
+        """Warning that belongs on every output; empty where all models are official, your own, or plug-ins.
+
+        One untrained model makes the whole mean nothing, so its warning stands for that of demo models as well.
+        """
+        used = set(self.models_used.values())
+        if UNTRAINED in used:
+            return UNTRAINED_NOTICE
+        return DEMO_NOTICE if used & _DEMO_MODELS else ""
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Self:

@@ -1,130 +1,182 @@
-"""Judges all demo models together, as the pipeline runs them: `python -m patchmint.demo.evaluate WEIGHTS`.
+"""Judges all demo models together, as the pipeline runs them: `python -m patchmint.demo.evaluate`.
 
-Prints a line a setting, or JSON. Scenes are of a seed that nothing was trained or tuned on.
+Prints the tables of docs/quality.md, or JSON. Scenes are of seeds that nothing was trained or tuned on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from patchmint.demo.agreement import psnr
 from patchmint.demo.measure import judge_labels, mask_ious
 from patchmint.demo.models import FILES, VOCABULARY_FILE
 from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.seeds import FRESH
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
-from patchmint.labelers.sam import SamMasker, load_sam
+from patchmint.labelers.sam import MaskCoverage, SamMasker, load_sam
 from patchmint.tokenizers.vqgan import VqganTokenizer, load_vqgan
+from patchmint.types import Size
 from patchmint.weights.loading import load_state
+from patchmint.weights.store import bundled_folder
 
-FRESH_SEED = 7_000_003
+_WIDE: Size = (160, 400)
+_MANY_TEXTS = 4
+_LONGEST_OF = 12
+
+Table = Mapping[str, Mapping[str, float]]
+"""Figures by name, by setting."""
 
 
-def load_segmenter(folder: Path) -> GroundedSam:
+@dataclass(frozen=True)
+class LabelSetting:
+    """One way of asking for labels.
+
+    Attributes:
+        name: of the row.
+        scenes: a key of `_scenes`.
+        grid: a preset's name.
+        phrases: whether the texts' phrases are spelled out for the segmenter.
+        coverage: how masks are turned into shares of patches.
+    """
+
+    name: str
+    scenes: str = "plain"
+    grid: str = "llava-1.5-finetune"
+    phrases: bool = False
+    coverage: MaskCoverage = "exact"
+
+
+LABEL_SETTINGS = (
+    LabelSetting("default: caption mode, pad, exact"),
+    LabelSetting("phrases spelled out", phrases=True),
+    LabelSetting("fast coverage", coverage="fast"),
+    LabelSetting("crop (llava-1.5-pretrain)", grid="llava-1.5-pretrain"),
+    LabelSetting("squash (seed-224)", grid="seed-224"),
+    LabelSetting("anyres (llava-1.6)", grid="llava-1.6"),
+    LabelSetting("images of 5:2", scenes="wide"),
+    LabelSetting("4 texts an image", scenes="many texts"),
+    LabelSetting("longest texts", scenes="longest texts"),
+)
+
+
+def load_segmenter(folder: Path, coverage: MaskCoverage = "exact") -> GroundedSam:
     """Grounding DINO and SAM from a folder of demo weights, with the pipeline's default thresholds."""
     model, arch = load_grounding_dino(load_state(folder / FILES["detector"]))
     detector = GroundingDino(model, arch, Vocabulary.from_file(folder / VOCABULARY_FILE))
-    return GroundedSam(detector, SamMasker(load_sam(load_state(folder / FILES["masker"]))))
+    return GroundedSam(detector, load_masker(folder, coverage))
 
 
-def judge_segmenter(segmenter: GroundedSam, count: int, seed: int = FRESH_SEED) -> dict[str, dict[str, float]]:
-    """Figures of patch labels by setting: what is asked, how, on which grid, of which images."""
-    plain = [make_scene(seed, number, texts=2) for number in range(count)]
-    four = [make_scene(seed + 1, number, texts=4) for number in range(count // 2)]
-    wide = [make_scene(seed + 2, number, size=(160, 400), texts=2) for number in range(count // 2)]
-    longest = [_with_longest(make_scene(seed + 3, number, texts=12)) for number in range(count // 2)]
-    settings: dict[str, tuple[list[Scene], str, bool]] = {
-        "default": (plain, "llava-1.5-finetune", False),
-        "phrases spelled out": (plain, "llava-1.5-finetune", True),
-        "crop": (plain, "llava-1.5-pretrain", False),
-        "anyres": (plain[: count // 2], "llava-1.6", False),
-        "4 texts an image": (four, "llava-1.5-finetune", False),
-        "images of 5:2": (wide, "llava-1.5-finetune", False),
-        "longest texts": (longest, "llava-1.5-finetune", False),
-    }
+def load_masker(folder: Path, coverage: MaskCoverage = "exact") -> SamMasker:
+    """SAM from a folder of demo weights."""
+    return SamMasker(load_sam(load_state(folder / FILES["masker"])), coverage=coverage)
+
+
+def load_tokenizer(folder: Path, fit: str = "pad") -> VqganTokenizer:
+    """VQGAN from a folder of demo weights."""
+    return VqganTokenizer(load_vqgan(load_state(folder / FILES["tokenizer"])), name="demo", size=256, fit=fit)
+
+
+def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """Figures of patch labels by setting; settings that aren't the ordinary scenes take half as many of them."""
+    scenes = _scenes(count, seed)
+    segmenters = {mode: load_segmenter(folder, mode) for mode in ("exact", "fast")}
     return {
-        name: judge_labels(segmenter, scenes, grid_preset(grid), phrases=phrases).summary()
-        for name, (scenes, grid, phrases) in settings.items()
+        setting.name: judge_labels(
+            segmenters[setting.coverage], scenes[setting.scenes], grid_preset(setting.grid), phrases=setting.phrases
+        ).summary()
+        for setting in LABEL_SETTINGS
     }
 
 
-def judge_masker(masker: SamMasker, count: int, seed: int = FRESH_SEED) -> float:
-    """Mean IoU of masks from true boxes."""
-    ious: list[float] = []
-    for number in range(count):
-        scene = make_scene(seed, number, texts=0)
-        ious += mask_ious(scene, masker.masks([scene.image], [scene.boxes()])[0])
-    return float(np.mean(ious))
+def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """IoU of masks from true boxes with what is seen of the objects: mean, and the value that a tenth falls below."""
+    masker = load_masker(folder)
+    table = {}
+    for name, scenes in _scenes(count, seed).items():
+        if name in ("plain", "wide"):
+            ious = [
+                iou for scene in scenes for iou in mask_ious(scene, masker.masks([scene.image], [scene.boxes()])[0])
+            ]
+            table[_IMAGES[name]] = {"mask_iou": float(np.mean(ious)), "worst_tenth": float(np.quantile(ious, 0.1))}
+    return table
 
 
-def judge_tokenizer(folder: Path, count: int, fit: str, seed: int = FRESH_SEED) -> dict[str, float]:
-    """Mean PSNR in dB of pictures drawn from their codes, and the share of codes that occur."""
-    model = load_vqgan(load_state(folder / FILES["tokenizer"]))
-    tokenizer = VqganTokenizer(model, name="demo", size=256, fit=fit)
-    return psnr_and_use(tokenizer, [make_scene(seed, number, texts=0) for number in range(count)])
+def judge_tokenizer(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """PSNR of pictures drawn from their codes, and the share of codes that occur."""
+    scenes = _scenes(count, seed)
+    return {
+        f"{_IMAGES[name]}, {fit}": psnr_and_use(load_tokenizer(folder, fit), scenes[name])
+        for name in ("plain", "wide")
+        for fit in ("pad", "crop", "squash")
+    }
 
 
 def psnr_and_use(tokenizer: VqganTokenizer, scenes: list[Scene]) -> dict[str, float]:
     """Mean PSNR in dB of pictures drawn from their codes, and the share of the codebook that occurs in them."""
-    errors = []
+    ratios = []
     used: set[int] = set()
     cells = tokenizer.spec.cells
     assert cells is not None, "a VQGAN's codes have places"
     for scene in scenes:
         tokens = tokenizer.tokenize([scene.image])
-        truth = fit_image(scene.image, cells)[0].astype(np.float64)
-        errors.append(float(np.square(tokenizer.decode(tokens)[0] - truth).mean()))
+        ratios.append(psnr(tokenizer.decode(tokens)[0], fit_image(scene.image, cells)[0]))
         used.update(np.unique(tokens[0].codes).tolist())
-    psnr = 10 * np.log10(255**2 / np.maximum(errors, 1e-6))
-    return {"psnr": float(psnr.mean()), "codes_used": len(used) / tokenizer.spec.codebook_sizes[0]}
+    return {"psnr": float(np.mean(ratios)), "codes_used": len(used) / tokenizer.spec.codebook_sizes[0]}
+
+
+_IMAGES = {"plain": "ordinary images", "wide": "images of 5:2"}
+
+
+def _scenes(count: int, seed: int) -> dict[str, list[Scene]]:
+    half = range(max(1, count // 2))
+    return {
+        "plain": [make_scene(seed, number, texts=2) for number in range(count)],
+        "wide": [make_scene(seed + 2, number, size=_WIDE, texts=2) for number in half],
+        "many texts": [make_scene(seed + 1, number, texts=_MANY_TEXTS) for number in half],
+        "longest texts": [_with_longest(make_scene(seed + 3, number, texts=_LONGEST_OF)) for number in half],
+    }
 
 
 def _with_longest(scene: Scene) -> Scene:
-    longest = max(scene.texts, key=lambda text: len(text.content))
-    return Scene(scene.jpeg, scene.image, scene.objects, scene.ids, (longest,))
+    return replace(scene, texts=(max(scene.texts, key=lambda text: len(text.content)),))
 
 
 def main() -> None:
     """Judge a folder of weights; what isn't there is left out."""
-    parser = argparse.ArgumentParser(prog="python -m patchmint.demo.evaluate", description="Judge demo models.")
-    parser.add_argument("weights", type=Path, help="folder of detector, masker, tokenizer weights and vocab.txt")
+    parser = argparse.ArgumentParser(prog="python -m patchmint.demo.evaluate", description="Judge the demo models.")
+    parser.add_argument(
+        "weights", type=Path, nargs="?", default=bundled_folder(), help="folder of weights; without it the package's"
+    )
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
-    parts: list[tuple[tuple[str, ...], Callable[[], dict[str, dict[str, float]]]]] = [
-        (("detector", "masker"), lambda: judge_segmenter(load_segmenter(options.weights), options.scenes)),
-        (
-            ("masker",),
-            lambda: {
-                "masks of true boxes": {
-                    "mask_iou": judge_masker(
-                        SamMasker(load_sam(load_state(options.weights / FILES["masker"]))), options.scenes
-                    )
-                }
-            },
-        ),
-        (
-            ("tokenizer",),
-            lambda: {f"codes, {fit}": judge_tokenizer(options.weights, options.scenes, fit) for fit in ("pad", "crop")},
-        ),
-    ]
-    for roles, judge in parts:
+    tables = {}
+    for title, roles, judge in (
+        ("labels", ("detector", "masker"), judge_segmenter),
+        ("masks of true boxes", ("masker",), judge_masker),
+        ("codes", ("tokenizer",), judge_tokenizer),
+    ):
         if all((options.weights / FILES[role]).is_file() for role in roles):
-            figures |= judge()
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, values in figures.items():
-            print(f"{name:22}", " ".join(f"{key} {value:.4f}" for key, value in values.items()))
+            tables[title] = judge(options.weights, options.scenes)
+    print(json.dumps(tables) if options.json else "\n".join(_markdown(*table) for table in tables.items()))
+
+
+def _markdown(title: str, table: Table) -> str:
+    columns = list(next(iter(table.values())))
+    lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{row[key]:.3f}' for key in columns)} |" for name, row in table.items()]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.demo.agreement import f1_and_iou, touched_patches
 from patchmint.demo.scenes import Scene
 from patchmint.geometry import PatchGrid, Placement, RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
@@ -45,10 +46,9 @@ class LabelFigures:
             if not text.objects:
                 self.empty.append(bool(labels[index].any()))
                 continue
-            both = int((labels[index] & truth).sum())
-            said, true = int(labels[index].sum()), int(truth.sum())
-            self.f1.append(2 * both / (said + true))
-            self.iou.append(both / (said + true - both))
+            f1, iou = f1_and_iou(labels[index], truth)
+            self.f1.append(f1)
+            self.iou.append(iou)
 
     def summary(self) -> dict[str, float]:
         """Means and shares; NaN where there was nothing to judge."""
@@ -78,16 +78,7 @@ def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: PatchGrid,
 
 def true_patches(scene: Scene, objects: tuple[int, ...], placement: Placement) -> npt.NDArray[np.bool_]:
     """Patches that any of the objects touches: bool `placement.shape`."""
-    mask = encode_masks(scene.mask(objects)[None])
-    whole = Instances(
-        image_size=scene.size,
-        masks=RleMasks(mask),
-        text_index=np.zeros(1, np.int64),
-        scores=np.ones(1, np.float32),
-        boxes=np.zeros((1, 4), np.float32),
-        spans=np.zeros((1, 2), np.int64),
-    )
-    return np.asarray(label_texts(whole, 1, placement, 0.0).selector[0] > 0)
+    return touched_patches(encode_masks(scene.mask(objects)[None])[0], placement)
 
 
 class TrueMasker:
@@ -121,9 +112,8 @@ def box_ious(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) ->
 
 def mask_ious(scene: Scene, masks: Masks) -> list[float]:
     """IoU of one mask for each of the scene's objects, in order, with what is seen of it."""
-    found = [decode_mask(rle) > 0 for rle in masks.rles()]
     truths = [scene.ids == index for index in range(len(scene.objects))]
-    return [float((mask & truth).sum() / (mask | truth).sum()) for mask, truth in zip(found, truths, strict=True)]
+    return [f1_and_iou(decode_mask(rle) > 0, truth)[1] for rle, truth in zip(masks.rles(), truths, strict=True)]
 
 
 def _filled(box: npt.NDArray[np.float32], size: Size) -> npt.NDArray[np.bool_]:

@@ -16,10 +16,10 @@ from patchmint.labelers.sam.arch import SamArch
 from patchmint.tokenizers.vqgan.arch import VqganArch
 from patchmint.weights.loading import ARCH_METADATA_KEY
 
-FILES = {"detector": "detector.safetensors", "masker": "masker.safetensors", "tokenizer": "tokenizer.safetensors"}
+FILES = {role: f"demo-{role}.safetensors" for role in ("detector", "masker", "tokenizer")}
 """Names of the files of weights, by role."""
 
-VOCABULARY_FILE = "vocab.txt"
+VOCABULARY_FILE = "demo-vocab.txt"
 
 _OTHER_WORDS = (
     *("a", "an", "the", "some", "all", "and", "or", "with", "of", "on", "in", "to", "at", "there", "is", "are", "we"),
@@ -106,7 +106,8 @@ def save_weights(
     """Write weights with their architecture, as `patchmint.weights` reads them; float numbers are stored as float16.
 
     Args:
-        model, arch: the weights and what they belong to.
+        model: with the weights.
+        arch: what they belong to.
         path: of the file.
         leave_out: beginnings of names that only training needs.
     """

@@ -75,7 +75,7 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
     """Make a scene.
 
     Args:
-        seed: of the data set. Models are trained on `patchmint.demo.train.SEED` only; all others are fresh to them.
+        seed: of the data set. `patchmint.demo.seeds` says which are for what.
         number: which scene of it.
         size: (height, width) in pixels; None = by chance.
         texts: how many texts.

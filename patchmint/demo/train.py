@@ -10,17 +10,12 @@ import argparse
 from pathlib import Path
 
 from patchmint.demo.loop import Schedule, Task, Trainer
-
-SEED = 0
-"""Scenes of this seed are for training; all others are fresh to the models."""
-
-HELD_OUT_SEED = 1_000_001
-"""Scenes that training is judged by while it runs."""
+from patchmint.demo.seeds import HELD_OUT, TRAINING
 
 SCHEDULES = {
-    "detector": Schedule(steps=6500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
-    "masker": Schedule(steps=2500, rate=6e-4, evaluate_every=500),
-    "tokenizer": Schedule(steps=4000, rate=5e-4, evaluate_every=500),
+    "detector": Schedule(steps=5000, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
+    "masker": Schedule(steps=1600, rate=6e-4, evaluate_every=500),
+    "tokenizer": Schedule(steps=3000, rate=5e-4, evaluate_every=500),
 }
 
 
@@ -30,15 +25,15 @@ def make_task(role: str, steps: int) -> Task:
         case "detector":
             from patchmint.demo.train_detector import DetectorTask
 
-            return DetectorTask(SEED, HELD_OUT_SEED, steps)
+            return DetectorTask(TRAINING, HELD_OUT, steps)
         case "masker":
             from patchmint.demo.train_masker import MaskerTask
 
-            return MaskerTask(SEED, HELD_OUT_SEED)
+            return MaskerTask(TRAINING, HELD_OUT)
         case _:
             from patchmint.demo.train_tokenizer import TokenizerTask
 
-            return TokenizerTask(SEED, HELD_OUT_SEED)
+            return TokenizerTask(TRAINING, HELD_OUT)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,6 +44,12 @@ _SCALE = 0.3
 _PADDING = -2
 
 
+_CELL = 8
+_HEADS = {"shown": len(ATTRIBUTES), "seen": len(ATTRIBUTES), "asked": len(ATTRIBUTES), "outline": _CELL**2}
+"""What only training needs: attributes of the thing at a position, before and after the encoder; attributes that a
+word's phrase asks for; which parts of a position's own cell are covered by anything."""
+
+
 class DetectorTask:
     """Grounding DINO from random weights, on fresh scenes only."""
 
@@ -50,9 +57,8 @@ class DetectorTask:
 
     def __init__(self, seed: int, held_out: int, steps: int, batch: int = 12, scenes: int = 100) -> None:
         self.model: nn.Module = untrained(DETECTOR, seed)
-        # Heads that only training needs: what a position shows, and what a word's phrase asks for.
-        self.model.add_module("shown", nn.Linear(256, len(ATTRIBUTES)))
-        self.model.add_module("asked", nn.Linear(256, len(ATTRIBUTES)))
+        for name, width in _HEADS.items():
+            self.model.add_module(name, nn.Linear(256, width))
         self.memory: dict[str, Tensor] = {}
         self._vocabulary = vocabulary()
         self._detector = GroundingDino(self.model, DETECTOR, self._vocabulary)
@@ -93,12 +99,19 @@ class DetectorTask:
         """Image and text each learn alone what there is to tell apart, before they are compared."""
         model = cast(Any, self.model)
         shown = torch.cat([thing_attributes(scene)[own[own >= 0]] for scene, own in zip(scenes, owners, strict=True)])
+        memory, shape = proposals.image.memory, proposals.image.shapes[0]
+        outlines = torch.stack([cell_outlines(scene, shape) for scene in scenes])
         inside = torch.cat([truth.asked for truth in truths])
         words = torch.cat(
-            [hidden[: len(truth.named)][truth.named] for hidden, truth in zip(proposals.prompt.hidden, truths, strict=True)]
+            [
+                hidden[: len(truth.named)][truth.named]
+                for hidden, truth in zip(proposals.prompt.hidden, truths, strict=True)
+            ]
         )
         return {
-            "shown": attribute_loss(model.shown(proposals.image.memory[owners >= 0]), shown),
+            "shown": attribute_loss(model.shown(memory[owners >= 0]), shown),
+            "seen": attribute_loss(model.seen(proposals.memory[owners >= 0]), shown),
+            "outline": attribute_loss(model.outline(memory[:, : outlines.shape[1]]), outlines),
             "asked": attribute_loss(model.asked(words), inside),
         }
 
@@ -112,7 +125,7 @@ class DetectorTask:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the weights and the vocabulary."""
-        save_weights(model, DETECTOR, folder / FILES["detector"], leave_out=("shown.", "asked."))
+        save_weights(model, DETECTOR, folder / FILES["detector"], leave_out=tuple(f"{name}." for name in _HEADS))
         write_vocabulary(folder / VOCABULARY_FILE)
 
     def _first_stage(self, proposals: Proposals, owners: Tensor, truths: list[Truth]) -> dict[str, Tensor]:
@@ -183,6 +196,17 @@ def prompt_truth(scene: Scene, text: SceneText, prompt: Prompt) -> Truth:
 def thing_attributes(scene: Scene) -> Tensor:
     """Which words are true of each object: float (objects, attributes), 0 or 1."""
     return torch.tensor([[float(thing.has(word)) for word in ATTRIBUTES] for thing in scene.objects])
+
+
+def cell_outlines(scene: Scene, shape: Size) -> Tensor:
+    """How much of each part of each of the finest level's cells is covered by anything: float (S, parts), 0..1.
+
+    An image fills its level: scenes that are trained on together have one size.
+    """
+    rows, columns = shape
+    covered = Image.fromarray((scene.ids >= 0).astype(np.uint8) * 255)
+    parts = np.asarray(covered.resize((columns * _CELL, rows * _CELL), Image.Resampling.BOX), dtype=np.float32) / 255
+    return torch.from_numpy(parts.reshape(rows, _CELL, columns, _CELL).transpose(0, 2, 1, 3).reshape(-1, _CELL**2))
 
 
 def position_owners(scene: Scene, batch: ImageBatch, features: ImageFeatures) -> Tensor:

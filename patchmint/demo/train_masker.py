@@ -42,14 +42,16 @@ class MaskerTask:
         scenes = [make_scene(self._seed, step * self._batch + row, texts=0) for row in range(self._batch)]
         pixels = [torch.tensor(resize_longest_side(scene.image, MASKER.image_size)) for scene in scenes]
         squares = torch.stack([sam.preprocess(image.permute(2, 0, 1).float()) for image in pixels])
-        embeddings = sam.image_encoder(squares)
         logits, targets = [], []
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings = sam.image_encoder(squares)
         for scene, embedding in zip(scenes, embeddings, strict=True):
             chosen = rng.permutation(len(scene.objects))[:_BOXES]
             boxes = scale_boxes(jittered(scene.boxes()[chosen], rng), scene.size, input_size(scene.size, 256))
-            logits.append(_decode(sam, embedding[None], torch.from_numpy(boxes)))
+            with torch.autocast("cpu", torch.bfloat16):
+                logits.append(_decode(sam, embedding[None], torch.from_numpy(boxes)))
             targets.append(np.stack([_target(scene, int(index)) for index in chosen]))
-        return mask_losses(torch.cat(logits)[:, 0], torch.from_numpy(np.concatenate(targets)))
+        return mask_losses(torch.cat(logits)[:, 0].float(), torch.from_numpy(np.concatenate(targets)))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean IoU of masks at the image's size: from true boxes, and from boxes that miss."""

@@ -45,13 +45,16 @@ class TokenizerTask:
     def losses(self, step: int) -> dict[str, Tensor]:
         """Squared error of the picture, and of latents to their codes."""
         pixels = self._pixels(step)
-        latents = self.vqgan.quant_conv(self.vqgan.encoder(pixels))
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.vqgan.quant_conv(self.vqgan.encoder(pixels))
+        latents = latents.float()
         if step < _SMOOTH_STEPS:
             quantized, commitment = latents, latents.square().mean() * 0.01
         else:
             quantized, commitment = self._quantize(latents, step)
-        drawn = self.vqgan.decoder(self.vqgan.post_quant_conv(quantized))
-        return {"picture": functional.mse_loss(drawn, pixels) * 10, "commitment": commitment}
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = self.vqgan.decoder(self.vqgan.post_quant_conv(quantized))
+        return {"picture": functional.mse_loss(drawn.float(), pixels) * 10, "commitment": commitment}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """PSNR in dB of pictures made of codes again, fitted by padding and by cropping, and how many codes occur."""

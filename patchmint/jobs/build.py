@@ -7,44 +7,20 @@ usage or input; 130 and 143 ended by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from patchmint.config.build import BuildConfig, LocalRunner
-from patchmint.errors import BuildError, ConfigError, PatchmintError, ShardError, StorageError
+from patchmint.config.build import BuildConfig
+from patchmint.errors import ConfigError, PatchmintError
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
-from patchmint.jobs.progress import Display, display, say
-from patchmint.pipeline.driver import BuildReport, MakePool, build
-from patchmint.pipeline.local_pool import LocalPool
-from patchmint.pipeline.orders import WorkerSettings
-from patchmint.pipeline.supervise import Pool
-
-
-class _Stop:
-    """Remembers that somebody wants the build to stop."""
-
-    signal: int = 0
-
-    def reason(self) -> str:
-        if not self.signal:
-            return ""
-        return f"stopped by {signal.Signals(self.signal).name}; the same command goes on where it stopped"
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal:  # the second time at once, without tidying; that is safe, only less neat
-            os._exit(128 + number)
-        self.signal = number
-        say("stopping: units in work are dropped (once more = at once)")
+from patchmint.jobs.progress import say
+from patchmint.jobs.run_build import run_build
+from patchmint.pipeline.driver import BuildReport
 
 
 @with_settings(BuildConfig)
@@ -73,22 +49,7 @@ def build_command(
     if dry_run:
         describe_plan(build_config, as_json=as_json)
         return
-    stop = _Stop()
-    with _signals(stop), display() as told:
-        try:
-            report = build(
-                build_config,
-                _pool_maker(build_config, told),
-                min_workers=_min_workers(build_config),
-                max_workers=_max_workers(build_config),
-                reporter=told,
-                should_stop=stop.reason,
-                retry_failed=retry_failed,
-                single_driver=single_driver,
-            )
-        except (BuildError, ShardError, StorageError) as error:
-            say(f"error: {error}")
-            raise typer.Exit(128 + stop.signal if stop.signal else 1) from error
+    report = run_build(build_config, retry_failed=retry_failed, single_driver=single_driver)
     _print(report, build_config, as_json=as_json)
     if report.missing or not report.written:
         raise typer.Exit(1)
@@ -120,40 +81,6 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
         say(f"error: nothing was written; see {config.output.uri}/rejects")
     else:
         typer.echo(f"look at it: patchmint inspect verify {config.output.uri}")
-
-
-def _pool_maker(config: BuildConfig, told: Display) -> MakePool:
-    def make(settings: WorkerSettings) -> Pool:
-        runner = config.runner
-        if isinstance(runner, LocalRunner):
-            threads = runner.num_cpus or max(1, len(os.sched_getaffinity(0)) // runner.workers)
-            return LocalPool(settings, device=runner.device, threads=threads)
-        from patchmint.jobs.metrics import Metrics
-        from patchmint.pipeline.ray_pool import RayPool  # a second of imports that `local` doesn't need
-
-        pool = RayPool(settings, runner, told.warn)
-        told.listeners.append(Metrics().update)
-        return pool
-
-    return make
-
-
-def _min_workers(config: BuildConfig) -> int:
-    return 1 if isinstance(config.runner, LocalRunner) else config.runner.min_actors
-
-
-def _max_workers(config: BuildConfig) -> int:
-    return config.runner.workers if isinstance(config.runner, LocalRunner) else config.runner.max_actors
-
-
-@contextmanager
-def _signals(stop: _Stop) -> Iterator[None]:
-    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.devices import describe_devices
 from patchmint.pipeline.preflight import check_weights
 from patchmint.storage import creates_conditionally, open_storage
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import REINSTALL, check_file, file_of
 
 _PACKAGES = {
     "torch": "torch",
@@ -70,6 +72,7 @@ def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
         yield Finding("GPU", "note", "torch sees no GPU here; models run on the CPU", remedy)
     yield _ray_token()
     yield _ray_cluster(config)
+    yield _demo_models()
     yield from _weights(config)
     uri = out or (config.output.uri if config else None)
     if uri:
@@ -119,6 +122,15 @@ def _ray_cluster(config: BuildConfig | None) -> Finding:
     return Finding("Ray cluster", "ok", detail)
 
 
+def _demo_models() -> Finding:
+    bundled = [checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.bundled]
+    checks = {checkpoint.name: check_file(file_of(checkpoint), checkpoint) for checkpoint in bundled}
+    wrong = [f"{name}: {found.detail}" for name, found in checks.items() if found.status != "ok"]
+    if wrong:
+        return Finding("demo models", "fail", "; ".join(wrong), REINSTALL)
+    return Finding("demo models", "ok", f"in the package and whole: {', '.join(checks)}")
+
+
 def _weights(config: BuildConfig | None) -> Iterator[Finding]:
     if config is None:
         return
@@ -126,10 +138,14 @@ def _weights(config: BuildConfig | None) -> Iterator[Finding]:
         check_weights(config)
     except (WeightsError, PatchmintError) as error:
         lines = str(error).splitlines()
-        remedy = next((line.strip() for line in lines if "models pull" in line), "patchmint models list")
+        remedy = next((line.strip() for line in lines if line.startswith("  ")), "patchmint models list")
         yield Finding("model files", "fail", lines[0], remedy)
         return
-    yield Finding("model files", "ok", ", ".join(f"{role} {name}" for role, name in config.models_used.items()))
+    detail = ", ".join(f"{role} {name}" for role, name in config.models_used.items())
+    if config.notice:
+        yield Finding("model files", "note", f"{detail}; {config.notice}")
+    else:
+        yield Finding("model files", "ok", detail)
 
 
 def _output(uri: str) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ def build_grounded_sam(models: ModelsConfig, labels: LabelsConfig, device: str) 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
     """
-    return GroundedSam(_detector(models, labels, device), _masker(models, labels, device))
+    return GroundedSam(_detector(models, labels, device), build_masker(models, labels, device))
 
 
 def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> GroundingDino:
@@ -30,7 +30,7 @@ def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> Ground
     else:
         model, arch = dino_model.load_grounding_dino(load_named(models.detector))
     vocabulary = (
-        Vocabulary.of_characters()
+        Vocabulary.of_characters(arch.text_vocabulary)
         if models.vocabulary == UNTRAINED
         else Vocabulary.from_file(locate(models.vocabulary))
     )
@@ -45,7 +45,12 @@ def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> Ground
     )
 
 
-def _masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> SamMasker:
+def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> SamMasker:
+    """Build the masker alone, and load its weights.
+
+    Raises:
+        WeightsError: as `build_grounded_sam`.
+    """
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchmint.config import UNTRAINED, AnnotatorConfig
+from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig
 from patchmint.errors import WeightsMissingError
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.weights.registry import CHECKPOINTS
@@ -14,6 +14,7 @@ def check_weights(config: AnnotatorConfig) -> None:
 
     Raises:
         WeightsMissingError: some aren't; one message names them all and the command that gets them.
+        WeightsCorruptError: a file that comes with the package isn't whole.
     """
     missing = []
     for role, name in config.models_used.items():
@@ -23,7 +24,7 @@ def check_weights(config: AnnotatorConfig) -> None:
         try:
             locate(name)
         except WeightsMissingError:
-            if name not in CHECKPOINTS:
+            if name not in CHECKPOINTS or CHECKPOINTS[name].bundled:
                 raise
             missing.append(name)
     if missing:
@@ -31,5 +32,6 @@ def check_weights(config: AnnotatorConfig) -> None:
         raise WeightsMissingError(
             f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
             f"  patchmint models pull {' '.join(missing)}\n"
-            f"or give paths of files that you have, or try the machinery with the models preset {UNTRAINED}"
+            f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
+            "only drawn shapes"
         )

@@ -62,7 +62,7 @@ class Layout(_Layout):
     grid: GridLayout = Field(description="The patch grid.")
     min_coverage: float | None = Field(ge=0, lt=1, description="A patch is kept above this share; null: no labels.")
     tokens: TokensLayout | None = Field(description="Null: no codes.")
-    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
 
     @property
     def threshold(self) -> int | None:

@@ -53,7 +53,7 @@ class Manifest(_Part):
     """dataset.json."""
 
     schema_: Literal["patchmint.dataset/1"] = Field(default="patchmint.dataset/1", alias="schema")
-    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
     config: dict[str, Any] = Field(description="The whole config, without credentials.")
     config_digest: str = Field(description="SHA-256 of what of the config decides the bytes.")
     plan_digest: str = Field(description="SHA-256 of the plan.")

@@ -95,7 +95,7 @@ class SampleDocument(_Document):
     schema_: Literal["patchmint.sample/1"] = Field(alias="schema", description="Name and version of this form.")
     key: str = Field(description="The sample's name in the data set.")
     id: str = Field(description="The source's own name for it.")
-    notice: str = Field(description="A warning that belongs on every use; empty for trained models.")
+    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
     image: ImageDocument
     texts: tuple[str, ...] = Field(min_length=1, description="The texts, as the source has them.")
     phrases_json: Json = Field(description="What was found, texts in order, best first: a list of phrases, as JSON.")

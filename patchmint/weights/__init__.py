@@ -1,4 +1,4 @@
-"""The official checkpoints: which there are, where they lie, how they come, and how they are opened safely.
+"""Checkpoints by name, official ones and the demo's: where they lie, how they come, how they are opened safely.
 
 Only `patchmint.weights.loading` imports torch.
 """

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from patchmint.errors import WeightsCorruptError, WeightsError, WeightsMissingError
 from patchmint.weights.container import describe, inspect, read_head, sniff
 from patchmint.weights.registry import Checkpoint
-from patchmint.weights.store import Progress, check_file, record_sha256, sha256_of
+from patchmint.weights.store import REINSTALL, Progress, check_file, file_of, record_sha256, sha256_of
 from patchmint.weights.transfer import Notice, Transfer, fetch, without_login
 
 
@@ -25,7 +25,7 @@ def pull(
     notice: Notice | None = None,
     retry_wait: float = 1.0,
 ) -> Path:
-    """Bring a checkpoint into a folder, unless it is there already.
+    """Bring a checkpoint into a folder, unless it is there already or comes with the package.
 
     Bytes arrive in `FILENAME.part`, which a later call resumes. Only after size and sha256 are verified (where none is
     published: the file's own structure) is it renamed to `FILENAME`, in one step.
@@ -43,10 +43,12 @@ def pull(
 
     Raises:
         WeightsMissingError: the server can't be reached or doesn't have it, or the disk is full.
-        WeightsCorruptError: the server sent a web page, or other bytes than published.
+        WeightsCorruptError: the server sent a web page, or other bytes than published; or a bundled file isn't right.
         WeightsUnsafeError: a file without a published checksum holds pickled code.
     """
     say = notice or (lambda _: None)
+    if checkpoint.bundled:
+        return _bundled(checkpoint, say)
     target = folder / checkpoint.filename
     part = target.with_name(target.name + ".part")
     note = part.with_name(part.name + ".json")
@@ -93,6 +95,18 @@ def pull(
             "free some space, or choose another folder (`--to`, or the PATCHMINT_WEIGHTS variable)"
         ) from error
     return target
+
+
+def _bundled(checkpoint: Checkpoint, say: Notice) -> Path:
+    path = file_of(checkpoint)
+    found = check_file(path, checkpoint)
+    if found.status != "ok":
+        raise WeightsCorruptError(
+            f"{checkpoint.name} comes with patchmint, but {path} isn't right ({found.detail}): the installation is "
+            f"broken. Mend it with\n  {REINSTALL}"
+        )
+    say(f"{checkpoint.name} comes with patchmint, nothing needs pulling: {found.detail}")
+    return path
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
 
 
 def load_named(name_or_path: str) -> StateFile:
-    """Read the weights that a name or a path means; of a named file the published size is checked.
+    """Read the weights that a name or a path means; a named file must have the size that the registry says.
 
     Raises:
         WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `locate` and `load_state`.

@@ -1,7 +1,7 @@
-"""Every official checkpoint by name: address, size, checksum, licence, and where the figures were read.
+"""Every checkpoint that has a name: address, size, checksum, licence, and where the figures were read.
 
-A figure that nobody has published is None, never a guess: `pull` then records what it saw, so that `check` can tell
-later changes.
+Official ones are pulled. A figure that nobody has published is None, never a guess: `pull` then records what it saw, so
+that `check` can tell later changes. The demo's lie in the package.
 """
 
 from __future__ import annotations
@@ -17,21 +17,31 @@ _DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/downlo
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
 _SAM_SOURCE = "facebookresearch/segment-anything: README (address, licence); figures: the project's background notes"
 _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
+_DEMO_SOURCE = "trained by patchmint.demo.train (docs/model-card.md)"
+
+_DEMO_FIGURES = {
+    "demo-detector.safetensors": (11_904_766, "11a64af3b70e10d085953bcbcfeec9e251c475772c3c353dea635e5971adcecb"),
+    "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
+    "demo-masker.safetensors": (1_578_472, "df3d271b4e8b7a66907941f3947054985e590964fdf68e908c1288e1a50c3c5d"),
+    "demo-tokenizer.safetensors": (2_505_422, "3dac5804e5176bc295ef444d3bbe10039ba2ab772c28adb6ce6ff5ff4d0c76cd"),
+}
+"""Size and sha256 of the files in `weights/bundled`: all that changes here when they are trained again."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file of weights, or of a vocabulary.
+    """A published or bundled file of weights, or of a vocabulary.
 
     Attributes:
         name: as in configs and on the command line.
         kind: the model family that reads it.
-        filename: its name in the weights folder.
-        url: where it is published.
+        filename: its name in the weights folder, or in the package's.
+        url: where it is published; empty for a bundled one.
         size: bytes; None where not published.
         sha256: hexadecimal, lower case; None where not published.
         licence: as stated by its publisher.
-        source: where size and sha256 were read.
+        source: where size and sha256 were read, or where a bundled file comes from.
+        bundled: whether it lies in the package, so that it is never pulled.
     """
 
     name: str
@@ -42,11 +52,18 @@ class Checkpoint:
     sha256: str | None
     licence: str
     source: str
+    bundled: bool = False
 
 
 def _heibox(folder: str) -> str:
     """The address of `ckpts/last.ckpt` in a Heidelberg share, as in CompVis/taming-transformers' README."""
     return f"https://heibox.uni-heidelberg.de/d/{folder}/files/?p=%2Fckpts%2Flast.ckpt&dl=1"
+
+
+def _demo(name: str, kind: CheckpointKind, filename: str) -> Checkpoint:
+    """A file that lies in the package."""
+    size, sha256 = _DEMO_FIGURES[filename]
+    return Checkpoint(name, kind, filename, "", size, sha256, "Apache-2.0", _DEMO_SOURCE, bundled=True)
 
 
 _ALL = (
@@ -144,7 +161,11 @@ _ALL = (
         source="many public projects agree; reproduced by hashing two repositories' copies with their own three "
         "renamed tokens set back to [unused0] ... [unused2]",
     ),
+    _demo("demo-detector", "grounding-dino", "demo-detector.safetensors"),
+    _demo("demo-vocabulary", "vocabulary", "demo-vocab.txt"),
+    _demo("demo-masker", "sam", "demo-masker.safetensors"),
+    _demo("demo-tokenizer", "vqgan", "demo-tokenizer.safetensors"),
 )
 
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({checkpoint.name: checkpoint for checkpoint in _ALL})
-"""Every official checkpoint by name, in the order of listings."""
+"""Every checkpoint by name, in the order of listings."""

@@ -1,4 +1,4 @@
-"""The weights folder: where files lie, which name means which file, and whether a file is what it should be."""
+"""Where weights lie, in the weights folder or in the package; which name means which file; is it what it should be?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Literal
 
 import platformdirs
 
-from patchmint.errors import WeightsError, WeightsMissingError
+from patchmint.errors import WeightsCorruptError, WeightsError, WeightsMissingError
 from patchmint.weights.container import describe, inspect, read_head, sniff
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 
 FOLDER_VARIABLE = "PATCHMINT_WEIGHTS"
+
+REINSTALL = "pip install --force-reinstall patchmint   (in a clone: git checkout -- patchmint/weights/bundled)"
+"""What mends a bundled file."""
 
 Status = Literal["ok", "absent", "wrong size", "wrong checksum", "not a checkpoint"]
 
@@ -48,6 +51,23 @@ def weights_folder() -> Path:
     """The folder of pulled files: `PATCHMINT_WEIGHTS` if set, else in the user's cache. It may not exist yet."""
     chosen = os.environ.get(FOLDER_VARIABLE)
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("patchmint") / "weights"
+
+
+def bundled_folder() -> Path:
+    """The folder of the files that come with the package."""
+    return Path(__file__).parent / "bundled"
+
+
+def file_of(checkpoint: Checkpoint, folder: Path | None = None) -> Path:
+    """Where a checkpoint's file belongs: a bundled one in the package, others in a folder. It may not be there.
+
+    Args:
+        checkpoint: which.
+        folder: for those that aren't bundled; None = the weights folder.
+    """
+    if checkpoint.bundled:
+        return bundled_folder() / checkpoint.filename
+    return (weights_folder() if folder is None else folder) / checkpoint.filename
 
 
 def named_checkpoint(name: str) -> Checkpoint:
@@ -81,10 +101,14 @@ def locate(name_or_path: str) -> Path:
 
     Raises:
         WeightsMissingError: the file isn't there (the message says how to get it), or the name is unknown.
+        WeightsCorruptError: it is a bundled file of the wrong size.
     """
     if name_or_path in CHECKPOINTS:
-        path = weights_folder() / CHECKPOINTS[name_or_path].filename
-        if not path.is_file():
+        checkpoint = CHECKPOINTS[name_or_path]
+        path = file_of(checkpoint)
+        if checkpoint.bundled:
+            _check_installed(checkpoint, path)
+        elif not path.is_file():
             raise WeightsMissingError(
                 f"the weights {name_or_path!r} aren't on this machine ({path} is missing); "
                 f"run `patchmint models pull {name_or_path}`, or give the path of the file"
@@ -103,6 +127,18 @@ def locate(name_or_path: str) -> Path:
             f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows"
         )
     raise _unknown(name_or_path)
+
+
+def _check_installed(checkpoint: Checkpoint, path: Path) -> None:
+    """Nobody but the installer puts a bundled file there, so pulling it or giving a path is no way out."""
+    broken = f"the installation is broken. Mend it with\n  {REINSTALL}"
+    if not path.is_file():
+        raise WeightsMissingError(f"{checkpoint.name!r} comes with patchmint, but {path} is missing: {broken}")
+    size = path.stat().st_size
+    if size != checkpoint.size:
+        raise WeightsCorruptError(
+            f"{checkpoint.name!r} comes with patchmint, but {path} has {size} bytes, not {checkpoint.size}: {broken}"
+        )
 
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:

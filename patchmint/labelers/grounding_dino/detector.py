@@ -61,9 +61,9 @@ class GroundingDino:
         device: str = "cpu",
         pair_batch: int = 4,
     ) -> None:
-        if vocabulary.size > arch.text_vocabulary:
+        if vocabulary.size != arch.text_vocabulary:
             raise WeightsMismatchError(
-                f"the vocabulary has {vocabulary.size} pieces, the model's embedding only {arch.text_vocabulary}; "
+                f"the vocabulary has {vocabulary.size} pieces, the model's embedding {arch.text_vocabulary}; "
                 "give the vocabulary that the model was trained with"
             )
         self.device = torch.device(device)

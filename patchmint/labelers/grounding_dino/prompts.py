@@ -113,10 +113,15 @@ class Vocabulary:
         return cls(pieces)
 
     @classmethod
-    def of_characters(cls) -> Vocabulary:
-        """The smallest vocabulary that reads any ASCII text: single characters. For untrained models."""
+    def of_characters(cls, size: int) -> Vocabulary:
+        """A vocabulary that reads any ASCII text: single characters. For untrained models.
+
+        Args:
+            size: how many pieces; those that no text has fill it up.
+        """
         characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters if c.isalnum())]
+        pieces += [f"[unused{number}]" for number in range(size - len(pieces))]
         return cls({piece: number for number, piece in enumerate(pieces)})
 
     def tokenize(self, content: str) -> list[Token]:

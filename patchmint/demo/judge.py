@@ -1,0 +1,131 @@
+"""All figures of a demo: its shards against the truth, and what shards don't hold.
+
+That is the masker on true boxes, and pictures drawn from the shards' codes. Loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.demo.agreement import f1_and_iou, psnr
+from patchmint.demo.score import ShardFigures, judged_samples
+from patchmint.demo.truth import TrueScene, Truth
+from patchmint.errors import ShardError
+from patchmint.geometry import fit_image
+from patchmint.geometry.rle import bounding_box, decode_mask
+from patchmint.labelers.build_grounded_sam import build_masker
+from patchmint.pipeline.decode import decode_image
+from patchmint.shards.reader import StoredSample
+from patchmint.storage import Storage
+from patchmint.tokenizers.build import build_tokenizer
+from patchmint.types import Masks, RgbImage, Tokens
+
+_MASKED, _DRAWN = 50, 100
+# So many scenes settle these two means to the second digit.
+
+
+def judge_dataset(
+    storage: Storage,
+    truth: Truth,
+    models: ModelsConfig,
+    tokens: TokensConfig,
+    *,
+    written: int,
+    progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Compare a finished build of scenes with the truth.
+
+    Args:
+        storage: of the build.
+        truth: of its scenes.
+        models: that it was built with.
+        tokens: likewise.
+        written: how many samples the build says that it wrote.
+        progress: called with the number of samples judged so far.
+
+    Returns:
+        The figures by the names of `patchmint.demo.limits.LIMITS`; NaN where there was nothing to judge. Of
+        `mask_iou` and `psnr` the first 50 and 100 samples.
+
+    Raises:
+        ShardError: the shards are damaged, were built from other scenes, or hold more or less than was written.
+        StorageError, WeightsError, ImageError: as their names say.
+    """
+    figures = ShardFigures()
+    kept: list[tuple[StoredSample, TrueScene]] = []
+    judged = 0
+    for judged, (sample, scene) in enumerate(judged_samples(storage, truth), start=1):
+        figures.add(sample, scene)
+        if judged <= max(_MASKED, _DRAWN):
+            kept.append((sample, scene))
+        progress(judged)
+    if judged != written:
+        raise ShardError(
+            f"the shards in {storage.uri} hold {judged} samples, but the build wrote {written}; run "
+            "`patchmint inspect verify` on it"
+        )
+    return figures.summary() | {
+        "mask_iou": masker_iou(models, kept[:_MASKED]),
+        "psnr": codes_psnr(models, tokens, [sample for sample, _ in kept[:_DRAWN]]),
+    }
+
+
+def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueScene]]) -> float:
+    """Mean IoU of the masks of true boxes with what is seen of the things in them; NaN without samples.
+
+    Raises:
+        WeightsError: the masker's weights can't be used.
+        ShardError, ImageError: a sample's image can't be read.
+    """
+    masker = build_masker(models, LabelsConfig(), "cpu")
+    ious: list[float] = []
+    for sample, scene in judged:
+        ious += mask_ious(masker.masks([_pixels(sample)], [true_boxes(scene)])[0], scene)
+    return float(np.mean(ious)) if ious else float("nan")
+
+
+def true_boxes(scene: TrueScene) -> npt.NDArray[np.float32]:
+    """What is seen of each thing: float32 (N, 4), XYXY in pixels, right and bottom exclusive."""
+    return np.array([bounding_box(mask) for mask in scene.objects], dtype=np.float32).reshape(-1, 4)
+
+
+def mask_ious(masks: Masks, scene: TrueScene) -> list[float]:
+    """IoU of one mask for each of the scene's things, in order, with what is seen of it."""
+    return [
+        f1_and_iou(decode_mask(found) > 0, decode_mask(true) > 0)[1]
+        for found, true in zip(masks.rles(), scene.objects, strict=True)
+    ]
+
+
+def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[StoredSample]) -> float:
+    """Mean PSNR, in dB, of pictures drawn from samples' codes against the images as the tokenizer saw them.
+
+    NaN without samples.
+
+    Raises:
+        WeightsError: the tokenizer's weights can't be used.
+        ShardError, ImageError: a sample's codes or image can't be read.
+        InputError: codes of another tokenizer.
+    """
+    tokenizer = build_tokenizer(models, tokens, "cpu")
+    cells = tokenizer.spec.cells
+    assert cells is not None, "a VQGAN's codes have places"
+    drawn = tokenizer.decode([_tokens(sample) for sample in samples]) if samples else []
+    values = [
+        psnr(picture, fit_image(_pixels(sample), cells)[0]) for picture, sample in zip(drawn, samples, strict=True)
+    ]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _tokens(sample: StoredSample) -> Tokens:
+    if sample.codes is None:
+        raise ShardError(f"sample {sample.key!r} has no codes; delete the data set and run the demo again")
+    return Tokens(sample.codes.astype(np.int32)[..., None])
+
+
+def _pixels(sample: StoredSample) -> RgbImage:
+    return decode_image(sample.image).pixels

@@ -1,0 +1,98 @@
+"""Pictures of what a demo's shards say, with the truth drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from patchmint.demo.agreement import f1_and_iou, touched_patches
+from patchmint.demo.score import judged_samples, sample_placement
+from patchmint.demo.truth import TrueScene, TrueText, Truth
+from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Placement
+from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pipeline.decode import decode_image
+from patchmint.shards.members import Array
+from patchmint.shards.reader import StoredSample
+from patchmint.storage import Storage
+from patchmint.types import UNKNOWN_SCORE, Rle, Span
+
+_TRUTH = "truth"
+_MAX_SIDE = 640
+
+
+def write_overlays(storage: Storage, truth: Truth, folder: Path, count: int, progress: Callable[[int], None]) -> None:
+    """Draw the first scenes, a picture a text: FOLDER/KEY-T.png.
+
+    Args:
+        storage: of a finished build.
+        truth: of its scenes.
+        folder: where to; made if need be.
+        count: how many scenes.
+        progress: called with the number of scenes drawn so far.
+
+    Raises:
+        InputError: a picture can't be written.
+        ShardError, StorageError, ImageError: a sample can't be read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (sample, scene) in enumerate(islice(judged_samples(storage, truth), count), start=1):
+            for index, picture in enumerate(overlays(sample, scene)):
+                picture.save(folder / f"{sample.key}-{index}.png")
+            progress(number)
+    except OSError as error:
+        raise InputError(
+            f"can't write overlays into {folder}: {error.strerror or error}; choose another OUT"
+        ) from error
+
+
+def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
+    """Draw a sample's texts: patches and boxes as labelled, and outlines of what each phrase truly names.
+
+    Raises:
+        ShardError, ImageError: the sample can't be read.
+    """
+    document, selector, coverage = sample.document, sample.selector, sample.coverage
+    image, placement = decode_image(sample.image).pixels, sample_placement(sample)
+    if selector is None:
+        raise ShardError(f"sample {sample.key!r} has no labels; delete the data set and run the demo again")
+    nothing = encode_masks(np.zeros((1, *placement.image_size), dtype=np.bool_))  # shards hold no masks
+    for index, text in enumerate(scene.texts):
+        found = [
+            OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
+            for phrase in document.phrases
+            if phrase.text_index == index
+        ]
+        true = [(_true_phrase(phrase.span, phrase.mask), phrase.mask) for phrase in text.phrases if phrase.mask]
+        picture = draw_overlay(
+            image,
+            placement=placement,
+            selector=selector[index],
+            coverage=coverage[index] if coverage is not None else None,
+            phrases=[*found, *(phrase for phrase, _ in true)],
+            masks=[*nothing * len(found), *(mask for _, mask in true)],
+            caption=text.content,
+            title=_title(selector[index], text, placement),
+            notice=document.notice,
+            fit=document.grid.fit,
+            max_side=_MAX_SIDE,
+        )
+        yield Image.fromarray(picture)
+
+
+def _true_phrase(span: Span, mask: Rle) -> OverlayPhrase:
+    x0, y0, x1, y1 = bounding_box(mask).tolist()
+    return OverlayPhrase(_TRUTH, span, (x0, y0, x1, y1), UNKNOWN_SCORE)
+
+
+def _title(selector: Array, text: TrueText, placement: Placement) -> str:
+    if text.mask is None:
+        return f"nothing of this is there; {int(selector.sum())} patches labelled"
+    f1, iou = f1_and_iou(selector > 0, touched_patches(text.mask, placement))
+    return f"patches against the truth: F1 {f1:.2f}, IoU {iou:.2f}"

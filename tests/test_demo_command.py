@@ -1,0 +1,420 @@
+"""`patchmint demo`: figures that are exactly what shards and truth say, and the command as users start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_data import write_shard
+
+from patchmint.cli.demo import demo as demo_command
+from patchmint.config import MODEL_PRESETS, TokensConfig
+from patchmint.demo.agreement import f1_and_iou, psnr
+from patchmint.demo.limits import LIMITS
+from patchmint.demo.measure import true_patches
+from patchmint.demo.overlays import overlays, write_overlays
+from patchmint.demo.scenes import make_scene
+from patchmint.demo.score import ShardFigures, judged_samples
+from patchmint.demo.truth import obtain_scenes, read_truth
+from patchmint.errors import InputError, ShardError
+from patchmint.geometry import RleMasks, grid_preset
+from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.sample import ShardSample
+from patchmint.shards.schema import ImageDocument, PhraseDocument
+from patchmint.storage import open_storage
+
+SEED, COUNT = 11, 8
+GRID = grid_preset("llava-1.5-finetune")
+LAYOUT = Layout(
+    grid=GridLayout(rows=24, cols=24, patch_px=14, fit="pad"),
+    min_coverage=0.0,
+    tokens=TokensLayout(member="vqgan", grid=(16, 16), codebook_sizes=(512,), preprocessing="pad-256-bicubic"),
+    notice="",
+)
+SCENES = [make_scene(SEED, number, texts=2) for number in range(COUNT)]
+TEXTS = [(number, index, text) for number, scene in enumerate(SCENES) for index, text in enumerate(scene.texts)]
+ABSENT = [(number, index, named.span) for number, index, text in TEXTS for named in text.phrases if not named.objects]
+SILENT = [(number, index) for number, index, text in TEXTS if not text.objects]
+
+
+def phrase(number, text, span):
+    content = SCENES[number].texts[text].content
+    return PhraseDocument(
+        text=content[slice(*span)], text_index=text, start=span[0], end=span[1], box=(0.0, 0.0, 5.0, 5.0), score=0.5
+    )
+
+
+def perfect():
+    """Samples whose labels are the truth; sample N has the codes N and N + 1."""
+    samples = []
+    for number, scene in enumerate(SCENES):
+        placement = GRID.place(scene.size)
+        selector = np.stack([true_patches(scene, text.objects, placement) for text in scene.texts]).astype(np.uint8)
+        height, width = scene.size
+        source = SourceSample(str(number), ImageRef(f"{number}.jpg"), tuple(SourceText(t.content) for t in scene.texts))
+        samples.append(
+            ShardSample(
+                planned=PlannedSample(number, f"s{number}", source),
+                data=scene.jpeg,
+                image=ImageDocument(width=width, height=height, format="jpeg", mode="RGB", orientation=1),
+                phrases=tuple(
+                    phrase(number, index, p.span) for index, t in enumerate(scene.texts) for p in t.phrases if p.objects
+                ),
+                selector=selector,
+                coverage=selector * 255,
+                codes=np.arange(number, number + 2).repeat(128).reshape(16, 16),
+            )
+        )
+    return samples
+
+
+def relabelled(sample, selector):
+    return replace(sample, selector=selector, coverage=selector * 255)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    return obtain_scenes(tmp_path_factory.mktemp("truth") / "scenes", seed=SEED, count=COUNT, progress=lambda _: None)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Writes samples into two shards."""
+
+    def write(samples, layout=LAYOUT):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        for unit, part in enumerate((samples[:5], samples[5:])):
+            (tmp_path / "shards" / f"{unit:06}.tar").write_bytes(write_shard(part, layout)[0])
+        return open_storage(str(tmp_path))
+
+    return write
+
+
+@pytest.fixture
+def score(shards, truth):
+    def scored(samples):
+        figures = ShardFigures()
+        for sample, scene in judged_samples(shards(samples), truth):
+            figures.add(sample, scene)
+        return figures
+
+    return scored
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_scenes_here_have_everything_that_is_judged():
+    assert len(ABSENT) >= 4
+    assert len(SILENT) >= 1
+
+
+def test_true_labels_get_full_marks(score):
+    figures = score(perfect())
+    assert figures.summary() == {"f1": 1.0, "iou": 1.0, "absent_rate": 0.0, "codes_used": (COUNT + 1) / 512}
+    assert len(figures.labels.f1) == 2 * COUNT - len(SILENT)
+    assert figures.labels.empty == [False] * len(SILENT)
+
+
+def test_labels_shifted_by_one_patch_fall_by_as_much_as_they_must(score):
+    samples = perfect()
+    moved = score([relabelled(sample, np.roll(sample.selector, 1, axis=2)) for sample in samples]).summary()
+    f1s, ious = [], []
+    for sample, scene in zip(samples, SCENES, strict=True):
+        for true, text in zip(sample.selector, scene.texts, strict=True):
+            if text.objects:
+                both = (np.roll(true, 1, axis=1) & true).sum()
+                f1s.append(both / true.sum())
+                ious.append(both / (2 * true.sum() - both))
+    assert moved["f1"] == pytest.approx(np.mean(f1s))
+    assert moved["iou"] == pytest.approx(np.mean(ious))
+    assert moved["f1"] < LIMITS["f1"].bound
+    assert moved["iou"] < LIMITS["iou"].bound
+
+
+def test_labels_of_the_next_sample_or_none_fail(score):
+    samples = perfect()
+    rotated = [relabelled(s, other.selector) for s, other in zip(samples, samples[1:] + samples[:1], strict=True)]
+    assert score(rotated).summary()["f1"] < 0.6
+    empty = score([relabelled(sample, sample.selector * 0) for sample in samples]).summary()
+    assert (empty["f1"], empty["iou"]) == (0, 0)
+    swapped = score([relabelled(sample, sample.selector[::-1]) for sample in samples]).summary()
+    assert swapped["f1"] < 0.8
+
+
+def test_an_absent_thing_counts_as_found_if_any_phrase_overlaps_its_words(score):
+    samples = perfect()
+
+    def rate(*phrases):
+        changed = [
+            replace(s, phrases=s.phrases + tuple(p for n, p in phrases if n == i)) for i, s in enumerate(samples)
+        ]
+        return score(changed).summary()["absent_rate"]
+
+    number, text, (start, end) = next(found for found in ABSENT if found[2][0] > 0)
+    assert rate((number, phrase(number, text, (start - 1, start + 1)))) == 1 / len(ABSENT)
+    twice = [(number, phrase(number, text, (start, end)))] * 2
+    assert rate(*twice) == 1 / len(ABSENT)
+    assert rate((number, phrase(number, text, (start - 1, start)))) == 0
+    elsewhere = SCENES[number].texts[1 - text].content
+    clear = [p for p in ABSENT if p[:2] == (number, 1 - text)]
+    if not clear:
+        assert rate((number, phrase(number, 1 - text, (0, len(elsewhere))))) == 0
+    assert rate(*((n, phrase(n, t, span)) for n, t, span in ABSENT)) == 1
+
+
+def test_a_text_that_names_nothing_present_is_judged_apart(score):
+    number, text = SILENT[0]
+    samples = perfect()
+    selector = samples[number].selector.copy()
+    selector[text, 3, 3] = 1
+    samples[number] = relabelled(samples[number], selector)
+    figures = score(samples)
+    assert figures.labels.empty.count(True) == 1
+    assert figures.summary()["f1"] == 1
+
+
+def test_shards_of_other_scenes_are_refused(shards, truth):
+    samples = perfect()
+    planned = samples[0].planned
+    twice = replace(samples[0], planned=replace(planned, key="again"))
+    others = replace(planned.sample, texts=samples[1].planned.sample.texts)
+    unknown = replace(planned.sample, id="99")
+    for wrong in (
+        [*samples, twice],
+        [replace(samples[0], planned=replace(planned, sample=others), phrases=()), *samples[1:]],
+        [replace(samples[0], planned=replace(planned, sample=unknown)), *samples[1:]],
+    ):
+        with pytest.raises(ShardError, match="other scenes"):
+            list(judged_samples(shards(wrong), truth))
+
+
+def test_samples_without_labels_or_of_another_grid_are_refused(truth, shards):
+    sample, scene = next(judged_samples(shards(perfect()), truth))
+    for missing in ("selector.npy", "vqgan.npy"):
+        less = replace(sample, members={name: data for name, data in sample.members.items() if name != missing})
+        with pytest.raises(ShardError, match="lacks"):
+            ShardFigures().add(less, scene)
+    with pytest.raises(ShardError, match="lacks"):
+        ShardFigures().add(sample, replace(scene, texts=scene.texts[:1]))
+
+
+def test_a_lost_sample_is_noticed(shards, truth):
+    from patchmint.demo.judge import judge_dataset
+
+    storage = shards(perfect()[:-1])
+    models = MODEL_PRESETS["untrained-tiny"]
+    with pytest.raises(ShardError, match=f"hold {COUNT - 1} samples, but the build wrote {COUNT}"):
+        judge_dataset(storage, truth, models, TokensConfig(), written=COUNT, progress=lambda _: None)
+
+
+def test_masks_are_judged_by_what_is_seen_of_each_thing(truth):
+    from patchmint.demo.judge import mask_ious, true_boxes
+
+    assert all((true_boxes(truth.scenes[str(n)]) == scene.boxes()).all() for n, scene in enumerate(SCENES))
+    scene = SCENES[0]
+    true = np.stack([scene.ids == index for index in range(len(scene.objects))])
+    assert mask_ious(RleMasks(encode_masks(true)), truth.scenes["0"]) == [1.0] * len(true)
+    moved = np.roll(true, 3, axis=2)
+    expected = [(a & b).sum() / (a | b).sum() for a, b in zip(moved, true, strict=True)]
+    assert mask_ious(RleMasks(encode_masks(moved)), truth.scenes["0"]) == pytest.approx(expected)
+
+
+def test_pictures_are_drawn_from_the_shards_codes(shards, truth):
+    from patchmint.demo.evaluate import psnr_and_use
+    from patchmint.demo.judge import codes_psnr
+    from patchmint.tokenizers.build import build_tokenizer
+
+    models, tokens = MODEL_PRESETS["untrained-tiny"], TokensConfig(size=64)
+    tokenizer = build_tokenizer(models, tokens, "cpu")
+    codes = [tokenizer.tokenize([scene.image])[0].codes[..., 0] for scene in SCENES]
+    layout = LAYOUT.model_copy(update={"tokens": LAYOUT.tokens.model_copy(update={"grid": codes[0].shape})})
+
+    def stored(of_samples):
+        samples = [replace(sample, codes=of_sample) for sample, of_sample in zip(perfect(), of_samples, strict=True)]
+        return [sample for sample, _ in judged_samples(shards(samples, layout), truth)]
+
+    right = codes_psnr(models, tokens, stored(codes))
+    assert right == pytest.approx(psnr_and_use(tokenizer, SCENES)["psnr"])
+    assert codes_psnr(models, tokens, stored([c * 0 for c in codes])) != pytest.approx(right)
+
+
+def test_agreement_of_sets_and_pictures():
+    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert f1_and_iou(a, b) == (0.5, pytest.approx(1 / 3))
+    assert f1_and_iou(a & ~a, b & ~b) == (1.0, 1.0)
+    dark, light = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
+    assert psnr(dark, light) == pytest.approx(0)
+    assert psnr(light, light - 1) == pytest.approx(20 * np.log10(255))
+    assert psnr(light, light) > 100
+
+
+def test_limits_are_those_of_the_issue():
+    assert {name: (limit.bound, limit.most) for name, limit in LIMITS.items()} == {
+        "f1": (0.90, False),
+        "iou": (0.85, False),
+        "absent_rate": (0.05, True),
+        "mask_iou": (0.85, False),
+        "psnr": (22, False),
+        "codes_used": (0.5, False),
+    }
+    assert LIMITS["f1"].met(0.9)
+    assert not LIMITS["f1"].met(0.899)
+    assert LIMITS["absent_rate"].met(0.05)
+    assert not LIMITS["absent_rate"].met(0.051)
+
+
+# ------------------------------------------------------------------------------------------------- scenes, overlays
+
+
+def test_the_truth_on_disk_is_the_scenes_own(truth):
+    for number, scene in enumerate(SCENES):
+        told = truth.scenes[str(number)]
+        assert [text.content for text in told.texts] == [text.content for text in scene.texts]
+        assert list(told.objects) == [encode_masks((scene.ids == i)[None])[0] for i in range(len(scene.objects))]
+        for text, known in zip(scene.texts, told.texts, strict=True):
+            assert [p.span for p in known.phrases] == [p.span for p in text.phrases]
+            assert [p.mask is not None for p in known.phrases] == [bool(p.objects) for p in text.phrases]
+            assert known.mask == (encode_masks(scene.mask(text.objects)[None])[0] if text.objects else None)
+
+
+def test_scenes_are_made_once_and_never_mixed(tmp_path):
+    made: list[int] = []
+    folder = tmp_path / "out" / "scenes"
+    (tmp_path / "out" / "scenes.partial").mkdir(parents=True)
+    (tmp_path / "out" / "scenes.partial" / "left-over").touch()
+    first = obtain_scenes(folder, seed=3, count=2, progress=made.append)
+    assert made == [1, 2]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["scenes"]
+    assert sorted(path.name for path in folder.iterdir()) == ["annotations", "train2017", "truth.json"]
+    assert obtain_scenes(folder, seed=3, count=2, progress=made.append) == first
+    assert made == [1, 2]
+    for seed, count in ((4, 2), (3, 3)):
+        with pytest.raises(InputError, match="holds 2 scenes of seed 3"):
+            obtain_scenes(folder, seed=seed, count=count, progress=made.append)
+
+
+def test_what_isnt_a_demo_is_left_alone(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"truth\.json can't be read"):
+        obtain_scenes(tmp_path / "scenes", seed=3, count=1, progress=lambda _: None)
+    (tmp_path / "scenes" / "truth.json").write_text('{"seed": 3, "images": [{}]}')
+    with pytest.raises(InputError, match="2 things in it are wrong"):
+        read_truth(tmp_path / "scenes")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Not a directory"):
+        obtain_scenes(tmp_path / "file" / "scenes", seed=3, count=1, progress=lambda _: None)
+    assert sorted(path.name for path in (tmp_path / "scenes").iterdir()) == ["mine.txt", "truth.json"]
+
+
+def test_overlays_show_labels_and_truth(shards, truth, tmp_path):
+    storage = shards(perfect())
+    write_overlays(storage, truth, tmp_path / "overlays", 2, lambda _: None)
+    assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == [
+        f"s{number}-{text}.png" for number in (0, 1) for text in (0, 1)
+    ]
+    with Image.open(tmp_path / "overlays" / "s0-0.png") as picture:
+        assert picture.width >= 560
+    sample, scene = next((s, t) for s, t in judged_samples(storage, truth) if t.texts[0].mask)
+    named = next(found for found in scene.texts[0].phrases if found.mask)
+    left, top, right, bottom = bounding_box(named.mask).astype(int)
+    box = np.zeros((1, *named.mask["size"]), dtype=bool)
+    box[0, top:bottom, left:right] = True
+
+    def drawn(*phrases):
+        text = replace(scene.texts[0], phrases=phrases)
+        return np.asarray(next(overlays(sample, replace(scene, texts=(text,)))))
+
+    told = drawn(named)
+    assert (told != drawn(replace(named, mask=encode_masks(box)[0]))).any()
+    assert (told != drawn()).any()
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+KEYS = [*LIMITS, "scenes", "planned", "written", "rejected", "seconds"]
+
+
+def demo(*arguments):
+    command = [sys.executable, "-m", "patchmint", "demo", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "new" / "out"
+    return out, demo(out, "--scenes", 4, "--overlays", 1, "--json")
+
+
+BOUNDS = {"f1": 0.9, "iou": 0.85, "absent_rate": 0.05, "mask_iou": 0.85, "psnr": 22, "codes_used": 0.5}
+
+
+def missed(figures):
+    too_much = figures["absent_rate"] > BOUNDS["absent_rate"]
+    return too_much or any(figures[name] < bound for name, bound in BOUNDS.items() if name != "absent_rate")
+
+
+def test_one_command_makes_scenes_shards_figures_and_overlays(done):
+    from patchmint.shards.verify import verify
+
+    out, ran = done
+    figures = json.loads(ran.stdout)
+    assert sorted(figures) == sorted(KEYS)
+    assert [figures[name] for name in ("scenes", "planned", "written", "rejected")] == [4, 4, 4, 0]
+    assert ran.returncode == int(missed(figures)), ran.stderr
+    assert figures["seconds"] > 0
+    assert 5 < figures["psnr"] < 60
+    assert all(0 <= figures[name] <= 1 for name in BOUNDS if name != "psnr")
+    assert sorted(path.name for path in out.iterdir()) == ["dataset", "overlays", "scenes"]
+    assert len(list((out / "scenes" / "train2017").iterdir())) == 4
+    assert len(list((out / "overlays").iterdir())) == 2
+    assert list(verify(open_storage(str(out / "dataset")))) == []
+
+
+def test_the_same_command_goes_on_and_says_the_same(done):
+    out, ran = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".jpg", ".tar")}
+    again = demo(out, "--scenes", 4, "--overlays", 1)
+    assert again.returncode == ran.returncode, again.stderr
+    assert "1 of them done already" in again.stderr
+    figures = json.loads(ran.stdout)
+    for name in LIMITS:
+        assert LIMITS[name].shown(figures[name]) in next(
+            line for line in again.stdout.splitlines() if f" {name} " in line
+        )
+    assert "4 planned = 4 written + 0 rejected" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_scenes_never_go_into_the_same_folder(tmp_path):
+    obtain_scenes(tmp_path / "scenes", seed=SEED, count=2, progress=lambda _: None)
+    for wrong in ({"scenes": 3, "seed": SEED}, {"scenes": 2, "seed": SEED + 1}, {}):
+        with pytest.raises(InputError, match=f"holds 2 scenes of seed {SEED}"):
+            demo_command(tmp_path, **wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/demo", "file:///tmp/demo"])
+def test_a_store_is_no_place_for_a_demo(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / Path(out).parts[0]).touch()  # or a demo that took it for a folder would go on for minutes
+    with pytest.raises(InputError, match="must be a folder on this machine"):
+        demo_command(Path(out))
+
+
+def test_the_default_scenes_are_fresh():
+    from patchmint.demo import seeds
+
+    assert seeds.DEMO not in {seeds.TRAINING, seeds.HELD_OUT, *range(seeds.FRESH, seeds.FRESH + 4)}
