@@ -20,10 +20,10 @@ _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
 _DEMO_SOURCE = "trained by patchmint.demo.train (docs/model-card.md)"
 
 _DEMO_FIGURES = {
-    "demo-detector.safetensors": (11_904_766, "11a64af3b70e10d085953bcbcfeec9e251c475772c3c353dea635e5971adcecb"),
+    "demo-detector.safetensors": (11_904_766, "ebccdb5c9e00e6982eb3bc3cf433040faea10322c30e178ca90ef172ee8e9a4b"),
     "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
-    "demo-masker.safetensors": (1_578_472, "df3d271b4e8b7a66907941f3947054985e590964fdf68e908c1288e1a50c3c5d"),
-    "demo-tokenizer.safetensors": (2_505_422, "3dac5804e5176bc295ef444d3bbe10039ba2ab772c28adb6ce6ff5ff4d0c76cd"),
+    "demo-masker.safetensors": (1_578_472, "6c610000056f4a3e396ed1b830ec94d4465cb40b860a31f4a64c30c407d99ac4"),
+    "demo-tokenizer.safetensors": (2_505_422, "5a3247d7da102f5ac7238778ccc76341e71142352431c342c41ecb63639b6cb0"),
 }
 """Size and sha256 of the files in `weights/bundled`: all that changes here when they are trained again."""
 
