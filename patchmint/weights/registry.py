@@ -20,9 +20,9 @@ _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
 _DEMO_SOURCE = "trained by patchmint.demo.train (docs/model-card.md)"
 
 _DEMO_FIGURES = {
-    "demo-detector.safetensors": (11_904_766, "ebccdb5c9e00e6982eb3bc3cf433040faea10322c30e178ca90ef172ee8e9a4b"),
+    "demo-detector.safetensors": (11_904_766, "f1ef1bfecdc3b1adcc799a671bce2bba572d2c25286d1c2cf98bf0ba93efd6ba"),
     "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
-    "demo-masker.safetensors": (1_578_472, "6c610000056f4a3e396ed1b830ec94d4465cb40b860a31f4a64c30c407d99ac4"),
+    "demo-masker.safetensors": (1_578_472, "ab1448941def6a45899ea6f300363c0ab2950ad06cc0cb87cedacc9708878588"),
     "demo-tokenizer.safetensors": (2_505_422, "5a3247d7da102f5ac7238778ccc76341e71142352431c342c41ecb63639b6cb0"),
 }
 """Size and sha256 of the files in `weights/bundled`: all that changes here when they are trained again."""
