@@ -190,7 +190,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf<HTML><body>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"hello, I am text\n", "text file"),
-        (os.urandom(10), "damaged|text"),
+        (b"\xe0\xf9$\xb5A\xba\xb5\xf0f\x9a", "damaged|text"),
         (pickle.dumps({"model": [1, 2]}), "bare pickle"),
         (b"\x80\x02", "bare pickle"),
     ],
