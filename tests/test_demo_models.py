@@ -1,5 +1,6 @@
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchmint.demo.detector_losses import Truth, focal, position_losses, query_losses
-from patchmint.demo.loop import Schedule, Trainer
+from patchmint.demo.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
+from patchmint.demo.loop import Schedule, Task, Trainer
 from patchmint.demo.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
 from patchmint.demo.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.train_detector import DetectorTask, position_owners, prompt_truth
+from patchmint.demo.train_detector import (
+    DetectorTask,
+    cell_outlines,
+    position_owners,
+    prompt_truth,
+    thing_attributes,
+)
 from patchmint.demo.train_masker import MaskerTask, jittered, mask_losses
 from patchmint.demo.train_tokenizer import TokenizerTask
 from patchmint.errors import WeightsMismatchError
@@ -157,28 +164,57 @@ def test_the_words_of_a_phrase_are_right_for_its_objects_only() -> None:
 def test_losses_vanish_for_right_answers_and_not_for_wrong_ones() -> None:
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
     words = torch.tensor([[False, True, False], [False, False, True]])
-    truths = [Truth(boxes, words)]
+    truths = [Truth(boxes, words, words.any(0), torch.zeros(2, len(ATTRIBUTES)))]
     right = torch.full((1, 3, 3), -12.0)
     right[0, 0, 2], right[0, 2, 1] = 12.0, 12.0
     at = torch.stack([boxes[1], torch.tensor([0.5, 0.1, 0.1, 0.1]), boxes[0]])[None]
-    assert sum(query_losses(right, at, truths).values()) < 1e-3
+    assert sum(query_losses(right, at, truths, suppress=True).values()) < 1e-3
     owners = torch.tensor([[1, -1, 0]])
     assert sum(position_losses(right, at, owners, truths).values()) < 1e-3
-    assert query_losses(right.flip(2), at, truths)["word"] > 1
-    assert query_losses(right, at * 0.7, truths)["l1"] > 0.5
+    assert query_losses(right.flip(2), at, truths, suppress=True)["word"] > 1
+    assert query_losses(right, at * 0.7, truths, suppress=True)["l1"] > 0.5
     assert position_losses(right, at, owners.flip(1), truths)["place"] > 1
     twice = right.clone()
     twice[0, 1, 1] = 12.0
     near = at.clone()
     near[0, 1] = boxes[0]
-    elsewhere, duplicate = query_losses(twice, at, truths)["word"], query_losses(twice, near, truths)["word"]
-    assert 0 < duplicate < 0.3 * elsewhere
+    elsewhere = query_losses(twice, at, truths, suppress=True)["word"]
+    assert 0.001 < query_losses(twice, near, truths, suppress=True)["word"] < 0.3 * elsewhere
+    assert query_losses(twice, near, truths, suppress=False)["word"] < 0.001
+    assert query_losses(twice, at, truths, suppress=False)["word"] == elsewhere
+
+
+def test_what_only_training_asks_for() -> None:
+    """Attributes of things and of phrases, and outlines, against the scene itself."""
+    known = vocabulary()
+    for scene in (make_scene(10, number, size=(160, 320), texts=2) for number in range(10)):
+        shown = thing_attributes(scene).numpy().astype(bool)
+        for thing, row in zip(scene.objects, shown, strict=True):
+            assert {ATTRIBUTES[i] for i in np.flatnonzero(row)} == {thing.shape, thing.colour, thing.fill, thing.size}
+        for text in scene.texts:
+            prompt = caption_prompts(Text(text.content), known)[0]
+            truth = prompt_truth(scene, text, prompt)
+            asked = iter(truth.asked.numpy().astype(bool))
+            for token, place in zip(prompt.tokens, prompt.places, strict=True):
+                of = [p for p in text.phrases if p.span[0] <= token.span[0] and token.span[1] <= p.span[1]]
+                assert bool(truth.named[place]) == bool(of and token.span != (0, 0))
+                if truth.named[place]:
+                    wanted = {ATTRIBUTES[i] for i in np.flatnonzero(next(asked))}
+                    for index in of[0].objects:
+                        assert wanted <= {ATTRIBUTES[i] for i in np.flatnonzero(shown[index])}
+                    assert wanted or "shape" in text.content[slice(*of[0].span)] or not of[0].objects
+        outlines = cell_outlines(scene, (8, 16)).view(8, 16, 8, 8).permute(0, 2, 1, 3).reshape(64, 128)
+        assert float(outlines.mean()) == pytest.approx(float((scene.ids >= 0).mean()), abs=0.01)
+        y, x = np.argwhere(scene.ids >= 0).mean(0) / (160, 320)
+        rows, columns = np.argwhere(outlines.numpy() > 0.5).mean(0) / (64, 128)
+        assert (rows, columns) == pytest.approx((y, x), abs=0.02)
 
 
 def test_no_object_and_no_place_are_no_errors() -> None:
-    nothing = [Truth(torch.zeros(0, 4), torch.zeros(0, 3, dtype=torch.bool))]
+    none = torch.zeros(0, 3, dtype=torch.bool)
+    nothing = [Truth(torch.zeros(0, 4), none, none.any(0), torch.zeros(0, len(ATTRIBUTES)))]
     logits = torch.tensor([[[-torch.inf, -1.0, -torch.inf]]], requires_grad=True)
-    losses = query_losses(logits, torch.rand(1, 1, 4, requires_grad=True), nothing)
+    losses = query_losses(logits, torch.rand(1, 1, 4, requires_grad=True), nothing, suppress=True)
     torch.stack(list(losses.values())).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
@@ -202,8 +238,8 @@ def test_jittered_boxes_stay_boxes() -> None:
     assert 0.2 < np.abs(moved - boxes).mean() < 3
 
 
-@pytest.mark.parametrize("task", [DetectorTask, MaskerTask, TokenizerTask])
-def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task: type) -> None:
+@pytest.mark.parametrize("task", [partial(DetectorTask, steps=10), MaskerTask, TokenizerTask])
+def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task: Callable[..., Task]) -> None:
     made = task(0, 1, batch=2, scenes=2)
     made.model.requires_grad_(True)
     first = {name: float(value.detach()) for name, value in made.losses(5).items()}
