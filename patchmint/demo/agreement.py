@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry import Placement, RleMasks, coverage_to_uint8
+from patchmint.geometry.rle import decode_mask
 from patchmint.labelers.patches import select_patches
-from patchmint.types import RgbImage, Rle
+from patchmint.types import Masks, RgbImage, Rle
 
 Patches = npt.NDArray[np.bool_]
 
@@ -27,6 +30,11 @@ def f1_and_iou(labelled: Patches, true: Patches) -> tuple[float, float]:
     if not either:
         return 1.0, 1.0
     return 2 * both / (either + both), both / either
+
+
+def mask_ious(masks: Masks, truths: Iterable[Patches]) -> list[float]:
+    """IoU of each mask with the true one (height, width) at its place."""
+    return [f1_and_iou(decode_mask(found) > 0, true)[1] for found, true in zip(masks.rles(), truths, strict=True)]
 
 
 def psnr(drawn: RgbImage, true: RgbImage) -> float:

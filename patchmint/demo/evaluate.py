@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo.agreement import psnr
 from patchmint.demo.measure import judge_labels, mask_ious
 from patchmint.demo.models import FILES, VOCABULARY_FILE
@@ -20,14 +22,11 @@ from patchmint.demo.scenes import Scene, make_scene
 from patchmint.demo.seeds import FRESH
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
+from patchmint.labelers.build_grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounded_sam import GroundedSam
-from patchmint.labelers.grounding_dino.detector import GroundingDino
-from patchmint.labelers.grounding_dino.model import load_grounding_dino
-from patchmint.labelers.grounding_dino.prompts import Vocabulary
-from patchmint.labelers.sam import MaskCoverage, SamMasker, load_sam
-from patchmint.tokenizers.vqgan import VqganTokenizer, load_vqgan
-from patchmint.types import Size
-from patchmint.weights.loading import load_state
+from patchmint.labelers.sam import MaskCoverage
+from patchmint.tokenizers.build import build_tokenizer
+from patchmint.types import Size, Tokenizer
 from patchmint.weights.store import bundled_folder
 
 _WIDE: Size = (160, 400)
@@ -70,21 +69,15 @@ LABEL_SETTINGS = (
 )
 
 
+def models_in(folder: Path) -> ModelsConfig:
+    """The models whose files lie in a folder, as a config names them."""
+    paths = {role: str(folder / name) for role, name in FILES.items()}
+    return ModelsConfig(vocabulary=str(folder / VOCABULARY_FILE), **paths)
+
+
 def load_segmenter(folder: Path, coverage: MaskCoverage = "exact") -> GroundedSam:
     """Grounding DINO and SAM from a folder of demo weights, with the pipeline's default thresholds."""
-    model, arch = load_grounding_dino(load_state(folder / FILES["detector"]))
-    detector = GroundingDino(model, arch, Vocabulary.from_file(folder / VOCABULARY_FILE))
-    return GroundedSam(detector, load_masker(folder, coverage))
-
-
-def load_masker(folder: Path, coverage: MaskCoverage = "exact") -> SamMasker:
-    """SAM from a folder of demo weights."""
-    return SamMasker(load_sam(load_state(folder / FILES["masker"])), coverage=coverage)
-
-
-def load_tokenizer(folder: Path, fit: str = "pad") -> VqganTokenizer:
-    """VQGAN from a folder of demo weights."""
-    return VqganTokenizer(load_vqgan(load_state(folder / FILES["tokenizer"])), name="demo", size=256, fit=fit)
+    return build_grounded_sam(models_in(folder), LabelsConfig(coverage=coverage), "cpu")
 
 
 def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
@@ -101,7 +94,7 @@ def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
 
 def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
     """IoU of masks from true boxes with what is seen of the objects: mean, and the value that a tenth falls below."""
-    masker = load_masker(folder)
+    masker = build_masker(models_in(folder), LabelsConfig(), "cpu")
     table = {}
     for name, scenes in _scenes(count, seed).items():
         if name in ("plain", "wide"):
@@ -114,15 +107,16 @@ def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
 
 def judge_tokenizer(folder: Path, count: int, seed: int = FRESH) -> Table:
     """PSNR of pictures drawn from their codes, and the share of codes that occur."""
-    scenes = _scenes(count, seed)
+    models, scenes = models_in(folder), _scenes(count, seed)
+    fits: tuple[Literal["pad", "crop", "squash"], ...] = ("pad", "crop", "squash")
     return {
-        f"{_IMAGES[name]}, {fit}": psnr_and_use(load_tokenizer(folder, fit), scenes[name])
+        f"{_IMAGES[name]}, {fit}": psnr_and_use(build_tokenizer(models, TokensConfig(fit=fit), "cpu"), scenes[name])
         for name in ("plain", "wide")
-        for fit in ("pad", "crop", "squash")
+        for fit in fits
     }
 
 
-def psnr_and_use(tokenizer: VqganTokenizer, scenes: list[Scene]) -> dict[str, float]:
+def psnr_and_use(tokenizer: Tokenizer, scenes: list[Scene]) -> dict[str, float]:
     """Mean PSNR in dB of pictures drawn from their codes, and the share of the codebook that occurs in them."""
     ratios = []
     used: set[int] = set()

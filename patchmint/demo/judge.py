@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
-from patchmint.demo.agreement import f1_and_iou, psnr
+from patchmint.demo import agreement
 from patchmint.demo.score import ShardFigures, judged_samples
 from patchmint.demo.truth import TrueScene, Truth
 from patchmint.errors import ShardError
@@ -95,10 +95,7 @@ def true_boxes(scene: TrueScene) -> npt.NDArray[np.float32]:
 
 def mask_ious(masks: Masks, scene: TrueScene) -> list[float]:
     """IoU of one mask for each of the scene's things, in order, with what is seen of it."""
-    return [
-        f1_and_iou(decode_mask(found) > 0, decode_mask(true) > 0)[1]
-        for found, true in zip(masks.rles(), scene.objects, strict=True)
-    ]
+    return agreement.mask_ious(masks, (decode_mask(true) > 0 for true in scene.objects))
 
 
 def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[StoredSample]) -> float:
@@ -116,7 +113,8 @@ def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[Sto
     assert cells is not None, "a VQGAN's codes have places"
     drawn = tokenizer.decode([_tokens(sample) for sample in samples]) if samples else []
     values = [
-        psnr(picture, fit_image(_pixels(sample), cells)[0]) for picture, sample in zip(drawn, samples, strict=True)
+        agreement.psnr(picture, fit_image(_pixels(sample), cells)[0])
+        for picture, sample in zip(drawn, samples, strict=True)
     ]
     return float(np.mean(values)) if values else float("nan")
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.demo import agreement
 from patchmint.demo.agreement import f1_and_iou, touched_patches
 from patchmint.demo.scenes import Scene
 from patchmint.geometry import PatchGrid, Placement, RleMasks
-from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.geometry.rle import encode_masks
 from patchmint.labelers.patches import label_texts
 from patchmint.types import Instances, Masks, RgbImage, Segmenter, Size, Text
 
@@ -112,8 +113,7 @@ def box_ious(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) ->
 
 def mask_ious(scene: Scene, masks: Masks) -> list[float]:
     """IoU of one mask for each of the scene's objects, in order, with what is seen of it."""
-    truths = [scene.ids == index for index in range(len(scene.objects))]
-    return [f1_and_iou(decode_mask(rle) > 0, truth)[1] for rle, truth in zip(masks.rles(), truths, strict=True)]
+    return agreement.mask_ious(masks, (scene.ids == index for index in range(len(scene.objects))))
 
 
 def _filled(box: npt.NDArray[np.float32], size: Size) -> npt.NDArray[np.bool_]:

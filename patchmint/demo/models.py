@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -119,11 +118,3 @@ def save_weights(
     partial = path.with_suffix(".part")
     save_file(tensors, partial, metadata={ARCH_METADATA_KEY: arch.to_json(), "format": "pt"})
     partial.replace(path)
-
-
-def half_rounded(model: nn.Module) -> None:
-    """Round a model's weights to what `save_weights` keeps, in place, so that figures are those of the file."""
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())

@@ -81,7 +81,7 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
         texts: how many texts.
     """
     rng = np.random.default_rng((seed, number))
-    size = size or _choose_size(rng)
+    size = size or draw_size(rng)
     pixels = paint_background(size, rng)
     objects, ids = _place(size, pixels, rng)
     jpeg = _to_jpeg(pixels, rng)
@@ -90,7 +90,8 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
     return Scene(jpeg, image, objects, ids, write_texts(objects, texts, rng))
 
 
-def _choose_size(rng: np.random.Generator) -> Size:
+def draw_size(rng: np.random.Generator) -> Size:
+    """(height, width) of a scene by chance."""
     short = int(rng.integers(_SHORT_SIDES[0], _SHORT_SIDES[1] + 1))
     long = round(short * _ASPECTS[rng.integers(len(_ASPECTS))])
     return (short, long) if rng.random() < 0.5 else (long, short)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from patchmint.demo.detector_losses import ATTRIBUTES, Truth, attribute_loss, position_losses, query_losses
 from patchmint.demo.measure import TrueMasker, judge_labels
 from patchmint.demo.models import DETECTOR, FILES, VOCABULARY_FILE, save_weights, vocabulary, write_vocabulary
-from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.scenes import Scene, draw_size, make_scene
 from patchmint.demo.texts import SceneText, join_texts, plural
 from patchmint.geometry import grid_preset
 from patchmint.labelers.grounded_sam import GroundedSam
@@ -29,7 +29,6 @@ from patchmint.labelers.grounding_dino.transformer import Proposals, propose, re
 from patchmint.labelers.sam import SamMasker
 from patchmint.types import Size, Text
 
-_ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 2.0)
 _SPELLED_OUT = 0.25
 # Share of texts whose phrases are given to the model one by one.
 _UNKNOWN = 0.05
@@ -69,7 +68,7 @@ class DetectorTask:
     def losses(self, step: int) -> dict[str, Tensor]:
         """Focal loss of words, L1 and GIoU of boxes, for both stages (arXiv 2303.05499, section 3.5)."""
         rng = np.random.default_rng((self._seed, step, 3))
-        size = _draw_size(rng)
+        size = draw_size(rng)
         scenes = [
             make_scene(self._seed, step * self._batch + row, size=size, texts=_TEXTS) for row in range(self._batch)
         ]
@@ -167,12 +166,6 @@ def _prepare(model: nn.Module) -> None:
         transformer.encoder.text_layers[-1].norm2.weight.fill_(_SCALE)
         transformer.enc_output_norm.weight.fill_(_SCALE)
         transformer.decoder.norm.weight.fill_(_SCALE)
-
-
-def _draw_size(rng: np.random.Generator) -> Size:
-    short = int(rng.integers(160, 289))
-    long = round(short * _ASPECTS[rng.integers(len(_ASPECTS))])
-    return (short, long) if rng.random() < 0.5 else (long, short)
 
 
 def prompt_truth(scene: Scene, text: SceneText, prompt: Prompt) -> Truth:
