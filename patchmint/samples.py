@@ -89,6 +89,7 @@ class SourceSample:
         conversation: LLaVA's turns; empty for other sources.
         fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
             becomes a reject.
+        key: the key that it must keep; empty = one is made from the id.
     """
 
     id: str
@@ -96,6 +97,7 @@ class SourceSample:
     texts: tuple[SourceText, ...]
     conversation: tuple[Turn, ...] = ()
     fault: Fault | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)

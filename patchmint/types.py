@@ -1,4 +1,4 @@
-"""The values that cross room borders: texts, instances, tokens, and the two interfaces that admit every model.
+"""The values that cross room borders: texts, instances, tokens, features, and the interfaces that admit every model.
 
 Images are `RgbImage` everywhere: HWC uint8, RGB, 0..255, EXIF orientation already applied. Boxes are XYXY in original
 pixels, continuous coordinates (a pixel `x` covers `[x, x+1)`). Sizes are `(height, width)`.
@@ -209,6 +209,39 @@ class TokenizerSpec:
     can_decode: bool = False
 
 
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is fixed about continuous features, whatever the image.
+
+    Attributes:
+        encoder: name or path of the vision encoder, as recorded in manifests.
+        connector: "none", "sti", "sci" or "dci" (Dense Connector, arXiv 2405.13800).
+        layers: hidden states that take part: first (V_L,), then a tuple for each further part; 0 = the first block's
+            input.
+        select_feature: "patch", or "cls_patch" where the CLS token stays (LLaVA's names).
+        pool: "" = not pooled; "before" or "after" the connector (DeCo, arXiv 2405.20985).
+        grid: rows and columns of those tokens of one view that lie on a grid, pooling done.
+        leading: tokens of one view before the grid's: 1 with CLS.
+        trailing: tokens of one view after the grid's: those that STI appends.
+        channels: numbers of one token.
+    """
+
+    encoder: str
+    connector: str
+    layers: tuple[tuple[int, ...], ...]
+    select_feature: str
+    pool: str
+    grid: tuple[int, int]
+    leading: int
+    trailing: int
+    channels: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one view."""
+        return self.leading + self.grid[0] * self.grid[1] + self.trailing
+
+
 @runtime_checkable
 class Segmenter(Protocol):
     """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another."""
@@ -244,5 +277,22 @@ class Tokenizer(Protocol):
 
         Raises:
             NotImplementedError: `spec.can_decode` is False.
+        """
+        ...
+
+
+class FeatureEncoder(Protocol):
+    """Image -> continuous patch features of a frozen vision encoder."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What is fixed about these features."""
+        ...
+
+    def encode(self, images: Sequence[RgbImage]) -> list[npt.NDArray[np.float16]]:
+        """Encode images of any sizes.
+
+        Returns:
+            One float16 (views * spec.tokens, spec.channels) an image, in order: view after view, row-major.
         """
         ...

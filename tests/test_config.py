@@ -7,13 +7,13 @@ import pytest
 from patchmint.config import MODEL_PRESETS, UNTRAINED, AnnotatorConfig, LabelsConfig
 from patchmint.errors import ConfigError
 from patchmint.geometry import Fit, PatchGrid
-from patchmint.pipeline.annotate import resolve_grid
+from patchmint.pipeline.grids import resolve_grid
 
 
 def test_defaults_are_the_papers():
     config = AnnotatorConfig.parse({"models": "official"})
     assert config.labels == LabelsConfig(box_threshold=0.35, text_threshold=0.25, min_coverage=0.0)
-    assert resolve_grid(config) == PatchGrid(24, 24, 14, Fit.PAD)
+    assert resolve_grid(config.grid) == PatchGrid(24, 24, 14, Fit.PAD)
     assert config.models.masker == "sam-vit-h"
     assert config.notice == ""
 
@@ -31,7 +31,7 @@ def test_models_by_name_or_one_by_one():
 def test_grid_spelled_out():
     grid = {"rows": 16, "cols": 8, "patch_px": 14, "fit": "squash"}
     config = AnnotatorConfig.parse({"models": UNTRAINED, "grid": grid})
-    assert resolve_grid(config) == PatchGrid(16, 8, 14, Fit.SQUASH)
+    assert resolve_grid(config.grid) == PatchGrid(16, 8, 14, Fit.SQUASH)
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_settings_are_a_mapping():
 
 def test_an_unknown_grid_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean 'llava-1\.5-finetune'"):
-        resolve_grid(AnnotatorConfig.parse({"models": UNTRAINED, "grid": "llava-1.5-fintune"}))
+        resolve_grid(AnnotatorConfig.parse({"models": UNTRAINED, "grid": "llava-1.5-fintune"}).grid)

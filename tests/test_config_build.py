@@ -52,7 +52,8 @@ def test_defaults():
         ({"output": {"uri": "x", "samples_per_shard": 0}}, "output.samples_per_shard"),
         ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard\)"),
         ({"grid": {"rows": 2, "colums": 2}}, "grid.colums: there is no such setting; did you mean 'cols'"),
-        ({"features": {"connector": "dci"}}, "features: ViT features can't be built yet"),
+        ({"features": {"connector": "cdi"}}, "features.connector"),
+        ({"features": {"pool": [12]}}, "features.pool"),
         ({"limits": {"max_reject_share": 1.5}}, "limits.max_reject_share"),
         ({"labels": None, "tokens": None}, "nothing to make"),
     ],
@@ -191,7 +192,7 @@ def test_the_digest_is_of_what_decides_the_bytes():
 
 
 def test_every_section_decides_or_is_known_not_to():
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"features", "runner"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner"}
 
 
 def test_an_unused_model_decides_nothing():

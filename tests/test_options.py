@@ -114,7 +114,7 @@ def test_every_setting_is_an_option_with_help():
 
 def test_help_tells_kinds_choices_and_defaults():
     text = " ".join(re.sub("[│\n]", " ", help_text()).split())
-    assert "One of folder, webdataset, coco, visual-genome, references, llava, parquet." in text
+    assert "One of folder, webdataset, coco, visual-genome, references, llava, parquet, patchmint." in text
     assert "One of caption, phrases. Default: caption." in text
     assert "A box counts if its best word scores over this. Default: 0.35." in text
     assert "ray: GPUs an actor; 0.5 = two share one; 0 = on the CPU. Default: 1." in text

@@ -15,8 +15,9 @@ from patchmint.config import AnnotatorConfig
 from patchmint.errors import InputError
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.pipeline.annotate import AnnotatedImage, resolve_grid
+from patchmint.pipeline.annotate import AnnotatedImage
 from patchmint.pipeline.decode import DecodedImage
+from patchmint.pipeline.grids import resolve_grid
 from patchmint.types import Rle, Span, Text
 
 Grids = npt.NDArray[np.uint8]
@@ -207,7 +208,7 @@ class Annotation:
 
     @property
     def _fit(self) -> str:
-        return resolve_grid(self._config).fit.value
+        return resolve_grid(self._config.grid).fit.value
 
     @property
     def _labels(self) -> PatchLabels:

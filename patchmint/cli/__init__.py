@@ -22,6 +22,7 @@ from patchmint.cli.status import status
 from patchmint.cli.terminal import examples
 from patchmint.errors import PatchmintError
 from patchmint.jobs.build import build_command
+from patchmint.jobs.extend import extend_command
 from patchmint.jobs.printable import printable
 from patchmint.version import __version__
 
@@ -51,6 +52,14 @@ app.command(
         "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
     ),
 )(build_command)
+app.command(
+    "extend",
+    epilog=examples(
+        "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
+        "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
+        "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
+    ),
+)(extend_command)
 app.command("demo", epilog=examples("patchmint demo out/demo", "patchmint demo out/demo --scenes 50 --json"))(demo)
 app.command("status", epilog=examples("patchmint status out/stage1", "patchmint status s3://bucket/out --json"))(status)
 app.command("doctor", epilog=examples("patchmint doctor", "patchmint doctor config.yaml --json"))(doctor)

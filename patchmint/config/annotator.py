@@ -50,23 +50,34 @@ class ModelsConfig(Settings):
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384", description="VQGAN, or an outside tokenizer (entry point)."
     )
+    vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
 
-    def used(self, *, labels: bool, tokens: bool) -> dict[str, str]:
+    def used(self, *, labels: bool, tokens: bool, features: bool = False) -> dict[str, str]:
         """The models that take part, by role: an outside segmenter stands for detector, vocabulary and masker."""
         if self.segmenter is not None:
             labelers = {"segmenter": self.segmenter}
         else:
             labelers = {"detector": self.detector, "vocabulary": self.vocabulary, "masker": self.masker}
-        return (labelers if labels else {}) | ({"tokenizer": self.tokenizer} if tokens else {})
+        return (
+            (labelers if labels else {})
+            | ({"tokenizer": self.tokenizer} if tokens else {})
+            | ({"vit": self.vit} if features else {})
+        )
 
 
 MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
     {
         "official": ModelsConfig(),
         DEMO: ModelsConfig(
-            detector=_DEMO_DETECTOR, vocabulary=_DEMO_VOCABULARY, masker="demo-masker", tokenizer="demo-tokenizer"
+            detector=_DEMO_DETECTOR,
+            vocabulary=_DEMO_VOCABULARY,
+            masker="demo-masker",
+            tokenizer="demo-tokenizer",
+            vit=UNTRAINED,  # random features of pixels are enough to try what reads them
         ),
-        UNTRAINED: ModelsConfig(detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED),
+        UNTRAINED: ModelsConfig(
+            detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED, vit=UNTRAINED
+        ),
     }
 )
 
@@ -111,6 +122,37 @@ class TokensConfig(Settings):
     remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
 
 
+def _square(value: object) -> object:
+    return (value, value) if isinstance(value, int) else value
+
+
+class FeaturesConfig(Settings):
+    """Which continuous features of the vision encoder are stored."""
+
+    connector: Literal["none", "sti", "sci", "dci"] = Field(
+        default="none", description="Dense Connector's way to join several layers; none = one layer."
+    )
+    select_layer: int | None = Field(
+        default=None,
+        description="The hidden state that is V_L (0 = the first block's input). Null: CLIP's last but one, SigLIP's "
+        "last but one.",
+    )
+    select_feature: Literal["patch", "cls_patch"] = Field(
+        default="patch", description="Patches only, or with the CLS token before them."
+    )
+    layers: tuple[tuple[int, ...], ...] | None = Field(
+        default=None,
+        description="The connector's further parts, a list of hidden states each; dci takes their mean. Null: the "
+        "paper's.",
+    )
+    pool: Annotated[tuple[int, int] | None, BeforeValidator(_square)] = Field(
+        default=None, description="Rows and columns to pool each view's patches to (DeCo), or one number for both."
+    )
+    pool_when: Literal["before", "after"] = Field(
+        default="before", description="Pool before the connector or after it; only sti tells the difference."
+    )
+
+
 def _models(value: object) -> object:
     if isinstance(value, str):
         if value not in MODEL_PRESETS:
@@ -130,11 +172,14 @@ class AnnotatorConfig(Settings):
     labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
     grid: str | GridConfig = Field(default="llava-1.5-finetune", description="A preset's name, or a grid spelled out.")
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
+    features: FeaturesConfig | None = Field(
+        default=None, description="Continuous features of the vision encoder; null: none."
+    )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        if self.labels is None and self.tokens is None:
-            raise ValueError("labels and tokens are both null: there is nothing to make")
+        if self.labels is None and self.tokens is None and self.features is None:
+            raise ValueError("labels, tokens and features are all null: there is nothing to make")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +197,9 @@ class AnnotatorConfig(Settings):
     @property
     def models_used(self) -> dict[str, str]:
         """Name or path of each model that takes part, by role."""
-        return self.models.used(labels=self.labels is not None, tokens=self.tokens is not None)
+        return self.models.used(
+            labels=self.labels is not None, tokens=self.tokens is not None, features=self.features is not None
+        )
 
     @property
     def notice(self) -> str:

@@ -81,18 +81,11 @@ def _local_if_unsaid(runner: object) -> object:
     return {"kind": "local", **runner} if isinstance(runner, Mapping) else runner
 
 
-def _not_yet(features: object) -> object:
-    if features is not None:
-        raise ValueError("ViT features can't be built yet; leave `features` out, or set it to null")
-    return features
-
-
 class BuildConfig(AnnotatorConfig):
     """Everything that a build needs to know."""
 
     source: SourceConfig = Field(description="What is read.")
     output: OutputConfig = Field(description="Where the data set goes.")
-    features: Annotated[None, BeforeValidator(_not_yet)] = Field(default=None, description="Nothing but null yet.")
     runner: Annotated[LocalRunner | RayRunner, BeforeValidator(_local_if_unsaid)] = Field(
         default_factory=LocalRunner, discriminator="kind", description="What does the work."
     )
@@ -130,7 +123,7 @@ class BuildConfig(AnnotatorConfig):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
-        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens"})
+        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens", "features"})
         return settings | {
             "output": {"samples_per_shard": self.output.samples_per_shard},
             "models": self.models_used,

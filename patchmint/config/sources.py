@@ -122,6 +122,16 @@ class ParquetSourceConfig(Settings):
     )
 
 
+class PatchmintSourceConfig(Settings):
+    """A finished data set of patchmint's own.
+
+    What the other settings make takes the place of what it has; everything else is carried over as it is.
+    """
+
+    kind: Literal["patchmint"]
+    uri: str = Field(min_length=1, description="Folder of the data set, which holds dataset.json.")
+
+
 SourceConfig = Annotated[
     FolderSourceConfig
     | WebDatasetSourceConfig
@@ -129,7 +139,8 @@ SourceConfig = Annotated[
     | VisualGenomeSourceConfig
     | ReferencesSourceConfig
     | LlavaSourceConfig
-    | ParquetSourceConfig,
+    | ParquetSourceConfig
+    | PatchmintSourceConfig,
     Field(discriminator="kind"),
 ]
 """Where samples come from; `kind` says which of these it is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,22 @@ def build_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
-    given = BuildConfig.load(config, settings)
+    carry_out(
+        BuildConfig.load(config, settings),
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        single_driver=single_driver,
+        as_json=as_json,
+    )
+
+
+def carry_out(given: BuildConfig, *, dry_run: bool, retry_failed: bool, single_driver: bool, as_json: bool) -> None:
+    """Build what a command's settings say, and print how it ended.
+
+    Raises:
+        typer.Exit: it isn't whole, or stopped.
+        ConfigError, WeightsError, PluginError: it can't begin.
+    """
     for key, uri in (("output.uri", given.output.uri), ("source.uri", given.source.uri)):
         _check_lasting(key, uri)
     build_config = given.absolute()
@@ -83,10 +99,10 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
         typer.echo(f"look at it: patchmint inspect verify {config.output.uri}")
 
 
-def main() -> None:
-    """Run the job as a command of its own."""
+def main(command: Callable[..., None] = build_command) -> None:
+    """Run a job as a command of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(build_command)
+    app.command()(command)
     try:
         app()
     except PatchmintError as error:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -61,8 +61,10 @@ class _Setting:
             ) from error
 
 
-def with_settings(model: type[Settings]) -> Callable[[Command], Command]:
+def with_settings(model: type[Settings], *, but: Sequence[str] = ()) -> Callable[[Command], Command]:
     """Make a function with a parameter `settings` into a Typer command with an option for each setting of a model.
+
+    Sections named in `but` get none.
 
     Its other parameters are Typer's, as always. `settings` gets those settings that were given, by their dotted keys:
     `--labels.box-threshold 0.3 --tokens null` becomes `{"labels.box_threshold": 0.3, "tokens": None}`. They aren't
@@ -71,7 +73,7 @@ def with_settings(model: type[Settings]) -> Callable[[Command], Command]:
     Raises (when called):
         ConfigError: a value can't be read.
     """
-    settings = list(_settings(model))
+    settings = [setting for setting in _settings(model) if setting.key.split(".")[0] not in but]
 
     def decorate(function: Command) -> Command:
         signature = inspect.signature(function, eval_str=True)

@@ -1,4 +1,4 @@
-"""A batch of decoded images and their texts -> labels and codes. The one code path of the API and of builds."""
+"""A batch of decoded images and texts -> labels, codes, features. The one code path of the API and of builds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import PluginError
-from patchmint.geometry import PatchGrid, Placement, grid_preset
-from patchmint.geometry.grid import Fit
+from patchmint.geometry import PatchGrid, Placement
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
+from patchmint.pipeline.grids import resolve_grid
 from patchmint.pipeline.preflight import check_weights
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import UNKNOWN_SCORE, Instances, RgbImage, Segmenter, Size, Text, Tokenizer, TokenizerSpec, Tokens
+from patchmint.types import (
+    UNKNOWN_SCORE,
+    FeatureEncoder,
+    Instances,
+    RgbImage,
+    Segmenter,
+    Size,
+    Text,
+    Tokenizer,
+    TokenizerSpec,
+    Tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -27,22 +39,30 @@ class AnnotatedImage:
         instances: what the texts talk about; None where no labels were asked for.
         labels: patch labels, a grid a text; None where no labels were asked for.
         tokens: codes; None where none were asked for.
+        features: float16 (views * tokens, channels); None where none were asked for.
     """
 
     placement: Placement
     instances: Instances | None
     labels: PatchLabels | None
     tokens: Tokens | None
+    features: npt.NDArray[np.float16] | None
 
 
 class AnnotationModels:
     """The loaded models and the grid: everything a worker holds."""
 
     def __init__(
-        self, segmenter: Segmenter | None, tokenizer: Tokenizer | None, grid: PatchGrid, min_coverage: float
+        self,
+        segmenter: Segmenter | None,
+        tokenizer: Tokenizer | None,
+        encoder: FeatureEncoder | None,
+        grid: PatchGrid,
+        min_coverage: float,
     ) -> None:
         self.segmenter = segmenter
         self.tokenizer = tokenizer
+        self.encoder = encoder
         self.grid = grid
         self.min_coverage = min_coverage
 
@@ -59,11 +79,17 @@ class AnnotationModels:
             PluginError: an outside model is missing or broken.
             ConfigError: settings don't fit the models.
         """
-        grid = resolve_grid(config)
+        grid = resolve_grid(config.grid)
         check_weights(config)
         segmenter = build_segmenter(config.models, config.labels, device) if config.labels else None
         tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
-        return cls(segmenter, tokenizer, grid, config.labels.min_coverage if config.labels else 0.0)
+        encoder: FeatureEncoder | None = None
+        if config.features is not None:
+            # transformers' vision classes take seconds to import
+            from patchmint.tokenizers.build_features import build_feature_encoder
+
+            encoder = build_feature_encoder(config.models, config.features, grid, device)
+        return cls(segmenter, tokenizer, encoder, grid, config.labels.min_coverage if config.labels else 0.0)
 
     def _segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
         """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels."""
@@ -82,7 +108,7 @@ class AnnotationModels:
         ]
 
     def annotate(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[AnnotatedImage]:
-        """Label and tokenise a batch.
+        """Label, tokenise and encode a batch.
 
         Args:
             images: HWC uint8 RGB, any sizes.
@@ -99,6 +125,7 @@ class AnnotationModels:
             _check_answers(len(images), tokens)
             for answer in tokens:
                 _check_tokens(answer, self.tokenizer.spec)
+        features = self.encoder.encode(images) if self.encoder else None
         annotated = []
         for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
             placement = self.grid.place((image.shape[0], image.shape[1]))
@@ -111,21 +138,10 @@ class AnnotationModels:
                     if found is not None
                     else None,
                     tokens=tokens[index] if tokens is not None else None,
+                    features=features[index] if features is not None else None,
                 )
             )
         return annotated
-
-
-def resolve_grid(config: AnnotatorConfig) -> PatchGrid:
-    """The patch grid that a config names or spells out.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    if isinstance(config.grid, str):
-        return grid_preset(config.grid)
-    spelled = config.grid
-    return PatchGrid(spelled.rows, spelled.cols, spelled.patch_px, Fit(spelled.fit))
 
 
 def _check_answers(images: int, answer: object) -> None:

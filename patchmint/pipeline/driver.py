@@ -12,6 +12,7 @@ from typing import Protocol
 
 from patchmint.config.build import BuildConfig, differences
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
+from patchmint.pipeline.extension import check_extension
 from patchmint.pipeline.ledger import Ledger, roll_forward
 from patchmint.pipeline.manifest import finish
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
@@ -106,6 +107,7 @@ def build(
         BuildError: the build can't go on; what is finished stays.
         StorageError, WeightsError, PluginError: as their names say.
     """
+    check_extension(config)
     check_weights(config)
     storage = open_storage(config.output.uri)
     if not single_driver and not creates_conditionally(storage):

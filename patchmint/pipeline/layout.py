@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from patchmint.config import AnnotatorConfig
 from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.shards.keys import VQGAN, token_member
-from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.layout import FeaturesLayout, GridLayout, Layout, TokensLayout
 
 
-def layout_of(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
-    """The layout of what these models make."""
+def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None) -> Layout:
+    """The layout of what these models make.
+
+    Args:
+        config: the settings.
+        models: that were loaded for them.
+        extended: of the data set that is extended: what isn't made anew is carried over from it.
+    """
     grid = models.grid
     tokens = None
     if models.tokenizer is not None:
@@ -21,9 +29,21 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
             codebook_sizes=spec.codebook_sizes,
             preprocessing=spec.preprocessing,
         )
-    return Layout(
+    made = Layout(
         grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value),
         min_coverage=config.labels.min_coverage if config.labels else None,
         tokens=tokens,
+        features=FeaturesLayout(**asdict(models.encoder.spec)) if models.encoder else None,
         notice=config.notice,
+    )
+    if extended is None:
+        return made
+    return made.model_copy(
+        update={
+            "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
+            "tokens": made.tokens or extended.tokens,
+            "features": made.features or extended.features,
+            # what is carried over may be all that a warning is about
+            "notice": " | ".join(dict.fromkeys(notice for notice in (extended.notice, made.notice) if notice)),
+        }
     )

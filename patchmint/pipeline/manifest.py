@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from patchmint.pipeline.extension import finished_manifest
 from patchmint.pipeline.ledger import Ledger
 from patchmint.pipeline.plan import ModelRecord, Plan
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord, unit_name
-from patchmint.storage import Storage
+from patchmint.storage import Storage, open_storage
 
 
 def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
@@ -28,14 +29,16 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     written = [record for record in records if record.written]
     if not written:
         return  # a data set without a sample has no layout; the build says that nothing was written
-    layout = _layout(storage, plan, written[0])
+    source = plan.config["source"]
+    extended = finished_manifest(open_storage(source["uri"])) if source["kind"] == "patchmint" else None
+    layout = _layout(storage, plan, written[0], extended)
     tars = [file.size for record in written for path, file in record.files.items() if path.endswith(".tar")]
     manifest = Manifest(
         notice=layout.notice,
-        config=dict(plan.config),
+        config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
         config_digest=plan.config_digest,
         plan_digest=plan.digest,
-        models={role: _entry(record) for role, record in plan.models.items()},
+        models=(extended.models if extended else {}) | {role: _entry(record) for role, record in plan.models.items()},
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
@@ -51,19 +54,21 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     write_manifest(storage, manifest)
 
 
-def _layout(storage: Storage, plan: Plan, record: CommitRecord) -> Layout:
+def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
     sample = next(iter_samples(storage, f"shards/{unit_name(record.unit)}.tar"))
     document = sample.document
     labels = plan.config["labels"]
+    carried = extended.layout.min_coverage if extended else None
     tokens = None
     if document.tokens.member:
         tokens = TokensLayout(**document.tokens.model_dump())
     grid = document.grid
     return Layout(
         grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit),
-        min_coverage=labels["min_coverage"] if labels else None,
+        min_coverage=labels["min_coverage"] if labels else carried,
         tokens=tokens,
+        features=document.features,
         notice=document.notice,
     )
 

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from patchmint.pipeline.annotate import AnnotatedImage
 from patchmint.pipeline.decode import DecodedImage
-from patchmint.samples import PlannedSample
+from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.shards.reader import StoredSample
 from patchmint.shards.sample import ShardSample, phrases_of
 from patchmint.shards.schema import ImageDocument
 
 
-def stored_sample(planned: PlannedSample, data: bytes, image: DecodedImage, annotated: AnnotatedImage) -> ShardSample:
+def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
+    """A planned sample with everything that its source said when the data set that is extended was built.
+
+    Raises:
+        ShardError: the stored sample's document is damaged.
+    """
+    document = stored.document
+    texts = tuple(
+        SourceText(content, annotator.spans, annotator.boxes)
+        for content, annotator in zip(document.texts, document.annotators, strict=True)
+    )
+    source = SourceSample(
+        id=document.id,
+        image=ImageRef(document.source.path, document.source.start),
+        texts=texts,
+        conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
+    )
+    return PlannedSample(planned.ordinal, planned.key, source)
+
+
+def stored_sample(
+    planned: PlannedSample,
+    data: bytes,
+    image: DecodedImage,
+    annotated: AnnotatedImage,
+    extended: StoredSample | None = None,
+) -> ShardSample:
     """Put together what one sample's members are made of.
 
     Args:
@@ -17,7 +46,25 @@ def stored_sample(planned: PlannedSample, data: bytes, image: DecodedImage, anno
         data: the image file's bytes.
         image: the same, decoded from those bytes.
         annotated: what its texts became.
+        extended: the same sample in the data set that is extended: what wasn't made anew is carried over from it.
+
+    Raises:
+        ShardError: a member that is carried over is damaged.
     """
+    made = _made(planned, data, image, annotated)
+    if extended is None:
+        return made
+    return replace(
+        made,
+        phrases=made.phrases if made.selector is not None else extended.document.phrases,
+        selector=made.selector if made.selector is not None else extended.selector,
+        coverage=made.coverage if made.coverage is not None else extended.coverage,
+        codes=made.codes if made.codes is not None else extended.codes,
+        features=made.features if made.features is not None else extended.features,
+    )
+
+
+def _made(planned: PlannedSample, data: bytes, image: DecodedImage, annotated: AnnotatedImage) -> ShardSample:
     assert image.format != "array"  # it was decoded from a file's bytes
     height, width = image.size
     labels, found, tokens = annotated.labels, annotated.instances, annotated.tokens
@@ -32,4 +79,5 @@ def stored_sample(planned: PlannedSample, data: bytes, image: DecodedImage, anno
         selector=labels.selector if labels else None,
         coverage=labels.coverage if labels else None,
         codes=tokens.codes if tokens else None,
+        features=annotated.features,
     )

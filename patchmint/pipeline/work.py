@@ -31,13 +31,16 @@ from patchmint.errors import (
 )
 from patchmint.pipeline.annotate import AnnotatedImage, AnnotationModels
 from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.pipeline.extension import extended_manifest
 from patchmint.pipeline.layout import layout_of
 from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerSettings
 from patchmint.pipeline.plan import check_models, read_unit
 from patchmint.pipeline.sources import open_source
-from patchmint.pipeline.stored import stored_sample
+from patchmint.pipeline.sources.patchmint import PatchmintSource
+from patchmint.pipeline.stored import restored, stored_sample
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
+from patchmint.shards.reader import StoredSample
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -58,6 +61,7 @@ class Prepared:
     data: bytes
     image: DecodedImage
     texts: list[Text]
+    extended: StoredSample | None
 
 
 class Worker:
@@ -83,7 +87,8 @@ class Worker:
         torch.set_num_threads(threads)
         self._source = open_source(config.source)
         self._models = AnnotationModels.load(config, device)
-        self._layout = layout_of(config, self._models)
+        extended = extended_manifest(config)
+        self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
         self._batch_size = config.runner.batch_size
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._device = device
@@ -141,7 +146,9 @@ class Worker:
                         sidecar = stack.enter_context(attempt.new_file(f"shards/{order.unit.name}.parquet"))
                         writer = stack.enter_context(ShardWriter(tar, sidecar, self._layout))
                     prepared, annotated = item
-                    writer.add(stored_sample(prepared.planned, prepared.data, prepared.image, annotated))
+                    writer.add(
+                        stored_sample(prepared.planned, prepared.data, prepared.image, annotated, prepared.extended)
+                    )
                     written += 1
             start = time.perf_counter()
         if writer is not None:
@@ -196,12 +203,17 @@ class Worker:
         if sample.fault is not None:
             return _reject(planned, sample.fault)
         stage, reason = "text", "text-invalid"
+        extended: StoredSample | None = None
+        if isinstance(self._source, PatchmintSource):
+            extended = self._source.read_stored(sample.image)
+            planned = restored(planned, extended)
+            sample = planned.sample
         try:
             texts = [text.to_text() for text in sample.texts]
             if not any(text.content.strip() for text in texts):
                 return _reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
             stage, reason = "read", "image-missing"
-            data = self._source.read_image(sample.image)
+            data = extended.image if extended is not None else self._source.read_image(sample.image)
             stage = "decode"
             image = decode_image(data, max_megapixels=self._settings.config.limits.max_image_megapixels)
         except ImageUnreadableError as error:
@@ -214,7 +226,7 @@ class Worker:
             return _reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
         except ImageDecodeError as error:
             return _reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
-        return Prepared(planned, data, image, texts)
+        return Prepared(planned, data, image, texts, extended)
 
     def _annotate(self, batch: list[Prepared], seconds: Seconds) -> Iterator[Reject | tuple[Prepared, AnnotatedImage]]:
         with _timed(seconds, "annotate"):

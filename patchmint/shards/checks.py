@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import COVERAGE, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
+from patchmint.shards.keys import COVERAGE, FEATURES, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
 from patchmint.shards.layout import Layout, TokensLayout
-from patchmint.shards.schema import PhraseDocument, SampleDocument
+from patchmint.shards.schema import PhraseDocument, SampleDocument, dump_features
 
 Array = npt.NDArray[Any]
 Problem = tuple[str, str]
 """A code to count by, and a message for people."""
 
 _LABEL_TYPE = np.dtype("u1")
+_FEATURE_TYPE = np.dtype("<f2")
 
 
 def check_key(key: str) -> Iterator[Problem]:
@@ -74,6 +75,8 @@ def check_arrays(document: SampleDocument, arrays: Mapping[str, Array], layout: 
     ending = f"{document.tokens.member}.npy"
     if document.tokens.member and ending in arrays:
         yield from _check_codes(document, ending, arrays[ending])
+    if FEATURES in arrays:
+        yield from _check_features(document, arrays[FEATURES])
 
 
 def _check_against_layout(document: SampleDocument, layout: Layout) -> Iterator[Problem]:
@@ -84,6 +87,8 @@ def _check_against_layout(document: SampleDocument, layout: Layout) -> Iterator[
     expected = layout.tokens.model_dump() if layout.tokens else {"member": "", "grid": (), "codebook_sizes": ()}
     if document.tokens.model_dump() != {"preprocessing": "", **expected}:
         yield "document-tokens", f"tokens {document.tokens!r}, the data set's are {layout.tokens!r}"
+    if document.features_json != dump_features(layout.features):
+        yield "document-features", f"features {document.features_json[:200]}, the data set's are {layout.features!r}"
 
 
 def _check_phrase(index: int, phrase: PhraseDocument, document: SampleDocument) -> Iterator[Problem]:
@@ -143,3 +148,16 @@ def _check_codes(document: SampleDocument, ending: str, codes: Array) -> Iterato
     # One codebook has no axis of its own: its size is compared with all codes.
     if (codes >= np.array(tokens.codebook_sizes, dtype=np.int64)).any():
         yield "codes-range", f"{ending} holds {codes.max()}; the codebooks have {tokens.codebook_sizes} codes"
+
+
+def _check_features(document: SampleDocument, features: Array) -> Iterator[Problem]:
+    try:
+        form = document.features
+    except ShardError as error:
+        yield "document-features", str(error)
+        return
+    if form is None:
+        return  # said already: the member doesn't belong to the sample
+    yield from _check_form(FEATURES, features, _FEATURE_TYPE, (document.grid.views * form.tokens, form.channels))
+    if not np.isfinite(features).all():
+        yield "features-values", f"{FEATURES} holds numbers that aren't finite"

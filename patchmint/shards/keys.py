@@ -18,6 +18,7 @@ DOCUMENT = "json"
 CAPTION = "txt"
 SELECTOR = "selector.npy"
 COVERAGE = "coverage.npy"
+FEATURES = "features.npy"
 
 VQGAN = "vqgan"
 """Name of the tokens' member where VQGAN made them: `KEY.vqgan.npy`."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.schema import first_error
 from patchmint.storage import Storage
@@ -54,7 +54,7 @@ class Manifest(_Part):
 
     schema_: Literal["patchmint.dataset/1"] = Field(default="patchmint.dataset/1", alias="schema")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
-    config: dict[str, Any] = Field(description="The whole config, without credentials.")
+    config: dict[str, Any] = Field(description="The whole config, without credentials; `extended`: that of what it extends.")
     config_digest: str = Field(description="SHA-256 of what of the config decides the bytes.")
     plan_digest: str = Field(description="SHA-256 of the plan.")
     models: dict[str, ModelEntry] = Field(description="By role.")
@@ -70,8 +70,8 @@ class Manifest(_Part):
 
 def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     """Every member of a sample, with type and shape."""
-    rows = f"{layout.grid.rows}*views" if layout.grid.fit == "anyres" else str(layout.grid.rows)
-    labels = ("uint8", ("T", rows, str(layout.grid.cols)))
+    views = "*views" if layout.grid.fit == "anyres" else ""
+    labels = ("uint8", ("T", f"{layout.grid.rows}{views}", str(layout.grid.cols)))
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         IMAGE: ("bytes", ()),
         DOCUMENT: ("text", ()),
@@ -82,6 +82,9 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     if layout.tokens is not None:
         tokens = layout.tokens
         known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
+    if layout.features is not None:
+        features = layout.features
+        known[FEATURES] = ("float16", (f"{features.tokens}{views}", str(features.channels)))
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from functools import cached_property
 from typing import BinaryIO
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.members import Array, decode_array
 from patchmint.shards.schema import SampleDocument
 from patchmint.storage import Storage
@@ -150,6 +149,15 @@ class StoredSample:
         member = self.document.tokens.member
         return self.array(f"{member}.npy") if member else None
 
+    @cached_property
+    def features(self) -> Array | None:
+        """Features: float16 (views * tokens, channels); None where the data set has none.
+
+        Raises:
+            ShardError: they can't be read safely.
+        """
+        return self.array(FEATURES)
+
     def array(self, ending: str) -> Array | None:
         """One of the arrays, read-only; None where there is no such member.
 
@@ -193,12 +201,46 @@ def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSa
         NotFoundError, StorageError: the bytes can't be read.
         ShardError: there isn't exactly one sample at that place.
     """
-    data = storage.read_range(path, offset, size)
-    samples = list(_group(iter_members(io.BytesIO(data), path), path))
-    if len(samples) != 1 or samples[0].size != size:
+    return parse_sample(storage.read_range(path, offset, size), path, offset)
+
+
+def parse_sample(data: bytes, path: str, offset: int) -> StoredSample:
+    """Take one sample's bytes apart: twice as fast as a tar reader, which must expect anything.
+
+    Args:
+        data: headers, members and padding, from a sidecar's `offset` to its `size`.
+        path: of the tar, for errors.
+        offset: where in it they begin.
+
+    Raises:
+        ShardError: they aren't exactly one sample of regular members.
+    """
+    samples = list(_group(_split(data, path), path))
+    if len(samples) != 1 or samples[0].size != len(data):
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
     found = samples[0]
     return StoredSample(found.key, offset, found.size, found.members)
+
+
+def _split(data: bytes, path: str) -> Iterator[Member]:
+    """Members of what `ShardWriter` writes: a header of one block each, then the data and its padding."""
+    start, block = 0, tarfile.BLOCKSIZE
+    while start < len(data):
+        try:
+            info = tarfile.TarInfo.frombuf(data[start : start + block], "utf-8", "surrogateescape")
+        except (tarfile.TarError, ValueError) as error:
+            raise ShardError(
+                f"{path} holds no member where its sidecar has one: {error}; run `patchmint inspect verify` on it"
+            ) from error
+        kind = "special file" if info.type == tarfile.GNUTYPE_SPARSE else _kind(info)
+        end = start + block + info.size + -info.size % block
+        if info.size < 0 or end > len(data):
+            raise ShardError(
+                f"{path} holds a member that ends outside its sample; run `patchmint inspect verify` on it"
+            )
+        contents = data[start + block : start + block + info.size] if kind == "file" else None
+        yield Member(info.name, start, end, contents, kind)
+        start = end
 
 
 def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:

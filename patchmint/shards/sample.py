@@ -20,6 +20,7 @@ from patchmint.shards.schema import (
     SourceDocument,
     TokensDocument,
     TurnDocument,
+    dump_features,
     dump_list,
     encode_text,
     round_box,
@@ -42,6 +43,7 @@ class ShardSample:
         coverage: uint8 (T, rows * views, cols); None exactly where the layout has no labels.
         codes: integers (*grid, codebooks), or (*grid,) where there is one codebook; None exactly where the layout has
             no tokens.
+        features: float16 (views * tokens, channels); None exactly where the layout has no features.
     """
 
     planned: PlannedSample
@@ -52,6 +54,7 @@ class ShardSample:
     selector: npt.NDArray[Any] | None = field(default=None, repr=False)
     coverage: npt.NDArray[Any] | None = field(default=None, repr=False)
     codes: npt.NDArray[Any] | None = field(default=None, repr=False)
+    features: npt.NDArray[Any] | None = field(default=None, repr=False)
 
 
 def phrases_of(instances: Instances, texts: Sequence[SourceText]) -> tuple[PhraseDocument, ...]:
@@ -107,6 +110,7 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
                 codebook_sizes=tokens.codebook_sizes if tokens else (),
                 preprocessing=tokens.preprocessing if tokens else "",
             ),
+            features_json=dump_features(layout.features),
             source=SourceDocument(path=source.image.path, start=source.image.start),
         )
     except ValueError as error:

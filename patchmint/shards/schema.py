@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from patchmint.errors import ShardError
+from patchmint.shards.layout import FeaturesLayout
 
 SCHEMA = "patchmint.sample/1"
 
@@ -22,6 +23,7 @@ BoxDocument = tuple[float, float, float, float]
 _Items = TypeVar("_Items")
 _BOX_DIGITS = 2
 _SCORE_DIGITS = 4
+_NO_FEATURES = "{}"
 
 
 class _Document(BaseModel):
@@ -90,7 +92,7 @@ class SourceDocument(_Document):
 
 
 class SampleDocument(_Document):
-    """KEY.json. `phrases`, `annotators` and `conversation` read what is JSON in a string."""
+    """KEY.json. `phrases`, `annotators`, `conversation` and `features` read what is JSON in a string."""
 
     schema_: Literal["patchmint.sample/1"] = Field(alias="schema", description="Name and version of this form.")
     key: str = Field(description="The sample's name in the data set.")
@@ -103,6 +105,9 @@ class SampleDocument(_Document):
     conversation_json: Json = Field(description="LLaVA's turns, as JSON; an empty list for other sources.")
     grid: GridDocument
     tokens: TokensDocument
+    features_json: Json = Field(
+        description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
+    )
     source: SourceDocument
 
     @property
@@ -132,6 +137,15 @@ class SampleDocument(_Document):
         """
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
+    @property
+    def features(self) -> FeaturesLayout | None:
+        """What the features are; None where there are none.
+
+        Raises:
+            ShardError: the string isn't JSON of that form.
+        """
+        return None if self.features_json == _NO_FEATURES else _parse(_FEATURES, self.features_json, "features_json")
+
     def to_bytes(self) -> bytes:
         """The member's bytes: UTF-8, fields in order of the schema, no spaces.
 
@@ -156,6 +170,12 @@ class SampleDocument(_Document):
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])
 _ANNOTATORS = TypeAdapter(tuple[AnnotatorDocument, ...])
 _CONVERSATION = TypeAdapter(tuple[TurnDocument, ...])
+_FEATURES = TypeAdapter(FeaturesLayout)
+
+
+def dump_features(features: FeaturesLayout | None) -> str:
+    """What the features are, as the JSON that goes into a string."""
+    return _NO_FEATURES if features is None else _dump(features.model_dump(mode="json"))
 
 
 def dump_list(items: Iterable[BaseModel]) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 from patchmint.errors import PatchmintError, ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.members import decode_array
 from patchmint.shards.reader import StoredSample
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.schema import SampleDocument, dump_features
 
 _IMAGES = (IMAGE, "jpeg", "png", "webp", "bmp", "gif")
 
@@ -99,7 +99,8 @@ def _expected(sample: StoredSample, document: SampleDocument | None, layout: Lay
         return None
     labels = (SELECTOR, COVERAGE) if {SELECTOR, COVERAGE} & sample.members.keys() else ()
     tokens = (f"{document.tokens.member}.npy",) if document.tokens.member else ()
-    return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens)
+    features = (FEATURES,) if document.features_json != dump_features(None) else ()
+    return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens, *features)
 
 
 def _check_endings(sample: StoredSample, expected: tuple[str, ...] | None) -> Iterator[Problem]:

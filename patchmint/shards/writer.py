@@ -10,7 +10,7 @@ import numpy as np
 
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, IMAGE, SELECTOR
+from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.members import encode_array, tar_end, tar_sample
 from patchmint.shards.sample import ShardSample, document_of
@@ -86,7 +86,11 @@ class ShardWriter:
 
 def _arrays(sample: ShardSample, layout: Layout) -> dict[str, Array]:
     """The arrays by ending, in the form in which they are stored."""
-    given: dict[str, Array | None] = {SELECTOR: sample.selector, COVERAGE: sample.coverage}
+    given: dict[str, Array | None] = {
+        SELECTOR: sample.selector,
+        COVERAGE: sample.coverage,
+        FEATURES: sample.features,
+    }
     if layout.tokens is not None:
         codes = sample.codes
         if codes is not None and len(layout.tokens.codebook_sizes) == 1 and codes.ndim == len(layout.tokens.grid) + 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import socket
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
-from patchmint.config import UNTRAINED, AnnotatorConfig
+from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.errors import BuildError, PluginError, WeightsMissingError
+from patchmint.pipeline.extension import extended_manifest
 from patchmint.plugins import Group, is_outside_tokenizer, plugin_names
 from patchmint.version import __version__
 from patchmint.weights.registry import CHECKPOINTS
@@ -34,7 +36,8 @@ class ModelRecord:
     """A model, or a file that models use, and what tells it from others.
 
     Attributes:
-        role: detector, vocabulary, masker, segmenter, tokenizer; remap for a list of used codes.
+        role: detector, vocabulary, masker, segmenter, tokenizer, vit; remap for a list of used codes;
+            extended for the manifest of the data set that is extended.
         name: as in the config.
         sha256: of its file, hexadecimal; empty where there is no file.
         size: bytes of its file; 0 where there is none.
@@ -68,6 +71,9 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
     records = {role: _record(role, name) for role, name in config.models_used.items()}
     if config.tokens is not None and config.tokens.remap is not None:
         records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
+    if isinstance(config, BuildConfig) and (extended := extended_manifest(config)) is not None:
+        data = extended.to_bytes()
+        records["extended"] = ModelRecord("extended", config.source.uri, hashlib.sha256(data).hexdigest(), len(data))
     return records
 
 

@@ -57,7 +57,7 @@ def _numbered(
 ) -> Iterator[list[PlannedSample]]:
     numbered = enumerate(samples)
     while chunk := [
-        PlannedSample(ordinal, key_of(sample.id), sample)
+        PlannedSample(ordinal, sample.key or key_of(sample.id), sample)
         for ordinal, sample in ((ordinal, storable(sample)) for ordinal, sample in islice(numbered, samples_per_unit))
     ]:
         yield chunk

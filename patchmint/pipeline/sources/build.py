@@ -7,6 +7,7 @@ from patchmint.config.sources import (
     FolderSourceConfig,
     LlavaSourceConfig,
     ParquetSourceConfig,
+    PatchmintSourceConfig,
     ReferencesSourceConfig,
     SourceConfig,
     VisualGenomeSourceConfig,
@@ -18,6 +19,7 @@ from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.llava import LlavaSource
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
+from patchmint.pipeline.sources.patchmint import PatchmintSource
 from patchmint.pipeline.sources.references import ReferencesSource
 from patchmint.pipeline.sources.visual_genome import VisualGenomeSource
 from patchmint.pipeline.sources.webdataset import WebDatasetSource
@@ -55,3 +57,5 @@ def open_source(config: SourceConfig) -> Source:
             return LlavaSource(config, storage)
         case ParquetSourceConfig():
             return ParquetSource(config, storage)
+        case PatchmintSourceConfig():
+            return PatchmintSource(config, storage)

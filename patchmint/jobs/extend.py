@@ -1,0 +1,83 @@
+"""Extending a finished data set: `patchmint extend DATASET OUT`, which `python -m patchmint.jobs.extend` is as well.
+
+A build whose source is that data set: what is asked for is made, everything else is carried over. Exit codes as for
+`patchmint.jobs.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Annotated, Any
+
+import typer
+
+from patchmint.config import MODEL_PRESETS
+from patchmint.config.build import BuildConfig
+from patchmint.config.overrides import apply_overrides
+from patchmint.jobs.build import carry_out, main
+from patchmint.jobs.options import with_settings
+from patchmint.pipeline.extension import finished_manifest
+from patchmint.shards.manifest import Manifest
+from patchmint.storage import open_storage
+
+
+@with_settings(BuildConfig, but=("source", "output"))
+def extend_command(
+    *,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where the extended one goes.")],
+    settings: dict[str, Any],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")] = False,
+    single_driver: Annotated[
+        bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.
+
+    The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
+    take the place of those there are. The same command resumes.
+    """
+    made = {key.split(".")[0] for key in settings}
+    base = _settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
+    carry_out(
+        BuildConfig.parse(apply_overrides(BuildConfig, base, settings)),
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        single_driver=single_driver,
+        as_json=as_json,
+    )
+
+
+def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
+    """The data set's own settings, in which all that isn't to be made anew is null: that is carried over."""
+    config = manifest.config
+    history = [config]
+    while "extended" in history[-1]:
+        history.append(history[-1]["extended"])
+    settings = {
+        "source": {"kind": "patchmint", "uri": dataset},
+        "output": {"uri": out, "samples_per_shard": config["output"]["samples_per_shard"]},
+        "models": _models({role: name for past in reversed(history) for role, name in past["models"].items()}),
+        "grid": config["grid"],
+    }
+    for section in ("labels", "tokens", "features"):
+        last = next((past[section] for past in history if past[section] is not None), None)
+        settings[section] = last if section in made else None
+    return settings
+
+
+def _models(used: dict[str, str]) -> dict[str, str]:
+    """The models of the data set; those that it didn't need come from the preset that it was built with, if any."""
+    for preset in MODEL_PRESETS.values():
+        every = preset.model_dump(exclude_none=True)
+        if used.items() <= every.items():
+            return every
+    return used
+
+
+if __name__ == "__main__":
+    main(extend_command)

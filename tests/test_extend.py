@@ -1,0 +1,202 @@
+"""Extending finished data sets: what is asked for is made, everything else is carried over to the last byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from builds import STAND_IN, check_files, committed, digests, make_config, make_input, run
+
+from patchmint.shards.manifest import read_manifest
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.verify import verify
+from patchmint.storage import open_storage
+
+# Ids too long for a key, unlawful as one, and alike: their keys mustn't be made from keys again.
+IDS = ["a", "b" * 70, "C", "d.e", "f", "g/a", "a"]
+OPTIONS = ("--features.connector", "dci", "--features.pool", 12, "--models.vit", "untrained-tiny")
+
+
+def patchmint(*arguments, rc=0):
+    """Run the command line as a user does; what it printed."""
+    env = os.environ | {"PYTHONPATH": str(STAND_IN)}
+    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def samples(out):
+    """All samples by key."""
+    storage = open_storage(str(out))
+    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
+    return {sample.key: sample for tar in tars for sample in iter_samples(storage, tar)}
+
+
+def source_of(folder):
+    """LLaVA's layout: conversations must survive too. One image is cut off: a reject of the first build."""
+    names = [f"{place:03d}.jpg" for place in range(len(IDS))]
+    make_input(folder / "images", [""] * len(names), damaged={3})
+    records = [
+        {
+            "id": own,
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": f"thing {image}"},
+                {"from": "human", "value": "And?"},
+                {"from": "gpt", "value": "<img src=x> & \u202e more"},
+            ],
+        }
+        for own, image in zip(IDS, names, strict=True)
+    ]
+    (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished data set of six samples in three shards, and one reject."""
+    folder = tmp_path_factory.mktemp("base")
+    source = source_of(folder / "source")
+    config = make_config(folder / "config.yaml", source, folder / "out", 3, limits={"max_reject_share": 0.5})
+    run(config, folder / "out", "--source.kind", "llava")
+    assert any(key.startswith("a__") for key in samples(folder / "out"))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def extended(base, tmp_path_factory):
+    """The same with features of a tiny vision encoder."""
+    out = tmp_path_factory.mktemp("extended") / "out"
+    said = patchmint("extend", base, out, *OPTIONS)
+    assert "6 planned = 6 written + 0 rejected" in said
+    assert "untrained" in said
+    return out
+
+
+def test_features_are_added_and_the_rest_is_carried_over(base, extended):
+    before, after = samples(base), samples(extended)
+    assert list(before) == list(after)
+    manifest = read_manifest(open_storage(str(extended)))
+    form = manifest.layout.features
+    assert (form.connector, form.grid, form.pool) == ("dci", (12, 12), "before")
+    for key, sample in after.items():
+        old = before[key]
+        changed = {ending for ending in sample.members if sample.members[ending] != old.members.get(ending)}
+        assert changed == {"json", "features.npy"}
+        fields = sample.document.model_dump()
+        kept = old.document.model_dump()
+        assert {name for name in fields if fields[name] != kept[name]} == {"features_json", "notice"}
+        assert sample.features.shape == (144, form.channels)
+        assert sample.features.dtype == np.float16
+        assert sample.document.features == form
+    assert before["a"].document.conversation == after["a"].document.conversation != ()
+    assert list(verify(open_storage(str(extended)))) == []
+
+
+def test_features_are_those_of_the_image(base, extended):
+    """Each sample got its own image's features."""
+    from patchmint.config import AnnotatorConfig
+    from patchmint.pipeline.annotate import AnnotationModels
+    from patchmint.pipeline.decode import decode_image
+
+    config = AnnotatorConfig.parse(
+        {
+            "models": "untrained-tiny",
+            "labels": None,
+            "tokens": None,
+            "features": {"connector": "dci", "pool": 12},
+        }
+    )
+    models = AnnotationModels.load(config, "cpu")
+    before, after = samples(base), samples(extended)
+    for key in before:
+        pixels = decode_image(before[key].image).pixels
+        expected = models.annotate([pixels], [[]])[0].features
+        np.testing.assert_allclose(after[key].features.astype(np.float32), expected.astype(np.float32), atol=2e-2)
+        others = [float(np.abs(after[other].features - after[key].features).mean()) for other in before if other != key]
+        own = float(np.abs(after[key].features - expected).mean())
+        assert own < min(others) / 5
+
+
+def test_the_manifest_tells_where_it_comes_from(base, extended):
+    before, after = read_manifest(open_storage(str(base))), read_manifest(open_storage(str(extended)))
+    assert after.layout.min_coverage == before.layout.min_coverage
+    assert after.layout.tokens == before.layout.tokens
+    assert after.models["segmenter"] == before.models["segmenter"]
+    assert after.models["extended"].name == str(base)
+    assert after.models["extended"].sha256 == digests(base)["dataset.json"]
+    assert after.models["vit"].name == "untrained-tiny"
+    assert "untrained" in after.notice
+    assert after.totals.planned == after.totals.written == before.totals.written
+    assert next(member.shape for member in after.members if member.ending == "features.npy")[0] == "144"
+
+
+def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
+    """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
+    out = tmp_path / "out"
+    patchmint(
+        *("extend", extended, out, "--labels.min-coverage", 0.5),
+        *("--models.tokenizer", "untrained-tiny", "--tokens.size", 64),
+    )
+    before, after = samples(extended), samples(out)
+    assert read_manifest(open_storage(str(out))).layout.min_coverage == 0.5
+    for key, sample in after.items():
+        assert sample.members["features.npy"] == before[key].members["features.npy"]
+        assert sample.members["coverage.npy"] == before[key].members["coverage.npy"]
+        assert sample.selector.sum() < before[key].selector.sum()
+        assert sample.codes.shape != before[key].codes.shape
+        assert "vqgan.npy" in sample.members
+        assert "stand-in.npy" not in sample.members
+    assert list(verify(open_storage(str(out)))) == []
+
+
+def test_the_same_command_goes_on_and_ends_with_the_same_bytes(base, extended):
+    expected = digests(extended)
+    for path in ("commits/000001.json", "shards/000001.tar", "shards/000001.parquet", "dataset.json"):
+        (extended / path).unlink()
+    assert "6 planned = 6 written" in patchmint("extend", base, extended, *OPTIONS)
+    check_files(extended, expected)
+    assert len(committed(extended)) == 2
+
+
+def test_a_base_that_has_changed_is_refused(base, extended):
+    manifest = base / "dataset.json"
+    held = manifest.read_text()
+    manifest.write_text(held.replace('"licence": ""', '"licence": "other"', 1))
+    try:
+        said = patchmint("extend", base, extended, *OPTIONS, rc=2)
+    finally:
+        manifest.write_text(held)
+    assert "other settings" in said
+    assert "models.extended" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to make"),
+        (("--features.connector", "none", "--grid", "seed-224"), "labels that are carried over"),
+        (("--features.connector", "ddci"), "features.connector"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(base, tmp_path, options, message):
+    said = " ".join(patchmint("extend", base, tmp_path / "out", *options, rc=2).split())
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_finished_data_sets_can_be_extended(base, tmp_path):
+    half = shutil.copytree(base, tmp_path / "half")
+    (half / "dataset.json").unlink()
+    assert "only a finished data set" in patchmint("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
+    lost = shutil.copytree(base, tmp_path / "lost")
+    (lost / "shards" / "000001.parquet").unlink()
+    said = patchmint("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
+    assert "name 3 samples" in said or "inspect verify" in said
