@@ -117,6 +117,17 @@ def test_labels_or_codes_alone():
 
 
 @pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
+def test_features_where_asked_for():
+    settings = {"features": {"connector": "sti", "pool": 12}, "grid": "llava-1.6", "tokens": None, "labels": None}
+    annotation = Annotator.from_preset("untrained-tiny", device="cpu", **settings).annotate(PHOTO, "a cat")
+    assert annotation.features.dtype == np.float16
+    assert annotation.features.shape[0] == len(annotation.placement.views) * (144 + 18 + 18)
+    bare = Annotator.from_preset("untrained-tiny", device="cpu").annotate(PHOTO, "a cat")
+    with pytest.raises(InputError, match="features are null"):
+        _ = bare.features
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
 @pytest.mark.parametrize("grid", ["llava-1.5-pretrain", "llava-1.6", "siglip-so400m-384", "seed-224"])
 def test_every_grid(grid):
     annotator = Annotator.from_preset("untrained-tiny", device="cpu", grid=grid, tokens=None)

@@ -23,7 +23,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, WeightsCorruptError, WeightsMissingError
 from patchmint.jobs import doctor
 from patchmint.pipeline.plan import record_models
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
@@ -129,7 +129,7 @@ def test_a_broken_installation_says_so(installed, name, damage, error):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    for use in (lambda: locate(name), lambda: check_weights(parse(DEMO)), lambda: record_models(build_config())):
+    for use in (lambda: locate(name), lambda: check_loadable(parse(DEMO)), lambda: record_models(build_config())):
         with pytest.raises(error) as caught:
             use()
         assert name in str(caught.value)
@@ -242,7 +242,7 @@ def test_the_demos_detector_and_vocabulary_go_with_nothing_else(named):
 
 def test_missing_official_weights_point_to_the_demo(empty):
     with pytest.raises(WeightsMissingError, match="models preset demo") as caught:
-        check_weights(parse({"tokenizer": "demo-tokenizer"}))
+        check_loadable(parse({"tokenizer": "demo-tokenizer"}))
     assert "demo-tokenizer" not in str(caught.value)
 
 

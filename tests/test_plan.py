@@ -552,6 +552,9 @@ def test_an_estimate_counts_and_looks_at_some_images():
     assert dry.buffer_bytes == 100_000 * 12 * 3 * 8
     without = estimate(samples, build_config(samples_per_shard=100, labels=None), records, size)
     assert without.output_bytes < dry.output_bytes
+    featured = build_config(samples_per_shard=100, features={"connector": "dci", "pool": 12}, models="official")
+    grown = estimate(samples, featured, records, size).output_bytes - dry.output_bytes
+    assert 0 <= grown - 1000 * 144 * 3072 * 2 < 1_000_000
 
 
 def test_an_estimate_asks_nothing_of_images_whose_size_is_known():

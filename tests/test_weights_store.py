@@ -40,8 +40,8 @@ def a_file(path: Path) -> Checkpoint:
 
 
 def test_the_registry_is_consistent() -> None:
-    assert len(CHECKPOINTS) == 13
-    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 13
+    assert len(CHECKPOINTS) == 15
+    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 15
     for name, checkpoint in CHECKPOINTS.items():
         assert name == checkpoint.name
         assert urlsplit(checkpoint.url).scheme == ("" if checkpoint.bundled else "https")

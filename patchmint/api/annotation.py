@@ -103,6 +103,17 @@ class Annotation:
         codes = self._annotated.tokens.codes
         return codes[..., 0] if codes.shape[-1] == 1 else codes
 
+    @property
+    def features(self) -> npt.NDArray[np.float16]:
+        """Continuous patch features of the vision encoder: float16 (views * tokens, channels).
+
+        Raises:
+            InputError: no features were asked for.
+        """
+        if self._annotated.features is None:
+            raise InputError("no features were made: the config's features are null")
+        return self._annotated.features
+
     @cached_property
     def phrases(self) -> list[Phrase]:
         """What was found, texts in order, best first within each; empty where nothing was."""

@@ -66,7 +66,7 @@ class Annotator:
         Args:
             models: "official", "demo" or "untrained-tiny".
             device: where to run.
-            **settings: the other keys of the config: `labels`, `grid`, `tokens`.
+            **settings: the other keys of the config: `labels`, `grid`, `tokens`, `features`.
 
         Raises:
             ConfigError, WeightsError, PluginError: as for the constructor.
@@ -75,7 +75,7 @@ class Annotator:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any], *, device: str = "auto") -> Annotator:
-        """Load what a config mapping (as in a YAML file) names: `models`, `labels`, `grid`, `tokens`.
+        """Load what a config mapping (as in a YAML file) names: `models`, `labels`, `grid`, `tokens`, `features`.
 
         Without `models` it loads the demo's, which know drawn shapes only.
 

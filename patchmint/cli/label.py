@@ -16,7 +16,7 @@ from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import grid_preset
 from patchmint.jobs.printable import printable
 from patchmint.pipeline.decode import DecodedImage, decode_image
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.types import UNKNOWN_SCORE, Text, as_texts
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def label(
     grid_preset(grid)
     texts = as_texts(text)
     decoded = decode_image(image, max_megapixels=max_megapixels)
-    check_weights(config)
+    check_loadable(config)
     annotation = _annotate(decoded, texts, config, device)
     if annotation.notice:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False, soft_wrap=True)

@@ -134,8 +134,7 @@ class FeaturesConfig(Settings):
     )
     select_layer: int | None = Field(
         default=None,
-        description="The hidden state that is V_L (0 = the first block's input). Null: CLIP's last but one, SigLIP's "
-        "last but one.",
+        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         default="patch", description="Patches only, or with the CLS token before them."

@@ -17,7 +17,7 @@ from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.errors import PatchmintError, WeightsError
 from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.devices import describe_devices
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.storage import creates_conditionally, open_storage
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import REINSTALL, check_file, file_of
@@ -135,7 +135,7 @@ def _weights(config: BuildConfig | None) -> Iterator[Finding]:
     if config is None:
         return
     try:
-        check_weights(config)
+        check_loadable(config)
     except (WeightsError, PatchmintError) as error:
         lines = str(error).splitlines()
         remedy = next((line.strip() for line in lines if line.startswith("  ")), "patchmint models list")

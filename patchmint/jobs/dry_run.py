@@ -10,7 +10,7 @@ import typer
 from patchmint.config.build import BuildConfig
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import DryRun, estimate, record_models
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef
 
@@ -21,7 +21,7 @@ def describe_plan(config: BuildConfig, *, as_json: bool) -> None:
     Raises:
         ConfigError, StorageError, WeightsError, PluginError: as a build would.
     """
-    check_weights(config)
+    check_loadable(config)
     source = open_source(config.source)
 
     def image_size(image: ImageRef) -> int:

@@ -14,7 +14,7 @@ from patchmint.geometry import PatchGrid, Placement
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.pipeline.grids import resolve_grid
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import (
     UNKNOWN_SCORE,
@@ -80,7 +80,7 @@ class AnnotationModels:
             ConfigError: settings don't fit the models.
         """
         grid = resolve_grid(config.grid)
-        check_weights(config)
+        check_loadable(config)
         segmenter = build_segmenter(config.models, config.labels, device) if config.labels else None
         tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
         encoder: FeatureEncoder | None = None

@@ -17,7 +17,7 @@ from patchmint.pipeline.ledger import Ledger, roll_forward
 from patchmint.pipeline.manifest import finish
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import ModelRecord, Plan, library_versions, make_plan, make_retry_plan, record_models
-from patchmint.pipeline.preflight import check_weights
+from patchmint.pipeline.preflight import check_loadable
 from patchmint.pipeline.runs import RunLog, new_run_id
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.supervise import Pool, Progress, Supervisor
@@ -108,7 +108,7 @@ def build(
         StorageError, WeightsError, PluginError: as their names say.
     """
     check_extension(config)
-    check_weights(config)
+    check_loadable(config)
     storage = open_storage(config.output.uri)
     if not single_driver and not creates_conditionally(storage):
         raise BuildError(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig
 from patchmint.errors import WeightsMissingError
+from patchmint.pipeline.grids import resolve_grid
 from patchmint.plugins import is_outside_tokenizer
+from patchmint.tokenizers.build_features import check_features
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
 
 
-def check_weights(config: AnnotatorConfig) -> None:
-    """Check that every file which a config needs is on this machine.
+def check_loadable(config: AnnotatorConfig) -> None:
+    """Check that every file which a config needs is on this machine, and that its features can be made on its grid.
 
     Raises:
+        ConfigError: a setting of the features doesn't fit the vision encoder, or the grid isn't the encoder's.
         WeightsMissingError: some aren't; one message names them all and the command that gets them.
         WeightsCorruptError: a file that comes with the package isn't whole.
     """
+    if config.features is not None:
+        check_features(config.models, config.features, resolve_grid(config.grid))
     missing = []
     for role, name in config.models_used.items():
         outside = role == "segmenter" or (role == "tokenizer" and is_outside_tokenizer(name))

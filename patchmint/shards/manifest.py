@@ -54,7 +54,7 @@ class Manifest(_Part):
 
     schema_: Literal["patchmint.dataset/1"] = Field(default="patchmint.dataset/1", alias="schema")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
-    config: dict[str, Any] = Field(description="The whole config, without credentials; `extended`: that of what it extends.")
+    config: dict[str, Any] = Field(description="Without credentials; `extended`: that of what was extended.")
     config_digest: str = Field(description="SHA-256 of what of the config decides the bytes.")
     plan_digest: str = Field(description="SHA-256 of the plan.")
     models: dict[str, ModelEntry] = Field(description="By role.")

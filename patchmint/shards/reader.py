@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
@@ -205,7 +206,7 @@ def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSa
 
 
 def parse_sample(data: bytes, path: str, offset: int) -> StoredSample:
-    """Take one sample's bytes apart: twice as fast as a tar reader, which must expect anything.
+    """Take one sample's bytes apart, faster than a tar reader can.
 
     Args:
         data: headers, members and padding, from a sidecar's `offset` to its `size`.
@@ -226,21 +227,29 @@ def _split(data: bytes, path: str) -> Iterator[Member]:
     """Members of what `ShardWriter` writes: a header of one block each, then the data and its padding."""
     start, block = 0, tarfile.BLOCKSIZE
     while start < len(data):
-        try:
-            info = tarfile.TarInfo.frombuf(data[start : start + block], "utf-8", "surrogateescape")
-        except (tarfile.TarError, ValueError) as error:
-            raise ShardError(
-                f"{path} holds no member where its sidecar has one: {error}; run `patchmint inspect verify` on it"
-            ) from error
-        kind = "special file" if info.type == tarfile.GNUTYPE_SPARSE else _kind(info)
-        end = start + block + info.size + -info.size % block
-        if info.size < 0 or end > len(data):
-            raise ShardError(
-                f"{path} holds a member that ends outside its sample; run `patchmint inspect verify` on it"
-            )
-        contents = data[start + block : start + block + info.size] if kind == "file" else None
-        yield Member(info.name, start, end, contents, kind)
+        name, size, kind = _header(data[start : start + block], path)
+        end = start + block + size + -size % block
+        if size < 0 or end > len(data):
+            raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
+        contents = data[start + block : start + block + size] if kind == "file" else None
+        yield Member(name, start, end, contents, kind)
         start = end
+
+
+def _header(header: bytes, path: str) -> tuple[str, int, str]:
+    """Name, size and kind. tarfile judges what isn't quite as we write it; it takes five times as long."""
+    sums, size = header[148:154], header[124:135]
+    plain = header[156:157] == tarfile.REGTYPE and header[345:346] == tarfile.NUL and header.isascii()
+    with suppress(ValueError):
+        if plain and int(sums, 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ") and size.isdigit():
+            return header[:100].partition(tarfile.NUL)[0].decode(), int(size, 8), "file"
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError) as error:
+        raise ShardError(
+            f"{path} holds no member where its sidecar has one: {error}; run `patchmint inspect verify` on it"
+        ) from error
+    return info.name, info.size, "special file" if info.type == tarfile.GNUTYPE_SPARSE else _kind(info)
 
 
 def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:

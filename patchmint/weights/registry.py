@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-CheckpointKind = Literal["grounding-dino", "sam", "vqgan", "vocabulary"]
+CheckpointKind = Literal["grounding-dino", "sam", "vqgan", "vit", "vocabulary"]
 
 _DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -149,6 +149,26 @@ _ALL = (
         source="address: CompVis/taming-transformers, README; figures: public projects that pin the mirrors "
         "pxlpshr/pytti-models and Somnai/pytti-vqgan-checkpoints (Hugging Face; there called openimages) agree, and so "
         "does a third project's record of its last.ckpt",
+    ),
+    Checkpoint(
+        name="clip-vit-l-14-336",
+        kind="vit",
+        filename="clip_vit_large_patch14_336.bin",
+        url="https://huggingface.co/openai/clip-vit-large-patch14-336/resolve/main/pytorch_model.bin",
+        size=1_711_974_081,
+        sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
+        licence="MIT (that of openai/CLIP; none is stated for these weights)",
+        source="six and more public projects that pin or hashed this file agree on the checksum, two on the size",
+    ),
+    Checkpoint(
+        name="siglip-so400m-384",
+        kind="vit",
+        filename="siglip_so400m_patch14_384.safetensors",
+        url="https://huggingface.co/google/siglip-so400m-patch14-384/resolve/main/model.safetensors",
+        size=3_511_950_624,
+        sha256="ea2abad2b7f8a9c1aa5e49a244d5d57ffa71c56f720c94bc5d240ef4d6e1d94a",
+        licence="Apache-2.0",
+        source="five and more public projects that pin or hashed this file agree on the checksum, three on the size",
     ),
     Checkpoint(
         name="bert-base-uncased-vocab",

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from patchmint.config.build import BuildConfig
 from patchmint.errors import ImageError, StorageError
-from patchmint.geometry import grid_preset
+from patchmint.pipeline.grids import resolve_grid
 from patchmint.pipeline.plan.models import ModelRecord
 from patchmint.pipeline.plan.spool import Progress
 from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
+from patchmint.tokenizers.build_features import check_features
 
 _LOOKED_AT = 200
 _TYPICAL_SIZE = (480, 640)
@@ -25,6 +26,7 @@ _PHRASES = 300
 """Bytes of the phrases that a text gets, in its JSON: three with their boxes and scores."""
 _CODE_CELL_PX = 16
 """Side of what one VQGAN code stands for (f16)."""
+_USUAL_CHANNELS = 1024
 _DECODED = 12
 """Bytes of pixels for a byte of a photograph's JPEG: 3 a pixel, at 2 bits a pixel in the file."""
 _BATCHES_IN_MEMORY = 3
@@ -125,13 +127,22 @@ def _added_bytes(config: BuildConfig, samples: int, texts: int) -> int:
     if config.labels is not None:
         fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
         each_text = 2 * _cells(config) + _PHRASES
+    if config.features is not None:
+        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + _feature_bytes(config)
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
     return samples * fixed + texts * each_text
 
 
 def _cells(config: BuildConfig) -> int:
-    if not isinstance(config.grid, str):
-        return config.grid.rows * config.grid.cols
-    grid = grid_preset(config.grid)
+    grid = resolve_grid(config.grid)
     return grid.rows * grid.cols * len(grid.place(_TYPICAL_SIZE).views)
+
+
+def _feature_bytes(config: BuildConfig) -> int:
+    assert config.features is not None
+    grid = resolve_grid(config.grid)
+    spec = check_features(config.models, config.features, grid)
+    # of an encoder that is a path the width isn't known before it is read; CLIP-L's is usual
+    numbers = spec.tokens * spec.channels if spec is not None else grid.rows * grid.cols * _USUAL_CHANNELS
+    return 2 * numbers * len(grid.place(_TYPICAL_SIZE).views)

@@ -1,0 +1,267 @@
+"""A finished data set, or several mixed, as a training stage reads it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.shards.layout import Layout
+from patchmint.shards.reader import StoredSample
+from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of
+from patchmint.training.order import Indices, MixedOrder, Place
+from patchmint.training.ranks import Remainder, share_of
+from patchmint.training.reading import SampleReader
+from patchmint.training.sequences import TokenSequence
+from patchmint.training.sources import StoredDataset, open_dataset
+from patchmint.training.state import checked_state
+
+Uri = str | os.PathLike[str]
+Sequencer = Callable[[StageSample], TokenSequence]
+
+_LOG = logging.getLogger(__name__)
+_LOOKED_UP = 256
+
+
+class StageDataset(IterableDataset[StageSample]):
+    """Samples of one or more finished data sets, in an order that seed and epoch alone decide.
+
+    With `StageLoader` it gives batches that can be resumed at any step. It works under torch's own DataLoader too
+    (`collate_fn=patchmint.training.collate.collate`), where each worker takes its part; call `set_epoch` before each
+    epoch there, since workers hold copies of this object.
+
+    Args:
+        data: the folder or URI of a finished data set, a list of these, or a list of (URI, weight). Without weights an
+            epoch is every sample of every data set once. With weights an epoch is `samples_per_epoch` samples, split
+            by weight; a data set goes on in the next epoch where it stopped, and begins anew when all of it was given.
+        stage: 1 (patch selector), 2 (embeddings), 3 (projector) or 4 (everything); see `StageSample`.
+        seed: decides the order and the choice of texts; not negative.
+        shuffle: False: as the shards have it, in every epoch.
+        shuffle_window: samples that are shuffled together, in whole shards; shards are shuffled over all the data set.
+        samples_per_epoch: of all data sets and ranks together, with weights only; None: as many as there are.
+        images: whether pixels are given. None: in stages 1 and 4. Stage 3 takes features, or with True pixels.
+        text: which of a sample's texts: "random" (another each epoch) or the "first".
+        sequences: makes a token sequence of a sample, in the worker; must be picklable for spawned workers.
+        rank: of this process. None: torch.distributed's, else the environment's RANK, else 0.
+        world_size: number of processes. None: as for `rank`.
+        remainder: of samples that don't divide among the ranks: "keep" (all once; ranks may differ by a sample), "drop"
+            or "repeat" (ranks have equally many).
+        on_error: "raise", or "skip" damaged samples, which are logged and counted.
+
+    Attributes:
+        layouts: of the data sets, in the order given.
+        samples_per_epoch: of all ranks together.
+        skipped: damaged samples left out so far, in this process.
+
+    Raises:
+        ConfigError: a setting is wrong, there is no finished data set, it lacks what the stage needs, or the data sets
+            can't be mixed.
+        ShardError: a data set is damaged or incomplete.
+        StorageError: it can't be read.
+    """
+
+    def __init__(
+        self,
+        data: Uri | Sequence[Uri] | Sequence[tuple[Uri, float]],
+        stage: Stage,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_window: int = 10_000,
+        samples_per_epoch: int | None = None,
+        images: bool | None = None,
+        text: TextChoice = "random",
+        sequences: Sequencer | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        remainder: Remainder = "keep",
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if seed < 0 or shuffle_window < 1:
+            raise ConfigError(f"seed ({seed}) mustn't be negative, shuffle_window ({shuffle_window}) at least 1")
+        if text not in ("random", "first") or on_error not in ("raise", "skip"):
+            raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
+        uris, weights = _uris_and_weights(data)
+        self._share = share_of(rank, world_size, remainder)
+        self._datasets = [open_dataset(uri) for uri in uris]
+        self._fields = fields_of(stage, images, self._datasets)
+        self._maker = SampleMaker(self._datasets, self._fields, text, seed)
+        draws = _draws(self._datasets, weights, samples_per_epoch)
+        self._order = MixedOrder(
+            [dataset.counts for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
+        )
+        self._sequences = sequences
+        self._skips = on_error == "skip"
+        self._settings: dict[str, Any] = {
+            "stage": stage,
+            "seed": seed,
+            "shuffle": shuffle,
+            "shuffle_window": shuffle_window,
+            "text": text,
+            "draws": draws,
+        }
+        self.samples_per_epoch = sum(draws)
+        self.samples_of_rank = self._share.length(self.samples_per_epoch)
+        self.skipped = 0
+        self._epoch = self._position = 0
+        self._process = os.getpid()
+        if self._fields.conversation:
+            self._check_conversations()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled, it belongs to another process."""
+        self.__dict__.update(state, _process=os.getpid())
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """What the samples of each data set have."""
+        return tuple(dataset.manifest.layout for dataset in self._datasets)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all data sets are on this machine's file systems."""
+        return all(dataset.storage.is_local for dataset in self._datasets)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a position in an epoch belongs to."""
+        return {
+            **self._settings,
+            "datasets": [dataset.identity for dataset in self._datasets],
+            "world_size": self._share.world_size,
+            "remainder": self._share.remainder,
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the present one is gone on with, also in its middle."""
+        if epoch < 0:
+            raise ConfigError(f"there is no epoch {epoch}; the first is 0")
+        if epoch != self._epoch:
+            self._epoch, self._position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where iteration in this process is. Workers have their own copies: `StageLoader` knows about those."""
+        return {"epoch": self._epoch, "position": self._position, "of": self.identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken.
+
+        Raises:
+            ConfigError: it belongs to other data or settings.
+        """
+        self._epoch, self._position = checked_state(state, self.identity, "position")
+
+    def __iter__(self) -> Iterator[StageSample]:
+        """The rest of this rank's epoch, or this worker's part of it; afterwards the next epoch begins."""
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        first = self._position + (part - self._position) % parts
+        own = np.arange(first, self.samples_of_rank, parts, dtype=np.int64)
+        epoch = self._epoch
+        places = (
+            place
+            for start in range(0, len(own), _LOOKED_UP)
+            for place in self.places(epoch, own[start : start + _LOOKED_UP])
+        )
+        for number, sample in zip(own.tolist(), self.stream(places), strict=True):
+            self._position = number + 1
+            if isinstance(sample, StageSample):
+                yield sample
+        self._epoch, self._position = epoch + 1, 0
+
+    def places(self, epoch: int, own: Indices) -> list[Place]:
+        """Which samples this rank has in an epoch.
+
+        Args:
+            epoch: from 0.
+            own: numbers of the rank's samples, 0 to `samples_of_rank` - 1.
+        """
+        return self._order.places(epoch, self._share.positions(own, self.samples_per_epoch))
+
+    def stream(self, places: Iterable[Place]) -> Iterator[StageSample | str]:
+        """Read samples in the order asked for; in the place of one that is skipped comes the reason.
+
+        Raises:
+            ShardError: a sample is damaged (unless these are skipped).
+            InputError: `sequences` refuses a sample (unless these are skipped).
+            StorageError: a shard can't be read.
+            ConfigError: this is a forked worker, and the data set is on an object store.
+        """
+        if not self.is_local and os.getpid() != self._process:
+            # A request would wait for ever: the threads that serve it stayed behind.
+            raise ConfigError(
+                "connections to object stores don't survive a fork; give torch's DataLoader "
+                "multiprocessing_context='spawn' (StageLoader does so by itself)"
+            )
+        for place, stored in SampleReader(self._datasets).read(places):
+            try:
+                yield self._made(place, stored)
+            except (ShardError, InputError) as error:
+                message = f"{self._named(place)}: {error}"
+                if not self._skips:
+                    kind = ShardError if isinstance(error, ShardError) else InputError
+                    raise kind(message) from error
+                self.skipped += 1
+                _LOG.warning("skipped %s", message)
+                yield message
+
+    def _made(self, place: Place, stored: StoredSample | ShardError) -> StageSample:
+        if isinstance(stored, ShardError):
+            raise stored
+        sample = self._maker.make(place, stored)
+        return replace(sample, sequence=self._sequences(sample)) if self._sequences else sample
+
+    def _named(self, place: Place) -> str:
+        dataset = self._datasets[place.dataset]
+        tar, offset, _ = dataset.place(place.index)
+        return f"sample {dataset.key(place.index)!r} of {dataset.uri} ({tar}, byte {offset})"
+
+    def _check_conversations(self) -> None:
+        for number, dataset in enumerate(self._datasets):
+            _, stored = next(SampleReader(self._datasets).read([Place(number, 0, 0)]))
+            if isinstance(stored, StoredSample) and stored.document.conversation_json == "[]":
+                raise ConfigError(
+                    f"stage 4 can't be trained on {dataset.uri}: its samples have no conversations; `patchmint build` "
+                    "with source kind llava makes a data set that has"
+                )
+
+
+def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:
+    several = isinstance(data, Sequence) and not isinstance(data, str)
+    entries: list[Any] = list(data) if several else [data]
+    pairs = [entry for entry in entries if isinstance(entry, tuple) and len(entry) == 2]
+    uris = [pair[0] for pair in pairs] if pairs else entries
+    if not entries or len(pairs) not in (0, len(entries)) or not all(isinstance(u, str | os.PathLike) for u in uris):
+        raise ConfigError("data is the folder or URI of a data set, a list of these, or a list of (URI, weight)")
+    weights = [float(pair[1]) for pair in pairs]
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ConfigError(f"weights must be positive numbers, not {weights}; leave out what isn't wanted")
+    return uris, weights or None
+
+
+def _draws(datasets: Sequence[StoredDataset], weights: Sequence[float] | None, wanted: int | None) -> list[int]:
+    """Samples of each data set in an epoch: whole numbers by weight, the largest remainders rounded up."""
+    sizes = [dataset.samples for dataset in datasets]
+    if weights is None:
+        if wanted is not None:
+            raise ConfigError("samples_per_epoch goes with weights; give the data as a list of (URI, weight)")
+        return sizes
+    total = sum(sizes) if wanted is None else wanted
+    exact = [total * weight / sum(weights) for weight in weights]
+    draws = [math.floor(share) for share in exact]
+    largest = sorted(range(len(exact)), key=lambda number: draws[number] - exact[number])
+    for number in largest[: total - sum(draws)]:
+        draws[number] += 1
+    if min(draws) < 1:
+        raise ConfigError(
+            f"an epoch of {total} samples has none of {datasets[draws.index(min(draws))].uri} with weights {weights}; "
+            "raise samples_per_epoch, or leave that data set out"
+        )
+    return draws

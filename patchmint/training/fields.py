@@ -1,0 +1,247 @@
+"""What each training stage is given of a sample (MaVEn's four stages, arXiv 2408.12321)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from patchmint.errors import ConfigError, ImageError, ShardError
+from patchmint.geometry.pooling import pool_coverage
+from patchmint.geometry.processing import fit_image
+from patchmint.pipeline.decode import decode_image
+from patchmint.samples import Turn
+from patchmint.shards.keys import COVERAGE, FEATURES, SELECTOR
+from patchmint.shards.layout import Layout
+from patchmint.shards.reader import StoredSample
+from patchmint.training.order import Place
+from patchmint.training.sequences import TokenSequence
+from patchmint.training.sources import StoredDataset
+from patchmint.training.vocabulary import Codebook
+
+Stage = Literal[1, 2, 3, 4]
+TextChoice = Literal["random", "first"]
+
+
+@dataclass(frozen=True, eq=False)
+class StageSample:
+    """One sample, with what its stage needs; what it doesn't need or the data set doesn't have is None.
+
+    A view is one input of the vision encoder: 1, or for anyres 1 + tiles. Views, then rows, then columns are the order
+    of the encoder's patch tokens.
+
+    Attributes:
+        key: its name in its data set.
+        dataset: number of the data set, in the order given.
+        text: the text that was chosen, as its source had it.
+        text_index: which one that is.
+        conversation: the turns (stage 4); else empty.
+        pixels: uint8 (views, 3, height, width), RGB, 0..255: the image fitted to the data set's patch grid, so that the
+            labels lie on it.
+        selector: uint8 (views, rows, cols), 0 or 1: whether the text talks about the patch.
+        coverage: uint8 (views, rows, cols), 0..255: how much of the patch is covered.
+        codes: int64 (*grid[, codebooks]), before any vocabulary offset.
+        features: float16 (views, tokens, channels).
+        feature_selector: uint8 (views, rows, cols): the selector on the grid of the features, which is another where
+            these are pooled (DeCo).
+        feature_coverage: uint8 (views, rows, cols): the coverage on that grid.
+        sequence: what the data set's `sequences` made of all this.
+    """
+
+    key: str
+    dataset: int
+    text: str
+    text_index: int
+    conversation: tuple[Turn, ...] = ()
+    pixels: torch.Tensor | None = None
+    selector: torch.Tensor | None = None
+    coverage: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    feature_selector: torch.Tensor | None = None
+    feature_coverage: torch.Tensor | None = None
+    sequence: TokenSequence | None = None
+
+
+@dataclass(frozen=True)
+class StageFields:
+    """Which fields a stage's samples have."""
+
+    pixels: bool
+    labels: bool
+    codes: bool
+    features: bool
+    conversation: bool
+
+
+def fields_of(stage: Stage, images: bool | None, datasets: Sequence[StoredDataset]) -> StageFields:
+    """What the stage is given of these data sets.
+
+    Args:
+        stage: 1 to 4.
+        images: whether pixels are given; None: in stages 1 and 4.
+        datasets: at least one.
+
+    Raises:
+        ConfigError: there is no such stage, or a data set lacks what it needs.
+    """
+    if stage not in (1, 2, 3, 4):
+        raise ConfigError(f"there is no stage {stage!r}; MaVEn has the stages 1, 2, 3 and 4")
+    pixels = images if images is not None else stage in (1, 4)
+    has_features = datasets[0].manifest.layout.features is not None
+    fields = StageFields(
+        pixels=pixels,
+        labels=stage == 1,
+        codes=stage != 3,
+        # In stage 3 pixels stand in for features: the caller's encoder makes these from them.
+        features=stage != 2 and (has_features or (stage == 3 and not pixels)),
+        conversation=stage == 4,
+    )
+    for dataset in datasets:
+        _check_mixable(stage, fields, datasets[0], dataset)
+        _check_fields(stage, fields, dataset.uri, dataset.manifest.layout)
+    return fields
+
+
+def _check_mixable(stage: Stage, fields: StageFields, first: StoredDataset, other: StoredDataset) -> None:
+    """One batch holds samples of all, and one model learns from them."""
+    if first is other:
+        return
+    ours, theirs = first.manifest.layout, other.manifest.layout
+    pairs: dict[str, tuple[object, object]] = {}
+    if fields.pixels or fields.labels:
+        pairs["patch grids"] = (ours.grid, theirs.grid)
+    if fields.pixels:
+        pairs["ways of fitting images"] = (first.grid, other.grid)
+    if fields.labels:
+        pairs["thresholds of labels (min_coverage)"] = (ours.min_coverage, theirs.min_coverage)
+    if fields.codes and ours.tokens and theirs.tokens:
+        pairs["codebooks"] = (Codebook.of(first.manifest), Codebook.of(other.manifest))
+    if stage != 2:
+        pairs["features"] = (ours.features, theirs.features)
+        pairs["vision encoders"] = (first.manifest.models.get("vit"), other.manifest.models.get("vit"))
+    for what, (one, two) in pairs.items():
+        if one != two:
+            raise ConfigError(
+                f"{first.uri} and {other.uri} can't be mixed in stage {stage}: their {what} differ ({one} and {two}); "
+                "build or extend one as the other is, or train on them one after another"
+            )
+
+
+def _check_fields(stage: Stage, fields: StageFields, uri: str, layout: Layout) -> None:
+    wrong = f"stage {stage} can't be trained on {uri}: it has no"
+    if fields.labels and layout.min_coverage is None:
+        raise ConfigError(f"{wrong} patch labels; `patchmint extend` adds them (or `patchmint build` with `labels`)")
+    if fields.codes and layout.tokens is None:
+        raise ConfigError(f"{wrong} codes; `patchmint extend` adds them (or `patchmint build` with `tokens`)")
+    if fields.features and layout.features is None:
+        raise ConfigError(
+            f"{wrong} features; `patchmint extend` adds them (or `patchmint build` with `features`), or take pixels "
+            "with images=True and make features of them in training"
+        )
+
+
+class SampleMaker:
+    """Makes stage samples of stored ones.
+
+    Args:
+        datasets: which the places number.
+        fields: what is given.
+        text: which of a sample's texts: "random", by seed, epoch and sample, or the "first".
+        seed: not negative.
+    """
+
+    def __init__(self, datasets: Sequence[StoredDataset], fields: StageFields, text: TextChoice, seed: int) -> None:
+        self._datasets = datasets
+        self._fields = fields
+        self._text = text
+        self._seed = seed
+
+    def make(self, place: Place, stored: StoredSample) -> StageSample:
+        """The sample that comes at a place.
+
+        Raises:
+            ShardError: it isn't what its data set says.
+        """
+        dataset, document, fields = self._datasets[place.dataset], stored.document, self._fields
+        layout = dataset.manifest.layout
+        index = self._text_index(place, len(document.texts))
+        views = document.grid.views
+        given: dict[str, Any] = {}
+        if fields.conversation:
+            given["conversation"] = _conversation(stored)
+        if fields.pixels:
+            given["pixels"] = _pixels(stored, dataset)
+        if fields.labels:
+            given |= _labels(stored, layout, index, with_features=fields.features)
+        if fields.codes and layout.tokens is not None:
+            codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
+            given["codes"] = torch.from_numpy(codes.astype(np.int64))
+        if fields.features and layout.features is not None:
+            shape = (views * layout.features.tokens, layout.features.channels)
+            features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
+            given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
+        return StageSample(key=stored.key, dataset=place.dataset, text=document.texts[index], text_index=index, **given)
+
+    def _text_index(self, place: Place, texts: int) -> int:
+        if texts == 1 or self._text == "first":
+            return 0
+        key = (self._seed, place.dataset, place.epoch, place.index)
+        return int(np.random.SeedSequence(key).generate_state(1)[0]) % texts
+
+
+def _conversation(stored: StoredSample) -> tuple[Turn, ...]:
+    turns = tuple(Turn(turn.role, turn.content) for turn in stored.document.conversation)
+    if not turns:
+        raise ShardError("it has no conversation; stage 4 needs a data set built from source kind llava")
+    return turns
+
+
+def _pixels(stored: StoredSample, dataset: StoredDataset) -> torch.Tensor:
+    document = stored.document
+    try:
+        image = decode_image(stored.image, max_megapixels=dataset.max_megapixels)
+    except ImageError as error:
+        raise ShardError(f"its image can't be read: {error}") from error
+    if image.size != (document.image.height, document.image.width):
+        raise ShardError(
+            f"its image has {image.size[1]} x {image.size[0]} pixels, its KEY.json says "
+            f"{document.image.width} x {document.image.height}, on which the labels lie"
+        )
+    views = np.stack(fit_image(image.pixels, dataset.grid))
+    if len(views) != document.grid.views:
+        raise ShardError(f"its image has {len(views)} views, its KEY.json says {document.grid.views}")
+    return torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
+
+
+def _labels(stored: StoredSample, layout: Layout, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
+    document, rows = stored.document, layout.grid.rows
+    shape = (len(document.texts), document.grid.views * rows, layout.grid.cols)
+    selector = _checked(stored, SELECTOR, shape, np.dtype("u1"))[text]
+    coverage = _checked(stored, COVERAGE, shape, np.dtype("u1"))[text]
+    given = {"selector": _by_view(selector, rows), "coverage": _by_view(coverage, rows)}
+    if with_features and layout.features is not None:
+        pooled = layout.features.grid
+        if pooled != (rows, layout.grid.cols):
+            coverage = pool_coverage(coverage[None], rows, pooled)[0]
+            selector = (coverage > (layout.threshold or 0)).astype(np.uint8)
+        given["feature_selector"] = _by_view(selector, pooled[0])
+        given["feature_coverage"] = _by_view(coverage, pooled[0])
+    return given
+
+
+def _by_view(grid: npt.NDArray[np.uint8], rows: int) -> torch.Tensor:
+    return torch.from_numpy(grid.reshape(-1, rows, grid.shape[1]).copy())
+
+
+def _checked(stored: StoredSample, ending: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    array = stored.array(ending)
+    if array is None:
+        raise ShardError(f"it has no member {ending!r}")
+    if array.shape != shape or array.dtype != dtype:
+        raise ShardError(f"its {ending} is {array.dtype} {array.shape}; its data set says {dtype} {shape}")
+    return array

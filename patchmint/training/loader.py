@@ -1,0 +1,191 @@
+"""Batches of a `StageDataset`, which can be resumed at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count, islice, tee
+from traceback import clear_frames
+from typing import Any
+
+import numpy as np
+from torch import Generator
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from patchmint.errors import ConfigError, ShardError
+from patchmint.training.collate import StageBatch, collate
+from patchmint.training.dataset import StageDataset
+from patchmint.training.fields import StageSample
+from patchmint.training.order import Place
+from patchmint.training.state import checked_state
+
+
+class StageLoader:
+    """Batches of one rank, the same ones with any number of workers.
+
+    Iterating gives the rest of the present epoch; iterating again gives the next one, in its own order. What counts as
+    given is what was handed out: batches that workers have prepared ahead are made again after a resume.
+
+    Args:
+        dataset: the samples.
+        batch_size: samples of a batch.
+        num_workers: processes that read and decode; 0: this one.
+        drop_last: leave out an epoch's last batch where it is smaller than the others.
+        pad_id: fills `input_ids` after a sequence's end.
+        pin_memory: copy batches to pinned memory, for a faster way to the GPU.
+        prefetch_factor: batches that each worker prepares ahead; None: torch's 2.
+        multiprocessing_context: "fork", "spawn" or "forkserver". None: "spawn" for object stores, whose connections
+            don't survive a fork, else torch's own.
+
+    Attributes:
+        epoch: the present one, from 0.
+        batch: batches of it that were handed out.
+        skipped: damaged samples left out of the batches handed out.
+
+    Raises:
+        ConfigError: there isn't one batch in an epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: StageDataset,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        pad_id: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        multiprocessing_context: str | None = None,
+    ) -> None:
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"batch_size ({batch_size}) must be at least 1, num_workers ({num_workers}) at least 0")
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._pad_id = pad_id
+        if num_workers and multiprocessing_context is None and not dataset.is_local:
+            multiprocessing_context = "spawn"
+        self._options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "prefetch_factor": prefetch_factor,
+            "multiprocessing_context": multiprocessing_context,
+        }
+        samples = dataset.samples_of_rank
+        self._batches = samples // batch_size if drop_last else -(-samples // batch_size)
+        if not self._batches:
+            raise ConfigError(f"an epoch of {samples} samples has no full batch of {batch_size}; make batches smaller")
+        self._running: Iterator[StageBatch] | None = None
+        self.epoch = self.batch = self.skipped = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[StageBatch]:
+        """The rest of the present epoch's batches.
+
+        Raises:
+            ShardError: a sample is damaged, or all of a batch are.
+            InputError: `sequences` refuses a sample.
+            StorageError: a shard can't be read.
+        """
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield self._next()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a state of this loader belongs to."""
+        return self._dataset.identity | {"batch_size": self._batch_size, "drop_last": self._drop_last}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this loader is, as plain values; the same on all ranks that have taken equally many steps."""
+        return {"epoch": self.epoch, "batch": self.batch, "of": self.identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken; the number of workers may be another.
+
+        Raises:
+            ConfigError: it belongs to other data or settings.
+        """
+        epoch, batch = checked_state(state, self.identity, "batch")
+        self._go_to(epoch, batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the present one is gone on with, also in its middle.
+
+        Raises:
+            ConfigError: there is no such epoch.
+        """
+        if epoch < 0:
+            raise ConfigError(f"there is no epoch {epoch}; the first is 0")
+        if epoch != self.epoch:
+            self._go_to(epoch, 0)
+
+    def close(self) -> None:
+        """End the workers. Iterating starts new ones."""
+        self._running = None
+
+    def _go_to(self, epoch: int, batch: int) -> None:
+        self.close()
+        self.epoch, self.batch = epoch + batch // self._batches, batch % self._batches
+
+    def _next(self) -> StageBatch:
+        if self._running is None:
+            self._running = self._start()
+        try:
+            batch = next(self._running)
+        except BaseException as error:
+            # What the workers have made ahead can't be put in order any more. torch's frames would keep its iterator
+            # for the garbage collector, which takes its queues apart first; then it waits 5 s for each worker.
+            clear_frames(error.__traceback__)
+            self.close()
+            raise
+        self.epoch, self.batch = divmod(self.epoch * self._batches + self.batch + 1, self._batches)
+        self.skipped += len(batch.skipped)
+        return batch
+
+    def _start(self) -> Iterator[StageBatch]:
+        first = self.epoch * self._batches + self.batch
+        batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._pad_id)
+        # With a generator of its own the loader leaves torch's global random numbers alone: a run that was resumed
+        # sees the same ones as one that wasn't. Batches come complete, so torch has nothing to collate.
+        return iter(DataLoader(batches, batch_size=None, collate_fn=_as_it_is, generator=Generator(), **self._options))
+
+
+class _Batches(IterableDataset[StageBatch]):
+    """All batches from one on, epoch after epoch; of W workers each makes every W-th, as torch asks them in turn."""
+
+    def __init__(self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, pad_id: int) -> None:
+        self._dataset = dataset
+        self._first = first
+        self._per_epoch = per_epoch
+        self._batch_size = batch_size
+        self._pad_id = pad_id
+
+    def __iter__(self) -> Iterator[StageBatch]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Reading looks ahead of what is collated.
+        wanted, to_read = tee(map(self._places, count(self._first + part, parts)))
+        samples = self._dataset.stream(place for places in to_read for place in places)
+        for places in wanted:
+            yield self._collated(list(islice(samples, len(places))))
+
+    def _places(self, number: int) -> list[Place]:
+        epoch, batch = divmod(number, self._per_epoch)
+        start = batch * self._batch_size
+        end = min(start + self._batch_size, self._dataset.samples_of_rank)
+        return self._dataset.places(epoch, np.arange(start, end, dtype=np.int64))
+
+    def _collated(self, found: list[StageSample | str]) -> StageBatch:
+        skipped = tuple(one for one in found if isinstance(one, str))
+        samples = [one for one in found if isinstance(one, StageSample)]
+        if not samples:
+            raise ShardError(f"all samples of a batch are damaged, so none is skipped any more: {skipped[0]}")
+        return collate(samples, pad_id=self._pad_id, skipped=skipped)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

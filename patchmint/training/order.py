@@ -1,0 +1,187 @@
+"""In which order an epoch's samples come: a pure function of seed and epoch, so any place in it is found at once.
+
+Shards are permuted and cut into windows of whole shards; within a window samples are permuted. Several data sets are
+interleaved in blocks, each of which holds its share of every one of them. Nothing is read, and nothing of an epoch's
+length is held.
+
+Permutations sort the raw output of a bit generator, which numpy promises never to change (NEP 19); what its
+`Generator.permutation` gives may differ from version to version, and a resumed run would go on elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+_SHARDS, _SAMPLES, _BLENDS = range(3)
+_CACHED_WINDOWS = 16
+# Ranks and batches walk through few windows at a time: two of each data set.
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which sample comes.
+
+    Attributes:
+        dataset: number of the data set.
+        epoch: of that data set; the run's own where no weights are given.
+        index: of the sample, shards in order of their names.
+    """
+
+    dataset: int
+    epoch: int
+    index: int
+
+
+def permutation(length: int, *key: int) -> Indices:
+    """A permutation of `0..length-1` that depends on the key alone, also with the next numpy."""
+    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
+    return np.argsort(bits, kind="stable")
+
+
+class ShardOrder:
+    """The order within one data set.
+
+    Args:
+        counts: samples of each shard.
+        seed: not negative.
+        dataset: number of the data set, so that two of one form don't come in one order.
+        window: samples that are shuffled together, at least: whole shards, as many as it takes.
+        shuffle: False: as they are stored, in every epoch.
+    """
+
+    def __init__(self, counts: Indices, *, seed: int, dataset: int, window: int, shuffle: bool) -> None:
+        self.samples = int(counts.sum())
+        self._counts = counts
+        self._firsts = np.cumsum(counts) - counts
+        self._key = (seed, dataset)
+        self._window = window
+        self._shuffle = shuffle
+        self._epoch = lru_cache(2)(self._epoch_windows)
+        self._shuffled = lru_cache(_CACHED_WINDOWS)(self._shuffled_window)
+
+    def indices(self, epoch: int, positions: Indices) -> Indices:
+        """The samples at some positions of an epoch."""
+        if not self._shuffle:
+            return positions
+        starts, _ = self._epoch(epoch)
+        windows = np.searchsorted(starts, positions, side="right") - 1
+        found = np.empty_like(positions)
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            found[here] = self._shuffled(epoch, window)[positions[here] - starts[window]]
+        return found
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Caches stay behind."""
+        seed, dataset = self._key
+        return _shard_order, (self._counts, seed, dataset, self._window, self._shuffle)
+
+    def _epoch_windows(self, epoch: int) -> tuple[Indices, list[Indices]]:
+        """First positions of an epoch's windows, and the shards in each."""
+        shards = permutation(len(self._counts), self._key[0], _SHARDS, self._key[1], epoch, 0)
+        ends = np.cumsum(self._counts[shards])
+        groups, starts, begun = [], [], 0
+        while begun < len(shards):
+            start = int(ends[begun - 1]) if begun else 0
+            end = min(int(np.searchsorted(ends, start + self._window)) + 1, len(shards))
+            groups.append(shards[begun:end])
+            starts.append(start)
+            begun = end
+        return np.array(starts, np.int64), groups
+
+    def _shuffled_window(self, epoch: int, window: int) -> Indices:
+        shards = self._epoch(epoch)[1][window]
+        ranges = [np.arange(self._firsts[shard], self._firsts[shard] + self._counts[shard]) for shard in shards]
+        samples: Indices = np.concatenate(ranges)
+        return samples[permutation(len(samples), self._key[0], _SAMPLES, self._key[1], epoch, window)]
+
+
+def _shard_order(counts: Indices, seed: int, dataset: int, window: int, shuffle: bool) -> ShardOrder:
+    return ShardOrder(counts, seed=seed, dataset=dataset, window=window, shuffle=shuffle)
+
+
+class MixedOrder:
+    """The order of one or more data sets together.
+
+    Args:
+        counts: for each data set the samples of each shard.
+        draws: samples of each data set in an epoch; a data set of another size goes on, in the next epoch, where it
+            stopped in this one.
+        seed: not negative.
+        window: as for `ShardOrder`; also the samples in which data sets are blended.
+        shuffle: False: one data set after another, as they are stored.
+    """
+
+    def __init__(
+        self, counts: Sequence[Indices], draws: Sequence[int], *, seed: int, window: int, shuffle: bool
+    ) -> None:
+        self.samples = sum(draws)
+        self._orders = [
+            ShardOrder(shards, seed=seed, dataset=number, window=window, shuffle=shuffle)
+            for number, shards in enumerate(counts)
+        ]
+        self._draws = np.array(draws, np.int64)
+        self._seed = seed
+        # One data set needs no blending, and without shuffling they come one after another.
+        self._blocks = ceil(self.samples / window) if shuffle and len(counts) > 1 else 0
+
+    def places(self, epoch: int, positions: Indices) -> list[Place]:
+        """What comes at some positions of an epoch, each 0 .. samples - 1."""
+        datasets, drawn = self._blended(epoch, positions) if self._blocks else self._in_turn(positions)
+        drawn = drawn + epoch * self._draws[datasets]
+        sizes = np.array([order.samples for order in self._orders])[datasets]
+        epochs, within = drawn // sizes, drawn % sizes
+        found = np.empty_like(positions)
+        for dataset, own in set(zip(datasets.tolist(), epochs.tolist(), strict=True)):
+            here = (datasets == dataset) & (epochs == own)
+            found[here] = self._orders[dataset].indices(own, within[here])
+        return [Place(*place) for place in zip(datasets.tolist(), epochs.tolist(), found.tolist(), strict=True)]
+
+    def _in_turn(self, positions: Indices) -> tuple[Indices, Indices]:
+        """As `_blended`, with each data set after the one before it."""
+        ends = np.cumsum(self._draws)
+        datasets = np.searchsorted(ends, positions, side="right")
+        return datasets, positions - (ends - self._draws)[datasets]
+
+    def _blended(self, epoch: int, positions: Indices) -> tuple[Indices, Indices]:
+        """The data set at each position, and how many of its samples came before in this epoch."""
+        datasets, drawn = np.empty_like(positions), np.empty_like(positions)
+        blocks = self._block_of(positions)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            cuts, ends = self._cuts(block), self._cuts(block + 1)
+            labels, counts = _blend(tuple((ends - cuts).tolist()), self._seed, epoch, block)
+            within = positions[here] - cuts.sum()
+            datasets[here] = labels[within]
+            drawn[here] = counts[within] + cuts[labels[within]]
+        return datasets, drawn
+
+    def _cuts(self, block: int) -> Indices:
+        """How many samples of each data set come before a block: all of them advance evenly."""
+        return block * self._draws // self._blocks
+
+    def _block_of(self, positions: Indices) -> Indices:
+        blocks = positions * self._blocks // self.samples
+        # Cuts are rounded down, so a block may begin some positions before its even share, but never after.
+        while (late := ((blocks[:, None] + 1) * self._draws // self._blocks).sum(axis=1) <= positions).any():
+            blocks = blocks + late
+        return blocks
+
+
+@lru_cache(_CACHED_WINDOWS)
+def _blend(shares: tuple[int, ...], seed: int, epoch: int, block: int) -> tuple[Indices, Indices]:
+    """A block's data sets in order, and for each position how many of its data set came before it in the block."""
+    labels = np.repeat(np.arange(len(shares)), shares)
+    labels = labels[permutation(len(labels), seed, _BLENDS, 0, epoch, block)]
+    counts = np.empty_like(labels)
+    for dataset, share in enumerate(shares):
+        counts[labels == dataset] = np.arange(share)
+    return labels, counts

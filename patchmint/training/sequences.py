@@ -1,0 +1,273 @@
+"""Token sequences of text and images for the language model, with what is learnt of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import ConfigError, InputError
+from patchmint.training.vocabulary import VisualVocabulary
+from patchmint.training.vocabulary_text import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NOT_LEARNT = -100
+"""Label of what isn't learnt."""
+
+IMAGE_MARK = "<image>"
+"""Stands for an image in a text of several, and in a turn of a conversation."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """One sequence for the language model.
+
+    Attributes:
+        input_ids: int64 (length,).
+        labels: int64 (length,): the same ids where they are learnt, -100 where not. Not shifted: transformers'
+            causal models do that themselves.
+        state_position: where the language model's hidden state is the patch selector's global state; None: nowhere.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    state_position: int | None = None
+
+
+class Turn(Protocol):
+    """One turn of a conversation, as the shards have it."""
+
+    @property
+    def role(self) -> str:
+        """Who speaks: human or gpt."""
+
+    @property
+    def content(self) -> str:
+        """What is said; each `<image>` of a human stands for an image."""
+
+
+@dataclass(frozen=True)
+class ConversationTemplate:
+    """What stands around the turns of a conversation.
+
+    Attributes:
+        system: before the first turn.
+        human: before what a human says.
+        after_human: after it.
+        gpt: before an answer. An answer ends with EOS.
+    """
+
+    system: str = ""
+    human: str = "USER:\n"
+    after_human: str = "\n"
+    gpt: str = "ASSISTANT:\n"
+
+
+_DEFAULT_TEMPLATE = ConversationTemplate()
+
+
+class _Segment(NamedTuple):
+    ids: Sequence[int] | npt.NDArray[np.int64]
+    learnt: bool
+    image: bool = False
+
+
+class SequenceBuilder:
+    """Makes sequences of texts and of images' codes; an image is its begin mark, its codes and its end mark.
+
+    Every sequence begins with the tokenizer's BOS where the tokenizer puts one. Texts between two images, and around
+    them, are encoded one by one. What a text says never becomes a special token (`TextEncoder`).
+
+    A sequence over `max_length` loses text, at that text's end; an image stays whole. Where text stands before the only
+    image (`text_to_image`, `state`), that text gets shorter. Else the sequence ends at `max_length`, and an image that
+    would not fit whole is left out with all that follows it. A text that was cut has no EOS.
+
+    Can be pickled, so that a loader's workers can call it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: VisualVocabulary,
+        *,
+        max_length: int | None = None,
+        template: ConversationTemplate = _DEFAULT_TEMPLATE,
+    ) -> None:
+        """Take an extended tokenizer.
+
+        Args:
+            tokenizer: of Hugging Face.
+            vocabulary: what `extend_tokenizer` returned for it.
+            max_length: most ids in a sequence; None: no limit.
+            template: for conversations.
+
+        Raises:
+            ConfigError: the tokenizer isn't extended as the vocabulary says, or the limit is not positive.
+        """
+        found = VisualVocabulary.of_tokenizer(tokenizer, vocabulary.codebook)
+        if (found.text_size, found.eos_id) != (vocabulary.text_size, vocabulary.eos_id):
+            raise ConfigError(
+                f"the vocabulary has {vocabulary.text_size} ids of text and EOS {vocabulary.eos_id}, the tokenizer "
+                f"{found.text_size} and {found.eos_id}; make it with VisualVocabulary.of_tokenizer"
+            )
+        if max_length is not None and max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, not {max_length}")
+        self.vocabulary = vocabulary
+        self._text = TextEncoder(tokenizer, vocabulary)
+        self._max_length = max_length
+        self._template = template
+
+    def image_to_text(self, codes: npt.ArrayLike, text: str) -> TokenSequence:
+        """An image, then its text and EOS; the text and EOS are learnt.
+
+        Raises:
+            InputError: the codes are not the codebook's, or the limit leaves nothing to learn.
+            TextError: the text can't be encoded.
+        """
+        return self._joined([self._image(codes), self._written(text, learnt=True), self._eos(learnt=True)])
+
+    def text_to_image(self, text: str, codes: npt.ArrayLike) -> TokenSequence:
+        """A text, then its image; the image's codes and end mark are learnt.
+
+        Raises:
+            InputError: the codes are not the codebook's, or the image alone is over the limit.
+            TextError: the text can't be encoded.
+        """
+        image = self._image(codes)
+        begin, rest = _Segment(image.ids[:1], learnt=False), _Segment(image.ids[1:], learnt=True)
+        return _sequence([*self._text_before(text, len(image.ids)), begin, rest])
+
+    def state(self, codes: npt.ArrayLike, text: str = "") -> TokenSequence:
+        """MaVEn's discrete state: an image, then EOS, where the language model's hidden state is the selector's input.
+
+        Args:
+            codes: of the image.
+            text: stands before the image, so that the state knows of it; "": the image alone.
+
+        Returns:
+            A sequence of which nothing is learnt, with `state_position`.
+
+        Raises:
+            InputError: the codes are not the codebook's, or the image alone is over the limit.
+            TextError: the text can't be encoded.
+        """
+        image, eos = self._image(codes), self._eos(learnt=False)
+        made = _sequence([*self._text_before(text, len(image.ids) + 1), image, eos])
+        return TokenSequence(made.input_ids, made.labels, state_position=len(made.input_ids) - 1)
+
+    def interleaved(self, text: str, images: Sequence[npt.ArrayLike]) -> TokenSequence:
+        """A text with images in it, then EOS; the text and EOS are learnt.
+
+        Args:
+            text: each `<image>` in it stands for an image.
+            images: codes of each image, in order.
+
+        Raises:
+            InputError: there are more or fewer images than marks, codes are not the codebook's, or the limit leaves
+                nothing to learn.
+            TextError: the text can't be encoded.
+        """
+        _check_count(text.count(IMAGE_MARK), len(images), "the text")
+        return self._joined([*self._mixed(text, iter(images), learnt=True), self._eos(learnt=True)])
+
+    def conversation(self, turns: Sequence[Turn], images: Sequence[npt.ArrayLike]) -> TokenSequence:
+        """A conversation; the answers are learnt, each with EOS after it.
+
+        Args:
+            turns: of roles human and gpt. `<image>` stands for an image where a human says it.
+            images: codes of each image, in order.
+
+        Raises:
+            InputError: a role is unknown, there are more or fewer images than marks, codes are not the codebook's, or
+                no answer is there or within the limit.
+            TextError: a turn can't be encoded.
+        """
+        template = self._template
+        said = [template.human + turn.content + template.after_human for turn in turns if turn.role == "human"]
+        _check_count(sum(text.count(IMAGE_MARK) for text in said), len(images), "the humans' turns")
+        humans, left = iter(said), iter(images)
+        segments = [self._written(template.system, learnt=False)]
+        for turn in turns:
+            if turn.role == "human":
+                segments += self._mixed(next(humans), left, learnt=False)
+            elif turn.role == "gpt":
+                segments += [self._written(template.gpt, learnt=False), self._written(turn.content, learnt=True)]
+                segments.append(self._eos(learnt=True))
+            else:
+                raise InputError(f"a turn's role is {turn.role[:40]!r}; human and gpt are known")
+        return self._joined(segments)
+
+    def _image(self, codes: npt.ArrayLike) -> _Segment:
+        vocabulary = self.vocabulary
+        ids = np.concatenate([[vocabulary.begin_id], vocabulary.ids(codes), [vocabulary.end_id]])
+        return _Segment(ids, learnt=False, image=True)
+
+    def _written(self, text: str, *, learnt: bool) -> _Segment:
+        return _Segment(self._text.encode(text), learnt)
+
+    def _mixed(self, text: str, images: Iterable[npt.ArrayLike], *, learnt: bool) -> list[_Segment]:
+        first, *others = text.split(IMAGE_MARK)
+        segments = [self._written(first, learnt=learnt)]
+        for part, codes in zip(others, images, strict=False):
+            segments += [self._image(codes), self._written(part, learnt=learnt)]
+        return segments
+
+    def _eos(self, *, learnt: bool) -> _Segment:
+        return _Segment([self.vocabulary.eos_id], learnt)
+
+    def _text_before(self, text: str, others: int) -> list[_Segment]:
+        """BOS and a text that leaves room for `others` ids."""
+        ids = self._text.encode(text)
+        if self._max_length is not None:
+            room = self._max_length - others - len(self._text.prefix)
+            if room < 0:
+                raise InputError(
+                    f"an image takes {self._max_length - room} ids with its marks, more than max_length "
+                    f"{self._max_length}; images are never cut: raise max_length"
+                )
+            ids = ids[:room]
+        return [_Segment(self._text.prefix, learnt=False), _Segment(ids, learnt=False)]
+
+    def _joined(self, segments: list[_Segment]) -> TokenSequence:
+        """BOS and the segments, as far as they are within the limit."""
+        whole = [_Segment(self._text.prefix, learnt=False), *segments]
+        made = _sequence(whole if self._max_length is None else _cut(whole, self._max_length))
+        if (made.labels == NOT_LEARNT).all():
+            total = sum(len(segment.ids) for segment in whole)
+            raise InputError(
+                f"nothing is learnt of a sequence of {total} ids: no answer or text is within its first "
+                f"{len(made.input_ids)}; raise max_length ({self._max_length}), or leave the sample out"
+            )
+        return made
+
+
+def _cut(segments: list[_Segment], limit: int) -> list[_Segment]:
+    kept = []
+    for segment in segments:
+        if len(segment.ids) <= limit:
+            kept.append(segment)
+            limit -= len(segment.ids)
+            continue
+        if not segment.image:
+            kept.append(segment._replace(ids=segment.ids[:limit]))
+        break
+    return kept
+
+
+def _sequence(segments: list[_Segment]) -> TokenSequence:
+    ids = np.concatenate([np.asarray(segment.ids, np.int64) for segment in segments])
+    learnt = np.repeat([segment.learnt for segment in segments], [len(segment.ids) for segment in segments])
+    return TokenSequence(ids, np.where(learnt, ids, NOT_LEARNT))
+
+
+def _check_count(marks: int, images: int, where: str) -> None:
+    if marks != images:
+        raise InputError(
+            f"{where} has {marks} {IMAGE_MARK} marks for {images} images; each image needs one mark, and each mark one "
+            "image"
+        )

@@ -1,0 +1,262 @@
+"""One vocabulary of text and images: which id of the language model means which code of the image tokenizer.
+
+Ids 0..N_text-1 are the text tokenizer's own. Code c is id N_text + c (MaVEn, arXiv 2408.12321); of several codebooks,
+each one's ids follow those of the one before. Then come the marks of an image's begin and end, and `<EOS>` where the
+tokenizer has no such token of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken
+
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.shards.manifest import Manifest
+from patchmint.training.vocabulary_tokens import find_first_visual, visual_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EOS = "<EOS>"
+"""Added where the tokenizer has no token of its own that ends a text."""
+
+_DIGEST_CHARACTERS = 12
+_MARKS = 2
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Whose codes these are. Codes of two unlike codebooks mean different things and never share ids.
+
+    Attributes:
+        member: the tokenizer's name, which is that of the shards' member too.
+        codebook_sizes: number of codes in each codebook.
+        preprocessing: how pixels were prepared.
+        fingerprint: of the model: the SHA-256 of its file, or its name where it has none.
+
+    Raises:
+        ConfigError: there is no codebook, or one without a code.
+    """
+
+    member: str
+    codebook_sizes: tuple[int, ...]
+    preprocessing: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise ConfigError(f"codebook sizes must be positive and at least one, not {self.codebook_sizes}")
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Codebook:
+        """The codebook of a data set's codes.
+
+        Raises:
+            ConfigError: the data set has no codes.
+            ShardError: the manifest doesn't say which model made them.
+        """
+        tokens = manifest.layout.tokens
+        if tokens is None:
+            raise ConfigError("the data set has no codes; add them with `patchmint extend`, or build with `tokens` set")
+        if "tokenizer" not in manifest.models:
+            raise ShardError("dataset.json has codes but names no tokenizer; run the build's command again")
+        # A list of used codes gives the same numbers other meanings.
+        models = [manifest.models[role] for role in ("tokenizer", "remap") if role in manifest.models]
+        fingerprint = "+".join(model.sha256 or model.name for model in models)
+        return cls(tokens.member, tokens.codebook_sizes, tokens.preprocessing, fingerprint)
+
+    @property
+    def size(self) -> int:
+        """Number of codes of all codebooks."""
+        return sum(self.codebook_sizes)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify it."""
+        parts = [self.member, list(self.codebook_sizes), self.preprocessing, self.fingerprint]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGEST_CHARACTERS]
+
+
+@dataclass(frozen=True)
+class VisualVocabulary:
+    """Ids of text and images.
+
+    Attributes:
+        text_size: N_text, the number of ids before the visual ones.
+        codebook: whose codes the visual ids mean.
+        eos_id: of the token that ends a text.
+        size: number of all ids: rows that the language model's embeddings need.
+    """
+
+    text_size: int
+    codebook: Codebook
+    eos_id: int
+    size: int
+
+    @classmethod
+    def after(cls, text_size: int, codebook: Codebook) -> VisualVocabulary:
+        """The vocabulary after `text_size` ids of text, none of which ends a text: `<EOS>` comes last.
+
+        Raises:
+            ConfigError: the size is negative.
+        """
+        if text_size < 0:
+            raise ConfigError(f"the text vocabulary can't have {text_size} tokens; give len(tokenizer)")
+        eos_id = text_size + codebook.size + _MARKS
+        return cls(text_size, codebook, eos_id=eos_id, size=eos_id + 1)
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocabulary:
+        """The vocabulary of a tokenizer that `extend_tokenizer` extended, also after saving and loading it.
+
+        Raises:
+            ConfigError: it isn't extended, only in part, or for another codebook.
+        """
+        found = _read(tokenizer, codebook)
+        if found is None:
+            raise ConfigError(
+                f"the tokenizer has no visual tokens; extend it for codebook {codebook.digest} with extend_tokenizer"
+            )
+        return found
+
+    @property
+    def begin_id(self) -> int:
+        """Of the mark before an image's codes."""
+        return self.text_size + self.codebook.size
+
+    @property
+    def end_id(self) -> int:
+        """Of the mark after an image's codes."""
+        return self.begin_id + 1
+
+    def ids(self, codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Ids of one image's codes, row-major, the codebooks of a cell one after another; without marks.
+
+        Args:
+            codes: integers (rows, cols) or (length,); with several codebooks (rows, cols, codebooks) or (length,
+                codebooks).
+
+        Returns:
+            int64 (cells * codebooks,).
+
+        Raises:
+            InputError: they are no integers, of another shape, or not in the codebook.
+        """
+        array, sizes = _integers(codes, "codes"), self.codebook.codebook_sizes
+        several = len(sizes) > 1
+        if array.ndim - several not in (1, 2) or (several and array.shape[-1] != len(sizes)) or array.size == 0:
+            axis = f", each with a last axis of {len(sizes)} codebooks" if several else ""
+            raise InputError(
+                f"codes of shape {array.shape} are not one image's: (rows, cols) or (length,) was expected{axis}"
+            )
+        wrong = np.argwhere((array < 0) | (array >= np.array(sizes)))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            size = sizes[place[-1]] if several else sizes[0]
+            raise InputError(
+                f"code {array[place]} at {place} is outside its codebook, which has codes 0 to {size - 1}; the codes "
+                f"are of another tokenizer than {self.codebook.member!r}, or are ids already"
+            )
+        return (array.astype(np.int64) + self._starts).reshape(-1)
+
+    def codes(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Codes of one image's ids: the reverse of `ids`, without the grid's shape.
+
+        Args:
+            ids: integers (cells * codebooks,), without marks.
+
+        Returns:
+            int64 (cells,); with several codebooks (cells, codebooks).
+
+        Raises:
+            InputError: they are no ids of codes, or those of several codebooks don't take turns.
+        """
+        array, sizes = _integers(ids, "ids"), self.codebook.codebook_sizes
+        if array.ndim != 1 or array.size == 0 or array.size % len(sizes):
+            raise InputError(
+                f"ids of shape {array.shape} are not one image's: (length,) was expected, a multiple of {len(sizes)}"
+            )
+        codes = array.astype(np.int64).reshape(-1, len(sizes)) - self._starts
+        wrong = np.flatnonzero((codes < 0) | (codes >= np.array(sizes)))
+        if len(wrong):
+            place = int(wrong[0])
+            raise InputError(
+                f"id {array[place]} at {place} is no code of codebook {place % len(sizes)}; give the ids between an "
+                "image's begin and end marks, and no others"
+            )
+        return codes[:, 0] if len(sizes) == 1 else codes
+
+    def is_visual(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which ids mean codes; the marks and `<EOS>` don't.
+
+        Args:
+            ids: integers of any shape.
+
+        Raises:
+            InputError: they are no integers.
+        """
+        array = _integers(ids, "ids")
+        return np.asarray((array >= self.text_size) & (array < self.begin_id))
+
+    @property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """First id of each codebook."""
+        sizes = np.array(self.codebook.codebook_sizes, np.int64)
+        return self.text_size + np.cumsum(sizes) - sizes
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocabulary:
+    """Add a codebook's tokens to a text tokenizer of Hugging Face, in place: code c gets id len(tokenizer) + c.
+
+    Nothing is added to one that is extended for this codebook already. `save_pretrained` keeps what was added.
+
+    Raises:
+        ConfigError: it is extended for another codebook or only in part, or its ids have holes. It is unchanged.
+    """
+    found = _read(tokenizer, codebook)
+    if found is not None:
+        return found
+    tokens = tokenizer.get_vocab()
+    if max(tokens.values(), default=-1) + 1 != len(tokenizer):
+        raise ConfigError(
+            f"the tokenizer's ids have holes ({len(tokenizer)} tokens, largest id {max(tokens.values())}), so code c "
+            "can't be id len(tokenizer) + c; use a tokenizer whose ids are 0 to len(tokenizer) - 1"
+        )
+    # Special, so that texts can be encoded without recognising them and decoded without showing them.
+    tokenizer.add_tokens([_special(token) for token in visual_tokens(codebook.digest, codebook.size)])
+    if tokenizer.eos_token_id is None:
+        tokenizer.add_special_tokens({"eos_token": _special(EOS)})
+    return VisualVocabulary.of_tokenizer(tokenizer, codebook)
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocabulary | None:
+    tokens = tokenizer.get_vocab()
+    first = find_first_visual(tokens, codebook.digest, codebook.size)
+    if first is None:
+        return None
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer is only partly extended: it has visual tokens but none that ends a text; set its eos_token, "
+            "or extend the original tokenizer anew"
+        )
+    return VisualVocabulary(first, codebook, eos_id=int(tokenizer.eos_token_id), size=max(tokens.values()) + 1)
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)
+
+
+def _integers(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the {what} are no array of integers on the CPU: {error}") from error
+    if array.dtype.kind not in "iu":
+        raise InputError(f"the {what} are {array.dtype}, not integers; give them as the shards hold them")
+    return array

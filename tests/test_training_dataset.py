@@ -1,0 +1,565 @@
+"""What a stage is given of a sample, and what is said where something is missing, damaged or can't be mixed."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shard_data import LAYOUT, commit_unit, finish, make_dataset, write_plan
+from torch.utils.data import DataLoader
+from training_data import FEATURES, RICH, cut, digest, finished, samples
+
+from patchmint.errors import ConfigError, InputError, ShardError, StorageError
+from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
+from patchmint.geometry.grid import PatchGrid
+from patchmint.geometry.pooling import pool_coverage
+from patchmint.geometry.rle import encode_masks
+from patchmint.samples import SourceText, Turn
+from patchmint.shards.layout import GridLayout, Layout
+from patchmint.shards.schema import ImageDocument
+from patchmint.training.collate import collate
+from patchmint.training.dataset import StageDataset
+from patchmint.training.sequences import TokenSequence
+from patchmint.training.sources import open_dataset
+
+HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"
+
+
+# Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory) -> Path:
+    return finished(tmp_path_factory.mktemp("rich") / "set", cut(samples(9, layout=RICH), 4, 5), layout=RICH)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return finished(tmp_path_factory.mktemp("plain") / "set", cut(samples(9), 4, 5))
+
+
+def by_key(dataset: StageDataset):
+    return {sample.key: sample for sample in dataset}
+
+
+# ------------------------------------------------------------------------------------------------- fields
+
+
+def test_stage_1(rich):
+    made = {sample.planned.key: sample for sample in samples(9, layout=RICH)}
+    found = by_key(StageDataset(rich, 1))
+    assert found.keys() == made.keys()
+    for key, sample in found.items():
+        stored = made[key]
+        text = sample.text_index
+        assert sample.text == stored.planned.sample.texts[text].content
+        assert np.array_equal(sample.selector, stored.selector[text].reshape(1, 4, 6))
+        assert np.array_equal(sample.coverage, stored.coverage[text].reshape(1, 4, 6))
+        assert np.array_equal(sample.codes, stored.codes[..., 0])
+        assert sample.codes.dtype == torch.int64
+        assert np.array_equal(sample.features, stored.features.reshape(1, 7, 5))
+        assert sample.features.dtype == torch.float16
+        pooled = pool_coverage(stored.coverage, 4, (2, 3))[text]
+        assert np.array_equal(sample.feature_coverage[0], pooled)
+        assert np.array_equal(sample.feature_selector[0], pooled > RICH.threshold)
+        assert (sample.pixels.shape, sample.pixels.dtype) == ((1, 3, 56, 84), torch.uint8)
+        assert sample.conversation == ()
+        assert sample.sequence is None
+
+
+def test_stage_2_is_text_and_codes(rich):
+    for sample in StageDataset(rich, 2):
+        given = {name for name, value in vars(sample).items() if torch.is_tensor(value)}
+        assert given == {"codes"}
+
+
+def test_stage_3_is_features_or_pixels(rich, plain):
+    for data, images, wanted in (
+        (rich, None, {"features"}),
+        (rich, True, {"features", "pixels"}),
+        (plain, True, {"pixels"}),
+    ):
+        for sample in StageDataset(data, 3, images=images):
+            assert {name for name, value in vars(sample).items() if torch.is_tensor(value)} == wanted
+
+
+def test_stage_4_has_turns(plain):
+    for sample in StageDataset(plain, 4):
+        assert sample.conversation == (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat"))
+        assert {name for name, value in vars(sample).items() if torch.is_tensor(value)} == {"pixels", "codes"}
+
+
+def test_images_can_be_left_out_and_asked_for(plain):
+    assert all(sample.pixels is None for sample in StageDataset(plain, 1, images=False))
+    assert all(sample.pixels is not None for sample in StageDataset(plain, 2, images=True))
+
+
+def test_features_on_the_labels_grid_keep_the_labels(tmp_path):
+    layout = LAYOUT.model_copy(update={"features": FEATURES.model_copy(update={"grid": (4, 6), "leading": 0})})
+    data = finished(tmp_path / "set", [samples(3, layout=layout)], layout=layout)
+    for sample in StageDataset(data, 1):
+        assert torch.equal(sample.feature_selector, sample.selector)
+        assert torch.equal(sample.feature_coverage, sample.coverage)
+
+
+def test_several_codebooks(tmp_path):
+    tokens = LAYOUT.tokens.model_copy(update={"codebook_sizes": (8, 70_000)})
+    layout = LAYOUT.model_copy(update={"tokens": tokens})
+    made = samples(3, layout=layout)
+    found = by_key(StageDataset(finished(tmp_path / "set", [made], layout=layout), 2))
+    for stored in made:
+        assert np.array_equal(found[stored.planned.key].codes, stored.codes)
+
+
+# ------------------------------------------------------------------------------------------------- pixels and labels
+
+
+@pytest.mark.parametrize(
+    ("grid", "orientation"),
+    [
+        ("llava-1.5-pretrain", 1),
+        ("llava-1.5-finetune", 1),
+        ("llava-1.5-finetune", 6),
+        ("llava-1.6", 6),
+        ("siglip-so400m-384", 1),
+        ("seed-224", 1),
+    ],
+)
+def test_pixels_lie_under_the_labels(tmp_path, grid, orientation):
+    """A white rectangle on black, labelled by its own mask: white pixels are exactly where the coverage says so."""
+    preset = grid_preset(grid)
+    white = np.zeros((300, 500), np.uint8)
+    white[40:130, 60:220] = 255
+    data = finished(tmp_path / "set", [[rectangle(white, preset, orientation)]], layout=layout_of(preset), grid=grid)
+    (sample,) = StageDataset(data, 1)
+    views, rows, cols = sample.coverage.shape
+    px, shape = preset.patch_px, (preset.rows * preset.patch_px, preset.cols * preset.patch_px)
+    assert sample.pixels.shape == (views, 3, *preset.input_size)
+    patches = sample.pixels[:, 0, : shape[0], : shape[1]].float().reshape(views, rows, px, cols, px).mean((2, 4))
+    assert views == (3 if grid == "llava-1.6" else 1)
+    full, empty = sample.coverage == 255, sample.selector == 0
+    assert full.sum() > 4
+    assert patches[full].min() > 240
+    assert patches[empty].max() < 130  # grey where the image was padded
+    share = sample.coverage.float()[~empty] / 255
+    assert (patches[~empty] / 255 - share).abs().max() < 0.15
+
+
+def layout_of(grid: PatchGrid) -> Layout:
+    form = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
+    return LAYOUT.model_copy(update={"grid": form, "min_coverage": 0.0})
+
+
+def rectangle(white, grid, orientation):
+    placement = grid.place(white.shape)
+    masks = RleMasks(encode_masks((white > 0)[None]))
+    coverage = coverage_to_uint8(masks.coverage([0], placement))[None]
+    image, file = Image.fromarray(white), io.BytesIO()
+    exif = Image.Exif()
+    if orientation == 6:  # stored turned to the left; shown turned back
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        exif[0x0112] = 6
+    image.convert("RGB").save(file, "PNG", exif=exif)
+    made = samples(1, layout=LAYOUT.model_copy(update={"min_coverage": None}))[0]
+    return replace(
+        made,
+        data=file.getvalue(),
+        image=ImageDocument(
+            width=white.shape[1], height=white.shape[0], format="png", mode="RGB", orientation=orientation
+        ),
+        views=len(placement.views),
+        coverage=coverage,
+        selector=(coverage > 0).astype(np.uint8),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- texts
+
+
+def test_texts_by_seed_and_epoch(plain):
+    chosen = set()
+    for seed in range(4):
+        dataset = StageDataset(plain, 2, seed=seed)
+        for _ in range(2):
+            chosen.add(tuple(sorted((sample.key, sample.text_index) for sample in dataset)))
+    assert len(chosen) > 4  # of four samples with two texts
+    assert [digest(sample) for sample in StageDataset(plain, 2)] == [
+        digest(sample) for sample in StageDataset(plain, 2)
+    ]
+    assert {sample.text_index for sample in StageDataset(plain, 2, text="first")} == {0}
+
+
+def test_hostile_texts_are_texts(tmp_path):
+    (made,) = samples(1)
+    source = replace(
+        made.planned.sample, texts=(SourceText(HOSTILE),), conversation=(Turn("human", HOSTILE), Turn("gpt", HOSTILE))
+    )
+    made = replace(
+        made,
+        planned=replace(made.planned, sample=source),
+        phrases=(),
+        selector=made.selector[:1],
+        coverage=made.coverage[:1],
+    )
+    data = finished(tmp_path / "set", [[made]])
+    batch = collate(list(StageDataset(data, 4)))
+    assert batch.texts == (HOSTILE,)
+    assert batch.conversations == ((Turn("human", HOSTILE), Turn("gpt", HOSTILE)),)
+
+
+def spell(sample):
+    ids = np.array([ord(sign) for sign in sample.text], np.int64)
+    return TokenSequence(ids, ids, state_position=len(ids) - 1 if len(ids) > 15 else None)
+
+
+def test_sequences_are_made_of_samples(plain):
+    for sample in StageDataset(plain, 2, sequences=spell):
+        assert "".join(map(chr, sample.sequence.input_ids)) == sample.text
+
+
+def test_a_refused_sequence_names_its_sample(plain):
+    def refuse(sample):
+        raise InputError("it is too long")
+
+    with pytest.raises(InputError, match=r"sample 's000\d' of .*shards/.*it is too long"):
+        list(StageDataset(plain, 2, sequences=refuse))
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_are_padded_and_masked(tmp_path):
+    preset = grid_preset("llava-1.6")
+    wide, tall = np.zeros((300, 900), np.uint8), np.zeros((672, 672), np.uint8)
+    made = [rectangle(wide, preset, 1), rectangle(tall, preset, 1)]
+    made[1] = replace(made[1], planned=replace(made[1].planned, key="tall"))
+    data = finished(tmp_path / "set", [made], layout=layout_of(preset), grid="llava-1.6")
+    one, other = StageDataset(data, 1, sequences=spell, shuffle=False, text="first")
+    batch = collate([one, other], pad_id=9)
+    assert (len(one.pixels), len(other.pixels)) == (4, 5)
+    assert batch.view_mask.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert torch.equal(batch.pixels[0, :4], one.pixels)
+    assert not batch.pixels[0, 4].any()
+    assert torch.equal(batch.selector[1], other.selector)
+    assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
+
+
+def test_sequences_are_padded_and_masked(plain):
+    made = list(StageDataset(plain, 2, sequences=spell, text="first"))
+    batch = collate(made, pad_id=7)
+    longest = max(len(sample.text) for sample in made)
+    assert batch.input_ids.shape == (9, longest)
+    for row, sample in enumerate(made):
+        length = len(sample.text)
+        assert batch.input_ids[row, :length].tolist() == [ord(sign) for sign in sample.text]
+        assert batch.input_ids[row, length:].eq(7).all()
+        assert batch.labels[row, :length].equal(batch.input_ids[row, :length])
+        assert batch.labels[row, length:].eq(-100).all()
+        assert batch.attention_mask[row].tolist() == [1] * length + [0] * (longest - length)
+        assert batch.state_positions[row] == (length - 1 if length > 15 else -1)
+    moved = batch.to("meta")
+    assert moved.input_ids.is_meta
+    assert moved.keys == batch.keys
+    with pytest.raises(InputError, match="no sample"):
+        collate([])
+
+
+# ------------------------------------------------------------------------------------------------- torch's own loader
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_under_a_plain_loader(plain, workers):
+    dataset = StageDataset(plain, 2, rank=0, world_size=1)
+    epochs = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate)
+        epochs.append([key for batch in loader for key in batch.keys])
+    assert all(sorted(keys) == [f"s{number:04}" for number in range(9)] for keys in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_ranks_part_an_epoch(plain):
+    parts = [[sample.key for sample in StageDataset(plain, 2, rank=rank, world_size=2)] for rank in (0, 1)]
+    assert [len(part) for part in parts] == [5, 4]
+    assert len(set(parts[0] + parts[1])) == 9
+    parts = [[s.key for s in StageDataset(plain, 2, rank=r, world_size=2, remainder="drop")] for r in (0, 1)]
+    assert [len(part) for part in parts] == [4, 4]
+    parts = [[s.key for s in StageDataset(plain, 2, rank=r, world_size=2, remainder="repeat")] for r in (0, 1)]
+    assert [len(part) for part in parts] == [5, 5]
+    assert len(set(parts[0] + parts[1])) == 9
+
+
+@pytest.mark.parametrize("stop", range(10))
+def test_a_data_set_goes_on_where_it_stopped(plain, stop):
+    whole = StageDataset(plain, 1)
+    expected = [digest(sample) for _ in range(2) for sample in whole]
+    begun = StageDataset(plain, 1)
+    iterator = iter(begun)
+    for _ in range(stop):
+        next(iterator)
+    state = begun.state_dict()
+    after = StageDataset(plain, 1)
+    after.load_state_dict(state)
+    rest = [digest(sample) for _ in range(2) for sample in after]
+    assert rest == expected[stop:]
+    assert pickle.loads(pickle.dumps(after)).state_dict() == after.state_dict()
+
+
+# ------------------------------------------------------------------------------------------------- mixing
+
+
+def test_mixed_by_weight(tmp_path):
+    one = finished(tmp_path / "one", cut(samples(9), 4, 5))
+    two = finished(tmp_path / "two", [samples(4, prefix="t")])
+    whole = StageDataset([one, two], 2)
+    keys = Counter(sample.key for sample in whole)
+    assert len(keys) == 13
+    assert set(keys.values()) == {1}
+    weighted = StageDataset([(one, 1), (two, 2)], 2, samples_per_epoch=10)
+    seen = Counter()
+    for _ in range(9):
+        epoch = list(weighted)
+        assert Counter(sample.dataset for sample in epoch) == {0: 3, 1: 7}
+        seen.update(sample.key for sample in epoch)
+    # 27 of 9 samples; 63 of 4
+    assert {seen[f"s{number:04}"] for number in range(9)} == {3}
+    assert sorted(seen[f"t{number:04}"] for number in range(4)) == [15, 16, 16, 16]
+    assert StageDataset([(one, 1), (two, 2)], 2).samples_per_epoch == 13
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("grid", "patch grids differ"),
+        ("threshold", r"thresholds of labels .* differ"),
+        ("codebook", "codebooks differ"),
+        ("model", "codebooks differ"),
+        ("features", "features differ"),
+    ],
+)
+def test_what_cant_be_mixed(tmp_path, plain, what, says):
+    layout, options = LAYOUT, {}
+    match what:
+        case "grid":
+            layout = LAYOUT.model_copy(update={"grid": LAYOUT.grid.model_copy(update={"rows": 3})})
+            options["grid"] = {"rows": 3, "cols": 6, "patch_px": 14, "fit": "squash"}
+        case "threshold":
+            layout = LAYOUT.model_copy(update={"min_coverage": 0.0})
+        case "codebook":
+            layout = LAYOUT.model_copy(update={"tokens": LAYOUT.tokens.model_copy(update={"preprocessing": "other"})})
+        case "model":
+            options["model"] = "another"
+        case "features":
+            layout = RICH
+    other = finished(tmp_path / "other", [samples(2, layout=layout)], layout=layout, **options)
+    with pytest.raises(ConfigError, match=says):
+        StageDataset([plain, other], 1)
+
+
+# ------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_what_a_stage_lacks(tmp_path, plain):
+    bare = LAYOUT.model_copy(update={"min_coverage": None, "tokens": None})
+    data = finished(tmp_path / "bare", [samples(2, layout=bare)], layout=bare)
+    for stage, says in ((1, "no patch labels"), (2, "no codes"), (3, "no features"), (4, "no codes")):
+        with pytest.raises(ConfigError, match=rf"{says}; `patchmint extend`"):
+            StageDataset(data, stage)
+    assert len(list(StageDataset(data, 3, images=True))) == 2
+    with pytest.raises(ConfigError, match="images=True"):
+        StageDataset(plain, 3)
+
+
+def test_no_conversations(tmp_path):
+    made = [
+        replace(s, planned=replace(s.planned, sample=replace(s.planned.sample, conversation=()))) for s in samples(2)
+    ]
+    with pytest.raises(ConfigError, match=r"no conversations.*source kind llava"):
+        StageDataset(finished(tmp_path / "set", [made]), 4)
+
+
+def test_no_data_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"no dataset.json; it is no data set of patchmint.*`patchmint build`"):
+        StageDataset(tmp_path / "nothing", 1)
+    unfinished = tmp_path / "unfinished"
+    write_plan(unfinished, {0: 3, 1: 2})
+    commit_unit(unfinished, 0, samples(3), [])
+    with pytest.raises(ConfigError, match=r"isn't finished.*`patchmint status"):
+        StageDataset(unfinished, 1)
+    with pytest.raises(StorageError, match="unknown kind"):
+        StageDataset("ftp://somewhere/else", 1)
+    empty = make_dataset(tmp_path / "empty", [[]])
+    finish(empty, [0], 0, 0)
+    with pytest.raises(ConfigError, match="no sample was written"):
+        StageDataset(empty, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda shards: (shards / "000001.tar").unlink(), "has 1 shards of .* the copy isn't complete"),
+        (lambda shards: (shards / "000001.parquet").unlink(), "has no shards/000001.parquet"),
+        (lambda shards: (shards / "000001.tar").write_bytes(b"x"), "the copy isn't complete"),
+        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "is no sidecar"),
+        (lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"), "name 8 samples"),
+        (lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"), "outside its tar"),
+    ],
+)
+def test_incomplete_copies(tmp_path, plain, change, says):
+    data = shutil.copytree(plain, tmp_path / "copy")
+    change(data / "shards")
+    with pytest.raises(ShardError, match=says):
+        StageDataset(data, 1)
+
+
+def test_a_manifest_without_its_grid(tmp_path, plain):
+    made = make_dataset(tmp_path / "set", [samples(2)])
+    with pytest.raises(ShardError, match=r"the grid in dataset.json .* can't be used"):
+        list(StageDataset(made, 1))
+    other = finished(tmp_path / "other", [samples(2)], grid="seed-224")
+    with pytest.raises(ShardError, match="names the grid 'seed-224'"):
+        list(StageDataset(other, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"stage": 5}, "no stage 5"),
+        ({"seed": -1}, "mustn't be negative"),
+        ({"shuffle_window": 0}, "at least 1"),
+        ({"text": "last"}, "text is random or first"),
+        ({"on_error": "ignore"}, "on_error is raise or skip"),
+        ({"samples_per_epoch": 5}, "goes with weights"),
+        ({"data": []}, "data is the folder"),
+        ({"data": 3}, "data is the folder"),
+        ({"data": ["a", ("b", 1)]}, "data is the folder"),
+        ({"data": [("a", 0)]}, "positive"),
+        ({"data": [("a", float("nan"))]}, "positive"),
+        ({"rank": 3, "world_size": 2}, "no rank 3"),
+    ],
+)
+def test_wrong_settings(plain, arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        StageDataset(**({"data": plain, "stage": 2} | arguments))
+
+
+def test_weights_that_give_nothing(plain):
+    with pytest.raises(ConfigError, match=r"has none of .*raise samples_per_epoch"):
+        StageDataset([(plain, 1), (plain, 1000)], 2, samples_per_epoch=5)
+
+
+def test_states_of_other_runs(tmp_path, plain):
+    state = StageDataset(plain, 2).state_dict()
+    for other, says in (
+        (StageDataset(plain, 2, seed=1), "seed: 0 there, 1 here"),
+        (StageDataset(plain, 1), "stage: 2 there, 1 here"),
+        (StageDataset(plain, 2, rank=0, world_size=2), "world_size: 1 there, 2 here"),
+        (StageDataset([plain, plain], 2), "datasets"),
+        (StageDataset([(plain, 1)], 2, samples_per_epoch=4), "draws"),
+        (StageDataset(finished(tmp_path / "set", cut(samples(9), 5, 4)), 2), "datasets"),
+    ):
+        with pytest.raises(ConfigError, match=f"belongs to another run: .*{says}"):
+            other.load_state_dict(state)
+    with pytest.raises(ConfigError, match="no state"):
+        StageDataset(plain, 2).load_state_dict({"epoch": 1})
+    with pytest.raises(ConfigError, match="no epoch -1"):
+        StageDataset(plain, 2).set_epoch(-1)
+
+
+# ------------------------------------------------------------------------------------------------- what is damaged
+
+
+def damaged(plain: Path, folder: Path, key: str, ending: str, change) -> Path:
+    """A copy in which a member of one sample is changed; its length stays."""
+    data = shutil.copytree(plain, folder)
+    opened = open_dataset(data)
+    number = next(number for number in range(opened.samples) if opened.key(number) == key)
+    tar, offset, size = opened.place(number)
+    held = bytearray((data / tar).read_bytes())
+    start = held.index(f"{key}.{ending}".encode(), offset, offset + size)
+    change(held, start)
+    (data / tar).write_bytes(held)
+    return data
+
+
+def overwrite(at: int, new: bytes):
+    def change(held, start):
+        held[start + at : start + at + len(new)] = new
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "says"),
+    [
+        ("jpg", overwrite(512, b"no image"), "its image can't be read"),
+        ("jpg", overwrite(0, b"xx"), "no member where its sidecar has one.*bad checksum"),
+        ("json", overwrite(512, b"no json"), "KEY.json isn't of the form"),
+        ("selector.npy", overwrite(512, b"no npy"), "no .npy file"),
+        ("selector.npy", overwrite(512 + 10, b"{'descr': '|i1'"), r"its selector.npy is int8"),
+        ("coverage.npy", overwrite(0, bytes(512)), "no member where its sidecar has one"),
+        ("vqgan.npy", overwrite(512, b"no npy"), "no .npy file"),
+    ],
+)
+def test_damaged_samples(tmp_path, plain, ending, change, says):
+    data = damaged(plain, tmp_path / "set", "s0005", ending, change)
+    with pytest.raises(ShardError, match=rf"sample 's0005' of .*set \(shards/000001.tar, byte \d+\): .*{says}"):
+        list(StageDataset(data, 1))
+
+
+def test_damaged_samples_are_skipped_where_asked(tmp_path, plain, caplog):
+    data = damaged(plain, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
+    dataset = StageDataset(data, 1, on_error="skip")
+    assert sorted(sample.key for sample in dataset) == [f"s{number:04}" for number in range(9) if number != 5]
+    assert dataset.skipped == 1
+    assert "skipped sample 's0005'" in caplog.text
+
+
+def test_links_in_tars_arent_followed(tmp_path, plain):
+    def link(held, start):
+        held[start + 156 : start + 157] = b"2"
+        held[start + 148 : start + 156] = b" " * 8
+        held[start + 148 : start + 156] = b"%06o\0 " % sum(held[start : start + 512])
+
+    data = damaged(plain, tmp_path / "set", "s0005", "txt", link)
+    with pytest.raises(ShardError, match=r"sample 's0005' .*'s0005.txt', a symbolic link"):
+        list(StageDataset(data, 1))
+
+
+def test_an_image_of_another_size(tmp_path):
+    (made,) = samples(1)
+    made = replace(made, image=made.image.model_copy(update={"width": 41}))
+    with pytest.raises(ShardError, match=r"40 x 30 pixels, its KEY.json says 41 x 30"):
+        list(StageDataset(finished(tmp_path / "set", [[made]]), 1))
+
+
+def test_an_image_over_the_builds_limit(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(file, "PNG")
+    made = replace(
+        samples(1)[0],
+        data=file.getvalue(),
+        image=ImageDocument(width=2000, height=1000, format="png", mode="RGB", orientation=1),
+    )
+    with pytest.raises(ShardError, match=r"2.0 megapixels, over the limit of 1"):
+        list(StageDataset(finished(tmp_path / "set", [[made]]), 1))
+
+
+def test_a_tar_that_is_gone(tmp_path, plain):
+    dataset = StageDataset(shutil.copytree(plain, tmp_path / "set"), 2)
+    (tmp_path / "set/shards/000001.tar").unlink()
+    with pytest.raises(StorageError, match="no such file"):
+        list(dataset)

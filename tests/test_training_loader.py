@@ -1,0 +1,224 @@
+"""Batches: every sample once whoever reads it, and after a stop at any step exactly what would have come."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from s3_server import S3Server, s3_server
+from test_training_dataset import damaged, overwrite, spell
+from torch.utils.data import DataLoader
+from training_data import RICH, copy, cut, digest, finished, samples
+
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.training.collate import collate
+from patchmint.training.dataset import StageDataset
+from patchmint.training.loader import StageLoader
+
+# Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return finished(tmp_path_factory.mktemp("loader") / "set", cut(samples(13, layout=RICH), 4, 3, 6), layout=RICH)
+
+
+def loader(data, *, batch=3, workers=0, stage=1, drop_last=False, **options):
+    dataset = StageDataset(data, stage, shuffle_window=5, **{"images": False} | options)
+    return StageLoader(dataset, batch, num_workers=workers, drop_last=drop_last)
+
+
+def digests(batches):
+    return [digest(batch) for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def expected(data) -> list[str]:
+    """Three epochs of two ranks' first."""
+    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell)
+    return [found for _ in range(3) for found in digests(one)]
+
+
+def test_two_ranks_of_two_workers_see_every_sample_once(data):
+    ranks = [loader(data, workers=2, rank=rank, world_size=2) for rank in (0, 1)]
+    alone = [loader(data, rank=rank, world_size=2) for rank in (0, 1)]
+    orders = set()
+    for epoch in range(2):
+        seen = [list(one) for one in ranks]
+        keys = [key for batches in seen for batch in batches for key in batch.keys]
+        assert sorted(keys) == [f"s{number:04}" for number in range(13)]
+        orders.add(tuple(keys))
+        assert [digests(batches) for batches in seen] == [digests(one) for one in alone]
+        assert [one.epoch for one in ranks] == [epoch + 1] * 2
+    assert len(orders) == 2
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_a_stop_at_any_step(data, expected, stop):
+    options = {"batch": 2, "rank": 0, "world_size": 2, "sequences": spell}
+    begun = loader(data, **options)
+    given = [found for _, found in zip(range(stop), endless(begun), strict=False)]
+    assert digests(given) == expected[:stop]
+    state = json.loads(json.dumps(begun.state_dict()))
+    resumed = loader(data, **options)
+    resumed.load_state_dict(state)
+    assert (resumed.epoch, resumed.batch) == divmod(stop, 4)
+    rest = digests(resumed)
+    while resumed.epoch < 3:
+        rest += digests(resumed)
+    assert rest == expected[stop:]
+
+
+@pytest.mark.parametrize(("before", "after", "stop"), [(2, 2, 1), (2, 1, 3), (0, 2, 5), (2, 0, 6)])
+def test_a_stop_with_workers_and_another_number_of_them(data, expected, before, after, stop):
+    options = {"batch": 2, "rank": 0, "world_size": 2, "sequences": spell}
+    begun = loader(data, workers=before, **options)
+    given = [found for _, found in zip(range(stop), endless(begun), strict=False)]
+    resumed = loader(data, workers=after, **options)
+    resumed.load_state_dict(begun.state_dict())
+    rest = [found for _, found in zip(range(12 - stop), endless(resumed), strict=False)]
+    assert digests(given) + digests(rest) == expected
+
+
+def endless(one):
+    while True:
+        yield from one
+
+
+def test_a_loop_that_is_left_goes_on(data, expected):
+    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell, workers=1)
+    found = []
+    while one.epoch < 1:
+        for batch in one:
+            found.append(digest(batch))
+            break
+    assert found == expected[:4]
+
+
+def test_epochs_can_be_chosen(data, expected):
+    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell)
+    one.set_epoch(2)
+    found = [digest(next(iter(one)))]
+    one.set_epoch(2)  # as loops do that were resumed in the middle of it
+    assert found + digests(one) == expected[8:]
+    with pytest.raises(ConfigError, match="no epoch -1"):
+        one.set_epoch(-1)
+
+
+def test_last_batches(data):
+    assert [len(batch) for batch in loader(data, batch=5)] == [5, 5, 3]
+    assert [len(batch) for batch in loader(data, batch=5, drop_last=True)] == [5, 5]
+    assert (len(loader(data, batch=5)), len(loader(data, batch=5, drop_last=True))) == (3, 2)
+    with pytest.raises(ConfigError, match="no full batch of 14"):
+        loader(data, batch=14, drop_last=True)
+    with pytest.raises(ConfigError, match="at least 1"):
+        loader(data, batch=0)
+
+
+def test_states_of_other_loaders(data):
+    state = loader(data).state_dict()
+    with pytest.raises(ConfigError, match="belongs to another run: batch_size: 3 there, 4 here"):
+        loader(data, batch=4).load_state_dict(state)
+    with pytest.raises(ConfigError, match="drop_last: false there, true here"):
+        loader(data, drop_last=True).load_state_dict(state)
+    with pytest.raises(ConfigError, match="no state of this kind"):
+        loader(data).load_state_dict(StageDataset(data, 1).state_dict())
+
+
+def test_torchs_random_numbers_are_left_alone(data):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = loader(data, workers=1)
+    next(iter(one))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mixed_data_sets_resume(tmp_path, data):
+    other = finished(tmp_path / "other", [samples(4, layout=RICH, prefix="t")], layout=RICH)
+    options = {"batch": 4, "stage": 3, "samples_per_epoch": 10}
+    whole = loader([(data, 1), (other, 3)], **options)
+    everything = [digest(batch) for _ in range(4) for batch in whole]
+    for stop in range(12):
+        resumed = loader([(data, 1), (other, 3)], **options)
+        resumed.load_state_dict({"epoch": stop // 3, "batch": stop % 3, "of": whole.identity})
+        assert digest(next(iter(resumed))) == everything[stop]
+
+
+def test_damage_in_a_worker(tmp_path, data):
+    broken = damaged(data, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
+    one = loader(broken, workers=2)
+    with pytest.raises(ShardError, match="sample 's0005' of"):
+        list(one)
+    with pytest.raises(ShardError, match="sample 's0005' of"):
+        next(iter(one))  # what wasn't given isn't passed over
+    patient = loader(broken, workers=2, on_error="skip")
+    batches = list(patient)
+    assert sum(map(len, batches)) == 12
+    assert patient.skipped == 1
+    assert [len(batch.skipped) for batch in batches].count(1) == 1
+    assert next(batch.skipped for batch in batches if batch.skipped)[0].startswith("sample 's0005' of")
+    with pytest.raises(ShardError, match="all samples of a batch are damaged"):
+        list(loader(broken, batch=1, on_error="skip"))
+
+
+def refuse(sample):
+    raise InputError("it is too long")
+
+
+def test_a_refused_sequence_in_a_worker(data):
+    with pytest.raises(InputError, match=r"sample 's00.*it is too long"):
+        list(loader(data, workers=1, sequences=refuse))
+
+
+def test_it_can_be_pickled_with_its_caches(data):
+    dataset = StageDataset(data, 1, shuffle_window=5, images=False)
+    list(dataset)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert digests(dataset) == digests(again)
+    assert dataset.places(0, np.arange(3)) == again.places(0, np.arange(3))
+
+
+# ------------------------------------------------------------------------------------------------- object stores
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def stored(server: S3Server, data: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    return copy(data, server.new_bucket())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_from_an_object_store(stored, data, workers):
+    here, there = loader(data), loader(stored, workers=workers)
+    assert digests(there) == digests(here)
+    resumed = loader(stored)
+    resumed.load_state_dict(there.state_dict())
+    assert digests(resumed) == digests(here)
+
+
+def test_a_store_and_a_folder_together(tmp_path, stored):
+    other = finished(tmp_path / "other", [samples(4, layout=RICH, prefix="t")], layout=RICH)
+    keys = [key for batch in loader([stored, other]) for key in batch.keys]
+    assert len(set(keys)) == len(keys) == 17
+
+
+def test_forked_workers_cant_use_a_store(stored):
+    dataset = StageDataset(stored, 2)
+    with pytest.raises(ConfigError, match="multiprocessing_context='spawn'"):
+        list(DataLoader(dataset, 2, num_workers=1, collate_fn=collate, multiprocessing_context="fork"))

@@ -1,0 +1,418 @@
+"""Codes <-> ids, extended tokenizers and grown embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from shard_data import LAYOUT, make_dataset, make_sample
+from text_tokenizers import TOKENIZERS, bert_like, gpt2_like, llama_like
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.shards.layout import TokensLayout
+from patchmint.shards.manifest import ModelEntry, read_manifest
+from patchmint.storage import open_storage
+from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer
+from patchmint.training.vocabulary_embeddings import resize_embeddings
+
+BOOK = Codebook("vqgan", (40,), "pad-64-bicubic", "f" * 64)
+OTHER = replace(BOOK, fingerprint="e" * 64)
+TWO = Codebook("pair", (5, 7), "squash-32", "pair 1.0")
+CODES = np.array([[0, 39], [7, 7]], np.uint16)
+RESIZING = "ignore:.*new (embeddings|lm_head)"
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    found = read_manifest(open_storage(make_dataset(tmp_path, [[make_sample(0)]])))
+    entry = ModelEntry(name="vqgan-f16-16384", sha256="a" * 64, size=1, licence="MIT")
+    return found.model_copy(update={"models": {"tokenizer": entry}})
+
+
+class TestCodebook:
+    def test_of_a_data_set(self, manifest):
+        assert Codebook.of(manifest) == Codebook("vqgan", (16384,), "pad-64-bicubic", "a" * 64)
+
+    def test_a_model_without_a_file_is_known_by_its_name(self, manifest):
+        entry = ModelEntry(name="seed 1.0 (acme)", sha256="", size=0, licence="")
+        assert Codebook.of(manifest.model_copy(update={"models": {"tokenizer": entry}})).fingerprint == entry.name
+
+    def test_a_list_of_used_codes_makes_another_codebook(self, manifest):
+        used = ModelEntry(name="used.npy", sha256="b" * 64, size=1, licence="")
+        remapped = manifest.model_copy(update={"models": {**manifest.models, "remap": used}})
+        assert Codebook.of(remapped).digest != Codebook.of(manifest).digest
+
+    def test_digest_is_stable_and_differs_with_every_field(self):
+        changes = ({"member": "b"}, {"codebook_sizes": (4, 36)}, {"preprocessing": "crop-64"}, {"fingerprint": "g"})
+        digests = {replace(BOOK, **change).digest for change in changes} | {BOOK.digest}
+        assert len(digests) == 5
+        assert BOOK.digest == "1f82733a63bb"
+
+    def test_no_codes(self, manifest):
+        bare = manifest.model_copy(update={"layout": LAYOUT.model_copy(update={"tokens": None})})
+        with pytest.raises(ConfigError, match=r"no codes; add them with `patchmint extend`"):
+            Codebook.of(bare)
+
+    def test_codes_of_nobody(self, manifest):
+        with pytest.raises(ShardError, match="names no tokenizer"):
+            Codebook.of(manifest.model_copy(update={"models": {}}))
+
+    @pytest.mark.parametrize("sizes", [(), (0,), (4, 0)])
+    def test_empty(self, sizes):
+        with pytest.raises(ConfigError, match="codebook sizes"):
+            replace(BOOK, codebook_sizes=sizes)
+
+
+class TestIds:
+    def test_a_code_is_offset_by_the_text(self):
+        vocabulary = VisualVocabulary.after(1000, BOOK)
+        ids = vocabulary.ids(CODES)
+        assert ids.dtype == np.int64
+        assert ids.tolist() == [1000, 1039, 1007, 1007]
+        assert (vocabulary.begin_id, vocabulary.end_id, vocabulary.eos_id, vocabulary.size) == (1040, 1041, 1042, 1043)
+
+    def test_codebooks_follow_one_another(self):
+        vocabulary = VisualVocabulary.after(1000, TWO)
+        codes = np.array([[[0, 0], [4, 6]], [[1, 2], [3, 4]]], np.uint16)
+        assert vocabulary.ids(codes).tolist() == [1000, 1005, 1004, 1011, 1001, 1007, 1003, 1009]
+        assert vocabulary.ids(codes.reshape(4, 2)).tolist() == vocabulary.ids(codes).tolist()
+        assert vocabulary.begin_id == 1012
+
+    @pytest.mark.parametrize("dtype", ["uint16", "<u4", ">u2", "int64", "uint64"])
+    def test_every_integer_type(self, dtype):
+        assert VisualVocabulary.after(9, BOOK).ids(CODES.astype(dtype)).tolist() == [9, 48, 16, 16]
+
+    def test_uint16_codes_with_a_large_text_vocabulary_do_not_wrap(self):
+        assert VisualVocabulary.after(150_000, BOOK).ids(CODES)[1] == 150_039
+
+    @pytest.mark.parametrize(("book", "shape"), [(BOOK, (9,)), (BOOK, (3, 4)), (TWO, (3, 4, 2)), (TWO, (6, 2))])
+    def test_there_and_back(self, book, shape):
+        codes = np.random.default_rng(0).integers(0, min(book.codebook_sizes), shape)
+        vocabulary = VisualVocabulary.after(321, book)
+        assert np.array_equal(vocabulary.codes(vocabulary.ids(codes)).reshape(shape), codes)
+
+    def test_torch_tensors(self):
+        vocabulary = VisualVocabulary.after(9, BOOK)
+        assert vocabulary.codes(torch.tensor([9, 10])).tolist() == [0, 1]
+
+    def test_is_visual(self):
+        vocabulary = VisualVocabulary.after(1000, BOOK)
+        ids = [[0, 999, 1000, 1039], [1040, 1041, 1042, 2000]]
+        assert vocabulary.is_visual(ids).tolist() == [[False, False, True, True], [False] * 4]
+
+    @pytest.mark.parametrize(
+        ("codes", "message"),
+        [
+            ([[0, 40]], r"code 40 at \(0, 1\) is outside its codebook, which has codes 0 to 39"),
+            ([-1], r"code -1 at \(0,\)"),
+            (np.array([2**64 - 1], np.uint64), "code 18446744073709551615"),
+            ([1.0, 2.0], "float64, not integers"),
+            ([True], "bool, not integers"),
+            (["1"], "not integers"),
+            ([[1], [1, 2]], "no array of integers"),
+            (np.zeros((0, 4), int), r"shape \(0, 4\)"),
+            (3, r"shape \(\)"),
+            (np.zeros((2, 3, 4), int), r"shape \(2, 3, 4\)"),
+        ],
+    )
+    def test_refuses_codes(self, codes, message):
+        with pytest.raises(InputError, match=message):
+            VisualVocabulary.after(10, BOOK).ids(codes)
+
+    @pytest.mark.parametrize(
+        ("codes", "message"),
+        [
+            (np.array([[4, 6], [5, 0]]), r"code 5 at \(1, 0\) is outside its codebook, which has codes 0 to 4"),
+            (np.array([[0, 7]]), r"code 7 at \(0, 1\) .* 0 to 6"),
+            (np.zeros((4, 3), int), r"last axis of 2 codebooks"),
+            (np.zeros(2, int), r"shape \(2,\)"),
+        ],
+    )
+    def test_refuses_codes_of_several_codebooks(self, codes, message):
+        with pytest.raises(InputError, match=message):
+            VisualVocabulary.after(10, TWO).ids(codes)
+
+    @pytest.mark.parametrize(
+        ("book", "ids", "message"),
+        [
+            (BOOK, [10, 9], "id 9 at 1 is no code"),
+            (BOOK, [50], "id 50 at 0 is no code"),
+            (BOOK, [[10]], "shape"),
+            (TWO, [10, 15, 10], "multiple of 2"),
+            (TWO, [15, 10], "id 15 at 0 is no code of codebook 0"),
+            (TWO, [10, 11], "id 11 at 1 is no code of codebook 1"),
+        ],
+    )
+    def test_refuses_ids(self, book, ids, message):
+        with pytest.raises(InputError, match=message):
+            VisualVocabulary.after(10, book).codes(ids)
+
+    def test_refuses_a_negative_text(self):
+        with pytest.raises(ConfigError, match=r"len\(tokenizer\)"):
+            VisualVocabulary.after(-1, BOOK)
+
+
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
+class TestEveryTokenizer:
+    def test_code_c_is_the_id_after_the_text(self, make):
+        tokenizer = make()
+        before, own_eos = len(tokenizer), tokenizer.eos_token_id
+        vocabulary = extend_tokenizer(tokenizer, BOOK)
+        assert vocabulary.text_size == before
+        assert tokenizer.convert_tokens_to_ids([f"<|code-{code}|>" for code in range(40)]) == [
+            *range(before, before + 40)
+        ]
+        assert tokenizer.convert_ids_to_tokens(vocabulary.begin_id) == f"<|image-begin-{BOOK.digest}|>"
+        assert tokenizer.convert_ids_to_tokens(vocabulary.end_id) == f"<|image-end-{BOOK.digest}|>"
+        assert vocabulary.eos_id == tokenizer.eos_token_id
+        assert vocabulary.eos_id == (before + 42 if own_eos is None else own_eos)
+        assert vocabulary.size == len(tokenizer)
+
+    def test_texts_are_encoded_as_before(self, make):
+        tokenizer, text = make(), "a cat on a sofa, Zürich 猫"
+        before = tokenizer(text)["input_ids"]
+        extend_tokenizer(tokenizer, BOOK)
+        assert tokenizer(text)["input_ids"] == before
+
+    def test_extending_again_changes_nothing(self, make):
+        tokenizer = make()
+        first = extend_tokenizer(tokenizer, BOOK)
+        size = len(tokenizer)
+        assert extend_tokenizer(tokenizer, BOOK) == first == VisualVocabulary.of_tokenizer(tokenizer, BOOK)
+        assert len(tokenizer) == size
+
+    @pytest.mark.parametrize("book", [BOOK, TWO])
+    def test_saved_and_loaded(self, make, book, tmp_path):
+        tokenizer = make()
+        vocabulary = extend_tokenizer(tokenizer, book)
+        tokenizer.save_pretrained(tmp_path)
+        loaded = type(tokenizer).from_pretrained(tmp_path)
+        assert VisualVocabulary.of_tokenizer(loaded, book) == vocabulary
+        assert extend_tokenizer(loaded, book) == vocabulary
+        with pytest.raises(ConfigError, match=f"extended for codebook {book.digest}"):
+            VisualVocabulary.of_tokenizer(loaded, OTHER)
+
+    def test_another_codebook_is_refused_and_named(self, make):
+        tokenizer = make()
+        extend_tokenizer(tokenizer, BOOK)
+        size = len(tokenizer)
+        with pytest.raises(ConfigError, match=f"extended for codebook {BOOK.digest}, .* codebook {OTHER.digest}"):
+            extend_tokenizer(tokenizer, OTHER)
+        assert len(tokenizer) == size
+
+    def test_codes_are_hidden_when_decoding(self, make):
+        tokenizer = make()
+        vocabulary = extend_tokenizer(tokenizer, BOOK)
+        text = tokenizer.encode("a cat", add_special_tokens=False)
+        ids = [vocabulary.begin_id, *vocabulary.ids(CODES).tolist(), vocabulary.end_id, *text, vocabulary.eos_id]
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "a cat"
+
+
+class TestOddTokenizers:
+    def test_auto_tokenizer_loads_it(self, tmp_path):
+        tokenizer = llama_like()
+        vocabulary = extend_tokenizer(tokenizer, BOOK)
+        tokenizer.save_pretrained(tmp_path)
+        assert VisualVocabulary.of_tokenizer(AutoTokenizer.from_pretrained(tmp_path), BOOK) == vocabulary
+
+    def test_not_extended(self):
+        with pytest.raises(ConfigError, match=f"no visual tokens; extend it for codebook {BOOK.digest}"):
+            VisualVocabulary.of_tokenizer(gpt2_like(), BOOK)
+
+    def test_tokens_added_later_count(self):
+        tokenizer = gpt2_like()
+        vocabulary = extend_tokenizer(tokenizer, BOOK)
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        assert VisualVocabulary.of_tokenizer(tokenizer, BOOK) == replace(vocabulary, size=vocabulary.size + 1)
+
+    @pytest.mark.parametrize(
+        ("tokens", "message"),
+        [
+            (["<|code-0|>", "<|code-1|>"], r"only partly extended .*: 40 of 42 .* missing \(<\|code-2\|>, "),
+            ([*(f"<|code-{code}|>" for code in range(40))], r"2 of 42 .* missing \(<\|image-begin-"),
+            ([f"<|image-begin-{BOOK.digest}|>", f"<|image-end-{BOOK.digest}|>"], r"40 of 42"),
+        ],
+    )
+    def test_half_extended(self, tokens, message):
+        tokenizer = gpt2_like()
+        tokenizer.add_tokens(tokens)
+        for use in (extend_tokenizer, VisualVocabulary.of_tokenizer):
+            with pytest.raises(ConfigError, match=message):
+                use(tokenizer, BOOK)
+
+    def test_other_positions(self):
+        tokenizer = gpt2_like()
+        marks = [f"<|image-begin-{BOOK.digest}|>", f"<|image-end-{BOOK.digest}|>"]
+        tokenizer.add_tokens([*marks, *(f"<|code-{code}|>" for code in range(40))])
+        with pytest.raises(ConfigError, match=rf"out of order: <\|image-begin-{BOOK.digest}\|> has id"):
+            extend_tokenizer(tokenizer, BOOK)
+
+    def test_marks_swapped(self):
+        tokenizer = gpt2_like()
+        marks = [f"<|image-end-{BOOK.digest}|>", f"<|image-begin-{BOOK.digest}|>"]
+        tokenizer.add_tokens([*(f"<|code-{code}|>" for code in range(40)), *marks])
+        with pytest.raises(ConfigError, match="out of order"):
+            extend_tokenizer(tokenizer, BOOK)
+
+    def test_more_codes_than_the_codebook(self):
+        tokenizer = gpt2_like()
+        extend_tokenizer(tokenizer, BOOK)
+        tokenizer.add_tokens(["<|code-40|>"])
+        with pytest.raises(ConfigError, match=r"lacks \(<\|code-40\|>\)"):
+            VisualVocabulary.of_tokenizer(tokenizer, BOOK)
+
+    def test_extended_for_two(self):
+        tokenizer = gpt2_like()
+        extend_tokenizer(tokenizer, BOOK)
+        tokenizer.add_tokens([f"<|image-begin-{OTHER.digest}|>"])
+        with pytest.raises(ConfigError, match=f"extended for codebook {OTHER.digest}"):
+            VisualVocabulary.of_tokenizer(tokenizer, BOOK)
+
+    def test_without_anything_that_ends_a_text(self):
+        tokenizer = bert_like()
+        extend_tokenizer(tokenizer, BOOK)
+        assert tokenizer.eos_token == "<EOS>"
+        tokenizer.eos_token = None
+        with pytest.raises(ConfigError, match="none that ends a text"):
+            VisualVocabulary.of_tokenizer(tokenizer, BOOK)
+
+    def test_ids_with_holes(self):
+        holed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 5}, "a")))
+        with pytest.raises(ConfigError, match=r"holes \(2 tokens, largest id 5\)"):
+            extend_tokenizer(holed, BOOK)
+        assert len(holed) == 2
+
+    def test_a_whole_codebook(self):
+        tokenizer = llama_like()
+        before = len(tokenizer)
+        vocabulary = extend_tokenizer(tokenizer, replace(BOOK, codebook_sizes=(16384,)))
+        assert vocabulary.size == len(tokenizer) == before + 16386
+        assert tokenizer.convert_tokens_to_ids("<|code-16383|>") == before + 16383
+
+
+def llama(rows: int, *, tied: bool) -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gpt2(rows: int, *, tied: bool) -> GPT2LMHeadModel:
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=tied)
+    return GPT2LMHeadModel(config)
+
+
+def weights(model) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.get_input_embeddings().weight, model.get_output_embeddings().weight
+
+
+@pytest.mark.filterwarnings(RESIZING)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("make", [llama, gpt2])
+class TestEmbeddings:
+    VOCABULARY = VisualVocabulary.after(300, BOOK)
+
+    def test_grows_and_keeps_the_old_rows(self, make, tied):
+        model = make(300, tied=tied)
+        old = [weight.detach().clone() for weight in weights(model)]
+        resize_embeddings(model, self.VOCABULARY)
+        for weight, before in zip(weights(model), old, strict=True):
+            assert weight.shape == (343, 16)
+            assert torch.equal(weight[:300], before)
+            # near the mean of what is there, so that the new ids are neither likely nor unlikely at first
+            assert (weight[300:] - before.mean(0)).abs().max() < 1e-3
+        assert (weights(model)[0] is weights(model)[1]) == tied
+        assert model.config.vocab_size == 343
+
+    def test_same_rows_every_time_and_random_numbers_untouched(self, make, tied):
+        models = [make(300, tied=tied) for _ in range(2)]
+        for seed, model in enumerate(models):
+            torch.manual_seed(seed)
+            expected = torch.rand(3)
+            torch.manual_seed(seed)
+            resize_embeddings(model, self.VOCABULARY)
+            assert torch.equal(torch.rand(3), expected)
+        for first, second in zip(*map(weights, models), strict=True):
+            assert torch.equal(first, second)
+
+    def test_again_after_training_changes_nothing(self, make, tied):
+        model = make(300, tied=tied)
+        resize_embeddings(model, self.VOCABULARY)
+        with torch.no_grad():
+            for weight in weights(model):
+                weight.normal_()
+        trained = [weight.detach().clone() for weight in weights(model)]
+        resize_embeddings(model, self.VOCABULARY)
+        assert all(torch.equal(*pair) for pair in zip(weights(model), trained, strict=True))
+
+    @pytest.mark.parametrize("rows", [320, 343, 500])
+    def test_a_padded_model_never_shrinks(self, make, tied, rows):
+        model = make(rows, tied=tied)
+        old = [weight.detach().clone() for weight in weights(model)]
+        resize_embeddings(model, self.VOCABULARY)
+        for weight, before in zip(weights(model), old, strict=True):
+            assert len(weight) == max(rows, 343)
+            assert torch.equal(weight[:rows], before)
+
+    @pytest.mark.parametrize(("rows", "expected"), [(300, 384), (384, 384), (500, 512)])
+    def test_a_multiple(self, make, tied, rows, expected):
+        model = make(rows, tied=tied)
+        resize_embeddings(model, self.VOCABULARY, pad_to_multiple_of=64)
+        assert [len(weight) for weight in weights(model)] == [expected, expected]
+
+    def test_refuses_a_model_with_fewer_rows_than_text(self, make, tied):
+        model = make(299, tied=tied)
+        with pytest.raises(ConfigError, match=r"299 rows, but its tokenizer had 300 tokens"):
+            resize_embeddings(model, self.VOCABULARY)
+        assert len(weights(model)[0]) == 299
+
+    def test_refuses_a_multiple_of_nothing(self, make, tied):
+        with pytest.raises(ConfigError, match="at least 1, not 0"):
+            resize_embeddings(make(300, tied=tied), self.VOCABULARY, pad_to_multiple_of=0)
+
+    def test_learns_the_new_ids(self, make, tied):
+        model = make(300, tied=tied)
+        resize_embeddings(model, self.VOCABULARY)
+        vocabulary = self.VOCABULARY
+        ids = torch.tensor([[5, vocabulary.begin_id, *vocabulary.ids(CODES).tolist(), vocabulary.end_id, 6, 342]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradient = weights(model)[0].grad
+        assert gradient[300:][CODES.reshape(-1).astype(int)].abs().sum(1).min() > 0
+        # as an input, an id that isn't there gets no gradient; a tied row gets one as an output that wasn't right
+        assert bool(gradient[301].abs().sum() > 0) == tied
+        assert weights(model)[1].grad[300:].abs().sum(1).min() > 0
+
+    def test_saved_and_loaded(self, make, tied, tmp_path):
+        model = make(300, tied=tied)
+        resize_embeddings(model, self.VOCABULARY)
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        resize_embeddings(loaded, self.VOCABULARY)
+        assert all(torch.equal(*pair) for pair in zip(weights(model), weights(loaded), strict=True))
+
+
+def test_layout_of_one_sample_fits(tmp_path):
+    """What lies in shards goes straight in: uint16, and with several codebooks a last axis of them."""
+    layout = LAYOUT.model_copy(
+        update={"tokens": TokensLayout(member="pair", grid=(2, 2), codebook_sizes=(5, 7), preprocessing="squash-32")}
+    )
+    codes = make_sample(3, layout=layout).codes.astype("<u2")
+    assert VisualVocabulary.after(10, TWO).ids(codes).shape == (8,)

@@ -1,0 +1,83 @@
+"""Small finished data sets for the tests of training, through the real writer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from shard_data import LAYOUT, make_dataset, make_sample, renamed
+
+from patchmint.shards.layout import FeaturesLayout, Layout
+from patchmint.shards.manifest import ModelEntry, read_manifest, write_manifest
+from patchmint.shards.sample import ShardSample
+from patchmint.storage import open_storage
+
+GRID = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
+FEATURES = FeaturesLayout(
+    encoder="tiny",
+    connector="none",
+    layers=((2,),),
+    select_feature="cls_patch",
+    pool="before",
+    grid=(2, 3),
+    leading=1,
+    trailing=0,
+    channels=5,
+)
+RICH = LAYOUT.model_copy(update={"features": FEATURES})
+"""Labels, codes, and features that are pooled from 4 x 6 to 2 x 3."""
+
+
+def samples(count: int, *, layout: Layout = LAYOUT, prefix: str = "s") -> list[ShardSample]:
+    """Samples that differ in everything."""
+    made = [renamed(make_sample(number, layout=layout), f"{prefix}{number:04}") for number in range(count)]
+    if layout.features is None:
+        return made
+    rng = np.random.default_rng(0)
+    shape = (layout.features.tokens, layout.features.channels)
+    return [replace(sample, features=rng.normal(size=shape).astype(np.float16)) for sample in made]
+
+
+def finished(
+    folder: Path, units: list[list[ShardSample]], *, layout: Layout = LAYOUT, grid: object = GRID, model: str = "one"
+) -> Path:
+    """A data set whose manifest names grid and models, as that of a build does."""
+    make_dataset(folder, units, layout=layout)
+    storage = open_storage(folder)
+    entry = ModelEntry(name=model, sha256=hashlib.sha256(model.encode()).hexdigest(), size=1, licence="")
+    changes = {
+        "config": {"grid": grid, "limits": {"max_image_megapixels": 1}},
+        "models": {"tokenizer": entry},
+        "plan_digest": hashlib.sha256(folder.name.encode()).hexdigest(),
+    }
+    write_manifest(storage, read_manifest(storage).model_copy(update=changes))
+    return folder
+
+
+def cut(made: list[ShardSample], *sizes: int) -> list[list[ShardSample]]:
+    """Units of these sizes."""
+    ends = np.cumsum(sizes).tolist()
+    return [made[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def copy(folder: Path, uri: str) -> str:
+    """Bring a data set to an object store."""
+    target = open_storage(uri)
+    for entry in open_storage(folder).list():
+        target.write(entry.path, (folder / entry.path).read_bytes())
+    return uri
+
+
+def digest(*things: object) -> str:
+    """Of all that batches or samples hold: equal exactly if everything in them is."""
+    found = hashlib.sha256()
+    for thing in things:
+        for name, value in vars(thing).items():
+            data = (
+                value.numpy().tobytes() + repr((value.shape, value.dtype)).encode() if torch.is_tensor(value) else b""
+            )
+            found.update(name.encode() + (data or repr(value).encode()))
+    return found.hexdigest()
