@@ -6,10 +6,11 @@
 webdataset's side: `WebDataset` with shuffled shards, split by worker, a shuffle buffer of 1000, raw members (its own
 decoders unpickle). What is then made of the members (JSON, .npy, text; in other rows the image's pixels as well, fitted
 to the patch grid) and of the batches is the same code on both sides. Both go through torch's DataLoader. Medians of
-several rounds, the contestants taking turns; an epoch is timed as a whole, with the start of its workers.
+several rounds, the contestants taking turns; an epoch is timed as a whole, with opening the data set and
+the start of its workers.
 
-`ratio` is patchmint's rate over webdataset's, the least of the rows without pixels: decoding and fitting an image takes
-some thirty times as long as reading its sample and is the same on both sides, so those rows differ by noise only.
+`ratio` is patchmint's rate over webdataset's, the least of the rows without pixels. With pixels, decoding and fitting
+an image takes some thirty times as long as reading its sample, and is the same code on both sides.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def measure(data: Path, images: bool, workers: int, samples: int, rounds: int) -
     rates: dict[str, list[float]] = {"patchmint": [], "webdataset": []}
     for turn in range(rounds):
         for name, contestant in (("patchmint", our_batches), ("webdataset", their_batches)):
-            batches = contestant(data, images, workers)
             start = time.perf_counter()
+            batches = contestant(data, images, workers)
             seen = sum(len(batch) for batch in batches)
             rates[name].append(seen / (time.perf_counter() - start))
             if seen != samples:

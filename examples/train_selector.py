@@ -186,7 +186,9 @@ def main() -> None:
     """Build, train three times, judge."""
     parser = argparse.ArgumentParser(description="Train a patch selector on drawn scenes, and judge it by their truth.")
     parser.add_argument("out", type=Path, help="folder for the data sets")
-    parser.add_argument("--scenes", type=int, default=300, help="to learn from; a quarter as many to be judged on")
+    parser.add_argument(
+        "--scenes", type=int, default=300, help="to learn from, 48 or more; a quarter of it for judging"
+    )
     parser.add_argument("--steps", type=int, default=500, help="of each of the three trainings")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()

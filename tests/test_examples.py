@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.geometry import grid_preset
 from patchmint.jobs.options import with_settings
+from patchmint.tokenizers.build_features import check_features
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("maven-*.yaml"))
@@ -34,13 +38,27 @@ def test_each_stage_has_what_it_needs():
     assert len(CONFIGS) == 5
     for stage, config in by_stage.items():
         assert (config.labels is not None) == (stage == "stage1")
-        assert config.tokens is not None
-    assert by_stage["stage2"].digest({}) == by_stage["stage3"].digest({})
+        assert (config.tokens is not None) == (stage != "stage3")
+        assert (config.features is not None) == (stage == "stage3")
+        if config.features is not None:
+            spec = check_features(config.models, config.features, grid_preset(config.grid))
+            assert (spec.tokens, spec.channels) == (144, 3072)
+
+
+def test_the_selector_trains_and_is_judged(tmp_path):
+    """A few scenes and steps: that it runs, and what it prints. docs/training.md has the figures of a whole run."""
+    command = [sys.executable, "-W", "ignore", EXAMPLES / "train_selector.py", tmp_path, "--json"]
+    done = subprocess.run([*command, "--scenes", "48", "--steps", "2"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    wanted = {"auc", "auc_on_truth", "auc_shuffled", "recall_at_keep", "auc_all", "keep_ratio", "seconds"}
+    assert figures.keys() == wanted
+    assert all(0 <= figures[name] <= 1 for name in wanted - {"auc_all", "seconds"})
 
 
 def test_the_readme_names_every_example():
     text = (EXAMPLES / "README.md").read_text()
-    assert all(f"**{path.name}**" in text for path in EXAMPLES.glob("*.yaml"))
+    assert all(f"**{path.name}**" in text for path in [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*selector.py")])
 
 
 @pytest.fixture(scope="module")

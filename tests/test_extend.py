@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from builds import STAND_IN, check_files, committed, digests, make_config, make_input, run
 
+from patchmint.jobs import extend
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
@@ -143,10 +146,17 @@ def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     out = tmp_path / "out"
     patchmint(
         *("extend", extended, out, "--labels.min-coverage", 0.5),
-        *("--models.tokenizer", "untrained-tiny", "--tokens.size", 64),
+        *("--models.tokenizer", "untrained-tiny"),
     )
     before, after = samples(extended), samples(out)
-    assert read_manifest(open_storage(str(out))).layout.min_coverage == 0.5
+    manifest = read_manifest(open_storage(str(out)))
+    assert manifest.layout.min_coverage == 0.5
+    assert {role: entry.name.split()[0] for role, entry in manifest.models.items() if role != "extended"} == {
+        "segmenter": "stand-in",
+        "tokenizer": "untrained-tiny",
+        "vit": "untrained-tiny",
+    }
+    assert manifest.notice.count("untrained") == 1
     for key, sample in after.items():
         assert sample.members["features.npy"] == before[key].members["features.npy"]
         assert sample.members["coverage.npy"] == before[key].members["coverage.npy"]
@@ -176,6 +186,58 @@ def test_a_base_that_has_changed_is_refused(base, extended):
         manifest.write_text(held)
     assert "other settings" in said
     assert "models.extended" in said
+
+
+def test_a_damaged_sample_is_a_reject(base, tmp_path):
+    """Its place in the shard still holds a sample, but not what it said."""
+    damaged = shutil.copytree(base, tmp_path / "base")
+    tar = damaged / "shards" / "000000.tar"
+    data = tar.read_bytes()
+    assert data.count(b'"annotators_json":"[') > 1
+    tar.write_bytes(data.replace(b'"annotators_json":"[', b'"annotators_json":"{', 1))
+    said = patchmint("extend", damaged, tmp_path / "out", "--models.tokenizer", "untrained-tiny", "--tokens.size", 64)
+    assert "6 planned = 5 written + 1 rejected (1 sample-damaged)" in said
+    table = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
+    assert table[0]["key"] in samples(base)
+    assert "inspect verify" in table[0]["message"]
+
+
+def settings_after(*configs, made):
+    """What the command takes over from data sets that were built one from the other, the first one first."""
+    config = None
+    for each in configs:
+        config = BASE | each | ({"extended": config} if config else {})
+    manifest = SimpleNamespace(config=config)
+    return extend._settings_of(manifest, "in", "out", made)
+
+
+BASE = {
+    "output": {"samples_per_shard": 7},
+    "grid": "seed-224",
+    "limits": {"max_image_megapixels": 400},
+    "labels": None,
+    "tokens": None,
+    "features": None,
+    "models": {},
+}
+LABELLED = {"labels": {"min_coverage": 0.1}, "models": {"segmenter": "plugged"}}
+AGAIN = {"labels": {"min_coverage": 0.2}, "models": {"detector": "d", "vocabulary": "v", "masker": "m"}}
+CODED = {"tokens": {"size": 64}, "models": {"tokenizer": "t"}}
+
+
+def test_settings_are_those_that_made_it_last():
+    settings = settings_after(LABELLED, AGAIN, CODED, made={"labels"})
+    assert settings["models"] == {"detector": "d", "vocabulary": "v", "masker": "m", "tokenizer": "t"}
+    assert settings["labels"] == {"min_coverage": 0.2}
+    assert settings["tokens"] is settings["features"] is None
+    assert (settings["limits"], settings["grid"]) == (BASE["limits"], "seed-224")
+    assert settings["output"] == {"uri": "out", "samples_per_shard": 7}
+
+
+def test_what_was_never_made_gets_default_settings():
+    assert settings_after(CODED, made={"features"})["features"] == {}
+    tiny = {"tokens": {"size": 64}, "models": {"tokenizer": "untrained-tiny"}}
+    assert settings_after(tiny, made={"features"})["models"]["vit"] == "untrained-tiny"
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,22 @@ def test_texts_by_seed_and_epoch(plain):
     assert {sample.text_index for sample in StageDataset(plain, 2, text="first")} == {0}
 
 
+def test_blank_texts_are_not_chosen(tmp_path):
+    """Their labels are empty whatever the image shows."""
+    blank = samples(2)
+    blank[1] = replace_texts(blank[1], ["  ", "second text"])
+    data = finished(tmp_path / "set", [blank])
+    for choice in ("first", "random"):
+        given = {sample.key: sample.text for sample in StageDataset(data, 2, text=choice)}
+        assert given["s0001"] == "second text"
+
+
+def replace_texts(sample, texts):
+    said = tuple(SourceText(text) for text in texts)
+    source = replace(sample.planned.sample, texts=said)
+    return replace(sample, planned=replace(sample.planned, sample=source), phrases=())
+
+
 def test_hostile_texts_are_texts(tmp_path):
     (made,) = samples(1)
     source = replace(

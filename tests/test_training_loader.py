@@ -166,8 +166,25 @@ def test_damage_in_a_worker(tmp_path, data):
     assert patient.skipped == 1
     assert [len(batch.skipped) for batch in batches].count(1) == 1
     assert next(batch.skipped for batch in batches if batch.skipped)[0].startswith("sample 's0005' of")
-    with pytest.raises(ShardError, match="all samples of a batch are damaged"):
-        list(loader(broken, batch=1, on_error="skip"))
+
+
+def test_batches_of_nothing_but_damage_are_passed_over(tmp_path, data, monkeypatch):
+    """They count as given, else every resume would meet them again."""
+    broken = damaged(data, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
+    single = loader(broken, batch=1, on_error="skip", shuffle=False)
+    assert [batch.keys[0] for batch in single].count("s0005") == 0
+    assert (single.epoch, single.batch, single.skipped) == (1, 0, 1)
+    assert len(list(single)) == 12
+    monkeypatch.setattr("patchmint.training.loader._EMPTY_IN_A_ROW", 1)
+    with pytest.raises(ShardError, match="1 batches in a row are damaged, the last: sample 's0005'"):
+        list(loader(broken, batch=1, on_error="skip", shuffle=False))
+
+
+def test_a_data_set_that_has_a_position_is_refused(data):
+    dataset = StageDataset(data, 1, images=False)
+    dataset.set_epoch(2)
+    with pytest.raises(ConfigError, match="loader's load_state_dict or set_epoch"):
+        StageLoader(dataset, 2)
 
 
 def refuse(sample):

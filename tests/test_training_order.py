@@ -175,5 +175,8 @@ def test_wrong_ranks(rank, world_size, remainder, says):
 
 def test_a_wrong_environment(monkeypatch):
     monkeypatch.setenv("RANK", "one")
+    with pytest.raises(ConfigError, match="only one is set"):
+        share_of(None, None, "keep")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="must be whole numbers"):
         share_of(None, None, "keep")

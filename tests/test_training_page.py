@@ -46,7 +46,7 @@ def test_every_command_and_line_works(tmp_path):
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["0", "1"]
+    assert [line[0] for line in lines] == ["1", "2"]
     assert all(0 <= float(figure) <= 1 for line in lines for figure in line[2:])
     saved = torch.load(tmp_path / "out" / "stage1.pt", weights_only=True)
     assert saved["loader"]["epoch"] == 2

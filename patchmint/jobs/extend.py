@@ -41,7 +41,7 @@ def extend_command(
     The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
     take the place of those there are. The same command resumes.
     """
-    made = {key.split(".")[0] for key in settings}
+    made = {_MADE_BY.get(key, key.split(".")[0]) for key in settings}
     base = _settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
     carry_out(
         BuildConfig.parse(apply_overrides(BuildConfig, base, settings)),
@@ -50,6 +50,17 @@ def extend_command(
         single_driver=single_driver,
         as_json=as_json,
     )
+
+
+_MADE_BY = {
+    "models.detector": "labels",
+    "models.vocabulary": "labels",
+    "models.masker": "labels",
+    "models.segmenter": "labels",
+    "models.tokenizer": "tokens",
+    "models.vit": "features",
+}
+"""To name another model is to ask for what it makes."""
 
 
 def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
@@ -61,13 +72,17 @@ def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> 
     settings = {
         "source": {"kind": "patchmint", "uri": dataset},
         "output": {"uri": out, "samples_per_shard": config["output"]["samples_per_shard"]},
-        "models": _models({role: name for past in reversed(history) for role, name in past["models"].items()}),
         "grid": config["grid"],
+        "limits": config["limits"],
     }
+    models: dict[str, str] = {}
     for section in ("labels", "tokens", "features"):
-        last = next((past[section] for past in history if past[section] is not None), None)
-        settings[section] = last if section in made else None
-    return settings
+        # what made it last
+        past = next((past for past in history if past.get(section) is not None), None)
+        if past is not None:
+            models |= {role: name for role, name in past["models"].items() if _MADE_BY[f"models.{role}"] == section}
+        settings[section] = None if section not in made else past[section] if past is not None else {}
+    return settings | {"models": _models(models)}
 
 
 def _models(used: dict[str, str]) -> dict[str, str]:

@@ -44,6 +44,8 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,
             # what is carried over may be all that a warning is about
-            "notice": " | ".join(dict.fromkeys(notice for notice in (extended.notice, made.notice) if notice)),
+            "notice": " | ".join(
+                dict.fromkeys(part for notice in (extended.notice, made.notice) for part in notice.split(" | ") if part)
+            ),
         }
     )

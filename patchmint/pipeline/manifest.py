@@ -13,6 +13,12 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord, unit_name
 from patchmint.storage import Storage, open_storage
 
+_ROLES = {
+    "labels": {"detector", "vocabulary", "masker", "segmenter"},
+    "tokens": {"tokenizer", "remap"},
+    "features": {"vit"},
+}
+
 
 def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     """Write the manifest.
@@ -38,7 +44,7 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
         config_digest=plan.config_digest,
         plan_digest=plan.digest,
-        models=(extended.models if extended else {}) | {role: _entry(record) for role, record in plan.models.items()},
+        models=_carried_models(plan, extended) | {role: _entry(record) for role, record in plan.models.items()},
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
@@ -52,6 +58,17 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         ),
     )
     write_manifest(storage, manifest)
+
+
+def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEntry]:
+    """Those that made what is carried over from the data set that was extended."""
+    if extended is None:
+        return {}
+    gone = {"extended"}
+    for section, roles in _ROLES.items():
+        if plan.config[section] is not None:
+            gone |= roles
+    return {role: entry for role, entry in extended.models.items() if role not in gone}
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:

@@ -6,30 +6,10 @@ from dataclasses import replace
 
 from patchmint.pipeline.annotate import AnnotatedImage
 from patchmint.pipeline.decode import DecodedImage
-from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.samples import PlannedSample
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.sample import ShardSample, phrases_of
 from patchmint.shards.schema import ImageDocument
-
-
-def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
-    """A planned sample with everything that its source said when the data set that is extended was built.
-
-    Raises:
-        ShardError: the stored sample's document is damaged.
-    """
-    document = stored.document
-    texts = tuple(
-        SourceText(content, annotator.spans, annotator.boxes)
-        for content, annotator in zip(document.texts, document.annotators, strict=True)
-    )
-    source = SourceSample(
-        id=document.id,
-        image=ImageRef(document.source.path, document.source.start),
-        texts=texts,
-        conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
-    )
-    return PlannedSample(planned.ordinal, planned.key, source)
 
 
 def stored_sample(

@@ -26,6 +26,7 @@ from patchmint.errors import (
     ImageUnreadableError,
     InputError,
     NotFoundError,
+    ShardError,
     StorageError,
     TextError,
 )
@@ -37,7 +38,7 @@ from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerSetti
 from patchmint.pipeline.plan import check_models, read_unit
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.sources.patchmint import PatchmintSource
-from patchmint.pipeline.stored import restored, stored_sample
+from patchmint.pipeline.stored import stored_sample
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.reader import StoredSample
@@ -205,8 +206,10 @@ class Worker:
         stage, reason = "text", "text-invalid"
         extended: StoredSample | None = None
         if isinstance(self._source, PatchmintSource):
-            extended = self._source.read_stored(sample.image)
-            planned = restored(planned, extended)
+            try:
+                planned, extended = self._source.read_whole(planned)
+            except ShardError as error:
+                return _reject(planned, Fault("read", "sample-damaged", str(error)))
             sample = planned.sample
         try:
             texts = [text.to_text() for text in sample.texts]

@@ -125,6 +125,11 @@ class StageDataset(IterableDataset[StageSample]):
         return tuple(dataset.manifest.layout for dataset in self._datasets)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether iteration in this process is anywhere but at the beginning of epoch 0."""
+        return (self._epoch, self._position) != (0, 0)
+
+    @property
     def is_local(self) -> bool:
         """Whether all data sets are on this machine's file systems."""
         return all(dataset.storage.is_local for dataset in self._datasets)

@@ -16,7 +16,7 @@ from patchmint.geometry.processing import fit_image
 from patchmint.pipeline.decode import decode_image
 from patchmint.samples import Turn
 from patchmint.shards.keys import COVERAGE, FEATURES, SELECTOR
-from patchmint.shards.layout import Layout
+from patchmint.shards.layout import FeaturesLayout, Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.training.order import Place
 from patchmint.training.sequences import TokenSequence
@@ -122,14 +122,25 @@ def _check_mixable(stage: Stage, fields: StageFields, first: StoredDataset, othe
     if fields.codes and ours.tokens and theirs.tokens:
         pairs["codebooks"] = (Codebook.of(first.manifest), Codebook.of(other.manifest))
     if stage != 2:
-        pairs["features"] = (ours.features, theirs.features)
-        pairs["vision encoders"] = (first.manifest.models.get("vit"), other.manifest.models.get("vit"))
+        pairs["features"] = (_form(ours), _form(theirs))
+        pairs["vision encoders"] = (_encoder(first), _encoder(other))
     for what, (one, two) in pairs.items():
         if one != two:
             raise ConfigError(
                 f"{first.uri} and {other.uri} can't be mixed in stage {stage}: their {what} differ ({one} and {two}); "
                 "build or extend one as the other is, or train on them one after another"
             )
+
+
+def _form(layout: Layout) -> FeaturesLayout | None:
+    """What the features are, whatever the encoder's file is called."""
+    return layout.features.model_copy(update={"encoder": ""}) if layout.features is not None else None
+
+
+def _encoder(dataset: StoredDataset) -> str:
+    """The vision encoder: by its file's content, or its name where there is no file."""
+    entry = dataset.manifest.models.get("vit")
+    return (entry.sha256 or entry.name) if entry is not None else ""
 
 
 def _check_fields(stage: Stage, fields: StageFields, uri: str, layout: Layout) -> None:
@@ -169,7 +180,7 @@ class SampleMaker:
         """
         dataset, document, fields = self._datasets[place.dataset], stored.document, self._fields
         layout = dataset.manifest.layout
-        index = self._text_index(place, len(document.texts))
+        index = self._text_index(place, document.texts)
         views = document.grid.views
         given: dict[str, Any] = {}
         if fields.conversation:
@@ -187,11 +198,13 @@ class SampleMaker:
             given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
         return StageSample(key=stored.key, dataset=place.dataset, text=document.texts[index], text_index=index, **given)
 
-    def _text_index(self, place: Place, texts: int) -> int:
-        if texts == 1 or self._text == "first":
-            return 0
+    def _text_index(self, place: Place, texts: Sequence[str]) -> int:
+        # a blank text has empty labels, which would teach that nothing of the image matters
+        saying = [index for index, text in enumerate(texts) if text.strip()] or [0]
+        if len(saying) == 1 or self._text == "first":
+            return saying[0]
         key = (self._seed, place.dataset, place.epoch, place.index)
-        return int(np.random.SeedSequence(key).generate_state(1)[0]) % texts
+        return saying[int(np.random.SeedSequence(key).generate_state(1)[0]) % len(saying)]
 
 
 def _conversation(stored: StoredSample) -> tuple[Turn, ...]:

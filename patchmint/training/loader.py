@@ -18,6 +18,9 @@ from patchmint.training.fields import StageSample
 from patchmint.training.order import Place
 from patchmint.training.state import checked_state
 
+_EMPTY_IN_A_ROW = 100
+# So many batches of nothing but damaged samples are no accident.
+
 
 class StageLoader:
     """Batches of one rank, the same ones with any number of workers.
@@ -75,7 +78,13 @@ class StageLoader:
         self._batches = samples // batch_size if drop_last else -(-samples // batch_size)
         if not self._batches:
             raise ConfigError(f"an epoch of {samples} samples has no full batch of {batch_size}; make batches smaller")
-        self._running: Iterator[StageBatch] | None = None
+        if dataset.has_begun:
+            raise ConfigError(
+                "the data set has an epoch or a position set, which a StageLoader keeps itself; give it one that "
+                "hasn't, and use the loader's load_state_dict or set_epoch"
+            )
+        self._running: Iterator[StageBatch | tuple[str, ...]] | None = None
+        self._empty = 0
         self.epoch = self.batch = self.skipped = 0
 
     def __len__(self) -> int:
@@ -86,13 +95,15 @@ class StageLoader:
         """The rest of the present epoch's batches.
 
         Raises:
-            ShardError: a sample is damaged, or all of a batch are.
+            ShardError: a sample is damaged; or, where damaged ones are skipped, all of 100 batches in a row.
             InputError: `sequences` refuses a sample.
             StorageError: a shard can't be read.
         """
         epoch = self.epoch
         while self.epoch == epoch:
-            yield self._next()
+            batch = self._next()
+            if isinstance(batch, StageBatch):
+                yield batch
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,7 +142,8 @@ class StageLoader:
         self.close()
         self.epoch, self.batch = epoch + batch // self._batches, batch % self._batches
 
-    def _next(self) -> StageBatch:
+    def _next(self) -> StageBatch | tuple[str, ...]:
+        """The next batch; where all of its samples were skipped, why."""
         if self._running is None:
             self._running = self._start()
         try:
@@ -143,10 +155,14 @@ class StageLoader:
             self.close()
             raise
         self.epoch, self.batch = divmod(self.epoch * self._batches + self.batch + 1, self._batches)
-        self.skipped += len(batch.skipped)
+        whole = isinstance(batch, StageBatch)
+        self.skipped += len(batch.skipped if isinstance(batch, StageBatch) else batch)
+        self._empty = 0 if whole else self._empty + 1
+        if not isinstance(batch, StageBatch) and self._empty == _EMPTY_IN_A_ROW:
+            raise ShardError(f"all samples of {self._empty} batches in a row are damaged, the last: {batch[0]}")
         return batch
 
-    def _start(self) -> Iterator[StageBatch]:
+    def _start(self) -> Iterator[StageBatch | tuple[str, ...]]:
         first = self.epoch * self._batches + self.batch
         batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._pad_id)
         # With a generator of its own the loader leaves torch's global random numbers alone: a run that was resumed
@@ -154,7 +170,7 @@ class StageLoader:
         return iter(DataLoader(batches, batch_size=None, collate_fn=_as_it_is, generator=Generator(), **self._options))
 
 
-class _Batches(IterableDataset[StageBatch]):
+class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
     """All batches from one on, epoch after epoch; of W workers each makes every W-th, as torch asks them in turn."""
 
     def __init__(self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, pad_id: int) -> None:
@@ -164,7 +180,7 @@ class _Batches(IterableDataset[StageBatch]):
         self._batch_size = batch_size
         self._pad_id = pad_id
 
-    def __iter__(self) -> Iterator[StageBatch]:
+    def __iter__(self) -> Iterator[StageBatch | tuple[str, ...]]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         # Reading looks ahead of what is collated.
@@ -179,12 +195,10 @@ class _Batches(IterableDataset[StageBatch]):
         end = min(start + self._batch_size, self._dataset.samples_of_rank)
         return self._dataset.places(epoch, np.arange(start, end, dtype=np.int64))
 
-    def _collated(self, found: list[StageSample | str]) -> StageBatch:
+    def _collated(self, found: list[StageSample | str]) -> StageBatch | tuple[str, ...]:
         skipped = tuple(one for one in found if isinstance(one, str))
         samples = [one for one in found if isinstance(one, StageSample)]
-        if not samples:
-            raise ShardError(f"all samples of a batch are damaged, so none is skipped any more: {skipped[0]}")
-        return collate(samples, pad_id=self._pad_id, skipped=skipped)
+        return collate(samples, pad_id=self._pad_id, skipped=skipped) if samples else skipped
 
 
 def _as_it_is(batch: Any) -> Any:

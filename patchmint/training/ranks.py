@@ -82,6 +82,11 @@ def share_of(rank: int | None, world_size: int | None, remainder: Remainder) -> 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Share(torch.distributed.get_rank(), torch.distributed.get_world_size(), remainder)
     named = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if bool(named["RANK"]) != bool(named["WORLD_SIZE"]):
+        raise ConfigError(
+            f"of the environment's RANK and WORLD_SIZE only one is set ({named}): all ranks would read the same; set "
+            "both, or neither"
+        )
     try:
         return Share(int(named["RANK"] or 0), int(named["WORLD_SIZE"] or 1), remainder)
     except ValueError as error:

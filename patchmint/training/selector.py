@@ -91,9 +91,9 @@ def keep_patches(scores: Tensor, keep_ratio: float, mask: Tensor | None = None) 
         raise InputError(f"keep_ratio must be more than 0 and at most 1, not {keep_ratio}")
     mask = _mask_of(scores, scores, mask)
     order = scores.masked_fill(~mask, -math.inf).argsort(dim=1, descending=True, stable=True)
-    counts = mask.sum(1, keepdim=True)
-    # In whole numbers where the product is one: 0.1 * 570 is a little less than 57 in floats.
-    kept = torch.floor((counts * keep_ratio).double().mul(1e9).round().div(1e9)).long()
+    counts = mask.sum(1, keepdim=True).double()
+    # In whole numbers where the product is one: 0.07 * 300 is a little more than 21 in floats, others a little less.
+    kept = (counts * keep_ratio).mul(1e9).round().div(1e9).floor().long()
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1]).expand_as(order).to(order))
     return ranks < kept
 
@@ -138,8 +138,10 @@ def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     for row, relevant, counts in zip(scores, labels > 0, mask, strict=True):
         best, rest = row[relevant & counts], row[~relevant & counts].sort().values
         below = torch.searchsorted(rest, best, side="left") + torch.searchsorted(rest, best, side="right")
-        areas.append(below.double().mean() / (2 * len(rest)) if len(rest) else torch.tensor(math.nan))
-    return torch.stack(areas).double()
+        areas.append(
+            below.double().mean() / (2 * len(rest)) if len(rest) else below.new_full((), math.nan, dtype=torch.float64)
+        )
+    return torch.stack(areas)
 
 
 def _mask_of(scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:

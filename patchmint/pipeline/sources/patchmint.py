@@ -14,7 +14,7 @@ from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.extension import finished_manifest
 from patchmint.pipeline.sources.base import StoredImages
-from patchmint.samples import ImageRef, SourceSample, SourceText
+from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.manifest import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.storage import Storage
@@ -58,6 +58,25 @@ class PatchmintSource(StoredImages):
         """
         return read_sample(self._storage, ref.path, ref.start, ref.length)
 
+    def read_whole(self, planned: PlannedSample) -> tuple[PlannedSample, StoredSample]:
+        """A stored sample, and the planned one with everything that its first source said.
+
+        Raises:
+            StorageError: reading failed; another try may do.
+            ShardError: the sample is damaged, or the shard isn't what its sidecar says.
+        """
+        ref = planned.sample.image
+        try:
+            stored = self.read_stored(ref)
+            if stored.key != planned.key:
+                raise ShardError(f"there is sample {stored.key!r} in its place")
+            return restored(planned, stored), stored
+        except ShardError as error:
+            raise ShardError(
+                f"{planned.key} in {ref.path} of {self._uri} can't be carried over: {error}; run `patchmint inspect "
+                "verify` on it"
+            ) from error
+
     def _of_sidecar(self, path: str) -> Iterator[SourceSample]:
         tar = path.removesuffix("parquet") + "tar"
         try:
@@ -70,3 +89,25 @@ class PatchmintSource(StoredImages):
             raise ShardError(
                 f"{path} in {self._uri} is no sidecar that can be read: {error}; run `patchmint inspect verify` on it"
             ) from error
+
+
+def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
+    """A planned sample with everything that its source said when the data set that is extended was built.
+
+    Raises:
+        ShardError: the stored sample's document is damaged.
+    """
+    document = stored.document
+    if len(document.annotators) != len(document.texts):
+        raise ShardError(f"{len(document.texts)} texts, but annotators_json has {len(document.annotators)} entries")
+    texts = tuple(
+        SourceText(content, annotator.spans, annotator.boxes)
+        for content, annotator in zip(document.texts, document.annotators, strict=True)
+    )
+    source = SourceSample(
+        id=document.id,
+        image=ImageRef(document.source.path, document.source.start),
+        texts=texts,
+        conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
+    )
+    return PlannedSample(planned.ordinal, planned.key, source)

@@ -1,0 +1,132 @@
+"""Features in shards: written, read back, and every way in which `verify` must find them wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from shard_data import LAYOUT, make_dataset, make_sample, write_shard
+
+from patchmint.errors import ShardError
+from patchmint.shards.layout import FeaturesLayout
+from patchmint.shards.manifest import read_manifest
+from patchmint.shards.members import encode_array, tar_end, tar_member
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.verify import verify, verify_tars
+from patchmint.storage import open_storage
+
+FEATURES = FeaturesLayout(
+    encoder="toy",
+    connector="sti",
+    layers=((3,), (1,), (2,)),
+    select_feature="cls_patch",
+    pool="before",
+    grid=(2, 3),
+    leading=1,
+    trailing=2,
+    channels=5,
+)
+WITH = LAYOUT.model_copy(update={"features": FEATURES})
+
+
+def featured(ordinal, **changes):
+    numbers = np.random.default_rng(ordinal).normal(size=(9, 5)).astype(np.float16)
+    return replace(make_sample(ordinal), **{"features": numbers, **changes})
+
+
+def dataset(folder, damage=bytes):
+    make_dataset(folder, [[featured(0), featured(1)]], layout=WITH, damage={0: damage})
+    return open_storage(str(folder))
+
+
+def changed(ending, change):
+    """Damage: one member of the first sample is changed before its shard is hashed."""
+
+    def damage(tar):
+        written = bytearray()
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+            for number, info in enumerate(archive.getmembers()):
+                data = archive.extractfile(info).read()
+                if info.name.endswith(ending) and number < 8:
+                    data = change(data)
+                if data is not None:
+                    written += tar_member(info.name, data)
+        return bytes(written + tar_end(len(written)))
+
+    return damage
+
+
+def test_they_come_back_with_what_they_are(tmp_path):
+    storage = dataset(tmp_path)
+    assert list(verify(storage)) == []
+    for ordinal, sample in enumerate(iter_samples(storage, "shards/000000.tar")):
+        assert list(sample.members)[-1] == "features.npy"
+        assert sample.document.features == FEATURES
+        assert sample.features.dtype == np.float16
+        np.testing.assert_array_equal(sample.features, featured(ordinal).features)
+    manifest = read_manifest(storage)
+    assert manifest.layout.features == FEATURES
+    assert (manifest.members[-1].ending, manifest.members[-1].dtype, manifest.members[-1].shape) == (
+        *("features.npy", "float16"),
+        ("9", "5"),
+    )
+    assert list(verify_tars(storage, ["shards/000000.tar"])) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": None}, "has arrays"),
+        ({"features": np.zeros((8, 5), np.float16)}, r"shape \(8, 5\), it must be \(9, 5\)"),
+        ({"features": np.zeros((9, 5), np.float32)}, "float32, it must be float16"),
+        ({"features": np.full((9, 5), np.inf, np.float16)}, "aren't finite"),
+    ],
+)
+def test_wrong_ones_are_not_written(changes, message):
+    with pytest.raises(ShardError, match=message):
+        write_shard([featured(0, **changes)], WITH)
+
+
+def test_a_data_set_without_takes_none():
+    with pytest.raises(ShardError, match="has arrays"):
+        write_shard([featured(0)])
+
+
+def other_features(data):
+    document = json.loads(data)
+    document["features_json"] = document["features_json"].replace('"connector":"sti"', '"connector":"dci"')
+    return json.dumps(document).encode()
+
+
+def no_features(data):
+    return json.dumps(json.loads(data) | {"features_json": "{}"}).encode()
+
+
+def broken_features(data):
+    return json.dumps(json.loads(data) | {"features_json": '{"encoder": 3}'}).encode()
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "code", "alone"),
+    [
+        ("features.npy", lambda _: encode_array(np.zeros((9, 4), np.float16)), "array-shape", True),
+        ("features.npy", lambda _: encode_array(np.zeros((9, 5), np.float64)), "array-dtype", True),
+        ("features.npy", lambda _: encode_array(np.full((9, 5), np.nan, np.float16)), "features-values", True),
+        ("features.npy", lambda _: None, "members-missing", True),
+        ("json", other_features, "document-features", False),
+        ("json", no_features, "document-features", True),
+        ("json", broken_features, "document-features", True),
+    ],
+)
+def test_verify_names_each_fault(tmp_path, ending, change, code, alone):
+    """`alone`: it shows without the manifest too."""
+    storage = dataset(tmp_path, changed(ending, change))
+    found = list(verify(storage))
+    assert code in {finding.code for finding in found}
+    assert {finding.key for finding in found if finding.code == code} == {"s0000"}
+    lone = {finding.code for finding in verify_tars(storage, ["shards/000000.tar"])}
+    assert bool(lone) == alone
