@@ -29,9 +29,9 @@ quickstart: setup
 	$(BIN)/patchmint build examples/quickstart.yaml
 	$(BIN)/patchmint inspect verify out/quickstart --deep
 
-# Two files at once, each with one thread: many tests wait for processes and clocks, and torch's threads wait spinning.
+# Three files at once, each with one thread: many tests wait for processes and clocks, and torch's threads wait spinning.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types layers test
 
