@@ -23,6 +23,13 @@ from patchmint.jobs.progress import say
 from patchmint.jobs.run_build import run_build
 from patchmint.pipeline.driver import BuildReport
 
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
+RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")]
+SingleDriverOption = Annotated[
+    bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
 
 @with_settings(BuildConfig)
 def build_command(
@@ -31,14 +38,10 @@ def build_command(
         Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings; options go over them.")
     ] = None,
     settings: dict[str, Any],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")
-    ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")] = False,
-    single_driver: Annotated[
-        bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dry_run: DryRunOption = False,
+    retry_failed: RetryFailedOption = False,
+    single_driver: SingleDriverOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
     carry_out(

@@ -14,9 +14,9 @@ import typer
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
 from patchmint.config.overrides import apply_overrides
-from patchmint.jobs.build import carry_out, main
+from patchmint.jobs.build import DryRunOption, JsonOption, RetryFailedOption, SingleDriverOption, carry_out, main
 from patchmint.jobs.options import with_settings
-from patchmint.pipeline.extension import finished_manifest
+from patchmint.pipeline.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.shards.manifest import Manifest
 from patchmint.storage import open_storage
 
@@ -27,21 +27,17 @@ def extend_command(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where the extended one goes.")],
     settings: dict[str, Any],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")
-    ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")] = False,
-    single_driver: Annotated[
-        bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dry_run: DryRunOption = False,
+    retry_failed: RetryFailedOption = False,
+    single_driver: SingleDriverOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.
 
     The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
     take the place of those there are. The same command resumes.
     """
-    made = {_MADE_BY.get(key, key.split(".")[0]) for key in settings}
+    made = set(map(_section_made, settings))
     base = _settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
     carry_out(
         BuildConfig.parse(apply_overrides(BuildConfig, base, settings)),
@@ -52,15 +48,10 @@ def extend_command(
     )
 
 
-_MADE_BY = {
-    "models.detector": "labels",
-    "models.vocabulary": "labels",
-    "models.masker": "labels",
-    "models.segmenter": "labels",
-    "models.tokenizer": "tokens",
-    "models.vit": "features",
-}
-"""To name another model is to ask for what it makes."""
+def _section_made(key: str) -> str:
+    """The section that a setting asks for: to name another model is to ask for what it makes."""
+    section, _, name = key.partition(".")
+    return SECTION_OF_ROLE.get(name, section) if section == "models" else section
 
 
 def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
@@ -80,7 +71,7 @@ def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> 
         # what made it last
         past = next((past for past in history if past.get(section) is not None), None)
         if past is not None:
-            models |= {role: name for role, name in past["models"].items() if _MADE_BY[f"models.{role}"] == section}
+            models |= {role: name for role, name in past["models"].items() if SECTION_OF_ROLE[role] == section}
         settings[section] = None if section not in made else past[section] if past is not None else {}
     return settings | {"models": _models(models)}
 

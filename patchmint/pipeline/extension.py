@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from patchmint.config.annotator import GridConfig
 from patchmint.config.build import BuildConfig
+from patchmint.config.parsing import parse_settings
 from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, NotFoundError
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
 from patchmint.storage import Storage, open_storage
+
+SECTION_OF_ROLE = {
+    "detector": "labels",
+    "vocabulary": "labels",
+    "masker": "labels",
+    "segmenter": "labels",
+    "tokenizer": "tokens",
+    "remap": "tokens",
+    "vit": "features",
+}
+"""Which section of the settings a model, by its role, makes."""
 
 
 def extended_manifest(config: BuildConfig) -> Manifest | None:
@@ -40,9 +52,13 @@ def finished_manifest(storage: Storage) -> Manifest:
 
 
 def stored_grid(manifest: Manifest) -> str | GridConfig:
-    """The patch grid of a finished data set, as its settings say it."""
-    grid = manifest.config["grid"]
-    return grid if isinstance(grid, str) else GridConfig.model_validate(grid)
+    """The patch grid of a finished data set, as its settings say it.
+
+    Raises:
+        ConfigError: they say none.
+    """
+    grid = manifest.config.get("grid")
+    return grid if isinstance(grid, str) else parse_settings(GridConfig, grid)  # type: ignore[arg-type]
 
 
 def check_extension(config: BuildConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from patchmint.pipeline.extension import finished_manifest
+from patchmint.pipeline.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.pipeline.ledger import Ledger
 from patchmint.pipeline.plan import ModelRecord, Plan
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -12,12 +12,6 @@ from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_mem
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord, unit_name
 from patchmint.storage import Storage, open_storage
-
-_ROLES = {
-    "labels": {"detector", "vocabulary", "masker", "segmenter"},
-    "tokens": {"tokenizer", "remap"},
-    "features": {"vit"},
-}
 
 
 def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
@@ -64,11 +58,11 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
     """Those that made what is carried over from the data set that was extended."""
     if extended is None:
         return {}
-    gone = {"extended"}
-    for section, roles in _ROLES.items():
-        if plan.config[section] is not None:
-            gone |= roles
-    return {role: entry for role, entry in extended.models.items() if role not in gone}
+    return {
+        role: entry
+        for role, entry in extended.models.items()
+        if role in SECTION_OF_ROLE and plan.config[SECTION_OF_ROLE[role]] is None
+    }
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:

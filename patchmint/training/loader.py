@@ -155,11 +155,12 @@ class StageLoader:
             self.close()
             raise
         self.epoch, self.batch = divmod(self.epoch * self._batches + self.batch + 1, self._batches)
-        whole = isinstance(batch, StageBatch)
-        self.skipped += len(batch.skipped if isinstance(batch, StageBatch) else batch)
-        self._empty = 0 if whole else self._empty + 1
-        if not isinstance(batch, StageBatch) and self._empty == _EMPTY_IN_A_ROW:
-            raise ShardError(f"all samples of {self._empty} batches in a row are damaged, the last: {batch[0]}")
+        empty = not isinstance(batch, StageBatch)
+        skipped = batch.skipped if isinstance(batch, StageBatch) else batch
+        self.skipped += len(skipped)
+        self._empty = self._empty + 1 if empty else 0
+        if self._empty == _EMPTY_IN_A_ROW:
+            raise ShardError(f"all samples of {self._empty} batches in a row are damaged, the last: {skipped[0]}")
         return batch
 
     def _start(self) -> Iterator[StageBatch | tuple[str, ...]]:

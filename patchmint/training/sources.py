@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchmint.config.annotator import GridConfig
-from patchmint.config.parsing import parse_settings
 from patchmint.errors import ConfigError, NotFoundError, ShardError
 from patchmint.geometry import PatchGrid
+from patchmint.pipeline.extension import stored_grid
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.shards.layout import GridLayout
 from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
@@ -67,9 +66,9 @@ class StoredDataset:
         Raises:
             ShardError: they name none, or another one than the layout.
         """
-        stored: Any = self.manifest.config.get("grid")
+        stored = self.manifest.config.get("grid")
         try:
-            grid = resolve_grid(stored if isinstance(stored, str) else parse_settings(GridConfig, stored))
+            grid = resolve_grid(stored_grid(self.manifest))
         except ConfigError as error:
             raise ShardError(f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}") from error
         layout = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
