@@ -227,7 +227,7 @@ def _split(data: bytes, path: str) -> Iterator[Member]:
     """Members of what `ShardWriter` writes: a header of one block each, then the data and its padding."""
     start, block = 0, tarfile.BLOCKSIZE
     while start < len(data):
-        name, size, kind = _header(data[start : start + block], path)
+        name, size, kind = read_header(data[start : start + block], path)
         end = start + block + size + -size % block
         if size < 0 or end > len(data):
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
@@ -236,8 +236,20 @@ def _split(data: bytes, path: str) -> Iterator[Member]:
         start = end
 
 
-def _header(header: bytes, path: str) -> tuple[str, int, str]:
-    """Name, size and kind. tarfile judges what isn't quite as we write it; it takes five times as long."""
+def read_header(header: bytes, path: str) -> tuple[str, int, str]:
+    """Read a member's header.
+
+    Args:
+        header: its 512 bytes.
+        path: of the tar, for errors.
+
+    Returns:
+        Name, bytes of its data, and "file" or what it is instead.
+
+    Raises:
+        ShardError: it is no header.
+    """
+    # tarfile judges what isn't quite as we write it; it takes five times as long.
     sums, size = header[148:154], header[124:135]
     plain = header[156:157] == tarfile.REGTYPE and header[345:346] == tarfile.NUL and header.isascii()
     with suppress(ValueError):

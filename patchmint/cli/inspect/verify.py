@@ -1,22 +1,19 @@
-"""`patchmint inspect`: look into data sets. So far: `verify`."""
+"""`patchmint inspect verify`."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from patchmint.cli.terminal import examples
+from patchmint.cli.inspect.shared import JsonOption, console_for_data, print_json, progress_bar
 from patchmint.errors import InputError
 from patchmint.jobs.printable import printable
 
@@ -24,46 +21,25 @@ if TYPE_CHECKING:
     from patchmint.shards.findings import Finding
     from patchmint.storage import Storage
 
-_PIPED_WIDTH = 200
 _SHOWN = 200
 _MEGAPIXELS = 100.0
 
-inspect_app = typer.Typer(
-    name="inspect",
-    help="Look into data sets.",
-    epilog=examples("patchmint inspect verify out/stage1", "patchmint inspect verify 000000.tar --deep"),
-    no_args_is_help=True,
-)
 
-
-@inspect_app.callback()
-def _root() -> None:
-    """Keeps `verify` a command of its own while it is the only one."""
-
-
-@inspect_app.command(
-    "verify",
-    epilog=examples(
-        "patchmint inspect verify out/stage1",
-        "patchmint inspect verify s3://bucket/stage1 --deep",
-        "patchmint inspect verify 000000.tar --json",
-    ),
-)
-def verify_dataset(
+def verify_command(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="A data set's folder, a folder of tars, or one tar; or s3://...")
     ],
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check checksums, members, arrays, labels, keys and counts; tars that others wrote as far as that goes.
 
     Ends with 0 if all is well, with 1 if something isn't, with 2 if there is nothing to check.
     """
-    with _progress() as progress:
+    with progress_bar("verify") as progress:
         found = list(_verify(dataset, deep, progress))
     if as_json:
-        typer.echo(json.dumps({"dataset": dataset, "findings": [asdict(finding) for finding in found]}, indent=2))
+        print_json({"dataset": dataset, "findings": [asdict(finding) for finding in found]})
     else:
         _print(dataset, found)
     if found:
@@ -113,9 +89,7 @@ def _decoder(storage: Storage) -> Callable[[bytes], tuple[int, int]]:
 
 
 def _print(dataset: str, found: Sequence[Finding]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPED_WIDTH)
+    console = console_for_data()
     if not found:
         console.print(f"{escape(printable(dataset))}: all is well", highlight=False)
         return
@@ -129,16 +103,3 @@ def _print(dataset: str, found: Sequence[Finding]) -> None:
     summary = ", ".join(f"{code} {count}" for code, count in counts.most_common())
     more = f" ({len(found) - _SHOWN} more; --json has all)" if len(found) > _SHOWN else ""
     typer.echo(f"{len(found)} findings: {summary}{more}", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("verify", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

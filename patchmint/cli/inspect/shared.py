@@ -1,0 +1,43 @@
+"""What the commands of `patchmint inspect` have in common: arguments, JSON, tables, progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PIPED_WIDTH = 200
+
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://...; or one tar.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def print_json(document: object) -> None:
+    """Print a document; what a data set holds can't reach the terminal as control characters: JSON escapes them."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def console_for_data() -> Console:
+    """A console on stdout, wide where that is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr if that is a terminal; else None."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

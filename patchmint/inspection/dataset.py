@@ -1,0 +1,95 @@
+"""A data set that is looked into: which shards there are, and where each sample stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import InputError
+from patchmint.shards.manifest import Manifest
+from patchmint.shards.records import canonical_paths
+from patchmint.storage import Storage
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard, or a unit of which nothing was written.
+
+    Attributes:
+        unit: its number in the plan; 0 for a lone tar.
+        tar: its path in the storage.
+        sidecar: the path of its table; empty for a lone tar that has none beside it.
+        samples: written samples.
+        rejected: samples of the unit that weren't written.
+        size: bytes of the tar; 0 where nothing was written.
+    """
+
+    unit: int
+    tar: str
+    sidecar: str
+    samples: int
+    rejected: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What is looked into.
+
+    A sample's index is its position in the data set: shards in order, rows of a shard in order.
+
+    Attributes:
+        uri: as given.
+        storage: the data set's folder, or the folder of a lone tar.
+        manifest: dataset.json; None for an unfinished build and for a lone tar.
+        shards: in order of their units.
+        unbuilt: units of the plan that aren't done yet.
+        scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
+    """
+
+    uri: str
+    storage: Storage
+    manifest: Manifest | None
+    shards: tuple[Shard, ...] = field(repr=False)
+    unbuilt: int = 0
+    scanned: Any = field(default=None, repr=False)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def starts(self) -> Integers:
+        """Index of each shard's first sample, and the number of samples at the end: int64 (shards + 1,)."""
+        counts = np.array([shard.samples for shard in self.shards], np.int64)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+    @property
+    def reject_tables(self) -> list[str]:
+        """Paths of the tables of rejects."""
+        return [canonical_paths(shard.unit)[0] for shard in self.shards if shard.rejected]
+
+    def place(self, index: int) -> tuple[Shard, int]:
+        """The shard and the row in it of a sample.
+
+        Raises:
+            InputError: there are fewer samples.
+        """
+        if not 0 <= index < self.samples:
+            raise InputError(f"{self.uri} has {self.samples} samples, so none at position {index}")
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.shards[number], index - int(self.starts[number])
+
+
+def spread(total: int, count: int) -> Integers:
+    """Evenly spaced positions, ascending: `count` of `total`, or all where there are fewer or `count` is 0."""
+    if count <= 0 or count >= total:
+        return np.arange(total)
+    return np.arange(count) * total // count

@@ -1,0 +1,132 @@
+"""Rows of the sidecars, and of tables of rejects, as Arrow tables."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.errors import ShardError
+from patchmint.inspection.dataset import Dataset, Shard
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.rejects import SCHEMA as REJECTS
+from patchmint.shards.sidecar import SCHEMA, Place, sidecar_row
+from patchmint.storage import Storage
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+_THREADS = min(8, os.cpu_count() or 1)
+_STORE_THREADS = 16
+
+
+def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard's rows, in the tar's order.
+
+    Args:
+        dataset: that has the shard.
+        shard: one of its shards.
+        columns: of `patchmint.shards.sidecar.SCHEMA`; None: all.
+
+    Raises:
+        ShardError: the sidecar is damaged; or the tar of a lone one isn't patchmint's.
+        StorageError: it can't be read.
+    """
+    if not shard.samples:
+        return SCHEMA.empty_table().select(columns or SCHEMA.names)
+    if dataset.scanned is not None:
+        return dataset.scanned.select(columns or SCHEMA.names)
+    table = read_parquet(dataset.storage, shard.sidecar, columns)
+    if table.num_rows != shard.samples:
+        raise ShardError(
+            f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
+            f"verify {dataset.uri}`"
+        )
+    return table
+
+
+def iter_tables(
+    dataset: Dataset, columns: Sequence[str], progress: Progress | None = None
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Every shard that has samples, in order, with its rows; some are read ahead.
+
+    Raises:
+        ShardError, StorageError: as for `read_table`.
+    """
+    shards = [shard for shard in dataset.shards if shard.samples]
+    for done, (shard, table) in enumerate(_ahead(dataset, shards, columns), start=1):
+        yield shard, table
+        if progress is not None:
+            progress(done, len(shards))
+
+
+def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
+    """Tables of rejects (`patchmint.shards.rejects.SCHEMA`), units in order.
+
+    What a retry wrote after all is still in the table of the unit that rejected it first.
+
+    Raises:
+        ShardError: one is damaged.
+        StorageError: it can't be read.
+    """
+    for path in dataset.reject_tables:
+        yield read_parquet(dataset.storage, path, REJECTS.names)
+
+
+def scan_tar(storage: Storage, tar: str) -> pa.Table:
+    """The table that a sidecar would be, from the samples themselves: the tar is read through.
+
+    Raises:
+        ShardError: the tar is damaged, or no shard of patchmint.
+        StorageError: it can't be read.
+    """
+    rows = []
+    for ordinal, sample in enumerate(iter_samples(storage, tar)):
+        try:
+            place = Place(ordinal, sample.offset, sample.size)
+            rows.append(sidecar_row(sample.document, place, sample.selector, sample.codes))
+        except ShardError as error:
+            raise ShardError(
+                f"{tar} is no shard of patchmint ({error}); of a tar that others wrote only `ls` and `verify` can tell"
+            ) from error
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _ahead(dataset: Dataset, shards: Iterable[Shard], columns: Sequence[str]) -> Iterator[tuple[Shard, pa.Table]]:
+    threads = _THREADS if dataset.storage.is_local else _STORE_THREADS
+    waiting: deque[tuple[Shard, Future[pa.Table]]] = deque()
+    coming = iter(shards)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                for shard in islice(coming, 2 * threads - len(waiting)):
+                    waiting.append((shard, pool.submit(read_table, dataset, shard, columns)))
+                if not waiting:
+                    return
+                shard, table = waiting.popleft()
+                yield shard, table.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def read_parquet(storage: Storage, path: str, columns: Sequence[str] | None) -> pa.Table:
+    """A whole Parquet file of a data set; columns None: all.
+
+    Raises:
+        ShardError: it is damaged, or lacks a column.
+        StorageError: it can't be read.
+    """
+    with storage.open(path) as file:
+        try:
+            # Opening twice as fast as pq.read_table, which makes a dataset of the file first.
+            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ShardError(
+                f"{path} of {storage.uri} is no table of patchmint: {error}; run `patchmint inspect verify`"
+            ) from error
