@@ -20,6 +20,7 @@ from patchmint.shards.manifest import Manifest, Totals, describe_members, write_
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
+from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
@@ -119,8 +120,20 @@ def commit_unit(
         reasons = {"image-missing": len(rejects)}
         with attempt.new_file(f"rejects/{unit:06}.parquet") as file:
             write_rejects(file, rejects)
-    attempt.commit(len(samples) + len(rejects), len(samples), reasons, PLAN_DIGEST)
+    shares = [float(np.float32(share)) for sample in samples for share in _label_shares(sample)]
+    attempt.commit(
+        len(samples) + len(rejects),
+        len(samples),
+        reasons,
+        PLAN_DIGEST,
+        texts=sum(len(sample.planned.sample.texts) for sample in samples),
+        label_share=mean_share(shares),
+    )
     attempt.drop()
+
+
+def _label_shares(sample: ShardSample) -> list[float]:
+    return [] if sample.selector is None else sample.selector.mean(axis=(1, 2)).tolist()
 
 
 def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: Layout = LAYOUT) -> None:
@@ -132,6 +145,8 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
         planned=planned,
         written=sum(record.written for record in records),
         rejected={"image-missing": rejected} if rejected else {},
+        texts=sum(record.texts for record in records),
+        label_share=mean_share_of((record.label_share, record.texts) for record in records),
         shards=sum(bool(record.written) for record in records),
         bytes=sum(f.size for record in records for name, f in record.files.items() if name.endswith(".tar")),
     )

@@ -20,7 +20,8 @@ from s3_server import S3Server, s3_server
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import Attempt, committed_units, find_record, publish, read_record, read_records, sweep
-from patchmint.shards.records import CommitRecord, FileRecord, canonical_paths, record_path
+from patchmint.shards.names import canonical_paths, record_path
+from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.storage import Storage, open_storage
 from patchmint.storage.interface import NewFile
 from patchmint.storage.local import LocalStorage
@@ -496,6 +497,8 @@ def a_record(unit: int = 3) -> CommitRecord:
         plan_digest="d",
         planned=2,
         written=1,
+        texts=1,
+        label_share=None,
         rejects={"text-empty": 1},
         files={f"shards/{unit:06d}.tar": file},
         seconds=0.5,

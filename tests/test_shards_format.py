@@ -439,10 +439,13 @@ def test_manifest(tmp_path):
     assert (tmp_path / "a" / "dataset.json").read_bytes() == (tmp_path / "b" / "dataset.json").read_bytes()
     manifest = read_manifest(open_storage(tmp_path / "a"))
     assert manifest.layout == LAYOUT
-    assert manifest.totals.model_dump(exclude={"bytes"}) == {
+    shares = [text.mean() for unit in units for sample in unit for text in sample.selector]
+    assert manifest.totals.label_share == pytest.approx(np.mean(shares), abs=1e-5)
+    assert manifest.totals.model_dump(exclude={"bytes", "label_share"}) == {
         "units": 2,
         "planned": 3,
         "written": 2,
+        "texts": 3,
         "rejected": {"image-missing": 1},
         "shards": 2,
     }

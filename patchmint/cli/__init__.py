@@ -1,7 +1,7 @@
 """The `patchmint` command.
 
 Data goes to stdout, messages to stderr. Exit codes: 0 fine, 1 findings (a check found something wrong), 2 bad usage or
-input. `NO_COLOR` is honoured.
+input. `NO_COLOR` is honoured. Where a pipe's reader leaves (`| head`), the command ends quietly, with 0.
 """
 
 from __future__ import annotations
@@ -10,24 +10,68 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from patchmint.cli.demo import demo
-from patchmint.cli.doctor import doctor
-from patchmint.cli.inspect import inspect_app
-from patchmint.cli.label import label
-from patchmint.cli.models import models_app
-from patchmint.cli.status import status
+from patchmint.cli.lazy import LazyCommand, lazy_group
+from patchmint.cli.quiet_pipe import quiet_pipe
 from patchmint.cli.terminal import examples
 from patchmint.errors import PatchmintError
-from patchmint.jobs.build import build_command
-from patchmint.jobs.extend import extend_command
-from patchmint.jobs.printable import printable
 from patchmint.version import __version__
+
+COMMANDS = {
+    "label": LazyCommand(
+        "patchmint.cli.label:label",
+        "Label one image: which patches do its texts talk about, and what are its visual codes?",
+        (
+            "patchmint label scene.png --text 'a red circle' --out o.png",
+            "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
+            "patchmint label photo.jpg --text 'a cat . a sofa' --models official --prompt phrases --json",
+        ),
+    ),
+    "build": LazyCommand(
+        "patchmint.jobs.build:build_command",
+        "Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice.",
+        (
+            "patchmint build config.yaml",
+            "patchmint build config.yaml --dry-run",
+            "patchmint build config.yaml --output.uri s3://bucket/out --labels.box-threshold 0.3",
+            "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
+        ),
+    ),
+    "extend": LazyCommand(
+        "patchmint.jobs.extend:extend_command",
+        "Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.",
+        (
+            "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
+            "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
+            "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
+        ),
+    ),
+    "demo": LazyCommand(
+        "patchmint.cli.demo:demo",
+        "Make scenes with known truth, build them into shards with the bundled models, and score the shards.",
+        ("patchmint demo out/demo", "patchmint demo out/demo --scenes 50 --json"),
+    ),
+    "status": LazyCommand(
+        "patchmint.cli.status:status",
+        "Show how a build stands: done, left, rate, rejects by reason; also while another machine builds.",
+        ("patchmint status out/stage1", "patchmint status s3://bucket/out --json"),
+    ),
+    "doctor": LazyCommand(
+        "patchmint.cli.doctor:doctor",
+        "Look at versions, GPU, Ray and its token, model files and the output; say what fails and what mends it.",
+        ("patchmint doctor", "patchmint doctor config.yaml --json"),
+    ),
+    "inspect": LazyCommand("patchmint.cli.inspect:inspect_app", "Look into data sets."),
+    "models": LazyCommand(
+        "patchmint.cli.models:models_app",
+        "List, pull and check weights (Grounding DINO, SAM, VQGAN): the official ones, and the demo's in the package.",
+    ),
+}
+"""The commands, in the order of the help."""
 
 app = typer.Typer(
     name="patchmint",
+    cls=lazy_group(COMMANDS),
     help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
     no_args_is_help=True,
     epilog=examples("patchmint label scene.png --text 'a red circle' --out o.png", "patchmint models list"),
@@ -35,36 +79,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(
-    "label",
-    epilog=examples(
-        "patchmint label scene.png --text 'a red circle' --out o.png",
-        "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
-        "patchmint label photo.jpg --text 'a cat . a sofa' --models official --prompt phrases --json",
-    ),
-)(label)
-app.command(
-    "build",
-    epilog=examples(
-        "patchmint build config.yaml",
-        "patchmint build config.yaml --dry-run",
-        "patchmint build config.yaml --output.uri s3://bucket/out --labels.box-threshold 0.3",
-        "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
-    ),
-)(build_command)
-app.command(
-    "extend",
-    epilog=examples(
-        "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
-        "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
-        "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
-    ),
-)(extend_command)
-app.command("demo", epilog=examples("patchmint demo out/demo", "patchmint demo out/demo --scenes 50 --json"))(demo)
-app.command("status", epilog=examples("patchmint status out/stage1", "patchmint status s3://bucket/out --json"))(status)
-app.command("doctor", epilog=examples("patchmint doctor", "patchmint doctor config.yaml --json"))(doctor)
-app.add_typer(inspect_app)
-app.add_typer(models_app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,9 +99,19 @@ def _root(
 def main() -> None:
     """Run the command line; an error on purpose becomes one message and exit code 2."""
     try:
-        app()
+        with quiet_pipe():
+            app()
     except PatchmintError as error:
-        # What an error quotes may come from a hostile file: no control characters reach the terminal.
-        message = "\n".join(printable(line) for line in str(error).split("\n"))
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        _print_error(error)
         sys.exit(2)
+
+
+def _print_error(error: PatchmintError) -> None:
+    """What an error quotes may come from a hostile file: no control characters reach the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from patchmint.jobs.printable import printable
+
+    message = "\n".join(printable(line) for line in str(error).split("\n"))
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)

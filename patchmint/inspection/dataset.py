@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError
-from patchmint.shards.manifest import Manifest
-from patchmint.shards.records import canonical_paths
+from patchmint.shards.names import canonical_paths
 from patchmint.storage import Storage
+
+if TYPE_CHECKING:
+    from patchmint.shards.manifest import Manifest
 
 Integers = npt.NDArray[np.int64]
 
@@ -47,7 +49,7 @@ class Dataset:
     Attributes:
         uri: as given.
         storage: the data set's folder, or the folder of a lone tar.
-        manifest: dataset.json; None for an unfinished build and for a lone tar.
+        manifest_data: bytes of dataset.json; None for an unfinished build and for a lone tar.
         shards: in order of their units.
         unbuilt: units of the plan that aren't done yet.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
@@ -55,10 +57,21 @@ class Dataset:
 
     uri: str
     storage: Storage
-    manifest: Manifest | None
+    manifest_data: bytes | None = field(repr=False)
     shards: tuple[Shard, ...] = field(repr=False)
     unbuilt: int = 0
     scanned: Any = field(default=None, repr=False)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """dataset.json; None for an unfinished build and for a lone tar.
+
+        Raises:
+            ShardError: it isn't of the format's form.
+        """
+        from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
+
+        return None if self.manifest_data is None else parse_manifest(self.manifest_data)
 
     @property
     def samples(self) -> int:

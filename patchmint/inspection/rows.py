@@ -21,6 +21,7 @@ from patchmint.storage import Storage
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
 
+_TYPES = {field.name: field.type for schema in (SCHEMA, REJECTS) for field in schema}
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16
 
@@ -116,17 +117,29 @@ def _ahead(dataset: Dataset, shards: Iterable[Shard], columns: Sequence[str]) ->
 
 
 def read_parquet(storage: Storage, path: str, columns: Sequence[str] | None) -> pa.Table:
-    """A whole Parquet file of a data set; columns None: all.
+    """A whole Parquet file of a data set: a sidecar or a table of rejects.
+
+    Args:
+        storage: the data set's.
+        path: of the file.
+        columns: those wanted; None: all that a sidecar has.
 
     Raises:
-        ShardError: it is damaged, or lacks a column.
+        ShardError: it is damaged, or a column is absent, of another type, or has nulls.
         StorageError: it can't be read.
     """
+    names = list(columns) if columns is not None else SCHEMA.names
     with storage.open(path) as file:
         try:
             # Opening twice as fast as pq.read_table, which makes a dataset of the file first.
-            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+            table = pq.ParquetFile(file).read(columns=names, use_threads=False)
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise ShardError(
-                f"{path} of {storage.uri} is no table of patchmint: {error}; run `patchmint inspect verify`"
-            ) from error
+            raise _no_table(storage, path, str(error)) from error
+    for name in names:
+        if table.column_names.count(name) != 1 or table[name].type != _TYPES[name] or table[name].null_count:
+            raise _no_table(storage, path, f"its column {name!r} isn't what the format says")
+    return table
+
+
+def _no_table(storage: Storage, path: str, why: str) -> ShardError:
+    return ShardError(f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`")

@@ -8,7 +8,8 @@ from patchmint.config.parsing import parse_settings
 from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, NotFoundError
 from patchmint.pipeline.grids import resolve_grid
-from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.names import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
 SECTION_OF_ROLE = {

@@ -10,7 +10,8 @@ from patchmint.errors import BuildError, NotFoundError
 from patchmint.pipeline.plan import Plan, Unit, load_plans, read_unit
 from patchmint.samples import Reject
 from patchmint.shards.commit import committed_units, publish, read_records
-from patchmint.shards.records import CommitRecord, record_path, run_and_unit, unit_name
+from patchmint.shards.names import record_path, unit_name
+from patchmint.shards.records import CommitRecord, run_and_unit
 from patchmint.shards.rejects import read_rejects
 from patchmint.storage import Storage
 

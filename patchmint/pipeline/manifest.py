@@ -9,8 +9,10 @@ from patchmint.pipeline.ledger import Ledger
 from patchmint.pipeline.plan import ModelRecord, Plan
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.names import unit_name
 from patchmint.shards.reader import iter_samples
-from patchmint.shards.records import CommitRecord, unit_name
+from patchmint.shards.records import CommitRecord
+from patchmint.shards.sidecar import mean_share_of
 from patchmint.storage import Storage, open_storage
 
 
@@ -47,6 +49,8 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
             planned=ledger.planned,
             written=ledger.written,
             rejected=dict(rejects),
+            texts=sum(record.texts for record in written),
+            label_share=mean_share_of((record.label_share, record.texts) for record in written),
             shards=len(written),
             bytes=sum(tars),
         ),

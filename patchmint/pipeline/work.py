@@ -152,8 +152,9 @@ class Worker:
                     )
                     written += 1
             start = time.perf_counter()
+        texts, label_share = 0, None
         if writer is not None:
-            size = tar.size
+            size, texts, label_share = tar.size, writer.texts, writer.label_share
         rejects += [_poisoned(samples[place]) for place in order.poison]
         rejects.sort(key=lambda reject: reject.ordinal)
         if rejects:
@@ -161,7 +162,12 @@ class Worker:
                 write_rejects(file, rejects)
         reasons = Counter(reject.fault.reason for reject in rejects)
         won = attempt.commit(
-            planned=len(samples), written=written, rejects=reasons, plan_digest=self._settings.plan_digest
+            planned=len(samples),
+            written=written,
+            rejects=reasons,
+            plan_digest=self._settings.plan_digest,
+            texts=texts,
+            label_share=label_share,
         )
         seconds["commit"] = time.perf_counter() - start
         return UnitResult(order.unit.id, len(samples), written, dict(reasons), size, dict(seconds), won)

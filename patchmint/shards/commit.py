@@ -18,17 +18,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
-from patchmint.shards.records import (
-    ATTEMPTS,
-    COMMITS,
-    CommitRecord,
-    FileRecord,
-    attempt_path,
-    canonical_paths,
-    record_path,
-    run_and_unit,
-    unit_of_record,
-)
+from patchmint.shards.names import COMMITS, canonical_paths, record_path, unit_of_record
+from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, attempt_path, run_and_unit
 from patchmint.storage import NewFile, Storage
 
 _READERS = 16
@@ -82,7 +73,16 @@ class Attempt:
             yield file
         self._files[canonical] = FileRecord(path=path, size=file.size, sha256=file.sha256)
 
-    def commit(self, planned: int, written: int, rejects: Mapping[str, int], plan_digest: str) -> bool:
+    def commit(
+        self,
+        planned: int,
+        written: int,
+        rejects: Mapping[str, int],
+        plan_digest: str,
+        *,
+        texts: int = 0,
+        label_share: float | None = None,
+    ) -> bool:
         """Make this attempt the unit's, unless another is; then publish whichever it is.
 
         Args:
@@ -90,6 +90,8 @@ class Attempt:
             written: samples in the shard.
             rejects: samples that weren't written, by reason.
             plan_digest: of the plan.
+            texts: of the written samples.
+            label_share: mean over those texts; None where there are no labels.
 
         Returns:
             Whether the unit's record names this attempt. If it names another one, that one is published, and this one's
@@ -107,6 +109,8 @@ class Attempt:
             plan_digest=plan_digest,
             planned=planned,
             written=written,
+            texts=texts,
+            label_share=label_share,
             rejects=dict(sorted(rejects.items())),
             files={name: self._files[name] for name in canonical_paths(self.unit) if name in self._files},
             seconds=round(time.monotonic() - self._begun, 3),

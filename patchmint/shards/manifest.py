@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from patchmint.errors import ShardError
 from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
+from patchmint.shards.names import MANIFEST_PATH
 from patchmint.shards.schema import first_error
 from patchmint.storage import Storage
 
-MANIFEST_PATH = "dataset.json"
 SCHEMA = "patchmint.dataset/1"
 
 
@@ -45,6 +45,10 @@ class Totals(_Part):
     planned: int = Field(ge=0, description="Samples in the source.")
     written: int = Field(ge=0, description="Samples in the shards.")
     rejected: dict[str, int] = Field(description="Samples that are in no shard, by reason.")
+    texts: int = Field(ge=0, description="Texts of the samples in the shards.")
+    label_share: float | None = Field(
+        ge=0, le=1, description="Mean over those texts of the share of their patches that are 1; null without labels."
+    )
     shards: int = Field(ge=0, description="Units with at least one sample written.")
     bytes: int = Field(ge=0, description="Of all tars.")
 
@@ -107,8 +111,17 @@ def read_manifest(storage: Storage) -> Manifest:
         StorageError: it can't be read.
         ShardError: it isn't of the format's form.
     """
+    return parse_manifest(storage.read(MANIFEST_PATH))
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read the bytes of dataset.json.
+
+    Raises:
+        ShardError: they aren't of the format's form.
+    """
     try:
-        return Manifest.model_validate_json(storage.read(MANIFEST_PATH))
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise ShardError(
             f"{MANIFEST_PATH} isn't of the form {SCHEMA}: {first_error(error)}; run the build's command again, which "

@@ -1,4 +1,4 @@
-"""The commit record: which attempt a unit's bytes come from, and the names that belong to a unit.
+"""The commit record: which attempt a unit's bytes come from.
 
 Its presence decides that the unit is done; everything else follows from it.
 """
@@ -11,36 +11,12 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchmint.errors import ShardError
+from patchmint.shards.names import canonical_paths
 
-COMMITS = "commits"
 ATTEMPTS = "attempts"
-_RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
 _ATTEMPT_ID = re.compile(r"(?P<run>[a-z0-9][a-z0-9-]*)-(?P<unit>[0-9]{6,})-[0-9a-f]{16}")
 
 _Count = Annotated[int, Field(ge=0)]
-
-
-def unit_name(unit: int) -> str:
-    """A unit's number as it stands in file names: 3 is "000003"."""
-    return f"{unit:06d}"
-
-
-def record_path(unit: int) -> str:
-    """Where a unit's commit record is."""
-    return f"{COMMITS}/{unit_name(unit)}.json"
-
-
-def unit_of_record(path: str) -> int | None:
-    """The unit whose commit record has this path; None for any other file."""
-    match = _RECORD_PATH.fullmatch(path)
-    unit = int(match[1]) if match else -1
-    return unit if unit >= 0 and record_path(unit) == path else None
-
-
-def canonical_paths(unit: int) -> tuple[str, ...]:
-    """The names under which a unit's files are published, in the order of publishing: readers look for the tar."""
-    name = unit_name(unit)
-    return f"rejects/{name}.parquet", f"shards/{name}.parquet", f"shards/{name}.tar"
 
 
 def attempt_path(attempt: str, canonical: str) -> str:
@@ -79,6 +55,8 @@ class CommitRecord(BaseModel):
         plan_digest: of the plan that the unit belongs to.
         planned: samples in the plan; always `written` plus all `rejects`.
         written: samples in the shard; with none there is no shard.
+        texts: of those samples.
+        label_share: mean of their label shares, 0..1; None where there are no labels, or no texts.
         rejects: samples that weren't written, by reason.
         files: by canonical path.
         seconds: from the attempt's beginning to the record.
@@ -92,6 +70,8 @@ class CommitRecord(BaseModel):
     plan_digest: str
     planned: _Count
     written: _Count
+    texts: _Count
+    label_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
     rejects: dict[str, _Count]
     files: dict[str, FileRecord]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO
@@ -105,6 +107,27 @@ def sidecar_row(
         "source_path": document.source.path,
         "source_start": document.source.start,
     }
+
+
+def mean_share(shares: Sequence[float]) -> float | None:
+    """Mean label share, to six decimals and whatever the order; None of nothing.
+
+    Args:
+        shares: the column `label_shares` of some rows, one after another.
+    """
+    return round(math.fsum(shares) / len(shares), 6) if shares else None
+
+
+def mean_share_of(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Mean label share of several units, to six decimals and whatever their order; None where none has labels.
+
+    Args:
+        parts: mean label share and number of texts of each unit.
+    """
+    labelled = [(share, texts) for share, texts in parts if share is not None and texts]
+    if not labelled:
+        return None
+    return round(math.fsum(share * texts for share, texts in labelled) / sum(texts for _, texts in labelled), 6)
 
 
 class TableWriter:

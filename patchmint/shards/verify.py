@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from patchmint.errors import NotFoundError, ShardError
 from patchmint.shards.findings import Finding
-from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.names import MANIFEST_PATH, record_path
 from patchmint.shards.planned import PLAN_PATH, PlannedUnits, read_planned_units
-from patchmint.shards.records import record_path
+from patchmint.shards.sidecar import mean_share_of
 from patchmint.shards.verify_keys import KeyTable
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.shards.verify_unit import UnitReport, check_unit
@@ -155,12 +156,14 @@ class _Totals:
     def __init__(self) -> None:
         self.complete = True
         self._written = self._bytes = self._shards = self._units = 0
+        self._labels: list[tuple[float | None, int]] = []
         self._rejects = Counter[str]()
 
     def add(self, report: UnitReport) -> None:
         self.complete &= report.recorded
         self._units += 1
         self._written += report.written
+        self._labels.append((report.label_share, report.texts))
         self._rejects.update(report.rejects)
         self._bytes += report.bytes
         self._shards += bool(report.written)
@@ -177,6 +180,8 @@ class _Totals:
             "planned": plan.total,
             "written": self._written,
             "rejected": rejected,
+            "texts": sum(texts for _, texts in self._labels),
+            "label_share": mean_share_of(self._labels),
             "shards": self._shards,
             "bytes": self._bytes,
         }

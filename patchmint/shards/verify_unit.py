@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import read_record
 from patchmint.shards.findings import Finding, Findings
 from patchmint.shards.layout import Layout
-from patchmint.shards.records import CommitRecord, FileRecord, canonical_paths, record_path
+from patchmint.shards.names import canonical_paths, record_path
+from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
+from patchmint.shards.sidecar import mean_share
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.storage import Storage
 
@@ -35,6 +38,8 @@ class UnitReport:
         findings: in order.
         recorded: whether it has a record that can be read.
         written: samples in its shard, by the record.
+        texts: of those samples, by the record.
+        label_share: mean over those texts, by the record; None where there are no labels.
         rejects: by reason, by the record.
         bytes: of its tar, by the record.
         files: that the record names.
@@ -45,6 +50,8 @@ class UnitReport:
     findings: list[Finding] = field(default_factory=list)
     recorded: bool = False
     written: int = 0
+    texts: int = 0
+    label_share: float | None = None
     rejects: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
     files: frozenset[str] = frozenset()
@@ -81,6 +88,7 @@ def check_unit(
         return report
     report.recorded = True
     report.written, report.rejects, report.files = record.written, record.rejects, frozenset(record.files)
+    report.texts, report.label_share = record.texts, record.label_share
     found.extend(_check_record(record, planned, digests))
     missing = [path for path in record.files if path not in present]
     for path in missing:
@@ -123,6 +131,8 @@ def _check_record(record: CommitRecord, planned: int, digests: Sequence[str]) ->
         yield "plan-digest", "the record is of another plan than the one that is here; build into an empty folder"
     if record.planned != planned:
         yield "counts", f"the plan gives the unit {planned} samples, the record says {record.planned}"
+    if not record.written and (record.texts or record.label_share is not None):
+        yield "counts", f"the record says {_texts(record.texts, record.label_share)}, but no sample was written"
     wanted = ({sidecar, tar} if record.written else set()) | ({rejects} if record.rejects else set())
     if wanted != record.files.keys():
         yield "record-form", f"the record names {sorted(record.files)}, its counts ask for {sorted(wanted)}"
@@ -145,7 +155,25 @@ def _check_sidecar(
     if parquet.metadata.num_rows != record.written:
         message = f"the record says {record.written} samples, the sidecar has {parquet.metadata.num_rows} rows"
         found.add("counts", message)
+    found.extend(_check_texts(parquet, record))
     return _rows(parquet, path), found.to_list()
+
+
+def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tuple[str, str]]:
+    try:
+        columns = parquet.read(columns=["texts", "label_shares"], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        yield "table-form", f"its columns can't be read: {error}"
+        return
+    texts, shares = (pc.list_flatten(columns[name]) for name in ("texts", "label_shares"))
+    held = len(texts), mean_share(shares.to_pylist())
+    if held != (record.texts, record.label_share):
+        said = _texts(record.texts, record.label_share)
+        yield "counts", f"the record says {said}, the sidecar has {_texts(*held)}"
+
+
+def _texts(count: int, label_share: float | None) -> str:
+    return f"{count} texts and {'no labels' if label_share is None else f'a mean label share of {label_share}'}"
 
 
 def _check_rejects(storage: Storage, path: str, file: FileRecord, record: CommitRecord) -> list[Finding]:

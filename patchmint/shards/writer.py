@@ -15,7 +15,7 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.members import encode_array, tar_end, tar_sample
 from patchmint.shards.sample import ShardSample, document_of
 from patchmint.shards.schema import SampleDocument, encode_text
-from patchmint.shards.sidecar import SCHEMA, Place, TableWriter, sidecar_row
+from patchmint.shards.sidecar import SCHEMA, Place, TableWriter, mean_share, sidecar_row
 
 
 class ShardWriter:
@@ -35,6 +35,18 @@ class ShardWriter:
         self._layout = layout
         self._keys: set[str] = set()
         self._size = 0
+        self._texts = 0
+        self._label_shares: list[float] = []
+
+    @property
+    def texts(self) -> int:
+        """Texts of the samples written so far."""
+        return self._texts
+
+    @property
+    def label_share(self) -> float | None:
+        """Mean of their label shares, as the sidecar has them; None where there are no labels, or no texts."""
+        return mean_share(self._label_shares)
 
     def add(self, sample: ShardSample) -> None:
         """Write a sample.
@@ -57,7 +69,10 @@ class ShardWriter:
         place = Place(sample.planned.ordinal, self._size, len(members))
         tokens = self._layout.tokens
         codes = arrays[f"{tokens.member}.npy"] if tokens else None
-        self._table.add(sidecar_row(document, place, arrays.get(SELECTOR), codes))
+        row = sidecar_row(document, place, arrays.get(SELECTOR), codes)
+        self._table.add(row)
+        self._texts += len(row["texts"])
+        self._label_shares += row["label_shares"]
         self._tar.write(members)
         self._size += len(members)
         self._keys.add(document.key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 from patchmint.storage.failures import explain
@@ -72,23 +73,23 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with os.scandir(folder) as entries:
             # With "/" at the end of folders this is the order of whole paths: "a-b" lies before "a/c".
-            names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
+            found_here = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise explain("list", str(folder), error) from error
-    for name in names:
+    for name, entry in sorted(found_here, key=itemgetter(0)):
         if name.endswith("/"):
             yield from _walk(folder / name, prefix + name, (*above, here))
-        elif (size := _size_of_file(folder / name)) is not None:
+        elif (size := _size_of_file(entry)) is not None:
             yield prefix + name, size
 
 
-def _size_of_file(path: Path) -> int | None:
+def _size_of_file(entry: os.DirEntry[str]) -> int | None:
     """Bytes of a regular file; None for anything else, such as a pipe, a dangling link, a file just deleted."""
     try:
-        return path.stat().st_size if path.is_file() else None
+        return entry.stat().st_size if entry.is_file() else None
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise explain("list", str(path), error) from error
+        raise explain("list", entry.path, error) from error

@@ -20,7 +20,8 @@ from patchmint.geometry import PatchGrid
 from patchmint.pipeline.extension import stored_grid
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.shards.layout import GridLayout
-from patchmint.shards.manifest import MANIFEST_PATH, Manifest, read_manifest
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.names import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
 Integers = npt.NDArray[np.int64]

@@ -2,7 +2,194 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def codes_command() -> None:
-    """Which images contain a code."""
-    raise NotImplementedError
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from patchmint.cli.inspect.drawing import dot_grid, heat_map
+from patchmint.cli.inspect.outputs import check_output, write_output
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
+from patchmint.errors import InputError
+from patchmint.jobs.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from patchmint.inspection.code_index import CodeIndex
+    from patchmint.inspection.code_query import CodeReport
+    from patchmint.inspection.code_ranking import RankedCode, Ranking
+    from patchmint.inspection.dataset import Dataset
+    from patchmint.shards.layout import TokensLayout
+    from patchmint.types import RgbImage
+
+_TEXT_CHARACTERS = 120
+_PLACES = 6
+
+
+def codes_command(
+    dataset: DatasetArgument,
+    code: Annotated[
+        str | None,
+        typer.Argument(metavar="CODE", help="A code; BOOK:CODE where there are several codebooks.", show_default=False),
+    ] = None,
+    top: Annotated[bool, typer.Option("--top", help="List the commonest codes, and the most concentrated.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Images to show; with --top: codes in each list.")] = 20,
+    min_images: Annotated[int, typer.Option(min=1, help="With --top: images that a concentrated code must be in.")] = 3,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Write a contact sheet: images with the code's cells outlined."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which images contain a code, where and how often; and which codes are common, or concentrated.
+
+    The first question makes an index in the user's cache (PATCHMINT_CACHE): a minute or two for a million images.
+
+    Concentrated codes are those that are there most often in each image that has them (occurrences / images).
+
+    Ends with 0; with 1 if no image contains the code; with 2 if there is no such code, or no codes at all.
+    """
+    from patchmint.inspection.code_index import open_code_index
+    from patchmint.inspection.codebooks import parse_code, tokens_layout
+    from patchmint.inspection.opening import open_dataset
+
+    if (code is None) != top:
+        raise InputError("give one code, such as 17, or --top for the commonest; `patchmint inspect stats` has all")
+    check_output(sheet, ".png")
+    opened = open_dataset(dataset)
+    tokens = tokens_layout(opened)
+    chosen = None if code is None else parse_code(code, tokens)
+    with progress_bar("index the codes") as progress:
+        index = open_code_index(opened, tokens, progress)
+    if chosen is None:
+        _top(opened, index, tokens, limit, min_images, sheet, as_json)
+        return
+    from patchmint.inspection.code_query import report_code
+    from patchmint.inspection.code_sheet import draw_code
+    from patchmint.inspection.notice import dataset_notice
+
+    notice = dataset_notice(opened)
+    with progress_bar("read images") as progress:
+        report = report_code(opened, index, tokens, chosen, limit, progress)
+    if sheet is not None and report.shown:
+        with progress_bar("draw") as progress:
+            _write(sheet, draw_code(opened, tokens, chosen, report, progress))
+    if as_json:
+        print_json({"dataset": dataset, "notice": notice, **asdict(report)})
+    else:
+        _print_code(_console(notice), report)
+    if not report.images:
+        raise typer.Exit(1)
+
+
+def _top(
+    opened: Dataset,
+    index: CodeIndex,
+    tokens: TokensLayout,
+    limit: int,
+    min_images: int,
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
+    from patchmint.inspection.code_ranking import rank_codes
+    from patchmint.inspection.code_sheet import draw_ranking
+    from patchmint.inspection.notice import dataset_notice
+
+    notice = dataset_notice(opened)
+    with progress_bar("read texts") as progress:
+        ranking = rank_codes(opened, index, tokens, limit, min_images, progress)
+    if sheet is not None:
+        with progress_bar("draw") as progress:
+            _write(sheet, draw_ranking(opened, index, tokens, ranking, progress))
+    if as_json:
+        print_json({"dataset": opened.uri, "notice": notice, "samples": opened.samples, **asdict(ranking)})
+    else:
+        _print_ranking(_console(notice), ranking)
+
+
+def _write(path: Path, picture: RgbImage) -> None:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    write_output(path, file.getvalue())
+
+
+def _console(notice: str) -> Console:
+    console = console_for_data()
+    if notice:
+        console.print(f"[bold yellow]{escape(printable(notice))}[/]", highlight=False)
+    return console
+
+
+def _print_code(console: Console, report: CodeReport) -> None:
+    if not report.images:
+        console.print(
+            f"code {report.code} of {report.codebook_size}: in none of {report.samples:,} images", highlight=False
+        )
+        return
+    console.print(
+        f"[bold]code {report.code}[/] of {report.codebook_size}: {report.occurrences:,} times "
+        f"({report.share:.2%} of all codes) in {report.images:,} of {report.samples:,} images, "
+        f"{report.occurrences / report.images:.1f} in each",
+        highlight=False,
+    )
+    _print_words(console, report)
+    drawn = len(report.grid) == 2
+    table = Table("key", Column("times", justify="right"), Column("of all", justify="right"))
+    table.add_column("where", no_wrap=drawn)
+    table.add_column("first text", overflow="fold")
+    for image in report.shown:
+        text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
+        where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
+        cells = (image.key, f"{image.count:,}", f"{image.share:.1%}", where, text)
+        table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
+    console.print(table)
+    of_all = "" if len(report.shown) == report.images else f" of {report.images:,}"
+    console.print(f"where it is on average, in the {len(report.shown)}{of_all} images above:", highlight=False)
+    for line in heat_map(report.positions, console.width - 2):
+        console.print(f"│{line}│", highlight=False, no_wrap=True, crop=True)
+
+
+def _places(cells: Sequence[Sequence[int]]) -> str:
+    named = [", ".join(map(str, cell)) for cell in cells[:_PLACES]]
+    return "; ".join(named) + (f"; {len(cells) - _PLACES} more" if len(cells) > _PLACES else "")
+
+
+def _print_words(console: Console, report: CodeReport) -> None:
+    words = report.words
+    looked = f"texts of the {words.images:,} images that have it most often, against {words.others:,} others"
+    if not words.terms:
+        console.print(f"no word goes with it more than chance explains ({looked})", highlight=False)
+        return
+    console.print(f"words that go with it ({looked}):", highlight=False)
+    for term in words.terms:
+        console.print(
+            f"  [bold]{escape(printable(term.text))}[/]  in {term.share:.0%} of them, {term.share_of_others:.0%} "
+            f"of the others ({term.lift:.1f}×)",
+            highlight=False,
+        )
+
+
+def _print_ranking(console: Console, ranking: Ranking) -> None:
+    console.print("the commonest codes:", _table(ranking.commonest))
+    title = f"the most concentrated: most in each image that has them, of those in {ranking.min_images} images or more:"
+    console.print(title, _table(ranking.concentrated), highlight=False)
+
+
+def _table(entries: Sequence[RankedCode]) -> Table:
+    numbers = ("code", "times", "share", "images", "in each")
+    table = Table(*(Column(name, justify="right") for name in numbers), "example", "goes with")
+    for entry in entries:
+        counts = (f"{entry.occurrences:,}", f"{entry.share:.2%}", f"{entry.images:,}", f"{entry.per_image:.1f}")
+        words = (escape(printable(entry.example)), escape(printable(entry.word)))
+        table.add_row(entry.code, *counts, *words)
+    return table

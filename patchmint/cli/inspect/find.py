@@ -2,7 +2,185 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
-def find_command() -> None:
-    """Find samples."""
-    raise NotImplementedError
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
+from patchmint.errors import InputError
+from patchmint.jobs.printable import printable
+
+if TYPE_CHECKING:
+    from patchmint.inspection.dataset import Dataset
+    from patchmint.inspection.find import Found, Search
+    from patchmint.samples import Reject
+
+_SHOWN = 50
+_TEXT = 120
+_SHARES = 3
+
+Words = Annotated[
+    list[str] | None, typer.Option(metavar="WORDS", help="In some text; case doesn't matter. May be repeated.")
+]
+Phrases = Annotated[
+    list[str] | None, typer.Option(metavar="WORDS", help="In some phrase that was found. May be repeated.")
+]
+Share = Annotated[float | None, typer.Option(min=0, max=1, help="Of some text's label share.")]
+Score = Annotated[float | None, typer.Option(min=0, max=1, help="Of the best phrase's score; no phrase, no match.")]
+
+
+def find_command(
+    dataset: DatasetArgument,
+    text: Words = None,
+    phrase: Phrases = None,
+    key: Annotated[str, typer.Option(metavar="PATTERN", help="Key, with * and ?.")] = "",
+    min_score: Score = None,
+    max_score: Score = None,
+    min_share: Share = None,
+    max_share: Share = None,
+    where: Annotated[str, typer.Option(metavar="SQL", help="A condition over the sidecar's columns.")] = "",
+    sort: Annotated[str, typer.Option(metavar="SQL", help="What to sort by; may end in asc or desc.")] = "",
+    rejects: Annotated[bool, typer.Option("--rejects", help="Look among the samples that weren't written.")] = False,
+    reason: Annotated[str, typer.Option(help="Why it wasn't written, such as image-missing; with --rejects.")] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Show so many; 0: all. Default: 50, with --keys all.")
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Print bare keys, one a line.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find samples, or rejects, that are like this; all conditions must hold.
+
+    --where and --sort are SQL (DuckDB's) over these columns of the sidecars:
+    key, id, ordinal, "offset", size, width, height, format, texts,
+    label_shares, phrases, phrase_texts, scores, codes, code_counts,
+    source_path, source_start; with --rejects over those of the rejects:
+    ordinal, key, id, stage, reason, message.
+
+    Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
+    """
+    from patchmint.inspection.find import Search
+    from patchmint.inspection.opening import open_dataset
+
+    if keys and as_json:
+        raise InputError("--keys and --json exclude each other; drop one")
+    shown = limit if limit is not None else 0 if keys else _SHOWN
+    if rejects:
+        if any(given is not None for given in (text, phrase, min_score, max_score, min_share, max_share)):
+            raise InputError("rejects have neither texts nor labels; with --rejects use --reason, --key and --where")
+        total = _find_rejects(open_dataset(dataset), (reason, key, where, sort), shown, keys=keys, as_json=as_json)
+    else:
+        if reason:
+            raise InputError("--reason is one of rejects; add --rejects")
+        search = Search(
+            texts=text or (),
+            phrases=phrase or (),
+            key=key,
+            min_score=min_score,
+            max_score=max_score,
+            min_share=min_share,
+            max_share=max_share,
+            where=where,
+            sort=sort,
+        )
+        total = _find_samples(open_dataset(dataset), search, shown, keys=keys, as_json=as_json)
+    if not total:
+        raise typer.Exit(1)
+
+
+def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, as_json: bool) -> int:
+    from patchmint.inspection.find import find_samples, read_found, read_keys
+
+    with progress_bar("find") as progress:
+        total, indices = find_samples(dataset, search, limit, progress)
+    if keys:
+        _print_keys(read_keys(dataset, indices))
+    elif as_json:
+        samples = [asdict(found) for found in read_found(dataset, indices)]
+        print_json({"dataset": dataset.uri, "found": total, "samples": samples})
+    else:
+        if total:
+            _print_samples(read_found(dataset, indices), search.texts)
+        _sum_up(total, len(indices), f"of {dataset.samples} samples")
+    return total
+
+
+def _find_rejects(dataset: Dataset, search: tuple[str, str, str, str], limit: int, *, keys: bool, as_json: bool) -> int:
+    from patchmint.inspection.find_rejects import find_rejects
+
+    reason, key, where, sort = search
+    total, found = find_rejects(dataset, reason=reason, key=key, where=where, sort=sort, limit=limit)
+    if keys:
+        _print_keys(reject.key for reject in found)
+    elif as_json:
+        print_json({"dataset": dataset.uri, "found": total, "rejects": [_flat(reject) for reject in found]})
+    else:
+        if total:
+            _print_rejects(found)
+        _sum_up(total, len(found), "rejects")
+    return total
+
+
+def _flat(reject: Reject) -> dict[str, str | int]:
+    return {
+        "ordinal": reject.ordinal,
+        "key": reject.key,
+        "id": reject.id,
+        "stage": reject.fault.stage,
+        "reason": reject.fault.reason,
+        "message": reject.fault.message,
+    }
+
+
+def _print_keys(keys: Iterable[str]) -> None:
+    for key in keys:
+        sys.stdout.write(f"{printable(key)}\n")
+
+
+def _print_samples(samples: Iterable[Found], wanted: Sequence[str]) -> None:
+    table = Table(
+        Column("key", overflow="fold"),
+        Column("shard", overflow="fold"),
+        Column("share", no_wrap=True),
+        Column("phrases", justify="right"),
+        Column("best", justify="right"),
+        Column("text", overflow="fold"),
+    )
+    for found in samples:
+        shares = [f"{share:.2f}" for share in found.label_shares[:_SHARES]]
+        table.add_row(
+            escape(printable(found.key)),
+            escape(printable(found.shard)),
+            " ".join([*shares, "…"] if len(found.label_shares) > _SHARES else shares),
+            str(len(found.phrases)),
+            "" if found.best_score is None else f"{found.best_score:.2f}",
+            _shortened(_matching(found.texts, wanted)),
+        )
+    console_for_data().print(table)
+
+
+def _print_rejects(rejects: Iterable[Reject]) -> None:
+    table = Table(*(Column(name, overflow="fold") for name in ("key", "id", "stage", "reason", "message")))
+    for reject in rejects:
+        texts = (reject.key, reject.id, reject.fault.stage, reject.fault.reason)
+        table.add_row(*(escape(printable(text)) for text in texts), _shortened(reject.fault.message))
+    console_for_data().print(table)
+
+
+def _matching(texts: Sequence[str], wanted: Sequence[str]) -> str:
+    """The text that was looked for, or the first."""
+    words = wanted[0].lower() if wanted else ""
+    return next((text for text in texts if words in text.lower()), texts[0] if texts else "")
+
+
+def _shortened(text: str) -> str:
+    return escape(printable(text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"))
+
+
+def _sum_up(total: int, shown: int, of: str) -> None:
+    more = f"; {shown} shown, --limit 0 shows all" if shown < total else ""
+    typer.echo(f"found {total} {of}{more}", err=True)

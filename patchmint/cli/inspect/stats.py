@@ -2,7 +2,144 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def stats_command() -> None:
-    """Statistics."""
-    raise NotImplementedError
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from patchmint.cli.inspect.drawing import bar, heat_map, spark_line
+from patchmint.cli.inspect.outputs import check_output, write_output
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
+from patchmint.jobs.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from patchmint.inspection.code_usage import BookUsage
+    from patchmint.inspection.positions import Positions
+    from patchmint.inspection.stats import Stats
+
+_TOP_CODES = 8
+_BAR = 24
+_SHOWN_QUANTILES = ("0.05", "0.5", "0.95")
+
+
+def stats_command(
+    dataset: DatasetArgument,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Read the labels of so many samples, evenly spread, for the map; 0 = of all.")
+    ] = 20_000,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE.png", help="Write plots.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write a page with tables and plots.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
+
+    Everything is counted from the sidecars, but for the map of labels, which reads arrays (of anyres, the first view).
+
+    Perplexity is 2 ** entropy: so many codes, all equally frequent, would be as hard to guess.
+
+    Ends with 0; with 2 if there is nothing to count.
+    """
+    from patchmint.inspection.opening import open_dataset
+    from patchmint.inspection.stats import collect_stats
+
+    check_output(png, ".png")
+    check_output(html, ".html")
+    opened = open_dataset(dataset)
+    with progress_bar("count") as progress:
+        stats = collect_stats(opened, samples, progress)
+    if png is not None:
+        from patchmint.inspection.plots import draw_png
+
+        write_output(png, draw_png(stats))
+    if html is not None:
+        from patchmint.inspection.report import render_page
+
+        write_output(html, render_page(stats).encode())
+    if as_json:
+        print_json(asdict(stats))
+    else:
+        _print(console_for_data(), stats)
+
+
+def _print(console: Console, stats: Stats) -> None:
+    rejected = sum(entry.count for entry in stats.rejects)
+    facts = [
+        f"{stats.samples:,} samples in {stats.shards:,} shards",
+        f"{stats.texts:,} texts",
+        f"{rejected:,} rejected",
+    ]
+    facts += [f"{stats.unbuilt:,} units not built yet"] if stats.unbuilt else []
+    facts.append(", ".join(f"{count:,} {escape(printable(name))}" for name, count in stats.formats.items()))
+    console.print(f"[bold]{escape(printable(stats.dataset))}[/]: {'; '.join(facts)}", highlight=False)
+    if stats.notice:
+        console.print(f"[bold yellow]{escape(printable(stats.notice))}[/]", highlight=False)
+    _print_distributions(console, stats)
+    if stats.labels is not None:
+        labels = stats.labels
+        unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
+        console.print(
+            f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {stats.texts:,} texts "
+            f"({labels.empty_texts / stats.texts:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
+            highlight=False,
+        )
+    if stats.rejects:
+        table = Table("stage", "reason", Column("rejected", justify="right"))
+        for entry in stats.rejects:
+            table.add_row(escape(printable(entry.stage)), escape(printable(entry.reason)), f"{entry.count:,}")
+        console.print(table)
+    for usage in stats.codes:
+        _print_usage(console, usage, several=len(stats.codes) > 1)
+    if stats.positions is not None:
+        _print_positions(console, stats.positions)
+
+
+def _print_distributions(console: Console, stats: Stats) -> None:
+    from patchmint.inspection.report import named_distributions
+
+    names = ("mean", "least", "5%", "median", "95%", "greatest")
+    table = Table("", *(Column(name, justify="right") for name in names), "distribution")
+    for name, distribution in named_distributions(stats):
+        quantiles = [distribution.quantiles[share] for share in _SHOWN_QUANTILES]
+        form = "{:,.0f}" if distribution.step == 1 else "{:.3f}"
+        values = [form.format(value) for value in (distribution.minimum, *quantiles, distribution.maximum)]
+        mean = f"{distribution.mean:,.1f}" if distribution.step == 1 else f"{distribution.mean:.3f}"
+        table.add_row(name, mean, *values, spark_line(entry.count for entry in distribution.bins))
+    console.print(table)
+
+
+def _print_usage(console: Console, usage: BookUsage, *, several: bool) -> None:
+    from patchmint.inspection.report import top_codes
+
+    book = f" of book {usage.book}" if several else ""
+    console.print(
+        f"codes{book}: {usage.used:,} of {usage.size:,} used, {usage.dead:,} dead; perplexity {usage.perplexity:,.1f}; "
+        "the commonest:",
+        highlight=False,
+    )
+    top = top_codes(usage.counts, _TOP_CODES)
+    for code, count in top:
+        share = f"{count / usage.occurrences:.2%}"
+        console.print(f"{code:>8} {count:>12,} {share:>7} {bar(count / top[0][1], _BAR)}", highlight=False)
+
+
+def _print_positions(console: Console, positions: Positions) -> None:
+    highest = max(max(row) for row in positions.selector)
+    bias = (
+        ""
+        if positions.centre_bias is None
+        else f"; the middle is kept {positions.centre_bias:.1f}× as often as the rest"
+    )
+    console.print(
+        f"where labels lie, from {positions.texts:,} texts of {positions.samples:,} samples (darkest: kept by "
+        f"{highest:.1%} of the texts{bias}):",
+        highlight=False,
+    )
+    for line in heat_map(positions.selector, console.width - 2):
+        console.print(f"│{line}│", highlight=False, no_wrap=True, crop=True)

@@ -15,7 +15,7 @@ from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.extension import finished_manifest
 from patchmint.pipeline.sources.base import StoredImages
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
-from patchmint.shards.manifest import MANIFEST_PATH
+from patchmint.shards.names import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.storage import Storage
 

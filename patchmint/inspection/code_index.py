@@ -1,0 +1,218 @@
+"""Which images contain a code: an inverted index of the sidecars, made once and kept in the user's cache.
+
+Memory-mapped arrays, so that a question reads only the code's own part: `offsets` (codes + 1), and from `offsets[c]`
+to `offsets[c + 1]` the `samples` that contain code c, ascending, with their `counts`. About 5 bytes for each distinct
+code of each image: 1 GB for a million images of 200 codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from patchmint.errors import InputError, ShardError
+from patchmint.inspection.cache import cached_index
+from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.rows import Progress, iter_tables
+from patchmint.inspection.terms import Background, TermCounter, terms_of
+from patchmint.shards.layout import TokensLayout
+
+TERM_SAMPLES = 20_000
+"""Images of the spread that tells how common words are everywhere."""
+
+_NAME = "codes-1"
+_ROWS = 4096
+# Rows at a time, so that a lone tar of a million samples takes no more memory than any other.
+
+_Numbers = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class CodeIndex:
+    """The index. Codes are numbered over all codebooks, one after another.
+
+    Attributes:
+        folder: where it lies.
+        offsets: int64 (codes + 1,), where each code's entries begin.
+        totals: int64 (codes,), how often each code is there.
+        samples: positions of images in the data set, ascending within a code.
+        counts: how often the code is in that image.
+    """
+
+    folder: Path
+    offsets: Integers = field(repr=False)
+    totals: Integers = field(repr=False)
+    samples: _Numbers = field(repr=False)
+    counts: _Numbers = field(repr=False)
+
+    @property
+    def images(self) -> Integers:
+        """In how many images each code is: int64 (codes,)."""
+        return np.diff(self.offsets)
+
+    def ranked(self, number: int, limit: int) -> tuple[Integers, Integers]:
+        """Images that contain a code, those that have it most often first, among equals in the data set's order.
+
+        Returns:
+            Positions in the data set and counts: int64, at most `limit` of each.
+        """
+        entries = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+        counts = np.asarray(self.counts[entries])
+        if not counts.size:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        order = np.argsort(counts.max() - counts, kind="stable")[:limit]  # stable on short integers: a radix sort
+        return np.asarray(self.samples[entries])[order].astype(np.int64), counts[order].astype(np.int64)
+
+    @cached_property
+    def background(self) -> Background:
+        """How often words are in the texts of a spread of all images.
+
+        Raises:
+            InputError: the index is damaged.
+        """
+        try:
+            stored = json.loads((self.folder / "terms.json").read_text("utf-8"))
+            return Background(int(stored["samples"]), dict(stored["counts"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.folder) from error
+
+
+def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress | None = None) -> CodeIndex:
+    """The index of a data set; made if there is none yet.
+
+    Args:
+        dataset: what to look into.
+        tokens: what its codes are.
+        progress: told while it is made.
+
+    Raises:
+        InputError: the cache can't be written, or what is in it is damaged.
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    codes = sum(tokens.codebook_sizes)
+    folder = cached_index(dataset, _NAME, lambda empty: _build(dataset, codes, empty, progress))
+    try:
+        offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
+        samples, counts = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
+        )
+    except (OSError, ValueError) as error:
+        raise _damaged(folder) from error
+    if offsets.shape != (codes + 1,) or offsets[-1] != len(samples) or len(samples) != len(counts):
+        raise _damaged(folder)
+    return CodeIndex(folder, offsets, totals, samples, counts)
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(f"the index in {folder} is damaged; delete that folder, and it is made again")
+
+
+def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> None:
+    images, totals, most = _count(dataset, codes, folder, _half(progress, 0))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(images)])
+    if not offsets[-1]:
+        raise ShardError(f"the sidecars of {dataset.uri} hold no codes; run `patchmint inspect verify {dataset.uri}`")
+    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "totals.npy", totals)
+    kinds = {"samples": np.min_scalar_type(dataset.samples), "counts": np.min_scalar_type(most)}
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (int(offsets[-1]),))
+        for name, kind in kinds.items()
+    }
+    _fill(dataset, codes, offsets[:-1].copy(), arrays["samples"], arrays["counts"], _half(progress, 1))
+    for array in arrays.values():
+        array.flush()
+
+
+def _half(progress: Progress | None, part: int) -> Progress | None:
+    """Progress of one of two passes, as a part of both."""
+    return None if progress is None else lambda done, total: progress(done + part * total, 2 * total)
+
+
+def _count(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> tuple[Integers, Integers, int]:
+    """In how many images each code is, how often, and the most of one in one; on the way, the background of words."""
+    images, totals, most = np.zeros(codes, np.int64), np.zeros(codes, np.int64), 0
+    chosen = spread(dataset.samples, TERM_SAMPLES)
+    terms = TermCounter()
+    for first, batch in _batches(dataset, ["codes", "code_counts", "texts", "phrases"], progress):
+        numbers, times, _ = code_entries(batch, codes, dataset.uri)
+        images += np.bincount(numbers, minlength=codes)
+        totals += np.bincount(numbers, weights=times, minlength=codes).astype(np.int64)
+        most = max(most, int(times.max(initial=0)))
+        begin, end = np.searchsorted(chosen, [first, first + batch.num_rows])
+        rows = batch.select(["texts", "phrases"]).take(pa.array(chosen[begin:end] - first))
+        for row in rows.to_pylist():
+            terms.add(terms_of(row["texts"], row["phrases"]))
+    background = terms.background()
+    stored = json.dumps({"samples": background.samples, "counts": background.counts}, ensure_ascii=True)
+    (folder / "terms.json").write_text(stored, "utf-8")
+    return images, totals, most
+
+
+def _fill(
+    dataset: Dataset,
+    codes: int,
+    places: Integers,
+    samples: _Numbers,
+    counts: _Numbers,
+    progress: Progress | None,
+) -> None:
+    """Write each entry into its code's part; `places` is where each code's next one goes."""
+    for first, batch in _batches(dataset, ["codes", "code_counts"], progress):
+        numbers, times, rows = code_entries(batch, codes, dataset.uri)
+        order = np.argsort(numbers, kind="stable")
+        ascending = numbers[order]
+        begins = np.flatnonzero(np.diff(ascending, prepend=-1))
+        lengths = np.diff(begins, append=len(ascending))
+        present = ascending[begins]
+        targets = np.repeat(places[present] - begins, lengths) + np.arange(len(ascending))
+        samples[targets] = first + rows[order]
+        counts[targets] = times[order]
+        places[present] += lengths
+
+
+def _batches(dataset: Dataset, columns: list[str], progress: Progress | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of the whole data set, with the position of each batch's first sample."""
+    first = 0
+    for _, table in iter_tables(dataset, columns, progress):
+        for batch in table.to_batches(max_chunksize=_ROWS):
+            yield first, batch
+            first += batch.num_rows
+
+
+def code_entries(batch: pa.RecordBatch, codes: int, uri: str) -> tuple[Integers, Integers, Integers]:
+    """The columns `codes` and `code_counts` of a sidecar, flat.
+
+    Args:
+        batch: rows of a sidecar.
+        codes: how many there are, over all codebooks.
+        uri: of the data set, for errors.
+
+    Returns:
+        The code, how often it is there and in which row of the batch: int64, one an entry.
+
+    Raises:
+        ShardError: a code is outside the codebooks, or the columns don't go together.
+    """
+    lists, times = batch.column("codes"), batch.column("code_counts")
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    if not np.array_equal(lengths, pc.list_value_length(times).to_numpy(zero_copy_only=False)) or (
+        flat.size and int(flat.max()) >= codes
+    ):
+        raise ShardError(
+            f"a sidecar of {uri} has codes outside its codebooks ({codes} codes), or not as many counts as codes; run "
+            f"`patchmint inspect verify {uri}`"
+        )
+    rows = np.repeat(np.arange(batch.num_rows), lengths)
+    return flat.astype(np.int64), times.flatten().to_numpy(zero_copy_only=False).astype(np.int64), rows

@@ -1,0 +1,213 @@
+"""The images that contain a code: how often, where in the grid, and what their texts say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import ShardError
+from patchmint.inspection.code_index import TERM_SAMPLES, CodeIndex
+from patchmint.inspection.codebooks import Code
+from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.picked import rows_at
+from patchmint.inspection.rows import Progress
+from patchmint.inspection.samples import iter_stored
+from patchmint.inspection.terms import Term, telling_terms, terms_of
+from patchmint.shards.keys import DOCUMENT
+from patchmint.shards.layout import TokensLayout
+from patchmint.shards.reader import StoredSample
+
+MAX_TERM_IMAGES = 200
+"""Images of a code whose texts are looked at, at most: those that have it most often."""
+
+_MIN_TERM_IMAGES = 10
+_TERMS = 10
+
+
+@dataclass(frozen=True)
+class CodeImage:
+    """An image that contains the code.
+
+    Attributes:
+        index: position in the data set.
+        key: its name.
+        count: how often the code is in it.
+        share: of all its occurrences, 0..1.
+        cells: where in the grid, as its array counts: (row, col), or (position,) of a tokenizer without rows.
+        text: its first text.
+    """
+
+    index: int
+    key: str
+    count: int
+    share: float
+    cells: tuple[tuple[int, ...], ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class CodeTerms:
+    """Words and phrases that go with a code.
+
+    Attributes:
+        terms: the surest first (`telling_terms`).
+        images: images of the code whose texts were looked at: the quarter that has it most often, 10 to 200.
+        others: images that they are compared with: of 20,000 spread over the data set, those that aren't among them.
+    """
+
+    terms: tuple[Term, ...]
+    images: int
+    others: int
+
+
+@dataclass(frozen=True)
+class CodeReport:
+    """What is known of a code.
+
+    Attributes:
+        code: its name: its number, or BOOK:NUMBER.
+        codebook_size: codes in its codebook.
+        occurrences: how often it is there, in all images.
+        share: of all codes of its codebook in the data set, 0..1.
+        images: in how many images it is.
+        samples: images in the data set.
+        grid: shape of an image's codes, without the codebooks.
+        positions: by position in the grid, how often the code is there a shown image, 0..1; one row where there are no
+            rows.
+        shown: the images that have it most often.
+        words: what their texts say more often than others.
+    """
+
+    code: str
+    codebook_size: int
+    occurrences: int
+    share: float
+    images: int
+    samples: int
+    grid: tuple[int, ...]
+    positions: tuple[tuple[float, ...], ...]
+    shown: tuple[CodeImage, ...]
+    words: CodeTerms
+
+
+def report_code(
+    dataset: Dataset, index: CodeIndex, tokens: TokensLayout, code: Code, limit: int, progress: Progress | None = None
+) -> CodeReport:
+    """Find out about a code.
+
+    Args:
+        dataset: what to look into.
+        index: its index.
+        tokens: what its codes are.
+        code: which.
+        limit: images to show at most.
+        progress: told while images are read.
+
+    Raises:
+        ShardError: a sample is damaged, or its sidecar belongs to another.
+        StorageError: one can't be read.
+    """
+    positions, counts = index.ranked(code.number, limit)
+    occurrences = int(index.totals[code.number])
+    shown = _shown(dataset, tokens, code, positions, counts, occurrences, progress)
+    book = slice(code.number - code.code, code.number - code.code + tokens.codebook_sizes[code.book])
+    heat = np.zeros(tokens.grid)
+    for image in shown:
+        heat[tuple(np.array(image.cells).T)] += 1 / len(shown)
+    flat = heat.reshape(1, -1) if heat.ndim == 1 else heat.reshape(heat.shape[0], -1)
+    return CodeReport(
+        code=code.name,
+        codebook_size=tokens.codebook_sizes[code.book],
+        occurrences=occurrences,
+        share=occurrences / max(int(index.totals[book].sum()), 1),
+        images=int(index.images[code.number]),
+        samples=dataset.samples,
+        grid=tokens.grid,
+        positions=tuple(tuple(row) for row in flat.tolist()),
+        shown=shown,
+        words=code_terms(dataset, index, [code])[code.number],
+    )
+
+
+def _shown(
+    dataset: Dataset,
+    tokens: TokensLayout,
+    code: Code,
+    positions: Integers,
+    counts: Integers,
+    occurrences: int,
+    progress: Progress | None,
+) -> tuple[CodeImage, ...]:
+    count_of = dict(zip(positions.tolist(), counts.tolist(), strict=True))
+    images = {}
+    members = (DOCUMENT, f"{tokens.member}.npy")
+    for position, sample in iter_stored(dataset, sorted(count_of), members, progress):
+        cells = find_cells(sample, tokens, code, count_of[position])
+        share = count_of[position] / occurrences
+        text = sample.document.texts[0]
+        images[position] = CodeImage(position, sample.key, count_of[position], share, cells, text)
+    return tuple(images[position] for position in count_of)
+
+
+def find_cells(sample: StoredSample, tokens: TokensLayout, code: Code, count: int) -> tuple[tuple[int, ...], ...]:
+    """Where in a sample's grid a code is.
+
+    Args:
+        sample: with its array of codes.
+        tokens: what the data set's codes are.
+        code: which.
+        count: how often it is there by the sidecar.
+
+    Raises:
+        ShardError: the array isn't of the data set's shape, or the sidecar belongs to another one.
+    """
+    codes = sample.array(f"{tokens.member}.npy")
+    if codes is None or codes.shape != tokens.shape:
+        raise ShardError(f"sample {sample.key!r} has no codes of shape {tokens.shape}; run `patchmint inspect verify`")
+    book: npt.NDArray[np.unsignedinteger] = codes if len(tokens.codebook_sizes) == 1 else codes[..., code.book]
+    cells = np.argwhere(book == code.code)
+    if len(cells) != count:
+        raise ShardError(
+            f"sample {sample.key!r} has code {code.name} {len(cells)} times, its sidecar says {count}; run "
+            "`patchmint inspect verify`"
+        )
+    return tuple(tuple(cell) for cell in cells.tolist())
+
+
+def code_terms(
+    dataset: Dataset,
+    index: CodeIndex,
+    codes: Iterable[Code],
+    progress: Progress | None = None,
+    *,
+    most: int = MAX_TERM_IMAGES,
+) -> dict[int, CodeTerms]:
+    """Words and phrases that go with codes, by the codes' numbers; their texts are read from the sidecars in one pass.
+
+    Of a code's images the quarter that has it most often is looked at, `most` at most: a code that is in nearly every
+    image, once or twice by chance, still tells what it stands for.
+
+    Raises:
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    looked_at = {}
+    for code in codes:
+        images = int(index.images[code.number])
+        looked_at[code.number] = index.ranked(code.number, min(most, max(_MIN_TERM_IMAGES, images // 4)))[0]
+    wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *looked_at.values()]))
+    terms = {
+        position: terms_of(row["texts"], row["phrases"])
+        for position, row in rows_at(dataset, wanted, ["texts", "phrases"], progress)
+    }
+    found = {}
+    counted = spread(dataset.samples, TERM_SAMPLES)
+    for number, positions in looked_at.items():
+        both = np.intersect1d(positions, counted, assume_unique=True).tolist()
+        own, twice = ([terms[position] for position in group] for group in (positions.tolist(), both))
+        telling = telling_terms(own, twice, index.background, _TERMS)
+        found[number] = CodeTerms(tuple(telling), len(own), index.background.samples - len(twice))
+    return found

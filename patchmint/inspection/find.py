@@ -1,0 +1,198 @@
+"""Which samples are like this? Looked up in the sidecars; no tar is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from patchmint.errors import InputError
+from patchmint.inspection.dataset import Dataset, Integers, Shard
+from patchmint.inspection.find_sql import Conditions
+from patchmint.inspection.rows import Progress, iter_tables
+from patchmint.shards.sidecar import SCHEMA
+
+_BEST = "nullif(list_max(scores), -1)"  # -1: the model gives no scores
+_COLUMNS = ["key", "id", "texts", "label_shares", "phrases", "scores"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What samples must be like; all that is given must hold.
+
+    Attributes:
+        texts: words that must stand in some text, whatever their case; each in one of its own.
+        phrases: the same of phrases.
+        key: a pattern for the key, with * and ?; empty for any.
+        min_score: of the best phrase's score, 0..1; samples without a scored phrase don't match.
+        max_score: of the same.
+        min_share: of some text's label share, 0..1; with `max_share`, of the same text's.
+        max_share: of the same.
+        where: a condition in SQL over the sidecar's columns; empty for none.
+        sort: what to sort by, in SQL; may end in asc or desc. Empty: in the data set's order.
+    """
+
+    texts: Sequence[str] = ()
+    phrases: Sequence[str] = ()
+    key: str = ""
+    min_score: float | None = None
+    max_score: float | None = None
+    min_share: float | None = None
+    max_share: float | None = None
+    where: str = ""
+    sort: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sample that was found.
+
+    Attributes:
+        index: its position in the data set.
+        shard: the tar.
+        key: its name.
+        id: the source's name for it.
+        texts: all of them.
+        label_shares: per text, 0..1; empty where there are no labels.
+        phrases: that were found in it.
+        best_score: of the phrases, 0..1; None where there is none.
+    """
+
+    index: int
+    shard: str
+    key: str
+    id: str
+    texts: list[str]
+    label_shares: list[float]
+    phrases: list[str]
+    best_score: float | None
+
+
+def find_samples(
+    dataset: Dataset, search: Search, limit: int = 0, progress: Progress | None = None
+) -> tuple[int, Integers]:
+    """Look through the sidecars, a shard at a time.
+
+    Args:
+        dataset: where.
+        search: what for.
+        limit: positions wanted; 0: all.
+        progress: told after each shard.
+
+    Returns:
+        How many samples match, and the positions of the first `limit`, in order: int64.
+
+    Raises:
+        InputError: a range is empty, an SQL condition can't be used, or the data set has no labels to search by.
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    if _needs_labels(search) and dataset.manifest is not None and dataset.manifest.layout.min_coverage is None:
+        raise InputError(
+            f"{dataset.uri} has no labels, so no phrases, scores or label shares; search by --text, --key or --where"
+        )
+    own, values = _conditions(search)
+    with Conditions(SCHEMA, own, values, where=search.where, sort=search.sort) as conditions:
+        for _, table in iter_tables(dataset, conditions.columns, progress):
+            conditions.add(table)
+        return conditions.total, conditions.numbers(limit)
+
+
+def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
+    """The rows of samples, in the order of their positions as given.
+
+    Raises:
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    for index, shard, row in _rows_at(dataset, indices, _COLUMNS):
+        scores = [score for score in row["scores"] if score >= 0]
+        yield Found(
+            index=index,
+            shard=shard.tar,
+            key=row["key"],
+            id=row["id"],
+            texts=row["texts"],
+            label_shares=[round(share, 6) for share in row["label_shares"]],
+            phrases=row["phrases"],
+            best_score=round(max(scores), 4) if scores else None,
+        )
+
+
+def read_keys(dataset: Dataset, indices: Integers) -> Iterator[str]:
+    """The keys of samples, in the order of their positions as given.
+
+    Raises:
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    for _, _, row in _rows_at(dataset, indices, ["key"]):
+        yield row["key"]
+
+
+def _needs_labels(search: Search) -> bool:
+    bounds = (search.min_score, search.max_score, search.min_share, search.max_share)
+    return bool(search.phrases) or any(bound is not None for bound in bounds)
+
+
+def _conditions(search: Search) -> tuple[list[str], dict[str, object]]:
+    own: list[str] = []
+    values: dict[str, object] = {}
+    for column, wanted in (("texts", search.texts), ("phrases", search.phrases)):
+        for number, words in enumerate(wanted):
+            name = f"{column}_{number}"
+            own.append(f"len(list_filter({column}, lambda t: contains(lower(t), lower(${name})))) > 0")
+            values[name] = words
+    if search.key:
+        own.append("key GLOB $key")
+        values["key"] = search.key
+    score = _range("score", _BEST, search.min_score, search.max_score, values)
+    share = _range("share", "s", search.min_share, search.max_share, values)
+    if score:
+        own.append(score)
+    if share:
+        own.append(f"len(list_filter(label_shares, lambda s: {share})) > 0")
+    return own, values
+
+
+def _range(name: str, of: str, least: float | None, most: float | None, values: dict[str, object]) -> str:
+    """Compared as the sidecar has them, in single precision, so that a bound itself is inside."""
+    if least is not None and most is not None and least > most:
+        raise InputError(f"no {name} is from {least} to {most}; give the smaller number to --min-{name}")
+    parts = []
+    for sign, bound, edge in ((">=", least, "min"), ("<=", most, "max")):
+        if bound is not None:
+            values[f"{edge}_{name}"] = bound
+            parts.append(f"{of} {sign} ${edge}_{name}::FLOAT")
+    return " AND ".join(parts)
+
+
+def _rows_at(
+    dataset: Dataset, indices: Integers, columns: Sequence[str]
+) -> Iterator[tuple[int, Shard, dict[str, Any]]]:
+    """Rows at positions in any order; where they aren't ascending, all are held."""
+    if not indices.size:
+        return
+    if np.all(indices[1:] > indices[:-1]):
+        yield from _ascending_rows(dataset, indices, columns)
+        return
+    found = {item[0]: item for item in _ascending_rows(dataset, np.sort(indices), columns)}
+    for index in indices.tolist():
+        yield found[index]
+
+
+def _ascending_rows(
+    dataset: Dataset, indices: Integers, columns: Sequence[str]
+) -> Iterator[tuple[int, Shard, dict[str, Any]]]:
+    numbers = np.searchsorted(dataset.starts, indices, side="right") - 1
+    chosen, begins = np.unique(numbers, return_index=True)
+    only = replace(dataset, shards=tuple(dataset.shards[number] for number in chosen.tolist()))
+    groups = np.split(indices, begins[1:])
+    tables = iter_tables(only, columns)
+    for number, group, (shard, table) in zip(chosen.tolist(), groups, tables, strict=True):
+        rows = pa.array(group - int(dataset.starts[number]))
+        for index, row in zip(group.tolist(), table.take(rows).to_pylist(), strict=True):
+            yield index, shard, row

@@ -1,0 +1,59 @@
+"""The overlay of a stored sample, as `patchmint label` draws it of a labelled one."""
+
+from __future__ import annotations
+
+from patchmint.errors import InputError
+from patchmint.inspection.dataset import Dataset
+from patchmint.inspection.placement import sample_placement
+from patchmint.inspection.text_labels import text_labels
+from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pipeline.decode import decode_image
+from patchmint.shards.reader import StoredSample
+from patchmint.types import RgbImage
+
+_MEGAPIXELS = 100.0
+
+
+def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImage:
+    """Draw what is stored of one text: patches, phrases and boxes on the image.
+
+    Args:
+        dataset: the sample's.
+        sample: it.
+        text: which of its texts, from 0 on.
+
+    Returns:
+        HWC uint8 RGB.
+
+    Raises:
+        InputError: the data set has no labels.
+        ImageError: the image can't be decoded, or has more pixels than the build allowed.
+        ShardError: the sample is damaged.
+    """
+    document = sample.document
+    if sample.selector is None:
+        raise InputError(f"sample {sample.key!r} has no labels to draw: its data set was built with `labels: null`")
+    kept, coverage = text_labels(sample, text)
+    phrases = [
+        OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
+        for phrase in document.phrases
+        if phrase.text_index == text
+    ]
+    return draw_overlay(
+        decode_image(sample.image, max_megapixels=_limit(dataset)).pixels,
+        placement=sample_placement(dataset, document),
+        selector=kept,
+        coverage=coverage,
+        phrases=phrases,
+        caption=document.texts[text],
+        title=sample.key,
+        notice=document.notice,
+        fit=document.grid.fit,
+    )
+
+
+def _limit(dataset: Dataset) -> float:
+    """The build's; an image in a tar of unknown origin may fill the memory."""
+    limits = dataset.manifest.config.get("limits") if dataset.manifest is not None else None
+    megapixels = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
+    return float(megapixels) if isinstance(megapixels, int | float) else _MEGAPIXELS

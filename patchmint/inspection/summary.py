@@ -1,0 +1,147 @@
+"""What a data set is: of a finished one its dataset.json, of others what records, tables and the first sample say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from patchmint.inspection.dataset import Dataset
+from patchmint.inspection.rows import iter_tables
+from patchmint.inspection.samples import sample_at
+from patchmint.shards.commit import read_records
+from patchmint.shards.planned import read_planned_units
+from patchmint.shards.reader import StoredSample
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a data set is. What isn't known is None or empty.
+
+    Attributes:
+        dataset: its URI.
+        state: finished, unfinished or tar.
+        notice: a warning that belongs on every use; empty where there is none.
+        models: by role: name, sha256, size, licence.
+        versions: of the libraries that decide the bytes.
+        config: the build's settings.
+        layout: grid, min_coverage, tokens, features.
+        members: of every sample: ending, dtype, shape; unless finished, those of the first sample.
+        totals: units, units_done, planned, written, rejected (by reason), texts, label_share, shards, bytes.
+    """
+
+    dataset: str
+    state: str
+    notice: str
+    models: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    config: dict[str, Any]
+    layout: dict[str, Any]
+    members: list[dict[str, Any]]
+    totals: dict[str, Any]
+
+
+def summarise(dataset: Dataset) -> Summary:
+    """Say what a data set is.
+
+    Raises:
+        ShardError: dataset.json, a record, a sidecar or the first sample is damaged.
+        StorageError: it can't be read.
+    """
+    return _finished(dataset) or _by_samples(dataset)
+
+
+def _finished(dataset: Dataset) -> Summary | None:
+    manifest = dataset.manifest
+    if manifest is None:
+        return None
+    told = manifest.model_dump(mode="json")
+    return Summary(
+        dataset=dataset.uri,
+        state="finished",
+        notice=manifest.notice,
+        models=told["models"],
+        versions=told["versions"],
+        config=told["config"],
+        layout=told["layout"],
+        members=told["members"],
+        totals=told["totals"] | {"units_done": manifest.totals.units},
+    )
+
+
+def _by_samples(dataset: Dataset) -> Summary:
+    lone = dataset.uri.endswith(".tar")
+    first = sample_at(dataset, 0) if dataset.samples else None
+    return Summary(
+        dataset=dataset.uri,
+        state="tar" if lone else "unfinished",
+        notice=first.document.notice if first else "",
+        models={},
+        versions={},
+        config={},
+        layout=_layout(first) if first else {},
+        members=_members(first) if first else [],
+        totals=_totals_of_tar(dataset) if lone else _totals_so_far(dataset),
+    )
+
+
+def _layout(sample: StoredSample) -> dict[str, Any]:
+    document = sample.document
+    tokens, features = document.tokens, document.features
+    return {
+        "grid": document.grid.model_dump(exclude={"views"}),
+        "min_coverage": None,
+        "tokens": tokens.model_dump(mode="json") if tokens.member else None,
+        "features": features.model_dump(mode="json") if features is not None else None,
+    }
+
+
+def _members(sample: StoredSample) -> list[dict[str, Any]]:
+    members = []
+    for ending in sample.members:
+        array = sample.array(ending) if ending.endswith(".npy") else None
+        dtype = array.dtype.name if array is not None else "text" if ending in ("json", "txt") else "bytes"
+        shape = [str(length) for length in array.shape] if array is not None else []
+        members.append({"ending": ending, "dtype": dtype, "shape": shape})
+    return members
+
+
+def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
+    """From the records of the units that are done."""
+    records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
+    rejected: Counter[str] = Counter()
+    for record in records:
+        rejected.update(record.rejects)
+    shares = [(record.label_share, record.texts) for record in records if record.label_share is not None]
+    labelled = sum(texts for _, texts in shares)
+    return {
+        "units": len(dataset.shards) + dataset.unbuilt,
+        "units_done": len(dataset.shards),
+        "planned": read_planned_units(dataset.storage).total,
+        "written": dataset.samples,
+        "rejected": dict(rejected.most_common()),
+        "texts": sum(record.texts for record in records),
+        "label_share": math.fsum(share * texts for share, texts in shares) / labelled if labelled else None,
+        "shards": sum(bool(shard.samples) for shard in dataset.shards),
+        "bytes": sum(shard.size for shard in dataset.shards),
+    }
+
+
+def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
+    texts, labelled, share = 0, 0, 0.0
+    for _, table in iter_tables(dataset, ["texts", "label_shares"]):
+        texts += sum(map(len, table["texts"].to_pylist()))
+        shares = [value for row in table["label_shares"].to_pylist() for value in row]
+        labelled, share = labelled + len(shares), share + math.fsum(shares)
+    return {
+        "units": None,
+        "units_done": None,
+        "planned": None,
+        "written": dataset.samples,
+        "rejected": None,
+        "texts": texts,
+        "label_share": share / labelled if labelled else None,
+        "shards": 1,
+        "bytes": dataset.shards[0].size,
+    }

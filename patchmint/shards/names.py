@@ -1,0 +1,32 @@
+"""Names of files: the manifest's, and those that belong to a unit. Quick to import."""
+
+from __future__ import annotations
+
+import re
+
+MANIFEST_PATH = "dataset.json"
+COMMITS = "commits"
+_RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
+
+
+def unit_name(unit: int) -> str:
+    """A unit's number as it stands in file names: 3 is "000003"."""
+    return f"{unit:06d}"
+
+
+def record_path(unit: int) -> str:
+    """Where a unit's commit record is."""
+    return f"{COMMITS}/{unit_name(unit)}.json"
+
+
+def unit_of_record(path: str) -> int | None:
+    """The unit whose commit record has this path; None for any other file."""
+    match = _RECORD_PATH.fullmatch(path)
+    unit = int(match[1]) if match else -1
+    return unit if unit >= 0 and record_path(unit) == path else None
+
+
+def canonical_paths(unit: int) -> tuple[str, ...]:
+    """The names under which a unit's files are published, in the order of publishing: readers look for the tar."""
+    name = unit_name(unit)
+    return f"rejects/{name}.parquet", f"shards/{name}.parquet", f"shards/{name}.tar"

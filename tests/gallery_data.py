@@ -1,0 +1,108 @@
+"""A data set with everything that the gallery must show, hostile texts included, and a wide one made quickly."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from shard_data import make_dataset, make_sample
+
+from patchmint.samples import SourceText
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.sample import ShardSample
+from patchmint.shards.schema import ImageDocument, PhraseDocument
+
+ROWS = COLS = 8
+LAYOUT = Layout(
+    grid=GridLayout(rows=ROWS, cols=COLS, patch_px=14, fit="crop"),
+    min_coverage=0.0,
+    tokens=TokensLayout(member="vqgan", grid=(8, 8), codebook_sizes=(512,), preprocessing="pad-128-bicubic"),
+    notice="demo models: <b>only</b> shapes",
+)
+GRID = {"rows": ROWS, "cols": COLS, "patch_px": 14, "fit": "crop"}
+WIDTH, HEIGHT = 240, 160
+"""Of every image: `crop` leaves a sixth of it out on the left, and on the right."""
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)> a red fish",
+    "</script><script>alert(2)</script> & <!-- a blue bird",
+    "قطة حمراء على أريكة زرقاء",
+    "a \U0001f408 cat " + "very long text. " * 3200,
+    "line\u2028separator\u2029and \\u003c \" ' `${alert(3)}`",
+)
+DEMO = {
+    "models": {"detector": "demo-detector", "vocabulary": "demo-vocabulary", "masker": "demo-masker"}
+    | {"tokenizer": "demo-tokenizer"},
+    "labels": {"min_coverage": 0.0},
+    "tokens": {"size": 128, "fit": "pad"},
+}
+UNTRAINED = {
+    "models": dict.fromkeys(("detector", "vocabulary", "masker", "tokenizer"), "untrained-tiny"),
+    "labels": {"min_coverage": 0.0},
+    "tokens": {"size": 64, "fit": "pad"},
+}
+"""Quicker; the codes below are theirs and the demo models' alike."""
+
+
+def photo(ordinal: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    rng = np.random.default_rng(ordinal)
+    pixels = np.full((size[1], size[0], 3), rng.integers(90, 220, 3), np.uint8)
+    pixels[40:100, 60:130] = rng.integers(0, 255, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def gallery_sample(ordinal: int) -> ShardSample:
+    """Two texts, the first of them hostile in the first samples; two phrases of the first text with boxes."""
+    rng = np.random.default_rng(1000 + ordinal)
+    first = HOSTILE[ordinal] if ordinal < len(HOSTILE) else f"scene {ordinal} of a park with a dog"
+    texts = [SourceText(first), SourceText(f"second text {ordinal}")]
+    coverage = np.where(rng.random((2, ROWS, COLS)) < 0.3, rng.integers(1, 256, (2, ROWS, COLS)), 0).astype(np.uint8)
+    words = [PhraseDocument(text=first[start:end], text_index=0, start=start, end=end, box=box, score=score)
+             for start, end, box, score in (
+                 (2, 5, (60.0, 40.0, 130.0, 100.0), round(0.2 + ordinal % 70 / 100, 4)),
+                 (6, 9, (100.5, 20.25, 190.0, 150.0), 0.1234))]  # fmt: skip
+    sample = make_sample(ordinal, layout=LAYOUT)
+    source = replace(sample.planned.sample, texts=tuple(texts), conversation=())
+    return replace(
+        sample,
+        planned=replace(sample.planned, sample=source),
+        data=photo(ordinal),
+        image=ImageDocument(width=WIDTH, height=HEIGHT, format="jpeg", mode="RGB", orientation=1),
+        phrases=tuple(words) if ordinal % 5 else (),
+        selector=(coverage > 0).astype(np.uint8),
+        coverage=coverage,
+        codes=rng.integers(0, 64, (8, 8, 1)),
+    )
+
+
+def configure(folder: Path, **config: Any) -> Path:
+    """Put settings into the manifest of a data set."""
+    manifest = folder / "dataset.json"
+    document = json.loads(manifest.read_bytes())
+    models = config.pop("entries", {})
+    document["models"] |= models
+    document["config"] |= config
+    manifest.write_text(json.dumps(document))
+    return folder
+
+
+def gallery_dataset(folder: Path, samples: int = 60, **config: Any) -> Path:
+    """Two shards of `gallery_sample`."""
+    half = samples // 2 + 1
+    units = [[gallery_sample(n) for n in range(half)], [gallery_sample(n) for n in range(half, samples)]]
+    return configure(make_dataset(folder, units, layout=LAYOUT), grid=GRID, **config)
+
+
+def payload(script: bytes) -> Any:
+    """What a data file hands to the page."""
+    text = script.decode()
+    assert text.startswith("patchmint.receive(")
+    assert text.endswith(");\n")
+    return json.loads("[" + text.removeprefix("patchmint.receive(").removesuffix(");\n") + "]")[1]

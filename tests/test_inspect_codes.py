@@ -1,0 +1,424 @@
+"""`patchmint inspect codes`: the index against counting, the report against the arrays, words that go with a code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from s3_server import s3_server
+from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, write_shard
+from typer.testing import CliRunner
+
+from patchmint.cli.inspect import inspect_app
+from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
+from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Fit
+from patchmint.inspection import code_index, code_query
+from patchmint.inspection.code_index import open_code_index
+from patchmint.inspection.code_query import report_code
+from patchmint.inspection.code_ranking import rank_codes
+from patchmint.inspection.code_sheet import code_cells
+from patchmint.inspection.codebooks import named_code, parse_code, tokens_layout
+from patchmint.inspection.opening import open_dataset
+from patchmint.inspection.terms import Background, TermCounter, telling_terms, terms_of
+from patchmint.samples import SourceText
+from patchmint.shards.layout import Layout, TokensLayout
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.sample import ShardSample
+from patchmint.storage import open_storage
+
+
+def layout(*sizes: int, grid: tuple[int, ...] = (4, 4), preprocessing: str = "pad-64-bicubic") -> Layout:
+    tokens = TokensLayout(member="vqgan", grid=grid, codebook_sizes=sizes, preprocessing=preprocessing)
+    return LAYOUT.model_copy(update={"tokens": tokens})
+
+
+def sample(ordinal: int, text: str, codes: np.ndarray, *, of: Layout) -> ShardSample:
+    """A sample with one text and codes of one codebook."""
+    made = make_sample(ordinal, layout=of, phrases=False)
+    source = replace(made.planned.sample, texts=(SourceText(text),))
+    planned = replace(made.planned, sample=source)
+    labels = (made.selector[:1], made.coverage[:1])
+    return replace(made, planned=planned, codes=codes[..., None], selector=labels[0], coverage=labels[1])
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(inspect_app, ["codes", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Three shards, the middle unit without a sample; 40 codes, some of which are in no image."""
+    of = layout(40)
+    units = [[make_sample(n, layout=of) for n in numbers] for numbers in (range(7), (), range(8, 12))]
+    return make_dataset(tmp_path / "d", units, {1: [make_reject(7)]}, layout=of)
+
+
+def counted(folder: Path) -> list[tuple[str, np.ndarray]]:
+    """Keys and codes of all samples, from the tars."""
+    storage = open_storage(folder)
+    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
+    return [(stored.key, stored.codes) for tar in tars for stored in iter_samples(storage, tar)]
+
+
+@pytest.mark.parametrize("sizes", [(40,), (8, 16)])
+def test_the_index_against_counting(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(code_index, "_ROWS", 3)
+    of = layout(*sizes)
+    make_dataset(
+        tmp_path / "d", [[make_sample(n + 10 * u, layout=of) for n in range(5 + u)] for u in range(3)], layout=of
+    )
+    opened = open_dataset(tmp_path / "d")
+    tokens = tokens_layout(opened)
+    index = open_code_index(opened, tokens)
+    arrays = counted(tmp_path / "d")
+    assert len(arrays) == 18
+    for number in range(sum(sizes)):
+        code = named_code(number, tokens)
+        assert parse_code(code.name, tokens) == code
+        expected = [
+            (at, int(((codes if len(sizes) == 1 else codes[..., code.book]) == code.code).sum()))
+            for at, (_, codes) in enumerate(arrays)
+        ]
+        expected = [(at, times) for at, times in expected if times]
+        entries = slice(index.offsets[number], index.offsets[number + 1])
+        assert list(zip(index.samples[entries].tolist(), index.counts[entries].tolist(), strict=True)) == expected
+        assert (index.images[number], index.totals[number]) == (len(expected), sum(times for _, times in expected))
+        for limit in (1, 3, 100):
+            found = list(zip(*(part.tolist() for part in index.ranked(number, limit)), strict=True))
+            assert found == sorted(expected, key=lambda entry: (-entry[1], entry[0]))[:limit]
+
+
+def test_counts_over_255_are_counted(tmp_path):
+    of = layout(2, grid=(20, 20), preprocessing="pad-320-bicubic")
+    codes = np.zeros((20, 20), np.int64)
+    make_dataset(tmp_path / "d", [[sample(0, "a", codes, of=of), sample(1, "b", codes + 1, of=of)]], layout=of)
+    report = json.loads(run(tmp_path / "d", "0", "--json").stdout)
+    assert [image["count"] for image in report["shown"]] == [400]
+
+
+def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatch, cache):
+    first = run(dataset, "3", "--json")
+    assert first.exit_code == 0
+    (folder,) = (cache / "indexes").glob("*/codes-1-*")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it is there already")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(code_index, "_build", refuse)
+        assert run(dataset, "3", "--json").stdout == first.stdout
+    (folder / "samples.npy").write_bytes(b"\x93NUMPY")
+    damaged = run(dataset, "3").exception
+    assert isinstance(damaged, InputError)
+    assert f"{folder} is damaged; delete that folder" in str(damaged)
+    of = layout(40)
+    shutil.rmtree(dataset)
+    make_dataset(dataset, [[make_sample(n, layout=of) for n in range(9)]], layout=of)
+    assert json.loads(run(dataset, "3", "--json").stdout)["samples"] == 9
+
+
+def test_a_code_reported(dataset):
+    arrays = counted(dataset)
+    totals = Counter(code for _, codes in arrays for code in codes.ravel().tolist())
+    code, total = totals.most_common(1)[0]
+    done = run(dataset, code, "--limit", 3, "--json")
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    assert (report["code"], report["codebook_size"], report["samples"]) == (str(code), 40, 11)
+    assert (report["occurrences"], report["share"]) == (total, total / (11 * 16))
+    having = [(key, codes) for key, codes in arrays if (codes == code).any()]
+    assert report["images"] == len(having)
+    ranked = sorted(having, key=lambda pair: -int((pair[1] == code).sum()))[:3]
+    assert [image["key"] for image in report["shown"]] == [key for key, _ in ranked]
+    for image, (_, codes) in zip(report["shown"], ranked, strict=True):
+        assert image["cells"] == np.argwhere(codes == code).tolist()
+        assert (image["count"], image["share"]) == (len(image["cells"]), len(image["cells"]) / total)
+    assert np.allclose(report["positions"], np.mean([codes == code for _, codes in ranked], axis=0))
+    printed = run(dataset, code, "--limit", 3).stdout
+    assert f"code {code} of 40: {total} times" in printed
+    assert all(key in printed for key, _ in ranked)
+    assert "in the 3 of" in printed
+
+
+def test_a_code_in_no_image_ends_with_1(dataset, tmp_path):
+    missing = next(code for code in range(40) if not any((codes == code).any() for _, codes in counted(dataset)))
+    done = run(dataset, missing, "--sheet", tmp_path / "s.png")
+    assert done.exit_code == 1
+    assert done.stdout == f"code {missing} of 40: in none of 11 images\n"
+    assert not (tmp_path / "s.png").exists()
+    done = run(dataset, missing, "--json")
+    assert (done.exit_code, json.loads(done.stdout)["shown"]) == (1, [])
+
+
+def test_several_codebooks_and_rows_are_not_needed(tmp_path):
+    of = layout(8, 16, grid=(10,), preprocessing="own")
+    make_dataset(tmp_path / "d", [[make_sample(n, layout=of) for n in range(3)]], layout=of)
+    codes = counted(tmp_path / "d")[0][1]
+    report = json.loads(run(tmp_path / "d", f"1:{codes[4, 1]}", "--json").stdout)
+    shown = {image["key"]: image["cells"] for image in report["shown"]}
+    assert shown["s0000"] == np.argwhere(codes[:, 1] == codes[4, 1]).tolist()
+    assert np.shape(report["positions"]) == (1, 10)
+    done = run(tmp_path / "d", f"1:{codes[4, 1]}", "--sheet", tmp_path / "s.png")
+    assert (done.exit_code, (tmp_path / "s.png").exists()) == (0, True)
+    assert run(tmp_path / "d", "--top").exit_code == 0
+
+
+def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
+    wrong = {
+        (): "give one code, such as 17, or --top",
+        ("1", "--top"): "give one code",
+        ("40",): "run from 0 to 39",
+        ("1:3",): "there is no codebook 1",
+        ("seven",): "is no code",
+        ("1", "--sheet", tmp_path / "s.jpg"): "ends with .png",
+        ("1", "--sheet", tmp_path / "no" / "s.png"): "no folder",
+    }
+    for arguments, words in wrong.items():
+        done = run(dataset, *arguments)
+        assert isinstance(done.exception, InputError), arguments
+        assert words in str(done.exception)
+    several = layout(8, 16).tokens
+    with pytest.raises(InputError, match="2 codebooks, so code 3 could be in any"):
+        parse_code("3", several)
+    bare = LAYOUT.model_copy(update={"tokens": None})
+    make_dataset(tmp_path / "n", [[make_sample(0, layout=bare)]], layout=bare)
+    for arguments in (("1",), ("--top",)):
+        error = run(tmp_path / "n", *arguments).exception
+        assert isinstance(error, InputError)
+        assert "has no codes: it was built with `tokens: null`" in str(error)
+
+
+def test_unfinished_builds_and_lone_tars(dataset, tmp_path):
+    expected = json.loads(run(dataset, "3", "--json").stdout)
+    (dataset / "dataset.json").unlink()
+    assert json.loads(run(dataset, "3", "--json").stdout) == expected
+    of = layout(40)
+    tar, sidecar = write_shard([make_sample(n, layout=of) for n in range(6)], of)
+    (tmp_path / "a.tar").write_bytes(tar)
+    scanned = json.loads(run(tmp_path / "a.tar", "3", "--json").stdout)
+    assert scanned["samples"] == 6
+    (tmp_path / "a.parquet").write_bytes(sidecar)
+    assert json.loads(run(tmp_path / "a.tar", "3", "--json").stdout) == scanned
+
+
+def test_from_a_store(dataset, monkeypatch, tmp_path):
+    expected = json.loads(run(dataset, "3", "--json").stdout)
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        uri = server.new_bucket()
+        storage = open_storage(uri)
+        for path in sorted(dataset.rglob("*")):
+            if path.is_file():
+                storage.write(path.relative_to(dataset).as_posix(), path.read_bytes())
+        done = run(uri, "3", "--json", "--sheet", tmp_path / "s.png")
+        assert json.loads(done.stdout) == expected | {"dataset": uri}
+        assert (tmp_path / "s.png").exists()
+
+
+def damage_sidecar(folder: Path, column: str, values: list[list[int]]) -> None:
+    path = folder / "shards" / "000002.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("codes", [[40]] * 4, "outside its codebooks"),
+        ("code_counts", [[1]] * 4, "not as many counts"),
+        ("code_counts", None, "its sidecar says"),
+    ],
+)
+def test_damaged_sidecars(dataset, column, values, words):
+    if values is None:
+        table = pq.read_table(dataset / "shards" / "000002.parquet")
+        values = [[count + 1 for count in row] for row in table["code_counts"].to_pylist()]
+    damage_sidecar(dataset, column, values)
+    if column == "codes":
+        damage_sidecar(dataset, "code_counts", [[1]] * 4)
+    errors = [run(dataset, code).exception for code in range(40)]
+    assert any(isinstance(error, ShardError) and words in str(error) for error in errors)
+
+
+def test_the_lists(dataset):
+    arrays = np.stack([codes for _, codes in counted(dataset)])
+    totals = np.bincount(arrays.ravel(), minlength=40)
+    images = np.array([(arrays == code).any(axis=(1, 2)).sum() for code in range(40)])
+    report = json.loads(run(dataset, "--top", "--limit", 5, "--json").stdout)
+    ranked = sorted(range(40), key=lambda code: (-totals[code], code))[:5]
+    assert [(int(entry["code"]), entry["occurrences"], entry["images"]) for entry in report["commonest"]] == [
+        (code, totals[code], images[code]) for code in ranked
+    ]
+    lawful = [code for code in range(40) if images[code] >= 3]
+    ranked = sorted(lawful, key=lambda code: (-totals[code] / images[code], code))[:5]
+    assert [int(entry["code"]) for entry in report["concentrated"]] == ranked
+    for entry in (*report["commonest"], *report["concentrated"]):
+        code = int(entry["code"])
+        assert entry["per_image"] == totals[code] / images[code]
+        assert entry["share"] == totals[code] / totals.sum()
+        most = max(range(len(arrays)), key=lambda at: int((arrays[at] == code).sum()))
+        assert entry["example"] == counted(dataset)[most][0]
+    for least in (1, 6):
+        lawful = [code for code in range(40) if images[code] >= least]
+        ranked = sorted(lawful, key=lambda code: (-totals[code] / images[code], code))[:5]
+        found = json.loads(run(dataset, "--top", "--limit", 5, "--min-images", least, "--json").stdout)
+        assert [int(entry["code"]) for entry in found["concentrated"]] == ranked
+    printed = run(dataset, "--top").stdout
+    assert "the commonest codes" in printed
+    assert "of those in 3 images or more" in printed
+
+
+def snowmen(folder: Path) -> Path:
+    """60 images, every sixth of a snowman: these have code 5 ten times, others now and then once."""
+    of = layout(16)
+    rng = np.random.default_rng(7)
+    units = []
+    for unit in range(3):
+        samples = []
+        for ordinal in range(20 * unit, 20 * unit + 20):
+            codes = rng.integers(6, 16, (4, 4))
+            codes[0, 0] = 5 if ordinal % 4 == 1 else codes[0, 0]
+            if ordinal % 6 == 0:
+                codes.ravel()[:10] = 5
+            text = "a Snowman in the garden" if ordinal % 6 == 0 else f"a house in the garden, number {ordinal}"
+            samples.append(sample(ordinal, text, codes, of=of))
+        units.append(samples)
+    return make_dataset(folder, units, layout=of)
+
+
+def test_words_that_go_with_a_code(tmp_path):
+    folder = snowmen(tmp_path / "d")
+    report = json.loads(run(folder, "5", "--json").stdout)
+    assert [image["count"] for image in report["shown"]][:11] == [10] * 10 + [1]
+    words = report["words"]
+    assert (words["images"], words["others"]) == (10, 50)
+    assert [(term["text"], term["share"], term["share_of_others"]) for term in words["terms"]] == [("snowman", 1, 0)]
+    ranking = json.loads(run(folder, "--top", "--json").stdout)
+    assert {entry["code"]: entry["word"] for entry in ranking["concentrated"]}["5"] == "snowman"
+    assert ranking["concentrated"][0]["code"] == "5"
+    assert "snowman" in run(folder, "5").stdout
+    assert "no word goes with it" in run(folder, "9").stdout
+
+
+def test_texts_of_few_shards_are_read(tmp_path, monkeypatch):
+    opened = open_dataset(snowmen(tmp_path / "d"))
+    tokens = tokens_layout(opened)
+    index = open_code_index(opened, tokens)
+    read = []
+    original = code_query.rows_at
+
+    def spied(dataset, positions, *rest):
+        read.append(positions.tolist())
+        return original(dataset, positions, *rest)
+
+    monkeypatch.setattr(code_query, "rows_at", spied)
+    report_code(opened, index, tokens, parse_code("5", tokens), 2)
+    assert read == [[0, 6, 12, 18, 24, 30, 36, 42, 48, 54]]
+    assert rank_codes(opened, index, tokens, 1, 3).commonest[0].word == "snowman"
+
+
+def test_terms():
+    assert terms_of(["A dog's BIG-ball, 2 balls!"], ["Big ball", "dog", "x" * 50 + " y" * 20]) == {
+        "a",
+        "dog's",
+        "big-ball",
+        "2",
+        "balls",
+        "big ball",
+    }
+    assert len(terms_of([" ".join(map(str, range(10**5)))], [])) <= 500
+    counter = TermCounter()
+    everywhere = [frozenset({"the", f"n{number}"}) for number in range(50)]
+    own = [frozenset({"the", "kite"}) for _ in range(8)]
+    for terms in (*everywhere, *own):
+        counter.add(terms)
+    background = counter.background()
+    assert background.samples == 58
+    (term,) = telling_terms(own, own, background, 5)
+    assert (term.text, term.images, term.share, term.share_of_others) == ("kite", 8, 1.0, 0.0)
+    assert term.lift == pytest.approx((8.5 / 9) / (0.5 / 51))
+    # by hand: log odds 8.5/0.5 against 0.5/50.5
+    expected = (np.log(8.5 / 0.5) - np.log(0.5 / 50.5)) / np.sqrt(1 / 8.5 + 1 / 0.5 + 1 / 0.5 + 1 / 50.5)
+    assert term.z == pytest.approx(expected)
+    assert telling_terms(own[:1], own[:1], background, 5) == []
+    assert telling_terms(own, own, Background(58, {"the": 58, "kite": 58}), 5) == []
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_cells_lie_where_the_tokenizer_has_them(fit):
+    from patchmint.tokenizers.vqgan import TINY, VqganTokenizer, untrained_vqgan
+
+    tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="t", size=64, fit=fit)
+    spec = tokenizer.spec
+    found = code_cells(layout(spec.codebook_sizes[0], grid=spec.grid_shape, preprocessing=spec.preprocessing).tokens)
+    assert found == spec.cells
+    assert found.fit is Fit(fit)
+    for words in ("own", "pad-65-bicubic", "anyres-64-bicubic", "pad-0-bicubic"):
+        assert code_cells(layout(2, grid=spec.grid_shape, preprocessing=words).tokens) is None
+
+
+def test_sheets(tmp_path):
+    folder = snowmen(tmp_path / "d")
+    for arguments in (["5", "--limit", "8"], ["--top", "--limit", "2"]):
+        path = tmp_path / "sheet.png"
+        done = run(folder, *arguments, "--sheet", path)
+        assert (done.exit_code, done.stderr) == (0, f"wrote {path}\n")
+        with Image.open(path) as sheet:
+            pixels = np.asarray(sheet)
+        assert (pixels == (230, 159, 0)).all(axis=2).sum() > 500, "outlines"
+        path.unlink()
+
+
+def test_an_image_that_cannot_be_decoded_leaves_an_empty_tile(tmp_path):
+    of = layout(16)
+    samples = [make_sample(n, layout=of) for n in range(2)]
+    make_dataset(tmp_path / "d", [[replace(samples[0], data=b"no image"), samples[1]]], layout=of)
+    code = int(samples[0].codes.ravel()[0])
+    done = run(tmp_path / "d", code, "--sheet", tmp_path / "s.png")
+    assert (done.exit_code, (tmp_path / "s.png").exists()) == (0, True)
+
+
+def test_hostile_texts_are_harmless(tmp_path):
+    of = layout(4)
+    text = "[red]boo[/red] \x1b[2J <img src=x onerror=alert(1)> " + "\u202e" + "long " * 10_000
+    codes = np.zeros((4, 4), np.int64)
+    make_dataset(tmp_path / "d", [[sample(n, text, codes, of=of) for n in range(3)]], layout=of)
+    done = run(tmp_path / "d", "0", "--sheet", tmp_path / "s.png")
+    assert done.exit_code == 0
+    assert "[red]boo[/red]" in done.stdout
+    assert not set(done.stdout) & {"\x1b", "\u202e"}
+    assert len(done.stdout) < 20_000
+
+
+def test_the_notice_is_said(tmp_path):
+    of = layout(4).model_copy(update={"notice": "demo models: not for photographs"})
+    make_dataset(tmp_path / "d", [[make_sample(0, layout=of)]], layout=of)
+    finish(tmp_path / "d", [0], 1, 0, of)
+    assert "demo models: not for photographs" in run(tmp_path / "d", "--top").stdout
+    assert json.loads(run(tmp_path / "d", "--top", "--json").stdout)["notice"] == "demo models: not for photographs"
+
+
+def test_drawings_of_characters():
+    assert dot_grid([(0, 0), (3, 1), (4, 2)], 5, 3) == ["\u2881\u2800", "\u2800\u2801"]
+    assert heat_map([[0, 1], [2, 0.01]], 4) == ["  ▒▒", "██░░"]
+    assert heat_map([[0, 1], [2, 4]], 3) == [" ░", "▒█"]
+    assert heat_map([[0.0, 0.0]], 80) == ["    "]
+    assert spark_line([0, 1, 100, 50]) == " ▁█▄"
+    assert [bar(share, 4) for share in (0, 1 / 32, 0.5, 1, 7)] == ["", "▏", "██", "████", "████"]

@@ -1,0 +1,292 @@
+"""`inspect ls` and `inspect info`, how data sets are opened, and how the command line starts and ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from s3_server import s3_server
+from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, write_plan
+from typer.testing import CliRunner
+
+from patchmint.cli import COMMANDS as ROOT_COMMANDS
+from patchmint.cli.inspect import COMMANDS, inspect_app
+from patchmint.errors import InputError, ShardError, StorageError
+from patchmint.inspection.opening import open_dataset
+from patchmint.shards.reader import iter_samples
+from patchmint.storage import open_storage
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments):
+    return CliRunner().invoke(inspect_app, [*map(str, arguments)])
+
+
+def told(*arguments):
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three units: whole, with rejects, and rejects only."""
+    units = [[make_sample(n) for n in range(3)], [make_sample(n) for n in range(3, 5)], []]
+    return make_dataset(tmp_path / "data", units, {1: [make_reject(5)], 2: [make_reject(6), make_reject(7)]})
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    folder = tmp_path / "unfinished"
+    write_plan(folder, {0: 2, 1: 3, 2: 2})
+    commit_unit(folder, 0, [make_sample(0), make_sample(1)], [])
+    commit_unit(folder, 2, [make_sample(5)], [make_reject(6)])
+    return folder
+
+
+def sizes(dataset):
+    return [path.stat().st_size for path in sorted((dataset / "shards").glob("*.tar"))]
+
+
+def test_shards_with_their_counts(dataset):
+    found = told("ls", dataset)
+    assert found["finished"] is True
+    assert [(s["unit"], s["samples"], s["rejected"], s["bytes"]) for s in found["shards"]] == [
+        (0, 3, 0, sizes(dataset)[0]),
+        (1, 2, 1, sizes(dataset)[1]),
+        (2, 0, 2, 0),
+    ]
+    assert (found["samples"], found["rejected"], found["bytes"]) == (5, 3, sum(sizes(dataset)))
+    lines = run("ls", dataset).stdout.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["shards/000000.tar", "3", "0", str(sizes(dataset)[0])],
+        ["shards/000001.tar", "2", "1", str(sizes(dataset)[1])],
+        ["unit", "000002,", "none", "0", "2", "0"],
+        ["2", "shards", "5", "3", str(sum(sizes(dataset)))],
+    ]
+
+
+def test_only_units_with_rejects_have_their_record_read(dataset, monkeypatch):
+    """Ten thousand shards aren't opened, to be listed."""
+    read = []
+    kind = type(open_storage(dataset))
+    whole = kind.open
+    monkeypatch.setattr(kind, "open", lambda self, path: read.append(path) or whole(self, path))
+    open_dataset(dataset)
+    assert sorted(read) == ["commits/000001.json", "commits/000002.json", "dataset.json", "plan.parquet"]
+
+
+def test_unfinished_build(unfinished):
+    found = told("ls", unfinished)
+    assert (found["finished"], found["unbuilt_units"], found["samples"], found["rejected"]) == (False, 1, 3, 1)
+    assert "1 units aren't built yet" in run("ls", unfinished).stdout
+    info = told("info", unfinished)
+    assert info["state"] == "unfinished"
+    assert info["totals"] | {"bytes": 0, "label_share": 0} == {
+        "units": 3,
+        "units_done": 2,
+        "planned": 7,
+        "written": 3,
+        "rejected": {"image-missing": 1},
+        "texts": 5,
+        "label_share": 0,
+        "shards": 2,
+        "bytes": 0,
+    }
+    shown = run("info", unfinished).stdout
+    assert "2 of 3 units" in shown
+    assert "KEY.vqgan.npy" in shown
+
+
+def test_own_tar_with_and_without_its_sidecar(dataset, tmp_path):
+    tar = dataset / "shards/000000.tar"
+    expected = [
+        {"key": s.key, "offset": s.offset, "bytes": s.size, "members": list(LAYOUT.members)}
+        for s in iter_samples(open_storage(dataset), "shards/000000.tar")
+    ]
+    assert told("ls", tar)["samples"] == expected
+    alone = tmp_path / "alone.tar"
+    alone.write_bytes(tar.read_bytes())
+    assert told("ls", alone)["samples"] == expected
+    shown = run("ls", alone).stdout.splitlines()
+    assert shown[1].split()[:3] == ["s0000", "0", str(expected[0]["bytes"])]
+    assert shown[-1].split() == ["3", "samples", str(sum(row["bytes"] for row in expected))]
+    for path in (tar, alone):
+        info = told("info", path)
+        assert info["state"] == "tar"
+        assert (info["totals"]["written"], info["totals"]["texts"]) == (3, 4)
+        assert [member["ending"] for member in info["members"]] == list(LAYOUT.members)
+
+
+def test_tar_of_somebody_else(tmp_path):
+    path = tmp_path / "wild.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("a/x.png", b"1"), ("a/x.cls", b"22"), ("\x07red.j\x07pg", b"3"), ("n" * 150 + ".txt", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("y.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    found = told("ls", path)["samples"]
+    assert [(row["key"], row["members"]) for row in found] == [
+        ("a/x", ["png", "cls"]),
+        ("\x07red", ["j\x07pg"]),
+        ("n" * 150, ["txt"]),
+        ("y", ["jpg (link)"]),
+    ]
+    assert (found[0]["offset"], found[0]["bytes"], found[1]["offset"]) == (0, 2048, 2048)
+    assert "\x07" not in run("ls", path).stdout
+    assert isinstance(run("info", path).exception, ShardError)  # no sample of ours
+
+
+def test_only_files_are_listed(tmp_path):
+    """Neither pipes nor links that lead nowhere; what links lead to is."""
+    (tmp_path / "data/b").mkdir(parents=True)
+    (tmp_path / "data/a.tar").write_bytes(b"12")
+    (tmp_path / "data/b/c").write_bytes(b"3")
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/b")
+    (tmp_path / "data/nowhere").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "data/pipe")
+    found = [(entry.path, entry.size) for entry in open_storage(tmp_path / "data").list()]
+    assert found == [("a.tar", 2), ("b/c", 1), ("link/c", 1)]
+
+
+def test_nothing_to_list(tmp_path):
+    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+    for target in (tmp_path, tmp_path / "no", tmp_path / "no.tar"):
+        for command in ("ls", "info"):
+            done = run(command, target)
+            assert isinstance(done.exception, InputError), (target, done.exception)
+            assert str(target) in str(done.exception)
+    assert isinstance(run("ls", tmp_path / "cut.tar").exception, ShardError)
+
+
+def test_a_copy_that_lacks_shards_is_an_error(dataset):
+    (dataset / "shards/000000.tar").unlink()
+    with pytest.raises(ShardError, match=r"lacks shards/000000\.tar"):
+        open_dataset(dataset)
+
+
+def test_a_copy_that_lacks_rejects_is_an_error(dataset):
+    (dataset / "rejects/000001.parquet").unlink()
+    with pytest.raises(ShardError, match="isn't complete"):
+        open_dataset(dataset)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"\xff", b'{"unit": 0, "written": 2}', b'{"unit": 1, "written": "2"}'])
+def test_damaged_record(dataset, data):
+    (dataset / "commits/000001.json").write_bytes(data)
+    with pytest.raises(ShardError, match=r"commits/000001\.json"):
+        open_dataset(dataset)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"\xff"])
+def test_damaged_manifest(dataset, data):
+    (dataset / "dataset.json").write_bytes(data)
+    with pytest.raises(ShardError, match=r"dataset\.json"):
+        open_dataset(dataset)
+
+
+def test_info_of_a_finished_build(dataset):
+    found = told("info", dataset)
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    assert {name: found[name] for name in ("config", "layout", "members", "models", "notice", "versions")} == {
+        name: manifest[name] for name in ("config", "layout", "members", "models", "notice", "versions")
+    }
+    assert found["totals"] == manifest["totals"] | {"units_done": 3}
+    shown = run("info", dataset).stdout
+    assert "8 planned, 5 written, 3 rejected (3 image-missing)" in shown
+    assert "T x 4 x 6" in shown
+
+
+def test_from_a_store(dataset, monkeypatch):
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        uri = server.new_bucket()
+        here, there = open_storage(dataset), open_storage(uri)
+        for entry in here.list():
+            there.write(entry.path, here.read(entry.path))
+        assert told("ls", uri)["shards"] == told("ls", dataset)["shards"]
+        tar = "shards/000000.tar"
+        assert told("ls", f"{uri}/{tar}")["samples"] == told("ls", dataset / tar)["samples"]
+        assert told("info", uri)["totals"] == told("info", dataset)["totals"]
+        assert run("show", uri, "s0003").exit_code == 0
+        with pytest.raises(StorageError):
+            open_dataset(f"{uri}//x")
+
+
+@pytest.mark.parametrize("table", [ROOT_COMMANDS, COMMANDS])
+def test_the_lists_of_commands_say_what_the_commands_say(table):
+    """The list of `--help` is made without importing the commands."""
+    for name, command in table.items():
+        assert command.summary == command.load(name).help.partition("\n")[0], name
+
+
+def python(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_what_a_command_does_not_need_is_not_imported(dataset):
+    code = (
+        "import sys, patchmint.cli as c\nsys.argv = ['patchmint', *sys.argv[1:]]\ntry: c.main()\nfinally:\n"
+        "    heavy = ('pyarrow', 'rich', 'PIL', 'torch', 'ray', 'patchmint.shards.manifest', 'patchmint.jobs.build')\n"
+        "    print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    assert python("-c", code, "inspect", "ls", dataset).stderr.splitlines()[-1] == "['pyarrow']"
+    assert python("-c", code, "--version").stderr.splitlines()[-1] == "[]"
+    assert python("-c", code, "inspect", "--help").stderr.splitlines()[-1] == "['rich']"
+
+
+def test_unknown_command_names_the_nearest():
+    done = python("-m", "patchmint", "inspect", "shwo")
+    assert done.returncode == 2
+    assert "'show'" in done.stderr
+
+
+def wild_tar(path):
+    """A tar whose list is longer than any buffer."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(3000):
+            tar.addfile(tarfile.TarInfo(f"{number:060d}.jpg"))
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_pipe_whose_reader_leaves_is_quiet(tmp_path, options):
+    command = [sys.executable, "-m", "patchmint", "inspect", "ls", str(wild_tar(tmp_path / "long.tar")), *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("words", [["inspect", "--help"], ["inspect", "info", "DATA"], ["--version"]])
+def test_a_pipe_that_nobody_reads_is_quiet(dataset, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "patchmint", *(str(dataset) if word == "DATA" else word for word in words)]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_findings_and_errors_keep_their_codes_in_a_pipe(dataset, tmp_path):
+    (dataset / "shards/000000.parquet").write_bytes(b"")
+    assert python("-m", "patchmint", "inspect", "verify", dataset).returncode == 1
+    done = python("-m", "patchmint", "inspect", "ls", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")

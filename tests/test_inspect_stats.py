@@ -1,0 +1,301 @@
+"""`patchmint inspect stats`: every number against numpy over all samples; page and picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from s3_server import s3_server
+from shard_data import LAYOUT, make_dataset, make_reject, make_sample, write_shard
+from typer.testing import CliRunner
+
+from patchmint.cli.inspect import inspect_app
+from patchmint.errors import InputError, ShardError
+from patchmint.inspection import stats as stats_module
+from patchmint.inspection.code_usage import book_usage
+from patchmint.inspection.distributions import QUANTILES, Counts
+from patchmint.inspection.opening import open_dataset
+from patchmint.inspection.stats import collect_stats
+from patchmint.samples import Fault
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.schema import PhraseDocument
+from patchmint.storage import open_storage
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(inspect_app, ["stats", *map(str, arguments)])
+
+
+def with_tokens(*sizes: int) -> Layout:
+    tokens = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=sizes, preprocessing="pad-64-bicubic")
+    return LAYOUT.model_copy(update={"tokens": tokens})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Three shards of varied samples: without phrases, without scores, without a kept patch."""
+    of = with_tokens(30)
+    samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
+    phrase = PhraseDocument(text="sec", text_index=1, start=0, end=3, box=(0.0, 0.0, 9.0, 9.0), score=-1.0)
+    samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, phrase))
+    samples[7] = replace(
+        samples[7], selector=np.zeros_like(samples[7].selector), coverage=np.zeros_like(samples[7].coverage)
+    )
+    rejects = {0: [make_reject(20)], 2: [make_reject(21), replace(make_reject(22), fault=Fault("plan", "no-text", ""))]}
+    return make_dataset(tmp_path / "d", [samples[:6], samples[6:10], samples[10:]], rejects, layout=of)
+
+
+def stored(folder: Path) -> list[StoredSample]:
+    storage = open_storage(folder)
+    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
+    return [sample for tar in tars for sample in iter_samples(storage, tar)]
+
+
+def check(found: dict, values: list[float], tolerance: float = 0) -> None:
+    """A distribution against numpy."""
+    numbers = np.array(values, np.float64)
+    assert found["count"] == len(numbers)
+    assert found["mean"] == pytest.approx(numbers.mean())
+    assert (found["minimum"], found["maximum"]) == (numbers.min(), numbers.max())
+    for share in QUANTILES:
+        exact = np.quantile(numbers, share, method="inverted_cdf")
+        assert abs(found["quantiles"][str(share)] - exact) <= tolerance + 1e-9
+    assert sum(entry["count"] for entry in found["bins"]) == len(numbers)
+
+
+def test_every_number_against_numpy(dataset, monkeypatch):
+    monkeypatch.setattr(stats_module, "_ROWS", 4)
+    found = json.loads(run(dataset, "--json").stdout)
+    samples = stored(dataset)
+    documents = [sample.document for sample in samples]
+    assert (found["samples"], found["shards"], found["unbuilt"]) == (13, 3, 0)
+    texts = [text for document in documents for text in document.texts]
+    assert found["texts"] == len(texts)
+    check(found["texts_per_image"], [len(document.texts) for document in documents])
+    check(found["words_per_text"], [len(text.split()) for text in texts])
+    check(found["width"], [document.image.width for document in documents])
+    check(found["height"], [document.image.height for document in documents])
+    check(found["kilobytes"], [sample.size / 1000 for sample in samples], 0.5)
+    assert found["formats"] == dict(Counter(document.image.format for document in documents))
+    assert [tuple(entry.values()) for entry in found["rejects"]] == [
+        ("read", "image-missing", 2),
+        ("plan", "no-text", 1),
+    ]
+    labels = found["labels"]
+    shares = [float(np.float32(text.mean())) for sample in samples for text in sample.selector]
+    check(labels["shares"], shares, 0.00005)
+    assert labels["empty_texts"] == sum(share == 0 for share in shares) == 2
+    phrases = [phrase for document in documents for phrase in document.phrases]
+    counts = [
+        sum(phrase.text_index == index for phrase in document.phrases)
+        for document in documents
+        for index in range(len(document.texts))
+    ]
+    assert (labels["phrases"], labels["unscored"]) == (len(phrases), 2)
+    check(labels["phrases_per_text"], counts)
+    check(labels["scores"], [phrase.score for phrase in phrases if phrase.score >= 0])
+    usage = found["codes"][0]
+    totals = np.bincount(np.concatenate([sample.codes.ravel() for sample in samples]), minlength=30)
+    assert usage["counts"] == totals.tolist()
+    assert (usage["used"], usage["dead"]) == ((totals > 0).sum(), (totals == 0).sum())
+    share = totals[totals > 0] / totals.sum()
+    assert usage["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    positions = found["positions"]
+    kept = np.concatenate([sample.selector for sample in samples])
+    assert (positions["samples"], positions["texts"]) == (13, len(kept))
+    assert np.allclose(positions["selector"], kept.mean(axis=0))
+    assert np.allclose(positions["coverage"], np.concatenate([s.coverage for s in samples]).mean(axis=0) / 255)
+    # 4 x 6: the middle is rows 1 and 2, columns 1 to 4.
+    mean = kept.mean(axis=0)
+    around = (mean.sum() - mean[1:3, 1:5].sum()) / 16
+    assert positions["centre_bias"] == pytest.approx(mean[1:3, 1:5].mean() / around)
+
+
+def test_labels_of_a_spread(dataset):
+    positions = json.loads(run(dataset, "--json", "--samples", 4).stdout)["positions"]
+    chosen = [stored(dataset)[at] for at in (0, 3, 6, 9)]
+    assert positions["samples"] == 4
+    assert np.allclose(positions["selector"], np.concatenate([s.selector for s in chosen]).mean(axis=0))
+
+
+def test_distributions():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.integers(0, 500, 5000), [10**7]])
+    counts = Counts()
+    for part in np.array_split(values, 7):
+        counts.add(part)
+    counts.add(np.zeros(0))
+    found = counts.distribution()
+    assert (found.count, found.mean, found.maximum) == (5001, pytest.approx(values.mean()), 10**7)
+    for share in QUANTILES:
+        assert found.quantiles[str(share)] == np.quantile(values, share, method="inverted_cdf")
+    for entry in found.bins[:-1]:
+        assert entry.count == ((values >= entry.low) & (values < entry.high)).sum()
+    assert found.bins[-1].count == (values >= found.bins[-1].low).sum()
+    assert found.bins[-1].low < 500
+    shares = Counts(10_000, full=1)
+    shares.add(np.array([0.0, 1.0, 0.05, 0.0499]))
+    bins = shares.distribution().bins
+    assert [(entry.low, entry.high) for entry in bins[:2]] == [(0, 0.05), (0.05, 0.1)]
+    assert [bins[0].count, bins[1].count, bins[-1].count] == [2, 1, 1]
+    assert Counts().distribution() is None
+
+
+def test_perplexity_and_dead_codes():
+    tokens = with_tokens(4, 8).tokens
+    even, one = book_usage(np.array([3, 3, 3, 3, 0, 0, 9, 0, 0, 0, 0, 0]), tokens)
+    assert (even.perplexity, even.used, even.dead, even.size) == (pytest.approx(4), 4, 0, 4)
+    assert (one.perplexity, one.used, one.dead, one.size) == (pytest.approx(1), 1, 7, 8)
+    assert one.counts == (0, 0, 9, 0, 0, 0, 0, 0)
+    assert book_usage(np.zeros(12, np.int64), tokens)[0].perplexity == 0
+
+
+def test_of_anyres_the_first_view_counts(tmp_path):
+    of = LAYOUT.model_copy(update={"grid": GridLayout(rows=2, cols=6, patch_px=14, fit="anyres"), "tokens": None})
+    samples = []
+    for ordinal in range(3):
+        made = make_sample(ordinal, layout=of)
+        views = (made.coverage, *[np.full_like(made.coverage, 255)] * ordinal)
+        coverage = np.concatenate(views, axis=1)
+        selector = (coverage > of.threshold).astype(np.uint8)
+        samples.append(replace(made, coverage=coverage, selector=selector, views=1 + ordinal))
+    folder = make_dataset(tmp_path / "d", [samples], layout=of)
+    found = collect_stats(open_dataset(folder), 0)
+    expected = np.concatenate([sample.selector[:, :2] for sample in samples]).mean(axis=0)
+    assert np.allclose(found.positions.selector, expected)
+    assert found.codes == ()
+
+
+def test_data_sets_without_labels_or_codes(tmp_path):
+    bare = LAYOUT.model_copy(update={"min_coverage": None, "tokens": None})
+    folder = make_dataset(tmp_path / "d", [[make_sample(n, layout=bare) for n in range(3)]], layout=bare)
+    found = json.loads(run(folder, "--json").stdout)
+    assert (found["labels"], found["positions"], found["codes"]) == (None, None, [])
+    done = run(folder, "--png", tmp_path / "s.png", "--html", tmp_path / "s.html")
+    assert done.exit_code == 0
+    assert "patches" not in done.stdout
+    make_dataset(tmp_path / "e", [[]], {0: [make_reject(0)]})
+    assert isinstance(run(tmp_path / "e").exception, InputError)
+
+
+def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path, monkeypatch):
+    expected = json.loads(run(dataset, "--json").stdout)
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        uri = server.new_bucket()
+        storage = open_storage(uri)
+        for path in sorted(dataset.rglob("*")):
+            if path.is_file():
+                storage.write(path.relative_to(dataset).as_posix(), path.read_bytes())
+        assert json.loads(run(uri, "--json").stdout) == expected | {"dataset": uri}
+    (dataset / "dataset.json").unlink()
+    (dataset / "commits" / "000001.json").unlink()
+    partly = json.loads(run(dataset, "--json").stdout)
+    assert (partly["samples"], partly["unbuilt"]) == (9, 1)
+    assert "1 units not built yet" in run(dataset).stdout
+    tar, sidecar = write_shard([make_sample(n) for n in range(4)])
+    (tmp_path / "a.tar").write_bytes(tar)
+    scanned = json.loads(run(tmp_path / "a.tar", "--json").stdout)
+    (tmp_path / "a.parquet").write_bytes(sidecar)
+    assert json.loads(run(tmp_path / "a.tar", "--json").stdout) == scanned
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("label_shares", [np.nan]),
+        ("label_shares", [0.5, 0.5, 0.5]),
+        ("scores", [float("inf")]),
+        ("scores", []),
+        ("phrase_texts", [7]),
+        ("phrase_texts", [-1]),
+        ("width", -5),
+        ("codes", [30]),
+    ],
+)
+def test_impossible_numbers_are_errors(dataset, column, value):
+    path = dataset / "shards" / "000002.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    values = [value, *table[column].to_pylist()[1:]]
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+    error = run(dataset).exception
+    assert isinstance(error, ShardError), error
+    assert "verify" in str(error)
+
+
+def test_labels_of_another_grid_are_an_error(dataset):
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    manifest["layout"]["grid"]["cols"] = 5
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    assert "has no labels of 4 x 5 patches" in str(run(dataset).exception)
+
+
+def test_in_the_terminal(dataset):
+    done = run(dataset)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("13 samples in 3 shards; 19 texts; 3 rejected; 9 jpeg, 4 png")
+    for words in ("words a text", "label share of a text", "perplexity", "image-missing", "(darkest: kept by"):
+        assert words in done.stdout
+    grid = [line for line in lines if re.fullmatch("│[ ░▒▓█]{12}│", line)]
+    assert len(grid) == 4
+    assert any("█" in line for line in grid)
+
+
+def test_the_page_needs_nothing_else(dataset, tmp_path, monkeypatch):
+    page = tmp_path / "s.html"
+    monkeypatch.chdir(dataset.parent)
+    name = r"<b>$\q$&d"
+    (dataset.parent / name).symlink_to(dataset)
+    assert run(name, "--html", page, "--png", tmp_path / "s.png").exit_code == 0
+    html = page.read_text()
+    assert r"&lt;b&gt;$\q$&amp;d" in html
+    assert "<b>$" not in html
+    assert not re.search(r"<script|https?://|javascript:|\son\w+=", html)
+    assert "prefers-color-scheme: dark" in html
+    pictures = re.findall(r'"data:image/svg\+xml;base64,([^"]+)"', html)
+    assert len(pictures) == 18, "nine plots, light and dark"
+    for picture in pictures:
+        assert ElementTree.fromstring(base64.b64decode(picture)).tag.endswith("svg")
+    assert len(set(pictures)) == 18
+    with Image.open(io.BytesIO((tmp_path / "s.png").read_bytes())) as image:
+        assert image.size > (1000, 800)
+    assert "image-missing" in html
+
+
+def test_a_hostile_notice_and_reason_are_text(tmp_path):
+    of = LAYOUT.model_copy(update={"notice": "<img src=x onerror=alert(1)> [red]\x1b[2J"})
+    reject = replace(make_reject(1), fault=Fault("read", "<script>alert(1)</script>[bold]\x1b[2J", ""))
+    folder = make_dataset(tmp_path / "d", [[make_sample(0, layout=of)]], {0: [reject]}, layout=of)
+    done = run(folder, "--html", tmp_path / "s.html")
+    assert "\x1b" not in done.stdout
+    assert "[red]" in done.stdout
+    html = (tmp_path / "s.html").read_text()
+    assert "<img src=x" not in html
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;[bold]" in html
+
+
+def test_files_that_cannot_be_written(dataset, tmp_path):
+    for arguments, words in (
+        (("--png", tmp_path / "s.jpg"), "ends with .png"),
+        (("--html", tmp_path / "s.htm"), "ends with .html"),
+        (("--html", tmp_path / "no" / "s.html"), "no folder"),
+    ):
+        error = run(dataset, *arguments).exception
+        assert isinstance(error, InputError)
+        assert words in str(error)
