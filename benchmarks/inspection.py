@@ -37,7 +37,7 @@ from inspection_data import CODE, make_samples, make_shards, make_whole
 
 ONE_READ = """
 import sys
-import patchmint.cli, patchmint.cli.inspect.show, patchmint.cli.inspect.sample_view, patchmint.inspection.lookup
+import patchmint.cli, patchmint.cli.inspect.show, patchmint.cli.inspect.sample_view, patchmint.inspection.show.lookup
 import patchmint.inspection.opening, patchmint.shards.manifest
 from patchmint.shards.reader import read_sample
 from patchmint.storage import open_storage

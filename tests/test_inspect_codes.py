@@ -21,14 +21,15 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Fit
-from patchmint.inspection import code_index, code_query
-from patchmint.inspection.code_index import open_code_index
-from patchmint.inspection.code_query import report_code
-from patchmint.inspection.code_ranking import rank_codes
-from patchmint.inspection.code_sheet import code_cells
-from patchmint.inspection.codebooks import named_code, parse_code, tokens_layout
+from patchmint.inspection.codes import index as code_index
+from patchmint.inspection.codes import query as code_query
+from patchmint.inspection.codes.books import named_code, parse_code, tokens_layout
+from patchmint.inspection.codes.index import open_code_index
+from patchmint.inspection.codes.query import report_code
+from patchmint.inspection.codes.ranking import rank_codes
+from patchmint.inspection.codes.sheet import code_cells
+from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
 from patchmint.inspection.opening import open_dataset
-from patchmint.inspection.terms import Background, TermCounter, telling_terms, terms_of
 from patchmint.samples import SourceText
 from patchmint.shards.layout import Layout, TokensLayout
 from patchmint.shards.reader import iter_samples

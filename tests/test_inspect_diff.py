@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.errors import InputError
-from patchmint.inspection import diff_members
-from patchmint.inspection.diff import compare
+from patchmint.inspection.diff import members as diff_members
+from patchmint.inspection.diff.compare import compare
 from patchmint.inspection.opening import open_dataset
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, TokensLayout

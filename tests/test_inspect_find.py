@@ -20,10 +20,10 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
 from patchmint.errors import InputError
 from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.find import Search, find_samples
-from patchmint.inspection.find_rejects import find_rejects
+from patchmint.inspection.find.rejects import find_rejects
+from patchmint.inspection.find.samples import Search, find_samples
 from patchmint.inspection.opening import open_dataset
-from patchmint.inspection.reject_counts import count_rejects
+from patchmint.inspection.stats.rejects import count_rejects
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.samples import Fault, Reject, SourceText
 from patchmint.shards.schema import PhraseDocument
@@ -192,7 +192,7 @@ def test_bad_sql_is_said_with_the_columns(dataset, where):
 def test_nothing_is_loaded_reached_or_changed(tmp_path, statement):
     import duckdb
 
-    from patchmint.inspection.find_sql import Conditions
+    from patchmint.inspection.find.sql import Conditions
     from patchmint.shards.sidecar import SCHEMA
 
     table_of_this_process = SCHEMA.empty_table()
@@ -219,7 +219,7 @@ def test_without_labels_there_is_nothing_of_theirs_to_search_by(tmp_path):
 
 
 def test_only_the_columns_asked_for_are_read(dataset, monkeypatch):
-    from patchmint.inspection import find
+    from patchmint.inspection.find import samples as find
 
     asked: list[list[str]] = []
 

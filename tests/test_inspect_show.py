@@ -18,12 +18,12 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import PatchGrid
 from patchmint.geometry.grid import Fit
-from patchmint.inspection import lookup
-from patchmint.inspection.lookup import find_sample
-from patchmint.inspection.marks import mark_phrases
 from patchmint.inspection.opening import open_dataset
-from patchmint.inspection.overlays import sample_overlay
-from patchmint.inspection.terminal_grid import draw_codes, draw_labels
+from patchmint.inspection.show import lookup
+from patchmint.inspection.show.grids import draw_codes, draw_labels
+from patchmint.inspection.show.lookup import find_sample
+from patchmint.inspection.show.marks import mark_phrases
+from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
 from patchmint.pipeline.decode import decode_image
 from patchmint.shards.layout import FeaturesLayout

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection import stats as stats_module
-from patchmint.inspection.code_usage import book_usage
-from patchmint.inspection.distributions import QUANTILES, Counts
 from patchmint.inspection.opening import open_dataset
-from patchmint.inspection.stats import collect_stats
+from patchmint.inspection.stats import collect as stats_module
+from patchmint.inspection.stats.collect import collect_stats
+from patchmint.inspection.stats.distributions import QUANTILES, Counts
+from patchmint.inspection.stats.usage import book_usage
 from patchmint.samples import Fault
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredSample, iter_samples

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from patchmint.inspection.code_index import CodeIndex
-    from patchmint.inspection.code_query import CodeReport
-    from patchmint.inspection.code_ranking import RankedCode, Ranking
+    from patchmint.inspection.codes.index import CodeIndex
+    from patchmint.inspection.codes.query import CodeReport
+    from patchmint.inspection.codes.ranking import RankedCode, Ranking
     from patchmint.inspection.dataset import Dataset
     from patchmint.shards.layout import TokensLayout
     from patchmint.types import RgbImage
@@ -55,8 +55,8 @@ def codes_command(
 
     Ends with 0; with 1 if no image contains the code; with 2 if there is no such code, or no codes at all.
     """
-    from patchmint.inspection.code_index import open_code_index
-    from patchmint.inspection.codebooks import parse_code, tokens_layout
+    from patchmint.inspection.codes.books import parse_code, tokens_layout
+    from patchmint.inspection.codes.index import open_code_index
     from patchmint.inspection.opening import open_dataset
 
     if (code is None) != top:
@@ -70,8 +70,8 @@ def codes_command(
     if chosen is None:
         _top(opened, index, tokens, limit, min_images, sheet, as_json)
         return
-    from patchmint.inspection.code_query import report_code
-    from patchmint.inspection.code_sheet import draw_code
+    from patchmint.inspection.codes.query import report_code
+    from patchmint.inspection.codes.sheet import draw_code
     from patchmint.inspection.notice import dataset_notice
 
     notice = dataset_notice(opened)
@@ -97,8 +97,8 @@ def _top(
     sheet: Path | None,
     as_json: bool,
 ) -> None:
-    from patchmint.inspection.code_ranking import rank_codes
-    from patchmint.inspection.code_sheet import draw_ranking
+    from patchmint.inspection.codes.ranking import rank_codes
+    from patchmint.inspection.codes.sheet import draw_ranking
     from patchmint.inspection.notice import dataset_notice
 
     notice = dataset_notice(opened)

@@ -15,7 +15,7 @@ from patchmint.cli.inspect.shared import JsonOption, console_for_data, print_jso
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
-    from patchmint.inspection.diff import Difference, Some
+    from patchmint.inspection.diff.compare import Difference, Some
 
 _VALUE = 200
 _ABSENT = "-"
@@ -36,7 +36,7 @@ def diff_command(
 
     Ends with 0 if nothing differs, 1 if something does, 2 if one can't be read.
     """
-    from patchmint.inspection.diff import compare
+    from patchmint.inspection.diff.compare import compare
     from patchmint.inspection.opening import open_dataset
 
     with progress_bar("diff") as progress:

@@ -14,10 +14,10 @@ from rich.text import Text
 from patchmint.cli.inspect.shared import console_for_data
 from patchmint.errors import ShardError
 from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.lookup import Found
-from patchmint.inspection.marks import mark_phrases
-from patchmint.inspection.terminal_grid import draw_codes, draw_labels, legend
-from patchmint.inspection.text_labels import text_labels
+from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
+from patchmint.inspection.show.labels import text_labels
+from patchmint.inspection.show.lookup import Found
+from patchmint.inspection.show.marks import mark_phrases
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE
 from patchmint.pictures.text import ink_on

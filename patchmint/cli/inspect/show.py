@@ -13,7 +13,7 @@ from patchmint.errors import InputError
 
 if TYPE_CHECKING:
     from patchmint.inspection.dataset import Dataset
-    from patchmint.inspection.lookup import Found
+    from patchmint.inspection.show.lookup import Found
 
 
 def show_command(
@@ -37,8 +37,8 @@ def show_command(
 
     Ends with 0, or with 2 if there is no such sample.
     """
-    from patchmint.inspection.lookup import find_sample
     from patchmint.inspection.opening import open_dataset
+    from patchmint.inspection.show.lookup import find_sample
 
     opened = open_dataset(dataset)
     with progress_bar("reading keys, once") as progress:
@@ -67,7 +67,7 @@ def _chosen_texts(found: Found, text: int | None) -> Sequence[int]:
 def _write_overlays(dataset: Dataset, found: Found, texts: Sequence[int], png: Path) -> list[str]:
     from PIL import Image
 
-    from patchmint.inspection.overlays import sample_overlay
+    from patchmint.inspection.show.overlays import sample_overlay
 
     paths = [png if len(texts) == 1 else png.with_name(f"{png.stem}-{text}{png.suffix or '.png'}") for text in texts]
     for text, path in zip(texts, paths, strict=True):
@@ -80,7 +80,7 @@ def _write_overlays(dataset: Dataset, found: Found, texts: Sequence[int], png: P
 
 
 def _document(dataset: Dataset, found: Found, texts: Sequence[int]) -> dict[str, Any]:
-    from patchmint.inspection.text_labels import text_labels
+    from patchmint.inspection.show.labels import text_labels
 
     sample, (shard, _) = found.sample, dataset.place(found.index)
     document = sample.document

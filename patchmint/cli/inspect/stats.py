@@ -18,9 +18,9 @@ from patchmint.jobs.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from patchmint.inspection.code_usage import BookUsage
-    from patchmint.inspection.positions import Positions
-    from patchmint.inspection.stats import Stats
+    from patchmint.inspection.stats.collect import Stats
+    from patchmint.inspection.stats.positions import Positions
+    from patchmint.inspection.stats.usage import BookUsage
 
 _TOP_CODES = 8
 _BAR = 24
@@ -47,7 +47,7 @@ def stats_command(
     Ends with 0; with 2 if there is nothing to count.
     """
     from patchmint.inspection.opening import open_dataset
-    from patchmint.inspection.stats import collect_stats
+    from patchmint.inspection.stats.collect import collect_stats
 
     check_output(png, ".png")
     check_output(html, ".html")
@@ -55,11 +55,11 @@ def stats_command(
     with progress_bar("count") as progress:
         stats = collect_stats(opened, samples, progress)
     if png is not None:
-        from patchmint.inspection.plots import draw_png
+        from patchmint.inspection.stats.plots import draw_png
 
         write_output(png, draw_png(stats))
     if html is not None:
-        from patchmint.inspection.report import render_page
+        from patchmint.inspection.stats.report import render_page
 
         write_output(html, render_page(stats).encode())
     if as_json:
@@ -101,7 +101,7 @@ def _print(console: Console, stats: Stats) -> None:
 
 
 def _print_distributions(console: Console, stats: Stats) -> None:
-    from patchmint.inspection.report import named_distributions
+    from patchmint.inspection.stats.report import named_distributions
 
     names = ("mean", "least", "5%", "median", "95%", "greatest")
     table = Table("", *(Column(name, justify="right") for name in names), "distribution")
@@ -115,7 +115,7 @@ def _print_distributions(console: Console, stats: Stats) -> None:
 
 
 def _print_usage(console: Console, usage: BookUsage, *, several: bool) -> None:
-    from patchmint.inspection.report import top_codes
+    from patchmint.inspection.stats.report import top_codes
 
     book = f" of book {usage.book}" if several else ""
     console.print(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchmint.inspection.dataset import Dataset, Integers, spread
-from patchmint.inspection.diff_members import Codes, Labels, compare_members
-from patchmint.inspection.diff_settings import Change, compare_settings, describe_gaps
-from patchmint.inspection.diff_tables import digest_rows, mean_label_share, pair
-from patchmint.inspection.find import read_keys
+from patchmint.inspection.diff.members import Codes, Labels, compare_members
+from patchmint.inspection.diff.settings import Change, compare_settings, describe_gaps
+from patchmint.inspection.diff.tables import digest_rows, mean_label_share, pair
+from patchmint.inspection.find.samples import read_keys
 from patchmint.inspection.rows import Progress
 
 

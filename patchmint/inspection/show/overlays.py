@@ -5,7 +5,7 @@ from __future__ import annotations
 from patchmint.errors import InputError
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.placement import sample_placement
-from patchmint.inspection.text_labels import text_labels
+from patchmint.inspection.show.labels import text_labels
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
 from patchmint.pipeline.decode import decode_image
 from patchmint.shards.reader import StoredSample

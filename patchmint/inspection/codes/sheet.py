@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from patchmint.errors import ImageError
 from patchmint.geometry import Fit, PatchGrid
-from patchmint.inspection.code_index import CodeIndex
-from patchmint.inspection.code_query import CodeReport, find_cells
-from patchmint.inspection.code_ranking import RankedCode, Ranking
-from patchmint.inspection.codebooks import Code, parse_code
+from patchmint.inspection.codes.books import Code, parse_code
+from patchmint.inspection.codes.index import CodeIndex
+from patchmint.inspection.codes.query import CodeReport, find_cells
+from patchmint.inspection.codes.ranking import RankedCode, Ranking
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.notice import dataset_notice
 from patchmint.inspection.rows import Progress

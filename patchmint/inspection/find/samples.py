@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from patchmint.errors import InputError
 from patchmint.inspection.dataset import Dataset, Integers, Shard
-from patchmint.inspection.find_sql import Conditions
+from patchmint.inspection.find.sql import Conditions
 from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.sidecar import SCHEMA
 

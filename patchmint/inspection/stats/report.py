@@ -6,9 +6,9 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from patchmint.inspection.distributions import QUANTILES, Distribution
-from patchmint.inspection.plots import DARK, LIGHT, Panel, Theme, draw_svg, panels
-from patchmint.inspection.stats import Stats
+from patchmint.inspection.stats.collect import Stats
+from patchmint.inspection.stats.distributions import QUANTILES, Distribution
+from patchmint.inspection.stats.plots import DARK, LIGHT, Panel, Theme, draw_svg, panels
 
 _TOP_CODES = 20
 
@@ -16,7 +16,7 @@ _TOP_CODES = 20
 def render_page(stats: Stats) -> str:
     """The page; whatever the data set's texts are, they are escaped."""
     environment = Environment(
-        loader=PackageLoader("patchmint.inspection"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("patchmint.inspection.stats"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     plots = [(panel.title, _data_uri(panel, LIGHT), _data_uri(panel, DARK)) for panel in panels(stats)]
     return environment.get_template("stats.html").render(

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
-from patchmint.inspection.code_index import TERM_SAMPLES, CodeIndex
-from patchmint.inspection.codebooks import Code
+from patchmint.inspection.codes.books import Code
+from patchmint.inspection.codes.index import TERM_SAMPLES, CodeIndex
+from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
 from patchmint.inspection.dataset import Dataset, Integers, spread
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress
 from patchmint.inspection.samples import iter_stored
-from patchmint.inspection.terms import Term, telling_terms, terms_of
 from patchmint.shards.keys import DOCUMENT
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample

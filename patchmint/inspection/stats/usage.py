@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchmint.inspection.codebooks import book_starts
+from patchmint.inspection.codes.books import book_starts
 from patchmint.inspection.dataset import Integers
 from patchmint.shards.layout import TokensLayout
 

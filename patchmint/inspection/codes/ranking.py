@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.code_index import CodeIndex
-from patchmint.inspection.code_query import code_terms
-from patchmint.inspection.codebooks import book_starts, named_code
+from patchmint.inspection.codes.books import book_starts, named_code
+from patchmint.inspection.codes.index import CodeIndex
+from patchmint.inspection.codes.query import code_terms
 from patchmint.inspection.dataset import Dataset, Integers
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress

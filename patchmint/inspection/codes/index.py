@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.cache import cached_index
+from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.inspection.dataset import Dataset, Integers, spread
 from patchmint.inspection.rows import Progress, iter_tables
-from patchmint.inspection.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
 
 TERM_SAMPLES = 20_000

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection.code_index import code_entries
-from patchmint.inspection.code_usage import BookUsage, book_usage
-from patchmint.inspection.codebooks import tokens_layout
+from patchmint.inspection.codes.books import tokens_layout
+from patchmint.inspection.codes.index import code_entries
 from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.distributions import Counts, Distribution
 from patchmint.inspection.notice import dataset_notice
-from patchmint.inspection.positions import Positions, label_positions
-from patchmint.inspection.reject_counts import RejectCount, count_rejects
 from patchmint.inspection.rows import Progress, iter_tables
+from patchmint.inspection.stats.distributions import Counts, Distribution
+from patchmint.inspection.stats.positions import Positions, label_positions
+from patchmint.inspection.stats.rejects import RejectCount, count_rejects
+from patchmint.inspection.stats.usage import BookUsage, book_usage
 from patchmint.shards.layout import TokensLayout
 
 _COLUMNS = (

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from patchmint.errors import InputError
 from patchmint.inspection.dataset import Dataset, Integers
-from patchmint.inspection.find_sql import Conditions
+from patchmint.inspection.find.sql import Conditions
 from patchmint.inspection.standing_rejects import iter_standing_rejects
 from patchmint.samples import Fault, Reject
 from patchmint.shards.rejects import SCHEMA

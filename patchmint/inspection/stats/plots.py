@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from patchmint.inspection.distributions import Distribution
-from patchmint.inspection.stats import Stats
+from patchmint.inspection.stats.collect import Stats
+from patchmint.inspection.stats.distributions import Distribution
 
 _COLUMNS = 3
 _PANEL_INCHES = (4.4, 3.2)

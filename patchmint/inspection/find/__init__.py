@@ -1,0 +1,1 @@
+"""Samples and rejects that a condition holds for."""

@@ -1,0 +1,183 @@
+"use strict";
+// Stages (a photo with what is drawn on it) and cards. Texts come from anybody: they only ever become text nodes.
+patchmint.el = (tag, className = "", text = "") => {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text) element.textContent = text;
+  return element;
+};
+
+patchmint.percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+// Fills an element with a text, its phrases on their colours; returns how many characters were left out.
+patchmint.fillText = (element, parts, limit) => {
+  let room = limit;
+  let left = 0;
+  for (const [text, colour] of parts) {
+    // A surrogate pair isn't torn apart.
+    const cut = text.length > room ? room - (/[\ud800-\udbff]/.test(text[room - 1] ?? "") ? 1 : 0) : text.length;
+    const piece = text.slice(0, Math.max(cut, 0));
+    room = Math.max(room - text.length, 0);
+    left += text.length - piece.length;
+    if (!piece) continue;
+    if (colour < 0) {
+      element.append(piece);
+    } else {
+      const mark = patchmint.el("mark", "", piece);
+      mark.style.backgroundColor = patchmint.store.meta.palette[colour];
+      mark.style.color = patchmint.draw.inkOn(patchmint.store.meta.palette[colour]);
+      element.append(mark);
+    }
+  }
+  return left;
+};
+
+patchmint.makeStage = (position) => {
+  const { el } = patchmint;
+  const frame = el("div", "frame");
+  const stage = el("div", "stage");
+  const [photo, masks, decoded] = [el("img", "photo"), el("img", "masks"), el("img", "photo")];
+  const canvas = el("canvas", "overlay");
+  const second = el("div", "stage second");
+  const note = el("p", "frame-note");
+  stage.append(photo, masks, canvas);
+  second.append(decoded, el("span", "stage-name", "decoded"));
+  frame.append(stage, second, note);
+  let shown = null;
+
+  function source(image, url, alternative) {
+    if (image.getAttribute("src") === url) return;
+    image.alt = alternative;
+    image.onerror = () => { image.hidden = true; tell(`${alternative}: the picture can't be had`); };
+    image.src = url;
+  }
+
+  function tell(words) {
+    note.textContent = words;
+    note.hidden = !words;
+  }
+
+  function draw() {
+    if (shown && !stage.hidden) patchmint.draw.overlay(canvas, shown.sample, shown.text, shown.show, shown.marked);
+  }
+
+  function show(sample, text, switches, marked = -1) {
+    shown = sample.texts ? { sample, text, show: switches, marked } : null;
+    const image = sample.image ?? { width: 4, height: 3 };
+    for (const part of [stage, second]) part.style.setProperty("--ratio", image.width / image.height);
+    stage.hidden = !sample.picture;
+    tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : sample.grid?.problem ?? "");
+    if (sample.picture) source(photo, patchmint.store.picture(position), `Photo of sample ${sample.key}`);
+    photo.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
+    const masked = switches.masks && Boolean(sample.masks[text]);
+    if (masked) source(masks, patchmint.store.masks(position, text), "Masks");
+    masks.hidden = !masked;
+    second.hidden = !(switches.decoded && sample.decoded);
+    if (!second.hidden) source(decoded, patchmint.store.decoded(position), "Picture decoded from the codes");
+    frame.classList.toggle("two", !second.hidden);
+    canvas.setAttribute("aria-hidden", "true");
+    draw();
+  }
+
+  const observer = new ResizeObserver(draw);
+  observer.observe(canvas);
+  return { element: frame, show, leave: () => observer.disconnect() };
+};
+
+patchmint.cards = (() => {
+  const { el } = patchmint;
+  const TEXT_SHOWN = 320;
+  let cards = [];
+  let drawn = "";
+
+  const grid = () => document.getElementById("cards");
+  const columns = () => getComputedStyle(grid()).gridTemplateColumns.split(" ").length;
+
+  function build(position) {
+    const element = el("a", "card");
+    element.dataset.position = position;
+    const stage = patchmint.makeStage(position);
+    const text = el("p", "card-text");
+    text.dir = "auto";
+    const facts = el("p", "card-facts");
+    const key = el("p", "card-key", "…");
+    const place = el("span", "card-place");
+    element.append(stage.element, key, text, facts);
+    return { position, element, stage, text, facts, key, place, sample: null, textNumber: 0 };
+  }
+
+  // The first text that the search is about.
+  function chooseText(card) {
+    const wanted = patchmint.state.query.toLowerCase();
+    const found = wanted ? card.sample.texts.findIndex((t) => t.parts.map((p) => p[0]).join("").toLowerCase().includes(wanted)) : 0;
+    card.textNumber = Math.max(found, 0);
+  }
+
+  function fill(card) {
+    const { sample } = card;
+    card.key.textContent = "";
+    card.key.append(el("bdi", "", sample.key));
+    if (sample.texts?.length > 1) card.key.append(card.place);
+    if (!sample.texts) return card.stage.show(sample, 0, patchmint.state);
+    chooseText(card);
+    const text = sample.texts[card.textNumber];
+    card.text.textContent = "";
+    if (patchmint.fillText(card.text, text.parts, TEXT_SHOWN)) card.text.append("…");
+    return redraw(card);
+  }
+
+  function redraw(card) {
+    const { sample, textNumber } = card;
+    if (!sample) return;
+    card.stage.show(sample, textNumber, patchmint.state);
+    card.element.href = patchmint.addressOf({ sample: card.position, text: textNumber });
+    if (!sample.texts) return;
+    const scores = sample.texts.flatMap((t) => t.phrases.map((p) => p.score)).filter((score) => score >= 0);
+    card.place.textContent = `text ${textNumber + 1} of ${sample.texts.length}`;
+    const facts = [];
+    const kept = patchmint.keptCount(sample, textNumber);
+    if (kept) facts.push(`${kept.kept}/${kept.all} kept`);
+    if (sample.labels) facts.push(`share ${patchmint.percent(patchmint.shareOf(sample))}`);
+    if (scores.length) facts.push(`best ${Math.max(...scores).toFixed(2)}`);
+    card.facts.textContent = facts.join(" · ");
+  }
+
+  function render(positions) {
+    const wanted = `${positions.join(",")} ${patchmint.state.query}`;
+    if (wanted === drawn) return cards.forEach(redraw);
+    drawn = wanted;
+    const focused = grid().contains(document.activeElement) ? document.activeElement.dataset.position : null;
+    for (const card of cards) card.stage.leave();
+    cards = positions.map(build);
+    grid().replaceChildren(...cards.map((card) => card.element));
+    for (const card of cards) {
+      card.element.href = patchmint.addressOf({ sample: card.position });
+      if (String(card.position) === focused) card.element.focus();
+      patchmint.store.sample(card.position).then(
+        (sample) => { card.sample = sample; fill(card); },
+        () => { card.key.textContent = "this sample's file is missing; make the gallery again"; },
+      );
+    }
+    return undefined;
+  }
+
+  function move(step) {
+    const focused = cards.findIndex((card) => card.element === document.activeElement);
+    const target = focused < 0 ? 0 : focused + step;
+    if (target < 0 || target >= cards.length) return false;
+    cards[target].element.focus();
+    return true;
+  }
+
+  return { render, move, columns, focus: (position) => cards.find((card) => card.position === position)?.element.focus() };
+})();
+
+patchmint.shareOf = (sample) => sample.labels.shares.reduce((sum, share) => sum + share, 0) / sample.labels.shares.length;
+
+// Kept patches of the first view, and how many there are.
+patchmint.keptCount = (sample, text) => {
+  const patches = patchmint.draw.patchesOf(sample, text);
+  if (!patches) return null;
+  const kept = patchmint.draw.keptPatches(patches, patchmint.state.keep);
+  return { kept: kept.reduce((sum, bit) => sum + bit, 0), all: kept.length };
+};

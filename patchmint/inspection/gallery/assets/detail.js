@@ -1,0 +1,192 @@
+"use strict";
+// One sample, large: all texts, what was found, where it comes from, its codes.
+patchmint.detail = (() => {
+  const { el } = patchmint;
+  const TEXT_SHOWN = 1500;
+  const BEGINNING = 160;
+  const dialog = () => document.getElementById("detail");
+  let open = null; // { position, sample, stage, parts }
+  let marked = -1;
+
+  function button(className, label, text, action) {
+    const made = el("button", className, text);
+    made.type = "button";
+    made.setAttribute("aria-label", label);
+    made.addEventListener("click", action);
+    return made;
+  }
+
+  async function show(position) {
+    if (open?.position === position) return update();
+    leave();
+    const own = { position, sample: null, stage: patchmint.makeStage(position) };
+    open = own;
+    marked = -1;
+    const top = el("div", "dialog-top");
+    const key = el("h2", "", "…");
+    key.id = "detail-key";
+    key.tabIndex = -1;
+    key.autofocus = true;
+    top.append(
+      key,
+      button("step", "Previous sample", "‹", () => patchmint.step(-1)),
+      button("step", "Next sample", "›", () => patchmint.step(1)),
+      button("close", "Close", "✕", () => dialog().close()),
+    );
+    const side = el("div", "side");
+    const body = el("div", "detail-body");
+    body.append(own.stage.element, side);
+    // The same switches as above the cards: what is behind a modal dialog can't be reached.
+    dialog().replaceChildren(top, document.getElementById("bar"), body);
+    if (!dialog().open) dialog().showModal();
+    try {
+      own.sample = await patchmint.store.sample(position);
+    } catch {
+      key.textContent = "this sample's file is missing; make the gallery again";
+      return undefined;
+    }
+    if (open !== own) return undefined;
+    key.replaceChildren(el("bdi", "", own.sample.key));
+    own.side = side;
+    return update();
+  }
+
+  function update() {
+    const { sample, side, stage } = open;
+    if (!sample) return;
+    const text = textNumber();
+    stage.show(sample, text, patchmint.state, marked);
+    const scrolled = side.scrollTop;
+    const codes = side.querySelector("details.codes");
+    if (!sample.texts) return side.replaceChildren(facts(sample));
+    const parts = [notice(sample), texts(sample, text), fullText(sample, text), phrases(sample, text), facts(sample)];
+    side.replaceChildren(...parts.filter(Boolean), ...(codes ? [codes] : sample.codes ? [codesTable(sample.codes)] : []));
+    side.scrollTop = scrolled;
+    return undefined;
+  }
+
+  const textNumber = () => Math.min(patchmint.state.text, (open.sample.texts?.length ?? 1) - 1);
+
+  function notice(sample) {
+    return sample.notice && sample.notice !== patchmint.store.meta.notice ? el("p", "notice", sample.notice) : null;
+  }
+
+  function texts(sample, chosen) {
+    if (sample.texts.length < 2) return null;
+    const list = el("div", "texts");
+    list.setAttribute("role", "group");
+    list.setAttribute("aria-label", "Texts of this sample");
+    sample.texts.forEach((text, number) => {
+      const choice = el("button", "text-choice");
+      choice.type = "button";
+      choice.setAttribute("aria-pressed", String(number === chosen));
+      const words = el("span", "text-beginning");
+      words.dir = "auto";
+      if (patchmint.fillText(words, text.parts, BEGINNING)) words.append("…");
+      choice.append(el("span", "text-number", String(number + 1)), words);
+      if (sample.labels) choice.append(el("span", "text-share", patchmint.percent(sample.labels.shares[number])));
+      choice.addEventListener("click", () => { marked = -1; patchmint.set({ text: number }); });
+      list.append(choice);
+    });
+    return list;
+  }
+
+  function fullText(sample, number) {
+    const box = el("div", "text");
+    const words = el("p", "text-words");
+    words.dir = "auto";
+    const { parts } = sample.texts[number];
+    const left = patchmint.fillText(words, parts, TEXT_SHOWN);
+    box.append(words);
+    if (left) {
+      const more = button("more", "Show the whole text", `more (${left.toLocaleString("en")} characters)`, () => {
+        words.textContent = "";
+        patchmint.fillText(words, parts, Infinity);
+        more.remove();
+      });
+      box.append(more);
+    }
+    const kept = patchmint.keptCount(sample, number);
+    if (kept) {
+      const how = patchmint.state.keep === null ? "as labelled" : `the best ${patchmint.state.keep} % by coverage`;
+      box.append(el("p", "kept-line", `kept ${kept.kept} of ${kept.all} patches, ${how}`));
+    }
+    return box;
+  }
+
+  function phrases(sample, number) {
+    const found = sample.texts[number].phrases;
+    if (!found.length) return el("p", "nothing", sample.labels ? "Nothing was found for this text." : "This sample has no labels.");
+    const list = el("ul", "phrases");
+    found.forEach((phrase, place) => {
+      const item = el("button", "phrase");
+      item.type = "button";
+      const chip = el("span", "chip");
+      chip.style.backgroundColor = patchmint.store.meta.palette[phrase.colour];
+      const words = el("bdi", "phrase-words", phrase.words);
+      item.append(chip, words, el("span", "phrase-score", phrase.score >= 0 ? phrase.score.toFixed(3) : "no score"));
+      const mark = (which) => () => { marked = which; open.stage.show(sample, number, patchmint.state, marked); };
+      item.addEventListener("pointerenter", mark(place));
+      item.addEventListener("pointerleave", mark(-1));
+      item.addEventListener("focus", mark(place));
+      item.addEventListener("blur", mark(-1));
+      const row = el("li");
+      row.append(item);
+      list.append(row);
+    });
+    return list;
+  }
+
+  function facts(sample) {
+    const { image, source, grid } = sample;
+    const rows = [["position", `${(sample.index + 1).toLocaleString("en")} in the data set`], ["shard", `${sample.shard}, row ${sample.row}`]];
+    if (image) rows.push(["image", `${image.width} × ${image.height} px, ${image.format}, ${image.mode}`]);
+    if (sample.id) rows.push(["id", sample.id]);
+    if (source) rows.push(["source", source.start >= 0 ? `${source.path} at ${source.start}` : source.path]);
+    if (grid) rows.push(["grid", `${grid.rows} × ${grid.cols}, ${grid.fit}${grid.views > 1 ? `; the first of ${grid.views} views is drawn` : ""}`]);
+    const list = el("dl", "facts");
+    for (const [name, value] of rows) {
+      const cell = el("dd");
+      cell.append(el("bdi", "", value));
+      list.append(el("dt", "", name), cell);
+    }
+    return list;
+  }
+
+  function codesTable({ shape, values }) {
+    const box = el("details", "codes");
+    box.append(el("summary", "", `codes, ${shape.join(" × ")}`));
+    box.addEventListener("toggle", () => {
+      if (!box.open || box.querySelector("table")) return;
+      const table = el("table");
+      const cols = shape.length > 1 ? values.length / shape[0] : values.length;
+      for (let start = 0; start < values.length; start += cols) {
+        const row = table.insertRow();
+        for (const value of values.slice(start, start + cols)) row.insertCell().textContent = value;
+      }
+      const scroll = el("div", "codes-scroll");
+      scroll.tabIndex = 0;
+      scroll.append(table);
+      box.append(scroll);
+    });
+    return box;
+  }
+
+  function stepText(step) {
+    const last = (open?.sample?.texts?.length ?? 1) - 1;
+    patchmint.set({ text: Math.min(Math.max(patchmint.state.text + step, 0), last) });
+  }
+
+  function leave() {
+    open?.stage.leave();
+    open = null;
+  }
+
+  function close() {
+    document.getElementById("filters").before(document.getElementById("bar"));
+    leave();
+    if (dialog().open) dialog().close();
+  }
+
+  return { show, close, stepText, get position() { return open?.position ?? null; } };
+})();

@@ -1,0 +1,193 @@
+"""What shards don't hold is made again: masks from the stored boxes, pictures from the codes, by the build's models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.config.parsing import parse_settings
+from patchmint.errors import WeightsCorruptError, WeightsMissingError
+from patchmint.inspection.dataset import Dataset
+from patchmint.inspection.gallery.describe import phrase_colours, phrases_of_text
+from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
+from patchmint.plugins import is_outside_tokenizer, plugin_names
+from patchmint.shards.manifest import Manifest
+from patchmint.shards.members import Array
+from patchmint.shards.schema import SampleDocument
+from patchmint.types import RgbImage, Rle, Size, Tokens
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import locate, recorded_sha256, sha256_of
+
+if TYPE_CHECKING:
+    from patchmint.labelers.sam.masker import SamMasker
+    from patchmint.types import Tokenizer
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Whether something can be made again.
+
+    Attributes:
+        settings: what its model is built from; None where it can't be made.
+        remark: why it can't, and what to do; or what to know of it; empty where there is nothing to say.
+    """
+
+    settings: Any
+    remark: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be made."""
+        return self.settings is not None
+
+
+def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
+    """Whether the masks of the labels can be made again on this machine."""
+    if not wanted:
+        return Offer(None, "left out (--no-masks)")
+    if dataset.manifest is None:
+        return Offer(None, "only a finished build (dataset.json) says which model made its masks")
+    found = _made_by(dataset.manifest, "labels")
+    if found is None:
+        return Offer(None, "this data set has no labels")
+    models = parse_settings(ModelsConfig, found["models"])
+    if models.segmenter is not None:
+        return Offer(None, f"the outside segmenter {models.segmenter!r} made them; its masks aren't stored")
+    settings = (models, parse_settings(LabelsConfig, found["labels"]))
+    return _offer(dataset.manifest, "masker", models.masker, settings)
+
+
+def offer_decoded(dataset: Dataset, wanted: bool) -> Offer:
+    """Whether the codes can be drawn on this machine."""
+    if not wanted:
+        return Offer(None, "left out (--no-decoded)")
+    if dataset.manifest is None:
+        return Offer(None, "only a finished build (dataset.json) says which model made its codes")
+    found = _made_by(dataset.manifest, "tokens")
+    if found is None:
+        return Offer(None, "this data set has no codes")
+    models = parse_settings(ModelsConfig, found["models"])
+    return _offer(
+        dataset.manifest, "tokenizer", models.tokenizer, (models, parse_settings(TokensConfig, found["tokens"]))
+    )
+
+
+class Remaker:
+    """Makes masks and decoded pictures; models are loaded when they are first needed, and used by one thread a time."""
+
+    def __init__(self, masks: Offer, decoded: Offer) -> None:
+        """Take over what is offered."""
+        self.masks_offer = masks
+        self.decoded_offer = decoded
+        self._lock = Lock()
+
+    def masks(self, images: Sequence[RgbImage], documents: Sequence[SampleDocument], longest: int) -> list[list[bytes]]:
+        """Masks of every text of some images.
+
+        Args:
+            images: HWC uint8 RGB.
+            documents: the images' samples.
+            longest: longest side of the pictures in pixels.
+
+        Returns:
+            For each image a transparent PNG a text; empty bytes for a text without phrases.
+
+        Raises:
+            WeightsError: the masker's weights can't be used.
+        """
+        boxes = [np.array([p.box for p in document.phrases], np.float32).reshape(-1, 4) for document in documents]
+        with self._lock:
+            found = [masks.rles() for masks in self._masker.masks(images, boxes)]
+        return [
+            _of_texts(document, rles, small((image.shape[0], image.shape[1]), longest))
+            for image, document, rles in zip(images, documents, found, strict=True)
+        ]
+
+    def decoded(self, codes: Sequence[Array], sizes: Sequence[Size]) -> list[RgbImage]:
+        """Pictures of codes, cut and scaled to the proportions of the images that they were made of.
+
+        Args:
+            codes: as stored.
+            sizes: (height, width) of the images.
+
+        Raises:
+            WeightsError, PluginError: the tokenizer can't be loaded.
+            InputError: the codes aren't its.
+        """
+        with self._lock:
+            books = len(self._tokenizer.spec.codebook_sizes)
+            tokens = [Tokens((grid[..., None] if books == 1 else grid).astype(np.int32)) for grid in codes]
+            pictures = self._tokenizer.decode(tokens)
+            cells = self._tokenizer.spec.cells
+        return [framed(picture, cells, size) for picture, size in zip(pictures, sizes, strict=True)]
+
+    @cached_property
+    def _masker(self) -> SamMasker:
+        from patchmint.labelers.build_grounded_sam import build_masker
+        from patchmint.pipeline.devices import pick_device
+
+        models, labels = self.masks_offer.settings
+        return build_masker(models, labels, pick_device("auto"))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from patchmint.pipeline.devices import pick_device
+        from patchmint.tokenizers.build import build_tokenizer
+
+        models, tokens = self.decoded_offer.settings
+        return build_tokenizer(models, tokens, pick_device("auto"))
+
+
+def _of_texts(document: SampleDocument, rles: Sequence[Rle], size: Size) -> list[bytes]:
+    pictures = []
+    for text in range(len(document.texts)):
+        phrases = phrases_of_text(document, text)
+        colours = phrase_colours(phrases)
+        own = [rle for rle, phrase in zip(rles, document.phrases, strict=True) if phrase.text_index == text]
+        pictures.append(masks_png(own, [colours[phrase.text] for phrase in phrases], size) if own else b"")
+    return pictures
+
+
+def _made_by(manifest: Manifest, section: str) -> Mapping[str, Any] | None:
+    """The settings that made a section: those of the data set that was extended, where it was carried over."""
+    config: Any = manifest.config
+    while isinstance(config, Mapping):
+        if config.get(section) is not None:
+            return config
+        config = config.get("extended")
+    return None
+
+
+def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
+    if name == UNTRAINED:
+        return Offer(settings, "by untrained weights, as in the build: they mean nothing")
+    if role == "tokenizer" and is_outside_tokenizer(name):
+        return Offer(settings, f"by the outside tokenizer {name!r} that is installed here")
+    try:
+        path = locate(name)
+    except (WeightsMissingError, WeightsCorruptError):
+        return Offer(None, _way_out(name))
+    known = CHECKPOINTS[name].sha256 if name in CHECKPOINTS else None
+    stored = manifest.models[role].sha256 if role in manifest.models else ""
+    if stored and (known or recorded_sha256(path) or sha256_of(path)) != stored:
+        return Offer(
+            settings, f"by a {role} of another sha256 than that of the build, so that they may differ from what it saw"
+        )
+    return Offer(settings)
+
+
+def _way_out(name: str) -> str:
+    """What to do, without this machine's paths: the gallery may be shown to others."""
+    if name in CHECKPOINTS and CHECKPOINTS[name].bundled:
+        return f"the file of {name!r} that comes with patchmint is missing or damaged; install patchmint again"
+    if name in CHECKPOINTS:
+        return f"its weights aren't on this machine: run `patchmint models pull {name}`, then make the gallery again"
+    offered = ", ".join(plugin_names("patchmint.tokenizers"))
+    plugins = f" (installed outside tokenizers: {offered})" if offered else ""
+    return f"{name.rpartition('/')[2]!r} is neither a file on this machine nor a known name{plugins}"

@@ -1,0 +1,164 @@
+"""The files of single samples: what is known of them, their photo, their masks, their codes drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from patchmint.errors import ImageError, ShardError
+from patchmint.inspection.dataset import Dataset, Shard
+from patchmint.inspection.gallery.describe import describe_sample
+from patchmint.inspection.gallery.remake import Remaker
+from patchmint.inspection.gallery.scripts import script
+from patchmint.inspection.gallery.thumbnails import jpeg, small
+from patchmint.inspection.rows import read_table
+from patchmint.pipeline.decode import decode_image
+from patchmint.shards.reader import StoredSample, read_sample
+from patchmint.types import RgbImage
+
+_FOLDER = 1000
+# Samples of one folder of files.
+_MEGAPIXELS = 100.0
+_TABLES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A sample with what its files are made of.
+
+    Attributes:
+        position: in the gallery.
+        described: for the page; where the sample or its image can't be read, it says why.
+        sample: None where it can't be read.
+        pixels: the image; None where it can't be decoded.
+    """
+
+    position: int
+    described: dict[str, Any]
+    sample: StoredSample | None = field(default=None, repr=False)
+    pixels: RgbImage | None = field(default=None, repr=False)
+
+
+def file_name(kind: str, position: int, text: int = 0) -> str:
+    """Path of a sample's file: by number, since keys of tars that others wrote may be anything."""
+    name = f"{kind}/{position // _FOLDER:06}/{position:06}"
+    return {"samples": f"{name}.js", "masks": f"{name}-{text}.png"}.get(kind, f"{name}.jpg")
+
+
+class SampleFiles:
+    """Makes the files of samples. Safe across threads."""
+
+    def __init__(self, dataset: Dataset, size: int, remaker: Remaker) -> None:
+        """Take what files are made of.
+
+        Args:
+            dataset: that has the samples.
+            size: longest side of pictures in pixels.
+            remaker: makes what isn't stored.
+        """
+        self._dataset = dataset
+        self._size = size
+        self._remaker = remaker
+        limits = dataset.manifest.config.get("limits") if dataset.manifest is not None else None
+        limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
+        self._megapixels = float(limit) if isinstance(limit, int | float) else _MEGAPIXELS
+        self._places = lru_cache(maxsize=_TABLES)(self._read_places)
+
+    def prepare(self, position: int, index: int) -> Prepared:
+        """Read a sample and decode its image; what is wrong with either becomes words on its card.
+
+        Args:
+            position: in the gallery.
+            index: in the data set.
+
+        Raises:
+            StorageError: its shard can't be read.
+        """
+        shard, row = self._dataset.place(index)
+        known: dict[str, Any] = {
+            "index": index,
+            "shard": shard.tar,
+            "row": row,
+            "picture": False,
+            "masks": [],
+            "decoded": False,
+        }
+        try:
+            places = self._places(shard)
+            known["key"] = places["key"][row].as_py()
+            offset, size = places["offset"][row].as_py(), places["size"][row].as_py()
+            sample = read_sample(self._dataset.storage, shard.tar, offset, size)
+            if sample.key != known["key"]:
+                raise ShardError(f"the tar has {sample.key!r} here; run `patchmint inspect verify`")
+            described = known | describe_sample(self._dataset, sample)
+            codes = sample.codes
+        except ShardError as error:
+            return Prepared(position, {"key": str(index)} | known | {"problem": str(error)})
+        try:
+            pixels = decode_image(sample.image, max_megapixels=self._megapixels).pixels
+        except (ImageError, ShardError) as error:
+            return Prepared(position, described | {"problem": str(error)}, sample)
+        described["picture"] = True
+        if self._remaker.masks_offer.available:
+            described["masks"] = [bool(text["phrases"]) for text in described["texts"]]
+        described["decoded"] = self._remaker.decoded_offer.available and codes is not None
+        return Prepared(position, described, sample, pixels)
+
+    def script(self, prepared: Prepared) -> bytes:
+        """What is known of the sample, for the page."""
+        name = file_name("samples", prepared.position).removesuffix(".js")
+        return script(name, prepared.described)
+
+    def picture(self, prepared: Prepared) -> bytes:
+        """The photo as JPEG."""
+        assert prepared.pixels is not None
+        height, width = prepared.pixels.shape[:2]
+        return jpeg(prepared.pixels, small((height, width), self._size))
+
+    def masks(self, batch: Sequence[Prepared]) -> list[list[bytes]]:
+        """Masks of samples that have some: for each a transparent PNG a text, empty for a text without phrases.
+
+        Raises:
+            WeightsError: the masker's weights can't be used.
+        """
+        images = [prepared.pixels for prepared in batch if prepared.pixels is not None]
+        documents = [prepared.sample.document for prepared in batch if prepared.sample is not None]
+        return self._remaker.masks(images, documents, self._size)
+
+    def decoded(self, batch: Sequence[Prepared]) -> list[bytes]:
+        """Codes of samples that have some, drawn, as JPEG.
+
+        Raises:
+            WeightsError, PluginError: the tokenizer can't be loaded.
+            InputError: the codes aren't the tokenizer's.
+        """
+        codes = [prepared.sample.codes for prepared in batch if prepared.sample is not None]
+        sizes = [prepared.pixels.shape[:2] for prepared in batch if prepared.pixels is not None]
+        drawn = self._remaker.decoded([grid for grid in codes if grid is not None], sizes)
+        return [jpeg(pixels, (pixels.shape[0], pixels.shape[1])) for pixels in drawn]
+
+    def of_batch(self, batch: Sequence[Prepared]) -> Iterator[tuple[str, bytes]]:
+        """All files of some samples, with their paths.
+
+        Raises:
+            WeightsError, PluginError, InputError: as for `masks` and `decoded`.
+        """
+        for prepared in batch:
+            yield file_name("samples", prepared.position), self.script(prepared)
+            if prepared.pixels is not None:
+                yield file_name("pictures", prepared.position), self.picture(prepared)
+        masked = [prepared for prepared in batch if any(prepared.described["masks"])]
+        for prepared, pictures in zip(masked, self.masks(masked) if masked else [], strict=True):
+            for text, picture in enumerate(pictures):
+                if picture:
+                    yield file_name("masks", prepared.position, text), picture
+        coded = [prepared for prepared in batch if prepared.described["decoded"]]
+        for prepared, picture in zip(coded, self.decoded(coded) if coded else [], strict=True):
+            yield file_name("decoded", prepared.position), picture
+
+    def _read_places(self, shard: Shard) -> pa.Table:
+        return read_table(self._dataset, shard, ["key", "offset", "size"])

@@ -1,0 +1,1 @@
+"""Statistics of a data set, as numbers, plots and a page."""

@@ -1,0 +1,77 @@
+"""A real Chromium, without a window, and pages that note whatever goes wrong or leaves them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_INSTALL = (
+    "no Chromium was found, and the gallery is tested in a real one: run `make browser`, or install one of "
+    f"{', '.join(_NAMES)} (Debian: apt-get install chromium-headless-shell), or `playwright install chromium`"
+)
+
+
+def chromium_path(playwright: Playwright) -> str:
+    """Playwright's own Chromium if it is installed, else one on the PATH."""
+    own = playwright.chromium.executable_path
+    found = own if Path(own).is_file() else next(filter(None, map(shutil.which, _NAMES)), None)
+    assert found is not None, _INSTALL
+    return found
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start a browser; it ends with the block."""
+    with sync_playwright() as playwright:
+        # Root, as in CI's containers, has no sandbox; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=chromium_path(playwright), args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Watch:
+    """What a page did that it shouldn't, and every address that it asked for."""
+
+    problems: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watched_page(browser: Browser, allowed: str, **options: object) -> Iterator[tuple[Page, Watch]]:
+    """A page in a context of its own; at the end nothing may have gone wrong, and nothing may have left `allowed`.
+
+    Args:
+        browser: a running one.
+        allowed: what every address must begin with.
+        options: of `Browser.new_context`.
+    """
+    watch = Watch()
+    context = browser.new_context(**options)  # type: ignore[arg-type]
+    try:
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: watch.problems.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: watch.problems.append(f"page error: {error}"))
+        page.on("dialog", lambda dialog: (watch.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: watch.requests.append(request.url))
+        page.on("requestfailed", lambda request: watch.problems.append(f"failed: {request.url}"))
+        yield page, watch
+        assert not watch.problems, watch.problems
+        left = [url for url in watch.requests if not url.startswith(allowed)]
+        assert not left, left
+    finally:
+        context.close()
+
+
+if __name__ == "__main__":
+    with sync_playwright() as running:
+        print(chromium_path(running))

@@ -1,0 +1,514 @@
+"""`patchmint inspect gallery`: its files, its folder, its server; the page itself: test_gallery_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gallery_data import COLS, DEMO, HEIGHT, HOSTILE, LAYOUT, ROWS, WIDTH, configure, gallery_dataset, payload
+from PIL import Image
+from s3_server import s3_server
+from shard_data import make_dataset, make_sample
+from typer.testing import CliRunner
+
+from patchmint.cli.inspect import inspect_app
+from patchmint.errors import InputError
+from patchmint.geometry import Fit, PatchGrid
+from patchmint.geometry.rle import encode_masks
+from patchmint.inspection.dataset import spread
+from patchmint.inspection.gallery.folder import write_gallery
+from patchmint.inspection.gallery.scripts import script
+from patchmint.inspection.gallery.server import GalleryServer
+from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
+from patchmint.inspection.gallery.thumbnails import framed, masks_png
+from patchmint.inspection.opening import open_dataset
+from patchmint.pictures.labels import PALETTE
+from patchmint.shards.reader import iter_samples
+from patchmint.storage import open_storage
+
+PLAIN = GallerySettings(masks=False, decoded=False)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(inspect_app, ["gallery", *map(str, arguments)])
+
+
+def site_of(folder: Path, settings: GallerySettings = PLAIN) -> Site:
+    return Site(open_dataset(folder), settings)
+
+
+def sample_of(site: Site, position: int = 0) -> dict:
+    return payload(site.file(f"samples/000000/{position:06}.js"))
+
+
+def stored(folder: Path) -> list:
+    return [
+        s
+        for tar in sorted(folder.glob("shards/*.tar"))
+        for s in iter_samples(open_storage(folder / "shards"), tar.name)
+    ]
+
+
+def unpack(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return gallery_dataset(tmp_path_factory.mktemp("gallery") / "d")
+
+
+def test_the_same_files_all_at_once_and_one_by_one(folder):
+    for settings in (PLAIN, GallerySettings(samples=7, size=100, masks=False, decoded=False)):
+        site = site_of(folder, settings)
+        files = dict(site.files())
+        assert {path: site.file(path) for path in files} == files
+        kinds = {path.partition("/")[0] for path in files}
+        assert kinds == {*ASSETS, "data", "samples", "pictures"}
+        assert sum(path.startswith("samples/") for path in files) == len(site.positions)
+
+
+def test_nothing_but_its_files(folder):
+    site = site_of(folder)
+    last = "samples/000000/000059.js"
+    assert site.file(last) is not None
+    for path in (
+        "samples/000000/000060.js",
+        "samples/000001/000059.js",
+        "samples/000000/000059.jpg",
+        "pictures/000000/000059.js",
+        "samples/000000/0000059.js",
+        "masks/000000/000001-0.png",
+        "decoded/000000/000001.jpg",
+        "data/index-000001.js",
+        "data/other-000000.js",
+        "../site.py",
+        "assets/../../site.py",
+        "dataset.json",
+        "",
+        last + "\n",
+        last.replace("59", "5\N{ARABIC-INDIC DIGIT NINE}"),
+    ):
+        assert site.file(path) is None, path
+
+
+def test_meta_says_what_there_is(folder):
+    meta = payload(site_of(folder, GallerySettings(samples=7, masks=False)).file("data/meta.js"))
+    assert (meta["name"], meta["shown"], meta["samples"], meta["shards"]) == ("d", 7, 60, 2)
+    assert meta["notice"] == LAYOUT.notice
+    assert meta["palette"][1] == "rgb(86 180 233)"
+    assert meta["masks"] == {"available": False, "remark": "left out (--no-masks)"}
+    assert str(folder) not in json.dumps(meta)
+
+
+def test_numbers_for_filters(folder):
+    document = payload(site_of(folder).file("data/index-000000.js"))
+    share, score = (unpack(document[name], "<u2") for name in ("share", "score"))
+    samples = stored(folder)
+    assert share.tolist() == [round(float(np.mean(s.selector)) * 10000) for s in samples]
+    best = [max((p.score for p in s.document.phrases), default=None) for s in samples]
+    assert score.tolist() == [65535 if value is None else round(value * 10000) for value in best]
+    assert 65535 in score.tolist()
+
+
+def test_numbers_and_texts_of_some_samples(folder):
+    site = site_of(folder, GallerySettings(samples=7))
+    samples = [stored(folder)[index] for index in spread(60, 7)]
+    texts = payload(site.file("data/texts-000000.js"))
+    assert texts == {"keys": [s.key for s in samples], "texts": [list(s.document.texts) for s in samples]}
+    share = unpack(payload(site.file("data/index-000000.js"))["share"], "<u2")
+    assert share.tolist() == [round(float(np.mean(s.selector)) * 10000) for s in samples]
+    assert [sample_of(site, n)["key"] for n in range(7)] == [s.key for s in samples]
+
+
+def test_without_labels_there_are_no_numbers(tmp_path):
+    bare = LAYOUT.model_copy(update={"min_coverage": None, "tokens": None})
+    folder = make_dataset(tmp_path / "d", [[make_sample(0, layout=bare)]], layout=bare)
+    site = site_of(folder, GallerySettings())
+    assert payload(site.file("data/index-000000.js")) == {"share": "//8=", "score": "//8="}
+    assert sample_of(site)["labels"] is None
+    meta = payload(site.file("data/meta.js"))
+    assert (meta["masks"]["remark"], meta["decoded"]["remark"]) == (
+        "this data set has no labels",
+        "this data set has no codes",
+    )
+
+
+def test_a_sample(folder):
+    site = site_of(folder)
+    for position, sample in [*enumerate(stored(folder)[:8]), (45, stored(folder)[45])]:
+        shown = sample_of(site, position)
+        assert (shown["key"], shown["index"]) == (sample.key, position)
+        assert (shown["shard"], shown["row"]) == (
+            ("shards/000000.tar", position) if position < 31 else ("shards/000001.tar", position - 31)
+        )
+        assert ["".join(part for part, _ in text["parts"]) for text in shown["texts"]] == list(sample.document.texts)
+        phrases = [(p["words"], p["score"], tuple(p["box"])) for p in shown["texts"][0]["phrases"]]
+        assert phrases == [(p.text, p.score, p.box) for p in sample.document.phrases]
+        cells = (2, ROWS, COLS)
+        np.testing.assert_array_equal(unpack(shown["labels"]["coverage"], "u1").reshape(cells), sample.coverage)
+        np.testing.assert_array_equal(unpack(shown["labels"]["selector"], "u1").reshape(cells), sample.selector)
+        assert shown["codes"] == {"shape": [8, 8], "values": sample.codes.ravel().tolist()}
+
+
+def test_highlights_stand_on_their_words(folder):
+    shown = sample_of(site_of(folder), 3)["texts"][0]
+    text = HOSTILE[3]
+    assert shown["parts"][:4] == [[text[:2], -1], [text[2:5], 0], [text[5:6], -1], [text[6:9], 1]]
+    assert text[2] == "\N{CAT}"  # two of JavaScript's characters
+
+
+def test_cell_edges_lie_in_image_pixels(folder):
+    grid = sample_of(site_of(folder))["grid"]
+    placement = PatchGrid(ROWS, COLS, 14, Fit.CROP).place((HEIGHT, WIDTH))
+    for name, edges in zip("yx", placement.edges(placement.views[0]), strict=True):
+        np.testing.assert_allclose(grid[name], edges, atol=0.001)
+    assert grid["x"][0] == pytest.approx(40)
+    assert grid["x"][-1] == pytest.approx(200)
+
+
+def test_a_grid_that_is_not_known_leaves_the_photo(tmp_path):
+    folder = make_dataset(tmp_path / "d", [[make_sample(0)]])  # its settings name no grid
+    shown = sample_of(site_of(folder))
+    assert "x" not in shown["grid"]
+    assert "grid" in shown["grid"]["problem"]
+    assert shown["picture"]
+
+
+def test_data_can_not_end_their_script():
+    document = {"texts": [*HOSTILE, "\ud800"]}
+    data = script("a/</script>", document)
+    assert not set(b"<>&") & set(data)
+    assert "\u2028" not in data.decode()
+    assert payload(data)["texts"][: len(HOSTILE)] == list(HOSTILE)
+
+
+def test_pictures_are_small_and_upright(tmp_path):
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    sample = make_sample(0)
+    object.__setattr__(sample, "data", file.getvalue())
+    object.__setattr__(sample, "image", sample.image.model_copy(update={"width": 60, "height": 100, "orientation": 6}))
+    site = site_of(make_dataset(tmp_path / "d", [[sample]]), GallerySettings(size=64))
+    picture = Image.open(io.BytesIO(site.file("pictures/000000/000000.jpg")))
+    assert picture.size == (38, 64)
+    assert np.asarray(picture)[4].mean() > 200  # white is on top
+
+
+def test_what_can_not_be_read_says_so(tmp_path):
+    samples = [make_sample(n) for n in range(3)]
+    object.__setattr__(samples[1], "data", b"\xff\xd8\xff no picture")
+    folder = configure(make_dataset(tmp_path / "d", [samples]), limits={"max_image_megapixels": 100})
+    tar = folder / "shards" / "000000.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data.replace(b"s0002.json", b"s0009.json"))
+    site = site_of(folder)
+    assert "damaged" in sample_of(site, 1)["problem"]
+    assert sample_of(site, 1)["texts"]
+    assert sample_of(site, 2)["problem"]
+    assert [sample_of(site, n)["picture"] for n in range(3)] == [True, False, False]
+    assert sum(path.startswith("pictures/") for path, _ in site.files()) == 1
+    small = site_of(configure(folder, limits={"max_image_megapixels": 0.0001}))
+    assert "megapixels" in sample_of(small, 0)["problem"]
+
+
+def test_unfinished_builds_and_lone_tars(folder, tmp_path):
+    copy = gallery_dataset(tmp_path / "d", 10)
+    (copy / "dataset.json").unlink()
+    (copy / "commits" / "000001.json").unlink()
+    site = site_of(copy, GallerySettings())
+    meta = payload(site.file("data/meta.js"))
+    assert (meta["shown"], meta["unbuilt"], meta["min_coverage"]) == (6, 1, None)
+    assert "dataset.json" in meta["masks"]["remark"]
+    assert len(sample_of(site)["grid"]["x"]) == COLS + 1
+
+    other = tmp_path / "others.tar"
+    with (
+        tarfile.open(copy / "shards" / "000000.tar") as source,
+        tarfile.open(other, "w", format=tarfile.USTAR_FORMAT) as target,
+    ):
+        for member in source:
+            if member.name.startswith("s0001."):
+                file = source.extractfile(member)
+                member.name = member.name.replace("s0001.", "A key/<b>'%2e.")
+                target.addfile(member, file)
+    lone = site_of(other, GallerySettings())
+    assert payload(lone.file("data/texts-000000.js"))["keys"]
+    assert all(re.fullmatch(r"[a-z]+(/[a-z0-9-]+)*\.[a-z]+", path) for path, _ in lone.files())
+
+
+def test_from_a_store(folder):
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env().items():
+            patch.setenv(name, value)
+        uri = server.new_bucket()
+        storage = open_storage(uri)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
+        assert dict(Site(open_dataset(uri), PLAIN).files()).keys() == dict(site_of(folder).files()).keys()
+        assert sample_of(Site(open_dataset(uri), PLAIN), 40) == sample_of(site_of(folder), 40)
+
+
+def test_masks_and_decoded_pictures_are_made_again(tmp_path):
+    folder = gallery_dataset(tmp_path / "d", 4, **DEMO)
+    site = site_of(folder, GallerySettings(size=120))
+    meta = payload(site.file("data/meta.js"))
+    assert meta["masks"] == meta["decoded"] == {"available": True, "remark": ""}
+    files = dict(site.files())
+    assert [path for path in files if path.startswith("masks")] == [f"masks/000000/00000{n}-0.png" for n in (1, 2, 3)]
+    assert sample_of(site, 1)["masks"] == [True, False]
+    for path in ("masks/000000/000001-0.png", "decoded/000000/000001.jpg"):
+        one = np.asarray(Image.open(io.BytesIO(site.file(path))).convert("RGBA")).astype(int)
+        all_at_once = np.asarray(Image.open(io.BytesIO(files[path])).convert("RGBA")).astype(int)
+        # A batch may round in another way than one picture alone.
+        assert np.abs(one - all_at_once).mean() < 1
+    masks = Image.open(io.BytesIO(files["masks/000000/000001-0.png"])).convert("RGBA")
+    assert masks.size == (120, 80)
+    seen = np.asarray(masks)[np.asarray(masks)[..., 3] > 0]
+    assert {tuple(pixel[:3]) for pixel in seen.tolist()} <= {PALETTE[0], PALETTE[1]}
+    decoded = Image.open(io.BytesIO(files["decoded/000000/000001.jpg"]))
+    assert decoded.width / decoded.height == pytest.approx(WIDTH / HEIGHT, rel=0.02)  # pad's bars are cut off
+    assert site.file("masks/000000/000001-1.png") is None
+    assert site.file("masks/000000/000001-7.png") is None
+
+
+def test_why_there_are_no_masks(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
+    folder = gallery_dataset(tmp_path / "d", 3, **DEMO)
+
+    def remarks(**config) -> tuple[bool, str, bool, str]:
+        meta = payload(site_of(configure(folder, **config), GallerySettings()).file("data/meta.js"))
+        return (
+            meta["masks"]["available"],
+            meta["masks"]["remark"],
+            meta["decoded"]["available"],
+            meta["decoded"]["remark"],
+        )
+
+    official = {"masker": "sam-vit-h", "tokenizer": "vqgan-imagenet-f16-16384"}
+    masks, why, decoded, why_not = remarks(models=official)
+    assert (masks, decoded) == (False, False)
+    assert "patchmint models pull sam-vit-h" in why
+    assert "patchmint models pull vqgan-imagenet-f16-16384" in why_not
+    assert str(tmp_path) not in why + why_not
+    entry = {"name": "demo-masker", "sha256": "0" * 64, "size": 1, "licence": ""}
+    masks, why, _, _ = remarks(models=DEMO["models"], entries={"masker": entry})
+    assert masks
+    assert "another sha256" in why
+    assert "segmenter 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
+    assert "'gone.safetensors'" in remarks(models={"masker": "/secret/gone.safetensors"})[1]
+    assert "/secret" not in remarks(models={"masker": "/secret/gone.safetensors"})[1]
+    # Labels that were carried over were made by the models of the data set that was extended.
+    masks, why, decoded, _ = remarks(labels=None, models={"masker": "sam-vit-h"}, extended=DEMO)
+    assert (masks, decoded) == (True, False)
+
+
+def test_masks_as_coloured_glass():
+    masks = np.zeros((2, 40, 60), bool)
+    masks[0, 5:20, 5:30] = masks[1, 10:35, 20:50] = True
+    image = np.asarray(Image.open(io.BytesIO(masks_png(encode_masks(masks), [2, 5], (20, 30)))).convert("RGBA"))
+    assert image.shape == (20, 30, 4)
+    assert image[0, 0, 3] == 0
+    assert tuple(image[7, 6, :3]) == PALETTE[2]
+    assert 0 < image[7, 6, 3] < 255
+    assert tuple(image[8, 12, :3]) == PALETTE[2]  # the first lies on top
+    assert tuple(image[14, 20, :3]) == PALETTE[5]
+    assert image[10, 24, 3] == 255  # its border
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_decoded_pictures_lie_on_their_photos(fit):
+    """A picture whose every pixel tells where it is, through the tokenizer's fit and back."""
+    height, width = 120, 200
+    cells = PatchGrid(8, 8, 16, Fit(fit))
+    view = cells.place((height, width)).views[0]
+    x = np.array([view.x.to_original(p + 0.5) for p in range(128)])
+    y = np.array([view.y.to_original(p + 0.5) for p in range(128)])
+    square = np.stack(np.broadcast_arrays(y[:, None], x[None], 0 * x[None]), -1)
+    shown = framed(np.clip(square, 0, 255).astype(np.uint8), cells, (height, width))
+    across = (40, 160) if fit == "crop" else (0, 200)
+    assert shown.shape[1] / shown.shape[0] == pytest.approx((across[1] - across[0]) / height, rel=0.03)
+    rows, cols = shown.shape[:2]
+    assert shown[rows // 4, cols // 4, 0] == pytest.approx(height / 4, abs=3)
+    assert shown[rows // 4, cols // 4, 1] == pytest.approx(across[0] + (across[1] - across[0]) / 4, abs=3)
+
+
+def test_writing(folder, tmp_path):
+    out = tmp_path / "new" / "gallery"
+    done = run(folder, out, "--samples", 5, "--no-masks", "--no-decoded")
+    assert done.exit_code == 0, done
+    assert "5 of 60 samples, evenly spread" in done.stdout
+    assert str(out / "index.html") in done.stdout
+    written = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert written == dict(site_of(folder, GallerySettings(5, masks=False, decoded=False)).files())
+    assert [path.name for path in out.parent.iterdir()] == ["gallery"]
+    assert out.stat().st_mode & 0o777 == 0o755
+    assert out.samefile(out)
+
+
+def test_as_json(folder, tmp_path):
+    document = json.loads(run(folder, tmp_path / "g", "--json", "--samples", 0, "--no-masks").stdout)
+    assert (document["samples"], document["of"]) == (60, 60)
+    assert document["files"] == sum(path.is_file() for path in (tmp_path / "g").rglob("*"))
+    assert not document["masks"]["available"]
+
+
+def test_nothing_is_overwritten(folder, tmp_path):
+    out = tmp_path / "g"
+    arguments = (folder, out, "--samples", 2, "--no-masks", "--no-decoded")
+    out.mkdir()
+    assert run(*arguments).exit_code == 0  # empty
+    first = (out / "data" / "meta.js").stat().st_ino
+    assert "--force" in str(run(*arguments).exception)
+    assert run(*arguments, "--force").exit_code == 0
+    assert (out / "data" / "meta.js").stat().st_ino != first
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    for there in (tmp_path / "mine", tmp_path / "mine" / "thesis.tex"):
+        refused = run(folder, there, "--force")
+        assert isinstance(refused.exception, InputError)
+        assert "no gallery" in str(refused.exception)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "mine"]
+
+
+def test_half_a_gallery_is_never_seen(folder, tmp_path):
+    site = site_of(folder)
+
+    class Cut(Site):
+        def files(self, progress=None) -> Iterator[tuple[str, bytes]]:
+            yield "index.html", b""
+            raise InputError("cut")
+
+    site.__class__ = Cut
+    with pytest.raises(InputError, match="cut"):
+        write_gallery(site, tmp_path / "g")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't write"):
+        write_gallery(site_of(folder), tmp_path / "file" / "g")
+
+
+def test_bad_usage(folder, tmp_path):
+    for arguments in ((folder,), (folder, tmp_path / "g", "--serve"), (folder, tmp_path / "g", "--size", 1)):
+        assert run(*arguments).exit_code == 2
+    assert isinstance(run(tmp_path, tmp_path / "g").exception, InputError)
+    assert "127.0.0.1" in run("--help").stdout
+
+
+@contextmanager
+def serving(site: Site) -> Iterator[GalleryServer]:
+    with GalleryServer(site) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(server: GalleryServer, path: str, method: str = "GET", **headers: str):
+    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    try:
+        connection.request(method, path, headers=headers)
+        reply = connection.getresponse()
+        return reply, reply.read()
+    finally:
+        connection.close()
+
+
+def test_serving(folder):
+    site = site_of(folder)
+    with serving(site) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        for path, kind in (
+            ("/", "text/html; charset=utf-8"),
+            ("/gallery.js", "text/javascript; charset=utf-8"),
+            ("/gallery.css?v=1", "text/css; charset=utf-8"),
+            ("/icon.svg", "image/svg+xml"),
+            ("/data/texts-000000.js", "text/javascript; charset=utf-8"),
+            ("/pictures/000000/000003.jpg", "image/jpeg"),
+        ):
+            reply, data = ask(server, path)
+            assert (reply.status, reply.headers["Content-Type"]) == (200, kind)
+            assert data == site.file(path[1:].partition("?")[0] or "index.html")
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
+            assert reply.headers["Referrer-Policy"] == "no-referrer"
+            assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+            assert "unsafe" not in reply.headers["Content-Security-Policy"]
+        reply, data = ask(server, "/", "HEAD")
+        assert (reply.status, data, int(reply.headers["Content-Length"])) == (200, b"", len(site.file("index.html")))
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            assert ask(server, "/", method)[0].status == 501
+        for path in ("/../../etc/passwd", "/%2e%2e/site.py", "//etc/passwd", "/data/", "/samples/000000/000060.js"):
+            assert ask(server, path)[0].status == 404
+
+
+def test_only_this_machines_pages_are_answered(folder):
+    with serving(site_of(folder)) as server:
+        port = server.server_port
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            assert ask(server, "/", Host=host)[0].status == 200
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}"):
+            reply, data = ask(server, "/data/meta.js", Host=host)
+            assert reply.status == 421
+            assert b"receive" not in data
+
+
+def test_a_broken_shard_is_an_answer(folder, tmp_path):
+    copy = gallery_dataset(tmp_path / "d", 4)
+    site = site_of(copy)
+    (copy / "shards" / "000000.parquet").write_bytes(b"nothing")
+    with serving(site) as server:
+        reply, data = ask(server, "/data/index-000000.js")
+        assert reply.status == 500
+        assert b"verify" in data
+        assert ask(server, "/")[0].status == 200
+
+
+def test_a_taken_port(folder):
+    with serving(site_of(folder)) as server, pytest.raises(InputError, match="--port"):
+        GalleryServer(site_of(folder), server.server_port)
+
+
+def test_the_command_serves_until_ctrl_c(folder):
+    code = "from patchmint.cli import main; main()"
+    command = [sys.executable, "-c", code, "inspect", "gallery", str(folder), "--serve", "--port", "0", "--json"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        while not lines or lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+            assert lines[-1]
+        started = json.loads("".join(lines))
+        port = int(started["url"].rsplit(":", 1)[1].strip("/"))
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/data/meta.js")
+        assert payload(connection.getresponse().read())["shown"] == 60
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
