@@ -16,6 +16,8 @@ from patchmint.storage import Storage
 
 SCHEMA = "patchmint.dataset/1"
 
+_MEGAPIXELS = 100.0
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
@@ -92,6 +94,16 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )
+
+
+def image_limit(manifest: Manifest | None) -> float:
+    """Megapixels above which a stored image isn't decoded: the build's own limit, 100 where it isn't known.
+
+    A tar of unknown origin may hold an image that fills the memory.
+    """
+    limits = manifest.config.get("limits") if manifest is not None else None
+    limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
+    return float(limit) if isinstance(limit, int | float) else _MEGAPIXELS
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:

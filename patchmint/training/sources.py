@@ -20,7 +20,7 @@ from patchmint.geometry import PatchGrid
 from patchmint.pipeline.extension import stored_grid
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.shards.layout import GridLayout
-from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.manifest import Manifest, image_limit, read_manifest
 from patchmint.shards.names import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
@@ -28,7 +28,6 @@ Integers = npt.NDArray[np.int64]
 
 _SHARDS = "shards"
 _READERS = 16
-_DEFAULT_MEGAPIXELS = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +82,7 @@ class StoredDataset:
     @property
     def max_megapixels(self) -> float:
         """Larger images aren't decoded: the build's own limit, where the manifest names it."""
-        limits = self.manifest.config.get("limits")
-        found = limits.get("max_image_megapixels") if isinstance(limits, Mapping) else None
-        return float(found) if isinstance(found, int | float) else _DEFAULT_MEGAPIXELS
+        return image_limit(self.manifest)
 
     @property
     def identity(self) -> dict[str, Any]:

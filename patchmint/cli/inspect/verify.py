@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from patchmint.storage import Storage
 
 _SHOWN = 200
-_MEGAPIXELS = 100.0
 
 
 def verify_command(
@@ -75,16 +74,14 @@ def _tars(storage: Storage, dataset: str) -> Sequence[str]:
 
 
 def _decoder(storage: Storage) -> Callable[[bytes], tuple[int, int]]:
-    """Decodes under the limit that the build had; a tar of unknown origin may hold an image that fills the memory."""
+    """Decodes under the limit that the build had."""
     from patchmint.errors import ShardError, StorageError
     from patchmint.pipeline.decode import decode_image
-    from patchmint.shards.manifest import read_manifest
+    from patchmint.shards.manifest import image_limit, read_manifest
 
-    limit: object = None
+    megapixels = image_limit(None)
     with suppress(StorageError, ShardError):  # verify says so
-        limits = read_manifest(storage).config.get("limits")
-        limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
-    megapixels = float(limit) if isinstance(limit, int | float) else _MEGAPIXELS
+        megapixels = image_limit(read_manifest(storage))
     return lambda data: decode_image(data, max_megapixels=megapixels).size
 
 

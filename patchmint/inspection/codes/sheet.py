@@ -20,11 +20,11 @@ from patchmint.pictures.labels import Rectangle
 from patchmint.pipeline.decode import decode_image
 from patchmint.shards.keys import DOCUMENT, IMAGE
 from patchmint.shards.layout import TokensLayout
+from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage
 
 _PREPROCESSING = re.compile(r"(pad|crop|squash)-([0-9]{1,5})-[a-z0-9]+", re.ASCII)
-_MEGAPIXELS = 100.0
 _TILES_A_CODE = 6
 _WORDS = 4
 
@@ -117,7 +117,7 @@ def _tiles(
 ) -> list[list[Tile]]:
     """Tiles of several codes in one pass over the samples: each image is decoded once, and let go again."""
     cells = code_cells(tokens)
-    limit = _megapixels(dataset)
+    limit = image_limit(dataset.manifest)
     positions = sorted({position for images in wanted for position in images})
     tiles: dict[tuple[int, int], Tile] = {}
     for position, sample in iter_stored(dataset, positions, (IMAGE, DOCUMENT, f"{tokens.member}.npy"), progress):
@@ -145,10 +145,3 @@ def _boxes(sample: StoredSample, cells: PatchGrid | None, found: Sequence[tuple[
         return []
     placement = cells.place((sample.document.image.height, sample.document.image.width))
     return [placement.cell_box(row, col) for row, col in found]
-
-
-def _megapixels(dataset: Dataset) -> float:
-    """The limit that the build had: a tar of unknown origin may hold an image that fills the memory."""
-    limits = dataset.manifest.config.get("limits") if dataset.manifest is not None else None
-    limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
-    return float(limit) if isinstance(limit, int | float) else _MEGAPIXELS

@@ -17,12 +17,12 @@ from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.thumbnails import jpeg, small
 from patchmint.inspection.rows import read_table
 from patchmint.pipeline.decode import decode_image
+from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.types import RgbImage
 
 _FOLDER = 1000
 # Samples of one folder of files.
-_MEGAPIXELS = 100.0
 _TABLES = 16
 
 
@@ -63,9 +63,7 @@ class SampleFiles:
         self._dataset = dataset
         self._size = size
         self._remaker = remaker
-        limits = dataset.manifest.config.get("limits") if dataset.manifest is not None else None
-        limit = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
-        self._megapixels = float(limit) if isinstance(limit, int | float) else _MEGAPIXELS
+        self._megapixels = image_limit(dataset.manifest)
         self._places = lru_cache(maxsize=_TABLES)(self._read_places)
 
     def prepare(self, position: int, index: int) -> Prepared:

@@ -8,10 +8,9 @@ from patchmint.inspection.placement import sample_placement
 from patchmint.inspection.show.labels import text_labels
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
 from patchmint.pipeline.decode import decode_image
+from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage
-
-_MEGAPIXELS = 100.0
 
 
 def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImage:
@@ -40,7 +39,7 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
         if phrase.text_index == text
     ]
     return draw_overlay(
-        decode_image(sample.image, max_megapixels=_limit(dataset)).pixels,
+        decode_image(sample.image, max_megapixels=image_limit(dataset.manifest)).pixels,
         placement=sample_placement(dataset, document),
         selector=kept,
         coverage=coverage,
@@ -50,10 +49,3 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
         notice=document.notice,
         fit=document.grid.fit,
     )
-
-
-def _limit(dataset: Dataset) -> float:
-    """The build's; an image in a tar of unknown origin may fill the memory."""
-    limits = dataset.manifest.config.get("limits") if dataset.manifest is not None else None
-    megapixels = limits.get("max_image_megapixels") if isinstance(limits, dict) else None
-    return float(megapixels) if isinstance(megapixels, int | float) else _MEGAPIXELS
