@@ -68,7 +68,8 @@ def demo(
         typer.echo(json.dumps({name: None if math.isnan(value) else value for name, value in result.items()}))
     else:
         _print(figures, report)
-        typer.echo(f"{result['seconds']:.0f} s; look at {out}/overlays, or: patchmint inspect gallery {out}/dataset {out}/gallery")
+        gallery = f"patchmint inspect gallery {out}/dataset {out}/gallery"
+        typer.echo(f"{result['seconds']:.0f} s; look at {out}/overlays, or: {gallery}")
     if report.missing or report.rejected or not all(LIMITS[name].met(value) for name, value in figures.items()):
         raise typer.Exit(1)
 
