@@ -22,7 +22,7 @@ from patchmint.types import RgbImage, Size
 MAX_OBJECTS = 6
 
 _SHORT_SIDES = (160, 288)
-_ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 2.0)
+_ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 2.0, 5 / 2)
 # Half of those that aren't square are turned on their side.
 _QUALITIES = (60, 75, 85, 95)
 

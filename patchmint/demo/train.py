@@ -13,8 +13,8 @@ from patchmint.demo.loop import Schedule, Task, Trainer
 from patchmint.demo.seeds import HELD_OUT, TRAINING
 
 SCHEDULES = {
-    "detector": Schedule(steps=4500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
-    "masker": Schedule(steps=2350, rate=6e-4, evaluate_every=500),
+    "detector": Schedule(steps=5500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
+    "masker": Schedule(steps=3200, rate=6e-4, evaluate_every=500),
     "tokenizer": Schedule(steps=3000, rate=5e-4, evaluate_every=500),
 }
 

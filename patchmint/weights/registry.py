@@ -20,10 +20,10 @@ _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
 _DEMO_SOURCE = "trained by patchmint.demo.train (docs/model-card.md)"
 
 _DEMO_FIGURES = {
-    "demo-detector.safetensors": (11_904_766, "f1ef1bfecdc3b1adcc799a671bce2bba572d2c25286d1c2cf98bf0ba93efd6ba"),
+    "demo-detector.safetensors": (11_904_766, "74b9e127b2596885bad50203896a132f3a1a61ddb65b6afb4d84ec89347e881c"),
     "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
-    "demo-masker.safetensors": (1_578_472, "ab1448941def6a45899ea6f300363c0ab2950ad06cc0cb87cedacc9708878588"),
-    "demo-tokenizer.safetensors": (2_505_422, "5a3247d7da102f5ac7238778ccc76341e71142352431c342c41ecb63639b6cb0"),
+    "demo-masker.safetensors": (1_578_472, "5a412c768b2013bb4935e36220188945bee3e5fcf888914d386d0630c803aa6c"),
+    "demo-tokenizer.safetensors": (2_505_422, "ee5195183f9f500e268bec3945e02d98a6e687209fd108cfe73fd218b514095a"),
 }
 """Size and sha256 of the files in `weights/bundled`: all that changes here when they are trained again."""
 
