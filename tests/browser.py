@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,25 +13,25 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _INSTALL = (
-    "no Chromium was found, and the gallery is tested in a real one: run `make browser`, or install one of "
-    f"{', '.join(_NAMES)} (Debian: apt-get install chromium-headless-shell), or `playwright install chromium`"
+    "no Chromium was found, and the gallery is tested in a real one: as root on Debian `make browser` installs it; "
+    f"elsewhere install one of {', '.join(_NAMES)}, or run `.venv/bin/playwright install chromium`"
 )
 
 
-def chromium_path(playwright: Playwright) -> str:
+def chromium_path(playwright: Playwright) -> str | None:
     """Playwright's own Chromium if it is installed, else one on the PATH."""
     own = playwright.chromium.executable_path
-    found = own if Path(own).is_file() else next(filter(None, map(shutil.which, _NAMES)), None)
-    assert found is not None, _INSTALL
-    return found
+    return own if Path(own).is_file() else next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start a browser; it ends with the block."""
     with sync_playwright() as playwright:
+        path = chromium_path(playwright)
+        assert path is not None, _INSTALL
         # Root, as in CI's containers, has no sandbox; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=chromium_path(playwright), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             yield browser
         finally:
@@ -74,4 +75,4 @@ def watched_page(browser: Browser, allowed: str, **options: object) -> Iterator[
 
 if __name__ == "__main__":
     with sync_playwright() as running:
-        print(chromium_path(running))
+        print(chromium_path(running) or sys.exit(_INSTALL))

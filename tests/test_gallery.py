@@ -14,15 +14,31 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gallery_data import COLS, DEMO, HEIGHT, HOSTILE, LAYOUT, ROWS, WIDTH, configure, gallery_dataset, payload
+from gallery_data import (
+    COLS,
+    DEMO,
+    GRID,
+    HEIGHT,
+    HOSTILE,
+    LAYOUT,
+    ROWS,
+    UNTRAINED,
+    WIDTH,
+    configure,
+    gallery_dataset,
+    gallery_sample,
+    payload,
+)
 from PIL import Image
 from s3_server import s3_server
-from shard_data import make_dataset, make_sample
+from shard_data import make_dataset, make_sample, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -37,6 +53,7 @@ from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
 from patchmint.inspection.gallery.thumbnails import framed, masks_png
 from patchmint.inspection.opening import open_dataset
 from patchmint.pictures.labels import PALETTE
+from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 
@@ -117,12 +134,18 @@ def test_meta_says_what_there_is(folder):
 
 def test_numbers_for_filters(folder):
     document = payload(site_of(folder).file("data/index-000000.js"))
-    share, score = (unpack(document[name], "<u2") for name in ("share", "score"))
+    shares, counts, score = (unpack(document[name], "<u2").tolist() for name in ("shares", "counts", "score"))
+    every = iter(shares)
     samples = stored(folder)
-    assert share.tolist() == [round(float(np.mean(s.selector)) * 10000) for s in samples]
+    # 64 patches: shares of four decimals or less are even, others lie between two of them.
+    exact = [sorted({float(text.mean()) for text in s.selector}) for s in samples]
+    levels = [[2 * int(v * 10000) + (v * 10000 % 1 > 0) for v in own] for own in exact]
+    assert [list(islice(every, count)) for count in counts] == levels
+    assert next(every, None) is None
+    assert {level % 2 for own in levels for level in own} == {0, 1}
     best = [max((p.score for p in s.document.phrases), default=None) for s in samples]
-    assert score.tolist() == [65535 if value is None else round(value * 10000) for value in best]
-    assert 65535 in score.tolist()
+    assert score == [65535 if value is None else 2 * round(value * 10000) for value in best]
+    assert 65535 in score
 
 
 def test_numbers_and_texts_of_some_samples(folder):
@@ -130,8 +153,8 @@ def test_numbers_and_texts_of_some_samples(folder):
     samples = [stored(folder)[index] for index in spread(60, 7)]
     texts = payload(site.file("data/texts-000000.js"))
     assert texts == {"keys": [s.key for s in samples], "texts": [list(s.document.texts) for s in samples]}
-    share = unpack(payload(site.file("data/index-000000.js"))["share"], "<u2")
-    assert share.tolist() == [round(float(np.mean(s.selector)) * 10000) for s in samples]
+    document = payload(site.file("data/index-000000.js"))
+    assert unpack(document["counts"], "<u2").tolist() == [len({t.mean() for t in s.selector}) for s in samples]
     assert [sample_of(site, n)["key"] for n in range(7)] == [s.key for s in samples]
 
 
@@ -139,7 +162,7 @@ def test_without_labels_there_are_no_numbers(tmp_path):
     bare = LAYOUT.model_copy(update={"min_coverage": None, "tokens": None})
     folder = make_dataset(tmp_path / "d", [[make_sample(0, layout=bare)]], layout=bare)
     site = site_of(folder, GallerySettings())
-    assert payload(site.file("data/index-000000.js")) == {"share": "//8=", "score": "//8="}
+    assert payload(site.file("data/index-000000.js")) == {"shares": "", "counts": "AAA=", "score": "//8="}
     assert sample_of(site)["labels"] is None
     meta = payload(site.file("data/meta.js"))
     assert (meta["masks"]["remark"], meta["decoded"]["remark"]) == (
@@ -235,6 +258,7 @@ def test_unfinished_builds_and_lone_tars(folder, tmp_path):
     (copy / "commits" / "000001.json").unlink()
     site = site_of(copy, GallerySettings())
     meta = payload(site.file("data/meta.js"))
+    assert meta["notice"] == LAYOUT.notice
     assert (meta["shown"], meta["unbuilt"], meta["min_coverage"]) == (6, 1, None)
     assert "dataset.json" in meta["masks"]["remark"]
     assert len(sample_of(site)["grid"]["x"]) == COLS + 1
@@ -250,6 +274,7 @@ def test_unfinished_builds_and_lone_tars(folder, tmp_path):
                 member.name = member.name.replace("s0001.", "A key/<b>'%2e.")
                 target.addfile(member, file)
     lone = site_of(other, GallerySettings())
+    assert payload(lone.file("data/meta.js"))["notice"] == LAYOUT.notice
     assert payload(lone.file("data/texts-000000.js"))["keys"]
     assert all(re.fullmatch(r"[a-z]+(/[a-z0-9-]+)*\.[a-z]+", path) for path, _ in lone.files())
 
@@ -316,9 +341,52 @@ def test_why_there_are_no_masks(tmp_path, monkeypatch):
     assert "segmenter 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
     assert "'gone.safetensors'" in remarks(models={"masker": "/secret/gone.safetensors"})[1]
     assert "/secret" not in remarks(models={"masker": "/secret/gone.safetensors"})[1]
+    nobody = remarks(models=None)
+    assert (nobody[0], nobody[2]) == (False, False)
+    assert "dataset.json doesn't say which model made its masks" in nobody[1]
+    assert "dataset.json doesn't say which model made its codes" in nobody[3]
     # Labels that were carried over were made by the models of the data set that was extended.
     masks, why, decoded, _ = remarks(labels=None, models={"masker": "sam-vit-h"}, extended=DEMO)
     assert (masks, decoded) == (True, False)
+
+
+def test_codes_that_can_not_be_drawn(tmp_path):
+    samples = [gallery_sample(n) for n in range(4)]
+    object.__setattr__(samples[2], "codes", samples[2].codes + 400)  # the layout's codebook has them, the model's not
+    folder = configure(make_dataset(tmp_path / "d", [samples], layout=LAYOUT), grid=GRID, **UNTRAINED)
+    done = run(folder, tmp_path / "g", "--no-masks", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["problems"] == 1
+    assert "1 card says" in done.stderr
+    shown = [payload((tmp_path / "g" / f"samples/000000/00000{n}.js").read_bytes()) for n in range(4)]
+    assert [sample["decoded"] for sample in shown] == [True, True, False, True]
+    assert [len(sample["remarks"]) for sample in shown] == [0, 0, 1, 0]
+    assert "can't be drawn" in shown[2]["remarks"][0]
+    drawn = sorted(path.name for path in (tmp_path / "g" / "decoded" / "000000").iterdir())
+    assert drawn == ["000000.jpg", "000001.jpg", "000003.jpg"]
+    assert (tmp_path / "g" / "pictures" / "000000" / "000002.jpg").exists()
+
+
+def test_settings_that_contradict_the_codes(tmp_path):
+    folder = gallery_dataset(tmp_path / "d", 3, **UNTRAINED | {"tokens": {"size": 128, "fit": "pad"}})
+    done = run(folder, tmp_path / "g", "--no-masks")
+    assert done.exit_code == 0
+    assert "3 cards say" in done.stderr
+    assert not (tmp_path / "g" / "decoded").exists()
+
+
+def test_codes_of_another_shape(tmp_path):
+    folder = gallery_dataset(tmp_path / "d", 4, **UNTRAINED)
+    small = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=(512,), preprocessing="pad-128-bicubic")
+    odd = replace(gallery_sample(3), codes=np.zeros((4, 4, 1), np.int64))
+    for ending, data in zip(
+        ("tar", "parquet"), write_shard([odd], LAYOUT.model_copy(update={"tokens": small})), strict=True
+    ):
+        (folder / "shards" / f"000001.{ending}").write_bytes(data)
+    done = run(folder, tmp_path / "g", "--no-masks")
+    assert done.exit_code == 0
+    assert "1 card says" in done.stderr
+    assert "(4, 4, 1)" in payload((tmp_path / "g" / "samples/000000/000003.js").read_bytes())["remarks"][0]
 
 
 def test_masks_as_coloured_glass():
@@ -390,11 +458,77 @@ def test_nothing_is_overwritten(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "mine"]
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("notes.txt", "notes.txt"),
+        (".git/HEAD", ".git/"),
+        ("samples/mine/a.txt", "samples/mine/"),
+        ("pictures/000000/000001.jpg.bak", "pictures/000000/000001.jpg.bak"),
+        ("samples/000000.js", "samples/000000.js"),
+    ],
+)
+def test_only_a_gallery_alone_is_replaced(folder, tmp_path, path, named):
+    out = tmp_path / "g"
+    arguments = (folder, out, "--samples", 2, "--no-masks", "--no-decoded")
+    assert run(*arguments).exit_code == 0
+    (out / path).parent.mkdir(parents=True, exist_ok=True)
+    (out / path).write_text("years")
+    refused = run(*arguments, "--force")
+    assert isinstance(refused.exception, InputError)
+    assert f"more than a gallery: {named};" in str(refused.exception)
+    assert (out / path).read_text() == "years"
+    assert (out / "index.html").exists()
+
+
+def test_what_is_put_there_meanwhile_stays(folder, tmp_path):
+    out = tmp_path / "g"
+    out.mkdir()
+
+    def busy(done: int, total: int) -> None:
+        (out / "notes.txt").write_text("years")
+
+    with pytest.raises(InputError, match="no gallery"):
+        write_gallery(site_of(folder, GallerySettings(2, masks=False, decoded=False)), out, progress=busy)
+    assert (out / "notes.txt").read_text() == "years"
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+def test_a_link_stays_one(folder, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    arguments = (folder, tmp_path / "link", "--samples", 2, "--no-masks", "--no-decoded")
+    assert str(tmp_path / "real" / "index.html") in run(*arguments).stdout
+    assert run(*arguments, "--force").exit_code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "index.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_where_no_gallery_can_be(folder, tmp_path, monkeypatch):
+    copy = gallery_dataset(tmp_path / "d", 4)
+    empty = tmp_path / "empty" / "inner"
+    empty.mkdir(parents=True)
+    monkeypatch.chdir(empty)
+    monkeypatch.setattr(Site, "files", lambda *_: pytest.fail("the work had begun"))
+    for out, why in ((".", "in use"), ("..", "in use"), ("/", "in use"), ("s3://bucket/g", "no folder of this machine"),
+                     (copy / "shards" / "g", "in the data set"), (copy, "in the data set"),
+                     ("../../d/g", "in the data set"), (tmp_path, "in use")):  # fmt: skip
+        refused = run(copy, out, "--force")
+        assert isinstance(refused.exception, InputError), (out, refused)
+        assert why in str(refused.exception)
+    assert not list(copy.rglob("g"))
+    monkeypatch.undo()
+    monkeypatch.chdir(empty)
+    beside = run(copy / "shards" / "000000.tar", copy.parent / "beside", "--no-masks", "--no-decoded")
+    assert beside.exit_code == 0
+
+
 def test_half_a_gallery_is_never_seen(folder, tmp_path):
     site = site_of(folder)
 
     class Cut(Site):
-        def files(self, progress=None) -> Iterator[tuple[str, bytes]]:
+        def files(self, progress=None, problem=None) -> Iterator[tuple[str, bytes]]:
             yield "index.html", b""
             raise InputError("cut")
 

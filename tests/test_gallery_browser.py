@@ -18,6 +18,7 @@ import pytest
 from browser import chromium, watched_page
 from gallery_data import (
     COLS,
+    GRID,
     HEIGHT,
     HOSTILE,
     LAYOUT,
@@ -27,13 +28,16 @@ from gallery_data import (
     configure,
     gallery_dataset,
     gallery_sample,
+    payload,
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from shard_data import make_dataset, make_sample, renamed, write_shard
 
 from patchmint.inspection.dataset import Dataset, Shard
+from patchmint.inspection.find.samples import Search, find_samples
 from patchmint.inspection.gallery.folder import write_gallery
+from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.inspection.opening import open_dataset
@@ -244,40 +248,52 @@ def test_overlays_lie_where_they_should(browser, gallery):
                 assert not canvas[y, x + 6 if x == x1 else x - 6].any()
 
 
-def test_filters_and_order(browser, gallery):
-    samples = gallery.samples
-    shares = [round(float(sample.selector.mean()), 4) for sample in samples]
+def test_filters_and_order(browser, on_disk):
+    samples = on_disk.samples
+    shares = [[float(text.mean()) for text in sample.selector] for sample in samples]
     scores = [max((p.score for p in sample.document.phrases), default=None) for sample in samples]
     texts = ["\n".join([sample.key, *sample.document.texts]).lower() for sample in samples]
+    dataset = open_dataset(on_disk.dataset)
 
     def wanted(state: str, keep, order=None) -> None:
-        page.goto(f"{gallery.url}#per=60&{state}")
+        page.goto(f"{on_disk.url}#show=&{state}")  # overlays take time
         settle(page)
         hits = [position for position in range(SAMPLES) if keep(position)]
-        assert positions(page) == (sorted(hits, key=order) if order else hits), state
+        order = sorted(hits, key=order) if order else hits
+        finder = "patchmint.finder"
+        assert page.evaluate(f"Array.from({{ length: {finder}.total() }}, (_, i) => {finder}.at(i))") == order, state
+        assert positions(page) == order[:24], state
 
-    with page_of(browser, gallery) as page:
+    def as_find_does(state: str, **bounds: float) -> None:
+        found = find_samples(dataset, Search(**bounds))[1].tolist()
+        assert 0 < len(found) < SAMPLES
+        wanted(state, lambda n: n in found)
+
+    with page_of(browser, on_disk) as page:
         wanted("q=PARK", lambda n: "park" in texts[n])
-        wanted("q=scene%201", lambda n: "scene 1" in texts[n])
         wanted("q=s0044", lambda n: n == 44)
         wanted("q=%3Cimg", lambda n: "<img" in texts[n])
         wanted("q=%D8%AD%D9%85%D8%B1%D8%A7%D8%A1", lambda n: n == 2)
         wanted("q=nowhere", lambda n: False)
         assert page.locator("#hits").inner_text() == "0 hits"
-        low, high = sorted(shares)[10] * 100, sorted(shares)[40] * 100
-        wanted(f"share={low:.2f}-{high:.2f}", lambda n: round(low, 2) <= round(shares[n] * 100, 2) <= round(high, 2))
-        wanted("score=40-60.5", lambda n: scores[n] is not None and 0.4 <= scores[n] <= 0.605)
+        # Shares are so many of 64 patches, 19 of them 29.6875 %: no bound is rounded onto them.
+        for low, high in ((29.68, 29.69), (29.69, 34), (0, 29.68), (25, 25)):
+            as_find_does(f"share={low}-{high}", min_share=low / 100, max_share=high / 100)
+        as_find_does("score=40-60.5", min_score=0.4, max_score=0.605)
+        as_find_does("score=51-51", min_score=0.51, max_score=0.51)
         wanted(
             "score=40-60&q=scene%201",
             lambda n: scores[n] is not None and 0.4 <= scores[n] <= 0.6 and "scene 1" in texts[n],
         )
-        wanted("sort=share-", lambda n: True, lambda n: (-shares[n], n))
+        wanted("sort=share-", lambda n: True, lambda n: (-max(shares[n]), n))
         wanted("sort=score", lambda n: True, lambda n: (scores[n] is None, scores[n], n))
         wanted(
             "sort=score-&q=scene", lambda n: "scene" in texts[n], lambda n: (scores[n] is None, -(scores[n] or 0), n)
         )
 
-        page.goto(gallery.url)
+
+def test_filters_by_hand(browser, gallery):
+    with page_of(browser, gallery) as page:
         page.locator("#query").fill("park with a dog")
         until(page, "document.getElementById('hits').textContent.includes('hits')")
         settle(page)
@@ -285,7 +301,11 @@ def test_filters_and_order(browser, gallery):
         page.locator("#score-from").fill("70")
         page.locator("#score-from").blur()
         settle(page)
-        count = sum(s is not None and s >= 0.7 and "park" in t for s, t in zip(scores, texts, strict=True))
+        count = sum(
+            "park with a dog" in sample.document.texts[0] and any(p.score >= 0.7 for p in sample.document.phrases)
+            for sample in gallery.samples
+        )
+        assert count > 0
         assert f"{count} hits" in page.locator("#hits").inner_text()
         page.locator("#reset").click()
         settle(page)
@@ -400,12 +420,11 @@ def test_details(browser, gallery):
         assert page.locator("#bar").evaluate("bar => bar.parentElement.tagName") == "BODY"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone(browser, gallery, scheme):
-    with page_of(browser, gallery, "#show=boxes,patches,heat,decoded", **PHONE, color_scheme=scheme) as page:
+def test_on_a_phone(browser, on_disk):
+    with page_of(browser, on_disk, "#show=boxes,patches,heat,decoded", **PHONE) as page:
         page.locator("#filters summary").tap()
         for state in ("", "#q=dog&sort=share-", "#sample=3&text=0", "#sample=2&show=boxes,heat"):
-            page.goto(gallery.url + state)
+            page.goto(on_disk.url + state)
             settle(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, state
             inside = "document.getElementById('detail')"
@@ -422,9 +441,9 @@ def luminance(page: Page, place: str) -> float:
     return float(np.mean([float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]))
 
 
-def test_light_and_dark(browser, gallery):
+def test_light_and_dark(browser, on_disk):
     for scheme, other in (("light", "dark"), ("dark", "light")):
-        with page_of(browser, gallery, color_scheme=scheme) as page:
+        with page_of(browser, on_disk, color_scheme=scheme) as page:
             first = luminance(page, "body")
             assert (first > 128) == (scheme == "light")
             page.locator("#theme").click()
@@ -483,6 +502,37 @@ def test_what_is_missing_says_so(browser, tmp_path):
         page.keyboard.press("Enter")
         until(page, "document.getElementById('detail-key').textContent === 's0001'")
         assert "damaged" in page.locator("#detail .frame-note").inner_text()
+
+
+def test_what_can_not_be_drawn_says_so(browser, tmp_path):
+    samples = [gallery_sample(n) for n in range(10, 13)]
+    object.__setattr__(samples[1], "codes", samples[1].codes + 400)
+    folder = configure(make_dataset(tmp_path / "d", [samples], layout=LAYOUT), grid=GRID, **UNTRAINED)
+    write_gallery(Site(open_dataset(folder), GallerySettings(masks=False)), tmp_path / "g")
+    anyres = tmp_path / "g" / "samples" / "000000" / "000002.js"
+    sample = payload(anyres.read_bytes())
+    sample["grid"] |= {"fit": "anyres", "views": 3}
+    anyres.write_bytes(script("samples/000000/000002", sample))
+    gallery = Gallery((tmp_path / "g" / "index.html").as_uri(), folder)
+    with page_of(browser, gallery, "#show=patches,decoded&keep=25") as page:
+        cards = page.locator(".card")
+        assert "codes can't be drawn" in cards.nth(1).locator(".frame-note").inner_text()
+        assert [cards.nth(n).locator(".second").is_visible() for n in range(3)] == [True, False, True]
+        assert [cards.nth(n).locator(".frame-note").is_visible() for n in range(3)] == [False, True, False]
+        assert "16/64 kept ·" in cards.nth(0).inner_text()
+        assert "16/64 kept of the first view ·" in cards.nth(2).inner_text()
+        for position, words in ((0, "64 patches, the best"), (2, "64 patches of the first view, the best")):
+            page.goto(f"{gallery.url}#keep=25&sample={position}")
+            settle(page)
+            until(page, f"document.getElementById('detail-key').textContent.startsWith('s00{10 + position}')")
+            line = page.locator(".kept-line").inner_text()
+            assert words in line
+            assert ("over all views" in line) == (position == 2)
+        first, second = (f"{100 * text.mean():.1f} %" for text in samples[0].selector)
+        page.goto(gallery.url)
+        card = page.locator(".card").first.inner_text()
+        assert f"share {first}" in card
+        assert (f"(another text {second})" in card) == (samples[0].selector[1].sum() > samples[0].selector[0].sum())
 
 
 def wide_dataset(folder: Path, shards: int = 3, each: int = 10_000) -> Dataset:

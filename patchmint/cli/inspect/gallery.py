@@ -32,7 +32,7 @@ def gallery_command(
     size: Annotated[int, typer.Option(min=64, max=4096, help="Longest side of the pictures in pixels.")] = 512,
     masks: Annotated[bool, typer.Option(help="Make the masks again from the stored boxes, where possible.")] = True,
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace a gallery that OUT holds already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -58,18 +58,21 @@ def _write(site: Site, out: Path, force: bool, as_json: bool) -> None:
     with progress_bar("gallery") as progress:
         written = write_gallery(site, out, force=force, progress=progress)
     shown, total = len(site.positions), site.dataset.samples
+    if written.problems:
+        cards = "1 card says" if written.problems == 1 else f"{written.problems:,} cards say"
+        typer.echo(f"{cards} that something of its sample can't be shown, and why", err=True)
     if as_json:
         remarks = {"masks": site.masks, "decoded": site.decoded}
         print_json(
-            {"dataset": site.dataset.uri, "out": str(out), "samples": shown, "of": total}
-            | {"files": written.files, "bytes": written.size}
+            {"dataset": site.dataset.uri, "out": str(written.folder), "samples": shown, "of": total}
+            | {"files": written.files, "bytes": written.size, "problems": written.problems}
             | {name: {"available": offer.available, "remark": offer.remark} for name, offer in remarks.items()}
         )
         return
     console = console_for_data()
     count = f"all {total:,} samples" if shown == total else f"{shown:,} of {total:,} samples, evenly spread"
     lines = [f"{count}; {written.files:,} files, {written.size / 1e6:.1f} MB", *_remarks(site)]
-    lines.append(f"open {out / 'index.html'} in a browser")
+    lines.append(f"open {written.folder / 'index.html'} in a browser")
     for line in lines:
         console.print(escape(printable(line)), highlight=False, soft_wrap=True)
 

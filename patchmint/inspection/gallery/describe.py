@@ -13,6 +13,7 @@ from patchmint.errors import ShardError
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.scripts import packed
 from patchmint.inspection.placement import sample_placement
+from patchmint.inspection.show.labels import text_labels
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import PhraseDocument, SampleDocument
@@ -90,26 +91,22 @@ def _parts(text: str, phrases: Sequence[PhraseDocument], colours: Mapping[str, i
 
 def _labels(dataset: Dataset, sample: StoredSample, document: SampleDocument) -> dict[str, Any]:
     """The first view's patches: their borders in image pixels, what is kept, and how much of each is covered."""
-    selector, coverage, grid = sample.selector, sample.coverage, document.grid
-    if selector is None:
+    if sample.selector is None:
         return {"labels": None}
-    whole = (len(document.texts), grid.rows * grid.views, grid.cols)
-    for name, array in (("selector", selector), ("coverage", coverage)):
-        if array is not None and (array.shape != whole or array.dtype != np.uint8):
-            raise ShardError(
-                f"{name} of {sample.key!r} is {array.dtype} {array.shape}, not uint8 {whole}; run `patchmint inspect "
-                "verify`"
-            )
+    texts = [text_labels(sample, text) for text in range(len(document.texts))]
+    selectors = [selector != 0 for selector, _ in texts]
+    coverages = [coverage for _, coverage in texts if coverage is not None]
+    rows = document.grid.rows
     labels: dict[str, Any] = {
-        "shares": [round(float(share), 4) for share in (selector != 0).mean(axis=(1, 2))],
-        "selector": _packed_first(selector != 0, grid.rows),
-        "coverage": None if coverage is None else _packed_first(coverage, grid.rows),
+        "shares": [round(float(selector.mean()), 4) for selector in selectors],
+        "selector": _packed_first(selectors, rows),
+        "coverage": _packed_first(coverages, rows) if len(coverages) == len(texts) else None,
     }
     return {"labels": labels, "grid": _grid(dataset, document)}
 
 
-def _packed_first(array: npt.NDArray[Any], rows: int) -> str:
-    return packed(array[:, :rows].astype(np.uint8))
+def _packed_first(grids: Sequence[npt.NDArray[Any]], rows: int) -> str:
+    return packed(np.array([grid[:rows] for grid in grids], np.uint8))
 
 
 def _grid(dataset: Dataset, document: SampleDocument) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from patchmint.errors import ShardError
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.columns import INDEX_CHUNK, NONE, SCALE, TEXTS_CHUNK
 from patchmint.inspection.gallery.remake import Offer
+from patchmint.inspection.notice import dataset_notice
 from patchmint.pictures.labels import PALETTE
 from patchmint.version import __version__
 
@@ -21,11 +24,17 @@ def meta_document(dataset: Dataset, shown: int, masks: Offer, decoded: Offer) ->
         shown: samples of it that are in the gallery, evenly spread.
         masks: whether masks can be switched on.
         decoded: whether decoded pictures can.
+
+    Raises:
+        StorageError: the first sample, which tells an unfinished build's notice, can't be read.
     """
     manifest = dataset.manifest
     name = dataset.uri.rstrip("/").rpartition("/")[2]
     if name in ("", ".", ".."):
         name = dataset.storage.uri.rstrip("/").rpartition("/")[2]
+    notice = ""
+    with suppress(ShardError):  # a damaged first sample; its card says so
+        notice = dataset_notice(dataset)
     return {
         "version": __version__,
         "name": name,
@@ -34,7 +43,7 @@ def meta_document(dataset: Dataset, shown: int, masks: Offer, decoded: Offer) ->
         "shards": sum(bool(shard.samples) for shard in dataset.shards),
         "rejected": sum(shard.rejected for shard in dataset.shards),
         "unbuilt": dataset.unbuilt,
-        "notice": manifest.notice if manifest is not None else "",
+        "notice": notice,
         "min_coverage": manifest.layout.min_coverage if manifest is not None else None,
         "index_chunk": INDEX_CHUNK,
         "texts_chunk": TEXTS_CHUNK,

@@ -12,13 +12,14 @@ import numpy as np
 
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
-from patchmint.errors import WeightsCorruptError, WeightsMissingError
+from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.describe import phrase_colours, phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.members import Array
+from patchmint.shards.names import MANIFEST_PATH
 from patchmint.shards.schema import SampleDocument
 from patchmint.types import RgbImage, Rle, Size, Tokens
 from patchmint.weights.registry import CHECKPOINTS
@@ -52,10 +53,12 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     if not wanted:
         return Offer(None, "left out (--no-masks)")
     if dataset.manifest is None:
-        return Offer(None, "only a finished build (dataset.json) says which model made its masks")
+        return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its masks")
     found = _made_by(dataset.manifest, "labels")
     if found is None:
         return Offer(None, "this data set has no labels")
+    if found.get("models") is None:
+        return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its masks")
     models = parse_settings(ModelsConfig, found["models"])
     if models.segmenter is not None:
         return Offer(None, f"the outside segmenter {models.segmenter!r} made them; its masks aren't stored")
@@ -68,10 +71,12 @@ def offer_decoded(dataset: Dataset, wanted: bool) -> Offer:
     if not wanted:
         return Offer(None, "left out (--no-decoded)")
     if dataset.manifest is None:
-        return Offer(None, "only a finished build (dataset.json) says which model made its codes")
+        return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its codes")
     found = _made_by(dataset.manifest, "tokens")
     if found is None:
         return Offer(None, "this data set has no codes")
+    if found.get("models") is None:
+        return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its codes")
     models = parse_settings(ModelsConfig, found["models"])
     return _offer(
         dataset.manifest, "tokenizer", models.tokenizer, (models, parse_settings(TokensConfig, found["tokens"]))
@@ -120,6 +125,9 @@ class Remaker:
             WeightsError, PluginError: the tokenizer can't be loaded.
             InputError: the codes aren't its.
         """
+        for grid in codes:
+            if grid.dtype.kind != "u":
+                raise InputError(f"codes are unsigned integers, not {grid.dtype}; run `patchmint inspect verify`")
         with self._lock:
             books = len(self._tokenizer.spec.codebook_sizes)
             tokens = [Tokens((grid[..., None] if books == 1 else grid).astype(np.int32)) for grid in codes]

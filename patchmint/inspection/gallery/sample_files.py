@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from patchmint.errors import ImageError, ShardError
+from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.inspection.dataset import Dataset, Shard
 from patchmint.inspection.gallery.describe import describe_sample
 from patchmint.inspection.gallery.remake import Remaker
@@ -24,6 +24,8 @@ from patchmint.types import RgbImage
 _FOLDER = 1000
 # Samples of one folder of files.
 _TABLES = 16
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ class SampleFiles:
             "picture": False,
             "masks": [],
             "decoded": False,
+            "remarks": [],
         }
         try:
             places = self._places(shard)
@@ -139,24 +142,63 @@ class SampleFiles:
         drawn = self._remaker.decoded([grid for grid in codes if grid is not None], sizes)
         return [jpeg(pixels, (pixels.shape[0], pixels.shape[1])) for pixels in drawn]
 
-    def of_batch(self, batch: Sequence[Prepared]) -> Iterator[tuple[str, bytes]]:
-        """All files of some samples, with their paths.
+    def of_batch(
+        self, batch: Sequence[Prepared], problem: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        """All files of some samples, with their paths; what can't be made of a sample becomes words on its card.
+
+        Args:
+            batch: the samples.
+            problem: told the key of each sample of which something can't be shown.
 
         Raises:
-            WeightsError, PluginError, InputError: as for `masks` and `decoded`.
+            WeightsError, PluginError: as for `masks` and `decoded`.
         """
-        for prepared in batch:
-            yield file_name("samples", prepared.position), self.script(prepared)
-            if prepared.pixels is not None:
-                yield file_name("pictures", prepared.position), self.picture(prepared)
         masked = [prepared for prepared in batch if any(prepared.described["masks"])]
-        for prepared, pictures in zip(masked, self.masks(masked) if masked else [], strict=True):
+        for prepared, pictures in _each(self.masks, masked):
+            if isinstance(pictures, str):
+                _leave_out(prepared, "masks", [], f"its masks can't be made again: {pictures}")
+                continue
             for text, picture in enumerate(pictures):
                 if picture:
                     yield file_name("masks", prepared.position, text), picture
         coded = [prepared for prepared in batch if prepared.described["decoded"]]
-        for prepared, picture in zip(coded, self.decoded(coded) if coded else [], strict=True):
-            yield file_name("decoded", prepared.position), picture
+        for prepared, drawn in _each(self.decoded, coded):
+            if isinstance(drawn, str):
+                _leave_out(prepared, "decoded", False, f"its codes can't be drawn: {drawn}")
+                continue
+            yield file_name("decoded", prepared.position), drawn
+        for prepared in batch:
+            yield file_name("samples", prepared.position), self.script(prepared)
+            if prepared.pixels is not None:
+                yield file_name("pictures", prepared.position), self.picture(prepared)
+            if problem is not None and _has_problem(prepared.described):
+                problem(prepared.described["key"])
 
     def _read_places(self, shard: Shard) -> pa.Table:
         return read_table(self._dataset, shard, ["key", "offset", "size"])
+
+
+def _each(
+    make: Callable[[Sequence[Prepared]], Sequence[_Made]], batch: Sequence[Prepared]
+) -> Iterator[tuple[Prepared, _Made | str]]:
+    """What is made of some samples at once or, where one of them spoils that, of each by itself; or why it can't be."""
+    if not batch:
+        return
+    try:
+        yield from zip(batch, make(batch), strict=True)
+    except (InputError, ShardError) as error:
+        if len(batch) == 1:
+            yield batch[0], str(error)
+            return
+        for prepared in batch:
+            yield from _each(make, [prepared])
+
+
+def _leave_out(prepared: Prepared, kind: str, nothing: object, remark: str) -> None:
+    prepared.described[kind] = nothing
+    prepared.described["remarks"].append(remark)
+
+
+def _has_problem(described: dict[str, Any]) -> bool:
+    return bool(described.get("problem") or described["remarks"] or (described.get("grid") or {}).get("problem"))

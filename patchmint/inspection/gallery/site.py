@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +38,17 @@ _KEPT_MASKS = 16
 _CHUNKS = {"index": INDEX_CHUNK, "texts": TEXTS_CHUNK}
 _OF_CHUNK = re.compile(r"data/(index|texts)-(\d{6})\.js", re.ASCII)
 _OF_SAMPLE = re.compile(r"(samples|pictures|masks|decoded)/\d{6}/(\d{6,9})(?:-(\d{1,4}))?\.(?:js|jpg|png)", re.ASCII)
+_FOLDER = re.compile(r"data|(samples|pictures|masks|decoded)(/\d{6})?", re.ASCII)
+
+
+def is_own_file(path: str) -> bool:
+    """Whether a gallery has files of such names."""
+    return path in (*ASSETS, "data/meta.js") or any(names.fullmatch(path) for names in (_OF_CHUNK, _OF_SAMPLE))
+
+
+def is_own_folder(path: str) -> bool:
+    """Whether a gallery has folders of such names."""
+    return _FOLDER.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)
@@ -93,14 +104,17 @@ class Site:
                 return self._of_sample(kind, position, text)
         return None
 
-    def files(self, progress: Progress | None = None) -> Iterator[tuple[str, bytes]]:
+    def files(
+        self, progress: Progress | None = None, problem: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         """Every path with its bytes; few samples are in memory at a time.
 
         Args:
             progress: told after each batch of samples.
+            problem: told the key of each sample of which something can't be shown; its card says what.
 
         Raises:
-            ShardError, StorageError, WeightsError, PluginError, InputError: as for `file`.
+            ShardError, StorageError, WeightsError, PluginError: as for `file`.
         """
         total = len(self.positions)
         chunks = (f"data/{kind}-{n:06}.js" for kind, length in _CHUNKS.items() for n in range(-(-total // length)))
@@ -111,7 +125,7 @@ class Site:
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, total, _BATCH):
                 batch = range(start, min(start + _BATCH, total))
-                yield from self._samples.of_batch(list(pool.map(self._prepare, batch)))
+                yield from self._samples.of_batch(list(pool.map(self._prepare, batch)), problem)
                 if progress is not None:
                     progress(batch[-1] + 1, total)
 

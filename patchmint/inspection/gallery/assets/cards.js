@@ -66,7 +66,8 @@ patchmint.makeStage = (position) => {
     const image = sample.image ?? { width: 4, height: 3 };
     for (const part of [stage, second]) part.style.setProperty("--ratio", image.width / image.height);
     stage.hidden = !sample.picture;
-    tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : sample.grid?.problem ?? "");
+    const partly = [sample.grid?.problem, ...sample.remarks].filter(Boolean).join("; ");
+    tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : partly);
     if (sample.picture) source(photo, patchmint.store.picture(position), `Photo of sample ${sample.key}`);
     photo.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
     const masked = switches.masks && Boolean(sample.masks[text]);
@@ -126,6 +127,13 @@ patchmint.cards = (() => {
     return redraw(card);
   }
 
+  // Of the text that is drawn, and, where another has more, of that: it is what samples are sorted by.
+  function shareWords(shares, textNumber) {
+    const largest = Math.max(...shares);
+    const own = patchmint.percent(shares[textNumber]);
+    return largest > shares[textNumber] ? `${own} (another text ${patchmint.percent(largest)})` : own;
+  }
+
   function redraw(card) {
     const { sample, textNumber } = card;
     if (!sample) return;
@@ -136,8 +144,8 @@ patchmint.cards = (() => {
     card.place.textContent = `text ${textNumber + 1} of ${sample.texts.length}`;
     const facts = [];
     const kept = patchmint.keptCount(sample, textNumber);
-    if (kept) facts.push(`${kept.kept}/${kept.all} kept`);
-    if (sample.labels) facts.push(`share ${patchmint.percent(patchmint.shareOf(sample))}`);
+    if (kept) facts.push(`${kept.kept}/${kept.all} kept${patchmint.ofFirstView(sample)}`);
+    if (sample.labels) facts.push(`share ${shareWords(sample.labels.shares, textNumber)}`);
     if (scores.length) facts.push(`best ${Math.max(...scores).toFixed(2)}`);
     card.facts.textContent = facts.join(" · ");
   }
@@ -172,7 +180,8 @@ patchmint.cards = (() => {
   return { render, move, columns, focus: (position) => cards.find((card) => card.position === position)?.element.focus() };
 })();
 
-patchmint.shareOf = (sample) => sample.labels.shares.reduce((sum, share) => sum + share, 0) / sample.labels.shares.length;
+// Of anyres the first view alone is drawn and counted, where a patch selector ranks the patches of all views.
+patchmint.ofFirstView = (sample) => (sample.grid.fit === "anyres" ? " of the first view" : "");
 
 // Kept patches of the first view, and how many there are.
 patchmint.keptCount = (sample, text) => {

@@ -109,7 +109,9 @@ patchmint.detail = (() => {
     const kept = patchmint.keptCount(sample, number);
     if (kept) {
       const how = patchmint.state.keep === null ? "as labelled" : `the best ${patchmint.state.keep} % by coverage`;
-      box.append(el("p", "kept-line", `kept ${kept.kept} of ${kept.all} patches, ${how}`));
+      const ofView = patchmint.ofFirstView(sample);
+      const unlike = ofView && patchmint.state.keep !== null ? " (a patch selector takes the ratio over all views)" : "";
+      box.append(el("p", "kept-line", `kept ${kept.kept} of ${kept.all} patches${ofView}, ${how}${unlike}`));
     }
     return box;
   }

@@ -43,13 +43,16 @@ patchmint.finder = (() => {
       (done) => wait(`reading the numbers of ${count(done)} of ${count(shown)} samples`), stopped,
     );
     if (!numbers) return null;
-    const inside = (values, range) => {
-      if (!range) return () => true;
+    const within = (range) => {
       const [from, to] = range.map((percent) => Math.round((percent * scale) / 100));
-      return (position) => values[position] !== none && values[position] >= from && values[position] <= to;
+      return (value) => value !== none && value >= from && value <= to;
     };
-    const [bySharing, byScore] = [inside(numbers.share, filter.share), inside(numbers.score, filter.score)];
-    const left = all.filter((position) => bySharing(position) && byScore(position));
+    const byShare = filter.share && within(filter.share);
+    const byScore = filter.score && within(filter.score);
+    const { shares, starts, score } = numbers;
+    // As `inspect find`: the share of some text, the best score.
+    const left = all.filter((position) => (!byScore || byScore(score[position])) &&
+      (!byShare || shares.subarray(starts[position], starts[position + 1]).some(byShare)));
     return filter.sort ? left.sort(comparison(filter.sort, numbers, none)) : left;
   }
 

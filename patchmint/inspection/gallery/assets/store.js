@@ -4,7 +4,7 @@ window.patchmint = (() => {
   const KEPT_SAMPLES = 240;
   const waiting = new Map(); // name -> { resolve, promise }
   const samples = new Map(); // name -> promise; the oldest goes first
-  const numbers = { share: null, score: null };
+  const numbers = { share: null, score: null, shares: null, starts: null };
   let meta = null;
 
   function receive(name, data) {
@@ -60,19 +60,31 @@ window.patchmint = (() => {
     return Uint16Array.from({ length: low.length / 2 }, (_, i) => low[2 * i] | (low[2 * i + 1] << 8));
   }
 
-  // Shares and scores of all samples, four bytes each; loaded once, when a filter or an order first needs them.
+  // Of all samples, a few bytes each; loaded once, when a filter or an order first needs them. `shares` has those of a
+  // sample's texts, ascending, from `starts[position]` to before the next one's; `share` is its largest.
   async function allNumbers(progress, stopped) {
     if (numbers.share) return numbers;
     const share = new Uint16Array(meta.shown);
     const score = new Uint16Array(meta.shown);
+    const starts = new Uint32Array(meta.shown + 1);
+    const parts = [];
     for (let start = 0; start < meta.shown; start += meta.index_chunk) {
       const chunk = await load(`data/index-${six(start / meta.index_chunk)}`);
       if (stopped()) return null;
-      share.set(words(chunk.share), start);
       score.set(words(chunk.score), start);
+      const own = words(chunk.shares);
+      let end = 0;
+      words(chunk.counts).forEach((count, row) => {
+        end += count;
+        starts[start + row + 1] = starts[start] + end;
+        share[start + row] = count ? own[end - 1] : meta.none;
+      });
+      parts.push(own);
       progress(Math.min(start + meta.index_chunk, meta.shown));
     }
-    Object.assign(numbers, { share, score });
+    const shares = new Uint16Array(starts[meta.shown]);
+    parts.reduce((place, own) => { shares.set(own, place); return place + own.length; }, 0);
+    Object.assign(numbers, { share, score, shares, starts });
     return numbers;
   }
 
