@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -21,8 +23,10 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Fit
+from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.codes import index as code_index
 from patchmint.inspection.codes import query as code_query
+from patchmint.inspection.codes import terms as code_terms_module
 from patchmint.inspection.codes.books import named_code, parse_code, tokens_layout
 from patchmint.inspection.codes.index import open_code_index
 from patchmint.inspection.codes.query import report_code
@@ -112,10 +116,9 @@ def test_counts_over_255_are_counted(tmp_path):
     assert [image["count"] for image in report["shown"]] == [400]
 
 
-def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatch, cache):
+def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatch):
     first = run(dataset, "3", "--json")
     assert first.exit_code == 0
-    (folder,) = (cache / "indexes").glob("*/codes-1-*")
 
     def refuse(*_: object) -> None:
         raise AssertionError("it is there already")
@@ -123,14 +126,92 @@ def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(code_index, "_build", refuse)
         assert run(dataset, "3", "--json").stdout == first.stdout
-    (folder / "samples.npy").write_bytes(b"\x93NUMPY")
-    damaged = run(dataset, "3").exception
-    assert isinstance(damaged, InputError)
-    assert f"{folder} is damaged; delete that folder" in str(damaged)
     of = layout(40)
     shutil.rmtree(dataset)
     make_dataset(dataset, [[make_sample(n, layout=of) for n in range(9)]], layout=of)
     assert json.loads(run(dataset, "3", "--json").stdout)["samples"] == 9
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\x93NUMPY", b"{}"])
+def test_a_damaged_index_is_made_anew(dataset, cache, data):
+    opened = open_dataset(dataset)
+    first = open_code_index(opened, tokens_layout(opened)).ranked(3, 9)[0].tolist()
+    (folder,) = (cache / "indexes").glob("*/codes-1-*")
+    assert len(list(folder.iterdir())) == 5
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        path.unlink() if data is None else path.write_bytes(data)
+        assert open_code_index(opened, tokens_layout(opened)).ranked(3, 9)[0].tolist() == first
+        assert path.read_bytes() == whole
+    path.unlink()
+    assert run(dataset, "3").exit_code == 0
+
+
+def test_an_index_of_another_data_set_is_noticed(dataset, cache, tmp_path, monkeypatch):
+    """As if nothing cheap had told that the data set is another: what is shown is what is there now."""
+    monkeypatch.setattr(inspection_cache, "_state", lambda dataset: "0" * 24)
+    other = make_dataset(tmp_path / "e", [[sample(n, "a", np.full((4, 4), n), of=layout(40))] for n in range(11)])
+    configured = layout(40)
+    finish(other, list(range(11)), 11, 0, configured)
+    asked = (("3",), ("--top", "--sheet", tmp_path / "s.png"))
+    expected = [run(other, *arguments, "--json").stdout for arguments in asked]
+    for arguments, right in zip(asked, expected, strict=True):
+        shutil.rmtree(cache)
+        moved = shutil.copytree(dataset, tmp_path / "moved")
+        assert run(moved, "3", "--json").exit_code == 0
+        shutil.rmtree(moved)
+        shutil.copytree(other, moved)
+        done = run(moved, *arguments, "--json")
+        assert done.exit_code == 0, done.exception
+        assert json.loads(done.stdout) == json.loads(right) | {"dataset": str(moved)}
+        shutil.rmtree(moved)
+
+
+def test_no_index_is_made_twice_of_sidecars_that_are_wrong(dataset, monkeypatch):
+    """Those of a code's images say what the index says: the samples are others."""
+    table = pq.read_table(dataset / "shards" / "000002.parquet")
+    damage_sidecar(dataset, "code_counts", [[count + 1 for count in row] for row in table["code_counts"].to_pylist()])
+    made = []
+    build = code_index._build
+    monkeypatch.setattr(code_index, "_build", lambda *arguments: made.append(1) or build(*arguments))
+    errors = [run(dataset, code).exception for code in range(40)]
+    assert any(isinstance(error, ShardError) and "its sidecar says" in str(error) for error in errors)
+    assert len(made) == 1
+
+
+def test_an_index_finds_no_room(dataset, cache, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    error = run(dataset, "3").exception
+    assert isinstance(error, InputError)
+    assert "No space left on device; set PATCHMINT_CACHE" in str(error)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_file_system_that_cannot_reserve_is_fine(dataset, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert run(dataset, "3").exit_code == 0
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert run(dataset, "4").exit_code == 0
+
+
+def test_positions_over_255(tmp_path, monkeypatch):
+    """In several batches of one shard: a byte for a position would be too short, and so would one batch's row."""
+    monkeypatch.setattr(code_index, "_ROWS", 100)
+    of = layout(40, grid=(2, 2), preprocessing="pad-32-bicubic")
+    units = [[sample(n, "a", np.full((2, 2), n % 37), of=of) for n in range(260)], [make_sample(260, layout=of)]]
+    opened = open_dataset(make_dataset(tmp_path / "d", units, layout=of))
+    index = open_code_index(opened, tokens_layout(opened))
+    for code in range(37):
+        positions, counts = index.ranked(code, 300)
+        mine = (positions < 260).nonzero()[0]
+        assert positions[mine].tolist() == list(range(code, 260, 37))
+        assert set(counts[mine].tolist()) == {4}
 
 
 def test_a_code_reported(dataset):
@@ -360,6 +441,16 @@ def test_terms():
     assert term.z == pytest.approx(expected)
     assert telling_terms(own[:1], own[:1], background, 5) == []
     assert telling_terms(own, own, Background(58, {"the": 58, "kite": 58}), 5) == []
+
+
+def test_terms_seen_once_are_let_go_of_too_many(monkeypatch):
+    monkeypatch.setattr(code_terms_module, "_MAX_HELD", 4)
+    counter = TermCounter()
+    for number in range(10):
+        counter.add(frozenset({"the", f"n{number}"}))
+        assert len(counter.background().counts) <= 4
+    background = counter.background()
+    assert (background.samples, background.counts["the"]) == (10, 10)
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "squash"])

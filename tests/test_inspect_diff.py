@@ -126,6 +126,36 @@ def test_labels_and_codes(builds, monkeypatch, block):
     assert told[-1] == (18, 18)
 
 
+def test_b_is_read_from_front_to_back(builds, monkeypatch):
+    """Not to and fro between its shards, in A's order: from a store each change of the shard is a request more."""
+    asked = {str(build): [] for build in builds}
+
+    def spy(dataset, indices, endings, progress=None):
+        asked[dataset.uri].append(list(map(int, indices)))
+        return read(dataset, indices, endings, progress)
+
+    read = diff_members.iter_stored
+    monkeypatch.setattr(diff_members, "iter_stored", spy)
+    monkeypatch.setattr(diff_members, "_BLOCK", 10)
+    compare(*map(open_dataset, builds))
+    for blocks in asked.values():
+        assert [len(block) for block in blocks] == [10, 8]
+        assert all(block == sorted(block) for block in blocks)
+
+
+def test_what_differs_is_never_shown_as_all(tmp_path):
+    """Of 40,000 cells one differs: 99.9975 %."""
+    tokens = TokensLayout(member="vqgan", grid=(200, 200), codebook_sizes=(16384,), preprocessing="p")
+    layout = LAYOUT.model_copy(update={"tokens": tokens})
+    sample = make_sample(0, layout=layout)
+    codes = sample.codes.copy()
+    codes[0, 0] = (codes[0, 0] + 1) % 16384
+    a = make_dataset(tmp_path / "a", [[sample]], layout=layout)
+    b = make_dataset(tmp_path / "b", [[replace(sample, codes=codes)]], layout=layout)
+    assert "codes of 1 samples: 99.99 % of 40000 cells agree; 1 samples changed" in run(a, b, rc=1).stdout
+    assert "codes of 1 samples: 100.00 % of 40000 cells agree; 0 samples changed" in run(a, a, rc=0).stdout
+
+
 def test_keys_texts_phrases_and_shares(builds):
     difference = compare(*map(open_dataset, builds))
     assert difference.samples == (20, 20, 18)

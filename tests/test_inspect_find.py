@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -111,6 +112,8 @@ SEARCHES = [
     (Search(where="COLUMNS('.rdina.') > 20"), lambda row: row["ordinal"] > 20),
     (Search(where="contains(shard::VARCHAR, 'second t')"), lambda row: len(row["texts"]) > 1),
     (Search(where="#3 > 20"), lambda row: row["ordinal"] > 20),
+    (Search(where="index between 6 and 8"), lambda row: row["key"] in {"s0006", "s0007", "s0008"}),
+    (Search(key="s000[3-5]"), lambda row: row["key"] in {"s0003", "s0004", "s0005"}),
     (
         Search(where="ordinal > 3 or ordinal = 1", texts=["cat"], max_score=0.5),
         lambda row: row["ordinal"] in {1, *range(4, 24)} and " cat" in row["texts"][0] and near(row, 0, 0.5),
@@ -164,6 +167,8 @@ def test_order_and_limit(folder, dataset):
         "exists(from rows_of)",
         "exists(from table_of_this_process)",
         "getenv('HOME') <> ''",
+        "*",
+        " - ".join(["width"] * 900),
     ],
 )
 def test_bad_sql_is_said_with_the_columns(dataset, where):
@@ -175,6 +180,36 @@ def test_bad_sql_is_said_with_the_columns(dataset, where):
         with pytest.raises(InputError) as error:
             find_samples(dataset, search)
         assert '"label_shares" FLOAT[]' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("width > (select avg(width) from shard)", "a subquery"),
+        ("exists(from shard)", "a subquery"),
+        ("'select' = key or width in (select 40)", "a subquery"),
+        ("case when true then [ordinal > any(select 1)] end[1]", "a subquery"),
+        ("row_number() over (order by width)", "a window function"),
+        ("rank() over () > 1", "a window function"),
+        ("1 + sum(width)", "'sum' is an aggregate"),
+        ("Count(*) > 1", "'count_star' is an aggregate"),
+        ("max(width) filter (width > 1)", "'max' is an aggregate"),
+        ("unnest(codes)", "'unnest' makes several rows of one"),
+        ("1 + generate_subscripts(codes, 1)", "'generate_subscripts' makes several rows of one"),
+    ],
+)
+def test_what_looks_at_several_samples_is_refused(dataset, written, why):
+    """Shard by shard it would say something else than of the whole data set."""
+    for search in (Search(where=written), Search(sort=written), Search(sort=f"{written} desc")):
+        with pytest.raises(InputError, match="sees one sample at a time") as error:
+            find_samples(dataset, search)
+        assert why in str(error.value)
+        assert '"label_shares" FLOAT[]' in str(error.value)
+
+
+def test_words_of_such_things_are_no_such_things(dataset):
+    for where in ("key <> '(select 1) over () sum(x)'", "list_sum(codes) > 0 -- (select 1)", "list_avg(scores) >= -1"):
+        assert find_samples(dataset, Search(where=where, sort=f"{where}"))[0], where
 
 
 @pytest.mark.parametrize(
@@ -285,6 +320,27 @@ def test_hostile_texts_are_printed_as_texts(tmp_path):
     assert len(done.stdout) < 3000
 
 
+def test_the_help_says_what_can_be_asked(folder):
+    page = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(inspect_app, ["find", "--help"]).stdout.split())
+    columns = [*pq.read_table(next(folder.glob("shards/*.parquet"))).column_names, "index"]
+    assert [name for name in columns if not re.search(rf"\b{name}\b", page)] == []
+    assert "square brackets" in page
+    assert "sees one sample at a time" in page
+
+
+def test_json_reaches_the_terminal_in_plain_ascii(tmp_path):
+    """Control characters (C0, C1, DEL), bidi overrides and half characters would act on it."""
+    hostile = "a\x1b[2J\x07\x7f\x9b31m\u202e\u2066\u200f\u2028\n猫 [red]"
+    made = make_sample(0, phrases=False)
+    source = replace(made.planned.sample, texts=(SourceText(hostile),))
+    planned = replace(made.planned, sample=source)
+    folder = make_dataset(tmp_path / "d", [[replace(made, planned=planned)]])
+    found = run(folder, "--json").stdout
+    assert found.isascii()
+    assert {character for character in found if not character.isprintable()} == {"\n"}
+    assert json.loads(found)["samples"][0]["texts"] == [hostile]
+
+
 def test_bad_usage(folder):
     for arguments in (
         ("--keys", "--json"),
@@ -315,7 +371,7 @@ def test_rejects(folder):
     assert run(folder, "--rejects", "--keys", "--limit", "2", "--sort", "ordinal desc").stdout == "s0052\ns0051\n"
     assert run(folder, "--rejects", "--keys", "--where", "ordinal > 50 and reason <> 'x'").stdout == "s0051\n"
     assert run(folder, "--rejects", "--reason", "nothing", rc=1).stdout == ""
-    with pytest.raises(InputError, match='"message" VARCHAR'):
+    with pytest.raises(InputError, match=r'"message" VARCHAR, "index" BIGINT$'):
         find_rejects(open_dataset(folder), where="width > 1")
 
 

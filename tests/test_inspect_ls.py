@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from s3_server import s3_server
-from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, write_plan
+from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, write_plan
 from typer.testing import CliRunner
 
 from patchmint.cli import COMMANDS as ROOT_COMMANDS
 from patchmint.cli.inspect import COMMANDS, inspect_app
+from patchmint.config import BuildConfig
 from patchmint.errors import InputError, ShardError, StorageError
 from patchmint.inspection.opening import open_dataset
+from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 
@@ -105,6 +107,39 @@ def test_unfinished_build(unfinished):
     assert "KEY.vqgan.npy" in shown
 
 
+@pytest.mark.parametrize("built", [0, 1, 2])
+def test_a_retry_under_way(tmp_path, monkeypatch, built):
+    """dataset.json is still that of the build before the retry, whose units have no records yet, or newer ones."""
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data"
+    storage = open_storage(folder)
+    config = BuildConfig.model_validate(
+        {"source": {"kind": "folder", "uri": "in"}, "output": {"uri": str(folder), "samples_per_shard": 3}}
+    )
+    plans = [make_plan([make_sample(n).planned.sample for n in range(6)], config, {}, storage)]
+    commit_unit(folder, 0, [make_sample(0), make_sample(2)], [make_reject(1)])
+    commit_unit(folder, 1, [], [make_reject(3), make_reject(4), make_reject(5)])
+    finish(folder, [0, 1], 6, 4)
+    assert (open_dataset(folder).finished, open_dataset(folder).unbuilt) == (True, 0)
+    make_retry_plan(storage, plans, [1, 3, 4, 5])
+    for unit, written, rejected in [(2, [1, 3], [4]), (3, [5], [])][:built]:
+        commit_unit(folder, unit, [make_sample(n) for n in written], [make_reject(n) for n in rejected])
+    dataset = open_dataset(folder)
+    assert (dataset.finished, dataset.unbuilt, dataset.samples) == (False, 2 - built, [2, 4, 5][built])
+    assert dataset.manifest is not None
+    assert dataset.manifest.layout == LAYOUT
+    for command in (["ls"], ["info"], ["show", "s0002"], ["find"], ["stats"], ["codes", "--top"], ["diff", folder]):
+        done = run(command[0], folder, *command[1:], "--json")
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    assert told("ls", folder)["unbuilt_units"] == 2 - built
+    (folder / "shards/000000.tar").unlink()
+    with pytest.raises(ShardError, match="lacks"):
+        open_dataset(folder)
+    (folder / "commits/000000.json").unlink()
+    with pytest.raises(ShardError, match="isn't complete"):
+        open_dataset(folder)
+
+
 def test_own_tar_with_and_without_its_sidecar(dataset, tmp_path):
     tar = dataset / "shards/000000.tar"
     expected = [
@@ -181,14 +216,32 @@ def test_a_copy_that_lacks_rejects_is_an_error(dataset):
         open_dataset(dataset)
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b"\xff", b'{"unit": 0, "written": 2}', b'{"unit": 1, "written": "2"}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"a":' * 10**5, b'{"unit": 0, "written": 2}'),
+        *(b'{"unit": 1, "written": %s}' % count for count in (b'"2"', b"-1", b"4", b"1e999")),
+    ],
+)
 def test_damaged_record(dataset, data):
     (dataset / "commits/000001.json").write_bytes(data)
     with pytest.raises(ShardError, match=r"commits/000001\.json"):
         open_dataset(dataset)
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b"\xff"])
+def totals(written, units="3"):
+    return f'{{"totals": {{"units": {units}, "written": {written}}}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"a":' * 10**5),
+        *map(totals, ("Infinity", "1e999", "-1", "null", '"5"', "9" * 5000, "[]")),
+        *(totals(5, units) for units in ("-3", "Infinity", "null")),
+        b'{"totals": {"written": 5}}',
+    ],
+)
 def test_damaged_manifest(dataset, data):
     (dataset / "dataset.json").write_bytes(data)
     with pytest.raises(ShardError, match=r"dataset\.json"):

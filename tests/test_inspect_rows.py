@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_data import make_dataset, make_reject, make_sample
+from shard_data import make_dataset, make_reject, make_sample, write_shard
 
 from patchmint.errors import ShardError
 from patchmint.inspection.opening import open_dataset
 from patchmint.inspection.rows import iter_rejects, iter_tables, read_table
+from patchmint.inspection.samples import iter_stored, sample_at
+from patchmint.inspection.show.lookup import find_sample
 from patchmint.shards.sidecar import SCHEMA
 
 
@@ -79,3 +84,49 @@ def test_fewer_rows_and_no_parquet_at_all(folder):
     (folder / "rejects" / "000002.parquet").write_bytes(b"")
     with pytest.raises(ShardError, match="is no table of patchmint"):
         list(iter_rejects(dataset))
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(-1, 512), (0, 0), (0, -1), (0, 10**12), (0, 2**63 - 1), (2**63 - 1, 512), (2**63 - 1, 2**63 - 1), (512, None)],
+)
+def test_places_outside_of_the_tar(folder, monkeypatch, offset, size):
+    """Of a hostile sidecar: one error, from whatever needs places."""
+    monkeypatch.setenv("PATCHMINT_CACHE", str(folder.parent / "cache"))
+    whole = open_dataset(folder).shards[0].size
+    path = folder / "shards/000000.parquet"
+    table = pq.read_table(path)
+    places = {"offset": [0, offset], "size": [table["size"][0].as_py(), whole if size is None else size]}
+    for name, values in places.items():
+        replaced(path, name, pa.array(values, pa.int64()))
+    dataset = open_dataset(folder)
+    words = r"shards/000000\.parquet of .* sample 1 at byte .*inspect verify"
+    with pytest.raises(ShardError, match=words):
+        sample_at(dataset, 1)
+    with pytest.raises(ShardError, match=words):
+        list(iter_stored(dataset, [1], ["json"]))
+    with pytest.raises(ShardError, match=words):
+        find_sample(dataset, "s0001")
+    assert read_table(dataset, dataset.shards[0], ["key"]).num_rows == 2
+
+
+def test_places_up_to_the_end(folder):
+    tar = folder / "shards/000000.tar"
+    sample = sample_at(open_dataset(folder), 1)
+    tar.write_bytes(tar.read_bytes()[: sample.offset + sample.size])
+    assert sample_at(open_dataset(folder), 1).key == sample.key
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_that_was_packed_again(tmp_path, kind):
+    tar, _ = write_shard([make_sample(0), make_sample(1)])
+    with tarfile.open(fileobj=io.BytesIO(tar)) as old, tarfile.open(tmp_path / "a.tar", "w", format=kind) as new:
+        for member in old:
+            member.mtime = 1.5 if member.name.startswith("s0001") else 0  # what no plain header can hold
+            new.addfile(member, old.extractfile(member))
+    if kind == tarfile.PAX_FORMAT:
+        with pytest.raises(ShardError, match=r"a\.tar was packed again .* --format=ustar"):
+            open_dataset(tmp_path / "a.tar")
+    else:
+        dataset = open_dataset(tmp_path / "a.tar")
+        assert [sample_at(dataset, index).key for index in range(2)] == ["s0000", "s0001"]

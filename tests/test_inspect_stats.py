@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from s3_server import s3_server
 from shard_data import LAYOUT, make_dataset, make_reject, make_sample, write_shard
+from test_shards_verify import edit_document
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -137,6 +138,7 @@ def test_distributions():
     for part in np.array_split(values, 7):
         counts.add(part)
     counts.add(np.zeros(0))
+    assert len(counts._levels) <= 1 + 2**20, "an absurd value takes no memory"
     found = counts.distribution()
     assert (found.count, found.mean, found.maximum) == (5001, pytest.approx(values.mean()), 10**7)
     for share in QUANTILES:
@@ -186,8 +188,52 @@ def test_data_sets_without_labels_or_codes(tmp_path):
     done = run(folder, "--png", tmp_path / "s.png", "--html", tmp_path / "s.html")
     assert done.exit_code == 0
     assert "patches" not in done.stdout
-    make_dataset(tmp_path / "e", [[]], {0: [make_reject(0)]})
-    assert isinstance(run(tmp_path / "e").exception, InputError)
+
+
+def test_where_every_sample_was_rejected(tmp_path):
+    """Just then one asks why."""
+    rejects = [*map(make_reject, range(3)), replace(make_reject(3), fault=Fault("plan", "no-text", ""))]
+    folder = make_dataset(tmp_path / "d", [[], []], {0: rejects[:2], 1: rejects[2:]})
+    plots = ("--png", tmp_path / "s.png", "--html", tmp_path / "s.html")
+    for unfinished in (False, True):
+        if unfinished:
+            (folder / "dataset.json").unlink()
+        done = run(folder, *plots)
+        assert done.exit_code == 0, done.exception
+        assert done.stdout.splitlines()[0].endswith(": 0 samples in 0 shards; 0 texts; 4 rejected")
+        rows = [re.findall(r"\w[\w-]*", line) for line in done.stdout.splitlines()]
+        assert ["read", "image-missing", "3"] in rows
+        assert ["plan", "no-text", "1"] in rows
+        assert "distribution" not in done.stdout
+        with Image.open(tmp_path / "s.png") as image:
+            assert image.size[0] > 1000
+        page = (tmp_path / "s.html").read_text()
+        assert "image-missing" in page
+        assert not {"Distributions", "Formats", "<img"} & set(re.findall(r"\w+|<\w+", page))
+        found = json.loads(run(folder, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert [(entry["stage"], entry["count"]) for entry in found["rejects"]] == [("read", 3), ("plan", 1)]
+        assert {name for name, value in found.items() if value} == {"dataset", "rejects"}
+        assert (found["width"], found["labels"], found["codes"], found["samples"]) == (None, None, [], 0)
+
+
+def test_where_there_is_nothing_at_all(tmp_path):
+    error = run(make_dataset(tmp_path / "d", [[]])).exception
+    assert isinstance(error, InputError)
+    assert "neither samples nor rejects" in str(error)
+
+
+def test_a_selector_of_other_numbers_keeps_just_the_same(tmp_path):
+    """A tar of others: anything but 0 is kept, as `diff`, `show` and the gallery have it."""
+    tar, sidecar = write_shard([make_sample(0)])
+    (tmp_path / "a.tar").write_bytes(tar)
+    (tmp_path / "a.parquet").write_bytes(sidecar)
+    ones = json.loads(run(tmp_path / "a.tar", "--json").stdout)["positions"]
+    assert max(map(max, ones["selector"])) == 1
+    (sample,) = iter_samples(open_storage(tmp_path), "a.tar")
+    selector = sample.selector.tobytes()
+    assert tar.count(selector) == 1
+    (tmp_path / "a.tar").write_bytes(tar.replace(selector, selector.replace(b"\1", b"\7")))
+    assert json.loads(run(tmp_path / "a.tar", "--json").stdout)["positions"] == ones
 
 
 def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path, monkeypatch):
@@ -242,6 +288,54 @@ def test_labels_of_another_grid_are_an_error(dataset):
     manifest["layout"]["grid"]["cols"] = 5
     (dataset / "dataset.json").write_text(json.dumps(manifest))
     assert "has no labels of 4 x 5 patches" in str(run(dataset).exception)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("grid.rows", 10**6),
+        ("grid.cols", 1025),
+        ("grid.patch_px", 10**30),
+        ("tokens.grid", [2**20, 2**20]),
+        ("tokens.grid", [1025, 1024]),
+        ("tokens.grid", [4, 0]),
+        ("tokens.grid", [1] * 100),
+        ("tokens.codebook_sizes", [2**31]),
+        ("tokens.codebook_sizes", [2**40]),
+        ("tokens.codebook_sizes", [2**23, 2**23, 1]),
+        ("tokens.codebook_sizes", [0]),
+        ("tokens.codebook_sizes", [-5, 35]),
+        ("tokens.codebook_sizes", [1] * 5000),
+    ],
+)
+def test_layouts_that_no_model_has_are_errors(dataset, place, value):
+    """Not something to make room for."""
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    part, name = place.split(".")
+    manifest["layout"][part][name] = value
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    for command in ("stats", "info", "verify"):
+        error = CliRunner().invoke(inspect_app, [command, str(dataset)])
+        if command == "verify":
+            assert error.exit_code == 1
+            assert "dataset.json" in error.stdout
+        else:
+            assert isinstance(error.exception, ShardError), command
+            assert f"layout.{place}" in str(error.exception)
+
+
+def test_large_layouts_that_models_have():
+    tokens = {"member": "t", "preprocessing": "x"}
+    many = ((1024, 1024), (2**24,)), ((4, 64, 64), (2**18,)), ((750,), (1024,) * 32), ((16, 16), (2,) * 32)
+    for grid, sizes in many:
+        assert TokensLayout(grid=grid, codebook_sizes=sizes, **tokens).codebook_sizes == sizes
+    assert GridLayout(rows=1024, cols=1024, patch_px=1024, fit="pad").rows == 1024
+
+
+def test_a_lone_tar_that_boasts_takes_no_memory(tmp_path):
+    grid = {"rows": 10**6, "cols": 10**6, "patch_px": 14, "fit": "squash", "views": 1}
+    (tmp_path / "a.tar").write_bytes(edit_document(grid=grid)(write_shard([make_sample(3)])[0]))
+    assert "has no labels of 1000000 x 1000000 patches" in str(run(tmp_path / "a.tar").exception)
 
 
 def test_in_the_terminal(dataset):

@@ -7,11 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 from PIL import Image
 from skimage import data
+
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import BuildError
+from patchmint.geometry import grid_preset
+from patchmint.pipeline.layout import layout_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -173,3 +179,12 @@ def test_broken_ones_are_named(installed, tmp_path, name, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
+    spec = SimpleNamespace(
+        name="toy", grid_shape=(4, 4), codebook_sizes=(1 << 25,), preprocessing="none", can_decode=False
+    )
+    models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizer=SimpleNamespace(spec=spec), encoder=None)
+    with pytest.raises(BuildError, match=r"what the models make can't be stored: .*codebook"):
+        layout_of(AnnotatorConfig(), models)

@@ -30,6 +30,7 @@ class Shard:
         samples: written samples.
         rejected: samples of the unit that weren't written.
         size: bytes of the tar; 0 where nothing was written.
+        sidecar_size: bytes of the table; 0 where there is none.
     """
 
     unit: int
@@ -38,6 +39,7 @@ class Shard:
     samples: int
     rejected: int
     size: int
+    sidecar_size: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +51,11 @@ class Dataset:
     Attributes:
         uri: as given.
         storage: the data set's folder, or the folder of a lone tar.
-        manifest_data: bytes of dataset.json; None for an unfinished build and for a lone tar.
+        manifest_data: bytes of dataset.json; None for a build that wasn't finished yet and for a lone tar. While a
+            retry is under way it is that of the build before: its totals are too small, the rest still holds.
         shards: in order of their units.
-        unbuilt: units of the plan that aren't done yet.
+        unbuilt: units of the plan, retries included, that aren't done yet.
+        finished: dataset.json is there and covers all units.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
     """
 
@@ -60,11 +64,12 @@ class Dataset:
     manifest_data: bytes | None = field(repr=False)
     shards: tuple[Shard, ...] = field(repr=False)
     unbuilt: int = 0
+    finished: bool = False
     scanned: Any = field(default=None, repr=False)
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """dataset.json; None for an unfinished build and for a lone tar.
+        """dataset.json, as `manifest_data`.
 
         Raises:
             ShardError: it isn't of the format's form.

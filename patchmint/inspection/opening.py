@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from patchmint.errors import InputError, NotFoundError, ShardError
 from patchmint.inspection.dataset import Dataset, Shard
@@ -15,6 +16,7 @@ from patchmint.shards.planned import PLAN_PATH, read_planned_units
 from patchmint.storage import Storage, open_storage
 
 _STORE_THREADS = 16
+_NO_DOCUMENT = (ValueError, LookupError, TypeError, RecursionError)
 
 
 def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
@@ -43,16 +45,19 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
     except NotFoundError:
         manifest = None
     sizes = {entry.path: entry.size for folder in ("rejects", "shards") for entry in storage.list(folder)}
+    covered, written = (0, 0) if manifest is None else _totals(manifest)
+    finished = manifest is not None and covered >= len(planned)
     # A finished build has a record of every unit: nothing to list.
-    done = sorted(planned) if manifest is not None else _done(storage, planned)
+    done = sorted(planned) if finished else _done(storage, planned)
     shards = tuple(_shards(storage, done, planned, sizes))
-    dataset = Dataset(text, storage, manifest, shards, unbuilt=len(planned) - len(done))
-    if manifest is not None and dataset.samples != (written := _written_by_manifest(dataset, manifest)):
+    before_retries = set(sorted(planned)[:covered])
+    found = sum(shard.samples for shard in shards if shard.unit in before_retries)
+    if found != written:
         raise ShardError(
-            f"the files of {text} make {dataset.samples} samples, its {MANIFEST_PATH} says {written}: the copy isn't "
+            f"the files of {text} make {found} samples, its {MANIFEST_PATH} says {written}: the copy isn't "
             f"complete; run `patchmint inspect verify {text}`"
         )
-    return dataset
+    return Dataset(text, storage, manifest, shards, unbuilt=len(planned) - len(done), finished=finished)
 
 
 def open_tar(uri: str) -> tuple[Storage, str]:
@@ -74,13 +79,23 @@ def sidecar_of(tar: str) -> str:
     return f"{tar.removesuffix('.tar')}.parquet"
 
 
-def _written_by_manifest(dataset: Dataset, data: bytes) -> int:
-    """`totals.written`; without the models that check the whole file, since they take longer to import."""
+def _totals(data: bytes) -> tuple[int, int]:
+    """Units and written samples; without the models that check the whole file, since they take longer to import."""
     try:
-        return int(json.loads(data)["totals"]["written"])
-    except (ValueError, LookupError, TypeError):
-        manifest = dataset.manifest  # says what is wrong
-        return manifest.totals.written if manifest is not None else -1
+        totals = json.loads(data)["totals"]
+        units, written = totals["units"], totals["written"]
+        if _is_count(units) and _is_count(written):
+            return units, written
+    except _NO_DOCUMENT:
+        pass
+    from patchmint.shards.manifest import parse_manifest
+
+    checked = parse_manifest(data).totals  # says what is wrong
+    return checked.units, checked.written
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _done(storage: Storage, planned: Mapping[int, int]) -> list[int]:
@@ -98,12 +113,17 @@ def _shards(
     for unit, (_, sidecar, tar) in names.items():
         count = planned[unit]
         written = recorded.get(unit, count)
+        if written > count:
+            raise ShardError(
+                f"{record_path(unit)} of {storage.uri} says that {written} samples are written, planned were {count}; "
+                "it is of another build, or damaged; delete it and run the build's command again"
+            )
         if written and (tar not in sizes or sidecar not in sizes):
             raise ShardError(
                 f"{storage.uri} lacks {tar} or {sidecar}, although {record_path(unit)} says that they are written; "
                 f"run the build's command again, or `patchmint inspect verify {storage.uri}`"
             )
-        yield Shard(unit, tar, sidecar, written, count - written, sizes.get(tar, 0))
+        yield Shard(unit, tar, sidecar, written, count - written, sizes.get(tar, 0), sizes.get(sidecar, 0))
 
 
 def _written(storage: Storage, units: Sequence[int]) -> list[int]:
@@ -120,9 +140,9 @@ def _written_by_record(storage: Storage, unit: int) -> int:
     data = storage.read(path)
     try:
         record = json.loads(data)
-        if record["unit"] == unit and isinstance(record["written"], int):
-            return record["written"]
-    except (ValueError, LookupError, TypeError):
+        if record["unit"] == unit and _is_count(written := record["written"]):
+            return int(written)
+    except _NO_DOCUMENT:
         pass
     from patchmint.shards.records import CommitRecord
 
@@ -137,6 +157,6 @@ def _open_tar(uri: str) -> Dataset:
     sidecar, size = sidecar_of(name), storage.size(name)
     if storage.exists(sidecar):
         rows = read_parquet(storage, sidecar, ["key"]).num_rows
-        return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size),))
+        return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size, storage.size(sidecar)),))
     table = scan_tar(storage, name)
     return Dataset(uri, storage, None, (Shard(0, name, "", table.num_rows, 0, size),), scanned=table)

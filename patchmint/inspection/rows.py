@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +26,7 @@ Progress = Callable[[int, int], None]
 _TYPES = {field.name: field.type for schema in (SCHEMA, REJECTS) for field in schema}
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16
+_BLOCK = tarfile.BLOCKSIZE
 
 
 def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
@@ -35,7 +38,7 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         columns: of `patchmint.shards.sidecar.SCHEMA`; None: all.
 
     Raises:
-        ShardError: the sidecar is damaged; or the tar of a lone one isn't patchmint's.
+        ShardError: the sidecar is damaged, or of another tar; or the tar of a lone one isn't patchmint's.
         StorageError: it can't be read.
     """
     if not shard.samples:
@@ -48,7 +51,21 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
             f"verify {dataset.uri}`"
         )
+    if {"offset", "size"} <= set(table.column_names):
+        _check_places(table, shard, dataset.uri)
     return table
+
+
+def _check_places(table: pa.Table, shard: Shard, uri: str) -> None:
+    offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    # Subtracted: a sum could overflow.
+    outside = np.flatnonzero((offsets < 0) | (sizes <= 0) | (offsets > shard.size - sizes))
+    if outside.size:
+        row = int(outside[0])
+        raise ShardError(
+            f"{shard.sidecar} of {uri} has sample {row} at byte {offsets[row]} with {sizes[row]} bytes, which isn't "
+            f"inside the {shard.size} bytes of {shard.tar}; run `patchmint inspect verify {uri}`"
+        )
 
 
 def iter_tables(
@@ -88,6 +105,11 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
     """
     rows = []
     for ordinal, sample in enumerate(iter_samples(storage, tar)):
+        if sample.size != sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in sample.members.values()):
+            raise ShardError(
+                f"{tar} was packed again with extended (PAX or GNU) headers, which shards don't have; pack it with "
+                "`tar --format=ustar`, or get the shard as it was built"
+            )
         try:
             place = Place(ordinal, sample.offset, sample.size)
             rows.append(sidecar_row(sample.document, place, sample.selector, sample.codes))

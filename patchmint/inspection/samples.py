@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
+from operator import itemgetter
 from typing import BinaryIO
 
-import numpy as np
+import pyarrow as pa
 
 from patchmint.errors import ShardError
 from patchmint.inspection.dataset import Dataset, Integers, Shard
@@ -55,15 +56,13 @@ def iter_stored(
         StorageError: a tar can't be read.
     """
     wanted = frozenset(endings)
-    placed = ((dataset.place(int(index))[0], int(index)) for index in indices)
+    placed = ((int(index), *dataset.place(int(index))) for index in indices)
     done = 0
-    for shard, group in groupby(placed, key=lambda pair: pair[0]):
-        first = int(dataset.starts[dataset.shards.index(shard)])
-        positions = [index for _, index in group]
+    for shard, group in groupby(placed, key=itemgetter(1)):
+        positions, _, rows = zip(*group, strict=True)
         table = read_table(dataset, shard, ["key", "offset", "size"])
-        rows = np.asarray(positions) - first
-        keys = table["key"].take(rows).to_pylist()
-        places = [(int(table["offset"][row].as_py()), int(table["size"][row].as_py())) for row in rows.tolist()]
+        keys = table["key"].take(pa.array(rows)).to_pylist()
+        places = [(int(table["offset"][row].as_py()), int(table["size"][row].as_py())) for row in rows]
         for index, key, sample in zip(positions, keys, _read(dataset, shard, places, wanted), strict=True):
             if sample.key != key:
                 raise ShardError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.rows import iter_tables
 from patchmint.inspection.samples import sample_at
+from patchmint.inspection.stats.rejects import count_rejects
 from patchmint.shards.commit import read_records
 from patchmint.shards.planned import read_planned_units
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.sidecar import mean_share, mean_share_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Summary:
         versions: of the libraries that decide the bytes.
         config: the build's settings.
         layout: grid, min_coverage, tokens, features.
-        members: of every sample: ending, dtype, shape; unless finished, those of the first sample.
+        members: of every sample: ending, dtype, shape; without dataset.json those of the first sample.
         totals: units, units_done, planned, written, rejected (by reason), texts, label_share, shards, bytes.
     """
 
@@ -49,24 +50,25 @@ def summarise(dataset: Dataset) -> Summary:
         ShardError: dataset.json, a record, a sidecar or the first sample is damaged.
         StorageError: it can't be read.
     """
-    return _finished(dataset) or _by_samples(dataset)
+    return _by_manifest(dataset) or _by_samples(dataset)
 
 
-def _finished(dataset: Dataset) -> Summary | None:
+def _by_manifest(dataset: Dataset) -> Summary | None:
     manifest = dataset.manifest
     if manifest is None:
         return None
     told = manifest.model_dump(mode="json")
     return Summary(
         dataset=dataset.uri,
-        state="finished",
+        state="finished" if dataset.finished else "unfinished",
         notice=manifest.notice,
         models=told["models"],
         versions=told["versions"],
         config=told["config"],
         layout=told["layout"],
         members=told["members"],
-        totals=told["totals"] | {"units_done": manifest.totals.units},
+        # dataset.json of before a retry knows nothing of its units
+        totals=told["totals"] | {"units_done": manifest.totals.units} if dataset.finished else _totals_so_far(dataset),
     )
 
 
@@ -111,10 +113,8 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
     records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
     rejected: Counter[str] = Counter()
-    for record in records:
-        rejected.update(record.rejects)
-    shares = [(record.label_share, record.texts) for record in records if record.label_share is not None]
-    labelled = sum(texts for _, texts in shares)
+    for entry in count_rejects(dataset):
+        rejected[entry.reason] += entry.count
     return {
         "units": len(dataset.shards) + dataset.unbuilt,
         "units_done": len(dataset.shards),
@@ -122,18 +122,18 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
         "written": dataset.samples,
         "rejected": dict(rejected.most_common()),
         "texts": sum(record.texts for record in records),
-        "label_share": math.fsum(share * texts for share, texts in shares) / labelled if labelled else None,
+        "label_share": mean_share_of((record.label_share, record.texts) for record in records),
         "shards": sum(bool(shard.samples) for shard in dataset.shards),
         "bytes": sum(shard.size for shard in dataset.shards),
     }
 
 
 def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
-    texts, labelled, share = 0, 0, 0.0
+    texts = 0
+    shares: list[float] = []
     for _, table in iter_tables(dataset, ["texts", "label_shares"]):
         texts += sum(map(len, table["texts"].to_pylist()))
-        shares = [value for row in table["label_shares"].to_pylist() for value in row]
-        labelled, share = labelled + len(shares), share + math.fsum(shares)
+        shares += (value for row in table["label_shares"].to_pylist() for value in row)
     return {
         "units": None,
         "units_done": None,
@@ -141,7 +141,7 @@ def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
         "written": dataset.samples,
         "rejected": None,
         "texts": texts,
-        "label_share": share / labelled if labelled else None,
+        "label_share": mean_share(shares),
         "shards": 1,
         "bytes": dataset.shards[0].size,
     }

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.geometry import coverage_to_uint8
 from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 
 _UINT16_CODES = 1 << 16
+# Far above what models have; what a damaged or hostile dataset.json says is made room for, so it has to end somewhere.
+_MAX_SIDE = 1024
+_MAX_AXES = 4
+_MAX_CELLS = 1 << 20
+_MAX_BOOKS = 1024
+_MAX_CODES = 1 << 24
 
 
 class _Layout(BaseModel):
@@ -21,9 +28,9 @@ class _Layout(BaseModel):
 class GridLayout(_Layout):
     """The patch grid of one view of an image."""
 
-    rows: int = Field(ge=1, description="Patch rows of one view.")
-    cols: int = Field(ge=1, description="Patch columns.")
-    patch_px: int = Field(ge=1, description="Side of a patch in pixels of the encoder's input.")
+    rows: int = Field(ge=1, le=_MAX_SIDE, description="Patch rows of one view.")
+    cols: int = Field(ge=1, le=_MAX_SIDE, description="Patch columns.")
+    patch_px: int = Field(ge=1, le=_MAX_SIDE, description="Side of a patch in pixels of the encoder's input.")
     fit: str = Field(description="How an image becomes the encoder's input: pad, crop, squash or anyres.")
 
 
@@ -31,9 +38,27 @@ class TokensLayout(_Layout):
     """The tokenizer's codes."""
 
     member: str = Field(pattern=r"^[a-z0-9_-]{1,15}$", description="Name of the member: KEY.MEMBER.npy.")
-    grid: tuple[int, ...] = Field(min_length=1, description="Shape of the codes; (rows, cols), or (length,).")
-    codebook_sizes: tuple[int, ...] = Field(min_length=1, description="Number of codes in each codebook.")
+    grid: tuple[Annotated[int, Field(ge=1, le=_MAX_CELLS)], ...] = Field(
+        min_length=1, max_length=_MAX_AXES, description="Shape of the codes; (rows, cols), or (length,)."
+    )
+    codebook_sizes: tuple[Annotated[int, Field(ge=1, le=_MAX_CODES)], ...] = Field(
+        min_length=1, max_length=_MAX_BOOKS, description="Number of codes in each codebook."
+    )
     preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
+
+    @field_validator("grid")
+    @classmethod
+    def _check_cells(cls, grid: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(grid) > _MAX_CELLS:
+            raise ValueError(f"it has more than {_MAX_CELLS} cells")
+        return grid
+
+    @field_validator("codebook_sizes")
+    @classmethod
+    def _check_codes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if sum(sizes) > _MAX_CODES:
+            raise ValueError(f"there are more than {_MAX_CODES} codes in all codebooks")
+        return sizes
 
     @property
     def shape(self) -> tuple[int, ...]:

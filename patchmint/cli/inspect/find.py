@@ -38,7 +38,9 @@ def find_command(
     dataset: DatasetArgument,
     text: Words = None,
     phrase: Phrases = None,
-    key: Annotated[str, typer.Option(metavar="PATTERN", help="Key, with * and ?.")] = "",
+    key: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Key; * and ? are any, and a set in square brackets one of it.")
+    ] = "",
     min_score: Score = None,
     max_score: Score = None,
     min_share: Share = None,
@@ -59,7 +61,9 @@ def find_command(
     key, id, ordinal, "offset", size, width, height, format, texts,
     label_shares, phrases, phrase_texts, scores, codes, code_counts,
     source_path, source_start; with --rejects over those of the rejects:
-    ordinal, key, id, stage, reason, message.
+    ordinal, key, id, stage, reason, message; and over index, the place in the
+    data set (or among the rejects), from 0 on. A condition sees one sample at
+    a time: no subqueries, window functions or aggregates; but list_max, len, ...
 
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """

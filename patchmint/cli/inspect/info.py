@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
 from patchmint.jobs.printable import printable
 
@@ -118,11 +116,11 @@ def _print_members(console: Console, summary: Summary) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    title = "members of a sample" if summary.state == "finished" else "members of the first sample"
+    title = "members of a sample" if summary.versions else "members of the first sample"
     table = Table(Column("member", no_wrap=True), "type", "shape", title=title, title_justify="left")
     for member in summary.members:
         cells = (f"KEY.{member['ending']}", member["dtype"], " x ".join(member["shape"]))
         table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
-    if summary.state == "finished":
-        typer.echo("T: texts of the sample; views: inputs of the encoder")
+    if summary.versions:
+        console.print("T: texts of the sample; views: inputs of the encoder", highlight=False)

@@ -57,7 +57,7 @@ def _shard_lines(dataset: Dataset) -> Iterator[str]:
     yield f"{total:<20} {dataset.samples:>10} {rejected:>9} {size:>15}"
     if dataset.unbuilt:
         yield f"{dataset.unbuilt} units aren't built yet"
-    elif dataset.manifest_data is None:
+    elif not dataset.finished:
         yield "all units are built; the same build command again writes dataset.json"
 
 
@@ -83,7 +83,7 @@ def _shards_document(dataset: Dataset) -> dict[str, Any]:
     ]
     return {
         "dataset": dataset.uri,
-        "finished": dataset.manifest_data is not None,
+        "finished": dataset.finished,
         "samples": dataset.samples,
         "rejected": rejected,
         "bytes": size,

@@ -17,7 +17,7 @@ from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
 from patchmint.inspection.show.labels import text_labels
 from patchmint.inspection.show.lookup import Found
-from patchmint.inspection.show.marks import mark_phrases
+from patchmint.inspection.show.marks import mark_phrases, phrase_colours
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE
 from patchmint.pictures.text import ink_on
@@ -81,10 +81,9 @@ def _print_text(console: Console, sample: StoredSample, number: int) -> None:
 
 
 def _colours(phrases: Sequence[PhraseDocument]) -> dict[str, Style]:
-    """The same as on the overlay: phrases of the same words share one."""
     styles = {}
-    for index, words in enumerate(dict.fromkeys(phrase.text for phrase in phrases)):
-        paper = PALETTE[index % len(PALETTE)]
+    for words, number in phrase_colours(phrase.text for phrase in phrases).items():
+        paper = PALETTE[number]
         styles[words] = Style(color="rgb({},{},{})".format(*ink_on(paper)), bgcolor="rgb({},{},{})".format(*paper))
     return styles
 

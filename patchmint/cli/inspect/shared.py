@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,11 +27,11 @@ def print_json(document: object) -> None:
 
 
 def console_for_data() -> Console:
-    """A console on stdout; where that is no terminal it is wide, or as wide as COLUMNS says."""
+    """A console on stdout, wide where that is no terminal."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_PIPED_WIDTH)
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchmint.cli.inspect.outputs import check_output, write_output
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json, progress_bar
 from patchmint.errors import InputError
 
@@ -24,13 +26,16 @@ def show_command(
     text: Annotated[int | None, typer.Option("--text", metavar="N", help="Only this text, from 0 on.")] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", metavar="FILE", help="Write the overlay; of several texts FILE-0.png, FILE-1.png, ..."),
+        typer.Option(
+            "--png", metavar="FILE.png", help="Write the overlay; of several texts FILE-0.png, FILE-1.png, ..."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one sample: texts with their phrases, patch labels, codes.
 
-    Phrases are marked in their text, in colour or in [brackets] with their numbers. Only the sample's bytes are read.
+    Phrases are marked in their text, in colour or in square brackets with their numbers. Only the sample's bytes are
+    read.
     The first look into a data set of several shards makes an index of its keys, in the user's cache (PATCHMINT_CACHE).
 
     --json prints KEY.json with what is JSON in a string parsed, and the arrays as lists; of features only the shape.
@@ -40,19 +45,18 @@ def show_command(
     from patchmint.inspection.opening import open_dataset
     from patchmint.inspection.show.lookup import find_sample
 
+    check_output(png, ".png")
     opened = open_dataset(dataset)
     with progress_bar("reading keys, once") as progress:
         found = find_sample(opened, key, progress)
     texts = _chosen_texts(found, text)
+    written = {"png": _write_overlays(opened, found, texts, png)} if png is not None else {}
     if as_json:
-        written = {"png": _write_overlays(opened, found, texts, png)} if png is not None else {}
         print_json(_document(opened, found, texts) | written)
         return
     from patchmint.cli.inspect.sample_view import print_sample
 
     print_sample(opened, found, texts)
-    for path in _write_overlays(opened, found, texts, png) if png is not None else []:
-        typer.echo(f"overlay: {path}")
 
 
 def _chosen_texts(found: Found, text: int | None) -> Sequence[int]:
@@ -69,13 +73,11 @@ def _write_overlays(dataset: Dataset, found: Found, texts: Sequence[int], png: P
 
     from patchmint.inspection.show.overlays import sample_overlay
 
-    paths = [png if len(texts) == 1 else png.with_name(f"{png.stem}-{text}{png.suffix or '.png'}") for text in texts]
+    paths = [png if len(texts) == 1 else png.with_name(f"{png.stem}-{text}{png.suffix}") for text in texts]
     for text, path in zip(texts, paths, strict=True):
-        picture = Image.fromarray(sample_overlay(dataset, found.sample, text))
-        try:
-            picture.save(path, "PNG")
-        except OSError as error:
-            raise InputError(f"can't write {path}: {error.strerror or error}; name another file") from error
+        file = io.BytesIO()
+        Image.fromarray(sample_overlay(dataset, found.sample, text)).save(file, "PNG")
+        write_output(path, file.getvalue())
     return [str(path) for path in paths]
 
 

@@ -76,11 +76,13 @@ def _print(console: Console, stats: Stats) -> None:
         f"{rejected:,} rejected",
     ]
     facts += [f"{stats.unbuilt:,} units not built yet"] if stats.unbuilt else []
-    facts.append(", ".join(f"{count:,} {escape(printable(name))}" for name, count in stats.formats.items()))
+    formats = ", ".join(f"{count:,} {escape(printable(name))}" for name, count in stats.formats.items())
+    facts += [formats] if formats else []
     console.print(f"[bold]{escape(printable(stats.dataset))}[/]: {'; '.join(facts)}", highlight=False)
     if stats.notice:
         console.print(f"[bold yellow]{escape(printable(stats.notice))}[/]", highlight=False)
-    _print_distributions(console, stats)
+    if stats.samples:
+        _print_distributions(console, stats)
     if stats.labels is not None:
         labels = stats.labels
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""

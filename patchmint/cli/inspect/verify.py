@@ -46,16 +46,14 @@ def verify_command(
 
 
 def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
+    from patchmint.inspection.opening import open_tar
     from patchmint.shards.names import MANIFEST_PATH
     from patchmint.shards.planned import PLAN_PATH
     from patchmint.shards.verify import verify, verify_tars
     from patchmint.storage import open_storage
 
     if dataset.endswith(".tar"):
-        folder, slash, name = dataset.rpartition("/")
-        storage = open_storage(folder + slash if slash else ".")
-        if not storage.exists(name):
-            raise InputError(f"there is no tar {dataset!r}; check the path")
+        storage, name = open_tar(dataset)
         return verify_tars(storage, [name], decode=_decoder(storage) if deep else None, progress=progress)
     storage = open_storage(dataset)
     if storage.exists(MANIFEST_PATH) or storage.exists(PLAN_PATH) or next(storage.list("commits"), None):

@@ -8,9 +8,9 @@ code of each image: 1 GB for a million images of 200 codes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchmint.errors import InputError, ShardError
-from patchmint.inspection.cache import cached_index
+from patchmint.errors import ShardError
+from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.layout import TokensLayout
 
@@ -37,22 +38,59 @@ _Numbers = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
+class _Arrays:
+    offsets: Integers
+    totals: Integers
+    samples: _Numbers
+    counts: _Numbers
+    background: Background
+
+
 class CodeIndex:
     """The index. Codes are numbered over all codebooks, one after another.
 
     Attributes:
-        folder: where it lies.
         offsets: int64 (codes + 1,), where each code's entries begin.
         totals: int64 (codes,), how often each code is there.
         samples: positions of images in the data set, ascending within a code.
         counts: how often the code is in that image.
+        background: how often words are in the texts of a spread of all images.
     """
 
-    folder: Path
-    offsets: Integers = field(repr=False)
-    totals: Integers = field(repr=False)
-    samples: _Numbers = field(repr=False)
-    counts: _Numbers = field(repr=False)
+    def __init__(self, load: Callable[[bool], _Arrays]) -> None:
+        """Open an index.
+
+        Args:
+            load: reads it; called with True, it makes it anew first.
+        """
+        self._load = load
+        self._set(load(False))
+
+    def _set(self, arrays: _Arrays) -> None:
+        self.offsets, self.totals = arrays.offsets, arrays.totals
+        self.samples, self.counts = arrays.samples, arrays.counts
+        self.background = arrays.background
+
+    def renew(self) -> None:
+        """Make it anew: it turned out to be of another data set."""
+        self._set(self._load(True))
+
+    def agrees(self, dataset: Dataset, numbers: Iterable[int], limit: int) -> bool:
+        """Whether the sidecars say the same of the `limit` first images of these codes.
+
+        Raises:
+            ShardError: a sidecar is damaged.
+            StorageError: one can't be read.
+        """
+        told: dict[int, dict[int, int]] = {}
+        for number in numbers:
+            for position, count in zip(*(part.tolist() for part in self.ranked(number, limit)), strict=True):
+                told.setdefault(position, {})[number] = count
+        rows = rows_at(dataset, np.array(sorted(told), np.int64), ["codes", "code_counts"])
+        return all(
+            told[position].items() <= dict(zip(row["codes"], row["code_counts"], strict=False)).items()
+            for position, row in rows
+        )
 
     @property
     def images(self) -> Integers:
@@ -72,19 +110,6 @@ class CodeIndex:
         order = np.argsort(counts.max() - counts, kind="stable")[:limit]  # stable on short integers: a radix sort
         return np.asarray(self.samples[entries])[order].astype(np.int64), counts[order].astype(np.int64)
 
-    @cached_property
-    def background(self) -> Background:
-        """How often words are in the texts of a spread of all images.
-
-        Raises:
-            InputError: the index is damaged.
-        """
-        try:
-            stored = json.loads((self.folder / "terms.json").read_text("utf-8"))
-            return Background(int(stored["samples"]), dict(stored["counts"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.folder) from error
-
 
 def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress | None = None) -> CodeIndex:
     """The index of a data set; made if there is none yet.
@@ -95,26 +120,27 @@ def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress |
         progress: told while it is made.
 
     Raises:
-        InputError: the cache can't be written, or what is in it is damaged.
+        InputError: the cache can't be written.
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
     codes = sum(tokens.codebook_sizes)
-    folder = cached_index(dataset, _NAME, lambda empty: _build(dataset, codes, empty, progress))
-    try:
-        offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
-        samples, counts = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
-        )
-    except (OSError, ValueError) as error:
-        raise _damaged(folder) from error
-    if offsets.shape != (codes + 1,) or offsets[-1] != len(samples) or len(samples) != len(counts):
-        raise _damaged(folder)
-    return CodeIndex(folder, offsets, totals, samples, counts)
+
+    def build(folder: Path) -> None:
+        _build(dataset, codes, folder, progress)
+
+    return CodeIndex(lambda anew: open_index(dataset, _NAME, build, partial(_load, codes), anew=anew))
 
 
-def _damaged(folder: Path) -> InputError:
-    return InputError(f"the index in {folder} is damaged; delete that folder, and it is made again")
+def _load(codes: int, folder: Path) -> _Arrays:
+    offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
+    samples, counts = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
+    )
+    if (offsets.shape, totals.shape) != ((codes + 1,), (codes,)) or not samples.shape == counts.shape == (offsets[-1],):
+        raise ValueError("its arrays don't go together")
+    stored = json.loads((folder / "terms.json").read_text("utf-8"))
+    return _Arrays(offsets, totals, samples, counts, Background(int(stored["samples"]), dict(stored["counts"])))
 
 
 def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> None:
@@ -125,13 +151,17 @@ def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "totals.npy", totals)
     kinds = {"samples": np.min_scalar_type(dataset.samples), "counts": np.min_scalar_type(most)}
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (int(offsets[-1]),))
-        for name, kind in kinds.items()
-    }
+    arrays = {name: _new_array(folder / f"{name}.npy", kind, int(offsets[-1])) for name, kind in kinds.items()}
     _fill(dataset, codes, offsets[:-1].copy(), arrays["samples"], arrays["counts"], _half(progress, 1))
     for array in arrays.values():
         array.flush()
+
+
+def _new_array(path: Path, kind: np.dtype[Any], length: int) -> np.memmap[Any, Any]:
+    """Zeros on the disk, with room for them: a full disk is an error here, not the end of the process later."""
+    array = np.lib.format.open_memmap(path, "w+", kind, (length,))
+    reserve(path)
+    return array
 
 
 def _half(progress: Progress | None, part: int) -> Progress | None:

@@ -110,6 +110,22 @@ def report_code(
         ShardError: a sample is damaged, or its sidecar belongs to another.
         StorageError: one can't be read.
     """
+    try:
+        return _report(dataset, index, tokens, code, limit, progress)
+    except _CountError:
+        if index.agrees(dataset, [code.number], limit):
+            raise
+    index.renew()
+    return _report(dataset, index, tokens, code, limit, progress)
+
+
+class _CountError(ShardError):
+    """A sample has a code more or less often than the index says."""
+
+
+def _report(
+    dataset: Dataset, index: CodeIndex, tokens: TokensLayout, code: Code, limit: int, progress: Progress | None
+) -> CodeReport:
     positions, counts = index.ranked(code.number, limit)
     occurrences = int(index.totals[code.number])
     shown = _shown(dataset, tokens, code, positions, counts, occurrences, progress)
@@ -170,7 +186,7 @@ def find_cells(sample: StoredSample, tokens: TokensLayout, code: Code, count: in
     book: npt.NDArray[np.unsignedinteger] = codes if len(tokens.codebook_sizes) == 1 else codes[..., code.book]
     cells = np.argwhere(book == code.code)
     if len(cells) != count:
-        raise ShardError(
+        raise _CountError(
             f"sample {sample.key!r} has code {code.name} {len(cells)} times, its sidecar says {count}; run "
             "`patchmint inspect verify`"
         )

@@ -17,6 +17,8 @@ from patchmint.shards.layout import TokensLayout
 
 _TERM_IMAGES = 40
 # Looked at for a code's top word. Fewer than for one code alone: there are many codes.
+_CHECKED_IMAGES = 6
+# Of each code, against the sidecars: those that a contact sheet shows.
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ def rank_codes(
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
-    images = index.images
-    per_image = index.totals / np.maximum(images, 1)
-    common = _highest(index.totals.astype(np.float64), images > 0, limit)
-    concentrated = _highest(per_image, images >= max(min_images, 1), limit)
+    common, concentrated = _pick(index, limit, min_images)
+    if not index.agrees(dataset, np.union1d(common, concentrated).tolist(), _CHECKED_IMAGES):
+        index.renew()
+        common, concentrated = _pick(index, limit, min_images)
     codes = {int(number): named_code(int(number), tokens) for number in np.union1d(common, concentrated)}
     words = code_terms(dataset, index, codes.values(), progress, most=_TERM_IMAGES)
     examples = {number: int(index.ranked(number, 1)[0][0]) for number in codes}
@@ -99,14 +101,20 @@ def rank_codes(
             code=code.name,
             occurrences=total,
             share=total / of_book,
-            images=int(images[number]),
-            per_image=float(per_image[number]),
+            images=int(index.images[number]),
+            per_image=total / int(index.images[number]),
             example=keys[examples[number]],
             word=terms[0].text if terms else "",
         )
 
     first, second = (tuple(ranked(int(number)) for number in numbers) for numbers in (common, concentrated))
     return Ranking(first, second, min_images)
+
+
+def _pick(index: CodeIndex, limit: int, min_images: int) -> tuple[Integers, Integers]:
+    images = index.images
+    common = _highest(index.totals.astype(np.float64), images > 0, limit)
+    return common, _highest(index.totals / np.maximum(images, 1), images >= max(min_images, 1), limit)
 
 
 def _highest(values: npt.NDArray[np.float64], lawful: npt.NDArray[np.bool_], limit: int) -> Integers:

@@ -21,7 +21,7 @@ def find_rejects(
     Args:
         dataset: where.
         reason: such as "image-missing"; empty for any.
-        key: a pattern for the key, with * and ?; empty for any.
+        key: a pattern for the key, with *, ? and [a-f]; empty for any.
         where: a condition in SQL over the columns of these tables; empty for none.
         sort: what to sort by, in SQL; may end in asc or desc. Empty: in the data set's order.
         limit: rejects wanted; 0: all.

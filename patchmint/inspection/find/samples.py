@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset, Integers, Shard
+from patchmint.inspection.dataset import Dataset, Integers
 from patchmint.inspection.find.sql import Conditions
+from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.sidecar import SCHEMA
 
@@ -26,7 +26,7 @@ class Search:
     Attributes:
         texts: words that must stand in some text, whatever their case; each in one of its own.
         phrases: the same of phrases.
-        key: a pattern for the key, with * and ?; empty for any.
+        key: a pattern for the key, with *, ? and [a-f]; empty for any.
         min_score: of the best phrase's score, 0..1; samples without a scored phrase don't match.
         max_score: of the same.
         min_share: of some text's label share, 0..1; with `max_share`, of the same text's.
@@ -108,11 +108,11 @@ def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
-    for index, shard, row in _rows_at(dataset, indices, _COLUMNS):
+    for index, row in _rows_at(dataset, indices, _COLUMNS):
         scores = [score for score in row["scores"] if score >= 0]
         yield Found(
             index=index,
-            shard=shard.tar,
+            shard=dataset.place(index)[0].tar,
             key=row["key"],
             id=row["id"],
             texts=row["texts"],
@@ -129,7 +129,7 @@ def read_keys(dataset: Dataset, indices: Integers) -> Iterator[str]:
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
-    for _, _, row in _rows_at(dataset, indices, ["key"]):
+    for _, row in _rows_at(dataset, indices, ["key"]):
         yield row["key"]
 
 
@@ -170,29 +170,11 @@ def _range(name: str, of: str, least: float | None, most: float | None, values: 
     return " AND ".join(parts)
 
 
-def _rows_at(
-    dataset: Dataset, indices: Integers, columns: Sequence[str]
-) -> Iterator[tuple[int, Shard, dict[str, Any]]]:
+def _rows_at(dataset: Dataset, indices: Integers, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows at positions in any order; where they aren't ascending, all are held."""
-    if not indices.size:
-        return
     if np.all(indices[1:] > indices[:-1]):
-        yield from _ascending_rows(dataset, indices, columns)
+        yield from rows_at(dataset, indices, columns)
         return
-    found = {item[0]: item for item in _ascending_rows(dataset, np.sort(indices), columns)}
+    found = dict(rows_at(dataset, np.sort(indices), columns))
     for index in indices.tolist():
-        yield found[index]
-
-
-def _ascending_rows(
-    dataset: Dataset, indices: Integers, columns: Sequence[str]
-) -> Iterator[tuple[int, Shard, dict[str, Any]]]:
-    numbers = np.searchsorted(dataset.starts, indices, side="right") - 1
-    chosen, begins = np.unique(numbers, return_index=True)
-    only = replace(dataset, shards=tuple(dataset.shards[number] for number in chosen.tolist()))
-    groups = np.split(indices, begins[1:])
-    tables = iter_tables(only, columns)
-    for number, group, (shard, table) in zip(chosen.tolist(), groups, tables, strict=True):
-        rows = pa.array(group - int(dataset.starts[number]))
-        for index, row in zip(group.tolist(), table.take(rows).to_pylist(), strict=True):
-            yield index, shard, row
+        yield index, found[index]

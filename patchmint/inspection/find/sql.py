@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from patchmint.errors import InputError
 from patchmint.inspection.dataset import Integers
+from patchmint.inspection.find.expressions import check_expression
 
 _TABLE = "shard"
-_NUMBER = "number"
+_NUMBER = "index"
 _DIRECTION = re.compile(r"\s+(asc|desc)\s*$", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 # Without external access there are no files, no network, no extensions and no variables of this process.
@@ -33,7 +34,8 @@ class Conditions:
     What is kept is a number a row that does (8 bytes, and the value to sort by): tables can be added without end.
 
     Args:
-        schema: of the tables, as they would be with all columns.
+        schema: of the tables, as they would be with all columns; conditions see another one, `index`: a row's number,
+            counted through all tables from 0.
         own: conditions of ours, in SQL, with `$name` for values.
         values: of those names.
         where: a condition in SQL as the user wrote it; empty for none.
@@ -52,10 +54,10 @@ class Conditions:
         self._base.execute("SET lock_configuration = true")
         self._base.register(_TABLE, schema.empty_table())
         described = self._base.execute(f"DESCRIBE {_TABLE}").fetchall()
-        self._form = ", ".join(f'"{name}" {kind}' for name, kind, *_ in described)
+        self._form = ", ".join(f'"{name}" {kind}' for name, kind, *_ in (*described, (_NUMBER, "BIGINT")))
         by, self._descending = _sort_key(sort)
         for part in filter(str.strip, (where, by)):
-            self._check_form(part)
+            self._check(part)
         written = [*own, where] if where.strip() else list(own)
         self.columns = _columns(schema, [*own, where, by])
         # Lines of their own, so that a comment ends with its condition, and errors show nothing but the condition.
@@ -99,16 +101,15 @@ class Conditions:
         with self._explained():
             self._base.execute(query, self._values)
 
-    def _check_form(self, written: str) -> None:
-        """One expression, so that nothing closes our brackets or begins a statement of its own."""
+    def _check(self, written: str) -> None:
         with self._explained():
-            duckdb.SQLExpression(written)
+            check_expression(self._base, written)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except duckdb.Error as error:
+        except (duckdb.Error, InputError) as error:
             raise InputError(
                 f"the condition can't be used: {error}\nIt is SQL (DuckDB's) over these columns: {self._form}"
             ) from error

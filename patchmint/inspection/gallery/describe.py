@@ -14,7 +14,7 @@ from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.scripts import packed
 from patchmint.inspection.placement import sample_placement
 from patchmint.inspection.show.labels import text_labels
-from patchmint.pictures.labels import PALETTE
+from patchmint.inspection.show.marks import phrase_colours
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import PhraseDocument, SampleDocument
 
@@ -25,12 +25,6 @@ _PLAIN = -1
 def phrases_of_text(document: SampleDocument, text: int) -> list[PhraseDocument]:
     """What was found for one of a sample's texts, best first."""
     return [phrase for phrase in document.phrases if phrase.text_index == text]
-
-
-def phrase_colours(phrases: Sequence[PhraseDocument]) -> dict[str, int]:
-    """Number in the palette for the words of a text's phrases, as `draw_overlay` colours them."""
-    distinct = dict.fromkeys(phrase.text for phrase in phrases)
-    return {words: number % len(PALETTE) for number, words in enumerate(distinct)}
 
 
 def describe_sample(dataset: Dataset, sample: StoredSample) -> dict[str, Any]:
@@ -64,7 +58,7 @@ def describe_sample(dataset: Dataset, sample: StoredSample) -> dict[str, Any]:
 
 def _text(number: int, document: SampleDocument) -> dict[str, Any]:
     phrases = phrases_of_text(document, number)
-    colours = phrase_colours(phrases)
+    colours = phrase_colours(phrase.text for phrase in phrases)
     return {
         "parts": list(_parts(document.texts[number], phrases, colours)),
         "phrases": [

@@ -14,8 +14,9 @@ from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.gallery.describe import phrase_colours, phrases_of_text
+from patchmint.inspection.gallery.describe import phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
+from patchmint.inspection.show.marks import phrase_colours
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.members import Array
@@ -156,7 +157,7 @@ def _of_texts(document: SampleDocument, rles: Sequence[Rle], size: Size) -> list
     pictures = []
     for text in range(len(document.texts)):
         phrases = phrases_of_text(document, text)
-        colours = phrase_colours(phrases)
+        colours = phrase_colours(phrase.text for phrase in phrases)
         own = [rle for rle, phrase in zip(rles, document.phrases, strict=True) if phrase.text_index == text]
         pictures.append(masks_png(own, [colours[phrase.text] for phrase in phrases], size) if own else b"")
     return pictures

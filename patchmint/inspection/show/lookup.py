@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.errors import InputError, ShardError
-from patchmint.inspection.cache import cached_index
+from patchmint.errors import InputError, PatchmintError, ShardError
+from patchmint.inspection.cache import open_index
 from patchmint.inspection.dataset import Dataset, spread
 from patchmint.inspection.rows import Progress, iter_tables, read_table
 from patchmint.inspection.samples import sample_at
@@ -24,6 +24,8 @@ _NAMES = ("key", "id")
 _COMPARED_SHARDS, _COMPARED_KEYS = 32, 20_000
 _NEAREST = 3
 _MAX_SHOWN = 5
+_MAX_DIGITS = 19
+# Of a position: more than any data set has samples.
 
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -59,19 +61,44 @@ def find_sample(dataset: Dataset, name: str, progress: Progress | None = None) -
         StorageError: it can't be read.
     """
     if name.startswith("#") and name[1:].isdecimal():
-        index = int(name[1:])
-        return Found(index, sample_at(dataset, index))
-    alone = len(dataset.shards) == 1
-    folder = None if alone else cached_index(dataset, "keys-1", lambda folder: _build(dataset, folder, progress))
+        digits = name[1:].lstrip("0")[:_MAX_DIGITS] or "0"
+        return Found(int(digits), sample_at(dataset, int(digits)))
+    if len(dataset.shards) == 1:
+        return _look_up(dataset, name, partial(_rows_named, dataset))
+    index = _open(dataset, progress)
+    try:
+        return _look_up(dataset, name, index.positions)
+    except _StaleIndexError:
+        return _look_up(dataset, name, _open(dataset, progress, anew=True).positions)
+    except InputError:
+        if _agrees(dataset, index):
+            raise
+        return _look_up(dataset, name, _open(dataset, progress, anew=True).positions)
+
+
+class _StaleIndexError(PatchmintError):
+    """The index leads to a sample of another name: it is of another data set that looked like this one."""
+
+
+def _look_up(dataset: Dataset, name: str, positions: Callable[[str, str], list[int]]) -> Found:
     for column in _NAMES:
-        candidates = _rows_named(dataset, column, name) if folder is None else _candidates(folder, column, name)
+        rows = [_row(dataset, index) for index in positions(column, name)]
+        if any(name_hash(row.names[column]) != name_hash(name) for row in rows):
+            raise _StaleIndexError(f"the index of {dataset.uri} is stale")
         # Hashes of different names may be equal.
-        found = [row for row in map(partial(_row, dataset), candidates) if row.names[column] == name]
+        found = [row for row in rows if row.names[column] == name]
         if len(found) > 1 and column == "id":
             raise InputError(_ambiguous(name, found))
         if found:
             return _read(dataset, found[0])
     raise InputError(_unknown(dataset, name))
+
+
+def _agrees(dataset: Dataset, index: _Index) -> bool:
+    """Whether the index knows the first sample of shards spread over the data set."""
+    numbers = [number for number, shard in enumerate(dataset.shards) if shard.samples]
+    chosen = [int(dataset.starts[numbers[at]]) for at in spread(len(numbers), _COMPARED_SHARDS).tolist()]
+    return all(first in index.positions("key", _row(dataset, first).names["key"]) for first in chosen)
 
 
 @dataclass(frozen=True)
@@ -123,14 +150,36 @@ def _build(dataset: Dataset, folder: Path, progress: Progress | None) -> None:
         np.save(folder / f"{column}-samples.npy", order.astype(kind), allow_pickle=False)
 
 
-def _candidates(folder: Path, column: str, name: str) -> list[int]:
-    hashes: Hashes = np.load(folder / f"{column}-hashes.npy", mmap_mode="r", allow_pickle=False)
-    wanted = np.uint64(name_hash(name))
-    first, end = (int(np.searchsorted(hashes, wanted, side)) for side in ("left", "right"))
-    if first == end:
-        return []
-    samples: Indices = np.load(folder / f"{column}-samples.npy", mmap_mode="r", allow_pickle=False)
-    return [int(index) for index in samples[first:end]]
+@dataclass(frozen=True)
+class _Index:
+    """By kind of name: its hashes, and the samples' positions."""
+
+    hashes: dict[str, Hashes]
+    samples: dict[str, Indices]
+
+    def positions(self, column: str, name: str) -> list[int]:
+        """Of the samples whose names have the hash of this one."""
+        wanted = np.uint64(name_hash(name))
+        first, end = (int(np.searchsorted(self.hashes[column], wanted, side)) for side in ("left", "right"))
+        return [int(index) for index in self.samples[column][first:end]]
+
+
+def _open(dataset: Dataset, progress: Progress | None, *, anew: bool = False) -> _Index:
+    def build(folder: Path) -> None:
+        _build(dataset, folder, progress)
+
+    return open_index(dataset, "keys-1", build, partial(_load, dataset.samples), anew=anew)
+
+
+def _load(count: int, folder: Path) -> _Index:
+    hashes, samples = (
+        {column: np.load(folder / f"{column}-{part}.npy", mmap_mode="r", allow_pickle=False) for column in _NAMES}
+        for part in ("hashes", "samples")
+    )
+    for array in (*hashes.values(), *samples.values()):
+        if array.shape != (count,):
+            raise ValueError(f"an array of shape {array.shape} for {count} samples")
+    return _Index(hashes, samples)
 
 
 def _rows_named(dataset: Dataset, column: str, name: str) -> list[int]:

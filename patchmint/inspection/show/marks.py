@@ -1,10 +1,12 @@
-"""Phrases marked in their text."""
+"""Phrases marked in their text, and their colours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+
+from patchmint.pictures.labels import PALETTE
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,15 @@ class Run:
 
     text: str
     numbers: tuple[int, ...]
+
+
+def phrase_colours(phrases: Iterable[str]) -> dict[str, int]:
+    """Number in `PALETTE` for the words of a text's phrases, as `draw_overlay` colours them: the same words share one.
+
+    Args:
+        phrases: their words, best first.
+    """
+    return {words: number % len(PALETTE) for number, words in enumerate(dict.fromkeys(phrases))}
 
 
 def mark_phrases(text: str, spans: Sequence[tuple[int, int]]) -> list[Run]:

@@ -65,7 +65,7 @@ class LabelStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """Everything.
+    """Everything. Where no sample was written, distributions are None.
 
     Attributes:
         dataset: as given.
@@ -94,11 +94,11 @@ class Stats:
     rejects: tuple[RejectCount, ...]
     formats: dict[str, int]
     texts: int
-    texts_per_image: Distribution
-    words_per_text: Distribution
-    width: Distribution
-    height: Distribution
-    kilobytes: Distribution
+    texts_per_image: Distribution | None
+    words_per_text: Distribution | None
+    width: Distribution | None
+    height: Distribution | None
+    kilobytes: Distribution | None
     labels: LabelStats | None
     codes: tuple[BookUsage, ...]
     positions: Positions | None
@@ -113,12 +113,13 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         progress: told while sidecars are read, and then, from 0 again, while labels are.
 
     Raises:
-        InputError: there are no samples.
+        InputError: there are neither samples nor rejects.
         ShardError: a sidecar, a table of rejects or a sample is damaged.
         StorageError: one can't be read.
     """
-    if not dataset.samples:
-        raise InputError(f"{dataset.uri} has no samples, so there is nothing to count")
+    rejects = count_rejects(dataset)
+    if not dataset.samples and not rejects:
+        raise InputError(f"{dataset.uri} has neither samples nor rejects, so there is nothing to count")
     sums = _Sums(dataset, _tokens(dataset))
     for _, table in iter_tables(dataset, _COLUMNS, progress):
         for batch in table.to_batches(max_chunksize=_ROWS):
@@ -130,10 +131,10 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         samples=dataset.samples,
         shards=sum(shard.samples > 0 for shard in dataset.shards),
         unbuilt=dataset.unbuilt,
-        rejects=count_rejects(dataset),
+        rejects=rejects,
         formats=dict(sums.formats.most_common()),
         texts=sums.texts,
-        **{name: _filled(counts) for name, counts in sums.plain.items()},
+        **sums.distributions(),
         labels=labelled,
         codes=book_usage(sums.codes, sums.tokens) if sums.tokens is not None else (),
         positions=label_positions(dataset, samples, progress) if labelled is not None else None,
@@ -145,13 +146,6 @@ def _tokens(dataset: Dataset) -> TokensLayout | None:
         return tokens_layout(dataset)
     except InputError:  # there are none
         return None
-
-
-def _filled(counts: Counts) -> Distribution:
-    found = counts.distribution()
-    if found is None:
-        raise ShardError("the sidecars hold no texts or no sizes; run `patchmint inspect verify`")
-    return found
 
 
 class _Sums:
@@ -216,6 +210,13 @@ class _Sums:
                 f"a sidecar of {self._uri} has sizes, label shares, phrases or scores that are impossible; run "
                 f"`patchmint inspect verify {self._uri}`"
             )
+
+    def distributions(self) -> dict[str, Distribution | None]:
+        """Of what every sample has."""
+        found = {name: counts.distribution() for name, counts in self.plain.items()}
+        if self.formats and not all(found.values()):
+            raise ShardError(f"the sidecars of {self._uri} hold no texts; run `patchmint inspect verify {self._uri}`")
+        return found
 
     def labels(self) -> LabelStats | None:
         """What was found out about labels; None where there are none."""

@@ -62,11 +62,13 @@ def panels(stats: Stats) -> list[Panel]:
     for usage in stats.codes:
         name = f" of book {usage.book}" if len(stats.codes) > 1 else ""
         found.append(_usage(f"use of codes{name}", usage.counts))
-    found += [
-        _histogram("words a text", "words", "texts", stats.words_per_text),
-        _histogram("image width", "pixels", "images", stats.width),
-        _histogram("image height", "pixels", "images", stats.height),
-    ]
+    for title, values, counted, distribution in (
+        ("words a text", "words", "texts", stats.words_per_text),
+        ("image width", "pixels", "images", stats.width),
+        ("image height", "pixels", "images", stats.height),
+    ):
+        if distribution is not None:
+            found.append(_histogram(title, values, counted, distribution))
     return found
 
 

@@ -46,7 +46,8 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
         StorageError: one can't be read.
     """
     grid = dataset.manifest.layout.grid if dataset.manifest is not None else sample_at(dataset, 0).document.grid
-    sums = np.zeros((2, grid.rows, grid.cols), np.int64)
+    # Grows with the first sample: a grid may be said to be of any size.
+    sums = np.zeros((2, 1, 1), np.int64)
     texts = 0
     chosen = spread(dataset.samples, samples)
     for _, sample in iter_stored(dataset, chosen, (SELECTOR, COVERAGE), progress):
@@ -64,11 +65,11 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
                 f"`patchmint inspect verify {dataset.uri}`"
             )
         texts += len(selector)
-        sums[0] += selector[:, : grid.rows].sum(0, np.int64)
-        sums[1] += coverage[:, : grid.rows].sum(0, np.int64)
+        kept, covered = selector[:, : grid.rows] != 0, coverage[:, : grid.rows]
+        sums = sums + np.stack([kept.sum(0, np.int64), covered.sum(0, np.int64)])
     means = sums / max(texts, 1) / np.array([1, 255])[:, None, None]
-    kept, covered = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
-    return Positions(len(chosen), texts, kept, covered, _centre_bias(means[0]))
+    selectors, coverages = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
+    return Positions(len(chosen), texts, selectors, coverages, _centre_bias(means[0]))
 
 
 def _centre_bias(kept: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:

@@ -30,14 +30,14 @@ def render_page(stats: Stats) -> str:
 
 
 def named_distributions(stats: Stats) -> list[tuple[str, Distribution]]:
-    """The distributions in the order and with the names that people see."""
+    """The distributions that there are, in the order and with the names that people see."""
     found = [("texts an image", stats.texts_per_image), ("words a text", stats.words_per_text)]
     if stats.labels is not None:
         found += [("label share of a text", stats.labels.shares), ("phrases a text", stats.labels.phrases_per_text)]
         if stats.labels.scores is not None:
             found.append(("score of a phrase", stats.labels.scores))
     sizes = [("image width", stats.width), ("image height", stats.height), ("kB a sample", stats.kilobytes)]
-    return [*found, *sizes]
+    return [(name, distribution) for name, distribution in (*found, *sizes) if distribution is not None]
 
 
 def top_codes(counts: tuple[int, ...], limit: int) -> list[tuple[int, int]]:
