@@ -36,9 +36,9 @@ browser: setup
 	@$(BIN)/python tests/browser.py
 
 # Three files at once, each with one thread: many tests wait for processes and clocks, and torch's threads wait spinning.
-# glibc keeps big freed blocks, which the next pass of a model would only have to be given, and cleared, again.
+# glibc keeps up to 2 GiB of freed blocks, which the next pass of a model would only have to be given, and cleared, again.
 test: setup
-	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 \
 		$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types layers test

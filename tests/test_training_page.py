@@ -26,7 +26,7 @@ def blocks():
 
 
 def test_every_command_and_line_works(tmp_path):
-    write_dataset(tmp_path / "data" / "coco", seed=5, count=10, progress=lambda _: None)
+    write_dataset(tmp_path / "data" / "coco", seed=5, count=12, progress=lambda _: None)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     language_model(tmp_path / "path" / "to" / "llm")
     found = blocks()
