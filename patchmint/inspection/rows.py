@@ -57,7 +57,8 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
 
 
 def _check_places(table: pa.Table, shard: Shard, uri: str) -> None:
-    offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    # to_numpy would import pandas, which takes longer than all the rest of `show`.
+    offsets, sizes = (np.from_dlpack(table[name].combine_chunks()) for name in ("offset", "size"))
     # Subtracted: a sum could overflow.
     outside = np.flatnonzero((offsets < 0) | (sizes <= 0) | (offsets > shard.size - sizes))
     if outside.size:
