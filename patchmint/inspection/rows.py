@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +16,7 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.sidecar import SCHEMA, Place, sidecar_row
 from patchmint.storage import Storage
+from patchmint.storage.ahead import done_ahead
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
@@ -78,7 +76,9 @@ def iter_tables(
         ShardError, StorageError: as for `read_table`.
     """
     shards = [shard for shard in dataset.shards if shard.samples]
-    for done, (shard, table) in enumerate(_ahead(dataset, shards, columns), start=1):
+    threads = _THREADS if dataset.storage.is_local else _STORE_THREADS
+    tables = done_ahead(lambda shard: read_table(dataset, shard, columns), shards, threads=threads, ahead=2 * threads)
+    for done, (shard, table) in enumerate(tables, start=1):
         yield shard, table
         if progress is not None:
             progress(done, len(shards))
@@ -119,24 +119,6 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
                 f"{tar} is no shard of patchmint ({error}); of a tar that others wrote only `ls` and `verify` can tell"
             ) from error
     return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _ahead(dataset: Dataset, shards: Iterable[Shard], columns: Sequence[str]) -> Iterator[tuple[Shard, pa.Table]]:
-    threads = _THREADS if dataset.storage.is_local else _STORE_THREADS
-    waiting: deque[tuple[Shard, Future[pa.Table]]] = deque()
-    coming = iter(shards)
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            while True:
-                for shard in islice(coming, 2 * threads - len(waiting)):
-                    waiting.append((shard, pool.submit(read_table, dataset, shard, columns)))
-                if not waiting:
-                    return
-                shard, table = waiting.popleft()
-                yield shard, table.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
 
 
 def read_parquet(storage: Storage, path: str, columns: Sequence[str] | None) -> pa.Table:

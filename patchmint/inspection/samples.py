@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from typing import BinaryIO
 
@@ -15,6 +13,7 @@ from patchmint.errors import ShardError
 from patchmint.inspection.dataset import Dataset, Integers, Shard
 from patchmint.inspection.rows import Progress, read_table
 from patchmint.shards.reader import StoredSample, parse_sample, read_header, read_sample
+from patchmint.storage.ahead import done_ahead
 
 _BLOCK = 512
 _THREADS = 16
@@ -83,22 +82,14 @@ def _read(
             for offset, size in places:
                 yield _pick(file, shard.tar, offset, size, wanted)
         return
-    waiting: deque[tuple[int, Future[bytes]]] = deque()
-    coming = iter(places)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            while True:
-                for offset, size in islice(coming, _AHEAD - len(waiting)):
-                    waiting.append((offset, pool.submit(dataset.storage.read_range, shard.tar, offset, size)))
-                if not waiting:
-                    return
-                offset, data = waiting.popleft()
-                whole = parse_sample(data.result(), shard.tar, offset)
-                members = {ending: data for ending, data in whole.members.items() if ending in wanted}
-                yield StoredSample(whole.key, offset, whole.size, members)
-        finally:
-            for _, future in waiting:
-                future.cancel()
+
+    def read_range(place: tuple[int, int]) -> bytes:
+        return dataset.storage.read_range(shard.tar, *place)
+
+    for (offset, _), data in done_ahead(read_range, places, threads=_THREADS, ahead=_AHEAD):
+        whole = parse_sample(data, shard.tar, offset)
+        members = {ending: data for ending, data in whole.members.items() if ending in wanted}
+        yield StoredSample(whole.key, offset, whole.size, members)
 
 
 def _pick(file: BinaryIO, tar: str, offset: int, size: int, wanted: frozenset[str]) -> StoredSample:

@@ -6,9 +6,8 @@ Memory: 16 bytes a sample (to find a key that two shards have), some hundred byt
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from patchmint.errors import NotFoundError, ShardError
@@ -21,6 +20,7 @@ from patchmint.shards.verify_keys import KeyTable
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.shards.verify_unit import UnitReport, check_unit
 from patchmint.storage import Storage
+from patchmint.storage.ahead import done_ahead
 
 Progress = Callable[[int, int], None]
 """Called with shards done and shards in all."""
@@ -29,7 +29,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _THREADS = min(8, os.cpu_count() or 1)
-_AHEAD = 2
+_AHEAD = 2 * _THREADS + 1
 
 
 def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None) -> Iterator[Finding]:
@@ -113,21 +113,10 @@ def _in_threads(
     check: Callable[[_Item], _Result], items: Sequence[_Item], progress: Progress | None
 ) -> Iterator[_Result]:
     """Results in order; never more than a few are waiting to be taken."""
-    waiting: deque[Future[_Result]] = deque()
     done = 0
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(check, item))
-                if len(waiting) > _THREADS * _AHEAD:
-                    yield waiting.popleft().result()
-                    done = _tell(progress, done, len(items))
-            while waiting:
-                yield waiting.popleft().result()
-                done = _tell(progress, done, len(items))
-        finally:
-            for future in waiting:
-                future.cancel()
+    for _, result in done_ahead(check, items, threads=_THREADS, ahead=_AHEAD):
+        yield result
+        done = _tell(progress, done, len(items))
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from typing import BinaryIO
 
 from patchmint.errors import ShardError
 from patchmint.shards.reader import StoredSample, parse_sample
 from patchmint.storage import Storage
+from patchmint.storage.ahead import done_ahead
 from patchmint.training.order import Place
 from patchmint.training.sources import StoredDataset
 
@@ -44,20 +43,8 @@ class SampleReader:
             for place in places:
                 yield place, self._parsed(place, self._read_file(place))
             return
-        waiting: deque[tuple[Place, Future[bytes]]] = deque()
-        coming = iter(places)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            try:
-                while True:
-                    for place in islice(coming, _AHEAD - len(waiting)):
-                        waiting.append((place, pool.submit(self._read_range, place)))
-                    if not waiting:
-                        return
-                    place, data = waiting.popleft()
-                    yield place, self._parsed(place, data.result())
-            finally:
-                for _, data in waiting:
-                    data.cancel()
+        for place, data in done_ahead(self._read_range, places, threads=_THREADS, ahead=_AHEAD):
+            yield place, self._parsed(place, data)
 
     def _parsed(self, place: Place, data: bytes) -> StoredSample | ShardError:
         tar, offset, _ = self._datasets[place.dataset].place(place.index)
