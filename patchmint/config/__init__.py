@@ -11,6 +11,7 @@ from patchmint.config.annotator import (
     GridConfig,
     LabelsConfig,
     ModelsConfig,
+    Precision,
     TokensConfig,
 )
 from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
@@ -28,6 +29,7 @@ __all__ = [
     "LabelsConfig",
     "LocalRunner",
     "ModelsConfig",
+    "Precision",
     "RayRunner",
     "TokensConfig",
 ]

@@ -152,6 +152,9 @@ class FeaturesConfig(Settings):
     )
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 def _models(value: object) -> object:
     if isinstance(value, str):
         if value not in MODEL_PRESETS:
@@ -173,6 +176,11 @@ class AnnotatorConfig(Settings):
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
     features: FeaturesConfig | None = Field(
         default=None, description="Continuous features of the vision encoder; null: none."
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="Number format of the large products: float32, bfloat16, float16 (GPUs). Auto: for each model the "
+        "fastest that keeps its answers (docs/performance.md), where the device has instructions for it.",
     )
 
     @model_validator(mode="after")

@@ -123,7 +123,7 @@ class BuildConfig(AnnotatorConfig):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
-        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens", "features"})
+        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens", "features", "precision"})
         return settings | {
             "output": {"samples_per_shard": self.output.samples_per_shard},
             "models": self.models_used,

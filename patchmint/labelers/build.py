@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from patchmint.config import LabelsConfig, ModelsConfig
+from patchmint.config import LabelsConfig, ModelsConfig, Precision
 from patchmint.plugins import load_plugin
 from patchmint.types import Segmenter
 
 
-def build_segmenter(models: ModelsConfig, labels: LabelsConfig, device: str) -> Segmenter:
+def build_segmenter(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+) -> Segmenter:
     """Build the segmenter that the settings name, and load its weights.
 
     Raises:
@@ -21,4 +23,4 @@ def build_segmenter(models: ModelsConfig, labels: LabelsConfig, device: str) -> 
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
     from patchmint.labelers.build_grounded_sam import build_grounded_sam
 
-    return build_grounded_sam(models, labels, device)
+    return build_grounded_sam(models, labels, device, precision)

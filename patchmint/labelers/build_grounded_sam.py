@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
+import torch
+
+from patchmint.compute.precision import resolve_precision
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, Precision
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
@@ -15,16 +18,22 @@ from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
 
-def build_grounded_sam(models: ModelsConfig, labels: LabelsConfig, device: str) -> GroundedSam:
+def build_grounded_sam(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+) -> GroundedSam:
     """Build detector and masker, and load their weights.
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
     """
-    return GroundedSam(_detector(models, labels, device), build_masker(models, labels, device))
+    return GroundedSam(
+        _build_detector(models, labels, device, precision), build_masker(models, labels, device, precision)
+    )
 
 
-def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> GroundingDino:
+def _build_detector(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+) -> GroundingDino:
     if models.detector == UNTRAINED:
         model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
     else:
@@ -42,10 +51,11 @@ def _detector(models: ModelsConfig, labels: LabelsConfig, device: str) -> Ground
         box_threshold=labels.box_threshold,
         text_threshold=labels.text_threshold,
         device=device,
+        precision=resolve_precision(precision, device, auto=torch.bfloat16),
     )
 
 
-def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> SamMasker:
+def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto") -> SamMasker:
     """Build the masker alone, and load its weights.
 
     Raises:
@@ -55,4 +65,9 @@ def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str) -> Sam
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:
         model = sam_model.load_sam(load_named(models.masker))
-    return SamMasker(model, device=device, coverage=labels.coverage)
+    return SamMasker(
+        model,
+        device=device,
+        precision=resolve_precision(precision, device, auto=torch.bfloat16),
+        coverage=labels.coverage,
+    )

@@ -81,14 +81,15 @@ class AnnotationModels:
         """
         grid = resolve_grid(config.grid)
         check_loadable(config)
-        segmenter = build_segmenter(config.models, config.labels, device) if config.labels else None
-        tokenizer = build_tokenizer(config.models, config.tokens, device) if config.tokens else None
+        models, precision = config.models, config.precision
+        segmenter = build_segmenter(models, config.labels, device, precision) if config.labels else None
+        tokenizer = build_tokenizer(models, config.tokens, device, precision) if config.tokens else None
         encoder: FeatureEncoder | None = None
         if config.features is not None:
             # transformers' vision classes take seconds to import
             from patchmint.tokenizers.build_features import build_feature_encoder
 
-            encoder = build_feature_encoder(config.models, config.features, grid, device)
+            encoder = build_feature_encoder(models, config.features, grid, device, precision)
         return cls(segmenter, tokenizer, encoder, grid, config.labels.min_coverage if config.labels else 0.0)
 
     def _segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
+from patchmint.config import UNTRAINED, ModelsConfig, Precision, TokensConfig
 from patchmint.plugins import is_outside_tokenizer, load_plugin
 from patchmint.types import Tokenizer
 from patchmint.weights.loading import load_named
 
 
-def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> Tokenizer:
+def build_tokenizer(
+    models: ModelsConfig, tokens: TokensConfig, device: str, precision: Precision = "auto"
+) -> Tokenizer:
     """Build the tokenizer that the settings name, and load its weights.
 
     An outside tokenizer brings its own size and preprocessing; `tokens` is for VQGAN.
@@ -25,8 +27,14 @@ def build_tokenizer(models: ModelsConfig, tokens: TokensConfig, device: str) -> 
     if is_outside_tokenizer(name):
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
     # taming's classes take seconds to import, which a build with an outside tokenizer need not wait for
+    import torch
+
+    from patchmint.compute.precision import resolve_precision
     from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
 
     model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
-    return VqganTokenizer(model, name=name, size=tokens.size, fit=tokens.fit, device=device, remap=remap)
+    dtype = resolve_precision(precision, device, auto=torch.float32)
+    return VqganTokenizer(
+        model, name=name, size=tokens.size, fit=tokens.fit, device=device, precision=dtype, remap=remap
+    )

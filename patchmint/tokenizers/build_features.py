@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig
+from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig, Precision
 from patchmint.geometry import PatchGrid
 from patchmint.tokenizers.connectors.plan import plan_features
 from patchmint.tokenizers.vit.arch import OFFICIAL, VitArch, untrained_arch
@@ -23,7 +23,7 @@ def check_features(models: ModelsConfig, features: FeaturesConfig, grid: PatchGr
 
 
 def build_feature_encoder(
-    models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid, device: str
+    models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid, device: str, precision: Precision = "auto"
 ) -> FeatureEncoder:
     """Build the feature encoder that the settings name, and load its weights.
 
@@ -32,6 +32,7 @@ def build_feature_encoder(
         features: what is made of its hidden states.
         grid: the data set's grid: the encoder's patches must be its cells.
         device: where the model runs, such as "cpu" or "cuda".
+        precision: number format of its large products.
 
     Raises:
         WeightsError: the checkpoint is missing, damaged, unsafe or of another architecture.
@@ -40,6 +41,9 @@ def build_feature_encoder(
     """
     check_features(models, features, grid)
     # torch and transformers take seconds to import, which checking settings need not wait for
+    import torch
+
+    from patchmint.compute.precision import resolve_precision
     from patchmint.tokenizers.vit.build import load_vit, untrained_vit
     from patchmint.tokenizers.vit.encoder import VitFeatureEncoder
     from patchmint.weights.loading import load_named
@@ -47,7 +51,9 @@ def build_feature_encoder(
     name = models.vit
     model = untrained_vit(untrained_arch(grid), seed=0) if name == UNTRAINED else load_vit(load_named(name))
     spec = _plan(features, model.arch, grid, name)
-    return VitFeatureEncoder(model.cut(max(max(part) for part in spec.layers)), spec, grid, device=device)
+    dtype = resolve_precision(precision, device, auto=torch.float32)
+    cut = model.cut(max(max(part) for part in spec.layers))
+    return VitFeatureEncoder(cut, spec, grid, device=device, precision=dtype)
 
 
 def _plan(features: FeaturesConfig, arch: VitArch, grid: PatchGrid, name: str) -> FeatureSpec:

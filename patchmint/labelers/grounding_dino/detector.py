@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from patchmint.compute.precision import computing_in
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, encode_images, encode_prompts
@@ -43,6 +44,7 @@ class GroundingDino:
         box_threshold: a box is kept if its best word scores over this (upstream's default 0.35).
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
         device: where to run; the model is moved there.
+        precision: number format of the large products.
         pair_batch: how many (image, prompt) pairs run through the transformer at once.
 
     Raises:
@@ -59,6 +61,7 @@ class GroundingDino:
         box_threshold: float = 0.35,
         text_threshold: float = 0.25,
         device: str = "cpu",
+        precision: torch.dtype = torch.float32,
         pair_batch: int = 4,
     ) -> None:
         if vocabulary.size != arch.text_vocabulary:
@@ -68,6 +71,7 @@ class GroundingDino:
             )
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        self.precision = precision
         self.arch = arch
         self.vocabulary = vocabulary
         self.prompt = PromptMode(prompt)
@@ -95,7 +99,8 @@ class GroundingDino:
         ]
         wanted = sorted({index for index, _, _ in pairs})
         pixels = [self.preprocess(images[index]).to(self.device) for index in wanted]
-        features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
+        with computing_in(self.precision, self.device):
+            features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
         found: list[list[Detections]] = [[] for _ in images]
         # Pairs of like length and size stand together, so that little is padded.
         pairs.sort(key=lambda pair: (features[pair[0]].levels[0].shape, len(pair[2].ids)))
@@ -129,7 +134,8 @@ class GroundingDino:
         return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
     def _match(self, images: list[ImageFeatures], prompts: list[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
-        raw = match(self.model, images, encode_prompts(self.model, prompts, self.device))
+        with computing_in(self.precision, self.device):
+            raw = match(self.model, images, encode_prompts(self.model, prompts, self.device))
         scores, boxes = raw.logits.sigmoid().float().cpu().numpy(), raw.boxes.float().cpu().numpy()
         if np.isnan(scores).any() or np.isnan(boxes).any():
             raise WeightsCorruptError(

@@ -11,6 +11,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from patchmint.compute.precision import computing_in
 from patchmint.errors import ConfigError, InputError
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
 from patchmint.labelers.sam.masks import MaskCoverage, SamMasks
@@ -30,6 +31,7 @@ class SamMasker:
         model: Sam,
         *,
         device: str = "cpu",
+        precision: torch.dtype = torch.float32,
         coverage: MaskCoverage = "exact",
         box_chunk: int = 64,
         image_batch: int = 1,
@@ -39,6 +41,7 @@ class SamMasker:
         Args:
             model: moved to `device` and set to evaluation mode, in place.
             device: where the model runs, such as "cpu" or "cuda:0".
+            precision: number format of the large products.
             coverage: how the masks answer, "exact" or "fast"; see `SamMasks.mode`.
             box_chunk: boxes decoded together; bounds memory.
             image_batch: pictures encoded together. Each takes about 2.6 GB in the official ViT-B at float32 (measured
@@ -52,6 +55,7 @@ class SamMasker:
         if box_chunk < 1 or image_batch < 1:
             raise ConfigError(f"box_chunk and image_batch must be at least 1; got {box_chunk} and {image_batch}")
         self._model = model.to(device).eval()
+        self._precision = precision
         self._coverage = coverage
         self._box_chunk = box_chunk
         self._image_batch = image_batch
@@ -78,7 +82,7 @@ class SamMasker:
         nothing = np.zeros((0, 1, 1), dtype=np.float32)
         results = [SamMasks(nothing, size, self._image_size, self._coverage) for size in sizes]
         busy = [index for index, array in enumerate(boxes) if len(array)]
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(self._precision, self._model.device):
             for start in range(0, len(busy), self._image_batch):
                 batch = busy[start : start + self._image_batch]
                 features = self._encode([images[index] for index in batch])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from patchmint.compute.precision import computing_in
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import PatchGrid, fit_image
 from patchmint.tokenizers.connectors.features import features_of
@@ -34,6 +35,7 @@ class VitFeatureEncoder:
         spec: what to make of its hidden states (`plan_features`).
         grid: how an image becomes the encoder's input, and in how many views.
         device: where the model runs, such as "cpu" or "cuda".
+        precision: number format of the large products.
         batch_size: views in one pass of the model.
 
     Raises:
@@ -47,6 +49,7 @@ class VitFeatureEncoder:
         grid: PatchGrid,
         *,
         device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
         batch_size: int = 8,
     ) -> None:
         model.arch.require(grid, spec.encoder)
@@ -56,6 +59,7 @@ class VitFeatureEncoder:
         self._spec = spec
         self._grid = grid
         self._device = torch.device(device)
+        self._precision = precision
         self._batch_size = batch_size
         self._last = max(max(part) for part in spec.layers)
         self._mean, self._std = (torch.tensor(values).to(device) for values in _MEAN_STD[model.arch.family])
@@ -102,7 +106,8 @@ class VitFeatureEncoder:
 
     @torch.no_grad()
     def _encode(self, views: Sequence[RgbImage]) -> npt.NDArray[np.float16]:
-        states = self._model.states(self.pixel_values(views), self._last)
+        with computing_in(self._precision, self._device):
+            states = self._model.states(self.pixel_values(views), self._last)
         features = features_of(states, self._spec, self._model.arch)
         stored = features.to(torch.float16)
         if not stored.isfinite().all():

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from patchmint.compute.precision import computing_in
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
@@ -33,6 +34,7 @@ class VqganTokenizer:
         size: side in pixels of the square that an image becomes; a multiple of the model's factor.
         fit: "pad", "crop" or "squash". Upstream's own data sets crop.
         device: where the model runs, such as "cpu" or "cuda".
+        precision: number format of the encoder's large products; codes are always chosen in float32.
         batch_size: images in one pass of the model.
         remap: writes codes as positions in a list. A Gumbel model then chooses among the list's codes only, as
             upstream's does; the other kind chooses among all, and one outside the list becomes `remap`'s unknown.
@@ -49,6 +51,7 @@ class VqganTokenizer:
         size: int,
         fit: str,
         device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
         batch_size: int = 8,
         remap: Remap | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class VqganTokenizer:
         side = size // arch.factor
         self._model = model.to(device).eval()
         self._device = torch.device(device)
+        self._precision = precision
         self._batch_size = batch_size
         self._remap = remap
         self._among = torch.from_numpy(remap.used).to(device) if remap is not None and arch.gumbel else None
@@ -95,7 +99,9 @@ class VqganTokenizer:
         for start in range(0, len(images), self._batch_size):
             fitted = [fit_image(image, self._cells)[0] for image in images[start : start + self._batch_size]]
             pixels = torch.from_numpy(_SCALED[np.stack(fitted)]).to(self._device).permute(0, 3, 1, 2)
-            codes: npt.NDArray[np.int64] = self._model.encode(pixels.contiguous(), self._among).cpu().numpy()
+            with computing_in(self._precision, self._device):
+                chosen = self._model.encode(pixels.contiguous(), self._among)
+            codes: npt.NDArray[np.int64] = chosen.cpu().numpy()
             if self._remap is not None:
                 codes = self._remap.to_used(codes)
             tokens += [Tokens(grid[..., None].astype(np.int32)) for grid in codes]

@@ -1,0 +1,1 @@
+"""How models run, whatever they compute: number formats, memory, where the time goes."""

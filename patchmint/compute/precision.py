@@ -1,0 +1,68 @@
+"""The number format that a model's large products are computed in.
+
+Products of matrices and convolutions take nearly all of the time, and stand rounding best. Everything else (residual
+sums, norms, positions, scores, boxes) stays in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from patchmint.config import Precision
+from patchmint.errors import ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_precision(setting: Precision, device: str | torch.device, *, auto: torch.dtype) -> torch.dtype:
+    """What a setting means on a device.
+
+    Args:
+        setting: float32, bfloat16, float16, or auto = `auto` where the device has instructions for it, else float32.
+        device: where the model is to run.
+        auto: the fastest format in which this model's answers hold (docs/performance.md).
+
+    Raises:
+        ConfigError: float16 on a CPU, where it is slower than float32 and overflows.
+    """
+    kind = torch.device(device).type
+    if setting == "auto":
+        return auto if auto == torch.float32 or _is_native(kind) else torch.float32
+    if setting == "float16" and kind == "cpu":
+        raise ConfigError("precision: float16 is for GPUs; on the CPU use bfloat16, float32 or auto")
+    return _DTYPES[setting]
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within it products of matrices and convolutions are computed in `dtype`; with float32 nothing changes."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextmanager
+def computing_fully(device: torch.device) -> Iterator[None]:
+    """Within it everything is computed in the format that it comes in: for the sensitive parts of a model."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def store_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of a module's linear and convolution layers in `dtype`, in place.
+
+    Autocast would cast them anew at each call. What runs outside of `computing_in` must not be among them.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(dtype)
+
+
+def _is_native(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere bfloat16 is emulated, and slower than float32. torch has no public name for these questions yet.
+    return kind == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
