@@ -63,6 +63,6 @@ def store_products(module: nn.Module, dtype: torch.dtype) -> None:
 
 def _is_native(kind: str) -> bool:
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Elsewhere bfloat16 is emulated, and slower than float32. torch has no public name for these questions yet.
     return kind == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
