@@ -17,6 +17,7 @@ from patchmint.shards.manifest import Manifest, Totals, describe_members, write_
 from patchmint.shards.members import tar_end
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
+from patchmint.shards.shard_list import ListedUnit, write_shard_list
 from patchmint.shards.sidecar import PARQUET_OPTIONS, SCHEMA
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -46,6 +47,11 @@ def make_shards(folder: Path, shards: int, rejects: int) -> Path:
             record = {"unit": unit, "attempt": f"run-{name}-{0:016x}", "written": 1000 - rejects, "host": "x" * 900}
             (folder / f"commits/{name}.json").write_text(json.dumps(record, indent=1))
     write_documents(folder, [1000] * shards, shards * (1000 - rejects))
+    units = (
+        ListedUnit(unit, 1000 - rejects, rejects, 3, 5, f"{unit:064x}", 5 * (1000 - rejects), unit / shards)
+        for unit in range(shards)
+    )
+    write_shard_list(open_storage(folder), 1, units)
     return folder
 
 

@@ -133,7 +133,7 @@ def is_mid_shard(out):
 def digests(out):
     """SHA-256 of every file that may not vary from run to run, and that readers see: no temporary files."""
     paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
-    paths += [*out.glob("plan*.parquet"), *out.glob("dataset.json")]
+    paths += [*out.glob("plan*.parquet"), *out.glob("*.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -145,7 +145,7 @@ def committed(out):
 def leftovers(out):
     """What a finished build may not leave: attempts, temporary files, a lease, files without a purpose."""
     rooms = {"shards", "rejects", "plan", "commits", "runs"}
-    wanted = {"plan.parquet", "dataset.json", *rooms}
+    wanted = {"plan.parquet", "shards.json", "dataset.json", *rooms}
     found = {path.relative_to(out) for path in out.rglob("*")}
     return sorted(
         str(path) for path in found if path.parts[0] not in wanted or path.name.startswith(".") or len(path.parts) > 2

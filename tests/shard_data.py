@@ -17,9 +17,11 @@ from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSamp
 from patchmint.shards.commit import Attempt, read_records
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
+from patchmint.shards.planned import read_planned_units
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
+from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -137,7 +139,7 @@ def _label_shares(sample: ShardSample) -> list[float]:
 
 
 def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: Layout = LAYOUT) -> None:
-    """Write dataset.json from the records."""
+    """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     records = read_records(storage, units)
     totals = Totals(
@@ -161,6 +163,8 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
         members=describe_members(layout),
         totals=totals,
     )
+    plans = len(read_planned_units(storage).digests)
+    write_shard_list(storage, plans, [record.listed() for record in records])
     write_manifest(storage, manifest)
 
 

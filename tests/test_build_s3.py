@@ -49,7 +49,7 @@ def store(server, monkeypatch):
 def digests(uri):
     """As `builds.digests`, of a bucket."""
     storage = open_storage(uri)
-    chosen = ("shards/", "rejects/", "plan", "dataset.json")
+    chosen = ("shards", "rejects/", "plan", "dataset.json")
     paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen)]
     return {path: hashlib.sha256(storage.read(path)).hexdigest() for path in paths}
 
@@ -59,7 +59,7 @@ def check(uri, expected):
     assert digests(uri) == expected
     storage = open_storage(uri)
     rest = {entry.path.split("/")[0] for entry in storage.list()}
-    assert rest == {"shards", "rejects", "plan", "plan.parquet", "dataset.json", "commits", "runs"}
+    assert rest == {"shards", "rejects", "plan", "plan.parquet", "shards.json", "dataset.json", "commits", "runs"}
     assert [entry.path for entry in storage.list("commits/")] == [f"commits/{unit:06d}.json" for unit in range(5)]
     assert asked("inspect", "verify", uri, "--json")["findings"] == []
     status = asked("status", uri, "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -101,6 +102,18 @@ def test_every_change_is_a_new_state(tmp_path):
     os.utime(sidecar, ns=(times[0], times[1] + 1))
     assert state() == "d"
     assert open_index(open_dataset(folder), "n-1", writes("no"), load) == "d"
+
+
+def test_a_table_of_the_same_size_on_a_store(tmp_path, monkeypatch):
+    """A store tells no times that could be trusted: the list of shards has the table's checksum."""
+    folder = make_dataset(tmp_path / "d", [[make_sample(0)]])
+    monkeypatch.setattr("patchmint.inspection.cache._times", lambda _: [])
+    assert open_index(open_dataset(folder), "n-1", writes("a"), load) == "a"
+    listed = folder / "shards.json"
+    document = json.loads(listed.read_text())
+    document["units"][0]["table_sha256"] = "0" * 64
+    listed.write_text(json.dumps(document))
+    assert open_index(open_dataset(folder), "n-1", writes("b"), load) == "b"
 
 
 def test_a_lone_tar_that_was_replaced(tmp_path):

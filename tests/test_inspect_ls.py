@@ -21,6 +21,7 @@ from patchmint.config import BuildConfig
 from patchmint.errors import InputError, ShardError, StorageError
 from patchmint.inspection.opening import open_dataset
 from patchmint.pipeline.plan import make_plan, make_retry_plan
+from patchmint.shards.commit import read_record
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 
@@ -67,22 +68,83 @@ def test_shards_with_their_counts(dataset):
     ]
     assert (found["samples"], found["rejected"], found["bytes"]) == (5, 3, sum(sizes(dataset)))
     lines = run("ls", dataset).stdout.splitlines()
+    shares = [read_record(open_storage(dataset), unit).label_share for unit in (0, 1)]
+    assert [shard["label_share"] for shard in found["shards"]] == [*shares, None]
     assert [line.split() for line in lines[1:]] == [
-        ["shards/000000.tar", "3", "0", str(sizes(dataset)[0])],
-        ["shards/000001.tar", "2", "1", str(sizes(dataset)[1])],
+        ["shards/000000.tar", "3", "0", str(sizes(dataset)[0]), f"{shares[0]:.1%}"],
+        ["shards/000001.tar", "2", "1", str(sizes(dataset)[1]), f"{shares[1]:.1%}"],
         ["unit", "000002,", "none", "0", "2", "0"],
         ["2", "shards", "5", "3", str(sum(sizes(dataset)))],
     ]
 
 
-def test_only_units_with_rejects_have_their_record_read(dataset, monkeypatch):
-    """Ten thousand shards aren't opened, to be listed."""
-    read = []
-    kind = type(open_storage(dataset))
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of the files that are opened."""
+    paths = []
+    kind = type(open_storage("."))
     whole = kind.open
-    monkeypatch.setattr(kind, "open", lambda self, path: read.append(path) or whole(self, path))
+    monkeypatch.setattr(kind, "open", lambda self, path: paths.append(path) or whole(self, path))
+    return paths
+
+
+def test_a_finished_data_set_is_listed_from_two_files(dataset, opened, monkeypatch):
+    """Ten thousand shards are neither opened nor looked for, also not on a store."""
+    monkeypatch.setattr(type(open_storage(dataset)), "list", lambda *_: pytest.fail("it was listed"))
+    for command in ("ls", "info"):
+        opened.clear()
+        run(command, dataset)
+        assert sorted(opened) == ["dataset.json", "shards.json"]
+
+
+def test_records_are_read_only_where_the_list_does_not_say_it(dataset, opened):
     open_dataset(dataset)
-    assert sorted(read) == ["commits/000001.json", "commits/000002.json", "dataset.json", "plan.parquet"]
+    assert sorted(opened) == ["dataset.json", "plan.parquet", "shards.json"]
+    (dataset / "shards.json").unlink()
+    opened.clear()
+    open_dataset(dataset)
+    assert {path for path in opened if path.startswith("commits/")} == {"commits/000001.json", "commits/000002.json"}
+
+
+def test_without_a_list_files_are_looked_for(dataset):
+    """Or with one that is of another state of the data set."""
+    listed, path = told("ls", dataset), dataset / "shards.json"
+    document = json.loads(path.read_text())
+    for change in (lambda: None, lambda: document["units"].pop(), lambda: document["units"][0].update(samples=2)):
+        change()
+        path.write_text(json.dumps(document))
+        found = told("ls", dataset)
+        if document["units"][0]["samples"] == 3 and len(document["units"]) == 3:
+            assert found == listed
+            continue
+        assert all(shard.pop("label_share") is None for shard in found["shards"])
+        assert found["shards"] == [{k: v for k, v in s.items() if k != "label_share"} for s in listed["shards"]]
+    path.unlink()
+    assert told("ls", dataset) == found | {"shards": [shard | {"label_share": None} for shard in found["shards"]]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("patchmint.shards/1", "patchmint.shards/2"),
+        ('"samples": 3', '"samples": -3'),
+        ('"samples": 3', '"samples": "3"'),
+        ('"samples": 3', '"samples": 3, "more": 1'),
+        ('"units": [', '"units": 5, "x": ['),
+        ('"plans": 1', '"plans": true'),
+        ('"label_share": 0.', '"label_share": 7.'),
+        ("]}", ""),
+    ],
+)
+def test_a_damaged_list(dataset, old, new):
+    path = dataset / "shards.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    for command in ("ls", "info"):
+        failed = run(command, dataset).exception
+        assert isinstance(failed, ShardError)
+        assert "run the build's command again" in str(failed)
 
 
 def test_unfinished_build(unfinished):
@@ -212,6 +274,9 @@ def test_a_copy_that_lacks_shards_is_an_error(dataset):
 
 def test_a_copy_that_lacks_rejects_is_an_error(dataset):
     (dataset / "rejects/000001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"lacks rejects/000001\.parquet"):
+        open_dataset(dataset)
+    (dataset / "shards.json").unlink()
     with pytest.raises(ShardError, match="isn't complete"):
         open_dataset(dataset)
 
@@ -224,6 +289,7 @@ def test_a_copy_that_lacks_rejects_is_an_error(dataset):
     ],
 )
 def test_damaged_record(dataset, data):
+    (dataset / "shards.json").unlink()
     (dataset / "commits/000001.json").write_bytes(data)
     with pytest.raises(ShardError, match=r"commits/000001\.json"):
         open_dataset(dataset)
@@ -296,7 +362,7 @@ def test_what_a_command_does_not_need_is_not_imported(dataset):
         "    heavy = ('pyarrow', 'rich', 'PIL', 'torch', 'ray', 'patchmint.shards.manifest', 'patchmint.jobs.build')\n"
         "    print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     )
-    assert python("-c", code, "inspect", "ls", dataset).stderr.splitlines()[-1] == "['pyarrow']"
+    assert python("-c", code, "inspect", "ls", dataset).stderr.splitlines()[-1] == "[]"
     assert python("-c", code, "--version").stderr.splitlines()[-1] == "[]"
     assert python("-c", code, "inspect", "--help").stderr.splitlines()[-1] == "['rich']"
 

@@ -340,10 +340,10 @@ def test_texts_and_label_shares_of_records_and_manifest(tmp_path):
     share = json.loads(whole[record])["label_share"]
     assert 0 < totals["label_share"] < 1
     changes = [
-        (record, {"texts": 4}, {"shards/000001.parquet", "dataset.json"}),
-        (record, {"label_share": round(share + 0.001, 6)}, {"shards/000001.parquet", "dataset.json"}),
-        (record, {"label_share": None}, {"shards/000001.parquet", "dataset.json"}),
-        (empty, {"texts": 1}, {"commits/000002.json", "dataset.json"}),
+        (record, {"texts": 4}, {"shards/000001.parquet", "dataset.json", "shards.json"}),
+        (record, {"label_share": round(share + 0.001, 6)}, {"shards/000001.parquet", "dataset.json", "shards.json"}),
+        (record, {"label_share": None}, {"shards/000001.parquet", "dataset.json", "shards.json"}),
+        (empty, {"texts": 1}, {"commits/000002.json", "dataset.json", "shards.json"}),
         (manifest, {"totals": {**totals, "texts": 9}}, {"dataset.json"}),
         (manifest, {"totals": {**totals, "label_share": round(totals["label_share"] + 0.00001, 6)}}, {"dataset.json"}),
         (manifest, {"totals": {**totals, "label_share": None}}, {"dataset.json"}),

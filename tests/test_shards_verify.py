@@ -342,6 +342,26 @@ def test_manifest_and_plan(tmp_path):
     assert codes(check(folder)) == {"plan-missing"}
 
 
+def test_the_list_of_shards(tmp_path):
+    folder = make_dataset(tmp_path / "d", two_units())
+    path = folder / "shards.json"
+    whole = path.read_text()
+    for old, new in (
+        ('"samples": 3', '"samples": 2'),
+        ('"table_sha256": "', '"table_sha256": "0'),
+        ('"plans": 1', '"plans": 2'),
+    ):
+        path.write_text(whole.replace(old, new, 1))
+        assert [(f.code, f.shard) for f in check(folder)] == [("counts", "shards.json")]
+    document = json.loads(whole)
+    path.write_text(json.dumps(document | {"units": document["units"][:1]}))
+    assert codes(check(folder)) == {"counts"}
+    path.write_text("{}")
+    assert [(f.code, f.shard) for f in check(folder)] == [("list-form", "shards.json")]
+    path.unlink()
+    assert [(f.code, f.shard) for f in check(folder)] == [("list-missing", "shards.json")]
+
+
 def test_retries_close_the_counts(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units(), {0: [make_reject(8), make_reject(9)]})
     write_plan(folder, {2: 2}, "plan.retry-1.parquet")

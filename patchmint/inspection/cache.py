@@ -138,13 +138,13 @@ def _address(dataset: Dataset) -> str:
 def _state(dataset: Dataset) -> str:
     """Changes when shards are added, built again or replaced.
 
-    Sizes of tars alone don't tell: tars are padded. What a store has under an old name with an old size stays unseen.
+    Sizes of tars alone don't tell: tars are padded. The list of shards has a checksum of each table.
     """
     manifest = hashlib.sha256(dataset.manifest_data or b"").hexdigest()
     shards = [
         f"{shard.unit} {shard.samples} {shard.rejected} {shard.size} {shard.sidecar_size}" for shard in dataset.shards
     ]
-    return _digest("\n".join((manifest, *shards, *_times(dataset))))
+    return _digest("\n".join((manifest, dataset.list_digest, *shards, *_times(dataset))))
 
 
 def _times(dataset: Dataset) -> Iterator[str]:

@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from patchmint.errors import InputError
 from patchmint.shards.names import canonical_paths
 from patchmint.storage import Storage
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `ls` must start quickly
+    from patchmint.inspection.arrays import Integers
     from patchmint.shards.manifest import Manifest
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class Shard:
         rejected: samples of the unit that weren't written.
         size: bytes of the tar; 0 where nothing was written.
         sidecar_size: bytes of the table; 0 where there is none.
+        label_share: mean of the labels' shares over the texts; None without labels, or where only the record says it.
     """
 
     unit: int
@@ -40,6 +37,7 @@ class Shard:
     rejected: int
     size: int
     sidecar_size: int = 0
+    label_share: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +54,7 @@ class Dataset:
         shards: in order of their units.
         unbuilt: units of the plan, retries included, that aren't done yet.
         finished: dataset.json is there and covers all units.
+        list_digest: SHA-256 of the list of shards that was used; empty where there is none.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
     """
 
@@ -65,6 +64,7 @@ class Dataset:
     shards: tuple[Shard, ...] = field(repr=False)
     unbuilt: int = 0
     finished: bool = False
+    list_digest: str = ""
     scanned: Any = field(default=None, repr=False)
 
     @cached_property
@@ -78,14 +78,16 @@ class Dataset:
 
         return None if self.manifest_data is None else parse_manifest(self.manifest_data)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """How many there are."""
-        return int(self.starts[-1])
+        return sum(shard.samples for shard in self.shards)
 
     @cached_property
     def starts(self) -> Integers:
         """Index of each shard's first sample, and the number of samples at the end: int64 (shards + 1,)."""
+        import numpy as np
+
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
@@ -100,6 +102,8 @@ class Dataset:
         Raises:
             InputError: there are fewer samples.
         """
+        import numpy as np
+
         if not 0 <= index < self.samples:
             raise InputError(f"{self.uri} has {self.samples} samples, so none at position {index}")
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -108,6 +112,8 @@ class Dataset:
 
 def spread(total: int, count: int) -> Integers:
     """Evenly spaced positions, ascending: `count` of `total`, or all where there are fewer or `count` is 0."""
+    import numpy as np
+
     if count <= 0 or count >= total:
         return np.arange(total)
     return np.arange(count) * total // count

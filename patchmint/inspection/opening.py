@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from patchmint.errors import InputError, NotFoundError, ShardError
 from patchmint.inspection.dataset import Dataset, Shard
-from patchmint.shards.names import COMMITS, MANIFEST_PATH, canonical_paths, record_path, unit_of_record
-from patchmint.shards.planned import PLAN_PATH, read_planned_units
+from patchmint.inspection.listed import read_matching_list
+from patchmint.inspection.totals import NO_DOCUMENT, is_count, read_totals
+from patchmint.shards.names import COMMITS, MANIFEST_PATH, PLAN_PATH, canonical_paths, record_path, unit_of_record
+from patchmint.shards.planned import read_planned_units
 from patchmint.storage import Storage, open_storage
 
 _STORE_THREADS = 16
-_NO_DOCUMENT = (ValueError, LookupError, TypeError, RecursionError)
 
 
 def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
@@ -45,11 +45,13 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
     except NotFoundError:
         manifest = None
     sizes = {entry.path: entry.size for folder in ("rejects", "shards") for entry in storage.list(folder)}
-    covered, written = (0, 0) if manifest is None else _totals(manifest)
+    covered, written = (0, 0) if manifest is None else read_totals(manifest)
     finished = manifest is not None and covered >= len(planned)
     # A finished build has a record of every unit: nothing to list.
     done = sorted(planned) if finished else _done(storage, planned)
-    shards = tuple(_shards(storage, done, planned, sizes))
+    listed = read_matching_list(storage, manifest) if manifest is not None else None
+    known = {unit.unit: unit.samples for unit in listed.units} if listed is not None else {}
+    shards = tuple(_shards(storage, done, planned, sizes, known))
     before_retries = set(sorted(planned)[:covered])
     found = sum(shard.samples for shard in shards if shard.unit in before_retries)
     if found != written:
@@ -57,7 +59,15 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
             f"the files of {text} make {found} samples, its {MANIFEST_PATH} says {written}: the copy isn't "
             f"complete; run `patchmint inspect verify {text}`"
         )
-    return Dataset(text, storage, manifest, shards, unbuilt=len(planned) - len(done), finished=finished)
+    return Dataset(
+        text,
+        storage,
+        manifest,
+        shards,
+        unbuilt=len(planned) - len(done),
+        finished=finished,
+        list_digest=listed.digest if listed is not None else "",
+    )
 
 
 def open_tar(uri: str) -> tuple[Storage, str]:
@@ -79,38 +89,24 @@ def sidecar_of(tar: str) -> str:
     return f"{tar.removesuffix('.tar')}.parquet"
 
 
-def _totals(data: bytes) -> tuple[int, int]:
-    """Units and written samples; without the models that check the whole file, since they take longer to import."""
-    try:
-        totals = json.loads(data)["totals"]
-        units, written = totals["units"], totals["written"]
-        if _is_count(units) and _is_count(written):
-            return units, written
-    except _NO_DOCUMENT:
-        pass
-    from patchmint.shards.manifest import parse_manifest
-
-    checked = parse_manifest(data).totals  # says what is wrong
-    return checked.units, checked.written
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
 def _done(storage: Storage, planned: Mapping[int, int]) -> list[int]:
     units = (unit_of_record(entry.path) for entry in storage.list(COMMITS))
     return sorted(unit for unit in units if unit is not None and unit in planned)
 
 
 def _shards(
-    storage: Storage, units: Sequence[int], planned: Mapping[int, int], sizes: Mapping[str, int]
+    storage: Storage,
+    units: Sequence[int],
+    planned: Mapping[int, int],
+    sizes: Mapping[str, int],
+    known: Mapping[int, int],
 ) -> Iterator[Shard]:
-    """Units without rejects wrote what was planned, so that only the others' records are read."""
+    """Units without rejects wrote what was planned: only the others' records are read, if the list hasn't got them."""
     names = {unit: canonical_paths(unit) for unit in units}
     unclear = [unit for unit, (rejects, _, tar) in names.items() if rejects in sizes or tar not in sizes]
-    recorded = dict(zip(unclear, _written(storage, unclear), strict=True))
-    for unit, (_, sidecar, tar) in names.items():
+    unclear = [unit for unit in unclear if unit not in known]
+    recorded = {**known, **dict(zip(unclear, _written(storage, unclear), strict=True))}
+    for unit, (rejects, sidecar, tar) in names.items():
         count = planned[unit]
         written = recorded.get(unit, count)
         if written > count:
@@ -118,10 +114,12 @@ def _shards(
                 f"{record_path(unit)} of {storage.uri} says that {written} samples are written, planned were {count}; "
                 "it is of another build, or damaged; delete it and run the build's command again"
             )
-        if written and (tar not in sizes or sidecar not in sizes):
+        wanted = ((sidecar, tar) if written else ()) + ((rejects,) if written < count else ())
+        if missing := [path for path in wanted if path not in sizes]:
             raise ShardError(
-                f"{storage.uri} lacks {tar} or {sidecar}, although {record_path(unit)} says that they are written; "
-                f"run the build's command again, or `patchmint inspect verify {storage.uri}`"
+                f"{storage.uri} lacks {missing[0]}, although {record_path(unit)} says that it is written: the copy "
+                f"isn't complete, or a build must publish it; run the build's command again, or `patchmint inspect "
+                f"verify {storage.uri}`"
             )
         yield Shard(unit, tar, sidecar, written, count - written, sizes.get(tar, 0), sizes.get(sidecar, 0))
 
@@ -140,9 +138,9 @@ def _written_by_record(storage: Storage, unit: int) -> int:
     data = storage.read(path)
     try:
         record = json.loads(data)
-        if record["unit"] == unit and _is_count(written := record["written"]):
+        if record["unit"] == unit and is_count(written := record["written"]):
             return int(written)
-    except _NO_DOCUMENT:
+    except NO_DOCUMENT:
         pass
     from patchmint.shards.records import CommitRecord
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.rows import Progress, iter_tables
 
 

@@ -10,7 +10,8 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from patchmint.errors import ShardError
-from patchmint.inspection.dataset import Dataset, Integers, Shard
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset, Shard
 from patchmint.inspection.rows import Progress, read_table
 from patchmint.shards.reader import StoredSample, parse_sample, read_header, read_sample
 from patchmint.storage.ahead import done_ahead

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.rows import iter_tables
-from patchmint.inspection.samples import sample_at
-from patchmint.inspection.stats.rejects import count_rejects
-from patchmint.shards.commit import read_records
-from patchmint.shards.planned import read_planned_units
-from patchmint.shards.reader import StoredSample
-from patchmint.shards.sidecar import mean_share, mean_share_of
+
+if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
+    from patchmint.shards.reader import StoredSample
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,8 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
 
 
 def _by_samples(dataset: Dataset) -> Summary:
+    from patchmint.inspection.samples import sample_at
+
     lone = dataset.uri.endswith(".tar")
     first = sample_at(dataset, 0) if dataset.samples else None
     return Summary(
@@ -111,6 +109,11 @@ def _members(sample: StoredSample) -> list[dict[str, Any]]:
 
 def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
+    from patchmint.inspection.stats.rejects import count_rejects
+    from patchmint.shards.commit import read_records
+    from patchmint.shards.planned import read_planned_units
+    from patchmint.shards.sidecar import mean_share_of
+
     records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
     rejected: Counter[str] = Counter()
     for entry in count_rejects(dataset):
@@ -129,6 +132,9 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
 
 
 def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
+    from patchmint.inspection.rows import iter_tables
+    from patchmint.shards.sidecar import mean_share
+
     texts = 0
     shares: list[float] = []
     for _, table in iter_tables(dataset, ["texts", "label_shares"]):

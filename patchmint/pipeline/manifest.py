@@ -1,4 +1,4 @@
-"""dataset.json of a finished build, put together from the plans, the commit records and one written sample."""
+"""dataset.json and shards.json of a finished build, put together from plans, commit records and one written sample."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_mem
 from patchmint.shards.names import unit_name
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
+from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.sidecar import mean_share_of
 from patchmint.storage import Storage, open_storage
 
 
 def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
-    """Write the manifest.
+    """Write the list of shards, then the manifest.
 
     Args:
         ledger: of a build whose units are all done.
@@ -55,6 +56,7 @@ def finish(ledger: Ledger, rejects: Mapping[str, int]) -> None:
             bytes=sum(tars),
         ),
     )
+    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
     write_manifest(storage, manifest)
 
 

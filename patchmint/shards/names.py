@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 
 MANIFEST_PATH = "dataset.json"
+SHARDS_PATH = "shards.json"
+PLAN_PATH = "plan.parquet"
 COMMITS = "commits"
 _RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
+
+
+def plan_path(number: int) -> str:
+    """Where the plan is (0), or that of the first, second... retry."""
+    return PLAN_PATH if number == 0 else f"plan.retry-{number}.parquet"
 
 
 def unit_name(unit: int) -> str:

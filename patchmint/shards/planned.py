@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import ShardError
+from patchmint.shards.names import PLAN_PATH, plan_path
 from patchmint.storage import Storage
 
-PLAN_PATH = "plan.parquet"
 _DIGEST = b"patchmint.plan_digest"
 
 
@@ -54,8 +54,8 @@ def read_planned_units(storage: Storage) -> PlannedUnits:
 
 def _plans(storage: Storage) -> Iterator[str]:
     yield PLAN_PATH
-    for generation in count(1):
-        path = f"plan.retry-{generation}.parquet"
+    for retry in count(1):
+        path = plan_path(retry)
         if not storage.exists(path):
             return
         yield path

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from patchmint.errors import ShardError
 from patchmint.shards.names import canonical_paths
+from patchmint.shards.shard_list import ListedUnit
 
 ATTEMPTS = "attempts"
 _ATTEMPT_ID = re.compile(r"(?P<run>[a-z0-9][a-z0-9-]*)-(?P<unit>[0-9]{6,})-[0-9a-f]{16}")
@@ -90,6 +91,20 @@ class CommitRecord(BaseModel):
         if any(file.path != attempt_path(self.attempt, name) for name, file in self.files.items()):
             raise ValueError("a file lies outside the attempt")
         return self
+
+    def listed(self) -> ListedUnit:
+        """What shards.json says of the unit."""
+        _, sidecar, tar = (self.files.get(path) for path in canonical_paths(self.unit))
+        return ListedUnit(
+            unit=self.unit,
+            samples=self.written,
+            rejected=self.planned - self.written,
+            bytes=tar.size if tar else 0,
+            table_bytes=sidecar.size if sidecar else 0,
+            table_sha256=sidecar.sha256 if sidecar else "",
+            texts=self.texts,
+            label_share=self.label_share,
+        )
 
     def to_json(self) -> bytes:
         """The record as it stands in its file."""

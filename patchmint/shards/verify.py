@@ -13,8 +13,9 @@ from typing import TypeVar
 from patchmint.errors import NotFoundError, ShardError
 from patchmint.shards.findings import Finding
 from patchmint.shards.manifest import Manifest, read_manifest
-from patchmint.shards.names import MANIFEST_PATH, record_path
-from patchmint.shards.planned import PLAN_PATH, PlannedUnits, read_planned_units
+from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
+from patchmint.shards.planned import PlannedUnits, read_planned_units
+from patchmint.shards.shard_list import ListedUnit, ShardList, read_shard_list
 from patchmint.shards.sidecar import mean_share_of
 from patchmint.shards.verify_keys import KeyTable
 from patchmint.shards.verify_tar import Decode, check_tar
@@ -68,6 +69,8 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     yield from _strays(sizes, named | {record_path(unit) for unit in units})
     if totals.complete:
         yield from totals.check(plan, manifest)
+        if manifest is not None:
+            yield from _check_list(storage, len(plan.digests), totals.listed)
 
 
 def verify_tars(
@@ -139,17 +142,36 @@ def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
         yield Finding(f"attempts/{attempt}", "", "attempt-stray", message)
 
 
+def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> Iterator[Finding]:
+    """Whether shards.json says what the records say."""
+    try:
+        listed = read_shard_list(storage)
+    except ShardError as error:
+        yield Finding(SHARDS_PATH, "", "list-form", str(error))
+        return
+    again = "run the build's command again, which writes it anew"
+    if listed is None:
+        yield Finding(SHARDS_PATH, "", "list-missing", f"there is no list of the shards; {again}")
+    elif listed != ShardList(plans, tuple(units)):
+        others = [one.unit for one, other in zip(units, listed.units, strict=False) if one != other]
+        where = f"unit {others[0]}" if others else f"{len(listed.units)} units, it is {len(units)} of {plans} plans"
+        yield Finding(SHARDS_PATH, "", "counts", f"the list doesn't agree with the records ({where}); {again}")
+
+
 class _Totals:
     """Adds up what the records say."""
 
     def __init__(self) -> None:
         self.complete = True
         self._written = self._bytes = self._shards = self._units = 0
+        self.listed: list[ListedUnit] = []
         self._labels: list[tuple[float | None, int]] = []
         self._rejects = Counter[str]()
 
     def add(self, report: UnitReport) -> None:
         self.complete &= report.recorded
+        if report.listed is not None:
+            self.listed.append(report.listed)
         self._units += 1
         self._written += report.written
         self._labels.append((report.label_share, report.texts))

@@ -19,6 +19,7 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.names import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.shards.rejects import SCHEMA as REJECTS
+from patchmint.shards.shard_list import ListedUnit
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
 from patchmint.shards.sidecar import mean_share
 from patchmint.shards.verify_tar import Decode, check_tar
@@ -43,6 +44,7 @@ class UnitReport:
         rejects: by reason, by the record.
         bytes: of its tar, by the record.
         files: that the record names.
+        listed: what shards.json has to say of it; None without a record.
         keys: of the samples in its tar, as hashes.
     """
 
@@ -55,6 +57,7 @@ class UnitReport:
     rejects: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
     files: frozenset[str] = frozenset()
+    listed: ListedUnit | None = None
     keys: list[int] = field(default_factory=list)
 
 
@@ -89,6 +92,7 @@ def check_unit(
     report.recorded = True
     report.written, report.rejects, report.files = record.written, record.rejects, frozenset(record.files)
     report.texts, report.label_share = record.texts, record.label_share
+    report.listed = record.listed()
     found.extend(_check_record(record, planned, digests))
     missing = [path for path in record.files if path not in present]
     for path in missing:

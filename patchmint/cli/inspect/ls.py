@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, open_quickly, print_json
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """List the shards of a data set, or the samples of one tar.
 
-    Shards: name, samples, rejected samples, bytes. A tar, anybody's: key, first byte, bytes and members of each sample.
-    Nothing is scanned: shards come from a listing, samples from the table beside a tar, or from its headers.
+    Shards: name, samples, rejected samples, bytes, mean share of the patches that are kept. A tar, anybody's: key,
+    first byte, bytes and members of each sample. Nothing is scanned: shards come from shards.json (of an unfinished
+    data set from a listing), samples from the table beside a tar, or from its headers. `verify` says whether the files
+    are there and whole.
 
     Ends with 0, or with 2 if there is nothing to list.
     """
@@ -38,9 +40,7 @@ def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
 
 
 def _list_shards(uri: str, *, as_json: bool) -> None:
-    from patchmint.inspection.opening import open_dataset
-
-    dataset = open_dataset(uri)
+    dataset = open_quickly(uri)
     if as_json:
         print_json(_shards_document(dataset))
     else:
@@ -49,9 +49,10 @@ def _list_shards(uri: str, *, as_json: bool) -> None:
 
 def _shard_lines(dataset: Dataset) -> Iterator[str]:
     """Plain lines: a table of rich takes seconds for ten thousand."""
-    yield f"{'shard':<20} {'samples':>10} {'rejected':>9} {'bytes':>15}"
+    yield f"{'shard':<20} {'samples':>10} {'rejected':>9} {'bytes':>15} {'kept':>6}"
     for shard in dataset.shards:
-        yield f"{_name(shard):<20} {shard.samples:>10} {shard.rejected:>9} {shard.size:>15}"
+        kept = "" if shard.label_share is None else f"{shard.label_share:6.1%}"
+        yield f"{_name(shard):<20} {shard.samples:>10} {shard.rejected:>9} {shard.size:>15} {kept}".rstrip()
     total = f"{sum(bool(shard.samples) for shard in dataset.shards)} shards"
     rejected, size = _sums(dataset)
     yield f"{total:<20} {dataset.samples:>10} {rejected:>9} {size:>15}"
@@ -78,6 +79,7 @@ def _shards_document(dataset: Dataset) -> dict[str, Any]:
             "samples": shard.samples,
             "rejected": shard.rejected,
             "bytes": shard.size,
+            "label_share": shard.label_share,
         }
         for shard in dataset.shards
     ]

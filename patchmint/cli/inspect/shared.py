@@ -13,12 +13,25 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from patchmint.inspection.dataset import Dataset
+
 _PIPED_WIDTH = 200
 
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://...; or one tar.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def open_quickly(uri: str) -> Dataset:
+    """A data set for commands that read none of its shards: by its shards.json if there is one, else by a listing."""
+    from patchmint.inspection.listed import open_listed
+
+    if not uri.endswith(".tar") and (listed := open_listed(uri)) is not None:
+        return listed
+    from patchmint.inspection.opening import open_dataset
+
+    return open_dataset(uri)
 
 
 def print_json(document: object) -> None:

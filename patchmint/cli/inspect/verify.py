@@ -47,8 +47,7 @@ def verify_command(
 
 def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
     from patchmint.inspection.opening import open_tar
-    from patchmint.shards.names import MANIFEST_PATH
-    from patchmint.shards.planned import PLAN_PATH
+    from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH
     from patchmint.shards.verify import verify, verify_tars
     from patchmint.storage import open_storage
 

@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.samples import sample_at
 from patchmint.shards.layout import TokensLayout
 

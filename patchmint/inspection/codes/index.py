@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchmint.errors import ShardError
+from patchmint.inspection.arrays import Integers
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
-from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.dataset import Dataset, spread
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.layout import TokensLayout

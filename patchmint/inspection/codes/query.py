@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
+from patchmint.inspection.arrays import Integers
 from patchmint.inspection.codes.books import Code
 from patchmint.inspection.codes.index import TERM_SAMPLES, CodeIndex
 from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
-from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.dataset import Dataset, spread
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress
 from patchmint.inspection.samples import iter_stored

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.inspection.arrays import Integers
 from patchmint.inspection.codes.books import book_starts, named_code
 from patchmint.inspection.codes.index import CodeIndex
 from patchmint.inspection.codes.query import code_terms
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress
 from patchmint.shards.layout import TokensLayout

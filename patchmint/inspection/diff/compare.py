@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchmint.inspection.dataset import Dataset, Integers, spread
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset, spread
 from patchmint.inspection.diff.members import Codes, Labels, compare_members
 from patchmint.inspection.diff.settings import Change, compare_settings, describe_gaps
 from patchmint.inspection.diff.tables import digest_rows, mean_label_share, pair

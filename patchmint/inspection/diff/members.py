@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.rows import Progress
 from patchmint.inspection.samples import iter_stored, sample_at
 from patchmint.shards.keys import SELECTOR

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.verify_tar import key_hash
 

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.find.sql import Conditions
 from patchmint.inspection.standing_rejects import iter_standing_rejects
 from patchmint.samples import Fault, Reject

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset, Integers
+from patchmint.inspection.arrays import Integers
+from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.find.sql import Conditions
 from patchmint.inspection.picked import rows_at
 from patchmint.inspection.rows import Progress, iter_tables

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Integers
+from patchmint.inspection.arrays import Integers
 from patchmint.inspection.find.expressions import check_expression
 
 _TABLE = "shard"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchmint.inspection.arrays import Integers
 from patchmint.inspection.codes.books import book_starts
-from patchmint.inspection.dataset import Integers
 from patchmint.shards.layout import TokensLayout
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from patchmint.config.build import BuildConfig, canonical_json, differences
 from patchmint.errors import ConfigError, NotFoundError, ShardError
 from patchmint.pipeline.plan.models import ModelRecord
+from patchmint.shards.names import plan_path
 from patchmint.storage import Storage
 
 SCHEMA_NAME = "patchmint.plan/1"
@@ -113,11 +114,6 @@ class Plan:
         )
 
 
-def index_path(generation: int) -> str:
-    """Where the plan of a generation lies."""
-    return "plan.parquet" if generation == 0 else f"plan.retry-{generation}.parquet"
-
-
 def fingerprints(models: Mapping[str, ModelRecord]) -> dict[str, str]:
     """What tells each model's content, by role."""
     return {role: record.fingerprint for role, record in models.items()}
@@ -160,7 +156,7 @@ def load_plan(storage: Storage, generation: int = 0) -> Plan | None:
     Raises:
         ShardError: the file is damaged, or of another program or version.
     """
-    path = index_path(generation)
+    path = plan_path(generation)
     try:
         data = storage.read(path)
     except NotFoundError:

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from patchmint.config.build import BuildConfig, differences
 from patchmint.errors import BuildError, ConfigError
-from patchmint.pipeline.plan.index import Plan, fingerprints, index_path, load_plan, write_index
+from patchmint.pipeline.plan.index import Plan, fingerprints, load_plan, write_index
 from patchmint.pipeline.plan.models import ModelRecord, library_versions
 from patchmint.pipeline.plan.parts import read_unit, write_parts
 from patchmint.pipeline.plan.rows import to_batch
 from patchmint.pipeline.plan.spool import Progress, spooled
 from patchmint.samples import PlannedSample, SourceSample
+from patchmint.shards.names import plan_path
 from patchmint.storage import Storage
 
 
@@ -105,7 +106,7 @@ def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[
 
 def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None]) -> Plan:
     """Put the index into the output; where there is one already, it must be the same plan."""
-    path = index_path(plan.generation)
+    path = plan_path(plan.generation)
     if storage.create(path, write_index(plan)):
         return plan
     there = load_plan(storage, plan.generation)
