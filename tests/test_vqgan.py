@@ -276,6 +276,26 @@ def test_a_batch_of_unlike_sizes_gives_what_each_image_gives(arch: VqganArch) ->
     assert (scores.amax(dim=-1) - chosen).max() < 1e-3 * scores.std()
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_reduced_precision_chooses_mostly_the_same_codes(precision: torch.dtype) -> None:
+    exact, reduced = (tiny_tokenizer(precision=dtype) for dtype in (torch.float32, precision))
+    codes, others = (np.stack([t.codes for t in tokenizer.tokenize(PHOTOS)]) for tokenizer in (exact, reduced))
+    assert (codes != others).mean() < (0.01 if precision == torch.float16 else 0.05)
+
+
+def test_what_overflows_float16_is_encoded_in_float32() -> None:
+    model = untrained_vqgan(TINY, 0)
+    for weight in model.encoder.conv_in.parameters():
+        weight.data *= 1e6
+    tokenizers = [
+        VqganTokenizer(model, name="tiny", size=SIZE, fit="squash", precision=dtype)
+        for dtype in (torch.float16, torch.float32)
+    ]
+    half, full = (np.stack([t.codes for t in tokenizer.tokenize(PHOTOS)]) for tokenizer in tokenizers)
+    assert len(np.unique(full)) > 5
+    assert (half == full).all()
+
+
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
 def test_one_pixel_and_flat_images(fit: str) -> None:
     # GroupNorm magnifies rounding on flat images, so a batch may differ here; one at a time must not.

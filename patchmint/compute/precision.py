@@ -18,20 +18,25 @@ from patchmint.errors import ConfigError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve_precision(setting: Precision, device: str | torch.device, *, auto: torch.dtype) -> torch.dtype:
+def resolve_precision(
+    setting: Precision, device: str | torch.device, *, cpu: torch.dtype, gpu: torch.dtype
+) -> torch.dtype:
     """What a setting means on a device.
 
     Args:
-        setting: float32, bfloat16, float16, or auto = `auto` where the device has instructions for it, else float32.
+        setting: float32, bfloat16, float16, or auto = the fastest format in which this model's answers hold
+            (docs/performance.md), if the device has instructions for it, else float32.
         device: where the model is to run.
-        auto: the fastest format in which this model's answers hold (docs/performance.md).
+        cpu: that format on a CPU.
+        gpu: and on a GPU.
 
     Raises:
         ConfigError: float16 on a CPU, where it is slower than float32 and overflows.
     """
     kind = torch.device(device).type
     if setting == "auto":
-        return auto if auto == torch.float32 or _is_native(kind) else torch.float32
+        best = gpu if kind == "cuda" else cpu
+        return torch.float32 if best == torch.bfloat16 and not _has_bfloat16(kind) else best
     if setting == "float16" and kind == "cpu":
         raise ConfigError("precision: float16 is for GPUs; on the CPU use bfloat16, float32 or auto")
     return _DTYPES[setting]
@@ -61,7 +66,7 @@ def store_products(module: nn.Module, dtype: torch.dtype) -> None:
             layer.to(dtype)
 
 
-def _is_native(kind: str) -> bool:
+def _has_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Elsewhere bfloat16 is emulated, and slower than float32. torch has no public name for these questions yet.

@@ -51,7 +51,7 @@ def _build_detector(
         box_threshold=labels.box_threshold,
         text_threshold=labels.text_threshold,
         device=device,
-        precision=resolve_precision(precision, device, auto=torch.bfloat16),
+        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
     )
 
 
@@ -68,6 +68,6 @@ def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str, precis
     return SamMasker(
         model,
         device=device,
-        precision=resolve_precision(precision, device, auto=torch.bfloat16),
+        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
         coverage=labels.coverage,
     )

@@ -34,7 +34,7 @@ def build_tokenizer(
 
     model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
-    dtype = resolve_precision(precision, device, auto=torch.float32)
+    dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
     return VqganTokenizer(
         model, name=name, size=tokens.size, fit=tokens.fit, device=device, precision=dtype, remap=remap
     )

@@ -51,7 +51,7 @@ def build_feature_encoder(
     name = models.vit
     model = untrained_vit(untrained_arch(grid), seed=0) if name == UNTRAINED else load_vit(load_named(name))
     spec = _plan(features, model.arch, grid, name)
-    dtype = resolve_precision(precision, device, auto=torch.float32)
+    dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
     cut = model.cut(max(max(part) for part in spec.layers))
     return VitFeatureEncoder(cut, spec, grid, device=device, precision=dtype)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchmint.compute.precision import computing_in
+from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import PatchGrid, fit_image
 from patchmint.tokenizers.connectors.features import features_of
@@ -101,7 +102,7 @@ class VitFeatureEncoder:
         Returns:
             float32 (B, 3, H, W).
         """
-        levels = torch.from_numpy(np.stack(views)).to(self._device)
+        levels = to_device(np.stack(views), self._device)
         return ((levels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()

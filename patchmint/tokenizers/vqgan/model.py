@@ -8,6 +8,7 @@ import torch
 from taming.modules.diffusionmodules import model as upstream
 from torch import Tensor, nn
 
+from patchmint.compute.precision import computing_fully
 from patchmint.tokenizers.vqgan.arch import VqganArch
 from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook
 
@@ -19,6 +20,8 @@ def _say_nothing(*_: object) -> None:
 # Upstream's Decoder prints its latent shape when it is built, and stdout is for data. Shadowing `print` in that one
 # module is safe between threads, which redirecting stdout is not.
 upstream.print = _say_nothing
+# Upstream's x * sigmoid(x) in one pass over memory instead of two.
+upstream.nonlinearity = nn.functional.silu
 
 
 class Vqgan(nn.Module):
@@ -55,14 +58,16 @@ class Vqgan(nn.Module):
         Returns:
             float (B, embed_dim, H / factor, W / factor).
         """
-        return cast("Tensor", self.quant_conv(self.encoder(pixels)))
+        encoded = self.encoder(pixels)
+        with computing_fully(pixels.device):  # codes hang on its last bits
+            return cast("Tensor", self.quant_conv(encoded.float()))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, among: Tensor | None = None) -> Tensor:
         """Choose a code for each cell of the images. Deterministic, for Gumbel too.
 
         Args:
-            pixels: float (B, 3, H, W), RGB, -1..1; H and W multiples of `arch.factor`.
+            pixels: as for `latents`.
             among: int64 (U,), codes to choose from; None = all.
 
         Returns:
