@@ -244,7 +244,11 @@ class FeatureSpec:
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another."""
+    """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another.
+
+    It may have a method `batch_key(size: Size) -> Hashable` besides: images with equal keys are best put into one batch
+    (`patchmint.pipeline.annotate.PrefersLikeSizes`).
+    """
 
     def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
         """Find what each text talks about.

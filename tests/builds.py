@@ -133,7 +133,7 @@ def is_mid_shard(out):
 def digests(out):
     """SHA-256 of every file that may not vary from run to run, and that readers see: no temporary files."""
     paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
-    paths += [*out.glob("plan*.parquet"), *out.glob("*.json")]
+    paths += [*out.glob("plan*.parquet"), *out.glob("[!l]*.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

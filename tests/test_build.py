@@ -127,7 +127,7 @@ def test_img2dataset_tars_end_verified_and_the_same_bytes_with_other_workers(pho
     patchmint("inspect", "verify", tmp_path / "out", "--deep")
     patchmint("build", config, "--output.uri", tmp_path / "again", "--runner.workers", "2")
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
-    assert len(digests(tmp_path / "out")) == 3 * 2 + 1 + 1
+    assert len(digests(tmp_path / "out")) == 3 * 2 + 1 + 2
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ def parse(**changes):
 def test_defaults():
     config = parse()
     assert config.output.samples_per_shard == 1000
-    assert config.runner == LocalRunner(workers=1, num_cpus=None, device="auto", batch_size=8)
+    assert config.runner == LocalRunner(workers=1, num_cpus=None, device="auto", batch_size=None)
     assert (config.limits.max_reject_share, config.limits.max_image_megapixels) == (0.05, 100)
     assert config.features is None
     assert parse(runner={"kind": "ray"}).runner == RayRunner(
-        address=None, min_actors=1, max_actors=8, num_gpus=1, num_cpus=4, batch_size=8
+        address=None, min_actors=1, max_actors=8, num_gpus=1, num_cpus=4, batch_size=None
     )
     assert parse(runner={"workers": 2}).runner == LocalRunner(workers=2)
 

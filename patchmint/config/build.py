@@ -19,6 +19,9 @@ from patchmint.config.parsing import Settings
 from patchmint.config.sources import SourceConfig
 from patchmint.config.yaml_file import read_yaml
 
+CPU_BATCH_SIZE = 8
+"""What `runner.batch_size: null` means on a CPU."""
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -38,7 +41,12 @@ class LocalRunner(Settings):
         default=None, ge=1, description="CPU threads a worker; null = all cores divided by the workers."
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    batch_size: int = Field(default=8, ge=1, le=4096, description="Images that the models take at once.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU.",
+    )
 
 
 class RayRunner(Settings):
@@ -52,7 +60,12 @@ class RayRunner(Settings):
     max_actors: int = Field(default=8, ge=1, description="Actors at most; those without a place yet are waited for.")
     num_gpus: float = Field(default=1.0, ge=0, description="GPUs an actor; 0.5 = two share one; 0 = on the CPU.")
     num_cpus: int = Field(default=4, ge=1, description="CPU cores an actor, and its threads.")
-    batch_size: int = Field(default=8, ge=1, le=4096, description="Images that the models take at once.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU.",
+    )
 
     @field_validator("num_gpus")
     @classmethod

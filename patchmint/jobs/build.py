@@ -19,6 +19,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, PatchmintError
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
+from patchmint.jobs.profile_table import profile_lines
 from patchmint.jobs.progress import say
 from patchmint.jobs.run_build import run_build
 from patchmint.pipeline.driver import BuildReport
@@ -27,6 +28,9 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate si
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")]
 SingleDriverOption = Annotated[
     bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
+]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Show where the time went, and write a timeline for a trace viewer.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -41,6 +45,7 @@ def build_command(
     dry_run: DryRunOption = False,
     retry_failed: RetryFailedOption = False,
     single_driver: SingleDriverOption = False,
+    profile: ProfileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
@@ -49,11 +54,20 @@ def build_command(
         dry_run=dry_run,
         retry_failed=retry_failed,
         single_driver=single_driver,
+        profile=profile,
         as_json=as_json,
     )
 
 
-def carry_out(given: BuildConfig, *, dry_run: bool, retry_failed: bool, single_driver: bool, as_json: bool) -> None:
+def carry_out(
+    given: BuildConfig,
+    *,
+    dry_run: bool,
+    retry_failed: bool,
+    single_driver: bool,
+    as_json: bool,
+    profile: bool = False,
+) -> None:
     """Build what a command's settings say, and print how it ended.
 
     Raises:
@@ -68,7 +82,7 @@ def carry_out(given: BuildConfig, *, dry_run: bool, retry_failed: bool, single_d
     if dry_run:
         describe_plan(build_config, as_json=as_json)
         return
-    report = run_build(build_config, retry_failed=retry_failed, single_driver=single_driver)
+    report = run_build(build_config, retry_failed=retry_failed, single_driver=single_driver, profile=profile)
     _print(report, build_config, as_json=as_json)
     if report.missing or not report.written:
         raise typer.Exit(1)
@@ -94,6 +108,8 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
         + (f" ({reasons})" if reasons else "")
         + f", in {report.units} units"
     )
+    if report.profile is not None:
+        typer.echo("\n".join(profile_lines(report.profile)))
     if report.missing:
         say(f"error: {report.missing} samples are neither; look with: patchmint inspect verify {config.output.uri}")
     elif not report.written:

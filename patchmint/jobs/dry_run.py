@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from patchmint.config.build import BuildConfig
+from patchmint.config.build import CPU_BATCH_SIZE, BuildConfig
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import DryRun, estimate, record_models
 from patchmint.pipeline.preflight import check_loadable
@@ -48,6 +48,7 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"{config.output.uri}",
         f"memory    a worker: {_size(found.model_bytes)} of model files, about {_size(found.buffer_bytes)} of decoded "
         "images",
+        f"batches   of {found.batch_size or f'{CPU_BATCH_SIZE} on a CPU, on a GPU of what each worker finds out'}",
         "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
     ]
     if found.faults:

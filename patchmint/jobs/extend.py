@@ -14,7 +14,15 @@ import typer
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
 from patchmint.config.overrides import apply_overrides
-from patchmint.jobs.build import DryRunOption, JsonOption, RetryFailedOption, SingleDriverOption, carry_out, main
+from patchmint.jobs.build import (
+    DryRunOption,
+    JsonOption,
+    ProfileOption,
+    RetryFailedOption,
+    SingleDriverOption,
+    carry_out,
+    main,
+)
 from patchmint.jobs.options import with_settings
 from patchmint.pipeline.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.shards.manifest import Manifest
@@ -30,6 +38,7 @@ def extend_command(
     dry_run: DryRunOption = False,
     retry_failed: RetryFailedOption = False,
     single_driver: SingleDriverOption = False,
+    profile: ProfileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.
@@ -44,6 +53,7 @@ def extend_command(
         dry_run=dry_run,
         retry_failed=retry_failed,
         single_driver=single_driver,
+        profile=profile,
         as_json=as_json,
     )
 

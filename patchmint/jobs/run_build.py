@@ -19,13 +19,16 @@ from patchmint.pipeline.orders import WorkerSettings
 from patchmint.pipeline.supervise import Pool
 
 
-def run_build(config: BuildConfig, *, retry_failed: bool = False, single_driver: bool = False) -> BuildReport:
+def run_build(
+    config: BuildConfig, *, retry_failed: bool = False, single_driver: bool = False, profile: bool = False
+) -> BuildReport:
     """Build a data set, or go on with it, and show how it stands.
 
     Args:
         config: with absolute paths.
         retry_failed: once everything is done, take up the rejects in new units.
         single_driver: the caller promises that no other driver runs; for stores that can't create conditionally.
+        profile: see where the time goes.
 
     Raises:
         typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
@@ -43,6 +46,7 @@ def run_build(config: BuildConfig, *, retry_failed: bool = False, single_driver:
                 should_stop=stop.reason,
                 retry_failed=retry_failed,
                 single_driver=single_driver,
+                profile=profile,
             )
         except (BuildError, ShardError, StorageError) as error:
             say(f"error: {error}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from patchmint.labelers.grounding_dino.detector import GroundingDino
+from patchmint.compute.spans import span
+from patchmint.labelers.grounding_dino.detector import GroundingDino, detector_size
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import Instances, RgbImage, Text
+from patchmint.types import Instances, RgbImage, Size, Text
 
 
 class GroundedSam:
@@ -18,8 +19,10 @@ class GroundedSam:
 
     def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
         """Find what each text talks about; see `patchmint.types.Segmenter`."""
-        found = self.detector.detect(images, texts)
-        masks = self.masker.masks(images, [detections.boxes for detections in found])
+        with span("detect"):
+            found = self.detector.detect(images, texts)
+        with span("mask"):
+            masks = self.masker.masks(images, [detections.boxes for detections in found])
         return [
             Instances(
                 image_size=(image.shape[0], image.shape[1]),
@@ -31,3 +34,11 @@ class GroundedSam:
             )
             for image, detections, image_masks in zip(images, found, masks, strict=True)
         ]
+
+    def batch_key(self, size: Size) -> Hashable:
+        """The size that the detector makes of an image: images of one size share its backbone pass.
+
+        Args:
+            size: (height, width) of an image.
+        """
+        return detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.compute.spans import span
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import PluginError
 from patchmint.geometry import PatchGrid, Placement
@@ -28,6 +30,34 @@ from patchmint.types import (
     TokenizerSpec,
     Tokens,
 )
+
+
+@runtime_checkable
+class PrefersLikeSizes(Protocol):
+    """What a segmenter may have besides: it is faster where the images of a batch are alike."""
+
+    def batch_key(self, size: Size) -> Hashable:
+        """Images with equal keys are best put into one batch.
+
+        Args:
+            size: (height, width) of an image.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """What the models said of one image.
+
+    Attributes:
+        instances: what the texts talk about; None where no labels were asked for.
+        tokens: codes; None where none were asked for.
+        features: float16 (views * tokens, channels); None where none were asked for.
+    """
+
+    instances: Instances | None
+    tokens: Tokens | None
+    features: npt.NDArray[np.float16] | None
 
 
 @dataclass(frozen=True)
@@ -118,31 +148,58 @@ class AnnotationModels:
         Raises:
             PluginError: an outside model returned something that breaks its contract.
         """
-        instances = tokens = None
-        if self.segmenter:
-            instances = self._segment(images, texts)
-        if self.tokenizer:
+        return [
+            self.label(answers, (image.shape[0], image.shape[1]), len(image_texts))
+            for answers, image, image_texts in zip(self.ask(images, texts), images, texts, strict=True)
+        ]
+
+    def ask(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[ModelAnswers]:
+        """The models' part of `annotate`."""
+        nothing = [None] * len(images)
+        instances = self._segment(images, texts) if self.segmenter else nothing
+        tokens = self._tokenize(images) if self.tokenizer else nothing
+        features: Sequence[npt.NDArray[np.float16] | None] = nothing
+        if self.encoder:
+            with span("features"):
+                features = self.encoder.encode(images)
+        return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
+
+    def label(self, answers: ModelAnswers, size: Size, texts: int) -> AnnotatedImage:
+        """The rest of `annotate`, for which no model is needed: patch labels from masks, on the CPU.
+
+        Args:
+            answers: what the models said of an image.
+            size: its (height, width).
+            texts: how many it has.
+        """
+        placement = self.grid.place(size)
+        labels: PatchLabels | None = None
+        if answers.instances is not None:
+            with span("label"):
+                labels = label_texts(answers.instances, texts, placement, self.min_coverage)
+        return AnnotatedImage(placement, answers.instances, labels, answers.tokens, answers.features)
+
+    def batch_key(self, size: Size) -> Hashable:
+        """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.
+
+        Args:
+            size: (height, width) of an image.
+        """
+        return self.segmenter.batch_key(size) if isinstance(self.segmenter, PrefersLikeSizes) else None
+
+    @property
+    def prefers_like_sizes(self) -> bool:
+        """Whether `batch_key` tells sizes apart."""
+        return isinstance(self.segmenter, PrefersLikeSizes)
+
+    def _tokenize(self, images: Sequence[RgbImage]) -> list[Tokens]:
+        assert self.tokenizer is not None
+        with span("tokens"):
             tokens = self.tokenizer.tokenize(images)
-            _check_answers(len(images), tokens)
-            for answer in tokens:
-                _check_tokens(answer, self.tokenizer.spec)
-        features = self.encoder.encode(images) if self.encoder else None
-        annotated = []
-        for index, (image, image_texts) in enumerate(zip(images, texts, strict=True)):
-            placement = self.grid.place((image.shape[0], image.shape[1]))
-            found = instances[index] if instances is not None else None
-            annotated.append(
-                AnnotatedImage(
-                    placement=placement,
-                    instances=found,
-                    labels=label_texts(found, len(image_texts), placement, self.min_coverage)
-                    if found is not None
-                    else None,
-                    tokens=tokens[index] if tokens is not None else None,
-                    features=features[index] if features is not None else None,
-                )
-            )
-        return annotated
+        _check_answers(len(images), tokens)
+        for answer in tokens:
+            _check_tokens(answer, self.tokenizer.spec)
+        return tokens
 
 
 def _check_answers(images: int, answer: object) -> None:

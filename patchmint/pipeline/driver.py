@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from patchmint.config.build import BuildConfig, differences
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
@@ -58,6 +58,8 @@ class BuildReport:
         rejects: by reason, those that still stand.
         units: in the data set.
         done_before: units that earlier runs had finished.
+        profile: where the time of this run went (`patchmint.pipeline.profile.Profile.summary`), and `trace`, the
+            timeline's address; None unless it was asked for, or where nothing was left to do.
     """
 
     run: str
@@ -66,6 +68,7 @@ class BuildReport:
     rejects: dict[str, int] = field(default_factory=dict)
     units: int = 0
     done_before: int = 0
+    profile: dict[str, Any] | None = None
 
     @property
     def rejected(self) -> int:
@@ -88,6 +91,7 @@ def build(
     should_stop: Callable[[], str] = lambda: "",
     retry_failed: bool = False,
     single_driver: bool = False,
+    profile: bool = False,
 ) -> BuildReport:
     """Build a data set, or go on with it.
 
@@ -100,6 +104,7 @@ def build(
         should_stop: asked often; anything but "" stops the build with that reason.
         retry_failed: once everything is done, take up the rejects in new units.
         single_driver: the caller promises that no other driver runs; for stores that can't create conditionally.
+        profile: have the workers time their stages, and write `runs/RUN-trace.json`.
 
     Raises:
         BusyError: another driver is at work in the output.
@@ -141,7 +146,7 @@ def build(
             # a retry is planned only when everything before it is done, so what is left is of one plan
             plan = next(plan for plan in ledger.plans if ledger.left[0] in plan.units)
             supervisor = Supervisor(
-                make_pool(WorkerSettings(config, run_id, plan.digest, dict(plan.models))),
+                make_pool(WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile)),
                 ledger.left,
                 min_workers=min_workers,
                 max_workers=max_workers,
@@ -156,6 +161,7 @@ def build(
                 supervisor.run()
             finally:
                 log.update(supervisor.progress)
+                log.write_profile()
             roll_forward(storage)
             ledger = Ledger.read(storage, ledger.plans)
             ledger.check()
@@ -170,11 +176,12 @@ def build(
         rejects=dict(rejects),
         units=len(ledger.units),
         done_before=done_before,
+        profile=log.record.profile,
     )
 
 
 def _report(progress: Progress, result: UnitResult | None, log: RunLog, reporter: Reporter) -> None:
-    log.update(progress)
+    log.update(progress, result)
     reporter.progress(progress, result)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from patchmint.compute.spans import Record
 from patchmint.config.build import BuildConfig
 from patchmint.pipeline.plan import ModelRecord, Unit
 
@@ -18,12 +19,14 @@ class WorkerSettings:
         run_id: names the attempts of this run.
         plan_digest: which plan the units are of.
         models: the model files that the plan was made with; a worker refuses others.
+        profile: whether results are to say where the time went.
     """
 
     config: BuildConfig
     run_id: str
     plan_digest: str
     models: Mapping[str, ModelRecord]
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,33 @@ class Order:
         poison: places in the unit, from 0, of samples known to kill workers; they are rejected unseen.
         probe: None = build the unit; otherwise only annotate the samples in these places and write nothing, to find
             out which of them kills its worker.
+        ahead: the unit that this worker is likely to get next: it may begin to read that one while it ends this one.
     """
 
     unit: Unit
     poison: frozenset[int] = frozenset()
     probe: frozenset[int] | None = None
+    ahead: Unit | None = None
+
+
+@dataclass(frozen=True)
+class WorkerProfile:
+    """Where a worker's time went since it last said so, and its memory.
+
+    Attributes:
+        host, pid: which process.
+        device: cpu, cuda, cuda:N.
+        peak_bytes: the most memory that it has had resident so far.
+        device_peak_bytes: the most that torch has had of the GPU's; 0 on a CPU.
+        record: its spans.
+    """
+
+    host: str
+    pid: int
+    device: str
+    peak_bytes: int
+    device_peak_bytes: int
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -52,8 +77,11 @@ class UnitResult:
         written: samples in its shard.
         rejects: number of rejects by reason.
         bytes: size of the shard's tar.
-        seconds: by stage: wait (for decoded images), annotate, write, commit.
+        seconds: by stage: wait (for decoded images), annotate, hold (for the writing of the batch before), commit; and,
+            in a thread of its own, write.
         won: False if another driver had committed the unit already.
+        batch_size: images that the models took at once, in the end.
+        profile: None unless it was asked for.
     """
 
     unit: int
@@ -63,6 +91,8 @@ class UnitResult:
     bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     won: bool = True
+    batch_size: int = 0
+    profile: WorkerProfile | None = None
 
 
 @dataclass(frozen=True)

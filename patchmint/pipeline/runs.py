@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from patchmint.errors import NotFoundError, StorageError
+from patchmint.pipeline.orders import UnitResult
+from patchmint.pipeline.profile import Profile
 from patchmint.pipeline.supervise import Progress
 from patchmint.storage import Storage
 from patchmint.version import __version__
@@ -44,6 +46,7 @@ class RunRecord:
         busy: seconds from when the first worker had loaded its models to the last finished unit.
         rate: samples a second of that time, of all workers together.
         progress: counts of this run.
+        profile: as in `BuildReport`.
     """
 
     run: str
@@ -56,6 +59,7 @@ class RunRecord:
     busy: float = 0.0
     rate: float = 0.0
     progress: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
     patchmint: str = __version__
     python: str = field(default_factory=platform.python_version)
 
@@ -70,6 +74,7 @@ class RunLog:
         self._busy_since = 0.0
         self._done = 0
         self._written = 0.0
+        self._profile = Profile()
 
     def building(self) -> None:
         """The plan stands; units are handed out from now on."""
@@ -77,11 +82,23 @@ class RunLog:
         self.record.state = "building"
         self.write()
 
-    def update(self, progress: Progress) -> None:
-        """Take over the counts; written at most every 10 seconds."""
+    def update(self, progress: Progress, result: UnitResult | None = None) -> None:
+        """Take over the counts, and of a finished unit its profile; written at most every 10 seconds."""
         self._count(progress)
+        if result is not None:
+            self._profile.add(result)
         if time.monotonic() - self._written > _WRITE_SECONDS:
             self.write()
+
+    def write_profile(self) -> None:
+        """If units were profiled: keep the totals in the record, and write the timeline beside it."""
+        if not self._profile.workers:
+            return
+        # sorts before the record: the last of a listing is the last run's record
+        path = f"{RUNS}/{self.record.run}-trace.json"
+        self.record.profile = self._profile.summary() | {"trace": f"{self._storage.uri}/{path}"}
+        with suppress(StorageError):
+            self._storage.write(path, self._profile.trace())
 
     def end(self, state: str, reason: str = "") -> None:
         """The run is over."""

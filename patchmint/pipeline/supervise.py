@@ -64,6 +64,7 @@ class Progress:
         seconds: of all workers together, by stage.
         queue_wait: seconds that workers stood idle while units were left.
         planned: samples in all units of this run.
+        batch_sizes: images that models took at once, in ascending order; workers may differ.
     """
 
     units: int
@@ -77,6 +78,7 @@ class Progress:
     deaths: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     queue_wait: float = 0.0
+    batch_sizes: list[int] = field(default_factory=list)
 
     def add(self, result: UnitResult) -> None:
         """Count a finished unit."""
@@ -86,6 +88,7 @@ class Progress:
         for reason, count in result.rejects.items():
             self.rejects[reason] = self.rejects.get(reason, 0) + count
         self.bytes += result.bytes
+        self.batch_sizes = sorted({*self.batch_sizes, result.batch_size})
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
@@ -133,6 +136,8 @@ class Supervisor:
         self._orders: dict[int, Order] = {}
         self._idle: dict[int, float] = {}
         self._hunts: dict[int, Hunt] = {}
+        # What a worker begins to read while it ends its unit. It is to get that one next, but anybody idle may take it.
+        self._promised: dict[int, Unit] = {}
         self._failures: Counter[int] = Counter()
         self._failures_in_a_row = 0
         self._rest_seconds = rest_seconds
@@ -149,7 +154,7 @@ class Supervisor:
         self._check_rejects()
         self._pool.start(self._max_workers)
         try:
-            while self._todo or self._orders:
+            while self._todo or self._promised or self._orders:
                 if reason := self._should_stop():
                     raise BuildError(reason)
                 self._hand_out()
@@ -168,19 +173,36 @@ class Supervisor:
         if now < self._resting_until:
             return
         for worker in list(self._idle):
-            if not self._todo:
+            unit = self._next_unit(worker)
+            if unit is None:
                 # a unit in flight may come back if its worker dies; one idle worker at least stays for it
                 if len(self._idle) > len(self._orders):
                     del self._idle[worker]
                     self.progress.workers -= 1
                     self._pool.retire(worker)
                 continue
-            unit = self._todo.popleft()
             hunt = self._hunts.get(unit.id)
-            order = hunt.next_order() if hunt else Order(unit)
+            order = hunt.next_order() if hunt else Order(unit, ahead=self._promise(worker))
             self.progress.queue_wait += now - self._idle.pop(worker)
             self._orders[worker] = order
             self._pool.submit(worker, order)
+
+    def _next_unit(self, worker: int) -> Unit | None:
+        if worker in self._promised:
+            return self._promised.pop(worker)
+        if self._todo:
+            return self._todo.popleft()
+        return self._promised.pop(next(iter(self._promised))) if self._promised else None
+
+    def _promise(self, worker: int) -> Unit | None:
+        """The unit that a worker is to get next, unless others will want it first.
+
+        None that is hunted in: a worker that dies of it would be taken to have died of the unit that it was ending.
+        """
+        if len(self._todo) < max(1, self.progress.workers) or self._todo[0].id in self._hunts:
+            return None
+        self._promised[worker] = self._todo.popleft()
+        return self._promised[worker]
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -245,6 +267,10 @@ class Supervisor:
             self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
             return
         self.progress.workers -= 1
+        if (promised := self._promised.pop(worker, None)) is not None:
+            # It may be this one that kills, while it is read ahead. From now on it is only given out by itself.
+            self._hunts.setdefault(promised.id, Hunt(promised))
+            self._todo.appendleft(promised)
         if order is None:
             self._warn(f"an idle worker died, and is replaced: {message}")
             return

@@ -1,6 +1,7 @@
-"""One unit of a plan -> one shard: read, decode ahead, annotate in batches, write, commit.
+"""One unit of a plan -> one shard: read, decode ahead, ask the models in batches, label, write, commit.
 
-The same code runs in a local child process and in a Ray actor.
+The same code runs in a local child process and in a Ray actor. The thread that `Worker.do` is called in does little but
+ask the models; images are prepared in threads (`prepare`), labels are made and shards written in one more (`finish`).
 """
 
 from __future__ import annotations
@@ -9,60 +10,37 @@ import os
 import socket
 import sys
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
-from patchmint.errors import (
-    BuildError,
-    ImageDecodeError,
-    ImageMissingError,
-    ImageTooLargeError,
-    ImageUnreadableError,
-    InputError,
-    NotFoundError,
-    ShardError,
-    StorageError,
-    TextError,
-)
-from patchmint.pipeline.annotate import AnnotatedImage, AnnotationModels
-from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.compute.memory import peak_memory
+from patchmint.compute.spans import span, start_recording
+from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
+from patchmint.pipeline.annotate import AnnotationModels, ModelAnswers
+from patchmint.pipeline.batch_size import choose_batch_size
+from patchmint.pipeline.batches import BATCHES_AHEAD, like_batches
 from patchmint.pipeline.extension import extended_manifest
+from patchmint.pipeline.finish import Finisher, fault_of
 from patchmint.pipeline.layout import layout_of
-from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerSettings
+from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings
 from patchmint.pipeline.plan import check_models, read_unit
+from patchmint.pipeline.prepare import Items, Prepared, Preparer, reject
 from patchmint.pipeline.sources import open_source
-from patchmint.pipeline.sources.patchmint import PatchmintSource
-from patchmint.pipeline.stored import stored_sample
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
-from patchmint.shards.reader import StoredSample
+from patchmint.shards.layout import Layout
 from patchmint.shards.rejects import write_rejects
+from patchmint.shards.sample import ShardSample
 from patchmint.shards.writer import ShardWriter
-from patchmint.storage import open_storage
-from patchmint.types import Text
+from patchmint.storage import NewFile, open_storage
 
 Seconds = defaultdict[str, float]
 """By stage."""
-
-_ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
-"""How libraries below torch say that memory ran out; torch passes it on as a plain RuntimeError."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A sample ready for the models."""
-
-    planned: PlannedSample
-    data: bytes
-    image: DecodedImage
-    texts: list[Text]
-    extended: StoredSample | None
 
 
 class Worker:
@@ -86,13 +64,15 @@ class Worker:
         self._check_output_visible()
         check_models(config, settings.models)
         torch.set_num_threads(threads)
-        self._source = open_source(config.source)
+        source = open_source(config.source)
+        self._preparer = Preparer(source, config.limits.max_image_megapixels, threads)
+        self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device)
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
-        self._batch_size = config.runner.batch_size
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._batch_size = choose_batch_size(self._models, config.runner, device)
         self._device = device
+        self._recorder = start_recording(device) if settings.profile else None
 
     @property
     def info(self) -> WorkerInfo:
@@ -114,14 +94,14 @@ class Worker:
             os._exit(1)
 
     def _do(self, order: Order) -> UnitResult | None:
-        samples = read_unit(self._storage, order.unit)
+        with span("wait"):
+            samples, items = self._samples(order)
         if order.probe is not None:
-            probed = [sample for place, sample in enumerate(samples) if place in order.probe]
-            deque(self._annotated(probed, defaultdict(float)), maxlen=0)
+            self._annotate(items, lambda _: None, defaultdict(float))
             return None
         attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
         try:
-            return self._build(order, samples, attempt)
+            return self._build(order, samples, items, attempt)
         except StorageError:
             # Another driver that finished this unit may have swept our files from under us: then all is well.
             if find_record(self._storage, order.unit.id) is None:
@@ -130,137 +110,117 @@ class Worker:
         finally:
             attempt.drop()
 
-    def _build(self, order: Order, samples: Sequence[PlannedSample], attempt: Attempt) -> UnitResult:
+    def _samples(self, order: Order) -> tuple[Sequence[PlannedSample], Items]:
+        """A unit's samples, and those that the order is about, prepared."""
+        begun = None
+        if order.poison or order.probe is not None:
+            self._preparer.forget()
+        else:
+            begun = self._preparer.take_begun(order.unit, self._decoded_ahead, lambda: self._begin_next(order))
+        if begun is not None:
+            return begun
+        samples = read_unit(self._storage, order.unit)
+        wanted = [
+            sample
+            for place, sample in enumerate(samples)
+            if (place not in order.poison if order.probe is None else place in order.probe)
+        ]
+        return samples, self._preparer.prepared(wanted, self._decoded_ahead, lambda: self._begin_next(order))
+
+    def _begin_next(self, order: Order) -> None:
+        """The decoding threads have time: prepare what the models are to have when this unit's last batch is done."""
+        if (unit := order.ahead) is not None:
+            self._preparer.begin(unit, lambda: read_unit(self._storage, unit), self._decoded_ahead)
+
+    @property
+    def _decoded_ahead(self) -> int:
+        return 2 * self._batch_size
+
+    def _build(self, order: Order, samples: Sequence[PlannedSample], items: Items, attempt: Attempt) -> UnitResult:
         seconds: Seconds = defaultdict(float)
-        rejects: list[Reject] = []
-        written = size = 0
-        good = [sample for place, sample in enumerate(samples) if place not in order.poison]
-        with ExitStack() as stack:
-            writer: ShardWriter | None = None
-            for item in self._annotated(good, seconds):
-                if isinstance(item, Reject):
-                    rejects.append(item)
-                    continue
-                with _timed(seconds, "write"):
-                    if writer is None:  # a unit of nothing but rejects has no shard
-                        tar = stack.enter_context(attempt.new_file(f"shards/{order.unit.name}.tar"))
-                        sidecar = stack.enter_context(attempt.new_file(f"shards/{order.unit.name}.parquet"))
-                        writer = stack.enter_context(ShardWriter(tar, sidecar, self._layout))
-                    prepared, annotated = item
-                    writer.add(
-                        stored_sample(prepared.planned, prepared.data, prepared.image, annotated, prepared.extended)
-                    )
-                    written += 1
-            start = time.perf_counter()
-        texts, label_share = 0, None
-        if writer is not None:
-            size, texts, label_share = tar.size, writer.texts, writer.label_share
-        rejects += [_poisoned(samples[place]) for place in order.poison]
-        rejects.sort(key=lambda reject: reject.ordinal)
+        with ExitStack() as files:
+            shard = _Shard(order.unit.name, self._layout, attempt, files, seconds)
+            self._annotate(items, shard.add, seconds)
+            with _timed(seconds, "commit"):
+                files.close()
+                rejects = shard.rejects + [_poisoned(samples[place]) for place in order.poison]
+                won = self._commit(order, samples, shard, rejects, attempt)
+        return UnitResult(
+            unit=order.unit.id,
+            planned=len(samples),
+            written=shard.written,
+            rejects=_reasons(rejects),
+            bytes=shard.tar.size if shard.tar is not None else 0,
+            seconds=dict(seconds),
+            won=won,
+            batch_size=self._batch_size,
+            profile=self._profile(),
+        )
+
+    def _commit(
+        self, order: Order, samples: Sequence[PlannedSample], shard: _Shard, rejects: list[Reject], attempt: Attempt
+    ) -> bool:
         if rejects:
             with attempt.new_file(f"rejects/{order.unit.name}.parquet") as file:
-                write_rejects(file, rejects)
-        reasons = Counter(reject.fault.reason for reject in rejects)
-        won = attempt.commit(
+                write_rejects(file, sorted(rejects, key=lambda reject: reject.ordinal))
+        return attempt.commit(
             planned=len(samples),
-            written=written,
-            rejects=reasons,
+            written=shard.written,
+            rejects=_reasons(rejects),
             plan_digest=self._settings.plan_digest,
-            texts=texts,
-            label_share=label_share,
+            texts=shard.writer.texts if shard.writer is not None else 0,
+            label_share=shard.writer.label_share if shard.writer is not None else None,
         )
-        seconds["commit"] = time.perf_counter() - start
-        return UnitResult(order.unit.id, len(samples), written, dict(reasons), size, dict(seconds), won)
 
-    def _annotated(
-        self, samples: Sequence[PlannedSample], seconds: Seconds
-    ) -> Iterator[Reject | tuple[Prepared, AnnotatedImage]]:
-        """Each sample's annotation or reject; the annotated ones in order."""
-        batch: list[Prepared] = []
-        for item in self._prepared(samples, seconds):
-            if isinstance(item, Reject):
-                yield item
-                continue
-            batch.append(item)
-            if len(batch) >= self._batch_size:
-                yield from self._annotate(batch, seconds)
-                batch = []
-        if batch:
-            yield from self._annotate(batch, seconds)
+    def _annotate(self, items: Items, write: Callable[[ShardSample | Reject], None], seconds: Seconds) -> None:
+        """Give each sample, annotated or rejected, to `write`: rejects of reading at any time, the rest in order."""
+        rejects: list[Reject] = []
+        batches = like_batches(
+            _prepared(items, rejects, seconds),
+            size=lambda: self._batch_size,
+            key=lambda item: self._models.batch_key(item.image.size),
+            weight=lambda item: item.image.pixels.nbytes,
+            ahead=BATCHES_AHEAD if self._models.prefers_like_sizes else 1,
+        )
+        with closing(items), Finisher(self._models, write, self._finishing) as finisher:
+            for batch in batches:
+                with _timed(seconds, "annotate"):
+                    answers = self._ask_or_halve([item for _, item in batch])
+                answered = [(*numbered, answer) for numbered, answer in zip(batch, answers, strict=True)]
+                with _timed(seconds, "hold"):
+                    finisher.take(answered)
+            with _timed(seconds, "hold"):
+                finisher.wait()
+        for rejected in rejects:
+            write(rejected)
 
-    def _prepared(self, samples: Iterable[PlannedSample], seconds: Seconds) -> Iterator[Reject | Prepared]:
-        """Read and decode ahead of the models, in order, at most two batches."""
-        waiting: deque[Future[Reject | Prepared]] = deque()
-        iterator = iter(samples)
+    def _ask_or_halve(self, batch: list[Prepared]) -> list[ModelAnswers | Fault]:
+        """Ask the models; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
         try:
-            for sample in islice(iterator, 2 * self._batch_size):
-                waiting.append(self._decoders.submit(self._prepare, sample))
-            while waiting:
-                with _timed(seconds, "wait"):
-                    item = waiting.popleft().result()
-                for sample in islice(iterator, 1):
-                    waiting.append(self._decoders.submit(self._prepare, sample))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def _prepare(self, planned: PlannedSample) -> Reject | Prepared:
-        sample, path = planned.sample, planned.sample.image.path
-        if sample.fault is not None:
-            return _reject(planned, sample.fault)
-        stage, reason = "text", "text-invalid"
-        extended: StoredSample | None = None
-        if isinstance(self._source, PatchmintSource):
-            try:
-                planned, extended = self._source.read_whole(planned)
-            except ShardError as error:
-                return _reject(planned, Fault("read", "sample-damaged", str(error)))
-            sample = planned.sample
-        try:
-            texts = [text.to_text() for text in sample.texts]
-            if not any(text.content.strip() for text in texts):
-                return _reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
-            stage, reason = "read", "image-missing"
-            data = extended.image if extended is not None else self._source.read_image(sample.image)
-            stage = "decode"
-            image = decode_image(data, max_megapixels=self._settings.config.limits.max_image_megapixels)
-        except ImageUnreadableError as error:
-            return _reject(planned, Fault(stage, "image-unreadable", str(error)))
-        except MemoryError:
-            return _reject(planned, Fault(stage, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
-        except (TextError, ImageMissingError) as error:
-            return _reject(planned, Fault(stage, reason, str(error)))
-        except ImageTooLargeError as error:
-            return _reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
-        except ImageDecodeError as error:
-            return _reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
-        return Prepared(planned, data, image, texts, extended)
-
-    def _annotate(self, batch: list[Prepared], seconds: Seconds) -> Iterator[Reject | tuple[Prepared, AnnotatedImage]]:
-        with _timed(seconds, "annotate"):
-            answers = self._annotate_or_halve(batch)
-        yield from answers
-
-    def _annotate_or_halve(self, batch: list[Prepared]) -> list[Reject | tuple[Prepared, AnnotatedImage]]:
-        """Annotate; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
-        try:
-            annotated = self._models.annotate([item.image.pixels for item in batch], [item.texts for item in batch])
-            return list(zip(batch, annotated, strict=True))
-        except InputError as error:
-            fault = Fault("annotate", "not-annotatable", str(error))
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            fault = Fault("annotate", "out-of-memory", f"alone it takes more memory than there is: {error}")
+            return list(self._models.ask([item.image.pixels for item in batch], [item.texts for item in batch]))
+        except (InputError, RuntimeError, MemoryError) as error:
+            fault = fault_of(error)
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._batch_size = max(1, min(self._batch_size, len(batch) // 2))
         if len(batch) == 1:
-            return [_reject(batch[0].planned, fault)]
+            return [fault]
         middle = len(batch) // 2
-        return self._annotate_or_halve(batch[:middle]) + self._annotate_or_halve(batch[middle:])
+        return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
+
+    def _profile(self) -> WorkerProfile | None:
+        if self._recorder is None:
+            return None
+        on_gpu = self._device.startswith("cuda")
+        return WorkerProfile(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._device,
+            peak_bytes=peak_memory(),
+            device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
+            record=self._recorder.drain(),
+        )
 
     def _check_output_visible(self) -> None:
         try:
@@ -273,14 +233,48 @@ class Worker:
             ) from error
 
 
-def _reject(planned: PlannedSample, fault: Fault) -> Reject:
-    return Reject(planned.ordinal, planned.key, planned.sample.id, fault)
+@dataclass
+class _Shard:
+    """A unit's shard in the making. Its files are begun with the first sample: a unit of only rejects has none."""
+
+    unit: str
+    layout: Layout
+    attempt: Attempt
+    files: ExitStack
+    seconds: Seconds
+    rejects: list[Reject] = field(default_factory=list)
+    written: int = 0
+    tar: NewFile | None = None
+    writer: ShardWriter | None = None
+
+    def add(self, item: ShardSample | Reject) -> None:
+        """Write a sample, or keep a reject."""
+        if isinstance(item, Reject):
+            self.rejects.append(item)
+            return
+        with _timed(self.seconds, "write"):
+            if self.writer is None:
+                self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
+                sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
+                self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
+            self.writer.add(item)
+            self.written += 1
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(sign in str(error) for sign in _ALLOCATION_FAILED)
+def _prepared(items: Items, rejects: list[Reject], seconds: Seconds) -> Iterator[Prepared]:
+    while True:
+        with _timed(seconds, "wait"):
+            item = next(items, None)
+        if item is None:
+            return
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            yield item
+
+
+def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
+    return dict(Counter(reject.fault.reason for reject in rejects))
 
 
 def _poisoned(planned: PlannedSample) -> Reject:
@@ -288,13 +282,14 @@ def _poisoned(planned: PlannedSample) -> Reject:
         "processing this sample alone killed its worker each time it was tried (a crash in a library, or the machine "
         "ran out of memory); look at the image by itself"
     )
-    return _reject(planned, Fault("worker", "kills-worker", message))
+    return reject(planned, Fault("worker", "kills-worker", message))
 
 
 @contextmanager
 def _timed(seconds: Seconds, stage: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
-        yield
+        with span(stage):
+            yield
     finally:
         seconds[stage] += time.perf_counter() - start

@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
+from patchmint.labelers.grounding_dino.deformable import LevelTable, level_table, to_device
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 from patchmint.types import Size
 
+_POSITIONS_AT_ONCE = {"cpu": 2**14, "cuda": 2**17}
+# Of the first level. On the CPU an image of official size runs alone: company gains it nothing.
+_MOST_PADDED = 1.25
+# Times an image's own positions.
 _WIDTH_AT_FIRST_LEVEL = 0.05
 # Side of a first-level proposal as a share of the image; it doubles from level to level (upstream `utils.py`).
 
@@ -21,6 +26,7 @@ class ImageBatch:
 
     Attributes:
         shapes: padded (height, width) of each level.
+        levels: the same, on the device.
         memory: float (B, S, 256).
         position: float (B, S, 256), sine embedding of the place in the image plus the level's embedding.
         padding: bool (B, S), True where there is no image.
@@ -31,6 +37,7 @@ class ImageBatch:
     """
 
     shapes: tuple[Size, ...]
+    levels: LevelTable
     memory: torch.Tensor
     position: torch.Tensor
     padding: torch.Tensor
@@ -56,6 +63,34 @@ class PromptBatch:
     padding: torch.Tensor
 
 
+def like_pairs(shapes: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Put pairs of an image and a prompt into batches, of like size so that little is padded, and bounded in memory.
+
+    Args:
+        shapes: of each pair, (height, width) of the image's first level.
+        lengths: of each pair, tokens of its prompt.
+        device: where they run.
+
+    Returns:
+        Of each batch the numbers of its pairs.
+    """
+    most = _POSITIONS_AT_ONCE.get(device.type, _POSITIONS_AT_ONCE["cpu"])
+    batches: list[list[int]] = []
+    for pair in sorted(range(len(shapes)), key=lambda pair: (*shapes[pair], lengths[pair])):
+        # In this order the batch's first pair is the lowest and its last the highest, but any may be the widest.
+        together = [*batches[-1], pair] if batches else []
+        padded = shapes[pair][0] * max((shapes[each][1] for each in together), default=0)
+        if (
+            together
+            and len(together) * padded <= most
+            and padded <= _MOST_PADDED * min(shapes[each][0] * shapes[each][1] for each in together)
+        ):
+            batches[-1].append(pair)
+        else:
+            batches.append([pair])
+    return batches
+
+
 def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
     """Pad images' features to each other.
 
@@ -66,8 +101,9 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
 
     shapes = _common_shapes(images, at_least=model.transformer.num_queries)
     device = images[0].levels[0].device
+    levels = level_table(shapes, device)
+    own = to_device(torch.tensor([[each.shape[:0:-1] for each in image.levels] for image in images]), device)
     parts: list[tuple[torch.Tensor, ...]] = []
-    ratios = []
     for level, (height, width) in enumerate(shapes):
         maps = torch.zeros(len(images), images[0].levels[level].shape[0], height, width, device=device)
         padding = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
@@ -76,15 +112,13 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
             maps[row, :, :h, :w] = image.levels[level]
             padding[row, :h, :w] = False
         position = model.backbone[1](NestedTensor(maps, padding)) + model.transformer.level_embed[level][:, None, None]
-        sizes = torch.tensor([image.levels[level].shape[:0:-1] for image in images], device=device)
-        proposals, usable = _proposals(sizes, (height, width), level)
+        proposals, usable = _proposals(own[:, level], (height, width), level)
         parts.append(
             (maps.flatten(2).mT, position.flatten(2).mT, padding.flatten(1), proposals, usable & ~padding.flatten(1))
         )
-        ratios.append(sizes / torch.tensor([width, height], device=device))
     memory, position, padding, proposals, usable = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
     proposals = proposals.masked_fill(~usable[..., None], torch.inf)
-    return ImageBatch(shapes, memory, position, padding, torch.stack(ratios, dim=1), proposals, usable)
+    return ImageBatch(shapes, levels, memory, position, padding, own / levels.sizes, proposals, usable)
 
 
 def batch_prompts(prompts: Sequence[PromptFeatures]) -> PromptBatch:

@@ -1,18 +1,62 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, section 4.1) with upstream's parameters.
 
-The same sums as upstream's `ms_deform_attn.py` and its Python fallback, which is all that `groundingdino-py` has; level
-shapes are plain integers, so that nothing waits for the device.
+Upstream's Python fallback, which is all that `groundingdino-py` has, samples every level by itself, and keeps every
+sample until they are weighted. Here one weighted sum of rows of values gives each answer: a point is four rows, its
+nearest positions, in any level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from patchmint.compute.precision import computing_fully
 from patchmint.types import Size
+
+_POINTS_AT_ONCE = 2**17
+# On the CPU, so that what belongs to them stays in the cache; elsewhere launches cost more.
+
+
+@dataclass(frozen=True)
+class LevelTable:
+    """Numbers of L levels that lie one after the other, each row-major, on the device.
+
+    Attributes:
+        sizes: float (L, 2), width and height.
+        last: int32 (2, L), the last column (row) that has another behind it; 0 in a level of one.
+        more: float (2, L), 1 where there is more than one column (row), else 0.
+        steps: int32 (2, L), positions from a column (row) to the next; 0 in a level of one.
+        pitch: int32 (L,), positions in a row.
+        start: int32 (L,), the level's first position.
+    """
+
+    sizes: torch.Tensor
+    last: torch.Tensor
+    more: torch.Tensor
+    steps: torch.Tensor
+    pitch: torch.Tensor
+    start: torch.Tensor
+
+
+def level_table(shapes: Sequence[Size], device: torch.device) -> LevelTable:
+    """Describe levels of given (height, width), in one copy that nothing waits for."""
+    rows, start = [], 0
+    for height, width in shapes:
+        last = (max(width - 2, 0), max(height - 2, 0))
+        more = (int(width > 1), int(height > 1))
+        rows.append((width, height, *last, *more, more[0], more[1] * width, width, start))
+        start += height * width
+    table = to_device(torch.tensor(rows, dtype=torch.int32), device).T
+    return LevelTable(table[0:2].T.float(), table[2:4], table[4:6].float(), table[6:8], table[8], table[9])
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Send a tensor from the CPU to where a model is, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def deformable_attention(
@@ -20,49 +64,97 @@ def deformable_attention(
     query: torch.Tensor,
     reference: torch.Tensor,
     value: torch.Tensor,
-    shapes: Sequence[Size],
+    levels: LevelTable,
     padding: torch.Tensor,
 ) -> torch.Tensor:
     """Let each query look at a few learned points around its reference.
 
+    Places and weights are float32 whatever products are computed in.
+
     Args:
         module: upstream's `MultiScaleDeformableAttention`, for its linear layers and numbers.
         query: float (B, Q, C).
-        reference: float (B, Q, levels, 2 | 4), xy or xywh as shares of the padded canvas.
+        reference: float (B, Q, L, 2 | 4), xy or xywh as shares of the padded canvas.
         value: float (B, S, C), features of all levels, flattened row-major, one level after the other.
-        shapes: (height, width) of each level.
+        levels: of the features.
         padding: bool (B, S), True at positions that belong to no image.
 
     Returns:
         float (B, Q, C).
     """
-    batch, queries, _ = query.shape
-    heads, levels, points = module.num_heads, module.num_levels, module.num_points
-    values = module.value_proj(value).masked_fill(padding[..., None], 0.0)
-    values = values.view(batch, value.shape[1], heads, -1)
-    offsets = module.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-    weights = module.attention_weights(query).view(batch, queries, heads, levels * points).softmax(-1)
-
-    if reference.shape[-1] == 2:
-        sizes = torch.tensor([(width, height) for height, width in shapes], dtype=offsets.dtype, device=offsets.device)
-        where = reference[:, :, None, :, None] + offsets / sizes[None, None, None, :, None]
-    else:
-        # offsets count in half box sides, shared out over the points
-        where = reference[:, :, None, :, None, :2] + offsets / points * reference[:, :, None, :, None, 2:] * 0.5
-
-    grid = (2 * where - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (B * heads, levels, Q, points, 2)
+    values = module.value_proj(value).float().masked_fill(padding[..., None], 0.0)
+    rows = values.view(-1, values.shape[-1] // module.num_heads)
+    centre = reference[..., :2] * levels.sizes - 0.5
+    # Offsets count in positions around a point, in half box sides, shared out over the points, around a box.
+    unit = reference[..., 2:] * levels.sizes * (0.5 / module.num_points) if reference.shape[-1] == 4 else None
+    points = query.shape[0] * module.num_heads * module.num_levels * module.num_points
+    step = max(1, _POINTS_AT_ONCE // points) if query.device.type == "cpu" else query.shape[1]
+    weight, bias = _axes_apart(module)
+    offsets = module.sampling_offsets.out_features
     sampled = []
-    start = 0
-    for level, (height, width) in enumerate(shapes):
-        features = values[:, start : start + height * width].permute(0, 2, 3, 1).flatten(0, 1)
-        features = features.unflatten(-1, (height, width))
-        sampled.append(
-            functional.grid_sample(features, grid[:, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+    for start in range(0, query.shape[1], step):
+        part = slice(start, start + step)
+        with computing_fully(query.device):
+            learned = functional.linear(query[:, part].float(), weight, bias)
+        places = learned[..., :offsets].view(*learned.shape[:2], 2, module.num_heads, module.num_levels, -1)
+        if unit is not None:
+            places = places * unit[:, part].mT[:, :, :, None, :, None]
+        places = places + centre[:, part].mT[:, :, :, None, :, None]
+        shares = learned[..., offsets:].view(*learned.shape[:2], module.num_heads, -1).softmax(-1)
+        sampled.append(_sums(rows, places.flatten(-2), shares, levels, value.shape[1]))
+    return torch.as_tensor(module.output_proj(torch.cat(sampled, dim=1)))
+
+
+def _axes_apart(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """One linear layer for offsets and weights: all offsets in x, then all in y, then all weights of points."""
+    offsets, shares = module.sampling_offsets, module.attention_weights
+    weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], shares.weight])
+    return weight, torch.cat([offsets.bias[0::2], offsets.bias[1::2], shares.bias])
+
+
+def _sums(
+    rows: torch.Tensor, places: torch.Tensor, shares: torch.Tensor, levels: LevelTable, positions: int
+) -> torch.Tensor:
+    """Sums of values at places, bilinear between positions, nothing outside of a level.
+
+    Args:
+        rows: float32 (B * S * heads, C / heads).
+        places: float32 (B, Q, 2, heads, L * points), x and y in positions of the point's level.
+        shares: float32 (B, Q, heads, L * points).
+        levels: of the values.
+        positions: S.
+
+    Returns:
+        float32 (B, Q, C).
+    """
+    batch, queries, _, heads, count = places.shape
+
+    def of_points(numbers: torch.Tensor) -> torch.Tensor:
+        # Written out for all points: elementwise operations are slow on rows as short as the levels are few.
+        return (
+            numbers.repeat_interleave(count // numbers.shape[-1], -1)[..., None, :].expand(-1, heads, -1).contiguous()
         )
-        start += height * width
-    # (B * heads, C / heads, Q, levels * points) weighted by (B * heads, 1, Q, levels * points)
-    mixed = torch.stack(sampled, dim=-2).flatten(-2) * weights.transpose(1, 2).reshape(
-        batch * heads, 1, queries, levels * points
+
+    # Truncation is rounding down here: below 0 both are cut off at 0. A NaN becomes some number, its weight stays NaN.
+    low = torch.minimum(places.int().clamp(min=0), of_points(levels.last))
+    ahead = places - low
+    near = (1 - ahead.abs()).clamp(min=0)
+    far = (of_points(levels.more) - (ahead - 1).abs()).clamp(min=0)
+
+    device = rows.device
+    first_row = levels.start[None].repeat_interleave(count // levels.start.shape[0], -1) * heads
+    first_row = first_row + torch.arange(heads, dtype=torch.int32, device=device)[:, None]
+    image = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None, None] * (positions * heads)
+    steps = of_points(levels.steps * heads)
+    corner = low[:, :, 1] * of_points(levels.pitch[None] * heads)[0] + low[:, :, 0] * heads + first_row + image
+    below = corner + steps[1]
+    upper, lower = shares * near[:, :, 1], shares * far[:, :, 1]
+    summed = functional.embedding_bag(
+        torch.cat([corner, corner + steps[0], below, below + steps[0]], dim=-1).flatten(0, 2),
+        rows,
+        mode="sum",
+        per_sample_weights=torch.cat(
+            [upper * near[:, :, 0], upper * far[:, :, 0], lower * near[:, :, 0], lower * far[:, :, 0]], dim=-1
+        ).flatten(0, 2),
     )
-    merged = mixed.sum(-1).view(batch, -1, queries).transpose(1, 2)
-    return torch.as_tensor(module.output_proj(merged))
+    return summed.view(batch, queries, -1)

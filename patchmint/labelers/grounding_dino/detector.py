@@ -13,7 +13,10 @@ from torch import nn
 from patchmint.compute.precision import computing_in
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
-from patchmint.labelers.grounding_dino.encoders import ImageFeatures, encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.canvas import like_pairs
+from patchmint.labelers.grounding_dino.deformable import to_device
+from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures, encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.select import Detections, merge, select
 from patchmint.labelers.grounding_dino.transformer import match
@@ -44,8 +47,7 @@ class GroundingDino:
         box_threshold: a box is kept if its best word scores over this (upstream's default 0.35).
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
         device: where to run; the model is moved there.
-        precision: number format of the large products.
-        pair_batch: how many (image, prompt) pairs run through the transformer at once.
+        precision: number format of the large products; the model's weights for them are kept in it.
 
     Raises:
         WeightsMismatchError: the vocabulary is too large for the model's embedding table.
@@ -62,7 +64,6 @@ class GroundingDino:
         text_threshold: float = 0.25,
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
-        pair_batch: int = 4,
     ) -> None:
         if vocabulary.size != arch.text_vocabulary:
             raise WeightsMismatchError(
@@ -77,7 +78,7 @@ class GroundingDino:
         self.prompt = PromptMode(prompt)
         self.box_threshold = box_threshold
         self.text_threshold = text_threshold
-        self.pair_batch = pair_batch
+        store_reduced(model, precision)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Detections]:
@@ -98,16 +99,17 @@ class GroundingDino:
             for prompt in self.prompts(text)
         ]
         wanted = sorted({index for index, _, _ in pairs})
-        pixels = [self.preprocess(images[index]).to(self.device) for index in wanted]
+        pixels = [to_device(self.preprocess(images[index]), self.device) for index in wanted]
         with computing_in(self.precision, self.device):
             features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
+            asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
-        # Pairs of like length and size stand together, so that little is padded.
-        pairs.sort(key=lambda pair: (features[pair[0]].levels[0].shape, len(pair[2].ids)))
-        for start in range(0, len(pairs), self.pair_batch):
-            batch = pairs[start : start + self.pair_batch]
-            answers = self._match([features[index] for index, _, _ in batch], [prompt for _, _, prompt in batch])
-            for (index, text_index, prompt), (scores, boxes) in zip(batch, answers, strict=True):
+        shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
+        for batch in like_pairs(shapes, [len(prompt.ids) for _, _, prompt in pairs], self.device):
+            answers = self._match([features[pairs[row][0]] for row in batch], [asked[row] for row in batch])
+            for (index, text_index, prompt), (scores, boxes) in zip(
+                (pairs[row] for row in batch), answers, strict=True
+            ):
                 found[index].append(
                     select(
                         scores,
@@ -133,10 +135,11 @@ class GroundingDino:
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
-    def _match(self, images: list[ImageFeatures], prompts: list[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
         with computing_in(self.precision, self.device):
-            raw = match(self.model, images, encode_prompts(self.model, prompts, self.device))
-        scores, boxes = raw.logits.sigmoid().float().cpu().numpy(), raw.boxes.float().cpu().numpy()
+            raw = match(self.model, images, prompts)
+        words = max(len(prompt.hidden) for prompt in prompts)
+        scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()
         if np.isnan(scores).any() or np.isnan(boxes).any():
             raise WeightsCorruptError(
                 "the detector gave NaN: its weights are damaged (see `patchmint models check`), or its numbers overflow"

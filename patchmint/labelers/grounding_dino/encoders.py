@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 
+from patchmint.labelers.grounding_dino.deformable import to_device
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
 
-_AT_ONCE = 4
-# Images in one backbone pass, to bound memory.
+_PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
+# On the CPU one image of official size: more of them gain nothing there, while small ones gain much.
+_TOKENS_AT_ONCE = 2**12
+
+
+def pixels_at_once(device: torch.device) -> int:
+    """How many pixels of preprocessed images run together, to bound memory; one image always runs."""
+    return _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE["cpu"])
 
 
 @dataclass(frozen=True)
@@ -47,27 +54,45 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
         model: upstream's `GroundingDINO`.
         pixels: float (3, h, w), normalised, any sizes.
     """
-    from groundingdino.util.misc import NestedTensor
-
     by_size: dict[Size, list[int]] = {}
     for index, image in enumerate(pixels):
         by_size.setdefault((image.shape[1], image.shape[2]), []).append(index)
     features: dict[int, ImageFeatures] = {}
-    batches = [some[start : start + _AT_ONCE] for some in by_size.values() for start in range(0, len(some), _AT_ONCE)]
-    for indices in batches:
-        batch = torch.stack([pixels[index] for index in indices])
-        nothing_padded = torch.zeros(batch.shape[0], *batch.shape[2:], dtype=torch.bool, device=batch.device)
-        stages = list(model.backbone[0](NestedTensor(batch, nothing_padded)).values())
-        maps = [model.input_proj[level](stage.tensors) for level, stage in enumerate(stages)]
-        for level in range(len(maps), model.num_feature_levels):
-            maps.append(model.input_proj[level](stages[-1].tensors if level == len(stages) else maps[-1]))
-        for row, index in enumerate(indices):
-            features[index] = ImageFeatures(tuple(each[row] for each in maps))
+    for (height, width), alike in by_size.items():
+        count = max(1, pixels_at_once(pixels[alike[0]].device) // (height * width))
+        for start in range(0, len(alike), count):
+            indices = alike[start : start + count]
+            maps = _feature_maps(model, torch.stack([pixels[index] for index in indices]))
+            for row, index in enumerate(indices):
+                features[index] = ImageFeatures(tuple(each[row] for each in maps))
     return [features[index] for index in range(len(pixels))]
 
 
+def _feature_maps(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
+    """All levels of images of one size, float (B, 3, h, w)."""
+    from groundingdino.util.misc import NestedTensor
+
+    nothing_padded = torch.zeros(batch.shape[0], *batch.shape[2:], dtype=torch.bool, device=batch.device)
+    stages = [stage.tensors for stage in model.backbone[0](NestedTensor(batch, nothing_padded)).values()]
+    maps = [model.input_proj[level](stage) for level, stage in enumerate(stages)]
+    for level in range(len(maps), model.num_feature_levels):
+        maps.append(model.input_proj[level](stages[-1] if level == len(stages) else maps[-1]))
+    return maps
+
+
 def encode_prompts(model: Any, prompts: Sequence[Prompt], device: torch.device) -> list[PromptFeatures]:
-    """Run the text encoder on prompts of any lengths, in one batch."""
+    """Run the text encoder on prompts of any lengths, those of like length together."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    features: dict[int, PromptFeatures] = {}
+    while order:
+        count = max(1, _TOKENS_AT_ONCE // len(prompts[order[-1]].ids))
+        order, indices = order[:-count], order[-count:]
+        encoded = _encode_together(model, [prompts[index] for index in indices], device)
+        features.update(zip(indices, encoded, strict=True))
+    return [features[index] for index in range(len(prompts))]
+
+
+def _encode_together(model: Any, prompts: Sequence[Prompt], device: torch.device) -> list[PromptFeatures]:
     lengths = [len(prompt.ids) for prompt in prompts]
     ids = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
     positions = torch.zeros_like(ids)
@@ -76,6 +101,6 @@ def encode_prompts(model: Any, prompts: Sequence[Prompt], device: torch.device) 
         ids[row, :n] = torch.from_numpy(prompt.ids)
         positions[row, :n] = torch.from_numpy(prompt.positions)
         sees[row, :n, :n] = torch.from_numpy(prompt.sees)
-    ids, positions, sees = ids.to(device), positions.to(device), sees.to(device)
+    ids, positions, sees = (to_device(each, device) for each in (ids, positions, sees))
     hidden = model.feat_map(model.bert(ids, attention_mask=sees, position_ids=positions)["last_hidden_state"])
     return [PromptFeatures(hidden[row, :n], positions[row, :n], sees[row, :n, :n]) for row, n in enumerate(lengths)]

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from patchmint.compute.precision import store_products
 from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch, infer_arch
 from patchmint.weights.loading import StateFile, load_into
 
@@ -89,6 +90,20 @@ def untrained(arch: GroundingDinoArch, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _construct(arch)
+
+
+def store_reduced(model: Any, dtype: torch.dtype) -> None:
+    """Keep in `dtype` the weights of what runs in it, in place: all that is large.
+
+    Places, boxes, ranks and what image and text tell each other are computed in float32 (`transformer.py`).
+    """
+    encoder, decoder = model.transformer.encoder, model.transformer.decoder
+    for module in (model.backbone[0], model.input_proj, model.bert, model.feat_map, encoder.text_layers):
+        store_products(module, dtype)
+    for layer in (*encoder.layers, *decoder.layers):
+        attention = layer.self_attn if layer in encoder.layers else layer.cross_attn
+        for linear in (attention.value_proj, attention.output_proj, layer.linear1, layer.linear2):
+            store_products(linear, dtype)
 
 
 def _construct(arch: GroundingDinoArch) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from patchmint.compute.precision import computing_fully
 from patchmint.labelers.grounding_dino.canvas import (
     ImageBatch,
     PromptBatch,
@@ -24,9 +25,11 @@ from patchmint.labelers.grounding_dino.canvas import (
 )
 from patchmint.labelers.grounding_dino.deformable import deformable_attention
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
+from patchmint.labelers.grounding_dino.fusion import fuse
 
 _EPSILON = 1e-3
 # Shares are kept this far from 0 and 1 before taking their logit (upstream `misc.py`, `inverse_sigmoid`).
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,12 @@ def propose(model: Any, images: Sequence[ImageFeatures], prompts: Sequence[Promp
     prompt = batch_prompts(prompts)
     memory, text = _encode(transformer.encoder, image, prompt)
     words = {"encoded_text": text, "text_token_mask": ~prompt.padding}
-    candidates = memory.masked_fill(~image.usable[..., None], 0.0)
-    candidates = transformer.enc_output_norm(transformer.enc_output(candidates))
-    rank = transformer.enc_out_class_embed(candidates, words).max(-1)[0].masked_fill(image.padding, -torch.inf)
+    with computing_fully(memory.device):
+        candidates = memory.masked_fill(~image.usable[..., None], 0.0)
+        candidates = transformer.enc_output_norm(transformer.enc_output(candidates))
+        # As upstream's `ContrastiveEmbed`, but for the tokens that there are only.
+        rank = (candidates @ text.mT).masked_fill(prompt.padding[:, None], -torch.inf).amax(-1)
+    rank = rank.masked_fill(image.padding, -torch.inf)
     return Proposals(image, prompt, memory, words, candidates, rank)
 
 
@@ -100,13 +106,19 @@ def refine(model: Any, proposals: Proposals, best: torch.Tensor) -> RawDetection
         best: int64 (B, queries), positions from best to worst.
     """
     transformer, image = model.transformer, proposals.image
-    references = transformer.enc_out_bbox_embed(proposals.candidates) + image.proposals
-    references = references.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
-    hidden, references = _decode(transformer, proposals, references)
+    with computing_fully(best.device):
+        references = transformer.enc_out_bbox_embed(_rows(proposals.candidates, best)) + _rows(image.proposals, best)
+    hidden, references = _decode(transformer, proposals, references.sigmoid())
     placeless = image.padding.gather(1, best)
-    logits = model.class_embed[-1](hidden, proposals.words).masked_fill(placeless[..., None], -torch.inf)
-    boxes = (model.bbox_embed[-1](hidden) + _logit(references)).sigmoid()
+    with computing_fully(best.device):
+        logits = model.class_embed[-1](hidden, proposals.words).masked_fill(placeless[..., None], -torch.inf)
+        boxes = (model.bbox_embed[-1](hidden) + _logit(references)).sigmoid()
     return RawDetections(logits, boxes)
+
+
+def _rows(table: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Rows (B, k, C) of tables (B, S, C), by their numbers (B, k)."""
+    return table.gather(1, chosen[..., None].expand(-1, -1, table.shape[-1]))
 
 
 def _encode(encoder: Any, image: ImageBatch, prompt: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,22 +129,30 @@ def _encode(encoder: Any, image: ImageBatch, prompt: PromptBatch) -> tuple[torch
     # batch-major, as attention wants it; a mask of this shape passes upstream's own tiling by
     blocked = prompt.blocked.repeat_interleave(heads, dim=0)
     for fusion, text_layer, layer in zip(encoder.fusion_layers, encoder.text_layers, encoder.layers, strict=True):
-        memory, text = fusion(v=memory, l=text, attention_mask_v=image.padding, attention_mask_l=prompt.padding)
+        memory, text = fuse(fusion, memory, text, image.padding, prompt.padding)
         text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
         attended = deformable_attention(
-            layer.self_attn, memory + image.position, reference, memory, image.shapes, image.padding
+            layer.self_attn, memory + image.position, reference, memory, image.levels, image.padding
         )
-        memory = layer.forward_ffn(layer.norm1(memory + attended))
+        memory = layer.norm2(_feed_forward(layer, layer.norm1(memory + attended)))
     return memory, text
+
+
+def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Two linear layers with a ReLU between, added to what they take: float (B, S, C).
+
+    In parts on the CPU: what lies between is eight times as wide, and would not stay in the cache.
+    """
+    parts = torch.split(hidden, _ROWS_AT_ONCE, dim=1) if hidden.device.type == "cpu" else (hidden,)
+    return torch.cat([part + layer.linear2(layer.linear1(part).relu_()) for part in parts], dim=1)
 
 
 def _own_places(image: ImageBatch) -> torch.Tensor:
     """Each position's own centre, as a share of every level's padded map: float (B, S, levels, 2)."""
     places = []
     for level, (height, width) in enumerate(image.shapes):
-        padded = torch.tensor([width, height], device=image.memory.device)
         centres = position_centres((height, width), image.memory.device)
-        places.append(centres[None] / (image.valid_ratios[:, None, level] * padded))
+        places.append(centres[None] / (image.valid_ratios[:, None, level] * image.levels.sizes[level]))
     return torch.cat(places, dim=1)[:, :, None] * image.valid_ratios[:, None]
 
 
@@ -145,7 +165,8 @@ def _decode(transformer: Any, proposals: Proposals, references: torch.Tensor) ->
     last = len(decoder.layers) - 1
     for index, layer in enumerate(decoder.layers):
         # Upstream embeds the reference scaled to the padded canvas, which moves with the batch; alone the scale is 1.
-        position = decoder.ref_point_head(_box_embedding(references, hidden.shape[-1] // 2))
+        with computing_fully(hidden.device):
+            position = decoder.ref_point_head(_box_embedding(references, hidden.shape[-1] // 2))
 
         query = (hidden + position).transpose(0, 1)
         attended = layer.self_attn(query, query, hidden.transpose(0, 1), need_weights=False)[0]
@@ -158,12 +179,13 @@ def _decode(transformer: Any, proposals: Proposals, references: torch.Tensor) ->
         hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
 
         attended = deformable_attention(
-            layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, image.shapes, image.padding
+            layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, image.levels, image.padding
         )
         hidden = layer.norm1(hidden + attended)
-        hidden = layer.norm3(hidden + layer.linear2(layer.activation(layer.linear1(hidden))))
+        hidden = layer.norm3(_feed_forward(layer, hidden))
         if index < last:
-            references = (decoder.bbox_embed[index](hidden) + _logit(references)).sigmoid()
+            with computing_fully(hidden.device):
+                references = (decoder.bbox_embed[index](hidden) + _logit(references)).sigmoid()
     return decoder.norm(hidden), references
 
 

@@ -1,8 +1,8 @@
-"""Boxes to masks with SAM: pictures encoded in batches, boxes decoded in bounded chunks."""
+"""Boxes to masks with SAM: pictures encoded in batches, boxes decoded in bounded chunks, across pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import numpy as np
@@ -12,10 +12,22 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from patchmint.compute.precision import computing_in
+from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
-from patchmint.labelers.sam.masks import MaskCoverage, SamMasks
-from patchmint.types import RgbImage
+from patchmint.labelers.sam.image_encoder import ImageEncoder
+from patchmint.labelers.sam.mask_decoder import MaskDecoder
+from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage
+from patchmint.types import Masks, RgbImage
+
+_HELD = 64
+# Masks of a picture that are kept as logits (256 kB each in the official models); more are made compact at once.
+
+_MOST_BOXES = 64
+_MOST_IMAGES = 16
+_NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+# Numbers in the tensor that runs through the network. A CPU is quickest where they stay near its cache (measured: one
+# picture and four boxes of the official ViT-B); a GPU needs more at a time.
 
 
 class SamMasker:
@@ -33,34 +45,37 @@ class SamMasker:
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
         coverage: MaskCoverage = "exact",
-        box_chunk: int = 64,
-        image_batch: int = 1,
+        box_chunk: int | None = None,
+        image_batch: int | None = None,
     ) -> None:
         """Take over a model.
 
         Args:
-            model: moved to `device` and set to evaluation mode, in place.
+            model: moved to `device`, set to evaluation mode, and its encoder's weights kept in `precision`, in place.
+                Changes of its weights after that are not seen.
             device: where the model runs, such as "cpu" or "cuda:0".
             precision: number format of the large products.
             coverage: how the masks answer, "exact" or "fast"; see `SamMasks.mode`.
-            box_chunk: boxes decoded together; bounds memory.
-            image_batch: pictures encoded together. Each takes about 2.6 GB in the official ViT-B at float32 (measured
-                on a CPU), most of it attention over the whole picture.
+            box_chunk: boxes decoded together, of all pictures of a batch; None = what suits the device and the model.
+            image_batch: pictures encoded together, likewise.
 
         Raises:
             ConfigError: an unknown `coverage`, or a chunk or batch below 1.
         """
         if coverage not in get_args(MaskCoverage):
             raise ConfigError(f"coverage must be 'exact' or 'fast', not {coverage!r}")
-        if box_chunk < 1 or image_batch < 1:
+        if any(setting is not None and setting < 1 for setting in (box_chunk, image_batch)):
             raise ConfigError(f"box_chunk and image_batch must be at least 1; got {box_chunk} and {image_batch}")
         self._model = model.to(device).eval()
         self._precision = precision
         self._coverage = coverage
-        self._box_chunk = box_chunk
-        self._image_batch = image_batch
+        self._encoder = ImageEncoder(model.image_encoder, precision)
+        self._decoder = MaskDecoder(model, precision)
+        numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
+        self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
+        self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
 
-    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[SamMasks]:
+    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[Masks]:
         """Segment what each box holds.
 
         Args:
@@ -68,54 +83,83 @@ class SamMasker:
             boxes: for each picture (N, 4), XYXY in its pixels; N may be 0.
 
         Returns:
-            For each picture its masks, in the order of the boxes. A picture without boxes has none, and isn't encoded.
+            For each picture its masks, in the order of the boxes; memory doesn't grow with their number. A picture
+            without boxes has none, and isn't encoded.
 
         Raises:
             InputError: images and boxes aren't equally many, or boxes aren't (N, 4) or not finite.
         """
-        if len(images) != len(boxes):
-            raise InputError(f"{len(images)} images but {len(boxes)} arrays of boxes; give one array an image")
-        for index, array in enumerate(boxes):
-            if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
-                raise InputError(f"boxes of image {index} must be finite and (N, 4), XYXY; got shape {array.shape}")
+        _check(images, boxes)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        nothing = np.zeros((0, 1, 1), dtype=np.float32)
-        results = [SamMasks(nothing, size, self._image_size, self._coverage) for size in sizes]
+        side = self._encoder.image_size
+        collectors = [
+            MaskCollector(len(array), size, side, self._coverage, held=_HELD)
+            for array, size in zip(boxes, sizes, strict=True)
+        ]
         busy = [index for index, array in enumerate(boxes) if len(array)]
-        with torch.inference_mode(), computing_in(self._precision, self._model.device):
+        with torch.inference_mode():
             for start in range(0, len(busy), self._image_batch):
                 batch = busy[start : start + self._image_batch]
-                features = self._encode([images[index] for index in batch])
-                for index, embedding in zip(batch, torch.split(features, 1), strict=True):
-                    scaled = scale_boxes(boxes[index], sizes[index], input_size(sizes[index], self._image_size))
-                    chunks = torch.split(torch.from_numpy(scaled).to(self._model.device), self._box_chunk)
-                    logits = torch.cat([self._low_res_logits(embedding, chunk).float().cpu() for chunk in chunks])
-                    results[index] = SamMasks(logits[:, 0].numpy(), sizes[index], self._image_size, self._coverage)
-        return results
+                embeddings = self._encode([images[index] for index in batch])
+                scaled = [scale_boxes(boxes[index], sizes[index], input_size(sizes[index], side)) for index in batch]
+                owners = np.repeat(np.arange(len(batch)), [len(array) for array in scaled])
+                for chunk, logits in self._decode(embeddings, np.concatenate(scaled), owners):
+                    for owner in np.unique(chunk):
+                        collectors[batch[owner]].add(logits[chunk == owner])
+        return [collector.masks() for collector in collectors]
 
     def _encode(self, images: Sequence[RgbImage]) -> Tensor:
-        """Image embeddings (B, C, h, w)."""
-        squares = []
-        for image in images:
-            resized = torch.tensor(resize_longest_side(image, self._image_size), device=self._model.device)
-            squares.append(self._model.preprocess(resized.permute(2, 0, 1)))
-        features: Tensor = self._model.image_encoder(torch.stack(squares))
-        return features
+        """Image embeddings (B, h, w, C)."""
+        device, side = self._model.device, self._encoder.image_size
+        squares = torch.zeros((len(images), 3, side, side), device=device)
+        for square, image in zip(squares, images, strict=True):
+            pixels = to_device(resize_longest_side(image, side), device).permute(2, 0, 1)
+            # Padded when normalised, as upstream does it (`Sam.preprocess`).
+            square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - self._model.pixel_mean) / self._model.pixel_std
+        with computing_in(self._precision, device):
+            return self._encoder(squares)
 
-    def _low_res_logits(self, embedding: Tensor, boxes: Tensor) -> Tensor:
-        """Logits (N, 1, h, w) of boxes (N, 4) in input pixels, over the whole square input."""
-        sparse, dense = self._model.prompt_encoder(points=None, boxes=boxes, masks=None)
-        logits: Tensor
-        logits, _ = self._model.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self._model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
-        return logits
+    def _decode(
+        self, embeddings: Tensor, boxes: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Logits (M, n, n) of boxes in input pixels, chunk by chunk, with the picture that each belongs to (M,)."""
+        device = embeddings.device
+        all_boxes, all_owners = to_device(boxes, device), to_device(owners, device)
+        ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
+        for start in range(0, len(boxes), self._box_chunk):
+            part = slice(start, start + self._box_chunk)
+            logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
+            ready = (owners[part], *_start_copy(logits))
+            # A GPU works on this chunk while the one before it is looked at.
+            if ahead is not None:
+                yield _finish(*ahead)
+            ahead = ready
+        if ahead is not None:
+            yield _finish(*ahead)
 
-    @property
-    def _image_size(self) -> int:
-        side: int = self._model.image_encoder.img_size
-        return side
+
+def _start_copy(logits: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The tensor in the CPU's memory, once the event has passed."""
+    if not logits.is_cuda:
+        return logits, None
+    host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+    host.copy_(logits, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return host, event
+
+
+def _finish(
+    owners: npt.NDArray[np.int64], logits: Tensor, event: torch.cuda.Event | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    if event is not None:
+        event.synchronize()
+    return owners, logits.numpy()
+
+
+def _check(images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> None:
+    if len(images) != len(boxes):
+        raise InputError(f"{len(images)} images but {len(boxes)} arrays of boxes; give one array an image")
+    for index, array in enumerate(boxes):
+        if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+            raise InputError(f"boxes of image {index} must be finite and (N, 4), XYXY; got shape {array.shape}")

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.coverage_logits import coverage_from_logits
+from patchmint.geometry.masks import RleMasks
 from patchmint.geometry.placement import Floats, Placement
 from patchmint.geometry.rle import encode_masks
 from patchmint.labelers.sam.frames import input_size
-from patchmint.types import Rle, Size
+from patchmint.types import Masks, Rle, Size
 
 MaskCoverage = Literal["exact", "fast"]
 
@@ -54,8 +55,7 @@ class SamMasks:
         used = input_size(self.size, self.image_size)
         if self.mode == "exact":
             return coverage_from_logits(logits, placement, input_side=self.image_size, used=used)
-        scale = logits.shape[-1] / self.image_size
-        return coverage_share(logits.max(axis=0) > 0, placement, extent=(used[0] * scale, used[1] * scale))
+        return _coarse_coverage(logits.max(axis=0) > 0, placement, self.size, self.image_size)
 
     def rles(self) -> tuple[Rle, ...]:
         """All masks at the picture's size, pixel by pixel upstream's. Made chunk by chunk, so memory stays level."""
@@ -80,3 +80,75 @@ class SamMasks:
             square[..., : used[0], : used[1]], self.size, mode="bilinear", align_corners=False
         )
         return picture[:, 0] > 0
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """A `Masks` of a picture with many boxes, in "fast" mode: the answers of `SamMasks` in a thirtieth of its memory.
+
+    Attributes:
+        made: the masks at the picture's size.
+        packed: uint8 (N, n, n / 8), a bit for each logit: whether it is positive.
+        size: (height, width) of the picture.
+        image_size: side of the model's input in pixels.
+    """
+
+    made: tuple[Rle, ...]
+    packed: npt.NDArray[np.uint8]
+    size: Size
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
+        """Share of each cell's area under the union of some of the masks; see `patchmint.types.Masks`."""
+        if len(members) == 0:
+            return np.zeros(placement.shape)
+        union = np.bitwise_or.reduce(self.packed[np.asarray(members)], axis=0)
+        positive = np.unpackbits(union, axis=-1, count=len(union)).view(np.bool_)
+        return _coarse_coverage(positive, placement, self.size, self.image_size)
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks at the picture's size."""
+        return self.made
+
+
+class MaskCollector:
+    """Takes one picture's logits as they are decoded, and keeps no more than `held` masks' logits of them.
+
+    They are the quickest to measure, but take 256 kB a mask. Where there are more, each part becomes runs of pixels
+    (and bits) at once, which give the same coverage.
+    """
+
+    def __init__(self, count: int, size: Size, image_size: int, mode: MaskCoverage, *, held: int) -> None:
+        """Expect the logits of `count` masks; for the rest see `SamMasks`."""
+        self._size, self._image_size, self._mode = size, image_size, mode
+        self._compact = count > held
+        self._logits: list[npt.NDArray[np.float32]] = []
+        self._rles: list[Rle] = []
+        self._packed: list[npt.NDArray[np.uint8]] = []
+
+    def add(self, logits: npt.NDArray[np.float32]) -> None:
+        """Take the next masks' logits (M, n, n); of one chunk."""
+        if not self._compact:
+            self._logits.append(logits)
+            return
+        self._rles += SamMasks(logits, self._size, self._image_size, self._mode).rles()
+        if self._mode == "fast":
+            self._packed.append(np.packbits(logits > 0, axis=-1))
+
+    def masks(self) -> Masks:
+        """All that were added."""
+        if self._mode == "fast" and self._compact:
+            return PackedMasks(tuple(self._rles), np.concatenate(self._packed), self._size, self._image_size)
+        if self._compact:
+            return RleMasks(self._rles)
+        logits = np.concatenate(self._logits) if self._logits else np.zeros((0, 1, 1), dtype=np.float32)
+        return SamMasks(logits, self._size, self._image_size, self._mode)
+
+
+def _coarse_coverage(positive: npt.NDArray[np.bool_], placement: Placement, size: Size, image_size: int) -> Floats:
+    """Coverage where each logit (n, n) counts as the pixels that it stands for."""
+    used, scale = input_size(size, image_size), len(positive) / image_size
+    return coverage_share(positive, placement, extent=(used[0] * scale, used[1] * scale))

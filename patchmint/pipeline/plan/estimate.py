@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from patchmint.config.build import BuildConfig
+from patchmint.config.build import CPU_BATCH_SIZE, BuildConfig
 from patchmint.errors import ImageError, StorageError
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.pipeline.plan.models import ModelRecord
@@ -29,8 +29,8 @@ _CODE_CELL_PX = 16
 _USUAL_CHANNELS = 1024
 _DECODED = 12
 """Bytes of pixels for a byte of a photograph's JPEG: 3 a pixel, at 2 bits a pixel in the file."""
-_BATCHES_IN_MEMORY = 3
-"""The one in work, and two decoded ahead."""
+_BATCHES_IN_MEMORY = 8
+"""Four to choose like images from, two decoded ahead, one in work, one being written."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DryRun:
         output_bytes: about what the shards would take, image files included.
         model_bytes: model files together; a worker holds about so much, on the GPU if it has one.
         buffer_bytes: about what a worker's decoded images take.
+        batch_size: images that the models take at once; None = found by the workers, where they run on a GPU.
     """
 
     samples: int
@@ -60,6 +61,7 @@ class DryRun:
     output_bytes: int
     model_bytes: int
     buffer_bytes: int
+    batch_size: int | None
 
 
 def estimate(
@@ -107,7 +109,8 @@ def estimate(
         image_bytes=image_bytes,
         output_bytes=image_bytes + 2 * text_bytes + _added_bytes(config, count - faults, texts),
         model_bytes=sum(record.size for record in models.values()),
-        buffer_bytes=round(mean * _DECODED * _BATCHES_IN_MEMORY * config.runner.batch_size),
+        buffer_bytes=round(mean * _DECODED * _BATCHES_IN_MEMORY * (config.runner.batch_size or CPU_BATCH_SIZE)),
+        batch_size=config.runner.batch_size,
     )
 
 

@@ -1,0 +1,55 @@
+"""How much memory there is, was taken, and how many images a batch may have."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a batch took.
+
+    Attributes:
+        seconds: of the batch.
+        bytes: the most of the device's memory that it held, models not counted.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def find_batch_size(measure: Callable[[int], Trial | None], budget: int, *, most: int = 64, gain: float = 1.05) -> int:
+    """How many images a batch should have: doubled as long as it fits and pays.
+
+    Args:
+        measure: tries a batch of that many of the largest images; None if memory ran out.
+        budget: bytes that a batch may take.
+        most: no more images than this.
+        gain: images a second of twice as many must be at least this many times those of the size before.
+
+    Returns:
+        1 if even two images are too many.
+    """
+    best, trial = 1, measure(1)
+    while trial is not None and 2 * best <= most and 2 * trial.bytes <= budget:
+        twice = measure(2 * best)
+        if twice is None or twice.bytes > budget or 2 * trial.seconds < gain * twice.seconds:
+            break
+        best, trial = 2 * best, twice
+    return best
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    if _STATUS.exists():  # Linux; getrusage there counts what the parent had before this program was started
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

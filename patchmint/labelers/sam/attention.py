@@ -1,0 +1,112 @@
+"""Attention with SAM's relative positions, split into rows and columns (MViTv2, arXiv 2112.01526, section 4.1).
+
+The score of query q at (y, x) and key k at (i, j) is q * k + q * rows[y, i] + q * cols[x, j]. Upstream writes both
+terms into a matrix of all scores. Here queries and keys are lengthened instead: a query by what each row and each
+column of keys adds to it, a key by ones at its own row and column. Plain attention of the longer vectors then gives the
+same scores, so that any fused kernel will do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_SCORES_AT_ONCE = 2**21
+# Scores worked out together on a CPU: 4 MiB in bfloat16, which stay in its cache between the three steps.
+
+_ALIGNED = 8
+# Fused kernels want vectors of a multiple of 16 bytes.
+
+
+def relative_table(weights: Tensor, side: int) -> Tensor:
+    """Spread what is learnt for each distance over queries and keys: (2 * side - 1, c) -> (side, side, c)."""
+    places = torch.arange(side, device=weights.device)
+    return weights[places[:, None] - places[None, :] + side - 1]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Attend over a square of positions, all products in the dtype of `query`.
+
+    Args:
+        query: (groups, heads, side, side, c), not yet scaled.
+        key: the same shape.
+        value: the same shape.
+        rows: `relative_table` of rows (side, side, c), in the same dtype.
+        cols: that of columns.
+
+    Returns:
+        (groups, heads, side, side, c).
+    """
+    by_row = torch.einsum("ghyxc,ykc->ghyxk", query, rows)
+    by_col = torch.einsum("ghyxc,xkc->ghyxk", query, cols)
+    scaled = query * query.shape[-1] ** -0.5
+    if query.is_cuda:
+        mixed = _attend_fused(scaled, key, value, by_row, by_col)
+    elif query.dtype == torch.float32:
+        mixed = _attend_added(scaled, key, value, by_row, by_col)
+    else:
+        mixed = _attend_lengthened(scaled, key, value, by_row, by_col)
+    return mixed.view(query.shape)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
+    """One kernel, which never writes scores to memory: (groups, heads, positions, c)."""
+    long_query, long_key = _lengthen(query, key, by_row, by_col)
+    padding = -long_query.shape[-1] % _ALIGNED
+    width = long_query.shape[-1] + padding
+    mixed = functional.scaled_dot_product_attention(
+        functional.pad(long_query, (0, padding)),
+        functional.pad(long_key, (0, padding)),
+        functional.pad(value.flatten(2, 3), (0, width - value.shape[-1])),
+        scale=1.0,
+    )
+    return mixed[..., : value.shape[-1]]
+
+
+def _attend_lengthened(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
+    """On a CPU in bfloat16, where torch's fused kernel is slower than products and softmax in turn."""
+    long_query, long_key = _lengthen(query, key, by_row, by_col)
+    return _in_blocks(long_query, long_key, value, None)
+
+
+def _attend_added(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
+    """On a CPU in float32, where longer products cost more than additions to the scores."""
+    return _in_blocks(query.flatten(2, 3), key.flatten(2, 3), value, (by_row, by_col))
+
+
+def _lengthen(query: Tensor, key: Tensor, by_row: Tensor, by_col: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (groups, heads, positions, c + 2 * side) whose products hold the relative positions."""
+    side = query.shape[2]
+    ones = torch.eye(side, dtype=key.dtype, device=key.device)
+    own_row = ones[:, None, :].expand(*key.shape[:-1], side)
+    own_col = ones[None, :, :].expand(*key.shape[:-1], side)
+    long_query = torch.cat([query, by_row, by_col], dim=-1)
+    long_key = torch.cat([key, own_row, own_col], dim=-1)
+    return long_query.flatten(2, 3), long_key.flatten(2, 3)
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Attention of a few rows at a time, in one buffer: (groups, heads, positions, c)."""
+    groups, heads, count, width = query.shape
+    side = math.isqrt(count)
+    queries = query.reshape(-1, count, width)
+    keys = key.reshape(-1, count, width).transpose(1, 2)
+    values = value.reshape(-1, count, value.shape[-1])
+    terms = () if added is None else (added[0].reshape(-1, count, side, 1), added[1].reshape(-1, count, 1, side))
+    mixed = torch.empty_like(values)
+    step = max(1, _SCORES_AT_ONCE // count**2)
+    rows = min(count, max(1, _SCORES_AT_ONCE // count))
+    buffer = torch.empty(step * rows * count, dtype=query.dtype)
+    for first in range(0, len(queries), step):
+        for row in range(0, count, rows):
+            block = queries[first : first + step, row : row + rows]
+            scores = buffer[: block.shape[0] * block.shape[1] * count].view(*block.shape[:2], count)
+            torch.bmm(block, keys[first : first + step], out=scores)
+            for term in terms:
+                scores.view(*block.shape[:2], side, side).add_(term[first : first + step, row : row + rows])
+            torch.softmax(scores, dim=-1, out=scores)
+            mixed[first : first + step, row : row + rows] = torch.bmm(scores, values[first : first + step])
+    return mixed.view(groups, heads, count, -1)

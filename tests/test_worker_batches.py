@@ -1,0 +1,473 @@
+"""What keeps a worker's models busy: batches of like images, decoding ahead, finishing behind, the size of a batch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from builds import STAND_IN, build_here, digests, make_config, make_input
+from hypothesis import given
+from hypothesis import strategies as st
+from test_supervise import Pool, supervise, units
+
+from patchmint.compute.memory import Trial, find_batch_size, peak_memory
+from patchmint.config.build import LocalRunner, RayRunner
+from patchmint.errors import StorageError
+from patchmint.pipeline import batch_size, prepare, work
+from patchmint.pipeline.batches import like_batches
+from patchmint.pipeline.finish import Finisher
+from patchmint.pipeline.orders import Died, Done, UnitResult
+from patchmint.pipeline.plan import Unit
+from patchmint.pipeline.prepare import Preparer
+from patchmint.samples import Reject
+
+
+def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
+    return list(like_batches(items, lambda: count, lambda item: item, weight, ahead=ahead, most=most))
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+@given(st.lists(st.integers(0, 5), max_size=150), st.integers(1, 7), st.integers(1, 5), st.integers(1, 60))
+def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most):
+    taken = 0
+
+    def coming():
+        nonlocal taken
+        for key in keys:
+            taken += 1
+            yield key
+
+    left = set(range(len(keys)))
+    for batch in like_batches(coming(), lambda: count, lambda key: key, lambda key: key, ahead=ahead, most=most):
+        numbers = [number for number, _ in batch]
+        assert numbers == sorted(numbers)
+        assert all(keys[number] == key for number, key in batch)
+        assert 1 <= len(batch) <= count
+        assert min(left) == numbers[0], "the oldest was left behind"
+        assert taken - min(left) <= ahead * count, "further ahead than allowed"
+        assert left >= set(numbers)
+        left -= set(numbers)
+    assert not left
+
+
+def test_images_that_are_alike_stand_together():
+    alternating = [0, 1] * 16
+    assert all(len({key for _, key in batch}) == 1 and len(batch) == 8 for batch in batched(alternating, 8))
+    assert [number for number, _ in batched(alternating, 8)[0]] == list(range(0, 16, 2))
+    # where likeness isn't asked for, as they come
+    assert [[number for number, _ in batch] for batch in batched(alternating, 8, ahead=1)][1] == list(range(8, 16))
+
+
+def test_batches_are_full_although_nothing_is_alike():
+    assert [len(batch) for batch in batched(range(30), 8)] == [8, 8, 8, 6]
+
+
+def test_heavy_images_are_not_hoarded():
+    taken = []
+    heavy = (taken.append(number) or number % 2 for number in range(64))
+    first = next(like_batches(heavy, lambda: 4, lambda key: key, lambda key: 100, ahead=4, most=500))
+    assert [number for number, _ in first] == [0, 1, 2, 4]
+    assert len(taken) == 5
+
+
+def test_a_batch_that_was_halved_makes_those_after_it_smaller():
+    sizes = []
+    for batch in like_batches(iter(range(40)), lambda: 2 if sizes else 8, lambda _: 0, lambda _: 0):
+        sizes.append(len(batch))  # noqa: PERF401 (what is there decides the size of the next)
+    assert sizes[:3] == [8, 2, 2]
+    assert sum(sizes) == 40
+
+
+# ------------------------------------------------------------------------------------------------- size of a batch
+
+
+def tried(seconds, memory):
+    """A `measure` of these models, and the sizes that it was asked for."""
+    asked = []
+
+    def measure(images):
+        asked.append(images)
+        return None if memory(images) > 100 else Trial(seconds(images), memory(images))
+
+    return measure, asked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "budget", "found", "asked"),
+    [
+        (lambda n: 1 + 0.01 * n, lambda n: 1, 100, 64, [1, 2, 4, 8, 16, 32, 64]),  # the most there is
+        (lambda n: 1 + 0.01 * n, lambda n: 10 * n, 80, 8, [1, 2, 4, 8]),  # what isn't going to fit isn't tried
+        (lambda n: 1 + 0.01 * n, lambda n: 3 * n * n, 100, 4, [1, 2, 4, 8]),  # memory ran out at 8
+        (lambda n: 1 + 0.01 * n, lambda n: 1.5 * n * n, 90, 4, [1, 2, 4, 8]),  # 8 fitted, but over the budget
+        (lambda n: 0.1 * n, lambda n: 1, 100, 1, [1, 2]),  # no gain
+        (lambda n: max(1, n / 4), lambda n: 1, 100, 4, [1, 2, 4, 8]),  # no gain from 8 on
+        (lambda n: 1, lambda n: 1000, 100, 1, [1]),  # not even one
+    ],
+)
+def test_the_size_of_a_batch_is_doubled_while_it_fits_and_pays(seconds, memory, budget, found, asked):
+    measure, sizes = tried(seconds, memory)
+    assert find_batch_size(measure, budget) == found
+    assert sizes == asked
+
+
+def test_the_configured_size_counts_and_a_cpu_has_eight():
+    models = SimpleNamespace()
+    assert batch_size.choose_batch_size(models, LocalRunner(batch_size=3), "cuda") == 3
+    assert batch_size.choose_batch_size(models, LocalRunner(), "cpu") == 8
+
+
+@pytest.mark.parametrize(
+    ("runner", "size"),
+    [(LocalRunner(), 16), (LocalRunner(workers=2), 8), (RayRunner(num_gpus=0.25), 4), (RayRunner(num_gpus=2), 16)],
+)
+def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
+    """Models that take 3 bytes an image of 64 free ones: a share of 0.8 holds 16."""
+    held = []
+    models = SimpleNamespace(ask=lambda images, texts: held.append(3 * len(images)))
+    clock = iter(range(1000))
+    fakes = {
+        "mem_get_info": lambda device: (64, 80),
+        "memory_allocated": lambda device: 5,
+        "max_memory_allocated": lambda device: 5 + held[-1],
+        "device_count": lambda: 1,
+    }
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        fakes[name] = lambda device: None
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: next(clock))
+    assert batch_size.choose_batch_size(models, runner, "cuda:0") == size
+
+
+def test_running_out_of_memory_ends_the_trials(monkeypatch):
+    def ask(images, texts):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test's)")
+
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert batch_size._tried(SimpleNamespace(ask=ask), 2, "cuda") is not None
+    assert batch_size._tried(SimpleNamespace(ask=ask), 4, "cuda") is None
+
+
+def test_peak_memory_is_of_this_process_and_grows():
+    before = peak_memory()
+    block = bytearray(300_000_000)
+    assert before > 10_000_000
+    assert peak_memory() >= before
+    assert peak_memory() >= len(block)
+
+
+# ------------------------------------------------------------------------------------------------- ahead
+
+
+class Slow:
+    """A source whose images are read when it is allowed; it counts them."""
+
+    def __init__(self, jpeg):
+        self.jpeg = jpeg
+        self.read = []
+        self.allowed = threading.Event()
+        self.allowed.set()
+
+    def read_image(self, image):
+        assert self.allowed.wait(20)
+        self.read.append(image.path)
+        return self.jpeg
+
+
+def planned(number):
+    text = SimpleNamespace(to_text=lambda: SimpleNamespace(content="a thing"))
+    sample = SimpleNamespace(fault=None, image=SimpleNamespace(path=f"{number}.jpg"), texts=[text], id=str(number))
+    return SimpleNamespace(sample=sample, ordinal=number, key=str(number))
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    return (make_input(tmp_path / "one", ["a thing"]) / "000.jpg").read_bytes()
+
+
+def unit(number):
+    return Unit(number, 8, number * 8, "part", number)
+
+
+def test_no_more_is_decoded_than_asked_for(jpeg):
+    source = Slow(jpeg)
+    preparer = Preparer(source, 100, threads=4)
+    items = preparer.prepared([planned(number) for number in range(50)], 6)
+    for taken in range(1, 20):
+        assert next(items).planned.key == str(taken - 1)
+        assert len(source.read) <= taken + 6 - 1
+    items.close()
+    source.allowed.clear()
+
+
+def test_the_next_unit_is_begun_when_this_one_leaves_threads_idle(jpeg):
+    source = Slow(jpeg)
+    preparer = Preparer(source, 100, threads=1)
+    when = []
+    items = preparer.prepared([planned(number) for number in range(5)], 2, lambda: when.append(len(source.read)))
+    assert len(list(items)) == 5
+    assert len(when) == 1
+    assert when[0] >= 3, "before all of this unit was begun"
+    preparer.begin(unit(1), lambda: [planned(number) for number in range(8)], 3)
+    samples, items = preparer.take_begun(unit(1), 3, lambda: None)
+    assert len(samples) == 8
+    assert [item.planned.key for item in items] == [str(number) for number in range(8)]
+    assert preparer.take_begun(unit(1), 3, lambda: None) is None, "it was taken twice"
+
+
+def test_a_unit_that_somebody_else_got_is_forgotten(jpeg):
+    source = Slow(jpeg)
+    preparer = Preparer(source, 100, threads=1)
+    source.allowed.clear()
+    preparer.begin(unit(1), lambda: [planned(number) for number in range(8)], 4)
+    assert preparer.take_begun(unit(2), 4, lambda: None) is None
+    source.allowed.set()
+    assert len(list(preparer.prepared([planned(9)], 4))) == 1
+    assert len(source.read) <= 2 + 1, "what was begun in vain went on"
+
+
+def test_a_unit_that_cannot_be_read_ahead_is_read_in_its_turn(jpeg):
+    def read():
+        raise StorageError("the store answers 503")
+
+    preparer = Preparer(Slow(jpeg), 100, threads=1)
+    preparer.begin(unit(1), read, 4)
+    assert preparer.take_begun(unit(1), 4, lambda: None) is None
+
+
+# ------------------------------------------------------------------------------------------------- behind
+
+
+class Labels:
+    """Models whose labels take until they are allowed."""
+
+    def __init__(self):
+        self.allowed = threading.Event()
+        self.allowed.set()
+
+    def label(self, answers, size, texts):
+        assert self.allowed.wait(20)
+        if isinstance(answers, Exception):
+            raise answers
+        return answers
+
+
+@pytest.fixture
+def finishing(monkeypatch):
+    monkeypatch.setattr("patchmint.pipeline.finish.stored_sample", lambda planned, data, image, labelled, old: labelled)
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def item(number, answers=None):
+    prepared = SimpleNamespace(
+        planned=planned(number), data=b"", image=SimpleNamespace(size=(1, 1)), texts=[], extended=None
+    )
+    return number, prepared, number if answers is None else answers
+
+
+def test_samples_are_written_in_order_while_the_next_batch_is_made(finishing):
+    models, written = Labels(), []
+    models.allowed.clear()
+    with Finisher(models, written.append, finishing) as finisher:
+        finisher.take([item(0), item(2), item(4)])
+        assert written == []  # and it didn't wait
+        models.allowed.set()
+        finisher.take([item(3), item(5)])
+        finisher.take([item(1)])
+    assert written == list(range(6))
+
+
+def test_one_sample_without_memory_for_its_labels_is_rejected_alone(finishing):
+    written = []
+    with Finisher(Labels(), written.append, finishing) as finisher:
+        finisher.take([item(0), item(1, MemoryError("no room")), item(2)])
+    assert [type(entry) for entry in written] == [int, Reject, int]
+    assert written[1].fault.reason == "out-of-memory"
+
+
+def test_a_mistake_in_our_own_code_is_no_sample_s_fault(finishing):
+    with pytest.raises(RuntimeError, match="a mistake"), Finisher(Labels(), print, finishing) as finisher:
+        finisher.take([item(0, RuntimeError("a mistake"))])
+
+
+def test_trouble_with_writing_is_told_at_the_next_batch(finishing):
+    def write(entry):
+        raise StorageError("the disk is full")
+
+    def hand_over(finisher):
+        finisher.take([item(0)])
+        finisher.take([item(1)])
+        pytest.fail("nobody was told")
+
+    with pytest.raises(StorageError, match="full"), Finisher(Labels(), write, finishing) as finisher:
+        hand_over(finisher)
+
+
+def test_nothing_is_written_any_more_once_it_has_ended_with_an_error(finishing):
+    models, written = Labels(), []
+    models.allowed.clear()
+    threading.Timer(0.2, models.allowed.set).start()
+
+    def fail(finisher):
+        finisher.take([item(0)])
+        raise KeyError("something else")
+
+    with pytest.raises(KeyError), Finisher(models, written.append, finishing) as finisher:
+        fail(finisher)
+    assert written == [0]
+
+
+# ------------------------------------------------------------------------------------------------- whole builds
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The stand-in's modules in this process; torch's number of threads, which a worker sets, comes back."""
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    threads = torch.get_num_threads()
+    import stand_in_models
+
+    yield stand_in_models
+    torch.set_num_threads(threads)
+
+
+def build_of(tmp_path, samples, name="out", samples_per_shard=16):
+    source = tmp_path / f"in-{samples}"
+    if not source.exists():
+        make_input(source, [f"thing number {place}" for place in range(samples)], damaged=(3, 17))
+    path, limits = tmp_path / f"{name}.yaml", {"max_reject_share": 0.5}
+    config = make_config(path, source, tmp_path / name, samples_per_shard, limits=limits)
+    report = build_here(config, tmp_path / name)
+    assert (report.planned, report.written) == (samples, samples - 2)
+    return digests(tmp_path / name)
+
+
+def test_batches_of_like_sizes_change_no_byte(stand_in, monkeypatch, tmp_path):
+    """The stand-in's answers don't depend on the batch."""
+    asked = []
+    monkeypatch.setattr(
+        stand_in.Boxes,
+        "segment",
+        _watched(stand_in.Boxes.segment, lambda images: asked.append({i.shape for i in images})),
+    )
+    as_they_come = build_of(tmp_path, 40, "plain")
+    mixed = [sizes for sizes in asked if len(sizes) > 1]
+    assert len(mixed) > 10
+    asked.clear()
+    monkeypatch.setattr(stand_in.Boxes, "batch_key", lambda self, size: size[0] % 3, raising=False)
+    assert build_of(tmp_path, 40, "alike") == as_they_come
+    alike = [{height % 3 for height, *_ in sizes} for sizes in asked]
+    assert sum(len(keys) == 1 for keys in alike) > len(alike) * 0.7
+
+
+def _watched(segment, watch):
+    def watched(self, images, texts):
+        watch(images)
+        return segment(self, images, texts)
+
+    return watched
+
+
+def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):
+    pixels = weakref.WeakValueDictionary()
+    most = []
+    numbers = iter(range(10**6))
+    real = prepare.decode_image
+
+    def decode(*arguments, **options):
+        image = real(*arguments, **options)
+        pixels[next(numbers)] = image.pixels.base if image.pixels.base is not None else image.pixels
+        return image
+
+    def watch(images):
+        gc.collect()
+        most[-1] = max(most[-1], len(pixels))
+
+    monkeypatch.setattr(prepare, "decode_image", decode)
+    monkeypatch.setattr(stand_in.Boxes, "segment", _watched(stand_in.Boxes.segment, watch))
+    monkeypatch.setattr(stand_in.Boxes, "batch_key", lambda self, size: size[0], raising=False)
+    for samples in (24, 96):
+        most.append(0)
+        build_of(tmp_path, samples, f"out-{samples}", samples_per_shard=100)
+    # batches of two: four of them to choose from, two decoded ahead, one asked about, two being finished
+    assert all(8 <= count <= 2 * (4 + 2 + 1 + 2) for count in most), most
+
+
+def test_the_worker_reads_its_next_unit_while_it_ends_this_one(stand_in, monkeypatch, tmp_path):
+    read = []
+    real = work.read_unit
+
+    def read_unit(storage, unit):
+        read.append((unit.id, threading.current_thread().name.partition("_")[0]))
+        return real(storage, unit)
+
+    monkeypatch.setattr(work, "read_unit", read_unit)
+    build_of(tmp_path, 40, samples_per_shard=8)
+    assert read[0] == (0, "MainThread")
+    assert read[1:] == [(number, "decode") for number in range(1, 5)]
+
+
+def test_the_run_says_which_size_of_batch_was_taken(stand_in, tmp_path):
+    build_of(tmp_path, 20)
+    (record,) = (tmp_path / "out" / "runs").glob("*.json")
+    assert json.loads(record.read_text())["progress"]["batch_sizes"] == [2]
+
+
+# ------------------------------------------------------------------------------------------------- the next unit
+
+
+def test_each_worker_is_told_its_next_unit_and_gets_it():
+    pool = Pool()
+    supervise(pool, units(9), max_workers=1)
+    following = [order.unit for order in pool.orders[1:]]
+    assert [order.ahead for order in pool.orders] == [*following, None]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_kills_while_it_is_read_ahead_condemns_nobody_else(workers):
+    class Brittle(Pool):
+        def submit(self, worker, order):
+            if order.ahead is not None and order.ahead.id == 3:
+                self.orders.append(order)
+                self._end(worker, Died(worker, False, "killed by what it read ahead"))
+                return
+            super().submit(worker, order)
+
+    pool = Brittle([(3, 5)])
+    progress = supervise(pool, units(12), min_workers=workers, max_workers=workers)
+    assert (progress.done, progress.written) == (12, 95)
+    assert {order.unit.id: set(order.poison) for order in pool.orders if order.poison} == {3: {5}}
+    dead = next(place for place, order in enumerate(pool.orders) if order.ahead is not None and order.ahead.id == 3)
+    suspects = {3, pool.orders[dead].unit.id}
+    assert not any(order.ahead is not None and order.ahead.id in suspects for order in pool.orders[dead + 1 :])
+    assert all(order.unit.id == 3 for order in pool.orders if order.probe is not None)
+
+
+def test_what_a_busy_worker_was_to_get_is_done_by_an_idle_one():
+    class Hanging(Pool):
+        """Worker 0 never ends its first unit, until everything else is done."""
+
+        def submit(self, worker, order):
+            if worker == 0 and order.unit.id == 0:
+                self.orders.append(order)
+                return
+            super().submit(worker, order)
+            if sum(order.unit.id != 0 for order in self.orders) == 4:
+                self.events.append(Done(0, UnitResult(0, 8, 8, {}, 1)))
+
+    pool = Hanging()
+    assert supervise(pool, units(5), min_workers=2, max_workers=2).done == 5
+    assert pool.orders[0].ahead == units(5)[1]
