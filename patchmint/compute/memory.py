@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+# glibc's malloc.h
+_LARGEST_KEPT = 2**30
+_MOST_KEPT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,20 @@ def find_batch_size(measure: Callable[[int], Trial | None], budget: int, *, most
             break
         best, trial = 2 * best, twice
     return best
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what tensors free, for the next ones; for workers, which do the same again and again.
+
+    glibc hands large blocks back to the system, which must clear each page of the next one: activations of 32 MB were
+    filled ten times as fast without that. Does nothing where the C library isn't glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+    mallopt(_TRIM_THRESHOLD, _MOST_KEPT)
 
 
 def peak_memory() -> int:
