@@ -17,7 +17,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 torch.empty(2**24).fill_(1.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     torch.empty(2**24).fill_(1.0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
