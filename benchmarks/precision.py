@@ -4,8 +4,8 @@
     python benchmarks/precision.py --models official-size --images 6    # random weights: some minutes
 
 `flipped` is the share of all patches whose label differs from float32's, `of kept` the same number over the patches
-that float32 keeps, `codes` the share of codes that differ; F1 and IoU are against the scenes' truth. Official size has no
-truth, and random weights, of which every answer is a near thing: they show more than trained ones would.
+that float32 keeps, `codes` the share of codes that differ; F1 and IoU are against the scenes' truth. Official size has
+no truth, and random weights.
 """
 
 from __future__ import annotations

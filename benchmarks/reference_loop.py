@@ -1,4 +1,6 @@
-"""What people run today to label patches with Grounding SAM and to make codes, for `reference.py`: one image at a time.
+"""What people run today to label patches with Grounding SAM and to make codes, one image at a time.
+
+For `reference.py` and `gpu.py`.
 
 Upstream's own code does the work: `groundingdino.util.inference.predict`, `segment_anything.SamPredictor`, taming's
 `Encoder` and `VectorQuantizer`, webdataset's `TarWriter`, in float32. Only what can't be avoided is ours: the files are
@@ -27,6 +29,7 @@ from groundingdino.util.inference import predict
 from PIL import Image
 from reference_data import SPLIT, Contest
 from segment_anything import SamPredictor
+from taming.modules.diffusionmodules import model as taming_model
 from taming.modules.diffusionmodules.model import Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
@@ -45,23 +48,45 @@ _GREY = (122, 116, 104)
 _UPSTREAM = ("groundingdino", "segment_anything", "taming")
 
 
-def run(contest: Contest, out: Path, shard: int, threads: int) -> dict[str, Any]:
-    """Annotate all images into tars.
+def run(
+    contest: Contest,
+    out: Path,
+    shard: int,
+    threads: int,
+    *,
+    device: str = "cpu",
+    images: int | None = None,
+    warm: int = 0,
+) -> dict[str, Any]:
+    """Annotate images into tars.
+
+    Args:
+        contest: what there is.
+        out: folder of the tars, made here.
+        shard: images of a tar.
+        threads: of torch.
+        device: where the models run.
+        images: only so many, the first; None = all.
+        warm: so many are annotated once before the clock starts: a GPU is slow at first.
 
     Returns:
         `seconds` from the first image to the last closed tar, `stages` in seconds, and `boxes` found.
     """
     torch.set_num_threads(threads)
-    loop = Loop(contest)
+    loop = Loop(contest, device)
     refuse_patches(loop.detector.model, loop.predictor.model, *loop.tokenizer)
     document = json.loads((Path(contest.data) / "annotations" / f"captions_{SPLIT}.json").read_text())
     captions = defaultdict(list)
     for annotation in document["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
     out.mkdir()
+    for image in document["images"][:warm]:
+        loop.annotate(Path(contest.data) / SPLIT / image["file_name"], captions[image["id"]])
+    loop.stages.clear()
+    loop.boxes = 0
     writer = None
     start = time.perf_counter()
-    for number, image in enumerate(document["images"]):
+    for number, image in enumerate(document["images"][:images]):
         if number % shard == 0:
             if writer:
                 writer.close()
@@ -76,7 +101,7 @@ def run(contest: Contest, out: Path, shard: int, threads: int) -> dict[str, Any]
 class Detector:
     """Upstream's Grounding DINO with all that its own `forward` needs."""
 
-    def __init__(self, model: nn.Module, arch: GroundingDinoArch, vocabulary: Path) -> None:
+    def __init__(self, model: nn.Module, arch: GroundingDinoArch, vocabulary: Path, device: str = "cpu") -> None:
         pieces = {piece: number for number, piece in enumerate(vocabulary.read_text().split())}
         # transformers 5 ignores vocab_file without a word
         new = not transformers.__version__.startswith("4.")
@@ -84,6 +109,7 @@ class Detector:
         if tokenizer.tokenize("a") != ["a"]:
             raise RuntimeError("the tokenizer doesn't know the words of its own vocabulary")
         self.model: Any = model
+        self._device = device
         self.model.tokenizer = tokenizer
         self.model.specical_tokens = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
         # As upstream's load_image, which knows 800 and 1333 only.
@@ -100,20 +126,21 @@ class Detector:
         """Boxes (centre and size as shares of the image), scores and phrases: upstream's `predict`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return predict(self.model, pixels, caption, box_threshold, text_threshold, device="cpu")
+            return predict(self.model, pixels, caption, box_threshold, text_threshold, device=self._device)
 
 
 class Loop:
     """The models, and what is done with each image."""
 
-    def __init__(self, contest: Contest) -> None:
+    def __init__(self, contest: Contest, device: str = "cpu") -> None:
         self.contest = contest
+        self.device = device
         self.stages: dict[str, float] = defaultdict(float)
         self.boxes = 0
         model, arch = load_grounding_dino(load_state(Path(contest.detector)))
-        self.detector = Detector(model, arch, Path(contest.vocabulary))
-        self.predictor = SamPredictor(_load_sam(Path(contest.masker)))
-        self.tokenizer = _load_vqgan(Path(contest.tokenizer))
+        self.detector = Detector(model.to(device), arch, Path(contest.vocabulary), device)
+        self.predictor = SamPredictor(_load_sam(Path(contest.masker)).to(device))
+        self.tokenizer = tuple(part.to(device) for part in _load_vqgan(Path(contest.tokenizer)))
 
     def annotate(self, path: Path, captions: list[str]) -> dict[str, Any]:
         """One image with its captions -> the members of its sample."""
@@ -148,28 +175,30 @@ class Loop:
     def mask(self, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
         """Union of the masks of a text's boxes."""
         height, width = size
-        corners = box_convert(boxes * torch.tensor([width, height, width, height]), "cxcywh", "xyxy")
+        corners = box_convert(boxes * torch.tensor([width, height, width, height]), "cxcywh", "xyxy").to(self.device)
         masks, _, _ = self.predictor.predict_torch(
             point_coords=None,
             point_labels=None,
             boxes=self.predictor.transform.apply_boxes_torch(corners, size),
             multimask_output=False,
         )
-        return masks[:, 0].any(dim=0).numpy()
+        return masks[:, 0].any(dim=0).cpu().numpy()
 
     @torch.no_grad()
     def encode(self, image: np.ndarray) -> np.ndarray:
         """Codes of a picture (upstream's `VQModel.encode`)."""
         encoder, quant_conv, quantizer = self.tokenizer
-        latents = quant_conv(encoder(tokenizer_input(image)))
+        latents = quant_conv(encoder(tokenizer_input(image).to(self.device)))
         indices = quantizer(latents)[2][2]
-        return indices.reshape(latents.shape[2:]).numpy().astype(np.uint16)
+        return indices.reshape(latents.shape[2:]).cpu().numpy().astype(np.uint16)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds within it to a stage."""
         start = time.perf_counter()
         yield
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
         self.stages[name] += time.perf_counter() - start
 
 
@@ -207,7 +236,13 @@ def _load_sam(path: Path) -> Any:
     return model
 
 
+def _swish(x: Tensor) -> Tensor:
+    """Upstream's `nonlinearity`, for which patchmint's tokenizer, if it is imported, puts torch's fused one."""
+    return x * torch.sigmoid(x)
+
+
 def _load_vqgan(path: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
+    taming_model.nonlinearity = _swish
     state = load_state(path)
     arch = infer_vqgan(state.tensors, state.metadata)
     parts = {

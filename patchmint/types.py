@@ -246,8 +246,8 @@ class FeatureSpec:
 class Segmenter(Protocol):
     """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another.
 
-    It may have a method `batch_key(size: Size) -> Hashable` besides: images with equal keys are best put into one batch
-    (`patchmint.pipeline.annotate.PrefersLikeSizes`).
+    It may have two methods besides (`patchmint.pipeline.hooks`): `batch_key(size: Size) -> Hashable`, since images with
+    equal keys are best put into one batch, and `prepare(image: RgbImage)`, for what can be done ahead of `segment`.
     """
 
     def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
@@ -265,7 +265,7 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Image -> discrete codes, and back where the model can."""
+    """Image -> discrete codes, and back where the model can. It may have `prepare`, as a `Segmenter` may."""
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -286,7 +286,7 @@ class Tokenizer(Protocol):
 
 
 class FeatureEncoder(Protocol):
-    """Image -> continuous patch features of a frozen vision encoder."""
+    """Image -> continuous patch features of a frozen vision encoder. It may have `prepare`, as a `Segmenter` may."""
 
     @property
     def spec(self) -> FeatureSpec:

@@ -40,6 +40,7 @@ toy-wild = "toy_models:Wild"
 [project.entry-points."patchmint.tokenizers"]
 toy-1d = "toy_models:Histogram"
 toy-beyond = "toy_models:Beyond"
+toy-ahead = "toy_models:Ahead"
 """
 
 MODELS = '''
@@ -85,6 +86,15 @@ class Histogram:
 
     def decode(self, tokens):
         raise NotImplementedError
+
+
+class Ahead(Histogram):
+    def prepare(self, image):
+        return np.histogram(image, 32, (0, 256))[0]
+
+    def tokenize(self, images, prepared=None):
+        sizes = [image.size for image in images]
+        return [Tokens((n[:, None] * 63 // size).astype(np.int32)) for n, size in zip(prepared, sizes, strict=True)]
 
 
 class Beyond(Histogram):
@@ -159,6 +169,17 @@ def test_outside_models_take_part(installed, tmp_path):
     kept = [sum(map(sum, grid)) for grid in document["selector"]]
     assert kept[0] > kept[1] > 0
     assert label(installed, tmp_path, *arguments).returncode == 0
+
+
+def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):
+    codes = []
+    for name in ("toy-1d", "toy-ahead"):
+        arguments = ("--segmenter", "toy-brightness", "--tokenizer", name, "--text", "bright")
+        done = label(installed, tmp_path, *arguments, "--out", str(tmp_path / "o.png"), "--json")
+        assert done.returncode == 0, done.stderr
+        codes.append(json.loads(done.stdout)["codes"])
+    assert codes[0] == codes[1]
+    assert any(codes[0])
 
 
 @pytest.mark.parametrize(

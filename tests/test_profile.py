@@ -9,16 +9,20 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from builds import STAND_IN, make_config, make_input
 
 from patchmint.compute import spans
 from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording, stop_recording
+from patchmint.config import AnnotatorConfig
 from patchmint.jobs.profile_table import profile_lines
 from patchmint.pipeline import profile as profiles
+from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
 from patchmint.pipeline.profile import Profile
+from patchmint.types import Text
 
 
 @pytest.fixture
@@ -146,6 +150,29 @@ def test_a_gpu_is_timed_by_its_own_clock_and_never_waited_for(clock, monkeypatch
     monkeypatch.setattr(FakeEvent, "passed_until", 1000.0)
     assert recorder.drain().totals == {(DEVICE, "annotate/decode"): Total(4.0, 1)}
     assert len(synchronized) == 1
+
+
+def test_the_models_tell_their_parts():
+    config = AnnotatorConfig.parse({"models": "untrained-tiny", "labels": {"box_threshold": 0.0}})
+    models, image = AnnotationModels.load(config, "cpu"), np.zeros((60, 90, 3), np.uint8)
+    ready = models.prepare(image)
+    recorder = start_recording()
+    models.ask([image], [[Text("a cat")]], [ready])
+    paths = {path for _, path in recorder.drain().totals}
+    models.ask([image], [[Text("a cat")]])
+    unprepared = {path for _, path in recorder.drain().totals}
+    stop_recording()
+    assert paths == {
+        "detect",
+        "detect/backbone",
+        "detect/text",
+        "detect/transformer",
+        "mask",
+        "mask/encode",
+        "mask/decode",
+        "tokens",
+    }
+    assert unprepared - paths == {"prepare"}
 
 
 # ------------------------------------------------------------------------------------------------- a run

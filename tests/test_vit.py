@@ -364,6 +364,18 @@ def test_a_batch_gives_what_each_gives_alone(family):
     assert encoder_of(model, family).encode([]) == []
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_reduced_precision_is_used_and_stays_near(family):
+    model = untrained_vit(ARCHS[family], seed=4)
+    spec = plan_features(FeaturesConfig(select_layer=2), model.arch, "the-encoder")
+    exact, reduced = (
+        np.stack(VitFeatureEncoder(model, spec, GRIDS[family], precision=dtype).encode(images(3))).astype(np.float32)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert (exact != reduced).any()
+    assert np.linalg.norm(exact - reduced) < 0.02 * np.linalg.norm(exact)
+
+
 def test_views_follow_each_other_and_images_keep_theirs():
     grid = PatchGrid(5, 5, 14, Fit.ANYRES, canvases=((70, 140), (140, 140), (70, 210)))
     model = untrained_vit(ARCHS["clip"], seed=4)

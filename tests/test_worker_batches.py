@@ -9,6 +9,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from builds import STAND_IN, build_here, digests, make_config, make_input
@@ -17,15 +18,20 @@ from hypothesis import strategies as st
 from test_supervise import Pool, supervise, units
 
 from patchmint.compute.memory import Trial, find_batch_size, peak_memory
+from patchmint.config import AnnotatorConfig
 from patchmint.config.build import LocalRunner, RayRunner
-from patchmint.errors import StorageError
+from patchmint.errors import InputError, StorageError
 from patchmint.pipeline import batch_size, prepare, work
+from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.pipeline.batches import like_batches
+from patchmint.pipeline.decode import decode_image
 from patchmint.pipeline.finish import Finisher
+from patchmint.pipeline.hooks import ModelInputs
 from patchmint.pipeline.orders import Died, Done, UnitResult
 from patchmint.pipeline.plan import Unit
 from patchmint.pipeline.prepare import Preparer
 from patchmint.samples import Reject
+from patchmint.types import Text
 
 
 def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
@@ -131,7 +137,7 @@ def test_the_configured_size_counts_and_a_cpu_has_eight():
 def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
     """Models that take 3 bytes an image of 64 free ones: a share of 0.8 holds 16."""
     held = []
-    models = SimpleNamespace(ask=lambda images, texts: held.append(3 * len(images)))
+    models = SimpleNamespace(ask=lambda images, *_: held.append(3 * len(images)), prepare=lambda image: None)
     clock = iter(range(1000))
     fakes = {
         "mem_get_info": lambda device: (64, 80),
@@ -148,7 +154,7 @@ def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
 
 
 def test_running_out_of_memory_ends_the_trials(monkeypatch):
-    def ask(images, texts):
+    def ask(images, texts, inputs):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (a test's)")
 
@@ -156,8 +162,9 @@ def test_running_out_of_memory_ends_the_trials(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device: None)
     for name in ("memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
-    assert batch_size._tried(SimpleNamespace(ask=ask), 2, "cuda") is not None
-    assert batch_size._tried(SimpleNamespace(ask=ask), 4, "cuda") is None
+    models = SimpleNamespace(ask=ask, prepare=lambda image: None)
+    assert batch_size._tried(models, 2, "cuda") is not None
+    assert batch_size._tried(models, 4, "cuda") is None
 
 
 def test_peak_memory_is_of_this_process_and_grows():
@@ -245,6 +252,72 @@ def test_a_unit_that_cannot_be_read_ahead_is_read_in_its_turn(jpeg):
     preparer = Preparer(Slow(jpeg), 100, threads=1)
     preparer.begin(unit(1), read, 4)
     assert preparer.take_begun(unit(1), 4, lambda: None) is None
+
+
+def test_what_the_models_want_ahead_is_made_in_the_decoding_threads_and_weighed(jpeg):
+    def prepare(image):
+        assert image.shape == (40, 50, 3)
+        return ModelInputs(segmenter=(np.zeros(7, np.uint8), np.zeros(5, np.uint8)), encoder=[threads.add(name())])
+
+    def name():
+        return threading.current_thread().name.partition("_")[0]
+
+    threads = set()
+    first, second = Preparer(Slow(jpeg), 100, threads=2, prepare=prepare).prepared([planned(0), planned(1)], 2)
+    assert threads == {"decode"}
+    assert first.inputs.nbytes == second.inputs.nbytes == 12
+    assert first.nbytes == 40 * 50 * 3 + 12
+
+
+@pytest.mark.parametrize("error", [InputError("not this one"), MemoryError(), RuntimeError("can't allocate")])
+def test_what_fails_ahead_is_left_to_the_models(jpeg, error):
+    def prepare(image):
+        raise error
+
+    (item,) = Preparer(Slow(jpeg), 100, threads=1, prepare=prepare).prepared([planned(0)], 1)
+    assert item.inputs is None
+    assert item.nbytes == 40 * 50 * 3
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    features = {"connector": "sti", "pool": 12}
+    labels = {"box_threshold": 0.0}
+    settings = {"models": "untrained-tiny", "labels": labels, "features": features, "grid": "llava-1.6"}
+    return AnnotationModels.load(AnnotatorConfig.parse(settings), "cpu")
+
+
+def told(answers):
+    """All that the models said, to compare."""
+    return [
+        (
+            answer.instances.masks.rles(),
+            answer.instances.boxes.tolist(),
+            answer.instances.scores.tolist(),
+            answer.tokens.codes.tolist(),
+            answer.features.tolist(),
+        )
+        for answer in answers
+    ]
+
+
+def test_models_say_the_same_of_what_was_prepared_ahead_and_look_at_nothing_else(tiny):
+    one, other = np.random.default_rng(0).integers(0, 255, (2, 60, 90, 3), dtype=np.uint8)
+    texts = [[Text("a cat")], [Text("a dog")]]
+    plain = told(tiny.ask([one, other], texts))
+    ready = [tiny.prepare(one), tiny.prepare(other)]
+    assert told(tiny.ask([one, other], texts, ready)) == plain
+    assert told(tiny.ask([one, other], texts, [ready[0], None])) == plain, "one that wasn't prepared"
+    blank = np.zeros_like(one)
+    assert told(tiny.ask([blank, blank], texts, ready)) == plain
+    assert len(plain[0][0]) > 0, "nothing was found"
+
+
+def test_what_waits_is_bytes_and_not_floats(tiny):
+    ready = tiny.prepare(np.zeros((60, 90, 3), np.uint8))
+    arrays = [*ready.segmenter, ready.tokenizer, *ready.encoder]
+    assert {array.dtype for array in arrays} == {np.dtype(np.uint8)}
+    assert ready.nbytes == sum(array.size for array in arrays) > 0
 
 
 # ------------------------------------------------------------------------------------------------- behind
@@ -379,6 +452,38 @@ def _watched(segment, watch):
         return segment(self, images, texts)
 
     return watched
+
+
+def test_a_build_has_images_prepared_ahead_and_rejects_the_one_that_can_t_be(stand_in, monkeypatch, tmp_path):
+    """The same bytes as without, but for the one at fault; where memory was short, the models prepare it themselves."""
+    threads, tokenize = [], stand_in.Levels.tokenize
+
+    def prepare(self, image):
+        threads.append(threading.current_thread().name.partition("_")[0])
+        if len(threads) == 1:
+            raise MemoryError
+        if image.shape[0] == 48 and image[0, 0, 0] == marked:
+            raise InputError("the stand-in can't prepare it")
+        return image
+
+    def tokenize_prepared(self, images, prepared):
+        return tokenize(self, prepared)
+
+    marked = -1
+    plain = build_of(tmp_path, 40, "plain")
+    monkeypatch.setattr(stand_in.Levels, "prepare", prepare, raising=False)
+    monkeypatch.setattr(stand_in.Levels, "tokenize", tokenize_prepared)
+    assert build_of(tmp_path, 40, "ahead") == plain
+    assert threads.count("decode") == 38
+    assert len(threads) == 39, "one was prepared once more"
+    threads.append("decode")  # from here on there is memory
+    marked = decode_image((tmp_path / "in-40" / "008.jpg").read_bytes()).pixels[0, 0, 0]
+    source, config = tmp_path / "in-40", tmp_path / "faulty.yaml"
+    report = build_here(
+        make_config(config, source, tmp_path / "faulty", 16, limits={"max_reject_share": 0.5}), tmp_path / "faulty"
+    )
+    assert report.written == 37
+    assert report.rejects["not-annotatable"] == 1
 
 
 def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):

@@ -10,9 +10,16 @@ from patchmint.types import Segmenter
 
 
 def build_segmenter(
-    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> Segmenter:
     """Build the segmenter that the settings name, and load its weights.
+
+    Args:
+        models: their names or paths.
+        labels: what makes labels of their answers.
+        device: where they run.
+        precision: number format of their large products.
+        compiled: compile what is worth it, on a GPU; an outside segmenter sees to itself.
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
@@ -23,4 +30,4 @@ def build_segmenter(
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
     from patchmint.labelers.build_grounded_sam import build_grounded_sam
 
-    return build_grounded_sam(models, labels, device, precision)
+    return build_grounded_sam(models, labels, device, precision, compiled=compiled)

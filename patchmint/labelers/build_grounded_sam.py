@@ -19,20 +19,21 @@ from patchmint.weights.store import locate
 
 
 def build_grounded_sam(
-    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> GroundedSam:
-    """Build detector and masker, and load their weights.
+    """Build detector and masker, and load their weights; see `patchmint.labelers.build.build_segmenter`.
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
     """
     return GroundedSam(
-        _build_detector(models, labels, device, precision), build_masker(models, labels, device, precision)
+        _build_detector(models, labels, device, precision, compiled=compiled),
+        build_masker(models, labels, device, precision, compiled=compiled),
     )
 
 
 def _build_detector(
-    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto"
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> GroundingDino:
     if models.detector == UNTRAINED:
         model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
@@ -52,10 +53,13 @@ def _build_detector(
         text_threshold=labels.text_threshold,
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
+        compiled=compiled,
     )
 
 
-def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto") -> SamMasker:
+def build_masker(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
+) -> SamMasker:
     """Build the masker alone, and load its weights.
 
     Raises:
@@ -70,4 +74,5 @@ def build_masker(models: ModelsConfig, labels: LabelsConfig, device: str, precis
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
         coverage=labels.coverage,
+        compiled=compiled,
     )

@@ -17,12 +17,30 @@ class GroundedSam:
         self.detector = detector
         self.masker = masker
 
-    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
-        """Find what each text talks about; see `patchmint.types.Segmenter`."""
+    def prepare(self, image: RgbImage) -> tuple[RgbImage, RgbImage]:
+        """Resize an image for the detector and for the masker; for any thread.
+
+        The masker gets it in vain where nothing is found, which costs milliseconds of a thread that has time.
+        """
+        return self.detector.prepare(image), self.masker.prepare(image)
+
+    def segment(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        prepared: Sequence[tuple[RgbImage, RgbImage]] | None = None,
+    ) -> list[Instances]:
+        """Find what each text talks about; see `patchmint.types.Segmenter`.
+
+        Args:
+            images: any sizes.
+            texts: for each image its texts.
+            prepared: what `prepare` made of each image; None = nothing was done ahead.
+        """
         with span("detect"):
-            found = self.detector.detect(images, texts)
+            found = self.detector.detect(images, texts, **_part(prepared, 0))
         with span("mask"):
-            masks = self.masker.masks(images, [detections.boxes for detections in found])
+            masks = self.masker.masks(images, [detections.boxes for detections in found], **_part(prepared, 1))
         return [
             Instances(
                 image_size=(image.shape[0], image.shape[1]),
@@ -42,3 +60,8 @@ class GroundedSam:
             size: (height, width) of an image.
         """
         return detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
+
+
+def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:
+    """The keyword that hands one of the two models its part; none where nothing was done ahead."""
+    return {} if prepared is None else {"prepared": [parts[place] for parts in prepared]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from patchmint.geometry import PatchGrid, Placement
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.pipeline.grids import resolve_grid
+from patchmint.pipeline.hooks import ModelInputs, PrefersLikeSizes, handed, prepared_by
 from patchmint.pipeline.preflight import check_loadable
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import (
@@ -30,19 +30,6 @@ from patchmint.types import (
     TokenizerSpec,
     Tokens,
 )
-
-
-@runtime_checkable
-class PrefersLikeSizes(Protocol):
-    """What a segmenter may have besides: it is faster where the images of a batch are alike."""
-
-    def batch_key(self, size: Size) -> Hashable:
-        """Images with equal keys are best put into one batch.
-
-        Args:
-            size: (height, width) of an image.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -97,12 +84,13 @@ class AnnotationModels:
         self.min_coverage = min_coverage
 
     @classmethod
-    def load(cls, config: AnnotatorConfig, device: str) -> AnnotationModels:
+    def load(cls, config: AnnotatorConfig, device: str, *, compiled: bool = False) -> AnnotationModels:
         """Load what a config names.
 
         Args:
             config: the settings.
             device: "cpu", "cuda" or "cuda:N".
+            compiled: compile the image encoders, on a GPU.
 
         Raises:
             WeightsError: a checkpoint is missing or can't be used.
@@ -112,8 +100,11 @@ class AnnotationModels:
         grid = resolve_grid(config.grid)
         check_loadable(config)
         models, precision = config.models, config.precision
-        segmenter = build_segmenter(models, config.labels, device, precision) if config.labels else None
-        tokenizer = build_tokenizer(models, config.tokens, device, precision) if config.tokens else None
+        segmenter = tokenizer = None
+        if config.labels is not None:
+            segmenter = build_segmenter(models, config.labels, device, precision, compiled=compiled)
+        if config.tokens is not None:
+            tokenizer = build_tokenizer(models, config.tokens, device, precision, compiled=compiled)
         encoder: FeatureEncoder | None = None
         if config.features is not None:
             # transformers' vision classes take seconds to import
@@ -122,14 +113,16 @@ class AnnotationModels:
             encoder = build_feature_encoder(models, config.features, grid, device, precision)
         return cls(segmenter, tokenizer, encoder, grid, config.labels.min_coverage if config.labels else 0.0)
 
-    def _segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+    def _segment(
+        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
+    ) -> list[Instances]:
         """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels."""
         assert self.segmenter is not None
         saying = [
             [index for index, text in enumerate(image_texts) if text.content.strip()] or [0] for image_texts in texts
         ]
         asked = [[image_texts[i] for i in kept] for image_texts, kept in zip(texts, saying, strict=True)]
-        answers = self.segmenter.segment(images, asked)
+        answers = self.segmenter.segment(images, asked, **handed(self.segmenter, [each.segmenter for each in inputs]))
         _check_answers(len(images), answers)
         for image, answer, image_texts in zip(images, answers, asked, strict=True):
             _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
@@ -153,15 +146,32 @@ class AnnotationModels:
             for answers, image, image_texts in zip(self.ask(images, texts), images, texts, strict=True)
         ]
 
-    def ask(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[ModelAnswers]:
-        """The models' part of `annotate`."""
+    def prepare(self, image: RgbImage) -> ModelInputs:
+        """What can be done ahead of `ask`, without the device; in any thread."""
+        return ModelInputs(*(prepared_by(model, image) for model in (self.segmenter, self.tokenizer, self.encoder)))
+
+    def ask(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        inputs: Sequence[ModelInputs | None] | None = None,
+    ) -> list[ModelAnswers]:
+        """The models' part of `annotate`.
+
+        Args:
+            images: HWC uint8 RGB, any sizes.
+            texts: for each image its texts.
+            inputs: what `prepare` made of each image; where there is None it is done now.
+        """
         nothing = [None] * len(images)
-        instances = self._segment(images, texts) if self.segmenter else nothing
-        tokens = self._tokenize(images) if self.tokenizer else nothing
+        given = zip(images, nothing if inputs is None else inputs, strict=True)
+        ready = [self.prepare(image) if made is None else made for image, made in given]
+        instances = self._segment(images, texts, ready) if self.segmenter else nothing
+        tokens = self._tokenize(images, ready) if self.tokenizer else nothing
         features: Sequence[npt.NDArray[np.float16] | None] = nothing
         if self.encoder:
             with span("features"):
-                features = self.encoder.encode(images)
+                features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
         return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
 
     def label(self, answers: ModelAnswers, size: Size, texts: int) -> AnnotatedImage:
@@ -192,10 +202,10 @@ class AnnotationModels:
         """Whether `batch_key` tells sizes apart."""
         return isinstance(self.segmenter, PrefersLikeSizes)
 
-    def _tokenize(self, images: Sequence[RgbImage]) -> list[Tokens]:
+    def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
         assert self.tokenizer is not None
         with span("tokens"):
-            tokens = self.tokenizer.tokenize(images)
+            tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
         _check_answers(len(images), tokens)
         for answer in tokens:
             _check_tokens(answer, self.tokenizer.spec)

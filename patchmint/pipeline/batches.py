@@ -8,8 +8,8 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 BATCHES_AHEAD = 4
-_MOST_BYTES = 2**29
-"""Of pixels that wait for their batch. A batch is filled whatever it takes."""
+_MOST_BYTES = 2**30
+"""Of pixels that wait for their batch, decoded and resized. A batch is filled whatever it takes."""
 
 
 def like_batches(

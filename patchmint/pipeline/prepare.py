@@ -1,11 +1,11 @@
-"""Samples made ready for the models in threads, ahead of them: read, checked, decoded."""
+"""Samples made ready for the models in threads, ahead of them: read, checked, decoded, resized."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patchmint.compute.spans import span
 from patchmint.errors import (
@@ -13,28 +13,45 @@ from patchmint.errors import (
     ImageMissingError,
     ImageTooLargeError,
     ImageUnreadableError,
+    InputError,
     PatchmintError,
     ShardError,
     TextError,
 )
 from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.pipeline.hooks import ModelInputs
 from patchmint.pipeline.plan import Unit
 from patchmint.pipeline.sources import Source
 from patchmint.pipeline.sources.patchmint import PatchmintSource
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.reader import StoredSample
-from patchmint.types import Text
+from patchmint.types import RgbImage, Text
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample ready for the models."""
+    """A sample ready for the models.
+
+    Attributes:
+        planned: its place and source.
+        data: the image file's bytes.
+        image: the same, decoded.
+        texts: at least one of them says something.
+        extended: the sample in the data set that is extended.
+        inputs: what the models could have done ahead; None = nothing yet.
+    """
 
     planned: PlannedSample
     data: bytes
     image: DecodedImage
     texts: list[Text]
     extended: StoredSample | None
+    inputs: ModelInputs | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels that it holds, of the image and for the models."""
+        return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
 
 
 Items = Generator[Reject | Prepared, None, None]
@@ -42,11 +59,25 @@ Items = Generator[Reject | Prepared, None, None]
 
 
 class Preparer:
-    """Prepares samples in threads; of one unit more at the same time, whose turn is next."""
+    """Prepares samples in threads; of one unit more at the same time, whose turn is next.
 
-    def __init__(self, source: Source, max_megapixels: float, threads: int) -> None:
+    Args:
+        source: of the samples.
+        max_megapixels: larger images are rejected.
+        threads: how many.
+        prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        max_megapixels: float,
+        threads: int,
+        prepare: Callable[[RgbImage], ModelInputs | None] = lambda _: None,
+    ) -> None:
         self._source = source
         self._max_megapixels = max_megapixels
+        self._prepare_image = prepare
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._next: tuple[Unit, Future[_Begun]] | None = None
 
@@ -156,7 +187,14 @@ class Preparer:
             return reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
         except ImageDecodeError as error:
             return reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
-        return Prepared(planned, data, image, texts, extended)
+        return self._with_inputs(Prepared(planned, data, image, texts, extended))
+
+    def _with_inputs(self, sample: Prepared) -> Prepared:
+        try:
+            return replace(sample, inputs=self._prepare_image(sample.image.pixels))
+        except (InputError, RuntimeError, MemoryError):
+            # The models will meet the same, alone in the end, and there it is known whose fault it is.
+            return sample
 
     def _read(self, planned: PlannedSample) -> bytes:
         with span("read"):

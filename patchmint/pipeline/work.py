@@ -14,11 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from patchmint.compute.memory import peak_memory
+from patchmint.compute.memory import keep_freed_memory, peak_memory
 from patchmint.compute.spans import span, start_recording
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
 from patchmint.pipeline.annotate import AnnotationModels, ModelAnswers
@@ -63,11 +63,12 @@ class Worker:
         self._storage = open_storage(config.output.uri)
         self._check_output_visible()
         check_models(config, settings.models)
+        keep_freed_memory()
         torch.set_num_threads(threads)
         source = open_source(config.source)
-        self._preparer = Preparer(source, config.limits.max_image_megapixels, threads)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._models = AnnotationModels.load(config, device)
+        self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
+        self._preparer = Preparer(source, config.limits.max_image_megapixels, threads, self._models.prepare)
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
         self._batch_size = choose_batch_size(self._models, config.runner, device)
@@ -179,14 +180,16 @@ class Worker:
             _prepared(items, rejects, seconds),
             size=lambda: self._batch_size,
             key=lambda item: self._models.batch_key(item.image.size),
-            weight=lambda item: item.image.pixels.nbytes,
+            weight=lambda item: item.nbytes,
             ahead=BATCHES_AHEAD if self._models.prefers_like_sizes else 1,
         )
         with closing(items), Finisher(self._models, write, self._finishing) as finisher:
             for batch in batches:
                 with _timed(seconds, "annotate"):
                     answers = self._ask_or_halve([item for _, item in batch])
-                answered = [(*numbered, answer) for numbered, answer in zip(batch, answers, strict=True)]
+                # what was for the models isn't needed any more
+                asked = [(number, replace(item, inputs=None)) for number, item in batch]
+                answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
                 with _timed(seconds, "hold"):
                     finisher.take(answered)
             with _timed(seconds, "hold"):
@@ -197,7 +200,8 @@ class Worker:
     def _ask_or_halve(self, batch: list[Prepared]) -> list[ModelAnswers | Fault]:
         """Ask the models; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
         try:
-            return list(self._models.ask([item.image.pixels for item in batch], [item.texts for item in batch]))
+            images, texts = [item.image.pixels for item in batch], [item.texts for item in batch]
+            return list(self._models.ask(images, texts, [item.inputs for item in batch]))
         except (InputError, RuntimeError, MemoryError) as error:
             fault = fault_of(error)
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive

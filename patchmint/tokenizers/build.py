@@ -12,11 +12,12 @@ from patchmint.weights.loading import load_named
 
 
 def build_tokenizer(
-    models: ModelsConfig, tokens: TokensConfig, device: str, precision: Precision = "auto"
+    models: ModelsConfig, tokens: TokensConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> Tokenizer:
     """Build the tokenizer that the settings name, and load its weights.
 
-    An outside tokenizer brings its own size and preprocessing; `tokens` is for VQGAN.
+    An outside tokenizer brings its own size and preprocessing; `tokens` and `compiled` (its encoder, on a GPU) are for
+    VQGAN.
 
     Raises:
         WeightsError: the checkpoint is missing, damaged, unsafe or of another architecture.
@@ -36,5 +37,12 @@ def build_tokenizer(
     remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
     return VqganTokenizer(
-        model, name=name, size=tokens.size, fit=tokens.fit, device=device, precision=dtype, remap=remap
+        model,
+        name=name,
+        size=tokens.size,
+        fit=tokens.fit,
+        device=device,
+        precision=dtype,
+        remap=remap,
+        compiled=compiled,
     )

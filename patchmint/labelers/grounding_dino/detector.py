@@ -11,11 +11,18 @@ from PIL import Image
 from torch import nn
 
 from patchmint.compute.precision import computing_in
+from patchmint.compute.spans import span
+from patchmint.compute.transfer import to_device
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.canvas import like_pairs
-from patchmint.labelers.grounding_dino.deformable import to_device
-from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures, encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.encoders import (
+    ImageFeatures,
+    PromptFeatures,
+    compile_backbone,
+    encode_images,
+    encode_prompts,
+)
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.select import Detections, merge, select
@@ -48,6 +55,7 @@ class GroundingDino:
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
         device: where to run; the model is moved there.
         precision: number format of the large products; the model's weights for them are kept in it.
+        compiled: compile the image backbone, on a GPU. What comes after it isn't: its shapes change with each batch.
 
     Raises:
         WeightsMismatchError: the vocabulary is too large for the model's embedding table.
@@ -64,6 +72,7 @@ class GroundingDino:
         text_threshold: float = 0.25,
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         if vocabulary.size != arch.text_vocabulary:
             raise WeightsMismatchError(
@@ -73,21 +82,32 @@ class GroundingDino:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.precision = precision
+        # As a tensor: torch would multiply by 1 / 255 on a GPU, which rounds otherwise than dividing.
+        self._white = torch.tensor(255.0, device=self.device)
+        self._mean, self._std = (torch.tensor(each, device=self.device)[:, None, None] for each in (_MEAN, _STD))
         self.arch = arch
         self.vocabulary = vocabulary
         self.prompt = PromptMode(prompt)
         self.box_threshold = box_threshold
         self.text_threshold = text_threshold
         store_reduced(model, precision)
+        if compiled and self.device.type == "cuda":
+            compile_backbone(model, self.device)
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Detections]:
+    def detect(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        prepared: Sequence[RgbImage] | None = None,
+    ) -> list[Detections]:
         """Find what each text talks about.
 
         Args:
             images: HWC uint8 RGB, any sizes.
             texts: for each image its texts. All texts of an image share its pass through the backbone; a text of more
                 than 256 tokens becomes several prompts.
+            prepared: what `prepare` made of each image; None = nothing was done ahead.
 
         Returns:
             One `Detections` an image. A text in which the vocabulary can read nothing gives none.
@@ -99,9 +119,12 @@ class GroundingDino:
             for prompt in self.prompts(text)
         ]
         wanted = sorted({index for index, _, _ in pairs})
-        pixels = [to_device(self.preprocess(images[index]), self.device) for index in wanted]
-        with computing_in(self.precision, self.device):
-            features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
+        resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
+        with span("backbone", self.device):
+            pixels = [self._normalised(image) for image in resized]
+            with computing_in(self.precision, self.device):
+                features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
+        with span("text", self.device), computing_in(self.precision, self.device):
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -128,15 +151,28 @@ class GroundingDino:
         whole = self.prompt is PromptMode.CAPTION and not text.phrases
         return (caption_prompts if whole else phrase_prompts)(text, self.vocabulary)
 
-    def preprocess(self, image: RgbImage) -> torch.Tensor:
-        """Resize and normalise: float (3, h, w), on the CPU (upstream `transforms.py`, `RandomResize([800], 1333)`)."""
+    def prepare(self, image: RgbImage) -> RgbImage:
+        """What can be done ahead, on the CPU, in any thread: resize (upstream `transforms.py`, `RandomResize`).
+
+        Args:
+            image: HWC uint8 RGB, any size.
+
+        Returns:
+            HWC uint8 RGB of `detector_size`.
+        """
         height, width = detector_size((image.shape[0], image.shape[1]), self.arch.short_side, self.arch.long_side)
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+    def preprocess(self, image: RgbImage) -> torch.Tensor:
+        """Resize and normalise: float (3, h, w), on the device."""
+        return self._normalised(self.prepare(image))
+
+    def _normalised(self, resized: RgbImage) -> torch.Tensor:
+        levels = to_device(resized, self.device).permute(2, 0, 1).float()
+        return (levels / self._white - self._mean) / self._std
 
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with computing_in(self.precision, self.device):
+        with span("transformer", self.device), computing_in(self.precision, self.device):
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()

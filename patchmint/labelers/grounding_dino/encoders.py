@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from patchmint.compute.compiled import Compiled
 from patchmint.labelers.grounding_dino.deformable import to_device
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
@@ -16,10 +18,38 @@ _PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
 # On the CPU one image of official size: more of them gain nothing there, while small ones gain much.
 _TOKENS_AT_ONCE = 2**12
 
+_COMPILED = "compiled_feature_maps"
+
 
 def pixels_at_once(device: torch.device) -> int:
     """How many pixels of preprocessed images run together, to bound memory; one image always runs."""
     return _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE["cpu"])
+
+
+def images_at_once(size: Size, device: torch.device) -> int:
+    """How many preprocessed images of (height, width) run together."""
+    return max(1, pixels_at_once(device) // (size[0] * size[1]))
+
+
+def compile_backbone(model: Any, device: torch.device) -> None:
+    """Have `encode_images` run the model's backbone compiled, in place.
+
+    Only for full batches, or padded ones that are at least half full: then there is one program a size of image, and
+    sizes that come rarely take no place from those that come often.
+
+    Args:
+        model: upstream's `GroundingDINO`, on its device and in its number format.
+        device: that device.
+    """
+    setattr(
+        model,
+        _COMPILED,
+        Compiled(
+            partial(_feature_maps, model),
+            name="Grounding DINO's image backbone",
+            sizes=lambda size: (images_at_once(size, device),),
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -54,17 +84,18 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
         model: upstream's `GroundingDINO`.
         pixels: float (3, h, w), normalised, any sizes.
     """
+    maps = vars(model).get(_COMPILED) or partial(_feature_maps, model)
     by_size: dict[Size, list[int]] = {}
     for index, image in enumerate(pixels):
         by_size.setdefault((image.shape[1], image.shape[2]), []).append(index)
     features: dict[int, ImageFeatures] = {}
     for (height, width), alike in by_size.items():
-        count = max(1, pixels_at_once(pixels[alike[0]].device) // (height * width))
+        count = images_at_once((height, width), pixels[alike[0]].device)
         for start in range(0, len(alike), count):
             indices = alike[start : start + count]
-            maps = _feature_maps(model, torch.stack([pixels[index] for index in indices]))
+            levels = maps(torch.stack([pixels[index] for index in indices]))
             for row, index in enumerate(indices):
-                features[index] = ImageFeatures(tuple(each[row] for each in maps))
+                features[index] = ImageFeatures(tuple(each[row] for each in levels))
     return [features[index] for index in range(len(pixels))]
 
 

@@ -8,6 +8,7 @@ residual stream and norms stay in float32, whatever the products are computed in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from segment_anything.modeling.image_encoder import Attention, Block, ImageEncod
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchmint.compute.compiled import Compiled, batch_sizes
 from patchmint.compute.precision import store_products
 from patchmint.labelers.sam.attention import attend, relative_table
 
@@ -33,6 +35,12 @@ class ImageEncoder:
         store_products(encoder, dtype)
         self._encoder = encoder
         self._blocks = [_Block(cast(Block, block), encoder.pos_embed.shape[1], dtype) for block in encoder.blocks]
+        self._run: Callable[[Tensor], Tensor] = self._forward
+
+    def compile(self, most: int) -> None:
+        """From the next call on run compiled, in batches of at most `most` pictures (`patchmint.compute.compiled`)."""
+        sizes = batch_sizes(most)
+        self._run = Compiled(self._forward, name="SAM's image encoder", sizes=lambda _: sizes)
 
     @property
     def image_size(self) -> int:
@@ -55,6 +63,9 @@ class ImageEncoder:
         Returns:
             float32 (B, h, w, C): upstream's embeddings with the channels last.
         """
+        return self._run(squares)
+
+    def _forward(self, squares: Tensor) -> Tensor:
         x = self._encoder.patch_embed(squares) + self._encoder.pos_embed
         for block in self._blocks:
             x = block(x)

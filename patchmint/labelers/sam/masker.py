@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from patchmint.compute.precision import computing_in
+from patchmint.compute.spans import span
 from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
@@ -47,6 +48,7 @@ class SamMasker:
         coverage: MaskCoverage = "exact",
         box_chunk: int | None = None,
         image_batch: int | None = None,
+        compiled: bool = False,
     ) -> None:
         """Take over a model.
 
@@ -58,6 +60,7 @@ class SamMasker:
             coverage: how the masks answer, "exact" or "fast"; see `SamMasks.mode`.
             box_chunk: boxes decoded together, of all pictures of a batch; None = what suits the device and the model.
             image_batch: pictures encoded together, likewise.
+            compiled: compile the image encoder, on a GPU. The decoder isn't: its number of boxes changes at each call.
 
         Raises:
             ConfigError: an unknown `coverage`, or a chunk or batch below 1.
@@ -74,13 +77,25 @@ class SamMasker:
         numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
         self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
         self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
+        if compiled and model.device.type == "cuda":
+            self._encoder.compile(self._image_batch)
 
-    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[Masks]:
+    def prepare(self, image: RgbImage) -> RgbImage:
+        """What can be done ahead, on the CPU, in any thread: resize to the model's input (`resize_longest_side`)."""
+        return resize_longest_side(image, self._encoder.image_size)
+
+    def masks(
+        self,
+        images: Sequence[RgbImage],
+        boxes: Sequence[npt.NDArray[np.float32]],
+        prepared: Sequence[RgbImage] | None = None,
+    ) -> list[Masks]:
         """Segment what each box holds.
 
         Args:
             images: pictures of any sizes.
             boxes: for each picture (N, 4), XYXY in its pixels; N may be 0.
+            prepared: what `prepare` made of each picture; None = nothing was done ahead.
 
         Returns:
             For each picture its masks, in the order of the boxes; memory doesn't grow with their number. A picture
@@ -100,7 +115,9 @@ class SamMasker:
         with torch.inference_mode():
             for start in range(0, len(busy), self._image_batch):
                 batch = busy[start : start + self._image_batch]
-                embeddings = self._encode([images[index] for index in batch])
+                embeddings = self._encode(
+                    [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
+                )
                 scaled = [scale_boxes(boxes[index], sizes[index], input_size(sizes[index], side)) for index in batch]
                 owners = np.repeat(np.arange(len(batch)), [len(array) for array in scaled])
                 for chunk, logits in self._decode(embeddings, np.concatenate(scaled), owners):
@@ -108,16 +125,18 @@ class SamMasker:
                         collectors[batch[owner]].add(logits[chunk == owner])
         return [collector.masks() for collector in collectors]
 
-    def _encode(self, images: Sequence[RgbImage]) -> Tensor:
+    def _encode(self, resized: Sequence[RgbImage]) -> Tensor:
         """Image embeddings (B, h, w, C)."""
         device, side = self._model.device, self._encoder.image_size
-        squares = torch.zeros((len(images), 3, side, side), device=device)
-        for square, image in zip(squares, images, strict=True):
-            pixels = to_device(resize_longest_side(image, side), device).permute(2, 0, 1)
-            # Padded when normalised, as upstream does it (`Sam.preprocess`).
-            square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - self._model.pixel_mean) / self._model.pixel_std
-        with computing_in(self._precision, device):
-            return self._encoder(squares)
+        mean, std = self._model.pixel_mean, self._model.pixel_std
+        with span("encode", device):
+            squares = torch.zeros((len(resized), 3, side, side), device=device)
+            for square, image in zip(squares, resized, strict=True):
+                pixels = to_device(image, device).permute(2, 0, 1)
+                # Padded when normalised, as upstream does it (`Sam.preprocess`).
+                square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - mean) / std
+            with computing_in(self._precision, device):
+                return self._encoder(squares)
 
     def _decode(
         self, embeddings: Tensor, boxes: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]
@@ -128,7 +147,8 @@ class SamMasker:
         ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
         for start in range(0, len(boxes), self._box_chunk):
             part = slice(start, start + self._box_chunk)
-            logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
+            with span("decode", device):
+                logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
             ready = (owners[part], *_start_copy(logits))
             # A GPU works on this chunk while the one before it is looked at.
             if ahead is not None:

@@ -70,11 +70,18 @@ class VitFeatureEncoder:
         """What is fixed about these features."""
         return self._spec
 
-    def encode(self, images: Sequence[RgbImage]) -> list[npt.NDArray[np.float16]]:
+    def prepare(self, image: RgbImage) -> list[RgbImage]:
+        """What can be done ahead, on the CPU, in any thread: fit an image to the grid, a HWC uint8 RGB array a view."""
+        return fit_image(image, self._grid)
+
+    def encode(
+        self, images: Sequence[RgbImage], prepared: Sequence[list[RgbImage]] | None = None
+    ) -> list[npt.NDArray[np.float16]]:
         """Encode images.
 
         Args:
             images: HWC uint8 RGB, of any sizes.
+            prepared: what `prepare` made of each image; None = nothing was done ahead.
 
         Returns:
             For each image float16 (views * spec.tokens, spec.channels): view after view, tokens row-major.
@@ -86,7 +93,7 @@ class VitFeatureEncoder:
         """
         if not images:
             return []
-        views = [fit_image(image, self._grid) for image in images]
+        views = prepared if prepared is not None else [self.prepare(image) for image in images]
         flat = [view for image_views in views for view in image_views]
         chunks = range(0, len(flat), self._batch_size)
         features = np.concatenate([self._encode(flat[start : start + self._batch_size]) for start in chunks])
@@ -108,8 +115,8 @@ class VitFeatureEncoder:
     @torch.no_grad()
     def _encode(self, views: Sequence[RgbImage]) -> npt.NDArray[np.float16]:
         with computing_in(self._precision, self._device):
-            states = self._model.states(self.pixel_values(views), self._last)
-        features = features_of(states, self._spec, self._model.arch)
+            states = self._model.states(self.pixel_values(views), self._last)  # one by one, as they are asked for
+            features = features_of(states, self._spec, self._model.arch)
         stored = features.to(torch.float16)
         if not stored.isfinite().all():
             raise InputError(

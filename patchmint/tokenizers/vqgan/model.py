@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from taming.modules.diffusionmodules import model as upstream
 from torch import Tensor, nn
 
+from patchmint.compute.compiled import Compiled, batch_sizes
 from patchmint.compute.precision import computing_fully
 from patchmint.tokenizers.vqgan.arch import VqganArch
 from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook
@@ -49,16 +51,17 @@ class Vqgan(nn.Module):
         )
 
     @torch.no_grad()
-    def latents(self, pixels: Tensor) -> Tensor:
+    def latents(self, pixels: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Encode without choosing codes (upstream's `encode_to_prequant`).
 
         Args:
             pixels: float (B, 3, H, W), RGB, -1..1; H and W multiples of `arch.factor`.
+            encoder: what runs in the place of `self.encoder`: `compiled_encoder`, say.
 
         Returns:
             float (B, embed_dim, H / factor, W / factor).
         """
-        encoded = self.encoder(pixels)
+        encoded = (self.encoder if encoder is None else encoder)(pixels)
         with computing_fully(pixels.device):  # codes hang on its last bits
             return cast("Tensor", self.quant_conv(encoded.float()))
 
@@ -86,3 +89,9 @@ class Vqgan(nn.Module):
             float (B, 3, rows * factor, cols * factor), RGB, about -1..1; not clamped.
         """
         return cast("Tensor", self.decoder(self.post_quant_conv(self.quantize.vectors(codes))))
+
+
+def compiled_encoder(model: Vqgan, most: int) -> Compiled[Tensor]:
+    """The model's encoder, compiled for batches of at most `most` images, for `Vqgan.latents`."""
+    sizes = batch_sizes(most)
+    return Compiled(model.encoder, name="VQGAN's encoder", sizes=lambda _: sizes)

@@ -1,0 +1,113 @@
+"""Networks compiled for a GPU by `torch.compile`, for a bounded number of input shapes.
+
+A compiled network has fewer kernels and passes over memory between its products. Each shape of input is a program of
+its own (`dynamic=False`: kernels for shapes that are known are faster), which takes tens of seconds to make, so shapes
+must be few: a batch is padded up to one of a few sizes, and beyond a number of shapes the network runs as it is.
+
+Mode "default", without CUDA graphs: they save the launching of kernels, which for these networks takes a fraction of
+the time that the kernels run, while each shape would hold memory of its own and overwrite its answers in the next call.
+And without "max-autotune", which tries out products for minutes, in each worker, where the vendor's are near the peak.
+Compiled kernels are kept on disk by torch, so a worker that starts anew has them in seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+Answer = TypeVar("Answer", Tensor, list[Tensor])
+
+_MOST_SHAPES = 8
+"""`torch._dynamo.config.recompile_limit`, beyond which torch itself gives up."""
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Powers of two up to `most`, and that itself: what a batch may be padded to."""
+    return (*(2**power for power in range((most - 1).bit_length())), most)
+
+
+class Compiled(Generic[Answer]):
+    """A function of a batch of images, compiled; answers are those of the function but for rounding.
+
+    What can't be compiled runs as it is: shapes beyond the bound, and, once compiling has failed for whatever reason
+    (no compiler on this machine, say), everything. Whoever asked for it is told on stderr.
+
+    Example:
+        >>> encode = Compiled(encoder, name="the encoder", sizes=lambda _: batch_sizes(16))
+        >>> encode(torch.zeros(5, 3, 1024, 1024, device="cuda")).shape[0]  # as 8 images
+        5
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Answer],
+        *,
+        name: str,
+        sizes: Callable[[tuple[int, int]], Sequence[int]],
+        most_shapes: int = _MOST_SHAPES,
+        backend: str = "inductor",
+    ) -> None:
+        """Nothing is compiled before it is called.
+
+        Args:
+            function: takes (B, C, H, W), and gives a tensor or a list of tensors that begin with B. Always called in
+                the same number format, gradient mode and memory format: a change of those compiles anew.
+            name: what to call it in messages.
+            sizes: for (H, W) the batch sizes that there may be, rising. A batch for which all are too small, or which
+                would be padded to more than twice its size, runs as it is.
+            most_shapes: so many pairs of batch size and (H, W) are compiled, the first that come.
+            backend: of `torch.compile`.
+        """
+        self._function: Callable[[Tensor], Answer] = function
+        self._name = name
+        self._sizes = sizes
+        self._most_shapes = most_shapes
+        self._backend = backend
+        self._compiled: dict[tuple[int, ...], Callable[[Tensor], Answer]] = {}
+        self._failed = False
+
+    def __call__(self, batch: Tensor) -> Answer:
+        """Run it on a batch (B, C, H, W)."""
+        count = batch.shape[0]
+        size = self._size(count, (batch.shape[2], batch.shape[3]))
+        shape = (size, *batch.shape[1:])
+        if not size or self._failed or (shape not in self._compiled and len(self._compiled) >= self._most_shapes):
+            return self._function(batch)
+        # Repeated rather than filled up with zeros, on which some norms leave float16's range.
+        padded = torch.cat([batch] + [batch[-1:]] * (size - count)) if size > count else batch
+        answer = self._run(padded, shape)
+        if answer is None:
+            return self._function(batch)
+        return answer if size == count else _cut(answer, count)
+
+    def _size(self, count: int, sides: tuple[int, int]) -> int:
+        """The batch size that so many images get; 0 = none."""
+        size = next((size for size in self._sizes(sides) if size >= count), 0)
+        return size if size <= 2 * count else 0
+
+    def _run(self, padded: Tensor, shape: tuple[int, ...]) -> Answer | None:
+        """Run compiled; None if that can't be done."""
+        try:
+            if shape not in self._compiled:
+                # Whole or not at all: a network in pieces would be slow without a word.
+                made = torch.compile(self._function, fullgraph=True, dynamic=False, backend=self._backend)
+                self._compiled[shape] = made
+            return self._compiled[shape](padded)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # whoever asks takes fewer images, or gives the device up
+        except Exception as error:
+            # Compilers fail in many ways, none of which whoever runs the network need care about.
+            self._failed = True
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+            print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
+            return None
+
+
+def _cut(answer: Answer, count: int) -> Answer:
+    if isinstance(answer, Tensor):
+        return answer[:count]
+    return [each[:count] for each in answer]

@@ -1,0 +1,259 @@
+"""Compiled networks: the same answers, few shapes, and no harm where nothing can be compiled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from builds import STAND_IN, build_here, make_config, make_input
+
+from patchmint.compute.compiled import Compiled, batch_sizes
+from patchmint.compute.precision import computing_in
+from patchmint.config import AnnotatorConfig
+from patchmint.config.build import BuildConfig
+from patchmint.labelers import build_grounded_sam
+from patchmint.labelers.grounding_dino import arch as dino_arch
+from patchmint.labelers.grounding_dino import encoders
+from patchmint.labelers.grounding_dino import model as dino_model
+from patchmint.labelers.sam import TINY, attention, image_encoder, untrained
+from patchmint.labelers.sam.image_encoder import ImageEncoder
+from patchmint.pipeline.annotate import AnnotationModels
+from patchmint.tokenizers import vqgan
+from patchmint.tokenizers.vqgan import model as vqgan_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own, when it looks for compilers
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Compiler:
+    """A backend that keeps the code as it is, and remembers for which batch sizes it was asked."""
+
+    def __init__(self):
+        self.sizes = []
+        self.fault = None
+        self.given = ()
+
+    def __call__(self, graph, inputs):
+        names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+        given = (each for name, each in zip(names, inputs, strict=True) if "parameters" not in name)
+        self.sizes.append(next(each.shape[0] for each in given if each.ndim == 4))
+
+        def run(*values):
+            if self.fault is not None:
+                raise self.fault
+            self.given = values
+            return graph.forward(*values)
+
+        return run
+
+
+def double(batch):
+    return [batch * 2, batch.mean(dim=(1, 2, 3))]
+
+
+def images(count, side=4, seed=0):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))]
+)
+def test_a_batch_is_padded_to_less_than_twice_its_size(most, sizes):
+    assert batch_sizes(most) == sizes
+    assert all(next(size for size in sizes if size >= count) < 2 * count for count in range(1, most + 1))
+
+
+def test_answers_are_those_of_the_batch_without_its_padding():
+    compiler = Compiler()
+    compiled = Compiled(double, name="it", sizes=lambda _: batch_sizes(8), backend=compiler)
+    for count in (5, 8, 7, 1, 3, 6):
+        batch = images(count, seed=count)
+        for ours, theirs in zip(compiled(batch), double(batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert compiler.sizes == [8, 1, 4]
+    assert torch.equal(compiler.given[0], torch.cat([batch, batch[-1:], batch[-1:]]))  # no zeros, of 6 as 8
+
+
+def test_padding_keeps_the_memory_format():
+    compiler = Compiler()
+    compiled = Compiled(double, name="it", sizes=lambda _: (4,), backend=compiler)
+    for count in (4, 3, 2):
+        compiled(images(count).contiguous(memory_format=torch.channels_last))
+    assert compiler.sizes == [4]
+
+
+def test_shapes_beyond_the_bound_run_as_they_are(capsys):
+    compiler = Compiler()
+    compiled = Compiled(double, name="it", sizes=lambda _: (2,), most_shapes=2, backend=compiler)
+    for side in (4, 5, 6, 7, 4, 6):
+        for ours, theirs in zip(compiled(images(2, side)), double(images(2, side)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert compiler.sizes == [2, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_batches_that_fit_no_size_run_as_they_are():
+    compiler = Compiler()
+    asked = []
+    compiled = Compiled(double, name="it", sizes=lambda sides: asked.append(sides) or (8,), backend=compiler)
+    for count in (9, 3, 1):  # too many, and too few to be padded
+        assert len(compiled(images(count))[0]) == count
+    assert compiler.sizes == []
+    assert asked == [(4, 4)] * 3
+    compiled(images(4))
+    assert compiler.sizes == [8]
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(capsys):
+    calls = []
+
+    def no_compiler(graph, inputs):
+        calls.append(1)
+        raise OSError("there is no compiler here\nand much more")
+
+    compiled = Compiled(double, name="the network", sizes=lambda _: batch_sizes(4), backend=no_compiler)
+    for count in (3, 4, 1):
+        assert torch.equal(compiled(images(count))[0], images(count) * 2)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("the network could not be compiled and runs as it is") == 1
+    assert "there is no compiler here" in told.err
+    assert told.err.count("\n") == 1
+    assert calls == [1]
+
+
+def test_a_network_in_pieces_is_not_taken_for_a_compiled_one(capsys):
+    def broken(batch):
+        torch._dynamo.graph_break()
+        return [batch * 2]
+
+    compiled = Compiled(broken, name="the network", sizes=lambda _: (2,), backend="eager")
+    assert torch.equal(compiled(images(2))[0], broken(images(2))[0])
+    assert "could not be compiled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("too much"), torch.AcceleratorError("the device is gone")])
+def test_a_lack_of_memory_is_no_failure_to_compile(fault, capsys):
+    """Whoever asks takes fewer images then."""
+    compiler = Compiler()
+    compiled = Compiled(double, name="it", sizes=lambda _: (2,), backend=compiler)
+    compiler.fault = fault
+    with pytest.raises(type(fault)):
+        compiled(images(2))
+    compiler.fault = None
+    compiled(images(2))
+    assert compiler.sizes == [2]
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------- the networks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sams_encoder_compiles_whole(dtype, monkeypatch, capsys):
+    """With the attention that it has on a GPU."""
+    compiler = Compiler()
+    monkeypatch.setattr(image_encoder, "Compiled", partial(Compiled, backend=compiler))
+    for way in ("_attend_added", "_attend_lengthened"):
+        monkeypatch.setattr(attention, way, attention._attend_fused)
+    encoder = ImageEncoder(untrained(TINY, seed=3).image_encoder, dtype)
+    squares = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), computing_in(dtype, squares.device):
+        expected = encoder(squares)
+        encoder.compile(4)
+        torch.testing.assert_close(encoder(squares), expected)
+        torch.testing.assert_close(encoder(squares[:1]), expected[:1], atol=0.05, rtol=0.05)
+    assert compiler.sizes == [4, 1]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
+    compiler = Compiler()
+    monkeypatch.setattr(encoders, "Compiled", partial(Compiled, backend=compiler))
+    monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
+    model = dino_model.untrained(dino_arch.TINY)
+    dino_model.store_reduced(model, dtype)
+    generator = torch.Generator().manual_seed(0)
+    pixels = [torch.randn(3, *size, generator=generator) for size in [(64, 80)] * 7 + [(80, 64)]]
+    with torch.inference_mode(), computing_in(dtype, torch.device("cpu")):
+        expected = encoders.encode_images(model, pixels)
+        encoders.compile_backbone(model, torch.device("cpu"))
+        found = encoders.encode_images(model, pixels)
+    for ours, theirs in zip(found, expected, strict=True):
+        for level, wanted in zip(ours.levels, theirs.levels, strict=True):
+            torch.testing.assert_close(level, wanted)
+    assert compiler.sizes == [4]  # of one size, 4 and 3 padded; the single one of another runs as it is
+    assert capsys.readouterr().err == ""
+
+
+def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
+    compiler = Compiler()
+    monkeypatch.setattr(vqgan_model, "Compiled", partial(Compiled, backend=compiler))
+    model = vqgan.untrained_vqgan(vqgan.TINY, seed=0).to(memory_format=torch.channels_last)
+    encode = vqgan_model.compiled_encoder(model, 4)
+    with torch.inference_mode():
+        for count in (4, 3):
+            pixels = images(count, side=64).contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(model.latents(pixels, encode), model.latents(pixels))
+    assert compiler.sizes == [4]
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------- the setting
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_setting_reaches_every_network(wanted, monkeypatch, tmp_path):
+    told = {}
+    names = ((build_grounded_sam, "GroundingDino"), (build_grounded_sam, "SamMasker"), (vqgan, "VqganTokenizer"))
+    for module, name in names:
+        original = getattr(module, name)
+
+        def make(*given, which=name, original=original, **settings):
+            told[which] = settings["compiled"]
+            return original(*given, **settings)
+
+        monkeypatch.setattr(module, name, make)
+    AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=wanted)
+    assert told == dict.fromkeys(("GroundingDino", "SamMasker", "VqganTokenizer"), wanted)
+
+
+def test_nothing_is_compiled_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    models = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
+    assert not hasattr(models.segmenter.detector.model, encoders._COMPILED)
+    assert models.segmenter.masker._encoder._run == models.segmenter.masker._encoder._forward
+    assert models.tokenizer._encoder is None
+
+
+def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):
+    told = []
+    original = AnnotationModels.load
+
+    def load(config, device, **settings):
+        told.append(settings)
+        return original(config, device, **settings)
+
+    monkeypatch.setattr(AnnotationModels, "load", load)
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    make_input(tmp_path / "in", ["one thing", "another"])
+    runner = {"kind": "local", "num_cpus": 1, "device": "cpu", "compile": True}
+    build_here(make_config(tmp_path / "build.yaml", tmp_path / "in", tmp_path / "out", runner=runner), tmp_path / "out")
+    assert told == [{"compiled": True}]
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_the_setting_decides_nothing_of_the_data_set(kind):
+    base = {"source": {"kind": "coco", "uri": "x"}, "output": {"uri": "out"}}
+    plain, compiled = (BuildConfig.parse(base | {"runner": {"kind": kind, "compile": each}}) for each in (False, True))
+    assert BuildConfig.parse(base | {"runner": {"kind": kind}}).runner.compile is False
+    assert compiled.runner.compile is True
+    assert plain.digest({}) == compiled.digest({})

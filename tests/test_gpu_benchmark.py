@@ -1,0 +1,99 @@
+"""`benchmarks/gpu.py`, as far as it can be tried without a GPU: what it counts, how it keeps to its time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """The script and its helpers; upstream's imports warn."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import gpu
+            import gpu_build
+            import gpu_flops
+    finally:
+        sys.path.remove(str(FOLDER))
+    return SimpleNamespace(main=gpu, build=gpu_build, flops=gpu_flops)
+
+
+@pytest.mark.parametrize(("sam", "published"), [("vit-b", 0.97), ("vit-h", 5.96)])
+def test_sams_arithmetic_is_what_is_published(gpu, sam, published):
+    arch = gpu.flops.sam_arch.OFFICIAL[f"sam-{sam}"]
+    assert gpu.flops.sam_flops(arch, torch.device("cpu")) / 1e12 == pytest.approx(published, abs=0.005)
+
+
+def test_idle_is_the_time_that_no_span_covers(gpu):
+    def span(start, seconds, cat="device"):
+        return {"cat": cat, "ph": "X", "ts": start * 1e6, "dur": seconds * 1e6}
+
+    events = [
+        span(1, 3),
+        span(2, 1),  # within the first
+        span(3.5, 1.5),  # overlaps it
+        span(7, 1),
+        span(0, 10, "models"),
+        {"ph": "M", "name": "thread_name"},
+    ]
+    trace = {"traceEvents": events, "otherData": {"events_left_out": 0}}
+    assert gpu.build.idle_by_spans(trace, 10.0) == pytest.approx(0.5)
+    assert gpu.build.idle_by_spans(trace | {"traceEvents": events[-2:]}, 10.0) is None
+    assert gpu.build.idle_by_spans(trace | {"otherData": {"events_left_out": 1}}, 10.0) is None
+
+
+def test_idle_by_looks_is_that_of_the_builds_own_time(gpu):
+    looks = [(99.0, 0.0), (100.5, 1.0), (101.5, 0.5), (102.5, 0.0)]
+    assert gpu.build.idle_by_looks(looks, 100.0, 2.0) == pytest.approx(0.25)
+    assert gpu.build.idle_by_looks([], 100.0, 2.0) is None
+
+
+def test_what_there_is_no_time_for_is_left_out_and_what_fails_is_told(gpu):
+    arguments = SimpleNamespace(device="cpu", tiny=False, seconds=100.0, only=["a", "b", "c"])
+    run = gpu.main.Run(arguments)
+    assert not run._try("a", 1000, lambda: pytest.fail("there was no time"))
+    assert run._try("b", 10, lambda: 1 / 0)
+    assert run._try("c", 10, lambda: None)
+    assert run.found["left_out"] == ["a"]
+    assert run.found["failed"] == {"b": "ZeroDivisionError: division by zero"}
+
+
+def test_stages_are_measured_with_tiny_models(tmp_path):
+    """Without Grounding DINO, which takes seconds, and the builds, which take half a minute."""
+    script = (
+        "import sys, gpu, gpu_stages; gpu_stages._SECONDS = 0.05; all_of = gpu_stages.stages\n"
+        "gpu.stages = lambda tiny: [stage for stage in all_of(tiny) if 'DINO' not in stage.name]\n"
+        f"sys.argv = ['gpu.py', '--device', 'cpu', '--tiny', '--only', 'peak', 'auto', 'float32', '--json', "
+        f"{str(tmp_path / 'found.json')!r}]\n"
+        "gpu.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=True
+    )
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["failed"] == {}
+    assert found["left_out"] == []
+    assert {row["stage"] for row in found["rows"]} == {
+        "SAM tiny encoder",
+        "VQGAN f16 codes",
+        "SAM mask decoder",
+        "ViT features",
+    }
+    for row in found["rows"]:
+        assert row["rate"] > 0
+        assert row["tflops"] == pytest.approx(row["rate"] * row["tflop"])
+        assert row["of_measured_peak"] == pytest.approx(row["tflops"] / found["peak"]["measured"]["bfloat16"])
+        assert row["stage"] in done.stdout
+    assert sum(row["setting"] == "float32" for row in found["rows"]) == 4
