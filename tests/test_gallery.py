@@ -46,6 +46,7 @@ from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks
 from patchmint.inspection.dataset import spread
+from patchmint.inspection.gallery import remake
 from patchmint.inspection.gallery.folder import write_gallery
 from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
@@ -655,3 +656,16 @@ def test_the_command_serves_until_ctrl_c(folder):
         deadline.cancel()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "auto"),
+        ({"precision": "float32"}, "float32"),
+        ({"precision": "float16"}, "auto"),
+        ({"precision": 7}, "auto"),
+    ],
+)
+def test_masks_are_drawn_in_the_number_format_of_the_build(config, expected):
+    assert remake._precision(config) == expected

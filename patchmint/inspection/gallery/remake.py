@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, Precision, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.inspection.dataset import Dataset
@@ -63,7 +63,8 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     models = parse_settings(ModelsConfig, found["models"])
     if models.segmenter is not None:
         return Offer(None, f"the outside segmenter {models.segmenter!r} made them; its masks aren't stored")
-    settings = (models, parse_settings(LabelsConfig, found["labels"]))
+    # The same number format as the build's, as far as this machine has it.
+    settings = (models, parse_settings(LabelsConfig, found["labels"]), _precision(found))
     return _offer(dataset.manifest, "masker", models.masker, settings)
 
 
@@ -141,8 +142,8 @@ class Remaker:
         from patchmint.labelers.build_grounded_sam import build_masker
         from patchmint.pipeline.devices import pick_device
 
-        models, labels = self.masks_offer.settings
-        return build_masker(models, labels, pick_device("auto"))
+        models, labels, precision = self.masks_offer.settings
+        return build_masker(models, labels, pick_device("auto"), precision)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -171,6 +172,12 @@ def _made_by(manifest: Manifest, section: str) -> Mapping[str, Any] | None:
             return config
         config = config.get("extended")
     return None
+
+
+def _precision(config: Mapping[str, Any]) -> Precision:
+    """`auto` where it isn't said, or is float16, which isn't for CPUs."""
+    said = config.get("precision")
+    return "float32" if said == "float32" else "bfloat16" if said == "bfloat16" else "auto"
 
 
 def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:

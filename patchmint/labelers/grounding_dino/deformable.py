@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from patchmint.compute.precision import computing_fully
+from patchmint.compute.transfer import to_device
 from patchmint.types import Size
 
 _POINTS_AT_ONCE = 2**17
@@ -52,11 +53,6 @@ def level_table(shapes: Sequence[Size], device: torch.device) -> LevelTable:
         start += height * width
     table = to_device(torch.tensor(rows, dtype=torch.int32), device).T
     return LevelTable(table[0:2].T.float(), table[2:4], table[4:6].float(), table[6:8], table[8], table[9])
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Send a tensor from the CPU to where a model is, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def deformable_attention(
