@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from patchmint.compute.memory import ran_out
+
 Answer = TypeVar("Answer", Tensor, list[Tensor])
 
 _MOST_SHAPES = 8
@@ -97,9 +99,11 @@ class Compiled(Generic[Answer]):
                 made = torch.compile(self._function, fullgraph=True, dynamic=False, backend=self._backend)
                 self._compiled[shape] = made
             return self._compiled[shape](padded)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # whoever asks takes fewer images, or gives the device up
+        except torch.AcceleratorError:
+            raise  # whoever asks gives the device up
         except Exception as error:
+            if ran_out(error):
+                raise  # whoever asks takes fewer images
             # Compilers fail in many ways, none of which whoever runs the network need care about.
             self._failed = True
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -9,11 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 _STATUS = Path("/proc/self/status")
+
+_ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
+# How libraries below torch say that memory ran out; torch passes it on as a plain RuntimeError.
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # glibc's malloc.h
-_LARGEST_KEPT = 2**30
+_LARGEST_KEPT = (2**30, 2**25)
+# Older ones take no more than the second.
 _MOST_KEPT = 2**31 - 1
 
 
@@ -61,8 +67,16 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
-    mallopt(_TRIM_THRESHOLD, _MOST_KEPT)
+    # Keeping memory without it would be worse than nothing: either setting ends glibc's own adapting of the other.
+    if any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT):
+        mallopt(_TRIM_THRESHOLD, _MOST_KEPT)
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error means that there was no memory left, on the device or off it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _ALLOCATION_FAILED)
 
 
 def peak_memory() -> int:

@@ -112,6 +112,13 @@ class BuildConfig(AnnotatorConfig):
     )
 
     @model_validator(mode="after")
+    def _float16_on_gpus(self) -> Self:
+        on_cpu = self.runner.device == "cpu" if isinstance(self.runner, LocalRunner) else self.runner.num_gpus == 0
+        if self.precision == "float16" and on_cpu:
+            raise ValueError("precision: float16 is for GPUs, and the runner has none; use bfloat16, float32 or auto")
+        return self
+
+    @model_validator(mode="after")
     def _no_credentials(self) -> Self:
         for key, uri in (("source.uri", self.source.uri), ("output.uri", self.output.uri)):
             parts = urlsplit(uri)

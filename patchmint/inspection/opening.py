@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from patchmint.errors import InputError, NotFoundError, ShardError
@@ -49,7 +50,9 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
     finished = manifest is not None and covered >= len(planned)
     # A finished build has a record of every unit: nothing to list.
     done = sorted(planned) if finished else _done(storage, planned)
-    listed = read_matching_list(storage, manifest) if manifest is not None else None
+    listed = None
+    with suppress(ShardError):  # it only saves reading records here; `verify` says what is wrong with it
+        listed = read_matching_list(storage, manifest) if manifest is not None else None
     known = {unit.unit: unit.samples for unit in listed.units} if listed is not None else {}
     shards = tuple(_shards(storage, done, planned, sizes, known))
     before_retries = set(sorted(planned)[:covered])

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from patchmint.compute.memory import Trial, find_batch_size
+from patchmint.compute.memory import Trial, find_batch_size, ran_out
 from patchmint.config.build import CPU_BATCH_SIZE, LocalRunner, RayRunner
 from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.types import Text
@@ -55,7 +55,9 @@ def _tried(models: AnnotationModels, images: int, device: str) -> Trial | None:
         before, start = torch.cuda.memory_allocated(device), time.perf_counter()
         models.ask(batch, texts, inputs)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
         return None
     finally:
         torch.cuda.empty_cache()

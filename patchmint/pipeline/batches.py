@@ -51,9 +51,9 @@ def like_batches(
             weighs += weight(item)
         if not window:
             return
-        batch = [(place, window.pop(place)) for place in _chosen(window, count, key)]
-        weighs -= sum(weight(item) for _, item in batch)
-        yield batch
+        places = _chosen(window, count, key)
+        weighs -= sum(weight(window[place]) for place in places)
+        yield [(place, window.pop(place)) for place in places]  # nothing here holds a batch that was handed over
 
 
 def _chosen(window: dict[int, _Item], count: int, key: Callable[[_Item], Hashable]) -> list[int]:

@@ -7,8 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-import torch
-
+from patchmint.compute.memory import ran_out
 from patchmint.errors import InputError
 from patchmint.pipeline.annotate import AnnotationModels, ModelAnswers
 from patchmint.pipeline.prepare import Prepared, reject
@@ -18,9 +17,6 @@ from patchmint.shards.sample import ShardSample
 
 Answered = tuple[int, Prepared, ModelAnswers | Fault]
 """A sample's number among those that were prepared, the sample, and what the models said or why they couldn't."""
-
-_ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
-"""How libraries below torch say that memory ran out; torch passes it on as a plain RuntimeError."""
 
 
 class Finisher:
@@ -96,7 +92,6 @@ def fault_of(error: Exception) -> Fault:
     """
     if isinstance(error, InputError):
         return Fault("annotate", "not-annotatable", str(error))
-    no_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if no_memory or any(sign in str(error) for sign in _ALLOCATION_FAILED):
-        return Fault("annotate", "out-of-memory", f"alone it takes more memory than there is: {error}")
+    if ran_out(error):
+        return Fault("annotate", "out-of-memory", f"it takes more memory than there is, also alone: {error}")
     raise error

@@ -65,6 +65,10 @@ class Worker:
         check_models(config, settings.models)
         keep_freed_memory()
         torch.set_num_threads(threads)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        if config.precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False
         source = open_source(config.source)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
@@ -185,13 +189,17 @@ class Worker:
         )
         with closing(items), Finisher(self._models, write, self._finishing) as finisher:
             for batch in batches:
+                before = self._batch_size
                 with _timed(seconds, "annotate"):
                     answers = self._ask_or_halve([item for _, item in batch])
+                if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
+                    self._batch_size = before  # the fault of a sample that is too large for any batch
                 # what was for the models isn't needed any more
                 asked = [(number, replace(item, inputs=None)) for number, item in batch]
                 answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
                 with _timed(seconds, "hold"):
                     finisher.take(answered)
+                del batch, asked, answers, answered  # or they would be held while the next batch is waited for
             with _timed(seconds, "hold"):
                 finisher.wait()
         for rejected in rejects:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from patchmint.errors import NotFoundError, ShardError
+from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.findings import Finding
 from patchmint.shards.manifest import Manifest, read_manifest
 from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
@@ -148,6 +148,9 @@ def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> It
         listed = read_shard_list(storage)
     except ShardError as error:
         yield Finding(SHARDS_PATH, "", "list-form", str(error))
+        return
+    except StorageError as error:
+        yield Finding(SHARDS_PATH, "", "file-unreadable", str(error))
         return
     again = "run the build's command again, which writes it anew"
     if listed is None:

@@ -19,8 +19,6 @@ def fuse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let every position look at all tokens, and every token at all positions.
 
-    Upstream's clamps at 50,000 are left out: they are for half-precision numbers, and scores are float32 here.
-
     Args:
         block: upstream's `BiAttentionBlock`, for its layers and numbers.
         image: float (B, S, C).
@@ -34,7 +32,8 @@ def fuse(
     image, text = block.layer_norm_v(image), block.layer_norm_l(text)
     with computing_fully(image.device):
         keys, key_bias, answers = _tokens_to_image_width(block.attn, text.float())
-    scores = torch.baddbmm(key_bias, keys, image.mT.to(keys.dtype)).float()
+    # Upstream's clamp: in float16 a score may leave the range.
+    scores = torch.baddbmm(key_bias, keys, image.mT.to(keys.dtype)).float().clamp(-50_000, 50_000)
     scores = scores.view(len(scores), block.attn.num_heads, -1, image.shape[1])  # (B, heads, n, S)
     of_tokens = scores.masked_fill(text_padding[:, None, :, None], -torch.inf).softmax(2).flatten(1, 2)
     of_positions = scores.masked_fill(image_padding[:, None, None], -torch.inf).softmax(3).flatten(1, 2)

@@ -124,7 +124,7 @@ def _rows(table: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def _encode(encoder: Any, image: ImageBatch, prompt: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
     memory, text = image.memory, prompt.hidden
     reference = _own_places(image)
-    text_position = sine_embedding(prompt.positions.to(text.dtype), text.shape[-1]).transpose(0, 1)
+    text_position = sine_embedding(prompt.positions.float(), text.shape[-1]).transpose(0, 1)
     heads = encoder.text_layers[0].nhead
     # batch-major, as attention wants it; a mask of this shape passes upstream's own tiling by
     blocked = prompt.blocked.repeat_interleave(heads, dim=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from patchmint.compute.precision import computing_in
 from patchmint.compute.spans import span
 from patchmint.compute.transfer import to_device
-from patchmint.errors import ConfigError, InputError
+from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
@@ -165,7 +165,7 @@ def _start_copy(logits: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
     host.copy_(logits, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(logits.device))
     return host, event
 
 
@@ -174,7 +174,13 @@ def _finish(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     if event is not None:
         event.synchronize()
-    return owners, logits.numpy()
+    found = logits.numpy()
+    if np.isnan(found).any():
+        raise WeightsCorruptError(
+            "the masker gave NaN: its weights are damaged (see `patchmint models check`), or its numbers overflow "
+            "(precision: float32)"
+        )
+    return owners, found
 
 
 def _check(images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> None:

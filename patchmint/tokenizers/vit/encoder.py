@@ -114,9 +114,10 @@ class VitFeatureEncoder:
 
     @torch.no_grad()
     def _encode(self, views: Sequence[RgbImage]) -> npt.NDArray[np.float16]:
-        with computing_in(self._precision, self._device):
-            states = self._model.states(self.pixel_values(views), self._last)  # one by one, as they are asked for
-            features = features_of(states, self._spec, self._model.arch)
+        pixels = self.pixel_values(views)
+        features = self._features(pixels, self._precision)
+        if self._precision == torch.float16 and not features.isfinite().all():
+            features = self._features(pixels, torch.float32)  # it may only have overflowed on the way
         stored = features.to(torch.float16)
         if not stored.isfinite().all():
             raise InputError(
@@ -125,3 +126,8 @@ class VitFeatureEncoder:
                 "layers (features.select_layer, features.layers)"
             )
         return stored.cpu().numpy()
+
+    def _features(self, pixels: Tensor, precision: torch.dtype) -> Tensor:
+        with computing_in(precision, self._device):
+            # States come one by one, as they are asked for.
+            return features_of(self._model.states(pixels, self._last), self._spec, self._model.arch)
