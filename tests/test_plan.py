@@ -549,7 +549,7 @@ def test_an_estimate_counts_and_looks_at_some_images():
     assert dry.image_bytes == 1000 * 100_000
     assert dry.image_bytes < dry.output_bytes < 1.2 * dry.image_bytes
     assert dry.model_bytes == 12
-    assert dry.buffer_bytes == 100_000 * 12 * 3 * 8
+    assert dry.buffer_bytes == 100_000 * 12 * 8 * 8
     without = estimate(samples, build_config(samples_per_shard=100, labels=None), records, size)
     assert without.output_bytes < dry.output_bytes
     featured = build_config(samples_per_shard=100, features={"connector": "dci", "pool": 12}, models="official")
