@@ -35,6 +35,12 @@ class OutputConfig(Settings):
     samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples of one shard.")
 
 
+BatchSize = Annotated[
+    int | None,
+    Field(ge=1, le=4096, description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU."),
+]
+
+
 class LocalRunner(Settings):
     """Child processes on this machine; no Ray is started."""
 
@@ -44,12 +50,7 @@ class LocalRunner(Settings):
         default=None, ge=1, description="CPU threads a worker; null = all cores divided by the workers."
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
-        description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU.",
-    )
+    batch_size: BatchSize = None
     compile: bool = Field(default=False, description=_COMPILE)
 
 
@@ -64,12 +65,7 @@ class RayRunner(Settings):
     max_actors: int = Field(default=8, ge=1, description="Actors at most; those without a place yet are waited for.")
     num_gpus: float = Field(default=1.0, ge=0, description="GPUs an actor; 0.5 = two share one; 0 = on the CPU.")
     num_cpus: int = Field(default=4, ge=1, description="CPU cores an actor, and its threads.")
-    batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
-        description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU.",
-    )
+    batch_size: BatchSize = None
     compile: bool = Field(default=False, description=_COMPILE)
 
     @field_validator("num_gpus")
