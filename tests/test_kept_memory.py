@@ -1,4 +1,4 @@
-"""Workers keep what tensors free; counted in page faults, since time tells little on a busy machine."""
+"""What workers keep: freed memory (counted in page faults, since time tells little on a busy machine), few kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,17 +23,51 @@ for number in range(24):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+GROW = """
+import sys, torch
+from pathlib import Path
+from patchmint.compute.memory import keep_few_kernels
+if sys.argv[1] == "few":
+    keep_few_kernels()
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
+convolution = torch.nn.Conv2d(16, 16, 3)
+with torch.inference_mode():
+    convolution(torch.zeros(1, 16, 8, 8))
+    before = held()
+    for more in range(1200):
+        convolution(torch.zeros(1, 16, 8, 9 + more))
+print(held() - before)
+"""
+NOT_OURS = ("MALLOC_", "ONEDNN_", "LRU_CACHE_")
+
+
+def told_by(program, mode):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
+    done = subprocess.run([sys.executable, "-c", program, mode], env=env, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_what_is_freed_is_not_cleared_again_by_the_system():
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    assert told_by(COUNT, "kept") < 0.1 * told_by(COUNT, "plain")
 
-    def faults(mode):
-        done = subprocess.run([sys.executable, "-c", COUNT, mode], env=env, capture_output=True, text=True, check=True)
-        return int(done.stdout)
 
-    plain, kept = faults("plain"), faults("kept")
-    assert kept < 0.1 * plain
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's account of memory")
+def test_kernels_for_ever_new_shapes_take_bounded_memory():
+    assert told_by(GROW, "few") < 0.6 * told_by(GROW, "all")
+
+
+def test_what_the_environment_says_of_kernels_stands(monkeypatch):
+    from patchmint.compute.memory import keep_few_kernels
+
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2000")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is as before afterwards
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    keep_few_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "2000"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "1"
 
 
 def test_other_libraries_are_left_alone(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -509,6 +510,13 @@ def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):
         build_of(tmp_path, samples, f"out-{samples}", samples_per_shard=100)
     # batches of two: four of them to choose from, two decoded ahead, one asked about, two being finished
     assert all(8 <= count <= 2 * (4 + 2 + 1 + 2) for count in most), most
+
+
+def test_the_worker_bounds_the_kernels_that_it_keeps(stand_in, monkeypatch, tmp_path):
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is as before afterwards
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    build_of(tmp_path, 20)
+    assert os.environ["LRU_CACHE_CAPACITY"] == "1"
 
 
 def test_the_worker_reads_its_next_unit_while_it_ends_this_one(stand_in, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from patchmint.compute.memory import keep_freed_memory, peak_memory
+from patchmint.compute.memory import keep_few_kernels, keep_freed_memory, peak_memory
 from patchmint.compute.spans import span, start_recording
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
 from patchmint.pipeline.annotate import AnnotationModels, ModelAnswers
@@ -63,6 +63,7 @@ class Worker:
         self._storage = open_storage(config.output.uri)
         self._check_output_visible()
         check_models(config, settings.models)
+        keep_few_kernels()
         keep_freed_memory()
         torch.set_num_threads(threads)
         if device.startswith("cuda:"):
