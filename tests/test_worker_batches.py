@@ -370,6 +370,8 @@ def test_one_sample_without_memory_for_its_labels_is_rejected_alone(finishing):
         finisher.take([item(0), item(1, MemoryError("no room")), item(2)])
     assert [type(entry) for entry in written] == [int, Reject, int]
     assert written[1].fault.reason == "out-of-memory"
+    assert "batch_size" in written[1].fault.message
+    assert "alone" not in written[1].fault.message
 
 
 def test_a_mistake_in_our_own_code_is_no_sample_s_fault(finishing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -80,7 +81,11 @@ class Finisher:
         try:
             labelled = self._models.label(answers, prepared.image.size, len(prepared.texts))
         except (InputError, RuntimeError, MemoryError) as error:
-            return reject(prepared.planned, fault_of(error))
+            fault = fault_of(error)
+            if fault.reason == "out-of-memory":  # not alone: the models are at the next batch
+                message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"
+                fault = replace(fault, message=message)
+            return reject(prepared.planned, fault)
         return stored_sample(prepared.planned, prepared.data, prepared.image, labelled, prepared.extended)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import torch
 
@@ -31,16 +30,12 @@ from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerProfi
 from patchmint.pipeline.plan import check_models, read_unit
 from patchmint.pipeline.prepare import Items, Prepared, Preparer, reject
 from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.unit_shard import Seconds, UnitShard, timed
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
-from patchmint.shards.layout import Layout
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
-from patchmint.shards.writer import ShardWriter
-from patchmint.storage import NewFile, open_storage
-
-Seconds = defaultdict[str, float]
-"""By stage."""
+from patchmint.storage import open_storage
 
 
 class Worker:
@@ -145,9 +140,9 @@ class Worker:
     def _build(self, order: Order, samples: Sequence[PlannedSample], items: Items, attempt: Attempt) -> UnitResult:
         seconds: Seconds = defaultdict(float)
         with ExitStack() as files:
-            shard = _Shard(order.unit.name, self._layout, attempt, files, seconds)
+            shard = UnitShard(order.unit.name, self._layout, attempt, files, seconds)
             self._annotate(items, shard.add, seconds)
-            with _timed(seconds, "commit"):
+            with timed(seconds, "commit"):
                 files.close()
                 rejects = shard.rejects + [_poisoned(samples[place]) for place in order.poison]
                 won = self._commit(order, samples, shard, rejects, attempt)
@@ -164,7 +159,7 @@ class Worker:
         )
 
     def _commit(
-        self, order: Order, samples: Sequence[PlannedSample], shard: _Shard, rejects: list[Reject], attempt: Attempt
+        self, order: Order, samples: Sequence[PlannedSample], shard: UnitShard, rejects: list[Reject], attempt: Attempt
     ) -> bool:
         if rejects:
             with attempt.new_file(f"rejects/{order.unit.name}.parquet") as file:
@@ -191,17 +186,17 @@ class Worker:
         with closing(items), Finisher(self._models, write, self._finishing) as finisher:
             for batch in batches:
                 before = self._batch_size
-                with _timed(seconds, "annotate"):
+                with timed(seconds, "annotate"):
                     answers = self._ask_or_halve([item for _, item in batch])
                 if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
                     self._batch_size = before  # the fault of a sample that is too large for any batch
                 # what was for the models isn't needed any more
                 asked = [(number, replace(item, inputs=None)) for number, item in batch]
                 answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
-                with _timed(seconds, "hold"):
+                with timed(seconds, "hold"):
                     finisher.take(answered)
                 del batch, asked, answers, answered  # or they would be held while the next batch is waited for
-            with _timed(seconds, "hold"):
+            with timed(seconds, "hold"):
                 finisher.wait()
         for rejected in rejects:
             write(rejected)
@@ -246,37 +241,9 @@ class Worker:
             ) from error
 
 
-@dataclass
-class _Shard:
-    """A unit's shard in the making. Its files are begun with the first sample: a unit of only rejects has none."""
-
-    unit: str
-    layout: Layout
-    attempt: Attempt
-    files: ExitStack
-    seconds: Seconds
-    rejects: list[Reject] = field(default_factory=list)
-    written: int = 0
-    tar: NewFile | None = None
-    writer: ShardWriter | None = None
-
-    def add(self, item: ShardSample | Reject) -> None:
-        """Write a sample, or keep a reject."""
-        if isinstance(item, Reject):
-            self.rejects.append(item)
-            return
-        with _timed(self.seconds, "write"):
-            if self.writer is None:
-                self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
-                sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
-                self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
-            self.writer.add(item)
-            self.written += 1
-
-
 def _prepared(items: Items, rejects: list[Reject], seconds: Seconds) -> Iterator[Prepared]:
     while True:
-        with _timed(seconds, "wait"):
+        with timed(seconds, "wait"):
             item = next(items, None)
         if item is None:
             return
@@ -296,13 +263,3 @@ def _poisoned(planned: PlannedSample) -> Reject:
         "ran out of memory); look at the image by itself"
     )
     return reject(planned, Fault("worker", "kills-worker", message))
-
-
-@contextmanager
-def _timed(seconds: Seconds, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        with span(stage):
-            yield
-    finally:
-        seconds[stage] += time.perf_counter() - start
