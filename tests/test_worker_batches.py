@@ -42,8 +42,14 @@ def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
 # ------------------------------------------------------------------------------------------------- batches
 
 
-@given(st.lists(st.integers(0, 5), max_size=150), st.integers(1, 7), st.integers(1, 5), st.integers(1, 60))
-def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most):
+@given(
+    st.lists(st.integers(0, 5), max_size=150),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most, most_of_a_batch):
     taken = 0
 
     def coming():
@@ -53,11 +59,13 @@ def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, m
             yield key
 
     left = set(range(len(keys)))
-    for batch in like_batches(coming(), lambda: count, lambda key: key, lambda key: key, ahead=ahead, most=most):
+    limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch}
+    for batch in like_batches(coming(), lambda: count, lambda key: key, lambda key: key, **limits):
         numbers = [number for number, _ in batch]
         assert numbers == sorted(numbers)
         assert all(keys[number] == key for number, key in batch)
         assert 1 <= len(batch) <= count
+        assert len(batch) == 1 or sum(key for _, key in batch) <= most_of_a_batch
         assert min(left) == numbers[0], "the oldest was left behind"
         assert taken - min(left) <= ahead * count, "further ahead than allowed"
         assert left >= set(numbers)
@@ -125,10 +133,11 @@ def test_the_size_of_a_batch_is_doubled_while_it_fits_and_pays(seconds, memory, 
     assert sizes == asked
 
 
-def test_the_configured_size_counts_and_a_cpu_has_eight():
-    models = SimpleNamespace()
+@pytest.mark.parametrize(("input_bytes", "size"), [(0, 8), (5_000_000, 8), (1_000_000, 16), (400_000, 32)])
+def test_the_configured_size_counts_and_a_cpu_has_more_where_models_take_images_small(input_bytes, size):
+    models = SimpleNamespace(prepare=lambda image: SimpleNamespace(nbytes=input_bytes))
     assert batch_size.choose_batch_size(models, LocalRunner(batch_size=3), "cuda") == 3
-    assert batch_size.choose_batch_size(models, LocalRunner(), "cpu") == 8
+    assert batch_size.choose_batch_size(models, LocalRunner(), "cpu") == size
 
 
 @pytest.mark.parametrize(
@@ -218,6 +227,17 @@ def test_no_more_is_decoded_than_asked_for(jpeg):
         assert len(source.read) <= taken + 6 - 1
     items.close()
     source.allowed.clear()
+
+
+def test_fewer_large_images_are_decoded_ahead(jpeg, monkeypatch):
+    source = Slow(jpeg)
+    one = decode_image(jpeg).pixels.nbytes
+    monkeypatch.setattr(prepare, "_MOST_BYTES_AHEAD", 3 * one)
+    preparer = Preparer(source, 100, threads=2)
+    for taken, _ in enumerate(preparer.prepared([planned(number) for number in range(30)], 20), start=1):
+        # two a thread while nothing is known, then as many as there may be
+        assert len(source.read) <= taken + 4
+    assert taken == 30
 
 
 def test_the_next_unit_is_begun_when_this_one_leaves_threads_idle(jpeg):

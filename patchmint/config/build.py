@@ -19,8 +19,8 @@ from patchmint.config.parsing import Settings
 from patchmint.config.sources import SourceConfig
 from patchmint.config.yaml_file import read_yaml
 
-CPU_BATCH_SIZE = 8
-"""What `runner.batch_size: null` means on a CPU."""
+CPU_BATCH_SIZES = (8, 32)
+"""What `runner.batch_size: null` means on a CPU: the first, and up to the second where models take images small."""
 
 _COMPILE = (
     "On GPUs, compile the image encoders with torch.compile: tens of seconds at the start, and tried out on no GPU yet."
@@ -37,7 +37,7 @@ class OutputConfig(Settings):
 
 BatchSize = Annotated[
     int | None,
-    Field(ge=1, le=4096, description="Images that the models take at once; null = 8 on a CPU, tried out on a GPU."),
+    Field(ge=1, le=4096, description="Images that the models take at once; null = 8 to 32 on a CPU, tried on a GPU."),
 ]
 
 

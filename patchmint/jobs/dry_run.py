@@ -7,12 +7,14 @@ from dataclasses import asdict
 
 import typer
 
-from patchmint.config.build import CPU_BATCH_SIZE, BuildConfig
+from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import DryRun, estimate, record_models
 from patchmint.pipeline.preflight import check_loadable
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef
+
+_BATCHES = "{} to {} on a CPU, on a GPU of what each worker finds out".format(*CPU_BATCH_SIZES)
 
 
 def describe_plan(config: BuildConfig, *, as_json: bool) -> None:
@@ -48,7 +50,7 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"{config.output.uri}",
         f"memory    a worker: {_size(found.model_bytes)} of model files, about {_size(found.buffer_bytes)} of decoded "
         "images",
-        f"batches   of {found.batch_size or f'{CPU_BATCH_SIZE} on a CPU, on a GPU of what each worker finds out'}",
+        f"batches   of {found.batch_size or _BATCHES}",
         "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
     ]
     if found.faults:

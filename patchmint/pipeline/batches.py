@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import accumulate
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
 
 BATCHES_AHEAD = 4
 _MOST_BYTES = 2**30
-"""Of pixels that wait for their batch, decoded and resized. A batch is filled whatever it takes."""
+"""Of pixels that wait for their batch, decoded and resized."""
+_MOST_BYTES_OF_A_BATCH = 2**29
 
 
 def like_batches(
@@ -20,6 +22,7 @@ def like_batches(
     *,
     ahead: int = BATCHES_AHEAD,
     most: int = _MOST_BYTES,
+    most_of_a_batch: int = _MOST_BYTES_OF_A_BATCH,
 ) -> Iterator[list[tuple[int, _Item]]]:
     """Batches in which items with equal keys stand together, each with its number from 0; full ones wherever possible.
 
@@ -33,6 +36,7 @@ def like_batches(
         weight: bytes of an item.
         ahead: so many batches' items are looked at.
         most: no further item is looked at for its likeness while those that wait weigh more.
+        most_of_a_batch: a batch weighs no more, but for one of a single item.
     """
     window: dict[int, _Item] = {}
     coming = enumerate(items)
@@ -42,7 +46,7 @@ def like_batches(
         oldest = next(iter(window), number + 1)
         # nothing to choose from for batches of one
         reach = oldest + count * (ahead if count > 1 else 1)
-        while number + 1 < reach and (len(window) < count or weighs < most):
+        while number + 1 < reach and weighs < (most if len(window) >= count else most_of_a_batch):
             found = next(coming, None)
             if found is None:
                 break
@@ -51,14 +55,22 @@ def like_batches(
             weighs += weight(item)
         if not window:
             return
-        places = _chosen(window, count, key)
+        places = _chosen(window, count, key, weight, most_of_a_batch)
         weighs -= sum(weight(window[place]) for place in places)
         yield [(place, window.pop(place)) for place in places]  # nothing here holds a batch that was handed over
 
 
-def _chosen(window: dict[int, _Item], count: int, key: Callable[[_Item], Hashable]) -> list[int]:
-    """The oldest item, those like it, then the oldest others; in order."""
+def _chosen(
+    window: dict[int, _Item],
+    count: int,
+    key: Callable[[_Item], Hashable],
+    weight: Callable[[_Item], int],
+    most: int,
+) -> list[int]:
+    """The oldest item, those like it, then the oldest others, as long as all weigh no more than `most`; in order."""
     keys = {number: key(item) for number, item in window.items()}
     wanted = next(iter(keys.values()))
     ranked = sorted(keys, key=lambda number: (keys[number] != wanted, number))
-    return sorted(ranked[:count])
+    weights = accumulate(weight(window[number]) for number in ranked[:count])
+    fitting = sum(total <= most for total in weights)
+    return sorted(ranked[: max(1, fitting)])

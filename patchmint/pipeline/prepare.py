@@ -27,6 +27,9 @@ from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage, Text
 
+_MOST_BYTES_AHEAD = 2**29
+"""Of pixels that are being prepared or wait to be taken, if the images to come are like the largest so far."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,6 +82,8 @@ class Preparer:
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = threads
+        self._heaviest = 0
         self._next: tuple[Unit, Future[_Begun]] | None = None
 
     def prepared(
@@ -88,7 +93,7 @@ class Preparer:
 
         Args:
             samples: of a unit.
-            ahead: so many are at work or wait to be taken.
+            ahead: so many are at work or wait to be taken at most; fewer large ones, but one a thread.
             when_all_begun: called once, when there are threads to spare.
 
         Raises:
@@ -136,6 +141,10 @@ class Preparer:
         future.add_done_callback(_drop)
 
     def _fill(self, begun: _Begun, ahead: int) -> None:
+        if self._heaviest:
+            ahead = min(ahead, max(self._threads, _MOST_BYTES_AHEAD // self._heaviest))
+        else:  # nothing is known yet
+            ahead = min(ahead, 2 * self._threads)
         missing = max(0, ahead - len(begun.waiting))
         for sample in begun.samples[begun.taken : begun.taken + missing]:
             begun.waiting.append(self._pool.submit(self._prepare, sample))
@@ -187,7 +196,9 @@ class Preparer:
             return reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
         except ImageDecodeError as error:
             return reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
-        return self._with_inputs(Prepared(planned, data, image, texts, extended))
+        prepared = self._with_inputs(Prepared(planned, data, image, texts, extended))
+        self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
+        return prepared
 
     def _with_inputs(self, sample: Prepared) -> Prepared:
         try:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from patchmint.config.build import CPU_BATCH_SIZE, BuildConfig
+from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.errors import ImageError, StorageError
 from patchmint.pipeline.grids import resolve_grid
 from patchmint.pipeline.plan.models import ModelRecord
@@ -109,7 +109,7 @@ def estimate(
         image_bytes=image_bytes,
         output_bytes=image_bytes + 2 * text_bytes + _added_bytes(config, count - faults, texts),
         model_bytes=sum(record.size for record in models.values()),
-        buffer_bytes=round(mean * _DECODED * _BATCHES_IN_MEMORY * (config.runner.batch_size or CPU_BATCH_SIZE)),
+        buffer_bytes=round(mean * _DECODED * _BATCHES_IN_MEMORY * (config.runner.batch_size or CPU_BATCH_SIZES[0])),
         batch_size=config.runner.batch_size,
     )
 
