@@ -14,13 +14,13 @@ from reference_data import CAPTIONS, write_vocabulary
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from patchmint.features.vit import arch as vit_arch
+from patchmint.features.vit.build import untrained_vit
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import detector_size
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
-from patchmint.tokenizers.vit import arch as vit_arch
-from patchmint.tokenizers.vit.build import untrained_vit
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan.build import untrained_vqgan
 

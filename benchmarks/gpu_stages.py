@@ -19,6 +19,8 @@ from gpu_flops import PHOTOGRAPH, decoder_flops, detector_flops, sam_flops, vit_
 from reference_data import CAPTIONS, write_vocabulary
 
 from patchmint.compute.precision import computing_in, resolve_precision
+from patchmint.features.vit import arch as vit_arch
+from patchmint.features.vit.build import untrained_vit
 from patchmint.geometry import grid_preset
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
@@ -28,8 +30,6 @@ from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.tokenizers.vit import arch as vit_arch
-from patchmint.tokenizers.vit.build import untrained_vit
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan.build import untrained_vqgan
 from patchmint.tokenizers.vqgan.model import compiled_encoder

@@ -38,7 +38,7 @@ from inspection_data import CODE, make_samples, make_shards, make_whole
 ONE_READ = """
 import sys
 import patchmint.cli, patchmint.cli.inspect.show, patchmint.cli.inspect.sample_view, patchmint.inspection.show.lookup
-import patchmint.inspection.opening, patchmint.shards.manifest
+import patchmint.datasets.opening, patchmint.shards.manifest
 from patchmint.shards.reader import read_sample
 from patchmint.storage import open_storage
 sample = read_sample(open_storage(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

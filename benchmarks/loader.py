@@ -31,6 +31,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from patchmint.datasets.sources import open_dataset
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
@@ -44,7 +45,6 @@ from patchmint.training.dataset import StageDataset
 from patchmint.training.fields import SampleMaker, fields_of
 from patchmint.training.loader import StageLoader
 from patchmint.training.order import Place
-from patchmint.training.sources import open_dataset
 
 SHARD = 500
 BATCH = 32

@@ -182,8 +182,8 @@ def annotator():
     from stand_in_models import Boxes, Levels
 
     from patchmint import grid_preset
+    from patchmint.images.decode import decode_image
     from patchmint.labelers.patches import label_texts
-    from patchmint.pipeline.decode import decode_image
     from patchmint.types import Text
 
     boxes, levels, grid = Boxes("cpu"), Levels("cpu"), grid_preset("llava-1.5-finetune")

@@ -21,8 +21,10 @@ from dataclasses import asdict, dataclass
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
-from patchmint.pipeline.plan import load_plan, make_plan, read_unit, record_models
+from patchmint.pipeline.plan import make_plan, record_models
 from patchmint.samples import ImageRef, SourceSample, SourceText
+from patchmint.shards.plan import load_plan
+from patchmint.shards.plan_parts import read_unit
 from patchmint.storage import open_storage
 
 SIZES = (100_000, 1_000_000)

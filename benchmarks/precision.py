@@ -28,11 +28,12 @@ from patchmint import grid_preset
 from patchmint.config import MODEL_PRESETS, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo.measure import LabelFigures
 from patchmint.demo.scenes import Scene, make_scene
+from patchmint.interfaces import Instances
 from patchmint.labelers.build_grounded_sam import build_grounded_sam
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.patches import label_texts
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import Instances, RgbImage, Text
+from patchmint.types import RgbImage, Text
 
 GRID = grid_preset("llava-1.5-finetune")
 _SEED = 7_300_003

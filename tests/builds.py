@@ -234,13 +234,13 @@ class SameProcess:
 
     def start(self, workers):
         from patchmint.pipeline.orders import Ready
-        from patchmint.pipeline.work import Worker
+        from patchmint.pipeline.worker.work import Worker
 
         self._worker = Worker(self._settings, "cpu", 1)
         self._events.append(Ready(0, self._worker.info))
 
     def submit(self, worker, order):
-        from patchmint.pipeline.local_pool import _do
+        from patchmint.pipeline.pools.local import _do
 
         self._events.append(_do(worker, self._worker, order))
 
@@ -260,7 +260,7 @@ class SameProcess:
 def build_here(config, out):
     """Build with driver and worker in this process."""
     from patchmint.config.build import BuildConfig
-    from patchmint.pipeline.driver import build
+    from patchmint.pipeline.driver.build import build
 
     given = BuildConfig.load(config, {"output.uri": str(out)})
     return build(given, SameProcess, min_workers=1, max_workers=1, reporter=Quiet())
@@ -272,9 +272,9 @@ def warm_up():
     import pyarrow as pa
     import stand_in_models  # noqa: F401 (a build finds it through its entry point)
 
-    import patchmint.pipeline.driver
+    import patchmint.pipeline.driver.build
     import patchmint.pipeline.plan.models
-    import patchmint.pipeline.work
+    import patchmint.pipeline.worker.work
     import patchmint.plugins
     import patchmint.shards.verify
 

@@ -33,7 +33,7 @@ Path(os.environ["TELL"], f"where-{os.getpid()}").write_text("\\n".join(told))
 WHO = """
 import os
 from pathlib import Path
-from patchmint.pipeline.work import Worker
+from patchmint.pipeline.worker.work import Worker
 Path(os.environ["TELL"], f"loading-{os.environ['PATCHMINT_TEST_NODE']}").touch()
 real = Worker.do
 def do(self, order):
@@ -43,7 +43,7 @@ Worker.do = do
 """
 # In a worker: a programming error.
 BROKEN = """
-from patchmint.pipeline.work import Worker
+from patchmint.pipeline.worker.work import Worker
 def do(self, order):
     raise KeyError("no such thing")
 Worker.do = do

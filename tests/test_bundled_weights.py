@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner, Result
 
 from patchmint import Annotator
+from patchmint.annotate.preflight import check_loadable
 from patchmint.api import DemoWarning
 from patchmint.cli import main, models
 from patchmint.config import DEMO, DEMO_NOTICE, MODEL_PRESETS, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
@@ -23,7 +24,6 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, WeightsCorruptError, WeightsMissingError
 from patchmint.jobs import doctor
 from patchmint.pipeline.plan import record_models
-from patchmint.pipeline.preflight import check_loadable
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage

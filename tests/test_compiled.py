@@ -8,6 +8,7 @@ import pytest
 import torch
 from builds import STAND_IN, build_here, make_config, make_input
 
+from patchmint.annotate.models import AnnotationModels
 from patchmint.compute.compiled import Compiled, batch_sizes
 from patchmint.compute.precision import computing_in
 from patchmint.config import AnnotatorConfig
@@ -18,7 +19,6 @@ from patchmint.labelers.grounding_dino import encoders
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.sam import TINY, attention, image_encoder, untrained
 from patchmint.labelers.sam.image_encoder import ImageEncoder
-from patchmint.pipeline.annotate import AnnotationModels
 from patchmint.tokenizers import vqgan
 from patchmint.tokenizers.vqgan import model as vqgan_model
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patchmint.config import MODEL_PRESETS, UNTRAINED, AnnotatorConfig, LabelsConfig
+from patchmint.config.annotator import resolve_grid
 from patchmint.errors import ConfigError
 from patchmint.geometry import Fit, PatchGrid
-from patchmint.pipeline.grids import resolve_grid
 
 
 def test_defaults_are_the_papers():

@@ -8,10 +8,10 @@ from torch import nn
 
 from patchmint.config.annotator import FeaturesConfig
 from patchmint.errors import ConfigError
+from patchmint.features.connectors.features import connect, features_of, mean_states, pool_grid
+from patchmint.features.connectors.plan import plan_features
+from patchmint.features.vit.arch import OFFICIAL, VitArch, untrained_arch
 from patchmint.geometry import PatchGrid, grid_preset
-from patchmint.tokenizers.connectors.features import connect, features_of, mean_states, pool_grid
-from patchmint.tokenizers.connectors.plan import plan_features
-from patchmint.tokenizers.vit.arch import OFFICIAL, VitArch, untrained_arch
 
 CLIP, SIGLIP = OFFICIAL["clip-vit-l-14-336"], OFFICIAL["siglip-so400m-384"]
 SMALL = VitArch("clip", 8, 6, 2, 16, 70, 14, "quick_gelu")  # 5 x 5 patches

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
 from patchmint.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from patchmint.pipeline.decode import DecodedImage, decode_image
+from patchmint.images.decode import DecodedImage, decode_image
 
 PHOTO = np.ascontiguousarray(skimage.data.chelsea()[:120:2, :160:2])
 """60 x 80 pixels of a cat."""
@@ -521,7 +521,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(name: str, tmp_path: Path) -> 
 import sys
 from pathlib import Path
 from patchmint.errors import ImageTooLargeError
-from patchmint.pipeline.decode import decode_image
+from patchmint.images.decode import decode_image
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmPeak:")[1].split()[0])
 before = peak()
@@ -538,5 +538,5 @@ except ImageTooLargeError:
 
 
 def test_decoding_needs_no_torch() -> None:
-    program = "import sys, patchmint.pipeline.decode; sys.exit('torch' in sys.modules)"
+    program = "import sys, patchmint.images.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

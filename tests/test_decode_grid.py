@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from transformers import CLIPImageProcessor
 
 from patchmint.geometry import fit_image, grid_preset
-from patchmint.pipeline.decode import decode_image
+from patchmint.images.decode import decode_image
 
 HEIGHT, WIDTH, MARK = 301, 447, 12
 TOP, LEFT = 40, 233  # of the mark, in the picture as people see it; inside the centre crop too

@@ -230,9 +230,9 @@ def test_masks_are_judged_by_what_is_seen_of_each_thing(truth):
 
 
 def test_pictures_are_drawn_from_the_shards_codes(shards, truth):
-    from patchmint.demo.evaluate import psnr_and_use
     from patchmint.demo.judge import codes_psnr
     from patchmint.tokenizers.build import build_tokenizer
+    from tools.demo_training.evaluate import psnr_and_use
 
     models, tokens = MODEL_PRESETS["untrained-tiny"], TokensConfig(size=64)
     tokenizer = build_tokenizer(models, tokens, "cpu")

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchmint.demo.evaluate import load_segmenter
 from patchmint.demo.measure import judge_labels
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
-from patchmint.types import Instances, RgbImage, Segmenter, Text
+from patchmint.interfaces import Instances, Segmenter
+from patchmint.types import RgbImage, Text
 from patchmint.weights.store import bundled_folder
+from tools.demo_training.evaluate import load_segmenter
 
 SEED = 7_200_003
 COUNT = 40

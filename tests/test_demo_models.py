@@ -8,23 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchmint.demo.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
-from patchmint.demo.loop import Schedule, Task, Trainer
 from patchmint.demo.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
 from patchmint.demo.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.train_detector import (
-    DetectorTask,
-    cell_outlines,
-    position_owners,
-    prompt_truth,
-    thing_attributes,
-)
-from patchmint.demo.train_masker import MaskerTask, jittered, mask_losses
-from patchmint.demo.train_tokenizer import TokenizerTask
 from patchmint.errors import WeightsMismatchError
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import encode_masks
+from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino.canvas import batch_images
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.encoders import encode_images
@@ -34,8 +24,19 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompt
 from patchmint.labelers.sam import load_sam
 from patchmint.labelers.sam import untrained as untrained_sam
 from patchmint.tokenizers.vqgan import load_vqgan, untrained_vqgan
-from patchmint.types import Instances, RgbImage, Text
+from patchmint.types import RgbImage, Text
 from patchmint.weights.loading import load_state
+from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
+from tools.demo_training.loop import Schedule, Task, Trainer
+from tools.demo_training.train_detector import (
+    DetectorTask,
+    cell_outlines,
+    position_owners,
+    prompt_truth,
+    thing_attributes,
+)
+from tools.demo_training.train_masker import MaskerTask, jittered, mask_losses
+from tools.demo_training.train_tokenizer import TokenizerTask
 
 GRID = grid_preset("llava-1.5-finetune")
 

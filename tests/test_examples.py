@@ -15,9 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from patchmint.config.build import BuildConfig, RayRunner
+from patchmint.features.build import check_features
 from patchmint.geometry import grid_preset
 from patchmint.jobs.options import with_settings
-from patchmint.tokenizers.build_features import check_features
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("maven-*.yaml"))

@@ -105,9 +105,9 @@ def test_features_are_added_and_the_rest_is_carried_over(base, extended):
 
 def test_features_are_those_of_the_image(base, extended):
     """Each sample got its own image's features."""
+    from patchmint.annotate.models import AnnotationModels
     from patchmint.config import AnnotatorConfig
-    from patchmint.pipeline.annotate import AnnotationModels
-    from patchmint.pipeline.decode import decode_image
+    from patchmint.images.decode import decode_image
 
     config = AnnotatorConfig.parse(
         {

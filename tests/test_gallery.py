@@ -42,17 +42,17 @@ from shard_data import make_dataset, make_sample, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
+from patchmint.datasets.dataset import spread
+from patchmint.datasets.opening import open_dataset
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks
-from patchmint.inspection.dataset import spread
 from patchmint.inspection.gallery import remake
 from patchmint.inspection.gallery.folder import write_gallery
 from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
 from patchmint.inspection.gallery.thumbnails import framed, masks_png
-from patchmint.inspection.opening import open_dataset
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import iter_samples

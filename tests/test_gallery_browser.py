@@ -34,13 +34,13 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from shard_data import make_dataset, make_sample, renamed, write_shard
 
-from patchmint.inspection.dataset import Dataset, Shard
+from patchmint.datasets.dataset import Dataset, Shard
+from patchmint.datasets.opening import open_dataset
 from patchmint.inspection.find.samples import Search, find_samples
 from patchmint.inspection.gallery.folder import write_gallery
 from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
-from patchmint.inspection.opening import open_dataset
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.reader import StoredSample, iter_samples
 from patchmint.shards.sidecar import SCHEMA

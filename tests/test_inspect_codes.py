@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
+from patchmint.datasets.opening import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Fit
 from patchmint.inspection import cache as inspection_cache
@@ -33,7 +34,6 @@ from patchmint.inspection.codes.query import report_code
 from patchmint.inspection.codes.ranking import rank_codes
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
-from patchmint.inspection.opening import open_dataset
 from patchmint.samples import SourceText
 from patchmint.shards.layout import Layout, TokensLayout
 from patchmint.shards.reader import iter_samples

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.opening import open_dataset
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.find.rejects import find_rejects
 from patchmint.inspection.find.samples import Search, find_samples
-from patchmint.inspection.opening import open_dataset
 from patchmint.inspection.stats.rejects import count_rejects
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.samples import Fault, Reject, SourceText

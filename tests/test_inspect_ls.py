@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from patchmint.cli import COMMANDS as ROOT_COMMANDS
 from patchmint.cli.inspect import COMMANDS, inspect_app
 from patchmint.config import BuildConfig
+from patchmint.datasets.opening import open_dataset
 from patchmint.errors import InputError, ShardError, StorageError
-from patchmint.inspection.opening import open_dataset
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.shards.commit import read_record
 from patchmint.shards.reader import iter_samples

@@ -16,18 +16,18 @@ from shard_data import LAYOUT, commit_unit, make_dataset, make_sample, renamed, 
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
+from patchmint.datasets.opening import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import PatchGrid
 from patchmint.geometry.grid import Fit
+from patchmint.images.decode import decode_image
 from patchmint.inspection import cache as inspection_cache
-from patchmint.inspection.opening import open_dataset
 from patchmint.inspection.show import lookup
 from patchmint.inspection.show.grids import draw_codes, draw_labels
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.inspection.show.marks import mark_phrases
 from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.layout import FeaturesLayout
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage

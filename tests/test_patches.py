@@ -8,8 +8,8 @@ import pytest
 from patchmint.errors import PluginError
 from patchmint.geometry import Fit, PatchGrid, RleMasks
 from patchmint.geometry.rle import encode_masks
+from patchmint.interfaces import Instances
 from patchmint.labelers.patches import label_phrases, label_texts, select_patches
-from patchmint.types import Instances
 
 PLACEMENT = PatchGrid(4, 4, 10, Fit.SQUASH).place((40, 40))
 

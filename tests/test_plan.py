@@ -32,20 +32,18 @@ from patchmint.errors import (
     WeightsMissingError,
 )
 from patchmint.pipeline.plan import (
-    ModelRecord,
     check_models,
     estimate,
     library_versions,
-    load_plan,
-    load_plans,
     make,
     make_plan,
     make_retry_plan,
-    parts,
-    read_unit,
     record_models,
 )
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.shards import plan_parts as parts
+from patchmint.shards.plan import ModelRecord, load_plan, load_plans
+from patchmint.shards.plan_parts import read_unit
 from patchmint.storage import open_storage
 
 PLAIN = [

@@ -17,7 +17,7 @@ from skimage import data
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError
 from patchmint.geometry import grid_preset
-from patchmint.pipeline.layout import layout_of
+from patchmint.pipeline.worker.layout import layout_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,8 @@ MODELS = '''
 import numpy as np
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
-from patchmint.types import UNKNOWN_SCORE, Instances, TokenizerSpec, Tokens
+from patchmint.types import UNKNOWN_SCORE
+from patchmint.interfaces import Instances, TokenizerSpec, Tokens
 
 
 class Brightness:

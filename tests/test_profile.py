@@ -14,14 +14,14 @@ import pytest
 import torch
 from builds import STAND_IN, make_config, make_input
 
+from patchmint.annotate.models import AnnotationModels
 from patchmint.compute import spans
 from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording, stop_recording
 from patchmint.config import AnnotatorConfig
 from patchmint.jobs.profile_table import profile_lines
-from patchmint.pipeline import profile as profiles
-from patchmint.pipeline.annotate import AnnotationModels
+from patchmint.pipeline.driver.build import profile as profiles
+from patchmint.pipeline.driver.profile import Profile
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
-from patchmint.pipeline.profile import Profile
 from patchmint.types import Text
 
 

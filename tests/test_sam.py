@@ -13,6 +13,7 @@ from skimage import data
 
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
+from patchmint.geometry.masks import Masks
 from patchmint.geometry.rle import area, decode_mask
 from patchmint.labelers.sam import (
     OFFICIAL,
@@ -27,7 +28,7 @@ from patchmint.labelers.sam import (
     untrained,
 )
 from patchmint.labelers.sam.frames import input_size, resize_longest_side
-from patchmint.types import Masks, RgbImage
+from patchmint.types import RgbImage
 from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
 
 PHOTO: RgbImage = data.astronaut()[:400]  # 400 x 512

@@ -17,6 +17,7 @@ from shard_data import LAYOUT, make_dataset, make_reject, make_sample, renamed, 
 
 from patchmint.errors import NotFoundError, ShardError
 from patchmint.geometry import RleMasks
+from patchmint.interfaces import Instances
 from patchmint.samples import Fault, ImageRef, Reject, SourceText
 from patchmint.shards.keys import LAWFUL_KEY, MAX_KEY_LENGTH, MAX_MEMBER_LENGTH, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -29,7 +30,6 @@ from patchmint.shards.sample import phrases_of
 from patchmint.shards.schema import SampleDocument, json_schema
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import open_storage
-from patchmint.types import Instances
 
 CODEBOOKS = TokensLayout(member="titok", grid=(8,), codebook_sizes=(100_000, 20), preprocessing="x")
 

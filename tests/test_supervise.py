@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchmint.errors import BuildError
+from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import Died, Done, Failed, Ready, UnitResult, WorkerInfo
-from patchmint.pipeline.plan import Unit
-from patchmint.pipeline.supervise import Supervisor
+from patchmint.shards.plan import Unit
 
 INFO = WorkerInfo("here", "cpu")
 

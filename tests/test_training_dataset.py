@@ -17,6 +17,7 @@ from shard_data import LAYOUT, commit_unit, finish, make_dataset, write_plan
 from torch.utils.data import DataLoader
 from training_data import FEATURES, RICH, cut, digest, finished, samples
 
+from patchmint.datasets.sources import open_dataset
 from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
 from patchmint.geometry.grid import PatchGrid
@@ -28,7 +29,6 @@ from patchmint.shards.schema import ImageDocument
 from patchmint.training.collate import collate
 from patchmint.training.dataset import StageDataset
 from patchmint.training.sequences import TokenSequence
-from patchmint.training.sources import open_dataset
 
 HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"
 

@@ -23,12 +23,12 @@ from patchmint.errors import (
     WeightsMismatchError,
     WeightsMissingError,
 )
+from patchmint.features.build import build_feature_encoder, check_features
+from patchmint.features.connectors.plan import plan_features
+from patchmint.features.vit.arch import OFFICIAL, VitArch
+from patchmint.features.vit.build import infer_arch, load_vit, untrained_vit
+from patchmint.features.vit.encoder import VitFeatureEncoder
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
-from patchmint.tokenizers.build_features import build_feature_encoder, check_features
-from patchmint.tokenizers.connectors.plan import plan_features
-from patchmint.tokenizers.vit.arch import OFFICIAL, VitArch
-from patchmint.tokenizers.vit.build import infer_arch, load_vit, untrained_vit
-from patchmint.tokenizers.vit.encoder import VitFeatureEncoder
 from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
 
 PILLOW = "Pil" if int(transformers.__version__.split(".")[0]) >= 5 else ""
@@ -475,7 +475,7 @@ def test_a_file_of_your_own(tmp_path):
 
 def test_checking_settings_imports_no_torch():
     script = (
-        "import sys; from patchmint.tokenizers.build_features import check_features; "
+        "import sys; from patchmint.features.build import check_features; "
         "from patchmint.config import ModelsConfig; from patchmint.config.annotator import FeaturesConfig; "
         "from patchmint.geometry import grid_preset; "
         "check_features(ModelsConfig(), FeaturesConfig(), grid_preset('llava-1.6')); "

@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from patchmint.config.annotator import FeaturesConfig
+from patchmint.features.connectors.features import features_of
+from patchmint.features.connectors.plan import plan_features
+from patchmint.features.vit.arch import OFFICIAL
+from patchmint.features.vit.build import load_vit
+from patchmint.features.vit.encoder import VitFeatureEncoder
+from patchmint.features.vit.model import Vit
 from patchmint.geometry import fit_image, grid_preset
-from patchmint.tokenizers.connectors.features import features_of
-from patchmint.tokenizers.connectors.plan import plan_features
-from patchmint.tokenizers.vit.arch import OFFICIAL
-from patchmint.tokenizers.vit.build import load_vit
-from patchmint.tokenizers.vit.encoder import VitFeatureEncoder
-from patchmint.tokenizers.vit.model import Vit
 from patchmint.weights.loading import load_state
 
 # What the published `config.json` files set; everything else is the default of transformers' classes.

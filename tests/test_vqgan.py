@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry.processing import fit_image
+from patchmint.interfaces import Tokenizer, Tokens
 from patchmint.tokenizers.vqgan import (
     OFFICIAL,
     TINY,
@@ -31,7 +32,7 @@ from patchmint.tokenizers.vqgan import (
     untrained_vqgan,
 )
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
-from patchmint.types import RgbImage, Tokenizer, Tokens
+from patchmint.types import RgbImage
 from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
 
 GUMBEL = replace(TINY, gumbel=True)

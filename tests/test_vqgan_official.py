@@ -18,8 +18,9 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
+from patchmint.interfaces import Tokens
 from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, infer_arch, load_vqgan
-from patchmint.types import RgbImage, Tokens
+from patchmint.types import RgbImage
 from patchmint.weights.loading import load_state
 
 SIZE = 256

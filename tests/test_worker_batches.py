@@ -18,20 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_supervise import Pool, supervise, units
 
+from patchmint.annotate.models import AnnotationModels, ModelInputs
 from patchmint.compute.memory import Trial, find_batch_size, peak_memory
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.errors import InputError, StorageError
-from patchmint.pipeline import batch_size, prepare, work
-from patchmint.pipeline.annotate import AnnotationModels
-from patchmint.pipeline.batches import like_batches
-from patchmint.pipeline.decode import decode_image
-from patchmint.pipeline.finish import Finisher
-from patchmint.pipeline.hooks import ModelInputs
+from patchmint.images.decode import decode_image
 from patchmint.pipeline.orders import Died, Done, UnitResult
-from patchmint.pipeline.plan import Unit
-from patchmint.pipeline.prepare import Preparer
+from patchmint.pipeline.worker import batch_size, prepare, work
+from patchmint.pipeline.worker.batches import like_batches
+from patchmint.pipeline.worker.finish import Finisher
+from patchmint.pipeline.worker.prepare import Preparer
 from patchmint.samples import Reject
+from patchmint.shards.plan import Unit
 from patchmint.types import Text
 
 
@@ -360,7 +359,9 @@ class Labels:
 
 @pytest.fixture
 def finishing(monkeypatch):
-    monkeypatch.setattr("patchmint.pipeline.finish.stored_sample", lambda planned, data, image, labelled, old: labelled)
+    monkeypatch.setattr(
+        "patchmint.pipeline.worker.finish.stored_sample", lambda planned, data, image, labelled, old: labelled
+    )
     with ThreadPoolExecutor(1) as pool:
         yield pool
 

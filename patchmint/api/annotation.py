@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from patchmint.annotate.models import AnnotatedImage
 from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument, PhraseDocument
 from patchmint.config import AnnotatorConfig
+from patchmint.config.annotator import resolve_grid
 from patchmint.errors import InputError
+from patchmint.images.decode import DecodedImage
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.pipeline.annotate import AnnotatedImage
-from patchmint.pipeline.decode import DecodedImage
-from patchmint.pipeline.grids import resolve_grid
 from patchmint.types import Rle, Span, Text
 
 Grids = npt.NDArray[np.uint8]

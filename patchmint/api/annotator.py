@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from patchmint.annotate.devices import pick_device
+from patchmint.annotate.models import AnnotationModels
 from patchmint.api.annotation import Annotation
 from patchmint.config import UNTRAINED_NOTICE, AnnotatorConfig
-from patchmint.pipeline.annotate import AnnotationModels
-from patchmint.pipeline.decode import DecodedImage, decode_image
-from patchmint.pipeline.devices import pick_device
+from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.types import Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage

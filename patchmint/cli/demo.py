@@ -22,7 +22,7 @@ from patchmint.jobs.progress import say
 
 if TYPE_CHECKING:
     from patchmint.demo.truth import Truth
-    from patchmint.pipeline.driver import BuildReport
+    from patchmint.pipeline.driver.build import BuildReport
 
 _SAMPLES_PER_SHARD = 25
 _PIPED_WIDTH = 140

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from patchmint.annotate.preflight import check_loadable
 from patchmint.config import DEMO, MODEL_PRESETS, AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import grid_preset
+from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.jobs.printable import printable
-from patchmint.pipeline.decode import DecodedImage, decode_image
-from patchmint.pipeline.preflight import check_loadable
 from patchmint.types import UNKNOWN_SCORE, Text, as_texts
 
 if TYPE_CHECKING:

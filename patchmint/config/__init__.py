@@ -11,7 +11,6 @@ from patchmint.config.annotator import (
     GridConfig,
     LabelsConfig,
     ModelsConfig,
-    Precision,
     TokensConfig,
 )
 from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
@@ -29,7 +28,6 @@ __all__ = [
     "LabelsConfig",
     "LocalRunner",
     "ModelsConfig",
-    "Precision",
     "RayRunner",
     "TokensConfig",
 ]

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from patchmint.config.parsing import Settings, parse_settings
+from patchmint.geometry.grid import Fit, PatchGrid
+from patchmint.geometry.presets import grid_preset
+from patchmint.types import Precision
 
 UNTRAINED = "untrained-tiny"
 """Name of the tiny models with random weights, for trying the machinery without any download."""
@@ -114,6 +117,17 @@ class GridConfig(Settings):
     fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
 
 
+def resolve_grid(grid: str | GridConfig) -> PatchGrid:
+    """The patch grid that a config names or spells out.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if isinstance(grid, str):
+        return grid_preset(grid)
+    return PatchGrid(grid.rows, grid.cols, grid.patch_px, Fit(grid.fit))
+
+
 class TokensConfig(Settings):
     """How images are turned into codes."""
 
@@ -150,9 +164,6 @@ class FeaturesConfig(Settings):
     pool_when: Literal["before", "after"] = Field(
         default="before", description="Pool before the connector or after it; only sti tells the difference."
     )
-
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _models(value: object) -> object:

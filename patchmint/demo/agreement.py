@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry import Placement, RleMasks, coverage_to_uint8
+from patchmint.geometry.masks import Masks
 from patchmint.geometry.rle import decode_mask
 from patchmint.labelers.patches import select_patches
-from patchmint.types import Masks, RgbImage, Rle
+from patchmint.types import RgbImage, Rle
 
 Patches = npt.NDArray[np.bool_]
 

@@ -16,13 +16,15 @@ from patchmint.demo.score import ShardFigures, judged_samples
 from patchmint.demo.truth import TrueScene, Truth
 from patchmint.errors import ShardError
 from patchmint.geometry import fit_image
+from patchmint.geometry.masks import Masks
 from patchmint.geometry.rle import bounding_box, decode_mask
+from patchmint.images.decode import decode_image
+from patchmint.interfaces import Tokens
 from patchmint.labelers.build_grounded_sam import build_masker
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import Masks, RgbImage, Tokens
+from patchmint.types import RgbImage
 
 _MASKED, _DRAWN = 50, 100
 # So many scenes settle these two means to the second digit.

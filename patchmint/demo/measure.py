@@ -12,9 +12,11 @@ from patchmint.demo import agreement
 from patchmint.demo.agreement import f1_and_iou, touched_patches
 from patchmint.demo.scenes import Scene
 from patchmint.geometry import PatchGrid, Placement, RleMasks
+from patchmint.geometry.masks import Masks
 from patchmint.geometry.rle import encode_masks
+from patchmint.interfaces import Instances, Segmenter
 from patchmint.labelers.patches import label_texts
-from patchmint.types import Instances, Masks, RgbImage, Segmenter, Size, Text
+from patchmint.types import RgbImage, Size, Text
 
 _LEAST_IOU = 0.1
 

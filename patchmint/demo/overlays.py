@@ -15,8 +15,8 @@ from patchmint.demo.truth import TrueScene, TrueText, Truth
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.images.decode import decode_image
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.members import Array
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import platformdirs
 
+from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset
 from patchmint.storage.local import LocalStorage
 
 FOLDER_VARIABLE = "PATCHMINT_CACHE"

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from patchmint.inspection.dataset import Dataset
+from patchmint.datasets.dataset import Dataset
 
 if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
     from patchmint.shards.reader import StoredSample
@@ -69,7 +69,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
 
 
 def _by_samples(dataset: Dataset) -> Summary:
-    from patchmint.inspection.samples import sample_at
+    from patchmint.datasets.samples import sample_at
 
     lone = dataset.uri.endswith(".tar")
     first = sample_at(dataset, 0) if dataset.samples else None
@@ -132,7 +132,7 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
 
 
 def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
-    from patchmint.inspection.rows import iter_tables
+    from patchmint.datasets.rows import iter_tables
     from patchmint.shards.sidecar import mean_share
 
     texts = 0

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from patchmint.datasets.opening import open_tar, sidecar_of
+from patchmint.datasets.rows import read_parquet
 from patchmint.errors import ShardError
-from patchmint.inspection.opening import open_tar, sidecar_of
-from patchmint.inspection.rows import read_parquet
 from patchmint.shards.reader import Member, read_sample
 from patchmint.storage import Storage
 

@@ -22,7 +22,7 @@ from patchmint.jobs.options import with_settings
 from patchmint.jobs.profile_table import profile_lines
 from patchmint.jobs.progress import say
 from patchmint.jobs.run_build import run_build
-from patchmint.pipeline.driver import BuildReport
+from patchmint.pipeline.driver.build import BuildReport
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")]

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from patchmint.annotate.devices import describe_devices
+from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.errors import PatchmintError, WeightsError
 from patchmint.jobs.cluster_probe import probe_cluster
-from patchmint.pipeline.devices import describe_devices
-from patchmint.pipeline.preflight import check_loadable
 from patchmint.storage import creates_conditionally, open_storage
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import REINSTALL, check_file, file_of

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import typer
 
+from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import DryRun, estimate, record_models
-from patchmint.pipeline.preflight import check_loadable
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef
 

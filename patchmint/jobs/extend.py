@@ -14,6 +14,7 @@ import typer
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
 from patchmint.config.overrides import apply_overrides
+from patchmint.datasets.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.jobs.build import (
     DryRunOption,
     JsonOption,
@@ -24,7 +25,6 @@ from patchmint.jobs.build import (
     main,
 )
 from patchmint.jobs.options import with_settings
-from patchmint.pipeline.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.shards.manifest import Manifest
 from patchmint.storage import open_storage
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
+from patchmint.pipeline.driver.supervise import Progress
 from patchmint.pipeline.orders import UnitResult
-from patchmint.pipeline.supervise import Progress
 
 
 class Metrics:

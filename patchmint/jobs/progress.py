@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from patchmint.jobs.printable import printable
+from patchmint.pipeline.driver.supervise import Progress
 from patchmint.pipeline.orders import UnitResult
-from patchmint.pipeline.plan import Plan
-from patchmint.pipeline.supervise import Progress
+from patchmint.shards.plan import Plan
 
 _LINE_SECONDS = 10
 _STILL_SECONDS = 60

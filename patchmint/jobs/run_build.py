@@ -13,10 +13,10 @@ import typer
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import BuildError, ShardError, StorageError
 from patchmint.jobs.progress import Display, display, say
-from patchmint.pipeline.driver import BuildReport, MakePool, build
-from patchmint.pipeline.local_pool import LocalPool
+from patchmint.pipeline.driver.build import BuildReport, MakePool, build
+from patchmint.pipeline.driver.supervise import Pool
 from patchmint.pipeline.orders import WorkerSettings
-from patchmint.pipeline.supervise import Pool
+from patchmint.pipeline.pools.local import LocalPool
 
 
 def run_build(
@@ -87,7 +87,7 @@ def _pool_maker(config: BuildConfig, told: Display) -> MakePool:
             threads = runner.num_cpus or max(1, len(os.sched_getaffinity(0)) // runner.workers)
             return LocalPool(settings, device=runner.device, threads=threads)
         from patchmint.jobs.metrics import Metrics
-        from patchmint.pipeline.ray_pool import RayPool  # a second of imports that `local` doesn't need
+        from patchmint.pipeline.pools.ray import RayPool  # a second of imports that `local` doesn't need
 
         pool = RayPool(settings, runner, told.warn)
         told.listeners.append(Metrics().update)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from patchmint.datasets.ledger import Ledger
 from patchmint.errors import BuildError
-from patchmint.pipeline.ledger import Ledger
-from patchmint.pipeline.runs import read_run
+from patchmint.pipeline.driver.runs import read_run
 from patchmint.shards.lease import read_lease
 from patchmint.storage import open_storage
 

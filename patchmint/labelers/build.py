@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from patchmint.config import LabelsConfig, ModelsConfig, Precision
+from patchmint.config import LabelsConfig, ModelsConfig
+from patchmint.interfaces import Segmenter
 from patchmint.plugins import load_plugin
-from patchmint.types import Segmenter
+from patchmint.types import Precision
 
 
 def build_segmenter(

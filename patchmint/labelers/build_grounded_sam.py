@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from patchmint.compute.precision import resolve_precision
-from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, Precision
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
@@ -14,6 +14,7 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
+from patchmint.types import Precision
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from patchmint.compute.spans import span
+from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino.detector import GroundingDino, detector_size
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import Instances, RgbImage, Size, Text
+from patchmint.types import RgbImage, Size, Text
 
 
 class GroundedSam:
@@ -30,7 +31,7 @@ class GroundedSam:
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[tuple[RgbImage, RgbImage]] | None = None,
     ) -> list[Instances]:
-        """Find what each text talks about; see `patchmint.types.Segmenter`.
+        """Find what each text talks about; see `patchmint.interfaces.Segmenter`.
 
         Args:
             images: any sizes.

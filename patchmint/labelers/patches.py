@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry import Placement, coverage_to_uint8
-from patchmint.types import Instances, Span
+from patchmint.interfaces import Instances
+from patchmint.types import Span
 
 Grid = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from patchmint.compute.spans import Record
 from patchmint.config.build import BuildConfig
-from patchmint.pipeline.plan import ModelRecord, Unit
+from patchmint.shards.plan import ModelRecord, Unit
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
+from patchmint.interfaces import Instances
 from patchmint.samples import PlannedSample, SourceText
 from patchmint.shards.layout import Layout
 from patchmint.shards.schema import (
@@ -26,7 +27,6 @@ from patchmint.shards.schema import (
     round_box,
     round_score,
 )
-from patchmint.types import Instances
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from patchmint.config import UNTRAINED, ModelsConfig, Precision, TokensConfig
+from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
+from patchmint.interfaces import Tokenizer
 from patchmint.plugins import is_outside_tokenizer, load_plugin
-from patchmint.types import Tokenizer
+from patchmint.types import Precision
 from patchmint.weights.loading import load_named
 
 

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from patchmint.datasets.reading import Place, SampleReader
+from patchmint.datasets.sources import StoredDataset, open_dataset
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of
-from patchmint.training.order import Indices, MixedOrder, Place
+from patchmint.training.order import Indices, MixedOrder
 from patchmint.training.ranks import Remainder, share_of
-from patchmint.training.reading import SampleReader
 from patchmint.training.sequences import TokenSequence
-from patchmint.training.sources import StoredDataset, open_dataset
 from patchmint.training.state import checked_state
 
 Uri = str | os.PathLike[str]

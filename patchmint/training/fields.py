@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from patchmint.datasets.reading import Place
+from patchmint.datasets.sources import StoredDataset
 from patchmint.errors import ConfigError, ImageError, ShardError
 from patchmint.geometry.pooling import pool_coverage
 from patchmint.geometry.processing import fit_image
-from patchmint.pipeline.decode import decode_image
+from patchmint.images.decode import decode_image
 from patchmint.samples import Turn
 from patchmint.shards.keys import COVERAGE, FEATURES, SELECTOR
 from patchmint.shards.layout import FeaturesLayout, Layout
 from patchmint.shards.reader import StoredSample
-from patchmint.training.order import Place
 from patchmint.training.sequences import TokenSequence
-from patchmint.training.sources import StoredDataset
 from patchmint.training.vocabulary import Codebook
 
 Stage = Literal[1, 2, 3, 4]

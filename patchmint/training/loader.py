@@ -11,11 +11,11 @@ import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from patchmint.datasets.reading import Place
 from patchmint.errors import ConfigError, ShardError
 from patchmint.training.collate import StageBatch, collate
 from patchmint.training.dataset import StageDataset
 from patchmint.training.fields import StageSample
-from patchmint.training.order import Place
 from patchmint.training.state import checked_state
 
 _EMPTY_IN_A_ROW = 100

@@ -11,33 +11,19 @@ Permutations sort the raw output of a bit generator, which numpy promises never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.datasets.reading import Place
+
 Indices = npt.NDArray[np.int64]
 
 _SHARDS, _SAMPLES, _BLENDS = range(3)
 _CACHED_WINDOWS = 16
 # Ranks and batches walk through few windows at a time: two of each data set.
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which sample comes.
-
-    Attributes:
-        dataset: number of the data set.
-        epoch: of that data set; the run's own where no weights are given.
-        index: of the sample, shards in order of their names.
-    """
-
-    dataset: int
-    epoch: int
-    index: int
 
 
 def permutation(length: int, *key: int) -> Indices:

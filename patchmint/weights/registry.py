@@ -17,7 +17,7 @@ _DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/downlo
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
 _SAM_SOURCE = "facebookresearch/segment-anything: README (address, licence); figures: the project's background notes"
 _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
-_DEMO_SOURCE = "trained by patchmint.demo.train (docs/model-card.md)"
+_DEMO_SOURCE = "trained by tools.demo_training.train (docs/model-card.md)"
 
 _DEMO_FIGURES = {
     "demo-detector.safetensors": (11_904_766, "74b9e127b2596885bad50203896a132f3a1a61ddb65b6afb4d84ec89347e881c"),

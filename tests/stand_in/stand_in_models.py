@@ -18,7 +18,7 @@ import torch
 from patchmint import PatchGrid
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import encode_masks
-from patchmint.types import Instances, TokenizerSpec, Tokens
+from patchmint.interfaces import Instances, TokenizerSpec, Tokens
 
 if os.environ.get("STAND_IN_FAULT"):
     importlib.import_module(os.environ["STAND_IN_FAULT"])

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from patchmint.datasets.dataset import Dataset
     from patchmint.inspection.codes.index import CodeIndex
     from patchmint.inspection.codes.query import CodeReport
     from patchmint.inspection.codes.ranking import RankedCode, Ranking
-    from patchmint.inspection.dataset import Dataset
     from patchmint.shards.layout import TokensLayout
     from patchmint.types import RgbImage
 
@@ -55,9 +55,9 @@ def codes_command(
 
     Ends with 0; with 1 if no image contains the code; with 2 if there is no such code, or no codes at all.
     """
+    from patchmint.datasets.opening import open_dataset
     from patchmint.inspection.codes.books import parse_code, tokens_layout
     from patchmint.inspection.codes.index import open_code_index
-    from patchmint.inspection.opening import open_dataset
 
     if (code is None) != top:
         raise InputError("give one code, such as 17, or --top for the commonest; `patchmint inspect stats` has all")
@@ -70,9 +70,9 @@ def codes_command(
     if chosen is None:
         _top(opened, index, tokens, limit, min_images, sheet, as_json)
         return
+    from patchmint.datasets.notice import dataset_notice
     from patchmint.inspection.codes.query import report_code
     from patchmint.inspection.codes.sheet import draw_code
-    from patchmint.inspection.notice import dataset_notice
 
     notice = dataset_notice(opened)
     with progress_bar("read images") as progress:
@@ -97,9 +97,9 @@ def _top(
     sheet: Path | None,
     as_json: bool,
 ) -> None:
+    from patchmint.datasets.notice import dataset_notice
     from patchmint.inspection.codes.ranking import rank_codes
     from patchmint.inspection.codes.sheet import draw_ranking
-    from patchmint.inspection.notice import dataset_notice
 
     notice = dataset_notice(opened)
     with progress_bar("read texts") as progress:

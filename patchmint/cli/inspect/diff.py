@@ -36,8 +36,8 @@ def diff_command(
 
     Ends with 0 if nothing differs, 1 if something does, 2 if one can't be read.
     """
+    from patchmint.datasets.opening import open_dataset
     from patchmint.inspection.diff.compare import compare
-    from patchmint.inspection.opening import open_dataset
 
     with progress_bar("diff") as progress:
         difference = compare(open_dataset(a), open_dataset(b), samples=samples, top=limit, progress=progress)

@@ -16,7 +16,7 @@ from patchmint.errors import InputError
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
-    from patchmint.inspection.dataset import Dataset
+    from patchmint.datasets.dataset import Dataset
     from patchmint.inspection.find.samples import Found, Search
     from patchmint.samples import Reject
 
@@ -67,8 +67,8 @@ def find_command(
 
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """
+    from patchmint.datasets.opening import open_dataset
     from patchmint.inspection.find.samples import Search
-    from patchmint.inspection.opening import open_dataset
 
     if keys and as_json:
         raise InputError("--keys and --json exclude each other; drop one")

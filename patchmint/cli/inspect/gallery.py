@@ -41,8 +41,8 @@ def gallery_command(
     """
     if (out is None) != serve:
         raise typer.BadParameter("give either a folder to write (OUT) or --serve")
+    from patchmint.datasets.opening import open_dataset
     from patchmint.inspection.gallery.site import GallerySettings, Site
-    from patchmint.inspection.opening import open_dataset
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
     site = Site(open_dataset(dataset), GallerySettings(chosen, size, masks, decoded))

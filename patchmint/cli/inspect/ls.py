@@ -14,7 +14,7 @@ from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, open_quick
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
-    from patchmint.inspection.dataset import Dataset, Shard
+    from patchmint.datasets.dataset import Dataset, Shard
     from patchmint.inspection.tar_listing import ListedSample
 
 

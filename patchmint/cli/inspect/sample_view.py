@@ -12,8 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from patchmint.cli.inspect.shared import console_for_data
+from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
 from patchmint.inspection.show.labels import text_labels
 from patchmint.inspection.show.lookup import Found

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from patchmint.inspection.dataset import Dataset
+    from patchmint.datasets.dataset import Dataset
 
 _PIPED_WIDTH = 200
 
@@ -25,11 +25,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def open_quickly(uri: str) -> Dataset:
     """A data set for commands that read none of its shards: by its shards.json if there is one, else by a listing."""
-    from patchmint.inspection.listed import open_listed
+    from patchmint.datasets.listed import open_listed
 
     if not uri.endswith(".tar") and (listed := open_listed(uri)) is not None:
         return listed
-    from patchmint.inspection.opening import open_dataset
+    from patchmint.datasets.opening import open_dataset
 
     return open_dataset(uri)
 

@@ -14,7 +14,7 @@ from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json
 from patchmint.errors import InputError
 
 if TYPE_CHECKING:
-    from patchmint.inspection.dataset import Dataset
+    from patchmint.datasets.dataset import Dataset
     from patchmint.inspection.show.lookup import Found
 
 
@@ -42,7 +42,7 @@ def show_command(
 
     Ends with 0, or with 2 if there is no such sample.
     """
-    from patchmint.inspection.opening import open_dataset
+    from patchmint.datasets.opening import open_dataset
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")

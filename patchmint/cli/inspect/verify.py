@@ -46,7 +46,7 @@ def verify_command(
 
 
 def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
-    from patchmint.inspection.opening import open_tar
+    from patchmint.datasets.opening import open_tar
     from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH
     from patchmint.shards.verify import verify, verify_tars
     from patchmint.storage import open_storage
@@ -73,7 +73,7 @@ def _tars(storage: Storage, dataset: str) -> Sequence[str]:
 def _decoder(storage: Storage) -> Callable[[bytes], tuple[int, int]]:
     """Decodes under the limit that the build had."""
     from patchmint.errors import ShardError, StorageError
-    from patchmint.pipeline.decode import decode_image
+    from patchmint.images.decode import decode_image
     from patchmint.shards.manifest import image_limit, read_manifest
 
     megapixels = image_limit(None)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.samples import sample_at
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection.arrays import Integers
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.samples import sample_at
 from patchmint.shards.layout import TokensLayout
 
 _CODE = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,12})", re.ASCII)

@@ -19,13 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.picked import rows_at
+from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.errors import ShardError
-from patchmint.inspection.arrays import Integers
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
-from patchmint.inspection.dataset import Dataset, spread
-from patchmint.inspection.picked import rows_at
-from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.layout import TokensLayout
 
 TERM_SAMPLES = 20_000

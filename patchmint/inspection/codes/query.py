@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.picked import rows_at
+from patchmint.datasets.rows import Progress
+from patchmint.datasets.samples import iter_stored
 from patchmint.errors import ShardError
-from patchmint.inspection.arrays import Integers
 from patchmint.inspection.codes.books import Code
 from patchmint.inspection.codes.index import TERM_SAMPLES, CodeIndex
 from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
-from patchmint.inspection.dataset import Dataset, spread
-from patchmint.inspection.picked import rows_at
-from patchmint.inspection.rows import Progress
-from patchmint.inspection.samples import iter_stored
 from patchmint.shards.keys import DOCUMENT
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.arrays import Integers
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.picked import rows_at
+from patchmint.datasets.rows import Progress
 from patchmint.inspection.codes.books import book_starts, named_code
 from patchmint.inspection.codes.index import CodeIndex
 from patchmint.inspection.codes.query import code_terms
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.picked import rows_at
-from patchmint.inspection.rows import Progress
 from patchmint.shards.layout import TokensLayout
 
 _TERM_IMAGES = 40

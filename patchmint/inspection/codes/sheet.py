@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.notice import dataset_notice
+from patchmint.datasets.rows import Progress
+from patchmint.datasets.samples import iter_stored
 from patchmint.errors import ImageError
 from patchmint.geometry import Fit, PatchGrid
+from patchmint.images.decode import decode_image
 from patchmint.inspection.codes.books import Code, parse_code
 from patchmint.inspection.codes.index import CodeIndex
 from patchmint.inspection.codes.query import CodeReport, find_cells
 from patchmint.inspection.codes.ranking import RankedCode, Ranking
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.notice import dataset_notice
-from patchmint.inspection.rows import Progress
-from patchmint.inspection.samples import iter_stored
 from patchmint.pictures.contact_sheet import Tile, TileGroup, draw_contact_sheet, draw_tile
 from patchmint.pictures.labels import Rectangle
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.keys import DOCUMENT, IMAGE
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.manifest import image_limit

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.arrays import Integers
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.rows import Progress
-from patchmint.inspection.samples import iter_stored, sample_at
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.rows import Progress
+from patchmint.datasets.samples import iter_stored, sample_at
 from patchmint.shards.keys import SELECTOR
 from patchmint.shards.reader import StoredSample
 

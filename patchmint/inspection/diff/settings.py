@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from patchmint.inspection.dataset import Dataset
+from patchmint.datasets.dataset import Dataset
 
 # What the members are follows from the layout, and the config's digest from the config.
 _DERIVED = {"schema", "members", "config_digest"}

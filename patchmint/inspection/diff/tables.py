@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.inspection.arrays import Integers
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.rows import Progress, iter_tables
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.shards.verify_tar import key_hash
 
 Records = npt.NDArray[np.void]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.standing_rejects import iter_standing_rejects
 from patchmint.errors import InputError
-from patchmint.inspection.arrays import Integers
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.find.sql import Conditions
-from patchmint.inspection.standing_rejects import iter_standing_rejects
 from patchmint.samples import Fault, Reject
 from patchmint.shards.rejects import SCHEMA
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from patchmint.datasets.arrays import Integers
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.picked import rows_at
+from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.errors import InputError
-from patchmint.inspection.arrays import Integers
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.find.sql import Conditions
-from patchmint.inspection.picked import rows_at
-from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.shards.sidecar import SCHEMA
 
 _BEST = "nullif(list_max(scores), -1)"  # -1: the model gives no scores

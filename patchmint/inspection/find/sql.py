@@ -11,8 +11,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from patchmint.datasets.arrays import Integers
 from patchmint.errors import InputError
-from patchmint.inspection.arrays import Integers
 from patchmint.inspection.find.expressions import check_expression
 
 _TABLE = "shard"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.placement import sample_placement
 from patchmint.errors import ShardError
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.scripts import packed
-from patchmint.inspection.placement import sample_placement
 from patchmint.inspection.show.labels import text_labels
 from patchmint.inspection.show.marks import phrase_colours
 from patchmint.shards.reader import StoredSample

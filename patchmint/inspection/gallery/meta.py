@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.notice import dataset_notice
 from patchmint.errors import ShardError
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.columns import INDEX_CHUNK, NONE, SCALE, TEXTS_CHUNK
 from patchmint.inspection.gallery.remake import Offer
-from patchmint.inspection.notice import dataset_notice
 from patchmint.pictures.labels import PALETTE
 from patchmint.version import __version__
 

@@ -10,25 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, Precision, TokensConfig
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
+from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
-from patchmint.inspection.dataset import Dataset
 from patchmint.inspection.gallery.describe import phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.marks import phrase_colours
+from patchmint.interfaces import Tokens
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.members import Array
 from patchmint.shards.names import MANIFEST_PATH
 from patchmint.shards.schema import SampleDocument
-from patchmint.types import RgbImage, Rle, Size, Tokens
+from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate, recorded_sha256, sha256_of
 
 if TYPE_CHECKING:
+    from patchmint.interfaces import Tokenizer
     from patchmint.labelers.sam.masker import SamMasker
-    from patchmint.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,15 @@ class Remaker:
 
     @cached_property
     def _masker(self) -> SamMasker:
+        from patchmint.annotate.devices import pick_device
         from patchmint.labelers.build_grounded_sam import build_masker
-        from patchmint.pipeline.devices import pick_device
 
         models, labels, precision = self.masks_offer.settings
         return build_masker(models, labels, pick_device("auto"), precision)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from patchmint.pipeline.devices import pick_device
+        from patchmint.annotate.devices import pick_device
         from patchmint.tokenizers.build import build_tokenizer
 
         models, tokens = self.decoded_offer.settings

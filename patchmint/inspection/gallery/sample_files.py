@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from patchmint.datasets.dataset import Dataset, Shard
+from patchmint.datasets.rows import read_table
 from patchmint.errors import ImageError, InputError, ShardError
-from patchmint.inspection.dataset import Dataset, Shard
+from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.describe import describe_sample
 from patchmint.inspection.gallery.remake import Remaker
 from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.thumbnails import jpeg, small
-from patchmint.inspection.rows import read_table
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.types import RgbImage

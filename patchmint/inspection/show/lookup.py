@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.rows import Progress, iter_tables, read_table
+from patchmint.datasets.samples import sample_at
 from patchmint.errors import InputError, PatchmintError, ShardError
 from patchmint.inspection.cache import open_index
-from patchmint.inspection.dataset import Dataset, spread
-from patchmint.inspection.rows import Progress, iter_tables, read_table
-from patchmint.inspection.samples import sample_at
 from patchmint.shards.reader import StoredSample, read_sample
 
 _NAMES = ("key", "id")

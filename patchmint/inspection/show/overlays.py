@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.placement import sample_placement
 from patchmint.errors import InputError
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.placement import sample_placement
+from patchmint.images.decode import decode_image
 from patchmint.inspection.show.labels import text_labels
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.pipeline.decode import decode_image
 from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.notice import dataset_notice
+from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.codes.books import tokens_layout
 from patchmint.inspection.codes.index import code_entries
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.notice import dataset_notice
-from patchmint.inspection.rows import Progress, iter_tables
 from patchmint.inspection.stats.distributions import Counts, Distribution
 from patchmint.inspection.stats.positions import Positions, label_positions
 from patchmint.inspection.stats.rejects import RejectCount, count_rejects

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.rows import Progress
+from patchmint.datasets.samples import iter_stored, sample_at
 from patchmint.errors import ShardError
-from patchmint.inspection.dataset import Dataset, spread
-from patchmint.inspection.rows import Progress
-from patchmint.inspection.samples import iter_stored, sample_at
 from patchmint.shards.keys import COVERAGE, SELECTOR
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from patchmint.inspection.dataset import Dataset
-from patchmint.inspection.standing_rejects import iter_standing_rejects
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.standing_rejects import iter_standing_rejects
 
 
 @dataclass(frozen=True)

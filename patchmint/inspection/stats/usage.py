@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchmint.inspection.arrays import Integers
+from patchmint.datasets.arrays import Integers
 from patchmint.inspection.codes.books import book_starts
 from patchmint.shards.layout import TokensLayout
 

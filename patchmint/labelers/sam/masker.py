@@ -15,11 +15,12 @@ from patchmint.compute.precision import computing_in
 from patchmint.compute.spans import span
 from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
+from patchmint.geometry.masks import Masks
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
 from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage
-from patchmint.types import Masks, RgbImage
+from patchmint.types import RgbImage
 
 _HELD = 64
 # Masks of a picture that are kept as logits (256 kB each in the official models); more are made compact at once.

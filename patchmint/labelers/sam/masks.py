@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.coverage_logits import coverage_from_logits
-from patchmint.geometry.masks import RleMasks
+from patchmint.geometry.masks import Masks, RleMasks
 from patchmint.geometry.placement import Floats, Placement
 from patchmint.geometry.rle import encode_masks
 from patchmint.labelers.sam.frames import input_size
-from patchmint.types import Masks, Rle, Size
+from patchmint.types import Rle, Size
 
 MaskCoverage = Literal["exact", "fast"]
 
@@ -48,7 +48,7 @@ class SamMasks:
         return len(self.logits)
 
     def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
-        """Share of each cell's area under the union of some of the masks; see `patchmint.types.Masks`."""
+        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.masks.Masks`."""
         if len(members) == 0:
             return np.zeros(placement.shape)
         logits = self.logits[np.asarray(members)]
@@ -102,7 +102,7 @@ class PackedMasks:
         return len(self.made)
 
     def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
-        """Share of each cell's area under the union of some of the masks; see `patchmint.types.Masks`."""
+        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.masks.Masks`."""
         if len(members) == 0:
             return np.zeros(placement.shape)
         union = np.bitwise_or.reduce(self.packed[np.asarray(members)], axis=0)

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.errors import ImageError, StorageError
-from patchmint.pipeline.grids import resolve_grid
-from patchmint.pipeline.plan.models import ModelRecord
+from patchmint.features.build import check_features
 from patchmint.pipeline.plan.spool import Progress
 from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
-from patchmint.tokenizers.build_features import check_features
+from patchmint.shards.plan import ModelRecord
 
 _LOOKED_AT = 200
 _TYPICAL_SIZE = (480, 640)

@@ -11,13 +11,12 @@ import pyarrow as pa
 
 from patchmint.config.build import BuildConfig, differences
 from patchmint.errors import BuildError, ConfigError
-from patchmint.pipeline.plan.index import Plan, fingerprints, load_plan, write_index
-from patchmint.pipeline.plan.models import ModelRecord, library_versions
-from patchmint.pipeline.plan.parts import read_unit, write_parts
-from patchmint.pipeline.plan.rows import to_batch
+from patchmint.pipeline.plan.models import library_versions
 from patchmint.pipeline.plan.spool import Progress, spooled
 from patchmint.samples import PlannedSample, SourceSample
 from patchmint.shards.names import plan_path
+from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
+from patchmint.shards.plan_parts import read_unit, to_batch, write_parts
 from patchmint.storage import Storage
 
 

@@ -6,14 +6,14 @@ import hashlib
 import platform
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
+from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, PluginError, WeightsMissingError
-from patchmint.pipeline.extension import extended_manifest
 from patchmint.plugins import Group, is_outside_tokenizer, plugin_names
+from patchmint.shards.plan import ModelRecord
 from patchmint.version import __version__
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate, sha256_of
@@ -29,33 +29,6 @@ _LIBRARIES = (
     "pillow",
     "pyarrow",
 )
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """A model, or a file that models use, and what tells it from others.
-
-    Attributes:
-        role: detector, vocabulary, masker, segmenter, tokenizer, vit; remap for a list of used codes;
-            extended for the manifest of the data set that is extended.
-        name: as in the config.
-        sha256: of its file, hexadecimal; empty where there is no file.
-        size: bytes of its file; 0 where there is none.
-        licence: as its publisher states; empty where it isn't known.
-        distribution: name and version of the outside package that brings it; empty for models of files.
-    """
-
-    role: str
-    name: str
-    sha256: str = ""
-    size: int = 0
-    licence: str = ""
-    distribution: str = ""
-
-    @property
-    def fingerprint(self) -> str:
-        """What decides whether another model is the same one."""
-        return self.sha256 or self.distribution or self.name
 
 
 def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:

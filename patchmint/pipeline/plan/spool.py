@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from patchmint.errors import StorageError
 from patchmint.pipeline.plan.keys import Repeats, key_of, marked
-from patchmint.pipeline.plan.rows import SCHEMA, storable, to_batch
 from patchmint.samples import PlannedSample, SourceSample
+from patchmint.shards.plan_parts import SCHEMA, storable, to_batch
 
 Progress = Callable[[int], None]
 """Called with the number of samples read so far."""

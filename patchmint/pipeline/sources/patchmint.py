@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.config.sources import PatchmintSourceConfig
+from patchmint.datasets.extension import finished_manifest
 from patchmint.errors import ConfigError, ShardError
-from patchmint.pipeline.extension import finished_manifest
 from patchmint.pipeline.sources.base import StoredImages
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.names import MANIFEST_PATH

@@ -13,9 +13,10 @@ from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
+from patchmint.interfaces import TokenizerSpec, Tokens
 from patchmint.tokenizers.vqgan.model import Vqgan, compiled_encoder
 from patchmint.tokenizers.vqgan.remap import Remap
-from patchmint.types import RgbImage, TokenizerSpec, Tokens
+from patchmint.types import RgbImage
 
 _SCALED = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
 # Upstream's x / 127.5 - 1 for each byte, rounded once from float64, as its data sets do (taming/data/base.py).

@@ -1,0 +1,1 @@
+"""Decoded images and texts -> labels, codes, features."""

@@ -1,0 +1,279 @@
+"""A batch of decoded images and texts -> labels, codes, features. The one code path of the API and of builds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.annotate.preflight import check_loadable
+from patchmint.compute.spans import span
+from patchmint.config import AnnotatorConfig
+from patchmint.config.annotator import resolve_grid
+from patchmint.errors import PluginError
+from patchmint.geometry import PatchGrid, Placement
+from patchmint.interfaces import (
+    FeatureEncoder,
+    Instances,
+    PrefersLikeSizes,
+    PreparesImages,
+    Segmenter,
+    Tokenizer,
+    TokenizerSpec,
+    Tokens,
+)
+from patchmint.labelers.build import build_segmenter
+from patchmint.labelers.patches import PatchLabels, label_texts
+from patchmint.tokenizers.build import build_tokenizer
+from patchmint.types import UNKNOWN_SCORE, RgbImage, Size, Text
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the models made of one image ahead; None for a model that has no `prepare`."""
+
+    segmenter: object = None
+    tokenizer: object = None
+    encoder: object = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in it."""
+        return _nbytes((self.segmenter, self.tokenizer, self.encoder))
+
+
+def prepared_by(model: object, image: RgbImage) -> object:
+    """What a model's `prepare` makes of an image; None if it has none."""
+    if not isinstance(model, PreparesImages):
+        return None
+    with span("prepare"):
+        return model.prepare(image)
+
+
+def handed(model: object, prepared: list[object]) -> dict[str, Any]:
+    """The keyword by which a model gets what its `prepare` made of images; none if it has no `prepare`."""
+    return {"prepared": prepared} if isinstance(model, PreparesImages) else {}
+
+
+def _nbytes(prepared: object) -> int:
+    if isinstance(prepared, tuple | list):
+        return sum(map(_nbytes, prepared))
+    return int(getattr(prepared, "nbytes", 0))
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """What the models said of one image.
+
+    Attributes:
+        instances: what the texts talk about; None where no labels were asked for.
+        tokens: codes; None where none were asked for.
+        features: float16 (views * tokens, channels); None where none were asked for.
+    """
+
+    instances: Instances | None
+    tokens: Tokens | None
+    features: npt.NDArray[np.float16] | None
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """What one image and its texts became.
+
+    Attributes:
+        placement: the patch grid on the image.
+        instances: what the texts talk about; None where no labels were asked for.
+        labels: patch labels, a grid a text; None where no labels were asked for.
+        tokens: codes; None where none were asked for.
+        features: float16 (views * tokens, channels); None where none were asked for.
+    """
+
+    placement: Placement
+    instances: Instances | None
+    labels: PatchLabels | None
+    tokens: Tokens | None
+    features: npt.NDArray[np.float16] | None
+
+
+class AnnotationModels:
+    """The loaded models and the grid: everything a worker holds."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter | None,
+        tokenizer: Tokenizer | None,
+        encoder: FeatureEncoder | None,
+        grid: PatchGrid,
+        min_coverage: float,
+    ) -> None:
+        self.segmenter = segmenter
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.grid = grid
+        self.min_coverage = min_coverage
+
+    @classmethod
+    def load(cls, config: AnnotatorConfig, device: str, *, compiled: bool = False) -> AnnotationModels:
+        """Load what a config names.
+
+        Args:
+            config: the settings.
+            device: "cpu", "cuda" or "cuda:N".
+            compiled: compile the image encoders, on a GPU.
+
+        Raises:
+            WeightsError: a checkpoint is missing or can't be used.
+            PluginError: an outside model is missing or broken.
+            ConfigError: settings don't fit the models.
+        """
+        grid = resolve_grid(config.grid)
+        check_loadable(config)
+        models, precision = config.models, config.precision
+        segmenter = tokenizer = None
+        if config.labels is not None:
+            segmenter = build_segmenter(models, config.labels, device, precision, compiled=compiled)
+        if config.tokens is not None:
+            tokenizer = build_tokenizer(models, config.tokens, device, precision, compiled=compiled)
+        encoder: FeatureEncoder | None = None
+        if config.features is not None:
+            # transformers' vision classes take seconds to import
+            from patchmint.features.build import build_feature_encoder
+
+            encoder = build_feature_encoder(models, config.features, grid, device, precision)
+        return cls(segmenter, tokenizer, encoder, grid, config.labels.min_coverage if config.labels else 0.0)
+
+    def _segment(
+        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
+    ) -> list[Instances]:
+        """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels."""
+        assert self.segmenter is not None
+        saying = [
+            [index for index, text in enumerate(image_texts) if text.content.strip()] or [0] for image_texts in texts
+        ]
+        asked = [[image_texts[i] for i in kept] for image_texts, kept in zip(texts, saying, strict=True)]
+        answers = self.segmenter.segment(images, asked, **handed(self.segmenter, [each.segmenter for each in inputs]))
+        _check_answers(len(images), answers)
+        for image, answer, image_texts in zip(images, answers, asked, strict=True):
+            _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
+        return [
+            replace(answer, text_index=np.array(kept, dtype=np.int64)[answer.text_index])
+            for answer, kept in zip(answers, saying, strict=True)
+        ]
+
+    def annotate(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[AnnotatedImage]:
+        """Label, tokenise and encode a batch.
+
+        Args:
+            images: HWC uint8 RGB, any sizes.
+            texts: for each image its texts.
+
+        Raises:
+            PluginError: an outside model returned something that breaks its contract.
+        """
+        return [
+            self.label(answers, (image.shape[0], image.shape[1]), len(image_texts))
+            for answers, image, image_texts in zip(self.ask(images, texts), images, texts, strict=True)
+        ]
+
+    def prepare(self, image: RgbImage) -> ModelInputs:
+        """What can be done ahead of `ask`, without the device; in any thread."""
+        return ModelInputs(*(prepared_by(model, image) for model in (self.segmenter, self.tokenizer, self.encoder)))
+
+    def ask(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        inputs: Sequence[ModelInputs | None] | None = None,
+    ) -> list[ModelAnswers]:
+        """The models' part of `annotate`.
+
+        Args:
+            images: HWC uint8 RGB, any sizes.
+            texts: for each image its texts.
+            inputs: what `prepare` made of each image; where there is None it is done now.
+        """
+        nothing = [None] * len(images)
+        given = zip(images, nothing if inputs is None else inputs, strict=True)
+        ready = [self.prepare(image) if made is None else made for image, made in given]
+        instances = self._segment(images, texts, ready) if self.segmenter else nothing
+        tokens = self._tokenize(images, ready) if self.tokenizer else nothing
+        features: Sequence[npt.NDArray[np.float16] | None] = nothing
+        if self.encoder:
+            with span("features"):
+                features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
+        return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
+
+    def label(self, answers: ModelAnswers, size: Size, texts: int) -> AnnotatedImage:
+        """The rest of `annotate`, for which no model is needed: patch labels from masks, on the CPU.
+
+        Args:
+            answers: what the models said of an image.
+            size: its (height, width).
+            texts: how many it has.
+        """
+        placement = self.grid.place(size)
+        labels: PatchLabels | None = None
+        if answers.instances is not None:
+            with span("label"):
+                labels = label_texts(answers.instances, texts, placement, self.min_coverage)
+        return AnnotatedImage(placement, answers.instances, labels, answers.tokens, answers.features)
+
+    def batch_key(self, size: Size) -> Hashable:
+        """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.
+
+        Args:
+            size: (height, width) of an image.
+        """
+        return self.segmenter.batch_key(size) if isinstance(self.segmenter, PrefersLikeSizes) else None
+
+    @property
+    def prefers_like_sizes(self) -> bool:
+        """Whether `batch_key` tells sizes apart."""
+        return isinstance(self.segmenter, PrefersLikeSizes)
+
+    def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
+        assert self.tokenizer is not None
+        with span("tokens"):
+            tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
+        _check_answers(len(images), tokens)
+        for answer in tokens:
+            _check_tokens(answer, self.tokenizer.spec)
+        return tokens
+
+
+def _check_answers(images: int, answer: object) -> None:
+    if not isinstance(answer, list):
+        raise PluginError(f"a model answered with a {type(answer).__name__}; it must give a list, one item an image")
+    if len(answer) != images:
+        raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")
+
+
+def _check_tokens(answer: object, spec: TokenizerSpec) -> None:
+    shape = (*spec.grid_shape, len(spec.codebook_sizes))
+    codes = answer.codes if isinstance(answer, Tokens) else None
+    if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype.kind not in "iu":
+        raise PluginError(f"the tokenizer {spec.name!r} must give Tokens with integer codes of shape {shape}")
+    if ((codes < 0) | (codes >= np.array(spec.codebook_sizes))).any():
+        raise PluginError(f"the tokenizer {spec.name!r} gave codes outside its codebooks of {spec.codebook_sizes}")
+
+
+def _check_instances(found: object, size: Size, texts: Sequence[Text]) -> None:
+    """Hold a segmenter to its contract: what is wrong here would only show as wrong labels later."""
+    if not isinstance(found, Instances):
+        raise PluginError(f"a segmenter answered with a {type(found).__name__}; it must give Instances")
+    if tuple(found.image_size) != size:
+        raise PluginError(f"a segmenter says that the image is {found.image_size}, but it is {size} (height, width)")
+    for text_index, (start, end) in zip(found.text_index, found.spans, strict=True):
+        if not 0 <= text_index < len(texts) or not 0 <= start < end <= len(texts[text_index].content):
+            raise PluginError(
+                f"a segmenter named characters {start} to {end} of text {text_index}; there are {len(texts)} texts, "
+                "and a span must lie inside its text"
+            )
+    scores, limits = found.scores, np.array([size[1], size[0], size[1], size[0]])
+    if not ((scores == UNKNOWN_SCORE) | ((scores >= 0) & (scores <= 1))).all():
+        raise PluginError("a segmenter gave scores that are neither 0..1 nor UNKNOWN_SCORE")
+    if not ((found.boxes >= 0) & (found.boxes <= limits)).all():
+        raise PluginError("a segmenter gave boxes that reach out of the image; they are XYXY in its pixels")

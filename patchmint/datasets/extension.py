@@ -1,0 +1,88 @@
+"""Building on a finished data set: what is there, and whether the settings go with it."""
+
+from __future__ import annotations
+
+from patchmint.config.annotator import GridConfig, resolve_grid
+from patchmint.config.build import BuildConfig
+from patchmint.config.parsing import parse_settings
+from patchmint.config.sources import PatchmintSourceConfig
+from patchmint.errors import ConfigError, NotFoundError
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.names import MANIFEST_PATH
+from patchmint.storage import Storage, open_storage
+
+SECTION_OF_ROLE = {
+    "detector": "labels",
+    "vocabulary": "labels",
+    "masker": "labels",
+    "segmenter": "labels",
+    "tokenizer": "tokens",
+    "remap": "tokens",
+    "vit": "features",
+}
+"""Which section of the settings a model, by its role, makes."""
+
+
+def extended_manifest(config: BuildConfig) -> Manifest | None:
+    """The manifest of the data set that a build extends; None for a build from other sources.
+
+    Raises:
+        ConfigError: it isn't finished, or no data set of ours.
+        ShardError: its manifest is damaged.
+        StorageError: it can't be read.
+    """
+    if not isinstance(config.source, PatchmintSourceConfig):
+        return None
+    return finished_manifest(open_storage(config.source.uri))
+
+
+def finished_manifest(storage: Storage) -> Manifest:
+    """The manifest of a data set that is to be extended.
+
+    Raises:
+        ConfigError, ShardError, StorageError: as for `extended_manifest`.
+    """
+    try:
+        return read_manifest(storage)
+    except NotFoundError as error:
+        raise ConfigError(
+            f"{storage.uri} holds no {MANIFEST_PATH}: only a finished data set of patchmint can be extended. Finish "
+            "its build first (the build's command again), or correct source.uri"
+        ) from error
+
+
+def stored_grid(manifest: Manifest) -> str | GridConfig:
+    """The patch grid of a finished data set, as its settings say it.
+
+    Raises:
+        ConfigError: they say none.
+    """
+    grid = manifest.config.get("grid")
+    return grid if isinstance(grid, str) else parse_settings(GridConfig, grid)  # type: ignore[arg-type]
+
+
+def check_extension(config: BuildConfig) -> None:
+    """Check that what is carried over and what is made lie on one patch grid.
+
+    Raises:
+        ConfigError: they don't; or as for `extended_manifest`.
+        ShardError, StorageError: as for `extended_manifest`.
+    """
+    manifest = extended_manifest(config)
+    if manifest is None:
+        return
+    carried = [
+        name
+        for name, there, made in (
+            ("labels", manifest.layout.min_coverage is not None, config.labels),
+            ("features", manifest.layout.features is not None, config.features),
+        )
+        if there and made is None
+    ]
+    there = stored_grid(manifest)
+    if carried and resolve_grid(there) != resolve_grid(config.grid):
+        shown = there if isinstance(there, str) else there.model_dump()
+        raise ConfigError(
+            f"grid {config.grid!r}: the {' and '.join(carried)} that are carried over from {config.source.uri} lie on "
+            f"the grid {shown!r}; use that one, or make them anew"
+        )

@@ -1,0 +1,131 @@
+"""What stands in an output: plans, commit records, and what follows from them. The driver and `status` count alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from patchmint.errors import BuildError, NotFoundError
+from patchmint.samples import Reject
+from patchmint.shards.commit import committed_units, publish, read_records
+from patchmint.shards.names import record_path, unit_name
+from patchmint.shards.plan import Plan, Unit, load_plans
+from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.records import CommitRecord, run_and_unit
+from patchmint.shards.rejects import read_rejects
+from patchmint.storage import Storage
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Plans and records of an output, as read at one moment.
+
+    Attributes:
+        storage: the output.
+        plans: the plan, and its retries; may be empty.
+        records: by unit, of all that are committed.
+    """
+
+    storage: Storage = field(repr=False)
+    plans: Sequence[Plan]
+    records: Mapping[int, CommitRecord] = field(repr=False)
+
+    @classmethod
+    def read(cls, storage: Storage, plans: Sequence[Plan] | None = None) -> Ledger:
+        """Read the records, and the plans unless they are given.
+
+        Raises:
+            StorageError: they can't be read.
+            ShardError: one is damaged.
+        """
+        found = load_plans(storage) if plans is None else plans
+        records = read_records(storage, sorted(committed_units(storage)))
+        return cls(storage, found, {record.unit: record for record in records})
+
+    @property
+    def units(self) -> list[Unit]:
+        """Units of all plans, in order."""
+        return [unit for plan in self.plans for unit in plan.units]
+
+    @property
+    def left(self) -> list[Unit]:
+        """Units without a record."""
+        return [unit for unit in self.units if unit.id not in self.records]
+
+    @property
+    def planned(self) -> int:
+        """Samples of the data set."""
+        return self.plans[0].total if self.plans else 0
+
+    @property
+    def written(self) -> int:
+        """Samples in shards."""
+        return sum(record.written for record in self.records.values())
+
+    def standing_rejects(self) -> dict[int, str]:
+        """Reason by ordinal, of rejects that no retry has taken up, and of those that a retry rejected again."""
+        standing: dict[int, str] = {}
+        for plan in self.plans:
+            if plan is not self.plans[0]:
+                for unit in plan.units:
+                    for planned in read_unit(self.storage, unit):
+                        standing.pop(planned.ordinal, None)
+            for unit in plan.units:
+                record = self.records.get(unit.id)
+                if record is not None and record.rejects:
+                    standing |= {reject.ordinal: reject.fault.reason for reject in self._rejects(record)}
+        return standing
+
+    def rejects(self) -> Counter[str]:
+        """Number of standing rejects by reason, in alphabetical order."""
+        counts: Counter[str] = Counter()
+        if len(self.plans) > 1:
+            counts.update(self.standing_rejects().values())
+        else:
+            for record in self.records.values():
+                counts.update(record.rejects)
+        return Counter(dict(sorted(counts.items())))
+
+    def check(self) -> None:
+        """Check that what is committed is of these plans and is there.
+
+        Raises:
+            BuildError: a record is of another plan, or a file that one names is gone or has another size.
+        """
+        digests = {unit.id: plan.digest for plan in self.plans for unit in plan.units}
+        sizes = {entry.path: entry.size for room in ("shards/", "rejects/") for entry in self.storage.list(room)}
+        for unit, record in self.records.items():
+            if digests.get(unit) != record.plan_digest:
+                raise BuildError(
+                    f"{record_path(unit)} in {self.storage.uri} was built by another plan than the plan.parquet there; "
+                    "bring back the plan that it belongs to, or build into another output.uri"
+                )
+            for path, file in record.files.items():
+                if sizes.get(path) != file.size:
+                    found = f"has {sizes[path]} bytes" if path in sizes else "is gone"
+                    raise BuildError(
+                        f"{path} in {self.storage.uri} {found}, but {record_path(unit)} says that it was finished "
+                        f"with {file.size} bytes; bring it back, or delete {record_path(unit)} as well, and the same "
+                        "command builds that unit again"
+                    )
+
+    def _rejects(self, record: CommitRecord) -> list[Reject]:
+        canonical = f"rejects/{unit_name(record.unit)}.parquet"
+        try:
+            return read_rejects(self.storage, canonical)
+        except NotFoundError:  # committed this moment, and not yet published
+            return read_rejects(self.storage, record.files[canonical].path)
+
+
+def roll_forward(storage: Storage) -> None:
+    """Publish what is committed but not published: its attempts are still there.
+
+    Raises:
+        StorageError, ShardError: it can't be published.
+    """
+    attempts = {entry.path.split("/")[1] for entry in storage.list("attempts/")}
+    tried = {parsed[1] for attempt in attempts if (parsed := run_and_unit(attempt)) is not None}
+    for record in read_records(storage, sorted(tried & committed_units(storage))):
+        if record.attempt in attempts:
+            publish(storage, record)

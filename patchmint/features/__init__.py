@@ -1,0 +1,1 @@
+"""Continuous features of vision encoders."""

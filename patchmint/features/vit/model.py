@@ -1,0 +1,80 @@
+"""The vision encoder itself: transformers' own modules, run block by block."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from patchmint.features.vit.arch import VitArch
+
+_CLASSES = {"clip": (CLIPVisionModel, CLIPVisionConfig), "siglip": (SiglipVisionModel, SiglipVisionConfig)}
+
+
+class Vit(nn.Module):
+    """A CLIP or SigLIP vision tower whose hidden states can be read one after another.
+
+    Keys of the state dict are those of a whole CLIP or SigLIP model's vision half, `vision_model.*`, whatever the
+    version of transformers: 4.57 has that level of modules, 5 hasn't.
+    """
+
+    def __init__(self, arch: VitArch) -> None:
+        super().__init__()
+        self.arch = arch
+        model_class, config_class = _CLASSES[arch.family]
+        model = model_class(
+            config_class(
+                hidden_size=arch.hidden,
+                intermediate_size=arch.mlp,
+                num_hidden_layers=arch.layers,
+                num_attention_heads=arch.heads,
+                image_size=arch.image_px,
+                patch_size=arch.patch_px,
+                hidden_act=arch.activation,
+                layer_norm_eps=arch.layer_norm_eps,
+            )
+        )
+        self.vision_model: Any = getattr(model, "vision_model", model)
+        self._masks: dict[str, None] = {
+            name: None
+            for name in ("attention_mask", "causal_attention_mask")  # the second: CLIP in transformers 4
+            if name in inspect.signature(self.vision_model.encoder.layers[0].forward).parameters
+        }
+
+    def number_positions(self) -> None:
+        """Write the position numbers, which no checkpoint has to hold, into memory that `to_empty` left unset."""
+        numbers: Tensor = self.vision_model.embeddings.position_ids
+        numbers.copy_(torch.arange(numbers.shape[-1]).expand_as(numbers))
+
+    def cut(self, blocks: int) -> Vit:
+        """Drop what lies after the first `blocks` blocks, to save its memory; then only states 0..blocks exist."""
+        del self.vision_model.encoder.layers[blocks:]
+        self.vision_model.post_layernorm = None
+        self.vision_model.head = None
+        return self
+
+    @torch.no_grad()
+    def states(self, pixels: Tensor, last: int) -> Iterator[Tensor]:
+        """Compute hidden states one after another, never normalised after the block.
+
+        Args:
+            pixels: float (B, 3, image_px, image_px), normalised.
+            last: index of the last state, 0..`arch.layers`; the blocks after it don't run.
+
+        Yields:
+            float (B, leading + patches, hidden): state 0, the first block's input (after CLIP's `pre_layrnorm`), then
+            the output of block 1, 2, ... `last`.
+        """
+        hidden: Tensor = self.vision_model.embeddings(pixels)
+        if self.arch.family == "clip":
+            hidden = self.vision_model.pre_layrnorm(hidden)
+        yield hidden
+        for index in range(last):
+            answer = self.vision_model.encoder.layers[index](hidden, **self._masks)
+            # Of transformers 4.57, some blocks answer with a tuple.
+            hidden = cast(Tensor, answer[0] if isinstance(answer, tuple) else answer)
+            yield hidden

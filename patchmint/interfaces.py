@@ -1,0 +1,214 @@
+"""The contracts of models: what each takes, what it gives, and what it may do ahead. The plug-in contract.
+
+Images, boxes and sizes are as in `patchmint.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.errors import PluginError
+from patchmint.geometry.grid import PatchGrid
+from patchmint.geometry.masks import Masks
+from patchmint.types import RgbImage, Size, Text
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What a segmenter found in one image, for all of the image's texts.
+
+    Attributes:
+        image_size: (height, width) of the image.
+        masks: one mask an instance.
+        text_index: int64 (N,), which text of the image an instance belongs to.
+        scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
+        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
+        spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
+
+    Raises:
+        PluginError: the arrays don't have N rows each.
+    """
+
+    image_size: Size
+    masks: Masks
+    text_index: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    spans: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.masks)
+        shapes = (self.text_index.shape, self.scores.shape, self.boxes.shape, self.spans.shape)
+        if shapes != ((n,), (n,), (n, 4), (n, 2)):
+            raise PluginError(
+                f"a segmenter gave {n} masks, but text_index, scores, boxes and spans of shapes {shapes}; "
+                f"they must be ({n},), ({n},), ({n}, 4) and ({n}, 2)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Discrete codes of one image.
+
+    Attributes:
+        codes: int32 (*grid, codebooks): (16, 16, 1) for VQGAN f16 at 256 px, (32, 1) for a 1-D tokenizer. Row-major
+            where there is a grid; before any vocabulary offset.
+    """
+
+    codes: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What is fixed about a tokenizer, whatever the image.
+
+    Attributes:
+        name: preset name or path, as recorded in manifests.
+        grid_shape: shape of `Tokens.codes` without its last axis.
+        codebook_sizes: number of codes in each codebook; its length is the last axis of `Tokens.codes`.
+        cells: how grid positions lie in the image; None for a 1-D tokenizer, whose codes have no place.
+        preprocessing: short name of how pixels are prepared, such as "pad-256-bicubic"; codes of two data sets may
+            only be mixed where it is the same.
+        can_decode: whether `decode` works.
+    """
+
+    name: str
+    grid_shape: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
+    cells: PatchGrid | None
+    preprocessing: str
+    can_decode: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is fixed about continuous features, whatever the image.
+
+    Attributes:
+        encoder: name or path of the vision encoder, as recorded in manifests.
+        connector: "none", "sti", "sci" or "dci" (Dense Connector, arXiv 2405.13800).
+        layers: hidden states that take part: first (V_L,), then a tuple for each further part; 0 = the first block's
+            input.
+        select_feature: "patch", or "cls_patch" where the CLS token stays (LLaVA's names).
+        pool: "" = not pooled; "before" or "after" the connector (DeCo, arXiv 2405.20985).
+        grid: rows and columns of those tokens of one view that lie on a grid, pooling done.
+        leading: tokens of one view before the grid's: 1 with CLS.
+        trailing: tokens of one view after the grid's: those that STI appends.
+        channels: numbers of one token.
+    """
+
+    encoder: str
+    connector: str
+    layers: tuple[tuple[int, ...], ...]
+    select_feature: str
+    pool: str
+    grid: tuple[int, int]
+    leading: int
+    trailing: int
+    channels: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one view."""
+        return self.leading + self.grid[0] * self.grid[1] + self.trailing
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Image + texts -> instances. Grounding DINO + SAM is one; a text-prompted segmenter without boxes is another.
+
+    It may have two methods more, for speed: `batch_key` (`PrefersLikeSizes`) and `prepare` (`PreparesImages`).
+    """
+
+    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+        """Find what each text talks about.
+
+        Args:
+            images: any sizes, in one batch.
+            texts: for each image its texts (at least one).
+
+        Returns:
+            One `Instances` an image, in order; an image in which nothing is found has none, which is no error.
+        """
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Image -> discrete codes, and back where the model can. It may have `prepare`, as a `Segmenter` may."""
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What is fixed about this tokenizer."""
+        ...
+
+    def tokenize(self, images: Sequence[RgbImage]) -> list[Tokens]:
+        """Encode images of any sizes; one `Tokens` an image, in order."""
+        ...
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[RgbImage]:
+        """Decode codes to images of the tokenizer's own input size, for a preview.
+
+        Raises:
+            NotImplementedError: `spec.can_decode` is False.
+        """
+        ...
+
+
+class FeatureEncoder(Protocol):
+    """Image -> continuous patch features of a frozen vision encoder. It may have `prepare`, as a `Segmenter` may."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What is fixed about these features."""
+        ...
+
+    def encode(self, images: Sequence[RgbImage]) -> list[npt.NDArray[np.float16]]:
+        """Encode images of any sizes.
+
+        Returns:
+            One float16 (views * spec.tokens, spec.channels) an image, in order: view after view, row-major.
+        """
+        ...
+
+
+@runtime_checkable
+class PrefersLikeSizes(Protocol):
+    """What a segmenter may have besides: it is faster where the images of a batch are alike."""
+
+    def batch_key(self, size: Size) -> Hashable:
+        """Images with equal keys are best put into one batch.
+
+        Args:
+            size: (height, width) of an image.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparesImages(Protocol):
+    """What any model may have besides: work on an image that can be done ahead, on the CPU.
+
+    Its method for images (`segment`, `tokenize`, `encode`) then takes a keyword `prepared`: what `prepare` made of each
+    image, in order, or None where nothing was done ahead.
+    """
+
+    def prepare(self, image: RgbImage) -> object:
+        """Do that work. A build calls this in several threads at once, while the model is at work.
+
+        Args:
+            image: any size; not to be changed.
+
+        Returns:
+            What the model wants: best a uint8 array, or a tuple or list of them. It is kept until the image's turn
+            comes, and the bytes of arrays count towards what may wait.
+        """
+        ...

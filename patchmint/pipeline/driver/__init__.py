@@ -1,0 +1,1 @@
+"""The driver: hands out units, watches workers, and writes the manifest."""

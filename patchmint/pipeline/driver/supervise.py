@@ -1,0 +1,289 @@
+"""The driver's loop: hands units to workers, replaces the dead, finds the samples that kill, and stops in good order.
+
+Knows nothing of processes or Ray: a `Pool` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from patchmint.errors import BuildError
+from patchmint.pipeline.driver.hunt import Hunt
+from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, UnitResult
+from patchmint.shards.plan import Unit
+
+MIN_REJECTS_TO_STOP = 10
+"""Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
+
+_TRANSIENT_TRIES = 5
+_LONGEST_REST_SECONDS = 60.0
+_SETUP_DEATHS = 3
+_POLL_SECONDS = 0.5
+
+
+class Pool(Protocol):
+    """Workers, wherever they run. Each does one order at a time; a dead one is replaced by the pool."""
+
+    def start(self, workers: int) -> None:
+        """Ask for that many workers at most; those that can't be placed yet may come later."""
+        ...
+
+    def submit(self, worker: int, order: Order) -> None:
+        """Give an idle worker something to do."""
+        ...
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What happened, waiting at most so long for something to happen."""
+        ...
+
+    def retire(self, worker: int) -> None:
+        """Let go of an idle worker that there is no work for."""
+        ...
+
+    def stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        ...
+
+
+@dataclass
+class Progress:
+    """How a run stands.
+
+    Attributes:
+        units: units to do in this run.
+        done: units finished in this run.
+        samples, written: samples in the finished units, and those of them that were written.
+        rejects: by reason.
+        bytes: written into shards.
+        workers: workers that are ready.
+        deaths: workers that died.
+        seconds: of all workers together, by stage.
+        queue_wait: seconds that workers stood idle while units were left.
+        planned: samples in all units of this run.
+        batch_sizes: images that models took at once, in ascending order; workers may differ.
+    """
+
+    units: int
+    planned: int
+    done: int = 0
+    samples: int = 0
+    written: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    workers: int = 0
+    deaths: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    queue_wait: float = 0.0
+    batch_sizes: list[int] = field(default_factory=list)
+
+    def add(self, result: UnitResult) -> None:
+        """Count a finished unit."""
+        self.done += 1
+        self.samples += result.planned
+        self.written += result.written
+        for reason, count in result.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        self.bytes += result.bytes
+        self.batch_sizes = sorted({*self.batch_sizes, result.batch_size})
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Supervisor:
+    """Does the units that are left with a pool's workers."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        units: Iterable[Unit],
+        *,
+        min_workers: int,
+        max_workers: int,
+        max_reject_share: float,
+        rejected_before: int,
+        samples_before: int,
+        report: Callable[[Progress, UnitResult | None], None],
+        warn: Callable[[str], None],
+        should_stop: Callable[[], str],
+        rest_seconds: float = 2.0,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            pool: where the workers run.
+            units: what is left to do.
+            min_workers: workers to have before anything starts.
+            max_workers: most workers at a time.
+            max_reject_share: a larger share of rejects, over all runs, stops the build.
+            rejected_before: rejects of units finished in earlier runs.
+            samples_before: samples of those units.
+            report: called after each unit, and now and then with None.
+            warn: takes a line for people: a worker died, a unit is tried again.
+            should_stop: asked often; anything but "" stops the build with that reason.
+            rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
+        """
+        self._pool = pool
+        self._todo = deque(units)
+        self._max_workers = min(max_workers, len(self._todo))
+        self._wanted = min(min_workers, self._max_workers)
+        self._max_share = max_reject_share
+        self._rejected, self._samples = rejected_before, samples_before
+        self._report, self._warn, self._should_stop = report, warn, should_stop
+        self._orders: dict[int, Order] = {}
+        self._idle: dict[int, float] = {}
+        self._hunts: dict[int, Hunt] = {}
+        # What a worker begins to read while it ends its unit. It is to get that one next, but anybody idle may take it.
+        self._promised: dict[int, Unit] = {}
+        self._failures: Counter[int] = Counter()
+        self._failures_in_a_row = 0
+        self._rest_seconds = rest_seconds
+        self._resting_until = 0.0
+        self._setup_deaths = 0
+        self.progress = Progress(len(self._todo), sum(unit.samples for unit in self._todo))
+
+    def run(self) -> Progress:
+        """Work until every unit is done.
+
+        Raises:
+            BuildError: the build can't go on; the message says why. Finished units stay, the rest can be resumed.
+        """
+        self._check_rejects()
+        self._pool.start(self._max_workers)
+        try:
+            while self._todo or self._promised or self._orders:
+                if reason := self._should_stop():
+                    raise BuildError(reason)
+                self._hand_out()
+                for event in self._pool.wait(_POLL_SECONDS):
+                    self._handle(event)
+                self._report(self.progress, None)
+        finally:
+            self._pool.stop()
+        return self.progress
+
+    def _hand_out(self) -> None:
+        if self.progress.workers < self._wanted:
+            return
+        self._wanted = 0
+        now = time.monotonic()
+        if now < self._resting_until:
+            return
+        for worker in list(self._idle):
+            unit = self._next_unit(worker)
+            if unit is None:
+                # a unit in flight may come back if its worker dies; one idle worker at least stays for it
+                if len(self._idle) > len(self._orders):
+                    del self._idle[worker]
+                    self.progress.workers -= 1
+                    self._pool.retire(worker)
+                continue
+            hunt = self._hunts.get(unit.id)
+            order = hunt.next_order() if hunt else Order(unit, ahead=self._promise(worker))
+            self.progress.queue_wait += now - self._idle.pop(worker)
+            self._orders[worker] = order
+            self._pool.submit(worker, order)
+
+    def _next_unit(self, worker: int) -> Unit | None:
+        if worker in self._promised:
+            return self._promised.pop(worker)
+        if self._todo:
+            return self._todo.popleft()
+        return self._promised.pop(next(iter(self._promised))) if self._promised else None
+
+    def _promise(self, worker: int) -> Unit | None:
+        """The unit that a worker is to get next, unless others will want it first.
+
+        None that is hunted in: a worker that dies of it would be taken to have died of the unit that it was ending.
+        """
+        if len(self._todo) < max(1, self.progress.workers) or self._todo[0].id in self._hunts:
+            return None
+        self._promised[worker] = self._todo.popleft()
+        return self._promised[worker]
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Ready(worker):
+                self._setup_deaths = 0
+                self.progress.workers += 1
+                self._idle[worker] = time.monotonic()
+            case Done(worker, result):
+                self._idle[worker] = time.monotonic()
+                self._finish(self._orders.pop(worker), result)
+            case Failed(worker, transient, message):
+                self._fail(worker, transient, message)
+            case Died(worker, innocent, message):
+                self._bury(worker, innocent, message)
+
+    def _finish(self, order: Order, result: UnitResult | None) -> None:
+        if result is None:
+            self._hunts[order.unit.id].survived()
+            self._todo.appendleft(order.unit)
+            return
+        self._hunts.pop(order.unit.id, None)
+        self._failures_in_a_row = 0
+        self.progress.add(result)
+        self._samples += result.planned
+        self._rejected += sum(result.rejects.values())
+        self._report(self.progress, result)
+        self._check_rejects()
+
+    def _fail(self, worker: int, transient: bool, message: str) -> None:
+        order = self._orders.pop(worker, None)
+        if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
+            self._max_workers -= 1
+            if self._wanted > self._max_workers:
+                raise BuildError(message)
+            self._warn(f"a worker couldn't be set up, and is done without: {message}")
+            self._pool.retire(worker)
+            return
+        if order is None or not transient:
+            raise BuildError(message)
+        self._idle[worker] = time.monotonic()
+        self._failures[order.unit.id] += 1
+        self._failures_in_a_row += 1
+        in_a_row = max(_TRANSIENT_TRIES, 2 * self.progress.workers)
+        if self._failures[order.unit.id] >= _TRANSIENT_TRIES or self._failures_in_a_row >= in_a_row:
+            raise BuildError(
+                f"unit {order.unit.name} failed {self._failures[order.unit.id]} times, and {self._failures_in_a_row} "
+                f"units in a row did; the last time with: {message}"
+            )
+        rest = self._rest_seconds * 2 ** (self._failures_in_a_row - 1)
+        self._resting_until = time.monotonic() + min(_LONGEST_REST_SECONDS, rest)
+        self._warn(f"unit {order.unit.name} is tried again: {message}")
+        self._todo.append(order.unit)
+
+    def _bury(self, worker: int, innocent: bool, message: str) -> None:
+        was_idle = self._idle.pop(worker, None) is not None
+        order = self._orders.pop(worker, None)
+        self.progress.deaths += 1
+        if order is None and not was_idle:
+            self._setup_deaths += not innocent
+            if self._setup_deaths >= _SETUP_DEATHS and not (self._orders or self._idle):
+                raise BuildError(f"{_SETUP_DEATHS} workers died one after another while they loaded models: {message}")
+            self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
+            return
+        self.progress.workers -= 1
+        if (promised := self._promised.pop(worker, None)) is not None:
+            # It may be this one that kills, while it is read ahead. From now on it is only given out by itself.
+            self._hunts.setdefault(promised.id, Hunt(promised))
+            self._todo.appendleft(promised)
+        if order is None:
+            self._warn(f"an idle worker died, and is replaced: {message}")
+            return
+        self._warn(f"a worker died at unit {order.unit.name}, and is replaced; the unit is tried again: {message}")
+        if not innocent:
+            self._hunts.setdefault(order.unit.id, Hunt(order.unit)).died()
+        self._todo.appendleft(order.unit)
+
+    def _check_rejects(self) -> None:
+        if self._rejected > max(MIN_REJECTS_TO_STOP, self._max_share * self._samples):
+            raise BuildError(
+                f"{self._rejected} of {self._samples} samples were rejected, more than limits.max_reject_share "
+                f"({self._max_share:g}) allows; `patchmint status` shows the reasons. If the data set is like that, "
+                "raise limits.max_reject_share and run the same command again; else mend the config, and build into "
+                "another folder"
+            )

@@ -1,0 +1,1 @@
+"""Where workers run: child processes, or Ray actors."""

@@ -1,0 +1,272 @@
+"""Workers as Ray actors. The one place of the pipeline that knows Ray.
+
+Ray core and not Ray Data: here a pool of actors answered within a second where the same through Ray Data took 16 s to
+start, and units are few and long, so Data's streaming of blocks between operators has nothing to stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from patchmint.config.build import RayRunner
+from patchmint.errors import BuildError, DiskFullError, PatchmintError, StorageError
+from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, WorkerSettings
+
+_SAY_WAITING_SECONDS = 30
+_PULSE_SECONDS = 5.0
+_END_SECONDS = 10.0
+_LOST_SECONDS = 45.0
+"""Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
+
+
+class PatchmintWorker:
+    """Runs on the cluster. Errors travel as values: Ray would wrap them, and needs their classes on both sides."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._busy: Any = None
+
+    def load(self, settings: WorkerSettings, threads: int) -> Event:
+        """Load the models."""
+        return self._answer(lambda: Ready(self._worker, self._load(settings, threads)))
+
+    def do(self, order: Order) -> Event:
+        """Do an order."""
+        return self._answer(lambda: Done(self._worker, self._busy.do(order)))
+
+    def ping(self) -> None:
+        """Show that it lives."""
+
+    def _load(self, settings: WorkerSettings, threads: int) -> Any:
+        from patchmint.annotate.devices import pick_device
+        from patchmint.pipeline.worker.work import Worker
+
+        on_gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+        self._busy = Worker(settings, pick_device("cuda" if on_gpu else "cpu"), threads)
+        return self._busy.info
+
+    def _answer(self, act: Callable[[], Event]) -> Event:
+        try:
+            return act()
+        except PatchmintError as error:
+            transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError)
+            return Failed(self._worker, transient, f"on {socket.gethostname()}: {error}")
+        except Exception:
+            return Failed(self._worker, transient=False, message=traceback.format_exc())
+
+
+class RayPool:
+    """A `Pool` of Ray actors."""
+
+    def __init__(self, settings: WorkerSettings, runner: RayRunner, warn: Callable[[str], None]) -> None:
+        """Connect to the cluster, or start one on this machine if there is none.
+
+        Args:
+            settings: what each worker needs.
+            runner: resources of an actor.
+            warn: takes a line for people.
+
+        Raises:
+            BuildError: the cluster can't be reached.
+        """
+        self._settings = settings
+        self._runner = runner
+        self._warn = warn
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[Any, int] = {}
+        self._loaded: set[int] = set()
+        self._needed = 1
+        self._next = 0
+        self._enough_at = time.monotonic()
+        _connect(runner)
+        self._pulse = _Pulse()
+
+    def start(self, workers: int) -> None:
+        """Create all actors at once: an autoscaler sees those that nothing can place yet."""
+        self._needed = min(self._runner.min_actors, workers)
+        for _ in range(workers):
+            self._create()
+
+    def submit(self, worker: int, order: Order) -> None:
+        """Send an order."""
+        self._pending[self._actors[worker].do.remote(order)] = worker
+
+    def wait(self, seconds: float) -> list[Event]:
+        """Answers and deaths.
+
+        Raises:
+            BuildError: the cluster has been silent for too long.
+        """
+        self._pulse.check()
+        self._say_waiting()
+        if not self._pending:
+            time.sleep(seconds)
+            return []
+        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0) if done else ([], [])
+        events = [self._answer(ref) for ref in more]
+        return [event for event in events if event is not None]
+
+    def retire(self, worker: int) -> None:
+        """End an idle actor: its GPU goes back, and an autoscaler can give the node back."""
+        self._kill(worker)
+
+    def stop(self) -> None:
+        """Kill all actors, and wait until they are dead: the driver sweeps next what they were writing."""
+        in_work = list(self._pending)
+        self._pending.clear()
+        self._pulse.stop()
+        for worker in list(self._actors):
+            self._kill(worker)
+        if in_work and not self._pulse.lost:
+            ray.wait(in_work, num_returns=len(in_work), timeout=_END_SECONDS)
+
+    def _create(self) -> None:
+        worker, self._next = self._next, self._next + 1
+        runner = self._runner
+        # max_restarts 0: who replaces a dead worker is the supervisor, which wants to know of every death
+        options = {"num_cpus": runner.num_cpus, "num_gpus": runner.num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        name = f"patchmint-{self._settings.run_id}-{worker}"
+        actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker)
+        self._actors[worker] = actor
+        self._pending[actor.load.remote(self._settings, runner.num_cpus)] = worker
+
+    def _answer(self, ref: Any) -> Event | None:
+        worker = self._pending.pop(ref)
+        try:
+            event: Event | None = ray.get(ref)
+        except ActorUnavailableError:
+            # The connection broke. Whether the process died, its node, or neither, is known some seconds later; to take
+            # it for an accident would let a sample kill for ever.
+            self._pending[self._actors[worker].ping.remote()] = worker
+            return None
+        except ActorDiedError as error:
+            if _node_went_away(error):
+                return self._bury(worker, innocent=True, message=f"its node went away: {_short(error)}")
+            return self._bury(worker, innocent=False, message=_short(error))
+        except RayError as error:
+            return self._bury(worker, innocent=False, message=_short(error))
+        if event is None:
+            return self._bury(worker, innocent=True, message="the connection to it broke, and its answer is lost")
+        self._loaded.add(worker)
+        return event
+
+    def _bury(self, worker: int, *, innocent: bool, message: str) -> Died:
+        self._kill(worker)
+        self._create()
+        return Died(worker, innocent=innocent, message=message)
+
+    def _kill(self, worker: int) -> None:
+        self._loaded.discard(worker)
+        actor = self._actors.pop(worker)
+        if not self._pulse.lost:  # or each call would wait for an answer
+            with suppress(RayError):
+                ray.kill(actor)
+
+    def _say_waiting(self) -> None:
+        now = time.monotonic()
+        if len(self._loaded) >= self._needed:
+            self._needed, self._enough_at = 1, now
+        elif now - self._enough_at > _SAY_WAITING_SECONDS:
+            self._enough_at = now
+            asked = {"GPU": self._runner.num_gpus, "CPU": self._runner.num_cpus}
+            self._warn(
+                f"{len(self._loaded)} workers are ready, waiting for {self._needed}: each asks for {_shown(asked)}; "
+                f"the cluster has {self._pulse.resources}"
+            )
+
+
+class _Pulse:
+    """Asks the cluster all the time, in a thread, because the question itself may take a minute.
+
+    Attributes:
+        lost: whether the cluster has been silent for too long.
+        resources: what the cluster has and what is free, for people.
+    """
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.resources = ""
+        self._seen = time.monotonic()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="ray-pulse", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises BuildError if the cluster is lost."""
+        silent = time.monotonic() - self._seen
+        self.lost = silent > _LOST_SECONDS
+        if self.lost:
+            raise BuildError(
+                f"the Ray cluster hasn't answered for {silent:.0f} s: its head node is gone, or can't be reached from "
+                f"{socket.gethostname()}. What is finished stays; once a cluster is up, the same command goes on"
+            )
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            with suppress(Exception):  # whatever Ray raises: silence is what counts
+                has, free = ray.cluster_resources(), ray.available_resources()
+                self.resources = f"{_shown(has)}, free {_shown(free)}"
+                self._seen = time.monotonic()
+            self._stopped.wait(_PULSE_SECONDS)
+
+
+def _connect(runner: RayRunner) -> None:
+    if ray.is_initialized():
+        return
+    try:
+        if not sys.stderr.isatty():
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # or escape sequences stand in the job's log
+        with _own_sigterm():
+            ray.init(address=runner.address, log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise BuildError(
+            f"can't reach the Ray cluster: {error}\n`patchmint doctor` looks at Ray and its token; on one machine "
+            "runner.kind: local needs no Ray"
+        ) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """`ray.init` puts a handler of its own on SIGTERM, with which `ray job stop` would cut a build short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _node_went_away(error: ActorDiedError) -> bool:
+    return error.preempted or "its node has died" in str(error)
+
+
+def _short(error: RayError) -> str:
+    """Ray's message in one line: which process and where, then the cause; not its ids, nor its hints for debugging."""
+    lines = str(error).splitlines()
+    where = [line.strip() for line in lines if line.startswith(("\tpid:", "\tip:"))]
+    cause = " ".join(line.strip() for line in lines if not line.startswith("\t"))
+    cause = cause.removeprefix(ActorDiedError.BASE_ERROR_MSG).partition("Some common causes")[0].strip()
+    return ", ".join([*where, cause])
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU"

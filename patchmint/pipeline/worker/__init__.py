@@ -1,0 +1,1 @@
+"""The worker: a unit of the plan becomes a shard."""

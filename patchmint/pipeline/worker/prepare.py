@@ -1,0 +1,235 @@
+"""Samples made ready for the models in threads, ahead of them: read, checked, decoded, resized."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from patchmint.annotate.models import ModelInputs
+from patchmint.compute.spans import span
+from patchmint.errors import (
+    ImageDecodeError,
+    ImageMissingError,
+    ImageTooLargeError,
+    ImageUnreadableError,
+    InputError,
+    PatchmintError,
+    ShardError,
+    TextError,
+)
+from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.pipeline.sources import Source
+from patchmint.pipeline.sources.patchmint import PatchmintSource
+from patchmint.samples import Fault, PlannedSample, Reject
+from patchmint.shards.plan import Unit
+from patchmint.shards.reader import StoredSample
+from patchmint.types import RgbImage, Text
+
+_MOST_BYTES_AHEAD = 2**29
+"""Of pixels that are being prepared or wait to be taken, if the images to come are like the largest so far."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample ready for the models.
+
+    Attributes:
+        planned: its place and source.
+        data: the image file's bytes.
+        image: the same, decoded.
+        texts: at least one of them says something.
+        extended: the sample in the data set that is extended.
+        inputs: what the models could have done ahead; None = nothing yet.
+    """
+
+    planned: PlannedSample
+    data: bytes
+    image: DecodedImage
+    texts: list[Text]
+    extended: StoredSample | None
+    inputs: ModelInputs | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels that it holds, of the image and for the models."""
+        return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
+
+
+Items = Generator[Reject | Prepared, None, None]
+"""Samples prepared or rejected, in order; what is begun and not taken is dropped when it is closed."""
+
+
+class Preparer:
+    """Prepares samples in threads; of one unit more at the same time, whose turn is next.
+
+    Args:
+        source: of the samples.
+        max_megapixels: larger images are rejected.
+        threads: how many.
+        prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        max_megapixels: float,
+        threads: int,
+        prepare: Callable[[RgbImage], ModelInputs | None] = lambda _: None,
+    ) -> None:
+        self._source = source
+        self._max_megapixels = max_megapixels
+        self._prepare_image = prepare
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = threads
+        self._heaviest = 0
+        self._next: tuple[Unit, Future[_Begun]] | None = None
+
+    def prepared(
+        self, samples: Iterable[PlannedSample], ahead: int, when_all_begun: Callable[[], None] = lambda: None
+    ) -> Items:
+        """Each sample prepared or rejected, in order.
+
+        Args:
+            samples: of a unit.
+            ahead: so many are at work or wait to be taken at most; fewer large ones, but one a thread.
+            when_all_begun: called once, when there are threads to spare.
+
+        Raises:
+            StorageError: one couldn't be read; another try may do.
+        """
+        return self._taken(_Begun(list(samples), deque()), ahead, when_all_begun)
+
+    def begin(self, unit: Unit, read: Callable[[], Sequence[PlannedSample]], ahead: int) -> None:
+        """Prepare the first samples of the unit that comes next, and forget any other.
+
+        Args:
+            unit: which.
+            read: reads its samples; called in a thread.
+            ahead: how many.
+        """
+        self.forget()
+
+        def begun() -> _Begun:
+            unit_begun = _Begun(read(), deque())
+            self._fill(unit_begun, ahead)
+            return unit_begun
+
+        self._next = (unit, self._pool.submit(begun))
+
+    def take_begun(
+        self, unit: Unit, ahead: int, when_all_begun: Callable[[], None]
+    ) -> tuple[Sequence[PlannedSample], Items] | None:
+        """The samples of the unit that was begun, and as `prepared`; None if it wasn't, or reading it failed."""
+        if self._next is None or self._next[0] != unit:
+            self.forget()
+            return None
+        (_, future), self._next = self._next, None
+        try:
+            begun = future.result()
+        except PatchmintError:  # who reads it next will be told again, in the right place
+            return None
+        return begun.samples, self._taken(begun, ahead, when_all_begun)
+
+    def forget(self) -> None:
+        """Let go of the unit that was begun."""
+        if self._next is None:
+            return
+        _, future = self._next
+        self._next = None
+        future.add_done_callback(_drop)
+
+    def _fill(self, begun: _Begun, ahead: int) -> None:
+        if self._heaviest:
+            ahead = min(ahead, max(self._threads, _MOST_BYTES_AHEAD // self._heaviest))
+        else:  # nothing is known yet
+            ahead = min(ahead, 2 * self._threads)
+        missing = max(0, ahead - len(begun.waiting))
+        for sample in begun.samples[begun.taken : begun.taken + missing]:
+            begun.waiting.append(self._pool.submit(self._prepare, sample))
+            begun.taken += 1
+
+    def _taken(self, begun: _Begun, ahead: int, when_all_begun: Callable[[], None]) -> Items:
+        told = False
+        try:
+            while True:
+                self._fill(begun, ahead)
+                if not told and begun.taken == len(begun.samples):
+                    told = True
+                    when_all_begun()
+                if not begun.waiting:
+                    return
+                yield begun.waiting.popleft().result()
+        finally:
+            begun.drop()
+
+    def _prepare(self, planned: PlannedSample) -> Reject | Prepared:
+        sample, path = planned.sample, planned.sample.image.path
+        if sample.fault is not None:
+            return reject(planned, sample.fault)
+        stage, reason = "text", "text-invalid"
+        extended: StoredSample | None = None
+        if isinstance(self._source, PatchmintSource):
+            try:
+                with span("read"):
+                    planned, extended = self._source.read_whole(planned)
+            except ShardError as error:
+                return reject(planned, Fault("read", "sample-damaged", str(error)))
+            sample = planned.sample
+        try:
+            texts = [text.to_text() for text in sample.texts]
+            if not any(text.content.strip() for text in texts):
+                return reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
+            stage, reason = "read", "image-missing"
+            data = extended.image if extended is not None else self._read(planned)
+            stage = "decode"
+            with span("decode"):
+                image = decode_image(data, max_megapixels=self._max_megapixels)
+        except ImageUnreadableError as error:
+            return reject(planned, Fault(stage, "image-unreadable", str(error)))
+        except MemoryError:
+            return reject(planned, Fault(stage, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
+        except (TextError, ImageMissingError) as error:
+            return reject(planned, Fault(stage, reason, str(error)))
+        except ImageTooLargeError as error:
+            return reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
+        except ImageDecodeError as error:
+            return reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
+        prepared = self._with_inputs(Prepared(planned, data, image, texts, extended))
+        self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
+        return prepared
+
+    def _with_inputs(self, sample: Prepared) -> Prepared:
+        try:
+            return replace(sample, inputs=self._prepare_image(sample.image.pixels))
+        except (InputError, RuntimeError, MemoryError):
+            # The models will meet the same, alone in the end, and there it is known whose fault it is.
+            return sample
+
+    def _read(self, planned: PlannedSample) -> bytes:
+        with span("read"):
+            return self._source.read_image(planned.sample.image)
+
+
+@dataclass
+class _Begun:
+    """A unit's samples, of which the first `taken` were handed to threads, and those whose turn hasn't come."""
+
+    samples: Sequence[PlannedSample]
+    waiting: deque[Future[Reject | Prepared]]
+    taken: int = 0
+
+    def drop(self) -> None:
+        for future in self.waiting:
+            future.cancel()
+
+
+def _drop(future: Future[_Begun]) -> None:
+    if future.exception() is None:
+        future.result().drop()
+
+
+def reject(planned: PlannedSample, fault: Fault) -> Reject:
+    """A sample that can't be written, and why."""
+    return Reject(planned.ordinal, planned.key, planned.sample.id, fault)

@@ -1,0 +1,244 @@
+"""The plan's index, `plan.parquet`: a row a unit, and what the plan was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.config.build import BuildConfig, canonical_json, differences
+from patchmint.errors import ConfigError, NotFoundError, ShardError
+from patchmint.shards.names import plan_path
+from patchmint.storage import Storage
+
+SCHEMA_NAME = "patchmint.plan/1"
+
+_COLUMNS = pa.schema(
+    [
+        pa.field("unit", pa.int64(), nullable=False),
+        pa.field("samples", pa.int64(), nullable=False),
+        pa.field("first_ordinal", pa.int64(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("row_group", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model, or a file that models use, and what tells it from others.
+
+    Attributes:
+        role: detector, vocabulary, masker, segmenter, tokenizer, vit; remap for a list of used codes;
+            extended for the manifest of the data set that is extended.
+        name: as in the config.
+        sha256: of its file, hexadecimal; empty where there is no file.
+        size: bytes of its file; 0 where there is none.
+        licence: as its publisher states; empty where it isn't known.
+        distribution: name and version of the outside package that brings it; empty for models of files.
+    """
+
+    role: str
+    name: str
+    sha256: str = ""
+    size: int = 0
+    licence: str = ""
+    distribution: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides whether another model is the same one."""
+        return self.sha256 or self.distribution or self.name
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A slice of the source that becomes one shard.
+
+    Attributes:
+        id: number, unique over the plan and its retry plans.
+        samples: how many samples it has.
+        first_ordinal: ordinal of its first sample. In a retry plan the others don't follow it without gaps.
+        part: path of the file with its samples.
+        row_group: where in that file.
+    """
+
+    id: int
+    samples: int
+    first_ordinal: int
+    part: str
+    row_group: int
+
+    @property
+    def name(self) -> str:
+        """The id as in file names: "000003"."""
+        return f"{self.id:06d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built.
+
+    Attributes:
+        generation: 0; of the k-th retry plan k.
+        units: in order of their ids.
+        config: the settings that decide the data set's bytes (`BuildConfig.deciding`).
+        config_digest: `BuildConfig.digest` with the models' fingerprints.
+        models: by role.
+        versions: of the libraries that the plan was made with.
+        digest: SHA-256, hexadecimal, of all this.
+        total: number of samples.
+    """
+
+    generation: int
+    units: Sequence[Unit] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    config_digest: str
+    models: Mapping[str, ModelRecord] = field(repr=False)
+    versions: Mapping[str, str] = field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """Number of samples in all units."""
+        return sum(unit.samples for unit in self.units)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, of all the rest; the parts' names stand for their content."""
+        units = [[unit.id, unit.samples, unit.first_ordinal, unit.part, unit.row_group] for unit in self.units]
+        models = {role: asdict(record) for role, record in self.models.items()}
+        content = [SCHEMA_NAME, self.generation, self.config, self.config_digest, models, dict(self.versions), units]
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+    def check_same(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> None:
+        """Check that a build with these settings and models goes on with this plan.
+
+        Args:
+            config: the present settings.
+            models: the present models, as `record_models` found them.
+
+        Raises:
+            ConfigError: something that decides the bytes differs; the message names each such key.
+        """
+        if config.digest(fingerprints(models)) == self.config_digest:
+            return
+        lines = differences(self.config, config.deciding())
+        for role in sorted(self.models.keys() & models.keys()):
+            old, new = self.models[role], models[role]
+            if old.name == new.name and old.fingerprint != new.fingerprint:
+                lines.append(f"models.{role}: content {old.fingerprint} there, {new.fingerprint} here")
+        raise ConfigError(
+            f"{config.output.uri} holds a build with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nGo on with it with the same settings, or build into another output.uri"
+        )
+
+
+def fingerprints(models: Mapping[str, ModelRecord]) -> dict[str, str]:
+    """What tells each model's content, by role."""
+    return {role: record.fingerprint for role, record in models.items()}
+
+
+def write_index(plan: Plan) -> bytes:
+    """The bytes of the plan's index file; equal for equal plans."""
+    metadata = {
+        "patchmint.schema": SCHEMA_NAME,
+        "patchmint.generation": str(plan.generation),
+        "patchmint.plan_digest": plan.digest,
+        "patchmint.config": canonical_json(plan.config),
+        "patchmint.config_digest": plan.config_digest,
+        "patchmint.models": canonical_json({role: asdict(record) for role, record in plan.models.items()}),
+        "patchmint.versions": canonical_json(dict(plan.versions)),
+    }
+    columns: dict[str, list[int] | list[str]] = {
+        "unit": [unit.id for unit in plan.units],
+        "samples": [unit.samples for unit in plan.units],
+        "first_ordinal": [unit.first_ordinal for unit in plan.units],
+        "part": [unit.part for unit in plan.units],
+        "row_group": [unit.row_group for unit in plan.units],
+    }
+    buffer = BytesIO()
+    table = pa.table(columns, schema=_COLUMNS.with_metadata(metadata))
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def load_plan(storage: Storage, generation: int = 0) -> Plan | None:
+    """Read a plan.
+
+    Args:
+        storage: the output.
+        generation: 0 = the plan; k = the k-th retry plan.
+
+    Returns:
+        The plan, or None where none was made yet.
+
+    Raises:
+        ShardError: the file is damaged, or of another program or version.
+    """
+    path = plan_path(generation)
+    try:
+        data = storage.read(path)
+    except NotFoundError:
+        return None
+    try:
+        plan, digest = _parse(data)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(storage, path, str(error)) from error
+    if plan.generation != generation or plan.digest != digest:
+        raise _damaged(storage, path, "its content isn't what its digest says")
+    return plan
+
+
+def load_plans(storage: Storage) -> list[Plan]:
+    """Read the plan and every retry plan, in order; empty where no plan was made yet.
+
+    Raises:
+        ShardError: as for `load_plan`.
+    """
+    plans: list[Plan] = []
+    while (plan := load_plan(storage, len(plans))) is not None:
+        plans.append(plan)
+    return plans
+
+
+def _parse(data: bytes) -> tuple[Plan, str]:
+    # pyarrow's own thread pool isn't worth starting for a few kilobytes
+    table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    schema = metadata.get("patchmint.schema")
+    if schema != SCHEMA_NAME:
+        raise ValueError(f"its schema is {schema!r}, this version of patchmint reads {SCHEMA_NAME!r}")
+    columns = table.to_pydict()
+    units = [
+        Unit(*values)
+        for values in zip(
+            columns["unit"],
+            columns["samples"],
+            columns["first_ordinal"],
+            columns["part"],
+            columns["row_group"],
+            strict=True,
+        )
+    ]
+    plan = Plan(
+        generation=int(metadata["patchmint.generation"]),
+        units=tuple(units),
+        config=json.loads(metadata["patchmint.config"]),
+        config_digest=metadata["patchmint.config_digest"],
+        models={role: ModelRecord(**record) for role, record in json.loads(metadata["patchmint.models"]).items()},
+        versions=json.loads(metadata["patchmint.versions"]),
+    )
+    return plan, metadata["patchmint.plan_digest"]
+
+
+def _damaged(storage: Storage, path: str, why: str) -> ShardError:
+    return ShardError(
+        f"{path} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another output.uri"
+    )

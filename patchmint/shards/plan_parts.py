@@ -1,0 +1,218 @@
+"""The plan's parts: Parquet files with the samples, a row group a unit, named after their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.errors import ShardError
+from patchmint.samples import Fault, ImageRef, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.shards.plan import Unit
+from patchmint.storage import Storage
+
+_STRING = pa.string()
+_SPAN = pa.struct([("start", pa.int64()), ("end", pa.int64())])
+_BOX = pa.struct([("x0", pa.float64()), ("y0", pa.float64()), ("x1", pa.float64()), ("y1", pa.float64())])
+_TEXT = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("boxes", pa.list_(_BOX))])
+
+SCHEMA = pa.schema(
+    [
+        ("ordinal", pa.int64()),
+        ("key", _STRING),
+        ("id", _STRING),
+        ("image", pa.struct([("path", _STRING), ("start", pa.int64()), ("length", pa.int64())])),
+        ("texts", pa.list_(_TEXT)),
+        ("conversation", pa.list_(pa.struct([("role", _STRING), ("content", _STRING)]))),
+        ("fault", pa.struct([("stage", _STRING), ("reason", _STRING), ("message", _STRING)])),
+    ],
+    metadata={"patchmint.schema": "patchmint.plan-part/1"},
+)
+"""Everything that a `PlannedSample` holds; `fault` is null where there is none."""
+
+UNITS_A_PART = 100
+BYTES_A_PART = 16 << 20
+"""A part is closed after the unit with which it reaches one of these: parts are held in memory until they are whole."""
+
+
+def write_parts(batches: Iterable[pa.RecordBatch], storage: Storage, first_unit: int) -> Iterator[Unit]:
+    """Write units into parts.
+
+    A part is written in one step and its name comes from its bytes, so writing it again, or twice at once, is harmless.
+
+    Args:
+        batches: a unit each, of `SCHEMA`, none empty.
+        storage: where to.
+        first_unit: id of the first.
+
+    Yields:
+        The units of each part, once it is written.
+    """
+    part = _Part()
+    for batch in batches:
+        part.add(batch)
+        if part.is_full:
+            yield from part.write(storage, first_unit)
+            first_unit += len(part.units)
+            part = _Part()
+    yield from part.write(storage, first_unit)
+
+
+def read_unit(storage: Storage, unit: Unit) -> list[PlannedSample]:
+    """Read a unit's samples: its row group and the part's footer, nothing else of the part.
+
+    Raises:
+        StorageError: the part can't be read.
+        ShardError: the part is damaged.
+    """
+    return from_table(_read(storage, unit))
+
+
+class _Part:
+    """A part in the making."""
+
+    def __init__(self) -> None:
+        self.units: list[tuple[int, int]] = []
+        self._buffer = pa.BufferOutputStream()
+        # statistics nobody asks for would put two texts a column into the footer, which every worker reads
+        self._writer = pq.ParquetWriter(
+            self._buffer, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True
+        )
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch, row_group_size=batch.num_rows)
+        self.units.append((batch.num_rows, batch["ordinal"][0].as_py()))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.units) >= UNITS_A_PART or self._buffer.tell() >= BYTES_A_PART
+
+    def write(self, storage: Storage, first_unit: int) -> Iterator[Unit]:
+        self._writer.close()
+        if not self.units:
+            return
+        data = self._buffer.getvalue().to_pybytes()
+        path = f"plan/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        storage.write(path, data)
+        for row_group, (samples, first_ordinal) in enumerate(self.units):
+            yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group)
+
+
+def _read(storage: Storage, unit: Unit) -> pa.Table:
+    with storage.open(unit.part) as file:
+        try:
+            # one coalesced read of the row group, which matters on a store
+            source: Any = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            table = source.read_row_group(unit.row_group, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _unusable(storage, unit, f"it is damaged ({error})") from error
+    if table.num_rows != unit.samples:
+        raise _unusable(
+            storage, unit, f"it has {table.num_rows} samples of unit {unit.name}, but the plan has {unit.samples}"
+        )
+    if not table.schema.equals(SCHEMA):
+        raise _unusable(storage, unit, f"it holds other columns: {', '.join(table.schema.names)}")
+    return table
+
+
+def _unusable(storage: Storage, unit: Unit, why: str) -> ShardError:
+    return ShardError(
+        f"{unit.part} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another "
+        "output.uri"
+    )
+
+
+def to_batch(samples: Sequence[PlannedSample]) -> pa.RecordBatch:
+    """Samples as one batch of `SCHEMA`. Each must be `storable`."""
+    return pa.RecordBatch.from_pylist([_row(sample) for sample in samples], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[PlannedSample]:
+    """The samples of a table of `SCHEMA`."""
+    return [_sample(row) for row in table.to_pylist()]
+
+
+def storable(sample: SourceSample) -> SourceSample:
+    """The sample if its strings can be written as UTF-8; else one with a fault, its strings escaped.
+
+    A file name in another encoding reaches Python with lone surrogates, which no JSON, tar or Parquet can carry.
+    """
+    if all(string.isascii() or _is_unicode(string) for string in _strings(sample)):
+        return sample
+    message = (
+        f"the name, the path or a text of {_escaped(sample.id)} isn't valid Unicode (mostly bytes of another encoding)"
+        "; rename the file, or write its annotation in UTF-8"
+    )
+    return SourceSample(
+        id=_escaped(sample.id),
+        image=replace(sample.image, path=_escaped(sample.image.path)),
+        texts=(),
+        fault=Fault("source", "not-unicode", message),
+    )
+
+
+def _strings(sample: SourceSample) -> Iterator[str]:
+    yield sample.id
+    yield sample.image.path
+    for text in sample.texts:
+        yield text.content
+    for turn in sample.conversation:
+        yield turn.role
+        yield turn.content
+    if sample.fault is not None:
+        yield sample.fault.message
+
+
+def _is_unicode(string: str) -> bool:
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(string: str) -> str:
+    return string.encode(errors="backslashreplace").decode()
+
+
+def _row(planned: PlannedSample) -> dict[str, Any]:
+    sample = planned.sample
+    return {
+        "ordinal": planned.ordinal,
+        "key": planned.key,
+        "id": sample.id,
+        "image": vars(sample.image),
+        "texts": [
+            {
+                "content": text.content,
+                "phrases": [{"start": start, "end": end} for start, end in text.phrases],
+                "boxes": [{"x0": x0, "y0": y0, "x1": x1, "y1": y1} for x0, y0, x1, y1 in text.boxes],
+            }
+            for text in sample.texts
+        ],
+        "conversation": [vars(turn) for turn in sample.conversation],
+        "fault": vars(sample.fault) if sample.fault is not None else None,
+    }
+
+
+def _sample(row: dict[str, Any]) -> PlannedSample:
+    sample = SourceSample(
+        id=row["id"],
+        image=ImageRef(**row["image"]),
+        texts=tuple(_text(text) for text in row["texts"]),
+        conversation=tuple(Turn(**turn) for turn in row["conversation"]),
+        fault=Fault(**row["fault"]) if row["fault"] is not None else None,
+    )
+    return PlannedSample(row["ordinal"], row["key"], sample)
+
+
+def _text(row: dict[str, Any]) -> SourceText:
+    return SourceText(
+        content=row["content"],
+        phrases=tuple((span["start"], span["end"]) for span in row["phrases"]),
+        boxes=tuple((box["x0"], box["y0"], box["x1"], box["y1"]) for box in row["boxes"]),
+    )

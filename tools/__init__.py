@@ -1,0 +1,1 @@
+"""What the project needs besides the package: not installed with it."""

@@ -1,0 +1,180 @@
+"""Judges all demo models together, as the pipeline runs them: `python -m tools.demo_training.evaluate`.
+
+Prints the tables of docs/quality.md, or JSON. Scenes are of seeds that nothing was trained or tuned on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.demo.agreement import psnr
+from patchmint.demo.measure import judge_labels, mask_ious
+from patchmint.demo.models import FILES, VOCABULARY_FILE
+from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.seeds import FRESH
+from patchmint.geometry import grid_preset
+from patchmint.geometry.processing import fit_image
+from patchmint.interfaces import Tokenizer
+from patchmint.labelers.build_grounded_sam import build_grounded_sam, build_masker
+from patchmint.labelers.grounded_sam import GroundedSam
+from patchmint.labelers.sam import MaskCoverage
+from patchmint.tokenizers.build import build_tokenizer
+from patchmint.types import Size
+from patchmint.weights.store import bundled_folder
+
+_WIDE: Size = (160, 400)
+_MANY_TEXTS = 4
+_LONGEST_OF = 12
+
+Table = Mapping[str, Mapping[str, float]]
+"""Figures by name, by setting."""
+
+
+@dataclass(frozen=True)
+class LabelSetting:
+    """One way of asking for labels.
+
+    Attributes:
+        name: of the row.
+        scenes: a key of `_scenes`.
+        grid: a preset's name.
+        phrases: whether the texts' phrases are spelled out for the segmenter.
+        coverage: how masks are turned into shares of patches.
+    """
+
+    name: str
+    scenes: str = "plain"
+    grid: str = "llava-1.5-finetune"
+    phrases: bool = False
+    coverage: MaskCoverage = "exact"
+
+
+LABEL_SETTINGS = (
+    LabelSetting("default: caption mode, pad, exact"),
+    LabelSetting("phrases spelled out", phrases=True),
+    LabelSetting("fast coverage", coverage="fast"),
+    LabelSetting("crop (llava-1.5-pretrain)", grid="llava-1.5-pretrain"),
+    LabelSetting("squash (seed-224)", grid="seed-224"),
+    LabelSetting("anyres (llava-1.6)", grid="llava-1.6"),
+    LabelSetting("images of 5:2", scenes="wide"),
+    LabelSetting("4 texts an image", scenes="many texts"),
+    LabelSetting("longest texts", scenes="longest texts"),
+)
+
+
+def models_in(folder: Path) -> ModelsConfig:
+    """The models whose files lie in a folder, as a config names them."""
+    paths = {role: str(folder / name) for role, name in FILES.items()}
+    return ModelsConfig(vocabulary=str(folder / VOCABULARY_FILE), **paths)
+
+
+def load_segmenter(folder: Path, coverage: MaskCoverage = "exact") -> GroundedSam:
+    """Grounding DINO and SAM from a folder of demo weights, with the pipeline's default thresholds."""
+    return build_grounded_sam(models_in(folder), LabelsConfig(coverage=coverage), "cpu")
+
+
+def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """Figures of patch labels by setting; settings that aren't the ordinary scenes take half as many of them."""
+    scenes = _scenes(count, seed)
+    segmenters = {mode: load_segmenter(folder, mode) for mode in ("exact", "fast")}
+    return {
+        setting.name: judge_labels(
+            segmenters[setting.coverage], scenes[setting.scenes], grid_preset(setting.grid), phrases=setting.phrases
+        ).summary()
+        for setting in LABEL_SETTINGS
+    }
+
+
+def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """IoU of masks from true boxes with what is seen of the objects: mean, and the value that a tenth falls below."""
+    masker = build_masker(models_in(folder), LabelsConfig(), "cpu")
+    table = {}
+    for name, scenes in _scenes(count, seed).items():
+        if name in ("plain", "wide"):
+            ious = [
+                iou for scene in scenes for iou in mask_ious(scene, masker.masks([scene.image], [scene.boxes()])[0])
+            ]
+            table[_IMAGES[name]] = {"mask_iou": float(np.mean(ious)), "worst_tenth": float(np.quantile(ious, 0.1))}
+    return table
+
+
+def judge_tokenizer(folder: Path, count: int, seed: int = FRESH) -> Table:
+    """PSNR of pictures drawn from their codes, and the share of codes that occur."""
+    models, scenes = models_in(folder), _scenes(count, seed)
+    fits: tuple[Literal["pad", "crop", "squash"], ...] = ("pad", "crop", "squash")
+    return {
+        f"{_IMAGES[name]}, {fit}": psnr_and_use(build_tokenizer(models, TokensConfig(fit=fit), "cpu"), scenes[name])
+        for name in ("plain", "wide")
+        for fit in fits
+    }
+
+
+def psnr_and_use(tokenizer: Tokenizer, scenes: list[Scene]) -> dict[str, float]:
+    """Mean PSNR in dB of pictures drawn from their codes, and the share of the codebook that occurs in them."""
+    ratios = []
+    used: set[int] = set()
+    cells = tokenizer.spec.cells
+    assert cells is not None, "a VQGAN's codes have places"
+    for scene in scenes:
+        tokens = tokenizer.tokenize([scene.image])
+        ratios.append(psnr(tokenizer.decode(tokens)[0], fit_image(scene.image, cells)[0]))
+        used.update(np.unique(tokens[0].codes).tolist())
+    return {"psnr": float(np.mean(ratios)), "codes_used": len(used) / tokenizer.spec.codebook_sizes[0]}
+
+
+_IMAGES = {"plain": "ordinary images", "wide": "images of 5:2"}
+
+
+def _scenes(count: int, seed: int) -> dict[str, list[Scene]]:
+    half = range(max(1, count // 2))
+    return {
+        "plain": [make_scene(seed, number, texts=2) for number in range(count)],
+        "wide": [make_scene(seed + 2, number, size=_WIDE, texts=2) for number in half],
+        "many texts": [make_scene(seed + 1, number, texts=_MANY_TEXTS) for number in half],
+        "longest texts": [_with_longest(make_scene(seed + 3, number, texts=_LONGEST_OF)) for number in half],
+    }
+
+
+def _with_longest(scene: Scene) -> Scene:
+    return replace(scene, texts=(max(scene.texts, key=lambda text: len(text.content)),))
+
+
+def main() -> None:
+    """Judge a folder of weights; what isn't there is left out."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo_training.evaluate", description="Judge the demo models."
+    )
+    parser.add_argument(
+        "weights", type=Path, nargs="?", default=bundled_folder(), help="folder of weights; without it the package's"
+    )
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    tables = {}
+    for title, roles, judge in (
+        ("labels", ("detector", "masker"), judge_segmenter),
+        ("masks of true boxes", ("masker",), judge_masker),
+        ("codes", ("tokenizer",), judge_tokenizer),
+    ):
+        if all((options.weights / FILES[role]).is_file() for role in roles):
+            tables[title] = judge(options.weights, options.scenes)
+    print(json.dumps(tables) if options.json else "\n".join(_markdown(*table) for table in tables.items()))
+
+
+def _markdown(title: str, table: Table) -> str:
+    columns = list(next(iter(table.values())))
+    lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{row[key]:.3f}' for key in columns)} |" for name, row in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
