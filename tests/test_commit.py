@@ -20,7 +20,7 @@ from s3_server import S3Server, s3_server
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import Attempt, committed_units, find_record, publish, read_record, read_records, sweep
-from patchmint.shards.names import canonical_paths, record_path
+from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.storage import Storage, open_storage
 from patchmint.storage.interface import NewFile

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Fit
 from patchmint.inspection import cache as inspection_cache

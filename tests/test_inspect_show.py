@@ -16,7 +16,7 @@ from shard_data import LAYOUT, commit_unit, make_dataset, make_sample, renamed, 
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import PatchGrid
 from patchmint.geometry.grid import Fit
@@ -24,8 +24,8 @@ from patchmint.images.decode import decode_image
 from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.show import lookup
 from patchmint.inspection.show.grids import draw_codes, draw_labels
+from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
-from patchmint.inspection.show.marks import mark_phrases
 from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
 from patchmint.shards.layout import FeaturesLayout

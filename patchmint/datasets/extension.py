@@ -8,7 +8,7 @@ from patchmint.config.parsing import parse_settings
 from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, NotFoundError
 from patchmint.shards.manifest import Manifest, read_manifest
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
 SECTION_OF_ROLE = {

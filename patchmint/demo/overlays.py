@@ -17,7 +17,7 @@ from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.images.decode import decode_image
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.shards.members import Array
+from patchmint.shards.codec import Array
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
 from patchmint.types import UNKNOWN_SCORE, Rle, Span

@@ -69,7 +69,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
 
 
 def _by_samples(dataset: Dataset) -> Summary:
-    from patchmint.datasets.samples import sample_at
+    from patchmint.datasets.reader import sample_at
 
     lone = dataset.uri.endswith(".tar")
     first = sample_at(dataset, 0) if dataset.samples else None
@@ -111,17 +111,18 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
     from patchmint.inspection.stats.rejects import count_rejects
     from patchmint.shards.commit import read_records
-    from patchmint.shards.planned import read_planned_units
+    from patchmint.shards.plan import load_plan
     from patchmint.shards.sidecar import mean_share_of
 
     records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
+    plan = load_plan(dataset.storage)
     rejected: Counter[str] = Counter()
     for entry in count_rejects(dataset):
         rejected[entry.reason] += entry.count
     return {
         "units": len(dataset.shards) + dataset.unbuilt,
         "units_done": len(dataset.shards),
-        "planned": read_planned_units(dataset.storage).total,
+        "planned": plan.total if plan is not None else dataset.samples,
         "written": dataset.samples,
         "rejected": dict(rejected.most_common()),
         "texts": sum(record.texts for record in records),

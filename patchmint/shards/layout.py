@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.geometry import coverage_to_uint8
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 
 _UINT16_CODES = 1 << 16
 # Far above what models have; what a damaged or hostile dataset.json says is made room for, so it has to end somewhere.

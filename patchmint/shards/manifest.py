@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.schema import first_error
 from patchmint.storage import Storage
 

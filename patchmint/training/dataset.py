@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -12,16 +13,19 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchmint.datasets.reading import Place, SampleReader
-from patchmint.datasets.sources import StoredDataset, open_dataset
+from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.reader import SampleReader, SampleRef
+from patchmint.datasets.rows import with_extents
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.layout import Layout
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample
-from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of
-from patchmint.training.order import Indices, MixedOrder
+from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of, manifest_of
+from patchmint.training.order import MixedOrder
 from patchmint.training.ranks import Remainder, share_of
 from patchmint.training.sequences import TokenSequence
 from patchmint.training.state import checked_state
+from patchmint.types import Integers
 
 Uri = str | os.PathLike[str]
 Sequencer = Callable[[StageSample], TokenSequence]
@@ -90,12 +94,12 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [open_dataset(uri) for uri in uris]
+        self._datasets = [open_finished(uri) for uri in uris]
         self._fields = fields_of(stage, images, self._datasets)
         self._maker = SampleMaker(self._datasets, self._fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
         self._order = MixedOrder(
-            [dataset.counts for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
+            [_counts(dataset) for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
         )
         self._sequences = sequences
         self._skips = on_error == "skip"
@@ -122,7 +126,7 @@ class StageDataset(IterableDataset[StageSample]):
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """What the samples of each data set have."""
-        return tuple(dataset.manifest.layout for dataset in self._datasets)
+        return tuple(manifest_of(dataset).layout for dataset in self._datasets)
 
     @property
     def has_begun(self) -> bool:
@@ -139,7 +143,7 @@ class StageDataset(IterableDataset[StageSample]):
         """What a position in an epoch belongs to."""
         return {
             **self._settings,
-            "datasets": [dataset.identity for dataset in self._datasets],
+            "datasets": [_identity(dataset) for dataset in self._datasets],
             "world_size": self._share.world_size,
             "remainder": self._share.remainder,
         }
@@ -181,7 +185,7 @@ class StageDataset(IterableDataset[StageSample]):
                 yield sample
         self._epoch, self._position = epoch + 1, 0
 
-    def places(self, epoch: int, own: Indices) -> list[Place]:
+    def places(self, epoch: int, own: Integers) -> list[SampleRef]:
         """Which samples this rank has in an epoch.
 
         Args:
@@ -190,7 +194,7 @@ class StageDataset(IterableDataset[StageSample]):
         """
         return self._order.places(epoch, self._share.positions(own, self.samples_per_epoch))
 
-    def stream(self, places: Iterable[Place]) -> Iterator[StageSample | str]:
+    def stream(self, places: Iterable[SampleRef]) -> Iterator[StageSample | str]:
         """Read samples in the order asked for; in the place of one that is skipped comes the reason.
 
         Raises:
@@ -205,11 +209,12 @@ class StageDataset(IterableDataset[StageSample]):
                 "connections to object stores don't survive a fork; give torch's DataLoader "
                 "multiprocessing_context='spawn' (StageLoader does so by itself)"
             )
-        for place, stored in SampleReader(self._datasets).read(places):
+        reader = SampleReader(self._datasets)
+        for place, stored in reader.read(places):
             try:
                 yield self._made(place, stored)
             except (ShardError, InputError) as error:
-                message = f"{self._named(place)}: {error}"
+                message = f"{reader.describe(place)}: {error}"
                 if not self._skips:
                     kind = ShardError if isinstance(error, ShardError) else InputError
                     raise kind(message) from error
@@ -217,25 +222,63 @@ class StageDataset(IterableDataset[StageSample]):
                 _LOG.warning("skipped %s", message)
                 yield message
 
-    def _made(self, place: Place, stored: StoredSample | ShardError) -> StageSample:
+    def _made(self, place: SampleRef, stored: StoredSample | ShardError) -> StageSample:
         if isinstance(stored, ShardError):
             raise stored
         sample = self._maker.make(place, stored)
         return replace(sample, sequence=self._sequences(sample)) if self._sequences else sample
 
-    def _named(self, place: Place) -> str:
-        dataset = self._datasets[place.dataset]
-        tar, offset, _ = dataset.place(place.index)
-        return f"sample {dataset.key(place.index)!r} of {dataset.uri} ({tar}, byte {offset})"
-
     def _check_conversations(self) -> None:
         for number, dataset in enumerate(self._datasets):
-            _, stored = next(SampleReader(self._datasets).read([Place(number, 0, 0)]))
+            _, stored = next(SampleReader(self._datasets).read([SampleRef(number, 0, 0)]))
             if isinstance(stored, StoredSample) and stored.document.conversation_json == "[]":
                 raise ConfigError(
                     f"stage 4 can't be trained on {dataset.uri}: its samples have no conversations; `patchmint build` "
                     "with source kind llava makes a data set that has"
                 )
+
+
+def open_finished(uri: Uri) -> Dataset:
+    """Open a finished data set that is whole, with the place of every sample in memory.
+
+    Raises:
+        ConfigError: there is no finished data set, or no sample was written.
+        ShardError: it is damaged, or not all of it is there.
+        StorageError: it can't be read.
+    """
+    try:
+        dataset = open_dataset(uri)
+    except InputError as error:
+        raise ConfigError(
+            f"can't train on {uri}: there is no {MANIFEST_PATH}; it is no data set of patchmint: make one with "
+            "`patchmint build`, or correct the path"
+        ) from error
+    if not dataset.finished:
+        raise ConfigError(
+            f"can't train on {uri}: its build isn't finished, or wrote no sample: run the build's command again "
+            f"(`patchmint status {uri}` says how far it is)"
+        )
+    totals = manifest_of(dataset).totals
+    if not totals.written:
+        raise ConfigError(f"can't train on {uri}: no sample was written; its rejects/ say why")
+    shards, size = len(_counts(dataset)), sum(shard.size for shard in dataset.shards)
+    if (shards, size) != (totals.shards, totals.bytes):
+        raise ShardError(
+            f"{uri} has {shards} shards of {size} bytes, its {MANIFEST_PATH} says {totals.shards} of {totals.bytes}: "
+            f"the copy isn't complete; run `patchmint inspect verify {uri}`"
+        )
+    return with_extents(dataset)
+
+
+def _counts(dataset: Dataset) -> Integers:
+    """Samples of each shard."""
+    return np.array([shard.samples for shard in dataset.shards if shard.samples], np.int64)
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a position in an epoch depends on: which samples there are, and in which shards."""
+    shards = hashlib.sha256(_counts(dataset).astype("<i8").tobytes()).hexdigest()[:16]
+    return {"plan": manifest_of(dataset).plan_digest, "samples": dataset.samples, "shards": shards}
 
 
 def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:
@@ -251,7 +294,7 @@ def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:
     return uris, weights or None
 
 
-def _draws(datasets: Sequence[StoredDataset], weights: Sequence[float] | None, wanted: int | None) -> list[int]:
+def _draws(datasets: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None) -> list[int]:
     """Samples of each data set in an epoch: whole numbers by weight, the largest remainders rounded up."""
     sizes = [dataset.samples for dataset in datasets]
     if weights is None:

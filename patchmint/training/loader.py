@@ -11,7 +11,7 @@ import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from patchmint.datasets.reading import Place
+from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, ShardError
 from patchmint.training.collate import StageBatch, collate
 from patchmint.training.dataset import StageDataset
@@ -190,7 +190,7 @@ class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
         for places in wanted:
             yield self._collated(list(islice(samples, len(places))))
 
-    def _places(self, number: int) -> list[Place]:
+    def _places(self, number: int) -> list[SampleRef]:
         epoch, batch = divmod(number, self._per_epoch)
         start = batch * self._batch_size
         end = min(start + self._batch_size, self._dataset.samples_of_rank)

@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed
 
 from patchmint.errors import ConfigError
-from patchmint.training.order import Indices
+from patchmint.types import Integers
 
 Remainder = Literal["keep", "drop", "repeat"]
 
@@ -63,7 +63,7 @@ class Share:
             case "repeat":
                 return -(-samples // self.world_size)
 
-    def positions(self, own: Indices, samples: int) -> Indices:
+    def positions(self, own: Integers, samples: int) -> Integers:
         """Where in the epoch's order this rank's samples with these numbers are."""
         # Beyond the end (repeat) it begins again.
         return (np.asarray(own, np.int64) * self.world_size + self.rank) % samples

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from patchmint.config.build import differences
 from patchmint.errors import ConfigError
+from patchmint.json_values import differences
 
 
 def checked_state(state: Mapping[str, Any], identity: Mapping[str, Any], counter: str) -> tuple[int, int]:

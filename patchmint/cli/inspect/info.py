@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, open_quickly, print_json
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ def info_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.summary import summarise
 
-    summary = summarise(open_quickly(dataset))
+    summary = summarise(open_dataset(dataset, check_files=False))
     if as_json:
         print_json(asdict(summary))
         return

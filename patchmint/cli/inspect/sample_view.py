@@ -15,9 +15,8 @@ from patchmint.cli.inspect.shared import console_for_data
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
-from patchmint.inspection.show.labels import text_labels
+from patchmint.inspection.show.labels import mark_phrases, phrase_colours, text_labels
 from patchmint.inspection.show.lookup import Found
-from patchmint.inspection.show.marks import mark_phrases, phrase_colours
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE
 from patchmint.pictures.text import ink_on

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.samples import sample_at
+from patchmint.datasets.reader import sample_at
 from patchmint.errors import InputError, ShardError
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers
 
 _CODE = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,12})", re.ASCII)
 

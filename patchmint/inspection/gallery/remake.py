@@ -16,12 +16,12 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.inspection.gallery.describe import phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
-from patchmint.inspection.show.marks import phrase_colours
+from patchmint.inspection.show.labels import phrase_colours
 from patchmint.interfaces import Tokens
 from patchmint.plugins import is_outside_tokenizer, plugin_names
+from patchmint.shards.codec import Array
 from patchmint.shards.manifest import Manifest
-from patchmint.shards.members import Array
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.schema import SampleDocument
 from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.registry import CHECKPOINTS

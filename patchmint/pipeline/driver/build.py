@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from patchmint.annotate.preflight import check_loadable
-from patchmint.config.build import BuildConfig, differences
+from patchmint.config.build import BuildConfig
 from patchmint.datasets.extension import check_extension
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
+from patchmint.json_values import differences
 from patchmint.pipeline.driver.manifest import finish
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Pool, Progress, Supervisor

@@ -8,7 +8,7 @@ from patchmint.datasets.extension import SECTION_OF_ROLE, finished_manifest
 from patchmint.datasets.ledger import Ledger
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
-from patchmint.shards.names import unit_name
+from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from patchmint.config.build import BuildConfig, differences
+from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, ConfigError
+from patchmint.json_values import differences
 from patchmint.pipeline.plan.models import library_versions
 from patchmint.pipeline.plan.spool import Progress, spooled
 from patchmint.samples import PlannedSample, SourceSample
-from patchmint.shards.names import plan_path
+from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
 from patchmint.shards.plan_parts import read_unit, to_batch, write_parts
 from patchmint.storage import Storage

@@ -10,7 +10,7 @@ from patchmint.annotate.models import AnnotationModels
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.shards.keys import VQGAN, token_member
+from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import FeaturesLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.schema import first_error
 
