@@ -233,16 +233,13 @@ class SameProcess:
         self._events = []
 
     def start(self, workers):
-        from patchmint.pipeline.orders import Ready
-        from patchmint.pipeline.worker.work import Worker
+        from patchmint.pipeline.pools.serve import ServedWorker
 
-        self._worker = Worker(self._settings, "cpu", 1)
-        self._events.append(Ready(0, self._worker.info))
+        self._worker = ServedWorker(0)
+        self._events.append(self._worker.load(self._settings, "cpu", 1))
 
     def submit(self, worker, order):
-        from patchmint.pipeline.pools.local import _do
-
-        self._events.append(_do(worker, self._worker, order))
+        self._events.append(self._worker.do(order))
 
     def wait(self, seconds):
         if not self._events:

@@ -16,12 +16,12 @@ from builds import STAND_IN, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
 from patchmint.compute import spans
-from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording, stop_recording
+from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording
 from patchmint.config import AnnotatorConfig
 from patchmint.jobs.profile_table import profile_lines
-from patchmint.pipeline.driver.build import profile as profiles
-from patchmint.pipeline.driver.profile import Profile
-from patchmint.pipeline.orders import UnitResult, WorkerProfile
+from patchmint.pipeline.driver import runs
+from patchmint.pipeline.driver.runs import Profile
+from patchmint.pipeline.orders import STAGES, UnitResult, WorkerProfile
 from patchmint.types import Text
 
 
@@ -32,14 +32,14 @@ def clock(monkeypatch):
     monkeypatch.setattr(spans.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(spans.time, "time", lambda: now[0] + 1_000_000)
     yield now
-    stop_recording()
+    spans._active = None
 
 
 # ------------------------------------------------------------------------------------------------- spans
 
 
-def test_nobody_listens_and_nothing_is_made():
-    stop_recording()
+def test_nobody_listens_and_nothing_is_made(monkeypatch):
+    monkeypatch.setattr(spans, "_active", None)
     assert span("a") is span("b", torch.device("cpu"))
     with span("a"), span("b"):
         pass
@@ -90,6 +90,14 @@ def test_threads_have_rows_and_pools_have_totals(clock):
     assert record.totals["decode", "decode"].calls == 2
     assert {event.row for event in record.events} == {"decode_0", "decode_1", MODELS}
     assert (MODELS, "wait/decode") not in record.totals
+
+
+def test_only_the_spans_that_somebody_wants_are_recorded(clock):
+    recorder = start_recording(most_events=0, only=("annotate", "encode"))
+    with span("annotate"), span("mask"), span("encode", torch.device("cuda:1")):
+        clock[0] += 2
+    assert span("mask") is span("tokens")
+    assert recorder.drain().totals == {(MODELS, "annotate"): Total(2.0, 1), (MODELS, "annotate/encode"): Total(2.0, 1)}
 
 
 def test_events_are_bounded_and_totals_are_not(clock):
@@ -152,7 +160,7 @@ def test_a_gpu_is_timed_by_its_own_clock_and_never_waited_for(clock, monkeypatch
     assert len(synchronized) == 1
 
 
-def test_the_models_tell_their_parts():
+def test_the_models_tell_their_parts(clock):
     config = AnnotatorConfig.parse({"models": "untrained-tiny", "labels": {"box_threshold": 0.0}})
     models, image = AnnotationModels.load(config, "cpu"), np.zeros((60, 90, 3), np.uint8)
     ready = models.prepare(image)
@@ -161,7 +169,6 @@ def test_the_models_tell_their_parts():
     paths = {path for _, path in recorder.drain().totals}
     models.ask([image], [[Text("a cat")]])
     unprepared = {path for _, path in recorder.drain().totals}
-    stop_recording()
     assert paths == {
         "detect",
         "detect/backbone",
@@ -234,7 +241,7 @@ def test_stages_stand_in_their_order_below_the_one_around_them():
 
 
 def test_the_timeline_has_a_process_a_worker_and_a_thread_a_row(monkeypatch):
-    monkeypatch.setattr(profiles, "_MOST_EVENTS", 3)
+    monkeypatch.setattr(runs, "_MOST_EVENTS", 3)
     profile = Profile()
     profile.add(result(7, {}, [("annotate/mask", MODELS, 12.5), ("decode", "decode_0", 12.0)]))
     profile.add(result(8, {}, [("wait", MODELS, 13.0), ("wait", MODELS, 14.0)]))
@@ -311,8 +318,12 @@ def test_build_profile_says_where_the_time_went(tmp_path):
     assert len(list((out / "runs").glob("*-trace.json"))) == 1
 
 
-def test_a_build_without_it_keeps_no_time(tmp_path):
+def test_a_build_without_it_keeps_no_timeline(tmp_path):
     source, out = make_input(tmp_path / "in", ["a thing"] * 3), tmp_path / "out"
     report = json.loads(patchmint("build", make_config(tmp_path / "config.yaml", source, out), "--json"))
     assert report["profile"] is None
+    (record,) = (out / "runs").iterdir()
+    seconds = json.loads(record.read_text())["progress"]["seconds"]
+    assert seconds.keys() == set(STAGES)
+    assert all(value > 0 for value in seconds.values())
     assert not list((out / "runs").glob("*-trace.json"))

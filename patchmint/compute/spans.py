@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,71 +90,63 @@ def span(name: str, device: torch.device | None = None) -> AbstractContextManage
     return _NOTHING if recorder is None else recorder.span(name, device)
 
 
-def start_recording(device: str = "cpu", most_events: int = _MOST_EVENTS) -> Recorder:
+def start_recording(
+    device: str = "cpu", most_events: int = _MOST_EVENTS, only: Collection[str] | None = None
+) -> Recorder:
     """From now on spans of this process are recorded; what was recording before no longer does.
 
     Args:
         device: where the models run. If it is a GPU, this waits for it once, to set its clock by ours.
         most_events: so many are kept; totals go on.
+        only: names of the spans to record; the others cost nothing. None = all.
     """
     global _active
-    _active = Recorder(device, most_events)
+    _active = Recorder(device, most_events, only)
     return _active
 
 
-def stop_recording() -> None:
-    """Spans cost nothing again."""
-    global _active
-    _active = None
-
-
 class Recorder:
-    """Takes the spans of all threads of a process; made by `start_recording`."""
+    """Takes the spans of all threads of a process; made by `start_recording`.
 
-    def __init__(self, device: str, most_events: int) -> None:
+    Attributes:
+        stack: the path of the spans around, in each thread.
+        waiting: spans between two events on the device that haven't been read.
+    """
+
+    def __init__(self, device: str, most_events: int, only: Collection[str] | None) -> None:
         self._room = most_events
+        self._only = only
         self._lock = threading.Lock()
-        self._stack = threading.local()
+        self.stack = threading.local()
         self._home = threading.get_ident()
-        self._waiting: deque[tuple[str, Any, Any]] = deque()
+        self.waiting: deque[tuple[str, Any, Any]] = deque()
         # perf_counter has the resolution, time.time is the same for all processes
         self._epoch = time.time() - time.perf_counter()
         self._clock = _DeviceClock(device) if device.startswith("cuda") else None
         self._since = time.perf_counter()
-        self._record = _Growing()
+        self._record = Record(0.0)
 
-    @contextmanager
-    def span(self, name: str, device: torch.device | None) -> Iterator[None]:
+    def span(self, name: str, device: torch.device | None) -> AbstractContextManager[None]:
         """See `patchmint.compute.spans.span`."""
-        outer = getattr(self._stack, "path", "")
-        path = self._stack.path = f"{outer}/{name}" if outer else name
-        clock = self._clock if device is not None and device.type == "cuda" else None
-        begun = clock.mark() if clock is not None else None
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stack.path = outer
-            if clock is not None:
-                self._waiting.append((path, begun, clock.mark()))
-            else:
-                self._add(path, self._row(), start, time.perf_counter() - start)
+        if self._only is not None and name not in self._only:
+            return _NOTHING
+        return _Span(self, name, self._clock if device is not None and device.type == "cuda" else None)
 
     def drain(self) -> Record:
         """What there was since the last call, and forget it. What a GPU hasn't reached yet comes with the next."""
         self._read_device()
         with self._lock:
             now = time.perf_counter()
-            grown, self._record = self._record, _Growing()
-            since, self._since = self._since, now
-        return Record(now - since, dict(grown.totals), grown.events, grown.dropped)
+            record, self._record = self._record, Record(0.0)
+            record.wall, self._since = now - self._since, now
+        return record
 
-    def _row(self) -> str:
-        return MODELS if threading.get_ident() == self._home else threading.current_thread().name
-
-    def _add(self, path: str, row: str, start: float, seconds: float) -> None:
+    def add(self, path: str, start: float, seconds: float, row: str = "") -> None:
+        """Count a span that has ended, of this thread unless another row is named."""
+        if not row:
+            row = MODELS if threading.get_ident() == self._home else threading.current_thread().name
         with self._lock:
-            total = self._record.totals[row.partition("_")[0], path]
+            total = self._record.totals.setdefault((row.partition("_")[0], path), Total())
             total.seconds += seconds
             total.calls += 1
             if self._room > 0:
@@ -164,19 +156,36 @@ class Recorder:
                 self._record.dropped += 1
 
     def _read_device(self) -> None:
-        while self._waiting and self._clock is not None and self._waiting[0][2].query():
-            path, begun, ended = self._waiting.popleft()
-            self._add(path, DEVICE, self._clock.seconds(begun), begun.elapsed_time(ended) / 1000)
+        while self.waiting and self._clock is not None and self.waiting[0][2].query():
+            path, begun, ended = self.waiting.popleft()
+            self.add(path, self._clock.seconds(begun), begun.elapsed_time(ended) / 1000, DEVICE)
+
+
+class _Span:
+    """A class and not a generator, which would take twice as long."""
+
+    __slots__ = ("_begun", "_clock", "_name", "_outer", "_path", "_recorder", "_start")
+
+    def __init__(self, recorder: Recorder, name: str, clock: _DeviceClock | None) -> None:
+        self._recorder, self._name, self._clock = recorder, name, clock
+
+    def __enter__(self) -> None:
+        stack = self._recorder.stack
+        self._outer: str = getattr(stack, "path", "")
+        self._path = stack.path = f"{self._outer}/{self._name}" if self._outer else self._name
+        self._begun = self._clock.mark() if self._clock is not None else None
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._start
+        self._recorder.stack.path = self._outer
+        if self._clock is not None:
+            self._recorder.waiting.append((self._path, self._begun, self._clock.mark()))
+        else:
+            self._recorder.add(self._path, self._start, seconds)
 
 
 _active: Recorder | None = None
-
-
-@dataclass
-class _Growing:
-    totals: defaultdict[tuple[str, str], Total] = field(default_factory=lambda: defaultdict(Total))
-    events: list[Event] = field(default_factory=list)
-    dropped: int = 0
 
 
 class _DeviceClock:

@@ -9,6 +9,10 @@ from patchmint.compute.spans import Record
 from patchmint.config.build import BuildConfig
 from patchmint.shards.plan import ModelRecord, Unit
 
+STAGES = ("wait", "annotate", "hold", "commit", "write")
+"""Spans by which a worker's time is told: waiting for decoded images, asking the models, waiting until the batch before
+is written, committing; and, in a thread of its own, writing."""
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
@@ -77,8 +81,7 @@ class UnitResult:
         written: samples in its shard.
         rejects: number of rejects by reason.
         bytes: size of the shard's tar.
-        seconds: by stage: wait (for decoded images), annotate, hold (for the writing of the batch before), commit; and,
-            in a thread of its own, write.
+        seconds: by stage, of `STAGES`.
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
         profile: None unless it was asked for.
