@@ -26,7 +26,7 @@ _PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision.ops",
     "transformers": "transformers",
-    "groundingdino-py": "groundingdino.models",
+    "groundingdino-py": "groundingdino.util.misc",
     "segment-anything": "segment_anything",
     "taming-transformers": "taming.modules.diffusionmodules.model",
     "pyarrow": "pyarrow.parquet",

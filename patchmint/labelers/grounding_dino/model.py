@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -110,7 +111,8 @@ def _construct(arch: GroundingDinoArch) -> nn.Module:
     with warnings.catch_warnings():
         # Old import paths (timm) and calls (meshgrid) inside upstream; nothing that a user could mend.
         warnings.simplefilter("ignore")
-        from groundingdino.models.GroundingDINO import groundingdino as upstream
+        with _without_drawing():
+            from groundingdino.models.GroundingDINO import groundingdino as upstream
         from groundingdino.models.GroundingDINO.backbone.backbone import Joiner
         from groundingdino.models.GroundingDINO.backbone.position_encoding import PositionEmbeddingSineHW
         from groundingdino.models.GroundingDINO.backbone.swin_transformer import SwinTransformer
@@ -162,6 +164,25 @@ def _construct(arch: GroundingDinoArch) -> nn.Module:
     model.specical_tokens = None
     model.requires_grad_(requires_grad=False)
     return cast(nn.Module, model.eval())
+
+
+@contextmanager
+def _without_drawing() -> Iterator[None]:
+    """Import upstream's model without its visualizer.
+
+    That one imports OpenCV, whose usual wheel needs libGL, which slim images lack; the model never draws.
+    """
+    name = "groundingdino.util.visualizer"
+    if name in sys.modules:
+        yield
+        return
+    stand_in: Any = ModuleType(name)
+    stand_in.COCOVisualizer = None
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]  # whoever wants to draw gets the real one
 
 
 @contextmanager
