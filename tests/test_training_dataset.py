@@ -20,8 +20,8 @@ from training_data import FEATURES, RICH, cut, digest, finished, samples
 from patchmint.datasets.sources import open_dataset
 from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
+from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.pooling import pool_coverage
 from patchmint.geometry.rle import encode_masks
 from patchmint.samples import SourceText, Turn
 from patchmint.shards.layout import GridLayout, Layout
