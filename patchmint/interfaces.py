@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.masks import Masks
+from patchmint.geometry.rle import Masks
 from patchmint.types import RgbImage, Size, Text
 
 

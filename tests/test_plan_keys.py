@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from patchmint.pipeline.plan import keys
 from patchmint.pipeline.plan.keys import MAX_KEY, key_of, marked
-from patchmint.pipeline.plan.spool import spooled
+from patchmint.pipeline.plan.make import spooled
 from patchmint.samples import ImageRef, SourceSample
 from patchmint.shards.endings import LAWFUL_KEY
 

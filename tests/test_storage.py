@@ -23,7 +23,7 @@ from s3_server import S3Server, s3_server
 
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import Entry, Storage, creates_conditionally, open_storage
-from patchmint.storage.paths import TEMPORARY
+from patchmint.storage.interface import TEMPORARY
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import iter_tables
 from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
+from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.pooling import pool_coverage
 from patchmint.geometry.rle import encode_masks
 from patchmint.samples import SourceText, Turn
 from patchmint.shards.layout import GridLayout, Layout

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from patchmint import Annotator
+from patchmint.demo import DEMO_SEED
 from patchmint.demo.scenes import make_scene
-from patchmint.demo.seeds import DEMO
 from patchmint.interfaces import Tokens
 from patchmint.pictures.shading import shade_patches
 from patchmint.pictures.text import Lettering
@@ -30,7 +30,7 @@ TEXT = "a triangle and two crosses"
 
 def panels() -> list[tuple[RgbImage, str]]:
     """Each panel, (SIDE, SIDE, 3), with its caption."""
-    image = make_scene(DEMO, SCENE, size=(SIDE, SIDE)).image
+    image = make_scene(DEMO_SEED, SCENE, size=(SIDE, SIDE)).image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         annotator = Annotator.from_preset("demo", precision="float32")

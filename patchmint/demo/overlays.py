@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchmint.demo.agreement import f1_and_iou, touched_patches
-from patchmint.demo.score import judged_samples, sample_placement
-from patchmint.demo.truth import TrueScene, TrueText, Truth
+from patchmint.demo.dataset import TrueScene, TrueText, Truth
+from patchmint.demo.score import f1_and_iou, judged_samples, sample_placement, touched_patches
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, encode_masks

@@ -13,7 +13,7 @@ import torch
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, ImageError, ShardError
-from patchmint.geometry.pooling import pool_coverage
+from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.processing import fit_image
 from patchmint.images.decode import decode_image
 from patchmint.samples import Turn

@@ -140,15 +140,15 @@ class Remaker:
 
     @cached_property
     def _masker(self) -> SamMasker:
-        from patchmint.annotate.devices import pick_device
-        from patchmint.labelers.build_grounded_sam import build_masker
+        from patchmint.compute.devices import pick_device
+        from patchmint.labelers.grounded_sam import build_masker
 
         models, labels, precision = self.masks_offer.settings
         return build_masker(models, labels, pick_device("auto"), precision)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from patchmint.annotate.devices import pick_device
+        from patchmint.compute.devices import pick_device
         from patchmint.tokenizers.build import build_tokenizer
 
         models, tokens = self.decoded_offer.settings

@@ -11,15 +11,14 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_in
 from patchmint.compute.spans import span
-from patchmint.compute.transfer import to_device
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
-from patchmint.geometry.masks import Masks
-from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
+from patchmint.geometry.rle import Masks
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage
+from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage, input_size, resize_longest_side, scale_boxes
 from patchmint.types import RgbImage
 
 _HELD = 64

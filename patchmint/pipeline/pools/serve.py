@@ -45,7 +45,7 @@ class ServedWorker:
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
         # torch, which the driver does without
-        from patchmint.annotate.devices import pick_device
+        from patchmint.compute.devices import pick_device
         from patchmint.pipeline.worker.work import Worker
 
         self._worker = Worker(settings, pick_device(device, slot), threads)

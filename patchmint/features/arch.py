@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.errors import ConfigError
 from patchmint.geometry import GRID_PRESETS, PatchGrid
+from patchmint.weights.architecture import Architecture
 
 ACTIVATIONS = ("quick_gelu", "gelu_pytorch_tanh", "gelu")
 """Activations of the MLPs, by transformers' names: OpenAI's CLIP, SigLIP, and CLIP as others trained it."""
@@ -24,7 +22,7 @@ _MAX_WEIGHTS = 4 * 10**9
 
 
 @dataclass(frozen=True)
-class VitArch:
+class VitArch(Architecture):
     """The shape of a vision encoder, as transformers' `CLIPVisionModel` or `SiglipVisionModel` build it.
 
     Attributes:
@@ -40,6 +38,8 @@ class VitArch:
     Raises:
         ConfigError: a value is out of range, or values contradict each other.
     """
+
+    WHAT = "vision encoder"
 
     family: Literal["clip", "siglip"]
     hidden: int
@@ -119,25 +119,6 @@ class VitArch:
             f"in an input of {grid.input_size[0]} x {grid.input_size[1]} px, so features and labels would not lie on "
             f"each other; grids that fit: {', '.join(presets) or 'one spelled out with these numbers'}"
         )
-
-    def to_json(self) -> str:
-        """Write as JSON, for a safetensors file's metadata under `patchmint.arch`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> VitArch:
-        """Read what `to_json` wrote.
-
-        Raises:
-            WeightsMismatchError: the text is no JSON of an architecture.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(text, strict=True)
-        except (ValidationError, ConfigError) as error:
-            raise WeightsMismatchError(
-                f"the file's metadata entry patchmint.arch describes no vision encoder ({error}); write it with "
-                "VitArch.to_json(), or leave it out for an official architecture"
-            ) from error
 
 
 OFFICIAL: Mapping[str, VitArch] = MappingProxyType(

@@ -1,18 +1,23 @@
-"""From weights, or from a seed, to a vision encoder."""
+"""The vision encoder itself: transformers' own modules, run block by block."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from patchmint.errors import WeightsMismatchError
-from patchmint.features.vit.arch import OFFICIAL, VitArch
-from patchmint.features.vit.model import Vit
-from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile, load_into
+from patchmint.features.arch import OFFICIAL, VitArch
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile, load_into
+
+_CLASSES = {"clip": (CLIPVisionModel, CLIPVisionConfig), "siglip": (SiglipVisionModel, SiglipVisionConfig)}
 
 _PREFIX = "vision_model."
 _PATCHES = "embeddings.patch_embedding.weight"
@@ -29,6 +34,71 @@ IGNORED_KEYS = (
 """Starts of keys in official checkpoints that aren't the vision tower's, and the position numbers of old ones."""
 
 
+class Vit(nn.Module):
+    """A CLIP or SigLIP vision tower whose hidden states can be read one after another.
+
+    Keys of the state dict are those of a whole CLIP or SigLIP model's vision half, `vision_model.*`, whatever the
+    version of transformers: 4.57 has that level of modules, 5 hasn't.
+    """
+
+    def __init__(self, arch: VitArch) -> None:
+        super().__init__()
+        self.arch = arch
+        model_class, config_class = _CLASSES[arch.family]
+        model = model_class(
+            config_class(
+                hidden_size=arch.hidden,
+                intermediate_size=arch.mlp,
+                num_hidden_layers=arch.layers,
+                num_attention_heads=arch.heads,
+                image_size=arch.image_px,
+                patch_size=arch.patch_px,
+                hidden_act=arch.activation,
+                layer_norm_eps=arch.layer_norm_eps,
+            )
+        )
+        self.vision_model: Any = getattr(model, "vision_model", model)
+        self._masks: dict[str, None] = {
+            name: None
+            for name in ("attention_mask", "causal_attention_mask")  # the second: CLIP in transformers 4
+            if name in inspect.signature(self.vision_model.encoder.layers[0].forward).parameters
+        }
+
+    def number_positions(self) -> None:
+        """Write the position numbers, which no checkpoint has to hold, into memory that `to_empty` left unset."""
+        numbers: Tensor = self.vision_model.embeddings.position_ids
+        numbers.copy_(torch.arange(numbers.shape[-1]).expand_as(numbers))
+
+    def cut(self, blocks: int) -> Vit:
+        """Drop what lies after the first `blocks` blocks, to save its memory; then only states 0..blocks exist."""
+        del self.vision_model.encoder.layers[blocks:]
+        self.vision_model.post_layernorm = None
+        self.vision_model.head = None
+        return self
+
+    @torch.no_grad()
+    def states(self, pixels: Tensor, last: int) -> Iterator[Tensor]:
+        """Compute hidden states one after another, never normalised after the block.
+
+        Args:
+            pixels: float (B, 3, image_px, image_px), normalised.
+            last: index of the last state, 0..`arch.layers`; the blocks after it don't run.
+
+        Yields:
+            float (B, leading + patches, hidden): state 0, the first block's input (after CLIP's `pre_layrnorm`), then
+            the output of block 1, 2, ... `last`.
+        """
+        hidden: Tensor = self.vision_model.embeddings(pixels)
+        if self.arch.family == "clip":
+            hidden = self.vision_model.pre_layrnorm(hidden)
+        yield hidden
+        for index in range(last):
+            answer = self.vision_model.encoder.layers[index](hidden, **self._masks)
+            # Of transformers 4.57, some blocks answer with a tuple.
+            hidden = cast(Tensor, answer[0] if isinstance(answer, tuple) else answer)
+            yield hidden
+
+
 def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VitArch:
     """Tell the architecture from a state dict with `vision_model.*`.
 
@@ -42,16 +112,15 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vi
     Raises:
         WeightsMismatchError: the weights are of no known architecture, or not of the one that the metadata names.
     """
-    described = metadata.get(ARCH_METADATA_KEY)
+    described = VitArch.from_metadata(metadata)
     measured = _measured(tensors)
     if described is not None:
-        arch = VitArch.from_json(described)
-        if _measures(arch) != measured:
+        if _measures(described) != measured:
             raise WeightsMismatchError(
-                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {arch}; "
+                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {described}; "
                 "write the file again from the model that it holds"
             )
-        return arch
+        return described
     for arch in OFFICIAL.values():
         if _measures(arch) == measured:
             return arch

@@ -1,66 +1,22 @@
-"""How right labels are, against scenes' truth."""
+"""How right models are, against scenes' truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.demo import agreement
-from patchmint.demo.agreement import f1_and_iou, touched_patches
+from patchmint.demo import score
 from patchmint.demo.scenes import Scene
+from patchmint.demo.score import LabelFigures, touched_patches
 from patchmint.geometry import PatchGrid, Placement, RleMasks
-from patchmint.geometry.masks import Masks
-from patchmint.geometry.rle import encode_masks
-from patchmint.interfaces import Instances, Segmenter
+from patchmint.geometry.rle import Masks, encode_masks
+from patchmint.interfaces import Segmenter
 from patchmint.labelers.patches import label_texts
 from patchmint.types import RgbImage, Size, Text
 
 _LEAST_IOU = 0.1
-
-
-@dataclass
-class LabelFigures:
-    """Figures of patch labels, gathered scene by scene.
-
-    Attributes:
-        f1, iou: of each text that names something present, its patches against the true ones.
-        absent: of each phrase that names something absent, whether anything was found for it.
-        empty: of each text that names nothing present, whether any patch was labelled.
-    """
-
-    f1: list[float] = field(default_factory=list)
-    iou: list[float] = field(default_factory=list)
-    absent: list[bool] = field(default_factory=list)
-    empty: list[bool] = field(default_factory=list)
-
-    def add(self, scene: Scene, found: Instances, grid: PatchGrid) -> None:
-        """Compare what was found for all of a scene's texts with the truth."""
-        placement = grid.place(scene.size)
-        labels = label_texts(found, len(scene.texts), placement, 0.0).selector > 0
-        for index, text in enumerate(scene.texts):
-            truth = true_patches(scene, text.objects, placement)
-            for phrase in text.phrases:
-                if not phrase.objects:
-                    spans = found.spans[found.text_index == index]
-                    self.absent.append(bool(((spans[:, 0] < phrase.span[1]) & (spans[:, 1] > phrase.span[0])).any()))
-            if not text.objects:
-                self.empty.append(bool(labels[index].any()))
-                continue
-            f1, iou = f1_and_iou(labels[index], truth)
-            self.f1.append(f1)
-            self.iou.append(iou)
-
-    def summary(self) -> dict[str, float]:
-        """Means and shares; NaN where there was nothing to judge."""
-        return {
-            "f1": _mean(self.f1),
-            "iou": _mean(self.iou),
-            "absent_rate": _mean(self.absent),
-            "empty_text_rate": _mean(self.empty),
-        }
 
 
 def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: PatchGrid, *, phrases: bool) -> LabelFigures:
@@ -75,7 +31,14 @@ def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: PatchGrid,
     figures = LabelFigures()
     for scene in scenes:
         texts = [text.with_phrases() if phrases else Text(text.content) for text in scene.texts]
-        figures.add(scene, segmenter.segment([scene.image], [texts])[0], grid)
+        found, placement = segmenter.segment([scene.image], [texts])[0], grid.place(scene.size)
+        labels = label_texts(found, len(scene.texts), placement, 0.0).selector > 0
+        for index, text in enumerate(scene.texts):
+            spans = found.spans[found.text_index == index].tolist()
+            for phrase in text.phrases:
+                if not phrase.objects:
+                    figures.add_absent(phrase.span, spans)
+            figures.add(labels[index], true_patches(scene, text.objects, placement) if text.objects else None)
     return figures
 
 
@@ -115,7 +78,7 @@ def box_ious(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) ->
 
 def mask_ious(scene: Scene, masks: Masks) -> list[float]:
     """IoU of one mask for each of the scene's objects, in order, with what is seen of it."""
-    return agreement.mask_ious(masks, (scene.ids == index for index in range(len(scene.objects))))
+    return score.mask_ious(masks, (scene.ids == index for index in range(len(scene.objects))))
 
 
 def _filled(box: npt.NDArray[np.float32], size: Size) -> npt.NDArray[np.bool_]:
@@ -123,7 +86,3 @@ def _filled(box: npt.NDArray[np.float32], size: Size) -> npt.NDArray[np.bool_]:
     left, top, right, bottom = box.round().astype(int)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from patchmint.config import FeaturesConfig
 from patchmint.errors import ConfigError
-from patchmint.features.vit.arch import TINY_LAYERS, VitArch
+from patchmint.features.arch import TINY_LAYERS, VitArch
 from patchmint.interfaces import FeatureSpec
 
 STI_WINDOW = 8

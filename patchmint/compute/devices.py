@@ -1,7 +1,11 @@
-"""Which device a worker runs on."""
+"""Devices: which one runs the models, and arrays on their way to it."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from patchmint.errors import ConfigError
@@ -40,3 +44,12 @@ def describe_devices() -> list[str]:
         bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
         lines.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}")
     return lines
+
+
+def to_device(data: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """An array, or a tensor on the CPU, as a tensor on a device.
+
+    To a GPU it goes by pinned memory, and nobody waits for the copy.
+    """
+    tensor = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
