@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from builds import STAND_IN, check_files, committed, digests, make_config, make_input, run
+from builds import check_files, committed, digests, make_config, make_input, patchmint, run
 
 from patchmint.jobs import extend
 from patchmint.shards.manifest import read_manifest
@@ -25,12 +22,9 @@ IDS = ["a", "b" * 70, "C", "d.e", "f", "g/a", "a"]
 OPTIONS = ("--features.connector", "dci", "--features.pool", 12, "--models.vit", "untrained-tiny")
 
 
-def patchmint(*arguments, rc=0):
-    """Run the command line as a user does; what it printed."""
-    env = os.environ | {"PYTHONPATH": str(STAND_IN)}
-    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+def told(*arguments, rc=0):
+    """All that the command printed."""
+    done = patchmint(*arguments, rc=rc)
     return done.stdout + done.stderr
 
 
@@ -77,7 +71,7 @@ def base(tmp_path_factory):
 def extended(base, tmp_path_factory):
     """The same with features of a tiny vision encoder."""
     out = tmp_path_factory.mktemp("extended") / "out"
-    said = patchmint("extend", base, out, *OPTIONS)
+    said = told("extend", base, out, *OPTIONS)
     assert "6 planned = 6 written + 0 rejected" in said
     assert "untrained" in said
     return out
@@ -144,7 +138,7 @@ def test_the_manifest_tells_where_it_comes_from(base, extended):
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
-    patchmint(
+    told(
         *("extend", extended, out, "--labels.min-coverage", 0.5),
         *("--models.tokenizer", "untrained-tiny"),
     )
@@ -171,7 +165,7 @@ def test_the_same_command_goes_on_and_ends_with_the_same_bytes(base, extended):
     expected = digests(extended)
     for path in ("commits/000001.json", "shards/000001.tar", "shards/000001.parquet", "dataset.json"):
         (extended / path).unlink()
-    assert "6 planned = 6 written" in patchmint("extend", base, extended, *OPTIONS)
+    assert "6 planned = 6 written" in told("extend", base, extended, *OPTIONS)
     check_files(extended, expected)
     assert len(committed(extended)) == 2
 
@@ -181,7 +175,7 @@ def test_a_base_that_has_changed_is_refused(base, extended):
     held = manifest.read_text()
     manifest.write_text(held.replace('"licence": ""', '"licence": "other"', 1))
     try:
-        said = patchmint("extend", base, extended, *OPTIONS, rc=2)
+        said = told("extend", base, extended, *OPTIONS, rc=2)
     finally:
         manifest.write_text(held)
     assert "other settings" in said
@@ -195,7 +189,7 @@ def test_a_damaged_sample_is_a_reject(base, tmp_path):
     data = tar.read_bytes()
     assert data.count(b'"annotators_json":"[') > 1
     tar.write_bytes(data.replace(b'"annotators_json":"[', b'"annotators_json":"{', 1))
-    said = patchmint("extend", damaged, tmp_path / "out", "--models.tokenizer", "untrained-tiny", "--tokens.size", 64)
+    said = told("extend", damaged, tmp_path / "out", "--models.tokenizer", "untrained-tiny", "--tokens.size", 64)
     assert "6 planned = 5 written + 1 rejected (1 sample-damaged)" in said
     table = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
     assert table[0]["key"] in samples(base)
@@ -249,7 +243,7 @@ def test_what_was_never_made_gets_default_settings():
     ],
 )
 def test_what_makes_no_sense_is_refused(base, tmp_path, options, message):
-    said = " ".join(patchmint("extend", base, tmp_path / "out", *options, rc=2).split())
+    said = " ".join(told("extend", base, tmp_path / "out", *options, rc=2).split())
     assert message in said
     assert not (tmp_path / "out").exists()
 
@@ -257,8 +251,8 @@ def test_what_makes_no_sense_is_refused(base, tmp_path, options, message):
 def test_only_finished_data_sets_can_be_extended(base, tmp_path):
     half = shutil.copytree(base, tmp_path / "half")
     (half / "dataset.json").unlink()
-    assert "only a finished data set" in patchmint("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
+    assert "only a finished data set" in told("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
     lost = shutil.copytree(base, tmp_path / "lost")
     (lost / "shards" / "000001.parquet").unlink()
-    said = patchmint("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
+    said = told("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
     assert "name 3 samples" in said or "inspect verify" in said

@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from builds import benchmark_modules
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    """The script and its helpers; upstream's imports warn."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import gpu
-            import gpu_build
-            import gpu_flops
-    finally:
-        sys.path.remove(str(FOLDER))
-    return SimpleNamespace(main=gpu, build=gpu_build, flops=gpu_flops)
+    """The script and its helpers."""
+    main, build, flops = benchmark_modules("gpu", "gpu_build", "gpu_flops")
+    return SimpleNamespace(main=main, build=build, flops=flops)
 
 
 @pytest.mark.parametrize(("sam", "published"), [("vit-b", 0.97), ("vit-h", 5.96)])

@@ -27,8 +27,8 @@ from patchmint.inspection.show.grids import draw_codes, draw_labels
 from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.inspection.show.overlays import sample_overlay
+from patchmint.interfaces import FeatureSpec
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.shards.layout import FeaturesLayout
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
 
@@ -276,7 +276,7 @@ def test_hostile_texts_reach_no_terminal(tmp_path):
 
 
 def test_without_labels_codes_and_with_features(tmp_path):
-    features = FeaturesLayout(
+    features = FeatureSpec(
         encoder="vit", connector="none", layers=((-2,),), select_feature="patch", pool="", grid=(2, 3), leading=0,
         trailing=0, channels=4,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from patchmint.compute.precision import resolve_precision
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino import model as dino_model
@@ -47,9 +47,9 @@ class GroundedSam:
             texts: for each image its texts.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
         """
-        with span("detect"):
+        with stage("detect"):
             found = self.detector.detect(images, texts, **_part(prepared, 0))
-        with span("mask"):
+        with stage("mask"):
             masks = self.masker.masks(images, [detections.boxes for detections in found], **_part(prepared, 1))
         return [
             Instances(

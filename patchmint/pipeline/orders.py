@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from patchmint.compute.spans import Record
+from patchmint.compute.stages import Timing
 from patchmint.config.build import BuildConfig
 from patchmint.shards.plan import ModelRecord, Unit
 
 STAGES = ("wait", "annotate", "hold", "commit", "write")
-"""Spans by which a worker's time is told: waiting for decoded images, asking the models, waiting until the batch before
-is written, committing; and, in a thread of its own, writing."""
+"""By which a worker's time is told: waiting for decoded images, asking the models, waiting until the batch before is
+written, committing; and, in a thread of its own, writing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class WorkerProfile:
         device: cpu, cuda, cuda:N.
         peak_bytes: the most memory that it has had resident so far.
         device_peak_bytes: the most that torch has had of the GPU's; 0 on a CPU.
-        record: its spans.
+        timing: of its stages.
     """
 
     host: str
@@ -68,7 +68,7 @@ class WorkerProfile:
     device: str
     peak_bytes: int
     device_peak_bytes: int
-    record: Record
+    timing: Timing
 
 
 @dataclass(frozen=True)

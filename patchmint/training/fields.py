@@ -16,9 +16,10 @@ from patchmint.errors import ConfigError, ImageError, ShardError
 from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.processing import fit_image
 from patchmint.images.decode import decode_image
+from patchmint.interfaces import FeatureSpec
 from patchmint.samples import Turn
 from patchmint.shards.endings import COVERAGE, FEATURES, SELECTOR
-from patchmint.shards.layout import FeaturesLayout, Layout
+from patchmint.shards.layout import Layout
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.reader import StoredSample
 from patchmint.training.sequences import TokenSequence
@@ -133,7 +134,7 @@ def _check_mixable(stage: Stage, fields: StageFields, first: Dataset, other: Dat
             )
 
 
-def _form(layout: Layout) -> FeaturesLayout | None:
+def _form(layout: Layout) -> FeatureSpec | None:
     """What the features are, whatever the encoder's file is called."""
     return layout.features.model_copy(update={"encoder": ""}) if layout.features is not None else None
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_in
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
@@ -120,11 +120,11 @@ class GroundingDino:
         ]
         wanted = sorted({index for index, _, _ in pairs})
         resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
-        with span("backbone", self.device):
+        with stage("backbone", self.device):
             pixels = [self._normalised(image) for image in resized]
             with computing_in(self.precision, self.device):
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
-        with span("text", self.device), computing_in(self.precision, self.device):
+        with stage("text", self.device), computing_in(self.precision, self.device):
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -172,7 +172,7 @@ class GroundingDino:
         return (levels / self._white - self._mean) / self._std
 
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with span("transformer", self.device), computing_in(self.precision, self.device):
+        with stage("transformer", self.device), computing_in(self.precision, self.device):
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()

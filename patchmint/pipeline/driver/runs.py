@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from patchmint.compute.spans import DEVICE, MODELS, Event, Total
+from patchmint.compute.stages import DEVICE, MODELS, TimedStage, Total
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.pipeline.driver.supervise import Progress
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
@@ -171,24 +171,24 @@ class Profile:
     samples: int = 0
     dropped: int = 0
     _totals: dict[tuple[str, str], Total] = field(default_factory=dict)
-    _events: list[tuple[int, Event]] = field(default_factory=list)
+    _events: list[tuple[int, TimedStage]] = field(default_factory=list)
 
     def add(self, result: UnitResult) -> None:
         """Take over what a worker says with a unit."""
         if result.profile is None:
             return
         worker = self._worker(result.profile)
-        record = result.profile.record
-        worker.wall += record.wall
+        timing = result.profile.timing
+        worker.wall += timing.wall
         worker.peak_bytes, worker.device_peak_bytes = result.profile.peak_bytes, result.profile.device_peak_bytes
         self.samples += result.planned
-        for key, total in record.totals.items():
+        for key, total in timing.totals.items():
             mine = self._totals.setdefault(key, Total())
             mine.seconds += total.seconds
             mine.calls += total.calls
         room = _MOST_EVENTS - len(self._events)
-        self._events += [(worker.worker, event) for event in record.events[:room]]
-        self.dropped += record.dropped + max(0, len(record.events) - room)
+        self._events += [(worker.worker, event) for event in timing.events[:room]]
+        self.dropped += timing.dropped + max(0, len(timing.events) - room)
 
     def summary(self) -> dict[str, Any]:
         """The totals, as JSON values.

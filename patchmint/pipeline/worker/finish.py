@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from patchmint.annotate.models import AnnotatedImage, AnnotationModels, ModelAnswers
 from patchmint.compute.memory import ran_out
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.pipeline.worker.prepare import Prepared, reject
@@ -21,7 +21,7 @@ from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import Fault, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
-from patchmint.shards.layout import FeaturesLayout, GridLayout, Layout, TokensLayout
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.sample import ShardSample, phrases_of
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
@@ -176,7 +176,7 @@ class UnitShard:
         if isinstance(item, Reject):
             self.rejects.append(item)
             return
-        with span("write"):
+        with stage("write"):
             if self.writer is None:
                 self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
                 sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
@@ -230,6 +230,6 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
         grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value),
         min_coverage=config.labels.min_coverage if config.labels else None,
         tokens=tokens,
-        features=FeaturesLayout(**asdict(models.encoder.spec)) if models.encoder else None,
+        features=models.encoder.spec if models.encoder else None,
         notice=config.notice,
     )

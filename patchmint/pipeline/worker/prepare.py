@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from patchmint.annotate.models import ModelInputs
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.errors import (
     ImageDecodeError,
     ImageMissingError,
@@ -155,11 +155,11 @@ class Preparer:
         sample, path = planned.sample, planned.sample.image.path
         if sample.fault is not None:
             return reject(planned, sample.fault)
-        stage, reason = "text", "text-invalid"
+        where, reason = "text", "text-invalid"
         extended: StoredSample | None = None
         if isinstance(self._source, PatchmintSource):
             try:
-                with span("read"):
+                with stage("read"):
                     planned, extended = self._source.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
@@ -168,21 +168,21 @@ class Preparer:
             texts = [text.to_text() for text in sample.texts]
             if not any(text.content.strip() for text in texts):
                 return reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
-            stage, reason = "read", "image-missing"
+            where, reason = "read", "image-missing"
             data = extended.image if extended is not None else self._read(planned)
-            stage = "decode"
-            with span("decode"):
+            where = "decode"
+            with stage("decode"):
                 image = decode_image(data, max_megapixels=self._max_megapixels)
         except ImageUnreadableError as error:
-            return reject(planned, Fault(stage, "image-unreadable", str(error)))
+            return reject(planned, Fault(where, "image-unreadable", str(error)))
         except MemoryError:
-            return reject(planned, Fault(stage, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
+            return reject(planned, Fault(where, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
         except (TextError, ImageMissingError) as error:
-            return reject(planned, Fault(stage, reason, str(error)))
+            return reject(planned, Fault(where, reason, str(error)))
         except ImageTooLargeError as error:
-            return reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
+            return reject(planned, Fault(where, "image-too-large", f"{path}: {error}"))
         except ImageDecodeError as error:
-            return reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
+            return reject(planned, Fault(where, "image-damaged", f"{path}: {error}"))
         prepared = self._with_inputs(Prepared(planned, data, image, texts, extended))
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
@@ -195,7 +195,7 @@ class Preparer:
             return sample
 
     def _read(self, planned: PlannedSample) -> bytes:
-        with span("read"):
+        with stage("read"):
             return self._source.read_image(planned.sample.image)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
 from patchmint.compute.memory import keep_few_kernels, keep_freed_memory, peak_memory
-from patchmint.compute.spans import Record, span, start_recording
+from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings
@@ -74,7 +74,7 @@ class Worker:
         self._batch_size = choose_batch_size(self._models, config.runner, device)
         self._device = device
         # without a profile only what every result says, which no GPU need be asked for
-        self._recorder = start_recording(device) if settings.profile else start_recording(most_events=0, only=STAGES)
+        self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
 
     @property
     def info(self) -> WorkerInfo:
@@ -96,7 +96,7 @@ class Worker:
             os._exit(1)
 
     def _do(self, order: Order) -> UnitResult | None:
-        with span("wait"):
+        with stage("wait"):
             samples, items = self._preparer.prepared(order, 2 * self._batch_size)
         if order.probe is not None:
             self._annotate(items, lambda _: None)
@@ -116,21 +116,21 @@ class Worker:
         with ExitStack() as files:
             shard = UnitShard(order.unit.name, self._layout, attempt, files)
             self._annotate(items, shard.add)
-            with span("commit"):
+            with stage("commit"):
                 files.close()
                 rejects = shard.rejects + [_poisoned(samples[place]) for place in order.poison]
                 won = self._commit(order, samples, shard, rejects, attempt)
-        record = self._recorder.drain()
+        timing = self._stopwatch.drain()
         return UnitResult(
             unit=order.unit.id,
             planned=len(samples),
             written=shard.written,
             rejects=_reasons(rejects),
             bytes=shard.tar.size if shard.tar is not None else 0,
-            seconds={path: total.seconds for (_, path), total in record.totals.items() if path in STAGES},
+            seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size,
-            profile=self._profile(record) if self._settings.profile else None,
+            profile=self._profile(timing) if self._settings.profile else None,
         )
 
     def _commit(
@@ -161,17 +161,17 @@ class Worker:
         with closing(items), Finisher(self._models, write, self._finishing) as finisher:
             for batch in batches:
                 before = self._batch_size
-                with span("annotate"):
+                with stage("annotate"):
                     answers = self._ask_or_halve([item for _, item in batch])
                 if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
                     self._batch_size = before  # the fault of a sample that is too large for any batch
                 # what was for the models isn't needed any more
                 asked = [(number, replace(item, inputs=None)) for number, item in batch]
                 answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
-                with span("hold"):
+                with stage("hold"):
                     finisher.take(answered)
                 del batch, asked, answers, answered  # or they would be held while the next batch is waited for
-            with span("hold"):
+            with stage("hold"):
                 finisher.wait()
         for rejected in rejects:
             write(rejected)
@@ -192,7 +192,7 @@ class Worker:
         middle = len(batch) // 2
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
 
-    def _profile(self, record: Record) -> WorkerProfile:
+    def _profile(self, timing: Timing) -> WorkerProfile:
         on_gpu = self._device.startswith("cuda")
         return WorkerProfile(
             host=socket.gethostname(),
@@ -200,7 +200,7 @@ class Worker:
             device=self._device,
             peak_bytes=peak_memory(),
             device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
-            record=record,
+            timing=timing,
         )
 
     def _check_output_visible(self) -> None:
@@ -216,7 +216,7 @@ class Worker:
 
 def _prepared(items: Items, rejects: list[Reject]) -> Iterator[Prepared]:
     while True:
-        with span("wait"):
+        with stage("wait"):
             item = next(items, None)
         if item is None:
             return

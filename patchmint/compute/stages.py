@@ -1,13 +1,13 @@
-"""Where the time goes: named spans, of models and of everything around them.
+"""Where the time goes: named stages, of models and of everything around them.
 
-    with span("mask"):
-        with span("encode", device):
+    with stage("mask"):
+        with stage("encode", device):
             ...
 
-Without a recorder a span costs less than a microsecond. With one it is timed, added up by its path ("mask/encode"),
+Without a stopwatch a stage costs less than a microsecond. With one it is timed, added up by its path ("mask/encode"),
 and kept as an event for a timeline. Work that is handed to a GPU is timed there, between two events on its stream,
 which are read when they have passed: nothing is ever waited for. Not for code that is compiled or captured into a
-graph; put the span around its call.
+graph; put the stage around its call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 MODELS = "models"
-"""The row of the thread that the recorder was started in."""
+"""The row of the thread that the stopwatch was started in."""
 DEVICE = "device"
 """The row of what was timed on a GPU."""
 
@@ -33,11 +33,11 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 @dataclass(frozen=True)
-class Event:
-    """A span that has ended.
+class TimedStage:
+    """A stage that has ended.
 
     Attributes:
-        path: its name after those of the spans around it: "annotate/mask/encode".
+        path: its name after those of the stages around it: "annotate/mask/encode".
         row: the thread it ran in, or `DEVICE`.
         start: seconds since 1970.
         seconds: how long it took.
@@ -51,7 +51,7 @@ class Event:
 
 @dataclass
 class Total:
-    """Spans of one path and kind of row together.
+    """Stages of one path and kind of row together.
 
     Attributes:
         seconds: sum.
@@ -63,8 +63,8 @@ class Total:
 
 
 @dataclass
-class Record:
-    """What a recorder has seen for a while.
+class Timing:
+    """What a stopwatch has seen for a while.
 
     Attributes:
         wall: seconds of that while.
@@ -75,42 +75,42 @@ class Record:
 
     wall: float
     totals: dict[tuple[str, str], Total] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
+    events: list[TimedStage] = field(default_factory=list)
     dropped: int = 0
 
 
-def span(name: str, device: torch.device | None = None) -> AbstractContextManager[None]:
+def stage(name: str, device: torch.device | None = None) -> AbstractContextManager[None]:
     """Time what is done within, if anybody wants to know.
 
     Args:
-        name: of the stage; spans within this one get it before theirs.
+        name: of the stage; stages within this one get it before theirs.
         device: where the work runs, if it is a model's: on CUDA it is timed on the device's current stream.
     """
-    recorder = _active
-    return _NOTHING if recorder is None else recorder.span(name, device)
+    stopwatch = _active
+    return _NOTHING if stopwatch is None else stopwatch.stage(name, device)
 
 
-def start_recording(
+def start_timing(
     device: str = "cpu", most_events: int = _MOST_EVENTS, only: Collection[str] | None = None
-) -> Recorder:
-    """From now on spans of this process are recorded; what was recording before no longer does.
+) -> Stopwatch:
+    """From now on stages of this process are timed; the stopwatch before gets no more.
 
     Args:
         device: where the models run. If it is a GPU, this waits for it once, to set its clock by ours.
         most_events: so many are kept; totals go on.
-        only: names of the spans to record; the others cost nothing. None = all.
+        only: names of the stages to time; the others cost nothing. None = all.
     """
     global _active
-    _active = Recorder(device, most_events, only)
+    _active = Stopwatch(device, most_events, only)
     return _active
 
 
-class Recorder:
-    """Takes the spans of all threads of a process; made by `start_recording`.
+class Stopwatch:
+    """Times the stages of all threads of a process; made by `start_timing`.
 
     Attributes:
-        stack: the path of the spans around, in each thread.
-        waiting: spans between two events on the device that haven't been read.
+        stack: the path of the stages around, in each thread.
+        waiting: stages between two events on the device that haven't been read.
     """
 
     def __init__(self, device: str, most_events: int, only: Collection[str] | None) -> None:
@@ -124,36 +124,36 @@ class Recorder:
         self._epoch = time.time() - time.perf_counter()
         self._clock = _DeviceClock(device) if device.startswith("cuda") else None
         self._since = time.perf_counter()
-        self._record = Record(0.0)
+        self._timing = Timing(0.0)
 
-    def span(self, name: str, device: torch.device | None) -> AbstractContextManager[None]:
-        """See `patchmint.compute.spans.span`."""
+    def stage(self, name: str, device: torch.device | None) -> AbstractContextManager[None]:
+        """See `patchmint.compute.stages.stage`."""
         if self._only is not None and name not in self._only:
             return _NOTHING
-        return _Span(self, name, self._clock if device is not None and device.type == "cuda" else None)
+        return _Stage(self, name, self._clock if device is not None and device.type == "cuda" else None)
 
-    def drain(self) -> Record:
+    def drain(self) -> Timing:
         """What there was since the last call, and forget it. What a GPU hasn't reached yet comes with the next."""
         self._read_device()
         with self._lock:
             now = time.perf_counter()
-            record, self._record = self._record, Record(0.0)
-            record.wall, self._since = now - self._since, now
-        return record
+            timing, self._timing = self._timing, Timing(0.0)
+            timing.wall, self._since = now - self._since, now
+        return timing
 
     def add(self, path: str, start: float, seconds: float, row: str = "") -> None:
-        """Count a span that has ended, of this thread unless another row is named."""
+        """Count a stage that has ended, of this thread unless another row is named."""
         if not row:
             row = MODELS if threading.get_ident() == self._home else threading.current_thread().name
         with self._lock:
-            total = self._record.totals.setdefault((row.partition("_")[0], path), Total())
+            total = self._timing.totals.setdefault((row.partition("_")[0], path), Total())
             total.seconds += seconds
             total.calls += 1
             if self._room > 0:
                 self._room -= 1
-                self._record.events.append(Event(path, row, self._epoch + start, seconds))
+                self._timing.events.append(TimedStage(path, row, self._epoch + start, seconds))
             else:
-                self._record.dropped += 1
+                self._timing.dropped += 1
 
     def _read_device(self) -> None:
         while self.waiting and self._clock is not None and self.waiting[0][2].query():
@@ -161,16 +161,16 @@ class Recorder:
             self.add(path, self._clock.seconds(begun), begun.elapsed_time(ended) / 1000, DEVICE)
 
 
-class _Span:
+class _Stage:
     """A class and not a generator, which would take twice as long."""
 
-    __slots__ = ("_begun", "_clock", "_name", "_outer", "_path", "_recorder", "_start")
+    __slots__ = ("_begun", "_clock", "_name", "_outer", "_path", "_start", "_stopwatch")
 
-    def __init__(self, recorder: Recorder, name: str, clock: _DeviceClock | None) -> None:
-        self._recorder, self._name, self._clock = recorder, name, clock
+    def __init__(self, stopwatch: Stopwatch, name: str, clock: _DeviceClock | None) -> None:
+        self._stopwatch, self._name, self._clock = stopwatch, name, clock
 
     def __enter__(self) -> None:
-        stack = self._recorder.stack
+        stack = self._stopwatch.stack
         self._outer: str = getattr(stack, "path", "")
         self._path = stack.path = f"{self._outer}/{self._name}" if self._outer else self._name
         self._begun = self._clock.mark() if self._clock is not None else None
@@ -178,14 +178,14 @@ class _Span:
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._start
-        self._recorder.stack.path = self._outer
+        self._stopwatch.stack.path = self._outer
         if self._clock is not None:
-            self._recorder.waiting.append((self._path, self._begun, self._clock.mark()))
+            self._stopwatch.waiting.append((self._path, self._begun, self._clock.mark()))
         else:
-            self._recorder.add(self._path, self._start, seconds)
+            self._stopwatch.add(self._path, self._start, seconds)
 
 
-_active: Recorder | None = None
+_active: Stopwatch | None = None
 
 
 class _DeviceClock:

@@ -1,0 +1,34 @@
+"""Fixtures of several files: an S3-protocol server, a proxy before it that fails, and a storage of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flaky_proxy import FlakyProxy, flaky_proxy
+from s3_server import S3Server, s3_server
+
+from patchmint.storage import Storage, open_storage
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FlakyProxy]:
+    with flaky_proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "local":
+        return open_storage(tmp_path / "out")
+    server: S3Server = request.getfixturevalue("server")
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    return open_storage(server.new_bucket())
