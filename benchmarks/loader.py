@@ -41,10 +41,9 @@ from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
-from patchmint.training.collate import StageBatch, collate
 from patchmint.training.dataset import StageDataset
 from patchmint.training.fields import SampleMaker, fields_of
-from patchmint.training.loader import StageLoader
+from patchmint.training.loader import StageBatch, StageLoader, collate
 
 SHARD = 500
 BATCH = 32

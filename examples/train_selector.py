@@ -32,10 +32,7 @@ from patchmint.demo import DEMO_SEED
 from patchmint.demo.dataset import obtain_scenes, read_truth
 from patchmint.demo.score import judged_samples, sample_placement, touched_patches
 from patchmint.storage import open_storage
-from patchmint.training.collate import StageBatch
-from patchmint.training.dataset import StageDataset
-from patchmint.training.loader import StageLoader
-from patchmint.training.selector import PatchSelector, auc, recall_at_keep, selector_loss
+from patchmint.training import PatchSelector, StageBatch, StageDataset, StageLoader, auc, recall_at_keep, selector_loss
 
 KEEP_RATIO = 0.25
 WORDS, WIDTH, HIDDEN = 1024, 128, 128

@@ -28,8 +28,8 @@ from patchmint.geometry.rle import encode_masks
 from patchmint.samples import SourceText, Turn
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.schema import ImageDocument
-from patchmint.training.collate import collate
 from patchmint.training.dataset import StageDataset
+from patchmint.training.loader import collate
 from patchmint.training.sequences import TokenSequence
 
 HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"

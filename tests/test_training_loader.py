@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from training_data import RICH, copy, cut, digest, finished, samples
 
 from patchmint.errors import ConfigError, InputError, ShardError
-from patchmint.training.collate import collate
 from patchmint.training.dataset import StageDataset
-from patchmint.training.loader import StageLoader
+from patchmint.training.loader import StageLoader, collate
 
 # Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
 pytestmark = [

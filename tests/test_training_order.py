@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError
-from patchmint.training.order import MixedOrder, permutation
-from patchmint.training.ranks import Share, share_of
+from patchmint.training.order import MixedOrder, Share, permutation, share_of
 
 SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 

@@ -11,13 +11,13 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from patchmint.pictures.overlay import shade_patches
 from PIL import Image, ImageDraw
 
 from patchmint import Annotator
 from patchmint.demo import DEMO_SEED
 from patchmint.demo.scenes import make_scene
 from patchmint.interfaces import Tokens
+from patchmint.pictures.overlay import shade_patches
 from patchmint.pictures.text import Lettering
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage

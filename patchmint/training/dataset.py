@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +18,13 @@ from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import with_extents
 from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.json_values import differences
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample
 from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of, manifest_of
-from patchmint.training.order import MixedOrder
-from patchmint.training.ranks import Remainder, share_of
+from patchmint.training.order import MixedOrder, Remainder, share_of
 from patchmint.training.sequences import TokenSequence
-from patchmint.training.state import checked_state
 from patchmint.types import Integers
 
 Uri = str | os.PathLike[str]
@@ -37,8 +37,10 @@ _LOOKED_UP = 256
 class StageDataset(IterableDataset[StageSample]):
     """Samples of one or more finished data sets, in an order that seed and epoch alone decide.
 
-    With `StageLoader` it gives batches that can be resumed at any step. It works under torch's own DataLoader too
-    (`collate_fn=patchmint.training.collate.collate`), where each worker takes its part; call `set_epoch` before each
+    With `StageLoader` it gives batches that can be resumed at any step. `len(dataset)` is how many samples iterating
+    gives an epoch, on this rank; `dataset[i]` is the i-th sample as the shards have them, all data sets one after
+    another, whatever the order, rank and weights (its text that of epoch 0). It works under torch's own DataLoader too
+    (`collate_fn=patchmint.training.collate`), where each worker takes its part; call `set_epoch` before each
     epoch there, since workers hold copies of this object.
 
     Args:
@@ -167,6 +169,31 @@ class StageDataset(IterableDataset[StageSample]):
         """
         self._epoch, self._position = checked_state(state, self.identity, "position")
 
+    def __len__(self) -> int:
+        """Samples of an epoch of this rank."""
+        return self.samples_of_rank
+
+    def __getitem__(self, index: int) -> StageSample:
+        """A sample by its position in the shards, data sets one after another; negative from the end.
+
+        Raises:
+            IndexError: there are fewer samples.
+            ShardError: it is damaged, also where damaged ones are skipped.
+            InputError: `sequences` refuses it.
+            StorageError: its shard can't be read.
+        """
+        ends = np.cumsum([dataset.samples for dataset in self._datasets])
+        total, number = int(ends[-1]), operator.index(index)
+        if not -total <= number < total:
+            raise IndexError(f"there is no sample {number}: the data sets have {total} samples")
+        number %= total
+        dataset = int(ends.searchsorted(number, side="right"))
+        place = SampleRef(dataset, 0, number - int(ends[dataset]) + self._datasets[dataset].samples)
+        (found,) = self._read([place])
+        if not isinstance(found, StageSample):
+            raise found
+        return found
+
     def __iter__(self) -> Iterator[StageSample]:
         """The rest of this rank's epoch, or this worker's part of it; afterwards the next epoch begins."""
         worker = get_worker_info()
@@ -203,6 +230,18 @@ class StageDataset(IterableDataset[StageSample]):
             StorageError: a shard can't be read.
             ConfigError: this is a forked worker, and the data set is on an object store.
         """
+        for found in self._read(places):
+            if isinstance(found, StageSample):
+                yield found
+            elif self._skips:
+                self.skipped += 1
+                _LOG.warning("skipped %s", found)
+                yield str(found)
+            else:
+                raise found
+
+    def _read(self, places: Iterable[SampleRef]) -> Iterator[StageSample | ShardError | InputError]:
+        """Samples, or what is wrong with them, by name."""
         if not self.is_local and os.getpid() != self._process:
             # A request would wait for ever: the threads that serve it stayed behind.
             raise ConfigError(
@@ -211,16 +250,14 @@ class StageDataset(IterableDataset[StageSample]):
             )
         reader = SampleReader(self._datasets)
         for place, stored in reader.read(places):
+            found: StageSample | ShardError | InputError
             try:
-                yield self._made(place, stored)
+                found = self._made(place, stored)
             except (ShardError, InputError) as error:
-                message = f"{reader.describe(place)}: {error}"
-                if not self._skips:
-                    kind = ShardError if isinstance(error, ShardError) else InputError
-                    raise kind(message) from error
-                self.skipped += 1
-                _LOG.warning("skipped %s", message)
-                yield message
+                kind = ShardError if isinstance(error, ShardError) else InputError
+                found = kind(f"{reader.describe(place)}: {error}")
+                found.__cause__ = error
+            yield found
 
     def _made(self, place: SampleRef, stored: StoredSample | ShardError) -> StageSample:
         if isinstance(stored, ShardError):
@@ -246,13 +283,16 @@ def open_finished(uri: Uri) -> Dataset:
         ShardError: it is damaged, or not all of it is there.
         StorageError: it can't be read.
     """
+    none = ConfigError(
+        f"can't train on {uri}: there is no {MANIFEST_PATH}; it is no data set of patchmint: make one with "
+        "`patchmint build`, or correct the path"
+    )
+    if os.fspath(uri).endswith(".tar"):
+        raise none
     try:
         dataset = open_dataset(uri)
     except InputError as error:
-        raise ConfigError(
-            f"can't train on {uri}: there is no {MANIFEST_PATH}; it is no data set of patchmint: make one with "
-            "`patchmint build`, or correct the path"
-        ) from error
+        raise none from error
     if not dataset.finished:
         raise ConfigError(
             f"can't train on {uri}: its build isn't finished, or wrote no sample: run the build's command again "
@@ -313,3 +353,26 @@ def _draws(datasets: Sequence[Dataset], weights: Sequence[float] | None, wanted:
             "raise samples_per_epoch, or leave that data set out"
         )
     return draws
+
+
+def checked_state(state: Mapping[str, Any], identity: Mapping[str, Any], counter: str) -> tuple[int, int]:
+    """Epoch and place in it, of a state that belongs here.
+
+    Args:
+        state: as `state_dict` gave it.
+        identity: what the run that is to go on is about.
+        counter: name of what is counted within an epoch.
+
+    Raises:
+        ConfigError: it is no state, or belongs to other data or settings; the message names what differs.
+    """
+    epoch, place, of = (state.get(name) for name in ("epoch", counter, "of"))
+    if not isinstance(epoch, int) or not isinstance(place, int) or not isinstance(of, Mapping) or min(epoch, place) < 0:
+        raise ConfigError(f"this is no state of this kind (epoch, {counter}, of); give what state_dict() returned")
+    wrong = differences(of, identity)
+    if wrong:
+        raise ConfigError(
+            f"the state belongs to another run: {'; '.join(wrong)}. Go on with the data and settings it was taken "
+            "with, or start anew without it"
+        )
+    return epoch, place
