@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from patchmint.datasets.extension import SECTION_OF_ROLE, finished_manifest
+from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
