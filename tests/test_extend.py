@@ -10,9 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builds import check_files, committed, digests, make_config, make_input, patchmint, run
+from typer.testing import CliRunner
 
+from patchmint.cli.inspect import inspect_app
+from patchmint.datasets.dataset import open_dataset
+from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
-from patchmint.shards.manifest import read_manifest
+from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
@@ -135,6 +139,32 @@ def test_the_manifest_tells_where_it_comes_from(base, extended):
     assert next(member.shape for member in after.members if member.ending == "features.npy")[0] == "144"
 
 
+def inspected(*arguments, code=0):
+    done = CliRunner().invoke(inspect_app, [*map(str, arguments)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+
+
+def test_inspection_speaks_of_what_the_shards_hold(base, extended):
+    """Not of the last command's settings, in which all that was carried over is null."""
+    before, after = (json.loads(inspected("info", folder, "--json"))["held"] for folder in (base, extended))
+    assert before["labels"]["min_coverage"] == read_manifest(open_storage(str(base))).layout.min_coverage
+    for name in ("labels", "tokens", "source", "grid"):
+        assert after[name] == before[name] is not None
+    assert (before["features"], after["features"]["connector"]) == (None, "dci")
+    assert after["models"] == before["models"] | {"vit": "untrained-tiny"}
+    first, second = ({line[:10].strip(): line[10:] for line in inspected("info", f).splitlines()} for f in (base, extended))
+    assert first["labels"] == second["labels"] != "none"
+    assert first["tokens"] == second["tokens"] != "none"
+    assert first["features"] == "none" != second["features"]
+    found = json.loads(inspected("diff", base, extended, "--json", code=1))["settings"]
+    changed = {change["field"] for change in found if change["field"].startswith("config.")}
+    assert {field.split(".")[1] for field in changed} == {"features", "models"}
+    assert {field for field in changed if field.startswith("config.models")} == {"config.models.vit"}
+    for offer in (offer_masks, offer_decoded):
+        assert offer(open_dataset(extended), True) == offer(open_dataset(base), True)
+
+
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
@@ -159,6 +189,10 @@ def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
         assert "vqgan.npy" in sample.members
         assert "stand-in.npy" not in sample.members
     assert list(verify(open_storage(str(out)))) == []
+    held, last = held_settings(manifest), held_settings(read_manifest(open_storage(str(extended))))
+    assert held["labels"] == last["labels"] | {"min_coverage": 0.5}
+    assert held["features"] == last["features"] != manifest.config["features"]
+    assert held["models"] == last["models"] | {"tokenizer": "untrained-tiny"}
 
 
 def test_the_same_command_goes_on_and_ends_with_the_same_bytes(base, extended):
@@ -203,6 +237,13 @@ def settings_after(*configs, made):
         config = BASE | each | ({"extended": config} if config else {})
     manifest = SimpleNamespace(config=config)
     return extend._settings_of(manifest, "in", "out", made)
+
+
+def test_held_settings_of_manifests_that_others_wrote(base):
+    manifest = read_manifest(open_storage(str(base)))
+    for config in ({}, {"labels": 5, "models": None, "extended": 7}, {"labels": {}, "models": {"other": "x"}}):
+        held = held_settings(manifest.model_copy(update={"config": config}))
+        assert (held["labels"], held["tokens"], held["features"], held["models"]) == ({}, {}, None, {})
 
 
 BASE = {

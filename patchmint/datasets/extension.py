@@ -11,17 +11,6 @@ from patchmint.shards.manifest import Manifest, read_manifest
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
-SECTION_OF_ROLE = {
-    "detector": "labels",
-    "vocabulary": "labels",
-    "masker": "labels",
-    "segmenter": "labels",
-    "tokenizer": "tokens",
-    "remap": "tokens",
-    "vit": "features",
-}
-"""Which section of the settings a model, by its role, makes."""
-
 
 def extended_manifest(config: BuildConfig) -> Manifest | None:
     """The manifest of the data set that a build extends; None for a build from other sources.

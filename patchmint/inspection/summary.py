@@ -22,7 +22,8 @@ class Summary:
         notice: a warning that belongs on every use; empty where there is none.
         models: by role: name, sha256, size, licence.
         versions: of the libraries that decide the bytes.
-        config: the build's settings.
+        config: the settings of the last command, as dataset.json has them.
+        held: those that made what the shards hold (`held_settings`).
         layout: grid, min_coverage, tokens, features.
         members: of every sample: ending, dtype, shape; without dataset.json those of the first sample.
         totals: units, units_done, planned, written, rejected (by reason), texts, label_share, shards, bytes.
@@ -34,6 +35,7 @@ class Summary:
     models: dict[str, dict[str, Any]]
     versions: dict[str, str]
     config: dict[str, Any]
+    held: dict[str, Any]
     layout: dict[str, Any]
     members: list[dict[str, Any]]
     totals: dict[str, Any]
@@ -50,6 +52,8 @@ def summarise(dataset: Dataset) -> Summary:
 
 
 def _by_manifest(dataset: Dataset) -> Summary | None:
+    from patchmint.shards.manifest import held_settings
+
     manifest = dataset.manifest
     if manifest is None:
         return None
@@ -61,6 +65,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
         models=told["models"],
         versions=told["versions"],
         config=told["config"],
+        held=held_settings(manifest),
         layout=told["layout"],
         members=told["members"],
         # dataset.json of before a retry knows nothing of its units
@@ -80,6 +85,7 @@ def _by_samples(dataset: Dataset) -> Summary:
         models={},
         versions={},
         config={},
+        held={},
         layout=_layout(first) if first else {},
         members=_members(first) if first else [],
         totals=_totals_of_tar(dataset) if lone else _totals_so_far(dataset),

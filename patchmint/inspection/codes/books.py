@@ -54,8 +54,7 @@ def tokens_layout(dataset: Dataset) -> TokensLayout:
             raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
     if tokens is None:
         raise InputError(
-            f"{dataset.uri} has no codes: it was built with `tokens: null`; `patchmint extend {dataset.uri} OUT "
-            "--tokens.size 256` makes them"
+            f"{dataset.uri} has no codes; `patchmint extend {dataset.uri} OUT --tokens.size 256` makes them"
         )
     return tokens
 

@@ -31,7 +31,7 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
     """
     document = sample.document
     if sample.selector is None:
-        raise InputError(f"sample {sample.key!r} has no labels to draw: its data set was built with `labels: null`")
+        raise InputError(f"sample {sample.key!r} has no labels to draw; `patchmint extend` adds them to a data set")
     kept, coverage = text_labels(sample, text)
     phrases = [
         OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)

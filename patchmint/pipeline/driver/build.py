@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import BuildConfig
-from patchmint.datasets.extension import SECTION_OF_ROLE, check_extension, finished_manifest
+from patchmint.datasets.extension import check_extension, finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
@@ -24,7 +24,7 @@ from patchmint.pipeline.sources import open_source
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
-from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
