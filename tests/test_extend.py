@@ -153,7 +153,8 @@ def test_inspection_speaks_of_what_the_shards_hold(base, extended):
         assert after[name] == before[name] is not None
     assert (before["features"], after["features"]["connector"]) == (None, "dci")
     assert after["models"] == before["models"] | {"vit": "untrained-tiny"}
-    first, second = ({line[:10].strip(): line[10:] for line in inspected("info", f).splitlines()} for f in (base, extended))
+    shown = [inspected("info", folder).splitlines() for folder in (base, extended)]
+    first, second = ({line[:10].strip(): line[10:] for line in lines} for lines in shown)
     assert first["labels"] == second["labels"] != "none"
     assert first["tokens"] == second["tokens"] != "none"
     assert first["features"] == "none" != second["features"]
