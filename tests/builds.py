@@ -1,4 +1,4 @@
-"""Whole builds for tests: as subprocesses of the command line, and in this process, with models that cost nothing."""
+"""Whole builds for tests: as commands (mostly `warm`), and in this process, with models that cost nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import warm
 from PIL import Image
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
-_started: list[subprocess.Popen[str]] = []
+_started: list[subprocess.Popen[str] | warm.Python] = []
 
 
 # ------------------------------------------------------------------------------------------------- input, config
@@ -67,11 +68,14 @@ def benchmark_modules(*names):
 # ------------------------------------------------------------------------------------------------- as a command
 
 
-def patchmint(*arguments, rc=0, **environment):
-    """Run the command line as a user does; what it printed."""
+def patchmint(*arguments, rc=0, cold=False, **environment):
+    """Run the command line as a user does, `cold` in a fresh interpreter; what it printed."""
     env = os.environ | {"PYTHONPATH": str(STAND_IN)} | environment
     command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    if cold:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    else:
+        done = warm.run(command, env=env)
     assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
     return done
 
@@ -81,22 +85,19 @@ def asked(*arguments):
     return json.loads(patchmint(*arguments).stdout)
 
 
-def start(config, out, *options, **environment):
+def start(config, out, *options, cold=False, **environment):
     """Start a build in a session of its own, so that all its processes can be found and signalled together."""
     command = [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options]
-    return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment)
+    return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment, cold=cold)
 
 
-def watched(command, environment):
+def watched(command, environment, *, cold=False):
     """Start a process in a session of its own that `end_all` ends with everything it has started."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if cold:
+        process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    else:
+        process = warm.Python(command, env=environment, start_new_session=True, **pipes)
     _started.append(process)
     return process
 
@@ -109,7 +110,7 @@ def ended(build, rc):
 
 
 def run(config, out, *options, rc=0, **environment):
-    """A build from start to end."""
+    """A build from start to end; `cold` as for `patchmint`."""
     return ended(start(config, out, *options, **environment), rc)
 
 
@@ -191,7 +192,7 @@ def check_half_done(out, expected):
 def check_files(out, expected):
     """In the end: these files with these bytes, a record a unit, nothing else."""
     assert digests(out) == expected
-    assert leftovers(out) == []
+    assert leftovers(out) == [], leftovers(out)
     records = committed(out)
     assert sorted(records) == list(range(len(records)))
     for record in records.values():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +17,10 @@ import builds
 import pyarrow.parquet as pq
 import pytest
 
+from patchmint.storage.local import is_temporary
+
 SCRIPTS = 3
-"""How many scripts share the steps: a driver that takes over a lease sleeps half a second."""
+"""How many scripts share the states: a driver that takes over a lease sleeps half a second."""
 TEXTS = [f"thing number {place}" for place in range(9)]
 DAMAGED = (2,)
 REJECTS = {"image-damaged": 1}
@@ -23,19 +28,20 @@ REJECTS = {"image-damaged": 1}
 
 # ------------------------------------------------------------------------------------------------- forked in a script
 
-# Some hundred kills would take an hour if each driver imported torch anew. A script imports it once and forks a child
-# for each build, with the real driver and worker in it, on real files, and SIGKILL kills the child.
+# A kill leaves what is on the disk at that moment, so the steps between which nothing changes there are one case. A
+# script records the state before each step of an undisturbed build, then kills a build at the first step of each state,
+# sees that it left that state, and goes on with it. Each build is a fork with the real driver and worker in it.
 
 
-def killed_at_every_step(config, whole, folder, scene, share):
-    """Kill a build at each step in turn, go on with it, compare; returns the number of the steps of all shares.
+def killed_in_every_state(config, whole, folder, scene, share):
+    """Kill a build in each state of the disk in turn, go on with it, compare; how many steps and states there are.
 
     Args:
         config: of the build.
         whole: output of an undisturbed one.
         folder: for the outputs.
         scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published.
-        share: which of the steps, modulo SCRIPTS.
+        share: which of the states, modulo SCRIPTS.
     """
     expected = builds.digests(whole)
     begun = folder / "begun"
@@ -43,15 +49,39 @@ def killed_at_every_step(config, whole, folder, scene, share):
         assert builds.exit_code(builds.fork(lambda: _killed_when_committed(config, begun))) == -signal.SIGKILL
         assert (begun / "commits" / "000001.json").exists()
         assert not (begun / "shards" / "000001.tar").exists()
-    total = _count_steps(config, folder, scene, begun)
-    for number in range(share, total, SCRIPTS):
+    states = _states_before_steps(config, folder, scene, begun)
+    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
+    for number in first_steps[share::SCRIPTS]:
         out = folder / f"{number}"
         if scene == "committed":
             shutil.copytree(begun, out)
         assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
+        _check_same_state(_state(out), states[number], f"killed before step {number}")
         assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected))) == 0, number
         shutil.rmtree(out)
-    return total
+    return len(states), len(first_steps)
+
+
+def _check_same_state(left, recorded, when):
+    left, recorded = (set(map(tuple, json.loads(state))) for state in (left, recorded))
+    assert left == recorded, f"{when}, it left other files than were recorded: {left ^ recorded}"
+
+
+_RUN = re.compile(r"[0-9]{8}t[0-9]{6}-[0-9a-f]{8}(-[0-9]{6}-)?(?(1)[0-9a-f]{16})")
+
+
+def _state(out):
+    """All that is on the disk but for what chance and clocks decide: attempts' names, seconds, lease, run records."""
+    found = []
+    for path in sorted(out.rglob("*")):
+        name = "temporary" if is_temporary(path.name) else path.name
+        told = path.parent.name == "runs" or name in ("lease.json", "temporary")
+        data = path.read_bytes() if path.is_file() and not told else b""
+        if path.parent.name == "commits" and data:
+            data = json.dumps(json.loads(_RUN.sub(r"run\1", data.decode())) | {"seconds": 0}).encode()
+        place = _RUN.sub(r"run\1", str(path.parent.relative_to(out)))
+        found.append((place, _RUN.sub("run", name), hashlib.sha256(data).hexdigest()))
+    return json.dumps(found)
 
 
 def _killed(config, out, number):
@@ -93,22 +123,23 @@ def _gone_on(config, out, expected):
     assert list(verify(open_storage(out))) == []
 
 
-def _count_steps(config, folder, scene, begun):
-    """All of a fresh build; of one that goes on, those before it writes a shard: the others are the same."""
-    out, counted = folder / "counted", folder / "steps"
+def _states_before_steps(config, folder, scene, begun):
+    """Of a fresh build all; of one that goes on, those before it writes a shard: the others are the same."""
+    out, told = folder / "watched", folder / "states"
     if scene == "committed":
         shutil.copytree(begun, out)
 
-    def count():
+    def record():
         import faults
 
         steps = []
-        faults.watch(lambda when, name: steps.append(name) if when == "before" else None)
+        faults.watch(lambda when, name: steps.append((name, _state(out))) if when == "before" else None)
         builds.build_here(config, out)
-        counted.write_text(str(len(steps) if scene == "fresh" else steps.index("write")))
+        names = [name for name, _ in steps]
+        told.write_text(json.dumps([state for _, state in steps][: None if scene == "fresh" else names.index("write")]))
 
-    assert builds.exit_code(builds.fork(count)) == 0
-    return int(counted.read_text())
+    assert builds.exit_code(builds.fork(record)) == 0
+    return json.loads(told.read_text())
 
 
 def full_at_any_moment(config, whole, disk):
@@ -140,6 +171,11 @@ def _full(config, out):
         os._exit(3 if "the disk is full" in str(error) else 4)
 
 
+def batched(numbers):
+    """Two at a time."""
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def in_a_script(*arguments):
     """Start one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *map(str, arguments)]
@@ -169,18 +205,20 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     source = builds.make_input(folder / "in", TEXTS, DAMAGED)
     config = builds.make_config(folder / "config.yaml", source, folder / "out", 3)
-    builds.run(config, folder / "out")
+    builds.run(config, folder / "out", cold=True)
     builds.check_finished(folder / "out", builds.digests(folder / "out"), 9, REJECTS)
     builds.check_with_commands(folder / "out", 9, REJECTS)
     return config, folder / "out"
 
 
-def test_killed_at_every_step(undisturbed, tmp_path):
+def test_killed_in_every_state(undisturbed, tmp_path):
     scripts = [in_a_script("killed", *undisturbed, tmp_path, share) for share in range(SCRIPTS)]
     for script in scripts:
-        fresh, committed = answer(script)
-        assert fresh >= 120
-        assert committed >= 15
+        (steps, states), (steps_committed, states_committed) = batched(answer(script))
+        assert steps >= 120
+        assert 40 <= states < steps
+        assert steps_committed >= 15
+        assert 4 <= states_committed < steps_committed
 
 
 def go_on(undisturbed, outs):
@@ -329,6 +367,6 @@ if __name__ == "__main__":
         for scene in ("fresh", "committed"):
             room = Path(folder) / f"{scene}-{share}"
             room.mkdir()
-            print(killed_at_every_step(Path(given), Path(whole), room, scene, int(share)))
+            print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
     else:
         print(full_at_any_moment(Path(given), *map(Path, paths)))

@@ -77,7 +77,8 @@ def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on
     for build in first:
         assert "another driver has taken over this output" in builds.ended(build, 1)
     assert [builds.committed(out) for out in outs] == records
-    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
+    for out in outs:
         builds.check_files(out, expected)
+    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
         builds.ended(build, 0)
         builds.check_finished(out, expected, 9, {"image-damaged": 1})
