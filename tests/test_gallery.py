@@ -47,8 +47,8 @@ from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks
 from patchmint.inspection.gallery import remake
+from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
 from patchmint.inspection.gallery.thumbnails import framed, masks_png

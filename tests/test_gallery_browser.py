@@ -35,9 +35,9 @@ from playwright.sync_api import Browser, Page
 from shard_data import make_dataset, make_sample, renamed, write_shard
 
 from patchmint.datasets.dataset import Dataset, Shard, open_dataset
-from patchmint.inspection.find.samples import Search, find_samples
+from patchmint.inspection.find.search import Search, find_samples
+from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.pictures.labels import PALETTE

@@ -231,16 +231,16 @@ def test_settings(tmp_path):
     edit_manifest(a, config={"labels": {"box_threshold": 0.3}, "x": [1, 2], "gone": None}, models={"masker": entry})
     edit_manifest(
         b,
-        config={"labels": {"box_threshold": 0.35}, "x": [1, 2], "features": {"k": "[red]\x1b[2J"}},
+        config={"labels": {"box_threshold": 0.35}, "x": [1, 2], "output": {"k": "[red]\x1b[2J"}},
         models={"masker": {**entry, "sha256": "1" * 64}},
         versions={"patchmint": "1"},
         config_digest="d",
     )
     document = json.loads(run(a, b, "--json", rc=1).stdout)
     assert document["settings"] == [
-        {"field": "config.features.k", "b": "[red]\x1b[2J"},
         {"field": "config.gone", "a": None},
         {"field": "config.labels.box_threshold", "a": 0.3, "b": 0.35},
+        {"field": "config.output.k", "b": "[red]\x1b[2J"},
         {"field": "models.masker.sha256", "a": "0" * 64, "b": "1" * 64},
         {"field": "versions.patchmint", "a": "0", "b": "1"},
     ]

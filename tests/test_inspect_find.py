@@ -20,10 +20,9 @@ from typer.testing import CliRunner
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
 from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.ledger import count_rejects
 from patchmint.errors import InputError
-from patchmint.inspection.find.rejects import find_rejects
-from patchmint.inspection.find.samples import Search, find_samples
-from patchmint.inspection.stats.rejects import count_rejects
+from patchmint.inspection.find.search import Search, find_rejects, find_samples
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.samples import Fault, Reject, SourceText
 from patchmint.shards.schema import PhraseDocument
@@ -253,7 +252,7 @@ def test_without_labels_there_is_nothing_of_theirs_to_search_by(tmp_path):
 
 
 def test_only_the_columns_asked_for_are_read(dataset, monkeypatch):
-    from patchmint.inspection.find import samples as find
+    from patchmint.inspection.find import search as find
 
     asked: list[list[str]] = []
 

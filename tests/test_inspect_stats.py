@@ -25,9 +25,8 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.stats import collect as stats_module
-from patchmint.inspection.stats.collect import collect_stats
+from patchmint.inspection.stats.collect import book_usage, collect_stats
 from patchmint.inspection.stats.distributions import QUANTILES, Counts
-from patchmint.inspection.stats.usage import book_usage
 from patchmint.samples import Fault
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredSample, iter_samples

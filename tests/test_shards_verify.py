@@ -27,8 +27,8 @@ from shard_data import (
 )
 
 from patchmint.errors import ImageDecodeError
+from patchmint.shards.checks import MAX_PER_SHARD, Finding, Findings
 from patchmint.shards.codec import encode_array, tar_end, tar_member
-from patchmint.shards.findings import MAX_PER_SHARD, Finding, Findings
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage

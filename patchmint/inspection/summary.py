@@ -115,7 +115,7 @@ def _members(sample: StoredSample) -> list[dict[str, Any]]:
 
 def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
-    from patchmint.inspection.stats.rejects import count_rejects
+    from patchmint.datasets.ledger import count_rejects
     from patchmint.shards.commit import read_records
     from patchmint.shards.plan import load_plan
     from patchmint.shards.sidecar import mean_share_of

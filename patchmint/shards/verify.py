@@ -10,21 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from patchmint.errors import NotFoundError, ShardError, StorageError
-from patchmint.shards.findings import Finding
+from patchmint.shards.checks import MAX_PER_SHARD, Finding
 from patchmint.shards.manifest import Manifest, read_manifest
 from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
 from patchmint.shards.plan import Plan, load_plans
+from patchmint.shards.reader import iter_members
 from patchmint.shards.shard_list import ListedUnit, ShardList, read_shard_list
 from patchmint.shards.sidecar import mean_share_of
-from patchmint.shards.verify_keys import KeyTable
-from patchmint.shards.verify_tar import Decode, check_tar
+from patchmint.shards.verify_tar import Decode, check_tar, key_hash
 from patchmint.shards.verify_unit import UnitReport, check_unit
 from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
-
-Progress = Callable[[int, int], None]
-"""Called with shards done and shards in all."""
+from patchmint.types import Progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -206,3 +207,44 @@ class _Totals:
         for name, value in held.items():
             if said[name] != value:
                 yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said[name]}, it is {value}")
+
+
+class KeyTable:
+    """Collects the hashes of all keys, shard by shard."""
+
+    def __init__(self) -> None:
+        self._shards: list[str] = []
+        self._hashes: list[npt.NDArray[np.uint64]] = []
+
+    def add(self, shard: str, hashes: Sequence[int]) -> None:
+        """Add a shard's keys, each once."""
+        self._shards.append(shard)
+        self._hashes.append(np.array(hashes, dtype=np.uint64))
+
+    def duplicates(self, storage: Storage) -> Iterator[Finding]:
+        """A finding for each key of a shard that an earlier shard has too; the hundred first, if there are more."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
+        shards = np.repeat(np.arange(len(self._shards)), [len(part) for part in self._hashes])
+        order = np.argsort(hashes, kind="stable")
+        again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
+        names: dict[int, dict[int, str]] = {}
+        for place in again[:MAX_PER_SHARD].tolist():
+            first, second = int(shards[order[place - 1]]), int(shards[order[place]])
+            if second not in names:
+                names[second] = _names(storage, self._shards[second])
+            key = names[second].get(int(hashes[order[place]]), "")
+            message = f"{self._shards[first]} has a sample of the same key"
+            yield Finding(self._shards[second], key[:120], "key-duplicate", message)
+        if len(again) > MAX_PER_SHARD:
+            yield Finding("", "", "more", f"{len(again) - MAX_PER_SHARD} more keys that two shards have")
+
+
+def _names(storage: Storage, shard: str) -> dict[int, str]:
+    names: dict[int, str] = {}
+    try:
+        with storage.open(shard) as file:
+            for member in iter_members(file, shard):
+                names[key_hash(member.key)] = member.key
+    except (ShardError, StorageError):  # a finding of the shard itself
+        pass
+    return names

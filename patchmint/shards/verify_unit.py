@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
+from patchmint.shards.checks import Finding, Findings
 from patchmint.shards.commit import read_record
-from patchmint.shards.findings import Finding, Findings
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord

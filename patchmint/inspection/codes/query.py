@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import iter_stored
-from patchmint.datasets.rows import Progress, rows_at
+from patchmint.datasets.rows import rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.codes.books import Code
 from patchmint.inspection.codes.index import TERM_SAMPLES, CodeIndex
@@ -18,7 +18,7 @@ from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 MAX_TERM_IMAGES = 200
 """Images of a code whose texts are looked at, at most: those that have it most often."""
