@@ -16,11 +16,11 @@ from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
 from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import Plan, Unit, load_plans, write_index
+from patchmint.shards.records import mean_share
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
@@ -141,16 +141,7 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     plans, records = load_plans(storage), read_records(storage, units)
-    totals = Totals(
-        units=len(units),
-        planned=planned,
-        written=sum(record.written for record in records),
-        rejected={"image-missing": rejected} if rejected else {},
-        texts=sum(record.texts for record in records),
-        label_share=mean_share_of((record.label_share, record.texts) for record in records),
-        shards=sum(bool(record.written) for record in records),
-        bytes=sum(f.size for record in records for name, f in record.files.items() if name.endswith(".tar")),
-    )
+    totals = Totals.of(records, planned, {"image-missing": rejected} if rejected else {})
     manifest = Manifest(
         notice=layout.notice,
         config={"source": {"kind": "folder"}},

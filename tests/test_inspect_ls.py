@@ -237,7 +237,7 @@ def test_tar_of_somebody_else(tmp_path):
         ("a/x", ["png", "cls"]),
         ("\x07red", ["j\x07pg"]),
         ("n" * 150, ["txt"]),
-        ("y", ["jpg (link)"]),
+        ("y", ["jpg (symbolic link)"]),
     ]
     assert (found[0]["offset"], found[0]["bytes"], found[1]["offset"]) == (0, 2048, 2048)
     assert "\x07" not in run("ls", path).stdout
