@@ -25,14 +25,13 @@ from gallery_data import (
     ROWS,
     UNTRAINED,
     WIDTH,
-    configure,
     gallery_dataset,
     gallery_sample,
     payload,
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from shard_data import make_dataset, make_sample, renamed, write_shard
+from shard_data import configure, make_dataset, make_sample, renamed, write_shard
 
 from patchmint.datasets.dataset import Dataset, Shard, open_dataset
 from patchmint.inspection.find.search import Search, find_samples

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, renamed, write_shard
+from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, on_a_store, renamed, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -413,15 +412,8 @@ def test_one_tar_and_an_unfinished_build(tmp_path, folder):
     assert run(part, "--keys").stdout == "s0000\n"
 
 
-def test_from_a_store(folder, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        bucket = server.new_bucket()
-        storage = open_storage(bucket)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                storage.write(str(path.relative_to(folder)), path.read_bytes())
+def test_from_a_store(folder):
+    with on_a_store(folder) as bucket:
         assert run(bucket, "--text", "second", "--keys").stdout == run(folder, "--text", "second", "--keys").stdout
         assert run(bucket, "--rejects", "--keys").stdout == run(folder, "--rejects", "--keys").stdout
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from shard_data import LAYOUT, commit_unit, make_dataset, make_sample, renamed, write_plan, write_shard
+from shard_data import LAYOUT, commit_unit, configure, make_dataset, make_sample, renamed, write_plan, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -45,13 +45,6 @@ def dataset(tmp_path):
     folder = make_dataset(tmp_path / "data", units)
     configure(folder, grid={"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"})
     return folder
-
-
-def configure(folder, **settings):
-    manifest = folder / "dataset.json"
-    document = json.loads(manifest.read_bytes())
-    document["config"] |= settings
-    manifest.write_text(json.dumps(document))
 
 
 def run(*arguments, **options):

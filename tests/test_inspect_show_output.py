@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
-from shard_data import make_dataset, make_sample
+from shard_data import configure, make_dataset, make_sample
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import COMMANDS, inspect_app
@@ -28,15 +28,9 @@ def run(*arguments: object):
     return CliRunner().invoke(inspect_app, ["show", *map(str, arguments)])
 
 
-def manifest_with_grid(folder: Path) -> None:
-    path = folder / "dataset.json"
-    grid = '"config":{"grid":{"rows":4,"cols":6,"patch_px":14,"fit":"squash"},'
-    path.write_text(re.sub(r'"config":\s*{', grid, path.read_text(), count=1))
-
-
 def test_pictures_are_there_before_anything_is_printed(dataset, tmp_path):
     """`| head` ends the command at the first write that finds no reader."""
-    manifest_with_grid(dataset)
+    configure(dataset, grid={"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"})
     arguments = ["show", str(dataset), "#1", "--png", str(tmp_path / "o.png")]
     command = [sys.executable, "-m", "patchmint", "inspect", *arguments]
     reading, writing = os.pipe()
