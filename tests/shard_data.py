@@ -79,10 +79,6 @@ def make_sample(ordinal: int, *, layout: Layout = LAYOUT, phrases: bool = True, 
     )
 
 
-def make_codes(rng: np.random.Generator, tokens: TokensLayout) -> np.ndarray:
-    return rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)), dtype=np.int32)
-
-
 def make_reject(ordinal: int) -> Reject:
     return Reject(ordinal, f"s{ordinal:04}", f"Source/{ordinal}", Fault("read", "image-missing", "it isn't there"))
 

@@ -489,7 +489,7 @@ def test_what_is_missing_says_so(browser, tmp_path):
         assert "2 of 3 samples in 1 shard, evenly spread" in page.locator("#count").inner_text()
         masks = page.locator("[data-switch=masks]")
         assert masks.get_attribute("aria-disabled") == "true"
-        assert "this data set has no labels" in str(masks.get_attribute("title"))
+        assert "doesn't say which model made its masks" in str(masks.get_attribute("title"))
         page.keyboard.press("m")
         assert masks.get_attribute("aria-pressed") == "false"
         broken = page.locator(".card").nth(1)

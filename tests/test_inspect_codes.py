@@ -27,10 +27,8 @@ from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.codes import index as code_index
 from patchmint.inspection.codes import query as code_query
 from patchmint.inspection.codes import terms as code_terms_module
-from patchmint.inspection.codes.books import named_code, parse_code, tokens_layout
-from patchmint.inspection.codes.index import open_code_index
-from patchmint.inspection.codes.query import report_code
-from patchmint.inspection.codes.ranking import rank_codes
+from patchmint.inspection.codes.index import named_code, open_code_index, parse_code, tokens_layout
+from patchmint.inspection.codes.query import rank_codes, report_code
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
 from patchmint.samples import SourceText

@@ -10,10 +10,8 @@ from patchmint.datasets.reader import dataset_notice, iter_stored
 from patchmint.errors import ImageError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.images.decode import decode_image
-from patchmint.inspection.codes.books import Code, parse_code
-from patchmint.inspection.codes.index import CodeIndex
-from patchmint.inspection.codes.query import CodeReport, find_cells
-from patchmint.inspection.codes.ranking import RankedCode, Ranking
+from patchmint.inspection.codes.index import Code, CodeIndex, parse_code
+from patchmint.inspection.codes.query import CodeReport, RankedCode, Ranking, find_cells
 from patchmint.pictures.contact_sheet import Tile, TileGroup, draw_contact_sheet, draw_tile
 from patchmint.pictures.labels import Rectangle
 from patchmint.shards.endings import DOCUMENT, IMAGE

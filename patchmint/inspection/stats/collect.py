@@ -16,8 +16,7 @@ from patchmint.datasets.ledger import RejectCount, count_rejects
 from patchmint.datasets.reader import dataset_notice, iter_stored, sample_at
 from patchmint.datasets.rows import iter_tables
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection.codes.books import book_starts, tokens_layout
-from patchmint.inspection.codes.index import code_entries
+from patchmint.inspection.codes.index import book_starts, code_entries, tokens_layout
 from patchmint.inspection.stats.distributions import Counts, Distribution
 from patchmint.shards.endings import COVERAGE, SELECTOR
 from patchmint.shards.layout import TokensLayout
