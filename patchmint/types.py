@@ -6,7 +6,7 @@ pixels, continuous coordinates (a pixel `x` covers `[x, x+1)`). Sizes are `(heig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -26,6 +26,9 @@ Size = tuple[int, int]
 
 Span = tuple[int, int]
 """Half-open range of characters `[start, end)` in a text as the user gave it."""
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
 
 UNKNOWN_SCORE = -1.0
 """Stands for "the model gives no score" (null never reaches the disk)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from shard_data import make_dataset, make_sample
+from shard_data import configure, make_dataset, make_sample
 
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -80,17 +80,6 @@ def gallery_sample(ordinal: int) -> ShardSample:
         coverage=coverage,
         codes=rng.integers(0, 64, (8, 8, 1)),
     )
-
-
-def configure(folder: Path, **config: Any) -> Path:
-    """Put settings into the manifest of a data set."""
-    manifest = folder / "dataset.json"
-    document = json.loads(manifest.read_bytes())
-    models = config.pop("entries", {})
-    document["models"] |= models
-    document["config"] |= config
-    manifest.write_text(json.dumps(document))
-    return folder
 
 
 def gallery_dataset(folder: Path, samples: int = 60, **config: Any) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from s3_server import s3_server
 
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.commit import Attempt, read_records
@@ -16,11 +20,12 @@ from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
 from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import Plan, Unit, load_plans, write_index
+from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.records import mean_share
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
@@ -137,16 +142,7 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     plans, records = load_plans(storage), read_records(storage, units)
-    totals = Totals(
-        units=len(units),
-        planned=planned,
-        written=sum(record.written for record in records),
-        rejected={"image-missing": rejected} if rejected else {},
-        texts=sum(record.texts for record in records),
-        label_share=mean_share_of((record.label_share, record.texts) for record in records),
-        shards=sum(bool(record.written) for record in records),
-        bytes=sum(f.size for record in records for name, f in record.files.items() if name.endswith(".tar")),
-    )
+    totals = Totals.of(records, planned, {"image-missing": rejected} if rejected else {})
     manifest = Manifest(
         notice=layout.notice,
         config={"source": {"kind": "folder"}},
@@ -183,3 +179,37 @@ def make_dataset(
 
 def renamed(sample: ShardSample, key: str) -> ShardSample:
     return replace(sample, planned=replace(sample.planned, key=key))
+
+
+def stored(folder: Path) -> list[StoredSample]:
+    """All samples, in order."""
+    storage = open_storage(folder)
+    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
+    return [sample for tar in tars for sample in iter_samples(storage, tar)]
+
+
+def configure(folder: Path, *, entries: Mapping[str, object] | None = None, **settings: object) -> Path:
+    """Put settings, and entries of models, into the manifest of a data set."""
+    manifest = folder / "dataset.json"
+    document = json.loads(manifest.read_bytes())
+    document["config"] |= settings
+    document["models"] |= entries or {}
+    manifest.write_text(json.dumps(document))
+    return folder
+
+
+def copy(folder: Path, uri: str) -> str:
+    """Bring a data set to an object store."""
+    target = open_storage(uri)
+    for entry in open_storage(folder).list():
+        target.write(entry.path, (folder / entry.path).read_bytes())
+    return uri
+
+
+@contextmanager
+def on_a_store(folder: Path) -> Iterator[str]:
+    """The address of a copy in an object store, which ends with the block."""
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env().items():
+            patch.setenv(name, value)
+        yield copy(folder, server.new_bucket())

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import obstore
 import pytest
+from builds import exit_code, fork
 from flaky_proxy import Fault, FlakyProxy, conditional_put
 from s3_server import S3Server
 
@@ -109,25 +109,6 @@ def interrupt(steps: list[tuple[Any, str]], number: int, sent: int) -> None:
         setattr(owner, name, wrap(getattr(owner, name)))
 
 
-def fork(work: Callable[[], object]) -> int:
-    """Do it in a child; it ends with 0 or, after an exception, with 1. Returns its process id."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended_well(pid: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 def check(storage: Storage, tags: set[str], *, ended: bool) -> None:
     wrong = problems(storage, 3, tags, ended=ended)
     assert not wrong, wrong
@@ -164,11 +145,11 @@ def interrupted(uri: str, kind: str, sent: int) -> int:
             assert os.waitstatus_to_exitcode(status) == 0, number
             return number - 1
         assert os.WIFSIGNALED(status) == (sent == signal.SIGKILL), (number, status)
-        assert ended_well(fork(second)), number
+        assert exit_code(fork(second)) == 0, number
         if sent == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
-            assert ended_well(pid), number
-        assert ended_well(fork(last)), number
+            assert exit_code(pid) == 0, number
+        assert exit_code(fork(last)) == 0, number
     raise AssertionError("it never ends")
 
 
@@ -192,7 +173,8 @@ def raced(uri: str, kind: str, turns: int) -> int:
         assert sorted(codes) == [0, 0, 10], (turn, codes)
         winner = "abc"[codes.index(10)]
         wins += 1
-        assert ended_well(fork(lambda here=here, winner=winner: check(open_storage(here), {winner}, ended=True))), turn
+        looks = fork(lambda here=here, winner=winner: check(open_storage(here), {winner}, ended=True))
+        assert exit_code(looks) == 0, turn
     return wins
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builds import check_files, committed, digests, make_config, make_input, patchmint, run
+from shard_data import stored
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -17,7 +18,6 @@ from patchmint.datasets.dataset import open_dataset
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.shards.manifest import held_settings, read_manifest
-from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 
@@ -34,9 +34,7 @@ def told(*arguments, rc=0):
 
 def samples(out):
     """All samples by key."""
-    storage = open_storage(str(out))
-    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
-    return {sample.key: sample for tar in tars for sample in iter_samples(storage, tar)}
+    return {sample.key: sample for sample in stored(out)}
 
 
 def source_of(folder):

@@ -31,14 +31,12 @@ from gallery_data import (
     ROWS,
     UNTRAINED,
     WIDTH,
-    configure,
     gallery_dataset,
     gallery_sample,
     payload,
 )
 from PIL import Image
-from s3_server import s3_server
-from shard_data import make_dataset, make_sample, write_shard
+from shard_data import configure, make_dataset, make_sample, on_a_store, stored, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -47,15 +45,13 @@ from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks
 from patchmint.inspection.gallery import remake
+from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
 from patchmint.inspection.gallery.thumbnails import framed, masks_png
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.layout import TokensLayout
-from patchmint.shards.reader import iter_samples
-from patchmint.storage import open_storage
 
 PLAIN = GallerySettings(masks=False, decoded=False)
 
@@ -70,14 +66,6 @@ def site_of(folder: Path, settings: GallerySettings = PLAIN) -> Site:
 
 def sample_of(site: Site, position: int = 0) -> dict:
     return payload(site.file(f"samples/000000/{position:06}.js"))
-
-
-def stored(folder: Path) -> list:
-    return [
-        s
-        for tar in sorted(folder.glob("shards/*.tar"))
-        for s in iter_samples(open_storage(folder / "shards"), tar.name)
-    ]
 
 
 def unpack(text: str, dtype: str) -> np.ndarray:
@@ -280,14 +268,7 @@ def test_unfinished_builds_and_lone_tars(folder, tmp_path):
 
 
 def test_from_a_store(folder):
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.env().items():
-            patch.setenv(name, value)
-        uri = server.new_bucket()
-        storage = open_storage(uri)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    with on_a_store(folder) as uri:
         assert dict(Site(open_dataset(uri), PLAIN).files()).keys() == dict(site_of(folder).files()).keys()
         assert sample_of(Site(open_dataset(uri), PLAIN), 40) == sample_of(site_of(folder), 40)
 

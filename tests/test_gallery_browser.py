@@ -25,19 +25,18 @@ from gallery_data import (
     ROWS,
     UNTRAINED,
     WIDTH,
-    configure,
     gallery_dataset,
     gallery_sample,
     payload,
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from shard_data import make_dataset, make_sample, renamed, write_shard
+from shard_data import configure, make_dataset, make_sample, renamed, write_shard
 
 from patchmint.datasets.dataset import Dataset, Shard, open_dataset
-from patchmint.inspection.find.samples import Search, find_samples
+from patchmint.inspection.find.search import Search, find_samples
+from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.pictures.labels import PALETTE
@@ -490,7 +489,7 @@ def test_what_is_missing_says_so(browser, tmp_path):
         assert "2 of 3 samples in 1 shard, evenly spread" in page.locator("#count").inner_text()
         masks = page.locator("[data-switch=masks]")
         assert masks.get_attribute("aria-disabled") == "true"
-        assert "this data set has no labels" in str(masks.get_attribute("title"))
+        assert "doesn't say which model made its masks" in str(masks.get_attribute("title"))
         page.keyboard.press("m")
         assert masks.get_attribute("aria-pressed") == "false"
         broken = page.locator(".card").nth(1)

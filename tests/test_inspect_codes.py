@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from s3_server import s3_server
-from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, write_shard
+from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -28,17 +27,13 @@ from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.codes import index as code_index
 from patchmint.inspection.codes import query as code_query
 from patchmint.inspection.codes import terms as code_terms_module
-from patchmint.inspection.codes.books import named_code, parse_code, tokens_layout
-from patchmint.inspection.codes.index import open_code_index
-from patchmint.inspection.codes.query import report_code
-from patchmint.inspection.codes.ranking import rank_codes
+from patchmint.inspection.codes.index import named_code, open_code_index, parse_code, tokens_layout
+from patchmint.inspection.codes.query import rank_codes, report_code
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
 from patchmint.samples import SourceText
 from patchmint.shards.layout import Layout, TokensLayout
-from patchmint.shards.reader import iter_samples
 from patchmint.shards.sample import ShardSample
-from patchmint.storage import open_storage
 
 
 def layout(*sizes: int, grid: tuple[int, ...] = (4, 4), preprocessing: str = "pad-64-bicubic") -> Layout:
@@ -75,9 +70,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def counted(folder: Path) -> list[tuple[str, np.ndarray]]:
     """Keys and codes of all samples, from the tars."""
-    storage = open_storage(folder)
-    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
-    return [(stored.key, stored.codes) for tar in tars for stored in iter_samples(storage, tar)]
+    return [(sample.key, sample.codes) for sample in stored(folder)]
 
 
 @pytest.mark.parametrize("sizes", [(40,), (8, 16)])
@@ -298,16 +291,9 @@ def test_unfinished_builds_and_lone_tars(dataset, tmp_path):
     assert json.loads(run(tmp_path / "a.tar", "3", "--json").stdout) == scanned
 
 
-def test_from_a_store(dataset, monkeypatch, tmp_path):
+def test_from_a_store(dataset, tmp_path):
     expected = json.loads(run(dataset, "3", "--json").stdout)
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        uri = server.new_bucket()
-        storage = open_storage(uri)
-        for path in sorted(dataset.rglob("*")):
-            if path.is_file():
-                storage.write(path.relative_to(dataset).as_posix(), path.read_bytes())
+    with on_a_store(dataset) as uri:
         done = run(uri, "3", "--json", "--sheet", tmp_path / "s.png")
         assert json.loads(done.stdout) == expected | {"dataset": uri}
         assert (tmp_path / "s.png").exists()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, make_dataset, make_sample, renamed
+from shard_data import LAYOUT, make_dataset, make_sample, on_a_store, renamed
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -20,7 +19,6 @@ from patchmint.inspection.diff.compare import compare
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, TokensLayout
 from patchmint.shards.sample import ShardSample
-from patchmint.storage import open_storage
 
 ALL = ["labels", "codes", "texts", "phrases"]
 
@@ -231,16 +229,16 @@ def test_settings(tmp_path):
     edit_manifest(a, config={"labels": {"box_threshold": 0.3}, "x": [1, 2], "gone": None}, models={"masker": entry})
     edit_manifest(
         b,
-        config={"labels": {"box_threshold": 0.35}, "x": [1, 2], "features": {"k": "[red]\x1b[2J"}},
+        config={"labels": {"box_threshold": 0.35}, "x": [1, 2], "output": {"k": "[red]\x1b[2J"}},
         models={"masker": {**entry, "sha256": "1" * 64}},
         versions={"patchmint": "1"},
         config_digest="d",
     )
     document = json.loads(run(a, b, "--json", rc=1).stdout)
     assert document["settings"] == [
-        {"field": "config.features.k", "b": "[red]\x1b[2J"},
         {"field": "config.gone", "a": None},
         {"field": "config.labels.box_threshold", "a": 0.3, "b": 0.35},
+        {"field": "config.output.k", "b": "[red]\x1b[2J"},
         {"field": "models.masker.sha256", "a": "0" * 64, "b": "1" * 64},
         {"field": "versions.patchmint", "a": "0", "b": "1"},
     ]
@@ -324,15 +322,8 @@ def test_nothing_to_compare_with(tmp_path, builds):
     assert CliRunner().invoke(inspect_app, ["diff", str(builds[0])]).exit_code == 2
 
 
-def test_from_a_store(builds, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        bucket = server.new_bucket()
-        storage = open_storage(bucket)
-        for path in builds[1].rglob("*"):
-            if path.is_file():
-                storage.write(str(path.relative_to(builds[1])), path.read_bytes())
+def test_from_a_store(builds):
+    with on_a_store(builds[1]) as bucket:
         local = json.loads(run(*builds, "--json", rc=1).stdout)
         assert {**json.loads(run(builds[0], bucket, "--json", rc=1).stdout), "b": local["b"]} == local
         assert run(bucket, builds[1], rc=0).stdout.endswith("no difference\n")

@@ -13,17 +13,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, renamed, write_shard
+from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, on_a_store, renamed, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
 from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.ledger import count_rejects
 from patchmint.errors import InputError
-from patchmint.inspection.find.rejects import find_rejects
-from patchmint.inspection.find.samples import Search, find_samples
-from patchmint.inspection.stats.rejects import count_rejects
+from patchmint.inspection.find.search import Search, find_rejects, find_samples
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.samples import Fault, Reject, SourceText
 from patchmint.shards.schema import PhraseDocument
@@ -253,7 +251,7 @@ def test_without_labels_there_is_nothing_of_theirs_to_search_by(tmp_path):
 
 
 def test_only_the_columns_asked_for_are_read(dataset, monkeypatch):
-    from patchmint.inspection.find import samples as find
+    from patchmint.inspection.find import search as find
 
     asked: list[list[str]] = []
 
@@ -414,15 +412,8 @@ def test_one_tar_and_an_unfinished_build(tmp_path, folder):
     assert run(part, "--keys").stdout == "s0000\n"
 
 
-def test_from_a_store(folder, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        bucket = server.new_bucket()
-        storage = open_storage(bucket)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                storage.write(str(path.relative_to(folder)), path.read_bytes())
+def test_from_a_store(folder):
+    with on_a_store(folder) as bucket:
         assert run(bucket, "--text", "second", "--keys").stdout == run(folder, "--text", "second", "--keys").stdout
         assert run(bucket, "--rejects", "--keys").stdout == run(folder, "--rejects", "--keys").stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +20,13 @@ from shard_data import (
     make_dataset,
     make_reject,
     make_sample,
-    renamed,
     write_plan,
     write_shard,
 )
 
 from patchmint.errors import ImageDecodeError
+from patchmint.shards.checks import MAX_PER_SHARD, Finding, Findings
 from patchmint.shards.codec import encode_array, tar_end, tar_member
-from patchmint.shards.findings import MAX_PER_SHARD, Finding, Findings
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
@@ -105,36 +103,15 @@ def phrase(**changes: object) -> str:
     return json.dumps([make_sample(3).phrases[0].model_copy(update=changes).model_dump()])
 
 
-class Bomb:
-    def __reduce__(self):
-        return (pytest.fail, ("it was unpickled",))
-
-
 @pytest.mark.parametrize(
     ("damage", "code", "key"),
     [
-        (lambda tar: tar[:3000], "tar-damaged", ""),
-        (lambda tar: tar[: len(tar) - 9000], "tar-cut", ""),
         (lambda tar: tar[:-512] + b"x" * 512, "tar-damaged", ""),
         (lambda tar: tar.replace(b"s0004.json", b"\xff0004.json", 1), "tar-damaged", ""),
-        (lambda tar: tar_of(members_of(tar) + members_of(tar)[:6]), "key-duplicate", "s0003"),
-        (
-            lambda tar: tar_of(
-                [m for pair in zip(members_of(tar)[:6], members_of(tar)[6:], strict=True) for m in pair]
-            ),
-            "sample-split",
-            "s0003",
-        ),
-        (
-            lambda tar: tar_of([(n.replace("s0003.", "s0003.x."), d) for n, d in members_of(tar)]),
-            "members-unknown",
-            "s0003",
-        ),
         (lambda tar: tar_of([(n.replace("s0003", "S0003"), d) for n, d in members_of(tar)]), "key-unlawful", "S0003"),
         (lambda tar: tar_of(members_of(tar)[1::-1] + members_of(tar)[2:]), "members-order", "s0003"),
         (edit(lambda m: m.pop("s0003.vqgan.npy")), "members-missing", "s0003"),
         (edit(lambda m: m.pop("s0003.json")), "members-missing", "s0003"),
-        (edit_document(notice=None), "document-form", "s0003"),
         (edit_document(notice="untrained"), "document-notice", "s0003"),
         (edit_document(key="s0009"), "document-key", "s0003"),
         (edit_document(phrases_json="[null]"), "document-form", "s0003"),
@@ -158,7 +135,6 @@ class Bomb:
         ),
         (edit(lambda m: m.update({"s0003.json": b"{"})), "document-form", "s0003"),
         (edit(lambda m: m.update({"s0003.txt": b"\xff"})), "caption", "s0003"),
-        (array("selector", lambda a: a.astype(np.int64)), "array-dtype", "s0003"),
         (array("coverage", lambda a: a[:, :3]), "array-shape", "s0003"),
         (array("selector", lambda a: 1 - a), "selector-coverage", "s0003"),
         (array("selector", lambda a: a * 2), "selector-values", "s0003"),
@@ -166,14 +142,10 @@ class Bomb:
         (array("vqgan", lambda a: a | 0x8000), "codes-range", "s0003"),
         (edit(lambda m: m.update({"s0003.vqgan.npy": m["s0003.vqgan.npy"][:-1]})), "array-form", "s0003"),
         (edit(lambda m: m.update({"s0003.jpg": b""})), "image-damaged", "s0003"),
-        (edit(lambda m: m.update({"s0004.pkl": pickle.dumps(Bomb())})), "member-pickle", "s0004"),
-        (edit(lambda m: m.update({"s0004.pyd": pickle.dumps(Bomb())})), "member-pickle", "s0004"),
-        (edit(lambda m: m.update({"../s0005.jpg": b"x"})), "member-path", "../s0005"),
-        (edit(lambda m: m.update({"/s0005.jpg": b"x"})), "member-path", "/s0005"),
     ],
 )
 def test_planted_in_a_tar(tmp_path, damage, code, key):
-    """The record is of the damaged tar, so that checksums don't give it away."""
+    """The record is of the damaged tar, so that checksums don't give it away; more in test_inspect_verify.py."""
     folder = make_dataset(tmp_path / "d", two_units(), damage={1: damage})
     found = check(folder)
     assert (code, key) in {(finding.code, finding.key) for finding in found}, found
@@ -384,13 +356,6 @@ def test_retries_of_what_was_not_rejected(tmp_path):
     commit_unit(folder, 2, [make_sample(8)], [])
     (folder / "dataset.json").unlink()
     assert codes(check(folder)) == {"manifest-missing", "counts"}
-
-
-def test_a_key_that_two_shards_have(tmp_path):
-    units = [[make_sample(0), make_sample(1)], [make_sample(2), renamed(make_sample(3), "s0001")]]
-    found = check(make_dataset(tmp_path / "d", units))
-    assert [(f.shard, f.key, f.code) for f in found] == [("shards/000001.tar", "s0001", "key-duplicate")]
-    assert "shards/000000.tar" in found[0].message
 
 
 def test_a_wholly_broken_shard_is_brief():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from s3_server import S3Server
+from shard_data import copy
 from test_training_dataset import damaged, overwrite, spell
 from torch.utils.data import DataLoader
-from training_data import RICH, copy, cut, digest, finished, samples
+from training_data import RICH, cut, digest, finished, samples
 
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.training.dataset import StageDataset

@@ -64,14 +64,6 @@ def cut(made: list[ShardSample], *sizes: int) -> list[list[ShardSample]]:
     return [made[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def copy(folder: Path, uri: str) -> str:
-    """Bring a data set to an object store."""
-    target = open_storage(uri)
-    for entry in open_storage(folder).list():
-        target.write(entry.path, (folder / entry.path).read_bytes())
-    return uri
-
-
 def digest(*things: object) -> str:
     """Of all that batches or samples hold: equal exactly if everything in them is."""
     found = hashlib.sha256()

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, Shard
-from patchmint.datasets.rows import Progress, read_table, rows_at
+from patchmint.datasets.rows import read_table, rows_at
 from patchmint.errors import ShardError
 from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
 from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 _OPEN_FILES = 64
 _TABLES = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,7 @@ from patchmint.errors import ShardError
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.shards.sidecar import read_table as read_sidecar
 from patchmint.storage.ahead import done_ahead
-from patchmint.types import Integers
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+from patchmint.types import Integers, Progress
 
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16

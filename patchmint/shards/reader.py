@@ -51,7 +51,7 @@ class Member:
         return self.name[len(self.key) + 1 :]
 
 
-def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
+def iter_members(file: BinaryIO, name: str, *, headers_only: bool = False) -> Iterator[Member]:
     """Read the members of an uncompressed tar, front to back.
 
     tarfile stops without a word at a damaged or cut header: `check_tar_end` finds that.
@@ -59,16 +59,17 @@ def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
     Args:
         file: read from where it stands; needs no seeking.
         name: what errors call it.
+        headers_only: pass over the data, by seeking.
 
     Raises:
         ShardError: it is no tar, or it is cut or damaged.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BUFFER) as tar:
+        with tarfile.open(fileobj=file, mode="r:" if headers_only else "r|", bufsize=_BUFFER) as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
                 data = None
-                if info.isreg() and not info.issparse() and info.size <= MAX_MEMBER_BYTES:
+                if _kind(info) == "file" and not headers_only:
                     stream = tar.extractfile(info)
                     data = stream.read() if stream is not None else None
                 yield Member(info.name, info.offset, tar.offset, data, _kind(info))

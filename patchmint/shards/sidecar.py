@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -155,27 +154,6 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
             ) from error
         rows.append(row | {"key": sample.key})  # whatever its document says
     return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def mean_share(shares: Sequence[float]) -> float | None:
-    """Mean label share, to six decimals and whatever the order; None of nothing.
-
-    Args:
-        shares: the column `label_shares` of some rows, one after another.
-    """
-    return round(math.fsum(shares) / len(shares), 6) if shares else None
-
-
-def mean_share_of(parts: Iterable[tuple[float | None, int]]) -> float | None:
-    """Mean label share of several units, to six decimals and whatever their order; None where none has labels.
-
-    Args:
-        parts: mean label share and number of texts of each unit.
-    """
-    labelled = [(share, texts) for share, texts in parts if share is not None and texts]
-    if not labelled:
-        return None
-    return round(math.fsum(share * texts for share, texts in labelled) / sum(texts for _, texts in labelled), 6)
 
 
 class TableWriter:

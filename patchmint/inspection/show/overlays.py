@@ -6,7 +6,7 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.geometry import Fit, PatchGrid, Placement
 from patchmint.images.decode import decode_image
-from patchmint.inspection.show.labels import text_labels
+from patchmint.inspection.show.labels import phrases_of_text, text_labels
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SampleDocument
@@ -35,8 +35,7 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
     kept, coverage = text_labels(sample, text)
     phrases = [
         OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
-        for phrase in document.phrases
-        if phrase.text_index == text
+        for phrase in phrases_of_text(document, text)
     ]
     return draw_overlay(
         decode_image(sample.image, max_megapixels=dataset.max_megapixels).pixels,

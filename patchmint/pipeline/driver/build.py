@@ -30,7 +30,6 @@ from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.sidecar import mean_share_of
 from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
@@ -260,13 +259,12 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     """
     plan, storage = ledger.plans[0], ledger.storage
     records = [ledger.records[unit.id] for unit in ledger.units]
-    written = [record for record in records if record.written]
-    if not written:
+    first = next((record for record in records if record.written), None)
+    if first is None:
         return  # a data set without a sample has no layout; the build says that nothing was written
     source = plan.config["source"]
     extended = finished_manifest(open_storage(source["uri"])) if source["kind"] == "patchmint" else None
-    layout = _layout(storage, plan, written[0], extended)
-    tars = [file.size for record in written for path, file in record.files.items() if path.endswith(".tar")]
+    layout = _layout(storage, plan, first, extended)
     manifest = Manifest(
         notice=layout.notice,
         config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
@@ -276,16 +274,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
-        totals=Totals(
-            units=len(records),
-            planned=ledger.planned,
-            written=ledger.written,
-            rejected=dict(rejects),
-            texts=sum(record.texts for record in written),
-            label_share=mean_share_of((record.label_share, record.texts) for record in written),
-            shards=len(written),
-            bytes=sum(tars),
-        ),
+        totals=Totals.of(records, ledger.planned, rejects),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
     write_manifest(storage, manifest)

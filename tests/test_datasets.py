@@ -1,4 +1,4 @@
-"""Tables of a data set that aren't what the format says are one clear error, whatever is wrong with them."""
+"""Data sets opened for reading: rows, samples, and one clear error where a table isn't what the format says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_data import make_dataset, make_reject, make_sample, write_shard
+from shard_data import make_dataset, make_reject, make_sample, on_a_store, write_shard
 
-from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.dataset import Shard, open_dataset
 from patchmint.datasets.ledger import iter_rejects
 from patchmint.datasets.reader import iter_stored, sample_at
 from patchmint.datasets.rows import iter_tables, read_table
-from patchmint.errors import ShardError
+from patchmint.errors import InputError, ShardError
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.shards.sidecar import SCHEMA
 
@@ -131,3 +131,43 @@ def test_a_tar_that_was_packed_again(tmp_path, kind):
     else:
         dataset = open_dataset(tmp_path / "a.tar")
         assert [sample_at(dataset, index).key for index in range(2)] == ["s0000", "s0001"]
+
+
+@pytest.fixture
+def several(tmp_path):
+    return make_dataset(tmp_path / "d", [[make_sample(0), make_sample(1)], [], [make_sample(2)], [make_sample(3)]])
+
+
+def test_chosen_members_of_chosen_samples(several):
+    told = []
+    dataset = open_dataset(several)
+    for chosen in ([0, 1, 2, 3], [1], [0, 3], []):
+        found = list(iter_stored(dataset, chosen, ["txt", "json", "nothing"], lambda *step: told.append(step)))
+        assert [(index, sample.key) for index, sample in found] == [(index, f"s{index:04}") for index in chosen]
+        assert all(sorted(sample.members) == ["json", "txt"] for _, sample in found)
+    assert told[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    with pytest.raises(InputError, match="4 samples"):
+        list(iter_stored(dataset, [4], ["txt"]))
+
+
+def test_a_sidecar_with_another_key(several):
+    path = several / "shards/000000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(["s0000", "other"])), path)
+    words = r"shards/000000\.tar of .* has sample 's0001' where its sidecar has 'other'"
+    with on_a_store(several) as uri:
+        for place in (several, uri):
+            dataset = open_dataset(place)
+            assert len(list(iter_stored(dataset, [0, 2], ["txt"]))) == 2
+            with pytest.raises(ShardError, match=words):
+                list(iter_stored(dataset, [0, 1], ["txt"]))
+
+
+def test_no_search_for_each_shard(tmp_path, monkeypatch):
+    """Ten thousand shards are ten thousand steps: comparing each with all before it would be fifty million."""
+    dataset = open_dataset(make_dataset(tmp_path / "d", [[make_sample(n)] for n in range(12)]))
+    compared = []
+    equal = Shard.__eq__
+    monkeypatch.setattr(Shard, "__eq__", lambda self, other: compared.append(1) or equal(self, other))
+    assert len(list(iter_stored(dataset, range(12), ["txt"]))) == 12
+    assert len(compared) <= 24
