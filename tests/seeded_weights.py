@@ -42,3 +42,11 @@ def fill(tensors: Mapping[str, Tensor]) -> None:
         flat = tensor.view(-1)
         for start in range(0, len(flat), _PERIOD):
             flat[start : start + _PERIOD] = values[: len(flat) - start]
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Give a little noise to what Grounding DINO starts at zero or one, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.ndim == 1 or (parameter == 0).all():
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
