@@ -93,11 +93,11 @@ def decode(boxes: int) -> dict[str, float]:
 
     from patchmint import grid_preset
     from patchmint.compute.memory import peak_memory
-    from patchmint.labelers.sam import arch, model
+    from patchmint.labelers.sam import OFFICIAL, untrained
     from patchmint.labelers.sam.masker import SamMasker
 
-    shallow = replace(arch.OFFICIAL["sam-vit-b"], depth=2, global_attn_indexes=(1,))
-    masker = SamMasker(model.untrained(shallow, seed=0))
+    shallow = replace(OFFICIAL["sam-vit-b"], depth=2, global_attn_indexes=(1,))
+    masker = SamMasker(untrained(shallow, seed=0))
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)
     corners = np.sort(rng.uniform(0, 1, (boxes, 2, 2)), axis=1) * (640, 480)

@@ -37,9 +37,8 @@ from patchmint.geometry import (
     coverage_share,
     grid_preset,
 )
-from patchmint.geometry.cuts import view_cuts
-from patchmint.labelers.sam.frames import input_size
-from patchmint.labelers.sam.masks import MaskCoverage, SamMasks
+from patchmint.geometry.coverage import view_cuts
+from patchmint.labelers.sam.masks import MaskCoverage, SamMasks, input_size
 
 SIZES = ((480, 640), (960, 1280), (3000, 4000))
 GRIDS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
+from patchmint.shards.codec import tar_end
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
-from patchmint.shards.members import tar_end
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import ListedUnit, write_shard_list
@@ -34,24 +33,13 @@ LAYOUT = Layout(
 )
 
 
-def make_shards(folder: Path, shards: int, rejects: int) -> Path:
-    """Only what a listing sees; with rejects the records too."""
-    for name in ("shards", "rejects", "commits") if rejects else ("shards",):
-        (folder / name).mkdir(parents=True)
+def make_shards(folder: Path, shards: int) -> Path:
+    """Only what a listing sees."""
+    (folder / "shards").mkdir(parents=True)
     for unit in range(shards):
-        name = f"{unit:06d}"
-        (folder / f"shards/{name}.tar").write_bytes(b"tar")
-        (folder / f"shards/{name}.parquet").write_bytes(b"table")
-        if rejects:
-            (folder / f"rejects/{name}.parquet").write_bytes(b"table")
-            record = {"unit": unit, "attempt": f"run-{name}-{0:016x}", "written": 1000 - rejects, "host": "x" * 900}
-            (folder / f"commits/{name}.json").write_text(json.dumps(record, indent=1))
-    write_documents(folder, [1000] * shards, shards * (1000 - rejects))
-    units = (
-        ListedUnit(unit, 1000 - rejects, rejects, 3, 5, f"{unit:064x}", 5 * (1000 - rejects), unit / shards)
-        for unit in range(shards)
-    )
-    write_shard_list(open_storage(folder), 1, units)
+        (folder / f"shards/{unit:06d}.tar").write_bytes(b"tar")
+        (folder / f"shards/{unit:06d}.parquet").write_bytes(b"table")
+    write_documents(folder, [990] * shards)
     return folder
 
 
@@ -76,7 +64,7 @@ def make_samples(folder: Path, samples: int, per_shard: int) -> tuple[Path, tupl
             file.seek(count * SLOT)
             file.write(tar_end(count * SLOT))
         place = (real["key"][0].as_py(), f"{name}.tar", row * SLOT, size) if unit == len(counts) // 2 else place
-    write_documents(folder, counts, samples)
+    write_documents(folder, counts)
     return folder, place
 
 
@@ -165,19 +153,17 @@ def make_picture() -> bytes:
     return file.getvalue()
 
 
-def write_documents(folder: Path, planned: list[int], written: int) -> None:
-    """plan.parquet and dataset.json."""
-    units = pa.table({"unit": pa.array(range(len(planned)), pa.int64()), "samples": pa.array(planned, pa.int64())})
-    pq.write_table(units.replace_schema_metadata({"patchmint.plan_digest": "made up"}), folder / "plan.parquet")
-    rejected = sum(planned) - written
+def write_documents(folder: Path, written: list[int]) -> None:
+    """shards.json and dataset.json; of each unit ten samples were rejected."""
+    units, rejected = len(written), 10 * len(written)
     totals = Totals(
-        units=len(planned),
-        planned=sum(planned),
-        written=written,
-        rejected={"image-missing": rejected} if rejected else {},
-        texts=written,
+        units=units,
+        planned=sum(written) + rejected,
+        written=sum(written),
+        rejected={"image-missing": rejected},
+        texts=sum(written),
         label_share=0.2,
-        shards=len(planned),
+        shards=units,
         bytes=0,
     )
     manifest = Manifest(
@@ -191,4 +177,12 @@ def write_documents(folder: Path, planned: list[int], written: int) -> None:
         members=describe_members(LAYOUT),
         totals=totals,
     )
-    write_manifest(open_storage(folder), manifest)
+    (folder / "rejects").mkdir()
+    for unit in range(units):
+        (folder / f"rejects/{unit:06d}.parquet").write_bytes(b"table")
+    storage = open_storage(folder)
+    listed = (
+        ListedUnit(unit, count, 10, 3, 5, f"{unit:064x}", count, unit / units) for unit, count in enumerate(written)
+    )
+    write_shard_list(storage, 1, listed)
+    write_manifest(storage, manifest)

@@ -31,7 +31,8 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from patchmint.datasets.sources import open_dataset
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.reader import SampleRef
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
@@ -40,11 +41,9 @@ from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
-from patchmint.training.collate import StageBatch, collate
 from patchmint.training.dataset import StageDataset
 from patchmint.training.fields import SampleMaker, fields_of
-from patchmint.training.loader import StageLoader
-from patchmint.training.order import Place
+from patchmint.training.loader import StageBatch, StageLoader, collate
 
 SHARD = 500
 BATCH = 32
@@ -118,7 +117,7 @@ class SameDecoding:
     def __call__(self, sample: dict[str, bytes]):
         """Decode one sample."""
         members = {ending: data for ending, data in sample.items() if not ending.startswith("__")}
-        return self._maker.make(Place(0, 0, 0), StoredSample(sample["__key__"], 0, 0, members))
+        return self._maker.make(SampleRef(0, 0, 0), StoredSample(sample["__key__"], 0, 0, members))
 
 
 def make_dataset(folder: Path, samples: int, shard: int) -> Path:
@@ -143,7 +142,16 @@ def make_dataset(folder: Path, samples: int, shard: int) -> Path:
                 writer.add(make_sample(ordinal, pictures[ordinal % PICTURES], rng))
         size += tar.size
     model = ModelEntry(name="made up", sha256="", size=0, licence="")
-    totals = Totals(units=len(firsts), planned=samples, written=samples, rejected={}, shards=len(firsts), bytes=size)
+    totals = Totals(
+        units=len(firsts),
+        planned=samples,
+        written=samples,
+        rejected={},
+        texts=samples,
+        label_share=0.1,
+        shards=len(firsts),
+        bytes=size,
+    )
     write_manifest(
         storage,
         Manifest(

@@ -26,11 +26,11 @@ from reference_data import CAPTIONS, Contest
 
 from patchmint import grid_preset
 from patchmint.config import MODEL_PRESETS, LabelsConfig, ModelsConfig, TokensConfig
-from patchmint.demo.measure import LabelFigures
 from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.score import LabelFigures, touched_patches
+from patchmint.geometry.rle import encode_masks
 from patchmint.interfaces import Instances
-from patchmint.labelers.build_grounded_sam import build_grounded_sam
-from patchmint.labelers.grounded_sam import GroundedSam
+from patchmint.labelers.grounded_sam import GroundedSam, build_grounded_sam
 from patchmint.labelers.patches import label_texts
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage, Text
@@ -122,7 +122,11 @@ def label_rows(
         if scenes:
             figures = LabelFigures()
             for scene, instances in zip(scenes, found, strict=True):
-                figures.add(scene, instances, GRID)
+                placement = GRID.place(scene.size)
+                selector = label_texts(instances, len(scene.texts), placement, 0.0).selector
+                for text, selected in zip(scene.texts, selector, strict=True):
+                    true = touched_patches(encode_masks(scene.mask(text.objects)[None])[0], placement)
+                    figures.add(selected > 0, true if text.objects else None)
             row |= {name: value for name, value in figures.summary().items() if name in ("f1", "iou")}
         rows[setting.name] = row | {"s an image": seconds}
     return rows

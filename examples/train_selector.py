@@ -28,15 +28,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchmint.demo import seeds
-from patchmint.demo.agreement import touched_patches
-from patchmint.demo.score import judged_samples, sample_placement
-from patchmint.demo.truth import obtain_scenes, read_truth
+from patchmint.demo import DEMO_SEED
+from patchmint.demo.dataset import obtain_scenes, read_truth
+from patchmint.demo.score import judged_samples, sample_placement, touched_patches
 from patchmint.storage import open_storage
-from patchmint.training.collate import StageBatch
-from patchmint.training.dataset import StageDataset
-from patchmint.training.loader import StageLoader
-from patchmint.training.selector import PatchSelector, auc, recall_at_keep, selector_loss
+from patchmint.training import PatchSelector, StageBatch, StageDataset, StageLoader, auc, recall_at_keep, selector_loss
 
 KEEP_RATIO = 0.25
 WORDS, WIDTH, HIDDEN = 1024, 128, 128
@@ -194,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     learn, held_out = options.out / "learn", options.out / "held-out"
-    for folder, seed, count in ((learn, seeds.DEMO, options.scenes), (held_out, seeds.DEMO + 1, options.scenes // 4)):
+    for folder, seed, count in ((learn, DEMO_SEED, options.scenes), (held_out, DEMO_SEED + 1, options.scenes // 4)):
         folder.mkdir(parents=True, exist_ok=True)
         build(folder, seed, count)
     truth, judged_by = Truth(learn), Truth(held_out)

@@ -11,10 +11,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.masks import Masks
+from patchmint.geometry.rle import Masks
 from patchmint.types import RgbImage, Size, Text
 
 
@@ -88,32 +89,29 @@ class TokenizerSpec:
     can_decode: bool = False
 
 
-@dataclass(frozen=True)
-class FeatureSpec:
-    """What is fixed about continuous features, whatever the image.
+class FeatureSpec(BaseModel):
+    """What is fixed about continuous features, whatever the image. Data sets store it as it is here.
 
-    Attributes:
-        encoder: name or path of the vision encoder, as recorded in manifests.
-        connector: "none", "sti", "sci" or "dci" (Dense Connector, arXiv 2405.13800).
-        layers: hidden states that take part: first (V_L,), then a tuple for each further part; 0 = the first block's
-            input.
-        select_feature: "patch", or "cls_patch" where the CLS token stays (LLaVA's names).
-        pool: "" = not pooled; "before" or "after" the connector (DeCo, arXiv 2405.20985).
-        grid: rows and columns of those tokens of one view that lie on a grid, pooling done.
-        leading: tokens of one view before the grid's: 1 with CLS.
-        trailing: tokens of one view after the grid's: those that STI appends.
-        channels: numbers of one token.
+    Of a data set these are KEY.features.npy, float16 (views * tokens, channels).
+
+    Raises:
+        pydantic.ValidationError: a number is out of range.
     """
 
-    encoder: str
-    connector: str
-    layers: tuple[tuple[int, ...], ...]
-    select_feature: str
-    pool: str
-    grid: tuple[int, int]
-    leading: int
-    trailing: int
-    channels: int
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str = Field(min_length=1, description="Name or path of the vision encoder.")
+    connector: str = Field(description="none, sti, sci or dci (Dense Connector, arXiv 2405.13800).")
+    layers: tuple[tuple[int, ...], ...] = Field(
+        min_length=1,
+        description="Hidden states: that of V_L first, then those of each further part; 0 = the first block's input.",
+    )
+    select_feature: str = Field(description="patch, or cls_patch: with the CLS token first (LLaVA's names).")
+    pool: str = Field(description="Empty, or when patches were pooled (DeCo): before or after the connector.")
+    grid: tuple[int, int] = Field(description="Rows and columns of the tokens of one view that lie on a grid, pooled.")
+    leading: int = Field(ge=0, description="Tokens of one view before those of the grid: 1 with CLS.")
+    trailing: int = Field(ge=0, description="Tokens of one view after those of the grid: those that STI appends.")
+    channels: int = Field(ge=1, description="Numbers of one token.")
 
     @property
     def tokens(self) -> int:

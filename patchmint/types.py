@@ -18,6 +18,9 @@ from patchmint.errors import TextError
 RgbImage = npt.NDArray[np.uint8]
 """HWC uint8, RGB, 0..255."""
 
+Integers = npt.NDArray[np.int64]
+"""Positions, counts or ids."""
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 

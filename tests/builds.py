@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import asdict
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,33 @@ def make_config(path, source, out, samples_per_shard=5, **changes):
     return path
 
 
+def benchmark_modules(*names):
+    """Modules of benchmarks/, imported; upstream's imports warn."""
+    folder = str(Path(__file__).resolve().parent.parent / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [import_module(name) for name in names]
+    finally:
+        sys.path.remove(folder)
+
+
 # ------------------------------------------------------------------------------------------------- as a command
+
+
+def patchmint(*arguments, rc=0, **environment):
+    """Run the command line as a user does; what it printed."""
+    env = os.environ | {"PYTHONPATH": str(STAND_IN)} | environment
+    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+def asked(*arguments):
+    """What a command answers with --json."""
+    return json.loads(patchmint(*arguments).stdout)
 
 
 def start(config, out, *options, **environment):
@@ -187,8 +215,8 @@ def check_finished(out, expected, planned, rejects):
 
 def check_with_commands(out, planned, rejects):
     """What `patchmint status` and `patchmint inspect verify` say of a finished build."""
-    _check_status(_asked("status", out, "--json"), planned, rejects)
-    assert _asked("inspect", "verify", out, "--json")["findings"] == []
+    _check_status(asked("status", out, "--json"), planned, rejects)
+    assert asked("inspect", "verify", out, "--json")["findings"] == []
 
 
 def _check_status(status, planned, rejects):
@@ -196,13 +224,6 @@ def _check_status(status, planned, rejects):
     assert status["rejects"] == rejects
     assert (status["planned"], status["left"], status["driver"]) == (planned, 0, {})
     assert status["planned"] == status["written"] + status["rejected"]
-
-
-def _asked(*arguments):
-    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 # ------------------------------------------------------------------------------------------------- in this process
@@ -233,16 +254,13 @@ class SameProcess:
         self._events = []
 
     def start(self, workers):
-        from patchmint.pipeline.orders import Ready
-        from patchmint.pipeline.worker.work import Worker
+        from patchmint.pipeline.pools.serve import ServedWorker
 
-        self._worker = Worker(self._settings, "cpu", 1)
-        self._events.append(Ready(0, self._worker.info))
+        self._worker = ServedWorker(0)
+        self._events.append(self._worker.load(self._settings, "cpu", 1))
 
     def submit(self, worker, order):
-        from patchmint.pipeline.pools.local import _do
-
-        self._events.append(_do(worker, self._worker, order))
+        self._events.append(self._worker.do(order))
 
     def wait(self, seconds):
         if not self._events:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.commit import Attempt, read_records
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
-from patchmint.shards.planned import read_planned_units
+from patchmint.shards.paths import plan_path
+from patchmint.shards.plan import Plan, Unit, load_plans, write_index
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
@@ -26,7 +24,6 @@ from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
-PLAN_DIGEST = hashlib.sha256(b"plan").hexdigest()
 LAYOUT = Layout(
     grid=GridLayout(rows=4, cols=6, patch_px=14, fit="squash"),
     min_coverage=0.1,
@@ -77,10 +74,6 @@ def make_sample(ordinal: int, *, layout: Layout = LAYOUT, phrases: bool = True, 
     )
 
 
-def make_codes(rng: np.random.Generator, tokens: TokensLayout) -> np.ndarray:
-    return rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)), dtype=np.int32)
-
-
 def make_reject(ordinal: int) -> Reject:
     return Reject(ordinal, f"s{ordinal:04}", f"Source/{ordinal}", Fault("read", "image-missing", "it isn't there"))
 
@@ -94,10 +87,11 @@ def write_shard(samples: list[ShardSample], layout: Layout = LAYOUT) -> tuple[by
     return tar.getvalue(), sidecar.getvalue()
 
 
-def write_plan(folder: Path, units: dict[int, int], name: str = "plan.parquet") -> None:
-    table = pa.table({"unit": pa.array(units, pa.int64()), "samples": pa.array(units.values(), pa.int64())})
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"patchmint.plan_digest": PLAN_DIGEST}), folder / name)
+def write_plan(folder: Path, units: dict[int, int], generation: int = 0) -> None:
+    """The plan's index, or that of a retry; there are no parts."""
+    listed = [Unit(unit, samples, 0, "none", 0) for unit, samples in units.items()]
+    plan = Plan(generation, listed, config={}, config_digest="", models={}, versions={})
+    open_storage(folder).write(plan_path(generation), write_index(plan))
 
 
 def commit_unit(
@@ -111,6 +105,7 @@ def commit_unit(
 ) -> None:
     """Write and publish a unit as a worker does; `damage` changes the tar before it is hashed."""
     storage = open_storage(folder)
+    (plan,) = (plan for plan in load_plans(storage) if unit in {planned.id for planned in plan.units})
     attempt = Attempt(storage, unit, "run")
     tar, sidecar = write_shard(samples, layout)
     files = {f"shards/{unit:06}.tar": damage(tar), f"shards/{unit:06}.parquet": sidecar} if samples else {}
@@ -127,7 +122,7 @@ def commit_unit(
         len(samples) + len(rejects),
         len(samples),
         reasons,
-        PLAN_DIGEST,
+        plan.digest,
         texts=sum(len(sample.planned.sample.texts) for sample in samples),
         label_share=mean_share(shares),
     )
@@ -141,7 +136,7 @@ def _label_shares(sample: ShardSample) -> list[float]:
 def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: Layout = LAYOUT) -> None:
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
-    records = read_records(storage, units)
+    plans, records = load_plans(storage), read_records(storage, units)
     totals = Totals(
         units=len(units),
         planned=planned,
@@ -156,15 +151,14 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
         notice=layout.notice,
         config={"source": {"kind": "folder"}},
         config_digest="c",
-        plan_digest=PLAN_DIGEST,
+        plan_digest=plans[0].digest,
         models={},
         versions={"patchmint": "0"},
         layout=layout,
         members=describe_members(layout),
         totals=totals,
     )
-    plans = len(read_planned_units(storage).digests)
-    write_shard_list(storage, plans, [record.listed() for record in records])
+    write_shard_list(storage, len(plans), [record.listed() for record in records])
     write_manifest(storage, manifest)
 
 

@@ -15,22 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builds import STAND_IN, patchmint
 from PIL import Image
 
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 
 ROOT = Path(__file__).parent.parent
-STAND_IN = ROOT / "tests" / "stand_in"
-
-
-def patchmint(*arguments, rc=0, **environment):
-    """Run the command line as a user does; what it printed."""
-    env = os.environ | {"PYTHONPATH": str(STAND_IN)} | environment
-    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
-    return done
 
 
 def stand_in_config(tmp_path, folder, **changes):

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import builds
 import pytest
 from flaky_proxy import Fault, conditional_put, flaky_proxy, of_method
-from s3_server import s3_server
 
 from patchmint.storage import open_storage
 
 TEXTS = [f"thing number {number}" for number in range(23)]
 DAMAGED = (4, 11)
 REJECTS = {"image-damaged": 2}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +51,9 @@ def check(uri, expected):
     rest = {entry.path.split("/")[0] for entry in storage.list()}
     assert rest == {"shards", "rejects", "plan", "plan.parquet", "shards.json", "dataset.json", "commits", "runs"}
     assert [entry.path for entry in storage.list("commits/")] == [f"commits/{unit:06d}.json" for unit in range(5)]
-    assert asked("inspect", "verify", uri, "--json")["findings"] == []
-    status = asked("status", uri, "--json")
+    assert builds.asked("inspect", "verify", uri, "--json")["findings"] == []
+    status = builds.asked("status", uri, "--json")
     assert (status["planned"], status["written"], status["rejects"], status["left"]) == (23, 21, REJECTS, 0)
-
-
-def asked(*arguments):
-    command = [sys.executable, "-m", "patchmint", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 def is_copy(method, path, headers):

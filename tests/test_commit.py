@@ -8,19 +8,19 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
-from flaky_proxy import Fault, FlakyProxy, conditional_put, flaky_proxy
-from s3_server import S3Server, s3_server
+from flaky_proxy import Fault, FlakyProxy, conditional_put
+from s3_server import S3Server
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import Attempt, committed_units, find_record, publish, read_record, read_records, sweep
-from patchmint.shards.names import canonical_paths, record_path
+from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.storage import Storage, open_storage
 from patchmint.storage.interface import NewFile
@@ -202,18 +202,6 @@ def in_a_script(*args: str, env: dict[str, str] | None = None) -> int:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
     assert done.returncode == 0, done.stderr[-4000:]
     return int(json.loads(done.stdout))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FlakyProxy]:
-    with flaky_proxy(server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -484,8 +472,6 @@ def test_a_loser_whose_files_were_swept_has_lost(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- records
-
-ATTEMPT = "run-a-000003-0123456789abcdef"
 
 
 def a_record(unit: int = 3) -> CommitRecord:

@@ -13,8 +13,7 @@ from patchmint.compute.compiled import Compiled, batch_sizes
 from patchmint.compute.precision import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
-from patchmint.labelers import build_grounded_sam
-from patchmint.labelers.grounding_dino import arch as dino_arch
+from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import encoders
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.sam import TINY, attention, image_encoder, untrained
@@ -179,7 +178,7 @@ def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
     compiler = Compiler()
     monkeypatch.setattr(encoders, "Compiled", partial(Compiled, backend=compiler))
     monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
-    model = dino_model.untrained(dino_arch.TINY)
+    model = dino_model.untrained(dino_model.TINY)
     dino_model.store_reduced(model, dtype)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randn(3, *size, generator=generator) for size in [(64, 80)] * 7 + [(80, 64)]]
@@ -213,7 +212,7 @@ def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_setting_reaches_every_network(wanted, monkeypatch, tmp_path):
     told = {}
-    names = ((build_grounded_sam, "GroundingDino"), (build_grounded_sam, "SamMasker"), (vqgan, "VqganTokenizer"))
+    names = ((grounded_sam, "GroundingDino"), (grounded_sam, "SamMasker"), (vqgan, "VqganTokenizer"))
     for module, name in names:
         original = getattr(module, name)
 

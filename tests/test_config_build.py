@@ -7,8 +7,9 @@ import os
 import pytest
 
 from patchmint.config import MODEL_PRESETS, UNTRAINED
-from patchmint.config.build import BuildConfig, LocalRunner, RayRunner, differences
+from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
 from patchmint.errors import ConfigError
+from patchmint.json_values import differences
 
 BASE = {"source": {"kind": "coco", "uri": "data/coco"}, "output": {"uri": "out"}, "models": UNTRAINED}
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from patchmint.config.annotator import FeaturesConfig
 from patchmint.errors import ConfigError
-from patchmint.features.connectors.features import connect, features_of, mean_states, pool_grid
-from patchmint.features.connectors.plan import plan_features
-from patchmint.features.vit.arch import OFFICIAL, VitArch, untrained_arch
+from patchmint.features.arch import OFFICIAL, VitArch, untrained_arch
+from patchmint.features.encoder import connect, features_of, mean_states, pool_grid
+from patchmint.features.plan import plan_features
 from patchmint.geometry import PatchGrid, grid_preset
 
 CLIP, SIGLIP = OFFICIAL["clip-vit-l-14-336"], OFFICIAL["siglip-so400m-384"]

@@ -16,13 +16,10 @@ from shard_data import write_shard
 
 from patchmint.cli.demo import demo as demo_command
 from patchmint.config import MODEL_PRESETS, TokensConfig
-from patchmint.demo.agreement import f1_and_iou, psnr
-from patchmint.demo.limits import LIMITS
-from patchmint.demo.measure import true_patches
+from patchmint.demo.dataset import obtain_scenes, read_truth
 from patchmint.demo.overlays import overlays, write_overlays
 from patchmint.demo.scenes import make_scene
-from patchmint.demo.score import ShardFigures, judged_samples
-from patchmint.demo.truth import obtain_scenes, read_truth
+from patchmint.demo.score import LIMITS, ShardFigures, f1_and_iou, judged_samples, psnr
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import bounding_box, encode_masks
@@ -31,6 +28,7 @@ from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.storage import open_storage
+from tools.demo_training.measure import true_patches
 
 SEED, COUNT = 11, 8
 GRID = grid_preset("llava-1.5-finetune")
@@ -415,6 +413,6 @@ def test_a_store_is_no_place_for_a_demo(out, tmp_path, monkeypatch):
 
 
 def test_the_default_scenes_are_fresh():
-    from patchmint.demo import seeds
+    from patchmint.demo import DEMO_SEED, FRESH_SEED, HELD_OUT_SEED, TRAINING_SEED
 
-    assert seeds.DEMO not in {seeds.TRAINING, seeds.HELD_OUT, *range(seeds.FRESH, seeds.FRESH + 4)}
+    assert DEMO_SEED not in {TRAINING_SEED, HELD_OUT_SEED, *range(FRESH_SEED, FRESH_SEED + 4)}

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchmint.demo.measure import judge_labels
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
@@ -25,6 +24,7 @@ from patchmint.interfaces import Instances, Segmenter
 from patchmint.types import RgbImage, Text
 from patchmint.weights.store import bundled_folder
 from tools.demo_training.evaluate import load_segmenter
+from tools.demo_training.measure import judge_labels
 
 SEED = 7_200_003
 COUNT = 40

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchmint.demo.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
-from patchmint.demo.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.errors import WeightsMismatchError
 from patchmint.geometry import RleMasks, grid_preset
@@ -28,6 +26,8 @@ from patchmint.types import RgbImage, Text
 from patchmint.weights.loading import load_state
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
 from tools.demo_training.loop import Schedule, Task, Trainer
+from tools.demo_training.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
+from tools.demo_training.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
 from tools.demo_training.train_detector import (
     DetectorTask,
     cell_outlines,

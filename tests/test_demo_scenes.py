@@ -11,12 +11,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from patchmint.demo.dataset import write_dataset
-from patchmint.demo.models import VOCABULARY, vocabulary
 from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, Scene, make_scene
 from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES, draw
-from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, ScenePhrase, SceneText, join_texts, plural
+from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, ScenePhrase, SceneText, plural
 from patchmint.errors import InputError
 from patchmint.geometry.rle import decode_mask, from_coco
+from tools.demo_training.models import VOCABULARY, vocabulary
+from tools.demo_training.train_detector import join_texts
 
 SEED = 42
 SINGULAR = {plural(noun): noun for noun in (*SHAPES, "shape", *UNKNOWN_THINGS)}
@@ -186,7 +187,7 @@ def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path: Path) -> None:
         assert (image["height"], image["width"]) == scene.size
         annotations = instances.loadAnns(instances.getAnnIds([number]))
         for index, annotation in enumerate(annotations):
-            mask = decode_mask(from_coco(annotation["segmentation"], scene.size))
+            mask = decode_mask(from_coco(annotation["segmentation"]))
             assert (mask == (scene.ids == index)).all()
             assert annotation["area"] == (scene.ids == index).sum()
             left, top, width, height = annotation["bbox"]
@@ -198,11 +199,11 @@ def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path: Path) -> None:
         assert said == [text["content"] for text in judged["texts"]] == [text.content for text in scene.texts]
         ids = [annotation["id"] for annotation in annotations]
         for text, known in zip(scene.texts, judged["texts"], strict=True):
-            assert (decode_mask(from_coco(known["mask"], scene.size)) == scene.mask(text.objects)).all()
+            assert (decode_mask(from_coco(known["mask"])) == scene.mask(text.objects)).all()
             for phrase, of_phrase in zip(text.phrases, known["phrases"], strict=True):
                 assert of_phrase["text"] == text.content[slice(*phrase.span)]
                 assert of_phrase["objects"] == [ids[index] for index in phrase.objects]
-                assert (decode_mask(from_coco(of_phrase["mask"], scene.size)) == scene.mask(phrase.objects)).all()
+                assert (decode_mask(from_coco(of_phrase["mask"])) == scene.mask(phrase.objects)).all()
 
 
 def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from builds import STAND_IN, check_files, committed, digests, make_config, make_input, run
+from builds import check_files, committed, digests, make_config, make_input, patchmint, run
+from typer.testing import CliRunner
 
+from patchmint.cli.inspect import inspect_app
+from patchmint.datasets.dataset import open_dataset
+from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
-from patchmint.shards.manifest import read_manifest
+from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
@@ -25,12 +26,9 @@ IDS = ["a", "b" * 70, "C", "d.e", "f", "g/a", "a"]
 OPTIONS = ("--features.connector", "dci", "--features.pool", 12, "--models.vit", "untrained-tiny")
 
 
-def patchmint(*arguments, rc=0):
-    """Run the command line as a user does; what it printed."""
-    env = os.environ | {"PYTHONPATH": str(STAND_IN)}
-    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+def told(*arguments, rc=0):
+    """All that the command printed."""
+    done = patchmint(*arguments, rc=rc)
     return done.stdout + done.stderr
 
 
@@ -77,7 +75,7 @@ def base(tmp_path_factory):
 def extended(base, tmp_path_factory):
     """The same with features of a tiny vision encoder."""
     out = tmp_path_factory.mktemp("extended") / "out"
-    said = patchmint("extend", base, out, *OPTIONS)
+    said = told("extend", base, out, *OPTIONS)
     assert "6 planned = 6 written + 0 rejected" in said
     assert "untrained" in said
     return out
@@ -141,10 +139,37 @@ def test_the_manifest_tells_where_it_comes_from(base, extended):
     assert next(member.shape for member in after.members if member.ending == "features.npy")[0] == "144"
 
 
+def inspected(*arguments, code=0):
+    done = CliRunner().invoke(inspect_app, [*map(str, arguments)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+
+
+def test_inspection_speaks_of_what_the_shards_hold(base, extended):
+    """Not of the last command's settings, in which all that was carried over is null."""
+    before, after = (json.loads(inspected("info", folder, "--json"))["held"] for folder in (base, extended))
+    assert before["labels"]["min_coverage"] == read_manifest(open_storage(str(base))).layout.min_coverage
+    for name in ("labels", "tokens", "source", "grid"):
+        assert after[name] == before[name] is not None
+    assert (before["features"], after["features"]["connector"]) == (None, "dci")
+    assert after["models"] == before["models"] | {"vit": "untrained-tiny"}
+    shown = [inspected("info", folder).splitlines() for folder in (base, extended)]
+    first, second = ({line[:10].strip(): line[10:] for line in lines} for lines in shown)
+    assert first["labels"] == second["labels"] != "none"
+    assert first["tokens"] == second["tokens"] != "none"
+    assert first["features"] == "none" != second["features"]
+    found = json.loads(inspected("diff", base, extended, "--json", code=1))["settings"]
+    changed = {change["field"] for change in found if change["field"].startswith("config.")}
+    assert {field.split(".")[1] for field in changed} == {"features", "models"}
+    assert {field for field in changed if field.startswith("config.models")} == {"config.models.vit"}
+    for offer in (offer_masks, offer_decoded):
+        assert offer(open_dataset(extended), True) == offer(open_dataset(base), True)
+
+
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
-    patchmint(
+    told(
         *("extend", extended, out, "--labels.min-coverage", 0.5),
         *("--models.tokenizer", "untrained-tiny"),
     )
@@ -165,13 +190,17 @@ def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
         assert "vqgan.npy" in sample.members
         assert "stand-in.npy" not in sample.members
     assert list(verify(open_storage(str(out)))) == []
+    held, last = held_settings(manifest), held_settings(read_manifest(open_storage(str(extended))))
+    assert held["labels"] == last["labels"] | {"min_coverage": 0.5}
+    assert held["features"] == last["features"] != manifest.config["features"]
+    assert held["models"] == last["models"] | {"tokenizer": "untrained-tiny"}
 
 
 def test_the_same_command_goes_on_and_ends_with_the_same_bytes(base, extended):
     expected = digests(extended)
     for path in ("commits/000001.json", "shards/000001.tar", "shards/000001.parquet", "dataset.json"):
         (extended / path).unlink()
-    assert "6 planned = 6 written" in patchmint("extend", base, extended, *OPTIONS)
+    assert "6 planned = 6 written" in told("extend", base, extended, *OPTIONS)
     check_files(extended, expected)
     assert len(committed(extended)) == 2
 
@@ -181,7 +210,7 @@ def test_a_base_that_has_changed_is_refused(base, extended):
     held = manifest.read_text()
     manifest.write_text(held.replace('"licence": ""', '"licence": "other"', 1))
     try:
-        said = patchmint("extend", base, extended, *OPTIONS, rc=2)
+        said = told("extend", base, extended, *OPTIONS, rc=2)
     finally:
         manifest.write_text(held)
     assert "other settings" in said
@@ -195,7 +224,7 @@ def test_a_damaged_sample_is_a_reject(base, tmp_path):
     data = tar.read_bytes()
     assert data.count(b'"annotators_json":"[') > 1
     tar.write_bytes(data.replace(b'"annotators_json":"[', b'"annotators_json":"{', 1))
-    said = patchmint("extend", damaged, tmp_path / "out", "--models.tokenizer", "untrained-tiny", "--tokens.size", 64)
+    said = told("extend", damaged, tmp_path / "out", "--models.tokenizer", "untrained-tiny", "--tokens.size", 64)
     assert "6 planned = 5 written + 1 rejected (1 sample-damaged)" in said
     table = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
     assert table[0]["key"] in samples(base)
@@ -209,6 +238,13 @@ def settings_after(*configs, made):
         config = BASE | each | ({"extended": config} if config else {})
     manifest = SimpleNamespace(config=config)
     return extend._settings_of(manifest, "in", "out", made)
+
+
+def test_held_settings_of_manifests_that_others_wrote(base):
+    manifest = read_manifest(open_storage(str(base)))
+    for config in ({}, {"labels": 5, "models": None, "extended": 7}, {"labels": {}, "models": {"other": "x"}}):
+        held = held_settings(manifest.model_copy(update={"config": config}))
+        assert (held["labels"], held["tokens"], held["features"], held["models"]) == ({}, {}, None, {})
 
 
 BASE = {
@@ -249,7 +285,7 @@ def test_what_was_never_made_gets_default_settings():
     ],
 )
 def test_what_makes_no_sense_is_refused(base, tmp_path, options, message):
-    said = " ".join(patchmint("extend", base, tmp_path / "out", *options, rc=2).split())
+    said = " ".join(told("extend", base, tmp_path / "out", *options, rc=2).split())
     assert message in said
     assert not (tmp_path / "out").exists()
 
@@ -257,8 +293,8 @@ def test_what_makes_no_sense_is_refused(base, tmp_path, options, message):
 def test_only_finished_data_sets_can_be_extended(base, tmp_path):
     half = shutil.copytree(base, tmp_path / "half")
     (half / "dataset.json").unlink()
-    assert "only a finished data set" in patchmint("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
+    assert "only a finished data set" in told("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
     lost = shutil.copytree(base, tmp_path / "lost")
     (lost / "shards" / "000001.parquet").unlink()
-    said = patchmint("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
+    said = told("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
     assert "name 3 samples" in said or "inspect verify" in said

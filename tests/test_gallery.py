@@ -42,8 +42,7 @@ from shard_data import make_dataset, make_sample, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.datasets.dataset import spread
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset, spread
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks

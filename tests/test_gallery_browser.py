@@ -34,8 +34,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from shard_data import make_dataset, make_sample, renamed, write_shard
 
-from patchmint.datasets.dataset import Dataset, Shard
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import Dataset, Shard, open_dataset
 from patchmint.inspection.find.samples import Search, find_samples
 from patchmint.inspection.gallery.folder import write_gallery
 from patchmint.inspection.gallery.scripts import script

@@ -144,37 +144,6 @@ def test_padding_and_squashing_show_every_pixel_once(size):
 def test_siglip_never_looks_at_the_last_six_pixels():
     placement = grid_preset("siglip-so400m-384").place((768, 1536))
     assert placement.cell_box(26, 26) == (26 * 14 * 4.0, 26 * 14 * 2.0, 378 * 4.0, 378 * 2.0)
-    assert placement.cells_at(378 * 4 - 0.1, 378 * 2 - 0.1) == [(26, 26)]
-    assert placement.cells_at(378 * 4, 0) == []
-    assert placement.cells_at(0, 378 * 2) == []
-
-
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_point_is_in_the_cells_whose_boxes_hold_it(name, size):
-    grid = GRIDS[name]
-    placement = grid.place(size)
-    boxes = reference_boxes(grid, size)
-    rng = np.random.default_rng(0)
-    # Whole pixels first: they are the points that may lie on a border between cells.
-    points = [(int(rng.integers(size[1] + 1)), int(rng.integers(size[0] + 1))) for _ in range(8)]
-    points += [(float(rng.uniform(0, size[1])), float(rng.uniform(0, size[0]))) for _ in range(4)]
-    for x, y in points:
-        expected = []
-        for index in range(len(placement.views)):
-            view_rows = range(index * grid.rows, (index + 1) * grid.rows)
-            columns = [box[0] <= Fraction(x) < box[2] for box in boxes[view_rows[0]]]
-            rows = [row for row in view_rows if boxes[row][0][1] <= Fraction(y) < boxes[row][0][3]]
-            if rows and any(columns):
-                expected.append((rows[0], columns.index(True)))
-        assert placement.cells_at(x, y) == expected
-
-
-def test_points_may_come_as_the_float32_of_boxes():
-    placement = grid_preset("llava-1.5-finetune").place((333, 481))
-    for edge in placement.edges(placement.views[0])[1].astype(np.float32):
-        for x in (np.nextafter(edge, np.float32(-1)), edge, np.nextafter(edge, np.float32(1000))):
-            assert placement.cells_at(x, np.float32(1)) == placement.cells_at(float(x), 1.0)
 
 
 @given(

@@ -5,34 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from builds import benchmark_modules
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    """The script and its helpers; upstream's imports warn."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import gpu
-            import gpu_build
-            import gpu_flops
-    finally:
-        sys.path.remove(str(FOLDER))
-    return SimpleNamespace(main=gpu, build=gpu_build, flops=gpu_flops)
+    """The script and its helpers."""
+    main, build, flops = benchmark_modules("gpu", "gpu_build", "gpu_flops")
+    return SimpleNamespace(main=main, build=build, flops=flops)
 
 
 @pytest.mark.parametrize(("sam", "published"), [("vit-b", 0.97), ("vit-h", 5.96)])
 def test_sams_arithmetic_is_what_is_published(gpu, sam, published):
-    arch = gpu.flops.sam_arch.OFFICIAL[f"sam-{sam}"]
+    arch = gpu.flops.sam_model.OFFICIAL[f"sam-{sam}"]
     assert gpu.flops.sam_flops(arch, torch.device("cpu")) / 1e12 == pytest.approx(published, abs=0.005)
 
 

@@ -17,15 +17,14 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
-from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, infer_arch
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
+from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size, select
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
-from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrained
+from patchmint.labelers.grounding_dino.model import TINY, GroundingDinoArch, infer_arch, load_grounding_dino, untrained
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
-from patchmint.labelers.grounding_dino.select import select
 from patchmint.labelers.grounding_dino.transformer import match
 from patchmint.types import Text
-from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat on a sofa. two dogs?", "x", "the quick fox jumps. a lazy dog, in the sun", "red. blue thing. c"]
@@ -359,7 +358,7 @@ def test_checkpoints_load_by_their_own_description(model, tmp_path: Path):
     with pytest.raises(WeightsMismatchError, match="groundingdino-swint-ogc"):
         infer_arch(tensors, {})
     with pytest.raises(WeightsMismatchError, match="metadata"):
-        GroundingDinoArch.from_json('{"swin_dim": "wide"}')
+        GroundingDinoArch.from_metadata({ARCH_METADATA_KEY: '{"swin_dim": "wide"}'})
     del tensors["transformer.level_embed"]
     with pytest.raises(WeightsMismatchError, match="level_embed"):
         load_grounding_dino(StateFile(tmp_path / "tiny.safetensors", tensors, state.metadata))

@@ -16,11 +16,10 @@ from seeded_weights import fill
 from transformers4 import run_under_transformers4
 from upstream_grounding_dino import CAPTIONS, official_vocabulary, photographs
 
-from patchmint.labelers.grounding_dino.detector import GroundingDino
+from patchmint.labelers.grounding_dino.detector import GroundingDino, select
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
 from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
-from patchmint.labelers.grounding_dino.select import select
 from patchmint.labelers.grounding_dino.transformer import propose, refine
 from patchmint.types import Text
 from patchmint.weights.loading import load_state

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import patchmint
 
@@ -60,6 +61,26 @@ def test_hugging_faces_tokenizers_is_theirs():
     assert spec is not None
     assert spec.origin is not None
     assert "site-packages" in spec.origin
+
+
+NO_LIBGL = """
+import sys
+class NoLibGl:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("cv2", "supervision"):
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+sys.meta_path.insert(0, NoLibGl())
+"""
+
+
+def test_labels_where_opencv_cannot_be_imported(tmp_path):
+    """Slim images lack libGL, which opencv-python needs. Upstream's visualizer imports it, and is never used."""
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
+    label = f"sys.argv = ['patchmint', 'label', {str(tmp_path / 'red.png')!r}, '--text', 'a red circle']"
+    code = f"{NO_LIBGL}{label}\nimport patchmint.cli as c\ntry: c.main()\nexcept SystemExit as e: sys.exit(e.code)\n"
+    assert "codes: 16 x 16" in python(code + "assert 'cv2' not in sys.modules")
+    with pytest.raises(AssertionError, match=r"libGL\.so\.1"):
+        python(NO_LIBGL + "import groundingdino.util.visualizer")
 
 
 def test_everything_exported_is_there():

@@ -10,7 +10,7 @@ import time
 import pytest
 from shard_data import commit_unit, make_dataset, make_sample, renamed, write_plan, write_shard
 
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError
 from patchmint.inspection.cache import open_index
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Fit
 from patchmint.inspection import cache as inspection_cache
@@ -282,7 +282,7 @@ def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
     for arguments in (("1",), ("--top",)):
         error = run(tmp_path / "n", *arguments).exception
         assert isinstance(error, InputError)
-        assert "has no codes: it was built with `tokens: null`" in str(error)
+        assert "has no codes; `patchmint extend" in str(error)
 
 
 def test_unfinished_builds_and_lone_tars(dataset, tmp_path):

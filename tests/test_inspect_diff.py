@@ -13,7 +13,7 @@ from shard_data import LAYOUT, make_dataset, make_sample, renamed
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError
 from patchmint.inspection.diff import members as diff_members
 from patchmint.inspection.diff.compare import compare

@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
-from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.errors import InputError
 from patchmint.inspection.find.rejects import find_rejects
 from patchmint.inspection.find.samples import Search, find_samples

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from patchmint.cli import COMMANDS as ROOT_COMMANDS
 from patchmint.cli.inspect import COMMANDS, inspect_app
 from patchmint.config import BuildConfig
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError, StorageError
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.shards.commit import read_record
@@ -99,7 +99,7 @@ def test_a_finished_data_set_is_listed_from_two_files(dataset, opened, monkeypat
 
 def test_records_are_read_only_where_the_list_does_not_say_it(dataset, opened):
     open_dataset(dataset)
-    assert sorted(opened) == ["dataset.json", "plan.parquet", "shards.json"]
+    assert sorted(opened) == ["dataset.json", "shards.json"]
     (dataset / "shards.json").unlink()
     opened.clear()
     open_dataset(dataset)

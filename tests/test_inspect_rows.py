@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from shard_data import make_dataset, make_reject, make_sample, write_shard
 
-from patchmint.datasets.opening import open_dataset
-from patchmint.datasets.rows import iter_rejects, iter_tables, read_table
-from patchmint.datasets.samples import iter_stored, sample_at
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.ledger import iter_rejects
+from patchmint.datasets.reader import iter_stored, sample_at
+from patchmint.datasets.rows import iter_tables, read_table
 from patchmint.errors import ShardError
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.shards.sidecar import SCHEMA

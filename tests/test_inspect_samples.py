@@ -8,9 +8,8 @@ import pytest
 from s3_server import s3_server
 from shard_data import make_dataset, make_sample
 
-from patchmint.datasets.dataset import Shard
-from patchmint.datasets.opening import open_dataset
-from patchmint.datasets.samples import iter_stored
+from patchmint.datasets.dataset import Shard, open_dataset
+from patchmint.datasets.reader import iter_stored
 from patchmint.errors import InputError, ShardError
 from patchmint.storage import open_storage
 

@@ -16,7 +16,7 @@ from shard_data import LAYOUT, commit_unit, make_dataset, make_sample, renamed, 
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import PatchGrid
 from patchmint.geometry.grid import Fit
@@ -24,11 +24,11 @@ from patchmint.images.decode import decode_image
 from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.show import lookup
 from patchmint.inspection.show.grids import draw_codes, draw_labels
+from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
-from patchmint.inspection.show.marks import mark_phrases
 from patchmint.inspection.show.overlays import sample_overlay
+from patchmint.interfaces import FeatureSpec
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.shards.layout import FeaturesLayout
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
 
@@ -276,7 +276,7 @@ def test_hostile_texts_reach_no_terminal(tmp_path):
 
 
 def test_without_labels_codes_and_with_features(tmp_path):
-    features = FeaturesLayout(
+    features = FeatureSpec(
         encoder="vit", connector="none", layers=((-2,),), select_feature="patch", pool="", grid=(2, 3), leading=0,
         trailing=0, channels=4,
     )  # fmt: skip

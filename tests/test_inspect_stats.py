@@ -22,7 +22,7 @@ from test_shards_verify import edit_document
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.datasets.opening import open_dataset
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.stats import collect as stats_module
 from patchmint.inspection.stats.collect import collect_stats

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_server
 
 from patchmint.errors import BusyError, StorageError
 from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, LeaseRecord, read_lease
@@ -32,22 +31,6 @@ while not lease.lost.wait(0.05):
 print("lost", flush=True)
 lease.release()
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "local":
-        return open_storage(tmp_path / "out")
-    server = request.getfixturevalue("server")
-    for name, value in server.env().items():
-        monkeypatch.setenv(name, value)
-    return open_storage(server.new_bucket())
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from patchmint.pipeline.plan import keys
 from patchmint.pipeline.plan.keys import MAX_KEY, key_of, marked
-from patchmint.pipeline.plan.spool import spooled
+from patchmint.pipeline.plan.make import spooled
 from patchmint.samples import ImageRef, SourceSample
-from patchmint.shards.keys import LAWFUL_KEY
+from patchmint.shards.endings import LAWFUL_KEY
 
 plain_ids = (
     st.text(max_size=100) | st.text("aA0_-./é", max_size=90) | st.sampled_from(["a", "A", "a.jpg", "", "000000"])

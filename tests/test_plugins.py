@@ -17,7 +17,7 @@ from skimage import data
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError
 from patchmint.geometry import grid_preset
-from patchmint.pipeline.worker.layout import layout_of
+from patchmint.pipeline.worker.finish import layout_of
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from patchmint.errors import InputError
-from patchmint.features.connectors.features import pool_grid
+from patchmint.features.encoder import pool_grid
 from patchmint.geometry import adaptive_bins, pool_coverage
 
 SIZES = [(24, 12), (24, 24), (24, 1), (24, 10), (27, 13), (27, 14), (27, 9), (27, 26), (16, 5), (7, 3)]

@@ -1,27 +1,24 @@
-"""Where a build's time goes: spans, totals, the timeline, and what `patchmint build --profile` says."""
+"""Where a build's time goes: stages, totals, the timeline, and what `patchmint build --profile` says."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from builds import STAND_IN, make_config, make_input
+from builds import asked, make_config, make_input, patchmint
 
 from patchmint.annotate.models import AnnotationModels
-from patchmint.compute import spans
-from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording, stop_recording
+from patchmint.compute import stages
+from patchmint.compute.stages import DEVICE, MODELS, TimedStage, Timing, Total, stage, start_timing
 from patchmint.config import AnnotatorConfig
 from patchmint.jobs.profile_table import profile_lines
-from patchmint.pipeline.driver.build import profile as profiles
-from patchmint.pipeline.driver.profile import Profile
-from patchmint.pipeline.orders import UnitResult, WorkerProfile
+from patchmint.pipeline.driver import runs
+from patchmint.pipeline.driver.runs import Profile
+from patchmint.pipeline.orders import STAGES, UnitResult, WorkerProfile
 from patchmint.types import Text
 
 
@@ -29,32 +26,32 @@ from patchmint.types import Text
 def clock(monkeypatch):
     """Time that passes only when a test says so; recording ends with the test."""
     now = [100.0]
-    monkeypatch.setattr(spans.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(spans.time, "time", lambda: now[0] + 1_000_000)
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stages.time, "time", lambda: now[0] + 1_000_000)
     yield now
-    stop_recording()
+    stages._active = None
 
 
-# ------------------------------------------------------------------------------------------------- spans
+# ------------------------------------------------------------------------------------------------- stages
 
 
-def test_nobody_listens_and_nothing_is_made():
-    stop_recording()
-    assert span("a") is span("b", torch.device("cpu"))
-    with span("a"), span("b"):
+def test_nobody_listens_and_nothing_is_made(monkeypatch):
+    monkeypatch.setattr(stages, "_active", None)
+    assert stage("a") is stage("b", torch.device("cpu"))
+    with stage("a"), stage("b"):
         pass
 
 
-def test_spans_add_up_by_path(clock):
-    recorder = start_recording()
+def test_stages_add_up_by_path(clock):
+    stopwatch = start_timing()
     for _ in range(2):
-        with span("annotate"):
+        with stage("annotate"):
             clock[0] += 1
-            with span("mask", torch.device("cpu")), span("encode"):
+            with stage("mask", torch.device("cpu")), stage("encode"):
                 clock[0] += 2
-            with span("tokens"):
+            with stage("tokens"):
                 clock[0] += 0.5
-    record = recorder.drain()
+    record = stopwatch.drain()
     assert record.totals == {
         (MODELS, "annotate"): Total(7.0, 2),
         (MODELS, "annotate/mask"): Total(4.0, 2),
@@ -62,46 +59,54 @@ def test_spans_add_up_by_path(clock):
         (MODELS, "annotate/tokens"): Total(1.0, 2),
     }
     assert record.wall == 7.0
-    assert record.events[0] == Event("annotate/mask/encode", MODELS, 1_000_101.0, 2.0)
+    assert record.events[0] == TimedStage("annotate/mask/encode", MODELS, 1_000_101.0, 2.0)
     clock[0] += 3
-    assert recorder.drain() == Record(3.0)
+    assert stopwatch.drain() == Timing(3.0)
 
 
-def test_a_span_that_fails_is_counted_and_its_name_ends_with_it(clock):
-    recorder = start_recording()
-    with pytest.raises(KeyError), span("annotate"), span("detect"):
+def test_a_stage_that_fails_is_counted_and_its_name_ends_with_it(clock):
+    stopwatch = start_timing()
+    with pytest.raises(KeyError), stage("annotate"), stage("detect"):
         raise KeyError
-    with span("commit"):
+    with stage("commit"):
         pass
-    assert {path for _, path in recorder.drain().totals} == {"annotate", "annotate/detect", "commit"}
+    assert {path for _, path in stopwatch.drain().totals} == {"annotate", "annotate/detect", "commit"}
 
 
 def test_threads_have_rows_and_pools_have_totals(clock):
-    recorder = start_recording()
+    stopwatch = start_timing()
     meet = threading.Barrier(2)
 
     def decode(_):
-        with span("decode"):
+        with stage("decode"):
             meet.wait(20)
 
-    with span("wait"), ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
+    with stage("wait"), ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
         list(pool.map(decode, range(2)))
-    record = recorder.drain()
+    record = stopwatch.drain()
     assert record.totals["decode", "decode"].calls == 2
     assert {event.row for event in record.events} == {"decode_0", "decode_1", MODELS}
     assert (MODELS, "wait/decode") not in record.totals
 
 
+def test_only_the_stages_that_somebody_wants_are_recorded(clock):
+    stopwatch = start_timing(most_events=0, only=("annotate", "encode"))
+    with stage("annotate"), stage("mask"), stage("encode", torch.device("cuda:1")):
+        clock[0] += 2
+    assert stage("mask") is stage("tokens")
+    assert stopwatch.drain().totals == {(MODELS, "annotate"): Total(2.0, 1), (MODELS, "annotate/encode"): Total(2.0, 1)}
+
+
 def test_events_are_bounded_and_totals_are_not(clock):
-    recorder = start_recording(most_events=3)
+    stopwatch = start_timing(most_events=3)
     for _ in range(5):
-        with span("wait"):
+        with stage("wait"):
             pass
-    first = recorder.drain()
+    first = stopwatch.drain()
     assert (len(first.events), first.dropped, first.totals[MODELS, "wait"].calls) == (3, 2, 5)
-    with span("wait"):
+    with stage("wait"):
         pass
-    again = recorder.drain()
+    again = stopwatch.drain()
     assert (len(again.events), again.dropped) == (0, 1)
 
 
@@ -134,34 +139,33 @@ def test_a_gpu_is_timed_by_its_own_clock_and_never_waited_for(clock, monkeypatch
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
-    recorder = start_recording("cuda:1")
+    stopwatch = start_timing("cuda:1")
     gpu = torch.device("cuda:1")
     clock[0] += 1
     monkeypatch.setattr(FakeEvent, "behind", 5.0)
     monkeypatch.setattr(FakeEvent, "passed_until", 108.0)
-    with span("annotate"):
-        with span("encode", gpu):
+    with stage("annotate"):
+        with stage("encode", gpu):
             clock[0] += 1  # begins at 101 + 5 on the GPU, ends at 107
-        with span("decode", gpu):
+        with stage("decode", gpu):
             clock[0] += 4  # ends at 111: not yet
-    record = recorder.drain()
+    record = stopwatch.drain()
     assert record.totals == {(MODELS, "annotate"): Total(5.0, 1), (DEVICE, "annotate/encode"): Total(1.0, 1)}
     assert next(event for event in record.events if event.row == DEVICE).start == 1_000_106.0
     monkeypatch.setattr(FakeEvent, "passed_until", 1000.0)
-    assert recorder.drain().totals == {(DEVICE, "annotate/decode"): Total(4.0, 1)}
+    assert stopwatch.drain().totals == {(DEVICE, "annotate/decode"): Total(4.0, 1)}
     assert len(synchronized) == 1
 
 
-def test_the_models_tell_their_parts():
+def test_the_models_tell_their_parts(clock):
     config = AnnotatorConfig.parse({"models": "untrained-tiny", "labels": {"box_threshold": 0.0}})
     models, image = AnnotationModels.load(config, "cpu"), np.zeros((60, 90, 3), np.uint8)
     ready = models.prepare(image)
-    recorder = start_recording()
+    stopwatch = start_timing()
     models.ask([image], [[Text("a cat")]], [ready])
-    paths = {path for _, path in recorder.drain().totals}
+    paths = {path for _, path in stopwatch.drain().totals}
     models.ask([image], [[Text("a cat")]])
-    unprepared = {path for _, path in recorder.drain().totals}
-    stop_recording()
+    unprepared = {path for _, path in stopwatch.drain().totals}
     assert paths == {
         "detect",
         "detect/backbone",
@@ -180,7 +184,7 @@ def test_the_models_tell_their_parts():
 
 def result(pid, seconds, events=(), wall=10.0, samples=5):
     totals = {key: Total(value, 1) for key, value in seconds.items()}
-    record = Record(wall, totals, [Event(path, row, start, 1.0) for path, row, start in events])
+    record = Timing(wall, totals, [TimedStage(path, row, start, 1.0) for path, row, start in events])
     return UnitResult(0, samples, samples, {}, 1, profile=WorkerProfile("here", pid, "cpu", 1000 + pid, 0, record))
 
 
@@ -234,7 +238,7 @@ def test_stages_stand_in_their_order_below_the_one_around_them():
 
 
 def test_the_timeline_has_a_process_a_worker_and_a_thread_a_row(monkeypatch):
-    monkeypatch.setattr(profiles, "_MOST_EVENTS", 3)
+    monkeypatch.setattr(runs, "_MOST_EVENTS", 3)
     profile = Profile()
     profile.add(result(7, {}, [("annotate/mask", MODELS, 12.5), ("decode", "decode_0", 12.0)]))
     profile.add(result(8, {}, [("wait", MODELS, 13.0), ("wait", MODELS, 14.0)]))
@@ -268,18 +272,10 @@ def test_the_table_tells_stages_shares_and_memory():
 # ------------------------------------------------------------------------------------------------- as a command
 
 
-def patchmint(*arguments):
-    env = os.environ | {"PYTHONPATH": str(STAND_IN)}
-    command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_build_profile_says_where_the_time_went(tmp_path):
     source, out = make_input(tmp_path / "in", [f"thing {place}" for place in range(12)]), tmp_path / "out"
     config = make_config(tmp_path / "config.yaml", source, out)
-    report = json.loads(patchmint("build", config, "--profile", "--json", "--runner.workers", "2"))
+    report = asked("build", config, "--profile", "--json", "--runner.workers", "2")
     told = report["profile"]
     stages = {(stage["thread"], stage["stage"]): stage for stage in told["stages"]}
     assert {
@@ -305,14 +301,18 @@ def test_build_profile_says_where_the_time_went(tmp_path):
     assert json.loads(record.read_text())["profile"] == told
     spans = [event for event in json.loads(trace.read_bytes())["traceEvents"] if event["ph"] == "X"]
     assert sum(event["name"] == "write" for event in spans) == 12
-    assert json.loads(patchmint("status", out, "--json"))["state"] == "finished"
+    assert asked("status", out, "--json")["state"] == "finished"
     # nothing was left to do: there is nothing to show, and no second timeline
-    assert "timeline" not in patchmint("build", config, "--profile")
+    assert "timeline" not in patchmint("build", config, "--profile").stdout
     assert len(list((out / "runs").glob("*-trace.json"))) == 1
 
 
-def test_a_build_without_it_keeps_no_time(tmp_path):
+def test_a_build_without_it_keeps_no_timeline(tmp_path):
     source, out = make_input(tmp_path / "in", ["a thing"] * 3), tmp_path / "out"
-    report = json.loads(patchmint("build", make_config(tmp_path / "config.yaml", source, out), "--json"))
+    report = asked("build", make_config(tmp_path / "config.yaml", source, out), "--json")
     assert report["profile"] is None
+    (record,) = (out / "runs").iterdir()
+    seconds = json.loads(record.read_text())["progress"]["seconds"]
+    assert seconds.keys() == set(STAGES)
+    assert all(value > 0 for value in seconds.values())
     assert not list((out / "runs").glob("*-trace.json"))

@@ -7,36 +7,26 @@ import json
 import subprocess
 import sys
 import tarfile
-import warnings
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from builds import benchmark_modules
 from torch import nn
 
 from patchmint import Annotator
 from patchmint.api.annotator import DemoWarning
 from patchmint.geometry import coverage_to_uint8
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 IMAGES = 6
 
 
 @pytest.fixture(scope="module")
-def yardstick() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """`reference.py`, its loop and its weights; upstream's imports warn."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import reference
-            import reference_loop
-            import reference_weights
-    finally:
-        sys.path.remove(str(FOLDER))
-    return reference, reference_loop, reference_weights
+def yardstick() -> list[ModuleType]:
+    """`reference.py`, its loop and its weights."""
+    return benchmark_modules("reference", "reference_loop", "reference_weights")
 
 
 @pytest.fixture(scope="module")

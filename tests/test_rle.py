@@ -9,7 +9,6 @@ from pycocotools import mask as coco_mask
 from patchmint.errors import InputError
 from patchmint.geometry.rle import (
     MAX_MASK_PIXELS,
-    MAX_OUTLINE_PIXELS,
     area,
     bounding_box,
     decode_mask,
@@ -78,46 +77,20 @@ def test_union() -> None:
     masks[0, :2], masks[1, 1:3] = True, True
     rles = encode_masks(masks)
     assert area(union(rles)) == 18
-    assert union(rles[:1], (4, 6)) == rles[0]
-    nothing = union([], (4, 6))
-    assert nothing == encode_masks(np.zeros((1, 4, 6), dtype=bool))[0]
-    with pytest.raises(InputError, match="needs a size"):
+    assert union(rles[:1]) == rles[0]
+    with pytest.raises(InputError, match="at least one"):
         union([])
-    with pytest.raises(InputError, match="one size"):
-        union(rles, (6, 4))
     with pytest.raises(InputError, match="one size"):
         union([rles[0], encode_masks(np.zeros((1, 6, 4), dtype=bool))[0]])
 
 
-def test_coco_forms_of_one_mask_are_one_mask() -> None:
+def test_a_mask_is_read_as_it_was_written() -> None:
     mask = np.zeros((1, 10, 8), dtype=bool)
     mask[0, 2:6, 3:7] = True
     rle = encode_masks(mask)[0]
     written = json.loads(json.dumps(to_coco(rle)))
     assert isinstance(written["counts"], str)
-    uncompressed = [32, 4, 6, 4, 6, 4, 6, 4, 14]
-    for form in (
-        written,
-        dict(rle),
-        {"size": [10, 8], "counts": uncompressed},
-        {"size": (10, 8), "counts": tuple(uncompressed)},
-        {"size": [10, 8], "counts": [30, 0, 2, 4, 0, 0, 6, 4, 6, 1, 0, 3, 6, 4, 14, 0, 0]},  # empty runs within
-        [[3, 2, 7, 2, 7, 6, 3, 6]],
-        [[3, 2, 7, 2, 7, 4, 3, 4], [3.0, 4.0, 7, 4, 7, 6, 3, 6]],
-    ):
-        assert from_coco(form, (10, 8)) == rle
-
-
-def test_polygons_may_reach_over_the_border() -> None:
-    rle = from_coco([[-5, -5, 20, -5, 20, 20, -5, 20]], (10, 8))
-    assert area(rle) == 80
-    assert area(from_coco([[-9, -9, -5, -9, -5, -5]], (10, 8))) == 0
-
-
-def test_a_mask_that_starts_at_the_first_pixel() -> None:
-    full = encode_masks(np.ones((1, 5, 5), dtype=np.uint8))[0]
-    assert from_coco({"size": [5, 5], "counts": [0, 25]}) == full
-    assert from_coco({"size": [5, 5], "counts": [0, 20, 0, 5]}) == full
+    assert from_coco(written) == from_coco(dict(rle)) == rle
 
 
 BAD = {
@@ -132,14 +105,7 @@ BAD = {
     "negative size": {"size": [-2, -2], "counts": [4]},
     "bomb": {"size": [2**20, 2**20], "counts": [2**40]},
     "a little over the limit": {"size": [1, MAX_MASK_PIXELS + 1], "counts": [MAX_MASK_PIXELS + 1]},
-    "another image's": {"size": [2, 8], "counts": [16]},
-    "counts too small": {"size": [4, 4], "counts": [15]},
-    "counts too large": {"size": [4, 4], "counts": [1, 16]},
-    "no runs": {"size": [4, 4], "counts": []},
-    "negative run": {"size": [4, 4], "counts": [20, -4]},
-    "fractional run": {"size": [4, 4], "counts": [16.0]},
-    "huge run": {"size": [4, 4], "counts": [2**70]},
-    "text runs": {"size": [4, 4], "counts": ["16"]},
+    "runs uncompressed": {"size": [4, 4], "counts": [16]},
     "counts a number": {"size": [4, 4], "counts": 16},
     "no characters": {"size": [4, 4], "counts": b""},
     "wrong sum": {"size": [4, 4], "counts": b"1"},
@@ -150,27 +116,14 @@ BAD = {
     "outside the alphabet": {"size": [4, 4], "counts": b"\x00"},
     "above the alphabet": {"size": [4, 4], "counts": "é"},
     "lone surrogate": {"size": [4, 4], "counts": "\ud800"},
-    "no polygons": [],
-    "polygon no list": [5],
-    "line": [[0, 0, 4, 4]],
-    "odd": [[0, 0, 4, 4, 2, 2, 1]],
-    "nan": [[0, 0, 4, 4, 2, float("nan")]],
-    "infinite": [[0, 0, 4, 4, 2, float("inf")]],
-    "text corners": [["0", "0", "4", "4", "2", "2"]],
-    "astronomic": [[0, 0, 4, 4, 2, 10**400]],
-    "long outline": [[0, 0, MAX_OUTLINE_PIXELS, 0, 0, 0]],
+    "polygons": [[0, 0, 4, 0, 4, 4]],
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_malformed_masks_are_refused(name: str) -> None:
     with pytest.raises(InputError):
-        from_coco(BAD[name], (4, 4))
-
-
-def test_polygons_need_a_size() -> None:
-    with pytest.raises(InputError, match="pass size"):
-        from_coco([[0, 0, 4, 0, 4, 4]])
+        from_coco(BAD[name])
 
 
 @pytest.mark.parametrize(
@@ -195,21 +148,20 @@ def test_every_reader_checks_what_it_is_given(counts: bytes) -> None:
 def check_reads_well_or_is_refused(segmentation: object) -> None:
     """Either a named error, or a mask whose every view agrees; C code reading out of bounds would end the process."""
     try:
-        rle = from_coco(segmentation, (6, 5))
+        rle = from_coco(segmentation)
     except InputError:
         return
     mask = decode_mask(rle)
-    assert mask.shape == (6, 5)
-    assert encode_masks(mask[None]) == (rle,)
+    assert mask.shape == tuple(rle["size"])
     assert area(rle) == mask.sum()
-    assert union([rle, rle]) == rle
+    assert union([rle, rle]) == encode_masks(mask[None])[0]
     assert from_coco(to_coco(rle)) == rle
 
 
 ALPHABET = bytes(range(48, 112)).decode()
 
 
-@given(st.one_of(st.text(ALPHABET), st.binary(), st.text(), st.lists(st.integers(-3, 35), max_size=12)))
+@given(st.one_of(st.text(ALPHABET), st.binary(), st.text()))
 @example("0" * 29 + "N")
 def test_fuzzed_counts(counts: object) -> None:
     check_reads_well_or_is_refused({"size": [6, 5], "counts": counts})
@@ -224,22 +176,6 @@ def test_fuzzed_changes_to_good_counts(data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(counts) - 1))
         counts[place : place + data.draw(st.integers(0, 1))] = data.draw(st.sampled_from(ALPHABET)).encode()
     check_reads_well_or_is_refused({"size": [6, 5], "counts": bytes(counts)})
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=31))
-def test_runs_read_as_they_are_counted(runs: list[int]) -> None:
-    """Uncompressed runs, empty ones too, against a count by hand."""
-    values = np.repeat(np.arange(len(runs)) % 2, runs)
-    if not len(values):
-        return
-    rle = from_coco({"size": [1, len(values)], "counts": runs})
-    np.testing.assert_array_equal(decode_mask(rle)[0], values)
-    assert encode_masks(values.astype(bool).reshape(1, 1, -1)) == (rle,)
-
-
-@given(st.lists(st.lists(st.floats(-40, 40), min_size=4, max_size=12), max_size=4))
-def test_fuzzed_polygons(polygons: list[list[float]]) -> None:
-    check_reads_well_or_is_refused(polygons)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))

@@ -13,8 +13,7 @@ from skimage import data
 
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
-from patchmint.geometry.masks import Masks
-from patchmint.geometry.rle import area, decode_mask
+from patchmint.geometry.rle import Masks, area, decode_mask
 from patchmint.labelers.sam import (
     OFFICIAL,
     TINY,
@@ -27,9 +26,10 @@ from patchmint.labelers.sam import (
     load_sam,
     untrained,
 )
-from patchmint.labelers.sam.frames import input_size, resize_longest_side
+from patchmint.labelers.sam.masks import input_size, resize_longest_side
 from patchmint.types import RgbImage
-from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import load_state
 
 PHOTO: RgbImage = data.astronaut()[:400]  # 400 x 512
 

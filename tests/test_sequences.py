@@ -13,10 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchmint.errors import ConfigError, InputError, TextError
 from patchmint.samples import Turn
-from patchmint.training.sequences import NOT_LEARNT, ConversationTemplate, SequenceBuilder
-from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer
-from patchmint.training.vocabulary_embeddings import resize_embeddings
-from patchmint.training.vocabulary_text import TextEncoder
+from patchmint.training.sequences import NOT_LEARNT, ConversationTemplate, SequenceBuilder, TextEncoder
+from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
 
 BOOK = Codebook("vqgan", (40,), "pad-64-bicubic", "f" * 64)
 CODES = np.array([[3, 39], [7, 7]], np.uint16)

@@ -12,14 +12,14 @@ import pytest
 from shard_data import LAYOUT, make_dataset, make_sample, write_shard
 
 from patchmint.errors import ShardError
-from patchmint.shards.layout import FeaturesLayout
+from patchmint.interfaces import FeatureSpec
+from patchmint.shards.codec import encode_array, tar_end, tar_member
 from patchmint.shards.manifest import read_manifest
-from patchmint.shards.members import encode_array, tar_end, tar_member
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
 
-FEATURES = FeaturesLayout(
+FEATURES = FeatureSpec(
     encoder="toy",
     connector="sti",
     layers=((3,), (1,), (2,)),

@@ -27,8 +27,8 @@ from shard_data import (
 )
 
 from patchmint.errors import ImageDecodeError
+from patchmint.shards.codec import encode_array, tar_end, tar_member
 from patchmint.shards.findings import MAX_PER_SHARD, Finding, Findings
-from patchmint.shards.members import encode_array, tar_end, tar_member
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
@@ -335,7 +335,7 @@ def test_manifest_and_plan(tmp_path):
     assert codes(check(folder)) == {"manifest-missing"}
     manifest.write_bytes(whole)
     write_plan(folder, {0: 3, 1: 3})
-    assert codes(check(folder)) == {"counts"}
+    assert codes(check(folder)) == {"counts", "plan-digest"}
     (folder / "plan.parquet").write_bytes(b"x")
     assert codes(check(folder)) == {"plan-form"}
     (folder / "plan.parquet").unlink()
@@ -364,23 +364,23 @@ def test_the_list_of_shards(tmp_path):
 
 def test_retries_close_the_counts(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units(), {0: [make_reject(8), make_reject(9)]})
-    write_plan(folder, {2: 2}, "plan.retry-1.parquet")
+    write_plan(folder, {2: 2}, generation=1)
     commit_unit(folder, 2, [make_sample(8)], [make_reject(9)])
     finish(folder, [0, 1, 2], planned=7, rejected=1)
     assert check(folder) == []
-    write_plan(folder, {3: 1}, "plan.retry-2.parquet")
+    write_plan(folder, {3: 1}, generation=2)
     commit_unit(folder, 3, [make_sample(9)], [])
     finish(folder, [0, 1, 2, 3], planned=7, rejected=0)
     assert check(folder) == []
     finish(folder, [0, 1, 2, 3], planned=7, rejected=1)
     assert codes(check(folder)) == {"counts"}
-    write_plan(folder, {3: 1}, "plan.retry-1.parquet")
+    write_plan(folder, {3: 1}, generation=1)
     assert codes(check(folder)) == {"plan-form"}
 
 
 def test_retries_of_what_was_not_rejected(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units())
-    write_plan(folder, {2: 1}, "plan.retry-1.parquet")
+    write_plan(folder, {2: 1}, generation=1)
     commit_unit(folder, 2, [make_sample(8)], [])
     (folder / "dataset.json").unlink()
     assert codes(check(folder)) == {"manifest-missing", "counts"}

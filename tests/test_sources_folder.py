@@ -11,7 +11,7 @@ import pytest
 from source_files import faults, image_bytes, put, source, texts
 
 from patchmint.errors import ConfigError, ImageMissingError
-from patchmint.pipeline.sources import files
+from patchmint.pipeline.sources import base
 
 
 def test_sidecars(tmp_path: Path):
@@ -91,7 +91,7 @@ def test_bad_sidecars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_many_sidecars_stay_with_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "_WINDOW", 3)
+    monkeypatch.setattr(base, "_WINDOW", 3)
     put(tmp_path, {f"{n:03}.jpg": b"x" for n in range(60)})
     put(tmp_path, {f"{n:03}.txt": f"text {n}" for n in range(60) if n % 7})
     samples = list(source("folder", tmp_path).samples())

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 from source_files import fixture, image_bytes, put, source
 
 from patchmint.errors import ConfigError, ImageMissingError
 from patchmint.samples import ImageRef
 from patchmint.storage import open_storage
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -19,27 +19,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import Entry, Storage, creates_conditionally, open_storage
-from patchmint.storage.paths import TEMPORARY
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "local":
-        return open_storage(tmp_path / "out")
-    server = request.getfixturevalue("server")
-    for name, value in server.env().items():
-        monkeypatch.setenv(name, value)
-    return open_storage(server.new_bucket())
+from patchmint.storage.interface import TEMPORARY
 
 
 def write_big(storage: Storage, path: str) -> None:

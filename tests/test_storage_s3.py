@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from urllib.request import Request, urlopen
 
 import pytest
-from flaky_proxy import Fault, FlakyProxy, conditional_put, flaky_proxy, of_method
-from s3_server import S3Server, s3_server
+from flaky_proxy import Fault, FlakyProxy, conditional_put, of_method
+from s3_server import S3Server
 
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import Entry, Storage, creates_conditionally, open_storage, stores
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FlakyProxy]:
-    with flaky_proxy(server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -17,17 +17,19 @@ from shard_data import LAYOUT, commit_unit, finish, make_dataset, write_plan
 from torch.utils.data import DataLoader
 from training_data import FEATURES, RICH, cut, digest, finished, samples
 
-from patchmint.datasets.sources import open_dataset
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.reader import SampleReader, SampleRef
+from patchmint.datasets.rows import iter_tables
 from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
+from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.pooling import pool_coverage
 from patchmint.geometry.rle import encode_masks
 from patchmint.samples import SourceText, Turn
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.schema import ImageDocument
-from patchmint.training.collate import collate
 from patchmint.training.dataset import StageDataset
+from patchmint.training.loader import collate
 from patchmint.training.sequences import TokenSequence
 
 HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"
@@ -426,12 +428,18 @@ def test_no_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda shards: (shards / "000001.tar").unlink(), "has 1 shards of .* the copy isn't complete"),
-        (lambda shards: (shards / "000001.parquet").unlink(), "has no shards/000001.parquet"),
+        (lambda shards: (shards / "000001.tar").unlink(), "lacks shards/000001.tar, .* the copy isn't complete"),
+        (lambda shards: (shards / "000001.parquet").unlink(), "lacks shards/000001.parquet"),
         (lambda shards: (shards / "000001.tar").write_bytes(b"x"), "the copy isn't complete"),
-        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "is no sidecar"),
-        (lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"), "name 8 samples"),
-        (lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"), "outside its tar"),
+        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "is no table of patchmint"),
+        (
+            lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"),
+            "has 4 rows, not 5",
+        ),
+        (
+            lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"),
+            "has 5 rows, not 4",
+        ),
     ],
 )
 def test_incomplete_copies(tmp_path, plain, change, says):
@@ -502,12 +510,12 @@ def damaged(plain: Path, folder: Path, key: str, ending: str, change) -> Path:
     """A copy in which a member of one sample is changed; its length stays."""
     data = shutil.copytree(plain, folder)
     opened = open_dataset(data)
-    number = next(number for number in range(opened.samples) if opened.key(number) == key)
-    tar, offset, size = opened.place(number)
-    held = bytearray((data / tar).read_bytes())
-    start = held.index(f"{key}.{ending}".encode(), offset, offset + size)
+    keys = [name for _, table in iter_tables(opened, ["key"]) for name in table["key"].to_pylist()]
+    place = SampleReader([opened]).locate(SampleRef(0, 0, keys.index(key)))
+    held = bytearray((data / place.tar).read_bytes())
+    start = held.index(f"{key}.{ending}".encode(), place.offset, place.offset + place.size)
     change(held, start)
-    (data / tar).write_bytes(held)
+    (data / place.tar).write_bytes(held)
     return data
 
 

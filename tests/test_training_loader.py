@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 from test_training_dataset import damaged, overwrite, spell
 from torch.utils.data import DataLoader
 from training_data import RICH, copy, cut, digest, finished, samples
 
 from patchmint.errors import ConfigError, InputError, ShardError
-from patchmint.training.collate import collate
 from patchmint.training.dataset import StageDataset
-from patchmint.training.loader import StageLoader
+from patchmint.training.loader import StageLoader, collate
 
 # Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
 pytestmark = [
@@ -205,12 +203,6 @@ def test_it_can_be_pickled_with_its_caches(data):
 
 
 # ------------------------------------------------------------------------------------------------- object stores
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture

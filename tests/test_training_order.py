@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError
-from patchmint.training.order import MixedOrder, Place, permutation
-from patchmint.training.ranks import Share, share_of
+from patchmint.training.order import MixedOrder, Share, permutation, share_of
 
 SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
@@ -22,7 +22,7 @@ def order(counts, draws=None, seed=0, window=7, shuffle=True):
     return MixedOrder(shards, draws or [sum(one) for one in counts], seed=seed, window=window, shuffle=shuffle)
 
 
-def whole(one: MixedOrder, epoch: int) -> list[Place]:
+def whole(one: MixedOrder, epoch: int) -> list[SampleRef]:
     return one.places(epoch, np.arange(one.samples))
 
 

@@ -23,13 +23,14 @@ from patchmint.errors import (
     WeightsMismatchError,
     WeightsMissingError,
 )
+from patchmint.features.arch import OFFICIAL, VitArch
 from patchmint.features.build import build_feature_encoder, check_features
-from patchmint.features.connectors.plan import plan_features
-from patchmint.features.vit.arch import OFFICIAL, VitArch
-from patchmint.features.vit.build import infer_arch, load_vit, untrained_vit
-from patchmint.features.vit.encoder import VitFeatureEncoder
+from patchmint.features.encoder import VitFeatureEncoder
+from patchmint.features.model import infer_arch, load_vit, untrained_vit
+from patchmint.features.plan import plan_features
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
-from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import load_state
 
 PILLOW = "Pil" if int(transformers.__version__.split(".")[0]) >= 5 else ""
 
@@ -230,13 +231,13 @@ def test_official_shapes_are_told_apart():
 
 def test_an_architecture_survives_json():
     for arch in (*OFFICIAL.values(), *ARCHS.values()):
-        assert VitArch.from_json(arch.to_json()) == arch
+        assert VitArch.from_metadata({ARCH_METADATA_KEY: arch.to_json()}) == arch
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"family": "clip"}', ARCHS["clip"].to_json().replace("16", '"16"')])
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(WeightsMismatchError, match="describes no vision encoder"):
-        VitArch.from_json(text)
+        VitArch.from_metadata({ARCH_METADATA_KEY: text})
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,10 @@ from transformers import (
 )
 
 from patchmint.config.annotator import FeaturesConfig
-from patchmint.features.connectors.features import features_of
-from patchmint.features.connectors.plan import plan_features
-from patchmint.features.vit.arch import OFFICIAL
-from patchmint.features.vit.build import load_vit
-from patchmint.features.vit.encoder import VitFeatureEncoder
-from patchmint.features.vit.model import Vit
+from patchmint.features.arch import OFFICIAL
+from patchmint.features.encoder import VitFeatureEncoder, features_of
+from patchmint.features.model import Vit, load_vit
+from patchmint.features.plan import plan_features
 from patchmint.geometry import fit_image, grid_preset
 from patchmint.weights.loading import load_state
 

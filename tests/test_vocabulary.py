@@ -23,8 +23,7 @@ from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.manifest import ModelEntry, read_manifest
 from patchmint.storage import open_storage
-from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer
-from patchmint.training.vocabulary_embeddings import resize_embeddings
+from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
 
 BOOK = Codebook("vqgan", (40,), "pad-64-bicubic", "f" * 64)
 OTHER = replace(BOOK, fingerprint="e" * 64)

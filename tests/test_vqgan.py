@@ -29,11 +29,13 @@ from patchmint.tokenizers.vqgan import (
     VqganTokenizer,
     infer_arch,
     load_vqgan,
+    quantize,
     untrained_vqgan,
 )
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
 from patchmint.types import RgbImage
-from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile
 
 GUMBEL = replace(TINY, gumbel=True)
 SIZE = TINY.resolution
@@ -211,13 +213,14 @@ def test_search_never_holds_all_distances() -> None:
 
 
 @pytest.mark.parametrize("max_scores", [1, 999, 1000, 7000, 1 << 22])
-def test_chunks_do_not_change_codes(max_scores: int) -> None:
+def test_chunks_do_not_change_codes(max_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "MAX_SCORES", max_scores)
     # Whole numbers, so that scores are exact and any order of summation gives the same.
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-9, 10, (77, 16), generator=generator).float()
     entries = torch.randint(-9, 10, (1000, 16), generator=generator).float()
     expected = (vectors[:, None].long() - entries.long()).square().sum(dim=2).argmin(dim=1)
-    found = best_codes(vectors, entries, entries.square().sum(dim=1) / -2, max_scores=max_scores)
+    found = best_codes(vectors, entries, entries.square().sum(dim=1) / -2)
     assert torch.equal(found, expected)
 
 
@@ -362,10 +365,6 @@ def test_remap_round_trip_and_unknown_codes() -> None:
     assert extra.size == 5
     assert extra.to_used(codes).tolist() == [[1, 0], [2, 4]]
     assert extra.to_all(extra.to_used(codes)).tolist() == [[3, 7], [60, 7]]
-    third = Remap(used, 64, unknown=2)
-    assert third.size == 4
-    assert third.to_used(codes).tolist() == [[1, 0], [2, 2]]
-    assert third.to_all(third.to_used(codes)).tolist() == [[3, 7], [60, 60]]
 
 
 def test_tokenizer_writes_and_reads_remapped_codes(tmp_path: Path) -> None:
@@ -373,8 +372,8 @@ def test_tokenizer_writes_and_reads_remapped_codes(tmp_path: Path) -> None:
     tokens = plain.tokenize(PHOTOS)
     used = np.unique([item.codes for item in tokens])[::-1].copy()
     np.save(tmp_path / "used.npy", used.astype(np.int64))
-    remapped = tiny_tokenizer(remap=Remap.load(tmp_path / "used.npy", 64, unknown=0))
-    assert remapped.spec.codebook_sizes == (len(used),)
+    remapped = tiny_tokenizer(remap=Remap.load(tmp_path / "used.npy", 64))
+    assert remapped.spec.codebook_sizes == (len(used) + 1,)
     written = remapped.tokenize(PHOTOS)
     for item, original in zip(written, tokens, strict=True):
         assert item.codes.dtype == np.int32
@@ -415,12 +414,6 @@ def test_bad_list_of_used_codes(used: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "used.npy", used)
     with pytest.raises(ConfigError, match=r"used\.npy"):
         Remap.load(tmp_path / "used.npy", 64)
-
-
-@pytest.mark.parametrize("unknown", [-1, 2, "random"])
-def test_bad_unknown(unknown: Any) -> None:
-    with pytest.raises(ConfigError, match="0 to 1, or 'extra'"):
-        Remap(np.array([1, 2]), 64, unknown=unknown)
 
 
 def npy(header: str, body: bytes = b"") -> bytes:
@@ -480,7 +473,7 @@ def test_published_models_with_another_codebook_are_told_too() -> None:
 
 
 def test_metadata_names_the_architecture() -> None:
-    assert VqganArch.from_json(GUMBEL.to_json()) == GUMBEL
+    assert VqganArch.from_metadata({ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
     assert infer_arch(shapes_of(GUMBEL), {ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
+from patchmint.weights import download
 from patchmint.weights.download import pull
 from patchmint.weights.registry import Checkpoint
 from patchmint.weights.store import check_file
@@ -109,6 +110,11 @@ def server() -> Iterator[Server]:
     running.close()
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
+
+
 def a_checkpoint(url: str, payload: bytes = PAYLOAD, **changes: object) -> Checkpoint:
     digest = hashlib.sha256(payload).hexdigest()
     made = Checkpoint("toy", "sam", "toy.pth", url, len(payload), digest, "none", "this test")
@@ -124,7 +130,7 @@ def range_start(headers: dict[str, str]) -> int:
 
 
 def bring(server: Server, folder: Path, checkpoint: Checkpoint | None = None, **more: object) -> Path:
-    return pull(checkpoint or a_checkpoint(server.url), folder, retry_wait=0.001, **more)  # type: ignore[arg-type]
+    return pull(checkpoint or a_checkpoint(server.url), folder, **more)  # type: ignore[arg-type]
 
 
 def test_a_file_arrives_whole_under_its_final_name(server: Server, tmp_path: Path) -> None:
@@ -271,7 +277,7 @@ def test_a_full_disk_is_told_before_anything_is_written(server: Server, tmp_path
 
 def test_a_dead_server_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissingError, match="connection failed"):
-        pull(a_checkpoint("http://127.0.0.1:1/toy.pth"), tmp_path, retry_wait=0.001)
+        pull(a_checkpoint("http://127.0.0.1:1/toy.pth"), tmp_path)
     assert files(tmp_path) == []
 
 
@@ -326,10 +332,11 @@ def test_without_a_published_checksum_a_damaged_or_hostile_file_is_deleted(serve
 PULL = """
 import sys
 from pathlib import Path
-from patchmint.weights.download import pull
+from patchmint.weights import download
 from patchmint.weights.registry import Checkpoint
 url, size, sha256, folder = sys.argv[1:]
-pull(Checkpoint("toy", "sam", "toy.pth", url, int(size), sha256, "none", "test"), Path(folder), retry_wait=0.3)
+download._FIRST_WAIT = 0.3
+download.pull(Checkpoint("toy", "sam", "toy.pth", url, int(size), sha256, "none", "test"), Path(folder))
 """
 
 

@@ -149,17 +149,6 @@ def test_a_vocabulary_is_text(folder: Path) -> None:
     assert check_file(path, vocabulary).status == "not a checkpoint"
 
 
-def test_sha256_tells_its_progress(tmp_path: Path) -> None:
-    path = tmp_path / "big"
-    path.write_bytes(b"a" * 3_000_000)
-    seen: list[tuple[int, int | None]] = []
-    assert (
-        sha256_of(path, lambda done, total: seen.append((done, total))) == hashlib.sha256(b"a" * 3_000_000).hexdigest()
-    )
-    assert seen[-1] == (3_000_000, 3_000_000)
-    assert len(seen) == 3
-
-
 def test_only_loading_imports_torch() -> None:
     code = (
         "import sys, patchmint.weights.download, patchmint.cli.models\n"

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from test_supervise import Pool, supervise, units
 
 from patchmint.annotate.models import AnnotationModels, ModelInputs
-from patchmint.compute.memory import Trial, find_batch_size, peak_memory
+from patchmint.compute.memory import peak_memory
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.errors import InputError, StorageError
 from patchmint.images.decode import decode_image
-from patchmint.pipeline.orders import Died, Done, UnitResult
-from patchmint.pipeline.worker import batch_size, prepare, work
+from patchmint.pipeline.orders import Died, Done, Order, UnitResult
+from patchmint.pipeline.worker import batches, prepare, work
 from patchmint.pipeline.worker.batches import like_batches
 from patchmint.pipeline.worker.finish import Finisher
 from patchmint.pipeline.worker.prepare import Preparer
@@ -109,7 +109,7 @@ def tried(seconds, memory):
 
     def measure(images):
         asked.append(images)
-        return None if memory(images) > 100 else Trial(seconds(images), memory(images))
+        return None if memory(images) > 100 else batches._Trial(seconds(images), memory(images))
 
     return measure, asked
 
@@ -128,15 +128,15 @@ def tried(seconds, memory):
 )
 def test_the_size_of_a_batch_is_doubled_while_it_fits_and_pays(seconds, memory, budget, found, asked):
     measure, sizes = tried(seconds, memory)
-    assert find_batch_size(measure, budget) == found
+    assert batches._largest_that_pays(measure, budget) == found
     assert sizes == asked
 
 
 @pytest.mark.parametrize(("input_bytes", "size"), [(0, 8), (5_000_000, 8), (1_000_000, 16), (400_000, 32)])
 def test_the_configured_size_counts_and_a_cpu_has_more_where_models_take_images_small(input_bytes, size):
     models = SimpleNamespace(prepare=lambda image: SimpleNamespace(nbytes=input_bytes))
-    assert batch_size.choose_batch_size(models, LocalRunner(batch_size=3), "cuda") == 3
-    assert batch_size.choose_batch_size(models, LocalRunner(), "cpu") == size
+    assert batches.choose_batch_size(models, LocalRunner(batch_size=3), "cuda") == 3
+    assert batches.choose_batch_size(models, LocalRunner(), "cpu") == size
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
         fakes[name] = lambda device: None
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: next(clock))
-    assert batch_size.choose_batch_size(models, runner, "cuda:0") == size
+    monkeypatch.setattr(batches.time, "perf_counter", lambda: next(clock))
+    assert batches.choose_batch_size(models, runner, "cuda:0") == size
 
 
 def test_running_out_of_memory_ends_the_trials(monkeypatch):
@@ -172,8 +172,8 @@ def test_running_out_of_memory_ends_the_trials(monkeypatch):
     for name in ("memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     models = SimpleNamespace(ask=ask, prepare=lambda image: None)
-    assert batch_size._tried(models, 2, "cuda") is not None
-    assert batch_size._tried(models, 4, "cuda") is None
+    assert batches._tried(models, 2, "cuda") is not None
+    assert batches._tried(models, 4, "cuda") is None
 
 
 def test_peak_memory_is_of_this_process_and_grows():
@@ -213,14 +213,26 @@ def jpeg(tmp_path):
     return (make_input(tmp_path / "one", ["a thing"]) / "000.jpg").read_bytes()
 
 
-def unit(number):
-    return Unit(number, 8, number * 8, "part", number)
+def unit(number, samples=8):
+    return Unit(number, samples, number * samples, "part", number)
+
+
+def samples_of(of):
+    """What the plan says of a unit."""
+    return [planned(number) for number in range(of.first_ordinal, of.first_ordinal + of.samples)]
+
+
+def made(source, threads, read=samples_of, prepare=lambda image: None):
+    return Preparer(source, read, 100, threads, prepare)
+
+
+def keys(items):
+    return [item.planned.key for item in items]
 
 
 def test_no_more_is_decoded_than_asked_for(jpeg):
     source = Slow(jpeg)
-    preparer = Preparer(source, 100, threads=4)
-    items = preparer.prepared([planned(number) for number in range(50)], 6)
+    _, items = made(source, 4).prepared(Order(unit(0, 50)), 6)
     for taken in range(1, 20):
         assert next(items).planned.key == str(taken - 1)
         assert len(source.read) <= taken + 6 - 1
@@ -232,46 +244,70 @@ def test_fewer_large_images_are_decoded_ahead(jpeg, monkeypatch):
     source = Slow(jpeg)
     one = decode_image(jpeg).pixels.nbytes
     monkeypatch.setattr(prepare, "_MOST_BYTES_AHEAD", 3 * one)
-    preparer = Preparer(source, 100, threads=2)
-    for taken, _ in enumerate(preparer.prepared([planned(number) for number in range(30)], 20), start=1):
+    _, items = made(source, 2).prepared(Order(unit(0, 30)), 20)
+    for taken, _ in enumerate(items, start=1):
         # two a thread while nothing is known, then as many as there may be
         assert len(source.read) <= taken + 4
     assert taken == 30
 
 
+def test_probes_and_poison_decide_which_samples_of_a_unit_are_prepared(jpeg):
+    preparer = made(Slow(jpeg), 1)
+    for order, places in (
+        (Order(unit(1), poison=frozenset({2, 5})), [0, 1, 3, 4, 6, 7]),
+        (Order(unit(1), poison=frozenset({2}), probe=frozenset({3, 4})), [3, 4]),
+    ):
+        samples, items = preparer.prepared(order, 3)
+        assert len(samples) == 8
+        assert keys(items) == [str(8 + place) for place in places]
+
+
 def test_the_next_unit_is_begun_when_this_one_leaves_threads_idle(jpeg):
-    source = Slow(jpeg)
-    preparer = Preparer(source, 100, threads=1)
-    when = []
-    items = preparer.prepared([planned(number) for number in range(5)], 2, lambda: when.append(len(source.read)))
-    assert len(list(items)) == 5
-    assert len(when) == 1
-    assert when[0] >= 3, "before all of this unit was begun"
-    preparer.begin(unit(1), lambda: [planned(number) for number in range(8)], 3)
-    samples, items = preparer.take_begun(unit(1), 3, lambda: None)
+    source, reads = Slow(jpeg), []
+
+    def read(of):
+        reads.append((of.id, len(source.read)))
+        return samples_of(of)
+
+    preparer = made(source, 1, read)
+    _, items = preparer.prepared(Order(unit(0), ahead=unit(1)), 2)
+    assert len(list(items)) == 8
+    samples, items = preparer.prepared(Order(unit(1)), 3)
     assert len(samples) == 8
-    assert [item.planned.key for item in items] == [str(number) for number in range(8)]
-    assert preparer.take_begun(unit(1), 3, lambda: None) is None, "it was taken twice"
+    assert keys(items) == [str(8 + number) for number in range(8)]
+    assert [number for number, _ in reads] == [0, 1], "it was read twice"
+    assert reads[1][1] >= 6, "before all of this unit was begun"
+    preparer.prepared(Order(unit(1)), 3)
+    assert [number for number, _ in reads] == [0, 1, 1], "it was taken twice"
 
 
-def test_a_unit_that_somebody_else_got_is_forgotten(jpeg):
+@pytest.mark.parametrize("other", [Order(unit(2, 1)), Order(unit(1), poison=frozenset(range(1, 8)))])
+def test_a_unit_that_was_begun_in_vain_is_forgotten(jpeg, other):
     source = Slow(jpeg)
-    preparer = Preparer(source, 100, threads=1)
+    preparer = made(source, 1)
+    _, items = preparer.prepared(Order(unit(0, 1), ahead=unit(1)), 4)
+    next(items)
     source.allowed.clear()
-    preparer.begin(unit(1), lambda: [planned(number) for number in range(8)], 4)
-    assert preparer.take_begun(unit(2), 4, lambda: None) is None
+    items.close()
+    _, items = preparer.prepared(other, 4)
     source.allowed.set()
-    assert len(list(preparer.prepared([planned(9)], 4))) == 1
-    assert len(source.read) <= 2 + 1, "what was begun in vain went on"
+    assert len(list(items)) == 1
+    assert len(source.read) <= 1 + 2 + 1, "what was begun in vain went on"
 
 
 def test_a_unit_that_cannot_be_read_ahead_is_read_in_its_turn(jpeg):
-    def read():
-        raise StorageError("the store answers 503")
+    reads = []
 
-    preparer = Preparer(Slow(jpeg), 100, threads=1)
-    preparer.begin(unit(1), read, 4)
-    assert preparer.take_begun(unit(1), 4, lambda: None) is None
+    def read(of):
+        reads.append(of.id)
+        if reads == [0, 1]:
+            raise StorageError("the store answers 503")
+        return samples_of(of)
+
+    preparer = made(Slow(jpeg), 1, read)
+    list(preparer.prepared(Order(unit(0), ahead=unit(1)), 4)[1])
+    assert len(list(preparer.prepared(Order(unit(1)), 4)[1])) == 8
+    assert reads == [0, 1, 1]
 
 
 def test_what_the_models_want_ahead_is_made_in_the_decoding_threads_and_weighed(jpeg):
@@ -283,7 +319,7 @@ def test_what_the_models_want_ahead_is_made_in_the_decoding_threads_and_weighed(
         return threading.current_thread().name.partition("_")[0]
 
     threads = set()
-    first, second = Preparer(Slow(jpeg), 100, threads=2, prepare=prepare).prepared([planned(0), planned(1)], 2)
+    first, second = made(Slow(jpeg), 2, prepare=prepare).prepared(Order(unit(0, 2)), 2)[1]
     assert threads == {"decode"}
     assert first.inputs.nbytes == second.inputs.nbytes == 12
     assert first.nbytes == 40 * 50 * 3 + 12
@@ -294,7 +330,7 @@ def test_what_fails_ahead_is_left_to_the_models(jpeg, error):
     def prepare(image):
         raise error
 
-    (item,) = Preparer(Slow(jpeg), 100, threads=1, prepare=prepare).prepared([planned(0)], 1)
+    (item,) = made(Slow(jpeg), 1, prepare=prepare).prepared(Order(unit(0, 1)), 1)[1]
     assert item.inputs is None
     assert item.nbytes == 40 * 50 * 3
 
@@ -359,9 +395,7 @@ class Labels:
 
 @pytest.fixture
 def finishing(monkeypatch):
-    monkeypatch.setattr(
-        "patchmint.pipeline.worker.finish.stored_sample", lambda planned, data, image, labelled, old: labelled
-    )
+    monkeypatch.setattr("patchmint.pipeline.worker.finish.stored_sample", lambda prepared, labelled: labelled)
     with ThreadPoolExecutor(1) as pool:
         yield pool
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from shard_data import LAYOUT, make_dataset, make_sample, renamed
 
-from patchmint.shards.layout import FeaturesLayout, Layout
+from patchmint.interfaces import FeatureSpec
+from patchmint.shards.layout import Layout
 from patchmint.shards.manifest import ModelEntry, read_manifest, write_manifest
 from patchmint.shards.sample import ShardSample
 from patchmint.storage import open_storage
 
 GRID = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
-FEATURES = FeaturesLayout(
+FEATURES = FeatureSpec(
     encoder="tiny",
     connector="none",
     layers=((2,),),

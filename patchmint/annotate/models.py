@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.annotate.preflight import check_loadable
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
 from patchmint.errors import PluginError
@@ -49,7 +49,7 @@ def prepared_by(model: object, image: RgbImage) -> object:
     """What a model's `prepare` makes of an image; None if it has none."""
     if not isinstance(model, PreparesImages):
         return None
-    with span("prepare"):
+    with stage("prepare"):
         return model.prepare(image)
 
 
@@ -80,22 +80,16 @@ class ModelAnswers:
 
 
 @dataclass(frozen=True)
-class AnnotatedImage:
+class AnnotatedImage(ModelAnswers):
     """What one image and its texts became.
 
     Attributes:
         placement: the patch grid on the image.
-        instances: what the texts talk about; None where no labels were asked for.
         labels: patch labels, a grid a text; None where no labels were asked for.
-        tokens: codes; None where none were asked for.
-        features: float16 (views * tokens, channels); None where none were asked for.
     """
 
     placement: Placement
-    instances: Instances | None
     labels: PatchLabels | None
-    tokens: Tokens | None
-    features: npt.NDArray[np.float16] | None
 
 
 class AnnotationModels:
@@ -202,7 +196,7 @@ class AnnotationModels:
         tokens = self._tokenize(images, ready) if self.tokenizer else nothing
         features: Sequence[npt.NDArray[np.float16] | None] = nothing
         if self.encoder:
-            with span("features"):
+            with stage("features"):
                 features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
         return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
 
@@ -217,9 +211,9 @@ class AnnotationModels:
         placement = self.grid.place(size)
         labels: PatchLabels | None = None
         if answers.instances is not None:
-            with span("label"):
+            with stage("label"):
                 labels = label_texts(answers.instances, texts, placement, self.min_coverage)
-        return AnnotatedImage(placement, answers.instances, labels, answers.tokens, answers.features)
+        return AnnotatedImage(**vars(answers), placement=placement, labels=labels)
 
     def batch_key(self, size: Size) -> Hashable:
         """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.
@@ -236,7 +230,7 @@ class AnnotationModels:
 
     def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
         assert self.tokenizer is not None
-        with span("tokens"):
+        with stage("tokens"):
             tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
         _check_answers(len(images), tokens)
         for answer in tokens:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from patchmint.annotate.devices import pick_device
 from patchmint.annotate.models import AnnotationModels
 from patchmint.api.annotation import Annotation
+from patchmint.compute.devices import pick_device
 from patchmint.config import UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.types import Text, as_texts

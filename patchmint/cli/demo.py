@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from patchmint.config import DEMO, BuildConfig
-from patchmint.demo import seeds
+from patchmint.demo import DEMO_SEED, HELD_OUT_SEED, TRAINING_SEED
 from patchmint.errors import InputError
 from patchmint.jobs.progress import say
 
 if TYPE_CHECKING:
-    from patchmint.demo.truth import Truth
+    from patchmint.demo.dataset import Truth
     from patchmint.pipeline.driver.build import BuildReport
 
 _SAMPLES_PER_SHARD = 25
@@ -33,7 +33,7 @@ Step = Callable[[int], None]
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for scenes, data set and overlays.")],
     scenes: Annotated[int, typer.Option(min=1, help="How many; the limits are meant for 200.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes; the default was never trained on.")] = seeds.DEMO,
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes; the default was never trained on.")] = DEMO_SEED,
     workers: Annotated[int, typer.Option(min=1, help="Processes that label, each with models of its own.")] = 1,
     overlays: Annotated[int, typer.Option(min=0, help="Scenes to draw with their labels and the truth.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -42,14 +42,14 @@ def demo(
 
     The same command goes on where it was stopped. Ends with 1 if a figure misses its limit or a scene was rejected.
     """
-    from patchmint.demo.limits import LIMITS
-    from patchmint.demo.truth import obtain_scenes
+    from patchmint.demo.dataset import obtain_scenes
+    from patchmint.demo.score import LIMITS
     from patchmint.jobs.run_build import run_build
 
     started = time.monotonic()
     if ":/" in str(out):  # a path has lost one slash of s3://
         raise InputError(f"OUT must be a folder on this machine, not {out}; `patchmint build` writes to stores")
-    if seed in (seeds.TRAINING, seeds.HELD_OUT):
+    if seed in (TRAINING_SEED, HELD_OUT_SEED):
         say(f"warning: the models were trained or tuned on scenes of seed {seed}; fresh ones may do worse")
     out = out.expanduser().absolute()
     config = _config(out, workers)
@@ -100,7 +100,7 @@ def _judged(config: BuildConfig, truth: Truth, report: BuildReport, out: Path, o
 
 
 def _print(figures: Mapping[str, float], report: BuildReport) -> None:
-    from patchmint.demo.limits import LIMITS
+    from patchmint.demo.score import LIMITS
 
     console = Console(highlight=False)
     if not console.is_terminal:

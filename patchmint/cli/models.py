@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.terminal import examples
 from patchmint.errors import InputError
-from patchmint.weights.download import pull
+from patchmint.weights.download import ProgressCall, pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import (
     FOLDER_VARIABLE,
@@ -29,7 +29,6 @@ from patchmint.weights.store import (
     named_checkpoint,
     weights_folder,
 )
-from patchmint.weights.store import Progress as ProgressCall
 
 _NOT_PUBLISHED = "not published"
 _PIPED_WIDTH = 140

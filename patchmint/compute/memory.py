@@ -1,4 +1,4 @@
-"""How much memory there is, was taken, and how many images a batch may have."""
+"""The memory of a process: how much it took, what it keeps of it, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,40 +24,6 @@ _MOST_KEPT = 2**31 - 1
 
 _KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "1"}
 # oneDNN's own cache, and that of torch's layer above it (ideep), which only repeats it. Both keep 1024 unless told.
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a batch took.
-
-    Attributes:
-        seconds: of the batch.
-        bytes: the most of the device's memory that it held, models not counted.
-    """
-
-    seconds: float
-    bytes: int
-
-
-def find_batch_size(measure: Callable[[int], Trial | None], budget: int, *, most: int = 64, gain: float = 1.05) -> int:
-    """How many images a batch should have: doubled as long as it fits and pays.
-
-    Args:
-        measure: tries a batch of that many of the largest images; None if memory ran out.
-        budget: bytes that a batch may take.
-        most: no more images than this.
-        gain: images a second of twice as many must be at least this many times those of the size before.
-
-    Returns:
-        1 if even two images are too many.
-    """
-    best, trial = 1, measure(1)
-    while trial is not None and 2 * best <= most and 2 * trial.bytes <= budget:
-        twice = measure(2 * best)
-        if twice is None or twice.bytes > budget or 2 * trial.seconds < gain * twice.seconds:
-            break
-        best, trial = 2 * best, twice
-    return best
 
 
 def keep_freed_memory() -> None:

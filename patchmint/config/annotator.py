@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from patchmint.config.parsing import Settings, parse_settings
-from patchmint.geometry.grid import Fit, PatchGrid
-from patchmint.geometry.presets import grid_preset
+from patchmint.geometry.grid import Fit, PatchGrid, grid_preset
 from patchmint.types import Precision
 
 UNTRAINED = "untrained-tiny"

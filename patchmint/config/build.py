@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from patchmint.config.overrides import apply_overrides
 from patchmint.config.parsing import Settings
 from patchmint.config.sources import SourceConfig
 from patchmint.config.yaml_file import read_yaml
+from patchmint.json_values import canonical_json
 
 CPU_BATCH_SIZES = (8, 32)
 """What `runner.batch_size: null` means on a CPU: the first, and up to the second where models take images small."""
@@ -172,39 +172,6 @@ class BuildConfig(AnnotatorConfig):
         if self.tokens is not None and self.tokens.remap is not None:
             updates["tokens"] = self.tokens.model_copy(update={"remap": _absolute(self.tokens.remap)})
         return self.model_copy(update=updates)
-
-
-def canonical_json(value: object) -> str:
-    """JSON in which equal values have equal texts."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between stored settings and present ones: a line a key.
-
-    Args:
-        there: the stored ones.
-        here: the present ones.
-        prefix: what to put before each key.
-
-    Returns:
-        Lines such as "labels.box_threshold: 0.35 there, 0.3 here", in order of the keys.
-    """
-    lines = []
-    for key in sorted(there.keys() | here.keys()):
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {_shown(key, there)} there, {_shown(key, here)} here")
-    return lines
-
-
-def _shown(key: str, settings: Mapping[str, Any]) -> str:
-    if key not in settings:
-        return "not set"
-    value = settings[key]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _absolute(path: str) -> str:

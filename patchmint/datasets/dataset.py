@@ -1,18 +1,31 @@
-"""A data set that is looked into: which shards there are, and where each sample stands."""
+"""A data set on disk, opened for reading: a finished build, an unfinished one, or one tar.
+
+Quick to import: `inspect ls` needs neither numpy nor pyarrow nor pydantic for a finished data set.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from patchmint.errors import InputError
-from patchmint.shards.names import canonical_paths
-from patchmint.storage import Storage
+from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError
+from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, canonical_paths, plan_path, record_path
+from patchmint.shards.shard_list import ShardList, read_shard_list
+from patchmint.storage import Storage, open_storage
 
-if TYPE_CHECKING:  # `ls` must start quickly
-    from patchmint.datasets.arrays import Integers
+if TYPE_CHECKING:
+    from patchmint.geometry import PatchGrid
     from patchmint.shards.manifest import Manifest
+    from patchmint.types import Integers
+
+_STORE_THREADS = 16
+_TAR = re.compile(r"shards/([0-9]{6,})\.tar")
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Shard:
         rejected: samples of the unit that weren't written.
         size: bytes of the tar; 0 where nothing was written.
         sidecar_size: bytes of the table; 0 where there is none.
-        label_share: mean of the labels' shares over the texts; None without labels, or where only the record says it.
+        label_share: mean of the labels' shares over the texts; None without labels, or without shards.json.
     """
 
     unit: int
@@ -42,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What is looked into.
+    """A data set that is read.
 
     A sample's index is its position in the data set: shards in order, rows of a shard in order.
 
@@ -56,6 +69,7 @@ class Dataset:
         finished: dataset.json is there and covers all units.
         list_digest: SHA-256 of the list of shards that was used; empty where there is none.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
+        extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
     """
 
     uri: str
@@ -66,6 +80,7 @@ class Dataset:
     finished: bool = False
     list_digest: str = ""
     scanned: Any = field(default=None, repr=False)
+    extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -91,22 +106,52 @@ class Dataset:
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
+    @cached_property
+    def grid(self) -> PatchGrid:
+        """The patch grid on which labels lie, as the build's settings name it: the layout doesn't tell canvases.
+
+        Raises:
+            ShardError: they name none, or another one than the layout; or there is no dataset.json.
+        """
+        from patchmint.config.annotator import resolve_grid
+        from patchmint.datasets.extension import stored_grid
+        from patchmint.shards.layout import GridLayout
+
+        if self.manifest is None:
+            raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid")
+        try:
+            grid = resolve_grid(stored_grid(self.manifest))
+        except ConfigError as error:
+            raise ShardError(f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}") from error
+        layout = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
+        if layout != self.manifest.layout.grid:
+            raise ShardError(
+                f"{MANIFEST_PATH} of {self.uri} names the grid {self.manifest.config.get('grid')!r}, its labels lie "
+                f"on {self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint"
+            )
+        return grid
+
+    @property
+    def max_megapixels(self) -> float:
+        """Larger images aren't decoded: the build's own limit, where dataset.json names it."""
+        from patchmint.shards.manifest import image_limit
+
+        return image_limit(self.manifest)
+
     @property
     def reject_tables(self) -> list[str]:
         """Paths of the tables of rejects."""
         return [canonical_paths(shard.unit)[0] for shard in self.shards if shard.rejected]
 
     def place(self, index: int) -> tuple[Shard, int]:
-        """The shard and the row in it of a sample.
+        """The shard of a sample, and its row there.
 
         Raises:
             InputError: there are fewer samples.
         """
-        import numpy as np
-
         if not 0 <= index < self.samples:
             raise InputError(f"{self.uri} has {self.samples} samples, so none at position {index}")
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        number = int(self.starts.searchsorted(index, side="right")) - 1
         return self.shards[number], index - int(self.starts[number])
 
 
@@ -117,3 +162,187 @@ def spread(total: int, count: int) -> Integers:
     if count <= 0 or count >= total:
         return np.arange(total)
     return np.arange(count) * total // count
+
+
+def open_dataset(uri: str | os.PathLike[str], *, check_files: bool = True) -> Dataset:
+    """Open a data set, or one tar.
+
+    Args:
+        uri: a build's output, finished or not, or a tar; a path or a URI such as s3://BUCKET/PREFIX.
+        check_files: whether all files are looked for. False: shards.json of a finished data set is believed, so that
+            nothing needs to be listed; where there is none, they are looked for in any case.
+
+    Raises:
+        InputError: there is neither a data set nor a tar.
+        ShardError: dataset.json, the plan or a record is damaged, or files are absent; without `check_files` also:
+            shards.json is damaged.
+        StorageError: it can't be read.
+    """
+    text = os.fspath(uri)
+    if text.endswith(".tar"):
+        return _open_tar(text)
+    storage = open_storage(text)
+    try:
+        manifest = storage.read(MANIFEST_PATH)
+    except NotFoundError:
+        manifest = None
+    listed = None
+    try:
+        listed = _matching_list(storage, manifest) if manifest is not None else None
+    except ShardError:
+        if not check_files:  # else it only saves reading; `verify` says what is wrong with it
+            raise
+    if listed is not None and not storage.exists(plan_path(listed.plans)):
+        if check_files:
+            counts = [(unit.unit, unit.samples, unit.rejected, unit.label_share) for unit in listed.units]
+            shards = tuple(_shards(storage, counts, _sizes(storage)))
+        else:
+            shards = tuple(_listed_shards(listed))
+        return Dataset(text, storage, manifest, shards, finished=True, list_digest=listed.digest)
+    return _open_unlisted(text, storage, manifest, listed)
+
+
+def open_tar(uri: str) -> tuple[Storage, str]:
+    """The storage that a tar lies in, and its path there.
+
+    Raises:
+        InputError: there is no such tar.
+        StorageError: it can't be looked for.
+    """
+    folder, slash, name = uri.rpartition("/")
+    storage = open_storage(folder + slash if slash else ".")
+    if not storage.exists(name):
+        raise InputError(f"there is no tar {uri!r}; check the path")
+    return storage, name
+
+
+def sidecar_of(tar: str) -> str:
+    """Where the table of a tar is, if it has one."""
+    return f"{tar.removesuffix('.tar')}.parquet"
+
+
+def _matching_list(storage: Storage, manifest: bytes) -> ShardList | None:
+    """shards.json, if there is one, and it was written with this dataset.json."""
+    units, written = _totals(manifest)
+    listed = read_shard_list(storage)
+    if listed is None or (len(listed.units), sum(unit.samples for unit in listed.units)) != (units, written):
+        return None
+    return listed
+
+
+def _totals(manifest: bytes) -> tuple[int, int]:
+    """Units and written samples of dataset.json; it is parsed whole only where something is wrong with it."""
+    try:
+        totals = json.loads(manifest)["totals"]
+        units, written = totals["units"], totals["written"]
+        if isinstance(units, int) and isinstance(written, int) and min(units, written) >= 0:
+            return units, written
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    from patchmint.shards.manifest import parse_manifest
+
+    checked = parse_manifest(manifest).totals  # says what is wrong
+    return checked.units, checked.written
+
+
+def _listed_shards(listed: ShardList) -> Iterator[Shard]:
+    for unit in listed.units:
+        _, sidecar, tar = canonical_paths(unit.unit)
+        sizes = unit.bytes, unit.table_bytes
+        yield Shard(unit.unit, tar, sidecar, unit.samples, unit.rejected, *sizes, label_share=unit.label_share)
+
+
+def _sizes(storage: Storage) -> dict[str, int]:
+    return {entry.path: entry.size for folder in ("rejects", "shards") for entry in storage.list(folder)}
+
+
+def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: ShardList | None) -> Dataset:
+    """A data set that shards.json doesn't tell all of: an unfinished build, a retry, or a copy of the shards only."""
+    from patchmint.shards.commit import committed_units, read_records
+    from patchmint.shards.plan import load_plans
+
+    planned = {unit.id: unit.samples for plan in load_plans(storage) for unit in plan.units}
+    covered, written = (0, 0) if manifest is None else _totals(manifest)
+    sizes = _sizes(storage)
+    if not planned:
+        if manifest is None:
+            raise InputError(
+                f"{uri} holds no data set (no {PLAN_PATH}); give the output folder of `patchmint build`, or a tar"
+            )
+        planned = _count_rows(storage, sizes)
+        done, finished, known = sorted(planned), True, planned
+    else:
+        finished = manifest is not None and covered >= len(planned)
+        # A finished build has a record of every unit: nothing to list.
+        done = sorted(planned) if finished else sorted(committed_units(storage) & planned.keys())
+        known = {unit.unit: unit.samples for unit in listed.units} if listed is not None else {}
+        # Units without rejects wrote what was planned: only the others' records are read.
+        unclear = [unit for unit in done if unit not in known and _is_unclear(unit, sizes)]
+        known |= {record.unit: record.written for record in read_records(storage, unclear)}
+    counts = []
+    for unit in done:
+        count = known.get(unit, planned[unit])
+        if count > planned[unit]:
+            raise ShardError(
+                f"{record_path(unit)} of {storage.uri} says that {count} samples are written, planned were "
+                f"{planned[unit]}; it is of another build, or damaged; delete it and run the build's command again"
+            )
+        counts.append((unit, count, planned[unit] - count, None))
+    shards = tuple(_shards(storage, counts, sizes))
+    before_retries = set(sorted(planned)[:covered])
+    found = sum(shard.samples for shard in shards if shard.unit in before_retries)
+    if found != written:
+        raise ShardError(
+            f"the files of {uri} make {found} samples, its {MANIFEST_PATH} says {written}: the copy isn't "
+            f"complete; run `patchmint inspect verify {uri}`"
+        )
+    digest = listed.digest if listed is not None else ""
+    unbuilt = len(planned) - len(done)
+    return Dataset(uri, storage, manifest, shards, unbuilt=unbuilt, finished=finished, list_digest=digest)
+
+
+def _is_unclear(unit: int, sizes: Mapping[str, int]) -> bool:
+    """Whether files alone don't tell how many samples of a unit were written."""
+    rejects, _, tar = canonical_paths(unit)
+    return rejects in sizes or tar not in sizes
+
+
+def _count_rows(storage: Storage, sizes: Mapping[str, int]) -> dict[int, int]:
+    """Samples by unit, from the sidecars."""
+    from patchmint.shards.sidecar import SCHEMA, read_table
+
+    units = sorted(int(match[1]) for path in sizes if (match := _TAR.fullmatch(path)))
+    paths = [path for unit in units if (path := canonical_paths(unit)[1]) in sizes]
+    with ThreadPoolExecutor(1 if storage.is_local else _STORE_THREADS) as pool:
+        counts = pool.map(lambda path: read_table(storage, path, SCHEMA, ["offset"]).num_rows, paths)
+        found = dict(zip(paths, counts, strict=True))
+    return {unit: found.get(canonical_paths(unit)[1], 1) for unit in units}
+
+
+def _shards(
+    storage: Storage, counts: Sequence[tuple[int, int, int, float | None]], sizes: Mapping[str, int]
+) -> Iterator[Shard]:
+    """Shards of units (number, written, rejected, label share), whose files must be there."""
+    for unit, written, rejected, share in counts:
+        rejects, sidecar, tar = canonical_paths(unit)
+        wanted = ((sidecar, tar) if written else ()) + ((rejects,) if rejected else ())
+        if missing := [path for path in wanted if path not in sizes]:
+            raise ShardError(
+                f"{storage.uri} lacks {missing[0]}, although {record_path(unit)} says that it is written: the copy "
+                f"isn't complete, or a build must publish it; run the build's command again, or `patchmint inspect "
+                f"verify {storage.uri}`"
+            )
+        yield Shard(unit, tar, sidecar, written, rejected, sizes.get(tar, 0), sizes.get(sidecar, 0), share)
+
+
+def _open_tar(uri: str) -> Dataset:
+    """A tar by itself: its rows are those of the sidecar beside it, or made by reading it through."""
+    from patchmint.shards.sidecar import SCHEMA, read_table, scan_tar
+
+    storage, name = open_tar(uri)
+    sidecar, size = sidecar_of(name), storage.size(name)
+    if storage.exists(sidecar):
+        rows = read_table(storage, sidecar, SCHEMA, ["key"]).num_rows
+        return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size, storage.size(sidecar)),))
+    table = scan_tar(storage, name)
+    return Dataset(uri, storage, None, (Shard(0, name, "", table.num_rows, 0, size),), scanned=table)

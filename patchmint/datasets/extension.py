@@ -8,19 +8,8 @@ from patchmint.config.parsing import parse_settings
 from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, NotFoundError
 from patchmint.shards.manifest import Manifest, read_manifest
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
-
-SECTION_OF_ROLE = {
-    "detector": "labels",
-    "vocabulary": "labels",
-    "masker": "labels",
-    "segmenter": "labels",
-    "tokenizer": "tokens",
-    "remap": "tokens",
-    "vit": "features",
-}
-"""Which section of the settings a model, by its role, makes."""
 
 
 def extended_manifest(config: BuildConfig) -> Manifest | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
+from patchmint.datasets.dataset import Dataset
 from patchmint.errors import BuildError, NotFoundError
 from patchmint.samples import Reject
 from patchmint.shards.commit import committed_units, publish, read_records
-from patchmint.shards.names import record_path, unit_name
+from patchmint.shards.paths import record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.records import CommitRecord, run_and_unit
+from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.rejects import read_rejects
+from patchmint.shards.sidecar import read_table
 from patchmint.storage import Storage
 
 
@@ -129,3 +134,31 @@ def roll_forward(storage: Storage) -> None:
     for record in read_records(storage, sorted(tried & committed_units(storage))):
         if record.attempt in attempts:
             publish(storage, record)
+
+
+def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
+    """Tables of standing rejects, units in order: what a retry rejected again is there once, as it was last.
+
+    Yields:
+        Arrow tables of `patchmint.shards.rejects.SCHEMA`; of a lone tar none.
+
+    Raises:
+        ShardError: a table, a plan or a record is damaged.
+        StorageError: one can't be read.
+    """
+    paths = dataset.reject_tables
+    plans = load_plans(dataset.storage) if paths else []
+    if len(plans) < 2:
+        for path in paths:
+            yield read_table(dataset.storage, path, REJECTS)
+        return
+    standing = Ledger.read(dataset.storage, plans).standing_rejects()
+    last = {
+        ordinal: path
+        for path in paths
+        for ordinal in read_table(dataset.storage, path, REJECTS, ["ordinal"])["ordinal"].to_pylist()
+        if ordinal in standing
+    }
+    for path in paths:
+        table = read_table(dataset.storage, path, REJECTS)
+        yield table.filter(pa.array([last.get(ordinal) == path for ordinal in table["ordinal"].to_pylist()]))

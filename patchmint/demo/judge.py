@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
-from patchmint.demo import agreement
+from patchmint.demo import score
+from patchmint.demo.dataset import TrueScene, Truth
 from patchmint.demo.score import ShardFigures, judged_samples
-from patchmint.demo.truth import TrueScene, Truth
 from patchmint.errors import ShardError
 from patchmint.geometry import fit_image
-from patchmint.geometry.masks import Masks
-from patchmint.geometry.rle import bounding_box, decode_mask
+from patchmint.geometry.rle import Masks, bounding_box, decode_mask
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import Tokens
-from patchmint.labelers.build_grounded_sam import build_masker
+from patchmint.labelers.grounded_sam import build_masker
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
 from patchmint.tokenizers.build import build_tokenizer
@@ -50,7 +49,7 @@ def judge_dataset(
         progress: called with the number of samples judged so far.
 
     Returns:
-        The figures by the names of `patchmint.demo.limits.LIMITS`; NaN where there was nothing to judge. Of
+        The figures by the names of `patchmint.demo.score.LIMITS`; NaN where there was nothing to judge. Of
         `mask_iou` and `psnr` the first 50 and 100 samples.
 
     Raises:
@@ -97,7 +96,7 @@ def true_boxes(scene: TrueScene) -> npt.NDArray[np.float32]:
 
 def mask_ious(masks: Masks, scene: TrueScene) -> list[float]:
     """IoU of one mask for each of the scene's things, in order, with what is seen of it."""
-    return agreement.mask_ious(masks, (decode_mask(true) > 0 for true in scene.objects))
+    return score.mask_ious(masks, (decode_mask(true) > 0 for true in scene.objects))
 
 
 def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[StoredSample]) -> float:
@@ -115,7 +114,7 @@ def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[Sto
     assert cells is not None, "a VQGAN's codes have places"
     drawn = tokenizer.decode([_tokens(sample) for sample in samples]) if samples else []
     values = [
-        agreement.psnr(picture, fit_image(_pixels(sample), cells)[0])
+        score.psnr(picture, fit_image(_pixels(sample), cells)[0])
         for picture, sample in zip(drawn, samples, strict=True)
     ]
     return float(np.mean(values)) if values else float("nan")

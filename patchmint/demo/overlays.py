@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchmint.demo.agreement import f1_and_iou, touched_patches
-from patchmint.demo.score import judged_samples, sample_placement
-from patchmint.demo.truth import TrueScene, TrueText, Truth
+from patchmint.demo.dataset import TrueScene, TrueText, Truth
+from patchmint.demo.score import f1_and_iou, judged_samples, sample_placement, touched_patches
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.images.decode import decode_image
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.shards.members import Array
+from patchmint.shards.codec import Array
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
 from patchmint.types import UNKNOWN_SCORE, Rle, Span

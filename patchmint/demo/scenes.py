@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from patchmint.demo.backgrounds import paint_background
 from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, SceneObject, draw
 from patchmint.demo.texts import SceneText, write_texts
 from patchmint.types import RgbImage, Size
@@ -33,6 +32,8 @@ _TRIES = 30
 
 NOTHING = -1
 """Stands in `Scene.ids` where there is only background."""
+
+_BACKGROUNDS = ("plain", "slope", "clouds", "bands", "noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +76,14 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
     """Make a scene.
 
     Args:
-        seed: of the data set. `patchmint.demo.seeds` says which are for what.
+        seed: of the data set. `patchmint.demo` says which are for what.
         number: which scene of it.
         size: (height, width) in pixels; None = by chance.
         texts: how many texts.
     """
     rng = np.random.default_rng((seed, number))
     size = size or draw_size(rng)
-    pixels = paint_background(size, rng)
+    pixels = _paint_background(size, rng)
     objects, ids = _place(size, pixels, rng)
     jpeg = _to_jpeg(pixels, rng)
     with Image.open(io.BytesIO(jpeg)) as opened:
@@ -155,3 +156,43 @@ def _to_jpeg(pixels: npt.NDArray[np.float32], rng: np.random.Generator) -> bytes
     image = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
     image.save(file, "JPEG", quality=_QUALITIES[rng.integers(len(_QUALITIES))])
     return file.getvalue()
+
+
+def _paint_background(size: Size, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Paint one of `_BACKGROUNDS`, dull so that every object stands out: float32 (height, width, 3), 0..255."""
+    height, width = size
+    kind = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
+    field = _field(kind, size, rng)[..., None]
+    first, second = _dull(rng), _dull(rng)
+    if kind == "plain":
+        second = first
+    painted = first + (second - first) * field
+    if kind == "noise":
+        noise = rng.integers(-22, 23, (height, width, 1)) + rng.integers(-6, 7, (height, width, 3))
+        painted = painted + noise
+    return np.asarray(painted, dtype=np.float32)
+
+
+def _dull(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A grey with a little colour, neither dark nor bright."""
+    return np.float32(rng.uniform(95, 180)) + rng.uniform(-16, 16, 3).astype(np.float32)
+
+
+def _field(kind: str, size: Size, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """How the two colours mix: float32 (height, width), 0..1."""
+    height, width = size
+    angle = rng.uniform(0, math.tau)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    along = (x * math.cos(angle) + y * math.sin(angle)) / max(size)
+    match kind:
+        case "clouds":
+            cells = int(rng.integers(4, 10))
+            coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+            smooth = coarse.resize((width, height), Image.Resampling.BICUBIC)
+            field = np.asarray(smooth, dtype=np.float32) / 255
+        case "bands":
+            waves = np.sin(along * np.float32(math.tau * rng.uniform(2, 7)))
+            field = waves * np.float32(0.35) + np.float32(0.5)
+        case _:
+            field = (along - along.min()) / max(float(along.max() - along.min()), 1e-6)
+    return np.asarray(field, dtype=np.float32)

@@ -1,19 +1,135 @@
-"""A demo's shards against the truth of its scenes. Nothing is labelled or tokenised again."""
+"""A demo's shards against the truth of its scenes, and what its figures must reach. Nothing is labelled again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
-from patchmint.demo.agreement import f1_and_iou, touched_patches
-from patchmint.demo.measure import LabelFigures
-from patchmint.demo.truth import TrueScene, Truth
+from patchmint.demo.dataset import TrueScene, Truth
 from patchmint.errors import ShardError
-from patchmint.geometry import Fit, PatchGrid, Placement
+from patchmint.geometry import Fit, PatchGrid, Placement, RleMasks, coverage_to_uint8
+from patchmint.geometry.rle import Masks, decode_mask
+from patchmint.labelers.patches import select_patches
 from patchmint.shards.reader import StoredSample, iter_samples
 from patchmint.storage import Storage
+from patchmint.types import RgbImage, Rle, Span
+
+Patches = npt.NDArray[np.bool_]
+
+_LEAST_ERROR = 1e-6
+# Keeps the PSNR of equal pictures finite.
+
+
+def touched_patches(mask: Rle, placement: Placement) -> Patches:
+    """Patches that a mask touches: bool `placement.shape`."""
+    coverage = RleMasks([mask]).coverage([0], placement)
+    return select_patches(coverage_to_uint8(coverage), 0.0) > 0
+
+
+def f1_and_iou(labelled: Patches, true: Patches) -> tuple[float, float]:
+    """F1 and IoU of two sets of patches, or pixels, of one shape; 1 where both are empty."""
+    both, either = int((labelled & true).sum()), int((labelled | true).sum())
+    if not either:
+        return 1.0, 1.0
+    return 2 * both / (either + both), both / either
+
+
+def mask_ious(masks: Masks, truths: Iterable[Patches]) -> list[float]:
+    """IoU of each mask with the true one (height, width) at its place."""
+    return [f1_and_iou(decode_mask(found) > 0, true)[1] for found, true in zip(masks.rles(), truths, strict=True)]
+
+
+def psnr(drawn: RgbImage, true: RgbImage) -> float:
+    """Peak signal-to-noise ratio of a picture against the true one of the same shape, in dB; 108 if they are equal."""
+    error = float(np.square(drawn - true.astype(np.float64)).mean())
+    return float(10 * np.log10(255**2 / max(error, _LEAST_ERROR)))
+
+
+@dataclass
+class LabelFigures:
+    """Figures of patch labels, gathered text by text.
+
+    Attributes:
+        f1, iou: of each text that names something present, its patches against the true ones.
+        absent: of each phrase that names something absent, whether anything was found for it.
+        empty: of each text that names nothing present, whether any patch was labelled.
+    """
+
+    f1: list[float] = field(default_factory=list)
+    iou: list[float] = field(default_factory=list)
+    absent: list[bool] = field(default_factory=list)
+    empty: list[bool] = field(default_factory=list)
+
+    def add(self, labelled: Patches, true: Patches | None) -> None:
+        """Compare a text's patches with the true ones; None where it names nothing present."""
+        if true is None:
+            self.empty.append(bool(labelled.any()))
+            return
+        f1, iou = f1_and_iou(labelled, true)
+        self.f1.append(f1)
+        self.iou.append(iou)
+
+    def add_absent(self, phrase: Span, found: Iterable[Span]) -> None:
+        """Note whether any span that something was found for overlaps a phrase that names something absent."""
+        self.absent.append(any(start < phrase[1] and end > phrase[0] for start, end in found))
+
+    def summary(self) -> dict[str, float]:
+        """Means and shares; NaN where there was nothing to judge."""
+        return {
+            "f1": _mean(self.f1),
+            "iou": _mean(self.iou),
+            "absent_rate": _mean(self.absent),
+            "empty_text_rate": _mean(self.empty),
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of one figure.
+
+    Attributes:
+        bound: the least that it may be; or the most.
+        most: whether it is the most.
+        unit: of the figure; empty for shares.
+        meaning: what the figure says.
+    """
+
+    bound: float
+    meaning: str
+    most: bool = False
+    unit: str = ""
+
+    def met(self, value: float) -> bool:
+        """Whether a figure reaches it; NaN (there was nothing to judge) does."""
+        return math.isnan(value) or (value <= self.bound if self.most else value >= self.bound)
+
+    def shown(self, value: float) -> str:
+        """A figure as people read it."""
+        return (
+            "nothing to judge" if math.isnan(value) else f"{value:.3f}" if not self.unit else f"{value:.1f} {self.unit}"
+        )
+
+
+LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        "f1": Limit(0.90, "patches of texts that name something present, F1"),
+        "iou": Limit(0.85, "the same, IoU"),
+        "absent_rate": Limit(0.05, "absent things that anything was found for", most=True),
+        "mask_iou": Limit(0.85, "masks of true boxes, IoU"),
+        "psnr": Limit(22.0, "pictures drawn from their codes", unit="dB"),
+        "codes_used": Limit(0.5, "codes of the codebook that occur"),
+    }
+)
+"""By figure, in the order of the table."""
 
 
 @dataclass
@@ -47,18 +163,11 @@ class ShardFigures:
         self.codebook = sample.document.tokens.codebook_sizes[0]
         for index, text in enumerate(scene.texts):
             spans = [(found.start, found.end) for found in sample.document.phrases if found.text_index == index]
-            self.labels.absent += [
-                any(start < phrase.span[1] and end > phrase.span[0] for start, end in spans)
-                for phrase in text.phrases
-                if phrase.mask is None
-            ]
-            labelled = selector[index] > 0
-            if text.mask is None:
-                self.labels.empty.append(bool(labelled.any()))
-                continue
-            f1, iou = f1_and_iou(labelled, touched_patches(text.mask, placement))
-            self.labels.f1.append(f1)
-            self.labels.iou.append(iou)
+            for phrase in text.phrases:
+                if phrase.mask is None:
+                    self.labels.add_absent(phrase.span, spans)
+            true = touched_patches(text.mask, placement) if text.mask is not None else None
+            self.labels.add(selector[index] > 0, true)
 
     def summary(self) -> dict[str, float]:
         """`f1`, `iou`, `absent_rate`, `codes_used`; NaN where there was nothing to judge."""

@@ -252,17 +252,6 @@ FORMS: dict[str, Callable[[_Namer], _Parts | None]] = {
 """Ways to say something, each from a `_Namer` to a text in parts; None where the scene doesn't offer it."""
 
 
-def join_texts(texts: Sequence[SceneText]) -> SceneText:
-    """One text of several, a sentence each."""
-    content = ""
-    phrases: list[ScenePhrase] = []
-    for text in texts:
-        start = len(content)
-        phrases += [ScenePhrase((p.span[0] + start, p.span[1] + start), p.objects) for p in text.phrases]
-        content += text.content.rstrip(".") + ". "
-    return SceneText("joined", content.rstrip(), tuple(phrases))
-
-
 def write_texts(objects: Sequence[SceneObject], count: int, rng: np.random.Generator) -> tuple[SceneText, ...]:
     """Write `count` texts about a scene, each of a form by chance."""
     namer = _Namer(objects, rng)

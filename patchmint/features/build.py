@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig
-from patchmint.features.connectors.plan import plan_features
-from patchmint.features.vit.arch import OFFICIAL, VitArch, untrained_arch
+from patchmint.features.arch import OFFICIAL, VitArch, untrained_arch
+from patchmint.features.plan import plan_features
 from patchmint.geometry import PatchGrid
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
 from patchmint.types import Precision
@@ -45,8 +45,8 @@ def build_feature_encoder(
     import torch
 
     from patchmint.compute.precision import resolve_precision
-    from patchmint.features.vit.build import load_vit, untrained_vit
-    from patchmint.features.vit.encoder import VitFeatureEncoder
+    from patchmint.features.encoder import VitFeatureEncoder
+    from patchmint.features.model import load_vit, untrained_vit
     from patchmint.weights.loading import load_named
 
     name = models.vit

@@ -1,18 +1,28 @@
-"""How much of each cell a mask covers: exact areas, fractional borders counted."""
+"""How much of each cell a mask covers: exact areas, fractional borders counted.
+
+An axis is cut where cells begin and end among its whole pixels, so that counting pixels is enough. And grids of
+coverage pooled by the bins by which features are: 2-D adaptive averages (DeCo, arXiv 2405.20985).
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError
-from patchmint.geometry.cuts import AxisCuts, shares_from_counts, view_cuts
 from patchmint.geometry.placement import Floats, Placement
+from patchmint.types import Size
 
 LEVELS = 255
 """A fully covered cell, in the stored uint8."""
+
+MAX_SEGMENT = 255
+"""Pixels in a segment at most: as many ones as a byte can count."""
 
 _ROUNDING = 1e-9
 # Shares are exact to about 1e-12; without this slack a share of exactly k/255 could be rounded up to k + 1.
@@ -69,3 +79,104 @@ def _count_blocks(ones: npt.NDArray[np.uint8], rows: AxisCuts, cols: AxisCuts) -
     for total, (start, end) in zip(by_row, pairwise(rows.breaks.tolist()), strict=True):
         np.add.reduce(ones[start:end], axis=0, dtype=np.uint8, out=total)
     return np.add.reduceat(by_row[:, : cols.breaks[-1]], cols.breaks[:-1], axis=1, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class AxisCuts:
+    """One axis of a view, cut into segments at the integers next to the cell borders.
+
+    Each segment lies wholly inside a cell or is the one pixel that a border cuts.
+
+    Attributes:
+        breaks: int64 (s + 1,), rising; s = 0 where all cells lie on one side of the image.
+        weights: float64 (cells, s), the share of each segment that lies in each cell, 0..1.
+        sizes: float64 (cells,), lengths of the cells in pixels.
+    """
+
+    breaks: npt.NDArray[np.int64]
+    weights: Floats
+    sizes: Floats
+
+
+ViewCuts = tuple[AxisCuts, AxisCuts]
+"""Rows and columns."""
+
+
+@lru_cache(maxsize=32)
+def view_cuts(placement: Placement, frame: tuple[float, float]) -> tuple[ViewCuts, ...]:
+    """Cuts of each view for masks that show the image at the size `frame`. Kept: an image mostly has several masks."""
+    edges = [placement.edges(view, frame) for view in placement.views]
+    return tuple((_cut(y_edges, frame[0]), _cut(x_edges, frame[1])) for y_edges, x_edges in edges)
+
+
+def shares_from_counts(counts: npt.NDArray[np.int64], rows: AxisCuts, cols: AxisCuts) -> Floats:
+    """Share of each cell's area, from the number of mask pixels in each block of a row and a column segment.
+
+    Counts are integers and weights aren't negative: nothing cancels, so "no overlap" is exactly 0.
+    """
+    covered = rows.weights @ counts @ cols.weights.T
+    return np.asarray(np.minimum(covered / np.outer(rows.sizes, cols.sizes), 1.0), dtype=np.float64)
+
+
+def _cut(edges: Floats, length: float) -> AxisCuts:
+    clipped = np.clip(edges, 0, length)
+    first, last = math.floor(clipped[0]), math.ceil(clipped[-1])
+    positions = (np.floor(clipped), np.ceil(clipped), np.arange(first, last, MAX_SEGMENT))
+    breaks = np.unique(np.concatenate(positions)).astype(np.int64)
+    starts, ends = breaks[:-1], breaks[1:]
+    within = np.minimum(clipped[1:, None], ends) - np.maximum(clipped[:-1, None], starts)
+    return AxisCuts(breaks, np.maximum(within, 0) / (ends - starts), np.diff(edges))
+
+
+def adaptive_bins(length: int, bins: int) -> tuple[tuple[int, int], ...]:
+    """Cut an axis into bins as `torch.nn.AdaptiveAvgPool2d` does: `[floor(i * n / m), ceil((i + 1) * n / m))`.
+
+    Neighbouring bins overlap where the length isn't a multiple of their number.
+
+    Args:
+        length: cells of the axis, n.
+        bins: number of bins, m, 1 to n.
+
+    Returns:
+        For each bin its cells `[start, end)`.
+
+    Raises:
+        InputError: there are more bins than cells, or none.
+    """
+    if not 1 <= bins <= length:
+        raise InputError(f"an axis of {length} cells can be pooled to 1 to {length} bins, not to {bins}")
+    return tuple((index * length // bins, -(-(index + 1) * length // bins)) for index in range(bins))
+
+
+def pool_coverage(coverage: npt.NDArray[np.uint8], rows: int, pooled: Size) -> npt.NDArray[np.uint8]:
+    """Pool stored coverage: the mean of each bin's cells, rounded up, so that any overlap stays at least 1.
+
+    The pooled labels are `selector = pooled coverage > threshold`, with the threshold that the data set's labels have.
+
+    Args:
+        coverage: uint8 (T, views * rows, cols), 0..255; views from top to bottom, each pooled by itself.
+        rows: rows of one view.
+        pooled: (rows, cols) to pool each view to.
+
+    Returns:
+        uint8 (T, views * pooled rows, pooled cols).
+
+    Raises:
+        InputError: the grid doesn't consist of views of that many rows, or has fewer cells than bins.
+    """
+    if coverage.ndim != 3 or coverage.dtype != np.uint8 or rows < 1 or coverage.shape[1] % rows:
+        raise InputError(
+            f"coverage to pool must be uint8 (texts, views * {rows}, cols), not {coverage.dtype} of shape "
+            f"{coverage.shape}"
+        )
+    texts, cols = coverage.shape[0], coverage.shape[2]
+    top, bottom = np.array(adaptive_bins(rows, pooled[0])).T
+    left, right = np.array(adaptive_bins(cols, pooled[1])).T
+    views = coverage.reshape(texts, coverage.shape[1] // rows, rows, cols)
+    sums = np.zeros((*views.shape[:2], rows + 1, cols + 1), dtype=np.int64)
+    sums[..., 1:, 1:] = views.cumsum(axis=2, dtype=np.int64).cumsum(axis=3)
+    by_row = sums[..., bottom, :] - sums[..., top, :]
+    totals = by_row[..., right] - by_row[..., left]
+    cells = (bottom - top)[:, None] * (right - left)
+    means: npt.NDArray[np.int64] = -(-totals // cells)
+    return means.astype(np.uint8).reshape(texts, views.shape[1] * pooled[0], pooled[1])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError
-from patchmint.geometry.cuts import AxisCuts, shares_from_counts, view_cuts
+from patchmint.geometry.coverage import AxisCuts, shares_from_counts, view_cuts
 from patchmint.geometry.placement import Floats, Placement
 from patchmint.types import Size
 

@@ -1,9 +1,12 @@
-"""A patch grid as a value: how an encoder cuts an image into patches, whatever the image."""
+"""A patch grid as a value: how an encoder cuts an image into patches, whatever the image; and published ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
+from types import MappingProxyType
 
 from patchmint.errors import ConfigError
 from patchmint.geometry.placement import AxisMap, Placement, View
@@ -168,3 +171,38 @@ class PatchGrid:
 
 def _ceil(value: float) -> int:
     return -int(-value // 1)
+
+
+GRID_PRESETS: Mapping[str, PatchGrid] = MappingProxyType(
+    {
+        # LLaVA 1.5: CLIP ViT-L/14 at 336 px. Pre-training sets no aspect ratio (= CLIP's own crop), fine-tuning pads.
+        "llava-1.5-pretrain": PatchGrid(24, 24, 14, Fit.CROP),
+        "llava-1.5-finetune": PatchGrid(24, 24, 14, Fit.PAD),
+        # LLaVA-NeXT: the grid pinpoints of llava-v1.6, there (width, height), here (height, width).
+        "llava-1.6": PatchGrid(
+            24,
+            24,
+            14,
+            Fit.ANYRES,
+            canvases=((672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336)),
+        ),
+        "siglip-so400m-384": PatchGrid(27, 27, 14, Fit.SQUASH, input_size=(384, 384)),
+        "seed-224": PatchGrid(16, 16, 14, Fit.SQUASH),
+    }
+)
+
+
+def grid_preset(name: str) -> PatchGrid:
+    """Look a grid up by name.
+
+    Raises:
+        ConfigError: there is no such preset; the message names the nearest one.
+    """
+    grid = GRID_PRESETS.get(name)
+    if grid is None:
+        near = get_close_matches(name, GRID_PRESETS, n=1, cutoff=0)
+        raise ConfigError(
+            f"no grid preset {name!r}; did you mean {near[0]!r}? Presets: {', '.join(GRID_PRESETS)}; "
+            "or give rows, cols, patch_px and fit"
+        )
+    return grid

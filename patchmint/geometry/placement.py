@@ -113,17 +113,6 @@ class Placement:
             view.y.to_original(top + self.patch_px),
         )
 
-    def cells_at(self, x: float, y: float) -> list[tuple[int, int]]:
-        """Cells that show the point (x, y) of the original image, one a view at most, in order of the views."""
-        x, y = float(x), float(y)  # a box's float32 would be mapped in float32, into the next cell now and then
-        cells = []
-        for index, view in enumerate(self.views):
-            row = int(view.y.to_input(y) // self.patch_px)
-            col = int(view.x.to_input(x) // self.patch_px)
-            if 0 <= row < self.rows and 0 <= col < self.cols:
-                cells.append((index * self.rows + row, col))
-        return cells
-
     @cached_property
     def inside(self) -> Floats:
         """Share of each cell that lies inside the image: float64 (rows, cols), 0..1."""

@@ -1,4 +1,4 @@
-"""Binary masks as COCO run-length encodings, in and out.
+"""Masks of instances: the interface that patch labels need, and binary masks as COCO run-length encodings.
 
 An RLE counts pixels in column-major order, in runs that take turns: background first, then mask, and so on. Counts are
 compressed to printable bytes; the format is that of `pycocotools` (cocoapi, `common/maskApi.c`: `rleToString`,
@@ -12,24 +12,70 @@ are decoded and checked here first, for every mask that comes from outside this 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from patchmint.errors import InputError
+from patchmint.errors import InputError, PluginError
+from patchmint.geometry.coverage import coverage_share
+from patchmint.geometry.placement import Floats, Placement
 from patchmint.types import Rle, Size
 
 MAX_MASK_PIXELS = 2**28
 """Masks of more pixels are refused: a few bytes of RLE can claim any size, and decoding takes a byte a pixel (union
 four). Pictures are held to fewer pixels than these 268 million."""
 
-MAX_OUTLINE_PIXELS = 1_000_000
-"""Polygons with a longer outline are refused: drawing one takes memory for every step along it."""
-
 _MAX_CHARACTERS = 6
 """Characters of one compressed count: 30 bits, enough for `MAX_MASK_PIXELS`, and no shift overflows in C."""
+
+
+class Masks(Protocol):
+    """The masks of one image's instances, in whatever form they came.
+
+    Patch labels need to know how much of each cell they cover, and mostly nothing else; a segmenter may be able to tell
+    without ever making a mask of the image's size. `RleMasks` holds ordinary masks.
+    """
+
+    def __len__(self) -> int: ...
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
+        """Share of each cell's area under the union of some of the masks: `placement.shape`, 0..1.
+
+        Exactly 0 where they don't overlap the cell; what of a cell lies outside the image counts as not covered.
+        """
+        ...
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks as COCO RLE, of one size; they cover the image's whole extent."""
+        ...
+
+
+class RleMasks:
+    """A `Masks` of COCO RLEs. Their size may be smaller than the image's: they cover its whole extent.
+
+    Raises:
+        PluginError: the masks differ in size.
+    """
+
+    def __init__(self, rles: Sequence[Rle]) -> None:
+        if len({tuple(rle["size"]) for rle in rles}) > 1:
+            raise PluginError("the masks of one image have several sizes; they must have one")
+        self._rles = tuple(rles)
+
+    def __len__(self) -> int:
+        return len(self._rles)
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
+        """Share of each cell's area under the union of some of the masks; see `Masks`."""
+        if len(members) == 0:
+            return np.zeros(placement.shape)
+        return coverage_share(decode_mask(union([self._rles[member] for member in members])), placement)
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks."""
+        return self._rles
 
 
 def encode_masks(masks: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> tuple[Rle, ...]:
@@ -72,21 +118,18 @@ def decode_mask(rle: Rle) -> npt.NDArray[np.uint8]:
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def union(rles: Sequence[Rle], size: Size | None = None) -> Rle:
+def union(rles: Sequence[Rle]) -> Rle:
     """Pixels that any of the masks covers.
 
     Args:
-        rles: masks of one size.
-        size: (height, width); needed where `rles` is empty (then nothing is covered), else checked.
+        rles: at least one, of one size.
 
     Raises:
-        InputError: a mask is malformed, sizes differ, or there are neither masks nor a size.
+        InputError: there is none, one is malformed, or sizes differ.
     """
-    if size is None and not rles:
-        raise InputError("the union of no masks needs a size; pass size=(height, width)")
-    height, width = _checked_size(size if size is not None else rles[0]["size"])
     if not rles:
-        return _from_runs([height * width], height, width)
+        raise InputError("there are no masks to take the union of; give at least one")
+    height, width = _checked_size(rles[0]["size"])
     for rle in rles:
         if list(rle["size"]) != [height, width]:
             raise InputError(
@@ -135,59 +178,19 @@ def to_coco(rle: Rle) -> dict[str, Any]:
     return {"size": [int(rle["size"][0]), int(rle["size"][1])], "counts": rle["counts"].decode("ascii")}
 
 
-def from_coco(segmentation: object, size: Size | None = None) -> Rle:
-    """Read what a COCO file holds under "segmentation".
-
-    Args:
-        segmentation: an RLE as a mapping with "size" [height, width] and "counts", compressed (str or bytes) or not
-            (list of run lengths); or polygons: a list of flat lists x0, y0, x1, y1, ..., whose union is taken.
-        size: (height, width) of the image. Needed for polygons; an RLE of another size is refused.
-
-    Returns:
-        The mask, checked, with no empty runs inside.
+def from_coco(segmentation: object) -> Rle:
+    """Read what `to_coco` wrote: compressed counts, as str or bytes. Polygons and lists of runs aren't read.
 
     Raises:
-        InputError: it is none of these, runs are negative or don't add up to the size, a polygon has fewer than three
-            corners or isn't finite, or the mask is oversized.
+        InputError: it is something else, runs are negative or don't add up to the size, or the mask is oversized.
     """
-    if isinstance(segmentation, list | tuple):
-        return _from_polygons(segmentation, size)
-    if not isinstance(segmentation, Mapping):
-        raise InputError(
-            f"a mask must be a COCO RLE (a mapping with size and counts) or a list of polygons, "
-            f"not {type(segmentation).__name__}"
-        )
-    if "size" not in segmentation or "counts" not in segmentation:
-        raise InputError("a COCO RLE needs both 'size' and 'counts'; one is missing")
+    if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
+        raise InputError(f"a mask must be a COCO RLE, a mapping with size and counts, not {segmentation!r:.80}")
     height, width = _checked_size(segmentation["size"])
-    if size is not None and (height, width) != tuple(size):
-        raise InputError(f"the RLE is for an image of {(height, width)} (height, width), but the image has {size}")
     counts = segmentation["counts"]
-    runs = _listed_runs(counts) if isinstance(counts, list | tuple) else _decode_counts(counts)
-    return _from_runs(_check_sum(_without_empty_runs(runs), height, width), height, width)
-
-
-def _from_polygons(polygons: Sequence[object], size: Size | None) -> Rle:
-    if size is None:
-        raise InputError("polygons don't say how large the image is; pass size=(height, width)")
-    height, width = _checked_size(size)
-    if not polygons:
-        raise InputError("the list of polygons is empty; leave the annotation out, or give an RLE of an empty mask")
-    checked = [_checked_polygon(polygon) for polygon in polygons]
-    merged = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
-    return Rle(size=[height, width], counts=bytes(merged["counts"]))
-
-
-def _checked_polygon(polygon: object) -> list[float]:
-    if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError("a polygon must be a flat list x0, y0, x1, y1, ... of at least three corners")
-    if not all(isinstance(value, int | float) and abs(value) <= MAX_OUTLINE_PIXELS for value in polygon):
-        raise InputError(f"a polygon's coordinates must be finite numbers of at most {MAX_OUTLINE_PIXELS} pixels")
-    corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    outline = np.abs(corners - np.roll(corners, 1, axis=0)).sum()
-    if outline > MAX_OUTLINE_PIXELS:
-        raise InputError(f"a polygon's outline is {outline:.0f} pixels long; at most {MAX_OUTLINE_PIXELS} are allowed")
-    return [float(value) for value in polygon]
+    rle = Rle(size=[height, width], counts=counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts)
+    _checked_runs(rle)
+    return rle
 
 
 def _checked_size(size: object) -> Size:
@@ -206,10 +209,7 @@ def _is_integer(value: object) -> bool:
 def _checked_runs(rle: Rle) -> npt.NDArray[np.int64]:
     """Run lengths of an RLE whose every part has been checked."""
     height, width = _checked_size(rle["size"])
-    return _check_sum(_decode_counts(rle["counts"]), height, width)
-
-
-def _check_sum(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
+    runs = _decode_counts(rle["counts"])
     # More runs than pixels (empty ones, then) overflow the buffer that pycocotools' merge allocates.
     if runs.sum() != height * width or (runs < 0).any() or len(runs) > height * width + 1:
         raise InputError(
@@ -219,19 +219,12 @@ def _check_sum(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.NDAr
     return runs
 
 
-def _listed_runs(counts: Sequence[object]) -> npt.NDArray[np.int64]:
-    """Run lengths of an uncompressed RLE."""
-    if not all(_is_integer(run) and 0 <= run <= MAX_MASK_PIXELS for run in counts):  # type: ignore[operator]
-        raise InputError("the counts of an uncompressed RLE must be whole numbers, none negative, none over its size")
-    return np.asarray(counts, dtype=np.int64)
-
-
 def _decode_counts(counts: object) -> npt.NDArray[np.int64]:
     """Run lengths of compressed counts; only their form is checked, not their sum or sign."""
     if isinstance(counts, str):
         counts = counts.encode("utf-8", errors="surrogatepass")
     if not isinstance(counts, bytes):
-        raise InputError(f"RLE counts must be str, bytes or a list of run lengths, not {type(counts).__name__}")
+        raise InputError(f"RLE counts must be compressed, a str or bytes, not {type(counts).__name__}")
     codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - ord("0")
     if not len(codes) or codes.min() < 0 or codes.max() > 63:
         raise InputError("compressed RLE counts must be characters '0' to 'o', and at least one; these are damaged")
@@ -247,20 +240,3 @@ def _decode_counts(counts: object) -> npt.NDArray[np.int64]:
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
-
-
-def _without_empty_runs(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The same pixels in runs of which only the first may be empty: what other writers may leave, this drops."""
-    is_mask = np.arange(len(runs)) % 2 == 1
-    is_mask, runs = is_mask[runs != 0], runs[runs != 0]
-    if not len(runs):
-        return runs
-    starts = np.flatnonzero(np.concatenate(([True], is_mask[1:] != is_mask[:-1])))
-    merged: npt.NDArray[np.int64] = np.add.reduceat(runs, starts)
-    return np.concatenate((np.zeros(1, dtype=np.int64), merged)) if is_mask[0] else merged
-
-
-def _from_runs(runs: Sequence[int] | npt.NDArray[np.int64], height: int, width: int) -> Rle:
-    """Compress run lengths that have been checked."""
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
-    return Rle(size=[height, width], counts=bytes(encoded["counts"]))

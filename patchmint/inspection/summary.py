@@ -22,7 +22,8 @@ class Summary:
         notice: a warning that belongs on every use; empty where there is none.
         models: by role: name, sha256, size, licence.
         versions: of the libraries that decide the bytes.
-        config: the build's settings.
+        config: the settings of the last command, as dataset.json has them.
+        held: those that made what the shards hold (`held_settings`).
         layout: grid, min_coverage, tokens, features.
         members: of every sample: ending, dtype, shape; without dataset.json those of the first sample.
         totals: units, units_done, planned, written, rejected (by reason), texts, label_share, shards, bytes.
@@ -34,6 +35,7 @@ class Summary:
     models: dict[str, dict[str, Any]]
     versions: dict[str, str]
     config: dict[str, Any]
+    held: dict[str, Any]
     layout: dict[str, Any]
     members: list[dict[str, Any]]
     totals: dict[str, Any]
@@ -50,6 +52,8 @@ def summarise(dataset: Dataset) -> Summary:
 
 
 def _by_manifest(dataset: Dataset) -> Summary | None:
+    from patchmint.shards.manifest import held_settings
+
     manifest = dataset.manifest
     if manifest is None:
         return None
@@ -61,6 +65,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
         models=told["models"],
         versions=told["versions"],
         config=told["config"],
+        held=held_settings(manifest),
         layout=told["layout"],
         members=told["members"],
         # dataset.json of before a retry knows nothing of its units
@@ -69,7 +74,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
 
 
 def _by_samples(dataset: Dataset) -> Summary:
-    from patchmint.datasets.samples import sample_at
+    from patchmint.datasets.reader import sample_at
 
     lone = dataset.uri.endswith(".tar")
     first = sample_at(dataset, 0) if dataset.samples else None
@@ -80,6 +85,7 @@ def _by_samples(dataset: Dataset) -> Summary:
         models={},
         versions={},
         config={},
+        held={},
         layout=_layout(first) if first else {},
         members=_members(first) if first else [],
         totals=_totals_of_tar(dataset) if lone else _totals_so_far(dataset),
@@ -111,17 +117,18 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
     from patchmint.inspection.stats.rejects import count_rejects
     from patchmint.shards.commit import read_records
-    from patchmint.shards.planned import read_planned_units
+    from patchmint.shards.plan import load_plan
     from patchmint.shards.sidecar import mean_share_of
 
     records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
+    plan = load_plan(dataset.storage)
     rejected: Counter[str] = Counter()
     for entry in count_rejects(dataset):
         rejected[entry.reason] += entry.count
     return {
         "units": len(dataset.shards) + dataset.unbuilt,
         "units_done": len(dataset.shards),
-        "planned": read_planned_units(dataset.storage).total,
+        "planned": plan.total if plan is not None else dataset.samples,
         "written": dataset.samples,
         "rejected": dict(rejected.most_common()),
         "texts": sum(record.texts for record in records),

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from patchmint.datasets.opening import open_tar, sidecar_of
-from patchmint.datasets.rows import read_parquet
+from patchmint.datasets.dataset import open_tar, sidecar_of
 from patchmint.errors import ShardError
 from patchmint.shards.reader import Member, read_sample
+from patchmint.shards.sidecar import SCHEMA, read_table
 from patchmint.storage import Storage
 
 
@@ -45,7 +45,7 @@ def list_tar(uri: str) -> Iterator[ListedSample]:
 
 
 def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedSample]:
-    rows = read_parquet(storage, sidecar, ["key", "offset", "size"]).to_pydict()
+    rows = read_table(storage, sidecar, SCHEMA, ["key", "offset", "size"]).to_pydict()
     members: tuple[str, ...] = ()
     for key, offset, size in zip(rows["key"], rows["offset"], rows["size"], strict=True):
         members = members or tuple(read_sample(storage, name, offset, size).members)

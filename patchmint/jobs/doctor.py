@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from patchmint.annotate.devices import describe_devices
 from patchmint.annotate.preflight import check_loadable
+from patchmint.compute.devices import describe_devices
 from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.errors import PatchmintError, WeightsError
 from patchmint.jobs.cluster_probe import probe_cluster
@@ -26,7 +26,7 @@ _PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision.ops",
     "transformers": "transformers",
-    "groundingdino-py": "groundingdino.models",
+    "groundingdino-py": "groundingdino.util.misc",
     "segment-anything": "segment_anything",
     "taming-transformers": "taming.modules.diffusionmodules.model",
     "pyarrow": "pyarrow.parquet",

@@ -14,7 +14,7 @@ import typer
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
 from patchmint.config.overrides import apply_overrides
-from patchmint.datasets.extension import SECTION_OF_ROLE, finished_manifest
+from patchmint.datasets.extension import finished_manifest
 from patchmint.jobs.build import (
     DryRunOption,
     JsonOption,
@@ -25,7 +25,7 @@ from patchmint.jobs.build import (
     main,
 )
 from patchmint.jobs.options import with_settings
-from patchmint.shards.manifest import Manifest
+from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, made_by
 from patchmint.storage import open_storage
 
 
@@ -67,9 +67,6 @@ def _section_made(key: str) -> str:
 def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
     """The data set's own settings, in which all that isn't to be made anew is null: that is carried over."""
     config = manifest.config
-    history = [config]
-    while "extended" in history[-1]:
-        history.append(history[-1]["extended"])
     settings = {
         "source": {"kind": "patchmint", "uri": dataset},
         "output": {"uri": out, "samples_per_shard": config["output"]["samples_per_shard"]},
@@ -78,8 +75,7 @@ def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> 
     }
     models: dict[str, str] = {}
     for section in ("labels", "tokens", "features"):
-        # what made it last
-        past = next((past for past in history if past.get(section) is not None), None)
+        past = made_by(config, section)
         if past is not None:
             models |= {role: name for role, name in past["models"].items() if SECTION_OF_ROLE[role] == section}
         settings[section] = None if section not in made else past[section] if past is not None else {}

@@ -14,7 +14,7 @@ _THREADS = {
 
 
 def profile_lines(profile: Mapping[str, Any]) -> list[str]:
-    """A table of where the time went: `pipeline.driver.profile.Profile.summary` and the timeline's address."""
+    """A table of where the time went: `pipeline.driver.runs.Profile.summary` and the timeline's address."""
     lines = [f"{'':34}{'seconds':>10}{'of wall':>9}{'calls':>9}{'ms/sample':>11}"]
     thread, spent = "", 0.0
     for stage in profile["stages"]:

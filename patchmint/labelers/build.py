@@ -29,6 +29,6 @@ def build_segmenter(
     if models.segmenter is not None:
         return cast(Segmenter, load_plugin("patchmint.segmenters", models.segmenter, Segmenter, device))
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
-    from patchmint.labelers.build_grounded_sam import build_grounded_sam
+    from patchmint.labelers.grounded_sam import build_grounded_sam
 
     return build_grounded_sam(models, labels, device, precision, compiled=compiled)

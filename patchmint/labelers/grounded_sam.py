@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from patchmint.compute.spans import span
+import torch
+
+from patchmint.compute.precision import resolve_precision
+from patchmint.compute.stages import stage
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Instances
-from patchmint.labelers.grounding_dino.detector import GroundingDino, detector_size
+from patchmint.labelers.grounding_dino import model as dino_model
+from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
+from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import RgbImage, Size, Text
+from patchmint.types import Precision, RgbImage, Size, Text
+from patchmint.weights.loading import load_named
+from patchmint.weights.store import locate
 
 
 class GroundedSam:
@@ -38,9 +47,9 @@ class GroundedSam:
             texts: for each image its texts.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
         """
-        with span("detect"):
+        with stage("detect"):
             found = self.detector.detect(images, texts, **_part(prepared, 0))
-        with span("mask"):
+        with stage("mask"):
             masks = self.masker.masks(images, [detections.boxes for detections in found], **_part(prepared, 1))
         return [
             Instances(
@@ -66,3 +75,63 @@ class GroundedSam:
 def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:
     """The keyword that hands one of the two models its part; none where nothing was done ahead."""
     return {} if prepared is None else {"prepared": [parts[place] for parts in prepared]}
+
+
+def build_grounded_sam(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
+) -> GroundedSam:
+    """Build detector and masker, and load their weights; see `patchmint.labelers.build.build_segmenter`.
+
+    Raises:
+        WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
+    """
+    return GroundedSam(
+        _build_detector(models, labels, device, precision, compiled=compiled),
+        build_masker(models, labels, device, precision, compiled=compiled),
+    )
+
+
+def _build_detector(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
+) -> GroundingDino:
+    if models.detector == UNTRAINED:
+        model, arch = dino_model.untrained(dino_model.TINY), dino_model.TINY
+    else:
+        model, arch = dino_model.load_grounding_dino(load_named(models.detector))
+    vocabulary = (
+        Vocabulary.of_characters(arch.text_vocabulary)
+        if models.vocabulary == UNTRAINED
+        else Vocabulary.from_file(locate(models.vocabulary))
+    )
+    return GroundingDino(
+        model,
+        arch,
+        vocabulary,
+        prompt=PromptMode(labels.prompt),
+        box_threshold=labels.box_threshold,
+        text_threshold=labels.text_threshold,
+        device=device,
+        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
+        compiled=compiled,
+    )
+
+
+def build_masker(
+    models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
+) -> SamMasker:
+    """Build the masker alone, and load its weights.
+
+    Raises:
+        WeightsError: as `build_grounded_sam`.
+    """
+    if models.masker == UNTRAINED:
+        model = sam_model.untrained(sam_model.TINY, seed=0)
+    else:
+        model = sam_model.load_sam(load_named(models.masker))
+    return SamMasker(
+        model,
+        device=device,
+        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
+        coverage=labels.coverage,
+        compiled=compiled,
+    )

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from patchmint.errors import InputError
 from patchmint.pictures.labels import PALETTE, Rectangle
-from patchmint.pictures.shading import outline
+from patchmint.pictures.overlay import outline
 from patchmint.pictures.text import Colour, Lettering
 from patchmint.types import RgbImage
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from patchmint.compute.spans import Record
+from patchmint.compute.stages import Timing
 from patchmint.config.build import BuildConfig
 from patchmint.shards.plan import ModelRecord, Unit
+
+STAGES = ("wait", "annotate", "hold", "commit", "write")
+"""By which a worker's time is told: waiting for decoded images, asking the models, waiting until the batch before is
+written, committing; and, in a thread of its own, writing."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class WorkerProfile:
         device: cpu, cuda, cuda:N.
         peak_bytes: the most memory that it has had resident so far.
         device_peak_bytes: the most that torch has had of the GPU's; 0 on a CPU.
-        record: its spans.
+        timing: of its stages.
     """
 
     host: str
@@ -64,7 +68,7 @@ class WorkerProfile:
     device: str
     peak_bytes: int
     device_peak_bytes: int
-    record: Record
+    timing: Timing
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ class UnitResult:
         written: samples in its shard.
         rejects: number of rejects by reason.
         bytes: size of the shard's tar.
-        seconds: by stage: wait (for decoded images), annotate, hold (for the writing of the batch before), commit; and,
-            in a thread of its own, write.
+        seconds: by stage, of `STAGES`.
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
         profile: None unless it was asked for.

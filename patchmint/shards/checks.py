@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import COVERAGE, FEATURES, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
+from patchmint.shards.endings import COVERAGE, FEATURES, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
 from patchmint.shards.layout import Layout, TokensLayout
 from patchmint.shards.schema import PhraseDocument, SampleDocument, dump_features
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
-from patchmint.shards.names import COMMITS, canonical_paths, record_path, unit_of_record
+from patchmint.shards.paths import COMMITS, canonical_paths, record_path, unit_of_record
 from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, attempt_path, run_and_unit
 from patchmint.storage import NewFile, Storage
 

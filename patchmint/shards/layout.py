@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.geometry import coverage_to_uint8
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.interfaces import FeatureSpec
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 
 _UINT16_CODES = 1 << 16
 # Far above what models have; what a damaged or hostile dataset.json says is made room for, so it has to end somewhere.
@@ -77,27 +78,6 @@ class TokensLayout(_Layout):
         return math.prod(self.shape)
 
 
-class FeaturesLayout(_Layout):
-    """The vision encoder's features: KEY.features.npy, float16 (views * tokens, channels)."""
-
-    encoder: str = Field(min_length=1, description="Name or path of the vision encoder.")
-    connector: str = Field(description="none, sti, sci or dci (Dense Connector).")
-    layers: tuple[tuple[int, ...], ...] = Field(
-        min_length=1, description="Hidden states: that of V_L first, then those of each further part."
-    )
-    select_feature: str = Field(description="patch, or cls_patch: with the CLS token first.")
-    pool: str = Field(description="Empty, or when patches were pooled: before or after the connector.")
-    grid: tuple[int, int] = Field(description="Rows and columns of the tokens of one view that lie on a grid.")
-    leading: int = Field(ge=0, description="Tokens of one view before those of the grid.")
-    trailing: int = Field(ge=0, description="Tokens of one view after those of the grid.")
-    channels: int = Field(ge=1, description="Numbers of one token.")
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one view."""
-        return self.leading + self.grid[0] * self.grid[1] + self.trailing
-
-
 class Layout(_Layout):
     """What every sample of a data set has.
 
@@ -108,7 +88,7 @@ class Layout(_Layout):
     grid: GridLayout = Field(description="The patch grid.")
     min_coverage: float | None = Field(ge=0, lt=1, description="A patch is kept above this share; null: no labels.")
     tokens: TokensLayout | None = Field(description="Null: no codes.")
-    features: FeaturesLayout | None = Field(default=None, description="Null: no features.")
+    features: FeatureSpec | None = Field(default=None, description="Null: no features.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
 
     @property

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.schema import first_error
 from patchmint.storage import Storage
 
 SCHEMA = "patchmint.dataset/1"
+
+SECTION_OF_ROLE = {
+    "detector": "labels",
+    "vocabulary": "labels",
+    "masker": "labels",
+    "segmenter": "labels",
+    "tokenizer": "tokens",
+    "remap": "tokens",
+    "vit": "features",
+}
+"""Which section of the settings a model, by its role, makes."""
 
 _MEGAPIXELS = 100.0
 
@@ -94,6 +106,48 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )
+
+
+def made_by(config: Mapping[str, Any], section: str) -> Mapping[str, Any] | None:
+    """The settings of the build that made labels, tokens or features last; None where none did.
+
+    Args:
+        config: of a manifest. What was extended stands in it under `extended`.
+        section: labels, tokens or features.
+    """
+    return next((past for past in _history(config) if isinstance(past.get(section), Mapping)), None)
+
+
+def held_settings(manifest: Manifest) -> dict[str, Any]:
+    """The settings of a data set as if one build had made all that its shards hold.
+
+    `manifest.config` is that of the last command: what an extension carried over is null there.
+
+    Returns:
+        As `manifest.config`, without `extended`; the source is the first one. Labels, tokens and features are None
+        where the shards have none, else the settings that made them, with the precision; empty where nobody knows.
+    """
+    layout, config = manifest.layout, manifest.config
+    held = {"labels": layout.min_coverage, "tokens": layout.tokens, "features": layout.features}
+    settings = {name: value for name, value in config.items() if name not in ("extended", "precision")}
+    models: dict[str, Any] = {}
+    for section, form in held.items():
+        past = made_by(config, section) if form is not None else None
+        settings[section] = None if form is None else {}
+        if past is not None:
+            precision = {"precision": past["precision"]} if "precision" in past else {}
+            settings[section] = dict(sorted((dict(past[section]) | precision).items()))
+            made = past.get("models") or {}
+            models |= {role: name for role, name in made.items() if SECTION_OF_ROLE.get(role) == section}
+    *_, first = _history(config)
+    return settings | {"source": first.get("source"), "models": models}
+
+
+def _history(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The settings, those of the data set that was extended, and so on."""
+    yield config
+    while isinstance(config := config.get("extended", {}), Mapping) and config:
+        yield config
 
 
 def image_limit(manifest: Manifest | None) -> float:

@@ -7,15 +7,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchmint.config.build import BuildConfig, canonical_json, differences
 from patchmint.errors import ConfigError, NotFoundError, ShardError
-from patchmint.shards.names import plan_path
+from patchmint.json_values import canonical_json, differences
+from patchmint.shards.paths import plan_path
 from patchmint.storage import Storage
+
+if TYPE_CHECKING:  # takes longer to import than all that readers of plans need
+    from patchmint.config.build import BuildConfig
 
 SCHEMA_NAME = "patchmint.plan/1"
 
@@ -200,17 +203,23 @@ def load_plans(storage: Storage) -> list[Plan]:
     """Read the plan and every retry plan, in order; empty where no plan was made yet.
 
     Raises:
-        ShardError: as for `load_plan`.
+        ShardError: as for `load_plan`; or two plans have the same unit.
     """
     plans: list[Plan] = []
+    units: set[int] = set()
     while (plan := load_plan(storage, len(plans))) is not None:
+        own = {unit.id for unit in plan.units}
+        if units & own:
+            raise _damaged(storage, plan_path(len(plans)), "an earlier plan has units of the same numbers")
+        units |= own
         plans.append(plan)
     return plans
 
 
 def _parse(data: bytes) -> tuple[Plan, str]:
-    # pyarrow's own thread pool isn't worth starting for a few kilobytes
-    table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+    # pq.read_table takes twice as long to import what it needs; pyarrow's threads aren't worth starting for some kB.
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    table = file.read(use_threads=False)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     schema = metadata.get("patchmint.schema")
     if schema != SCHEMA_NAME:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
 
 from patchmint.errors import ShardError
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
-from patchmint.shards.members import Array, decode_array
+from patchmint.shards.codec import Array, decode_array
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.schema import SampleDocument
 from patchmint.storage import Storage
 
@@ -205,50 +205,70 @@ def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSa
     return parse_sample(storage.read_range(path, offset, size), path, offset)
 
 
-def parse_sample(data: bytes, path: str, offset: int) -> StoredSample:
+def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] | None = None) -> StoredSample:
     """Take one sample's bytes apart, faster than a tar reader can.
 
     Args:
         data: headers, members and padding, from a sidecar's `offset` to its `size`.
         path: of the tar, for errors.
         offset: where in it they begin.
+        endings: of the members to keep; None: all.
 
     Raises:
         ShardError: they aren't exactly one sample of regular members.
     """
-    samples = list(_group(_split(data, path), path))
-    if len(samples) != 1 or samples[0].size != len(data):
+
+    def read(start: int, size: int) -> bytes:
+        return data[start - offset : start - offset + size]
+
+    return walk_sample(read, path, offset, len(data), endings)
+
+
+def walk_sample(
+    read: Callable[[int, int], bytes], path: str, offset: int, size: int, endings: Collection[str] | None = None
+) -> StoredSample:
+    """As `parse_sample`, of a sample whose bytes are read bit by bit: its headers, and the members to keep.
+
+    Args:
+        read: gives so many bytes from a position in the tar on.
+        path: of the tar, for errors.
+        offset: the sidecar's `offset`.
+        size: the sidecar's `size`.
+        endings: of the members to keep; None: all.
+
+    Raises:
+        ShardError: there isn't exactly one sample of regular members.
+        Whatever `read` raises.
+    """
+    samples = list(_group(_walk(read, path, offset, offset + size, endings), path))
+    if len(samples) != 1:
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
-    found = samples[0]
-    return StoredSample(found.key, offset, found.size, found.members)
+    if endings is None:
+        return samples[0]
+    kept = {ending: data for ending, data in samples[0].members.items() if ending in endings}
+    return StoredSample(samples[0].key, offset, size, kept)
 
 
-def _split(data: bytes, path: str) -> Iterator[Member]:
+def _walk(
+    read: Callable[[int, int], bytes], path: str, start: int, stop: int, endings: Collection[str] | None
+) -> Iterator[Member]:
     """Members of what `ShardWriter` writes: a header of one block each, then the data and its padding."""
-    start, block = 0, tarfile.BLOCKSIZE
-    while start < len(data):
-        name, size, kind = read_header(data[start : start + block], path)
+    block = tarfile.BLOCKSIZE
+    while start < stop:
+        name, size, kind = _read_header(read(start, block), path)
         end = start + block + size + -size % block
-        if size < 0 or end > len(data):
+        if size < 0 or end > stop:
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
-        contents = data[start + block : start + block + size] if kind == "file" else None
-        yield Member(name, start, end, contents, kind)
+        data = None
+        if kind == "file":
+            wanted = endings is None or Member(name, start, end, None).ending in endings
+            data = read(start + block, size) if wanted else b""
+        yield Member(name, start, end, data, kind)
         start = end
 
 
-def read_header(header: bytes, path: str) -> tuple[str, int, str]:
-    """Read a member's header.
-
-    Args:
-        header: its 512 bytes.
-        path: of the tar, for errors.
-
-    Returns:
-        Name, bytes of its data, and "file" or what it is instead.
-
-    Raises:
-        ShardError: it is no header.
-    """
+def _read_header(header: bytes, path: str) -> tuple[str, int, str]:
+    """Name of a member, bytes of its data, and "file" or what it is instead; from its 512 bytes of header."""
     # tarfile judges what isn't quite as we write it; it takes five times as long.
     sums, size = header[148:154], header[124:135]
     plain = header[156:157] == tarfile.REGTYPE and header[345:346] == tarfile.NUL and header.isascii()

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchmint.errors import ShardError
-from patchmint.shards.names import canonical_paths
+from patchmint.shards.paths import canonical_paths
 from patchmint.shards.shard_list import ListedUnit
 
 ATTEMPTS = "attempts"

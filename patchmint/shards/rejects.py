@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from patchmint.errors import ShardError
 from patchmint.samples import Fault, Reject
-from patchmint.shards.sidecar import TableWriter
+from patchmint.shards.sidecar import TableWriter, read_table
 from patchmint.storage import Storage
 
 REJECTS_SCHEMA = "patchmint.rejects/1"
@@ -53,12 +51,7 @@ def read_rejects(storage: Storage, path: str) -> list[Reject]:
         StorageError: it can't be read.
         ShardError: it isn't a table of rejects.
     """
-    with storage.open(path) as file:
-        try:
-            table = pq.read_table(file, schema=SCHEMA)
-        except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"{path} is no table of rejects: {error}; delete its record and build again") from error
     return [
         Reject(row["ordinal"], row["key"], row["id"], Fault(row["stage"], row["reason"], row["message"]))
-        for row in table.to_pylist()
+        for row in read_table(storage, path, SCHEMA).to_pylist()
     ]

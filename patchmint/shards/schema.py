@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from patchmint.errors import ShardError
-from patchmint.shards.layout import FeaturesLayout
+from patchmint.interfaces import FeatureSpec
 
 SCHEMA = "patchmint.sample/1"
 
@@ -138,7 +138,7 @@ class SampleDocument(_Document):
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
     @property
-    def features(self) -> FeaturesLayout | None:
+    def features(self) -> FeatureSpec | None:
         """What the features are; None where there are none.
 
         Raises:
@@ -170,10 +170,10 @@ class SampleDocument(_Document):
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])
 _ANNOTATORS = TypeAdapter(tuple[AnnotatorDocument, ...])
 _CONVERSATION = TypeAdapter(tuple[TurnDocument, ...])
-_FEATURES = TypeAdapter(FeaturesLayout)
+_FEATURES = TypeAdapter(FeatureSpec)
 
 
-def dump_features(features: FeaturesLayout | None) -> str:
+def dump_features(features: FeatureSpec | None) -> str:
     """What the features are, as the JSON that goes into a string."""
     return _NO_FEATURES if features is None else _dump(features.model_dump(mode="json"))
 

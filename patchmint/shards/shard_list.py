@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from patchmint.errors import NotFoundError, ShardError
-from patchmint.shards.names import SHARDS_PATH
+from patchmint.shards.paths import SHARDS_PATH
 from patchmint.storage import Storage
 
 SCHEMA = "patchmint.shards/1"

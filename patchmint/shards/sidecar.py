@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -13,7 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchmint.errors import ShardError
+from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import SampleDocument
+from patchmint.storage import Storage
 
 SIDECAR_SCHEMA = "patchmint.sidecar/1"
 
@@ -61,39 +64,32 @@ SCHEMA = pa.schema(
 """Columns of the sidecar; docs/format.md says what each holds."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a sample lies in its tar.
-
-    Attributes:
-        ordinal: position in the source's order.
-        offset: first byte of its first member's header.
-        size: bytes of all its members, headers and padding included.
-    """
-
-    ordinal: int
-    offset: int
-    size: int
-
-
 def sidecar_row(
-    document: SampleDocument, place: Place, selector: npt.NDArray[Any] | None, codes: npt.NDArray[Any] | None
+    document: SampleDocument,
+    selector: npt.NDArray[Any] | None,
+    codes: npt.NDArray[Any] | None,
+    *,
+    ordinal: int,
+    offset: int,
+    size: int,
 ) -> dict[str, Any]:
     """A sample's row, as plain values.
 
     Args:
         document: its KEY.json.
-        place: where it lies.
         selector: uint8 (T, rows, cols); None where there are no labels.
         codes: as stored; None where there are no tokens.
+        ordinal: position in the source's order.
+        offset: first byte of its first member's header in the tar.
+        size: bytes of all its members, headers and padding included.
     """
     distinct, counts = _histogram(codes, document.tokens.codebook_sizes)
     return {
         "key": document.key,
         "id": document.id,
-        "ordinal": place.ordinal,
-        "offset": place.offset,
-        "size": place.size,
+        "ordinal": ordinal,
+        "offset": offset,
+        "size": size,
         "width": document.image.width,
         "height": document.image.height,
         "format": document.image.format,
@@ -107,6 +103,58 @@ def sidecar_row(
         "source_path": document.source.path,
         "source_start": document.source.start,
     }
+
+
+def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole table of a data set: a sidecar, or samples that were rejected.
+
+    Args:
+        storage: the data set's.
+        path: of the table.
+        schema: what it must be.
+        columns: those wanted; None: all.
+
+    Raises:
+        NotFoundError, StorageError: it can't be read.
+        ShardError: it is damaged, or a column is absent, of another type, or has nulls.
+    """
+    names = schema.names if columns is None else list(columns)
+    with storage.open(path) as file:
+        try:
+            # Opening twice as fast as pq.read_table, which makes a dataset of the file first.
+            table = pq.ParquetFile(file).read(columns=names, use_threads=False)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _no_table(storage, path, str(error)) from error
+    for name in names:
+        kind = schema.field(name).type
+        if table.column_names.count(name) != 1 or table[name].type != kind or table[name].null_count:
+            raise _no_table(storage, path, f"its column {name!r} isn't what the format says")
+    return table
+
+
+def scan_tar(storage: Storage, tar: str) -> pa.Table:
+    """The sidecar of a tar that has none, from the samples themselves: the tar is read through.
+
+    Raises:
+        ShardError: the tar is damaged, or no shard of patchmint.
+        StorageError: it can't be read.
+    """
+    rows, block = [], tarfile.BLOCKSIZE
+    for ordinal, sample in enumerate(iter_samples(storage, tar)):
+        if sample.size != sum(block + len(data) + -len(data) % block for data in sample.members.values()):
+            raise ShardError(
+                f"{tar} was packed again with extended (PAX or GNU) headers, which shards don't have; pack it with "
+                "`tar --format=ustar`, or get the shard as it was built"
+            )
+        place = {"ordinal": ordinal, "offset": sample.offset, "size": sample.size}
+        try:
+            row = sidecar_row(sample.document, sample.selector, sample.codes, **place)
+        except ShardError as error:
+            raise ShardError(
+                f"{tar} is no shard of patchmint ({error}); of a tar that others wrote only `ls` and `verify` can tell"
+            ) from error
+        rows.append(row | {"key": sample.key})  # whatever its document says
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def mean_share(shares: Sequence[float]) -> float | None:
@@ -175,3 +223,7 @@ def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) 
         wide += np.array([0, *accumulate(codebook_sizes[:-1])])
     distinct, counts = np.unique(wide, return_counts=True)
     return distinct.tolist(), counts.tolist()
+
+
+def _no_table(storage: Storage, path: str, why: str) -> ShardError:
+    return ShardError(f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`")

@@ -13,8 +13,8 @@ from typing import TypeVar
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.findings import Finding
 from patchmint.shards.manifest import Manifest, read_manifest
-from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
-from patchmint.shards.planned import PlannedUnits, read_planned_units
+from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
+from patchmint.shards.plan import Plan, load_plans
 from patchmint.shards.shard_list import ListedUnit, ShardList, read_shard_list
 from patchmint.shards.sidecar import mean_share_of
 from patchmint.shards.verify_keys import KeyTable
@@ -47,18 +47,20 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     sizes = {entry.path: entry.size for entry in storage.list()}
     manifest, findings = _read_manifest(storage)
     yield from findings
-    plan, findings = _read_plan(storage)
+    plans, findings = _read_plans(storage)
     yield from findings
-    if plan is None:
+    if not plans:
         return
-    if manifest is not None and manifest.plan_digest != plan.digests[0]:
+    digests = [plan.digest for plan in plans]
+    if manifest is not None and manifest.plan_digest != digests[0]:
         yield Finding(MANIFEST_PATH, "", "plan-digest", "the manifest is of another plan than plan.parquet")
     layout = manifest.layout if manifest is not None else None
-    units = sorted(plan.samples)
+    planned = {unit.id: unit.samples for plan in plans for unit in plan.units}
+    units = sorted(planned)
     keys, totals, named = KeyTable(), _Totals(), set[str]()
 
     def check(unit: int) -> UnitReport:
-        return check_unit(storage, unit, plan.samples[unit], plan.digests, sizes, layout=layout, decode=decode)
+        return check_unit(storage, unit, planned[unit], digests, sizes, layout=layout, decode=decode)
 
     for report in _in_threads(check, units, progress):
         yield from report.findings
@@ -68,9 +70,9 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     yield from keys.duplicates(storage)
     yield from _strays(sizes, named | {record_path(unit) for unit in units})
     if totals.complete:
-        yield from totals.check(plan, manifest)
+        yield from totals.check(plans, manifest)
         if manifest is not None:
-            yield from _check_list(storage, len(plan.digests), totals.listed)
+            yield from _check_list(storage, len(plans), totals.listed)
 
 
 def verify_tars(
@@ -102,14 +104,13 @@ def _read_manifest(storage: Storage) -> tuple[Manifest | None, list[Finding]]:
         return None, [Finding(MANIFEST_PATH, "", "manifest-form", str(error))]
 
 
-def _read_plan(storage: Storage) -> tuple[PlannedUnits | None, list[Finding]]:
+def _read_plans(storage: Storage) -> tuple[list[Plan], list[Finding]]:
     try:
-        return read_planned_units(storage), []
-    except NotFoundError:
-        message = "there is no plan, so nobody knows what should be here; copy plan.parquet from where it was built"
-        return None, [Finding(PLAN_PATH, "", "plan-missing", message)]
+        plans = load_plans(storage)
     except ShardError as error:
-        return None, [Finding(PLAN_PATH, "", "plan-form", str(error))]
+        return [], [Finding(PLAN_PATH, "", "plan-form", str(error))]
+    message = "there is no plan, so nobody knows what should be here; copy plan.parquet from where it was built"
+    return plans, [] if plans else [Finding(PLAN_PATH, "", "plan-missing", message)]
 
 
 def _in_threads(
@@ -182,16 +183,17 @@ class _Totals:
         self._bytes += report.bytes
         self._shards += bool(report.written)
 
-    def check(self, plan: PlannedUnits, manifest: Manifest | None) -> Iterator[Finding]:
-        rejected = self._rejects.total() - plan.retried
+    def check(self, plans: Sequence[Plan], manifest: Manifest | None) -> Iterator[Finding]:
+        retried = sum(plan.total for plan in plans[1:])
+        rejected = self._rejects.total() - retried
         if rejected < 0:  # that the units' counts close has been checked, unit by unit
-            message = f"retries take up {plan.retried} samples, more than were rejected; the plans are of other builds"
+            message = f"retries take up {retried} samples, more than were rejected; the plans are of other builds"
             yield Finding("", "", "counts", message)
         if manifest is None:
             return
         held = {
             "units": self._units,
-            "planned": plan.total,
+            "planned": plans[0].total,
             "written": self._written,
             "rejected": rejected,
             "texts": sum(texts for _, texts in self._labels),

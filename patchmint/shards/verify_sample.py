@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from patchmint.errors import PatchmintError, ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.codec import decode_array
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
-from patchmint.shards.members import decode_array
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SampleDocument, dump_features
 

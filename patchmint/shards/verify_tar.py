@@ -10,11 +10,11 @@ from itertools import groupby
 from typing import Any, BinaryIO
 
 from patchmint.errors import ShardError, StorageError
+from patchmint.shards.endings import IMAGE
 from patchmint.shards.findings import Finding, Findings
-from patchmint.shards.keys import IMAGE
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import Member, StoredSample, iter_members
-from patchmint.shards.sidecar import Place, sidecar_row
+from patchmint.shards.sidecar import sidecar_row
 from patchmint.shards.verify_sample import check_foreign, check_image, check_own, is_own
 from patchmint.storage import Storage
 
@@ -162,10 +162,10 @@ class _State:
         if row is None:
             self.findings.add("sidecar-rows", "the sidecar has no row for this sample", sample.key[:120])
             return
-        expected: dict[str, Any] = {"key": sample.key, "offset": sample.offset, "size": sample.size}
+        place = {"offset": sample.offset, "size": sample.size}
+        expected: dict[str, Any] = {"key": sample.key, **place}
         if not trouble:
-            place = Place(row["ordinal"], sample.offset, sample.size)
-            expected = sidecar_row(sample.document, place, sample.selector, sample.codes)
+            expected = sidecar_row(sample.document, sample.selector, sample.codes, ordinal=row["ordinal"], **place)
         wrong = [name for name, value in expected.items() if row[name] != value]
         if wrong:
             message = f"the sidecar says otherwise than the tar about {', '.join(wrong)}"

@@ -16,7 +16,7 @@ from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import read_record
 from patchmint.shards.findings import Finding, Findings
 from patchmint.shards.layout import Layout
-from patchmint.shards.names import canonical_paths, record_path
+from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.shard_list import ListedUnit

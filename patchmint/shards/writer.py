@@ -10,12 +10,12 @@ import numpy as np
 
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
-from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.codec import encode_array, tar_end, tar_sample
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
-from patchmint.shards.members import encode_array, tar_end, tar_sample
 from patchmint.shards.sample import ShardSample, document_of
 from patchmint.shards.schema import SampleDocument, encode_text
-from patchmint.shards.sidecar import SCHEMA, Place, TableWriter, mean_share, sidecar_row
+from patchmint.shards.sidecar import SCHEMA, TableWriter, mean_share, sidecar_row
 
 
 class ShardWriter:
@@ -66,10 +66,10 @@ class ShardWriter:
             **{ending: encode_array(array) for ending, array in arrays.items()},
         }
         members = tar_sample(document.key, ((ending, data[ending]) for ending in self._layout.members))
-        place = Place(sample.planned.ordinal, self._size, len(members))
         tokens = self._layout.tokens
         codes = arrays[f"{tokens.member}.npy"] if tokens else None
-        row = sidecar_row(document, place, arrays.get(SELECTOR), codes)
+        place = {"ordinal": sample.planned.ordinal, "offset": self._size, "size": len(members)}
+        row = sidecar_row(document, arrays.get(SELECTOR), codes, **place)
         self._table.add(row)
         self._texts += len(row["texts"])
         self._label_shares += row["label_shares"]

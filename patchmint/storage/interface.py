@@ -1,15 +1,20 @@
-"""What every storage can do, and the file that hashes what is written to it."""
+"""What every storage can do, which paths it takes, and the file that hashes what is written to it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
 
+from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
+
+TEMPORARY = ".patchmint-tmp-"
+"""First characters of the names of temporary files."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -192,3 +197,49 @@ class Storage(Protocol):
 
     def delete_empty_folders(self, folder: str) -> None:
         """Delete empty folders below a folder, and itself if it is empty. A store has none."""
+
+
+def creates_conditionally(storage: Storage) -> bool:
+    """Try whether `Storage.create` really refuses a second time: some stores ignore the condition.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    name = temporary_name()
+    try:
+        first = storage.create(name, b"first")
+        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
+    finally:
+        storage.delete([name])
+
+
+def checked(path: str, *, folder: bool = False) -> str:
+    """A path that is safe to join to a root.
+
+    Args:
+        path: relative, with "/" between its parts.
+        folder: whether it names a folder: then "" (the root) and one "/" at the end are fine, and the latter is cut.
+
+    Raises:
+        StorageError: it is absolute or empty, or has an empty part, ".", ".." or a NUL character in it.
+    """
+    if folder:
+        path = path.removesuffix("/")
+        if not path:
+            return path
+    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise StorageError(
+            f"{path!r} is not a path inside a storage: it must be relative, without empty parts, '.' and '..'; "
+            "correct it where it comes from"
+        )
+    return path
+
+
+def temporary_name() -> str:
+    """A name for a temporary file that nobody else has."""
+    return TEMPORARY + secrets.token_hex(8)
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path names a temporary file."""
+    return path.rpartition("/")[2].startswith(TEMPORARY)

@@ -8,14 +8,13 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
-from patchmint.storage.folders import files_below, make_folder, prune, sync_folder
-from patchmint.storage.interface import Entry, NewFile
-from patchmint.storage.paths import checked, is_temporary, temporary_name
+from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, temporary_name
 
 _Value = TypeVar("_Value")
 _BUFFER = 1 << 20
@@ -76,7 +75,7 @@ class LocalStorage:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`."""
         folder = checked(prefix, folder=True)
-        for path, size in files_below(self.root / folder, f"{folder}/" if folder else ""):
+        for path, size in _files_below(self.root / folder, f"{folder}/" if folder else ""):
             if not is_temporary(path):
                 yield Entry(path, size)
 
@@ -119,7 +118,7 @@ class LocalStorage:
                 sink.close()
             with suppress(OSError):
                 target.unlink()
-            prune(target.parent, self.root)
+            _prune(target.parent, self.root)
             raise
 
     def move(self, source: str, target: str) -> None:
@@ -128,7 +127,7 @@ class LocalStorage:
         with _explained("move", old):
             old.stat()
             _again_if_swept(lambda: _rename(old, new))
-        prune(old.parent, self.root)
+        _prune(old.parent, self.root)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Storage.delete`."""
@@ -139,28 +138,28 @@ class LocalStorage:
             with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
         for folder in folders:
-            prune(folder, self.root)
+            _prune(folder, self.root)
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
-        self.delete([path for path, _ in files_below(self.root, "") if is_temporary(path)])
+        self.delete([path for path, _ in _files_below(self.root, "") if is_temporary(path)])
 
     def delete_empty_folders(self, folder: str) -> None:
         """See `Storage.delete_empty_folders`."""
         for found, _, _ in os.walk(self._at(folder), topdown=False):
-            prune(Path(found), self.root)
+            _prune(Path(found), self.root)
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
 
 
 def _opened(target: Path) -> BinaryIO:
-    make_folder(target.parent)
+    _make_folder(target.parent)
     return target.open("wb", buffering=_BUFFER)
 
 
 def _rename(old: Path, new: Path) -> None:
-    make_folder(new.parent)
+    _make_folder(new.parent)
     old.rename(new)
     sync_folder(new.parent)
 
@@ -194,7 +193,7 @@ def _create(target: Path, data: bytes) -> bool:
 def _temporary_beside(target: Path, data: bytes) -> Iterator[Path]:
     """A synced file of these bytes in the target's folder, gone afterwards."""
     temporary = target.with_name(temporary_name())
-    make_folder(target.parent)
+    _make_folder(target.parent)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -227,3 +226,87 @@ def _must_be_file(target: Path, found: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each one synced into its parent.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        if folder.parent == folder:
+            break
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder last through a power cut.
+
+    Raises:
+        OSError: the folder is gone or can't be synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, root: Path) -> None:
+    """Remove a folder and those above it, below the root, for as long as they are empty."""
+    while folder != root and folder.is_relative_to(root):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def _files_below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """The path and size of every file below a folder, in the order of the paths. Links are followed.
+
+    Args:
+        folder: where to look; one that doesn't exist has no files.
+        prefix: put before the paths.
+
+    Raises:
+        StorageError: a folder can't be read, or links lead in a circle.
+    """
+    yield from _walk(folder, prefix, ())
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
+    try:
+        found = folder.stat()
+        here = (found.st_dev, found.st_ino)
+        if here in above:
+            # Without this a link to a folder above would go round until names get too long.
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        with os.scandir(folder) as entries:
+            # With "/" at the end of folders this is the order of whole paths: "a-b" lies before "a/c".
+            found_here = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise explain("list", str(folder), error) from error
+    for name, entry in sorted(found_here, key=itemgetter(0)):
+        if name.endswith("/"):
+            yield from _walk(folder / name, prefix + name, (*above, here))
+        elif (size := _size_of_file(entry)) is not None:
+            yield prefix + name, size
+
+
+def _size_of_file(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a regular file; None for anything else, such as a pipe, a dangling link, a file just deleted."""
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain("list", entry.path, error) from error

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import obstore
 from obstore import exceptions
 
 from patchmint.errors import NotFoundError, StorageError
+from patchmint.storage import stores
 from patchmint.storage.failures import explain, explain_store
-from patchmint.storage.interface import Entry, NewFile
-from patchmint.storage.listing import listed
-from patchmint.storage.paths import checked, is_temporary
-from patchmint.storage.ranges import RangeFile
-from patchmint.storage.repeat import Repeats, repeated
+from patchmint.storage.interface import Entry, NewFile, checked, is_temporary
 from patchmint.storage.stores import Address, connect
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+_Value = TypeVar("_Value")
+_PAGE = 1000
 _PART = 8 << 20
 _MOST_PARTS = 9000
 _BUFFER = 1 << 20
@@ -52,7 +54,7 @@ class ObjectStorage:
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
         with self._explained("read", path):
-            return repeated(lambda: bytes(obstore.get(self._store, checked(path)).bytes()))
+            return _repeated(lambda: bytes(obstore.get(self._store, checked(path)).bytes()))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
@@ -64,7 +66,7 @@ class ObjectStorage:
         else:
             with self._explained("read", path):
                 wanted = partial(obstore.get_range, self._store, checked(path), start=start, length=length)
-                data = bytes(repeated(wanted))
+                data = bytes(_repeated(wanted))
             enough = len(data) == length
         if not enough:
             raise StorageError(
@@ -75,7 +77,7 @@ class ObjectStorage:
     def size(self, path: str) -> int:
         """See `Storage.size`."""
         with self._explained("look for", path):
-            return repeated(lambda: obstore.head(self._store, checked(path)))["size"]
+            return _repeated(lambda: obstore.head(self._store, checked(path)))["size"]
 
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
@@ -92,17 +94,17 @@ class ObjectStorage:
     def open(self, path: str) -> BinaryIO:
         """See `Storage.open`."""
         size = self.size(path)
-        return io.BufferedReader(RangeFile(partial(self.read_range, path), size, self._shown(path)), _BUFFER)
+        return io.BufferedReader(_RangeFile(partial(self.read_range, path), size, self._shown(path)), _BUFFER)
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
         name, store = checked(path), self._patient if len(data) > _BUFFER else self._store
         with self._explained("write", path):
-            repeated(lambda: obstore.put(store, name, data, chunk_size=_PART))
+            _repeated(lambda: obstore.put(store, name, data, chunk_size=_PART))
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Storage.create`."""
-        repeats = Repeats()
+        repeats = _Repeats()
         lost_reply = False
         with self._explained("write", path):
             while True:
@@ -144,7 +146,7 @@ class ObjectStorage:
         """See `Storage.move`."""
         size = self.size(source)
         with self._explained("move", source):
-            repeated(lambda: obstore.copy(self._patient, checked(source), checked(target)))
+            _repeated(lambda: obstore.copy(self._patient, checked(source), checked(target)))
         self._check_size(target, size)
         self.delete([source])
 
@@ -155,7 +157,7 @@ class ObjectStorage:
             return
         with self._explained("delete", names[0]):
             try:
-                repeated(lambda: obstore.delete(self._store, names))
+                _repeated(lambda: obstore.delete(self._store, names))
             except FileNotFoundError:
                 # Google and Azure stop at the first absent one.
                 for name in names:
@@ -186,7 +188,7 @@ class ObjectStorage:
     def _all(self, folder: str) -> Iterator[Entry]:
         in_order = Address.parse(self.uri).lists_in_order
         with self._explained("list", folder):
-            yield from listed(self._store, folder, in_order=in_order, uri=self.uri)
+            yield from _listed(self._store, folder, in_order=in_order, uri=self.uri)
 
     def _bytes_or_none(self, path: str) -> bytes | None:
         try:
@@ -197,7 +199,7 @@ class ObjectStorage:
     def _upload(self, path: str, spool: Path, size: int) -> None:
         part = max(_PART, -(-size // _MOST_PARTS))
         with self._explained("write", path):
-            repeated(lambda: obstore.put(self._patient, checked(path), spool, chunk_size=part, max_concurrency=4))
+            _repeated(lambda: obstore.put(self._patient, checked(path), spool, chunk_size=part, max_concurrency=4))
         self._check_size(path, size)
 
     def _check_size(self, path: str, size: int) -> None:
@@ -216,3 +218,139 @@ class ObjectStorage:
             yield
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise explain_store(action, self._shown(path), error) from error
+
+
+def _listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Iterator[Entry]:
+    """Every object below a folder, sorted by path.
+
+    Args:
+        store: where.
+        folder: "" is all of it.
+        in_order: whether the store lists in order; otherwise everything is collected and sorted first.
+        uri: how error messages call the store.
+
+    Raises:
+        StorageError: the store lists out of order although it shouldn't.
+        BaseError: obstore's, for anything else.
+    """
+    found = _pages(store, folder, resume=in_order)
+    waiting: Entry | None = None
+    for entry in found if in_order else iter(sorted(found)):
+        if waiting is not None:
+            # "x/", an empty object by which web consoles mark a folder, comes as "x", before the files in it.
+            if entry.path <= waiting.path and entry.size == 0:
+                continue
+            if entry.path <= waiting.path:
+                raise StorageError(
+                    f"{uri} lists its objects out of order ({entry.path!r} after {waiting.path!r}), so samples would "
+                    "have no fixed order; copy them to a store that sorts, or to a folder"
+                )
+            if waiting.size or not entry.path.startswith(waiting.path + "/"):
+                yield waiting
+        waiting = entry
+    if waiting is not None:
+        yield waiting
+
+
+def _pages(store: ObjectStore, folder: str, *, resume: bool) -> Iterator[Entry]:
+    """The objects as they come; after a broken reply, from behind the last one on."""
+    repeats = _Repeats()
+    last: str | None = None
+    while True:
+        try:
+            for page in obstore.list(store, folder or None, offset=last, chunk_size=_PAGE):
+                for meta in page:
+                    yield Entry(meta["path"], meta["size"])
+                    last = meta["path"]
+                repeats = _Repeats()
+        except exceptions.GenericError as error:
+            if last is not None and not resume:
+                raise
+            repeats.wait(error)
+        else:
+            return
+
+
+class _RangeFile(io.RawIOBase):
+    """Seekable, for reading only. Wrap it in an `io.BufferedReader`, or every few bytes become a request."""
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int, shown: str) -> None:
+        """Open an object.
+
+        Args:
+            read_range: from a first byte and a length to exactly that many bytes.
+            size: bytes of the object.
+            shown: how error messages call it.
+        """
+        self.name = shown
+        self._read_range = read_range
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move to a position; beyond the end is fine, there is nothing to read there.
+
+        Raises:
+            StorageError: before the beginning.
+        """
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise StorageError(f"can't read {self.name} before its beginning, at byte {base + offset}; it was cut")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Fill a buffer as far as the object goes.
+
+        Raises:
+            NotFoundError: the object is gone.
+            StorageError: it can't be read.
+        """
+        view = memoryview(buffer).cast("B")
+        length = min(len(view), self._size - self._position)
+        if length <= 0:
+            return 0
+        view[:length] = self._read_range(self._position, length)
+        self._position += length
+        return length
+
+
+class _Repeats:
+    """How long to go on with one request."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + stores.PATIENCE
+        self._pause = 0.1
+
+    def wait(self, error: Exception) -> None:
+        """Wait a little before the next try.
+
+        Raises:
+            Exception: this error again, if it isn't a passing one or has lasted too long.
+        """
+        if re.search("status code: 4", str(error)) or time.monotonic() > self._deadline:
+            raise error
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, 2.0)
+
+
+def _repeated(request: Callable[[], _Value]) -> _Value:
+    """The result of a request that may be made twice without harm."""
+    repeats = _Repeats()
+    while True:
+        try:
+            return request()
+        except exceptions.GenericError as error:
+            repeats.wait(error)

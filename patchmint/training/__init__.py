@@ -1,1 +1,67 @@
-"""What the training stages eat: one vocabulary, sequences, loaders and a patch selector."""
+"""What training stages read: data sets, batches, one vocabulary of text and images, sequences, and a patch selector.
+
+Public names are loaded on first use, so that importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchmint.training.dataset import StageDataset
+    from patchmint.training.fields import StageSample
+    from patchmint.training.loader import StageBatch, StageLoader, collate
+    from patchmint.training.selector import PatchSelector, auc, keep_patches, recall_at_keep, selector_loss
+    from patchmint.training.sequences import ConversationTemplate, SequenceBuilder, TokenSequence
+    from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
+
+_HOMES = {
+    "Codebook": "vocabulary",
+    "ConversationTemplate": "sequences",
+    "PatchSelector": "selector",
+    "SequenceBuilder": "sequences",
+    "StageBatch": "loader",
+    "StageDataset": "dataset",
+    "StageLoader": "loader",
+    "StageSample": "fields",
+    "TokenSequence": "sequences",
+    "VisualVocabulary": "vocabulary",
+    "auc": "selector",
+    "collate": "loader",
+    "extend_tokenizer": "vocabulary",
+    "keep_patches": "selector",
+    "recall_at_keep": "selector",
+    "resize_embeddings": "vocabulary",
+    "selector_loss": "selector",
+}
+
+__all__ = [
+    "Codebook",
+    "ConversationTemplate",
+    "PatchSelector",
+    "SequenceBuilder",
+    "StageBatch",
+    "StageDataset",
+    "StageLoader",
+    "StageSample",
+    "TokenSequence",
+    "VisualVocabulary",
+    "auc",
+    "collate",
+    "extend_tokenizer",
+    "keep_patches",
+    "recall_at_keep",
+    "resize_embeddings",
+    "selector_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'patchmint.training' has no attribute {name!r}")
+    return getattr(import_module(f"patchmint.training.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

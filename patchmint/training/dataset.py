@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,16 +14,18 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchmint.datasets.reading import Place, SampleReader
-from patchmint.datasets.sources import StoredDataset, open_dataset
+from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.reader import SampleReader, SampleRef
+from patchmint.datasets.rows import with_extents
 from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.json_values import differences
 from patchmint.shards.layout import Layout
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample
-from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of
-from patchmint.training.order import Indices, MixedOrder
-from patchmint.training.ranks import Remainder, share_of
+from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of, manifest_of
+from patchmint.training.order import MixedOrder, Remainder, share_of
 from patchmint.training.sequences import TokenSequence
-from patchmint.training.state import checked_state
+from patchmint.types import Integers
 
 Uri = str | os.PathLike[str]
 Sequencer = Callable[[StageSample], TokenSequence]
@@ -33,8 +37,10 @@ _LOOKED_UP = 256
 class StageDataset(IterableDataset[StageSample]):
     """Samples of one or more finished data sets, in an order that seed and epoch alone decide.
 
-    With `StageLoader` it gives batches that can be resumed at any step. It works under torch's own DataLoader too
-    (`collate_fn=patchmint.training.collate.collate`), where each worker takes its part; call `set_epoch` before each
+    With `StageLoader` it gives batches that can be resumed at any step. `len(dataset)` is how many samples iterating
+    gives an epoch, on this rank; `dataset[i]` is the i-th sample as the shards have them, all data sets one after
+    another, whatever the order, rank and weights (its text that of epoch 0). It works under torch's own DataLoader too
+    (`collate_fn=patchmint.training.collate`), where each worker takes its part; call `set_epoch` before each
     epoch there, since workers hold copies of this object.
 
     Args:
@@ -90,12 +96,12 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [open_dataset(uri) for uri in uris]
+        self._datasets = [open_finished(uri) for uri in uris]
         self._fields = fields_of(stage, images, self._datasets)
         self._maker = SampleMaker(self._datasets, self._fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
         self._order = MixedOrder(
-            [dataset.counts for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
+            [_counts(dataset) for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
         )
         self._sequences = sequences
         self._skips = on_error == "skip"
@@ -122,7 +128,7 @@ class StageDataset(IterableDataset[StageSample]):
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """What the samples of each data set have."""
-        return tuple(dataset.manifest.layout for dataset in self._datasets)
+        return tuple(manifest_of(dataset).layout for dataset in self._datasets)
 
     @property
     def has_begun(self) -> bool:
@@ -139,7 +145,7 @@ class StageDataset(IterableDataset[StageSample]):
         """What a position in an epoch belongs to."""
         return {
             **self._settings,
-            "datasets": [dataset.identity for dataset in self._datasets],
+            "datasets": [_identity(dataset) for dataset in self._datasets],
             "world_size": self._share.world_size,
             "remainder": self._share.remainder,
         }
@@ -163,6 +169,31 @@ class StageDataset(IterableDataset[StageSample]):
         """
         self._epoch, self._position = checked_state(state, self.identity, "position")
 
+    def __len__(self) -> int:
+        """Samples of an epoch of this rank."""
+        return self.samples_of_rank
+
+    def __getitem__(self, index: int) -> StageSample:
+        """A sample by its position in the shards, data sets one after another; negative from the end.
+
+        Raises:
+            IndexError: there are fewer samples.
+            ShardError: it is damaged, also where damaged ones are skipped.
+            InputError: `sequences` refuses it.
+            StorageError: its shard can't be read.
+        """
+        ends = np.cumsum([dataset.samples for dataset in self._datasets])
+        total, number = int(ends[-1]), operator.index(index)
+        if not -total <= number < total:
+            raise IndexError(f"there is no sample {number}: the data sets have {total} samples")
+        number %= total
+        dataset = int(ends.searchsorted(number, side="right"))
+        place = SampleRef(dataset, 0, number - int(ends[dataset]) + self._datasets[dataset].samples)
+        (found,) = self._read([place])
+        if not isinstance(found, StageSample):
+            raise found
+        return found
+
     def __iter__(self) -> Iterator[StageSample]:
         """The rest of this rank's epoch, or this worker's part of it; afterwards the next epoch begins."""
         worker = get_worker_info()
@@ -181,7 +212,7 @@ class StageDataset(IterableDataset[StageSample]):
                 yield sample
         self._epoch, self._position = epoch + 1, 0
 
-    def places(self, epoch: int, own: Indices) -> list[Place]:
+    def places(self, epoch: int, own: Integers) -> list[SampleRef]:
         """Which samples this rank has in an epoch.
 
         Args:
@@ -190,7 +221,7 @@ class StageDataset(IterableDataset[StageSample]):
         """
         return self._order.places(epoch, self._share.positions(own, self.samples_per_epoch))
 
-    def stream(self, places: Iterable[Place]) -> Iterator[StageSample | str]:
+    def stream(self, places: Iterable[SampleRef]) -> Iterator[StageSample | str]:
         """Read samples in the order asked for; in the place of one that is skipped comes the reason.
 
         Raises:
@@ -199,43 +230,95 @@ class StageDataset(IterableDataset[StageSample]):
             StorageError: a shard can't be read.
             ConfigError: this is a forked worker, and the data set is on an object store.
         """
+        for found in self._read(places):
+            if isinstance(found, StageSample):
+                yield found
+            elif self._skips:
+                self.skipped += 1
+                _LOG.warning("skipped %s", found)
+                yield str(found)
+            else:
+                raise found
+
+    def _read(self, places: Iterable[SampleRef]) -> Iterator[StageSample | ShardError | InputError]:
+        """Samples, or what is wrong with them, by name."""
         if not self.is_local and os.getpid() != self._process:
             # A request would wait for ever: the threads that serve it stayed behind.
             raise ConfigError(
                 "connections to object stores don't survive a fork; give torch's DataLoader "
                 "multiprocessing_context='spawn' (StageLoader does so by itself)"
             )
-        for place, stored in SampleReader(self._datasets).read(places):
+        reader = SampleReader(self._datasets)
+        for place, stored in reader.read(places):
+            found: StageSample | ShardError | InputError
             try:
-                yield self._made(place, stored)
+                found = self._made(place, stored)
             except (ShardError, InputError) as error:
-                message = f"{self._named(place)}: {error}"
-                if not self._skips:
-                    kind = ShardError if isinstance(error, ShardError) else InputError
-                    raise kind(message) from error
-                self.skipped += 1
-                _LOG.warning("skipped %s", message)
-                yield message
+                kind = ShardError if isinstance(error, ShardError) else InputError
+                found = kind(f"{reader.describe(place)}: {error}")
+                found.__cause__ = error
+            yield found
 
-    def _made(self, place: Place, stored: StoredSample | ShardError) -> StageSample:
+    def _made(self, place: SampleRef, stored: StoredSample | ShardError) -> StageSample:
         if isinstance(stored, ShardError):
             raise stored
         sample = self._maker.make(place, stored)
         return replace(sample, sequence=self._sequences(sample)) if self._sequences else sample
 
-    def _named(self, place: Place) -> str:
-        dataset = self._datasets[place.dataset]
-        tar, offset, _ = dataset.place(place.index)
-        return f"sample {dataset.key(place.index)!r} of {dataset.uri} ({tar}, byte {offset})"
-
     def _check_conversations(self) -> None:
         for number, dataset in enumerate(self._datasets):
-            _, stored = next(SampleReader(self._datasets).read([Place(number, 0, 0)]))
+            _, stored = next(SampleReader(self._datasets).read([SampleRef(number, 0, 0)]))
             if isinstance(stored, StoredSample) and stored.document.conversation_json == "[]":
                 raise ConfigError(
                     f"stage 4 can't be trained on {dataset.uri}: its samples have no conversations; `patchmint build` "
                     "with source kind llava makes a data set that has"
                 )
+
+
+def open_finished(uri: Uri) -> Dataset:
+    """Open a finished data set that is whole, with the place of every sample in memory.
+
+    Raises:
+        ConfigError: there is no finished data set, or no sample was written.
+        ShardError: it is damaged, or not all of it is there.
+        StorageError: it can't be read.
+    """
+    none = ConfigError(
+        f"can't train on {uri}: there is no {MANIFEST_PATH}; it is no data set of patchmint: make one with "
+        "`patchmint build`, or correct the path"
+    )
+    if os.fspath(uri).endswith(".tar"):
+        raise none
+    try:
+        dataset = open_dataset(uri)
+    except InputError as error:
+        raise none from error
+    if not dataset.finished:
+        raise ConfigError(
+            f"can't train on {uri}: its build isn't finished, or wrote no sample: run the build's command again "
+            f"(`patchmint status {uri}` says how far it is)"
+        )
+    totals = manifest_of(dataset).totals
+    if not totals.written:
+        raise ConfigError(f"can't train on {uri}: no sample was written; its rejects/ say why")
+    shards, size = len(_counts(dataset)), sum(shard.size for shard in dataset.shards)
+    if (shards, size) != (totals.shards, totals.bytes):
+        raise ShardError(
+            f"{uri} has {shards} shards of {size} bytes, its {MANIFEST_PATH} says {totals.shards} of {totals.bytes}: "
+            f"the copy isn't complete; run `patchmint inspect verify {uri}`"
+        )
+    return with_extents(dataset)
+
+
+def _counts(dataset: Dataset) -> Integers:
+    """Samples of each shard."""
+    return np.array([shard.samples for shard in dataset.shards if shard.samples], np.int64)
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a position in an epoch depends on: which samples there are, and in which shards."""
+    shards = hashlib.sha256(_counts(dataset).astype("<i8").tobytes()).hexdigest()[:16]
+    return {"plan": manifest_of(dataset).plan_digest, "samples": dataset.samples, "shards": shards}
 
 
 def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:
@@ -251,7 +334,7 @@ def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:
     return uris, weights or None
 
 
-def _draws(datasets: Sequence[StoredDataset], weights: Sequence[float] | None, wanted: int | None) -> list[int]:
+def _draws(datasets: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None) -> list[int]:
     """Samples of each data set in an epoch: whole numbers by weight, the largest remainders rounded up."""
     sizes = [dataset.samples for dataset in datasets]
     if weights is None:
@@ -270,3 +353,26 @@ def _draws(datasets: Sequence[StoredDataset], weights: Sequence[float] | None, w
             "raise samples_per_epoch, or leave that data set out"
         )
     return draws
+
+
+def checked_state(state: Mapping[str, Any], identity: Mapping[str, Any], counter: str) -> tuple[int, int]:
+    """Epoch and place in it, of a state that belongs here.
+
+    Args:
+        state: as `state_dict` gave it.
+        identity: what the run that is to go on is about.
+        counter: name of what is counted within an epoch.
+
+    Raises:
+        ConfigError: it is no state, or belongs to other data or settings; the message names what differs.
+    """
+    epoch, place, of = (state.get(name) for name in ("epoch", counter, "of"))
+    if not isinstance(epoch, int) or not isinstance(place, int) or not isinstance(of, Mapping) or min(epoch, place) < 0:
+        raise ConfigError(f"this is no state of this kind (epoch, {counter}, of); give what state_dict() returned")
+    wrong = differences(of, identity)
+    if wrong:
+        raise ConfigError(
+            f"the state belongs to another run: {'; '.join(wrong)}. Go on with the data and settings it was taken "
+            "with, or start anew without it"
+        )
+    return epoch, place

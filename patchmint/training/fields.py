@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from patchmint.datasets.reading import Place
-from patchmint.datasets.sources import StoredDataset
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, ImageError, ShardError
-from patchmint.geometry.pooling import pool_coverage
+from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.processing import fit_image
 from patchmint.images.decode import decode_image
+from patchmint.interfaces import FeatureSpec
 from patchmint.samples import Turn
-from patchmint.shards.keys import COVERAGE, FEATURES, SELECTOR
-from patchmint.shards.layout import FeaturesLayout, Layout
+from patchmint.shards.endings import COVERAGE, FEATURES, SELECTOR
+from patchmint.shards.layout import Layout
+from patchmint.shards.manifest import Manifest
 from patchmint.shards.reader import StoredSample
 from patchmint.training.sequences import TokenSequence
 from patchmint.training.vocabulary import Codebook
@@ -78,7 +80,7 @@ class StageFields:
     conversation: bool
 
 
-def fields_of(stage: Stage, images: bool | None, datasets: Sequence[StoredDataset]) -> StageFields:
+def fields_of(stage: Stage, images: bool | None, datasets: Sequence[Dataset]) -> StageFields:
     """What the stage is given of these data sets.
 
     Args:
@@ -92,7 +94,7 @@ def fields_of(stage: Stage, images: bool | None, datasets: Sequence[StoredDatase
     if stage not in (1, 2, 3, 4):
         raise ConfigError(f"there is no stage {stage!r}; MaVEn has the stages 1, 2, 3 and 4")
     pixels = images if images is not None else stage in (1, 4)
-    has_features = datasets[0].manifest.layout.features is not None
+    has_features = manifest_of(datasets[0]).layout.features is not None
     fields = StageFields(
         pixels=pixels,
         labels=stage == 1,
@@ -103,15 +105,15 @@ def fields_of(stage: Stage, images: bool | None, datasets: Sequence[StoredDatase
     )
     for dataset in datasets:
         _check_mixable(stage, fields, datasets[0], dataset)
-        _check_fields(stage, fields, dataset.uri, dataset.manifest.layout)
+        _check_fields(stage, fields, dataset.uri, manifest_of(dataset).layout)
     return fields
 
 
-def _check_mixable(stage: Stage, fields: StageFields, first: StoredDataset, other: StoredDataset) -> None:
+def _check_mixable(stage: Stage, fields: StageFields, first: Dataset, other: Dataset) -> None:
     """One batch holds samples of all, and one model learns from them."""
     if first is other:
         return
-    ours, theirs = first.manifest.layout, other.manifest.layout
+    ours, theirs = manifest_of(first).layout, manifest_of(other).layout
     pairs: dict[str, tuple[object, object]] = {}
     if fields.pixels or fields.labels:
         pairs["patch grids"] = (ours.grid, theirs.grid)
@@ -120,7 +122,7 @@ def _check_mixable(stage: Stage, fields: StageFields, first: StoredDataset, othe
     if fields.labels:
         pairs["thresholds of labels (min_coverage)"] = (ours.min_coverage, theirs.min_coverage)
     if fields.codes and ours.tokens and theirs.tokens:
-        pairs["codebooks"] = (Codebook.of(first.manifest), Codebook.of(other.manifest))
+        pairs["codebooks"] = (Codebook.of(manifest_of(first)), Codebook.of(manifest_of(other)))
     if stage != 2:
         pairs["features"] = (_form(ours), _form(theirs))
         pairs["vision encoders"] = (_encoder(first), _encoder(other))
@@ -132,14 +134,14 @@ def _check_mixable(stage: Stage, fields: StageFields, first: StoredDataset, othe
             )
 
 
-def _form(layout: Layout) -> FeaturesLayout | None:
+def _form(layout: Layout) -> FeatureSpec | None:
     """What the features are, whatever the encoder's file is called."""
     return layout.features.model_copy(update={"encoder": ""}) if layout.features is not None else None
 
 
-def _encoder(dataset: StoredDataset) -> str:
+def _encoder(dataset: Dataset) -> str:
     """The vision encoder: by its file's content, or its name where there is no file."""
-    entry = dataset.manifest.models.get("vit")
+    entry = manifest_of(dataset).models.get("vit")
     return (entry.sha256 or entry.name) if entry is not None else ""
 
 
@@ -156,6 +158,13 @@ def _check_fields(stage: Stage, fields: StageFields, uri: str, layout: Layout) -
         )
 
 
+def manifest_of(dataset: Dataset) -> Manifest:
+    """dataset.json of a finished data set."""
+    manifest = dataset.manifest
+    assert manifest is not None
+    return manifest
+
+
 class SampleMaker:
     """Makes stage samples of stored ones.
 
@@ -166,20 +175,20 @@ class SampleMaker:
         seed: not negative.
     """
 
-    def __init__(self, datasets: Sequence[StoredDataset], fields: StageFields, text: TextChoice, seed: int) -> None:
+    def __init__(self, datasets: Sequence[Dataset], fields: StageFields, text: TextChoice, seed: int) -> None:
         self._datasets = datasets
         self._fields = fields
         self._text = text
         self._seed = seed
 
-    def make(self, place: Place, stored: StoredSample) -> StageSample:
+    def make(self, place: SampleRef, stored: StoredSample) -> StageSample:
         """The sample that comes at a place.
 
         Raises:
             ShardError: it isn't what its data set says.
         """
         dataset, document, fields = self._datasets[place.dataset], stored.document, self._fields
-        layout = dataset.manifest.layout
+        layout = manifest_of(dataset).layout
         index = self._text_index(place, document.texts)
         views = document.grid.views
         given: dict[str, Any] = {}
@@ -198,7 +207,7 @@ class SampleMaker:
             given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
         return StageSample(key=stored.key, dataset=place.dataset, text=document.texts[index], text_index=index, **given)
 
-    def _text_index(self, place: Place, texts: Sequence[str]) -> int:
+    def _text_index(self, place: SampleRef, texts: Sequence[str]) -> int:
         # a blank text has empty labels, which would teach that nothing of the image matters
         saying = [index for index, text in enumerate(texts) if text.strip()] or [0]
         if len(saying) == 1 or self._text == "first":
@@ -214,7 +223,7 @@ def _conversation(stored: StoredSample) -> tuple[Turn, ...]:
     return turns
 
 
-def _pixels(stored: StoredSample, dataset: StoredDataset) -> torch.Tensor:
+def _pixels(stored: StoredSample, dataset: Dataset) -> torch.Tensor:
     document = stored.document
     try:
         image = decode_image(stored.image, max_megapixels=dataset.max_megapixels)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +20,18 @@ from tokenizers import AddedToken
 
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.manifest import Manifest
-from patchmint.training.vocabulary_tokens import find_first_visual, visual_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EOS = "<EOS>"
 """Added where the tokenizer has no token of its own that ends a text."""
 
 _DIGEST_CHARACTERS = 12
 _MARKS = 2
+_VISUAL = re.compile(r"<\|(?:code-[0-9]+|image-(?:begin|end)-(?P<digest>[0-9a-f]+))\|>")
+_NAMED_IN_ERRORS = 3
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -229,15 +233,49 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> 
             "can't be id len(tokenizer) + c; use a tokenizer whose ids are 0 to len(tokenizer) - 1"
         )
     # Special, so that texts can be encoded without recognising them and decoded without showing them.
-    tokenizer.add_tokens([_special(token) for token in visual_tokens(codebook.digest, codebook.size)])
+    tokenizer.add_tokens([_special(token) for token in _visual_tokens(codebook.digest, codebook.size)])
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": _special(EOS)})
     return VisualVocabulary.of_tokenizer(tokenizer, codebook)
 
 
+def resize_embeddings(
+    model: PreTrainedModel, vocabulary: VisualVocabulary, *, pad_to_multiple_of: int | None = None
+) -> None:
+    """Give a language model a row for every id, in its input and output embeddings, in place.
+
+    New rows start near the mean of the old ones (transformers' `mean_resizing`), the same on every call and every
+    rank, whatever the state of torch's random numbers, which stays as it is. Rows that are there keep their values,
+    those beyond the tokenizer (padding) too: visual ids take them first. A model with enough rows is unchanged, so this
+    may be called again after training.
+
+    Args:
+        model: of transformers.
+        vocabulary: from `extend_tokenizer`.
+        pad_to_multiple_of: makes the number of rows a multiple of this, for speed.
+
+    Raises:
+        ConfigError: the model has fewer rows than the tokenizer had tokens of text, so the two don't belong together;
+            or the multiple is no positive integer.
+    """
+    import torch  # not needed for anything else here
+
+    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+        raise ConfigError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}")
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if rows < vocabulary.text_size:
+        raise ConfigError(
+            f"the model's embeddings have {rows} rows, but its tokenizer had {vocabulary.text_size} tokens of text "
+            "before it was extended; use the tokenizer that belongs to the model"
+        )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(_SEED)
+        model.resize_token_embeddings(max(rows, vocabulary.size), pad_to_multiple_of=pad_to_multiple_of)
+
+
 def _read(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocabulary | None:
     tokens = tokenizer.get_vocab()
-    first = find_first_visual(tokens, codebook.digest, codebook.size)
+    first = _find_first_visual(tokens, codebook.digest, codebook.size)
     if first is None:
         return None
     if tokenizer.eos_token_id is None:
@@ -260,3 +298,65 @@ def _integers(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     if array.dtype.kind not in "iu":
         raise InputError(f"the {what} are {array.dtype}, not integers; give them as the shards hold them")
     return array
+
+
+def _visual_tokens(digest: str, codes: int) -> list[str]:
+    """The visual tokens in the order of their ids: codes, then the marks of an image's begin and end.
+
+    Args:
+        digest: the codebook's. Only the marks bear it: that suffices to tell codebooks apart.
+        codes: number of codes of all codebooks.
+    """
+    return [*(f"<|code-{code}|>" for code in range(codes)), *(f"<|image-{end}-{digest}|>" for end in ("begin", "end"))]
+
+
+def _find_first_visual(tokens: Mapping[str, int], digest: str, codes: int) -> int | None:
+    """Where a tokenizer's visual tokens begin; None where it has none.
+
+    Args:
+        tokens: the tokenizer's whole vocabulary, ids by token.
+        digest: the codebook's.
+        codes: number of codes of all codebooks.
+
+    Raises:
+        ConfigError: it has visual tokens that aren't this codebook's, not all of them, or not one after another.
+    """
+    found = {token: match for token in tokens if token.startswith("<|") and (match := _VISUAL.fullmatch(token))}
+    if not found:
+        return None
+    others = sorted({match["digest"] for match in found.values() if match["digest"]} - {digest})
+    if others:
+        raise ConfigError(
+            f"the tokenizer was extended for codebook {' and '.join(others)}, but the codes are of codebook {digest}; "
+            "use the data set and the tokenizer that belong together, or extend the original tokenizer anew"
+        )
+    expected = _visual_tokens(digest, codes)
+    _check_same(found, expected, digest)
+    first = tokens[expected[0]]
+    for position, token in enumerate(expected):
+        if tokens[token] != first + position:
+            raise ConfigError(
+                f"the tokenizer's visual tokens are out of order: {token} has id {tokens[token]}, not "
+                f"{first + position}; extend the original tokenizer anew"
+            )
+    return first
+
+
+def _check_same(found: Iterable[str], expected: list[str], digest: str) -> None:
+    present, wanted = set(found), set(expected)
+    missing = [token for token in expected if token not in present]
+    if missing:
+        raise ConfigError(
+            f"the tokenizer is only partly extended for codebook {digest}: {len(missing)} of {len(expected)} visual "
+            f"tokens are missing ({_some(missing)}); extend the original tokenizer anew"
+        )
+    if present != wanted:
+        raise ConfigError(
+            f"the tokenizer has visual tokens that codebook {digest} lacks ({_some(sorted(present - wanted))}); extend "
+            "the original tokenizer anew"
+        )
+
+
+def _some(tokens: list[str]) -> str:
+    more = ", ..." if len(tokens) > _NAMED_IN_ERRORS else ""
+    return ", ".join(tokens[:_NAMED_IN_ERRORS]) + more

@@ -1,17 +1,22 @@
-"""Tells what a file is and whether it is sound, without torch and without running anything in it."""
+"""Tells what a file is and whether it is sound, without torch and without running anything in it.
+
+Of a pickle it reads which Python names it would import. That gives early, named errors; safety doesn't rest on it:
+`patchmint.weights.loading` opens files with torch's `weights_only` unpickler, which by itself refuses every name that
+is neither its own nor an inert stub.
+"""
 
 from __future__ import annotations
 
 import io
+import pickletools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import safetensors
 
 from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
-from patchmint.weights.pickles import PickleScan, is_foreign, scan_pickle
 from patchmint.weights.registry import Checkpoint
 
 FileKind = Literal["zip", "legacy", "safetensors", "pickle", "html", "lfs-pointer", "empty", "text", "other"]
@@ -26,6 +31,29 @@ _MAX_PICKLE_BYTES = 256 << 20
 """A state dict's pickle lists names and shapes only: the largest official one is under 1 MB."""
 
 _CHUNK = 1 << 20
+
+_INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+"""Old Lightning checkpoints name classes of these, such as the `ModelCheckpoint` in the official VQGAN files."""
+
+_INERT_NAMES = frozenset(
+    {"typing.Any", "collections.defaultdict"}
+    # the element types that omegaconf's containers note
+    | {f"builtins.{name}" for name in ("dict", "list", "tuple", "str", "int", "float", "bool", "object")}
+)
+
+_TORCH_NAMES = frozenset(
+    {
+        "collections.OrderedDict",
+        "collections.Counter",
+        "_codecs.encode",
+        "builtins.set",
+        "builtins.bytearray",
+        "builtins.complex",
+    }
+)
+"""What torch's own unpickler allows outside of torch (docs of `torch.load`, "weights_only")."""
+
+_OLD_BUILTINS = {"long": "int", "unicode": "str"}
 
 _DESCRIPTIONS: dict[FileKind, str] = {
     "pickle": "a bare pickle, not a torch checkpoint",
@@ -109,7 +137,7 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
                     raise _corrupt(path, f"{problem}: it has {size} bytes, {checkpoint.name} has {checkpoint.size}")
             case _:
                 with path.open("rb") as file:
-                    _refuse_foreign(path, [scan_pickle(file)])
+                    _refuse_foreign(path, [_scan_pickle(file)])
                 raise _corrupt(path, describe(kind))
         match kind:
             case "zip":
@@ -138,8 +166,8 @@ def _corrupt(path: Path, problem: str) -> WeightsCorruptError:
     )
 
 
-def _refuse_foreign(path: Path, scans: list[PickleScan]) -> None:
-    foreign = sorted({name for scan in scans for name in scan.names if is_foreign(name)})
+def _refuse_foreign(path: Path, scans: list[_PickleScan]) -> None:
+    foreign = sorted({name for scan in scans for name in scan.names if _is_foreign(name)})
     # Bytes that aren't a pickle can look like one for a while: only a whole one, or a torch container's, tells.
     if foreign and (len(scans) > 1 or scans[0].complete or scans[0].protocol):
         raise WeightsUnsafeError(
@@ -148,7 +176,7 @@ def _refuse_foreign(path: Path, scans: list[PickleScan]) -> None:
         )
 
 
-def _scan_zip(path: Path) -> PickleScan:
+def _scan_zip(path: Path) -> _PickleScan:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -163,16 +191,16 @@ def _scan_zip(path: Path) -> PickleScan:
                 with archive.open(member) as part:
                     while part.read(_CHUNK):
                         pass
-            return scan_pickle(io.BytesIO(archive.read(pickles[0])))
+            return _scan_pickle(io.BytesIO(archive.read(pickles[0])))
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise _corrupt(path, f"cut off or damaged ({error})") from error
 
 
-def _scan_legacy(path: Path) -> list[PickleScan]:
-    scans: list[PickleScan] = []
+def _scan_legacy(path: Path) -> list[_PickleScan]:
+    scans: list[_PickleScan] = []
     with path.open("rb") as file:
         while len(scans) < _LEGACY_PICKLES and (not scans or scans[-1].complete):
-            scans.append(scan_pickle(file))
+            scans.append(_scan_pickle(file))
     return scans
 
 
@@ -182,3 +210,73 @@ def _check_safetensors(path: Path) -> None:
             pass
     except safetensors.SafetensorError as error:
         raise _corrupt(path, f"a cut or damaged safetensors file ({error})") from error
+
+
+@dataclass(frozen=True)
+class _PickleScan:
+    """What one pickle holds.
+
+    Attributes:
+        names: full names of everything it would import.
+        protocol: the highest protocol that it declares.
+        complete: whether it was sound up to its end.
+    """
+
+    names: frozenset[str]
+    protocol: int
+    complete: bool
+
+
+def _scan_pickle(stream: BinaryIO) -> _PickleScan:
+    """Read one pickle from `stream`, which is left right behind it; nothing in it runs."""
+    names: set[str] = set()
+    pushed: list[str | None] = []  # what went on the unpickler's stack, None for all but strings
+    memo: dict[int, str | None] = {}
+    protocol = 0
+    complete = False
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            match opcode.name:
+                case "GLOBAL" | "INST":
+                    module, _, name = str(argument).partition(" ")
+                    names.add(_full_name(module, name))
+                case "STACK_GLOBAL":
+                    names.add(_full_name(*pushed[-2:]))
+                case "EXT1" | "EXT2" | "EXT4":
+                    names.add(f"copyreg extension {argument}")
+                case "PROTO":
+                    protocol = max(protocol, int(argument or 0))
+                case "STOP":
+                    complete = True
+                case "MEMOIZE" | "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[len(memo) if argument is None else int(argument)] = pushed[-1] if pushed else None
+                    continue
+            if "GET" in opcode.name:
+                pushed.append(memo.get(int(argument or 0)))
+            elif opcode.stack_after:
+                pushed.append(argument if isinstance(argument, str) else None)
+    except (ValueError, OverflowError, MemoryError):
+        complete = False
+    return _PickleScan(frozenset(names), protocol, complete)
+
+
+def is_inert(name: str) -> bool:
+    """Whether an inert stub may stand in for this name: known baggage of training checkpoints."""
+    return name in _INERT_NAMES or name.startswith(_INERT_PACKAGES)
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether no weights file has any business with this name (`os.system`, `builtins.eval`, ...).
+
+    Names inside torch are left to torch, which has its own short list and refuses the others on load.
+    """
+    return not (is_inert(name) or name in _TORCH_NAMES or name.startswith("torch."))
+
+
+def _full_name(module: str | None = None, name: str | None = None) -> str:
+    """The name as Python 3 has it (protocol 2 writes Python 2's)."""
+    if module is None or name is None:
+        return "a name that can't be told"
+    if module == "__builtin__":
+        return f"builtins.{_OLD_BUILTINS.get(name, name)}"
+    return f"{module}.{name}"

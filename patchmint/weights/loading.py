@@ -15,16 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
-from patchmint.weights.container import inspect
-from patchmint.weights.pickles import is_inert
+from patchmint.weights.container import inspect, is_inert
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import locate
 
 _NAMED_IN_ERRORS = 4
-
-
-ARCH_METADATA_KEY = "patchmint.arch"
-"""Entry of a safetensors file's metadata that describes the architecture, as the JSON of its arch dataclass."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +22,6 @@ REINSTALL = "pip install --force-reinstall patchmint   (in a clone: git checkout
 """What mends a bundled file."""
 
 Status = Literal["ok", "absent", "wrong size", "wrong checksum", "not a checkpoint"]
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes done so far and the total, None where it isn't known."""
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,16 +52,9 @@ def bundled_folder() -> Path:
     return Path(__file__).parent / "bundled"
 
 
-def file_of(checkpoint: Checkpoint, folder: Path | None = None) -> Path:
-    """Where a checkpoint's file belongs: a bundled one in the package, others in a folder. It may not be there.
-
-    Args:
-        checkpoint: which.
-        folder: for those that aren't bundled; None = the weights folder.
-    """
-    if checkpoint.bundled:
-        return bundled_folder() / checkpoint.filename
-    return (weights_folder() if folder is None else folder) / checkpoint.filename
+def file_of(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's file belongs, there or not: a bundled one in the package, others in the weights folder."""
+    return (bundled_folder() if checkpoint.bundled else weights_folder()) / checkpoint.filename
 
 
 def named_checkpoint(name: str) -> Checkpoint:
@@ -141,18 +128,10 @@ def _check_installed(checkpoint: Checkpoint, path: Path) -> None:
         )
 
 
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    total = path.stat().st_size
-    done = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress is not None:
-                progress(done, total)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(path: Path, checkpoint: Checkpoint | None) -> FileCheck:

@@ -15,20 +15,19 @@ from typing import Literal
 import numpy as np
 
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
-from patchmint.demo.agreement import psnr
-from patchmint.demo.measure import judge_labels, mask_ious
-from patchmint.demo.models import FILES, VOCABULARY_FILE
+from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.seeds import FRESH
+from patchmint.demo.score import psnr
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import Tokenizer
-from patchmint.labelers.build_grounded_sam import build_grounded_sam, build_masker
-from patchmint.labelers.grounded_sam import GroundedSam
+from patchmint.labelers.grounded_sam import GroundedSam, build_grounded_sam, build_masker
 from patchmint.labelers.sam import MaskCoverage
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import Size
 from patchmint.weights.store import bundled_folder
+from tools.demo_training.measure import judge_labels, mask_ious
+from tools.demo_training.models import FILES, VOCABULARY_FILE
 
 _WIDE: Size = (160, 400)
 _MANY_TEXTS = 4
@@ -81,7 +80,7 @@ def load_segmenter(folder: Path, coverage: MaskCoverage = "exact") -> GroundedSa
     return build_grounded_sam(models_in(folder), LabelsConfig(coverage=coverage), "cpu")
 
 
-def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
+def judge_segmenter(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     """Figures of patch labels by setting; settings that aren't the ordinary scenes take half as many of them."""
     scenes = _scenes(count, seed)
     segmenters = {mode: load_segmenter(folder, mode) for mode in ("exact", "fast")}
@@ -93,7 +92,7 @@ def judge_segmenter(folder: Path, count: int, seed: int = FRESH) -> Table:
     }
 
 
-def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
+def judge_masker(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     """IoU of masks from true boxes with what is seen of the objects: mean, and the value that a tenth falls below."""
     masker = build_masker(models_in(folder), LabelsConfig(), "cpu")
     table = {}
@@ -106,7 +105,7 @@ def judge_masker(folder: Path, count: int, seed: int = FRESH) -> Table:
     return table
 
 
-def judge_tokenizer(folder: Path, count: int, seed: int = FRESH) -> Table:
+def judge_tokenizer(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     """PSNR of pictures drawn from their codes, and the share of codes that occur."""
     models, scenes = models_in(folder), _scenes(count, seed)
     fits: tuple[Literal["pad", "crop", "squash"], ...] = ("pad", "crop", "squash")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from patchmint.demo.seeds import HELD_OUT, TRAINING
+from patchmint.demo import HELD_OUT_SEED, TRAINING_SEED
 from tools.demo_training.loop import Schedule, Task, Trainer
 
 SCHEDULES = {
@@ -25,15 +25,15 @@ def make_task(role: str, steps: int) -> Task:
         case "detector":
             from tools.demo_training.train_detector import DetectorTask
 
-            return DetectorTask(TRAINING, HELD_OUT, steps)
+            return DetectorTask(TRAINING_SEED, HELD_OUT_SEED, steps)
         case "masker":
             from tools.demo_training.train_masker import MaskerTask
 
-            return MaskerTask(TRAINING, HELD_OUT)
+            return MaskerTask(TRAINING_SEED, HELD_OUT_SEED)
         case _:
             from tools.demo_training.train_tokenizer import TokenizerTask
 
-            return TokenizerTask(TRAINING, HELD_OUT)
+            return TokenizerTask(TRAINING_SEED, HELD_OUT_SEED)
 
 
 def main() -> None:

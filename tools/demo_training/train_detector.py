@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patchmint.demo.measure import TrueMasker, judge_labels
-from patchmint.demo.models import DETECTOR, FILES, VOCABULARY_FILE, save_weights, vocabulary, write_vocabulary
 from patchmint.demo.scenes import Scene, draw_size, make_scene
-from patchmint.demo.texts import SceneText, join_texts, plural
+from patchmint.demo.texts import ScenePhrase, SceneText, plural
 from patchmint.geometry import grid_preset
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino.canvas import ImageBatch, position_centres
@@ -28,6 +27,8 @@ from patchmint.labelers.grounding_dino.transformer import Proposals, propose, re
 from patchmint.labelers.sam import SamMasker
 from patchmint.types import Size, Text
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, attribute_loss, position_losses, query_losses
+from tools.demo_training.measure import TrueMasker, judge_labels
+from tools.demo_training.models import DETECTOR, FILES, VOCABULARY_FILE, save_weights, vocabulary, write_vocabulary
 
 _SPELLED_OUT = 0.25
 # Share of texts whose phrases are given to the model one by one.
@@ -231,3 +232,14 @@ def _with_missed(
             middle = (box[:2] + box[2:]) / 2 / (scene.size[1], scene.size[0]) * (shape[1], shape[0])
             under[np.square(centres - middle).sum(1).argmin()] = index
     return under
+
+
+def join_texts(texts: Sequence[SceneText]) -> SceneText:
+    """One text of several, a sentence each."""
+    content = ""
+    phrases: list[ScenePhrase] = []
+    for text in texts:
+        start = len(content)
+        phrases += [ScenePhrase((p.span[0] + start, p.span[1] + start), p.objects) for p in text.phrases]
+        content += text.content.rstrip(".") + ". "
+    return SceneText("joined", content.rstrip(), tuple(phrases))

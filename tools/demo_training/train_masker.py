@@ -13,11 +13,11 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.demo.measure import mask_ious
-from patchmint.demo.models import FILES, MASKER, save_weights
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.labelers.sam import SamMasker, untrained
-from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masks import input_size, resize_longest_side, scale_boxes
+from tools.demo_training.measure import mask_ious
+from tools.demo_training.models import FILES, MASKER, save_weights
 
 _BOXES = 4
 _JITTER = 0.09

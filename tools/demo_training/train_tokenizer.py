@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.demo.models import FILES, TOKENIZER, save_weights
 from patchmint.demo.scenes import make_scene
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
 from patchmint.tokenizers.vqgan import Vqgan, VqganTokenizer, untrained_vqgan
 from patchmint.tokenizers.vqgan.quantize import NearestCodebook
 from tools.demo_training.evaluate import psnr_and_use
+from tools.demo_training.models import FILES, TOKENIZER, save_weights
 
 _SIZE = 256
 _CROPS = (96, 128, 160)

@@ -55,7 +55,7 @@ def codes_command(
 
     Ends with 0; with 1 if no image contains the code; with 2 if there is no such code, or no codes at all.
     """
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.codes.books import parse_code, tokens_layout
     from patchmint.inspection.codes.index import open_code_index
 
@@ -70,7 +70,7 @@ def codes_command(
     if chosen is None:
         _top(opened, index, tokens, limit, min_images, sheet, as_json)
         return
-    from patchmint.datasets.notice import dataset_notice
+    from patchmint.datasets.reader import dataset_notice
     from patchmint.inspection.codes.query import report_code
     from patchmint.inspection.codes.sheet import draw_code
 
@@ -97,7 +97,7 @@ def _top(
     sheet: Path | None,
     as_json: bool,
 ) -> None:
-    from patchmint.datasets.notice import dataset_notice
+    from patchmint.datasets.reader import dataset_notice
     from patchmint.inspection.codes.ranking import rank_codes
     from patchmint.inspection.codes.sheet import draw_ranking
 

@@ -36,7 +36,7 @@ def diff_command(
 
     Ends with 0 if nothing differs, 1 if something does, 2 if one can't be read.
     """
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.diff.compare import compare
 
     with progress_bar("diff") as progress:

@@ -67,7 +67,7 @@ def find_command(
 
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.find.samples import Search
 
     if keys and as_json:

@@ -41,7 +41,7 @@ def gallery_command(
     """
     if (out is None) != serve:
         raise typer.BadParameter("give either a folder to write (OUT) or --serve")
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)

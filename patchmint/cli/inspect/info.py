@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, open_quickly, print_json
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ def info_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.summary import summarise
 
-    summary = summarise(open_quickly(dataset))
+    summary = summarise(open_dataset(dataset, check_files=False))
     if as_json:
         print_json(asdict(summary))
         return
@@ -56,12 +57,17 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "samples", _samples(totals)
     yield "texts", _texts(totals)
     yield "size", f"{totals['shards']} shards, {_size(totals['bytes'])} ({totals['bytes']} bytes)"
-    known = summary.config or {name: summary.layout.get(name) for name in ("grid", "tokens", "features")}
+    known = summary.held or {name: summary.layout.get(name) for name in ("grid", "tokens", "features")}
     for section in _SECTIONS if summary.layout else ():
         if section in known:
-            yield section, _flat(known[section])
+            # Settings that aren't known are empty; the layout tells at least what there is.
+            yield section, _flat(known[section] if known[section] != {} else _form(section, summary.layout))
     if summary.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+
+
+def _form(section: str, layout: Mapping[str, Any]) -> Any:
+    return {"min_coverage": layout["min_coverage"]} if section == "labels" else layout[section]
 
 
 def _samples(totals: Mapping[str, Any]) -> str:

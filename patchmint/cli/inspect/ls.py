@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, open_quickly, print_json
+from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
 
 
 def _list_shards(uri: str, *, as_json: bool) -> None:
-    dataset = open_quickly(uri)
+    from patchmint.datasets.dataset import open_dataset
+
+    dataset = open_dataset(uri, check_files=False)
     if as_json:
         print_json(_shards_document(dataset))
     else:

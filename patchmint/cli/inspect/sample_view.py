@@ -15,9 +15,8 @@ from patchmint.cli.inspect.shared import console_for_data
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
-from patchmint.inspection.show.labels import text_labels
+from patchmint.inspection.show.labels import mark_phrases, phrase_colours, text_labels
 from patchmint.inspection.show.lookup import Found
-from patchmint.inspection.show.marks import mark_phrases, phrase_colours
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE
 from patchmint.pictures.text import ink_on
@@ -47,7 +46,7 @@ def print_sample(dataset: Dataset, found: Found, texts: Sequence[int]) -> None:
     if len(texts) > _MAX_TEXTS:
         typer.echo(f"\n{len(texts) - _MAX_TEXTS} more texts: --text N shows one, --json all")
     if sample.selector is None:
-        typer.echo("\nno labels: the data set was built without them")
+        typer.echo("\nno labels: the data set has none")
     typer.echo()
     _print_codes(console, sample)
     console.print(Text(_features(sample)))
@@ -140,7 +139,7 @@ def _print_labels(console: Console, sample: StoredSample, number: int) -> None:
 def _print_codes(console: Console, sample: StoredSample) -> None:
     codes, tokens = sample.codes, sample.document.tokens
     if codes is None:
-        typer.echo("no codes: the data set was built without a tokenizer")
+        typer.echo("no codes: the data set has none")
         return
     several = len(tokens.codebook_sizes) > 1
     if codes.ndim != len(tokens.grid) + several or codes.dtype.kind not in "ui" or not codes.size:

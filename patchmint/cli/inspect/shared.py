@@ -13,25 +13,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from patchmint.datasets.dataset import Dataset
-
 _PIPED_WIDTH = 200
 
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://...; or one tar.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
-
-def open_quickly(uri: str) -> Dataset:
-    """A data set for commands that read none of its shards: by its shards.json if there is one, else by a listing."""
-    from patchmint.datasets.listed import open_listed
-
-    if not uri.endswith(".tar") and (listed := open_listed(uri)) is not None:
-        return listed
-    from patchmint.datasets.opening import open_dataset
-
-    return open_dataset(uri)
 
 
 def print_json(document: object) -> None:

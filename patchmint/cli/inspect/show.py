@@ -42,7 +42,7 @@ def show_command(
 
     Ends with 0, or with 2 if there is no such sample.
     """
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")

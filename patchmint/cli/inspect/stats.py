@@ -46,7 +46,7 @@ def stats_command(
 
     Ends with 0; with 2 if there is nothing to count.
     """
-    from patchmint.datasets.opening import open_dataset
+    from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.stats.collect import collect_stats
 
     check_output(png, ".png")

@@ -46,8 +46,8 @@ def verify_command(
 
 
 def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
-    from patchmint.datasets.opening import open_tar
-    from patchmint.shards.names import MANIFEST_PATH, PLAN_PATH
+    from patchmint.datasets.dataset import open_tar
+    from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH
     from patchmint.shards.verify import verify, verify_tars
     from patchmint.storage import open_storage
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.samples import sample_at
+from patchmint.datasets.reader import sample_at
 from patchmint.errors import InputError, ShardError
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers
 
 _CODE = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,12})", re.ASCII)
 
@@ -54,8 +54,7 @@ def tokens_layout(dataset: Dataset) -> TokensLayout:
             raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
     if tokens is None:
         raise InputError(
-            f"{dataset.uri} has no codes: it was built with `tokens: null`; `patchmint extend {dataset.uri} OUT "
-            "--tokens.size 256` makes them"
+            f"{dataset.uri} has no codes; `patchmint extend {dataset.uri} OUT --tokens.size 256` makes them"
         )
     return tokens
 

@@ -19,14 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.picked import rows_at
-from patchmint.datasets.rows import Progress, iter_tables
+from patchmint.datasets.rows import Progress, iter_tables, rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers
 
 TERM_SAMPLES = 20_000
 """Images of the spread that tells how common words are everywhere."""

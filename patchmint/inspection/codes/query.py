@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.picked import rows_at
-from patchmint.datasets.rows import Progress
-from patchmint.datasets.samples import iter_stored
+from patchmint.datasets.reader import iter_stored
+from patchmint.datasets.rows import Progress, rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.codes.books import Code
 from patchmint.inspection.codes.index import TERM_SAMPLES, CodeIndex
 from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
-from patchmint.shards.keys import DOCUMENT
+from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample
+from patchmint.types import Integers
 
 MAX_TERM_IMAGES = 200
 """Images of a code whose texts are looked at, at most: those that have it most often."""

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.picked import rows_at
-from patchmint.datasets.rows import Progress
+from patchmint.datasets.rows import Progress, rows_at
 from patchmint.inspection.codes.books import book_starts, named_code
 from patchmint.inspection.codes.index import CodeIndex
 from patchmint.inspection.codes.query import code_terms
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers
 
 _TERM_IMAGES = 40
 # Looked at for a code's top word. Fewer than for one code alone: there are many codes.

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.notice import dataset_notice
+from patchmint.datasets.reader import dataset_notice, iter_stored
 from patchmint.datasets.rows import Progress
-from patchmint.datasets.samples import iter_stored
 from patchmint.errors import ImageError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.images.decode import decode_image
@@ -18,9 +17,8 @@ from patchmint.inspection.codes.query import CodeReport, find_cells
 from patchmint.inspection.codes.ranking import RankedCode, Ranking
 from patchmint.pictures.contact_sheet import Tile, TileGroup, draw_contact_sheet, draw_tile
 from patchmint.pictures.labels import Rectangle
-from patchmint.shards.keys import DOCUMENT, IMAGE
+from patchmint.shards.endings import DOCUMENT, IMAGE
 from patchmint.shards.layout import TokensLayout
-from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage
 
@@ -117,7 +115,7 @@ def _tiles(
 ) -> list[list[Tile]]:
     """Tiles of several codes in one pass over the samples: each image is decoded once, and let go again."""
     cells = code_cells(tokens)
-    limit = image_limit(dataset.manifest)
+    limit = dataset.max_megapixels
     positions = sorted({position for images in wanted for position in images})
     tiles: dict[tuple[int, int], Tile] = {}
     for position, sample in iter_stored(dataset, positions, (IMAGE, DOCUMENT, f"{tokens.member}.npy"), progress):

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.rows import Progress
 from patchmint.inspection.diff.members import Codes, Labels, compare_members
 from patchmint.inspection.diff.settings import Change, compare_settings, describe_gaps
 from patchmint.inspection.diff.tables import digest_rows, mean_label_share, pair
 from patchmint.inspection.find.samples import read_keys
+from patchmint.types import Integers
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import iter_stored, sample_at
 from patchmint.datasets.rows import Progress
-from patchmint.datasets.samples import iter_stored, sample_at
-from patchmint.shards.keys import SELECTOR
+from patchmint.shards.endings import SELECTOR
 from patchmint.shards.reader import StoredSample
+from patchmint.types import Integers
 
 Array = npt.NDArray[np.generic]
 

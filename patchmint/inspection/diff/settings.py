@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from patchmint.datasets.dataset import Dataset
+from patchmint.shards.manifest import held_settings
 
 # What the members are follows from the layout, and the config's digest from the config.
 _DERIVED = {"schema", "members", "config_digest"}
@@ -25,7 +26,10 @@ class Change:
 
 
 def compare_settings(a: Dataset, b: Dataset) -> list[Change]:
-    """Config, models, versions, layout and totals, in the order of their names; nothing where one has no manifest."""
+    """Config, models, versions, layout and totals, in the order of their names; nothing where one has no manifest.
+
+    The config is that which made what the shards hold (`held_settings`), whichever command did.
+    """
     if a.manifest is None or b.manifest is None:
         return []
     sides = {name: dict(_flat(dataset)) for name, dataset in (("a", a), ("b", b))}
@@ -48,7 +52,7 @@ def describe_gaps(a: Dataset, b: Dataset) -> list[str]:
 
 def _flat(dataset: Dataset) -> Iterator[tuple[str, object]]:
     if dataset.manifest is not None:
-        document = dataset.manifest.model_dump(mode="json")
+        document = dataset.manifest.model_dump(mode="json") | {"config": held_settings(dataset.manifest)}
         yield from _leaves("", {name: value for name, value in document.items() if name not in _DERIVED})
 
 

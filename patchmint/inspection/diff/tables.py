@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.shards.verify_tar import key_hash
+from patchmint.types import Integers
 
 Records = npt.NDArray[np.void]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.standing_rejects import iter_standing_rejects
+from patchmint.datasets.ledger import iter_rejects
 from patchmint.errors import InputError
 from patchmint.inspection.find.sql import Conditions
 from patchmint.samples import Fault, Reject
 from patchmint.shards.rejects import SCHEMA
+from patchmint.types import Integers
 
 
 def find_rejects(
@@ -40,7 +40,7 @@ def find_rejects(
     own = [f"{column} {sign} ${column}" for column, sign, value in _given(reason, key) if value]
     values = {column: value for column, _, value in _given(reason, key) if value}
     with Conditions(SCHEMA, own, values, where=where, sort=sort) as conditions:
-        for table in iter_standing_rejects(dataset):
+        for table in iter_rejects(dataset):
             conditions.add(table)
         total, numbers = conditions.total, conditions.numbers(limit)
     return total, _read(dataset, numbers)
@@ -54,7 +54,7 @@ def _read(dataset: Dataset, numbers: Integers) -> list[Reject]:
     ascending = np.sort(numbers)
     found: dict[int, Reject] = {}
     first = 0
-    for table in iter_standing_rejects(dataset):
+    for table in iter_rejects(dataset):
         begin, end = np.searchsorted(ascending, [first, first + table.num_rows])
         chosen = ascending[begin:end]
         for number, row in zip(chosen.tolist(), table.take(pa.array(chosen - first)).to_pylist(), strict=True):

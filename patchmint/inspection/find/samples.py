@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.picked import rows_at
-from patchmint.datasets.rows import Progress, iter_tables
+from patchmint.datasets.rows import Progress, iter_tables, rows_at
 from patchmint.errors import InputError
 from patchmint.inspection.find.sql import Conditions
 from patchmint.shards.sidecar import SCHEMA
+from patchmint.types import Integers
 
 _BEST = "nullif(list_max(scores), -1)"  # -1: the model gives no scores
 _COLUMNS = ["key", "id", "texts", "label_shares", "phrases", "scores"]

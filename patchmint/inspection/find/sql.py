@@ -11,9 +11,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from patchmint.datasets.arrays import Integers
 from patchmint.errors import InputError
 from patchmint.inspection.find.expressions import check_expression
+from patchmint.types import Integers
 
 _TABLE = "shard"
 _NUMBER = "index"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.datasets.arrays import Integers
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.picked import rows_at
+from patchmint.datasets.rows import rows_at
 from patchmint.inspection.gallery.scripts import packed
+from patchmint.types import Integers
 
 INDEX_CHUNK = 10_000
 """Samples of one file of numbers."""

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.placement import sample_placement
 from patchmint.errors import ShardError
 from patchmint.inspection.gallery.scripts import packed
-from patchmint.inspection.show.labels import text_labels
-from patchmint.inspection.show.marks import phrase_colours
+from patchmint.inspection.show.labels import phrase_colours, text_labels
+from patchmint.inspection.show.overlays import sample_placement
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import PhraseDocument, SampleDocument
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.notice import dataset_notice
+from patchmint.datasets.reader import dataset_notice
 from patchmint.errors import ShardError
 from patchmint.inspection.gallery.columns import INDEX_CHUNK, NONE, SCALE, TEXTS_CHUNK
 from patchmint.inspection.gallery.remake import Offer

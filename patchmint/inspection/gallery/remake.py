@@ -16,12 +16,12 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.inspection.gallery.describe import phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
-from patchmint.inspection.show.marks import phrase_colours
+from patchmint.inspection.show.labels import phrase_colours
 from patchmint.interfaces import Tokens
 from patchmint.plugins import is_outside_tokenizer, plugin_names
-from patchmint.shards.manifest import Manifest
-from patchmint.shards.members import Array
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.codec import Array
+from patchmint.shards.manifest import Manifest, made_by
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.schema import SampleDocument
 from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.registry import CHECKPOINTS
@@ -52,38 +52,39 @@ class Offer:
 
 def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     """Whether the masks of the labels can be made again on this machine."""
-    if not wanted:
-        return Offer(None, "left out (--no-masks)")
-    if dataset.manifest is None:
-        return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its masks")
-    found = _made_by(dataset.manifest, "labels")
-    if found is None:
-        return Offer(None, "this data set has no labels")
-    if found.get("models") is None:
-        return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its masks")
-    models = parse_settings(ModelsConfig, found["models"])
+    found = _maker(dataset, "labels", "masks") if wanted else Offer(None, "left out (--no-masks)")
+    if isinstance(found, Offer):
+        return found
+    manifest, config = found
+    models = parse_settings(ModelsConfig, config["models"])
     if models.segmenter is not None:
         return Offer(None, f"the outside segmenter {models.segmenter!r} made them; its masks aren't stored")
     # The same number format as the build's, as far as this machine has it.
-    settings = (models, parse_settings(LabelsConfig, found["labels"]), _precision(found))
-    return _offer(dataset.manifest, "masker", models.masker, settings)
+    settings = (models, parse_settings(LabelsConfig, config["labels"]), _precision(config))
+    return _offer(manifest, "masker", models.masker, settings)
 
 
 def offer_decoded(dataset: Dataset, wanted: bool) -> Offer:
     """Whether the codes can be drawn on this machine."""
-    if not wanted:
-        return Offer(None, "left out (--no-decoded)")
-    if dataset.manifest is None:
-        return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its codes")
-    found = _made_by(dataset.manifest, "tokens")
-    if found is None:
-        return Offer(None, "this data set has no codes")
-    if found.get("models") is None:
-        return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its codes")
-    models = parse_settings(ModelsConfig, found["models"])
-    return _offer(
-        dataset.manifest, "tokenizer", models.tokenizer, (models, parse_settings(TokensConfig, found["tokens"]))
-    )
+    found = _maker(dataset, "tokens", "codes") if wanted else Offer(None, "left out (--no-decoded)")
+    if isinstance(found, Offer):
+        return found
+    manifest, config = found
+    models = parse_settings(ModelsConfig, config["models"])
+    return _offer(manifest, "tokenizer", models.tokenizer, (models, parse_settings(TokensConfig, config["tokens"])))
+
+
+def _maker(dataset: Dataset, section: str, what: str) -> tuple[Manifest, Mapping[str, Any]] | Offer:
+    """The settings of the build that made labels or tokens; or why they aren't known."""
+    manifest = dataset.manifest
+    if manifest is None:
+        return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its {what}")
+    if (manifest.layout.min_coverage if section == "labels" else manifest.layout.tokens) is None:
+        return Offer(None, f"this data set has no {'labels' if section == 'labels' else 'codes'}")
+    config = made_by(manifest.config, section)
+    if config is None or config.get("models") is None:
+        return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its {what}")
+    return manifest, config
 
 
 class Remaker:
@@ -140,15 +141,15 @@ class Remaker:
 
     @cached_property
     def _masker(self) -> SamMasker:
-        from patchmint.annotate.devices import pick_device
-        from patchmint.labelers.build_grounded_sam import build_masker
+        from patchmint.compute.devices import pick_device
+        from patchmint.labelers.grounded_sam import build_masker
 
         models, labels, precision = self.masks_offer.settings
         return build_masker(models, labels, pick_device("auto"), precision)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from patchmint.annotate.devices import pick_device
+        from patchmint.compute.devices import pick_device
         from patchmint.tokenizers.build import build_tokenizer
 
         models, tokens = self.decoded_offer.settings
@@ -163,16 +164,6 @@ def _of_texts(document: SampleDocument, rles: Sequence[Rle], size: Size) -> list
         own = [rle for rle, phrase in zip(rles, document.phrases, strict=True) if phrase.text_index == text]
         pictures.append(masks_png(own, [colours[phrase.text] for phrase in phrases], size) if own else b"")
     return pictures
-
-
-def _made_by(manifest: Manifest, section: str) -> Mapping[str, Any] | None:
-    """The settings that made a section: those of the data set that was extended, where it was carried over."""
-    config: Any = manifest.config
-    while isinstance(config, Mapping):
-        if config.get(section) is not None:
-            return config
-        config = config.get("extended")
-    return None
 
 
 def _precision(config: Mapping[str, Any]) -> Precision:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
-from patchmint.datasets.dataset import Dataset, Shard
-from patchmint.datasets.rows import read_table
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.describe import describe_sample
 from patchmint.inspection.gallery.remake import Remaker
 from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.thumbnails import jpeg, small
-from patchmint.shards.manifest import image_limit
-from patchmint.shards.reader import StoredSample, read_sample
+from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage
 
 _FOLDER = 1000
 # Samples of one folder of files.
-_TABLES = 16
 
 _Made = TypeVar("_Made")
 
@@ -65,8 +60,8 @@ class SampleFiles:
         self._dataset = dataset
         self._size = size
         self._remaker = remaker
-        self._megapixels = image_limit(dataset.manifest)
-        self._places = lru_cache(maxsize=_TABLES)(self._read_places)
+        self._megapixels = dataset.max_megapixels
+        self._reader = SampleReader([dataset])
 
     def prepare(self, position: int, index: int) -> Prepared:
         """Read a sample and decode its image; what is wrong with either becomes words on its card.
@@ -89,12 +84,8 @@ class SampleFiles:
             "remarks": [],
         }
         try:
-            places = self._places(shard)
-            known["key"] = places["key"][row].as_py()
-            offset, size = places["offset"][row].as_py(), places["size"][row].as_py()
-            sample = read_sample(self._dataset.storage, shard.tar, offset, size)
-            if sample.key != known["key"]:
-                raise ShardError(f"the tar has {sample.key!r} here; run `patchmint inspect verify`")
+            known["key"] = self._reader.locate(SampleRef(0, 0, index)).key
+            sample = self._reader.sample(index)
             described = known | describe_sample(self._dataset, sample)
             codes = sample.codes
         except ShardError as error:
@@ -174,9 +165,6 @@ class SampleFiles:
                 yield file_name("pictures", prepared.position), self.picture(prepared)
             if problem is not None and _has_problem(prepared.described):
                 problem(prepared.described["key"])
-
-    def _read_places(self, shard: Shard) -> pa.Table:
-        return read_table(self._dataset, shard, ["key", "offset", "size"])
 
 
 def _each(

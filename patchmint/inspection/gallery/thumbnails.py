@@ -11,7 +11,7 @@ from PIL import Image
 from patchmint.geometry import PatchGrid
 from patchmint.geometry.rle import decode_mask
 from patchmint.pictures.labels import PALETTE
-from patchmint.pictures.shading import outline
+from patchmint.pictures.overlay import outline
 from patchmint.types import RgbImage, Rle, Size
 
 _QUALITY = 85

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.reader import Extent, read_extent, sample_at
 from patchmint.datasets.rows import Progress, iter_tables, read_table
-from patchmint.datasets.samples import sample_at
-from patchmint.errors import InputError, PatchmintError, ShardError
+from patchmint.errors import InputError, PatchmintError
 from patchmint.inspection.cache import open_index
-from patchmint.shards.reader import StoredSample, read_sample
+from patchmint.shards.reader import StoredSample
+from patchmint.types import Integers
 
 _NAMES = ("key", "id")
 _COMPARED_SHARDS, _COMPARED_KEYS = 32, 20_000
@@ -28,7 +29,6 @@ _MAX_DIGITS = 19
 # Of a position: more than any data set has samples.
 
 Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _look_up(dataset: Dataset, name: str, positions: Callable[[str, str], list[i
         if len(found) > 1 and column == "id":
             raise InputError(_ambiguous(name, found))
         if found:
-            return _read(dataset, found[0])
+            return Found(found[0].index, read_extent(dataset, found[0].extent))
     raise InputError(_unknown(dataset, name))
 
 
@@ -107,26 +107,14 @@ class _Row:
 
     index: int
     names: dict[str, str]
-    offset: int
-    size: int
+    extent: Extent
 
 
 def _row(dataset: Dataset, index: int) -> _Row:
     shard, row = dataset.place(index)
     table = read_table(dataset, shard, [*_NAMES, "offset", "size"])
-    values = {column: table[column][row].as_py() for column in table.column_names}
-    return _Row(index, {column: values[column] for column in _NAMES}, values["offset"], values["size"])
-
-
-def _read(dataset: Dataset, row: _Row) -> Found:
-    tar = dataset.place(row.index)[0].tar
-    sample = read_sample(dataset.storage, tar, row.offset, row.size)
-    if sample.key != row.names["key"]:
-        raise ShardError(
-            f"{tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {row.names['key']!r}; run "
-            f"`patchmint inspect verify {dataset.uri}`"
-        )
-    return Found(row.index, sample)
+    key, own, offset, size = (table[column][row].as_py() for column in (*_NAMES, "offset", "size"))
+    return _Row(index, {"key": key, "id": own}, Extent(shard.tar, offset, size, key))
 
 
 def name_hash(name: str) -> int:
@@ -155,7 +143,7 @@ class _Index:
     """By kind of name: its hashes, and the samples' positions."""
 
     hashes: dict[str, Hashes]
-    samples: dict[str, Indices]
+    samples: dict[str, Integers]
 
     def positions(self, column: str, name: str) -> list[int]:
         """Of the samples whose names have the hash of this one."""

@@ -1,15 +1,15 @@
-"""The overlay of a stored sample, as `patchmint label` draws it of a labelled one."""
+"""A stored sample's grid on its image, and its overlay, as `patchmint label` draws it of a labelled one."""
 
 from __future__ import annotations
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.placement import sample_placement
-from patchmint.errors import InputError
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.geometry import Fit, PatchGrid, Placement
 from patchmint.images.decode import decode_image
 from patchmint.inspection.show.labels import text_labels
 from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import SampleDocument
 from patchmint.types import RgbImage
 
 
@@ -31,7 +31,7 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
     """
     document = sample.document
     if sample.selector is None:
-        raise InputError(f"sample {sample.key!r} has no labels to draw: its data set was built with `labels: null`")
+        raise InputError(f"sample {sample.key!r} has no labels to draw; `patchmint extend` adds them to a data set")
     kept, coverage = text_labels(sample, text)
     phrases = [
         OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
@@ -39,7 +39,7 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
         if phrase.text_index == text
     ]
     return draw_overlay(
-        decode_image(sample.image, max_megapixels=image_limit(dataset.manifest)).pixels,
+        decode_image(sample.image, max_megapixels=dataset.max_megapixels).pixels,
         placement=sample_placement(dataset, document),
         selector=kept,
         coverage=coverage,
@@ -49,3 +49,23 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
         notice=document.notice,
         fit=document.grid.fit,
     )
+
+
+def sample_placement(dataset: Dataset, document: SampleDocument) -> Placement:
+    """Lay the data set's grid on a sample's image.
+
+    The build's settings tell the grid exactly. Without them (a lone tar, an unfinished build) it is the document's, and
+    of `anyres` the first view only: a document doesn't tell the canvases.
+
+    Raises:
+        ShardError: the document, or dataset.json, names no grid of ours.
+    """
+    size = (document.image.height, document.image.width)
+    if dataset.manifest is not None:
+        return dataset.grid.place(size)
+    grid = document.grid
+    try:
+        fit = Fit.SQUASH if grid.fit == Fit.ANYRES else Fit(grid.fit)
+        return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place(size)
+    except (ConfigError, ValueError) as error:
+        raise ShardError(f"sample {document.key!r} has a grid that can't be used: {error}; run verify") from error

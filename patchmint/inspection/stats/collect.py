@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.notice import dataset_notice
+from patchmint.datasets.reader import dataset_notice
 from patchmint.datasets.rows import Progress, iter_tables
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.codes.books import tokens_layout

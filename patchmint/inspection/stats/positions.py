@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.reader import iter_stored, sample_at
 from patchmint.datasets.rows import Progress
-from patchmint.datasets.samples import iter_stored, sample_at
 from patchmint.errors import ShardError
-from patchmint.shards.keys import COVERAGE, SELECTOR
+from patchmint.shards.endings import COVERAGE, SELECTOR
 
 
 @dataclass(frozen=True)

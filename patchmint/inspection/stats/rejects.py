@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.standing_rejects import iter_standing_rejects
+from patchmint.datasets.ledger import iter_rejects
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def count_rejects(dataset: Dataset) -> tuple[RejectCount, ...]:
         StorageError: one can't be read.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for table in iter_standing_rejects(dataset):
+    for table in iter_rejects(dataset):
         counts.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
     return tuple(
         RejectCount(*cause, count) for cause, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchmint.datasets.arrays import Integers
 from patchmint.inspection.codes.books import book_starts
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers
 
 
 @dataclass(frozen=True)

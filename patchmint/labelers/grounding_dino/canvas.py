@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from patchmint.compute.transfer import to_device
+from patchmint.compute.devices import to_device
 from patchmint.labelers.grounding_dino.deformable import LevelTable, level_table
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 from patchmint.types import Size

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_fully
-from patchmint.compute.transfer import to_device
 from patchmint.types import Size
 
 _POINTS_AT_ONCE = 2**17

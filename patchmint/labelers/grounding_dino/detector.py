@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
 
+from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_in
-from patchmint.compute.spans import span
-from patchmint.compute.transfer import to_device
+from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
-from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
     ImageFeatures,
@@ -23,11 +24,10 @@ from patchmint.labelers.grounding_dino.encoders import (
     encode_images,
     encode_prompts,
 )
-from patchmint.labelers.grounding_dino.model import store_reduced
+from patchmint.labelers.grounding_dino.model import GroundingDinoArch, store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
-from patchmint.labelers.grounding_dino.select import Detections, merge, select
 from patchmint.labelers.grounding_dino.transformer import match
-from patchmint.types import RgbImage, Size, Text
+from patchmint.types import RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -120,11 +120,11 @@ class GroundingDino:
         ]
         wanted = sorted({index for index, _, _ in pairs})
         resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
-        with span("backbone", self.device):
+        with stage("backbone", self.device):
             pixels = [self._normalised(image) for image in resized]
             with computing_in(self.precision, self.device):
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
-        with span("text", self.device), computing_in(self.precision, self.device):
+        with stage("text", self.device), computing_in(self.precision, self.device):
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -172,7 +172,7 @@ class GroundingDino:
         return (levels / self._white - self._mean) / self._std
 
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with span("transformer", self.device), computing_in(self.precision, self.device):
+        with stage("transformer", self.device), computing_in(self.precision, self.device):
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()
@@ -200,3 +200,110 @@ def detector_size(size: Size, short_side: int, long_side: int) -> Size:
     if width < height:
         return int(short_side * height / width), short_side
     return short_side, int(short_side * width / height)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found for the texts of one image, best first within each text.
+
+    Attributes:
+        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
+        scores: float32 (N,), 0..1.
+        spans: int64 (N, 2), characters of the text.
+        text_index: int64 (N,).
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    spans: npt.NDArray[np.int64]
+    text_index: npt.NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Detections:
+        """Nothing found."""
+        return cls(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
+        )
+
+
+def select(
+    scores: npt.NDArray[np.float32],
+    boxes: npt.NDArray[np.float32],
+    prompt: Prompt,
+    *,
+    image_size: Size,
+    text_index: int,
+    box_threshold: float,
+    text_threshold: float,
+) -> Detections:
+    """Keep the queries that a readable token claims, and name each by the words that claim it.
+
+    Upstream takes the best score over all tokens, `[CLS]` and "." included, and decodes every token over the text
+    threshold, which gives empty names, words merged from different places and `##` fragments. Here a query's score is
+    that of its best readable token, and its phrase is the unbroken run of whole words around that token that are over
+    the text threshold; where phrases were asked for, the one that token belongs to.
+
+    Args:
+        scores: float32 (queries, 256), sigmoid of the logits.
+        boxes: float32 (queries, 4), centre and size as shares of the image.
+        prompt: what was asked.
+        image_size: (height, width) in original pixels.
+        text_index: which of the image's texts the prompt comes from.
+        box_threshold: a query is kept if its best score is over this.
+        text_threshold: a word belongs to the phrase if one of its tokens is over this.
+    """
+    readable = np.array([token.readable for token in prompt.tokens])
+    of_tokens = np.where(readable, scores[:, prompt.places], -1.0)
+    best = of_tokens.argmax(axis=1)
+    best_scores = of_tokens[np.arange(len(best)), best]
+    kept = np.flatnonzero(best_scores > box_threshold)
+    kept = kept[np.argsort(-best_scores[kept], kind="stable")]
+    spans = [
+        prompt.phrases[prompt.phrase_of[best[query]]]
+        if prompt.phrases
+        else _run_of_words(prompt, of_tokens[query] > text_threshold, int(best[query]))
+        for query in kept
+    ]
+    return Detections(
+        boxes=_to_pixels(boxes[kept], image_size),
+        scores=best_scores[kept].astype(np.float32),
+        spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+        text_index=np.full(len(kept), text_index, dtype=np.int64),
+    )
+
+
+def merge(parts: list[Detections]) -> Detections:
+    """Put the detections of several prompts together, texts in order, best first within each."""
+    if not parts:
+        return Detections.none()
+    text_index = np.concatenate([part.text_index for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    order = np.lexsort((-scores, text_index))
+    return Detections(
+        boxes=np.concatenate([part.boxes for part in parts])[order],
+        scores=scores[order],
+        spans=np.concatenate([part.spans for part in parts])[order],
+        text_index=text_index[order],
+    )
+
+
+def _run_of_words(prompt: Prompt, over: npt.NDArray[np.bool_], best: int) -> Span:
+    tokens = prompt.tokens
+    claimed = {tokens[i].word for i in np.flatnonzero(over)} | {tokens[best].word}
+
+    def grow(step: int) -> int:
+        end = best
+        following = best + step
+        while 0 <= following < len(tokens) and tokens[following].word in claimed:
+            end = following
+            following += step
+        return end
+
+    return tokens[grow(-1)].span[0], tokens[grow(1)].span[1]
+
+
+def _to_pixels(boxes: npt.NDArray[np.float32], image_size: Size) -> npt.NDArray[np.float32]:
+    height, width = image_size
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    corners = np.concatenate([centre - half, centre + half], axis=1).clip(0, 1)
+    return np.asarray(corners * np.array([width, height, width, height], dtype=np.float32), dtype=np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from patchmint.compute.compiled import Compiled
-from patchmint.compute.transfer import to_device
+from patchmint.compute.devices import to_device
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
 

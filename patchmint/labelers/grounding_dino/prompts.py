@@ -20,7 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from patchmint.errors import WeightsCorruptError
-from patchmint.labelers.grounding_dino.arch import MAX_TEXT_TOKENS
+from patchmint.labelers.grounding_dino.model import MAX_TEXT_TOKENS
 from patchmint.types import Span, Text
 
 _ROOM = MAX_TEXT_TOKENS - 3

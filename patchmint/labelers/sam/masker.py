@@ -11,15 +11,14 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_in
-from patchmint.compute.spans import span
-from patchmint.compute.transfer import to_device
+from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
-from patchmint.geometry.masks import Masks
-from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
+from patchmint.geometry.rle import Masks
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage
+from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage, input_size, resize_longest_side, scale_boxes
 from patchmint.types import RgbImage
 
 _HELD = 64
@@ -130,7 +129,7 @@ class SamMasker:
         """Image embeddings (B, h, w, C)."""
         device, side = self._model.device, self._encoder.image_size
         mean, std = self._model.pixel_mean, self._model.pixel_std
-        with span("encode", device):
+        with stage("encode", device):
             squares = torch.zeros((len(resized), 3, side, side), device=device)
             for square, image in zip(squares, resized, strict=True):
                 pixels = to_device(image, device).permute(2, 0, 1)
@@ -148,7 +147,7 @@ class SamMasker:
         ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
         for start in range(0, len(boxes), self._box_chunk):
             part = slice(start, start + self._box_chunk)
-            with span("decode", device):
+            with stage("decode", device):
                 logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
             ready = (owners[part], *_start_copy(logits))
             # A GPU works on this chunk while the one before it is looked at.

@@ -1,4 +1,9 @@
-"""What SAM's decoder said of one picture's boxes: masks that need not be made to be measured."""
+"""What SAM's decoder said of one picture's boxes: masks that need not be made to be measured.
+
+Three frames: the picture; the *input*, the picture scaled so that its longest side is the model's `image_size`, set in
+the top left corner of a square and padded; and the *low-res logits* that the decoder gives, which cover the whole
+square, padding included.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.coverage_logits import coverage_from_logits
-from patchmint.geometry.masks import Masks, RleMasks
 from patchmint.geometry.placement import Floats, Placement
-from patchmint.geometry.rle import encode_masks
-from patchmint.labelers.sam.frames import input_size
-from patchmint.types import Rle, Size
+from patchmint.geometry.rle import Masks, RleMasks, encode_masks
+from patchmint.types import RgbImage, Rle, Size
 
 MaskCoverage = Literal["exact", "fast"]
 
@@ -48,7 +52,7 @@ class SamMasks:
         return len(self.logits)
 
     def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
-        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.masks.Masks`."""
+        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.rle.Masks`."""
         if len(members) == 0:
             return np.zeros(placement.shape)
         logits = self.logits[np.asarray(members)]
@@ -102,7 +106,7 @@ class PackedMasks:
         return len(self.made)
 
     def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
-        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.masks.Masks`."""
+        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.rle.Masks`."""
         if len(members) == 0:
             return np.zeros(placement.shape)
         union = np.bitwise_or.reduce(self.packed[np.asarray(members)], axis=0)
@@ -152,3 +156,32 @@ def _coarse_coverage(positive: npt.NDArray[np.bool_], placement: Placement, size
     """Coverage where each logit (n, n) counts as the pixels that it stands for."""
     used, scale = input_size(size, image_size), len(positive) / image_size
     return coverage_share(positive, placement, extent=(used[0] * scale, used[1] * scale))
+
+
+def input_size(size: Size, image_size: int) -> Size:
+    """(height, width) of a picture of `size` in the input.
+
+    As upstream's `ResizeLongestSide.get_preprocess_shape`, but a side that would round to 0 becomes 1, so that pictures
+    over 2 * `image_size` : 1 work (upstream fails on them).
+    """
+    scale = image_size * 1.0 / max(size)
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+def resize_longest_side(image: RgbImage, image_size: int) -> RgbImage:
+    """Scale a picture to its size in the input, with PIL's bilinear filter, which widens when it shrinks.
+
+    The same pixels as upstream's `ResizeLongestSide.apply_image`, which gets there through torchvision.
+    """
+    height, width = input_size((image.shape[0], image.shape[1]), image_size)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def scale_boxes(boxes: npt.NDArray[np.float32], size: Size, target: Size) -> npt.NDArray[np.float32]:
+    """Carry boxes (N, 4), XYXY, from a picture of `size` to its `target` size in the input, each axis by itself.
+
+    In float64 and then rounded, as upstream's `SamPredictor.predict`.
+    """
+    across, down = target[1] / size[1], target[0] / size[0]
+    return (boxes.astype(np.float64) * (across, down, across, down)).astype(np.float32)

@@ -5,25 +5,32 @@ Crash at any point and run it again: what is committed stays, the rest is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from patchmint.annotate.preflight import check_loadable
-from patchmint.config.build import BuildConfig, differences
-from patchmint.datasets.extension import check_extension
+from patchmint.config.build import BuildConfig
+from patchmint.datasets.extension import check_extension, finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
-from patchmint.pipeline.driver.manifest import finish
+from patchmint.json_values import differences
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Pool, Progress, Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import library_versions, make_plan, make_retry_plan, record_models
 from patchmint.pipeline.sources import open_source
 from patchmint.shards.commit import sweep
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
+from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.records import CommitRecord
+from patchmint.shards.shard_list import write_shard_list
+from patchmint.shards.sidecar import mean_share_of
 from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
@@ -59,7 +66,7 @@ class BuildReport:
         rejects: by reason, those that still stand.
         units: in the data set.
         done_before: units that earlier runs had finished.
-        profile: where the time of this run went (`patchmint.pipeline.driver.profile.Profile.summary`), and `trace`, the
+        profile: where the time of this run went (`patchmint.pipeline.driver.runs.Profile.summary`), and `trace`, the
             timeline's address; None unless it was asked for, or where nothing was left to do.
     """
 
@@ -167,7 +174,7 @@ def build(
             ledger = Ledger.read(storage, ledger.plans)
             ledger.check()
         rejects = ledger.rejects()
-        finish(ledger, rejects)
+        _write_manifest(ledger, rejects)
         sweep(storage, None)
         log.end("finished")
     return BuildReport(
@@ -239,3 +246,81 @@ def _planned(
     if not rejected:
         return ledger
     return Ledger(storage, [*ledger.plans, make_retry_plan(storage, ledger.plans, rejected)], ledger.records)
+
+
+def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
+    """Write shards.json, then dataset.json: from plans, commit records and one written sample.
+
+    Args:
+        ledger: of a build whose units are all done.
+        rejects: standing rejects by reason.
+
+    Raises:
+        StorageError, ShardError: a shard can't be read, or the manifest not be written.
+    """
+    plan, storage = ledger.plans[0], ledger.storage
+    records = [ledger.records[unit.id] for unit in ledger.units]
+    written = [record for record in records if record.written]
+    if not written:
+        return  # a data set without a sample has no layout; the build says that nothing was written
+    source = plan.config["source"]
+    extended = finished_manifest(open_storage(source["uri"])) if source["kind"] == "patchmint" else None
+    layout = _layout(storage, plan, written[0], extended)
+    tars = [file.size for record in written for path, file in record.files.items() if path.endswith(".tar")]
+    manifest = Manifest(
+        notice=layout.notice,
+        config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
+        config_digest=plan.config_digest,
+        plan_digest=plan.digest,
+        models=_carried_models(plan, extended) | {role: _entry(record) for role, record in plan.models.items()},
+        versions=dict(plan.versions),
+        layout=layout,
+        members=describe_members(layout),
+        totals=Totals(
+            units=len(records),
+            planned=ledger.planned,
+            written=ledger.written,
+            rejected=dict(rejects),
+            texts=sum(record.texts for record in written),
+            label_share=mean_share_of((record.label_share, record.texts) for record in written),
+            shards=len(written),
+            bytes=sum(tars),
+        ),
+    )
+    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
+    write_manifest(storage, manifest)
+
+
+def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEntry]:
+    """Those that made what is carried over from the data set that was extended."""
+    if extended is None:
+        return {}
+    return {
+        role: entry
+        for role, entry in extended.models.items()
+        if role in SECTION_OF_ROLE and plan.config[SECTION_OF_ROLE[role]] is None
+    }
+
+
+def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
+    """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
+    sample = next(iter_samples(storage, f"shards/{unit_name(record.unit)}.tar"))
+    document = sample.document
+    labels = plan.config["labels"]
+    carried = extended.layout.min_coverage if extended else None
+    tokens = None
+    if document.tokens.member:
+        tokens = TokensLayout(**document.tokens.model_dump())
+    grid = document.grid
+    return Layout(
+        grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit),
+        min_coverage=labels["min_coverage"] if labels else carried,
+        tokens=tokens,
+        features=document.features,
+        notice=document.notice,
+    )
+
+
+def _entry(record: ModelRecord) -> ModelEntry:
+    name = f"{record.name} ({record.distribution})" if record.distribution else record.name
+    return ModelEntry(name=name, sha256=record.sha256, size=record.size, licence=record.licence)

@@ -10,7 +10,6 @@ from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.errors import ImageError, StorageError
 from patchmint.features.build import check_features
-from patchmint.pipeline.plan.spool import Progress
 from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
 from patchmint.shards.plan import ModelRecord
 
@@ -69,7 +68,7 @@ def estimate(
     config: BuildConfig,
     models: Mapping[str, ModelRecord],
     image_size: Callable[[ImageRef], int],
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> DryRun:
     """Read the source as `make_plan` does, and write nothing.
 

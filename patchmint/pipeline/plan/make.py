@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from patchmint.config.build import BuildConfig, differences
-from patchmint.errors import BuildError, ConfigError
+from patchmint.config.build import BuildConfig
+from patchmint.errors import BuildError, ConfigError, StorageError
+from patchmint.json_values import differences
+from patchmint.pipeline.plan.keys import Repeats, key_of, marked
 from patchmint.pipeline.plan.models import library_versions
-from patchmint.pipeline.plan.spool import Progress, spooled
 from patchmint.samples import PlannedSample, SourceSample
-from patchmint.shards.names import plan_path
+from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
-from patchmint.shards.plan_parts import read_unit, to_batch, write_parts
+from patchmint.shards.plan_parts import SCHEMA, read_unit, storable, to_batch, write_parts
 from patchmint.storage import Storage
+
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def make_plan(
@@ -25,7 +31,7 @@ def make_plan(
     config: BuildConfig,
     models: Mapping[str, ModelRecord],
     storage: Storage,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Plan:
     """Read the source once and write down which samples go into which shard.
 
@@ -138,3 +144,70 @@ def _chosen(storage: Storage, plan: Plan, ordinals: npt.NDArray[np.int64]) -> It
 def _batches(samples: Iterator[PlannedSample], size: int) -> Iterator[pa.RecordBatch]:
     while chunk := list(islice(samples, size)):
         yield to_batch(chunk)
+
+
+@contextmanager
+def spooled(
+    samples: Iterable[SourceSample], samples_per_unit: int, progress: Callable[[int], None] | None
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Number the samples and give each a unique key; they pass through temporary files, a unit in memory at a time.
+
+    Args:
+        samples: in the source's order, which is kept.
+        samples_per_unit: rows of each batch; the last may have fewer.
+        progress: called with the number of samples read so far.
+
+    Yields:
+        The units' batches, of `plan_parts.SCHEMA`.
+
+    Raises:
+        StorageError: the disk for temporary files is full.
+    """
+    # Neither file has a name: nothing is left of them whatever happens. Closing one writes what is still buffered.
+    with _disk_space(), tempfile.TemporaryFile(prefix="patchmint-plan-") as file:
+        with Repeats() as repeats:
+            with pa.ipc.new_stream(file, SCHEMA, options=_OPTIONS) as stream:
+                for unit in _numbered(samples, samples_per_unit, progress):
+                    repeats.add([sample.key for sample in unit])
+                    stream.write_batch(to_batch(unit))
+            bits = repeats.find()
+        file.seek(0)
+        yield _with_marks(pa.ipc.open_stream(file), bits)
+
+
+def _numbered(
+    samples: Iterable[SourceSample], samples_per_unit: int, progress: Callable[[int], None] | None
+) -> Iterator[list[PlannedSample]]:
+    numbered = enumerate(samples)
+    while chunk := [
+        PlannedSample(ordinal, sample.key or key_of(sample.id), sample)
+        for ordinal, sample in ((ordinal, storable(sample)) for ordinal, sample in islice(numbered, samples_per_unit))
+    ]:
+        yield chunk
+        if progress is not None:
+            progress(chunk[-1].ordinal + 1)
+
+
+def _with_marks(batches: Iterable[pa.RecordBatch], bits: npt.NDArray[np.uint8]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        ordinals = batch["ordinal"].to_numpy()
+        repeats = np.flatnonzero(bits[ordinals // 8] & (128 >> (ordinals % 8)).astype(np.uint8))
+        if repeats.size:
+            keys = batch["key"].to_pylist()
+            for row in repeats:
+                keys[row] = marked(keys[row], int(ordinals[row]))
+            batch = batch.set_column(batch.schema.get_field_index("key"), SCHEMA.field("key"), pa.array(keys))
+        yield batch
+
+
+@contextmanager
+def _disk_space() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"the disk is full in {tempfile.gettempdir()}, where samples wait while the plan is made (some 100 to 500 "
+            "bytes each); free some space, or name another folder in the TMPDIR variable"
+        ) from error

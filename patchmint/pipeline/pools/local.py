@@ -9,17 +9,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING
 
-from patchmint.errors import DiskFullError, PatchmintError, StorageError
-from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, WorkerSettings
-
-if TYPE_CHECKING:
-    from patchmint.pipeline.worker.work import Worker
+from patchmint.pipeline.orders import Died, Event, Order, WorkerSettings
+from patchmint.pipeline.pools.serve import ServedWorker
 
 _STOP_SECONDS = 5
 
@@ -133,28 +128,13 @@ def _serve(worker: int, slot: int, connection: Connection, settings: WorkerSetti
     """The child's main function: load, then do orders until the driver is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    served = ServedWorker(worker)
     try:
-        from patchmint.annotate.devices import pick_device
-        from patchmint.pipeline.worker.work import Worker
-
-        busy = Worker(settings, pick_device(device, slot), threads)
-        connection.send(Ready(worker, busy.info))
+        connection.send(served.load(settings, device, threads, slot))
         while True:
-            order = connection.recv()
-            connection.send(_do(worker, busy, order))
+            connection.send(served.do(connection.recv()))
     except (EOFError, BrokenPipeError):
         return
-    except PatchmintError as error:
-        connection.send(Failed(worker, transient=False, message=str(error)))
-    except Exception:
-        connection.send(Failed(worker, transient=False, message=traceback.format_exc()))
-
-
-def _do(worker: int, busy: Worker, order: Order) -> Event:
-    try:
-        return Done(worker, busy.do(order))
-    except StorageError as error:
-        return Failed(worker, transient=not isinstance(error, DiskFullError), message=str(error))
 
 
 def _end_with_parent() -> None:

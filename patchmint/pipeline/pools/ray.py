@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,8 +21,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from patchmint.config.build import RayRunner
-from patchmint.errors import BuildError, DiskFullError, PatchmintError, StorageError
-from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, WorkerSettings
+from patchmint.errors import BuildError
+from patchmint.pipeline.orders import Died, Event, Order, WorkerSettings
+from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
 _PULSE_SECONDS = 5.0
@@ -32,40 +32,14 @@ _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
 
 
-class PatchmintWorker:
+class PatchmintWorker(ServedWorker):
     """Runs on the cluster. Errors travel as values: Ray would wrap them, and needs their classes on both sides."""
 
     def __init__(self, worker: int) -> None:
-        self._worker = worker
-        self._busy: Any = None
-
-    def load(self, settings: WorkerSettings, threads: int) -> Event:
-        """Load the models."""
-        return self._answer(lambda: Ready(self._worker, self._load(settings, threads)))
-
-    def do(self, order: Order) -> Event:
-        """Do an order."""
-        return self._answer(lambda: Done(self._worker, self._busy.do(order)))
+        super().__init__(worker, f"on {socket.gethostname()}: ")
 
     def ping(self) -> None:
         """Show that it lives."""
-
-    def _load(self, settings: WorkerSettings, threads: int) -> Any:
-        from patchmint.annotate.devices import pick_device
-        from patchmint.pipeline.worker.work import Worker
-
-        on_gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        self._busy = Worker(settings, pick_device("cuda" if on_gpu else "cpu"), threads)
-        return self._busy.info
-
-    def _answer(self, act: Callable[[], Event]) -> Event:
-        try:
-            return act()
-        except PatchmintError as error:
-            transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError)
-            return Failed(self._worker, transient, f"on {socket.gethostname()}: {error}")
-        except Exception:
-            return Failed(self._worker, transient=False, message=traceback.format_exc())
 
 
 class RayPool:
@@ -142,7 +116,8 @@ class RayPool:
         name = f"patchmint-{self._settings.run_id}-{worker}"
         actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker)
         self._actors[worker] = actor
-        self._pending[actor.load.remote(self._settings, runner.num_cpus)] = worker
+        device = "cuda" if runner.num_gpus else "cpu"
+        self._pending[actor.load.remote(self._settings, device, runner.num_cpus)] = worker
 
     def _answer(self, ref: Any) -> Event | None:
         worker = self._pending.pop(ref)

@@ -2,7 +2,62 @@
 
 from __future__ import annotations
 
-from patchmint.pipeline.sources.base import Source
-from patchmint.pipeline.sources.build import open_source
+from patchmint.config.sources import (
+    CocoSourceConfig,
+    FolderSourceConfig,
+    LlavaSourceConfig,
+    ParquetSourceConfig,
+    PatchmintSourceConfig,
+    ReferencesSourceConfig,
+    SourceConfig,
+    VisualGenomeSourceConfig,
+    WebDatasetSourceConfig,
+)
+from patchmint.pipeline.sources.base import Source, check_root
+from patchmint.pipeline.sources.coco import CocoSource
+from patchmint.pipeline.sources.folder import FolderSource
+from patchmint.pipeline.sources.llava import LlavaSource
+from patchmint.pipeline.sources.parquet import ParquetSource
+from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
+from patchmint.pipeline.sources.patchmint import PatchmintSource
+from patchmint.pipeline.sources.references import ReferencesSource
+from patchmint.pipeline.sources.visual_genome import VisualGenomeSource
+from patchmint.pipeline.sources.webdataset import WebDatasetSource
+from patchmint.pipeline.sources.webdataset import split_uri as split_tar_uri
+from patchmint.storage import open_storage
 
 __all__ = ["Source", "open_source"]
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The source that the settings describe. Cheap: no annotation file is read before `Source.samples`.
+
+    Raises:
+        ConfigError: a path in the settings leads out of the source, or a pattern can't be read.
+        StorageError: the URI is of an unknown kind, or its folder isn't on this machine.
+    """
+    root = config.uri
+    match config:
+        case WebDatasetSourceConfig():
+            root, _ = split_tar_uri(config.uri)
+        case ParquetSourceConfig():
+            root, _ = split_parquet_uri(config.uri)
+    storage = open_storage(root)
+    check_root(storage)
+    match config:
+        case FolderSourceConfig():
+            return FolderSource(config, storage)
+        case WebDatasetSourceConfig():
+            return WebDatasetSource(config, storage)
+        case CocoSourceConfig():
+            return CocoSource(config, storage)
+        case VisualGenomeSourceConfig():
+            return VisualGenomeSource(config, storage)
+        case ReferencesSourceConfig():
+            return ReferencesSource(config, storage)
+        case LlavaSourceConfig():
+            return LlavaSource(config, storage)
+        case ParquetSourceConfig():
+            return ParquetSource(config, storage)
+        case PatchmintSourceConfig():
+            return PatchmintSource(config, storage)

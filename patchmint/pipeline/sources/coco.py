@@ -7,8 +7,7 @@ from typing import Any
 
 from patchmint.config.sources import CocoSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages
-from patchmint.pipeline.sources.files import inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
 from patchmint.pipeline.sources.json_stream import stream_members
 from patchmint.pipeline.sources.records import (
     Sample,

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
-from patchmint.pipeline.sources.base import StoredImages
-from patchmint.pipeline.sources.files import MAX_TEXT_BYTES, inner_setting, read_ahead, require
+from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, StoredImages, inner_setting, read_ahead, require
 from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
 from patchmint.pipeline.sources.tables import rows
 from patchmint.samples import Fault, SourceSample

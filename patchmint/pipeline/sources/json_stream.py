@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.files import open_checked
+from patchmint.pipeline.sources.base import open_checked
 from patchmint.storage import Storage
 
 _CHUNK = 1 << 20

@@ -7,8 +7,7 @@ from typing import Any
 
 from patchmint.config.sources import LlavaSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages
-from patchmint.pipeline.sources.files import inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, is_unicode, quoted
 from patchmint.samples import SourceSample, Turn

@@ -15,7 +15,7 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.sources.base import StoredImages
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
-from patchmint.shards.names import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.storage import Storage
 

@@ -28,9 +28,9 @@ def source_fault(reason: str, message: str) -> Fault:
     return Fault("source", reason, message)
 
 
-def faulty(name: str, reason: str, message: str, image: ImageRef = NO_IMAGE) -> SourceSample:
+def faulty(name: str, reason: str, message: str) -> SourceSample:
     """A sample that only says what is wrong, under the source's name for it."""
-    return SourceSample(printable(name), image, (), fault=source_fault(reason, message))
+    return SourceSample(printable(name), NO_IMAGE, (), fault=source_fault(reason, message))
 
 
 def printable(text: str) -> str:

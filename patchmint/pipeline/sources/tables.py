@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.files import check_head, open_checked
+from patchmint.pipeline.sources.base import check_head, open_checked
 from patchmint.pipeline.sources.records import quoted
 from patchmint.storage import Storage
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchmint.config.sources import VisualGenomeSourceConfig
-from patchmint.pipeline.sources.base import StoredImages
-from patchmint.pipeline.sources.files import inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import (
     Sample,

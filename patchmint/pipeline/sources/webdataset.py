@@ -12,8 +12,7 @@ from typing import BinaryIO
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages
-from patchmint.pipeline.sources.files import MAX_TEXT_BYTES, check_head
+from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, StoredImages, check_head
 from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
 from patchmint.samples import ImageRef, SourceSample

@@ -1,17 +1,39 @@
-"""Batches of images that are alike, out of a bounded stretch of a unit."""
+"""Batches of images that are alike, out of a bounded stretch of a unit; and how large they are."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
+
+import numpy as np
+import torch
+
+from patchmint.annotate.models import AnnotationModels
+from patchmint.compute.memory import ran_out
+from patchmint.config.build import CPU_BATCH_SIZES, LocalRunner, RayRunner
+from patchmint.types import Text
 
 _Item = TypeVar("_Item")
 
 BATCHES_AHEAD = 4
+
 _MOST_BYTES = 2**30
 """Of pixels that wait for their batch, decoded and resized."""
 _MOST_BYTES_OF_A_BATCH = 2**29
+
+_SHARE = 0.8
+"""Of a GPU's free memory. Boxes can't be foreseen; what is left over is for them."""
+_LARGEST = (800, 1333)
+"""As large as Grounding DINO makes any image, in pixels (height, width)."""
+_USUAL = (480, 640)
+_CPU_INPUT_BYTES = 2**24
+"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
+_MOST_IMAGES = 64
+_GAIN = 1.05
+"""Images a second of a batch twice as large must be at least this many times those of the smaller one."""
 
 
 def like_batches(
@@ -74,3 +96,88 @@ def _chosen(
     weights = accumulate(weight(window[number]) for number in ranked[:count])
     fitting = sum(total <= most for total in weights)
     return sorted(ranked[: max(1, fitting)])
+
+
+def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner, device: str) -> int:
+    """The configured size; else on a CPU one by the size of the models' inputs, on a GPU one that is tried out.
+
+    Args:
+        models: on the device.
+        runner: the settings.
+        device: "cpu", "cuda" or "cuda:N".
+    """
+    if runner.batch_size is not None:
+        return runner.batch_size
+    if not device.startswith("cuda"):
+        return _on_cpu(models)
+    free, _ = torch.cuda.mem_get_info(device)
+    found = _largest_that_pays(lambda images: _tried(models, images, device), int(free * _SHARE / _sharing(runner)))
+    torch.cuda.empty_cache()
+    return found
+
+
+def _on_cpu(models: AnnotationModels) -> int:
+    """Many images where models make them small, as the demo's do: each product is short work, and has a start."""
+    least, most = CPU_BATCH_SIZES
+    taken = models.prepare(np.zeros((*_USUAL, 3), dtype=np.uint8)).nbytes
+    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
+
+
+def _sharing(runner: LocalRunner | RayRunner) -> int:
+    """How many workers have a GPU between them."""
+    if isinstance(runner, RayRunner):
+        return round(1 / runner.num_gpus) if 0 < runner.num_gpus < 1 else 1
+    spread = torch.cuda.device_count() if runner.device in ("auto", "cuda") else 1
+    return -(-runner.workers // max(1, spread))
+
+
+def _tried(models: AnnotationModels, images: int, device: str) -> _Trial | None:
+    noise = np.random.default_rng(0).integers(0, 255, (*_LARGEST, 3), dtype=np.uint8)
+    batch, texts = [noise] * images, [[Text("a thing")]] * images
+    inputs = [models.prepare(noise)] * images  # in a build that is done ahead
+    try:
+        models.ask(batch, texts, inputs)  # the first time is slower: kernels are chosen, memory is taken
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+        models.ask(batch, texts, inputs)
+        torch.cuda.synchronize(device)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        return None
+    finally:
+        torch.cuda.empty_cache()
+    return _Trial(time.perf_counter() - start, torch.cuda.max_memory_allocated(device) - before)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a batch took.
+
+    Attributes:
+        seconds: of the batch.
+        bytes: the most of the device's memory that it held, models not counted.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def _largest_that_pays(measure: Callable[[int], _Trial | None], budget: int) -> int:
+    """How many images a batch should have: doubled as long as it fits and pays.
+
+    Args:
+        measure: tries a batch of that many of the largest images; None if memory ran out.
+        budget: bytes that a batch may take.
+
+    Returns:
+        1 if even two images are too many.
+    """
+    best, trial = 1, measure(1)
+    while trial is not None and 2 * best <= _MOST_IMAGES and 2 * trial.bytes <= budget:
+        twice = measure(2 * best)
+        if twice is None or twice.bytes > budget or 2 * trial.seconds < _GAIN * twice.seconds:
+            break
+        best, trial = 2 * best, twice
+    return best

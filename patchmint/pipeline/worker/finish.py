@@ -1,20 +1,31 @@
-"""What follows the models: patch labels, and writing in the plan's order, while the models do the next batch."""
+"""What follows the models: patch labels, and the shard, written in the plan's order while they do the next batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from patchmint.annotate.models import AnnotationModels, ModelAnswers
+from pydantic import ValidationError
+
+from patchmint.annotate.models import AnnotatedImage, AnnotationModels, ModelAnswers
 from patchmint.compute.memory import ran_out
-from patchmint.errors import InputError
+from patchmint.compute.stages import stage
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import BuildError, InputError
 from patchmint.pipeline.worker.prepare import Prepared, reject
-from patchmint.pipeline.worker.stored import stored_sample
+from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import Fault, Reject
-from patchmint.shards.sample import ShardSample
+from patchmint.shards.commit import Attempt
+from patchmint.shards.endings import VQGAN, token_member
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.sample import ShardSample, phrases_of
+from patchmint.shards.schema import ImageDocument, first_error
+from patchmint.shards.writer import ShardWriter
+from patchmint.storage import NewFile
 
 Answered = tuple[int, Prepared, ModelAnswers | Fault]
 """A sample's number among those that were prepared, the sample, and what the models said or why they couldn't."""
@@ -86,7 +97,7 @@ class Finisher:
                 message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"
                 fault = replace(fault, message=message)
             return reject(prepared.planned, fault)
-        return stored_sample(prepared.planned, prepared.data, prepared.image, labelled, prepared.extended)
+        return stored_sample(prepared, labelled)
 
 
 def fault_of(error: Exception) -> Fault:
@@ -100,3 +111,125 @@ def fault_of(error: Exception) -> Fault:
     if ran_out(error):
         return Fault("annotate", "out-of-memory", f"it takes more memory than there is, also alone: {error}")
     raise error
+
+
+def stored_sample(prepared: Prepared, annotated: AnnotatedImage) -> ShardSample:
+    """Put together what one sample's members are made of: what was made, else what the extended sample has of it.
+
+    Raises:
+        ShardError: a member that is carried over is damaged.
+    """
+    image, labels, found, tokens = prepared.image, annotated.labels, annotated.instances, annotated.tokens
+    assert image.format != "array"  # it was decoded from a file's bytes
+    height, width = image.size
+    made = ShardSample(
+        planned=prepared.planned,
+        data=prepared.data,
+        image=ImageDocument(
+            width=width, height=height, format=image.format, mode=image.mode, orientation=image.orientation
+        ),
+        views=len(annotated.placement.views),
+        phrases=phrases_of(found, prepared.planned.sample.texts) if found is not None else (),
+        selector=labels.selector if labels else None,
+        coverage=labels.coverage if labels else None,
+        codes=tokens.codes if tokens else None,
+        features=annotated.features,
+    )
+    extended = prepared.extended
+    if extended is None:
+        return made
+    return replace(
+        made,
+        phrases=made.phrases if made.selector is not None else extended.document.phrases,
+        selector=made.selector if made.selector is not None else extended.selector,
+        coverage=made.coverage if made.coverage is not None else extended.coverage,
+        codes=made.codes if made.codes is not None else extended.codes,
+        features=made.features if made.features is not None else extended.features,
+    )
+
+
+@dataclass
+class UnitShard:
+    """A unit's shard in the making. Its files are begun with the first sample: a unit of only rejects has none.
+
+    Attributes:
+        unit: the unit's name.
+        layout: of the samples.
+        attempt: owns the files.
+        files: closes them.
+        rejects: so far.
+        written: samples so far.
+        tar, writer: None before the first sample.
+    """
+
+    unit: str
+    layout: Layout
+    attempt: Attempt
+    files: ExitStack
+    rejects: list[Reject] = field(default_factory=list)
+    written: int = 0
+    tar: NewFile | None = None
+    writer: ShardWriter | None = None
+
+    def add(self, item: ShardSample | Reject) -> None:
+        """Write a sample, or keep a reject."""
+        if isinstance(item, Reject):
+            self.rejects.append(item)
+            return
+        with stage("write"):
+            if self.writer is None:
+                self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
+                sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
+                self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
+            self.writer.add(item)
+            self.written += 1
+
+
+def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None) -> Layout:
+    """The layout of what these models make.
+
+    Args:
+        config: the settings.
+        models: that were loaded for them.
+        extended: of the data set that is extended: what isn't made anew is carried over from it.
+
+    Raises:
+        BuildError: an outside model makes what the format has no room for.
+    """
+    try:
+        made = _made_layout(config, models)
+    except ValidationError as error:
+        raise BuildError(f"what the models make can't be stored: {first_error(error)}; see docs/format.md") from error
+    if extended is None:
+        return made
+    return made.model_copy(
+        update={
+            "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
+            "tokens": made.tokens or extended.tokens,
+            "features": made.features or extended.features,
+            # what is carried over may be all that a warning is about
+            "notice": " | ".join(
+                dict.fromkeys(part for notice in (extended.notice, made.notice) for part in notice.split(" | ") if part)
+            ),
+        }
+    )
+
+
+def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
+    grid = models.grid
+    tokens = None
+    if models.tokenizer is not None:
+        spec = models.tokenizer.spec
+        tokens = TokensLayout(
+            member=token_member(spec.name) if is_outside_tokenizer(config.models.tokenizer) else VQGAN,
+            grid=spec.grid_shape,
+            codebook_sizes=spec.codebook_sizes,
+            preprocessing=spec.preprocessing,
+        )
+    return Layout(
+        grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value),
+        min_coverage=config.labels.min_coverage if config.labels else None,
+        tokens=tokens,
+        features=models.encoder.spec if models.encoder else None,
+        notice=config.notice,
+    )

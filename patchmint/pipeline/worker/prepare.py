@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from patchmint.annotate.models import ModelInputs
-from patchmint.compute.spans import span
+from patchmint.compute.stages import stage
 from patchmint.errors import (
     ImageDecodeError,
     ImageMissingError,
@@ -20,6 +20,7 @@ from patchmint.errors import (
     TextError,
 )
 from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Source
 from patchmint.pipeline.sources.patchmint import PatchmintSource
 from patchmint.samples import Fault, PlannedSample, Reject
@@ -62,10 +63,11 @@ Items = Generator[Reject | Prepared, None, None]
 
 
 class Preparer:
-    """Prepares samples in threads; of one unit more at the same time, whose turn is next.
+    """Prepares samples in threads: a unit's, and at the end of one the first of the next.
 
     Args:
         source: of the samples.
+        read: reads a unit's samples from the plan.
         max_megapixels: larger images are rejected.
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
@@ -74,11 +76,13 @@ class Preparer:
     def __init__(
         self,
         source: Source,
+        read: Callable[[Unit], Sequence[PlannedSample]],
         max_megapixels: float,
         threads: int,
-        prepare: Callable[[RgbImage], ModelInputs | None] = lambda _: None,
+        prepare: Callable[[RgbImage], ModelInputs | None],
     ) -> None:
         self._source = source
+        self._read_unit = read
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -86,59 +90,43 @@ class Preparer:
         self._heaviest = 0
         self._next: tuple[Unit, Future[_Begun]] | None = None
 
-    def prepared(
-        self, samples: Iterable[PlannedSample], ahead: int, when_all_begun: Callable[[], None] = lambda: None
-    ) -> Items:
-        """Each sample prepared or rejected, in order.
+    def prepared(self, order: Order, ahead: int) -> tuple[Sequence[PlannedSample], Items]:
+        """A unit's samples, and those that the order is about, each prepared or rejected, in order.
+
+        Once all of them are begun, threads have time for the first samples of `order.ahead`.
 
         Args:
-            samples: of a unit.
+            order: which samples; poisoned ones are left out.
             ahead: so many are at work or wait to be taken at most; fewer large ones, but one a thread.
-            when_all_begun: called once, when there are threads to spare.
 
         Raises:
-            StorageError: one couldn't be read; another try may do.
+            StorageError: the plan or an image couldn't be read; another try may do.
         """
-        return self._taken(_Begun(list(samples), deque()), ahead, when_all_begun)
+        begun = self._take_begun(order)
+        if begun is None:
+            unit = self._read_unit(order.unit)
+            wanted = set(range(len(unit)) if order.probe is None else order.probe) - order.poison
+            begun = _Begun(unit, [sample for place, sample in enumerate(unit) if place in wanted])
+        return begun.unit, self._taken(begun, ahead, order.ahead)
 
-    def begin(self, unit: Unit, read: Callable[[], Sequence[PlannedSample]], ahead: int) -> None:
-        """Prepare the first samples of the unit that comes next, and forget any other.
-
-        Args:
-            unit: which.
-            read: reads its samples; called in a thread.
-            ahead: how many.
-        """
-        self.forget()
-
-        def begun() -> _Begun:
-            unit_begun = _Begun(read(), deque())
-            self._fill(unit_begun, ahead)
-            return unit_begun
-
-        self._next = (unit, self._pool.submit(begun))
-
-    def take_begun(
-        self, unit: Unit, ahead: int, when_all_begun: Callable[[], None]
-    ) -> tuple[Sequence[PlannedSample], Items] | None:
-        """The samples of the unit that was begun, and as `prepared`; None if it wasn't, or reading it failed."""
-        if self._next is None or self._next[0] != unit:
-            self.forget()
+    def _take_begun(self, order: Order) -> _Begun | None:
+        """What was begun ahead, if it is all of this order's unit; anything else is dropped."""
+        if self._next is None:
             return None
-        (_, future), self._next = self._next, None
+        (unit, future), self._next = self._next, None
+        if unit != order.unit or order.poison or order.probe is not None:
+            future.add_done_callback(_drop)
+            return None
         try:
-            begun = future.result()
+            return future.result()
         except PatchmintError:  # who reads it next will be told again, in the right place
             return None
-        return begun.samples, self._taken(begun, ahead, when_all_begun)
 
-    def forget(self) -> None:
-        """Let go of the unit that was begun."""
-        if self._next is None:
-            return
-        _, future = self._next
-        self._next = None
-        future.add_done_callback(_drop)
+    def _begin(self, unit: Unit, ahead: int) -> _Begun:
+        samples = self._read_unit(unit)
+        begun = _Begun(samples, samples)
+        self._fill(begun, ahead)
+        return begun
 
     def _fill(self, begun: _Begun, ahead: int) -> None:
         if self._heaviest:
@@ -150,14 +138,13 @@ class Preparer:
             begun.waiting.append(self._pool.submit(self._prepare, sample))
             begun.taken += 1
 
-    def _taken(self, begun: _Begun, ahead: int, when_all_begun: Callable[[], None]) -> Items:
-        told = False
+    def _taken(self, begun: _Begun, ahead: int, following: Unit | None) -> Items:
         try:
             while True:
                 self._fill(begun, ahead)
-                if not told and begun.taken == len(begun.samples):
-                    told = True
-                    when_all_begun()
+                if following is not None and begun.taken == len(begun.samples):
+                    self._next = (following, self._pool.submit(self._begin, following, ahead))
+                    following = None
                 if not begun.waiting:
                     return
                 yield begun.waiting.popleft().result()
@@ -168,11 +155,11 @@ class Preparer:
         sample, path = planned.sample, planned.sample.image.path
         if sample.fault is not None:
             return reject(planned, sample.fault)
-        stage, reason = "text", "text-invalid"
+        where, reason = "text", "text-invalid"
         extended: StoredSample | None = None
         if isinstance(self._source, PatchmintSource):
             try:
-                with span("read"):
+                with stage("read"):
                     planned, extended = self._source.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
@@ -181,21 +168,21 @@ class Preparer:
             texts = [text.to_text() for text in sample.texts]
             if not any(text.content.strip() for text in texts):
                 return reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
-            stage, reason = "read", "image-missing"
+            where, reason = "read", "image-missing"
             data = extended.image if extended is not None else self._read(planned)
-            stage = "decode"
-            with span("decode"):
+            where = "decode"
+            with stage("decode"):
                 image = decode_image(data, max_megapixels=self._max_megapixels)
         except ImageUnreadableError as error:
-            return reject(planned, Fault(stage, "image-unreadable", str(error)))
+            return reject(planned, Fault(where, "image-unreadable", str(error)))
         except MemoryError:
-            return reject(planned, Fault(stage, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
+            return reject(planned, Fault(where, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
         except (TextError, ImageMissingError) as error:
-            return reject(planned, Fault(stage, reason, str(error)))
+            return reject(planned, Fault(where, reason, str(error)))
         except ImageTooLargeError as error:
-            return reject(planned, Fault(stage, "image-too-large", f"{path}: {error}"))
+            return reject(planned, Fault(where, "image-too-large", f"{path}: {error}"))
         except ImageDecodeError as error:
-            return reject(planned, Fault(stage, "image-damaged", f"{path}: {error}"))
+            return reject(planned, Fault(where, "image-damaged", f"{path}: {error}"))
         prepared = self._with_inputs(Prepared(planned, data, image, texts, extended))
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
@@ -208,16 +195,17 @@ class Preparer:
             return sample
 
     def _read(self, planned: PlannedSample) -> bytes:
-        with span("read"):
+        with stage("read"):
             return self._source.read_image(planned.sample.image)
 
 
 @dataclass
 class _Begun:
-    """A unit's samples, of which the first `taken` were handed to threads, and those whose turn hasn't come."""
+    """A unit, those of its samples to prepare, of which `taken` were handed to threads, and those that wait there."""
 
+    unit: Sequence[PlannedSample]
     samples: Sequence[PlannedSample]
-    waiting: deque[Future[Reject | Prepared]]
+    waiting: deque[Future[Reject | Prepared]] = field(default_factory=deque)
     taken: int = 0
 
     def drop(self) -> None:

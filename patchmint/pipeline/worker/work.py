@@ -9,28 +9,26 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
 from patchmint.compute.memory import keep_few_kernels, keep_freed_memory, peak_memory
-from patchmint.compute.spans import span, start_recording
+from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
-from patchmint.pipeline.orders import Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings
+from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_source
-from patchmint.pipeline.worker.batch_size import choose_batch_size
-from patchmint.pipeline.worker.batches import BATCHES_AHEAD, like_batches
-from patchmint.pipeline.worker.finish import Finisher, fault_of
-from patchmint.pipeline.worker.layout import layout_of
+from patchmint.pipeline.worker.batches import BATCHES_AHEAD, choose_batch_size, like_batches
+from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layout_of
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
-from patchmint.pipeline.worker.unit_shard import Seconds, UnitShard, timed
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan_parts import read_unit
@@ -69,12 +67,14 @@ class Worker:
         source = open_source(config.source)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
-        self._preparer = Preparer(source, config.limits.max_image_megapixels, threads, self._models.prepare)
+        read = partial(read_unit, self._storage)
+        self._preparer = Preparer(source, read, config.limits.max_image_megapixels, threads, self._models.prepare)
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
         self._batch_size = choose_batch_size(self._models, config.runner, device)
         self._device = device
-        self._recorder = start_recording(device) if settings.profile else None
+        # without a profile only what every result says, which no GPU need be asked for
+        self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
 
     @property
     def info(self) -> WorkerInfo:
@@ -96,10 +96,10 @@ class Worker:
             os._exit(1)
 
     def _do(self, order: Order) -> UnitResult | None:
-        with span("wait"):
-            samples, items = self._samples(order)
+        with stage("wait"):
+            samples, items = self._preparer.prepared(order, 2 * self._batch_size)
         if order.probe is not None:
-            self._annotate(items, lambda _: None, defaultdict(float))
+            self._annotate(items, lambda _: None)
             return None
         attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
         try:
@@ -112,51 +112,25 @@ class Worker:
         finally:
             attempt.drop()
 
-    def _samples(self, order: Order) -> tuple[Sequence[PlannedSample], Items]:
-        """A unit's samples, and those that the order is about, prepared."""
-        begun = None
-        if order.poison or order.probe is not None:
-            self._preparer.forget()
-        else:
-            begun = self._preparer.take_begun(order.unit, self._decoded_ahead, lambda: self._begin_next(order))
-        if begun is not None:
-            return begun
-        samples = read_unit(self._storage, order.unit)
-        wanted = [
-            sample
-            for place, sample in enumerate(samples)
-            if (place not in order.poison if order.probe is None else place in order.probe)
-        ]
-        return samples, self._preparer.prepared(wanted, self._decoded_ahead, lambda: self._begin_next(order))
-
-    def _begin_next(self, order: Order) -> None:
-        """The decoding threads have time: prepare what the models are to have when this unit's last batch is done."""
-        if (unit := order.ahead) is not None:
-            self._preparer.begin(unit, lambda: read_unit(self._storage, unit), self._decoded_ahead)
-
-    @property
-    def _decoded_ahead(self) -> int:
-        return 2 * self._batch_size
-
     def _build(self, order: Order, samples: Sequence[PlannedSample], items: Items, attempt: Attempt) -> UnitResult:
-        seconds: Seconds = defaultdict(float)
         with ExitStack() as files:
-            shard = UnitShard(order.unit.name, self._layout, attempt, files, seconds)
-            self._annotate(items, shard.add, seconds)
-            with timed(seconds, "commit"):
+            shard = UnitShard(order.unit.name, self._layout, attempt, files)
+            self._annotate(items, shard.add)
+            with stage("commit"):
                 files.close()
                 rejects = shard.rejects + [_poisoned(samples[place]) for place in order.poison]
                 won = self._commit(order, samples, shard, rejects, attempt)
+        timing = self._stopwatch.drain()
         return UnitResult(
             unit=order.unit.id,
             planned=len(samples),
             written=shard.written,
             rejects=_reasons(rejects),
             bytes=shard.tar.size if shard.tar is not None else 0,
-            seconds=dict(seconds),
+            seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size,
-            profile=self._profile(),
+            profile=self._profile(timing) if self._settings.profile else None,
         )
 
     def _commit(
@@ -174,11 +148,11 @@ class Worker:
             label_share=shard.writer.label_share if shard.writer is not None else None,
         )
 
-    def _annotate(self, items: Items, write: Callable[[ShardSample | Reject], None], seconds: Seconds) -> None:
+    def _annotate(self, items: Items, write: Callable[[ShardSample | Reject], None]) -> None:
         """Give each sample, annotated or rejected, to `write`: rejects of reading at any time, the rest in order."""
         rejects: list[Reject] = []
         batches = like_batches(
-            _prepared(items, rejects, seconds),
+            _prepared(items, rejects),
             size=lambda: self._batch_size,
             key=lambda item: self._models.batch_key(item.image.size),
             weight=lambda item: item.nbytes,
@@ -187,17 +161,17 @@ class Worker:
         with closing(items), Finisher(self._models, write, self._finishing) as finisher:
             for batch in batches:
                 before = self._batch_size
-                with timed(seconds, "annotate"):
+                with stage("annotate"):
                     answers = self._ask_or_halve([item for _, item in batch])
                 if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
                     self._batch_size = before  # the fault of a sample that is too large for any batch
                 # what was for the models isn't needed any more
                 asked = [(number, replace(item, inputs=None)) for number, item in batch]
                 answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
-                with timed(seconds, "hold"):
+                with stage("hold"):
                     finisher.take(answered)
                 del batch, asked, answers, answered  # or they would be held while the next batch is waited for
-            with timed(seconds, "hold"):
+            with stage("hold"):
                 finisher.wait()
         for rejected in rejects:
             write(rejected)
@@ -218,9 +192,7 @@ class Worker:
         middle = len(batch) // 2
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
 
-    def _profile(self) -> WorkerProfile | None:
-        if self._recorder is None:
-            return None
+    def _profile(self, timing: Timing) -> WorkerProfile:
         on_gpu = self._device.startswith("cuda")
         return WorkerProfile(
             host=socket.gethostname(),
@@ -228,7 +200,7 @@ class Worker:
             device=self._device,
             peak_bytes=peak_memory(),
             device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
-            record=self._recorder.drain(),
+            timing=timing,
         )
 
     def _check_output_visible(self) -> None:
@@ -242,9 +214,9 @@ class Worker:
             ) from error
 
 
-def _prepared(items: Items, rejects: list[Reject], seconds: Seconds) -> Iterator[Prepared]:
+def _prepared(items: Items, rejects: list[Reject]) -> Iterator[Prepared]:
     while True:
-        with timed(seconds, "wait"):
+        with stage("wait"):
             item = next(items, None)
         if item is None:
             return

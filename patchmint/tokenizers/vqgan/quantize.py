@@ -20,10 +20,10 @@ MAX_SCORES = 1 << 22
 """Scores (float32) held at a time by `best_codes`: 16 MiB."""
 
 
-def best_codes(vectors: Tensor, weight: Tensor, bias: Tensor, *, max_scores: int = MAX_SCORES) -> Tensor:
+def best_codes(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Find the row of a linear map that scores highest for each vector.
 
-    Vectors are worked on in chunks: at most `max_scores` scores exist at a time (or one vector's, if that is more),
+    Vectors are worked on in chunks: at most `MAX_SCORES` scores exist at a time (or one vector's, if that is more),
     instead of N x K, and differences N x K x D never do. Everything is float32, whatever autocast says.
 
     The result is right to rounding: a score's error is a few float32 epsilons times |z| |e| (+ |e|^2), so another row
@@ -34,12 +34,11 @@ def best_codes(vectors: Tensor, weight: Tensor, bias: Tensor, *, max_scores: int
         vectors: float (N, D).
         weight: float (K, D).
         bias: float (K,).
-        max_scores: how many scores may exist at a time.
 
     Returns:
         int64 (N,), row of `weight`; the lowest such row on a tie (`torch.argmax`).
     """
-    step = max(1, max_scores // len(weight))
+    step = max(1, MAX_SCORES // len(weight))
     with torch.autocast(vectors.device.type, enabled=False):
         columns, bias = weight.float().t(), bias.float()
         best = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)

@@ -1,0 +1,224 @@
+"""A vision encoder as a `FeatureEncoder`: images of any size in, float16 features out.
+
+What is made of hidden states: Dense Connector's STI, SCI and DCI, and DeCo's pooling, functions without parameters.
+Tokens are (B, tokens, channels): with `leading` 1 a CLS token, which is never pooled and stays first, then the grid's
+tokens row-major, then what STI appends.
+
+Under `cls_patch` the authors' Dense Connector drops CLS from all parts but V_L: STI then appends averages of patches to
+[CLS, patches], as here, and SCI and DCI fail on 577 against 576 tokens. Here these two join the CLS tokens of all
+parts, so that it has as many channels as the other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from patchmint.compute.devices import to_device
+from patchmint.compute.precision import computing_in
+from patchmint.errors import ConfigError, InputError
+from patchmint.features.arch import VitArch
+from patchmint.features.model import Vit
+from patchmint.features.plan import STI_WINDOW
+from patchmint.geometry import PatchGrid, fit_image
+from patchmint.interfaces import FeatureSpec
+from patchmint.types import RgbImage
+
+_MEAN_STD = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+# The published `preprocessor_config.json` of both.
+
+
+class VitFeatureEncoder:
+    """Images -> features of a frozen vision encoder, on the data set's own grid.
+
+    An image gives the same features alone and in a batch, but for rounding: matrix products of another size may add up
+    in another order (about 1e-6 of a value in float32, mostly below what float16 shows).
+
+    Args:
+        model: the model; it is moved to `device` and put in eval mode.
+        spec: what to make of its hidden states (`plan_features`).
+        grid: how an image becomes the encoder's input, and in how many views.
+        device: where the model runs, such as "cpu" or "cuda".
+        precision: number format of the large products.
+        batch_size: views in one pass of the model.
+
+    Raises:
+        ConfigError: the grid isn't the encoder's, or batch_size is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Vit,
+        spec: FeatureSpec,
+        grid: PatchGrid,
+        *,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
+        batch_size: int = 8,
+    ) -> None:
+        model.arch.require(grid, spec.encoder)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        self._model = model.to(device).eval()
+        self._spec = spec
+        self._grid = grid
+        self._device = torch.device(device)
+        self._precision = precision
+        self._batch_size = batch_size
+        self._last = max(max(part) for part in spec.layers)
+        self._mean, self._std = (torch.tensor(values).to(device) for values in _MEAN_STD[model.arch.family])
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What is fixed about these features."""
+        return self._spec
+
+    def prepare(self, image: RgbImage) -> list[RgbImage]:
+        """What can be done ahead, on the CPU, in any thread: fit an image to the grid, a HWC uint8 RGB array a view."""
+        return fit_image(image, self._grid)
+
+    def encode(
+        self, images: Sequence[RgbImage], prepared: Sequence[list[RgbImage]] | None = None
+    ) -> list[npt.NDArray[np.float16]]:
+        """Encode images.
+
+        Args:
+            images: HWC uint8 RGB, of any sizes.
+            prepared: what `prepare` made of each image; None = nothing was done ahead.
+
+        Returns:
+            For each image float16 (views * spec.tokens, spec.channels): view after view, tokens row-major.
+
+        Raises:
+            InputError: a feature is beyond float16's range, or no number at all. The published encoders' features reach
+                some hundreds, and float16 holds 65504: then the weights are at fault, and cutting the value off, or
+                writing infinity, would hide that.
+        """
+        if not images:
+            return []
+        views = prepared if prepared is not None else [self.prepare(image) for image in images]
+        flat = [view for image_views in views for view in image_views]
+        chunks = range(0, len(flat), self._batch_size)
+        features = np.concatenate([self._encode(flat[start : start + self._batch_size]) for start in chunks])
+        bounds = pairwise(accumulate((len(image_views) for image_views in views), initial=0))
+        return [features[start:end].reshape(-1, self._spec.channels) for start, end in bounds]
+
+    def pixel_values(self, views: Sequence[RgbImage]) -> Tensor:
+        """Rescale and normalise as the published processors do.
+
+        Args:
+            views: HWC uint8 RGB of the grid's input size.
+
+        Returns:
+            float32 (B, 3, H, W).
+        """
+        levels = to_device(np.stack(views), self._device)
+        return ((levels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
+
+    @torch.no_grad()
+    def _encode(self, views: Sequence[RgbImage]) -> npt.NDArray[np.float16]:
+        pixels = self.pixel_values(views)
+        features = self._features(pixels, self._precision)
+        if self._precision == torch.float16 and not features.isfinite().all():
+            features = self._features(pixels, torch.float32)  # it may only have overflowed on the way
+        stored = features.to(torch.float16)
+        if not stored.isfinite().all():
+            raise InputError(
+                f"features of {self._spec.encoder} are beyond what float16 holds (65504): they reach "
+                f"{features.abs().max().item():.3g}; check its weights (`patchmint models check`), or choose other "
+                "layers (features.select_layer, features.layers)"
+            )
+        return stored.cpu().numpy()
+
+    def _features(self, pixels: Tensor, precision: torch.dtype) -> Tensor:
+        with computing_in(precision, self._device):
+            # States come one by one, as they are asked for.
+            return features_of(self._model.states(pixels, self._last), self._spec, self._model.arch)
+
+
+def features_of(states: Iterable[Tensor], spec: FeatureSpec, arch: VitArch) -> Tensor:
+    """Make the features that a spec describes.
+
+    Args:
+        states: hidden states 0, 1, ..., each float (B, arch.leading + patches, hidden); as many as the spec needs.
+        spec: from `plan_features`.
+        arch: the encoder's architecture.
+
+    Returns:
+        float (B, spec.tokens, spec.channels).
+    """
+    parts = [part[:, arch.leading - spec.leading :] for part in mean_states(states, spec.layers)]
+    whole = (arch.side, arch.side)
+    if spec.pool == "before":
+        parts = [pool_grid(part, whole, spec.grid, spec.leading) for part in parts]
+    joined = connect(parts, spec.connector, spec.leading)
+    return pool_grid(joined, whole, spec.grid, spec.leading) if spec.pool == "after" else joined
+
+
+def mean_states(states: Iterable[Tensor], layers: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Average the states of each part, while they are computed: no more than the parts is held in memory.
+
+    Args:
+        states: hidden states 0, 1, ..., of one shape.
+        layers: for each part the indices of its states, each once.
+    """
+    sums: dict[int, Tensor] = {}
+    for index, state in enumerate(states):
+        for part in (part for part, members in enumerate(layers) if index in members):
+            sums[part] = sums[part] + state if part in sums else state
+    return [sums[part] / len(members) if len(members) > 1 else sums[part] for part, members in enumerate(layers)]
+
+
+def connect(parts: Sequence[Tensor], connector: str, leading: int = 0) -> Tensor:
+    """Join V_L with further parts (Dense Connector, arXiv 2405.13800).
+
+    Args:
+        parts: float (B, leading + n, C) each, V_L first.
+        connector: "none": V_L alone. "sti": to its tokens are appended those of the other parts, without CLS, averaged
+            by eights along the flattened token axis (AvgPool1d(8, 8): a rest of fewer is left out). "sci" and "dci":
+            channels of all parts behind each other.
+        leading: tokens before the grid's.
+
+    Returns:
+        "none": (B, leading + n, C); "sti": (B, leading + n + (len(parts) - 1) * (n // 8), C); else
+        (B, leading + n, len(parts) * C).
+    """
+    match connector:
+        case "none":
+            return parts[0]
+        case "sti":
+            averages = [
+                nnf.avg_pool1d(part[:, leading:].transpose(1, 2), STI_WINDOW, STI_WINDOW).transpose(1, 2)
+                for part in parts[1:]
+            ]
+            return torch.cat([parts[0], *averages], dim=1)
+        case _:
+            return torch.cat(list(parts), dim=2)
+
+
+def pool_grid(tokens: Tensor, grid: tuple[int, int], pooled: tuple[int, int], leading: int = 0) -> Tensor:
+    """Pool the grid's tokens by 2-D adaptive averages (DeCo, arXiv 2405.20985); the others stay as they are.
+
+    Args:
+        tokens: float (B, leading + rows * cols + trailing, C).
+        grid: (rows, cols) of the grid.
+        pooled: (rows, cols) to pool it to; bins as `patchmint.geometry.adaptive_bins`.
+        leading: tokens before the grid's.
+
+    Returns:
+        float (B, leading + pooled rows * pooled cols + trailing, C).
+    """
+    count = grid[0] * grid[1]
+    before, after = tokens[:, :leading], tokens[:, leading + count :]
+    plane = tokens[:, leading : leading + count].transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+    averages = nnf.adaptive_avg_pool2d(plane, pooled).flatten(2).transpose(1, 2)
+    return torch.cat([before, averages, after], dim=1)

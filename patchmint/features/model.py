@@ -1,0 +1,205 @@
+"""The vision encoder itself: transformers' own modules, run block by block."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from patchmint.errors import WeightsMismatchError
+from patchmint.features.arch import OFFICIAL, VitArch
+from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile, load_into
+
+_CLASSES = {"clip": (CLIPVisionModel, CLIPVisionConfig), "siglip": (SiglipVisionModel, SiglipVisionConfig)}
+
+_PREFIX = "vision_model."
+_PATCHES = "embeddings.patch_embedding.weight"
+_POSITIONS = "embeddings.position_embedding.weight"
+
+IGNORED_KEYS = (
+    "text_model.",
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    "vision_model.embeddings.position_ids",
+)
+"""Starts of keys in official checkpoints that aren't the vision tower's, and the position numbers of old ones."""
+
+
+class Vit(nn.Module):
+    """A CLIP or SigLIP vision tower whose hidden states can be read one after another.
+
+    Keys of the state dict are those of a whole CLIP or SigLIP model's vision half, `vision_model.*`, whatever the
+    version of transformers: 4.57 has that level of modules, 5 hasn't.
+    """
+
+    def __init__(self, arch: VitArch) -> None:
+        super().__init__()
+        self.arch = arch
+        model_class, config_class = _CLASSES[arch.family]
+        model = model_class(
+            config_class(
+                hidden_size=arch.hidden,
+                intermediate_size=arch.mlp,
+                num_hidden_layers=arch.layers,
+                num_attention_heads=arch.heads,
+                image_size=arch.image_px,
+                patch_size=arch.patch_px,
+                hidden_act=arch.activation,
+                layer_norm_eps=arch.layer_norm_eps,
+            )
+        )
+        self.vision_model: Any = getattr(model, "vision_model", model)
+        self._masks: dict[str, None] = {
+            name: None
+            for name in ("attention_mask", "causal_attention_mask")  # the second: CLIP in transformers 4
+            if name in inspect.signature(self.vision_model.encoder.layers[0].forward).parameters
+        }
+
+    def number_positions(self) -> None:
+        """Write the position numbers, which no checkpoint has to hold, into memory that `to_empty` left unset."""
+        numbers: Tensor = self.vision_model.embeddings.position_ids
+        numbers.copy_(torch.arange(numbers.shape[-1]).expand_as(numbers))
+
+    def cut(self, blocks: int) -> Vit:
+        """Drop what lies after the first `blocks` blocks, to save its memory; then only states 0..blocks exist."""
+        del self.vision_model.encoder.layers[blocks:]
+        self.vision_model.post_layernorm = None
+        self.vision_model.head = None
+        return self
+
+    @torch.no_grad()
+    def states(self, pixels: Tensor, last: int) -> Iterator[Tensor]:
+        """Compute hidden states one after another, never normalised after the block.
+
+        Args:
+            pixels: float (B, 3, image_px, image_px), normalised.
+            last: index of the last state, 0..`arch.layers`; the blocks after it don't run.
+
+        Yields:
+            float (B, leading + patches, hidden): state 0, the first block's input (after CLIP's `pre_layrnorm`), then
+            the output of block 1, 2, ... `last`.
+        """
+        hidden: Tensor = self.vision_model.embeddings(pixels)
+        if self.arch.family == "clip":
+            hidden = self.vision_model.pre_layrnorm(hidden)
+        yield hidden
+        for index in range(last):
+            answer = self.vision_model.encoder.layers[index](hidden, **self._masks)
+            # Of transformers 4.57, some blocks answer with a tuple.
+            hidden = cast(Tensor, answer[0] if isinstance(answer, tuple) else answer)
+            yield hidden
+
+
+def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VitArch:
+    """Tell the architecture from a state dict with `vision_model.*`.
+
+    It must be that of a published model, which the weights' shapes tell. A metadata entry `ARCH_METADATA_KEY` wins over
+    that, and must agree with the weights.
+
+    Args:
+        tensors: the state dict.
+        metadata: a safetensors file's metadata; empty where there is none.
+
+    Raises:
+        WeightsMismatchError: the weights are of no known architecture, or not of the one that the metadata names.
+    """
+    described = VitArch.from_metadata(metadata)
+    measured = _measured(tensors)
+    if described is not None:
+        if _measures(described) != measured:
+            raise WeightsMismatchError(
+                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {described}; "
+                "write the file again from the model that it holds"
+            )
+        return described
+    for arch in OFFICIAL.values():
+        if _measures(arch) == measured:
+            return arch
+    found = ", ".join(f"{name} {value}" for name, value in measured.items())
+    raise WeightsMismatchError(
+        f"the file holds a vision encoder of none of the known architectures ({found}); known: {', '.join(OFFICIAL)}. "
+        f"For another one, give a safetensors file with the metadata entry {ARCH_METADATA_KEY} (VitArch.to_json)"
+    )
+
+
+def load_vit(state: StateFile) -> Vit:
+    """Build the vision encoder that a checkpoint holds and load it.
+
+    A whole CLIP or SigLIP model's file, or one of the vision tower alone. Every key of the tower is there and none is
+    left over, but for `IGNORED_KEYS`.
+
+    Returns:
+        The model on the CPU, float32, in eval mode, without gradients.
+
+    Raises:
+        WeightsMismatchError: the checkpoint is of no known architecture, or not a whole vision tower.
+    """
+    if _PATCHES in state.tensors:  # transformers 5 saves a tower alone without the prefix
+        state = replace(state, tensors={_PREFIX + key: value for key, value in state.tensors.items()})
+    arch = infer_arch(state.tensors, state.metadata)
+    with torch.device("meta"):
+        model = Vit(arch)
+    model = model.to_empty(device="cpu")
+    model.number_positions()
+    load_into(model, state, what=f"the vision tower of {arch}", ignored=IGNORED_KEYS)
+    return model.eval().requires_grad_(False)
+
+
+def untrained_vit(arch: VitArch, seed: int) -> Vit:
+    """Build a model with random weights, whose features mean nothing: the same for the same seed and transformers.
+
+    The caller's random numbers go on as if nothing had happened.
+
+    Returns:
+        The model on the CPU, float32, in eval mode, without gradients.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Vit(arch).eval().requires_grad_(False)
+
+
+def _measures(arch: VitArch) -> dict[str, object]:
+    """What of an architecture shows in the weights' shapes: not the heads, the activation and the exact input size."""
+    return {
+        "family": arch.family,
+        "hidden": arch.hidden,
+        "layers": arch.layers,
+        "mlp": arch.mlp,
+        "patch_px": arch.patch_px,
+        "patches": arch.side**2,
+    }
+
+
+def _measured(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """The same, of weights.
+
+    Raises:
+        WeightsMismatchError: the weights are no vision tower's.
+    """
+    clip = f"{_PREFIX}embeddings.class_embedding" in tensors
+    patches, positions = tensors.get(_PREFIX + _PATCHES), tensors.get(_PREFIX + _POSITIONS)
+    mlp = tensors.get(f"{_PREFIX}encoder.layers.0.mlp.fc1.weight")
+    if patches is None or positions is None or mlp is None or (patches.ndim, positions.ndim, mlp.ndim) != (4, 2, 2):
+        raise WeightsMismatchError(
+            f"the file holds no vision encoder of transformers' CLIP or SigLIP (it lacks {_PREFIX}{_PATCHES}, "
+            f"{_POSITIONS} or blocks); give the pytorch_model.bin or model.safetensors of one: "
+            f"{', '.join(OFFICIAL)}"
+        )
+    blocks = {match[1] for key in tensors if (match := re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key))}
+    return {
+        "family": "clip" if clip else "siglip",
+        "hidden": patches.shape[0],
+        "layers": len(blocks),
+        "mlp": mlp.shape[0],
+        "patch_px": patches.shape[-1],
+        "patches": positions.shape[0] - clip,
+    }
