@@ -14,6 +14,8 @@ import builds
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.kill
+
 SCRIPTS = 3
 """How many scripts share the steps: a driver that takes over a lease sleeps half a second."""
 TEXTS = [f"thing number {place}" for place in range(9)]

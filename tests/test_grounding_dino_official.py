@@ -24,6 +24,8 @@ from patchmint.labelers.grounding_dino.transformer import propose, refine
 from patchmint.types import Text
 from patchmint.weights.loading import load_state
 
+pytestmark = pytest.mark.official
+
 NAMES = list(CAPTIONS)
 TOLERANCE = 1e-3
 

@@ -19,6 +19,8 @@ from patchmint.labelers.sam import OFFICIAL, SamMasker, load_sam, untrained
 from patchmint.types import RgbImage
 from patchmint.weights.loading import StateFile, load_state
 
+pytestmark = pytest.mark.official
+
 PHOTO: RgbImage = np.ascontiguousarray(load_sample_image("china.jpg").transpose(1, 0, 2))
 """640 x 427, upright; it is scaled up."""
 _CORNERS = np.random.default_rng(640).random((5, 2, 2)) * (427, 640)

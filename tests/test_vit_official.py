@@ -37,6 +37,8 @@ from patchmint.features.plan import plan_features
 from patchmint.geometry import fit_image, grid_preset
 from patchmint.weights.loading import load_state
 
+pytestmark = pytest.mark.official
+
 # What the published `config.json` files set; everything else is the default of transformers' classes.
 CLIP = {
     "hidden_size": 1024,

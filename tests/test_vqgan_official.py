@@ -24,6 +24,8 @@ from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, infer_arch, loa
 from patchmint.types import RgbImage
 from patchmint.weights.loading import load_state
 
+pytestmark = pytest.mark.official
+
 SIZE = 256
 _SKIMAGE, _SKLEARN = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
 PHOTOS: list[RgbImage] = [
