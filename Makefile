@@ -6,7 +6,7 @@ OVERLAY := .venv-transformers4
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
-.PHONY: setup demo quickstart browser test check conformance lint types layers format lock clean
+.PHONY: setup demo quickstart browser test quick durations check conformance lint types layers format lock clean
 
 setup: $(VENV)/.ready
 
@@ -35,11 +35,22 @@ browser: setup
 	apt-get install -y -qq --no-install-recommends chromium-headless-shell; } || true
 	@$(BIN)/python tests/browser.py
 
-# Three files at once, each with one thread: many tests wait for processes and clocks, and torch's threads wait spinning.
+# Three groups at once, each with one thread: many tests wait for processes and clocks, and torch's threads wait spinning.
 # glibc keeps up to 2 GiB of freed blocks, which the next pass of a model would only have to be given, and cleared, again.
+# Python may keep byte code, or each of some hundred processes would compile the package anew.
+TESTS := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/python -m pytest -n 3
+
 test: setup
-	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 \
-		$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(TESTS)
+
+# Without models of official size, Ray, Chromium and kills.
+quick: setup
+	$(TESTS) -m "not official and not ray and not browser and not kill"
+
+# Which tests take longest, so that they start first: tests/durations.json.
+durations: setup
+	$(TESTS) --measure
 
 check: lint types layers test
 

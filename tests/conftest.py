@@ -12,6 +12,8 @@ from s3_server import S3Server, s3_server
 
 from patchmint.storage import Storage, open_storage
 
+pytest_plugins = ["longest_first"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have one server of warm processes for all workers; a single run starts its own when it needs one."""

@@ -19,6 +19,8 @@ import pytest
 
 from patchmint.storage.local import is_temporary
 
+pytestmark = pytest.mark.kill
+
 SCRIPTS = 3
 """How many scripts share the states: a driver that takes over a lease sleeps half a second."""
 TEXTS = [f"thing number {place}" for place in range(9)]

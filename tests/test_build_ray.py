@@ -19,6 +19,8 @@ import pytest
 from builds import check_files, digests, make_input
 from ray_cluster import ROOT, RayCluster, ray_cluster, wait_until
 
+pytestmark = pytest.mark.ray
+
 BUILD = [sys.executable, "-m", "patchmint.jobs.build"]
 
 # In a worker or in any other process: where it runs, and what it would import.

@@ -91,6 +91,7 @@ def test_cut_connections_refusals_and_lost_replies_change_nothing(local, store, 
     check(store, expected)
 
 
+@pytest.mark.kill
 def test_a_killed_build_to_a_store_goes_on(local, store):
     config, expected = local
     build = builds.start(config, store, STAND_IN_SLEEP="0.3")
@@ -104,6 +105,7 @@ def test_a_killed_build_to_a_store_goes_on(local, store):
     check(store, expected)
 
 
+@pytest.mark.kill
 def test_a_driver_stopped_between_record_and_publishing_finds_its_work_done(local, store, server):
     config, expected = local
     storage = open_storage(store)

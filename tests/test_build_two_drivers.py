@@ -9,6 +9,8 @@ import time
 import builds
 import pytest
 
+pytestmark = pytest.mark.kill
+
 TEXTS = [f"thing number {place}" for place in range(9)]
 STOPPED_SECONDS = 30
 

@@ -200,11 +200,13 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 # ------------------------------------------------------------------------------------------------- interrupted, raced
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGSTOP"])
 def test_interrupted_at_every_step(tmp_path: Path, sent: str) -> None:
     assert in_a_script("interrupted", str(tmp_path), "local", sent) > 40
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGSTOP"])
 def test_interrupted_at_every_request(server: S3Server, sent: str) -> None:
     assert in_a_script("interrupted", server.new_bucket(), "s3", sent, env=server.env()) > 15

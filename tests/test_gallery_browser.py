@@ -44,6 +44,8 @@ from patchmint.shards.reader import StoredSample, iter_samples
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import open_storage
 
+pytestmark = pytest.mark.browser
+
 SAMPLES = 60
 DESK = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}

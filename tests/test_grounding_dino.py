@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from seeded_weights import shake
 from skimage import data
-from upstream_grounding_dino import shake
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size, select

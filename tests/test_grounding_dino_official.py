@@ -1,7 +1,7 @@
 """Grounding DINO at official size (Swin-T, BERT base, 900 queries) against upstream, on real photographs.
 
-The reference is upstream alone: built from its own config by its own code under transformers 4.57, saved in the
-official container, run by its own `predict`. We load that file, under transformers 5, and run both photographs, of
+The reference is upstream alone: built from its own config by its own code under transformers 4.57, run by its own
+`predict`. We load the same weights from the official container, under transformers 5, and run both photographs, of
 unlike size and with unlike captions, in one batch.
 """
 
@@ -10,8 +10,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import upstream_grounding_dino
+from reference_cache import cached
+from seeded_weights import fill
 from transformers4 import run_under_transformers4
-from upstream_grounding_dino import CAPTIONS, photographs
+from upstream_grounding_dino import CAPTIONS, official_vocabulary, photographs
 
 from patchmint.labelers.grounding_dino.detector import GroundingDino, select
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
@@ -21,27 +24,43 @@ from patchmint.labelers.grounding_dino.transformer import propose, refine
 from patchmint.types import Text
 from patchmint.weights.loading import load_state
 
+pytestmark = pytest.mark.official
+
 NAMES = list(CAPTIONS)
 TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("grounding-dino")
-    run_under_transformers4("tests/upstream_grounding_dino.py", str(folder))
-    return folder
+def reference(tmp_path_factory):
+    def make():
+        folder = tmp_path_factory.mktemp("upstream")
+        run_under_transformers4("tests/upstream_grounding_dino.py", str(folder))
+        (folder / "bert" / "model.safetensors").unlink()  # pytest keeps the folders of three runs
+        with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+            return {key.replace("__", "/"): arrays[key] for key in arrays.files}
+
+    return cached("grounding-dino", upstream_grounding_dino.__file__, make)
 
 
 @pytest.fixture(scope="module")
-def reference(folder):
-    with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
-        return {key.replace("__", "/"): arrays[key] for key in arrays.files}
+def checkpoint(tmp_path_factory, reference):
+    """The official container: under "model", keys with `module.`, and the two entries nobody loads."""
+    weights = {key[6:]: torch.empty(tuple(shape)) for key, shape in reference.items() if key.startswith("shape/")}
+    fill(weights)
+    weights |= {key[6:]: torch.from_numpy(array) for key, array in reference.items() if key.startswith("whole/")}
+    state = {f"module.{name}": tensor for name, tensor in weights.items()}
+    state["module.label_enc.weight"] = torch.zeros(2001, 256)
+    state["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    path = tmp_path_factory.mktemp("grounding-dino") / "groundingdino.pth"
+    torch.save({"model": state}, path)
+    yield path
+    path.unlink()
 
 
 @pytest.fixture(scope="module")
-def detector(folder):
-    model, arch = load_grounding_dino(load_state(folder / "groundingdino.pth"))
-    return GroundingDino(model, arch, Vocabulary.from_file(folder / "bert" / "vocab.txt"))
+def detector(checkpoint):
+    model, arch = load_grounding_dino(load_state(checkpoint))
+    return GroundingDino(model, arch, Vocabulary({piece: place for place, piece in enumerate(official_vocabulary())}))
 
 
 @pytest.fixture(scope="module")

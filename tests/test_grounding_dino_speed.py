@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from seeded_weights import shake
 from skimage import data
-from upstream_grounding_dino import shake
 
 from patchmint.labelers.grounding_dino import canvas, deformable, encoders
 from patchmint.labelers.grounding_dino.canvas import like_pairs

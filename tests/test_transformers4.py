@@ -1,19 +1,28 @@
-"""Both lines of transformers: the tests that touch it, once more under 4.57."""
+"""Both lines of transformers: the tests that touch it, once more under 4.57, in one process."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from transformers4 import run_under_transformers4
 
+FILES = ["test_grounding_dino.py", "test_geometry_processors.py", "test_vit.py", "test_vocabulary.py"]
+PROGRAM = "import sys, pytest, transformers; print(transformers.__version__); sys.exit(pytest.main(sys.argv[1:]))"
 
-def test_it_is_the_older_line():
-    assert run_under_transformers4("-c", "import transformers; print(transformers.__version__)").startswith("4.57.")
+
+@pytest.fixture(scope="module")
+def told():
+    options = ["-v", "-p", "no:cacheprovider", "-p", "no:xdist", *(f"tests/{file}" for file in FILES)]
+    return run_under_transformers4("-c", PROGRAM, *options)
 
 
-@pytest.mark.parametrize(
-    "file", ["test_grounding_dino.py", "test_geometry_processors.py", "test_vit.py", "test_vocabulary.py"]
-)
-def test_passes_under_transformers_4(file):
-    output = run_under_transformers4("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}")
-    assert " passed" in output
-    assert "skipped" not in output
+def test_it_is_the_older_line(told):
+    assert told.startswith("4.57.")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_passes_under_transformers_4(told, file):
+    results = re.findall(rf"^tests/{file}::.* (\w+) +\[", told, re.MULTILINE)
+    assert len(results) > 5
+    assert set(results) == {"PASSED"}

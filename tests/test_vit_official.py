@@ -2,15 +2,20 @@
 recomputation from transformers' `hidden_states`.
 
 A container is written as the published one: CLIP's a torch file with position numbers, SigLIP's safetensors; the text
-half has its real names, and tensors of one number.
+half has its real names, and tensors of one number. Each model runs once: what `encode` makes is checked, and the states
+that it came by.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
+from reference_cache import cached
+from seeded_weights import Uninitialised, fill
 from skimage import data
 from torch import Tensor, nn
 from transformers import (
@@ -31,6 +36,8 @@ from patchmint.features.model import Vit, load_vit
 from patchmint.features.plan import plan_features
 from patchmint.geometry import fit_image, grid_preset
 from patchmint.weights.loading import load_state
+
+pytestmark = pytest.mark.official
 
 # What the published `config.json` files set; everything else is the default of transformers' classes.
 CLIP = {
@@ -65,13 +72,43 @@ class Loaded:
     """transformers' hidden states of the photo."""
     states: list[Tensor]
     """Ours."""
+    features: npt.NDArray[np.float16]
+    """What `encode` makes of them."""
 
 
-def save_as_published(tower, name, path):
+def tower_weights(name):
+    """Seeded weights of a vision tower by transformers' names."""
+    settings, config_class, model_class, _, _ = CLASSES[name]
+    with torch.device("meta"):
+        tower = model_class(config_class(**settings))
+    shapes = getattr(tower, "vision_model", tower).state_dict()
+    weights = {key: torch.empty(tensor.shape) for key, tensor in shapes.items()}
+    fill(weights)
+    return weights
+
+
+@torch.no_grad()
+def transformers_states(name, weights):
+    """The photo through transformers' model, as an array a state."""
+    settings, config_class, model_class, _, _ = CLASSES[name]
+    with Uninitialised():
+        tower = model_class(config_class(**settings)).eval()
+    getattr(tower, "vision_model", tower).load_state_dict(weights, assign=True)
+    levels = torch.from_numpy(fit_image(PHOTO, grid_preset(GRIDS[name]))[0].copy()).permute(2, 0, 1)[None] / 255
+    mean, std = (
+        ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        if name.startswith("clip")
+        else ((0.5,) * 3, (0.5,) * 3)
+    )
+    pixels = (levels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    return {f"{index:02}": state.numpy() for index, state in enumerate(states)}
+
+
+def save_as_published(weights, name, path):
     """A whole model's file: this tower, and names of a text half."""
     _, _, _, config_class, model_class = CLASSES[name]
-    inner = getattr(tower, "vision_model", tower)
-    tensors = {f"vision_model.{key}": value for key, value in inner.state_dict().items()}
+    tensors = {f"vision_model.{key}": value for key, value in weights.items()}
     with torch.device("meta"):
         names = set(model_class(config_class(vision_config=CLASSES[name][0])).state_dict())
     assert {key for key in names if key.startswith("vision_model.")} == set(tensors)
@@ -88,27 +125,27 @@ def save_as_published(tower, name, path):
 @pytest.fixture(scope="module", params=list(CLASSES))
 def loaded(request, tmp_path_factory):
     name = request.param
-    settings, config_class, model_class, _, _ = CLASSES[name]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(7)
-        tower = model_class(config_class(**settings)).eval()
-        grid = grid_preset(GRIDS[name])
-        levels = torch.from_numpy(fit_image(PHOTO, grid)[0].copy()).permute(2, 0, 1)[None] / 255
-        mean, std = (
-            ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-            if name.startswith("clip")
-            else ((0.5,) * 3, (0.5,) * 3)
-        )
-        pixels = (levels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-        expected = list(tower(pixels, output_hidden_states=True).hidden_states)
-    path = save_as_published(tower, name, tmp_path_factory.mktemp("official"))
-    del tower
-    state = load_state(path)
-    model = load_vit(state)
+    weights = tower_weights(name)
+    found = cached(name, __file__, partial(transformers_states, name, weights))
+    expected = [torch.from_numpy(found[key]) for key in sorted(found)]
+    path = save_as_published(weights, name, tmp_path_factory.mktemp("official"))
+    del weights
+    model = load_vit(load_state(path))
     path.unlink()  # pytest keeps the folders of three runs, and this is more than a gigabyte
-    encoder = VitFeatureEncoder(model, plan_features(FeaturesConfig(), model.arch, name), grid)
-    states = list(model.states(encoder.pixel_values(fit_image(PHOTO, grid)), model.arch.layers))
-    return Loaded(name, model, expected, states)
+    states = []
+    running = model.states
+
+    def watched(pixels, last):
+        """The states that are asked for, and then the one that nobody has asked for."""
+        for state in running(pixels, model.arch.layers):
+            states.append(state)
+            if len(states) <= last + 1:
+                yield state
+
+    model.states = watched
+    spec = plan_features(FeaturesConfig(connector="dci", pool=12), model.arch, name)
+    features = VitFeatureEncoder(model, spec, grid_preset(GRIDS[name])).encode([PHOTO])
+    return Loaded(name, model, expected, states, *features)
 
 
 def test_the_architecture_is_told_from_the_file(loaded):
@@ -177,11 +214,13 @@ def test_features_are_recomputed_from_hidden_states(loaded, connector, pool, poo
 
 
 def test_an_image_becomes_those_features(loaded):
-    """The whole way, once: pixels, blocks that are needed, connector, float16."""
-    arch, grid = loaded.model.arch, grid_preset(GRIDS[loaded.name])
-    spec = plan_features(FeaturesConfig(connector="dci", pool=12), arch, loaded.name)
+    """The whole way: pixels, blocks, connector, float16."""
+    assert loaded.features.dtype == np.float16
+    expected = recomputed(loaded, "dci", (12, 12), "before")[0].numpy()
+    np.testing.assert_allclose(loaded.features, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_only_the_blocks_that_are_needed_are_kept(loaded):
+    spec = plan_features(FeaturesConfig(connector="dci"), loaded.model.arch, loaded.name)
     model = loaded.model.cut(max(max(part) for part in spec.layers))
-    assert len(model.vision_model.encoder.layers) == arch.layers - 1
-    (features,) = VitFeatureEncoder(model, spec, grid).encode([PHOTO])
-    assert features.dtype == np.float16
-    np.testing.assert_allclose(features, recomputed(loaded, "dci", (12, 12), "before")[0].numpy(), rtol=2e-3, atol=2e-3)
+    assert len(model.vision_model.encoder.layers) == loaded.model.arch.layers - 1

@@ -1,8 +1,8 @@
 """Grounding DINO as upstream builds and runs it, without any of our code: reference for the parity tests.
 
 Run as a script (under transformers 4.57, the last line that upstream's own text wrapper works with) it makes a Swin-T
-model of official size from a seed, saves it in the official container, runs upstream's `predict` on two photographs and
-writes what came out: `python upstream_grounding_dino.py FOLDER`.
+model of official size with seeded weights, runs upstream's `predict` on two photographs and writes what came out, and
+what the model's tensors are called: `python upstream_grounding_dino.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from seeded_weights import Uninitialised, fill
 from skimage import data
 
 CAPTIONS = {
@@ -25,7 +26,8 @@ SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 
 
 
 def photographs() -> dict[str, np.ndarray]:
-    return {"astronaut": data.astronaut(), "coffee": data.coffee()}
+    """Wide strips of unlike height: scaled up to a width of 1333, they have the fewest pixels of all shapes."""
+    return {"astronaut": data.astronaut()[60:172], "coffee": data.coffee()[100:280]}
 
 
 def official_vocabulary() -> list[str]:
@@ -43,24 +45,15 @@ def official_vocabulary() -> list[str]:
     return pieces
 
 
-def shake(model: torch.nn.Module) -> None:
-    """Upstream starts many weights at zero or one, which would hide mistakes: give each a little noise."""
-    generator = torch.Generator().manual_seed(7)
-    for parameter in model.parameters():
-        if parameter.ndim == 1 or (parameter == 0).all():
-            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-
-
 def build(folder: Path) -> torch.nn.Module:
-    """Build upstream's model from upstream's own config, with a text encoder of official size and random weights."""
+    """Build upstream's model from upstream's own config, with a text encoder of official size."""
     import groundingdino
     from groundingdino.models import build_model
     from groundingdino.util.slconfig import SLConfig
     from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
     text = folder / "bert"
-    text.mkdir(exist_ok=True)
+    text.mkdir()
     (text / "vocab.txt").write_text("\n".join(official_vocabulary()) + "\n", encoding="utf-8")
     BertModel(BertConfig()).save_pretrained(text)
     (text / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
@@ -69,30 +62,24 @@ def build(folder: Path) -> torch.nn.Module:
     config.use_checkpoint = config.use_transformer_ckpt = False
     config.device = "cpu"
     model = build_model(config)
-    shake(model)
     return model.eval()
-
-
-def save(model: torch.nn.Module, path: Path) -> None:
-    """Save in the official container: under "model", keys with `module.`, and the two entries nobody loads."""
-    state = {f"module.{key}": value for key, value in model.state_dict().items()}
-    state["module.label_enc.weight"] = torch.zeros(2001, 256)
-    state["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
-    torch.save({"model": state}, path)
 
 
 def main(folder: Path) -> None:
     from groundingdino.util.inference import load_image, predict
 
-    model = build(folder)
-    save(model, folder / "groundingdino.pth")
+    with Uninitialised():
+        model = build(folder)
+    weights = model.state_dict()
+    fill(weights)
+    arrays = {f"shape/{name}": np.array(tensor.shape) for name, tensor in weights.items() if tensor.is_floating_point()}
+    arrays |= {f"whole/{name}": tensor.numpy() for name, tensor in weights.items() if not tensor.is_floating_point()}
     outputs = {}
     model.register_forward_hook(lambda _module, _inputs, out: outputs.update(out))
     # what upstream takes its queries from: the best token's logit at each position
     model.transformer.enc_out_class_embed.register_forward_hook(
         lambda _module, _inputs, out: outputs.update(rank=out.max(-1)[0])
     )
-    arrays = {}
     for name, photo in photographs().items():
         path = folder / f"{name}.png"
         Image.fromarray(photo).save(path)

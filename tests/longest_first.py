@@ -1,0 +1,63 @@
+"""Tests run longest first, a file at a time. `make durations` measures how long each takes: durations.json.
+
+A name there is that of a file, or the start of some of its tests' ids, which then run apart from the file's others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+TABLE = Path(__file__).with_name("durations.json")
+SECONDS: dict[str, float] = json.loads(TABLE.read_text())
+_APART = sorted((name for name in SECONDS if "::" in name), key=len, reverse=True)
+
+
+def group_of(nodeid: str) -> str:
+    """The tests that run in one go, in one process."""
+    test = nodeid.removeprefix("tests/")
+    return next((name for name in _APART if test.startswith(name)), test.partition("::")[0])
+
+
+class LongestFirst(LoadScopeScheduling):
+    """Gives each worker the longest group that is left; items come in this order (`pytest_collection_modifyitems`)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+class Stopwatch:
+    """Adds up how long groups take, and writes it to the table at the end. Short ones are left out: they come last."""
+
+    def __init__(self) -> None:
+        self._seconds = Counter(dict.fromkeys(_APART, 0.0))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[group_of(report.nodeid)] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        kept = {name: round(took) for name, took in sorted(self._seconds.items()) if took >= 3 or "::" in name}
+        TABLE.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--measure", action="store_true", help="write durations.json anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--measure") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Stopwatch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: -SECONDS.get(group_of(item.nodeid), 0))
+
+
+@pytest.hookimpl(optionalhook=True)  # there are runs without xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LongestFirst:
+    config.option.loadscopereorder = False  # xdist would put those with most tests first
+    return LongestFirst(config, log)
