@@ -17,8 +17,10 @@ from patchmint.labelers import build_grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import encoders
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.sam import TINY, attention, image_encoder, untrained
+from patchmint.labelers.sam import attention, image_encoder
+from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
+from patchmint.labelers.sam.model import untrained
 from patchmint.tokenizers import vqgan
 from patchmint.tokenizers.vqgan import model as vqgan_model
 

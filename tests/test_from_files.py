@@ -16,8 +16,9 @@ from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
-from patchmint.tokenizers.vqgan import TINY, untrained_vqgan
-from patchmint.weights.loading import ARCH_METADATA_KEY
+from patchmint.tokenizers.vqgan.arch import TINY
+from patchmint.tokenizers.vqgan.build import untrained_vqgan
+from patchmint.weights.container import ARCH_METADATA_KEY
 from patchmint.weights.registry import CHECKPOINTS
 
 PHOTO = data.coffee()

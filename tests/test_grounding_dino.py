@@ -25,7 +25,8 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompt
 from patchmint.labelers.grounding_dino.select import select
 from patchmint.labelers.grounding_dino.transformer import match
 from patchmint.types import Text
-from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile
+from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat on a sofa. two dogs?", "x", "the quick fox jumps. a lazy dog, in the sun", "red. blue thing. c"]

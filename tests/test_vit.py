@@ -29,7 +29,8 @@ from patchmint.features.vit.arch import OFFICIAL, VitArch
 from patchmint.features.vit.build import infer_arch, load_vit, untrained_vit
 from patchmint.features.vit.encoder import VitFeatureEncoder
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
-from patchmint.weights.loading import ARCH_METADATA_KEY, load_state
+from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.loading import load_state
 
 PILLOW = "Pil" if int(transformers.__version__.split(".")[0]) >= 5 else ""
 
@@ -463,14 +464,14 @@ def test_a_file_of_your_own(tmp_path):
     tensors = {key: value.contiguous() for key, value in whole_model(arch).state_dict().items()}
     safetensors.torch.save_file(tensors, path, metadata=metadata_of(arch))
     models = ModelsConfig(vit=str(path))
-    assert check_features(models, FeaturesConfig(), GRIDS["siglip"]) is None
     encoder = build_feature_encoder(models, FeaturesConfig(), GRIDS["siglip"], "cpu")
     assert encoder.spec.encoder == str(path)
+    assert check_features(models, FeaturesConfig(), GRIDS["siglip"]) == encoder.spec
     assert encoder.encode(images(1))[0].shape == (25, 16)
     with pytest.raises(ConfigError, match=r"give features\.layers"):
-        build_feature_encoder(models, FeaturesConfig(connector="dci"), GRIDS["siglip"], "cpu")
+        check_features(models, FeaturesConfig(connector="dci"), GRIDS["siglip"])
     with pytest.raises(ConfigError, match="in an input of 70 x 70 px"):
-        build_feature_encoder(models, FeaturesConfig(), GRIDS["clip"], "cpu")
+        check_features(models, FeaturesConfig(), GRIDS["clip"])
 
 
 def test_checking_settings_imports_no_torch():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.grid import Fit, PatchGrid
 
 GRID_PRESETS: Mapping[str, PatchGrid] = MappingProxyType(
@@ -36,9 +35,8 @@ def grid_preset(name: str) -> PatchGrid:
     """
     grid = GRID_PRESETS.get(name)
     if grid is None:
-        near = get_close_matches(name, GRID_PRESETS, n=1, cutoff=0)
         raise ConfigError(
-            f"no grid preset {name!r}; did you mean {near[0]!r}? Presets: {', '.join(GRID_PRESETS)}; "
-            "or give rows, cols, patch_px and fit"
+            f"there is no grid preset {name!r}{did_you_mean(name, GRID_PRESETS)} (presets: {', '.join(GRID_PRESETS)}); "
+            "a grid spelled out has rows, cols, patch_px and fit"
         )
     return grid

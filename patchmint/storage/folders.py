@@ -28,6 +28,11 @@ def make_folder(folder: Path) -> None:
         sync_folder(new.parent)
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last through a power cut.
 

@@ -1,25 +1,31 @@
-"""Tells what a file is and whether it is sound, without torch and without running anything in it."""
+"""Tells what a file is, which tensors it lists and whether it is sound, without torch or running anything in it."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import safetensors
 
 from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
-from patchmint.weights.pickles import PickleScan, is_foreign, scan_pickle
+from patchmint.weights.pickles import PickleScan, TensorShape, is_foreign, read_shapes, scan_pickle
 from patchmint.weights.registry import Checkpoint
 
+Tensor = TypeVar("Tensor")
 FileKind = Literal["zip", "legacy", "safetensors", "pickle", "html", "lfs-pointer", "empty", "text", "other"]
+
+ARCH_METADATA_KEY = "patchmint.arch"
+"""Entry of a safetensors file's metadata that describes the architecture, as the JSON of its arch dataclass."""
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that `torch.save` wrote first before torch 1.6 (`torch.serialization.MAGIC_NUMBER`)."""
 
 _LEGACY_PICKLES = 5
+_LEGACY_OBJECT = 3
 """Magic number, version, system facts, the object, storage keys (`torch.serialization._legacy_save`), then bytes."""
 
 _MAX_PICKLE_BYTES = 256 << 20
@@ -48,6 +54,31 @@ class Contents:
 
     kind: Literal["zip", "legacy", "safetensors"]
     names: frozenset[str] = frozenset()
+
+
+class Shaped(Protocol):
+    """A tensor, or only the shape of one: what tells architectures apart."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weights file says of itself before its numbers.
+
+    Attributes:
+        tensors: shapes by name, named as `patchmint.weights.loading.StateFile` names them.
+        metadata: a safetensors header's; empty for torch files.
+    """
+
+    tensors: Mapping[str, TensorShape]
+    metadata: Mapping[str, str]
 
 
 def sniff(head: bytes) -> FileKind:
@@ -100,27 +131,86 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
         WeightsUnsafeError: it is a pickle that names something to run.
     """
     try:
-        kind = sniff(read_head(path))
+        kind = _container(path)
         size = path.stat().st_size
-        match kind:
-            case "zip" | "legacy" | "safetensors":
-                if checkpoint is not None and checkpoint.size not in (None, size):
-                    problem = "cut off" if size < (checkpoint.size or 0) else "not this checkpoint"
-                    raise _corrupt(path, f"{problem}: it has {size} bytes, {checkpoint.name} has {checkpoint.size}")
-            case _:
-                with path.open("rb") as file:
-                    _refuse_foreign(path, [scan_pickle(file)])
-                raise _corrupt(path, describe(kind))
+        if checkpoint is not None and checkpoint.size not in (None, size):
+            problem = "cut off" if size < (checkpoint.size or 0) else "not this checkpoint"
+            raise _corrupt(path, f"{problem}: it has {size} bytes, {checkpoint.name} has {checkpoint.size}")
         match kind:
             case "zip":
-                scans = [_scan_zip(path)]
+                scans = [scan_pickle(io.BytesIO(_pickle_in_zip(path, check_sums=True)))]
             case "legacy":
                 scans = _scan_legacy(path)
             case "safetensors":
-                _check_safetensors(path)
+                _read_safetensors(path)
                 return Contents("safetensors")
     except OSError as error:
-        raise WeightsMissingError(f"{path} can't be read: {error.strerror or error}; check the path") from error
+        raise _unreadable(path, error) from error
+    _refuse(path, scans)
+    return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
+
+
+def read_header(path: Path) -> Header:
+    """Read which tensors a weights file lists, and leave their numbers alone.
+
+    Raises:
+        WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `inspect`; damage to the numbers isn't seen.
+    """
+    try:
+        match _container(path):
+            case "safetensors":
+                return _read_safetensors(path)
+            case "zip":
+                pickled = io.BytesIO(_pickle_in_zip(path, check_sums=False))
+                _refuse(path, [scan_pickle(pickled)])
+                pickled.seek(0)
+                loaded = read_shapes(pickled)
+            case "legacy":
+                _refuse(path, _scan_legacy(path))
+                with path.open("rb") as file:
+                    for _ in range(_LEGACY_OBJECT):
+                        scan_pickle(file)
+                    loaded = read_shapes(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise _corrupt(path, f"damaged: {error}") from error
+    state = state_dict_in(loaded)
+    shapes = {name: shape for name, shape in state.items() if isinstance(shape, TensorShape)}
+    return Header(without_module(shapes), {})
+
+
+def state_dict_in(loaded: object) -> dict[str, Any]:
+    """The state dict in what a torch file holds; empty where there is none.
+
+    That is `{"state_dict": ...}` (Lightning), `{"model": ...}` (Grounding DINO), or the whole (SAM).
+    """
+    if not isinstance(loaded, dict):
+        return {}
+    return next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), loaded)
+
+
+def without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take a `module.` that all names start with (`DataParallel`'s) off them."""
+    prefix = "module."
+    wrapped = all(name.startswith(prefix) for name in tensors)
+    return {name.removeprefix(prefix) if wrapped else name: tensor for name, tensor in tensors.items()}
+
+
+def _container(path: Path) -> Literal["zip", "legacy", "safetensors"]:
+    kind = sniff(read_head(path))
+    if kind not in ("zip", "legacy", "safetensors"):
+        with path.open("rb") as file:
+            _refuse_foreign(path, [scan_pickle(file)])
+        raise _corrupt(path, describe(kind))
+    return kind
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsMissingError:
+    return WeightsMissingError(f"{path} can't be read: {error.strerror or error}; check the path")
+
+
+def _refuse(path: Path, scans: list[PickleScan]) -> None:
     _refuse_foreign(path, scans)
     if not all(scan.complete for scan in scans):
         raise _corrupt(path, "cut off or damaged: its pickle breaks off")
@@ -129,7 +219,6 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
             f"{path} was saved with a pickle protocol that torch's safe reader doesn't know; "
             "save it again with torch.save's default protocol, or as safetensors"
         )
-    return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
 
 
 def _corrupt(path: Path, problem: str) -> WeightsCorruptError:
@@ -148,7 +237,7 @@ def _refuse_foreign(path: Path, scans: list[PickleScan]) -> None:
         )
 
 
-def _scan_zip(path: Path) -> PickleScan:
+def _pickle_in_zip(path: Path, *, check_sums: bool) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -160,10 +249,11 @@ def _scan_zip(path: Path) -> PickleScan:
                 if member.compress_type != zipfile.ZIP_STORED:
                     raise _corrupt(path, "a compressed zip archive, which torch.save never writes")
                 # torch itself doesn't check these sums (built without), and mapped memory can't
-                with archive.open(member) as part:
-                    while part.read(_CHUNK):
-                        pass
-            return scan_pickle(io.BytesIO(archive.read(pickles[0])))
+                if check_sums:
+                    with archive.open(member) as part:
+                        while part.read(_CHUNK):
+                            pass
+            return archive.read(pickles[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise _corrupt(path, f"cut off or damaged ({error})") from error
 
@@ -176,9 +266,10 @@ def _scan_legacy(path: Path) -> list[PickleScan]:
     return scans
 
 
-def _check_safetensors(path: Path) -> None:
+def _read_safetensors(path: Path) -> Header:
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {name: TensorShape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+            return Header(shapes, dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
         raise _corrupt(path, f"a cut or damaged safetensors file ({error})") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickletools
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
 """Old Lightning checkpoints name classes of these, such as the `ModelCheckpoint` in the official VQGAN files."""
@@ -81,6 +81,78 @@ def scan_pickle(stream: BinaryIO) -> PickleScan:
     except (ValueError, OverflowError, MemoryError):
         complete = False
     return PickleScan(frozenset(names), protocol, complete)
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """The shape of a tensor whose numbers weren't read."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+
+def read_shapes(stream: BinaryIO) -> object:
+    """What one pickle of a torch checkpoint holds, as far as dictionaries and tensors go; nothing in it runs.
+
+    Returns:
+        Dictionaries with string keys as such, a `TensorShape` for each tensor, something meaningless for the rest.
+
+    Raises:
+        ValueError: it breaks off, or is no pickle.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+                continue
+            if opcode.name == "STOP":
+                break
+            made: Any = argument
+            taken = _taken(stack, opcode.stack_before)
+            match opcode.name, taken:
+                case "MARK", _:
+                    made = _MARK
+                case "GET" | "BINGET" | "LONG_BINGET", _:
+                    made = memo[argument]
+                case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" | "EMPTY_TUPLE", _:
+                    made = tuple(taken)
+                case ("EMPTY_DICT", _) | ("REDUCE", ["collections OrderedDict", _]):
+                    made = {}
+                case "REDUCE", ["torch._utils _rebuild_tensor_v2" | "torch._utils _rebuild_tensor", (_, _, sizes, *_)]:
+                    made = TensorShape(tuple(map(int, sizes)))
+                case "REDUCE", ["torch._utils _rebuild_parameter", (made, *_)]:
+                    pass
+                case "SETITEM" | "SETITEMS", [dict() as made, *items]:
+                    pairs = zip(items[::2], items[1::2], strict=True)
+                    made |= {name: value for name, value in pairs if isinstance(name, str)}
+                case "BUILD", [made, _]:
+                    pass
+            stack += [made] * len(opcode.stack_after)
+        return stack.pop()
+    except (TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        raise ValueError(f"it is no sound pickle ({error!r})") from error
+
+
+_MARK = object()
+
+
+def _taken(stack: list[Any], before: list[pickletools.StackObject]) -> list[Any]:
+    """Take off the stack what an opcode takes, in the order in which it was put there."""
+    above_mark: list[Any] = []
+    if pickletools.markobject in before:
+        before = before[: before.index(pickletools.markobject)]
+        while (item := stack.pop()) is not _MARK:
+            above_mark.append(item)
+    start = len(stack) - len(before)
+    taken = stack[start:] + above_mark[::-1]
+    del stack[start:]
+    return taken
 
 
 def is_inert(name: str) -> bool:

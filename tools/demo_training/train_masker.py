@@ -16,8 +16,9 @@ from torch.nn import functional
 from patchmint.demo.measure import mask_ious
 from patchmint.demo.models import FILES, MASKER, save_weights
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.labelers.sam import SamMasker, untrained
 from patchmint.labelers.sam.frames import input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.labelers.sam.model import untrained
 
 _BOXES = 4
 _JITTER = 0.09

@@ -18,8 +18,10 @@ from patchmint.demo.models import FILES, TOKENIZER, save_weights
 from patchmint.demo.scenes import make_scene
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
-from patchmint.tokenizers.vqgan import Vqgan, VqganTokenizer, untrained_vqgan
+from patchmint.tokenizers.vqgan.build import untrained_vqgan
+from patchmint.tokenizers.vqgan.model import Vqgan
 from patchmint.tokenizers.vqgan.quantize import NearestCodebook
+from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from tools.demo_training.evaluate import psnr_and_use
 
 _SIZE = 256

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.loading import ARCH_METADATA_KEY
+from patchmint.weights.container import ARCH_METADATA_KEY, Shaped
 
 HIDDEN_DIM = 256
 """Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
@@ -140,7 +139,7 @@ TINY = GroundingDinoArch(
 """The same classes, tiny: for tests and the `untrained-tiny` preset."""
 
 
-def infer_arch(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> GroundingDinoArch:
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> GroundingDinoArch:
     """Tell a checkpoint's architecture from its metadata, or from its backbone's width and window.
 
     Raises:

@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.loading import ARCH_METADATA_KEY
+from patchmint.weights.container import ARCH_METADATA_KEY, Shaped
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
@@ -89,7 +88,7 @@ TINY = SamArch(
 """The same classes at a size that runs in milliseconds. Windows of 5 don't divide 8 patches, as 14 don't divide 64."""
 
 
-def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SamArch:
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch:
     """Tell which SAM a checkpoint holds.
 
     Args:

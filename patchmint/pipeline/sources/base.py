@@ -20,6 +20,15 @@ class Source(Protocol):
     them.
     """
 
+    def check(self) -> None:
+        """Check that what the settings name is there and begins as it should; no more than beginnings is read.
+
+        Raises:
+            ConfigError: a file, a column or a split that the settings name isn't there, or isn't what it should be.
+            StorageError: looking failed.
+        """
+        ...
+
     def samples(self) -> Iterator[SourceSample]:
         """Every sample, in an order that depends on the data set's files only.
 
@@ -62,7 +71,8 @@ class StoredImages:
                 ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
-            check_root(self._storage)
+            if missing := missing_root(self._storage):  # not mounted: lest each image be taken for a missing one
+                raise StorageError(missing) from error
             raise ImageMissingError(
                 f"there is no image {ref.path!a} in {self._storage.uri}, although the data set names it; add the file, "
                 "or leave the sample among the rejects"
@@ -74,14 +84,11 @@ def _is_of_this_file(error: StorageError) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def check_root(storage: Storage) -> None:
-    """Make sure that a local source is mounted at all, lest each of its images be taken for a missing one.
-
-    Raises:
-        StorageError: the folder isn't there.
-    """
-    if isinstance(storage, LocalStorage) and not storage.root.is_dir():
-        raise StorageError(
-            f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, "
-            "and that each machine mounts it at the same path"
-        )
+def missing_root(storage: Storage) -> str:
+    """What to say if a local source's folder isn't there; else empty."""
+    if not isinstance(storage, LocalStorage) or storage.root.is_dir():
+        return ""
+    return (
+        f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, and "
+        "that each machine mounts it at the same path"
+    )

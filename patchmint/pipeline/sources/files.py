@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import BinaryIO, TypeVar
 
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, did_you_mean
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import Fault
 from patchmint.storage import Storage
@@ -19,6 +19,8 @@ MAX_TEXT_BYTES = 16 << 20
 """A caption file longer than this isn't read: it is no caption."""
 
 _HEAD = 512
+_LISTED = 1000
+"""Most file names to look through for one that was meant."""
 _READERS = 16
 _WINDOW = 128
 
@@ -108,11 +110,26 @@ def require(storage: Storage, path: str, setting: str, layout: str) -> str:
         ConfigError: there is no such file.
     """
     if not storage.exists(path):
+        folder = path.rpartition("/")[0]
+        beside = (entry.path for entry in islice(storage.list(folder), _LISTED))
         raise ConfigError(
-            f"there is no {path!r} in {storage.uri}; expected {layout}. Unpack downloaded archives first, or name the "
-            f"file in {setting}"
+            f"there is no {path!r} in {storage.uri}{did_you_mean(path, beside)}; expected {layout}. Unpack downloaded "
+            f"archives first, or name the file in {setting}"
         )
     return path
+
+
+def require_images(storage: Storage, folder: str, setting: str) -> None:
+    """Check that there is something in the folder that images are to be read from.
+
+    Raises:
+        ConfigError: there isn't.
+    """
+    if next(storage.list(folder), None) is None:
+        raise ConfigError(
+            f"there is nothing in the folder {folder!r} of {storage.uri}, which the images are to be read from; put "
+            f"them there, or name their folder in {setting}"
+        )
 
 
 def read_ahead(storage: Storage, items: Iterable[tuple[_Item, str | None]]) -> Iterator[tuple[_Item, bytes | None]]:

@@ -34,6 +34,7 @@ from patchmint.pipeline.worker.unit_shard import Seconds, UnitShard, timed
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.planned import read_planned_units
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.storage import open_storage
@@ -165,6 +166,7 @@ class Worker:
         if rejects:
             with attempt.new_file(f"rejects/{order.unit.name}.parquet") as file:
                 write_rejects(file, sorted(rejects, key=lambda reject: reject.ordinal))
+        self._check_plan()
         return attempt.commit(
             planned=len(samples),
             written=shard.written,
@@ -230,6 +232,18 @@ class Worker:
             device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
             record=self._recorder.drain(),
         )
+
+    def _check_plan(self) -> None:
+        """A driver that believes this one dead may have replaced a plan of which nothing was finished.
+
+        Raises:
+            NotFoundError: it may be about to: another try will tell.
+        """
+        if self._settings.plan_digest not in read_planned_units(self._storage).digests:
+            raise BuildError(
+                f"plan.parquet in {self._storage.uri} isn't the plan that this build goes by any more: another driver "
+                "has taken over this output and replaced it; it goes on there"
+            )
 
     def _check_output_visible(self) -> None:
         try:

@@ -11,7 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.loading import ARCH_METADATA_KEY
+from patchmint.weights.container import ARCH_METADATA_KEY, Shaped
+
+_NEAREST = "quantize.embedding.weight"
+_GUMBEL = "quantize.embed.weight"
 
 _GROUPS = 32
 # Upstream's GroupNorm always has 32 groups (taming/modules/diffusionmodules/model.py, `Normalize`).
@@ -166,3 +169,36 @@ TINY = VqganArch(
     gumbel=False,
 )
 """The same classes, small: 64 px become 8 x 8 codes out of 64. For tests and the `untrained-tiny` preset."""
+
+
+def codebook_shape(tensors: Mapping[str, Shaped]) -> tuple[int, int]:
+    """Number of codes and their length, from a state dict.
+
+    Raises:
+        WeightsMismatchError: it is no VQGAN's.
+    """
+    codebook = tensors.get(_NEAREST, tensors.get(_GUMBEL))
+    if codebook is None or codebook.ndim != 2:
+        raise WeightsMismatchError(
+            f"the file holds no VQGAN: it has no matrix {_NEAREST} or {_GUMBEL}. "
+            f"Known architectures: {', '.join(OFFICIAL)}"
+        )
+    return codebook.shape[0], codebook.shape[1]
+
+
+def cell_and_codes(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Pixels along a code's cell and number of codes, from a state dict, without building the model.
+
+    Args:
+        tensors: the state dict, with upstream's key names.
+        metadata: a safetensors file's metadata; empty where there is none.
+
+    Raises:
+        WeightsMismatchError: it is no VQGAN's.
+    """
+    described = metadata.get(ARCH_METADATA_KEY)
+    if described is not None:
+        arch = VqganArch.from_json(described)
+        return arch.factor, arch.n_embed
+    levels = {key.split(".")[2] for key in tensors if key.startswith("encoder.down.")}
+    return 1 << max(len(levels) - 1, 0), codebook_shape(tensors)[0]

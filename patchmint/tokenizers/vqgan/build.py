@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch, codebook_shape
 from patchmint.tokenizers.vqgan.model import Vqgan
-from patchmint.weights.loading import ARCH_METADATA_KEY, StateFile, load_into
+from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.loading import StateFile, load_into
 
 IGNORED_KEYS = ("loss.", "colorize")
 """Starts of keys in official checkpoints that inference doesn't need: the discriminator and LPIPS, and the random
 projection that upstream draws segmentations with."""
-
-_NEAREST = "quantize.embedding.weight"
-_GUMBEL = "quantize.embed.weight"
 
 
 def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VqganArch:
@@ -43,13 +41,7 @@ def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Vq
                 "write the file again from the model that it holds"
             )
         return arch
-    codebook = tensors.get(_NEAREST, tensors.get(_GUMBEL))
-    if codebook is None or codebook.ndim != 2:
-        raise WeightsMismatchError(
-            f"the file holds no VQGAN: it has no matrix {_NEAREST} or {_GUMBEL}. "
-            f"Known architectures: {', '.join(OFFICIAL)}"
-        )
-    n_embed, embed_dim = codebook.shape
+    n_embed, embed_dim = codebook_shape(tensors)
     for published in OFFICIAL.values():
         try:
             arch = replace(published, n_embed=n_embed, embed_dim=embed_dim, gumbel="quantize.proj.weight" in tensors)
