@@ -27,6 +27,15 @@ PatchmintError
 Every message says what failed, why, and what to do next.
 """
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'?", or nothing where no known name is near."""
+    near = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 class PatchmintError(Exception):
     """Base of every error that patchmint raises on purpose."""
@@ -53,7 +62,15 @@ class TextError(InputError):
 
 
 class ConfigError(InputError):
-    """A setting is unknown, contradictory or out of range."""
+    """A setting is unknown, contradictory or out of range.
+
+    Attributes:
+        problems: everything that is wrong, a line each; the message alone where only one thing is.
+    """
+
+    def __init__(self, message: str = "", *, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class WeightsError(PatchmintError):

@@ -292,15 +292,13 @@ def warm_up():
     import stand_in_models  # noqa: F401 (a build finds it through its entry point)
 
     import patchmint.pipeline.driver.build
-    import patchmint.pipeline.plan.models
     import patchmint.pipeline.worker.work
     import patchmint.plugins
     import patchmint.shards.verify
 
     pa.array([1])  # imports pandas where it is installed
     # looking through all installed packages is half of a small build's time
-    for module in (patchmint.plugins, patchmint.pipeline.plan.models):
-        module.entry_points = cache(module.entry_points)
+    patchmint.plugins.entry_points = cache(patchmint.plugins.entry_points)
 
 
 def fork(work):

@@ -19,9 +19,9 @@ from patchmint.labelers.grounding_dino.encoders import encode_images
 from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.model import untrained as untrained_dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
-from patchmint.labelers.sam import load_sam
-from patchmint.labelers.sam import untrained as untrained_sam
-from patchmint.tokenizers.vqgan import load_vqgan, untrained_vqgan
+from patchmint.labelers.sam.model import load_sam
+from patchmint.labelers.sam.model import untrained as untrained_sam
+from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
 from patchmint.types import RgbImage, Text
 from patchmint.weights.loading import load_state
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses

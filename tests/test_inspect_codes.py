@@ -441,7 +441,9 @@ def test_terms_seen_once_are_let_go_of_too_many(monkeypatch):
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
 def test_cells_lie_where_the_tokenizer_has_them(fit):
-    from patchmint.tokenizers.vqgan import TINY, VqganTokenizer, untrained_vqgan
+    from patchmint.tokenizers.vqgan.arch import TINY
+    from patchmint.tokenizers.vqgan.model import untrained_vqgan
+    from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 
     tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="t", size=64, fit=fit)
     spec = tokenizer.spec

@@ -174,7 +174,7 @@ def test_missing_images_are_told_from_trouble(tmp_path: Path):
     with pytest.raises(StorageError, match="there is no folder") as trouble:
         opened.read_image(ImageRef("a/file.jpg"))
     assert not isinstance(trouble.value, ImageMissingError)
-    with pytest.raises(StorageError, match="mounts it"):
+    with pytest.raises(ConfigError, match="mounts it"):
         source("coco", tmp_path)
 
 

@@ -34,6 +34,9 @@ SCHEMA = pa.schema(
 )
 """Everything that a `PlannedSample` holds; `fault` is null where there is none."""
 
+PARTS = "plan"
+"""Their folder."""
+
 UNITS_A_PART = 100
 BYTES_A_PART = 16 << 20
 """A part is closed after the unit with which it reaches one of these: parts are held in memory until they are whole."""
@@ -96,7 +99,7 @@ class _Part:
         if not self.units:
             return
         data = self._buffer.getvalue().to_pybytes()
-        path = f"plan/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        path = f"{PARTS}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         storage.write(path, data)
         for row_group, (samples, first_ordinal) in enumerate(self.units):
             yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group)

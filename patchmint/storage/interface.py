@@ -199,20 +199,6 @@ class Storage(Protocol):
         """Delete empty folders below a folder, and itself if it is empty. A store has none."""
 
 
-def creates_conditionally(storage: Storage) -> bool:
-    """Try whether `Storage.create` really refuses a second time: some stores ignore the condition.
-
-    Raises:
-        StorageError: it can't be written.
-    """
-    name = temporary_name()
-    try:
-        first = storage.create(name, b"first")
-        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
-    finally:
-        storage.delete([name])
-
-
 def checked(path: str, *, folder: bool = False) -> str:
     """A path that is safe to join to a root.
 

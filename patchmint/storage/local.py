@@ -118,7 +118,7 @@ class LocalStorage:
                 sink.close()
             with suppress(OSError):
                 target.unlink()
-            _prune(target.parent, self.root)
+            prune(target.parent, self.root)
             raise
 
     def move(self, source: str, target: str) -> None:
@@ -127,7 +127,7 @@ class LocalStorage:
         with _explained("move", old):
             old.stat()
             _again_if_swept(lambda: _rename(old, new))
-        _prune(old.parent, self.root)
+        prune(old.parent, self.root)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Storage.delete`."""
@@ -138,7 +138,7 @@ class LocalStorage:
             with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
         for folder in folders:
-            _prune(folder, self.root)
+            prune(folder, self.root)
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
@@ -147,7 +147,7 @@ class LocalStorage:
     def delete_empty_folders(self, folder: str) -> None:
         """See `Storage.delete_empty_folders`."""
         for found, _, _ in os.walk(self._at(folder), topdown=False):
-            _prune(Path(found), self.root)
+            prune(Path(found), self.root)
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
@@ -245,6 +245,11 @@ def _make_folder(folder: Path) -> None:
         sync_folder(new.parent)
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last through a power cut.
 
@@ -258,7 +263,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, root: Path) -> None:
+def prune(folder: Path, root: Path) -> None:
     """Remove a folder and those above it, below the root, for as long as they are empty."""
     while folder != root and folder.is_relative_to(root):
         try:

@@ -1,4 +1,4 @@
-"""Which storage a path or URI means."""
+"""Which storage a path or URI means, and whether it keeps its promises."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from patchmint.errors import StorageError
-from patchmint.storage.interface import Storage
-from patchmint.storage.local import LocalStorage
+from patchmint.storage.interface import Storage, temporary_name
+from patchmint.storage.local import LocalStorage, existing_folder, prune
 from patchmint.storage.objects import ObjectStorage
 from patchmint.storage.stores import SCHEMES
 
@@ -43,6 +43,26 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
         return ObjectStorage(_checked_uri(text))
     known = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
     raise StorageError(f"{_shown(text)} is of an unknown kind; give a path, or a URI that begins with {known}")
+
+
+def creates_conditionally(storage: Storage) -> bool:
+    """Try whether `Storage.create` really refuses a second time: some stores ignore the condition.
+
+    Nothing is left of the try, not even a folder.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    name = temporary_name()
+    root = storage.root if isinstance(storage, LocalStorage) else None
+    before = existing_folder(root) if root is not None else None
+    try:
+        first = storage.create(name, b"first")
+        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
+    finally:
+        storage.delete([name])
+        if root is not None and before is not None:
+            prune(root, before)
 
 
 def _file_path(uri: str) -> Path:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import platformdirs
 
-from patchmint.errors import WeightsCorruptError, WeightsError, WeightsMissingError
-from patchmint.weights.container import describe, inspect, read_head, sniff
+from patchmint.errors import (
+    WeightsCorruptError,
+    WeightsError,
+    WeightsMismatchError,
+    WeightsMissingError,
+    did_you_mean,
+)
+from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+
+Arch = TypeVar("Arch")
 
 FOLDER_VARIABLE = "PATCHMINT_WEIGHTS"
 
@@ -69,10 +77,8 @@ def named_checkpoint(name: str) -> Checkpoint:
 
 
 def _unknown(name: str) -> WeightsMissingError:
-    near = difflib.get_close_matches(name.lower(), CHECKPOINTS, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
     return WeightsMissingError(
-        f"no weights are called {name!r}; {meant}`patchmint models list` shows every name; "
+        f"no weights are called {name!r}{did_you_mean(name, CHECKPOINTS)} (`patchmint models list` shows every name); "
         "a local file is given by its path, such as ./weights.pth"
     )
 
@@ -114,6 +120,25 @@ def locate(name_or_path: str) -> Path:
             f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows"
         )
     raise _unknown(name_or_path)
+
+
+def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Mapping[str, str]], Arch]) -> Arch:
+    """What the file that a name or a path means is, from its header: the numbers aren't read.
+
+    Args:
+        name_or_path: as for `locate`.
+        infer: tells it from shapes and metadata.
+
+    Raises:
+        WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `locate` and `read_header`.
+        WeightsMismatchError: `infer` doesn't know it.
+    """
+    path = locate(name_or_path)
+    header = read_header(path)
+    try:
+        return infer(header.tensors, header.metadata)
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(f"{path}: {error}") from error
 
 
 def _check_installed(checkpoint: Checkpoint, path: Path) -> None:

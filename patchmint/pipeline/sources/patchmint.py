@@ -29,6 +29,10 @@ class PatchmintSource(StoredImages):
         super().__init__(storage)
         self._uri = config.uri
 
+    def check(self) -> None:
+        """As `Source.check`: the data set is finished."""
+        finished_manifest(self._storage)
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
         count = 0
