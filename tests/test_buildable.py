@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +34,7 @@ from patchmint.labelers.grounding_dino.model import untrained as untrained_dino
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.pipeline.plan import discard_plan, make_plan, record_models
-from patchmint.pipeline.preflight import check_buildable
+from patchmint.pipeline.preflight import CHECKS, check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan.arch import TINY
@@ -222,6 +224,18 @@ def test_outputs_that_would_eat_their_source_or_are_no_folder(right, command, tm
         assert (code, message in said) == (2, True), said
     assert set(tmp_path.rglob("*")) == before
     check_buildable(BuildConfig.load(right, {"output.uri": str(tmp_path / "in-2")}))
+    for out, inside in (("s3://b/a/", True), ("s3://b/a/out", True), ("s3://b/ab", False), ("s3://b", False)):
+        with pytest.raises(ConfigError, match="lies in the source") if inside else nullcontext():
+            CHECKS["output folder"](BuildConfig.load(right, {"source.uri": "s3://b/a", "output.uri": out}))
+
+
+def test_a_build_that_is_done_needs_its_source_no_more(right, command, tmp_path):
+    build_here(right, tmp_path / "out")
+    shutil.rmtree(tmp_path / "in")
+    code, said = command("build", right)
+    assert (code, "3 planned = 3 written" in said) == (0, True), said
+    code, said = command("build", right, "--labels.min-coverage", 0.5)
+    assert (code, "there is no folder" in said) == (2, True), said
 
 
 def test_doctor_leaves_no_folder_behind(right, command, tmp_path):

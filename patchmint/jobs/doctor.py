@@ -64,7 +64,7 @@ def examine_file(path: Path | None, out: str | None) -> Iterator[Finding]:
     """
     config = None
     try:
-        config = BuildConfig.load(path) if path is not None else None
+        config = BuildConfig.load(path).absolute() if path is not None else None
     except ConfigError as error:
         if not error.problems:
             raise
