@@ -276,13 +276,13 @@ class SameProcess:
         """There is nothing to end."""
 
 
-def build_here(config, out):
-    """Build with driver and worker in this process."""
+def build_here(config, out, changes=None, pool=SameProcess):
+    """Build with driver and worker in this process, with other settings than the config's here and there."""
     from patchmint.config.build import BuildConfig
     from patchmint.pipeline.driver.build import build
 
-    given = BuildConfig.load(config, {"output.uri": str(out)})
-    return build(given, SameProcess, min_workers=1, max_workers=1, reporter=Quiet())
+    given = BuildConfig.load(config, {"output.uri": str(out)} | (changes or {}))
+    return build(given, pool, min_workers=1, max_workers=1, reporter=Quiet())
 
 
 def warm_up():

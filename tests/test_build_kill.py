@@ -42,7 +42,8 @@ def killed_in_every_state(config, whole, folder, scene, share):
         config: of the build.
         whole: output of an undisturbed one.
         folder: for the outputs.
-        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published.
+        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published;
+            "replaced" = kill one that finds the plan of other settings, and what was begun with it.
         share: which of the states, modulo SCRIPTS.
     """
     expected = builds.digests(whole)
@@ -51,15 +52,19 @@ def killed_in_every_state(config, whole, folder, scene, share):
         assert builds.exit_code(builds.fork(lambda: _killed_when_committed(config, begun))) == -signal.SIGKILL
         assert (begun / "commits" / "000001.json").exists()
         assert not (begun / "shards" / "000001.tar").exists()
+    elif scene == "replaced":
+        assert builds.exit_code(builds.fork(lambda: _killed_with_other_settings(config, begun))) == -signal.SIGKILL
+        assert builds.is_mid_shard(begun)
+        assert not builds.committed(begun)
     states = _states_before_steps(config, folder, scene, begun)
     first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
     for number in first_steps[share::SCRIPTS]:
         out = folder / f"{number}"
-        if scene == "committed":
+        if scene != "fresh":
             shutil.copytree(begun, out)
         assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
         _check_same_state(_state(out), states[number], f"killed before step {number}")
-        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected))) == 0, number
+        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected, scene))) == 0, number
         shutil.rmtree(out)
     return len(states), len(first_steps)
 
@@ -114,11 +119,25 @@ def _killed_when_committed(config, out):
     builds.build_here(config, out)
 
 
-def _gone_on(config, out, expected):
+def _killed_with_other_settings(config, out):
+    """Kill it in its first shard; one more was begun by a worker elsewhere."""
+    import faults
+
+    def on_step(when, name):
+        if (when, name) == ("after", "write"):
+            shutil.copytree(next(out.glob("attempts/*")), out / "attempts" / "elsewhere-000004-0123456789abcdef")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.watch(on_step)
+    builds.build_here(config, out, {"output.samples_per_shard": 2, "labels.min_coverage": 0.3})
+
+
+def _gone_on(config, out, expected, scene="fresh"):
     from patchmint.shards.verify import verify
     from patchmint.storage import open_storage
 
-    builds.check_half_done(out, expected)
+    if scene != "replaced":  # there the plan may still be the other one
+        builds.check_half_done(out, expected)
     report = builds.build_here(config, out)
     assert (report.planned, report.written, report.rejects, report.missing) == (9, 8, REJECTS, 0)
     builds.check_files(out, expected)
@@ -126,9 +145,9 @@ def _gone_on(config, out, expected):
 
 
 def _states_before_steps(config, folder, scene, begun):
-    """Of a fresh build all; of one that goes on, those before it writes a shard: the others are the same."""
+    """Of a fresh build all; of one on top of another, those before it writes a shard: the others are the same."""
     out, told = folder / "watched", folder / "states"
-    if scene == "committed":
+    if scene != "fresh":
         shutil.copytree(begun, out)
 
     def record():
@@ -216,11 +235,12 @@ def undisturbed(tmp_path_factory):
 def test_killed_in_every_state(undisturbed, tmp_path):
     scripts = [in_a_script("killed", *undisturbed, tmp_path, share) for share in range(SCRIPTS)]
     for script in scripts:
-        (steps, states), (steps_committed, states_committed) = batched(answer(script))
+        (steps, states), *others = batched(answer(script))
         assert steps >= 120
         assert 40 <= states < steps
-        assert steps_committed >= 15
-        assert 4 <= states_committed < steps_committed
+        for (steps, states), least in zip(others, (15, 30), strict=True):
+            assert steps >= least
+            assert 4 <= states < steps
 
 
 def go_on(undisturbed, outs):
@@ -366,7 +386,7 @@ if __name__ == "__main__":
     builds.warm_up()
     if what == "killed":
         whole, folder, share = paths
-        for scene in ("fresh", "committed"):
+        for scene in ("fresh", "committed", "replaced"):
             room = Path(folder) / f"{scene}-{share}"
             room.mkdir()
             print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))

@@ -48,6 +48,7 @@ def test_one_column_of_texts_or_several():
         ({"kind": "coco", "uri": "x", "texts": "captions"}, "source.texts"),
         ({"kind": "cocoa", "uri": "x"}, "did you mean 'coco'"),
         ({"uri": "x"}, "source.kind"),
+        ({"kind": "folder", "uri": "x", "text_column": "caption"}, "source: file_column and text_column are a table's"),
         ({"kind": "llava"}, "source.uri"),
         ({"kind": "llava", "uri": ""}, "source.uri"),
     ],

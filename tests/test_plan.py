@@ -33,12 +33,15 @@ from patchmint.errors import (
 )
 from patchmint.pipeline.plan import (
     check_models,
+    discard_plan,
     estimate,
+    is_whole,
     library_versions,
     make,
     make_plan,
     make_retry_plan,
     record_models,
+    sweep_unplanned,
 )
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample, SourceText, Turn
 from patchmint.shards import plan_parts as parts
@@ -250,6 +253,73 @@ def test_a_plan_of_other_libraries_is_not_mixed_in(tmp_path, monkeypatch):
     monkeypatch.setattr(make, "library_versions", lambda: library_versions() | {"numpy": "1.0"})
     with pytest.raises(BuildError, match=rf"other versions: numpy: {np.__version__} there, 1.0 here"):
         plan_into(tmp_path)
+
+
+@pytest.fixture(params=["local", "s3"])
+def out(request, tmp_path, monkeypatch):
+    """A fresh output: a folder, a bucket."""
+    if request.param == "local":
+        yield str(tmp_path / "out")
+        return
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        yield server.new_bucket()
+
+
+def names(storage):
+    return {entry.path for entry in storage.list()}
+
+
+def test_a_plan_of_which_nothing_is_finished_makes_room(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "UNITS_A_PART", 2)
+    storage = open_storage(out)
+    old = plan_into(out, [replace(sample, id=f"old-{sample.id}") for sample in PLAIN], samples_per_shard=3)
+    for unit in (1, 7):
+        storage.write(f"attempts/run-{unit:06d}-0011223344556677/shards-{unit:06d}.tar", b"half")
+    assert is_whole(storage, old)
+    storage.delete([old.units[0].part])
+    assert not is_whole(storage, old)
+    config = build_config(out)
+    models = record_models(config)
+    with pytest.raises(ConfigError, match="other settings"):
+        make_plan(PLAIN, config, models, storage)
+    plan = make_plan(PLAIN, config, models, storage, may_replace=lambda: True)
+    assert load_plans(storage) == [plan]
+    sweep_unplanned(storage, plan)
+    kept = {name for name in names(storage) if name.startswith("attempts/")}
+    assert kept == {"attempts/run-000001-0011223344556677/shards-000001.tar"}
+    whole = plan_into(tmp_path / "whole", PLAIN)
+    assert plan == whole
+    assert names(storage) - kept == names(open_storage(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("result", ["commits/000002.json", "shards/000000.tar", "rejects/000001.parquet"])
+def test_a_plan_of_which_something_is_finished_stays(out, result):
+    plan, storage = plan_into(out), open_storage(out)
+    storage.write(result, b"{}")
+    assert not discard_plan(storage)
+    other = build_config(out, labels={"box_threshold": 0.3})
+    with pytest.raises(ConfigError, match=r"other settings:\n  labels.box_threshold: 0.35 there, 0.3 here\n"):
+        make_plan(PLAIN, other, record_models(other), storage, may_replace=lambda: True)
+    assert load_plans(storage) == [plan]
+
+
+def test_a_unit_that_is_committed_while_its_plan_is_taken_away_brings_it_back(out):
+    plan, storage = plan_into(out), open_storage(out)
+    before = names(storage)
+
+    class Raced:
+        def __getattr__(self, name):
+            return getattr(storage, name)
+
+        def delete(self, paths):
+            storage.delete(paths)
+            storage.create("commits/000000.json", b"{}")
+
+    assert not discard_plan(Raced())
+    assert load_plans(storage) == [plan]
+    assert names(storage) == before | {"commits/000000.json"}
 
 
 def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):

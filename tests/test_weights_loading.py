@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import omegaconf
@@ -19,12 +20,31 @@ from torch import nn
 
 from patchmint.errors import (
     WeightsCorruptError,
+    WeightsError,
     WeightsMismatchError,
     WeightsMissingError,
     WeightsUnsafeError,
 )
-from patchmint.weights.loading import load_into, load_state
+from patchmint.weights import loading
+from patchmint.weights.container import read_header
+from patchmint.weights.loading import load_into
 from patchmint.weights.registry import Checkpoint
+
+
+def load_state(path: Path, checkpoint: Checkpoint | None = None) -> loading.StateFile:
+    """As `loading.load_state`. The header alone must tell the same, fail alike, or not see what is wrong behind it."""
+    try:
+        state = loading.load_state(path, checkpoint)
+    except WeightsError as error:
+        with suppress(type(error)):
+            read_header(path)
+        raise
+    header = read_header(path)
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in state.tensors.items()
+    }
+    assert header.metadata == state.metadata
+    return state
 
 
 def a_state() -> dict[str, torch.Tensor]:

@@ -65,7 +65,7 @@ def examine_file(path: Path | None, out: str | None) -> Iterator[Finding]:
     settings = read_yaml(path) if path is not None else None
     config = None
     try:
-        config = BuildConfig.load(settings) if settings is not None else None
+        config = BuildConfig.load(settings).absolute() if settings is not None else None
     except ConfigError as error:
         yield from (Finding("settings", "fail", problem) for problem in error.problems)
     yield from examine(config, out)

@@ -13,6 +13,7 @@ from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.datasets.extension import check_extension
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
+from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
 from patchmint.storage.local import LocalStorage
 
@@ -30,8 +31,13 @@ def check_buildable(config: BuildConfig) -> None:
 
 
 def _check_source(config: BuildConfig) -> None:
-    open_source(config.source).check()
     check_extension(config)
+    try:
+        open_source(config.source).check()
+    except ConfigError:
+        plan = load_plan(open_storage(config.output.uri))
+        if plan is None or plan.config != config.deciding():  # otherwise it was read, and need not be as it was
+            raise
 
 
 def _check_output(config: BuildConfig) -> None:
@@ -60,9 +66,9 @@ def _check_device(config: BuildConfig) -> None:
 
 
 CHECKS: dict[str, Callable[[BuildConfig], None]] = {
-    "model files": check_loadable,
-    "source": _check_source,
     "output folder": _check_output,
+    "source": _check_source,
+    "model files": check_loadable,
     "device": _check_device,
 }
 """By what they look at, in order. Each raises what `check_buildable` does."""
