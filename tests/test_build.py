@@ -288,7 +288,7 @@ def test_dry_run_tells_and_writes_nothing(tmp_path):
 def test_mistakes_are_named_with_the_right_name(tmp_path):
     config = stand_in_config(tmp_path, tmp_path, limits={"max_reject_shar": 0.1})
     assert "did you mean 'max_reject_share'" in patchmint("build", config, rc=2).stderr
-    assert "no folder" in patchmint("build", stand_in_config(tmp_path, tmp_path / "no"), rc=1).stderr
+    assert "no folder" in patchmint("build", stand_in_config(tmp_path, tmp_path / "no"), rc=2).stderr
     assert "--dry-run" in patchmint("build", "--help").stdout
     patchmint("status", tmp_path, rc=2)
 

@@ -60,8 +60,8 @@ def _check_device(config: BuildConfig) -> None:
 
 
 CHECKS: dict[str, Callable[[BuildConfig], None]] = {
-    "model files": check_loadable,
     "source": _check_source,
+    "model files": check_loadable,
     "output folder": _check_output,
     "device": _check_device,
 }
