@@ -262,7 +262,7 @@ def _walk(
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
         data = None
         if kind == "file":
-            wanted = endings is None or Member(name, start, end, None).ending in endings
+            wanted = endings is None or name.rpartition("/")[2].partition(".")[2] in endings
             data = read(start + block, size) if wanted else b""
         yield Member(name, start, end, data, kind)
         start = end
@@ -291,14 +291,16 @@ def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:
     for member in members:
         if member.data is None:
             raise ShardError(f"{path} holds {member.name[:200]!r}, a {member.kind}; shards hold regular files only")
-        if data and member.key != key:
+        own = member.key
+        if data and own != key:
             yield StoredSample(key, offset, end - offset, data)
             data = {}
         if not data:
-            key, offset = member.key, member.offset
-        if member.ending in data:
+            key, offset = own, member.offset
+        ending = member.name[len(own) + 1 :]
+        if ending in data:
             raise ShardError(f"{path} holds {member.name[:200]!r} twice; run `patchmint inspect verify` on it")
-        data[member.ending] = member.data
+        data[ending] = member.data
         end = member.end
     if data:
         yield StoredSample(key, offset, end - offset, data)
