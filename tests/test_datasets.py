@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 
 import pyarrow as pa
@@ -12,8 +13,8 @@ from shard_data import make_dataset, make_reject, make_sample, on_a_store, write
 
 from patchmint.datasets.dataset import Shard, open_dataset
 from patchmint.datasets.ledger import iter_rejects
-from patchmint.datasets.reader import iter_stored, sample_at
-from patchmint.datasets.rows import iter_tables, read_table
+from patchmint.datasets.reader import SampleReader, SampleRef, iter_stored, sample_at
+from patchmint.datasets.rows import iter_tables, read_table, with_extents
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.shards.sidecar import SCHEMA
@@ -171,3 +172,37 @@ def test_no_search_for_each_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(Shard, "__eq__", lambda self, other: compared.append(1) or equal(self, other))
     assert len(list(iter_stored(dataset, range(12), ["txt"]))) == 12
     assert len(compared) <= 24
+
+
+def test_a_copy_of_the_shards_alone(tmp_path, several):
+    """With shards.json it is as good as the whole; without, sidecars tell how many samples there are."""
+    whole = open_dataset(several)
+    for listed in (True, False):
+        alone = shutil.copytree(several, tmp_path / str(listed))
+        (alone / "plan.parquet").unlink()
+        shutil.rmtree(alone / "commits")
+        if not listed:
+            (alone / "shards.json").unlink()
+        found = open_dataset(alone)
+        assert (found.finished, found.samples, found.unbuilt) == (True, 4, 0)
+        assert [shard.tar for shard in found.shards if shard.samples] == [s.tar for s in whole.shards if s.samples]
+        for index in range(4):
+            assert sample_at(found, index).members == sample_at(whole, index).members
+        (alone / "shards/000002.parquet").unlink()
+        with pytest.raises(ShardError, match=r"lacks shards/000002\.parquet"):
+            open_dataset(alone)
+        (alone / "shards/000002.tar").unlink()
+        with pytest.raises(ShardError, match=r"lacks|the files of .* make 3 samples, its dataset\.json says 4"):
+            open_dataset(alone)
+
+
+def test_extents_read_ahead_lead_to_the_same_samples(several):
+    dataset = open_dataset(several)
+    refs = [SampleRef(number, 0, index) for index in (3, 0, 2, 1) for number in (0, 1)]
+    here, ahead = SampleReader([dataset] * 2), SampleReader([with_extents(dataset)] * 2, ["txt"])
+    for (one, sample), (other, part) in zip(here.read(refs), ahead.read(refs), strict=True):
+        assert one == other
+        assert part.members == {"txt": sample.members["txt"]}
+        assert here.describe(one) == ahead.describe(one)
+        assert ahead.locate(one).key is None
+        assert here.locate(one).key == sample.key == part.key

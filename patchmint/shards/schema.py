@@ -112,38 +112,22 @@ class SampleDocument(_Document):
 
     @property
     def phrases(self) -> tuple[PhraseDocument, ...]:
-        """What was found.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What was found; a ShardError where the string isn't JSON of that form, as for the other three."""
         return _parse(_PHRASES, self.phrases_json, "phrases_json")
 
     @property
     def annotators(self) -> tuple[AnnotatorDocument, ...]:
-        """What the source's annotators say, an entry a text.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What the source's annotators say, an entry a text."""
         return _parse(_ANNOTATORS, self.annotators_json, "annotators_json")
 
     @property
     def conversation(self) -> tuple[TurnDocument, ...]:
-        """LLaVA's turns.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """LLaVA's turns."""
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
     @property
     def features(self) -> FeatureSpec | None:
-        """What the features are; None where there are none.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What the features are; None where there are none."""
         return None if self.features_json == _NO_FEATURES else _parse(_FEATURES, self.features_json, "features_json")
 
     def to_bytes(self) -> bytes:

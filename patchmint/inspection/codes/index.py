@@ -120,15 +120,7 @@ def named_code(number: int, tokens: TokensLayout) -> Code:
     return Code(number, book, code, f"{book}:{code}" if len(tokens.codebook_sizes) > 1 else str(code))
 
 
-@dataclass(frozen=True, eq=False)
-class _Arrays:
-    offsets: Integers
-    totals: Integers
-    samples: _Numbers
-    counts: _Numbers
-    background: Background
-
-
+@dataclass(eq=False)
 class CodeIndex:
     """The index. Codes are numbered over all codebooks, one after another.
 
@@ -138,25 +130,19 @@ class CodeIndex:
         samples: positions of images in the data set, ascending within a code.
         counts: how often the code is in that image.
         background: how often words are in the texts of a spread of all images.
+        made_anew: makes another one.
     """
 
-    def __init__(self, load: Callable[[bool], _Arrays]) -> None:
-        """Open an index.
-
-        Args:
-            load: reads it; called with True, it makes it anew first.
-        """
-        self._load = load
-        self._set(load(False))
-
-    def _set(self, arrays: _Arrays) -> None:
-        self.offsets, self.totals = arrays.offsets, arrays.totals
-        self.samples, self.counts = arrays.samples, arrays.counts
-        self.background = arrays.background
+    offsets: Integers
+    totals: Integers
+    samples: _Numbers
+    counts: _Numbers
+    background: Background
+    made_anew: Callable[[], CodeIndex]
 
     def renew(self) -> None:
         """Make it anew: it turned out to be of another data set."""
-        self._set(self._load(True))
+        vars(self).update(vars(self.made_anew()))
 
     def agrees(self, dataset: Dataset, numbers: Iterable[int], limit: int) -> bool:
         """Whether the sidecars say the same of the `limit` first images of these codes.
@@ -212,10 +198,13 @@ def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress |
     def build(folder: Path) -> None:
         _build(dataset, codes, folder, progress)
 
-    return CodeIndex(lambda anew: open_index(dataset, _NAME, build, partial(_load, codes), anew=anew))
+    def opened(*, anew: bool) -> CodeIndex:
+        return open_index(dataset, _NAME, build, partial(_load, codes, partial(opened, anew=True)), anew=anew)
+
+    return opened(anew=False)
 
 
-def _load(codes: int, folder: Path) -> _Arrays:
+def _load(codes: int, made_anew: Callable[[], CodeIndex], folder: Path) -> CodeIndex:
     offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
     samples, counts = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
@@ -223,7 +212,8 @@ def _load(codes: int, folder: Path) -> _Arrays:
     if (offsets.shape, totals.shape) != ((codes + 1,), (codes,)) or not samples.shape == counts.shape == (offsets[-1],):
         raise ValueError("its arrays don't go together")
     stored = json.loads((folder / "terms.json").read_text("utf-8"))
-    return _Arrays(offsets, totals, samples, counts, Background(int(stored["samples"]), dict(stored["counts"])))
+    background = Background(int(stored["samples"]), dict(stored["counts"]))
+    return CodeIndex(offsets, totals, samples, counts, background, made_anew)
 
 
 def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> None:
