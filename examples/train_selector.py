@@ -128,7 +128,7 @@ def train(folder: Path, labels: Labels, steps: int) -> Model:
     assert layout.features is not None
     assert layout.tokens is not None
     model = Model(layout.features.channels, layout.tokens.codebook_sizes[0])
-    batches = endless(StageLoader(dataset, BATCH, drop_last=True))
+    batches = endless(StageLoader(dataset, min(BATCH, len(dataset)), drop_last=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for batch in islice(batches, steps):
@@ -182,9 +182,7 @@ def main() -> None:
     """Build, train three times, judge."""
     parser = argparse.ArgumentParser(description="Train a patch selector on drawn scenes, and judge it by their truth.")
     parser.add_argument("out", type=Path, help="folder for the data sets")
-    parser.add_argument(
-        "--scenes", type=int, default=300, help="to learn from, 48 or more; a quarter of it for judging"
-    )
+    parser.add_argument("--scenes", type=int, default=300, help="to learn from; a quarter of it for judging")
     parser.add_argument("--steps", type=int, default=500, help="of each of the three trainings")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
