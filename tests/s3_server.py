@@ -1,14 +1,11 @@
 """A real S3-protocol server on loopback: moto's, in a process of its own."""
 
-from __future__ import annotations
-
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.request import Request, urlopen
@@ -37,11 +34,11 @@ class S3Server:
     pid: int
 
     @property
-    def endpoint(self) -> str:
+    def endpoint(self):
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
-    def env(self, port: int | None = None) -> dict[str, str]:
+    def env(self, port=None):
         """Environment variables that lead a client to it, or to a proxy of its on another port."""
         return {
             "AWS_ACCESS_KEY_ID": "testing",
@@ -50,7 +47,7 @@ class S3Server:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}",
         }
 
-    def new_bucket(self) -> str:
+    def new_bucket(self):
         """Make an empty bucket; returns its URI with a prefix in it, `s3://BUCKET/out`."""
         name = f"bucket-{secrets.token_hex(4)}"
         with urlopen(Request(f"{self.endpoint}/{name}", method="PUT"), timeout=20) as reply:
@@ -59,7 +56,7 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def s3_server():
     """Start a server; it ends with the block."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -77,7 +74,7 @@ def s3_server() -> Iterator[S3Server]:
         process.stdout.close()
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(port):
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()

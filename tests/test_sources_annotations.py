@@ -1,14 +1,11 @@
 """COCO, Visual Genome, references, LLaVA: genuine layouts, and what is wrong in them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 from source_files import FIXTURES, faults, fixture, image_bytes, put, source, texts
@@ -17,11 +14,11 @@ from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.samples import ImageRef, SourceText, Turn
 
 
-def coco(folder: Path, document: dict[str, Any], name: str = "captions") -> Path:
+def coco(folder, document, name="captions"):
     return put(folder, {f"annotations/{name}_train2017.json": json.dumps(document)})
 
 
-def test_coco_captions(tmp_path: Path):
+def test_coco_captions(tmp_path):
     root = fixture("coco", tmp_path)
     put(root, {"train2017/000000000009.jpg": image_bytes("chelsea")})
     opened = source("coco", root)
@@ -39,7 +36,7 @@ def test_coco_captions(tmp_path: Path):
         opened.read_image(samples[0].image)
 
 
-def test_coco_categories(tmp_path: Path):
+def test_coco_categories(tmp_path):
     samples = list(source("coco", FIXTURES / "coco", texts="categories").samples())
     assert samples[0].texts == (
         SourceText(
@@ -52,7 +49,7 @@ def test_coco_categories(tmp_path: Path):
     assert faults(samples) == {"30": "text-missing"}
 
 
-def test_coco_other_places(tmp_path: Path):
+def test_coco_other_places(tmp_path):
     document = {"images": [{"id": 1, "file_name": "a/./b.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
     put(tmp_path, {"my.json": json.dumps(document), "pictures/a/b.jpg": b"bytes"})
     opened = source("coco", tmp_path, annotations="my.json", images="pictures/")
@@ -62,7 +59,7 @@ def test_coco_other_places(tmp_path: Path):
     assert sample.image.path == "a/b.jpg"
 
 
-def test_coco_bad_records_are_counted_and_good_ones_stay(tmp_path: Path):
+def test_coco_bad_records_are_counted_and_good_ones_stay(tmp_path):
     document = {
         "annotations": [
             {"image_id": 1, "caption": "good"},
@@ -94,7 +91,7 @@ def test_coco_bad_records_are_counted_and_good_ones_stay(tmp_path: Path):
     assert "annotation 1 in annotations/captions_train2017.json is None" in messages["1#fault-0"]
 
 
-def test_coco_bad_boxes_and_categories(tmp_path: Path):
+def test_coco_bad_boxes_and_categories(tmp_path):
     boxes = [
         [0, 0, 1],
         "0011",
@@ -144,7 +141,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("path", "reason"), PATHS)
-def test_paths_stay_in_the_source(tmp_path: Path, path: object, reason: str):
+def test_paths_stay_in_the_source(tmp_path, path, reason):
     document = {"images": [{"id": 1, "file_name": path}], "annotations": [{"image_id": 1, "caption": "x"}]}
     (sample,) = source("coco", coco(tmp_path, document)).samples()
     assert (sample.fault.reason, sample.image, sample.texts) == (reason, ImageRef(""), ())
@@ -155,13 +152,13 @@ def test_paths_stay_in_the_source(tmp_path: Path, path: object, reason: str):
     assert sample.fault.reason == ("no-image" if path is None else reason)
 
 
-def test_settings_stay_in_the_source(tmp_path: Path):
+def test_settings_stay_in_the_source(tmp_path):
     for settings in ({"annotations": "../a.json"}, {"images": "../x"}, {"split": "../../x"}, {"images": "/etc"}):
         with pytest.raises(ConfigError, match="stay within"):
             source("coco", tmp_path, **settings)
 
 
-def test_missing_images_are_told_from_trouble(tmp_path: Path):
+def test_missing_images_are_told_from_trouble(tmp_path):
     put(tmp_path, {"a/file.jpg": b"x"})
     opened = source("coco", tmp_path)
     assert opened.read_image(ImageRef("a/file.jpg")) == b"x"
@@ -178,7 +175,7 @@ def test_missing_images_are_told_from_trouble(tmp_path: Path):
         source("coco", tmp_path)
 
 
-def test_workers_never_read_annotations(tmp_path: Path):
+def test_workers_never_read_annotations(tmp_path):
     put(tmp_path, {"train2017/1.jpg": b"x", "llava_v1_5_mix665k.json": "no json"})
     for kind in ("coco", "visual-genome", "references", "llava", "folder", "webdataset", "parquet"):
         opened = source(kind, tmp_path)
@@ -186,7 +183,7 @@ def test_workers_never_read_annotations(tmp_path: Path):
             assert opened.read_image(ImageRef("train2017/1.jpg")) == b"x"
 
 
-def test_visual_genome_regions(tmp_path: Path):
+def test_visual_genome_regions(tmp_path):
     samples = list(source("visual-genome", FIXTURES / "visual_genome").samples())
     assert [(sample.id, sample.image.path) for sample in samples] == [
         ("1", "VG_100K_2/1.jpg"),
@@ -202,7 +199,7 @@ def test_visual_genome_regions(tmp_path: Path):
     assert faults(samples) == {"2#fault-0": "text-empty", "3": "text-missing"}
 
 
-def test_visual_genome_objects(tmp_path: Path):
+def test_visual_genome_objects(tmp_path):
     samples = list(source("visual-genome", FIXTURES / "visual_genome", texts="objects", images="vg").samples())
     assert samples[0].texts == (
         SourceText(
@@ -215,7 +212,7 @@ def test_visual_genome_objects(tmp_path: Path):
     assert faults(samples) == {"2": "text-missing", "3": "text-missing"}
 
 
-def test_visual_genome_bad_records(tmp_path: Path):
+def test_visual_genome_bad_records(tmp_path):
     root = fixture("visual_genome", tmp_path)
     region = {"x": 1, "y": 1, "width": 1, "height": 1, "phrase": "a hat"}
     objects = [{"names": []}, {"names": ["hat"]}, {"x": 1, "y": 1, "w": 1, "h": 1, "names": ["hat"]}, 3]
@@ -246,7 +243,7 @@ def test_visual_genome_bad_records(tmp_path: Path):
     assert len(faults(samples)) == 3
 
 
-def test_references(tmp_path: Path):
+def test_references(tmp_path):
     samples = list(source("references", FIXTURES / "references").samples())
     assert [(sample.id, sample.image.path) for sample in samples] == [
         ("581857", "train2014/COCO_train2014_000000581857.jpg"),
@@ -259,14 +256,14 @@ def test_references(tmp_path: Path):
     )
 
 
-def test_references_of_one_split(tmp_path: Path):
+def test_references_of_one_split(tmp_path):
     (sample,) = source("references", FIXTURES / "references", split="val").samples()
     assert (sample.id, texts(sample)) == ("1234", ["left cat"])
     with pytest.raises(ConfigError, match=r"no references of 'test'; it has 'train', 'val'"):
         list(source("references", FIXTURES / "references", split="test").samples())
 
 
-def test_references_bad_records(tmp_path: Path):
+def test_references_bad_records(tmp_path):
     root = fixture("references", tmp_path)
     sentence = [{"sent": "a hat"}]
     refs = [
@@ -292,11 +289,11 @@ def test_references_bad_records(tmp_path: Path):
 
 
 class Dangerous:
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return (Path.touch, (Path("opened"),))
 
 
-def test_pickled_references_are_refused_and_the_advice_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pickled_references_are_refused_and_the_advice_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = fixture("references", tmp_path)
     refs = json.loads((root / "refs(unc).json").read_text())
@@ -316,7 +313,7 @@ def test_pickled_references_are_refused_and_the_advice_works(tmp_path: Path, mon
     assert textwrap.indent(advice.strip(), " " * 4) in (Path(__file__).parents[1] / "docs/sources.md").read_text()
 
 
-def test_references_by_two_names(tmp_path: Path):
+def test_references_by_two_names(tmp_path):
     root = fixture("references", tmp_path)
     put(root, {"refs(google).json": "[]"})
     with pytest.raises(ConfigError, match=r"several refs\*.json"):
@@ -324,7 +321,7 @@ def test_references_by_two_names(tmp_path: Path):
     assert len(list(source("references", root, refs="refs(unc).json").samples())) == 2
 
 
-def test_llava_pretrain(tmp_path: Path):
+def test_llava_pretrain(tmp_path):
     root = tmp_path / "llava"
     put(root, {name: (FIXTURES / "llava" / name).read_bytes() for name in ["blip_laion_cc_sbu_558k.json"]})
     samples = list(source("llava", root).samples())
@@ -339,7 +336,7 @@ def test_llava_pretrain(tmp_path: Path):
     assert faults(asked) == {"002239345": "text-missing"}
 
 
-def test_llava_finetune(tmp_path: Path):
+def test_llava_finetune(tmp_path):
     opened = source("llava", FIXTURES / "llava", annotations="llava_v1_5_mix665k.json")
     samples = list(opened.samples())
     assert [sample.id for sample in samples] == ["000000033471", "1", "wgByO4Y_0", "000000033471"]
@@ -357,7 +354,7 @@ def test_llava_finetune(tmp_path: Path):
     ]
 
 
-def test_llava_which_file(tmp_path: Path):
+def test_llava_which_file(tmp_path):
     with pytest.raises(ConfigError, match="both blip"):
         list(source("llava", FIXTURES / "llava").samples())
     with pytest.raises(ConfigError, match="neither of LLaVA's files"):
@@ -366,9 +363,9 @@ def test_llava_which_file(tmp_path: Path):
         list(source("llava", tmp_path, annotations="x.json").samples())
 
 
-def test_llava_bad_records(tmp_path: Path):
+def test_llava_bad_records(tmp_path):
     good, image = [{"from": "gpt", "value": "x"}], "a.jpg"
-    entries: list[Any] = [
+    entries = [
         {"id": "a", "image": image, "conversations": [{"from": "bot", "value": "x"}]},
         {"id": "b", "image": image, "conversations": [{"from": "gpt", "value": None}]},
         {"id": "c", "image": image},
@@ -397,19 +394,19 @@ def test_llava_bad_records(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["coco", "visual-genome", "references"])
-def test_missing_annotation_files_say_what_was_expected(tmp_path: Path, kind: str):
+def test_missing_annotation_files_say_what_was_expected(tmp_path, kind):
     if kind == "references":
         put(tmp_path, {"refs.json": "[]"})
     with pytest.raises(ConfigError, match=r"there is no '.*expected .*jpg"):
         list(source(kind, tmp_path).samples())
 
 
-def test_captions_file_in_the_place_of_instances(tmp_path: Path):
+def test_captions_file_in_the_place_of_instances(tmp_path):
     root = fixture("coco", tmp_path)
     with pytest.raises(ConfigError, match="no categories: it isn't a COCO file of instances"):
         list(source("coco", root, texts="categories", annotations="annotations/captions_train2017.json").samples())
 
 
-def test_order_and_contents_are_the_same_each_time(tmp_path: Path):
+def test_order_and_contents_are_the_same_each_time(tmp_path):
     for kind, name in (("coco", "coco"), ("visual-genome", "visual_genome"), ("references", "references")):
         assert list(source(kind, FIXTURES / name).samples()) == list(source(kind, FIXTURES / name).samples())

@@ -1,9 +1,6 @@
 """Folders of images: sidecars and tables."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +11,7 @@ from patchmint.errors import ConfigError, ImageMissingError
 from patchmint.pipeline.sources import base
 
 
-def test_sidecars(tmp_path: Path):
+def test_sidecars(tmp_path):
     put(
         tmp_path,
         {
@@ -59,7 +56,7 @@ def test_sidecars(tmp_path: Path):
     assert opened.read_image(samples[3].image) == image_bytes()
 
 
-def test_bad_sidecars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bad_sidecars(tmp_path, monkeypatch):
     monkeypatch.setattr("patchmint.pipeline.sources.folder.MAX_TEXT_BYTES", 100)
     sidecars = {
         "1.txt": " \n",
@@ -90,7 +87,7 @@ def test_bad_sidecars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [texts(sample) for sample in samples if sample.fault is None] == [["good"]]
 
 
-def test_many_sidecars_stay_with_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_many_sidecars_stay_with_their_images(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_WINDOW", 3)
     put(tmp_path, {f"{n:03}.jpg": b"x" for n in range(60)})
     put(tmp_path, {f"{n:03}.txt": f"text {n}" for n in range(60) if n % 7})
@@ -98,13 +95,13 @@ def test_many_sidecars_stay_with_their_images(tmp_path: Path, monkeypatch: pytes
     assert [texts(sample) for sample in samples] == [[f"text {n}"] if n % 7 else [] for n in range(60)]
 
 
-def test_names_that_are_no_unicode(tmp_path: Path):
+def test_names_that_are_no_unicode(tmp_path):
     (tmp_path / "caf\udce9.jpg").write_bytes(b"x")
     (sample,) = source("folder", tmp_path).samples()
     assert (sample.id, sample.fault.reason) == ("caf\\udce9.jpg", "path-not-unicode")
 
 
-def table(folder: Path, ending: str, rows: list[tuple[str | None, object]]) -> None:
+def table(folder, ending, rows):
     names = ("file_name", "text")
     match ending:
         case "parquet":
@@ -121,7 +118,7 @@ def table(folder: Path, ending: str, rows: list[tuple[str | None, object]]) -> N
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
-def test_tables(tmp_path: Path, ending: str):
+def test_tables(tmp_path, ending):
     put(
         tmp_path, {"a.jpg": b"a", "b/c.png": b"c", "d.jpg": b"d", "raw": b"image with another name", "d.txt": "ignored"}
     )
@@ -142,7 +139,7 @@ def test_tables(tmp_path: Path, ending: str):
         opened.read_image(samples[5].image)
 
 
-def test_tables_with_columns_of_another_name(tmp_path: Path):
+def test_tables_with_columns_of_another_name(tmp_path):
     put(tmp_path, {"a.jpg": b"a", "t.csv": "image,caption,score\na.jpg,hello,1\na.jpg,,2\n"})
     samples = list(source("folder", tmp_path, table="t.csv", file_column="image", text_column="caption").samples())
     assert texts(samples[0]) == ["hello"]
@@ -151,13 +148,13 @@ def test_tables_with_columns_of_another_name(tmp_path: Path):
         list(source("folder", tmp_path, table="t.csv").samples())
 
 
-def test_lists_of_texts_in_a_table(tmp_path: Path):
+def test_lists_of_texts_in_a_table(tmp_path):
     put(tmp_path, {"a.jpg": b"a"})
     table(tmp_path, "parquet", [("a.jpg", ["one", "two"])])
     assert [texts(sample) for sample in source("folder", tmp_path, table="t.parquet").samples()] == [["one", "two"]]
 
 
-def test_bad_rows(tmp_path: Path):
+def test_bad_rows(tmp_path):
     put(
         tmp_path,
         {
@@ -183,7 +180,7 @@ def test_bad_rows(tmp_path: Path):
     }
 
 
-def test_parquet_strings_in_another_encoding(tmp_path: Path):
+def test_parquet_strings_in_another_encoding(tmp_path):
     put(tmp_path, {"a.jpg": b"a"})
     wrong = pa.array([b"caf\xe9", b"good"]).cast(pa.binary()).view(pa.string())
     lists = pa.ListArray.from_arrays([0, 1, 2], wrong)
@@ -211,13 +208,13 @@ def test_parquet_strings_in_another_encoding(tmp_path: Path):
         ("t.xlsx", b"x", "must end with .csv"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path: Path, name: str, content: bytes, message: str):
+def test_what_is_no_table_is_named(tmp_path, name, content, message):
     put(tmp_path, {name: content})
     with pytest.raises(ConfigError, match=message):
         list(source("folder", tmp_path, table=name).samples())
 
 
-def test_missing_table(tmp_path: Path):
+def test_missing_table(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no 't.csv'.*source.table"):
         list(source("folder", tmp_path, table="t.csv").samples())
     with pytest.raises(ConfigError, match=r"source.table: .* stay within"):

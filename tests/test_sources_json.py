@@ -1,10 +1,7 @@
 """JSON in pieces: the same as json.loads for every cut, and clear words about what is broken."""
 
-from __future__ import annotations
-
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,16 +21,16 @@ VALUES = st.recursive(
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch):
+def small_chunks(monkeypatch):
     monkeypatch.setattr(json_stream, "_CHUNK", 3)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_any_list_in_any_pieces(tmp_path_factory: pytest.TempPathFactory):
+def test_any_list_in_any_pieces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")
 
     @given(st.lists(VALUES, max_size=6), st.booleans(), st.sampled_from([None, 1]))
-    def check(value: list[object], ascii_only: bool, indent: int | None):
+    def check(value, ascii_only, indent):
         put(folder, {"a.json": json.dumps(value, ensure_ascii=ascii_only, indent=indent)})
         assert list(stream_list(open_storage(folder), "a.json")) == value
 
@@ -41,7 +38,7 @@ def test_any_list_in_any_pieces(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_members_in_pieces(tmp_path: Path):
+def test_members_in_pieces(tmp_path):
     document = {
         "info": {"a": 1.5e10},
         "images": [{"id": 1}, {"id": 2}],
@@ -62,7 +59,7 @@ def test_members_in_pieces(tmp_path: Path):
     assert list(stream_members(open_storage(tmp_path), "b.json")) == []
 
 
-def test_memory_stays_flat(tmp_path: Path):
+def test_memory_stays_flat(tmp_path):
     import tracemalloc
 
     record = json.dumps({"id": 1, "text": "x" * 1000})
@@ -75,7 +72,7 @@ def test_memory_stays_flat(tmp_path: Path):
         tracemalloc.stop()
 
 
-def test_other_encodings_come_out_marked(tmp_path: Path):
+def test_other_encodings_come_out_marked(tmp_path):
     put(tmp_path, {"a.json": b'["caf\xe9", "good"]'})
     assert list(stream_list(open_storage(tmp_path), "a.json")) == ["caf\udce9", "good"]
 
@@ -107,14 +104,14 @@ def test_other_encodings_come_out_marked(tmp_path: Path):
         (b"[" + b"1" * 5000 + b"]", "isn't sound JSON"),
     ],
 )
-def test_what_is_no_json_is_named(tmp_path: Path, content: bytes, message: str):
+def test_what_is_no_json_is_named(tmp_path, content, message):
     put(tmp_path, {"a.json": content})
     with pytest.raises(ConfigError, match=message) as error:
         list(stream_list(open_storage(tmp_path), "a.json"))
     assert "a.json" in str(error.value)
 
 
-def test_an_error_early_in_a_big_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_early_in_a_big_file_is_found_early(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "_MAX_RECORD", 1 << 20)
     put(tmp_path, {"a.json": b'[{"a": "' + b"x" * (4 << 20) + b'"}]'})
     with pytest.raises(ConfigError, match="Unterminated string"):

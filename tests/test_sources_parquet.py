@@ -1,10 +1,6 @@
 """Parquet files with images in them."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +14,7 @@ from patchmint.samples import ImageRef
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def hub(folder: Path, name: str, rows: list[dict[str, Any]], **columns: Any) -> Path:
+def hub(folder, name, rows, **columns):
     """As `datasets` writes an Image feature: a struct, in small row groups, below data/."""
     schema = pa.schema([("image", IMAGE), *columns.items()])
     path = folder / "data" / name
@@ -27,11 +23,11 @@ def hub(folder: Path, name: str, rows: list[dict[str, Any]], **columns: Any) -> 
     return folder
 
 
-def row(number: int, **values: Any) -> dict[str, Any]:
+def row(number, **values):
     return {"image": {"bytes": b"image %d" % number, "path": f"{number}.jpg"}, **values}
 
 
-def test_hub_layout(tmp_path: Path):
+def test_hub_layout(tmp_path):
     hub(tmp_path, "train-00001-of-00002.parquet", [row(n, text=f"text {n}") for n in range(10, 13)], text=pa.string())
     hub(tmp_path, "train-00000-of-00002.parquet", [row(n, text=f"text {n}") for n in range(10)], text=pa.string())
     opened = source("parquet", tmp_path)
@@ -45,19 +41,19 @@ def test_hub_layout(tmp_path: Path):
     assert only.id == "10.jpg"
 
 
-def test_a_real_image(tmp_path: Path):
+def test_a_real_image(tmp_path):
     hub(tmp_path, "a.parquet", [{"image": {"bytes": image_bytes(), "path": None}, "text": "x"}], text=pa.string())
     opened = source("parquet", tmp_path)
     (sample,) = opened.samples()
     assert (sample.id, opened.read_image(sample.image)) == ("data/a.parquet:1", image_bytes())
 
 
-def test_neighbours_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_neighbours_are_not_read_again(tmp_path, monkeypatch):
     hub(tmp_path, "a.parquet", [row(n, text="x") for n in range(12)], text=pa.string())
-    read: list[int] = []
+    read = []
     original = parquet.ParquetSource._read_group
 
-    def counted(self: parquet.ParquetSource, path: str, number: int) -> list[Any]:
+    def counted(self, path, number):
         read.append(number)
         return original(self, path, number)
 
@@ -72,7 +68,7 @@ def test_neighbours_are_not_read_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(opened._groups) == 2
 
 
-def test_plain_bytes_and_lists_of_texts(tmp_path: Path):
+def test_plain_bytes_and_lists_of_texts(tmp_path):
     for kind in (pa.binary(), pa.large_binary()):
         columns = {
             "picture": pa.array([b"one", None], kind),
@@ -88,7 +84,7 @@ def test_plain_bytes_and_lists_of_texts(tmp_path: Path):
             opened.read_image(samples[1].image)
 
 
-def test_bad_texts_and_missing_bytes(tmp_path: Path):
+def test_bad_texts_and_missing_bytes(tmp_path):
     rows = [row(0, text=None), row(1, text=" "), row(2, text="good"), {"image": None, "text": "no image"}]
     rows.append({"image": {"bytes": None, "path": "only/a/path.jpg"}, "text": "no bytes"})
     hub(tmp_path, "a.parquet", rows, text=pa.string())
@@ -100,7 +96,7 @@ def test_bad_texts_and_missing_bytes(tmp_path: Path):
             opened.read_image(sample.image)
 
 
-def test_columns_that_do_not_fit(tmp_path: Path):
+def test_columns_that_do_not_fit(tmp_path):
     hub(tmp_path, "a.parquet", [row(0, text="a", caption="b")], text=pa.string(), caption=pa.string())
     with pytest.raises(ConfigError, match=r"several columns of texts \(caption, text\)"):
         list(source("parquet", tmp_path).samples())
@@ -116,20 +112,20 @@ def test_columns_that_do_not_fit(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "empty"), (b"<html>", "web page"), (b"PAR1" + b"x" * 50, "isn't a sound Parquet")]
 )
-def test_what_is_no_parquet_is_named(tmp_path: Path, content: bytes, message: str):
+def test_what_is_no_parquet_is_named(tmp_path, content, message):
     put(tmp_path, {"a.parquet": content})
     with pytest.raises(ConfigError, match=message):
         list(source("parquet", tmp_path).samples())
 
 
-def test_no_files(tmp_path: Path):
+def test_no_files(tmp_path):
     with pytest.raises(ConfigError, match=r"no \.parquet file"):
         list(source("parquet", tmp_path).samples())
     with pytest.raises(ConfigError, match=r"no x\.parquet"):
         list(source("parquet", tmp_path / "x.parquet").samples())
 
 
-def test_files_that_changed_since_the_plan_are_trouble_with_the_storage(tmp_path: Path):
+def test_files_that_changed_since_the_plan_are_trouble_with_the_storage(tmp_path):
     hub(tmp_path, "a.parquet", [row(n, text="x") for n in range(2)], text=pa.string())
     with pytest.raises(StorageError, match="has no row 2"):
         source("parquet", tmp_path).read_image(ImageRef("data/a.parquet", 2))
@@ -141,7 +137,7 @@ def test_files_that_changed_since_the_plan_are_trouble_with_the_storage(tmp_path
         source("parquet", tmp_path).read_image(ImageRef("data/a.parquet", 0))
 
 
-def test_damage_within_a_file(tmp_path: Path):
+def test_damage_within_a_file(tmp_path):
     rows = [row(n, text=f"{n} " + "text " * 50) for n in range(8)]
     path = hub(tmp_path, "a.parquet", rows, text=pa.string()) / "data/a.parquet"
     raw = bytearray(path.read_bytes())

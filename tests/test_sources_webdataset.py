@@ -1,13 +1,10 @@
 """WebDataset tars: as img2dataset writes them, cut, damaged, hostile."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import webdataset
@@ -18,7 +15,7 @@ from patchmint.pipeline.sources.webdataset import expand, split_uri
 from patchmint.samples import ImageRef
 
 
-def img2dataset(folder: Path, shard: int, count: int) -> Path:
+def img2dataset(folder, shard, count):
     """What img2dataset's writer makes: webdataset's TarWriter, a .json of metadata, and two files beside the tar."""
     path = folder / f"{shard:05}.tar"
     with webdataset.TarWriter(str(path)) as writer:
@@ -31,7 +28,7 @@ def img2dataset(folder: Path, shard: int, count: int) -> Path:
     return path
 
 
-def tar(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+def tar(path, members):
     with tarfile.open(path, "w") as file:
         for name, data in members:
             info = tarfile.TarInfo(name) if isinstance(name, str) else name
@@ -41,7 +38,7 @@ def tar(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
     return path
 
 
-def test_as_img2dataset_writes_them(tmp_path: Path):
+def test_as_img2dataset_writes_them(tmp_path):
     for shard in (1, 0):
         img2dataset(tmp_path, shard, 3)
     opened = source("webdataset", tmp_path)
@@ -54,7 +51,7 @@ def test_as_img2dataset_writes_them(tmp_path: Path):
     assert samples == list(opened.samples())
 
 
-def test_ranges(tmp_path: Path):
+def test_ranges(tmp_path):
     for shard in range(3):
         img2dataset(tmp_path, shard, 1)
     assert [sample.image.path for sample in source("webdataset", tmp_path / "{00001..00002}.tar").samples()] == [
@@ -78,7 +75,7 @@ def test_patterns():
     assert split_uri("data/tars") == ("data/tars", "")
 
 
-def test_which_member_is_what(tmp_path: Path):
+def test_which_member_is_what(tmp_path):
     link = tarfile.TarInfo("7.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     hard = tarfile.TarInfo("8.jpg")
@@ -135,7 +132,7 @@ def test_which_member_is_what(tmp_path: Path):
     }
 
 
-def test_long_names_and_pax_headers(tmp_path: Path):
+def test_long_names_and_pax_headers(tmp_path):
     name = "é" * 200
     for style in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         with tarfile.open(tmp_path / "a.tar", "w", format=style) as file:
@@ -148,7 +145,7 @@ def test_long_names_and_pax_headers(tmp_path: Path):
         assert (sample.id, opened.read_image(sample.image)) == (name, b"image")
 
 
-def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path: Path):
+def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path):
     path = img2dataset(tmp_path, 0, 3)
     raw = path.read_bytes()
     opened = source("webdataset", tmp_path)
@@ -175,7 +172,7 @@ def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path: Path):
     assert list(opened.samples()) == whole
 
 
-def test_damage_in_the_middle(tmp_path: Path):
+def test_damage_in_the_middle(tmp_path):
     path = img2dataset(tmp_path, 0, 3)
     img2dataset(tmp_path, 1, 1)
     raw = bytearray(path.read_bytes())
@@ -187,7 +184,7 @@ def test_damage_in_the_middle(tmp_path: Path):
     assert "after 1 whole samples" in samples[1].fault.message
 
 
-def test_forged_sizes(tmp_path: Path):
+def test_forged_sizes(tmp_path):
     header = bytearray(tarfile.TarInfo("b.jpg").tobuf())
     header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base-256: -512
     header[148:156] = b" " * 8
@@ -208,20 +205,20 @@ def test_forged_sizes(tmp_path: Path):
         (b"short", "isn't a tar"),
     ],
 )
-def test_what_is_no_tar_is_named(tmp_path: Path, content: bytes, message: str):
+def test_what_is_no_tar_is_named(tmp_path, content, message):
     put(tmp_path, {"00000.tar": content})
     with pytest.raises(ConfigError, match=message) as error:
         list(source("webdataset", tmp_path).samples())
     assert "00000.tar" in str(error.value)
 
 
-def test_no_tars(tmp_path: Path):
+def test_no_tars(tmp_path):
     put(tmp_path, {"a.tar.gz": b"x"})
     with pytest.raises(ConfigError, match=r"no \.tar"):
         list(source("webdataset", tmp_path).samples())
 
 
-def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path: Path):
+def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path):
     put(tmp_path, {"a.tar": b"x" * 100})
     opened = source("webdataset", tmp_path)
     for ref in (ImageRef("a.tar", 90, 20), ImageRef("b.tar", 0, 20)):
@@ -229,7 +226,7 @@ def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path: Pa
             opened.read_image(ref)
 
 
-def test_long_texts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_long_texts_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("patchmint.pipeline.sources.webdataset.MAX_TEXT_BYTES", 10)
     tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.txt", b"a" * 11)])
     assert faults(list(source("webdataset", tmp_path).samples())) == {"a": "text-too-long"}
