@@ -4,19 +4,31 @@ import io
 import shutil
 from pathlib import Path
 
+import pytest
 import skimage.data
 from PIL import Image
 from pydantic import TypeAdapter
 
 from patchmint.config.sources import SourceConfig
+from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
 
 FIXTURES = Path(__file__).with_name("sources")
 
 
 def source(kind, uri, **settings):
-    adapter = TypeAdapter(SourceConfig)
-    return open_source(adapter.validate_python({"kind": kind, "uri": str(uri), **settings}))
+    return open_source(TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings}))
+
+
+def read(kind, uri, **settings):
+    return list(source(kind, uri, **settings).samples())
+
+
+def refused(message, kind, uri, **settings):
+    """Reading the source is an error of the settings that says this; the error."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(kind, uri, **settings)
+    return caught.value
 
 
 def fixture(name, target):
@@ -44,5 +56,14 @@ def texts(sample):
 
 
 def faults(samples):
-    """Reason by id of the samples with faults."""
-    return {sample.id: sample.fault.reason for sample in samples if sample.fault is not None}
+    """Ids of the samples with faults, by reason."""
+    found = {}
+    for sample in samples:
+        if sample.fault is not None:
+            found.setdefault(sample.fault.reason, set()).add(sample.id)
+    return found
+
+
+def good(samples):
+    """Texts of each sample without a fault."""
+    return [texts(sample) for sample in samples if sample.fault is None]
