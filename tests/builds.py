@@ -1,7 +1,5 @@
 """Whole builds for tests: as commands (mostly `warm`), and in this process, with models that cost nothing."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -22,10 +20,7 @@ from PIL import Image
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
-_started: list[subprocess.Popen[str] | warm.Python] = []
-
-
-# ------------------------------------------------------------------------------------------------- input, config
+_started = []
 
 
 def make_input(folder, texts, damaged=()):
@@ -63,9 +58,6 @@ def benchmark_modules(*names):
             return [import_module(name) for name in names]
     finally:
         sys.path.remove(folder)
-
-
-# ------------------------------------------------------------------------------------------------- as a command
 
 
 def patchmint(*arguments, rc=0, cold=False, **environment):
@@ -156,9 +148,6 @@ def is_mid_shard(out):
     return any((out / "attempts").glob("*/*.tar"))
 
 
-# ------------------------------------------------------------------------------------------------- what a build leaves
-
-
 def digests(out):
     """SHA-256 of every file that may not vary from run to run, and that readers see: no temporary files."""
     paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
@@ -225,9 +214,6 @@ def _check_status(status, planned, rejects):
     assert status["rejects"] == rejects
     assert (status["planned"], status["left"], status["driver"]) == (planned, 0, {})
     assert status["planned"] == status["written"] + status["rejected"]
-
-
-# ------------------------------------------------------------------------------------------------- in this process
 
 
 class Quiet:

@@ -1,7 +1,5 @@
 """Builds on this machine, as users start them: real files in, verified shards out, nothing lost."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Builds that are killed, stopped or run out of disk anywhere: the same command again ends with the same bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -27,8 +25,6 @@ TEXTS = [f"thing number {place}" for place in range(9)]
 DAMAGED = (2,)
 REJECTS = {"image-damaged": 1}
 
-
-# ------------------------------------------------------------------------------------------------- forked in a script
 
 # A kill leaves what is on the disk at that moment, so the steps between which nothing changes there are one case. A
 # script records the state before each step of an undisturbed build, then kills a build at the first step of each state,
@@ -208,9 +204,6 @@ def answer(script):
     said, complaints = script.communicate(timeout=500)
     assert script.returncode == 0, said + complaints[-6000:]
     return [int(number) for number in said.split()]
-
-
-# ------------------------------------------------------------------------------------------------- tests
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Two drivers on one output: the second is turned away, or takes over from one that is silent; they never mix."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Wrong settings are refused before the source is read: the same words from each command, and nothing written."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,9 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from builds import STAND_IN, SameProcess, build_here, make_config, make_input
-from patchmint.features.vit import arch as vit_arch
-from patchmint.features.vit.build import untrained_vit
-from patchmint.tokenizers.vqgan.build import untrained_vqgan
 from s3_server import s3_server
 from safetensors.torch import save_file
 from source_files import fixture, put, source
@@ -28,6 +23,8 @@ from patchmint.config import UNTRAINED, AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.config.overrides import apply_overrides
 from patchmint.errors import BuildError, ConfigError, WeightsCorruptError, WeightsMismatchError, WeightsMissingError
+from patchmint.features import arch as vit_arch
+from patchmint.features.model import untrained_vit
 from patchmint.geometry import grid_preset
 from patchmint.jobs import doctor
 from patchmint.labelers.grounding_dino import arch as dino_arch
@@ -39,7 +36,8 @@ from patchmint.pipeline.preflight import CHECKS, check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan.arch import TINY
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.tokenizers.vqgan.model import untrained_vqgan
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 
 NAMED = {
     "grid": ({"grid": "llava-1.5-fintune"}, "grid: there is no grid preset 'llava-1.5-fintune'; did you mean 'llava-1"),
@@ -181,9 +179,6 @@ def test_the_largest_coverage_that_keeps_a_covered_patch_is_allowed():
         AnnotatorConfig.parse({"labels": {"min_coverage": 254.001 / 255}})
 
 
-# ------------------------------------------------------------------------------------------------- plans without shards
-
-
 def test_a_worker_whose_plan_was_replaced_commits_nothing(right, command, tmp_path):
     out = tmp_path / "out"
     other = BuildConfig.load(right, {"labels.min_coverage": 0.5})
@@ -203,9 +198,6 @@ def test_a_worker_whose_plan_was_replaced_commits_nothing(right, command, tmp_pa
     assert (code, "labels.min_coverage: 0.5 there, 0.0 here" in said) == (0, True), said
     code, said = command("build", right, "--labels.min-coverage", 0.5)
     assert (code, f"{out} holds a build with other settings: labels.min_coverage: 0.0 there" in said) == (2, True), said
-
-
-# ------------------------------------------------------------------------------------------------- where it is written
 
 
 def test_outputs_that_would_eat_their_source_or_are_no_folder(right, command, tmp_path):
@@ -242,9 +234,6 @@ def test_doctor_leaves_no_folder_behind(right, command, tmp_path):
     code, said = command("doctor", right, "--out", tmp_path / "a" / "b")
     assert (code, "can be written" in said) == (0, True), said
     assert not (tmp_path / "a").exists()
-
-
-# ------------------------------------------------------------------------------------------------- models from files
 
 
 def saved(folder, name, model, arch):
@@ -326,9 +315,6 @@ def test_nothing_heavy_is_imported_to_tell(files):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
-# ------------------------------------------------------------------------------------------------- sources
-
-
 def written(folder, name, **columns):
     pq.write_table(pa.table(columns), folder / name)
     return folder
@@ -365,12 +351,7 @@ ONE = {"annotations": "llava_v1_5_mix665k.json"}
         ("folder", {}, {"table": "t.jsonl"}, "no column 'file_name'"),
         ("webdataset", {}, {"uri": "{0..2}.tar"}, "1 of 3 tars aren't in .*: 2.tar"),
         ("webdataset", {"uri": "{0..1}.tar"}, {"uri": "2.tar"}, "1 of 1 tars aren't in"),
-        (
-            "coco",
-            {},
-            {"split": "val2017"},
-            r"no 'annotations/captions_val2017.json' in .*; did you mean 'annot",
-        ),
+        ("coco", {}, {"split": "val2017"}, r"no 'annotations/captions_val2017.json' in .*; did you mean 'annot"),
         ("coco", {"texts": "categories"}, {"annotations": "empty.json"}, "empty.json in .* an object with lists"),
         ("coco", {}, {"images": "val2017"}, "there is nothing in the folder 'val2017' of"),
         ("visual-genome", {"texts": "objects"}, {"images": "photos"}, "there is nothing in the folder 'photos' of"),

@@ -1,7 +1,5 @@
 """Extending finished data sets: what is asked for is made, everything else is carried over to the last byte."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from types import SimpleNamespace
@@ -106,12 +104,7 @@ def test_features_are_those_of_the_image(base, extended):
     from patchmint.images.decode import decode_image
 
     config = AnnotatorConfig.parse(
-        {
-            "models": "untrained-tiny",
-            "labels": None,
-            "tokens": None,
-            "features": {"connector": "dci", "pool": 12},
-        }
+        {"models": "untrained-tiny", "labels": None, "tokens": None, "features": {"connector": "dci", "pool": 12}}
     )
     models = AnnotationModels.load(config, "cpu")
     before, after = samples(base), samples(extended)
@@ -167,10 +160,7 @@ def test_inspection_speaks_of_what_the_shards_hold(base, extended):
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
-    told(
-        *("extend", extended, out, "--labels.min-coverage", 0.5),
-        *("--models.tokenizer", "untrained-tiny"),
-    )
+    told(*("extend", extended, out, "--labels.min-coverage", 0.5), *("--models.tokenizer", "untrained-tiny"))
     before, after = samples(extended), samples(out)
     manifest = read_manifest(open_storage(str(out)))
     assert manifest.layout.min_coverage == 0.5

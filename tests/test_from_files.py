@@ -1,7 +1,5 @@
 """Every model from a local file, by path, as a user with weights of his own has them."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np
@@ -61,8 +59,7 @@ def test_another_file_under_an_official_name_is_refused(files, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("role", "other"),
-    [("detector", "masker"), ("masker", "tokenizer"), ("tokenizer", "detector")],
+    ("role", "other"), [("detector", "masker"), ("masker", "tokenizer"), ("tokenizer", "detector")]
 )
 def test_a_file_of_another_kind_is_named(files, role, other):
     with pytest.raises(WeightsMismatchError):

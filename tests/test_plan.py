@@ -1,7 +1,5 @@
 """The plan: everything comes back as it went in, the same bytes whatever happens, and errors for what is damaged."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -12,7 +10,6 @@ import sys
 import tempfile
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -62,19 +59,19 @@ RICH = [
 ]
 
 
-def build_config(out: object = "out", samples_per_shard: int = 10, **changes: object) -> BuildConfig:
+def build_config(out="out", samples_per_shard=10, **changes):
     output = {"uri": str(out), "samples_per_shard": samples_per_shard}
     return BuildConfig.parse(
         {"source": {"kind": "folder", "uri": "photos"}, "output": output, "models": UNTRAINED} | changes
     )
 
 
-def plan_into(out: Path, samples=PLAIN, **settings):
+def plan_into(out, samples=PLAIN, **settings):
     config = build_config(out, **settings)
     return make_plan(samples, config, record_models(config), open_storage(out))
 
 
-def everything(out: Path) -> dict[str, str]:
+def everything(out):
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -348,7 +345,7 @@ def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
     assert plans == [load_plan(storage)] * 4
 
 
-def killed_at(step: int, after: bool, out: str) -> None:
+def killed_at(step, after, out):
     """Plan in a process that ends itself before or after the n-th thing written."""
     storage, steps = open_storage(out), iter(range(100))
 
@@ -374,7 +371,7 @@ def killed_at(step: int, after: bool, out: str) -> None:
     make_plan(PLAIN, config, record_models(config), Deadly())
 
 
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+def python(code, **env):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
     return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
 
@@ -598,9 +595,9 @@ def test_planning_needs_no_torch():
 def test_an_estimate_counts_and_looks_at_some_images():
     samples = [replace(PLAIN[0], image=ImageRef(f"{number}.jpg")) for number in range(1000)]
     samples += [replace(PLAIN[0], fault=Fault("source", "text-missing", "none")) for _ in range(50)]
-    asked: list[str] = []
+    asked = []
 
-    def size(image: ImageRef) -> int:
+    def size(image):
         assert image.length == WHOLE_FILE
         asked.append(image.path)
         if len(asked) % 4 == 0:
@@ -626,11 +623,11 @@ def test_an_estimate_counts_and_looks_at_some_images():
 
 
 def test_an_estimate_asks_nothing_of_images_whose_size_is_known():
-    def never(image: ImageRef) -> int:
+    def never(image):
         raise AssertionError(image)
 
     samples = [replace(PLAIN[0], image=ImageRef("a.tar", 512, 1000))] * 5
-    counts: list[int] = []
+    counts = []
     dry = estimate(samples, build_config(samples_per_shard=2), {}, never, counts.append)
     assert dry.image_bytes == 5000
     assert counts == [2, 4]
