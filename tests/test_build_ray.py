@@ -163,8 +163,7 @@ def clean(out):
 def status(out):
     done = run([sys.executable, "-m", "patchmint", "status", str(out), "--json"], dict(os.environ))
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
 
 
 def driver_metrics(text, name):
