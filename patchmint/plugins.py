@@ -41,15 +41,18 @@ def load_plugin(group: Group, name: str, interface: type, device: str) -> object
         offered = ", ".join(plugin_names(group)) or "none"
         raise PluginError(
             f"no installed package offers {name!r} in the entry point group {group} (offered: {offered}); "
-            "install the package that does, or give the name or path of a checkpoint"
+            "install the package that does, or give the name or path of a checkpoint",
+            name=name,
         )
     try:
         model: object = found[0].load()(device=device)
     except Exception as error:
-        raise PluginError(f"the plug-in {name!r} ({found[0].value}) failed to build: {error!r}") from error
+        message = f"the plug-in {name!r} ({found[0].value}) failed to build: {error!r}"
+        raise PluginError(message, name=name) from error
     if not isinstance(model, interface):
         raise PluginError(
             f"the plug-in {name!r} ({found[0].value}) gave a {type(model).__name__}, "
-            f"which lacks a method of patchmint.types.{interface.__name__}"
+            f"which lacks a method of {interface.__module__}.{interface.__name__}",
+            name=name,
         )
     return model

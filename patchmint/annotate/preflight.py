@@ -38,5 +38,6 @@ def check_loadable(config: AnnotatorConfig) -> None:
             f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
             f"  patchmint models pull {' '.join(missing)}\n"
             f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
-            "only drawn shapes"
+            "only drawn shapes",
+            names=missing,
         )

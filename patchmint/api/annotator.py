@@ -15,19 +15,12 @@ from patchmint.annotate.devices import pick_device
 from patchmint.annotate.models import AnnotationModels
 from patchmint.api.annotation import Annotation
 from patchmint.config import UNTRAINED_NOTICE, AnnotatorConfig
+from patchmint.errors import DemoWarning, UntrainedWarning
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.types import Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
 TextSource = str | Text
-
-
-class UntrainedWarning(UserWarning):
-    """The models are untrained: their labels and codes mean nothing."""
-
-
-class DemoWarning(UserWarning):
-    """The models are the demo's: they know drawn shapes, and nothing else."""
 
 
 class Annotator:

@@ -35,7 +35,8 @@ def parse_settings(model: type[AnySettings], settings: Mapping[str, Any]) -> Any
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explanations(error, model))) from error
+        problems = list(_explanations(error, model))
+        raise ConfigError("\n".join(problems), problems=problems) from error
 
 
 def members(field: FieldInfo) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from patchmint.datasets.totals import NO_DOCUMENT, is_count, read_totals
 from patchmint.errors import InputError, NotFoundError, ShardError
 from patchmint.shards.names import COMMITS, MANIFEST_PATH, PLAN_PATH, canonical_paths, record_path, unit_of_record
 from patchmint.shards.planned import read_planned_units
-from patchmint.storage import Storage, open_storage
+from patchmint.storage import Storage, open_storage, uri_of
 
 _STORE_THREADS = 16
 
@@ -60,7 +60,8 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
     if found != written:
         raise ShardError(
             f"the files of {text} make {found} samples, its {MANIFEST_PATH} says {written}: the copy isn't "
-            f"complete; run `patchmint inspect verify {text}`"
+            f"complete; run `patchmint inspect verify {text}`",
+            uri=text,
         )
     return Dataset(
         text,
@@ -115,14 +116,16 @@ def _shards(
         if written > count:
             raise ShardError(
                 f"{record_path(unit)} of {storage.uri} says that {written} samples are written, planned were {count}; "
-                "it is of another build, or damaged; delete it and run the build's command again"
+                "it is of another build, or damaged; delete it and run the build's command again",
+                uri=uri_of(storage, record_path(unit)),
             )
         wanted = ((sidecar, tar) if written else ()) + ((rejects,) if written < count else ())
         if missing := [path for path in wanted if path not in sizes]:
             raise ShardError(
                 f"{storage.uri} lacks {missing[0]}, although {record_path(unit)} says that it is written: the copy "
                 f"isn't complete, or a build must publish it; run the build's command again, or `patchmint inspect "
-                f"verify {storage.uri}`"
+                f"verify {storage.uri}`",
+                uri=uri_of(storage, missing[0]),
             )
         yield Shard(unit, tar, sidecar, written, count - written, sizes.get(tar, 0), sizes.get(sidecar, 0))
 

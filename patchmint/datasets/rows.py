@@ -15,7 +15,7 @@ from patchmint.errors import ShardError
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.sidecar import SCHEMA, Place, sidecar_row
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
 
 Progress = Callable[[int, int], None]
@@ -47,7 +47,8 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
     if table.num_rows != shard.samples:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
-            f"verify {dataset.uri}`"
+            f"verify {dataset.uri}`",
+            uri=uri_of(dataset.storage, shard.sidecar),
         )
     if {"offset", "size"} <= set(table.column_names):
         _check_places(table, shard, dataset.uri)
@@ -63,7 +64,8 @@ def _check_places(table: pa.Table, shard: Shard, uri: str) -> None:
         row = int(outside[0])
         raise ShardError(
             f"{shard.sidecar} of {uri} has sample {row} at byte {offsets[row]} with {sizes[row]} bytes, which isn't "
-            f"inside the {shard.size} bytes of {shard.tar}; run `patchmint inspect verify {uri}`"
+            f"inside the {shard.size} bytes of {shard.tar}; run `patchmint inspect verify {uri}`",
+            uri=uri,
         )
 
 
@@ -147,4 +149,5 @@ def read_parquet(storage: Storage, path: str, columns: Sequence[str] | None) -> 
 
 
 def _no_table(storage: Storage, path: str, why: str) -> ShardError:
-    return ShardError(f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`")
+    message = f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`"
+    return ShardError(message, uri=uri_of(storage, path))

@@ -14,6 +14,7 @@ from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.datasets.rows import Progress, read_table
 from patchmint.errors import ShardError
 from patchmint.shards.reader import StoredSample, parse_sample, read_header, read_sample
+from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
 
 _BLOCK = 512
@@ -67,7 +68,8 @@ def iter_stored(
             if sample.key != key:
                 raise ShardError(
                     f"{shard.tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {key!r}; run "
-                    f"`patchmint inspect verify {dataset.uri}`"
+                    f"`patchmint inspect verify {dataset.uri}`",
+                    uri=uri_of(dataset.storage, shard.tar),
                 )
             yield index, sample
             done += 1

@@ -22,7 +22,7 @@ from patchmint.geometry import PatchGrid
 from patchmint.shards.layout import GridLayout
 from patchmint.shards.manifest import Manifest, image_limit, read_manifest
 from patchmint.shards.names import MANIFEST_PATH
-from patchmint.storage import Storage, open_storage
+from patchmint.storage import Storage, open_storage, uri_of
 
 Integers = npt.NDArray[np.int64]
 
@@ -70,12 +70,14 @@ class StoredDataset:
         try:
             grid = resolve_grid(stored_grid(self.manifest))
         except ConfigError as error:
-            raise ShardError(f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}") from error
+            message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
+            raise ShardError(message, uri=self.uri) from error
         layout = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
         if layout != self.manifest.layout.grid:
             raise ShardError(
                 f"{MANIFEST_PATH} of {self.uri} names the grid {stored!r}, its labels lie on "
-                f"{self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint"
+                f"{self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint",
+                uri=self.uri,
             )
         return grid
 
@@ -124,7 +126,8 @@ def open_dataset(uri: str | os.PathLike[str]) -> StoredDataset:
     if counts.sum() != manifest.totals.written:
         raise ShardError(
             f"the sidecars in {storage.uri} name {counts.sum()} samples, its {MANIFEST_PATH} says "
-            f"{manifest.totals.written}; {_verify(storage)}"
+            f"{manifest.totals.written}; {_verify(storage)}",
+            uri=storage.uri,
         )
     return StoredDataset(
         uri=storage.uri,
@@ -159,12 +162,13 @@ def _check_complete(storage: Storage, manifest: Manifest, sizes: Mapping[str, in
     totals = manifest.totals
     missing = [_sidecar(tar) for tar in tars if _sidecar(tar) not in sizes]
     if missing:
-        raise ShardError(f"{storage.uri} has no {missing[0]}; {_verify(storage)}")
+        raise ShardError(f"{storage.uri} has no {missing[0]}; {_verify(storage)}", uri=uri_of(storage, missing[0]))
     found = sum(sizes[tar] for tar in tars)
     if len(tars) != totals.shards or found != totals.bytes:
         raise ShardError(
             f"{storage.uri} has {len(tars)} shards of {found} bytes, its {MANIFEST_PATH} says {totals.shards} of "
-            f"{totals.bytes}: the copy isn't complete; {_verify(storage)}"
+            f"{totals.bytes}: the copy isn't complete; {_verify(storage)}",
+            uri=storage.uri,
         )
 
 
@@ -172,7 +176,8 @@ def _places(storage: Storage, tar: str, size: int) -> tuple[Integers, Integers]:
     table = _column(storage, _sidecar(tar), ["offset", "size"])
     offsets, sizes = np.asarray(table["offset"], np.int64), np.asarray(table["size"], np.int64)
     if len(offsets) == 0 or offsets.min() < 0 or sizes.min() < 1 or (offsets + sizes).max() > size:
-        raise ShardError(f"{_sidecar(tar)} in {storage.uri} names places outside its tar; {_verify(storage)}")
+        message = f"{_sidecar(tar)} in {storage.uri} names places outside its tar; {_verify(storage)}"
+        raise ShardError(message, uri=uri_of(storage, _sidecar(tar)))
     return offsets, sizes
 
 
@@ -181,7 +186,8 @@ def _column(storage: Storage, path: str, columns: list[str]) -> Any:
         try:
             return pq.ParquetFile(file).read(columns=columns, use_threads=False)
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise ShardError(f"{path} in {storage.uri} is no sidecar: {error}; {_verify(storage)}") from error
+            message = f"{path} in {storage.uri} is no sidecar: {error}; {_verify(storage)}"
+            raise ShardError(message, uri=uri_of(storage, path)) from error
 
 
 def _sidecar(tar: str) -> str:

@@ -56,7 +56,8 @@ def status(uri: str) -> BuildStatus:
     storage = open_storage(uri)
     ledger, lease = Ledger.read(storage), read_lease(storage)
     if not ledger.plans and lease is None:
-        raise BuildError(f"{uri} holds no build: there is no plan.parquet; `patchmint build CONFIG.yaml` makes one")
+        message = f"{uri} holds no build: there is no plan.parquet; `patchmint build CONFIG.yaml` makes one"
+        raise BuildError(message, uri=uri)
     rejects = ledger.rejects()
     left = sum(unit.samples for unit in ledger.left)
     runs = sorted(entry.path for entry in storage.list("runs/"))

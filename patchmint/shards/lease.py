@@ -172,7 +172,8 @@ def _next_state(storage: Storage, seen: bytes, patience: float) -> bytes | None:
 def _busy(storage: Storage, holder: LeaseRecord | None) -> BusyError:
     return BusyError(
         f"{_named(holder)} is building into {storage.uri}; "
-        f"`patchmint status {storage.uri}` shows how far it is. Wait for it, or stop it and run this again"
+        f"`patchmint status {storage.uri}` shows how far it is. Wait for it, or stop it and run this again",
+        uri=storage.uri,
     )
 
 

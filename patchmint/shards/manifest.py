@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.keys import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.names import MANIFEST_PATH
 from patchmint.shards.schema import first_error
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 SCHEMA = "patchmint.dataset/1"
 
@@ -123,7 +123,8 @@ def read_manifest(storage: Storage) -> Manifest:
         StorageError: it can't be read.
         ShardError: it isn't of the format's form.
     """
-    return parse_manifest(storage.read(MANIFEST_PATH))
+    with about(uri_of(storage, MANIFEST_PATH)):
+        return parse_manifest(storage.read(MANIFEST_PATH))
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from patchmint.errors import ShardError
 from patchmint.shards.names import PLAN_PATH, plan_path
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 _DIGEST = b"patchmint.plan_digest"
 
@@ -45,7 +45,8 @@ def read_planned_units(storage: Storage) -> PlannedUnits:
     for path in _plans(storage):
         digest, units = _read(storage, path)
         if samples.keys() & units.keys():
-            raise ShardError(f"{path} has units that an earlier plan has; the plans are of different builds")
+            message = f"{path} has units that an earlier plan has; the plans are of different builds"
+            raise ShardError(message, uri=uri_of(storage, path))
         digests.append(digest)
         samples |= units
         totals.append(sum(units.values()))
@@ -69,4 +70,5 @@ def _read(storage: Storage, path: str) -> tuple[str, dict[int, int]]:
             digest = (table.schema.metadata or {})[_DIGEST].decode()
             return digest, dict(zip(table["unit"].to_pylist(), table["samples"].to_pylist(), strict=True))
         except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-            raise ShardError(f"{path} is no plan ({error}); it is damaged, or another program wrote it") from error
+            message = f"{path} is no plan ({error}); it is damaged, or another program wrote it"
+            raise ShardError(message, uri=uri_of(storage, path)) from error

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.samples import Fault, Reject
 from patchmint.shards.sidecar import TableWriter
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 REJECTS_SCHEMA = "patchmint.rejects/1"
 
@@ -57,7 +57,8 @@ def read_rejects(storage: Storage, path: str) -> list[Reject]:
         try:
             table = pq.read_table(file, schema=SCHEMA)
         except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"{path} is no table of rejects: {error}; delete its record and build again") from error
+            message = f"{path} is no table of rejects: {error}; delete its record and build again"
+            raise ShardError(message, uri=uri_of(storage, path)) from error
     return [
         Reject(row["ordinal"], row["key"], row["id"], Fault(row["stage"], row["reason"], row["message"]))
         for row in table.to_pylist()

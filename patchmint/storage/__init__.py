@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from patchmint.storage.interface import Entry, NewFile, Storage
+from patchmint.storage.interface import Entry, NewFile, Storage, uri_of
 from patchmint.storage.locate import open_storage
 from patchmint.storage.probe import creates_conditionally
 
-__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage"]
+__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage", "uri_of"]

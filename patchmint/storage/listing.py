@@ -41,7 +41,8 @@ def listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Iter
             if entry.path <= waiting.path:
                 raise StorageError(
                     f"{uri} lists its objects out of order ({entry.path!r} after {waiting.path!r}), so samples would "
-                    "have no fixed order; copy them to a store that sorts, or to a folder"
+                    "have no fixed order; copy them to a store that sorts, or to a folder",
+                    uri=uri,
                 )
             if waiting.size or not entry.path.startswith(waiting.path + "/"):
                 yield waiting

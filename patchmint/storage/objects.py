@@ -15,7 +15,7 @@ from obstore import exceptions
 
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage.failures import explain, explain_store
-from patchmint.storage.interface import Entry, NewFile
+from patchmint.storage.interface import Entry, NewFile, uri_of
 from patchmint.storage.listing import listed
 from patchmint.storage.paths import checked, is_temporary
 from patchmint.storage.ranges import RangeFile
@@ -57,7 +57,10 @@ class ObjectStorage:
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
         if start < 0 or length < 0:
-            raise StorageError(f"{self._shown(path)} has no bytes at {start}, {length}; ask for a range from 0 up")
+            raise StorageError(
+                f"{self._shown(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
+                uri=self._shown(path),
+            )
         if length == 0:
             # A store takes no empty range.
             data, enough = b"", start <= self.size(path)
@@ -68,7 +71,8 @@ class ObjectStorage:
             enough = len(data) == length
         if not enough:
             raise StorageError(
-                f"{self._shown(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole"
+                f"{self._shown(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=self._shown(path),
             )
         return data
 
@@ -124,13 +128,14 @@ class ObjectStorage:
     @contextmanager
     def new_file(self, path: str) -> Iterator[NewFile]:
         """See `Storage.new_file`."""
-        shown = f"{self._shown(checked(path))} (its temporary file in {tempfile.gettempdir()}; TMPDIR moves it)"
+        shown = self._shown(checked(path))
+        note = f" (its temporary file in {tempfile.gettempdir()}; TMPDIR moves it)"
         try:
             spool = tempfile.NamedTemporaryFile(prefix="patchmint-", buffering=_BUFFER)  # noqa: SIM115
         except OSError as error:
-            raise explain("write", shown, error) from error
+            raise explain("write", shown, error, note=note) from error
         try:
-            yield (file := NewFile(path, spool.file, shown))
+            yield (file := NewFile(path, spool.file, shown, note))
             file.flush()
             self._upload(path, Path(spool.name), file.size)
         finally:
@@ -204,11 +209,12 @@ class ObjectStorage:
         found = self.size(path)
         if found != size:
             raise StorageError(
-                f"{self._shown(path)} has {found} bytes in the store, but {size} were sent; it was cut: run again"
+                f"{self._shown(path)} has {found} bytes in the store, but {size} were sent; it was cut: run again",
+                uri=self._shown(path),
             )
 
     def _shown(self, path: str) -> str:
-        return f"{self.uri.removesuffix('/')}/{path}"
+        return uri_of(self, path)
 
     @contextmanager
     def _explained(self, action: str, path: str) -> Iterator[None]:

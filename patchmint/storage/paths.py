@@ -27,7 +27,8 @@ def checked(path: str, *, folder: bool = False) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise StorageError(
             f"{path!r} is not a path inside a storage: it must be relative, without empty parts, '.' and '..'; "
-            "correct it where it comes from"
+            "correct it where it comes from",
+            uri=path,
         )
     return path
 

@@ -48,7 +48,8 @@ class RangeFile(io.RawIOBase):
         """
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise StorageError(f"can't read {self.name} before its beginning, at byte {base + offset}; it was cut")
+            message = f"can't read {self.name} before its beginning, at byte {base + offset}; it was cut"
+            raise StorageError(message, uri=self.name)
         self._position = base + offset
         return self._position
 

@@ -120,21 +120,24 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
                 _check_safetensors(path)
                 return Contents("safetensors")
     except OSError as error:
-        raise WeightsMissingError(f"{path} can't be read: {error.strerror or error}; check the path") from error
+        message = f"{path} can't be read: {error.strerror or error}; check the path"
+        raise WeightsMissingError(message, names=[str(path)]) from error
     _refuse_foreign(path, scans)
     if not all(scan.complete for scan in scans):
         raise _corrupt(path, "cut off or damaged: its pickle breaks off")
     if any(scan.protocol > 2 for scan in scans):
         raise WeightsCorruptError(
             f"{path} was saved with a pickle protocol that torch's safe reader doesn't know; "
-            "save it again with torch.save's default protocol, or as safetensors"
+            "save it again with torch.save's default protocol, or as safetensors",
+            names=[str(path)],
         )
     return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
 
 
 def _corrupt(path: Path, problem: str) -> WeightsCorruptError:
     return WeightsCorruptError(
-        f"{path} is {problem}; get it again (`patchmint models pull NAME`) or give the path of a sound file"
+        f"{path} is {problem}; get it again (`patchmint models pull NAME`) or give the path of a sound file",
+        names=[str(path)],
     )
 
 
@@ -144,7 +147,8 @@ def _refuse_foreign(path: Path, scans: list[PickleScan]) -> None:
     if foreign and (len(scans) > 1 or scans[0].complete or scans[0].protocol):
         raise WeightsUnsafeError(
             f"{path} holds pickled code that would call {', '.join(foreign[:5])}; nothing of it was run. "
-            "Don't load it elsewhere either; get the weights from their publisher (`patchmint models pull NAME`)"
+            "Don't load it elsewhere either; get the weights from their publisher (`patchmint models pull NAME`)",
+            names=[str(path)],
         )
 
 

@@ -89,10 +89,14 @@ def pull(
             if checkpoint.sha256 is None:
                 record_sha256(target, sha256, without_login(source))
             _sync_folder(folder)
+    except WeightsError as error:
+        error.names = (checkpoint.name,)
+        raise
     except OSError as error:
         raise WeightsMissingError(
             f"{checkpoint.name} can't be written to {target}: {error.strerror or error}; "
-            "free some space, or choose another folder (`--to`, or the PATCHMINT_WEIGHTS variable)"
+            "free some space, or choose another folder (`--to`, or the PATCHMINT_WEIGHTS variable)",
+            names=[checkpoint.name],
         ) from error
     return target
 
@@ -103,7 +107,8 @@ def _bundled(checkpoint: Checkpoint, say: Notice) -> Path:
     if found.status != "ok":
         raise WeightsCorruptError(
             f"{checkpoint.name} comes with patchmint, but {path} isn't right ({found.detail}): the installation is "
-            f"broken. Mend it with\n  {REINSTALL}"
+            f"broken. Mend it with\n  {REINSTALL}",
+            names=[checkpoint.name],
         )
     say(f"{checkpoint.name} comes with patchmint, nothing needs pulling: {found.detail}")
     return path

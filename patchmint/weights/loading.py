@@ -129,7 +129,8 @@ def load_into(module: nn.Module, state: StateFile, *, what: str, ignored: tuple[
     if problems:
         raise WeightsMismatchError(
             f"{state.path} doesn't fit {what}: of its tensors {'; '.join(problems)}. It is for another architecture; "
-            "name the model that it belongs to, or another file (`patchmint models list`)"
+            "name the model that it belongs to, or another file (`patchmint models list`)",
+            names=[str(state.path)],
         )
     module.load_state_dict(kept, strict=True)
 
@@ -144,7 +145,8 @@ def _load_safetensors(path: Path) -> StateFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return StateFile(path, tensors, dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
-        raise WeightsCorruptError(f"{path} is a damaged safetensors file ({error}); get it again") from error
+        message = f"{path} is a damaged safetensors file ({error}); get it again"
+        raise WeightsCorruptError(message, names=[str(path)]) from error
 
 
 def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any:
@@ -159,11 +161,13 @@ def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any
         if refused:
             raise WeightsUnsafeError(
                 f"{path} holds pickled code that would call {refused[1]}; nothing of it was run. "
-                "Get the weights from their publisher (`patchmint models pull NAME`)"
+                "Get the weights from their publisher (`patchmint models pull NAME`)",
+                names=[str(path)],
             ) from error
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsCorruptError(
-            f"{path} is cut off or damaged ({reason}); get it again (`patchmint models pull NAME`)"
+            f"{path} is cut off or damaged ({reason}); get it again (`patchmint models pull NAME`)",
+            names=[str(path)],
         ) from error
 
 
@@ -175,12 +179,14 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise WeightsCorruptError(
             f"{path} is a torch file, but holds no state dict (found: {type(state).__name__}); "
-            "save one with `torch.save(model.state_dict(), path)`"
+            "save one with `torch.save(model.state_dict(), path)`",
+            names=[str(path)],
         )
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, Tensor) and value.device.type == "cpu"):
             raise WeightsCorruptError(
                 f"{path} is a torch file, but its entry {name!r} is no tensor with a name ({type(value).__name__}), "
-                "so it is no state dict; save one with `torch.save(model.state_dict(), path)`"
+                "so it is no state dict; save one with `torch.save(model.state_dict(), path)`",
+                names=[str(path)],
             )
     return {name: tensor.detach() for name, tensor in state.items()}

@@ -51,7 +51,8 @@ def tokens_layout(dataset: Dataset) -> TokensLayout:
         try:
             tokens = TokensLayout.model_validate(document.model_dump()) if document.member else None
         except ValidationError as error:
-            raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
+            message = f"the first sample of {dataset.uri} describes its codes wrongly; run verify"
+            raise ShardError(message, uri=dataset.uri) from error
     if tokens is None:
         raise InputError(
             f"{dataset.uri} has no codes: it was built with `tokens: null`; `patchmint extend {dataset.uri} OUT "

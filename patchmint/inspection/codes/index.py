@@ -148,7 +148,8 @@ def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None
     images, totals, most = _count(dataset, codes, folder, _half(progress, 0))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(images)])
     if not offsets[-1]:
-        raise ShardError(f"the sidecars of {dataset.uri} hold no codes; run `patchmint inspect verify {dataset.uri}`")
+        message = f"the sidecars of {dataset.uri} hold no codes; run `patchmint inspect verify {dataset.uri}`"
+        raise ShardError(message, uri=dataset.uri)
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "totals.npy", totals)
     kinds = {"samples": np.min_scalar_type(dataset.samples), "counts": np.min_scalar_type(most)}
@@ -243,7 +244,8 @@ def code_entries(batch: pa.RecordBatch, codes: int, uri: str) -> tuple[Integers,
     ):
         raise ShardError(
             f"a sidecar of {uri} has codes outside its codebooks ({codes} codes), or not as many counts as codes; run "
-            f"`patchmint inspect verify {uri}`"
+            f"`patchmint inspect verify {uri}`",
+            uri=uri,
         )
     rows = np.repeat(np.arange(batch.num_rows), lengths)
     return flat.astype(np.int64), times.flatten().to_numpy(zero_copy_only=False).astype(np.int64), rows

@@ -19,6 +19,7 @@ from patchmint.datasets.samples import sample_at
 from patchmint.errors import InputError, PatchmintError, ShardError
 from patchmint.inspection.cache import open_index
 from patchmint.shards.reader import StoredSample, read_sample
+from patchmint.storage import uri_of
 
 _NAMES = ("key", "id")
 _COMPARED_SHARDS, _COMPARED_KEYS = 32, 20_000
@@ -124,7 +125,8 @@ def _read(dataset: Dataset, row: _Row) -> Found:
     if sample.key != row.names["key"]:
         raise ShardError(
             f"{tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {row.names['key']!r}; run "
-            f"`patchmint inspect verify {dataset.uri}`"
+            f"`patchmint inspect verify {dataset.uri}`",
+            uri=uri_of(dataset.storage, tar),
         )
     return Found(row.index, sample)
 

@@ -208,14 +208,16 @@ class _Sums:
         if not sound:
             raise ShardError(
                 f"a sidecar of {self._uri} has sizes, label shares, phrases or scores that are impossible; run "
-                f"`patchmint inspect verify {self._uri}`"
+                f"`patchmint inspect verify {self._uri}`",
+                uri=self._uri,
             )
 
     def distributions(self) -> dict[str, Distribution | None]:
         """Of what every sample has."""
         found = {name: counts.distribution() for name, counts in self.plain.items()}
         if self.formats and not all(found.values()):
-            raise ShardError(f"the sidecars of {self._uri} hold no texts; run `patchmint inspect verify {self._uri}`")
+            message = f"the sidecars of {self._uri} hold no texts; run `patchmint inspect verify {self._uri}`"
+            raise ShardError(message, uri=self._uri)
         return found
 
     def labels(self) -> LabelStats | None:

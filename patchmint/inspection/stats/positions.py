@@ -62,7 +62,8 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
         ):
             raise ShardError(
                 f"sample {sample.key!r} of {dataset.uri} has no labels of {grid.rows} x {grid.cols} patches; run "
-                f"`patchmint inspect verify {dataset.uri}`"
+                f"`patchmint inspect verify {dataset.uri}`",
+                uri=dataset.uri,
             )
         texts += len(selector)
         kept, covered = selector[:, : grid.rows] != 0, coverage[:, : grid.rows]

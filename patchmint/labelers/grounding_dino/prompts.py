@@ -106,10 +106,11 @@ class Vocabulary:
             # not splitlines(), which would also cut at U+2028 and shift every later number
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
-            raise WeightsCorruptError(f"{path} is no vocabulary: it isn't UTF-8 text") from error
+            raise WeightsCorruptError(f"{path} is no vocabulary: it isn't UTF-8 text", names=[str(path)]) from error
         pieces = {piece: number for number, piece in enumerate(lines)}
         if len(pieces) != len(lines):
-            raise WeightsCorruptError(f"{path} is no vocabulary: it holds {len(lines) - len(pieces)} pieces twice")
+            message = f"{path} is no vocabulary: it holds {len(lines) - len(pieces)} pieces twice"
+            raise WeightsCorruptError(message, names=[str(path)])
         return cls(pieces)
 
     @classmethod

@@ -58,14 +58,15 @@ class StoredImages:
             # a folder of that name, or a file where a folder should be, is as good as nothing
             if _is_of_this_file(error):
                 raise ImageUnreadableError(
-                    f"{error}; mend its permissions, or leave the sample among the rejects"
+                    f"{error}; mend its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
             check_root(self._storage)
             raise ImageMissingError(
                 f"there is no image {ref.path!a} in {self._storage.uri}, although the data set names it; add the file, "
-                "or leave the sample among the rejects"
+                "or leave the sample among the rejects",
+                path=ref.path,
             ) from error
 
 
@@ -83,5 +84,6 @@ def check_root(storage: Storage) -> None:
     if isinstance(storage, LocalStorage) and not storage.root.is_dir():
         raise StorageError(
             f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, "
-            "and that each machine mounts it at the same path"
+            "and that each machine mounts it at the same path",
+            uri=storage.uri,
         )
