@@ -19,7 +19,7 @@ from patchmint.compute import spans
 from patchmint.compute.spans import DEVICE, MODELS, Event, Record, Total, span, start_recording, stop_recording
 from patchmint.config import AnnotatorConfig
 from patchmint.jobs.profile_table import profile_lines
-from patchmint.pipeline.driver.build import profile as profiles
+from patchmint.pipeline.driver import profile as profiles
 from patchmint.pipeline.driver.profile import Profile
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
 from patchmint.types import Text

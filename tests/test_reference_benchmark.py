@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from patchmint import Annotator
-from patchmint.api.annotator import DemoWarning
+from patchmint.errors import DemoWarning
 from patchmint.geometry import coverage_to_uint8
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -15,6 +15,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.spans import span
 from patchmint.config import AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
+from patchmint.config.build import CPU_BATCH_SIZES
 from patchmint.errors import PluginError
 from patchmint.geometry import PatchGrid, Placement
 from patchmint.interfaces import (
@@ -31,6 +32,10 @@ from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import UNKNOWN_SCORE, RgbImage, Size, Text
+
+_USUAL_SIZE = (480, 640)
+_CPU_INPUT_BYTES = 2**24
+"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,15 @@ class AnnotationModels:
             with span("label"):
                 labels = label_texts(answers.instances, texts, placement, self.min_coverage)
         return AnnotatedImage(placement, answers.instances, labels, answers.tokens, answers.features)
+
+    def cpu_batch_size(self) -> int:
+        """Images that a CPU best takes at once: many where models make them small, as the demo's do.
+
+        Each product is short work then, and has a start.
+        """
+        least, most = CPU_BATCH_SIZES
+        taken = self.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
+        return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
 
     def batch_key(self, size: Size) -> Hashable:
         """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig
+import warnings
+
+from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
-from patchmint.errors import WeightsMissingError
+from patchmint.errors import DemoWarning, UntrainedWarning, WeightsMissingError
 from patchmint.features.build import check_features
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
+
+
+def warn_of_models(config: AnnotatorConfig, stacklevel: int) -> None:
+    """Issue the `DemoWarning` or `UntrainedWarning` that belongs on everything these models make, if any does.
+
+    Args:
+        config: the settings.
+        stacklevel: as for `warnings.warn`; 2 is the caller.
+    """
+    if config.notice:
+        category = UntrainedWarning if config.notice == UNTRAINED_NOTICE else DemoWarning
+        warnings.warn(config.notice, category, stacklevel=stacklevel + 1)
 
 
 def check_loadable(config: AnnotatorConfig) -> None:

@@ -7,7 +7,7 @@ from patchmint.datasets.placement import sample_placement
 from patchmint.errors import InputError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.show.labels import text_labels
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.manifest import image_limit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage
@@ -33,17 +33,12 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
     if sample.selector is None:
         raise InputError(f"sample {sample.key!r} has no labels to draw: its data set was built with `labels: null`")
     kept, coverage = text_labels(sample, text)
-    phrases = [
-        OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
-        for phrase in document.phrases
-        if phrase.text_index == text
-    ]
     return draw_overlay(
         decode_image(sample.image, max_megapixels=image_limit(dataset.manifest)).pixels,
         placement=sample_placement(dataset, document),
         selector=kept,
         coverage=coverage,
-        phrases=phrases,
+        phrases=[found.phrase for found in document.phrases if found.text_index == text],
         caption=document.texts[text],
         title=sample.key,
         notice=document.notice,

@@ -9,16 +9,13 @@ import torch
 
 from patchmint.annotate.models import AnnotationModels
 from patchmint.compute.memory import Trial, find_batch_size, ran_out
-from patchmint.config.build import CPU_BATCH_SIZES, LocalRunner, RayRunner
+from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.types import Text
 
 _SHARE = 0.8
 """Of the device's free memory. Boxes can't be foreseen; what is left over is for them."""
 _LARGEST = (800, 1333)
 """As large as Grounding DINO makes any image, in pixels (height, width)."""
-_USUAL = (480, 640)
-_CPU_INPUT_BYTES = 2**24
-"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
 
 
 def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner, device: str) -> int:
@@ -32,18 +29,11 @@ def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner,
     if runner.batch_size is not None:
         return runner.batch_size
     if not device.startswith("cuda"):
-        return _on_cpu(models)
+        return models.cpu_batch_size()
     free, _ = torch.cuda.mem_get_info(device)
     found = find_batch_size(lambda images: _tried(models, images, device), int(free * _SHARE / _sharing(runner)))
     torch.cuda.empty_cache()
     return found
-
-
-def _on_cpu(models: AnnotationModels) -> int:
-    """Many images where models make them small, as the demo's do: each product is short work, and has a start."""
-    least, most = CPU_BATCH_SIZES
-    taken = models.prepare(np.zeros((*_USUAL, 3), dtype=np.uint8)).nbytes
-    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
 
 
 def _sharing(runner: LocalRunner | RayRunner) -> int:
