@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import patchmint
+from patchmint.cli import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +63,23 @@ def test_hugging_faces_tokenizers_is_theirs():
     assert spec is not None
     assert spec.origin is not None
     assert "site-packages" in spec.origin
+
+
+def every_command():
+    yield ()
+    for name, command in COMMANDS.items():
+        yield (name,)
+        group = command.load(name)
+        yield from ((name, inner) for inner in getattr(group, "commands", {}))
+
+
+def test_every_command_has_examples_in_its_help():
+    commands = list(every_command())
+    assert len(commands) > 20
+    for names in commands:
+        done = CliRunner().invoke(app, [*names, "--help"])
+        assert done.exit_code == 0, done.output
+        assert re.search(rf"Examples:\s+{' '.join(['patchmint', *names])}", done.output), done.output
 
 
 def test_nothing_else_is_exported():
