@@ -108,7 +108,7 @@ class Annotator:
         batch_size: int | None = None,
         max_megapixels: float = 100,
     ) -> list[Annotation]:
-        """Annotate many images. The results are those of `annotate`, image by image.
+        """Annotate many images. The results are those of `annotate` for each image, but for the rounding of floats.
 
         Args:
             images: of any sizes, each in any form that `annotate` takes. They are read as they are needed.
