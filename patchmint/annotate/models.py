@@ -233,15 +233,6 @@ class AnnotationModels:
                 labels = label_texts(answers.instances, texts, placement, self.min_coverage)
         return AnnotatedImage(placement, answers.instances, labels, answers.tokens, answers.features)
 
-    def cpu_batch_size(self) -> int:
-        """Images that a CPU best takes at once: many where models make them small, as the demo's do.
-
-        Each product is short work then, and has a start.
-        """
-        least, most = CPU_BATCH_SIZES
-        taken = self.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
-        return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
-
     def batch_key(self, size: Size) -> Hashable:
         """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.
 
@@ -264,6 +255,16 @@ class AnnotationModels:
             for answer in tokens:
                 _check_tokens(answer, self.tokenizer.spec)
         return tokens
+
+
+def cpu_batch_size(models: AnnotationModels) -> int:
+    """Images that a CPU best takes at once: many where models make them small, as the demo's do.
+
+    Each product is short work then, and has a start.
+    """
+    least, most = CPU_BATCH_SIZES
+    taken = models.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
+    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.annotate.devices import pick_device
-from patchmint.annotate.models import AnnotationModels
+from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.annotate.preflight import warn_of_models
 from patchmint.api.annotation import Annotation
 from patchmint.config import AnnotatorConfig
@@ -128,7 +128,7 @@ class Annotator:
         """
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        size = batch_size or self._models.cpu_batch_size()
+        size = batch_size or cpu_batch_size(self._models)
         inputs, annotations = _all_taken(images, texts, max_megapixels), list[Annotation]()
         while batch := list(islice(inputs, size)):
             annotations += self._annotate(batch)

@@ -93,7 +93,9 @@ def with_settings(
                     continue
                 if setting.former:
                     new = by_key[setting.key].option
-                    typer.echo(f"warning: {setting.former} is now {new}; the old name works in this release only", err=True)
+                    typer.echo(
+                        f"warning: {setting.former} is now {new}; the old name works in this release only", err=True
+                    )
                 given[setting.key] = setting.value(typed)
             function(**arguments, settings=given)
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from patchmint.annotate.models import AnnotationModels
+from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.compute.memory import Trial, find_batch_size, ran_out
 from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.types import Text
@@ -29,7 +29,7 @@ def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner,
     if runner.batch_size is not None:
         return runner.batch_size
     if not device.startswith("cuda"):
-        return models.cpu_batch_size()
+        return cpu_batch_size(models)
     free, _ = torch.cuda.mem_get_info(device)
     found = find_batch_size(lambda images: _tried(models, images, device), int(free * _SHARE / _sharing(runner)))
     torch.cuda.empty_cache()
