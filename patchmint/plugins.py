@@ -36,7 +36,8 @@ def find_plugin(group: Group, name: str) -> EntryPoint:
     raise PluginError(
         f"no installed package offers {name!r} in the entry point group {group}{did_you_mean(name, offered)} "
         f"(offered: {', '.join(offered) or 'none'}); install the package that does, on every machine of a build, or "
-        "give the name or path of a checkpoint"
+        "give the name or path of a checkpoint",
+        name=name,
     )
 
 
@@ -56,10 +57,12 @@ def load_plugin(group: Group, name: str, interface: type, device: str) -> object
     try:
         model: object = point.load()(device=device)
     except Exception as error:
-        raise PluginError(f"the plug-in {name!r} ({point.value}) failed to build: {error!r}") from error
+        message = f"the plug-in {name!r} ({point.value}) failed to build: {error!r}"
+        raise PluginError(message, name=name) from error
     if not isinstance(model, interface):
         raise PluginError(
             f"the plug-in {name!r} ({point.value}) gave a {type(model).__name__}, "
-            f"which lacks a method of patchmint.interfaces.{interface.__name__}"
+            f"which lacks a method of {interface.__module__}.{interface.__name__}",
+            name=name,
         )
     return model

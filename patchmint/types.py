@@ -103,6 +103,25 @@ class Text:
         return cls(content, tuple(spans))
 
 
+@dataclass(frozen=True)
+class Phrase:
+    """One thing found: a box, and the words that it answers to. Two cats are two phrases of one span.
+
+    Attributes:
+        text: the words, as they stand in the text.
+        text_index: which of the image's texts.
+        span: characters `[start, end)` of that text.
+        box: XYXY in original pixels.
+        score: 0..1, or `UNKNOWN_SCORE`.
+    """
+
+    text: str
+    text_index: int
+    span: Span
+    box: tuple[float, float, float, float]
+    score: float
+
+
 def as_texts(text: str | Text | Sequence[str | Text]) -> list[Text]:
     """Take one text or several, as strings or with their phrases.
 

@@ -121,7 +121,7 @@ def slay(build):
 
 
 def members(build):
-    """The living processes of a build: driver, workers, helpers of multiprocessing. State by pid."""
+    """The living processes of a build: driver and workers. State by pid."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -216,22 +216,6 @@ def _check_status(status, planned, rejects):
     assert status["planned"] == status["written"] + status["rejected"]
 
 
-class Quiet:
-    """A reporter that shows nothing."""
-
-    def planned(self, samples):
-        """Nothing."""
-
-    def started(self, plan, units, done):
-        """Nothing."""
-
-    def progress(self, progress, result):
-        """Nothing."""
-
-    def warn(self, line):
-        """Nothing."""
-
-
 class SameProcess:
     """A pool of one worker, which is the driver's own process: who kills one kills both."""
 
@@ -255,6 +239,9 @@ class SameProcess:
         events, self._events = self._events, []
         return events
 
+    def observe(self, progress, result):
+        """Nothing is exported."""
+
     def retire(self, worker):
         """There is nothing to end."""
 
@@ -266,9 +253,10 @@ def build_here(config, out, changes=None, pool=SameProcess):
     """Build with driver and worker in this process, with other settings than the config's here and there."""
     from patchmint.config.build import BuildConfig
     from patchmint.pipeline.driver.build import build
+    from patchmint.pipeline.driver.supervise import Reporter
 
     given = BuildConfig.load(config, {"output.uri": str(out)} | (changes or {}))
-    return build(given, pool, min_workers=1, max_workers=1, reporter=Quiet())
+    return build(given, pool, min_workers=1, max_workers=1, reporter=Reporter())
 
 
 def warm_up():

@@ -31,9 +31,10 @@ from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.interfaces import FeatureSpec
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
+from patchmint.types import Phrase
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +340,7 @@ def test_png_is_the_overlay(dataset, tmp_path):
     assert str(tmp_path / "o-1.png") in done.output
     sample = find_sample(open_dataset(dataset), "s0001").sample
     texts, box = sample.document.texts, (0.0, 1.5, 20.25, 30.0)
-    for text, phrases in ((0, [OverlayPhrase(texts[0][:3], (0, 3), box, 0.4375)]), (1, [])):
+    for text, phrases in ((0, [Phrase(texts[0][:3], 0, (0, 3), box, 0.4375)]), (1, [])):
         expected = draw_overlay(
             decode_image(sample.image).pixels,
             placement=PatchGrid(4, 6, 14, Fit.SQUASH).place((30, 40)),

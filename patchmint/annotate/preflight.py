@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig
+from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
-from patchmint.errors import ConfigError, WeightsMissingError, did_you_mean
+from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.build import check_features
 from patchmint.labelers.build import check_segmenter
 from patchmint.plugins import is_outside_tokenizer, plugin_names
@@ -25,6 +26,18 @@ _KINDS: Mapping[str, CheckpointKind] = MappingProxyType(
     }
 )
 """What a checkpoint must be to have a role."""
+
+
+def warn_of_models(config: AnnotatorConfig, stacklevel: int) -> None:
+    """Issue the `DemoWarning` or `UntrainedWarning` that belongs on everything these models make, if any does.
+
+    Args:
+        config: the settings.
+        stacklevel: as for `warnings.warn`; 2 is the caller.
+    """
+    if config.notice:
+        category = UntrainedWarning if config.notice == UNTRAINED_NOTICE else DemoWarning
+        warnings.warn(config.notice, category, stacklevel=stacklevel + 1)
 
 
 def check_loadable(config: AnnotatorConfig) -> None:
@@ -55,7 +68,8 @@ def check_loadable(config: AnnotatorConfig) -> None:
             f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
             f"  patchmint models pull {' '.join(missing)}\n"
             f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
-            "only drawn shapes"
+            "only drawn shapes",
+            names=missing,
         )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.datasets.rows import read_table, rows_at
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Integers, Progress
 
@@ -143,7 +143,8 @@ class SampleReader:
         read = partial(_read_at, file, dataset.storage, extent.tar)
         if self._endings is None:
             return _parsed(dataset, extent, read(extent.offset, extent.size), None)
-        return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
+        with about(uri_of(dataset.storage, extent.tar)):
+            return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
 
 
 def read_extent(dataset: Dataset, extent: Extent, endings: Collection[str] | None = None) -> StoredSample:
@@ -214,7 +215,8 @@ def _read_columns(datasets: Sequence[Dataset], number: int, shard: Shard) -> dic
 
 
 def _parsed(dataset: Dataset, extent: Extent, data: bytes, endings: Collection[str] | None) -> StoredSample:
-    return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
+    with about(uri_of(dataset.storage, extent.tar)):
+        return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
 
 
 def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSample:

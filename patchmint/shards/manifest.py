@@ -8,13 +8,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, mean_share_of
 from patchmint.shards.schema import first_error
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 SCHEMA = "patchmint.dataset/1"
 
@@ -199,7 +199,8 @@ def read_manifest(storage: Storage) -> Manifest:
         StorageError: it can't be read.
         ShardError: it isn't of the format's form.
     """
-    return parse_manifest(storage.read(MANIFEST_PATH))
+    with about(uri_of(storage, MANIFEST_PATH)):
+        return parse_manifest(storage.read(MANIFEST_PATH))
 
 
 def parse_manifest(data: bytes) -> Manifest:

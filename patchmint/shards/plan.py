@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ConfigError, NotFoundError, ShardError
 from patchmint.json_values import canonical_json, differences
 from patchmint.shards.paths import plan_path
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 if TYPE_CHECKING:  # takes longer to import than all that readers of plans need
     from patchmint.config.build import BuildConfig
@@ -257,5 +257,6 @@ def _parse(data: bytes) -> tuple[Plan, str]:
 
 def _damaged(storage: Storage, path: str, why: str) -> ShardError:
     return ShardError(
-        f"{path} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another output.uri"
+        f"{path} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another output.uri",
+        uri=uri_of(storage, path),
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.samples import Fault, ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.plan import Unit
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 _STRING = pa.string()
 _SPAN = pa.struct([("start", pa.int64()), ("end", pa.int64())])
@@ -125,7 +125,8 @@ def _read(storage: Storage, unit: Unit) -> pa.Table:
 def _unusable(storage: Storage, unit: Unit, why: str) -> ShardError:
     return ShardError(
         f"{unit.part} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another "
-        "output.uri"
+        "output.uri",
+        uri=uri_of(storage, unit.part),
     )
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
 
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.codec import Array, decode_array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.schema import SampleDocument
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 MAX_MEMBER_BYTES = 1 << 30
 """Larger members aren't read."""
@@ -157,7 +157,7 @@ def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
         NotFoundError, StorageError: the tar can't be read.
         ShardError: it is no whole tar, or holds what is no regular file, or a name twice.
     """
-    with storage.open(path) as file:
+    with storage.open(path) as file, about(uri_of(storage, path)):
         yield from _group(iter_members(file, path), path)
 
 
@@ -174,7 +174,8 @@ def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSa
         NotFoundError, StorageError: the bytes can't be read.
         ShardError: there isn't exactly one sample at that place.
     """
-    return parse_sample(storage.read_range(path, offset, size), path, offset)
+    with about(uri_of(storage, path)):
+        return parse_sample(storage.read_range(path, offset, size), path, offset)
 
 
 def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] | None = None) -> StoredSample:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import SampleDocument
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 SIDECAR_SCHEMA = "patchmint.sidecar/1"
 
@@ -204,4 +204,5 @@ def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) 
 
 
 def _no_table(storage: Storage, path: str, why: str) -> ShardError:
-    return ShardError(f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`")
+    message = f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`"
+    return ShardError(message, uri=uri_of(storage, path))

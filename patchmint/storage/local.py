@@ -43,14 +43,18 @@ class LocalStorage:
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
         if start < 0 or length < 0:
-            raise StorageError(f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up")
+            raise StorageError(
+                f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
+                uri=str(self._at(path)),
+            )
         with self.open(path) as file, _explained("read", self._at(path)):
             file.seek(start)
             data = file.read(length)
             enough = start + length <= os.fstat(file.fileno()).st_size and len(data) == length
         if not enough:
             raise StorageError(
-                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole"
+                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=str(self._at(path)),
             )
         return data
 
@@ -183,7 +187,8 @@ def _create(target: Path, data: bytes) -> bool:
                 raise
             raise StorageError(
                 f"can't create {target}: this file system has no hard links ({error.strerror}), without which two "
-                "writers could both win; choose a folder on another file system, or an object store"
+                "writers could both win; choose a folder on another file system, or an object store",
+                uri=str(target),
             ) from error
         sync_folder(target.parent)
         return True
@@ -225,7 +230,7 @@ def _must_be_file(target: Path, found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file")
+        raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file", uri=str(target))
 
 
 def _make_folder(folder: Path) -> None:

@@ -232,7 +232,8 @@ def _container(path: Path) -> Literal["zip", "legacy", "safetensors"]:
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsMissingError:
-    return WeightsMissingError(f"{path} can't be read: {error.strerror or error}; check the path")
+    message = f"{path} can't be read: {error.strerror or error}; check the path"
+    return WeightsMissingError(message, names=[str(path)])
 
 
 def _refuse(path: Path, scans: list[_PickleScan]) -> None:

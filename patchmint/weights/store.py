@@ -79,7 +79,8 @@ def named_checkpoint(name: str) -> Checkpoint:
 def _unknown(name: str) -> WeightsMissingError:
     return WeightsMissingError(
         f"no weights are called {name!r}{did_you_mean(name, CHECKPOINTS)} (`patchmint models list` shows every name); "
-        "a local file is given by its path, such as ./weights.pth"
+        "a local file is given by its path, such as ./weights.pth",
+        names=[name],
     )
 
 
@@ -104,7 +105,8 @@ def locate(name_or_path: str) -> Path:
         elif not path.is_file():
             raise WeightsMissingError(
                 f"the weights {name_or_path!r} aren't on this machine ({path} is missing); "
-                f"run `patchmint models pull {name_or_path}`, or give the path of the file"
+                f"run `patchmint models pull {name_or_path}`, or give the path of the file",
+                names=[name_or_path],
             )
         return path
     try:
@@ -112,12 +114,14 @@ def locate(name_or_path: str) -> Path:
         if path.is_file():
             return path
     except (OSError, RuntimeError) as error:  # too long a name, no such user
-        raise WeightsMissingError(f"{name_or_path[:200]!r} is no path of a weights file: {error}") from error
+        message = f"{name_or_path[:200]!r} is no path of a weights file: {error}"
+        raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
-        raise WeightsMissingError(f"{path} is a folder; give the weights file in it")
+        raise WeightsMissingError(f"{path} is a folder; give the weights file in it", names=[name_or_path])
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(
-            f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows"
+            f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows",
+            names=[name_or_path],
         )
     raise _unknown(name_or_path)
 
@@ -145,7 +149,8 @@ def _check_installed(checkpoint: Checkpoint, path: Path) -> None:
     """Nobody but the installer puts a bundled file there, so pulling it or giving a path is no way out."""
     broken = f"the installation is broken. Mend it with\n  {REINSTALL}"
     if not path.is_file():
-        raise WeightsMissingError(f"{checkpoint.name!r} comes with patchmint, but {path} is missing: {broken}")
+        message = f"{checkpoint.name!r} comes with patchmint, but {path} is missing: {broken}"
+        raise WeightsMissingError(message, names=[checkpoint.name])
     size = path.stat().st_size
     if size != checkpoint.size:
         raise WeightsCorruptError(

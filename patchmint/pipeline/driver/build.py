@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.extension import finished_manifest
@@ -16,7 +16,7 @@ from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
-from patchmint.pipeline.driver.supervise import Pool, Progress, Supervisor
+from patchmint.pipeline.driver.supervise import Pool, Progress, Reporter, Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import (
     discard_plan,
@@ -41,26 +41,6 @@ from patchmint.shards.shard_list import write_shard_list
 from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
-
-
-class Reporter(Protocol):
-    """Where a build tells how it stands."""
-
-    def planned(self, samples: int) -> None:
-        """The plan is being made, and has so many samples by now."""
-        ...
-
-    def started(self, plan: Plan, units: int, done: int) -> None:
-        """The plan stands; so many units there are, and so many are done already."""
-        ...
-
-    def progress(self, progress: Progress, result: UnitResult | None) -> None:
-        """A unit is finished; or, without a result, some time has passed."""
-        ...
-
-    def warn(self, line: str) -> None:
-        """Something that people should know: a worker died, a unit is tried again."""
-        ...
 
 
 @dataclass(frozen=True)

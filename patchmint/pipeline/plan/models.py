@@ -99,7 +99,8 @@ def _file_record(role: str, name: str, path: Path) -> ModelRecord:
         sha256, size = sha256_of(path), path.stat().st_size
     except OSError as error:
         raise WeightsMissingError(
-            f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions"
+            f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions",
+            names=[name],
         ) from error
     licences = (checkpoint.licence for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256)
     return ModelRecord(role, name, sha256, size, next(licences, ""))

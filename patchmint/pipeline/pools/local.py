@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from patchmint.pipeline.orders import Died, Event, Order, WorkerSettings
+from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _STOP_SECONDS = 5
@@ -73,6 +74,9 @@ class LocalPool:
                 continue
             events.append(message)
         return events
+
+    def observe(self, progress: Progress, result: UnitResult | None) -> None:
+        """Nothing is exported."""
 
     def retire(self, worker: int) -> None:
         """End an idle worker."""

@@ -100,15 +100,16 @@ class StoredImages:
             # a folder of that name, or a file where a folder should be, is as good as nothing
             if _is_of_this_file(error):
                 raise ImageUnreadableError(
-                    f"{error}; mend its permissions, or leave the sample among the rejects"
+                    f"{error}; mend its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
             if missing := missing_root(self._storage):  # not mounted: lest each image be taken for a missing one
-                raise StorageError(missing) from error
+                raise StorageError(missing, uri=self._storage.uri) from error
             raise ImageMissingError(
                 f"there is no image {ref.path!a} in {self._storage.uri}, although the data set names it; add the file, "
-                "or leave the sample among the rejects"
+                "or leave the sample among the rejects",
+                path=ref.path,
             ) from error
 
 

@@ -119,7 +119,8 @@ class ParquetSource(StoredImages):
         if data is None:
             raise ImageMissingError(
                 f"row {ref.start + 1} of {ref.path} in {self._storage.uri} holds no image bytes; embed the images when "
-                "writing the Parquet files, or read them as a folder"
+                "writing the Parquet files, or read them as a folder",
+                path=ref.path,
             )
         return data  # type: ignore[no-any-return]
 
