@@ -1,7 +1,5 @@
 """A data set with everything that the gallery must show, hostile texts included, and a wide one made quickly."""
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import replace

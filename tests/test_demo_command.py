@@ -1,7 +1,5 @@
 """`patchmint demo`: figures that are exactly what shards and truth say, and the command as users start it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -286,7 +284,7 @@ def test_the_truth_on_disk_is_the_scenes_own(truth):
 
 
 def test_scenes_are_made_once_and_never_mixed(tmp_path):
-    made: list[int] = []
+    made = []
     folder = tmp_path / "out" / "scenes"
     (tmp_path / "out" / "scenes.partial").mkdir(parents=True)
     (tmp_path / "out" / "scenes.partial" / "left-over").touch()

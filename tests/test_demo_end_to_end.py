@@ -3,25 +3,19 @@
 And would these checks notice? Labels wrong in three ways that keep every shape and type must fall through them.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.scenes import make_scene
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
-from patchmint.interfaces import Instances, Segmenter
-from patchmint.types import RgbImage, Text
+from patchmint.types import Text
 from patchmint.weights.store import bundled_folder
 from tools.demo_training.evaluate import load_segmenter
 from tools.demo_training.measure import judge_labels
@@ -35,30 +29,29 @@ MOST_ABSENT = 0.06
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(tmp_path_factory):
     return tmp_path_factory.mktemp("demo") / "out"
 
 
 @pytest.fixture(scope="module")
-def figures(out: Path) -> dict[str, Any]:
+def figures(out):
     command = [sys.executable, "-m", "patchmint", "demo", str(out), "--scenes", str(COUNT), "--seed", str(SEED)]
     done = subprocess.run([*command, "--overlays", "2", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: a figure misses the demo's own, stricter limit
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
+def segmenter():
     return load_segmenter(bundled_folder())
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
+def scenes():
     return [make_scene(SEED, number, texts=2) for number in range(COUNT)]
 
 
-def unmet(figures: Mapping[str, float]) -> list[str]:
+def unmet(figures):
     """The figures of labels that miss their limit."""
     missed = [name for name in ("f1", "iou") if figures[name] < LEAST[name]]
     return missed + (["absent_rate"] if figures["absent_rate"] > MOST_ABSENT else [])
@@ -81,18 +74,18 @@ def test_masks_and_codes_are_right(figures, name):
 class Changed:
     """A segmenter whose answers are changed."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter):
         self.segmenter = segmenter
 
-    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+    def segment(self, images, texts):
         return [self.changed(found) for found in self.segmenter.segment(images, texts)]
 
-    def changed(self, found: Instances) -> Instances:
+    def changed(self, found):
         return found
 
 
 class ShiftedByAPatch(Changed):
-    def changed(self, found: Instances) -> Instances:
+    def changed(self, found):
         height, width = found.image_size
         patch = round(max(height, width) / 24)
         masks = [np.roll(decode_mask(rle) > 0, (patch, patch), (0, 1)) for rle in found.masks.rles()]
@@ -103,10 +96,10 @@ class ShiftedByAPatch(Changed):
 class SwappedAxes:
     """Boxes as (y, x, y, x), on their way from the detector to the masker."""
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector):
         self.detector = detector
 
-    def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Any]:
+    def detect(self, images, texts):
         return [replace(found, boxes=found.boxes[:, [1, 0, 3, 2]]) for found in self.detector.detect(images, texts)]
 
 

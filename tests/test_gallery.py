@@ -1,7 +1,5 @@
 """`patchmint inspect gallery`: its files, its folder, its server; the page itself: test_gallery_browser.py."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -12,12 +10,10 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,24 +52,24 @@ from patchmint.shards.layout import TokensLayout
 PLAIN = GallerySettings(masks=False, decoded=False)
 
 
-def run(*arguments: object):
+def run(*arguments):
     return CliRunner().invoke(inspect_app, ["gallery", *map(str, arguments)])
 
 
-def site_of(folder: Path, settings: GallerySettings = PLAIN) -> Site:
+def site_of(folder, settings=PLAIN):
     return Site(open_dataset(folder), settings)
 
 
-def sample_of(site: Site, position: int = 0) -> dict:
+def sample_of(site, position=0):
     return payload(site.file(f"samples/000000/{position:06}.js"))
 
 
-def unpack(text: str, dtype: str) -> np.ndarray:
+def unpack(text, dtype):
     return np.frombuffer(base64.b64decode(text), dtype)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     return gallery_dataset(tmp_path_factory.mktemp("gallery") / "d")
 
 
@@ -300,7 +296,7 @@ def test_why_there_are_no_masks(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path))
     folder = gallery_dataset(tmp_path / "d", 3, **DEMO)
 
-    def remarks(**config) -> tuple[bool, str, bool, str]:
+    def remarks(**config):
         meta = payload(site_of(configure(folder, **config), GallerySettings()).file("data/meta.js"))
         return (
             meta["masks"]["available"],
@@ -466,7 +462,7 @@ def test_what_is_put_there_meanwhile_stays(folder, tmp_path):
     out = tmp_path / "g"
     out.mkdir()
 
-    def busy(done: int, total: int) -> None:
+    def busy(done, total):
         (out / "notes.txt").write_text("years")
 
     with pytest.raises(InputError, match="no gallery"):
@@ -509,7 +505,7 @@ def test_half_a_gallery_is_never_seen(folder, tmp_path):
     site = site_of(folder)
 
     class Cut(Site):
-        def files(self, progress=None, problem=None) -> Iterator[tuple[str, bytes]]:
+        def files(self, progress=None, problem=None):
             yield "index.html", b""
             raise InputError("cut")
 
@@ -530,7 +526,7 @@ def test_bad_usage(folder, tmp_path):
 
 
 @contextmanager
-def serving(site: Site) -> Iterator[GalleryServer]:
+def serving(site):
     with GalleryServer(site) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -541,7 +537,7 @@ def serving(site: Site) -> Iterator[GalleryServer]:
             thread.join()
 
 
-def ask(server: GalleryServer, path: str, method: str = "GET", **headers: str):
+def ask(server, path, method="GET", **headers):
     connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     try:
         connection.request(method, path, headers=headers)

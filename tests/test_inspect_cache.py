@@ -1,7 +1,5 @@
 """Indexes in the user's cache: whole or not there, one for each state of a data set, whoever else builds."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

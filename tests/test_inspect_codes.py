@@ -1,14 +1,11 @@
 """`patchmint inspect codes`: the index against counting, the report against the arrays, words that go with a code."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -32,16 +29,15 @@ from patchmint.inspection.codes.query import rank_codes, report_code
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
 from patchmint.samples import SourceText
-from patchmint.shards.layout import Layout, TokensLayout
-from patchmint.shards.sample import ShardSample
+from patchmint.shards.layout import TokensLayout
 
 
-def layout(*sizes: int, grid: tuple[int, ...] = (4, 4), preprocessing: str = "pad-64-bicubic") -> Layout:
+def layout(*sizes, grid=(4, 4), preprocessing="pad-64-bicubic"):
     tokens = TokensLayout(member="vqgan", grid=grid, codebook_sizes=sizes, preprocessing=preprocessing)
     return LAYOUT.model_copy(update={"tokens": tokens})
 
 
-def sample(ordinal: int, text: str, codes: np.ndarray, *, of: Layout) -> ShardSample:
+def sample(ordinal, text, codes, *, of):
     """A sample with one text and codes of one codebook."""
     made = make_sample(ordinal, layout=of, phrases=False)
     source = replace(made.planned.sample, texts=(SourceText(text),))
@@ -50,25 +46,25 @@ def sample(ordinal: int, text: str, codes: np.ndarray, *, of: Layout) -> ShardSa
     return replace(made, planned=planned, codes=codes[..., None], selector=labels[0], coverage=labels[1])
 
 
-def run(*arguments: object):
+def run(*arguments):
     return CliRunner().invoke(inspect_app, ["codes", *map(str, arguments)])
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     """Three shards, the middle unit without a sample; 40 codes, some of which are in no image."""
     of = layout(40)
     units = [[make_sample(n, layout=of) for n in numbers] for numbers in (range(7), (), range(8, 12))]
     return make_dataset(tmp_path / "d", units, {1: [make_reject(7)]}, layout=of)
 
 
-def counted(folder: Path) -> list[tuple[str, np.ndarray]]:
+def counted(folder):
     """Keys and codes of all samples, from the tars."""
     return [(sample.key, sample.codes) for sample in stored(folder)]
 
@@ -113,7 +109,7 @@ def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatc
     first = run(dataset, "3", "--json")
     assert first.exit_code == 0
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise AssertionError("it is there already")
 
     with monkeypatch.context() as patch:
@@ -173,7 +169,7 @@ def test_no_index_is_made_twice_of_sidecars_that_are_wrong(dataset, monkeypatch)
 
 
 def test_an_index_finds_no_room(dataset, cache, monkeypatch):
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
@@ -184,7 +180,7 @@ def test_an_index_finds_no_room(dataset, cache, monkeypatch):
 
 
 def test_a_file_system_that_cannot_reserve_is_fine(dataset, monkeypatch):
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
@@ -299,7 +295,7 @@ def test_from_a_store(dataset, tmp_path):
         assert (tmp_path / "s.png").exists()
 
 
-def damage_sidecar(folder: Path, column: str, values: list[list[int]]) -> None:
+def damage_sidecar(folder, column, values):
     path = folder / "shards" / "000002.parquet"
     table = pq.read_table(path)
     at = table.schema.get_field_index(column)
@@ -353,7 +349,7 @@ def test_the_lists(dataset):
     assert "of those in 3 images or more" in printed
 
 
-def snowmen(folder: Path) -> Path:
+def snowmen(folder):
     """60 images, every sixth of a snowman: these have code 5 ten times, others now and then once."""
     of = layout(16)
     rng = np.random.default_rng(7)

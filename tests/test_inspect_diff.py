@@ -1,10 +1,7 @@
 """`patchmint inspect diff`: against counting by hand with numpy."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +15,11 @@ from patchmint.inspection.diff import members as diff_members
 from patchmint.inspection.diff.compare import compare
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, TokensLayout
-from patchmint.shards.sample import ShardSample
 
 ALL = ["labels", "codes", "texts", "phrases"]
 
 
-def changed(sample: ShardSample, *parts: str) -> ShardSample:
+def changed(sample, *parts):
     """The same sample with some parts made otherwise."""
     rng = np.random.default_rng(sample.planned.ordinal + 1000)
     if "labels" in parts:
@@ -42,11 +38,11 @@ def changed(sample: ShardSample, *parts: str) -> ShardSample:
     return sample
 
 
-def a_samples() -> list[ShardSample]:
+def a_samples():
     return [make_sample(ordinal) for ordinal in range(20)]
 
 
-def b_samples() -> list[ShardSample]:
+def b_samples():
     """Without 0 and 1, with 20 and 21; every fourth as it was."""
     others = [
         changed(sample, *[part for n, part in enumerate(ALL, 1) if k % (n + 1)]) if k % 4 else sample
@@ -56,7 +52,7 @@ def b_samples() -> list[ShardSample]:
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory) -> tuple[Path, Path]:
+def builds(tmp_path_factory):
     """B has other shards and another order."""
     folder = tmp_path_factory.mktemp("diff")
     a, b = a_samples(), b_samples()
@@ -67,18 +63,18 @@ def builds(tmp_path_factory) -> tuple[Path, Path]:
     )
 
 
-def run(*arguments: object, rc: int):
+def run(*arguments, rc):
     done = CliRunner().invoke(inspect_app, ["diff", *map(str, arguments)])
     assert done.exit_code == rc, (done, done.stdout, done.stderr, done.exception)
     return done
 
 
-def pairs() -> list[tuple[ShardSample, ShardSample]]:
+def pairs():
     b = {sample.planned.key: sample for sample in b_samples()}
     return [(sample, b[sample.planned.key]) for sample in a_samples() if sample.planned.key in b]
 
 
-def by_hand(pairs: list[tuple[ShardSample, ShardSample]]) -> dict[str, object]:
+def by_hand(pairs):
     """One patch after another."""
     counts = dict.fromkeys(("patches", "on", "off", "both", "cells", "equal", "changed", "other_codes"), 0)
     flips = {}
@@ -103,7 +99,7 @@ def by_hand(pairs: list[tuple[ShardSample, ShardSample]]) -> dict[str, object]:
 @pytest.mark.parametrize("block", [1, 4, 1024])
 def test_labels_and_codes(builds, monkeypatch, block):
     monkeypatch.setattr(diff_members, "_BLOCK", block)
-    told: list[tuple[int, int]] = []
+    told = []
     difference = compare(*map(open_dataset, builds), top=100, progress=lambda *said: told.append(said))
     hand = by_hand(pairs())
     labels, codes = difference.labels, difference.codes
@@ -218,7 +214,7 @@ def test_one_change_anywhere_is_a_difference(tmp_path, part):
     assert found == {name: int(name == part) for name in ALL}
 
 
-def edit_manifest(folder: Path, **changes: object) -> None:
+def edit_manifest(folder, **changes):
     path = folder / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
 
@@ -248,7 +244,7 @@ def test_settings(tmp_path):
     assert "\x1b" not in done.stdout
 
 
-def with_layout(folder: Path, **changes: object) -> Path:
+def with_layout(folder, **changes):
     layout = LAYOUT.model_copy(update=changes)
     return make_dataset(folder, [[make_sample(i, layout=layout) for i in range(4)]], layout=layout)
 

@@ -1,7 +1,5 @@
 """Every command in docs/inspect.md, on small data sets that lie where the page says."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
