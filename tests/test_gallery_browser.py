@@ -2,7 +2,6 @@
 
 import base64
 import io
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from gallery_data import (
     gallery_dataset,
     gallery_sample,
     payload,
+    served,
 )
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample, renamed, write_shard
@@ -33,7 +33,6 @@ from patchmint.datasets.dataset import Dataset, Shard, open_dataset
 from patchmint.inspection.find.search import Search, find_samples
 from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.reader import iter_samples
@@ -65,18 +64,6 @@ class Gallery:
         return [sample for name in ("000000.tar", "000001.tar") for sample in iter_samples(storage, name)]
 
 
-@contextmanager
-def served(site):
-    with GalleryServer(site) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as running:
@@ -96,8 +83,8 @@ def gallery(request, on_disk):
     if request.param == "file":
         yield on_disk
         return
-    with served(Site(open_dataset(on_disk.dataset), GallerySettings(size=256))) as url:
-        yield Gallery(url, on_disk.dataset)
+    with served(Site(open_dataset(on_disk.dataset), GallerySettings(size=256))) as server:
+        yield Gallery(server.url, on_disk.dataset)
 
 
 @contextmanager
@@ -483,7 +470,7 @@ def test_what_is_missing_says_so(browser, tmp_path):
     grid = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
     folder = configure(make_dataset(tmp_path / "d", [samples]), grid=grid)
     site = Site(open_dataset(folder), GallerySettings(samples=2))
-    with served(site) as url, page_of(browser, Gallery(url, folder)) as page:
+    with served(site) as server, page_of(browser, Gallery(server.url, folder)) as page:
         assert "2 of 3 samples in 1 shard, evenly spread" in page.locator("#count").inner_text()
         masks = page.locator("[data-switch=masks]")
         assert masks.get_attribute("aria-disabled") == "true"
@@ -555,7 +542,8 @@ def wide_dataset(folder, shards=3, each=10_000):
 
 def test_a_wide_one_loads_what_it_shows(browser, tmp_path):
     dataset = wide_dataset(tmp_path / "wide")
-    with served(Site(dataset, GallerySettings())) as url, watched_page(browser, url, **DESK) as (page, watch):
+    with served(Site(dataset, GallerySettings())) as server, watched_page(browser, server.url, **DESK) as (page, watch):
+        url = server.url
         page.goto(url)
         settle(page)
         asked = [address.removeprefix(url) for address in watch.requests]
