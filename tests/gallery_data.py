@@ -1,9 +1,9 @@
 """A data set with everything that the gallery must show, hostile texts included, and a wide one made quickly."""
 
-from __future__ import annotations
-
 import io
 import json
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample
 
+from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.sample import ShardSample
@@ -95,3 +96,16 @@ def payload(script: bytes) -> Any:
     assert text.startswith("patchmint.receive(")
     assert text.endswith(");\n")
     return json.loads("[" + text.removeprefix("patchmint.receive(").removesuffix(");\n") + "]")[1]
+
+
+@contextmanager
+def served(site):
+    """A server of this gallery, which ends with the block."""
+    with GalleryServer(site) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

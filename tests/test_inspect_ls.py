@@ -1,7 +1,5 @@
 """`inspect ls` and `inspect info`, how data sets are opened, and how the command line starts and ends."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,14 +1,11 @@
 """`patchmint inspect stats`: every number against numpy over all samples; page and picture."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,23 +24,23 @@ from patchmint.inspection.stats import collect as stats_module
 from patchmint.inspection.stats.collect import book_usage, collect_stats
 from patchmint.inspection.stats.distributions import QUANTILES, Counts
 from patchmint.samples import Fault
-from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.layout import GridLayout, TokensLayout
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
 
 
-def run(*arguments: object):
+def run(*arguments):
     return CliRunner().invoke(inspect_app, ["stats", *map(str, arguments)])
 
 
-def with_tokens(*sizes: int) -> Layout:
+def with_tokens(*sizes):
     tokens = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=sizes, preprocessing="pad-64-bicubic")
     return LAYOUT.model_copy(update={"tokens": tokens})
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     """Three shards of varied samples: without phrases, without scores, without a kept patch."""
     of = with_tokens(30)
     samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
@@ -56,7 +53,7 @@ def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "d", [samples[:6], samples[6:10], samples[10:]], rejects, layout=of)
 
 
-def check(found: dict, values: list[float], tolerance: float = 0) -> None:
+def check(found, values, tolerance=0):
     """A distribution against numpy."""
     numbers = np.array(values, np.float64)
     assert found["count"] == len(numbers)

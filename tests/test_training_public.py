@@ -1,7 +1,5 @@
 """What `patchmint.training` exports; and its data sets as sequences of samples."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Small finished data sets for the tests of training, through the real writer."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path
