@@ -162,7 +162,6 @@ def test_open_is_a_seekable_file(storage):
         with tarfile.open(fileobj=file, mode="r:") as tar:
             assert tar.getnames() == [f"{number}.bin" for number in range(20)]
             member = tar.extractfile("13.bin")
-            assert member is not None
             assert member.read() == bytes([13]) * 200_000
         assert file.seek(-2, os.SEEK_END) == len(packed.getvalue()) - 2
         assert len(file.read()) == 2
