@@ -1,7 +1,6 @@
 """Grids and their placement, against the same geometry written down a second time in fractions."""
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -21,9 +20,7 @@ SIZES = [
 ]
 
 
-def reference_offset_and_scale(
-    grid: PatchGrid, size: tuple[int, int]
-) -> Iterator[tuple[tuple[Fraction, Fraction], ...]]:
+def reference_offset_and_scale(grid, size):
     """For each view ((top, scale_y), (left, scale_x)): input pixel p shows original position top + p * scale.
 
     Follows the published code step by step: LLaVA's `expand2square`, CLIP's resize and crop, LLaVA's anyres.
@@ -65,7 +62,7 @@ def reference_offset_and_scale(
                 yield ((top - paste_y) * scale_y, scale_y), ((left - paste_x) * scale_x, scale_x)
 
 
-def reference_boxes(grid: PatchGrid, size: tuple[int, int]) -> list[list[Box]]:
+def reference_boxes(grid, size):
     """XYXY of every cell in original pixels, exact."""
     rows = []
     for (top, scale_y), (left, scale_x) in reference_offset_and_scale(grid, size):

@@ -3,11 +3,8 @@
 Runs under transformers 5 and, by test_transformers4.py, under 4.57.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,7 +221,7 @@ def chosen(scores, prompt):
     return select(scores, boxes, prompt, image_size=(10, 10), text_index=0, **limits)
 
 
-def scores_for(prompt, wanted: dict[str, float], content: str) -> np.ndarray:
+def scores_for(prompt, wanted, content):
     scores = np.zeros((1, 256), np.float32)
     for token, place in zip(prompt.tokens, prompt.places, strict=True):
         for word, score in wanted.items():
@@ -349,7 +346,7 @@ def test_hostile_descriptions_are_refused(change):
         infer_arch({}, {ARCH_METADATA_KEY: json.dumps(json.loads(TINY.to_json()) | change)})
 
 
-def test_checkpoints_load_by_their_own_description(model, tmp_path: Path):
+def test_checkpoints_load_by_their_own_description(model, tmp_path):
     tensors = dict(model.state_dict())
     state = StateFile(tmp_path / "tiny.safetensors", tensors, {ARCH_METADATA_KEY: TINY.to_json()})
     loaded, arch = load_grounding_dino(state)

@@ -5,8 +5,6 @@ The reference is upstream alone: built from its own config by its own code under
 unlike size and with unlike captions, in one batch.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What makes Grounding DINO fast changes none of its numbers: each short cut against upstream's own long way."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

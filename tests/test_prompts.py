@@ -1,7 +1,5 @@
 """Prompts: every token knows its characters, nothing is lost, masks are upstream's."""
 
-from __future__ import annotations
-
 import re
 import warnings
 
@@ -20,11 +18,11 @@ VOCABULARY = Vocabulary.of_characters(0)
 WORDS = ["a", "red", "fox", "jumps", "over", "the", "lazy", "dog", "42"]
 
 
-def words_of(text: str) -> list[tuple[int, int]]:
+def words_of(text):
     return [match.span() for match in re.finditer(r"\w+", text)]
 
 
-def spans_of(prompts) -> list[tuple[int, int]]:
+def spans_of(prompts):
     return [token.span for prompt in prompts for token in prompt.tokens]
 
 

@@ -17,12 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, SiglipConfig, S
 
 from patchmint.config import UNTRAINED, ModelsConfig
 from patchmint.config.annotator import FeaturesConfig
-from patchmint.errors import (
-    ConfigError,
-    InputError,
-    WeightsMismatchError,
-    WeightsMissingError,
-)
+from patchmint.errors import ConfigError, InputError, WeightsMismatchError, WeightsMissingError
 from patchmint.features.arch import OFFICIAL, VitArch, infer_arch
 from patchmint.features.build import build_feature_encoder, check_features
 from patchmint.features.encoder import VitFeatureEncoder
@@ -38,10 +33,7 @@ ARCHS = {
     "clip": VitArch("clip", 16, 3, 2, 24, 70, 14, "quick_gelu"),
     "siglip": VitArch("siglip", 16, 3, 2, 24, 72, 14, "gelu_pytorch_tanh"),  # as SO400M, with pixels to spare
 }
-GRIDS = {
-    "clip": PatchGrid(5, 5, 14, Fit.CROP),
-    "siglip": PatchGrid(5, 5, 14, Fit.SQUASH, input_size=(72, 72)),
-}
+GRIDS = {"clip": PatchGrid(5, 5, 14, Fit.CROP), "siglip": PatchGrid(5, 5, 14, Fit.SQUASH, input_size=(72, 72))}
 FAMILIES = pytest.mark.parametrize("family", ["clip", "siglip"])
 
 
@@ -109,9 +101,6 @@ def files(tmp_path):
 def encoder_of(model, family, batch_size=8, **settings):
     spec = plan_features(FeaturesConfig(**{"select_layer": 2} | settings), model.arch, "the-encoder")
     return VitFeatureEncoder(model, spec, GRIDS[family], batch_size=batch_size)
-
-
-# ------------------------------------------------------------------------------------------------- loading
 
 
 @FAMILIES
@@ -209,9 +198,6 @@ def test_a_file_without_a_vision_tower_is_refused(tensors, files):
         load_vit(files(tensors))
 
 
-# ------------------------------------------------------------------------------------------------- architectures
-
-
 def test_official_shapes_are_told_apart():
     for arch in OFFICIAL.values():
         prefix = "vision_model.embeddings."
@@ -259,9 +245,6 @@ def test_impossible_architectures_are_refused(change, message):
         VitArch(**asdict(ARCHS["clip"]) | change)
 
 
-# ------------------------------------------------------------------------------------------------- hidden states
-
-
 @FAMILIES
 def test_only_the_blocks_that_are_needed_run(family):
     model = untrained_vit(ARCHS[family], seed=1)
@@ -296,9 +279,6 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_callers_numbers_alone
     assert not torch.equal(one, three)
 
 
-# ------------------------------------------------------------------------------------------------- from images
-
-
 def processed(name, image):
     """What a published processor (Pillow's, as LLaVA's were) makes of an image: float32 (views, 3, H, W)."""
     clip = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
@@ -318,11 +298,7 @@ def processed(name, image):
 
 @pytest.mark.parametrize(
     ("name", "family", "grid"),
-    [
-        ("clip", "clip", "llava-1.5-pretrain"),
-        ("siglip", "siglip", "siglip-so400m-384"),
-        ("next", "clip", "llava-1.6"),
-    ],
+    [("clip", "clip", "llava-1.5-pretrain"), ("siglip", "siglip", "siglip-so400m-384"), ("next", "clip", "llava-1.6")],
 )
 def test_pixels_are_the_published_processors(name, family, grid):
     place = grid_preset(grid)
@@ -408,9 +384,6 @@ def test_settings_of_the_encoder_are_checked():
         encoder_of(model, "clip", batch_size=0)
     with pytest.raises(ConfigError, match=r"reads 70 x 70 px .* grids that fit: one spelled out"):
         encoder_of(model, "siglip")
-
-
-# ------------------------------------------------------------------------------------------------- by name
 
 
 @pytest.mark.parametrize("preset", GRID_PRESETS)

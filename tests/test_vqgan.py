@@ -2,10 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +24,13 @@ from patchmint.tokenizers.vqgan.model import Vqgan, infer_arch, load_vqgan, untr
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
-from patchmint.types import RgbImage
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile
 
 GUMBEL = replace(TINY, gumbel=True)
 SIZE = TINY.resolution
 # Upstream's own words for TINY, written out so that a slip in `upstream_config` shows.
-DDCONFIG: dict[str, Any] = {
+DDCONFIG = {
     "double_z": False,
     "z_channels": 32,
     "resolution": 64,
@@ -47,7 +44,7 @@ DDCONFIG: dict[str, Any] = {
 }
 
 
-def photo(name: str) -> RgbImage:
+def photo(name):
     return np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
 
 
@@ -57,7 +54,7 @@ PHOTOS = [photo("astronaut.png"), photo("coffee.png"), photo("chelsea.png"), pho
 class Upstream:
     """VQModel and GumbelVQ (GitHub's taming/models/vqgan.py), from the modules that PyPI's package has."""
 
-    def __init__(self, *, gumbel: bool) -> None:
+    def __init__(self, *, gumbel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.encoder, self.decoder = Encoder(**DDCONFIG).eval(), Decoder(**DDCONFIG).eval()
@@ -66,8 +63,8 @@ class Upstream:
             self.proj, self.embed = nn.Conv2d(32, 64, 1), nn.Embedding(64, 32)
         self.gumbel = gumbel
 
-    def state_dict(self) -> dict[str, Tensor]:
-        parts: dict[str, nn.Module] = {
+    def state_dict(self):
+        parts = {
             "encoder": self.encoder,
             "decoder": self.decoder,
             "quant_conv": self.quant_conv,
@@ -79,18 +76,18 @@ class Upstream:
         return {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
 
     @torch.no_grad()
-    def latents(self, x: Tensor) -> Tensor:
+    def latents(self, x):
         return self.quant_conv(self.encoder(x))
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x):
         h = self.latents(x)
         if self.gumbel:  # GumbelQuantize.forward's hard one-hot, at a noise of zero
             return nn.functional.softmax(self.proj(h), dim=1).argmax(dim=1)
         return self.quantizer(h)[2][2].reshape(len(x), *h.shape[2:])
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes):
         batch, rows, cols = codes.shape
         if self.gumbel:
             one_hot = nn.functional.one_hot(codes, 64).permute(0, 3, 1, 2).float()
@@ -100,31 +97,28 @@ class Upstream:
         return self.decoder(self.post_quant_conv(quant))
 
 
-def pixels_of(images: list[RgbImage]) -> Tensor:
+def pixels_of(images):
     squashed = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images]
     scaled = (np.stack(squashed) / 127.5 - 1.0).astype(np.float32)
     return torch.from_numpy(scaled).permute(0, 3, 1, 2)
 
 
-def state(tensors: dict[str, Tensor], **metadata: str) -> StateFile:
+def state(tensors, **metadata):
     return StateFile(Path("tiny.safetensors"), tensors, {ARCH_METADATA_KEY: TINY.to_json()} | metadata)
 
 
-def ours(upstream: Upstream) -> Vqgan:
+def ours(upstream):
     model = Vqgan(GUMBEL if upstream.gumbel else TINY).eval()
     model.load_state_dict(upstream.state_dict(), strict=True)
     return model
 
 
-def tiny_tokenizer(arch: VqganArch = TINY, *, fit: str = "squash", **options: Any) -> VqganTokenizer:
+def tiny_tokenizer(arch=TINY, *, fit="squash", **options):
     return VqganTokenizer(untrained_vqgan(arch, 0), name="tiny", size=SIZE, fit=fit, **options)
 
 
-# --- equal to upstream
-
-
 @pytest.mark.parametrize("gumbel", [False, True])
-def test_codes_and_decoded_images_equal_upstreams(gumbel: bool) -> None:
+def test_codes_and_decoded_images_equal_upstreams(gumbel):
     upstream = Upstream(gumbel=gumbel)
     model = ours(upstream)
     x = pixels_of(PHOTOS)
@@ -137,7 +131,7 @@ def test_codes_and_decoded_images_equal_upstreams(gumbel: bool) -> None:
     torch.testing.assert_close(model.decode(codes), upstream.decode(codes), rtol=0, atol=1e-4)
 
 
-def test_codes_equal_a_literal_search_through_all_differences() -> None:
+def test_codes_equal_a_literal_search_through_all_differences():
     upstream = Upstream(gumbel=False)
     x = pixels_of(PHOTOS)
     z = upstream.latents(x).permute(0, 2, 3, 1).reshape(-1, 1, 32).double()
@@ -145,7 +139,7 @@ def test_codes_equal_a_literal_search_through_all_differences() -> None:
     assert torch.equal(ours(upstream).encode(x).flatten(), distances.argmin(dim=1))
 
 
-def test_tokenizer_prepares_pixels_as_upstreams_data_sets_do() -> None:
+def test_tokenizer_prepares_pixels_as_upstreams_data_sets_do():
     upstream = Upstream(gumbel=False)
     tokenizer = VqganTokenizer(ours(upstream), name="tiny", size=SIZE, fit="squash")
     expected = upstream.encode(pixels_of(PHOTOS)).numpy()
@@ -154,12 +148,12 @@ def test_tokenizer_prepares_pixels_as_upstreams_data_sets_do() -> None:
         np.testing.assert_array_equal(tokens.codes[..., 0], codes)
 
 
-def test_gumbel_codes_are_deterministic() -> None:
+def test_gumbel_codes_are_deterministic():
     model, x = untrained_vqgan(GUMBEL, 0), pixels_of(PHOTOS)
     assert torch.equal(model.encode(x), model.encode(x))
 
 
-def test_a_preview_is_the_decoded_image() -> None:
+def test_a_preview_is_the_decoded_image():
     upstream = Upstream(gumbel=False)
     tokenizer = VqganTokenizer(ours(upstream), name="tiny", size=SIZE, fit="squash", batch_size=3)
     tokens = tokenizer.tokenize(PHOTOS)
@@ -173,14 +167,11 @@ def test_a_preview_is_the_decoded_image() -> None:
         assert np.abs(preview - reference).max() <= 0.501
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(capfd):
     tokenizer = tiny_tokenizer()
     tokenizer.decode(tokenizer.tokenize(PHOTOS[:1]))
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
-
-
-# --- the nearest-code search
 
 
 class Largest(TorchDispatchMode):
@@ -188,14 +179,14 @@ class Largest(TorchDispatchMode):
 
     elements = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.elements = max(self.elements, result.numel())
         return result
 
 
-def test_search_never_holds_all_distances() -> None:
+def test_search_never_holds_all_distances():
     torch.manual_seed(0)
     codebook = NearestCodebook(16384, 8)
     latents = torch.randn(1, 8, 64, 64) / 16384
@@ -206,7 +197,7 @@ def test_search_never_holds_all_distances() -> None:
 
 
 @pytest.mark.parametrize("max_scores", [1, 999, 1000, 7000, 1 << 22])
-def test_chunks_do_not_change_codes(max_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_codes(max_scores, monkeypatch):
     monkeypatch.setattr(quantize, "MAX_SCORES", max_scores)
     # Whole numbers, so that scores are exact and any order of summation gives the same.
     generator = torch.Generator().manual_seed(0)
@@ -217,7 +208,7 @@ def test_chunks_do_not_change_codes(max_scores: int, monkeypatch: pytest.MonkeyP
     assert torch.equal(found, expected)
 
 
-def test_lowest_code_wins_a_tie_and_no_positions_are_no_error() -> None:
+def test_lowest_code_wins_a_tie_and_no_positions_are_no_error():
     codebook = NearestCodebook(6, 2)
     codebook.embedding.weight.data = torch.tensor([[9.0, 9], [1, 0], [0, 1], [1, 0], [0, 1], [-1, 0]])
     latents = torch.tensor([[1.0, 0], [0, 1], [0, 0]]).t().reshape(1, 2, 1, 3)
@@ -225,7 +216,7 @@ def test_lowest_code_wins_a_tie_and_no_positions_are_no_error() -> None:
     assert codebook.codes(torch.empty(0, 2, 4, 4)).shape == (0, 4, 4)
 
 
-def test_search_stays_float32_under_autocast() -> None:
+def test_search_stays_float32_under_autocast():
     torch.manual_seed(0)
     vectors, entries = torch.randn(500, 32), torch.randn(1000, 32)
     bias = entries.square().sum(dim=1) / -2
@@ -234,11 +225,8 @@ def test_search_stays_float32_under_autocast() -> None:
         assert torch.equal(best_codes(vectors, entries, bias), expected)
 
 
-# --- the tokenizer
-
-
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
-def test_spec_and_fit(fit: str) -> None:
+def test_spec_and_fit(fit):
     tokenizer = tiny_tokenizer(fit=fit)
     assert isinstance(tokenizer, Tokenizer)
     spec = tokenizer.spec
@@ -252,13 +240,13 @@ def test_spec_and_fit(fit: str) -> None:
     np.testing.assert_array_equal(tokenizer.tokenize([wide])[0].codes, tiny_tokenizer().tokenize([fitted])[0].codes)
 
 
-def test_fits_differ_on_a_wide_image() -> None:
+def test_fits_differ_on_a_wide_image():
     codes = [tiny_tokenizer(fit=fit).tokenize([PHOTOS[1][:200]])[0].codes for fit in ("squash", "crop", "pad")]
     assert all((codes[a] != codes[b]).mean() > 0.2 for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("arch", [TINY, GUMBEL])
-def test_a_batch_of_unlike_sizes_gives_what_each_image_gives(arch: VqganArch) -> None:
+def test_a_batch_of_unlike_sizes_gives_what_each_image_gives(arch):
     images = [*PHOTOS, PHOTOS[0][:2, :3], PHOTOS[1][:20], PHOTOS[2][:, :9]]
     model = untrained_vqgan(arch, 0)
     tokenizer = VqganTokenizer(model, name="tiny", size=SIZE, fit="squash", batch_size=3)
@@ -274,13 +262,13 @@ def test_a_batch_of_unlike_sizes_gives_what_each_image_gives(arch: VqganArch) ->
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
-def test_reduced_precision_chooses_mostly_the_same_codes(precision: torch.dtype) -> None:
+def test_reduced_precision_chooses_mostly_the_same_codes(precision):
     exact, reduced = (tiny_tokenizer(precision=dtype) for dtype in (torch.float32, precision))
     codes, others = (np.stack([t.codes for t in tokenizer.tokenize(PHOTOS)]) for tokenizer in (exact, reduced))
     assert (codes != others).mean() < (0.01 if precision == torch.float16 else 0.05)
 
 
-def test_what_overflows_float16_is_encoded_in_float32() -> None:
+def test_what_overflows_float16_is_encoded_in_float32():
     model = untrained_vqgan(TINY, 0)
     for weight in model.encoder.conv_in.parameters():
         weight.data *= 1e6
@@ -294,7 +282,7 @@ def test_what_overflows_float16_is_encoded_in_float32() -> None:
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
-def test_one_pixel_and_flat_images(fit: str) -> None:
+def test_one_pixel_and_flat_images(fit):
     # GroupNorm magnifies rounding on flat images, so a batch may differ here; one at a time must not.
     flat = np.full((40, 30, 3), 200, np.uint8)
     tokenizer = tiny_tokenizer(fit=fit, batch_size=1)
@@ -304,7 +292,7 @@ def test_one_pixel_and_flat_images(fit: str) -> None:
         np.testing.assert_array_equal(one.codes, other.codes)
 
 
-def test_another_size_than_the_models_own() -> None:
+def test_another_size_than_the_models_own():
     tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="tiny", size=96, fit="crop")
     tokens = tokenizer.tokenize(PHOTOS[:2])
     assert tokenizer.spec.grid_shape == (12, 12)
@@ -312,7 +300,7 @@ def test_another_size_than_the_models_own() -> None:
     assert tokenizer.decode(tokens)[0].shape == (96, 96, 3)
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_nothing_in_nothing_out():
     assert tiny_tokenizer().tokenize([]) == []
     assert tiny_tokenizer().decode([]) == []
 
@@ -328,7 +316,7 @@ def test_nothing_in_nothing_out() -> None:
         ({"remap": Remap(np.arange(5), 1024)}, "1024"),
     ],
 )
-def test_bad_settings(options: dict[str, Any], message: str) -> None:
+def test_bad_settings(options, message):
     with pytest.raises(ConfigError, match=message):
         VqganTokenizer(untrained_vqgan(TINY, 0), **({"name": "tiny", "size": 64, "fit": "pad"} | options))
 
@@ -343,15 +331,12 @@ def test_bad_settings(options: dict[str, Any], message: str) -> None:
         (np.full((8, 8, 1), -1, np.int32), "0 to 63"),
     ],
 )
-def test_codes_that_are_not_this_tokenizers(codes: Any, message: str) -> None:
+def test_codes_that_are_not_this_tokenizers(codes, message):
     with pytest.raises(InputError, match=message):
         tiny_tokenizer().decode([Tokens(codes)])
 
 
-# --- remap
-
-
-def test_remap_round_trip_and_unknown_codes() -> None:
+def test_remap_round_trip_and_unknown_codes():
     used = np.array([7, 3, 60, 12])
     codes = np.array([[3, 7], [60, 5]])
     extra = Remap(used, 64)
@@ -360,7 +345,7 @@ def test_remap_round_trip_and_unknown_codes() -> None:
     assert extra.to_all(extra.to_used(codes)).tolist() == [[3, 7], [60, 7]]
 
 
-def test_tokenizer_writes_and_reads_remapped_codes(tmp_path: Path) -> None:
+def test_tokenizer_writes_and_reads_remapped_codes(tmp_path):
     plain = tiny_tokenizer()
     tokens = plain.tokenize(PHOTOS)
     used = np.unique([item.codes for item in tokens])[::-1].copy()
@@ -375,7 +360,7 @@ def test_tokenizer_writes_and_reads_remapped_codes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_gumbel_chooses_among_used_codes_only() -> None:
+def test_gumbel_chooses_among_used_codes_only():
     """GumbelQuantize.forward: "continue only with used logits"."""
     upstream = Upstream(gumbel=True)
     x = pixels_of(PHOTOS)
@@ -403,21 +388,21 @@ def test_gumbel_chooses_among_used_codes_only() -> None:
         np.array([(1,)], [("a", "<i8")]),
     ],
 )
-def test_bad_list_of_used_codes(used: Any, tmp_path: Path) -> None:
+def test_bad_list_of_used_codes(used, tmp_path):
     np.save(tmp_path / "used.npy", used)
     with pytest.raises(ConfigError, match=r"used\.npy"):
         Remap.load(tmp_path / "used.npy", 64)
 
 
-def npy(header: str, body: bytes = b"") -> bytes:
+def npy(header, body=b""):
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + body
 
 
-def test_hostile_remap_files(tmp_path: Path) -> None:
+def test_hostile_remap_files(tmp_path):
     ran = tmp_path / "ran"
 
     class Bomb:
-        def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        def __reduce__(self):
             return Path.touch, (ran,)
 
     objects = tmp_path / "objects.npy"
@@ -446,31 +431,28 @@ def test_hostile_remap_files(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-# --- weights
-
-
-def shapes_of(arch: VqganArch) -> dict[str, Tensor]:
+def shapes_of(arch):
     with torch.device("meta"):
         return Vqgan(arch).state_dict()
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_official_architectures_are_told_from_their_weights(name: str) -> None:
+def test_official_architectures_are_told_from_their_weights(name):
     arch = OFFICIAL[name]
     assert infer_arch({**shapes_of(arch), "loss.logvar": torch.zeros(())}, {}) == arch
 
 
-def test_published_models_with_another_codebook_are_told_too() -> None:
+def test_published_models_with_another_codebook_are_told_too():
     coco = replace(OFFICIAL["vqgan-imagenet-f16-1024"], n_embed=8192)
     assert infer_arch(shapes_of(coco), {}) == coco
 
 
-def test_metadata_names_the_architecture() -> None:
+def test_metadata_names_the_architecture():
     assert VqganArch.from_metadata({ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
     assert infer_arch(shapes_of(GUMBEL), {ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
 
 
-def test_unknown_weights_name_the_known_architectures() -> None:
+def test_unknown_weights_name_the_known_architectures():
     for tensors in (shapes_of(TINY), shapes_of(GUMBEL), {"quantize.embedding.weight": torch.zeros(3)}, {}):
         with pytest.raises(WeightsMismatchError, match="vqgan-imagenet-f16-16384, vqgan-gumbel-f8-8192"):
             infer_arch(tensors, {})
@@ -496,12 +478,12 @@ def test_unknown_weights_name_the_known_architectures() -> None:
         json.dumps(asdict(TINY) | {"n_embed": 65}),
     ],
 )
-def test_hostile_metadata(text: str) -> None:
+def test_hostile_metadata(text):
     with pytest.raises(WeightsMismatchError, match=ARCH_METADATA_KEY):
         infer_arch(shapes_of(TINY), {ARCH_METADATA_KEY: text})
 
 
-def test_a_state_loads_without_its_losses() -> None:
+def test_a_state_loads_without_its_losses():
     upstream = Upstream(gumbel=False)
     tensors = upstream.state_dict() | {"loss.logvar": torch.zeros(()), "colorize": torch.zeros(3, 5, 1, 1)}
     tokenizer = VqganTokenizer(load_vqgan(state(tensors)), name="tiny", size=SIZE, fit="squash")
@@ -509,7 +491,7 @@ def test_a_state_loads_without_its_losses() -> None:
     np.testing.assert_array_equal(tokenizer.tokenize(PHOTOS[:1])[0].codes[..., 0], expected)
 
 
-def test_a_state_that_lacks_a_key_or_has_one_too_many() -> None:
+def test_a_state_that_lacks_a_key_or_has_one_too_many():
     tensors = Upstream(gumbel=False).state_dict()
     with pytest.raises(WeightsMismatchError):
         load_vqgan(state(tensors | {"quantize.used": torch.zeros(4)}))
@@ -518,7 +500,7 @@ def test_a_state_that_lacks_a_key_or_has_one_too_many() -> None:
         load_vqgan(state(tensors))
 
 
-def test_untrained_is_seeded_and_leaves_random_numbers_alone() -> None:
+def test_untrained_is_seeded_and_leaves_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

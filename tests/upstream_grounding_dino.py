@@ -5,15 +5,12 @@ model of official size with seeded weights, runs upstream's `predict` on two pho
 what the model's tensors are called: `python upstream_grounding_dino.py FOLDER`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from seeded_weights import Uninitialised, fill
 from skimage import data
@@ -25,12 +22,12 @@ CAPTIONS = {
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 
 
-def photographs() -> dict[str, np.ndarray]:
+def photographs():
     """Wide strips of unlike height: scaled up to a width of 1333, they have the fewest pixels of all shapes."""
     return {"astronaut": data.astronaut()[60:172], "coffee": data.coffee()[100:280]}
 
 
-def official_vocabulary() -> list[str]:
+def official_vocabulary():
     """As many pieces as bert-base-uncased has, the special ones in their true places, and real words to find."""
     words = sorted({w.strip("?.") for caption in CAPTIONS.values() for w in caption.split()} - {""})
     letters = [chr(code) for code in range(97, 123)]
@@ -45,7 +42,7 @@ def official_vocabulary() -> list[str]:
     return pieces
 
 
-def build(folder: Path) -> torch.nn.Module:
+def build(folder):
     """Build upstream's model from upstream's own config, with a text encoder of official size."""
     import groundingdino
     from groundingdino.models import build_model
@@ -65,7 +62,7 @@ def build(folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def main(folder: Path) -> None:
+def main(folder):
     from groundingdino.util.inference import load_image, predict
 
     with Uninitialised():
