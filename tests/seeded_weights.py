@@ -1,7 +1,10 @@
 """Random weights for models of official size, as fast as memory takes them; the same on every machine."""
 
+from __future__ import annotations
+
 import math
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def fill(tensors):
+def fill(tensors: Mapping[str, Tensor]) -> None:
     """Fill a state dict in place, each tensor by its name.
 
     Matrices keep the size of what goes through them; norms are near one, all other vectors near zero. Nothing is a
@@ -41,7 +44,7 @@ def fill(tensors):
             flat[start : start + _PERIOD] = values[: len(flat) - start]
 
 
-def shake(model):
+def shake(model: torch.nn.Module) -> None:
     """Give a little noise to what Grounding DINO starts at zero or one, which would hide mistakes."""
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():

@@ -4,7 +4,9 @@ Real photographs from scikit-image's and scikit-learn's wheels. The weights are 
 the photographs' latents are, so that many codes are used and a wrong search shows.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +14,31 @@ import skimage
 import sklearn
 import torch
 from PIL import Image
-from reference_cache import cached
+from reference_cache import Arrays, cached
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer
-from torch import nn
+from torch import Tensor, nn
 
+from patchmint.interfaces import Tokens
 from patchmint.tokenizers.vqgan.arch import OFFICIAL
 from patchmint.tokenizers.vqgan.model import infer_arch, load_vqgan
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
+from patchmint.types import RgbImage
 from patchmint.weights.loading import load_state
 
 pytestmark = pytest.mark.official
 
 SIZE = 256
 _SKIMAGE, _SKLEARN = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
-PHOTOS = [np.asarray(Image.open(path).convert("RGB")) for path in (_SKIMAGE / "astronaut.png", _SKLEARN / "china.jpg")]
+PHOTOS: list[RgbImage] = [
+    np.asarray(Image.open(path).convert("RGB"))
+    for path in (
+        _SKIMAGE / "astronaut.png",
+        _SKLEARN / "china.jpg",
+    )
+]
 # The ddconfigs as upstream publishes them (configs/imagenet_vqgan.yaml; model.yaml beside the Gumbel checkpoint).
-COMMON = {
+COMMON: dict[str, Any] = {
     "double_z": False,
     "z_channels": 256,
     "resolution": 256,
@@ -45,7 +55,7 @@ F8 = COMMON | {"ch_mult": [1, 1, 2, 4], "attn_resolutions": [32]}
 class Upstream:
     """What upstream's VQModel and GumbelVQ have in common."""
 
-    def __init__(self, ddconfig):
+    def __init__(self, ddconfig: dict[str, Any]) -> None:
         self.parts = {
             "encoder": Encoder(**ddconfig).eval(),
             "decoder": Decoder(**ddconfig).eval(),
@@ -53,13 +63,13 @@ class Upstream:
             "post_quant_conv": nn.Conv2d(256, 256, 1),
         }
 
-    def latents(self, x):
+    def latents(self, x: Tensor) -> Tensor:
         return self.parts["quant_conv"](self.parts["encoder"](x))
 
-    def decode(self, quant):
+    def decode(self, quant: Tensor) -> Tensor:
         return self.parts["decoder"](self.parts["post_quant_conv"](quant))
 
-    def save(self, path, quantize):
+    def save(self, path: Path, quantize: dict[str, nn.Module]) -> None:
         """As Lightning writes it, with losses."""
         tensors = {
             f"{part}.{key}": value
@@ -71,39 +81,39 @@ class Upstream:
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(11)
         yield
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "last.ckpt"
     yield path
     path.unlink()  # pytest keeps the folders of three runs, and this is hundreds of megabytes
 
 
-def pixels_of(images):
+def pixels_of(images: list[RgbImage]) -> Tensor:
     squashed = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy((np.stack(squashed) / 127.5 - 1.0).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
 
-def grids(tokens):
+def grids(tokens: list[Tokens]) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.stack([item.codes[..., 0] for item in tokens])
 
 
-def assert_best(scores, codes):
+def assert_best(scores: Tensor, codes: Any) -> None:
     """Each code scores best to rounding: `scores` float64 (N, K), higher is better."""
     chosen = scores.gather(1, torch.from_numpy(codes.reshape(-1, 1)).long())[:, 0]
     assert (scores.amax(dim=1) - chosen).max() < 1e-3 * scores.std(dim=1).mean()
 
 
-def test_f16_16384(checkpoint):
+def test_f16_16384(checkpoint: Path) -> None:
     upstream = Upstream(F16)
     jitter, chosen = torch.randn(16384, 256), torch.randint(2 * 256, (16384,))
 
-    def make():
+    def make() -> Arrays:
         latents = upstream.latents(pixels_of(PHOTOS))
         seen = latents.permute(0, 2, 3, 1).reshape(-1, 256)
         quantizer = VectorQuantizer(16384, 256, beta=0.25)
@@ -132,12 +142,12 @@ def test_f16_16384(checkpoint):
     torch.testing.assert_close(model.decode(torch.from_numpy(expected[:1, :8, :8])), drawn, rtol=0, atol=1e-4)
 
 
-def test_gumbel_f8_8192(checkpoint):
+def test_gumbel_f8_8192(checkpoint: Path) -> None:
     upstream = Upstream(F8)
     proj, embed = nn.Conv2d(256, 8192, 1), nn.Embedding(8192, 256)
     upstream.save(checkpoint, {"quantize.proj": proj, "quantize.embed": embed})
 
-    def make():
+    def make() -> Arrays:
         return {"logits": proj(upstream.latents(pixels_of(PHOTOS[:1]))).numpy()}
 
     logits = torch.from_numpy(cached("vqgan-f8", __file__, make)["logits"])

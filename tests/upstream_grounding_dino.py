@@ -5,12 +5,15 @@ model of official size with seeded weights, runs upstream's `predict` on two pho
 what the model's tensors are called: `python upstream_grounding_dino.py FOLDER`.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from seeded_weights import Uninitialised, fill
 from skimage import data
@@ -22,12 +25,12 @@ CAPTIONS = {
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 
 
-def photographs():
+def photographs() -> dict[str, np.ndarray]:
     """Wide strips of unlike height: scaled up to a width of 1333, they have the fewest pixels of all shapes."""
     return {"astronaut": data.astronaut()[60:172], "coffee": data.coffee()[100:280]}
 
 
-def official_vocabulary():
+def official_vocabulary() -> list[str]:
     """As many pieces as bert-base-uncased has, the special ones in their true places, and real words to find."""
     words = sorted({w.strip("?.") for caption in CAPTIONS.values() for w in caption.split()} - {""})
     letters = [chr(code) for code in range(97, 123)]
@@ -42,7 +45,7 @@ def official_vocabulary():
     return pieces
 
 
-def build(folder):
+def build(folder: Path) -> torch.nn.Module:
     """Build upstream's model from upstream's own config, with a text encoder of official size."""
     import groundingdino
     from groundingdino.models import build_model
@@ -62,7 +65,7 @@ def build(folder):
     return model.eval()
 
 
-def main(folder):
+def main(folder: Path) -> None:
     from groundingdino.util.inference import load_image, predict
 
     with Uninitialised():
