@@ -19,7 +19,7 @@ from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import Tokenizer, Tokens
 from patchmint.tokenizers.vqgan import quantize
-from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY
 from patchmint.tokenizers.vqgan.model import Vqgan, infer_arch, load_vqgan, untrained_vqgan
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
 from patchmint.tokenizers.vqgan.remap import Remap
@@ -412,7 +412,6 @@ def test_official_architectures_are_told_from_their_weights(arch):
 
 
 def test_metadata_names_the_architecture():
-    assert VqganArch.from_metadata({ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
     assert infer_arch(shapes_of(GUMBEL), {ARCH_METADATA_KEY: GUMBEL.to_json()}) == GUMBEL
 
 
@@ -453,13 +452,5 @@ def test_a_state_that_lacks_a_key_or_has_one_too_many():
             load_vqgan(state(wrong))
 
 
-def test_untrained_is_seeded_and_leaves_random_numbers_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = untrained_vqgan(TINY, 1)
-    assert torch.equal(torch.rand(3), expected)
-    again, other = untrained_vqgan(TINY, 1).state_dict(), untrained_vqgan(TINY, 2).state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
-    assert not torch.equal(first.quant_conv.weight, other["quant_conv.weight"])
-    assert len(np.unique(codes_of(tiny_tokenizer(first, fit="pad")))) > 16
+def test_an_untrained_model_uses_many_codes():
+    assert len(np.unique(codes_of(tiny_tokenizer(untrained_vqgan(TINY, 1), fit="pad")))) > 16
