@@ -80,8 +80,8 @@ def parse(models, **settings):
     return AnnotatorConfig.parse({"models": models, **settings})
 
 
-def build_config():
-    return BuildConfig.load(None, {"source.kind": "folder", "source.uri": "a", "output.uri": "b"})
+def build_config(**settings):
+    return BuildConfig.load(None, {"source.kind": "folder", "source.uri": "a", "output.uri": "b", **settings})
 
 
 def test_the_package_holds_these_files_and_no_others():
@@ -178,11 +178,10 @@ def test_pull_has_nothing_to_do(installed, empty, tmp_path):
 def test_no_models_named_means_the_demos():
     assert AnnotatorConfig.parse({}).models == MODEL_PRESETS[DEMO]
     assert AnnotatorConfig.parse({}).notice == DEMO_NOTICE
-    options = {"source.kind": "folder", "source.uri": "a", "output.uri": "b"}
-    assert BuildConfig.load(None, options).models == MODEL_PRESETS[DEMO]
+    assert build_config().models == MODEL_PRESETS[DEMO]
     # one model named: the others are official, as in a mapping
     official = MODEL_PRESETS["official"]
-    assert BuildConfig.load(None, options | {"models.masker": "sam-vit-b"}).models.detector == official.detector
+    assert build_config(**{"models.masker": "sam-vit-b"}).models.detector == official.detector
     assert parse({"masker": "sam-vit-b"}).models == official.model_copy(update={"masker": "sam-vit-b"})
 
 

@@ -1,6 +1,6 @@
 """SAM's own forward against upstream's, tensor by tensor, and masks of pictures with many boxes."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,6 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from skimage import data
-from torch import Tensor
 
 from patchmint.compute.precision import computing_in
 from patchmint.geometry import RleMasks, grid_preset
@@ -21,7 +20,6 @@ from patchmint.labelers.sam.masks import PackedMasks, SamMasks
 from patchmint.labelers.sam.model import build_sam, untrained
 
 PHOTO = data.astronaut()[:400]  # 400 x 512
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +65,8 @@ def test_every_way_of_attending_is_upstreams(way, at_once, monkeypatch):
     expected = (scores.softmax(-1) @ flat[2]).view(query.shape)
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, attention.relative_table(rows, 5))
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, attention.relative_table(cols, 5))
-    ours = getattr(attention, way)
-    torch.testing.assert_close(ours(query / 2, key, value, by_row, by_col).view(query.shape), expected)
+    ours = getattr(attention, way)(query / 2, key, value, by_row, by_col)
+    torch.testing.assert_close(ours.view(query.shape), expected)
 
 
 def test_logits_of_boxes_of_several_pictures_are_upstreams(model):
@@ -129,16 +127,10 @@ def test_many_boxes_are_compact_and_say_the_same(model, mode):
 def test_batches_follow_the_size_of_the_model(model):
     """Boxes of all pictures of a batch are decoded together."""
     seen = []
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: seen.append((name, len(output))))
-        for name, module in (
-            ("pictures", model.image_encoder.patch_embed),
-            ("boxes", model.mask_decoder.output_hypernetworks_mlps[0]),
-        )
-    ]
-    try:
+    noted = {"pictures": model.image_encoder.patch_embed, "boxes": model.mask_decoder.output_hypernetworks_mlps[0]}
+    with ExitStack() as hooks:
+        for name, module in noted.items():
+            hook = module.register_forward_hook(lambda *seen_by, name=name: seen.append((name, len(seen_by[-1]))))
+            hooks.callback(hook.remove)
         SamMasker(model).masks([PHOTO] * 18, [random_boxes(5)] * 18)
-    finally:
-        for hook in hooks:
-            hook.remove()
     assert seen == [("pictures", 16), ("boxes", 64), ("boxes", 16), ("pictures", 2), ("boxes", 10)]
