@@ -93,8 +93,9 @@ def decode(boxes: int) -> dict[str, float]:
 
     from patchmint import grid_preset
     from patchmint.compute.memory import peak_memory
-    from patchmint.labelers.sam import OFFICIAL, untrained
+    from patchmint.labelers.sam.arch import OFFICIAL
     from patchmint.labelers.sam.masker import SamMasker
+    from patchmint.labelers.sam.model import untrained
 
     shallow = replace(OFFICIAL["sam-vit-b"], depth=2, global_attn_indexes=(1,))
     masker = SamMasker(untrained(shallow, seed=0))

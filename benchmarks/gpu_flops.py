@@ -16,10 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import detector_size
+from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
-from patchmint.tokenizers.vqgan import model as vqgan_model
+from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan.model import untrained_vqgan
 
 PHOTOGRAPH = (480, 640)
@@ -27,14 +29,14 @@ PHOTOGRAPH = (480, 640)
 
 
 @cache
-def sam_flops(arch: sam_model.SamArch, _: torch.device) -> int:
+def sam_flops(arch: sam_arch.SamArch, _: torch.device) -> int:
     """SAM's image encoder; 5.96, 2.99 and 0.97 TFLOP for H, L and B are published."""
     encoder: nn.Module = _on_meta(partial(sam_model.build_sam, arch)).image_encoder
     return _counted(lambda: encoder(torch.empty(1, 3, arch.image_size, arch.image_size, device="meta")))
 
 
 @cache
-def decoder_flops(arch: sam_model.SamArch, _: torch.device) -> int:
+def decoder_flops(arch: sam_arch.SamArch, _: torch.device) -> int:
     """SAM's mask decoder, one box."""
     decoder: nn.Module = _on_meta(partial(sam_model.build_sam, arch)).mask_decoder
     side = arch.image_size // arch.patch_size
@@ -44,7 +46,7 @@ def decoder_flops(arch: sam_model.SamArch, _: torch.device) -> int:
 
 
 @cache
-def detector_flops(arch: dino_model.GroundingDinoArch, texts: int, device: torch.device) -> int:
+def detector_flops(arch: dino_arch.GroundingDinoArch, texts: int, device: torch.device) -> int:
     """Grounding DINO, one forward a text, on a picture of `PHOTOGRAPH`. Its own forward can't run without numbers."""
     from reference_loop import Detector
 
@@ -58,7 +60,7 @@ def detector_flops(arch: dino_model.GroundingDinoArch, texts: int, device: torch
 
 
 @cache
-def vqgan_flops(arch: vqgan_model.VqganArch, _: torch.device) -> int:
+def vqgan_flops(arch: vqgan_arch.VqganArch, _: torch.device) -> int:
     """VQGAN's encoder, and the distances to all codes."""
     model = _on_meta(partial(untrained_vqgan, arch, seed=0))
     pixels = torch.empty(1, 3, arch.resolution, arch.resolution, device="meta")

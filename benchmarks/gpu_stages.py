@@ -22,13 +22,15 @@ from patchmint.compute.precision import computing_in, resolve_precision
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
 from patchmint.geometry import grid_preset
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.tokenizers.vqgan import model as vqgan_model
+from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan.model import compiled_encoder, untrained_vqgan
 from patchmint.types import Text
 
@@ -125,9 +127,9 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int) -> float:
 
 def stages(tiny: bool) -> list[Stage]:
     """All of them, the most important ones first; `tiny` = models that mean nothing, for a machine without a GPU."""
-    sams = {"tiny": sam_model.TINY} if tiny else {name: sam_model.OFFICIAL[f"sam-{name}"] for name in _SAMS}
-    dino = dino_model.TINY if tiny else dino_model.OFFICIAL["groundingdino-swint-ogc"]
-    tokenizer = vqgan_model.TINY if tiny else vqgan_model.OFFICIAL["vqgan-imagenet-f16-16384"]
+    sams = {"tiny": sam_arch.TINY} if tiny else {name: sam_arch.OFFICIAL[f"sam-{name}"] for name in _SAMS}
+    dino = dino_arch.TINY if tiny else dino_arch.OFFICIAL["groundingdino-swint-ogc"]
+    tokenizer = vqgan_arch.TINY if tiny else vqgan_arch.OFFICIAL["vqgan-imagenet-f16-16384"]
     grid = grid_preset("llava-1.5-finetune")
     vit = vit_arch.untrained_arch(grid) if tiny else vit_arch.OFFICIAL["clip-vit-l-14-336"]
     first = next(iter(sams.values()))
@@ -167,9 +169,7 @@ _SAMS = ("vit-h", "vit-l", "vit-b")
 # ------------------------------------------------------------------------------------------------- what runs
 
 
-def _sam_encoder(
-    arch: sam_model.SamArch, device: torch.device, setting: Setting, compiled: int
-) -> Callable[[int], Run]:
+def _sam_encoder(arch: sam_arch.SamArch, device: torch.device, setting: Setting, compiled: int) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     encoder = ImageEncoder(_made(device, partial(sam_model.untrained, arch, seed=0)).image_encoder, dtype)
     if compiled:
@@ -182,7 +182,7 @@ def _sam_encoder(
     return at
 
 
-def _sam_decoder(arch: sam_model.SamArch, device: torch.device, setting: Setting, _: int) -> Callable[[int], Run]:
+def _sam_decoder(arch: sam_arch.SamArch, device: torch.device, setting: Setting, _: int) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     decoder = MaskDecoder(_made(device, partial(sam_model.untrained, arch, seed=0)), dtype)
     side = arch.image_size // arch.patch_size
@@ -198,7 +198,7 @@ def _sam_decoder(arch: sam_model.SamArch, device: torch.device, setting: Setting
 
 
 def _detector(
-    arch: dino_model.GroundingDinoArch, texts: int, device: torch.device, setting: Setting, compiled: int
+    arch: dino_arch.GroundingDinoArch, texts: int, device: torch.device, setting: Setting, compiled: int
 ) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +218,7 @@ def _detector(
     return at
 
 
-def _vqgan(arch: vqgan_model.VqganArch, device: torch.device, setting: Setting, compiled: int) -> Callable[[int], Run]:
+def _vqgan(arch: vqgan_arch.VqganArch, device: torch.device, setting: Setting, compiled: int) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.float32, gpu=torch.float16)
     model = _made(device, partial(untrained_vqgan, arch, seed=0)).to(memory_format=torch.channels_last)
     encode = compiled_encoder(model, compiled) if compiled else None

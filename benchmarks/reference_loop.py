@@ -35,9 +35,10 @@ from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from patchmint.labelers.grounding_dino.model import GroundingDinoArch, load_grounding_dino
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
+from patchmint.labelers.grounding_dino.model import load_grounding_dino
+from patchmint.labelers.sam.arch import infer_arch as infer_sam
 from patchmint.labelers.sam.model import build_sam
-from patchmint.labelers.sam.model import infer_arch as infer_sam
 from patchmint.tokenizers.vqgan.model import infer_arch as infer_vqgan
 from patchmint.weights.loading import load_state
 

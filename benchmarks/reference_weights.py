@@ -20,8 +20,11 @@ from reference_loop import Detector, tokenizer_input
 from torch import Tensor, nn
 
 from patchmint.demo.dataset import write_dataset
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
+from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
+from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
 from patchmint.weights.store import locate
 
@@ -51,7 +54,7 @@ def official_contest(folder: Path, images: int, texts: int, sam: str) -> Contest
     pictures = write_photographs(folder / "data", images, texts)
     paths = {role: folder / name for role, name in _FILES.items()}
     write_vocabulary(paths["vocabulary"])
-    masker = sam_model.untrained(sam_model.OFFICIAL[f"sam-{sam}"], seed=_SEED)
+    masker = sam_model.untrained(sam_arch.OFFICIAL[f"sam-{sam}"], seed=_SEED)
     torch.save(masker.state_dict(), paths["masker"])
     del masker
     torch.save({"state_dict": random_vqgan(pictures)}, paths["tokenizer"])
@@ -66,7 +69,7 @@ _FILES = {"detector": "dino.pth", "vocabulary": "vocab.txt", "masker": "sam.pth"
 
 def random_vqgan(pictures: Sequence[Path]) -> dict[str, Tensor]:
     """Random weights with the codebook where the pictures' latents are, or one code would do for nearly all."""
-    model = vqgan_model.untrained_vqgan(vqgan_model.OFFICIAL["vqgan-imagenet-f16-16384"], seed=_SEED)
+    model = vqgan_model.untrained_vqgan(vqgan_arch.OFFICIAL["vqgan-imagenet-f16-16384"], seed=_SEED)
     batch = [tokenizer_input(np.asarray(Image.open(picture))) for picture in pictures[:3]]
     seen = model.latents(torch.cat(batch)).permute(0, 2, 3, 1).flatten(0, 2)
     state = model.state_dict()
@@ -84,10 +87,10 @@ def random_detector(vocabulary: Path, pictures: Sequence[Path]) -> dict[str, Ten
     scores them; the decoder's last norm turns that into a direction in which queries differ and pictures, on the whole,
     don't.
     """
-    arch = dino_model.OFFICIAL["groundingdino-swint-ogc"]
+    arch = dino_arch.OFFICIAL["groundingdino-swint-ogc"]
     model: Any = dino_model.untrained(arch, seed=_SEED)
     _shake(model)
-    signs = torch.randint(2, (dino_model.HIDDEN_DIM,)) * 2.0 - 1.0
+    signs = torch.randint(2, (dino_arch.HIDDEN_DIM,)) * 2.0 - 1.0
     said, norm = model.transformer.encoder.text_layers[-1].norm2, model.transformer.decoder.norm
     said.weight.fill_(_TEXT_SHARE)
     said.bias.copy_(signs)
@@ -109,7 +112,7 @@ def random_detector(vocabulary: Path, pictures: Sequence[Path]) -> dict[str, Ten
     best = torch.stack([(query * norm.weight @ token.T).amax(dim=1) for query, token in zip(last, tokens, strict=True)])
     # The bias moves all logits alike, since |signs|^2 is the width.
     cut = best.flatten().sort(descending=True).values[len(best) * BOXES]
-    norm.bias.copy_(signs * (_LOGIT - cut) / dino_model.HIDDEN_DIM)
+    norm.bias.copy_(signs * (_LOGIT - cut) / dino_arch.HIDDEN_DIM)
     print(f"boxes of the texts tried: {(best > cut).sum(dim=1).tolist()}", file=sys.stderr)
     state: dict[str, Tensor] = model.state_dict()
     return state

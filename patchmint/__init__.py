@@ -11,33 +11,42 @@ from typing import TYPE_CHECKING, Any
 from patchmint.version import __version__
 
 if TYPE_CHECKING:
-    from patchmint.api import Annotation, Annotator, DemoWarning, Phrase, UntrainedWarning
-    from patchmint.errors import PatchmintError
+    from patchmint.api import Annotation, Annotator
+    from patchmint.errors import DemoWarning, PatchmintError, UntrainedWarning
     from patchmint.geometry import PatchGrid, grid_preset
-    from patchmint.types import Text
+    from patchmint.pipeline.driver.build import BuildReport
+    from patchmint.pipeline.driver.supervise import Reporter
+    from patchmint.pipeline.run import build
+    from patchmint.types import Phrase, Text
 
 _HOMES = {
     "Annotation": "patchmint.api",
     "Annotator": "patchmint.api",
-    "DemoWarning": "patchmint.api",
+    "BuildReport": "patchmint.pipeline.driver.build",
+    "DemoWarning": "patchmint.errors",
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
-    "Phrase": "patchmint.api",
+    "Phrase": "patchmint.types",
+    "Reporter": "patchmint.pipeline.driver.supervise",
     "Text": "patchmint.types",
-    "UntrainedWarning": "patchmint.api",
+    "UntrainedWarning": "patchmint.errors",
+    "build": "patchmint.pipeline.run",
     "grid_preset": "patchmint.geometry",
 }
 
 __all__ = [
     "Annotation",
     "Annotator",
+    "BuildReport",
     "DemoWarning",
     "PatchGrid",
     "PatchmintError",
     "Phrase",
+    "Reporter",
     "Text",
     "UntrainedWarning",
     "__version__",
+    "build",
     "grid_preset",
 ]
 

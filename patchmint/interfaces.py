@@ -16,7 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
 from patchmint.geometry.rle import Masks
-from patchmint.types import RgbImage, Size, Text
+from patchmint.types import Phrase, RgbImage, Size, Text
+
+__all__ = [
+    "FeatureEncoder",
+    "FeatureSpec",
+    "Instances",
+    "PrefersLikeSizes",
+    "PreparesImages",
+    "Segmenter",
+    "Tokenizer",
+    "TokenizerSpec",
+    "Tokens",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,24 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def phrases(self, texts: Sequence[str]) -> list[Phrase]:
+        """The instances as phrases, in order.
+
+        Args:
+            texts: the image's texts.
+        """
+        rows = zip(self.text_index, self.spans, self.boxes, self.scores, strict=True)
+        return [
+            Phrase(
+                text=texts[text][start:end],
+                text_index=int(text),
+                span=(int(start), int(end)),
+                box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+                score=float(score),
+            )
+            for text, (start, end), box, score in rows
+        ]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ A package offers a segmenter or a tokenizer by an entry point in the group `patc
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
 
-from patchmint.errors import PluginError
+from patchmint.errors import PluginError, did_you_mean
 
 Group = Literal["patchmint.segmenters", "patchmint.tokenizers"]
 
@@ -24,6 +24,23 @@ def is_outside_tokenizer(name: str) -> bool:
     return name in plugin_names("patchmint.tokenizers")
 
 
+def find_plugin(group: Group, name: str) -> EntryPoint:
+    """The entry point of an outside model; nothing of it is imported.
+
+    Raises:
+        PluginError: no installed package offers it.
+    """
+    for point in entry_points(group=group, name=name):
+        return point
+    offered = plugin_names(group)
+    raise PluginError(
+        f"no installed package offers {name!r} in the entry point group {group}{did_you_mean(name, offered)} "
+        f"(offered: {', '.join(offered) or 'none'}); install the package that does, on every machine of a build, or "
+        "give the name or path of a checkpoint",
+        name=name,
+    )
+
+
 def load_plugin(group: Group, name: str, interface: type, device: str) -> object:
     """Build an outside model and check that it has the interface's methods.
 
@@ -36,20 +53,16 @@ def load_plugin(group: Group, name: str, interface: type, device: str) -> object
     Raises:
         PluginError: nobody offers it, it fails to load, or it lacks a method.
     """
-    found = list(entry_points(group=group, name=name))
-    if not found:
-        offered = ", ".join(plugin_names(group)) or "none"
-        raise PluginError(
-            f"no installed package offers {name!r} in the entry point group {group} (offered: {offered}); "
-            "install the package that does, or give the name or path of a checkpoint"
-        )
+    point = find_plugin(group, name)
     try:
-        model: object = found[0].load()(device=device)
+        model: object = point.load()(device=device)
     except Exception as error:
-        raise PluginError(f"the plug-in {name!r} ({found[0].value}) failed to build: {error!r}") from error
+        message = f"the plug-in {name!r} ({point.value}) failed to build: {error!r}"
+        raise PluginError(message, name=name) from error
     if not isinstance(model, interface):
         raise PluginError(
-            f"the plug-in {name!r} ({found[0].value}) gave a {type(model).__name__}, "
-            f"which lacks a method of patchmint.types.{interface.__name__}"
+            f"the plug-in {name!r} ({point.value}) gave a {type(model).__name__}, "
+            f"which lacks a method of {interface.__module__}.{interface.__name__}",
+            name=name,
         )
     return model

@@ -6,7 +6,7 @@ pixels, continuous coordinates (a pixel `x` covers `[x, x+1)`). Sizes are `(heig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -26,6 +26,9 @@ Size = tuple[int, int]
 
 Span = tuple[int, int]
 """Half-open range of characters `[start, end)` in a text as the user gave it."""
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
 
 UNKNOWN_SCORE = -1.0
 """Stands for "the model gives no score" (null never reaches the disk)."""
@@ -98,6 +101,25 @@ class Text:
             spans.append((len(content), len(content) + len(stripped)))
             content += stripped
         return cls(content, tuple(spans))
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One thing found: a box, and the words that it answers to. Two cats are two phrases of one span.
+
+    Attributes:
+        text: the words, as they stand in the text.
+        text_index: which of the image's texts.
+        span: characters `[start, end)` of that text.
+        box: XYXY in original pixels.
+        score: 0..1, or `UNKNOWN_SCORE`.
+    """
+
+    text: str
+    text_index: int
+    span: Span
+    box: tuple[float, float, float, float]
+    score: float
 
 
 def as_texts(text: str | Text | Sequence[str | Text]) -> list[Text]:

@@ -1,7 +1,5 @@
 """A real Chromium, without a window, and pages that note whatever goes wrong or leaves them."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Iterator

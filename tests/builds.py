@@ -1,6 +1,4 @@
-"""Whole builds for tests: as subprocesses of the command line, and in this process, with models that cost nothing."""
-
-from __future__ import annotations
+"""Whole builds for tests: as commands (mostly `warm`), and in this process, with models that cost nothing."""
 
 import hashlib
 import json
@@ -17,14 +15,12 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import warm
 from PIL import Image
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
-_started: list[subprocess.Popen[str]] = []
-
-
-# ------------------------------------------------------------------------------------------------- input, config
+_started = []
 
 
 def make_input(folder, texts, damaged=()):
@@ -64,14 +60,14 @@ def benchmark_modules(*names):
         sys.path.remove(folder)
 
 
-# ------------------------------------------------------------------------------------------------- as a command
-
-
-def patchmint(*arguments, rc=0, **environment):
-    """Run the command line as a user does; what it printed."""
+def patchmint(*arguments, rc=0, cold=False, **environment):
+    """Run the command line as a user does, `cold` in a fresh interpreter; what it printed."""
     env = os.environ | {"PYTHONPATH": str(STAND_IN)} | environment
     command = [sys.executable, "-m", "patchmint", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    if cold:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    else:
+        done = warm.run(command, env=env)
     assert done.returncode == rc, f"{done.returncode}: {done.stdout}\n{done.stderr}"
     return done
 
@@ -81,22 +77,19 @@ def asked(*arguments):
     return json.loads(patchmint(*arguments).stdout)
 
 
-def start(config, out, *options, **environment):
+def start(config, out, *options, cold=False, **environment):
     """Start a build in a session of its own, so that all its processes can be found and signalled together."""
     command = [sys.executable, "-m", "patchmint", "build", str(config), "--output.uri", str(out), *options]
-    return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment)
+    return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment, cold=cold)
 
 
-def watched(command, environment):
+def watched(command, environment, *, cold=False):
     """Start a process in a session of its own that `end_all` ends with everything it has started."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if cold:
+        process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    else:
+        process = warm.Python(command, env=environment, start_new_session=True, **pipes)
     _started.append(process)
     return process
 
@@ -109,7 +102,7 @@ def ended(build, rc):
 
 
 def run(config, out, *options, rc=0, **environment):
-    """A build from start to end."""
+    """A build from start to end; `cold` as for `patchmint`."""
     return ended(start(config, out, *options, **environment), rc)
 
 
@@ -128,7 +121,7 @@ def slay(build):
 
 
 def members(build):
-    """The living processes of a build: driver, workers, helpers of multiprocessing. State by pid."""
+    """The living processes of a build: driver and workers. State by pid."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -153,9 +146,6 @@ def wait_until(condition, seconds=60):
 def is_mid_shard(out):
     """Whether a worker has begun a shard that isn't committed."""
     return any((out / "attempts").glob("*/*.tar"))
-
-
-# ------------------------------------------------------------------------------------------------- what a build leaves
 
 
 def digests(out):
@@ -191,7 +181,7 @@ def check_half_done(out, expected):
 def check_files(out, expected):
     """In the end: these files with these bytes, a record a unit, nothing else."""
     assert digests(out) == expected
-    assert leftovers(out) == []
+    assert leftovers(out) == [], leftovers(out)
     records = committed(out)
     assert sorted(records) == list(range(len(records)))
     for record in records.values():
@@ -226,25 +216,6 @@ def _check_status(status, planned, rejects):
     assert status["planned"] == status["written"] + status["rejected"]
 
 
-# ------------------------------------------------------------------------------------------------- in this process
-
-
-class Quiet:
-    """A reporter that shows nothing."""
-
-    def planned(self, samples):
-        """Nothing."""
-
-    def started(self, plan, units, done):
-        """Nothing."""
-
-    def progress(self, progress, result):
-        """Nothing."""
-
-    def warn(self, line):
-        """Nothing."""
-
-
 class SameProcess:
     """A pool of one worker, which is the driver's own process: who kills one kills both."""
 
@@ -268,6 +239,9 @@ class SameProcess:
         events, self._events = self._events, []
         return events
 
+    def observe(self, progress, result):
+        """Nothing is exported."""
+
     def retire(self, worker):
         """There is nothing to end."""
 
@@ -275,13 +249,14 @@ class SameProcess:
         """There is nothing to end."""
 
 
-def build_here(config, out):
-    """Build with driver and worker in this process."""
+def build_here(config, out, changes=None, pool=SameProcess):
+    """Build with driver and worker in this process, with other settings than the config's here and there."""
     from patchmint.config.build import BuildConfig
     from patchmint.pipeline.driver.build import build
+    from patchmint.pipeline.driver.supervise import Reporter
 
-    given = BuildConfig.load(config, {"output.uri": str(out)})
-    return build(given, SameProcess, min_workers=1, max_workers=1, reporter=Quiet())
+    given = BuildConfig.load(config, {"output.uri": str(out)} | (changes or {}))
+    return build(given, pool, min_workers=1, max_workers=1, reporter=Reporter())
 
 
 def warm_up():
@@ -291,15 +266,13 @@ def warm_up():
     import stand_in_models  # noqa: F401 (a build finds it through its entry point)
 
     import patchmint.pipeline.driver.build
-    import patchmint.pipeline.plan.models
     import patchmint.pipeline.worker.work
     import patchmint.plugins
     import patchmint.shards.verify
 
     pa.array([1])  # imports pandas where it is installed
     # looking through all installed packages is half of a small build's time
-    for module in (patchmint.plugins, patchmint.pipeline.plan.models):
-        module.entry_points = cache(module.entry_points)
+    patchmint.plugins.entry_points = cache(patchmint.plugins.entry_points)
 
 
 def fork(work):

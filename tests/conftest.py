@@ -1,4 +1,4 @@
-"""Fixtures of several files: an S3-protocol server, a proxy before it that fails, and a storage of either kind."""
+"""What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from flaky_proxy import FlakyProxy, flaky_proxy
 from s3_server import S3Server, s3_server
 
 from patchmint.storage import Storage, open_storage
 
 pytest_plugins = ["longest_first"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have one server of warm processes for all workers; a single run starts its own when it needs one."""
+    if getattr(config.option, "numprocesses", None):
+        warm.start_server()
 
 
 @pytest.fixture(scope="module")

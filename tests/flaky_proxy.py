@@ -1,11 +1,9 @@
 """A proxy on loopback in front of an S3 server, with the faults of real networks."""
 
-from __future__ import annotations
-
 import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +12,12 @@ Kind = Callable[[str, str, http.client.HTTPMessage], bool]
 """Is it a request that the fault is for? Of method, path with query, headers."""
 
 
-def conditional_put(method: str, path: str, headers: http.client.HTTPMessage) -> bool:
+def conditional_put(method, path, headers):
     """A PUT that must not overwrite."""
     return method == "PUT" and headers.get("If-None-Match") == "*"
 
 
-def of_method(name: str) -> Kind:
+def of_method(name):
     """Any request of a method."""
     return lambda method, path, headers: method == name
 
@@ -58,7 +56,7 @@ class FlakyProxy:
     seen: list[tuple[str, str]] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def take(self, method: str, path: str, headers: http.client.HTTPMessage) -> str:
+    def take(self, method, path, headers):
         """What to do with a request; counts it."""
         self.seen.append((method, path))
         for fault in self.faults:
@@ -69,16 +67,16 @@ class FlakyProxy:
 
 
 @contextmanager
-def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
+def flaky_proxy(upstream):
     """Start a proxy in front of a server on loopback; it ends with the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format, *args):  # noqa: A002
             pass
 
-        def _serve(self) -> None:
+        def _serve(self):
             action = proxy.take(self.command, self.path, self.headers)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if action == "refuse":
@@ -97,11 +95,11 @@ def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        def _passed(self) -> list[tuple[str, str]]:
+        def _passed(self):
             unwanted = ("connection", "content-length", proxy.ignored_header)
             return [(name, value) for name, value in self.headers.items() if name.lower() not in unwanted]
 
-        def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
+        def _answer(self, status, headers, data, cut=None):
             self.send_response_only(status)
             for name, value in headers:
                 if name.lower() not in ("content-length", "transfer-encoding", "connection"):
@@ -129,9 +127,7 @@ def flaky_proxy(upstream: int) -> Iterator[FlakyProxy]:
         thread.join()
 
 
-def _forward(
-    port: int, method: str, path: str, headers: list[tuple[str, str]], body: bytes
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _forward(port, method, path, headers, body):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

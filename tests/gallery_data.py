@@ -1,17 +1,18 @@
 """A data set with everything that the gallery must show, hostile texts included, and a wide one made quickly."""
 
-from __future__ import annotations
-
 import io
 import json
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from shard_data import make_dataset, make_sample
+from shard_data import configure, make_dataset, make_sample
 
+from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.sample import ShardSample
@@ -82,17 +83,6 @@ def gallery_sample(ordinal: int) -> ShardSample:
     )
 
 
-def configure(folder: Path, **config: Any) -> Path:
-    """Put settings into the manifest of a data set."""
-    manifest = folder / "dataset.json"
-    document = json.loads(manifest.read_bytes())
-    models = config.pop("entries", {})
-    document["models"] |= models
-    document["config"] |= config
-    manifest.write_text(json.dumps(document))
-    return folder
-
-
 def gallery_dataset(folder: Path, samples: int = 60, **config: Any) -> Path:
     """Two shards of `gallery_sample`."""
     half = samples // 2 + 1
@@ -106,3 +96,16 @@ def payload(script: bytes) -> Any:
     assert text.startswith("patchmint.receive(")
     assert text.endswith(");\n")
     return json.loads("[" + text.removeprefix("patchmint.receive(").removesuffix(");\n") + "]")[1]
+
+
+@contextmanager
+def served(site):
+    """A server of this gallery, which ends with the block."""
+    with GalleryServer(site) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

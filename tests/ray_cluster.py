@@ -1,7 +1,5 @@
 """A real Ray cluster of two nodes on loopback: each node with processes of its own, token authentication on."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -12,10 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -31,7 +27,7 @@ class Node:
         mark: also what its workers find in the environment variable PATCHMINT_TEST_NODE.
     """
 
-    def __init__(self, options: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, options, env, log):
         self.mark = secrets.token_hex(8)
         self._log = log
         options = [*options, f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]  # or a second cluster has no agent
@@ -51,7 +47,7 @@ class Node:
             self.kill()
             raise AssertionError(f"{error}; it said:\n{log.read_text(errors='replace')}") from error
 
-    def kill(self) -> None:
+    def kill(self):
         """SIGKILL to all processes of the node, as when the machine loses its power."""
         while pids := self._pids():
             for pid in pids:
@@ -61,15 +57,15 @@ class Node:
                 self._process.wait(0.1)
         self._process.wait()
 
-    def alive(self) -> bool:
+    def alive(self):
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def _pids(self) -> list[int]:
+    def _pids(self):
         mark = f"{_MARK}={self.mark}".encode()
         return [pid for pid in _all_pids() if mark in _environment(pid)]
 
-    def _started(self) -> bool:
+    def _started(self):
         text = self._log.read_text(errors="replace")
         assert self.alive(), text
         return "Ray runtime started" in text
@@ -84,10 +80,10 @@ class RayCluster:
         metrics_port: of the head.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
-        self.head: Node | None = None
-        self.second: Node | None = None
+        self.head = None
+        self.second = None
         self._token = secrets.token_hex(32)
         token_file = folder / "token"
         token_file.write_text(self._token)
@@ -100,7 +96,7 @@ class RayCluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def start(self) -> None:
+    def start(self):
         """Start what isn't up."""
         if self.head is None or not self.head.alive():
             self.stop()
@@ -108,7 +104,7 @@ class RayCluster:
         if self.second is None or not self.second.alive():
             self.start_second()
 
-    def start_second(self) -> None:
+    def start_second(self):
         """Start the second node."""
         options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
         try:
@@ -116,20 +112,20 @@ class RayCluster:
         except AssertionError:  # now and then, on a busy machine, a node that joins hangs; the next one doesn't
             self.second = Node(options, self.env, self.folder / "second.log")
 
-    def kill_second(self) -> None:
+    def kill_second(self):
         """The second node dies."""
         if self.second is not None:
             self.second.kill()
             self.second = None
 
-    def stop(self) -> None:
+    def stop(self):
         """End all processes of the cluster."""
         self.kill_second()
         if self.head is not None:
             self.head.kill()
             self.head = None
 
-    def get(self, path: str, *, body: Any = None, token: bool = True, method: str = "GET") -> tuple[int, Any]:
+    def get(self, path, *, body=None, token=True, method="GET"):
         """Ask the dashboard: HTTP status and JSON."""
         headers = {"Authorization": f"Bearer {self._token}"} if token else {}
         data = None if body is None else json.dumps(body).encode()
@@ -140,18 +136,18 @@ class RayCluster:
             with error:
                 return error.code, error.read().decode()
 
-    def actors(self) -> list[dict[str, Any]]:
+    def actors(self):
         """The workers of builds that have an actor which isn't dead."""
         _, answer = self.get("/api/v0/actors?detail=true&limit=1000")
         actors = answer["data"]["result"]["result"]
         return [actor for actor in actors if actor["name"].startswith("patchmint-") and actor["state"] != "DEAD"]
 
-    def metrics(self) -> str:
+    def metrics(self):
         """What the head's metrics port tells Prometheus."""
         with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as reply:
             return str(reply.read().decode())
 
-    def _start_head(self) -> None:
+    def _start_head(self):
         port, dashboard, client, self.metrics_port = _free_ports(4)
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
@@ -164,7 +160,7 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[RayCluster]:
+def ray_cluster():
     """A cluster, not yet started; it ends with the block."""
     # a short path: sockets lie in it, and the name of a socket has at most 107 characters
     folder = Path(tempfile.mkdtemp(prefix="rc"))
@@ -176,7 +172,7 @@ def ray_cluster() -> Iterator[RayCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(holds: Any, seconds: float, what: str) -> Any:
+def wait_until(holds, seconds, what):
     """Ask again and again; what was answered once that is true."""
     deadline = time.monotonic() + seconds
     while not (answer := holds()):
@@ -186,7 +182,7 @@ def wait_until(holds: Any, seconds: float, what: str) -> Any:
     return answer
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -194,11 +190,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _all_pids() -> list[int]:
+def _all_pids():
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
 
 
-def _environment(pid: int) -> bytes:
+def _environment(pid):
     try:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

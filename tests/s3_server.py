@@ -1,15 +1,9 @@
 """A real S3-protocol server on loopback: moto's, in a process of its own."""
 
-from __future__ import annotations
-
 import secrets
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.request import Request, urlopen
 
@@ -26,22 +20,15 @@ server.serve_forever()
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server.
-
-    Attributes:
-        port: on 127.0.0.1.
-        pid: its process.
-    """
+    """A server that runs on a port of 127.0.0.1."""
 
     port: int
-    pid: int
 
     @property
-    def endpoint(self) -> str:
-        """Its address."""
+    def endpoint(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def env(self, port: int | None = None) -> dict[str, str]:
+    def env(self, port=None):
         """Environment variables that lead a client to it, or to a proxy of its on another port."""
         return {
             "AWS_ACCESS_KEY_ID": "testing",
@@ -50,8 +37,10 @@ class S3Server:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}",
         }
 
-    def new_bucket(self) -> str:
-        """Make an empty bucket; returns its URI with a prefix in it, `s3://BUCKET/out`."""
+    def new_bucket(self, monkeypatch=None, port=None):
+        """Make an empty bucket, with `monkeypatch` also `env`; returns `s3://BUCKET/out`, a URI with a prefix in it."""
+        for name, value in self.env(port).items() if monkeypatch else ():
+            monkeypatch.setenv(name, value)
         name = f"bucket-{secrets.token_hex(4)}"
         with urlopen(Request(f"{self.endpoint}/{name}", method="PUT"), timeout=20) as reply:
             assert reply.status == 200
@@ -59,30 +48,12 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Start a server; it ends with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        _wait_for(port)
-        yield S3Server(port, process.pid)
-    finally:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        process.wait(20)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(200):
+def s3_server():
+    """Start a server, which listens before it tells its port; it ends with the block."""
+    command = [sys.executable, "-c", _SERVE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError("the S3 server doesn't answer")
+            yield S3Server(int(process.stdout.readline()))
+        finally:
+            process.terminate()
+            process.wait(20)

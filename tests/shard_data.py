@@ -1,14 +1,14 @@
 """Small data sets in our format, made through the real writer, for the tests of shards and for the conformance run."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable
+import json
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from s3_server import s3_server
 
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.commit import Attempt, read_records
@@ -16,11 +16,12 @@ from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
 from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import Plan, Unit, load_plans, write_index
+from patchmint.shards.reader import iter_samples
+from patchmint.shards.records import mean_share
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.sidecar import mean_share, mean_share_of
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
@@ -39,14 +40,14 @@ CAPTIONS = (
 )
 
 
-def image_bytes(ordinal: int, kind: str, size: tuple[int, int] = (40, 30)) -> bytes:
+def image_bytes(ordinal, kind, size=(40, 30)):
     pixels = np.random.default_rng(ordinal).integers(0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(file, kind.upper())
     return file.getvalue()
 
 
-def make_sample(ordinal: int, *, layout: Layout = LAYOUT, phrases: bool = True, kind: str = "jpeg") -> ShardSample:
+def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     """A sample with one or two texts; the same ordinal always gives the same."""
     rng = np.random.default_rng(ordinal)
     texts = [CAPTIONS[ordinal % len(CAPTIONS)], "second text"][: 1 + ordinal % 2]
@@ -74,11 +75,11 @@ def make_sample(ordinal: int, *, layout: Layout = LAYOUT, phrases: bool = True, 
     )
 
 
-def make_reject(ordinal: int) -> Reject:
+def make_reject(ordinal):
     return Reject(ordinal, f"s{ordinal:04}", f"Source/{ordinal}", Fault("read", "image-missing", "it isn't there"))
 
 
-def write_shard(samples: list[ShardSample], layout: Layout = LAYOUT) -> tuple[bytes, bytes]:
+def write_shard(samples, layout=LAYOUT):
     """Bytes of the tar and of its sidecar."""
     tar, sidecar = io.BytesIO(), io.BytesIO()
     with ShardWriter(tar, sidecar, layout) as writer:
@@ -87,22 +88,14 @@ def write_shard(samples: list[ShardSample], layout: Layout = LAYOUT) -> tuple[by
     return tar.getvalue(), sidecar.getvalue()
 
 
-def write_plan(folder: Path, units: dict[int, int], generation: int = 0) -> None:
+def write_plan(folder, units, generation=0):
     """The plan's index, or that of a retry; there are no parts."""
     listed = [Unit(unit, samples, 0, "none", 0) for unit, samples in units.items()]
     plan = Plan(generation, listed, config={}, config_digest="", models={}, versions={})
     open_storage(folder).write(plan_path(generation), write_index(plan))
 
 
-def commit_unit(
-    folder: Path,
-    unit: int,
-    samples: list[ShardSample],
-    rejects: list[Reject],
-    *,
-    layout: Layout = LAYOUT,
-    damage: Callable[[bytes], bytes] = bytes,
-) -> None:
+def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes):
     """Write and publish a unit as a worker does; `damage` changes the tar before it is hashed."""
     storage = open_storage(folder)
     (plan,) = (plan for plan in load_plans(storage) if unit in {planned.id for planned in plan.units})
@@ -112,7 +105,7 @@ def commit_unit(
     for name, data in files.items():
         with attempt.new_file(name) as file:
             file.write(data)
-    reasons: dict[str, int] = {}
+    reasons = {}
     if rejects:
         reasons = {"image-missing": len(rejects)}
         with attempt.new_file(f"rejects/{unit:06}.parquet") as file:
@@ -129,24 +122,15 @@ def commit_unit(
     attempt.drop()
 
 
-def _label_shares(sample: ShardSample) -> list[float]:
+def _label_shares(sample):
     return [] if sample.selector is None else sample.selector.mean(axis=(1, 2)).tolist()
 
 
-def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: Layout = LAYOUT) -> None:
+def finish(folder, units, planned, rejected, layout=LAYOUT):
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     plans, records = load_plans(storage), read_records(storage, units)
-    totals = Totals(
-        units=len(units),
-        planned=planned,
-        written=sum(record.written for record in records),
-        rejected={"image-missing": rejected} if rejected else {},
-        texts=sum(record.texts for record in records),
-        label_share=mean_share_of((record.label_share, record.texts) for record in records),
-        shards=sum(bool(record.written) for record in records),
-        bytes=sum(f.size for record in records for name, f in record.files.items() if name.endswith(".tar")),
-    )
+    totals = Totals.of(records, planned, {"image-missing": rejected} if rejected else {})
     manifest = Manifest(
         notice=layout.notice,
         config={"source": {"kind": "folder"}},
@@ -162,14 +146,7 @@ def finish(folder: Path, units: list[int], planned: int, rejected: int, layout: 
     write_manifest(storage, manifest)
 
 
-def make_dataset(
-    folder: Path,
-    units: list[list[ShardSample]],
-    rejects: dict[int, list[Reject]] | None = None,
-    *,
-    layout: Layout = LAYOUT,
-    damage: dict[int, Callable[[bytes], bytes]] | None = None,
-) -> Path:
+def make_dataset(folder, units, rejects=None, *, layout=LAYOUT, damage=None):
     """A whole, finished data set."""
     rejects = rejects or {}
     write_plan(folder, {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)})
@@ -181,5 +158,39 @@ def make_dataset(
     return folder
 
 
-def renamed(sample: ShardSample, key: str) -> ShardSample:
+def renamed(sample, key):
     return replace(sample, planned=replace(sample.planned, key=key))
+
+
+def stored(folder):
+    """All samples, in order."""
+    storage = open_storage(folder)
+    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
+    return [sample for tar in tars for sample in iter_samples(storage, tar)]
+
+
+def configure(folder, *, entries=None, **settings):
+    """Put settings, and entries of models, into the manifest of a data set."""
+    manifest = folder / "dataset.json"
+    document = json.loads(manifest.read_bytes())
+    document["config"] |= settings
+    document["models"] |= entries or {}
+    manifest.write_text(json.dumps(document))
+    return folder
+
+
+def copy(folder, uri):
+    """Bring a data set to an object store."""
+    target = open_storage(uri)
+    for entry in open_storage(folder).list():
+        target.write(entry.path, (folder / entry.path).read_bytes())
+    return uri
+
+
+@contextmanager
+def on_a_store(folder):
+    """The address of a copy in an object store, which ends with the block."""
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env().items():
+            patch.setenv(name, value)
+        yield copy(folder, server.new_bucket())

@@ -1,41 +1,49 @@
 """Helpers of the tests of sources."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
+import pytest
 import skimage.data
 from PIL import Image
 from pydantic import TypeAdapter
 
 from patchmint.config.sources import SourceConfig
-from patchmint.pipeline.sources import Source, open_source
-from patchmint.samples import SourceSample
+from patchmint.errors import ConfigError
+from patchmint.pipeline.sources import open_source
 
 FIXTURES = Path(__file__).with_name("sources")
 
 
-def source(kind: str, uri: Path | str, **settings: Any) -> Source:
-    adapter: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
-    return open_source(adapter.validate_python({"kind": kind, "uri": str(uri), **settings}))
+def source(kind, uri, **settings):
+    return open_source(TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings}))
 
 
-def fixture(name: str, target: Path) -> Path:
+def read(kind, uri, **settings):
+    return list(source(kind, uri, **settings).samples())
+
+
+def refused(message, kind, uri, **settings):
+    """Reading the source is an error of the settings that says this; the error."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(kind, uri, **settings)
+    return caught.value
+
+
+def fixture(name, target):
     shutil.copytree(FIXTURES / name, target / name)
     return target / name
 
 
-def image_bytes(name: str = "astronaut", kind: str = "JPEG") -> bytes:
+def image_bytes(name="astronaut", kind="JPEG"):
     """A photograph of scikit-image, made small."""
     file = io.BytesIO()
     Image.fromarray(getattr(skimage.data, name)()).convert("RGB").resize((64, 64)).save(file, kind)
     return file.getvalue()
 
 
-def put(folder: Path, files: dict[str, str | bytes]) -> Path:
+def put(folder, files):
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +51,19 @@ def put(folder: Path, files: dict[str, str | bytes]) -> Path:
     return folder
 
 
-def texts(sample: SourceSample) -> list[str]:
+def texts(sample):
     return [text.content for text in sample.texts]
 
 
-def faults(samples: list[SourceSample]) -> dict[str, str]:
-    """Reason by id of the samples with faults."""
-    return {sample.id: sample.fault.reason for sample in samples if sample.fault is not None}
+def faults(samples):
+    """Ids of the samples with faults, by reason."""
+    found = {}
+    for sample in samples:
+        if sample.fault is not None:
+            found.setdefault(sample.fault.reason, set()).add(sample.id)
+    return found
+
+
+def good(samples):
+    """Texts of each sample without a fault."""
+    return [texts(sample) for sample in samples if sample.fault is None]

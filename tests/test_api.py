@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 
 import jsonschema
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from patchmint import Annotator, Text, UntrainedWarning
+from patchmint import Annotator, DemoWarning, Text, UntrainedWarning
 from patchmint.api.document import AnnotationDocument
+from patchmint.demo import HELD_OUT_SEED
+from patchmint.demo.dataset import obtain_scenes
 from patchmint.errors import ConfigError, ImageDecodeError, ImageTooLargeError, InputError, TextError, WeightsError
+from patchmint.images.decode import decode_image
 
 PHOTO = data.chelsea()
 
@@ -85,9 +90,35 @@ def test_pictures(annotation):
     picture = annotation.overlay(1)
     assert picture.mode == "RGB"
     assert max(picture.size) <= 1600
-    assert Image.open(io.BytesIO(annotation._repr_png_())).format == "PNG"
     with pytest.raises(InputError, match="texts 0 to 1"):
         annotation.overlay(2)
+
+
+def pictures_in(html: str) -> list[Image.Image]:
+    found = re.findall('src="data:image/png;base64,([^"]*)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data, validate=True))) for data in found]
+
+
+def test_a_notebook_shows_every_text(annotator):
+    annotation = annotator.annotate(PHOTO, ["a cat", "<script>alert(\"x\")</script> & 'dogs'"])
+    html = annotation._repr_html_()
+    assert html.count("<figure") == html.count("</figure>") == len(pictures_in(html)) == 2
+    assert "<figcaption>a cat</figcaption>" in html
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &#x27;dogs&#x27;") == 2
+    for index, picture in enumerate(pictures_in(html)):
+        shown = np.asarray(picture.convert("RGB"), np.int16)
+        drawn = np.asarray(annotation.overlay(index, max_side=round(800 / 2**0.5)), np.int16)
+        assert np.abs(shown - drawn).mean() < 8  # 256 colours
+    first = Image.open(io.BytesIO(annotation._repr_png_()))
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(annotation.overlay(0, max_side=800)))
+
+
+def test_a_notebook_stays_small(annotator):
+    photo = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
+    one = len(annotator.annotate(photo, "a cat")._repr_html_())
+    many = len(annotator.annotate(photo, [f"cat {number}" for number in range(25)])._repr_html_())
+    assert many < 5 * one < 3e6
 
 
 def test_document_keeps_its_schema(annotation):
@@ -107,7 +138,7 @@ def test_labels_or_codes_alone():
     assert Image.open(io.BytesIO(labels._repr_png_())).size
     codes = Annotator.from_preset("untrained-tiny", device="cpu", labels=None).annotate(PHOTO, "a cat")
     assert codes.phrases == codes.phrase_labels == []
-    assert codes._repr_png_() is None
+    assert codes._repr_png_() is codes._repr_html_() is None
     with pytest.raises(InputError, match="labels are null"):
         _ = codes.selector
     for each in (labels, codes):
@@ -144,6 +175,85 @@ def test_fast_coverage_agrees_with_exact(annotation):
     # The tiny SAM's logits are 32 x 32, hardly finer than the grid; test_sam.py has the limits for official sizes.
     assert not np.array_equal(coverage, annotation.coverage)
     assert np.corrcoef(coverage.ravel(), annotation.coverage.ravel())[0, 1] > 0.8
+
+
+# ---- many images ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Drawn scenes of several sizes with their captions, which the demo's models know."""
+    folder = tmp_path_factory.mktemp("scenes")
+    truth = obtain_scenes(folder / "scenes", seed=HELD_OUT_SEED, count=5, progress=lambda _: None)
+    paths = sorted((folder / "scenes").glob("*/*.jpg"))
+    texts = {int(name): [text.content for text in scene.texts] for name, scene in truth.scenes.items()}
+    return [(path, texts[int(path.stem)]) for path in paths]
+
+
+def test_a_batch_is_as_one_by_one(scenes, monkeypatch):
+    with pytest.warns(DemoWarning):
+        annotator = Annotator.from_preset("demo", device="cpu")
+    sizes = []
+    models = annotator._models
+    annotate = models.annotate
+    monkeypatch.setattr(models, "annotate", lambda images, texts: sizes.append(len(images)) or annotate(images, texts))
+    paths, texts = [path for path, _ in scenes], [texts for _, texts in scenes]
+    images = [paths[0], str(paths[1]), paths[2].read_bytes(), Image.open(paths[3]), decode_image(paths[4])]
+    images += [np.asarray(Image.open(paths[0]).resize((200, 90)))]
+    texts += [texts[0][0]]
+    alone = [annotator.annotate(image, words) for image, words in zip(images, texts, strict=True)]
+    sizes.clear()
+    batches = [
+        annotator.annotate_batch(images, texts, batch_size=4),
+        annotator.annotate_batch(iter(images), iter(texts)),
+    ]
+    assert sizes == [4, 2, 6]
+    assert any(one.selector.any() for one in alone)
+    for batch in batches:
+        assert len(batch) == len(alone)
+        for one, other in zip(alone, batch, strict=True):
+            assert one.texts == other.texts
+            np.testing.assert_array_equal(one.selector, other.selector)
+            np.testing.assert_allclose(one.coverage.astype(int), other.coverage, atol=4)  # sums of floats, in 255ths
+            np.testing.assert_array_equal(one.codes, other.codes)
+            assert [phrase.span for phrase in one.phrases] == [phrase.span for phrase in other.phrases]
+
+
+def test_a_batch_reads_no_further_than_it_must(annotator):
+    taken = []
+
+    def images():
+        for number in range(10):
+            taken.append(number)
+            yield b"no image" if number == 3 else PHOTO[:64, :64]
+
+    with pytest.raises(ImageDecodeError, match="image 3: the image \\(bytes\\)") as error:
+        annotator.annotate_batch(images(), ["a cat"] * 10, batch_size=2)
+    assert error.value.index == 3
+    assert taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "error", "message"),
+    [
+        ([PHOTO, "missing.jpg"], ["a cat", "a cat"], ImageDecodeError, "image 1: image 'missing.jpg' doesn't exist"),
+        ([PHOTO], [["a cat", " "]], TextError, "image 0: text 1 is blank"),
+        ([PHOTO, PHOTO], ["a cat"], InputError, "more images than texts"),
+        ([PHOTO], ["a cat", "a dog"], InputError, "more texts than images"),
+        (PHOTO, ["a cat"], InputError, "this is one; pass it to `annotate`"),
+        ("cat.jpg", ["a cat"], InputError, "this is one; pass it to `annotate`"),
+        ([PHOTO], "a cat", InputError, "for each image"),
+    ],
+)
+def test_a_bad_batch_says_where(annotator, images, texts, error, message):
+    with pytest.raises(error, match=message):
+        annotator.annotate_batch(images, texts)
+
+
+def test_an_empty_batch_is_none_and_a_batch_of_none_is_refused(annotator):
+    assert annotator.annotate_batch([], []) == []
+    with pytest.raises(ConfigError, match="batch_size"):
+        annotator.annotate_batch([PHOTO], ["a cat"], batch_size=0)
 
 
 # ---- bad input: the table in docs/bad-input.md -------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Builds that are killed, stopped or run out of disk anywhere: the same command again ends with the same bytes."""
 
-from __future__ import annotations
-
+import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,30 +15,32 @@ import builds
 import pyarrow.parquet as pq
 import pytest
 
+from patchmint.storage.local import is_temporary
+
 pytestmark = pytest.mark.kill
 
 SCRIPTS = 3
-"""How many scripts share the steps: a driver that takes over a lease sleeps half a second."""
+"""How many scripts share the states: a driver that takes over a lease sleeps half a second."""
 TEXTS = [f"thing number {place}" for place in range(9)]
 DAMAGED = (2,)
 REJECTS = {"image-damaged": 1}
 
 
-# ------------------------------------------------------------------------------------------------- forked in a script
+# A kill leaves what is on the disk at that moment, so the steps between which nothing changes there are one case. A
+# script records the state before each step of an undisturbed build, then kills a build at the first step of each state,
+# sees that it left that state, and goes on with it. Each build is a fork with the real driver and worker in it.
 
-# Some hundred kills would take an hour if each driver imported torch anew. A script imports it once and forks a child
-# for each build, with the real driver and worker in it, on real files, and SIGKILL kills the child.
 
-
-def killed_at_every_step(config, whole, folder, scene, share):
-    """Kill a build at each step in turn, go on with it, compare; returns the number of the steps of all shares.
+def killed_in_every_state(config, whole, folder, scene, share):
+    """Kill a build in each state of the disk in turn, go on with it, compare; how many steps and states there are.
 
     Args:
         config: of the build.
         whole: output of an undisturbed one.
         folder: for the outputs.
-        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published.
-        share: which of the steps, modulo SCRIPTS.
+        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published;
+            "replaced" = kill one that finds the plan of other settings, and what was begun with it.
+        share: which of the states, modulo SCRIPTS.
     """
     expected = builds.digests(whole)
     begun = folder / "begun"
@@ -45,15 +48,43 @@ def killed_at_every_step(config, whole, folder, scene, share):
         assert builds.exit_code(builds.fork(lambda: _killed_when_committed(config, begun))) == -signal.SIGKILL
         assert (begun / "commits" / "000001.json").exists()
         assert not (begun / "shards" / "000001.tar").exists()
-    total = _count_steps(config, folder, scene, begun)
-    for number in range(share, total, SCRIPTS):
+    elif scene == "replaced":
+        assert builds.exit_code(builds.fork(lambda: _killed_with_other_settings(config, begun))) == -signal.SIGKILL
+        assert builds.is_mid_shard(begun)
+        assert not builds.committed(begun)
+    states = _states_before_steps(config, folder, scene, begun)
+    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
+    for number in first_steps[share::SCRIPTS]:
         out = folder / f"{number}"
-        if scene == "committed":
+        if scene != "fresh":
             shutil.copytree(begun, out)
         assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
-        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected))) == 0, number
+        _check_same_state(_state(out), states[number], f"killed before step {number}")
+        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected, scene))) == 0, number
         shutil.rmtree(out)
-    return total
+    return len(states), len(first_steps)
+
+
+def _check_same_state(left, recorded, when):
+    left, recorded = (set(map(tuple, json.loads(state))) for state in (left, recorded))
+    assert left == recorded, f"{when}, it left other files than were recorded: {left ^ recorded}"
+
+
+_RUN = re.compile(r"[0-9]{8}t[0-9]{6}-[0-9a-f]{8}(-[0-9]{6}-)?(?(1)[0-9a-f]{16})")
+
+
+def _state(out):
+    """All that is on the disk but for what chance and clocks decide: attempts' names, seconds, lease, run records."""
+    found = []
+    for path in sorted(out.rglob("*")):
+        name = "temporary" if is_temporary(path.name) else path.name
+        told = path.parent.name == "runs" or name in ("lease.json", "temporary")
+        data = path.read_bytes() if path.is_file() and not told else b""
+        if path.parent.name == "commits" and data:
+            data = json.dumps(json.loads(_RUN.sub(r"run\1", data.decode())) | {"seconds": 0}).encode()
+        place = _RUN.sub(r"run\1", str(path.parent.relative_to(out)))
+        found.append((place, _RUN.sub("run", name), hashlib.sha256(data).hexdigest()))
+    return json.dumps(found)
 
 
 def _killed(config, out, number):
@@ -84,33 +115,48 @@ def _killed_when_committed(config, out):
     builds.build_here(config, out)
 
 
-def _gone_on(config, out, expected):
+def _killed_with_other_settings(config, out):
+    """Kill it in its first shard; one more was begun by a worker elsewhere."""
+    import faults
+
+    def on_step(when, name):
+        if (when, name) == ("after", "write"):
+            shutil.copytree(next(out.glob("attempts/*")), out / "attempts" / "elsewhere-000004-0123456789abcdef")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.watch(on_step)
+    builds.build_here(config, out, {"output.samples_per_shard": 2, "labels.min_coverage": 0.3})
+
+
+def _gone_on(config, out, expected, scene="fresh"):
     from patchmint.shards.verify import verify
     from patchmint.storage import open_storage
 
-    builds.check_half_done(out, expected)
+    if scene != "replaced":  # there the plan may still be the other one
+        builds.check_half_done(out, expected)
     report = builds.build_here(config, out)
     assert (report.planned, report.written, report.rejects, report.missing) == (9, 8, REJECTS, 0)
     builds.check_files(out, expected)
     assert list(verify(open_storage(out))) == []
 
 
-def _count_steps(config, folder, scene, begun):
-    """All of a fresh build; of one that goes on, those before it writes a shard: the others are the same."""
-    out, counted = folder / "counted", folder / "steps"
-    if scene == "committed":
+def _states_before_steps(config, folder, scene, begun):
+    """Of a fresh build all; of one on top of another, those before it writes a shard: the others are the same."""
+    out, told = folder / "watched", folder / "states"
+    if scene != "fresh":
         shutil.copytree(begun, out)
 
-    def count():
+    def record():
         import faults
 
         steps = []
-        faults.watch(lambda when, name: steps.append(name) if when == "before" else None)
+        faults.watch(lambda when, name: steps.append((name, _state(out))) if when == "before" else None)
         builds.build_here(config, out)
-        counted.write_text(str(len(steps) if scene == "fresh" else steps.index("write")))
+        names = [name for name, _ in steps]
+        told.write_text(json.dumps([state for _, state in steps][: None if scene == "fresh" else names.index("write")]))
 
-    assert builds.exit_code(builds.fork(count)) == 0
-    return int(counted.read_text())
+    assert builds.exit_code(builds.fork(record)) == 0
+    return json.loads(told.read_text())
 
 
 def full_at_any_moment(config, whole, disk):
@@ -142,6 +188,11 @@ def _full(config, out):
         os._exit(3 if "the disk is full" in str(error) else 4)
 
 
+def batched(numbers):
+    """Two at a time."""
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def in_a_script(*arguments):
     """Start one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *map(str, arguments)]
@@ -153,9 +204,6 @@ def answer(script):
     said, complaints = script.communicate(timeout=500)
     assert script.returncode == 0, said + complaints[-6000:]
     return [int(number) for number in said.split()]
-
-
-# ------------------------------------------------------------------------------------------------- tests
 
 
 @pytest.fixture(autouse=True)
@@ -171,18 +219,21 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     source = builds.make_input(folder / "in", TEXTS, DAMAGED)
     config = builds.make_config(folder / "config.yaml", source, folder / "out", 3)
-    builds.run(config, folder / "out")
+    builds.run(config, folder / "out", cold=True)
     builds.check_finished(folder / "out", builds.digests(folder / "out"), 9, REJECTS)
     builds.check_with_commands(folder / "out", 9, REJECTS)
     return config, folder / "out"
 
 
-def test_killed_at_every_step(undisturbed, tmp_path):
+def test_killed_in_every_state(undisturbed, tmp_path):
     scripts = [in_a_script("killed", *undisturbed, tmp_path, share) for share in range(SCRIPTS)]
     for script in scripts:
-        fresh, committed = answer(script)
-        assert fresh >= 120
-        assert committed >= 15
+        (steps, states), *others = batched(answer(script))
+        assert steps >= 120
+        assert 40 <= states < steps
+        for (steps, states), least in zip(others, (15, 30), strict=True):
+            assert steps >= least
+            assert 4 <= states < steps
 
 
 def go_on(undisturbed, outs):
@@ -328,9 +379,9 @@ if __name__ == "__main__":
     builds.warm_up()
     if what == "killed":
         whole, folder, share = paths
-        for scene in ("fresh", "committed"):
+        for scene in ("fresh", "committed", "replaced"):
             room = Path(folder) / f"{scene}-{share}"
             room.mkdir()
-            print(killed_at_every_step(Path(given), Path(whole), room, scene, int(share)))
+            print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
     else:
         print(full_at_any_moment(Path(given), *map(Path, paths)))

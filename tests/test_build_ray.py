@@ -1,7 +1,5 @@
 """Builds on a real Ray cluster: jobs, deaths of workers, of a node and of the whole cluster, nodes that come late."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -10,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from builds import check_files, digests, make_input
-from ray_cluster import ROOT, RayCluster, ray_cluster, wait_until
+from ray_cluster import ROOT, ray_cluster, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -53,7 +50,7 @@ Worker.do = do
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RayCluster]:
+def running():
     with ray_cluster() as cluster:
         modules = cluster.folder / "modules"
         modules.mkdir()
@@ -63,7 +60,7 @@ def running() -> Iterator[RayCluster]:
 
 
 @pytest.fixture
-def cluster(running: RayCluster) -> Iterator[RayCluster]:
+def cluster(running):
     """Whole, whatever the test before has done to it."""
     running.start()
     yield running
@@ -74,13 +71,13 @@ def cluster(running: RayCluster) -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="module")
-def source(running: RayCluster) -> Path:
+def source(running):
     """Small images; one is damaged."""
     return make_input(running.folder / "in", [f"picture {i}" for i in range(12)], damaged=[5])
 
 
 @pytest.fixture(scope="module")
-def reference(running: RayCluster, source: Path) -> dict[str, str]:
+def reference(running, source):
     """What `local` makes of it with as many threads."""
     out = running.folder / "reference"
     options = ["--runner.kind=local", "--runner.num-cpus=1", "--runner.workers=1", "--runner.device=cpu"]
@@ -89,11 +86,11 @@ def reference(running: RayCluster, source: Path) -> dict[str, str]:
     return digests(out)
 
 
-def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run(command, env):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def settings(source: Path, out: Path | str, per_unit: int = 4) -> list[str]:
+def settings(source, out, per_unit=4):
     return [
         "--source.kind=folder",
         f"--source.uri={source}",
@@ -105,7 +102,7 @@ def settings(source: Path, out: Path | str, per_unit: int = 4) -> list[str]:
     ]
 
 
-def on_ray(*, max_actors: int = 2, min_actors: int = 1, num_cpus: int = 1) -> list[str]:
+def on_ray(*, max_actors=2, min_actors=1, num_cpus=1):
     return [
         "--runner.kind=ray",
         "--runner.num-gpus=0",
@@ -116,7 +113,7 @@ def on_ray(*, max_actors: int = 2, min_actors: int = 1, num_cpus: int = 1) -> li
     ]
 
 
-def worker_env(cluster: RayCluster, *, sleep: float = 0, module: str = "", tell: Path | None = None) -> dict[str, str]:
+def worker_env(cluster, *, sleep=0, module="", tell=None):
     env = {"PYTHONPATH": f"{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
     return env | {"STAND_IN_SLEEP": str(sleep), "STAND_IN_FAULT": module, "TELL": str(tell or "")}
 
@@ -126,7 +123,7 @@ class Driver:
 
     started: ClassVar[list[subprocess.Popen[bytes]]] = []
 
-    def __init__(self, cluster: RayCluster, out: Path, options: list[str], **for_workers: Any) -> None:
+    def __init__(self, cluster, out, options, **for_workers):
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
         job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)}}
         env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
@@ -137,10 +134,10 @@ class Driver:
         self.started.append(self.process)
 
     @property
-    def log(self) -> str:
+    def log(self):
         return self._log.read_text()
 
-    def end(self, seconds: float = 90) -> int:
+    def end(self, seconds=90):
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -148,29 +145,28 @@ class Driver:
             self.process.wait()
             raise AssertionError(f"the driver didn't end; it said:\n{self.log}") from None
 
-    def at_work(self, workers: int) -> bool:
+    def at_work(self, workers):
         """Whether so many workers write shards now."""
         assert self.process.poll() is None, self.log
         return len({file.parent for file in attempts(self.out)}) >= workers
 
 
-def attempts(out: Path) -> list[Path]:
+def attempts(out):
     """Files of shards that are being written."""
     return list((out / "attempts").glob("*/*"))
 
 
-def clean(out: Path) -> bool:
+def clean(out):
     return not (out / "lease.json").exists() and not attempts(out)
 
 
-def status(out: Path) -> dict[str, Any]:
+def status(out):
     done = run([sys.executable, "-m", "patchmint", "status", str(out), "--json"], dict(os.environ))
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
 
 
-def driver_metrics(text: str, name: str) -> dict[str, float]:
+def driver_metrics(text, name):
     """A counter's values by the id of the driver."""
     found = re.findall(rf"^ray_patchmint_{name}{{.*WorkerId=\"(\w+)\".*}} (\S+)$", text, re.MULTILINE)
     return {driver: float(value) for driver, value in found}
@@ -224,8 +220,8 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
 
-def check_counters(cluster: RayCluster, out: Path) -> None:
-    def mine() -> str:
+def check_counters(cluster, out):
+    def mine():
         text = cluster.metrics()
         drivers = driver_metrics(text, "samples_written_total")
         return next((driver for driver, value in drivers.items() if value == 11), "")
@@ -257,10 +253,7 @@ def test_killed_worker_is_replaced(cluster, source, reference):
 def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
     out = cluster.folder / "stopped"
     options = [*settings(source, out), *on_ray()]
-    job = {
-        "entrypoint": shlex.join([*BUILD, *options]),
-        "runtime_env": {"env_vars": worker_env(cluster, sleep=1)},
-    }
+    job = {"entrypoint": shlex.join([*BUILD, *options]), "runtime_env": {"env_vars": worker_env(cluster, sleep=1)}}
     _, answer = cluster.get("/api/jobs/", body=job, method="POST")
     path = f"/api/jobs/{answer['submission_id']}"
     wait_until(lambda: attempts(out), 60, "a worker writes a shard")

@@ -1,7 +1,5 @@
 """Whole builds to a real S3-protocol server: the same bytes as to a folder, through faults, and with two drivers."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Two drivers on one output: the second is turned away, or takes over from one that is silent; they never mix."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -45,6 +43,22 @@ def test_others_are_turned_away_while_a_driver_lives(undisturbed, tmp_path):
     builds.check_finished(out, expected, 9, {"image-damaged": 1})
 
 
+def test_a_driver_whose_plan_was_replaced_while_it_slept_commits_nothing(undisturbed, tmp_path):
+    """Stopped in its first unit: nothing of its plan is finished, so other settings may take its place."""
+    config, expected = undisturbed
+    out = tmp_path / "out"
+    first = builds.start(config, out, "--labels.min-coverage=0.5", "--runner.batch-size=1", STAND_IN_SLEEP="1")
+    assert builds.wait_until(lambda: builds.is_mid_shard(out))
+    os.killpg(first.pid, signal.SIGSTOP)
+    said = builds.run(config, out)
+    assert f"the plan in {out}, of which nothing is finished, is replaced: it was made with other settings; " in said
+    assert "labels.min_coverage: 0.5 there, 0.0 here" in said
+    builds.check_finished(out, expected, 9, {"image-damaged": 1})
+    os.killpg(first.pid, signal.SIGCONT)
+    assert "another driver has taken over this output" in builds.ended(first, 1)
+    builds.check_finished(out, expected, 9, {"image-damaged": 1})
+
+
 def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on(undisturbed, tmp_path):
     """Stopped with its worker at unit 1: before the record, after it, in the middle of publishing."""
     config, expected = undisturbed
@@ -79,7 +93,8 @@ def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on
     for build in first:
         assert "another driver has taken over this output" in builds.ended(build, 1)
     assert [builds.committed(out) for out in outs] == records
-    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
+    for out in outs:
         builds.check_files(out, expected)
+    for build, out in zip([builds.start(config, out) for out in outs], outs, strict=True):
         builds.ended(build, 0)
         builds.check_finished(out, expected, 9, {"image-damaged": 1})

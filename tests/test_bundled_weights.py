@@ -278,9 +278,9 @@ def test_label_without_models_works_after_an_install(scene, patchmint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--masker", "sam-vit-b"), "groundingdino-swint-ogc, bert-base-uncased-vocab, sam-vit-b, vqgan"),
-        (("--models", "demo", "--masker", "sam-vit-b"), "this machine: sam-vit-b. Get"),
-        (("--models", "demo", "--detector", "groundingdino-swint-ogc"), "demo-detector reads demo-vocabulary"),
+        (("--models.masker", "sam-vit-b"), "groundingdino-swint-ogc, bert-base-uncased-vocab, sam-vit-b, vqgan"),
+        (("--models", "demo", "--models.masker", "sam-vit-b"), "this machine: sam-vit-b. Get"),
+        (("--models", "demo", "--models.detector", "groundingdino-swint-ogc"), "demo-detector reads demo-vocabulary"),
         (("--models", "demos"), "presets: official, demo, untrained-tiny"),
     ],
 )

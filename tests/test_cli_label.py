@@ -70,6 +70,58 @@ def test_plain_output_is_for_people(photo):
     assert "\x1b" not in done.stdout
 
 
+@pytest.fixture
+def run(photo, monkeypatch, capsys):
+    """The command in this process, on untrained models; what it printed."""
+
+    def run(*arguments: object) -> tuple[str, str]:
+        given = ("label", photo, "-t", "a cat", "--models", "untrained-tiny", *arguments)
+        monkeypatch.setattr(sys, "argv", ["patchmint", *map(str, given)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == 0, printed.err
+        return printed.out, printed.err
+
+    return run
+
+
+def test_options_are_those_of_a_build(run, tmp_path):
+    config = tmp_path / "stage1.yaml"
+    config.write_text(
+        "source: {kind: folder, uri: in}\noutput: {uri: out}\nrunner: {workers: 2}\n"
+        "grid: seed-224\ntokens: {size: 64}\nlabels: {box_threshold: 0.9}\n"
+    )
+    document = json.loads(run("--config", config, "--labels.box-threshold", "0.0", "--json")[0])
+    assert np.array(document["selector"]).shape == (1, 16, 16)
+    assert np.array(document["codes"]).shape == (8, 8)
+    assert document["phrases"]
+    assert json.loads(run("--config", config, "--labels.box-threshold", "1", "--json")[0])["phrases"] == []
+
+
+def test_old_option_names_still_work_and_name_the_new_ones(run):
+    old = ("--box-threshold", "0.3", "--tokens-size", "64", "--tokens-fit", "crop", "--detector", "untrained-tiny")
+    new = ("--labels.box-threshold", "0.3", "--tokens.size", "64", "--tokens.fit", "crop")
+    (out_old, err_old), (out_new, err_new) = run(*old, "--json"), run(*new, "--json")
+    assert out_old == out_new
+    for name in ("labels.box-threshold", "tokens.size", "tokens.fit", "models.detector"):
+        assert f"is now --{name};" in err_old
+    assert "is now" not in err_new
+    assert "--tokens-size" not in run("--help")[0]
+
+
+def test_what_is_null_is_left_out(run):
+    out, _ = run("--labels", "null", "--features.pool", "12")
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["codes", "features"]
+    out, _ = run("--tokens", "null")
+    assert "patches kept" in out
+    assert "codes" not in out
+    document = json.loads(run("--labels", "null", "--json")[0])
+    assert document["selector"] == document["coverage"] == document["phrases"] == []
+    assert document["codes"]
+    assert json.loads(run("--tokens", "null", "--json")[0])["codes"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -77,16 +129,18 @@ def test_plain_output_is_for_people(photo):
         (("{photo}", "--text", " "), "blank"),
         (("{photo}",), "--text"),
         (("{photo}", "--text", "a cat", "--grid", "llava"), "did you mean"),
-        (("{photo}", "--text", "a cat", "--prompt", "words"), "labels.prompt"),
+        (("{photo}", "--text", "a cat", "--labels.prompt", "words"), "labels.prompt"),
         (("{photo}", "--text", "a cat", "--out", "no/such/folder/o.png"), "no folder"),
         (("{photo}", "--text", "a cat", "--out", "o.jpg"), ".png"),
         (("{photo}", "--text", "a cat", "--out", "{photo}"), "the image itself"),
         (("{photo}", "--text", "a cat", "--max-megapixels", "0.1"), "max_megapixels"),
-        (("{photo}", "--text", "a cat", "--masker", "no/such.pth"), "no/such.pth"),
+        (("{photo}", "--text", "a cat", "--models.masker", "no/such.pth"), "no/such.pth"),
         (("{photo}", "--text", "a \udcff cat"), "Unicode"),
-        (("{photo}", "--text", "a cat", "--tokens-size", "100"), "multiple"),
+        (("{photo}", "--text", "a cat", "--tokens.size", "100"), "multiple"),
         (("{photo}", "--text", "a cat", "--colour"), "--colour"),
-        (("{photo}", "--text", "a cat", "--tokenizer", "no-such-thing"), "no-such-thing"),
+        (("{photo}", "--text", "a cat", "--labels", "null", "--out", "o.png"), "`labels` is null"),
+        (("{photo}", "--text", "a cat", "--config", "missing.yaml"), "missing.yaml"),
+        (("{photo}", "--text", "a cat", "--models.tokenizer", "no-such-thing"), "no-such-thing"),
         ((str(ROOT / "pyproject.toml"), "--text", "a cat"), "JPEG"),
     ],
 )

@@ -1,28 +1,23 @@
 """The commit protocol: killed, stopped and raced at every step, on a folder and on a real S3-protocol server."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import obstore
 import pytest
-from flaky_proxy import Fault, FlakyProxy, conditional_put
-from s3_server import S3Server
+from builds import exit_code, fork
+from flaky_proxy import Fault, conditional_put
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.commit import Attempt, committed_units, find_record, publish, read_record, read_records, sweep
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord
-from patchmint.storage import Storage, open_storage
+from patchmint.storage import open_storage
 from patchmint.storage.interface import NewFile
 from patchmint.storage.local import LocalStorage
 
@@ -30,7 +25,7 @@ from patchmint.storage.local import LocalStorage
 # its work after the fork, so that none inherits obstore's threads.
 
 
-def build(storage: Storage, unit: int, run: str, tag: str) -> bool:
+def build(storage, unit, run, tag):
     """What a worker does; the bytes tell who wrote them."""
     attempt = Attempt(storage, unit, run)
     try:
@@ -47,7 +42,7 @@ def build(storage: Storage, unit: int, run: str, tag: str) -> bool:
         attempt.drop()
 
 
-def go_on(storage: Storage, unit: int, run: str, tag: str) -> None:
+def go_on(storage, unit, run, tag):
     """What another driver does that finds the output: finish what is committed, do the rest, sweep."""
     record = find_record(storage, unit)
     if record is None:
@@ -57,7 +52,7 @@ def go_on(storage: Storage, unit: int, run: str, tag: str) -> None:
     sweep(storage, None)
 
 
-def problems(storage: Storage, unit: int, tags: set[str], *, ended: bool) -> list[str]:
+def problems(storage, unit, tags, *, ended):
     """What is wrong with a unit's files, at any moment or in the end."""
     found = {entry.path: entry.size for entry in storage.list()}
     record = find_record(storage, unit)
@@ -81,7 +76,7 @@ def problems(storage: Storage, unit: int, tags: set[str], *, ended: bool) -> lis
     return wrong
 
 
-STEPS: dict[str, list[tuple[Any, str]]] = {
+STEPS = {
     "local": [
         *[(os, name) for name in ("fsync", "link", "rename", "unlink", "mkdir", "rmdir")],
         (Path, "open"),
@@ -91,12 +86,12 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
 }
 
 
-def interrupt(steps: list[tuple[Any, str]], number: int, sent: int) -> None:
+def interrupt(steps, number, sent):
     """Send this process a signal before its step of that number, which is also after the one before."""
     count = 0
 
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **options: Any) -> Any:
+    def wrap(original):
+        def step(*args, **options):
             nonlocal count
             count += 1
             if count == number:
@@ -109,31 +104,12 @@ def interrupt(steps: list[tuple[Any, str]], number: int, sent: int) -> None:
         setattr(owner, name, wrap(getattr(owner, name)))
 
 
-def fork(work: Callable[[], object]) -> int:
-    """Do it in a child; it ends with 0 or, after an exception, with 1. Returns its process id."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended_well(pid: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def check(storage: Storage, tags: set[str], *, ended: bool) -> None:
+def check(storage, tags, *, ended):
     wrong = problems(storage, 3, tags, ended=ended)
     assert not wrong, wrong
 
 
-def interrupted(uri: str, kind: str, sent: int) -> int:
+def interrupted(uri, kind, sent):
     """Interrupt a build at each of its steps in turn, and let another driver go on; returns the number of steps.
 
     After SIGKILL the same bytes are built again. After SIGSTOP the other driver builds bytes of its own, and then the
@@ -143,17 +119,17 @@ def interrupted(uri: str, kind: str, sent: int) -> int:
     for number in range(1, 1000):
         here = f"{uri}/{number}"
 
-        def first(here: str = here, number: int = number) -> None:
+        def first(here=here, number=number):
             interrupt(STEPS[kind], number, sent)
             build(open_storage(here), 3, "run-a", "a")
 
-        def second(here: str = here) -> None:
+        def second(here=here):
             storage = open_storage(here)
             check(storage, {"a"}, ended=False)
             go_on(storage, 3, "run-b", other)
             check(storage, {"a", other}, ended=False)
 
-        def last(here: str = here) -> None:
+        def last(here=here):
             storage = open_storage(here)
             sweep(storage, None)
             check(storage, {"a", other}, ended=True)
@@ -164,22 +140,22 @@ def interrupted(uri: str, kind: str, sent: int) -> int:
             assert os.waitstatus_to_exitcode(status) == 0, number
             return number - 1
         assert os.WIFSIGNALED(status) == (sent == signal.SIGKILL), (number, status)
-        assert ended_well(fork(second)), number
+        assert exit_code(fork(second)) == 0, number
         if sent == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
-            assert ended_well(pid), number
-        assert ended_well(fork(last)), number
+            assert exit_code(pid) == 0, number
+        assert exit_code(fork(last)) == 0, number
     raise AssertionError("it never ends")
 
 
-def raced(uri: str, kind: str, turns: int) -> int:
+def raced(uri, kind, turns):
     """Several processes at the same unit at the same time, many times; returns how many of them have won."""
     wins = 0
     for turn in range(turns):
         here = f"{uri}/{turn}"
         ready, go = os.pipe()
 
-        def racer(tag: str, here: str = here, ready: int = ready, go: int = go) -> None:
+        def racer(tag, here=here, ready=ready, go=go):
             os.close(go)
             storage = open_storage(here)
             os.read(ready, 1)
@@ -192,11 +168,12 @@ def raced(uri: str, kind: str, turns: int) -> int:
         assert sorted(codes) == [0, 0, 10], (turn, codes)
         winner = "abc"[codes.index(10)]
         wins += 1
-        assert ended_well(fork(lambda here=here, winner=winner: check(open_storage(here), {winner}, ended=True))), turn
+        looks = fork(lambda here=here, winner=winner: check(open_storage(here), {winner}, ended=True))
+        assert exit_code(looks) == 0, turn
     return wins
 
 
-def in_a_script(*args: str, env: dict[str, str] | None = None) -> int:
+def in_a_script(*args, env=None):
     """Run one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
@@ -205,43 +182,37 @@ def in_a_script(*args: str, env: dict[str, str] | None = None) -> int:
 
 
 @pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(request, tmp_path, monkeypatch):
     if request.param == "local":
         return open_storage(tmp_path / "out")
-    proxy: FlakyProxy = request.getfixturevalue("proxy")
-    server: S3Server = request.getfixturevalue("server")
+    proxy = request.getfixturevalue("proxy")
+    server = request.getfixturevalue("server")
     for name, value in server.env(proxy.port).items():
         monkeypatch.setenv(name, value)
     return open_storage(server.new_bucket())
 
 
-# ------------------------------------------------------------------------------------------------- interrupted, raced
-
-
 @pytest.mark.kill
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGSTOP"])
-def test_interrupted_at_every_step(tmp_path: Path, sent: str) -> None:
+def test_interrupted_at_every_step(tmp_path, sent):
     assert in_a_script("interrupted", str(tmp_path), "local", sent) > 40
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGSTOP"])
-def test_interrupted_at_every_request(server: S3Server, sent: str) -> None:
+def test_interrupted_at_every_request(server, sent):
     assert in_a_script("interrupted", server.new_bucket(), "s3", sent, env=server.env()) > 15
 
 
-def test_raced_on_a_folder(tmp_path: Path) -> None:
+def test_raced_on_a_folder(tmp_path):
     assert in_a_script("raced", str(tmp_path), "local", "20") == 20
 
 
-def test_raced_on_a_store(server: S3Server) -> None:
+def test_raced_on_a_store(server):
     assert in_a_script("raced", server.new_bucket(), "s3", "8", env=server.env()) == 8
 
 
-# ------------------------------------------------------------------------------------------------- one attempt
-
-
-def test_a_commit_publishes_and_cleans_up(storage: Storage) -> None:
+def test_a_commit_publishes_and_cleans_up(storage):
     assert build(storage, 3, "run-a", "a")
     assert problems(storage, 3, {"a"}, ended=True) == []
     record = read_record(storage, 3)
@@ -252,7 +223,7 @@ def test_a_commit_publishes_and_cleans_up(storage: Storage) -> None:
     assert problems(storage, 3, {"a"}, ended=True) == []
 
 
-def test_a_unit_without_a_written_sample_has_no_shard(storage: Storage) -> None:
+def test_a_unit_without_a_written_sample_has_no_shard(storage):
     attempt = Attempt(storage, 3, "run-a")
     with attempt.new_file("rejects/000003.parquet") as file:
         file.write(b"1")
@@ -261,13 +232,13 @@ def test_a_unit_without_a_written_sample_has_no_shard(storage: Storage) -> None:
     assert [entry.path for entry in storage.list()] == ["commits/000003.json", "rejects/000003.parquet"]
 
 
-def test_counts_that_do_not_close_are_refused(tmp_path: Path) -> None:
+def test_counts_that_do_not_close_are_refused(tmp_path):
     attempt = Attempt(open_storage(tmp_path), 3, "run-a")
     with pytest.raises(ValueError, match="planned isn't written plus rejects"):
         attempt.commit(planned=3, written=1, rejects={"text-empty": 1}, plan_digest="d")
 
 
-def test_only_the_units_own_names(tmp_path: Path) -> None:
+def test_only_the_units_own_names(tmp_path):
     attempt = Attempt(open_storage(tmp_path), 3, "run-a")
     for name in ("shards/000004.tar", "dataset.json", "../x", "commits/000003.json"):
         with pytest.raises(ValueError, match="no file of unit 3"):
@@ -276,7 +247,7 @@ def test_only_the_units_own_names(tmp_path: Path) -> None:
         Attempt(open_storage(tmp_path), 3, "Run/A")
 
 
-def test_a_dropped_attempt_leaves_nothing(storage: Storage) -> None:
+def test_a_dropped_attempt_leaves_nothing(storage):
     attempt = Attempt(storage, 3, "run-a")
     with attempt.new_file("shards/000003.tar") as file:
         file.write(b"1")
@@ -285,7 +256,7 @@ def test_a_dropped_attempt_leaves_nothing(storage: Storage) -> None:
     assert list(storage.list()) == []
 
 
-def test_a_swept_attempt_without_a_record_says_so(storage: Storage) -> None:
+def test_a_swept_attempt_without_a_record_says_so(storage):
     attempt = Attempt(storage, 3, "run-a")
     with attempt.new_file("shards/000003.tar") as file:
         file.write(b"1")
@@ -297,7 +268,7 @@ def test_a_swept_attempt_without_a_record_says_so(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("storage", ["s3"], indirect=True)
-def test_a_lost_reply_to_the_record(storage: Storage, proxy: FlakyProxy) -> None:
+def test_a_lost_reply_to_the_record(storage, proxy):
     proxy.faults.append(Fault(conditional_put, "swallow", 1))
     assert build(storage, 3, "run-a", "a")
     assert problems(storage, 3, {"a"}, ended=True) == []
@@ -305,14 +276,12 @@ def test_a_lost_reply_to_the_record(storage: Storage, proxy: FlakyProxy) -> None
 
 
 @pytest.mark.parametrize("storage", ["s3"], indirect=True)
-def test_files_outlive_a_store_that_fails_at_the_record(
-    storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_outlive_a_store_that_fails_at_the_record(storage, proxy, monkeypatch):
     """The record arrived, no reply came, and the store is down: what the record names must not be dropped."""
     monkeypatch.setattr("patchmint.storage.stores.PATIENCE", 0.3)
     broken = []
 
-    def from_the_lost_reply_on(method: str, path: str, headers: Any) -> bool:
+    def from_the_lost_reply_on(method, path, headers):
         broken.append(conditional_put(method, path, headers))
         return any(broken)
 
@@ -332,12 +301,10 @@ def test_files_outlive_a_store_that_fails_at_the_record(
 
 
 @pytest.mark.parametrize("winner", ["a", "b"])
-def test_a_record_is_read_back_where_creating_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: str
-) -> None:
+def test_a_record_is_read_back_where_creating_it_fails(tmp_path, monkeypatch, winner):
     create = LocalStorage.create
 
-    def failing(self: LocalStorage, path: str, data: bytes) -> bool:
+    def failing(self, path, data):
         with monkeypatch.context() as patch:
             patch.setattr(LocalStorage, "create", create)
             if winner == "a":
@@ -352,10 +319,10 @@ def test_a_record_is_read_back_where_creating_it_fails(
     assert problems(storage, 3, {winner}, ended=True) == []
 
 
-def test_files_outlive_a_record_that_may_still_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late: list[tuple[str, bytes]] = []
+def test_files_outlive_a_record_that_may_still_arrive(tmp_path, monkeypatch):
+    late = []
 
-    def delayed(self: LocalStorage, path: str, data: bytes) -> bool:
+    def delayed(self, path, data):
         late.append((path, data))
         raise StorageError("no reply")
 
@@ -373,13 +340,10 @@ def test_files_outlive_a_record_that_may_still_arrive(tmp_path: Path, monkeypatc
     assert storage.read("shards/000003.tar") == b"1"
 
 
-# ------------------------------------------------------------------------------------------------- publishing, sweeping
-
-
-def unpublished(storage: Storage, unit: int, run: str, monkeypatch: pytest.MonkeyPatch) -> CommitRecord:
+def unpublished(storage, unit, run, monkeypatch):
     """Commit a unit, but stop before publishing."""
 
-    def stop(storage: Storage, record: CommitRecord) -> None:
+    def stop(storage, record):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -389,7 +353,7 @@ def unpublished(storage: Storage, unit: int, run: str, monkeypatch: pytest.Monke
     return read_record(storage, unit)
 
 
-def test_publishing_again_changes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_again_changes_nothing(storage, monkeypatch):
     record = unpublished(storage, 3, "run-a", monkeypatch)
     assert not storage.exists("shards/000003.tar")
     for _ in range(2):
@@ -400,7 +364,7 @@ def test_publishing_again_changes_nothing(storage: Storage, monkeypatch: pytest.
     assert problems(storage, 3, {"a"}, ended=True) == []
 
 
-def test_publishing_finds_lost_and_foreign_files(storage: Storage) -> None:
+def test_publishing_finds_lost_and_foreign_files(storage):
     build(storage, 3, "run-a", "a")
     record = read_record(storage, 3)
     storage.write("shards/000003.parquet", b"of another size")
@@ -419,18 +383,18 @@ def test_publishing_finds_lost_and_foreign_files(storage: Storage) -> None:
     assert storage.read("rejects/000003.parquet") == b"new"
 
 
-def begun(storage: Storage, unit: int, run: str) -> Attempt:
+def begun(storage, unit, run):
     attempt = Attempt(storage, unit, run)
     with attempt.new_file(f"shards/{unit:06d}.tar") as file:
         file.write(b"begun")
     return attempt
 
 
-def attempts(storage: Storage) -> set[str]:
+def attempts(storage):
     return {entry.path.split("/")[1] for entry in storage.list("attempts")}
 
 
-def test_sweeping_every_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeping_every_run(storage, monkeypatch):
     loser = begun(storage, 1, "run-a")
     build(storage, 1, "run-b", "b")
     record = unpublished(storage, 2, "run-a", monkeypatch)
@@ -444,7 +408,7 @@ def test_sweeping_every_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -
     assert live.commit(planned=1, written=1, rejects={}, plan_digest="d")
 
 
-def test_sweeping_one_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeping_one_run(storage, monkeypatch):
     record = unpublished(storage, 1, "run-a", monkeypatch)
     loser = begun(storage, 1, "run-b")
     begun(storage, 2, "run-a")
@@ -455,7 +419,7 @@ def test_sweeping_one_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> 
     assert sha256(storage.read("shards/000001.tar")).hexdigest() == record.files["shards/000001.tar"].sha256
 
 
-def test_a_loser_whose_files_were_swept_has_lost(tmp_path: Path) -> None:
+def test_a_loser_whose_files_were_swept_has_lost(tmp_path):
     storage = open_storage(tmp_path)
     attempt = Attempt(storage, 3, "run-a")
     writing = attempt.new_file("shards/000003.tar")
@@ -473,10 +437,7 @@ def test_a_loser_whose_files_were_swept_has_lost(tmp_path: Path) -> None:
     assert problems(storage, 3, {"b"}, ended=True) == []
 
 
-# ------------------------------------------------------------------------------------------------- records
-
-
-def a_record(unit: int = 3) -> CommitRecord:
+def a_record(unit=3):
     attempt = f"run-a-{unit:06d}-0123456789abcdef"
     file = FileRecord(path=f"attempts/{attempt}/shards-{unit:06d}.tar", size=1, sha256="0" * 64)
     return CommitRecord(
@@ -494,13 +455,13 @@ def a_record(unit: int = 3) -> CommitRecord:
     )
 
 
-def test_a_record_comes_back_from_its_json(tmp_path: Path) -> None:
+def test_a_record_comes_back_from_its_json(tmp_path):
     storage = open_storage(tmp_path)
     storage.write(record_path(3), a_record().to_json())
     assert read_record(storage, 3) == a_record()
 
 
-DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+DAMAGES = {
     "another unit": lambda record: record.update(unit=4),
     "counts": lambda record: record.update(planned=3),
     "negative": lambda record: record.update(planned=0, written=-1),
@@ -517,7 +478,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_record_is_named(tmp_path, damage):
     record = json.loads(a_record().to_json())
     DAMAGES[damage](record)
     storage = open_storage(tmp_path)
@@ -527,28 +488,28 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"unit": 3'])
-def test_a_cut_record_is_named(tmp_path: Path, data: bytes) -> None:
+def test_a_cut_record_is_named(tmp_path, data):
     storage = open_storage(tmp_path)
     storage.write(record_path(3), data)
     with pytest.raises(ShardError, match="is damaged"):
         read_record(storage, 3)
 
 
-def test_another_units_record_is_damaged(tmp_path: Path) -> None:
+def test_another_units_record_is_damaged(tmp_path):
     storage = open_storage(tmp_path)
     storage.write(record_path(4), a_record(3).to_json())
     with pytest.raises(ShardError, match="it is unit 3's"):
         read_record(storage, 4)
 
 
-def test_committed_units_come_from_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_units_come_from_one_listing(tmp_path, monkeypatch):
     (tmp_path / "commits").mkdir()
     for unit in range(1500):
         (tmp_path / record_path(unit)).write_bytes(b"")
     (tmp_path / record_path(1_234_567)).write_bytes(b"")
     for name in ("notes.txt", "12.json", "0000003.json", "000003.json.bak", "00000a.json"):
         (tmp_path / "commits" / name).write_bytes(b"")
-    listings: list[str] = []
+    listings = []
     listed = LocalStorage.list
     monkeypatch.setattr(
         LocalStorage, "list", lambda self, prefix="": (listings.append(prefix), listed(self, prefix))[1]
@@ -558,7 +519,7 @@ def test_committed_units_come_from_one_listing(tmp_path: Path, monkeypatch: pyte
     assert listings == ["commits"]
 
 
-def test_many_records_are_read_in_order(storage: Storage) -> None:
+def test_many_records_are_read_in_order(storage):
     units = [5, 3, 9, 1]
     for unit in units:
         storage.write(record_path(unit), a_record(unit).to_json())

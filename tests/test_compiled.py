@@ -14,12 +14,16 @@ from patchmint.compute.precision import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.labelers import grounded_sam
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import encoders
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.sam import TINY, attention, image_encoder, untrained
+from patchmint.labelers.sam import attention, image_encoder
+from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
-from patchmint.tokenizers import vqgan
+from patchmint.labelers.sam.model import untrained
+from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
+from patchmint.tokenizers.vqgan import tokenizer as vqgan_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own, when it looks for compilers
 
@@ -178,7 +182,7 @@ def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
     compiler = Compiler()
     monkeypatch.setattr(encoders, "Compiled", partial(Compiled, backend=compiler))
     monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
-    model = dino_model.untrained(dino_model.TINY)
+    model = dino_model.untrained(dino_arch.TINY)
     dino_model.store_reduced(model, dtype)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randn(3, *size, generator=generator) for size in [(64, 80)] * 7 + [(80, 64)]]
@@ -196,7 +200,7 @@ def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
 def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
     compiler = Compiler()
     monkeypatch.setattr(vqgan_model, "Compiled", partial(Compiled, backend=compiler))
-    model = vqgan.untrained_vqgan(vqgan.TINY, seed=0).to(memory_format=torch.channels_last)
+    model = vqgan_model.untrained_vqgan(vqgan_arch.TINY, seed=0).to(memory_format=torch.channels_last)
     encode = vqgan_model.compiled_encoder(model, 4)
     with torch.inference_mode():
         for count in (4, 3):
@@ -212,7 +216,7 @@ def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_setting_reaches_every_network(wanted, monkeypatch, tmp_path):
     told = {}
-    names = ((grounded_sam, "GroundingDino"), (grounded_sam, "SamMasker"), (vqgan, "VqganTokenizer"))
+    names = ((grounded_sam, "GroundingDino"), (grounded_sam, "SamMasker"), (vqgan_tokenizer, "VqganTokenizer"))
     for module, name in names:
         original = getattr(module, name)
 

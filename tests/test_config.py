@@ -1,7 +1,5 @@
 """Settings: presets, and errors that say what to write instead."""
 
-from __future__ import annotations
-
 import pytest
 
 from patchmint.config import MODEL_PRESETS, UNTRAINED, AnnotatorConfig, LabelsConfig

@@ -1,7 +1,5 @@
 """The build's settings: files, overrides, errors that say what to write, and what decides the bytes."""
 
-from __future__ import annotations
-
 import os
 
 import pytest
@@ -37,10 +35,7 @@ def test_defaults():
             {"runner": {"kind": "ray", "max_actor": 3}},
             "runner.max_actor: there is no such setting; did you mean 'max_actors'",
         ),
-        (
-            {"runner": {"kind": "local", "max_actors": 3}},
-            "runner.max_actors: there is no .*known: kind, workers",
-        ),
+        ({"runner": {"kind": "local", "max_actors": 3}}, "runner.max_actors: there is no .*known: kind, workers"),
         ({"runner": {"kind": "rya"}}, "runner.kind: there is no kind 'rya'; did you mean 'ray'.*local, ray"),
         ({"runner": {"kind": "ray", "min_actors": 9}}, r"runner: max_actors \(8\) is less than min_actors \(9\)"),
         ({"runner": {"kind": "ray", "num_gpus": 1.5}}, "runner.num_gpus: .*whole number"),

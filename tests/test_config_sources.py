@@ -1,7 +1,5 @@
 """Settings of the sources: one union, told apart by kind."""
 
-from __future__ import annotations
-
 import pytest
 from pydantic import TypeAdapter
 
@@ -10,22 +8,22 @@ from patchmint.config.sources import CocoSourceConfig, ParquetSourceConfig, Sour
 from patchmint.errors import ConfigError
 
 KINDS = ["folder", "webdataset", "coco", "visual-genome", "references", "llava", "parquet"]
-ADAPTER: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
+ADAPTER = TypeAdapter(SourceConfig)
 
 
-def build(**source: object) -> BuildConfig:
+def build(**source):
     return BuildConfig.parse({"source": source, "output": {"uri": "out"}, "models": "untrained-tiny"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_uri_is_enough(kind: str):
+def test_a_uri_is_enough(kind):
     config = ADAPTER.validate_python({"kind": kind, "uri": "data/set"})
     assert config.kind == kind
     assert ADAPTER.validate_json(ADAPTER.dump_json(config)) == config
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_setting_is_described(kind: str):
+def test_every_setting_is_described(kind):
     model = type(ADAPTER.validate_python({"kind": kind, "uri": "data/set"}))
     assert [name for name, field in model.model_fields.items() if name != "kind" and not field.description] == []
 
@@ -48,10 +46,11 @@ def test_one_column_of_texts_or_several():
         ({"kind": "coco", "uri": "x", "texts": "captions"}, "source.texts"),
         ({"kind": "cocoa", "uri": "x"}, "did you mean 'coco'"),
         ({"uri": "x"}, "source.kind"),
+        ({"kind": "folder", "uri": "x", "text_column": "caption"}, "source: file_column and text_column are a table's"),
         ({"kind": "llava"}, "source.uri"),
         ({"kind": "llava", "uri": ""}, "source.uri"),
     ],
 )
-def test_what_is_wrong_is_named(source: dict[str, str], message: str):
+def test_what_is_wrong_is_named(source, message):
     with pytest.raises(ConfigError, match=message):
         build(**source)

@@ -1,7 +1,5 @@
 """Contact sheets: cells where they belong, whatever the image's shape; words that fit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -13,12 +11,12 @@ from patchmint.pictures.labels import PALETTE
 ORANGE = PALETTE[0]
 
 
-def bright(tile: np.ndarray) -> np.ndarray:
+def bright(tile):
     """Pixels that keep the image's white."""
     return (tile > 240).all(axis=2)
 
 
-def orange(tile: np.ndarray) -> np.ndarray:
+def orange(tile):
     return (tile == ORANGE).all(axis=2)
 
 

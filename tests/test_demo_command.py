@@ -1,7 +1,5 @@
 """`patchmint demo`: figures that are exactly what shards and truth say, and folders that it refuses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,7 +280,7 @@ def test_the_truth_on_disk_is_the_scenes_own(truth):
 
 
 def test_scenes_are_made_once_and_never_mixed(tmp_path):
-    made: list[int] = []
+    made = []
     folder = tmp_path / "out" / "scenes"
     (tmp_path / "out" / "scenes.partial").mkdir(parents=True)
     (tmp_path / "out" / "scenes.partial" / "left-over").touch()

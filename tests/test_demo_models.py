@@ -1,14 +1,12 @@
 import signal
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.scenes import make_scene
 from patchmint.errors import WeightsMismatchError
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import encode_masks
@@ -19,13 +17,13 @@ from patchmint.labelers.grounding_dino.encoders import encode_images
 from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.model import untrained as untrained_dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
-from patchmint.labelers.sam import load_sam
-from patchmint.labelers.sam import untrained as untrained_sam
-from patchmint.tokenizers.vqgan import load_vqgan, untrained_vqgan
-from patchmint.types import RgbImage, Text
+from patchmint.labelers.sam.model import load_sam
+from patchmint.labelers.sam.model import untrained as untrained_sam
+from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
+from patchmint.types import Text
 from patchmint.weights.loading import load_state
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
-from tools.demo_training.loop import Schedule, Task, Trainer
+from tools.demo_training.loop import Schedule, Trainer
 from tools.demo_training.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
 from tools.demo_training.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
 from tools.demo_training.train_detector import (
@@ -44,11 +42,11 @@ GRID = grid_preset("llava-1.5-finetune")
 class Knowing:
     """A segmenter that knows the truth, up to a mistake that a test makes."""
 
-    def __init__(self, scenes: Sequence[Scene], *, shift: int = 0, invent: bool = False) -> None:
+    def __init__(self, scenes, *, shift=0, invent=False):
         self.scenes = {id(scene.image): scene for scene in scenes}
         self.shift, self.invent = shift, invent
 
-    def segment(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Instances]:
+    def segment(self, images, texts):
         answers = []
         for image in images:
             scene = self.scenes[id(image)]
@@ -73,7 +71,7 @@ class Knowing:
         return answers
 
 
-def test_figures_are_perfect_for_the_truth_and_fall_with_each_mistake() -> None:
+def test_figures_are_perfect_for_the_truth_and_fall_with_each_mistake():
     scenes = [make_scene(3, number, texts=3) for number in range(15)]
     right = judge_labels(Knowing(scenes), scenes, GRID, phrases=False)
     summary = right.summary()
@@ -87,7 +85,7 @@ def test_figures_are_perfect_for_the_truth_and_fall_with_each_mistake() -> None:
     assert (invented["absent_rate"], invented["empty_text_rate"]) == (1, 1)
 
 
-def test_true_patches_are_those_that_an_object_touches() -> None:
+def test_true_patches_are_those_that_an_object_touches():
     scene = make_scene(3, 1, size=(240, 240))
     patches = true_patches(scene, (0,), GRID.place(scene.size))
     y, x = np.nonzero(scene.ids == 0)
@@ -96,7 +94,7 @@ def test_true_patches_are_those_that_an_object_touches() -> None:
     assert (patches[0] == expected).all() if patches.ndim == 3 else (patches == expected).all()
 
 
-def test_a_true_masker_gives_the_object_that_a_box_fits_best() -> None:
+def test_a_true_masker_gives_the_object_that_a_box_fits_best():
     scene = make_scene(3, 2)
     masker = TrueMasker([scene])
     nowhere = np.array([[0, 0, 3, 2]], dtype=np.float32)
@@ -105,13 +103,13 @@ def test_a_true_masker_gives_the_object_that_a_box_fits_best() -> None:
     assert len(masker.masks([scene.image], [np.zeros((0, 4), np.float32)])[0]) == 0
 
 
-def test_box_ious() -> None:
+def test_box_ious():
     first = np.array([[0, 0, 4, 4], [10, 10, 12, 12]], dtype=np.float32)
     second = np.array([[2, 0, 6, 4]], dtype=np.float32)
     assert box_ious(first, second) == pytest.approx(np.array([[8 / 24], [0]]))
 
 
-def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path: Path) -> None:
+def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path):
     dino, sam, vqgan = untrained_dino(DETECTOR, 1), untrained_sam(MASKER, 1), untrained_vqgan(TOKENIZER, 1)
     for role, model, arch in (("detector", dino, DETECTOR), ("masker", sam, MASKER), ("tokenizer", vqgan, TOKENIZER)):
         save_weights(model, arch, tmp_path / FILES[role])
@@ -128,7 +126,7 @@ def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path: Path) -> 
     assert Vocabulary.from_file(tmp_path / "vocab.txt").size == DETECTOR.text_vocabulary
 
 
-def test_positions_belong_to_the_object_under_their_centre() -> None:
+def test_positions_belong_to_the_object_under_their_centre():
     detector = GroundingDino(untrained_dino(DETECTOR, 0), DETECTOR, vocabulary())
     scenes = [make_scene(8, 0, size=(160, 160)), make_scene(8, 1, size=(160, 320))]
     features = encode_images(detector.model, [detector.preprocess(scene.image) for scene in scenes])
@@ -146,7 +144,7 @@ def test_positions_belong_to_the_object_under_their_centre() -> None:
         assert set(range(len(scene.objects))) <= set(owners.tolist())
 
 
-def test_the_words_of_a_phrase_are_right_for_its_objects_only() -> None:
+def test_the_words_of_a_phrase_are_right_for_its_objects_only():
     known = vocabulary()
     checked = 0
     for scene in (make_scene(9, number, texts=2) for number in range(30)):
@@ -162,7 +160,7 @@ def test_the_words_of_a_phrase_are_right_for_its_objects_only() -> None:
     assert checked > 200
 
 
-def test_losses_vanish_for_right_answers_and_not_for_wrong_ones() -> None:
+def test_losses_vanish_for_right_answers_and_not_for_wrong_ones():
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
     words = torch.tensor([[False, True, False], [False, False, True]])
     truths = [Truth(boxes, words, words.any(0), torch.zeros(2, len(ATTRIBUTES)))]
@@ -185,7 +183,7 @@ def test_losses_vanish_for_right_answers_and_not_for_wrong_ones() -> None:
     assert query_losses(twice, at, truths, suppress=False)["word"] == elsewhere
 
 
-def test_what_only_training_asks_for() -> None:
+def test_what_only_training_asks_for():
     """Attributes of things and of phrases, and outlines, against the scene itself."""
     known = vocabulary()
     for scene in (make_scene(10, number, size=(160, 320), texts=2) for number in range(10)):
@@ -211,7 +209,7 @@ def test_what_only_training_asks_for() -> None:
         assert (rows, columns) == pytest.approx((y, x), abs=0.02)
 
 
-def test_no_object_and_no_place_are_no_errors() -> None:
+def test_no_object_and_no_place_are_no_errors():
     none = torch.zeros(0, 3, dtype=torch.bool)
     nothing = [Truth(torch.zeros(0, 4), none, none.any(0), torch.zeros(0, len(ATTRIBUTES)))]
     logits = torch.tensor([[[-torch.inf, -1.0, -torch.inf]]], requires_grad=True)
@@ -222,7 +220,7 @@ def test_no_object_and_no_place_are_no_errors() -> None:
     assert focal(logits, torch.zeros_like(logits), torch.zeros_like(logits)) == 0
 
 
-def test_mask_losses_fall_towards_the_truth() -> None:
+def test_mask_losses_fall_towards_the_truth():
     target = torch.zeros(1, 16, 16)
     target[:, 4:9, 5:12] = 1
     right = mask_losses(20 * target - 10, target)
@@ -230,7 +228,7 @@ def test_mask_losses_fall_towards_the_truth() -> None:
     assert sum(mask_losses((20 * target - 10).roll(2, 1), target).values()) > 1
 
 
-def test_jittered_boxes_stay_boxes() -> None:
+def test_jittered_boxes_stay_boxes():
     boxes = np.tile(np.array([[5, 5, 15, 12]], dtype=np.float32), (500, 1))
     moved = jittered(boxes, np.random.default_rng(0))
     assert (moved[:, 2:] - moved[:, :2] >= 1).all()
@@ -240,7 +238,7 @@ def test_jittered_boxes_stay_boxes() -> None:
 
 
 @pytest.mark.parametrize("task", [partial(DetectorTask, steps=10), MaskerTask, TokenizerTask])
-def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task: Callable[..., Task]) -> None:
+def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task):
     made = task(0, 1, batch=2, scenes=2)
     made.model.requires_grad_(True)
     first = {name: float(value.detach()) for name, value in made.losses(5).items()}
@@ -259,34 +257,34 @@ class Line:
 
     name = "line"
 
-    def __init__(self, stop_at: int = -1) -> None:
+    def __init__(self, stop_at=-1):
         torch.manual_seed(0)
-        self.model: nn.Module = nn.Linear(3, 1)
+        self.model = nn.Linear(3, 1)
         self.memory = {"sum": torch.zeros(1)}
         self.stop_at = stop_at
 
-    def losses(self, step: int) -> dict[str, Tensor]:
+    def losses(self, step):
         if step == self.stop_at:
             signal.raise_signal(signal.SIGTERM)
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         self.memory["sum"] += float(x.sum())
         return {"error": (self.model(x)[:, 0] - x.sum(1) + 0.01 * torch.randn(1)).square().mean()}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model):
         return {"weight": float(model.state_dict()["weight"].sum())}
 
-    def export(self, model: nn.Module, folder: Path) -> None:
+    def export(self, model, folder):
         torch.save(model.state_dict(), folder / "out.pt")
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
+def handlers():
     before = signal.getsignal(signal.SIGTERM)
     yield
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path: Path, handlers: None) -> None:
+def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path, handlers):
     schedule = Schedule(steps=120, rate=0.05, warmup=10, evaluate_every=40)
     whole, halves = Line(), Line(stop_at=57)
     Trainer(whole, schedule, tmp_path / "whole").run()
@@ -304,7 +302,7 @@ def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path: P
     assert "eval at 120" in log
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     Trainer(Line(), Schedule(steps=2, rate=0.01), tmp_path).run()
     other = Line()
     other.model = nn.Linear(4, 1)
@@ -312,7 +310,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Trainer(other, Schedule(steps=2, rate=0.01), tmp_path).run()
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
+def test_the_learning_rate_rises_and_falls():
     schedule = Schedule(steps=1000, rate=1.0, warmup=100)
     rates = [schedule.rate_at(step) for step in range(1001)]
     assert rates[0] == 0.01

@@ -3,7 +3,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from patchmint.demo.dataset import write_dataset
-from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, Scene, make_scene
+from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, make_scene
 from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES, draw
-from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, ScenePhrase, SceneText, plural
+from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, plural
 from patchmint.errors import InputError
 from patchmint.geometry.rle import decode_mask, from_coco
 from tools.demo_training.models import VOCABULARY, vocabulary
@@ -24,11 +23,11 @@ SINGULAR = {plural(noun): noun for noun in (*SHAPES, "shape", *UNKNOWN_THINGS)}
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
+def scenes():
     return [make_scene(SEED, number, texts=4) for number in range(150)]
 
 
-def phrases(scenes: list[Scene]) -> list[tuple[Scene, SceneText, ScenePhrase, str]]:
+def phrases(scenes):
     return [
         (scene, text, phrase, text.content[phrase.span[0] : phrase.span[1]])
         for scene in scenes
@@ -37,7 +36,7 @@ def phrases(scenes: list[Scene]) -> list[tuple[Scene, SceneText, ScenePhrase, st
     ]
 
 
-def test_a_scene_depends_on_seed_and_number_only() -> None:
+def test_a_scene_depends_on_seed_and_number_only():
     again, other, next_one = make_scene(SEED, 3), make_scene(SEED + 1, 3), make_scene(SEED, 4)
     first = make_scene(SEED, 3)
     assert first.jpeg == again.jpeg
@@ -46,13 +45,13 @@ def test_a_scene_depends_on_seed_and_number_only() -> None:
     assert first.jpeg not in (other.jpeg, next_one.jpeg)
 
 
-def test_the_pixels_are_those_of_the_file(scenes: list[Scene]) -> None:
+def test_the_pixels_are_those_of_the_file(scenes):
     for scene in scenes[:10]:
         assert (np.asarray(Image.open(io.BytesIO(scene.jpeg))) == scene.image).all()
         assert scene.ids.shape == scene.size == scene.image.shape[:2]
 
 
-def test_scenes_have_everything_that_models_must_know(scenes: list[Scene]) -> None:
+def test_scenes_have_everything_that_models_must_know(scenes):
     things = [thing for scene in scenes for thing in scene.objects]
     assert {len(scene.objects) for scene in scenes} == set(range(1, MAX_OBJECTS + 1))
     assert {thing.shape for thing in things} == set(SHAPES)
@@ -66,7 +65,7 @@ def test_scenes_have_everything_that_models_must_know(scenes: list[Scene]) -> No
     assert 1.0 in aspects
 
 
-def test_ids_show_each_object_where_it_was_drawn_and_mostly_uncovered(scenes: list[Scene]) -> None:
+def test_ids_show_each_object_where_it_was_drawn_and_mostly_uncovered(scenes):
     covered = 0
     for scene in scenes:
         assert set(np.unique(scene.ids)) - {NOTHING} == set(range(len(scene.objects)))
@@ -82,7 +81,7 @@ def test_ids_show_each_object_where_it_was_drawn_and_mostly_uncovered(scenes: li
     assert covered > 20  # there is occlusion
 
 
-def test_an_objects_pixels_have_its_colour(scenes: list[Scene]) -> None:
+def test_an_objects_pixels_have_its_colour(scenes):
     checked = 0
     for scene in scenes:
         for index, thing in enumerate(scene.objects):
@@ -94,7 +93,7 @@ def test_an_objects_pixels_have_its_colour(scenes: list[Scene]) -> None:
     assert checked > 30
 
 
-def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes: list[Scene]) -> None:
+def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes):
     for scene, _, phrase, words in phrases(scenes):
         said = {SINGULAR.get(word, word) for word in words.split()} - {"shape"}
         fitting = tuple(
@@ -105,7 +104,7 @@ def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes: l
         assert phrase.objects == fitting, words
 
 
-def test_number_words_and_plurals_are_true(scenes: list[Scene]) -> None:
+def test_number_words_and_plurals_are_true(scenes):
     counted = 0
     for _, text, phrase, words in phrases(scenes):
         if phrase.objects:
@@ -119,7 +118,7 @@ def test_number_words_and_plurals_are_true(scenes: list[Scene]) -> None:
     assert counted > 10
 
 
-def test_relations_are_true_and_their_phrases_clear_without_them(scenes: list[Scene]) -> None:
+def test_relations_are_true_and_their_phrases_clear_without_them(scenes):
     checked = 0
     for scene in scenes:
         for text in (text for text in scene.texts if text.form == "relation"):
@@ -134,7 +133,7 @@ def test_relations_are_true_and_their_phrases_clear_without_them(scenes: list[Sc
     assert checked > 20
 
 
-def test_absent_things_are_asked_for_in_every_second_form(scenes: list[Scene]) -> None:
+def test_absent_things_are_asked_for_in_every_second_form(scenes):
     absent = Counter(text.form for _, text, phrase, _ in phrases(scenes) if not phrase.objects)
     assert {"list", "count", "sentence", "absent", "long"} <= set(absent)
     assert not {"single", "plural", "relation"} & set(absent)
@@ -143,14 +142,14 @@ def test_absent_things_are_asked_for_in_every_second_form(scenes: list[Scene]) -
             assert (text.form == "absent") <= (not text.objects)
 
 
-def test_no_text_says_the_same_twice(scenes: list[Scene]) -> None:
+def test_no_text_says_the_same_twice(scenes):
     for scene in scenes:
         for text in scene.texts:
             named = [phrase.objects for phrase in text.phrases if phrase.objects]
             assert len(named) == len(set(named))
 
 
-def test_joined_texts_keep_their_phrases(scenes: list[Scene]) -> None:
+def test_joined_texts_keep_their_phrases(scenes):
     for scene in scenes[:40]:
         joined = join_texts(scene.texts)
         parts = [text.content[a:b] for text in scene.texts for a, b in [phrase.span for phrase in text.phrases]]
@@ -158,7 +157,7 @@ def test_joined_texts_keep_their_phrases(scenes: list[Scene]) -> None:
         assert ".." not in joined.content
 
 
-def test_the_vocabulary_knows_all_words_but_those_of_unknown_things(scenes: list[Scene]) -> None:
+def test_the_vocabulary_knows_all_words_but_those_of_unknown_things(scenes):
     known = vocabulary()
     assert len(set(VOCABULARY)) == len(VOCABULARY)
     unknown = {*UNKNOWN_THINGS, *(plural(thing) for thing in UNKNOWN_THINGS)}
@@ -169,12 +168,12 @@ def test_the_vocabulary_knows_all_words_but_those_of_unknown_things(scenes: list
     assert not unknown & set(VOCABULARY)
 
 
-def test_a_scene_of_a_size(scenes: list[Scene]) -> None:
+def test_a_scene_of_a_size(scenes):
     assert make_scene(SEED, 1, size=(120, 300)).size == (120, 300)
 
 
-def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path: Path) -> None:
-    done: list[int] = []
+def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path):
+    done = []
     write_dataset(tmp_path, seed=SEED, count=12, texts=3, progress=done.append)
     assert done == list(range(1, 13))
     instances = COCO(str(tmp_path / "annotations" / "instances_train2017.json"))
@@ -206,7 +205,7 @@ def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path: Path) -> None:
                 assert (decode_mask(from_coco(of_phrase["mask"])) == scene.mask(phrase.objects)).all()
 
 
-def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path: Path) -> None:
+def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path):
     for name in ("one", "two"):
         write_dataset(tmp_path / name, seed=1, count=3)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
@@ -217,7 +216,7 @@ def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path: Pa
         write_dataset(tmp_path / "one", seed=2, count=3)
 
 
-def test_words_tell_sizes_apart() -> None:
+def test_words_tell_sizes_apart():
     for scene in (make_scene(5, number) for number in range(40)):
         shares = {size: [t.radius / min(scene.size) for t in scene.objects if t.size == size] for size in SIZES}
         assert max(shares["small"], default=0) < 0.13 < 0.16 < min(shares["large"], default=1)

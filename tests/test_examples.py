@@ -1,7 +1,5 @@
 """The examples are configs that parse, and a manifest that Kubernetes would take."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Extending finished data sets: what is asked for is made, everything else is carried over to the last byte."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builds import check_files, committed, digests, make_config, make_input, patchmint, run
+from shard_data import stored
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
@@ -17,7 +16,6 @@ from patchmint.datasets.dataset import open_dataset
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.shards.manifest import held_settings, read_manifest
-from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 
@@ -34,9 +32,7 @@ def told(*arguments, rc=0):
 
 def samples(out):
     """All samples by key."""
-    storage = open_storage(str(out))
-    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
-    return {sample.key: sample for tar in tars for sample in iter_samples(storage, tar)}
+    return {sample.key: sample for sample in stored(out)}
 
 
 def source_of(folder):
@@ -108,12 +104,7 @@ def test_features_are_those_of_the_image(base, extended):
     from patchmint.images.decode import decode_image
 
     config = AnnotatorConfig.parse(
-        {
-            "models": "untrained-tiny",
-            "labels": None,
-            "tokens": None,
-            "features": {"connector": "dci", "pool": 12},
-        }
+        {"models": "untrained-tiny", "labels": None, "tokens": None, "features": {"connector": "dci", "pool": 12}}
     )
     models = AnnotationModels.load(config, "cpu")
     before, after = samples(base), samples(extended)
@@ -169,10 +160,7 @@ def test_inspection_speaks_of_what_the_shards_hold(base, extended):
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
-    told(
-        *("extend", extended, out, "--labels.min-coverage", 0.5),
-        *("--models.tokenizer", "untrained-tiny"),
-    )
+    told(*("extend", extended, out, "--labels.min-coverage", 0.5), *("--models.tokenizer", "untrained-tiny"))
     before, after = samples(extended), samples(out)
     manifest = read_manifest(open_storage(str(out)))
     assert manifest.layout.min_coverage == 0.5

@@ -1,7 +1,5 @@
 """Every model from a local file, by path, as a user with weights of his own has them."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np
@@ -11,10 +9,13 @@ from skimage import data
 
 from patchmint import Annotator, UntrainedWarning
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
-from patchmint.tokenizers.vqgan import TINY, untrained_vqgan
+from patchmint.tokenizers.vqgan.arch import TINY
+from patchmint.tokenizers.vqgan.model import untrained_vqgan
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.registry import CHECKPOINTS
 
@@ -25,11 +26,11 @@ PHOTO = data.coffee()
 def files(tmp_path_factory):
     """The untrained models of the preset, saved as a user would save models of his own."""
     folder = tmp_path_factory.mktemp("weights")
-    pieces = Vocabulary.of_characters(dino_model.TINY.text_vocabulary)._tokenizer.get_vocab()
+    pieces = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)._tokenizer.get_vocab()
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
     models = {
-        "detector": (dino_model.untrained(dino_model.TINY), dino_model.TINY),
-        "masker": (sam_model.untrained(sam_model.TINY, seed=0), sam_model.TINY),
+        "detector": (dino_model.untrained(dino_arch.TINY), dino_arch.TINY),
+        "masker": (sam_model.untrained(sam_arch.TINY, seed=0), sam_arch.TINY),
         "tokenizer": (untrained_vqgan(TINY, seed=0), TINY),
     }
     for name, (model, arch) in models.items():
@@ -58,8 +59,7 @@ def test_another_file_under_an_official_name_is_refused(files, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("role", "other"),
-    [("detector", "masker"), ("masker", "tokenizer"), ("tokenizer", "detector")],
+    ("role", "other"), [("detector", "masker"), ("masker", "tokenizer"), ("tokenizer", "detector")]
 )
 def test_a_file_of_another_kind_is_named(files, role, other):
     with pytest.raises(WeightsMismatchError):

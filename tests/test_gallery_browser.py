@@ -1,11 +1,7 @@
 """The gallery's page in a real Chromium, opened from a disk and served."""
 
-from __future__ import annotations
-
 import base64
 import io
-import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,23 +21,21 @@ from gallery_data import (
     ROWS,
     UNTRAINED,
     WIDTH,
-    configure,
     gallery_dataset,
     gallery_sample,
     payload,
+    served,
 )
 from PIL import Image
-from playwright.sync_api import Browser, Page
-from shard_data import make_dataset, make_sample, renamed, write_shard
+from shard_data import configure, make_dataset, make_sample, renamed, write_shard
 
 from patchmint.datasets.dataset import Dataset, Shard, open_dataset
-from patchmint.inspection.find.samples import Search, find_samples
+from patchmint.inspection.find.search import Search, find_samples
+from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
-from patchmint.inspection.gallery.scripts import script
-from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.pictures.labels import PALETTE
-from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.reader import iter_samples
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import open_storage
 
@@ -61,35 +55,23 @@ class Gallery:
     dataset: Path
 
     @property
-    def allowed(self) -> str:
+    def allowed(self):
         return self.url.removesuffix("index.html")
 
     @cached_property
-    def samples(self) -> list[StoredSample]:
+    def samples(self):
         storage = open_storage(self.dataset / "shards")
         return [sample for name in ("000000.tar", "000001.tar") for sample in iter_samples(storage, name)]
 
 
-@contextmanager
-def served(site: Site) -> Iterator[str]:
-    with GalleryServer(site) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with chromium() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def on_disk(tmp_path_factory) -> Gallery:
+def on_disk(tmp_path_factory):
     folder = gallery_dataset(tmp_path_factory.mktemp("browser") / "d", SAMPLES, **UNTRAINED)
     out = folder.parent / "a gallery #1"  # a name that an address must escape
     write_gallery(Site(open_dataset(folder), GallerySettings(size=256)), out)
@@ -97,23 +79,23 @@ def on_disk(tmp_path_factory) -> Gallery:
 
 
 @pytest.fixture(scope="module", params=["file", "serve"])
-def gallery(request, on_disk) -> Iterator[Gallery]:
+def gallery(request, on_disk):
     if request.param == "file":
         yield on_disk
         return
-    with served(Site(open_dataset(on_disk.dataset), GallerySettings(size=256))) as url:
-        yield Gallery(url, on_disk.dataset)
+    with served(Site(open_dataset(on_disk.dataset), GallerySettings(size=256))) as server:
+        yield Gallery(server.url, on_disk.dataset)
 
 
 @contextmanager
-def page_of(browser: Browser, gallery: Gallery, state: str = "", **options) -> Iterator[Page]:
+def page_of(browser, gallery, state="", **options):
     with watched_page(browser, gallery.allowed, **(DESK | options)) as (page, _):
         page.goto(gallery.url + state)
         settle(page)
         yield page
 
 
-def until(page: Page, condition: str) -> None:
+def until(page, condition):
     """Wait; playwright's own way evaluates strings in the page, which its policy forbids."""
     for _ in range(800):
         if page.evaluate(condition):
@@ -122,7 +104,7 @@ def until(page: Page, condition: str) -> None:
     raise AssertionError(f"never: {condition}; {page.locator('#hits').inner_text()}")
 
 
-def settle(page: Page) -> None:
+def settle(page):
     page.wait_for_timeout(30)  # until a changed address has been noticed
     until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
     until(page, FILLED)
@@ -130,17 +112,17 @@ def settle(page: Page) -> None:
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def pixels(page: Page, place: str = ".card >> nth=0") -> np.ndarray:
+def pixels(page, place=".card >> nth=0"):
     """RGBA (height, width, 4) of an overlay."""
     url = page.locator(place).locator(".overlay").evaluate("canvas => canvas.toDataURL('image/png')")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
 
 
-def positions(page: Page) -> list[int]:
+def positions(page):
     return [int(text) for text in page.locator(".card").evaluate_all("cards => cards.map(c => c.dataset.position)")]
 
 
-def cells_of(canvas: np.ndarray) -> np.ndarray:
+def cells_of(canvas):
     """The colour in the middle of each cell of the grid, which `crop` lays on the image's middle 160 pixels."""
     height, width = canvas.shape[:2]
     rows = (np.arange(ROWS) + 0.5) * height / ROWS
@@ -148,17 +130,17 @@ def cells_of(canvas: np.ndarray) -> np.ndarray:
     return canvas[np.ix_(rows.astype(int), cols.astype(int))]
 
 
-def nearest(position: float) -> int:
+def nearest(position):
     """Halves go up, as in JavaScript."""
     return int(position + 0.5)
 
 
-def is_kept(cells: np.ndarray) -> np.ndarray:
+def is_kept(cells):
     """Mint, not dark."""
     return cells[..., 1] > 150
 
 
-def best_patches(coverage: np.ndarray, percent: int) -> np.ndarray:
+def best_patches(coverage, percent):
     flat = coverage.ravel().astype(int)
     kept = np.zeros(flat.size, bool)
     kept[np.argsort(-flat, kind="stable")[: percent * flat.size // 100]] = True
@@ -256,7 +238,7 @@ def test_filters_and_order(browser, on_disk):
     texts = ["\n".join([sample.key, *sample.document.texts]).lower() for sample in samples]
     dataset = open_dataset(on_disk.dataset)
 
-    def wanted(state: str, keep, order=None) -> None:
+    def wanted(state, keep, order=None):
         page.goto(f"{on_disk.url}#show=&{state}")  # overlays take time
         settle(page)
         hits = [position for position in range(SAMPLES) if keep(position)]
@@ -265,7 +247,7 @@ def test_filters_and_order(browser, on_disk):
         assert page.evaluate(f"Array.from({{ length: {finder}.total() }}, (_, i) => {finder}.at(i))") == order, state
         assert positions(page) == order[:24], state
 
-    def as_find_does(state: str, **bounds: float) -> None:
+    def as_find_does(state, **bounds):
         found = find_samples(dataset, Search(**bounds))[1].tolist()
         assert 0 < len(found) < SAMPLES
         wanted(state, lambda n: n in found)
@@ -437,7 +419,7 @@ def test_on_a_phone(browser, on_disk):
             assert small == []
 
 
-def luminance(page: Page, place: str) -> float:
+def luminance(page, place):
     colour = page.locator(place).first.evaluate("e => getComputedStyle(e).backgroundColor")
     return float(np.mean([float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]))
 
@@ -454,8 +436,8 @@ def test_light_and_dark(browser, on_disk):
             assert luminance(page, "body") == first
 
 
-def contrast(one: list[float], other: list[float]) -> float:
-    def light(colour: list[float]) -> float:
+def contrast(one, other):
+    def light(colour):
         linear = [(c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4) for c in (v / 255 for v in colour)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -488,11 +470,11 @@ def test_what_is_missing_says_so(browser, tmp_path):
     grid = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
     folder = configure(make_dataset(tmp_path / "d", [samples]), grid=grid)
     site = Site(open_dataset(folder), GallerySettings(samples=2))
-    with served(site) as url, page_of(browser, Gallery(url, folder)) as page:
+    with served(site) as server, page_of(browser, Gallery(server.url, folder)) as page:
         assert "2 of 3 samples in 1 shard, evenly spread" in page.locator("#count").inner_text()
         masks = page.locator("[data-switch=masks]")
         assert masks.get_attribute("aria-disabled") == "true"
-        assert "this data set has no labels" in str(masks.get_attribute("title"))
+        assert "doesn't say which model made its masks" in str(masks.get_attribute("title"))
         page.keyboard.press("m")
         assert masks.get_attribute("aria-pressed") == "false"
         broken = page.locator(".card").nth(1)
@@ -536,7 +518,7 @@ def test_what_can_not_be_drawn_says_so(browser, tmp_path):
         assert (f"(another text {second})" in card) == (samples[0].selector[1].sum() > samples[0].selector[0].sum())
 
 
-def wide_dataset(folder: Path, shards: int = 3, each: int = 10_000) -> Dataset:
+def wide_dataset(folder, shards=3, each=10_000):
     """Many samples by their sidecars; in the tars there are those of the first page and of the last."""
     (folder / "shards").mkdir(parents=True)
     listed = []
@@ -560,7 +542,8 @@ def wide_dataset(folder: Path, shards: int = 3, each: int = 10_000) -> Dataset:
 
 def test_a_wide_one_loads_what_it_shows(browser, tmp_path):
     dataset = wide_dataset(tmp_path / "wide")
-    with served(Site(dataset, GallerySettings())) as url, watched_page(browser, url, **DESK) as (page, watch):
+    with served(Site(dataset, GallerySettings())) as server, watched_page(browser, server.url, **DESK) as (page, watch):
+        url = server.url
         page.goto(url)
         settle(page)
         asked = [address.removeprefix(url) for address in watch.requests]

@@ -24,7 +24,7 @@ def gpu():
 
 @pytest.mark.parametrize(("sam", "published"), [("vit-b", 0.97), ("vit-h", 5.96)])
 def test_sams_arithmetic_is_what_is_published(gpu, sam, published):
-    arch = gpu.flops.sam_model.OFFICIAL[f"sam-{sam}"]
+    arch = gpu.flops.sam_arch.OFFICIAL[f"sam-{sam}"]
     assert gpu.flops.sam_flops(arch, torch.device("cpu")) / 1e12 == pytest.approx(published, abs=0.005)
 
 

@@ -9,11 +9,12 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.labelers.grounding_dino import canvas, deformable, encoders
+from patchmint.labelers.grounding_dino.arch import TINY
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.deformable import deformable_attention, level_table
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
-from patchmint.labelers.grounding_dino.model import TINY, untrained
+from patchmint.labelers.grounding_dino.model import untrained
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
 from patchmint.labelers.grounding_dino.transformer import fuse, match
 from patchmint.types import Text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import patchmint
+from patchmint.cli import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,9 +86,24 @@ def test_labels_where_opencv_cannot_be_imported(tmp_path):
         python(NO_LIBGL + "import groundingdino.util.visualizer")
 
 
-def test_everything_exported_is_there():
-    for name in patchmint.__all__:
-        assert getattr(patchmint, name) is not None
+def every_command():
+    yield ()
+    for name, command in COMMANDS.items():
+        yield (name,)
+        group = command.load(name)
+        yield from ((name, inner) for inner in getattr(group, "commands", {}))
+
+
+def test_every_command_has_examples_in_its_help():
+    commands = list(every_command())
+    assert len(commands) > 20
+    for names in commands:
+        done = CliRunner().invoke(app, [*names, "--help"])
+        assert done.exit_code == 0, done.output
+        assert re.search(rf"Examples:\s+{' '.join(['patchmint', *names])}", done.output), done.output
+
+
+def test_nothing_else_is_exported():
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = patchmint.nothing_of_the_kind
 

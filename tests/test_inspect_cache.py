@@ -1,13 +1,11 @@
 """Indexes in the user's cache: whole or not there, one for each state of a data set, whoever else builds."""
 
-from __future__ import annotations
-
-import json
 import os
 import shutil
 import time
 
 import pytest
+from inspect_data import edit_json
 from shard_data import commit_unit, make_dataset, make_sample, renamed, write_plan, write_shard
 
 from patchmint.datasets.dataset import open_dataset
@@ -35,15 +33,13 @@ def writes(text):
 
 
 def test_made_once(dataset, cache):
-    assert open_index(dataset, "n-1", writes("one"), load) == "one"
-    assert open_index(dataset, "n-1", writes("two"), load) == "one"
-    assert open_index(dataset, "m-1", writes("three"), load) == "three"
+    for name, text, found in (("n-1", "one", "one"), ("n-1", "two", "one"), ("m-1", "three", "three")):
+        assert open_index(dataset, name, writes(text), load) == found
     assert open_index(dataset, "n-1", writes("four"), load, anew=True) == "four"
     assert len(list(cache.glob("*/*"))) == 2
 
 
 def test_one_that_was_finished_in_the_meantime_is_kept(dataset, cache):
-    """A slower builder neither deletes nor replaces what a faster one has finished."""
     inodes = []
 
     def slow(folder):
@@ -109,10 +105,7 @@ def test_a_table_of_the_same_size_on_a_store(tmp_path, monkeypatch):
     folder = make_dataset(tmp_path / "d", [[make_sample(0)]])
     monkeypatch.setattr("patchmint.inspection.cache._times", lambda _: [])
     assert open_index(open_dataset(folder), "n-1", writes("a"), load) == "a"
-    listed = folder / "shards.json"
-    document = json.loads(listed.read_text())
-    document["units"][0]["table_sha256"] = "0" * 64
-    listed.write_text(json.dumps(document))
+    edit_json(folder / "shards.json", lambda listed: listed["units"][0].update(table_sha256="0" * 64))
     assert open_index(open_dataset(folder), "n-1", writes("b"), load) == "b"
 
 

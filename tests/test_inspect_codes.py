@@ -1,25 +1,18 @@
 """`patchmint inspect codes`: the index against counting, the report against the arrays, words that go with a code."""
 
-from __future__ import annotations
-
 import errno
-import json
 import os
 import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from inspect_data import answer, edit_column, inspect, texted
 from PIL import Image
-from s3_server import s3_server
-from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, write_shard
-from typer.testing import CliRunner
+from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 
-from patchmint.cli.inspect import inspect_app
 from patchmint.cli.inspect.drawing import bar, dot_grid, heat_map, spark_line
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
@@ -28,56 +21,44 @@ from patchmint.inspection import cache as inspection_cache
 from patchmint.inspection.codes import index as code_index
 from patchmint.inspection.codes import query as code_query
 from patchmint.inspection.codes import terms as code_terms_module
-from patchmint.inspection.codes.books import named_code, parse_code, tokens_layout
-from patchmint.inspection.codes.index import open_code_index
-from patchmint.inspection.codes.query import report_code
-from patchmint.inspection.codes.ranking import rank_codes
+from patchmint.inspection.codes.index import named_code, open_code_index, parse_code, tokens_layout
+from patchmint.inspection.codes.query import rank_codes, report_code
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
-from patchmint.samples import SourceText
-from patchmint.shards.layout import Layout, TokensLayout
-from patchmint.shards.reader import iter_samples
-from patchmint.shards.sample import ShardSample
-from patchmint.storage import open_storage
+from patchmint.shards.layout import TokensLayout
 
 
-def layout(*sizes: int, grid: tuple[int, ...] = (4, 4), preprocessing: str = "pad-64-bicubic") -> Layout:
+def layout(*sizes, grid=(4, 4), preprocessing="pad-64-bicubic"):
     tokens = TokensLayout(member="vqgan", grid=grid, codebook_sizes=sizes, preprocessing=preprocessing)
     return LAYOUT.model_copy(update={"tokens": tokens})
 
 
-def sample(ordinal: int, text: str, codes: np.ndarray, *, of: Layout) -> ShardSample:
+def sample(ordinal, text, codes, *, of):
     """A sample with one text and codes of one codebook."""
-    made = make_sample(ordinal, layout=of, phrases=False)
-    source = replace(made.planned.sample, texts=(SourceText(text),))
-    planned = replace(made.planned, sample=source)
-    labels = (made.selector[:1], made.coverage[:1])
-    return replace(made, planned=planned, codes=codes[..., None], selector=labels[0], coverage=labels[1])
+    return replace(texted(make_sample(ordinal, layout=of, phrases=False), text), codes=codes[..., None])
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(inspect_app, ["codes", *map(str, arguments)])
+run = partial(inspect, "codes")
+told = partial(answer, "codes")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     """Three shards, the middle unit without a sample; 40 codes, some of which are in no image."""
     of = layout(40)
     units = [[make_sample(n, layout=of) for n in numbers] for numbers in (range(7), (), range(8, 12))]
     return make_dataset(tmp_path / "d", units, {1: [make_reject(7)]}, layout=of)
 
 
-def counted(folder: Path) -> list[tuple[str, np.ndarray]]:
+def counted(folder):
     """Keys and codes of all samples, from the tars."""
-    storage = open_storage(folder)
-    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
-    return [(stored.key, stored.codes) for tar in tars for stored in iter_samples(storage, tar)]
+    return [(sample.key, sample.codes) for sample in stored(folder)]
 
 
 @pytest.mark.parametrize("sizes", [(40,), (8, 16)])
@@ -112,24 +93,18 @@ def test_counts_over_255_are_counted(tmp_path):
     of = layout(2, grid=(20, 20), preprocessing="pad-320-bicubic")
     codes = np.zeros((20, 20), np.int64)
     make_dataset(tmp_path / "d", [[sample(0, "a", codes, of=of), sample(1, "b", codes + 1, of=of)]], layout=of)
-    report = json.loads(run(tmp_path / "d", "0", "--json").stdout)
-    assert [image["count"] for image in report["shown"]] == [400]
+    assert [image["count"] for image in told(tmp_path / "d", "0")["shown"]] == [400]
 
 
 def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatch):
-    first = run(dataset, "3", "--json")
-    assert first.exit_code == 0
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("it is there already")
-
+    first = told(dataset, "3")
     with monkeypatch.context() as patch:
-        patch.setattr(code_index, "_build", refuse)
-        assert run(dataset, "3", "--json").stdout == first.stdout
+        patch.setattr(code_index, "_build", lambda *_: pytest.fail("it is there already"))
+        assert told(dataset, "3") == first
     of = layout(40)
     shutil.rmtree(dataset)
     make_dataset(dataset, [[make_sample(n, layout=of) for n in range(9)]], layout=of)
-    assert json.loads(run(dataset, "3", "--json").stdout)["samples"] == 9
+    assert told(dataset, "3")["samples"] == 9
 
 
 @pytest.mark.parametrize("data", [None, b"", b"\x93NUMPY", b"{}"])
@@ -151,39 +126,30 @@ def test_an_index_of_another_data_set_is_noticed(dataset, cache, tmp_path, monke
     """As if nothing cheap had told that the data set is another: what is shown is what is there now."""
     monkeypatch.setattr(inspection_cache, "_state", lambda dataset: "0" * 24)
     other = make_dataset(tmp_path / "e", [[sample(n, "a", np.full((4, 4), n), of=layout(40))] for n in range(11)])
-    configured = layout(40)
-    finish(other, list(range(11)), 11, 0, configured)
+    finish(other, list(range(11)), 11, 0, layout(40))
     asked = (("3",), ("--top", "--sheet", tmp_path / "s.png"))
-    expected = [run(other, *arguments, "--json").stdout for arguments in asked]
+    expected = [told(other, *arguments) for arguments in asked]
     for arguments, right in zip(asked, expected, strict=True):
         shutil.rmtree(cache)
         moved = shutil.copytree(dataset, tmp_path / "moved")
-        assert run(moved, "3", "--json").exit_code == 0
+        told(moved, "3")
         shutil.rmtree(moved)
         shutil.copytree(other, moved)
-        done = run(moved, *arguments, "--json")
-        assert done.exit_code == 0, done.exception
-        assert json.loads(done.stdout) == json.loads(right) | {"dataset": str(moved)}
+        assert told(moved, *arguments) == right | {"dataset": str(moved)}
         shutil.rmtree(moved)
 
 
 def test_no_index_is_made_twice_of_sidecars_that_are_wrong(dataset, monkeypatch):
     """Those of a code's images say what the index says: the samples are others."""
-    table = pq.read_table(dataset / "shards" / "000002.parquet")
-    damage_sidecar(dataset, "code_counts", [[count + 1 for count in row] for row in table["code_counts"].to_pylist()])
     made = []
     build = code_index._build
     monkeypatch.setattr(code_index, "_build", lambda *arguments: made.append(1) or build(*arguments))
-    errors = [run(dataset, code).exception for code in range(40)]
-    assert any(isinstance(error, ShardError) and "its sidecar says" in str(error) for error in errors)
+    assert any("its sidecar says" in error for error in errors_of(dataset, code_counts=counts_raised))
     assert len(made) == 1
 
 
 def test_an_index_finds_no_room(dataset, cache, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", refuses_with(errno.ENOSPC))
     error = run(dataset, "3").exception
     assert isinstance(error, InputError)
     assert "No space left on device; set PATCHMINT_CACHE" in str(error)
@@ -191,13 +157,17 @@ def test_an_index_finds_no_room(dataset, cache, monkeypatch):
 
 
 def test_a_file_system_that_cannot_reserve_is_fine(dataset, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuses_with(errno.EOPNOTSUPP))
     assert run(dataset, "3").exit_code == 0
     monkeypatch.delattr(os, "posix_fallocate")
     assert run(dataset, "4").exit_code == 0
+
+
+def refuses_with(code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
 
 
 def test_positions_over_255(tmp_path, monkeypatch):
@@ -218,9 +188,7 @@ def test_a_code_reported(dataset):
     arrays = counted(dataset)
     totals = Counter(code for _, codes in arrays for code in codes.ravel().tolist())
     code, total = totals.most_common(1)[0]
-    done = run(dataset, code, "--limit", 3, "--json")
-    assert done.exit_code == 0
-    report = json.loads(done.stdout)
+    report = told(dataset, code, "--limit", 3)
     assert (report["code"], report["codebook_size"], report["samples"]) == (str(code), 40, 11)
     assert (report["occurrences"], report["share"]) == (total, total / (11 * 16))
     having = [(key, codes) for key, codes in arrays if (codes == code).any()]
@@ -232,32 +200,29 @@ def test_a_code_reported(dataset):
         assert (image["count"], image["share"]) == (len(image["cells"]), len(image["cells"]) / total)
     assert np.allclose(report["positions"], np.mean([codes == code for _, codes in ranked], axis=0))
     printed = run(dataset, code, "--limit", 3).stdout
-    assert f"code {code} of 40: {total} times" in printed
-    assert all(key in printed for key, _ in ranked)
-    assert "in the 3 of" in printed
+    for words in (f"code {code} of 40: {total} times", "in the 3 of", *(key for key, _ in ranked)):
+        assert words in printed
 
 
 def test_a_code_in_no_image_ends_with_1(dataset, tmp_path):
     missing = next(code for code in range(40) if not any((codes == code).any() for _, codes in counted(dataset)))
-    done = run(dataset, missing, "--sheet", tmp_path / "s.png")
-    assert done.exit_code == 1
+    done = run(dataset, missing, "--sheet", tmp_path / "s.png", rc=1)
     assert done.stdout == f"code {missing} of 40: in none of 11 images\n"
     assert not (tmp_path / "s.png").exists()
-    done = run(dataset, missing, "--json")
-    assert (done.exit_code, json.loads(done.stdout)["shown"]) == (1, [])
+    assert told(dataset, missing, rc=1)["shown"] == []
 
 
 def test_several_codebooks_and_rows_are_not_needed(tmp_path):
     of = layout(8, 16, grid=(10,), preprocessing="own")
-    make_dataset(tmp_path / "d", [[make_sample(n, layout=of) for n in range(3)]], layout=of)
-    codes = counted(tmp_path / "d")[0][1]
-    report = json.loads(run(tmp_path / "d", f"1:{codes[4, 1]}", "--json").stdout)
+    folder = make_dataset(tmp_path / "d", [[make_sample(n, layout=of) for n in range(3)]], layout=of)
+    codes = counted(folder)[0][1]
+    report = told(folder, f"1:{codes[4, 1]}")
     shown = {image["key"]: image["cells"] for image in report["shown"]}
     assert shown["s0000"] == np.argwhere(codes[:, 1] == codes[4, 1]).tolist()
     assert np.shape(report["positions"]) == (1, 10)
-    done = run(tmp_path / "d", f"1:{codes[4, 1]}", "--sheet", tmp_path / "s.png")
-    assert (done.exit_code, (tmp_path / "s.png").exists()) == (0, True)
-    assert run(tmp_path / "d", "--top").exit_code == 0
+    run(folder, f"1:{codes[4, 1]}", "--sheet", tmp_path / "s.png", rc=0)
+    assert (tmp_path / "s.png").exists()
+    run(folder, "--top", rc=0)
 
 
 def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
@@ -286,115 +251,101 @@ def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
 
 
 def test_unfinished_builds_and_lone_tars(dataset, tmp_path):
-    expected = json.loads(run(dataset, "3", "--json").stdout)
+    expected = told(dataset, "3")
     (dataset / "dataset.json").unlink()
-    assert json.loads(run(dataset, "3", "--json").stdout) == expected
+    assert told(dataset, "3") == expected
     of = layout(40)
     tar, sidecar = write_shard([make_sample(n, layout=of) for n in range(6)], of)
     (tmp_path / "a.tar").write_bytes(tar)
-    scanned = json.loads(run(tmp_path / "a.tar", "3", "--json").stdout)
+    scanned = told(tmp_path / "a.tar", "3")
     assert scanned["samples"] == 6
     (tmp_path / "a.parquet").write_bytes(sidecar)
-    assert json.loads(run(tmp_path / "a.tar", "3", "--json").stdout) == scanned
+    assert told(tmp_path / "a.tar", "3") == scanned
 
 
-def test_from_a_store(dataset, monkeypatch, tmp_path):
-    expected = json.loads(run(dataset, "3", "--json").stdout)
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        uri = server.new_bucket()
-        storage = open_storage(uri)
-        for path in sorted(dataset.rglob("*")):
-            if path.is_file():
-                storage.write(path.relative_to(dataset).as_posix(), path.read_bytes())
-        done = run(uri, "3", "--json", "--sheet", tmp_path / "s.png")
-        assert json.loads(done.stdout) == expected | {"dataset": uri}
+def test_from_a_store(dataset, tmp_path):
+    expected = told(dataset, "3")
+    with on_a_store(dataset) as uri:
+        assert told(uri, "3", "--sheet", tmp_path / "s.png") == expected | {"dataset": uri}
         assert (tmp_path / "s.png").exists()
 
 
-def damage_sidecar(folder: Path, column: str, values: list[list[int]]) -> None:
-    path = folder / "shards" / "000002.parquet"
-    table = pq.read_table(path)
-    at = table.schema.get_field_index(column)
-    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+def counts_raised(rows):
+    return [[count + 1 for count in row] for row in rows]
+
+
+def errors_of(dataset, **columns):
+    """Of asking for each code where columns of a sidecar are wrong."""
+    for name, change in columns.items():
+        edit_column(dataset / "shards" / "000002.parquet", name, change)
+    errors = [run(dataset, code).exception for code in range(40)]
+    return [str(error) for error in errors if isinstance(error, ShardError)]
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "words"),
+    ("columns", "words"),
     [
-        ("codes", [[40]] * 4, "outside its codebooks"),
-        ("code_counts", [[1]] * 4, "not as many counts"),
-        ("code_counts", None, "its sidecar says"),
+        ({"codes": lambda _: [[40]] * 4, "code_counts": lambda _: [[1]] * 4}, "outside its codebooks"),
+        ({"code_counts": lambda _: [[1]] * 4}, "not as many counts"),
+        ({"code_counts": counts_raised}, "its sidecar says"),
     ],
 )
-def test_damaged_sidecars(dataset, column, values, words):
-    if values is None:
-        table = pq.read_table(dataset / "shards" / "000002.parquet")
-        values = [[count + 1 for count in row] for row in table["code_counts"].to_pylist()]
-    damage_sidecar(dataset, column, values)
-    if column == "codes":
-        damage_sidecar(dataset, "code_counts", [[1]] * 4)
-    errors = [run(dataset, code).exception for code in range(40)]
-    assert any(isinstance(error, ShardError) and words in str(error) for error in errors)
+def test_damaged_sidecars(dataset, columns, words):
+    assert any(words in error for error in errors_of(dataset, **columns))
 
 
 def test_the_lists(dataset):
     arrays = np.stack([codes for _, codes in counted(dataset)])
     totals = np.bincount(arrays.ravel(), minlength=40)
     images = np.array([(arrays == code).any(axis=(1, 2)).sum() for code in range(40)])
-    report = json.loads(run(dataset, "--top", "--limit", 5, "--json").stdout)
+
+    def concentrated(least):
+        lawful = [code for code in range(40) if images[code] >= least]
+        return sorted(lawful, key=lambda code: (-totals[code] / images[code], code))[:5]
+
+    report = told(dataset, "--top", "--limit", 5)
     ranked = sorted(range(40), key=lambda code: (-totals[code], code))[:5]
     assert [(int(entry["code"]), entry["occurrences"], entry["images"]) for entry in report["commonest"]] == [
         (code, totals[code], images[code]) for code in ranked
     ]
-    lawful = [code for code in range(40) if images[code] >= 3]
-    ranked = sorted(lawful, key=lambda code: (-totals[code] / images[code], code))[:5]
-    assert [int(entry["code"]) for entry in report["concentrated"]] == ranked
     for entry in (*report["commonest"], *report["concentrated"]):
         code = int(entry["code"])
         assert entry["per_image"] == totals[code] / images[code]
         assert entry["share"] == totals[code] / totals.sum()
         most = max(range(len(arrays)), key=lambda at: int((arrays[at] == code).sum()))
         assert entry["example"] == counted(dataset)[most][0]
-    for least in (1, 6):
-        lawful = [code for code in range(40) if images[code] >= least]
-        ranked = sorted(lawful, key=lambda code: (-totals[code] / images[code], code))[:5]
-        found = json.loads(run(dataset, "--top", "--limit", 5, "--min-images", least, "--json").stdout)
-        assert [int(entry["code"]) for entry in found["concentrated"]] == ranked
+    for least, options in ((3, ()), (1, ("--min-images", 1)), (6, ("--min-images", 6))):
+        found = told(dataset, "--top", "--limit", 5, *options)["concentrated"]
+        assert [int(entry["code"]) for entry in found] == concentrated(least)
     printed = run(dataset, "--top").stdout
     assert "the commonest codes" in printed
     assert "of those in 3 images or more" in printed
 
 
-def snowmen(folder: Path) -> Path:
+def snowmen(folder):
     """60 images, every sixth of a snowman: these have code 5 ten times, others now and then once."""
     of = layout(16)
     rng = np.random.default_rng(7)
-    units = []
-    for unit in range(3):
-        samples = []
-        for ordinal in range(20 * unit, 20 * unit + 20):
-            codes = rng.integers(6, 16, (4, 4))
-            codes[0, 0] = 5 if ordinal % 4 == 1 else codes[0, 0]
-            if ordinal % 6 == 0:
-                codes.ravel()[:10] = 5
-            text = "a Snowman in the garden" if ordinal % 6 == 0 else f"a house in the garden, number {ordinal}"
-            samples.append(sample(ordinal, text, codes, of=of))
-        units.append(samples)
-    return make_dataset(folder, units, layout=of)
+    samples = []
+    for ordinal in range(60):
+        codes = rng.integers(6, 16, (4, 4))
+        codes[0, 0] = 5 if ordinal % 4 == 1 else codes[0, 0]
+        if ordinal % 6 == 0:
+            codes.ravel()[:10] = 5
+        text = "a Snowman in the garden" if ordinal % 6 == 0 else f"a house in the garden, number {ordinal}"
+        samples.append(sample(ordinal, text, codes, of=of))
+    return make_dataset(folder, [samples[:20], samples[20:40], samples[40:]], layout=of)
 
 
 def test_words_that_go_with_a_code(tmp_path):
     folder = snowmen(tmp_path / "d")
-    report = json.loads(run(folder, "5", "--json").stdout)
+    report = told(folder, "5")
     assert [image["count"] for image in report["shown"]][:11] == [10] * 10 + [1]
     words = report["words"]
     assert (words["images"], words["others"]) == (10, 50)
     assert [(term["text"], term["share"], term["share_of_others"]) for term in words["terms"]] == [("snowman", 1, 0)]
-    ranking = json.loads(run(folder, "--top", "--json").stdout)
-    assert {entry["code"]: entry["word"] for entry in ranking["concentrated"]}["5"] == "snowman"
-    assert ranking["concentrated"][0]["code"] == "5"
+    best = told(folder, "--top")["concentrated"][0]
+    assert (best["code"], best["word"]) == ("5", "snowman")
     assert "snowman" in run(folder, "5").stdout
     assert "no word goes with it" in run(folder, "9").stdout
 
@@ -417,19 +368,12 @@ def test_texts_of_few_shards_are_read(tmp_path, monkeypatch):
 
 
 def test_terms():
-    assert terms_of(["A dog's BIG-ball, 2 balls!"], ["Big ball", "dog", "x" * 50 + " y" * 20]) == {
-        "a",
-        "dog's",
-        "big-ball",
-        "2",
-        "balls",
-        "big ball",
-    }
+    terms = terms_of(["A dog's BIG-ball, 2 balls!"], ["Big ball", "dog", "x" * 50 + " y" * 20])
+    assert terms == {"a", "dog's", "big-ball", "2", "balls", "big ball"}
     assert len(terms_of([" ".join(map(str, range(10**5)))], [])) <= 500
     counter = TermCounter()
-    everywhere = [frozenset({"the", f"n{number}"}) for number in range(50)]
     own = [frozenset({"the", "kite"}) for _ in range(8)]
-    for terms in (*everywhere, *own):
+    for terms in (*(frozenset({"the", f"n{number}"}) for number in range(50)), *own):
         counter.add(terms)
     background = counter.background()
     assert background.samples == 58
@@ -455,7 +399,9 @@ def test_terms_seen_once_are_let_go_of_too_many(monkeypatch):
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
 def test_cells_lie_where_the_tokenizer_has_them(fit):
-    from patchmint.tokenizers.vqgan import TINY, VqganTokenizer, untrained_vqgan
+    from patchmint.tokenizers.vqgan.arch import TINY
+    from patchmint.tokenizers.vqgan.model import untrained_vqgan
+    from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 
     tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="t", size=64, fit=fit)
     spec = tokenizer.spec
@@ -482,9 +428,8 @@ def test_an_image_that_cannot_be_decoded_leaves_an_empty_tile(tmp_path):
     of = layout(16)
     samples = [make_sample(n, layout=of) for n in range(2)]
     make_dataset(tmp_path / "d", [[replace(samples[0], data=b"no image"), samples[1]]], layout=of)
-    code = int(samples[0].codes.ravel()[0])
-    done = run(tmp_path / "d", code, "--sheet", tmp_path / "s.png")
-    assert (done.exit_code, (tmp_path / "s.png").exists()) == (0, True)
+    run(tmp_path / "d", samples[0].codes.ravel()[0], "--sheet", tmp_path / "s.png", rc=0)
+    assert (tmp_path / "s.png").exists()
 
 
 def test_hostile_texts_are_harmless(tmp_path):
@@ -500,11 +445,11 @@ def test_hostile_texts_are_harmless(tmp_path):
 
 
 def test_the_notice_is_said(tmp_path):
-    of = layout(4).model_copy(update={"notice": "demo models: not for photographs"})
+    notice = "demo models: not for photographs"
+    of = layout(4).model_copy(update={"notice": notice})
     make_dataset(tmp_path / "d", [[make_sample(0, layout=of)]], layout=of)
-    finish(tmp_path / "d", [0], 1, 0, of)
-    assert "demo models: not for photographs" in run(tmp_path / "d", "--top").stdout
-    assert json.loads(run(tmp_path / "d", "--top", "--json").stdout)["notice"] == "demo models: not for photographs"
+    assert notice in run(tmp_path / "d", "--top").stdout
+    assert told(tmp_path / "d", "--top")["notice"] == notice
 
 
 def test_drawings_of_characters():

@@ -1,31 +1,25 @@
 """`patchmint inspect diff`: against counting by hand with numpy."""
 
-from __future__ import annotations
-
-import json
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, make_dataset, make_sample, renamed
-from typer.testing import CliRunner
+from inspect_data import answer, edit_json, inspect, unfinish
+from shard_data import LAYOUT, make_dataset, make_sample, on_a_store, renamed
 
-from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError
 from patchmint.inspection.diff import members as diff_members
 from patchmint.inspection.diff.compare import compare
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, TokensLayout
-from patchmint.shards.sample import ShardSample
-from patchmint.storage import open_storage
 
 ALL = ["labels", "codes", "texts", "phrases"]
 
 
-def changed(sample: ShardSample, *parts: str) -> ShardSample:
+def changed(sample, *parts):
     """The same sample with some parts made otherwise."""
     rng = np.random.default_rng(sample.planned.ordinal + 1000)
     if "labels" in parts:
@@ -44,11 +38,11 @@ def changed(sample: ShardSample, *parts: str) -> ShardSample:
     return sample
 
 
-def a_samples() -> list[ShardSample]:
+def a_samples():
     return [make_sample(ordinal) for ordinal in range(20)]
 
 
-def b_samples() -> list[ShardSample]:
+def b_samples():
     """Without 0 and 1, with 20 and 21; every fourth as it was."""
     others = [
         changed(sample, *[part for n, part in enumerate(ALL, 1) if k % (n + 1)]) if k % 4 else sample
@@ -58,7 +52,7 @@ def b_samples() -> list[ShardSample]:
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory) -> tuple[Path, Path]:
+def builds(tmp_path_factory):
     """B has other shards and another order."""
     folder = tmp_path_factory.mktemp("diff")
     a, b = a_samples(), b_samples()
@@ -69,52 +63,39 @@ def builds(tmp_path_factory) -> tuple[Path, Path]:
     )
 
 
-def run(*arguments: object, rc: int):
-    done = CliRunner().invoke(inspect_app, ["diff", *map(str, arguments)])
-    assert done.exit_code == rc, (done, done.stdout, done.stderr, done.exception)
-    return done
+run = partial(inspect, "diff")
+told = partial(answer, "diff", rc=1)
 
 
-def pairs() -> list[tuple[ShardSample, ShardSample]]:
+def pairs():
     b = {sample.planned.key: sample for sample in b_samples()}
     return [(sample, b[sample.planned.key]) for sample in a_samples() if sample.planned.key in b]
 
 
-def by_hand(pairs: list[tuple[ShardSample, ShardSample]]) -> dict[str, object]:
-    """One patch after another."""
-    counts = dict.fromkeys(("patches", "on", "off", "both", "cells", "equal", "changed", "other_codes"), 0)
-    flips = {}
+def by_hand(pairs):
+    """Counts of flips by numpy, sample by sample."""
+    counts, flips = Counter(), {}
     for a, b in pairs:
-        on = off = 0
-        for before, after in zip(a.selector.ravel().tolist(), b.selector.ravel().tolist(), strict=True):
-            on += (before, after) == (0, 1)
-            off += (before, after) == (1, 0)
-            counts["both"] += (before, after) == (1, 1)
-            counts["patches"] += 1
-        counts["on"] += on
-        counts["off"] += off
-        counts["changed"] += bool(on + off)
+        on, off = int((a.selector < b.selector).sum()), int((a.selector > b.selector).sum())
         if on + off:
             flips[a.planned.key] = (on, off)
-        counts["cells"] += a.codes.size
-        counts["equal"] += int((a.codes == b.codes).sum())
-        counts["other_codes"] += bool((a.codes != b.codes).any())
-    return {**counts, "flips": flips}
+        same = a.codes == b.codes
+        counts += Counter(on=on, off=off, both=int((a.selector & b.selector).sum()), patches=a.selector.size)
+        counts += Counter(cells=same.size, equal=int(same.sum()), other_codes=int(not same.all()))
+    return {**counts, "flips": flips, "changed": len(flips)}
 
 
 @pytest.mark.parametrize("block", [1, 4, 1024])
 def test_labels_and_codes(builds, monkeypatch, block):
     monkeypatch.setattr(diff_members, "_BLOCK", block)
-    told: list[tuple[int, int]] = []
-    difference = compare(*map(open_dataset, builds), top=100, progress=lambda *said: told.append(said))
+    steps = []
+    difference = compare(*map(open_dataset, builds), top=100, progress=lambda *said: steps.append(said))
     hand = by_hand(pairs())
     labels, codes = difference.labels, difference.codes
     assert (labels.compared, labels.patches, labels.on, labels.off) == (18, hand["patches"], hand["on"], hand["off"])
     assert labels.changed == hand["changed"] == len(labels.most)
     assert 0 < labels.changed < 18
-    assert labels.on > 0
-    assert labels.off > 0
-    assert labels.on != labels.off
+    assert 0 < min(labels.on, labels.off) < max(labels.on, labels.off)
     assert labels.agreement == pytest.approx(1 - (hand["on"] + hand["off"]) / hand["patches"])
     assert labels.iou == pytest.approx(hand["both"] / (hand["both"] + hand["on"] + hand["off"]))
     assert {flips.key: (flips.on, flips.off) for flips in labels.most} == hand["flips"]
@@ -123,7 +104,7 @@ def test_labels_and_codes(builds, monkeypatch, block):
     assert (codes.compared, codes.cells, codes.equal) == (18, hand["cells"], hand["equal"])
     assert codes.agreement == hand["equal"] / hand["cells"]
     assert 0 < codes.changed == hand["other_codes"] < 18
-    assert told[-1] == (18, 18)
+    assert steps[-1] == (18, 18)
 
 
 def test_b_is_read_from_front_to_back(builds, monkeypatch):
@@ -183,22 +164,20 @@ def test_the_most_flips_are_few_and_the_first_of_equals(builds, tmp_path):
 
 
 def test_a_spread_of_samples(builds):
-    document = json.loads(run(*builds, "--samples", 6, "--json", rc=1).stdout)
-    chosen = [pairs()[place] for place in (0, 3, 6, 9, 12, 15)]
-    hand = by_hand(chosen)
+    document = told(*builds, "--samples", 6)
+    hand = by_hand([pairs()[place] for place in (0, 3, 6, 9, 12, 15)])
     assert (document["labels"]["compared"], document["codes"]["compared"]) == (6, 6)
     assert (document["labels"]["on"], document["labels"]["off"]) == (hand["on"], hand["off"])
     assert document["samples"]["both"] == 18
 
 
 def test_the_same_is_the_same(tmp_path, builds):
-    done = run(builds[0], builds[0], rc=0)
-    assert done.stdout.endswith("no difference\n")
-    document = json.loads(run(builds[0], builds[0], "--json", rc=0).stdout)
+    again = make_dataset(tmp_path / "again", [a_samples()[:8], [], a_samples()[8:]])
+    for other in (builds[0], again):
+        assert run(builds[0], other, rc=0).stdout.endswith("no difference\n")
+    document = told(builds[0], builds[0], rc=0)
     assert document["same"] is True
     assert document["labels"]["agreement"] == document["labels"]["iou"] == document["codes"]["agreement"] == 1
-    again = make_dataset(tmp_path / "again", [a_samples()[:8], [], a_samples()[8:]])
-    assert run(builds[0], again, rc=0).stdout.endswith("no difference\n")
 
 
 @pytest.mark.parametrize("part", ALL)
@@ -208,131 +187,104 @@ def test_one_change_anywhere_is_a_difference(tmp_path, part):
     b = make_dataset(tmp_path / "b", [[*samples[:3], changed(samples[3], part)]])
     for path in (a, b):
         (path / "dataset.json").unlink()  # whose totals would tell
-    document = json.loads(run(a, b, "--json", rc=1).stdout)
+    document = told(a, b)
     assert document["same"] is False
     assert document["settings"] == []
-    found = {
-        "labels": document["labels"]["changed"],
-        "codes": document["codes"]["changed"],
-        "texts": document["texts"]["count"],
-        "phrases": document["phrases"]["count"],
-    }
+    found = {name: document[name]["changed" if name in ("labels", "codes") else "count"] for name in ALL}
     assert found == {name: int(name == part) for name in ALL}
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    path = folder / "dataset.json"
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
 
 
 def test_settings(tmp_path):
     a, b = (make_dataset(tmp_path / name, [[make_sample(0)]]) for name in "ab")
     entry = {"name": "sam", "sha256": "0" * 64, "size": 1, "licence": ""}
-    edit_manifest(a, config={"labels": {"box_threshold": 0.3}, "x": [1, 2], "gone": None}, models={"masker": entry})
-    edit_manifest(
-        b,
-        config={"labels": {"box_threshold": 0.35}, "x": [1, 2], "features": {"k": "[red]\x1b[2J"}},
-        models={"masker": {**entry, "sha256": "1" * 64}},
-        versions={"patchmint": "1"},
-        config_digest="d",
-    )
-    document = json.loads(run(a, b, "--json", rc=1).stdout)
-    assert document["settings"] == [
-        {"field": "config.features.k", "b": "[red]\x1b[2J"},
+    config = {"labels": {"box_threshold": 0.3}, "x": [1, 2], "gone": None}
+    other = {"labels": {"box_threshold": 0.35}, "x": [1, 2], "output": {"k": "[red]\x1b[2J"}}
+    models = {"masker": entry | {"sha256": "1" * 64}}
+    edit_json(a / "dataset.json", lambda m: m.update(config=config, models={"masker": entry}))
+    changes = {"config": other, "models": models, "versions": {"patchmint": "1"}, "config_digest": "d"}
+    edit_json(b / "dataset.json", lambda m: m.update(changes))
+    assert told(a, b)["settings"] == [
         {"field": "config.gone", "a": None},
         {"field": "config.labels.box_threshold", "a": 0.3, "b": 0.35},
+        {"field": "config.output.k", "b": "[red]\x1b[2J"},
         {"field": "models.masker.sha256", "a": "0" * 64, "b": "1" * 64},
         {"field": "versions.patchmint", "a": "0", "b": "1"},
     ]
-    done = run(a, b, rc=1)
-    assert "config.labels.box_threshold" in done.stdout
-    assert "[red]\N{REPLACEMENT CHARACTER}[2J" in done.stdout
-    assert "\x1b" not in done.stdout
+    printed = run(a, b, rc=1).stdout
+    assert "config.labels.box_threshold" in printed
+    assert "[red]\N{REPLACEMENT CHARACTER}[2J" in printed
+    assert "\x1b" not in printed
 
 
-def with_layout(folder: Path, **changes: object) -> Path:
+WIDE = GridLayout(rows=4, cols=6, patch_px=14, fit="pad")
+LARGE = TokensLayout(member="vqgan", grid=(8, 8), codebook_sizes=(512,), preprocessing="p")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "why"),
+    [
+        ({"grid": WIDE}, "labels", "other grids: 4 x 6 patches (squash) in A, 4 x 6 patches (pad) in B"),
+        ({"min_coverage": None}, "labels", "B has no labels"),
+        ({"tokens": None}, "codes", "B has no codes"),
+        ({"tokens": LARGE}, "codes", "other codes: 4 x 4 cells of 16384 codes in A, 8 x 8 cells of 512 codes in B"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(tmp_path, changes, part, why):
     layout = LAYOUT.model_copy(update=changes)
-    return make_dataset(folder, [[make_sample(i, layout=layout) for i in range(4)]], layout=layout)
-
-
-def test_what_cannot_be_compared_is_said(tmp_path):
-    a = with_layout(tmp_path / "a")
-    wide = with_layout(tmp_path / "wide", grid=GridLayout(rows=4, cols=6, patch_px=14, fit="pad"))
-    large = TokensLayout(member="vqgan", grid=(8, 8), codebook_sizes=(512,), preprocessing="p")
-    others = {
-        wide: ("labels", "other grids: 4 x 6 patches (squash) in A, 4 x 6 patches (pad) in B"),
-        with_layout(tmp_path / "none", min_coverage=None): ("labels", "B has no labels"),
-        with_layout(tmp_path / "mute", tokens=None): ("codes", "B has no codes"),
-        with_layout(tmp_path / "large", tokens=large): (
-            "codes",
-            "other codes: 4 x 4 cells of 16384 codes in A, 8 x 8 cells of 512 codes in B",
-        ),
-    }
-    for b, (part, why) in others.items():
-        for manifests in (True, False):
-            if not manifests:
-                (b / "dataset.json").unlink()
-            document = json.loads(run(a, b, "--json", rc=1).stdout)
-            other = {"labels": "codes", "codes": "labels"}[part]
-            assert (document[part]["obstacle"], document[part]["compared"]) == (why, 0)
-            assert (document[other]["obstacle"], document[other]["compared"]) == ("", 4)
-        assert f"{part} aren't compared: {why}" in run(a, b, rc=1).stdout
-    none = tmp_path / "none"
-    assert "labels" not in "".join(run(none, none, rc=0).stdout.split("\n")[:-2])
+    a, b = (
+        make_dataset(tmp_path / name, [[make_sample(i, layout=of) for i in range(4)]], layout=of)
+        for name, of in (("a", LAYOUT), ("b", layout))
+    )
+    for manifests in (True, False):
+        if not manifests:
+            (b / "dataset.json").unlink()
+        document = told(a, b)
+        other = {"labels": "codes", "codes": "labels"}[part]
+        assert (document[part]["obstacle"], document[part]["compared"]) == (why, 0)
+        assert (document[other]["obstacle"], document[other]["compared"]) == ("", 4)
+    assert f"{part} aren't compared: {why}" in run(a, b, rc=1).stdout
+    if layout.min_coverage is None:
+        assert "labels" not in "".join(run(b, b, rc=0).stdout.split("\n")[:-2])
 
 
 def test_labels_of_another_number_of_texts(tmp_path):
     samples = [make_sample(i) for i in range(2)]
     more = renamed(make_sample(3), "s0000")  # two texts instead of one
     a, b = make_dataset(tmp_path / "a", [samples]), make_dataset(tmp_path / "b", [[more, samples[1]]])
-    document = json.loads(run(a, b, "--json", rc=1).stdout)
-    assert (document["labels"]["compared"], document["labels"]["other_shape"]) == (1, 1)
+    labels = told(a, b)["labels"]
+    assert (labels["compared"], labels["other_shape"]) == (1, 1)
     assert "1 samples, not compared" in run(a, b, rc=1).stdout
 
 
 def test_nothing_in_common(tmp_path):
-    a = make_dataset(tmp_path / "a", [[make_sample(0)]])
-    b = make_dataset(tmp_path / "b", [[make_sample(1)]])
-    document = json.loads(run(a, b, "--json", rc=1).stdout)
+    a, b = (make_dataset(tmp_path / str(i), [[make_sample(i)]]) for i in range(2))
+    document = told(a, b)
     assert document["samples"] == {"a": 1, "b": 1, "both": 0}
     assert document["labels"]["agreement"] is None
     assert "0 in both" in run(a, b, rc=1).stdout
     empty = make_dataset(tmp_path / "empty", [[]])
-    assert json.loads(run(empty, a, "--json", rc=1).stdout)["only_b"] == {"count": 1, "first": ["s0000"]}
+    assert told(empty, a)["only_b"] == {"count": 1, "first": ["s0000"]}
 
 
 def test_one_tar_and_an_unfinished_build(tmp_path):
-    a = make_dataset(tmp_path / "a", [[make_sample(0)], [make_sample(1)]])
+    a, b = (make_dataset(tmp_path / name, [[make_sample(0)], [make_sample(1)]]) for name in "ab")
     (tmp_path / "alone.tar").write_bytes((a / "shards" / "000000.tar").read_bytes())
     done = run(tmp_path / "alone.tar", a / "shards" / "000000.tar", rc=0)
     assert "no difference" in done.stdout
     assert "no dataset.json in" in done.stdout
     assert "only in B: 1 (s0001)" in run(tmp_path / "alone.tar", a, rc=1).stdout
-    b = make_dataset(tmp_path / "b", [[make_sample(0)], [make_sample(1)]])
-    for path in ("dataset.json", "commits/000001.json", "shards/000001.tar", "shards/000001.parquet"):
-        (b / path).unlink()
-    document = json.loads(run(a, b, "--json", rc=1).stdout)
-    assert document["gaps"] == [
-        f"{b} isn't finished; units left: 1",
-        f"settings aren't compared: no dataset.json in {b}",
-    ]
+    unfinish(b)
+    gaps = [f"{b} isn't finished; units left: 1", f"settings aren't compared: no dataset.json in {b}"]
+    assert told(a, b)["gaps"] == gaps
 
 
 def test_nothing_to_compare_with(tmp_path, builds):
-    done = CliRunner().invoke(inspect_app, ["diff", str(builds[0]), str(tmp_path)])
-    assert isinstance(done.exception, InputError)
-    assert CliRunner().invoke(inspect_app, ["diff", str(builds[0])]).exit_code == 2
+    assert isinstance(run(builds[0], tmp_path).exception, InputError)
+    run(builds[0], rc=2)
 
 
-def test_from_a_store(builds, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        bucket = server.new_bucket()
-        storage = open_storage(bucket)
-        for path in builds[1].rglob("*"):
-            if path.is_file():
-                storage.write(str(path.relative_to(builds[1])), path.read_bytes())
-        local = json.loads(run(*builds, "--json", rc=1).stdout)
-        assert {**json.loads(run(builds[0], bucket, "--json", rc=1).stdout), "b": local["b"]} == local
+def test_from_a_store(builds):
+    with on_a_store(builds[1]) as bucket:
+        local = told(*builds)
+        assert told(builds[0], bucket) | {"b": local["b"]} == local
         assert run(bucket, builds[1], rc=0).stdout.endswith("no difference\n")

@@ -1,7 +1,5 @@
 """`patchmint inspect find`: what matches, against a search by hand; and what SQL can't do."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -13,17 +11,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, renamed, write_shard
+from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, on_a_store, renamed, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
-from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.ledger import count_rejects
 from patchmint.errors import InputError
-from patchmint.inspection.find.rejects import find_rejects
-from patchmint.inspection.find.samples import Search, find_samples
-from patchmint.inspection.stats.rejects import count_rejects
+from patchmint.inspection.find.search import Search, find_rejects, find_samples
 from patchmint.pipeline.plan import make_plan, make_retry_plan
 from patchmint.samples import Fault, Reject, SourceText
 from patchmint.shards.schema import PhraseDocument
@@ -32,7 +28,7 @@ from patchmint.storage import open_storage
 SIZES = (7, 0, 5, 12)
 
 
-def sample(ordinal: int):
+def sample(ordinal):
     """Scores that single precision can't hold exactly, several phrases, and some samples without any."""
     made = make_sample(ordinal, phrases=ordinal % 4 != 0)
     scores = [-1.0] if ordinal % 7 == 3 else [round(0.05 * ordinal, 4) % 1, 0.1]
@@ -45,7 +41,7 @@ def sample(ordinal: int):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     ordinals = iter(range(100))
     units = [[sample(next(ordinals)) for _ in range(size)] for size in SIZES]
     rejects = {
@@ -56,26 +52,26 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def dataset(folder) -> Dataset:
+def dataset(folder):
     return open_dataset(folder)
 
 
-def run(*arguments: object, rc: int = 0):
+def run(*arguments, rc=0):
     done = CliRunner().invoke(inspect_app, ["find", *map(str, arguments)])
     assert done.exit_code == rc, (done, done.stdout, done.stderr)
     return done
 
 
-def rows_of(folder: Path) -> list[dict]:
+def rows_of(folder):
     return [row for path in sorted(folder.glob("shards/*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def best(row: dict) -> float | None:
+def best(row):
     scores = [score for score in row["scores"] if score >= 0]
     return max(scores, default=None)
 
 
-def near(row: dict, least: float, most: float) -> bool:
+def near(row, least, most):
     return best(row) is not None and least - 1e-6 <= best(row) <= most + 1e-6
 
 
@@ -96,10 +92,7 @@ SEARCHES = [
     (Search(min_score=0.3, max_score=0.3), lambda row: near(row, 0.3, 0.3)),
     (Search(min_share=0.6), lambda row: max(row["label_shares"]) >= 0.6),
     (Search(max_share=0.5), lambda row: min(row["label_shares"]) <= 0.5),
-    (
-        Search(min_share=0.5, max_share=0.55),
-        lambda row: any(0.5 <= share <= 0.55 for share in row["label_shares"]),
-    ),
+    (Search(min_share=0.5, max_share=0.55), lambda row: any(0.5 <= share <= 0.55 for share in row["label_shares"])),
     (Search(where="len(phrases) = 0"), lambda row: not row["phrases"]),
     (Search(where="list_max(scores) < 0.4"), lambda row: row["scores"] and max(row["scores"]) < 0.4),
     (
@@ -253,9 +246,9 @@ def test_without_labels_there_is_nothing_of_theirs_to_search_by(tmp_path):
 
 
 def test_only_the_columns_asked_for_are_read(dataset, monkeypatch):
-    from patchmint.inspection.find import samples as find
+    from patchmint.inspection.find import search as find
 
-    asked: list[list[str]] = []
+    asked = []
 
     def spy(dataset, columns, progress=None):
         asked.append(list(columns))
@@ -414,15 +407,8 @@ def test_one_tar_and_an_unfinished_build(tmp_path, folder):
     assert run(part, "--keys").stdout == "s0000\n"
 
 
-def test_from_a_store(folder, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        bucket = server.new_bucket()
-        storage = open_storage(bucket)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                storage.write(str(path.relative_to(folder)), path.read_bytes())
+def test_from_a_store(folder):
+    with on_a_store(folder) as bucket:
         assert run(bucket, "--text", "second", "--keys").stdout == run(folder, "--text", "second", "--keys").stdout
         assert run(bucket, "--rejects", "--keys").stdout == run(folder, "--rejects", "--keys").stdout
 

@@ -1,7 +1,5 @@
 """`inspect ls` and `inspect info`, how data sets are opened, and how the command line starts and ends."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -11,8 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server
-from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, write_plan
+from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, on_a_store, write_plan
 from typer.testing import CliRunner
 
 from patchmint.cli import COMMANDS as ROOT_COMMANDS
@@ -237,7 +234,7 @@ def test_tar_of_somebody_else(tmp_path):
         ("a/x", ["png", "cls"]),
         ("\x07red", ["j\x07pg"]),
         ("n" * 150, ["txt"]),
-        ("y", ["jpg (link)"]),
+        ("y", ["jpg (symbolic link)"]),
     ]
     assert (found[0]["offset"], found[0]["bytes"], found[1]["offset"]) == (0, 2048, 2048)
     assert "\x07" not in run("ls", path).stdout
@@ -326,14 +323,8 @@ def test_info_of_a_finished_build(dataset):
     assert "T x 4 x 6" in shown
 
 
-def test_from_a_store(dataset, monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        uri = server.new_bucket()
-        here, there = open_storage(dataset), open_storage(uri)
-        for entry in here.list():
-            there.write(entry.path, here.read(entry.path))
+def test_from_a_store(dataset):
+    with on_a_store(dataset) as uri:
         assert told("ls", uri)["shards"] == told("ls", dataset)["shards"]
         tar = "shards/000000.tar"
         assert told("ls", f"{uri}/{tar}")["samples"] == told("ls", dataset / tar)["samples"]

@@ -1,15 +1,12 @@
 """Every command in docs/inspect.md, on small data sets that lie where the page says."""
 
-from __future__ import annotations
-
-import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_data import LAYOUT, make_dataset, make_sample, renamed
+from inspect_data import texted
+from shard_data import LAYOUT, configure, make_dataset, make_sample, renamed
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -31,23 +28,15 @@ def workplace(tmp_path, monkeypatch):
     tokens = TokensLayout(member="vqgan", grid=(16, 16), codebook_sizes=(512,), preprocessing="pad-256-bicubic")
     layout = LAYOUT.model_copy(update={"tokens": tokens})
     samples = [renamed(make_sample(ordinal, layout=layout), str(ordinal)) for ordinal in range(10)]
-    samples[4] = replace(samples[4], planned=striped(samples[4].planned), phrases=())
-    make_dataset(tmp_path / "out" / "demo" / "dataset", [samples[:5], samples[5:]], layout=layout)
-    make_dataset(tmp_path / "out" / "strict", [samples[:5], samples[5:9]], layout=layout)
-    for manifest in tmp_path.glob("out/**/dataset.json"):
-        document = json.loads(manifest.read_bytes())
-        document["config"]["grid"] = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
-        manifest.write_text(json.dumps(document))
+    samples[4] = texted(samples[4], "a striped thing")
+    for name, last in (("demo/dataset", 10), ("strict", 9)):
+        folder = make_dataset(tmp_path / "out" / name, [samples[:5], samples[5:last]], layout=layout)
+        configure(folder, grid={"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"})
     tar = tmp_path / "out" / "demo" / "dataset" / "shards" / "000001.tar"
     (tmp_path / "broken.tar").write_bytes(tar.read_bytes()[:2000])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def striped(planned):
-    texts = (replace(planned.sample.texts[0], content="a striped thing"), *planned.sample.texts[1:])
-    return replace(planned, sample=replace(planned.sample, texts=texts))
 
 
 def test_every_command_of_the_page(workplace):

@@ -1,9 +1,11 @@
-"""`inspect show`, looking samples up, grids and marks in the terminal."""
+"""`inspect show`: looking samples up, grids and marks in the terminal, the files that it writes; help pages of all."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from shard_data import LAYOUT, commit_unit, make_dataset, make_sample, renamed, write_plan, write_shard
+from rich.console import Console
+from shard_data import LAYOUT, commit_unit, configure, make_dataset, make_sample, renamed, write_plan, write_shard
 from typer.testing import CliRunner
 
-from patchmint.cli.inspect import inspect_app
+from patchmint.cli.inspect import COMMANDS, inspect_app
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import PatchGrid
@@ -28,9 +31,10 @@ from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.interfaces import FeatureSpec
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
+from patchmint.types import Phrase
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +49,6 @@ def dataset(tmp_path):
     folder = make_dataset(tmp_path / "data", units)
     configure(folder, grid={"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"})
     return folder
-
-
-def configure(folder, **settings):
-    manifest = folder / "dataset.json"
-    document = json.loads(manifest.read_bytes())
-    document["config"] |= settings
-    manifest.write_text(json.dumps(document))
 
 
 def run(*arguments, **options):
@@ -343,7 +340,7 @@ def test_png_is_the_overlay(dataset, tmp_path):
     assert str(tmp_path / "o-1.png") in done.output
     sample = find_sample(open_dataset(dataset), "s0001").sample
     texts, box = sample.document.texts, (0.0, 1.5, 20.25, 30.0)
-    for text, phrases in ((0, [OverlayPhrase(texts[0][:3], (0, 3), box, 0.4375)]), (1, [])):
+    for text, phrases in ((0, [Phrase(texts[0][:3], 0, (0, 3), box, 0.4375)]), (1, [])):
         expected = draw_overlay(
             decode_image(sample.image).pixels,
             placement=PatchGrid(4, 6, 14, Fit.SQUASH).place((30, 40)),
@@ -423,3 +420,53 @@ def test_an_index_that_is_there_is_not_made_again(dataset, monkeypatch):
     assert find_sample(open_dataset(dataset), "s0008").index == 8
     assert open_storage(dataset).exists("dataset.json")
     assert not (dataset / "indexes").exists()
+
+
+def test_pictures_are_there_before_anything_is_printed(dataset, tmp_path):
+    """`| head` ends the command at the first write that finds no reader."""
+    arguments = ["show", str(dataset), "#1", "--png", str(tmp_path / "o.png")]
+    command = [sys.executable, "-m", "patchmint", "inspect", *arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["o-0.png", "o-1.png"]
+    assert done.stderr.splitlines() == [f"wrote {tmp_path / 'o-0.png'}", f"wrote {tmp_path / 'o-1.png'}"]
+    with Image.open(io.BytesIO((tmp_path / "o-0.png").read_bytes())) as image:
+        assert image.format == "PNG"
+
+
+def test_bad_names_are_found_before_the_work(dataset, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (
+        ("o.jpg", "ends with .png"),
+        ("o", "ends with .png"),
+        ("no/o.png", "no folder"),
+        ("folder.png", "it is a folder"),
+    ):
+        for target in (dataset, tmp_path / "nothing here"):
+            done = run(target, "#0", "--png", tmp_path / name)
+            assert isinstance(done.exception, InputError)
+            assert words in str(done.exception)
+            assert done.stdout == ""
+    assert list(tmp_path.glob("o*")) == []
+
+
+def test_help_pages_lose_no_brackets():
+    """Square brackets are markup to rich, which drops them with what is in them."""
+    for name, lazy in COMMANDS.items():
+        command = lazy.load(name)
+        page = CliRunner(env={"COLUMNS": "300"}).invoke(inspect_app, [name, "--help"]).stdout
+        shown = " ".join(re.sub("│", " ", page).split())
+        texts = [command.help, *lazy.examples, *(getattr(option, "help", "") or "" for option in command.params)]
+        for line in "\n".join(texts).splitlines():
+            assert " ".join(line.split()) in shown, name
+
+
+def test_the_members_in_info_are_no_wider_than_the_terminal(dataset, monkeypatch):
+    monkeypatch.setattr("patchmint.cli.inspect.info.console_for_data", lambda: Console(width=40))
+    done = CliRunner().invoke(inspect_app, ["info", str(dataset)])
+    members = done.stdout[done.stdout.index("members of a sample") :].splitlines()
+    assert max(map(len, members)) <= 40
+    assert "views: inputs" in " ".join(members)

@@ -1,14 +1,11 @@
 """`patchmint inspect stats`: every number against numpy over all samples; page and picture."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from s3_server import s3_server
-from shard_data import LAYOUT, make_dataset, make_reject, make_sample, write_shard
+from shard_data import LAYOUT, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 from test_shards_verify import edit_document
 from typer.testing import CliRunner
 
@@ -25,27 +21,26 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError, ShardError
 from patchmint.inspection.stats import collect as stats_module
-from patchmint.inspection.stats.collect import collect_stats
+from patchmint.inspection.stats.collect import book_usage, collect_stats
 from patchmint.inspection.stats.distributions import QUANTILES, Counts
-from patchmint.inspection.stats.usage import book_usage
 from patchmint.samples import Fault
-from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.layout import GridLayout, TokensLayout
+from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
 
 
-def run(*arguments: object):
+def run(*arguments):
     return CliRunner().invoke(inspect_app, ["stats", *map(str, arguments)])
 
 
-def with_tokens(*sizes: int) -> Layout:
+def with_tokens(*sizes):
     tokens = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=sizes, preprocessing="pad-64-bicubic")
     return LAYOUT.model_copy(update={"tokens": tokens})
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     """Three shards of varied samples: without phrases, without scores, without a kept patch."""
     of = with_tokens(30)
     samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
@@ -58,13 +53,7 @@ def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "d", [samples[:6], samples[6:10], samples[10:]], rejects, layout=of)
 
 
-def stored(folder: Path) -> list[StoredSample]:
-    storage = open_storage(folder)
-    tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
-    return [sample for tar in tars for sample in iter_samples(storage, tar)]
-
-
-def check(found: dict, values: list[float], tolerance: float = 0) -> None:
+def check(found, values, tolerance=0):
     """A distribution against numpy."""
     numbers = np.array(values, np.float64)
     assert found["count"] == len(numbers)
@@ -236,16 +225,9 @@ def test_a_selector_of_other_numbers_keeps_just_the_same(tmp_path):
     assert json.loads(run(tmp_path / "a.tar", "--json").stdout)["positions"] == ones
 
 
-def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path, monkeypatch):
+def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
     expected = json.loads(run(dataset, "--json").stdout)
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        uri = server.new_bucket()
-        storage = open_storage(uri)
-        for path in sorted(dataset.rglob("*")):
-            if path.is_file():
-                storage.write(path.relative_to(dataset).as_posix(), path.read_bytes())
+    with on_a_store(dataset) as uri:
         assert json.loads(run(uri, "--json").stdout) == expected | {"dataset": uri}
     (dataset / "dataset.json").unlink()
     (dataset / "commits" / "000001.json").unlink()

@@ -1,7 +1,5 @@
 """`patchmint inspect verify`: what it prints, and what it ends with."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -9,7 +7,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from shard_data import LAYOUT, make_dataset, make_reject, make_sample, renamed, write_shard
+from shard_data import LAYOUT, make_dataset, make_reject, make_sample, renamed
 from test_shards_verify import array, edit, edit_document, members_of, tar_of, two_units
 from typer.testing import CliRunner
 
@@ -27,12 +24,12 @@ from patchmint.errors import InputError
 from patchmint.shards.codec import tar_end, tar_member
 
 
-def run(*arguments: object):
+def run(*arguments):
     return CliRunner().invoke(inspect_app, ["verify", *map(str, arguments)])
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     return make_dataset(tmp_path / "d", [[make_sample(0), make_sample(1, kind="png")]], {0: [make_reject(2)]})
 
 
@@ -56,17 +53,6 @@ def test_findings(dataset):
     found = json.loads(run(dataset, "--json").stdout)["findings"]
     assert {finding["code"] for finding in found} == {"file-missing", "file-stray"}
     assert set(found[0]) == {"shard", "key", "code", "message"}
-
-
-def test_corrupt_images_are_found_deep(tmp_path):
-    tar, _ = write_shard([make_sample(0)])
-    damaged = tar.replace(make_sample(0).data[200:300], bytes(100))
-    assert damaged != tar
-    (tmp_path / "a.tar").write_bytes(damaged[:600] + b"\0" * 400 + damaged[1000:])
-    assert run(tmp_path / "a.tar").exit_code == 0
-    done = run(tmp_path / "a.tar", "--deep", "--json")
-    assert done.exit_code == 1
-    assert [f["code"] for f in json.loads(done.stdout)["findings"]] == ["image-damaged"]
 
 
 def test_images_over_the_builds_limit_are_not_decoded(dataset):
@@ -101,34 +87,34 @@ def test_starts_without_torch_and_ray(dataset):
 class Creates:
     """Unpickled, it makes a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
         return (Path.touch, (self.path,))
 
 
-def header(name: str, kind: bytes, target: str = "") -> bytes:
+def header(name, kind, target=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def with_member(tar: bytes, member: bytes) -> bytes:
+def with_member(tar, member):
     data = b"".join(tar_member(*each) for each in members_of(tar)) + member
     return data + tar_end(len(data))
 
 
-def interleaved(tar: bytes) -> bytes:
+def interleaved(tar):
     members = members_of(tar)
     half = len(members) // 2
     return tar_of([one for pair in zip(members[:half], members[half:], strict=True) for one in pair])
 
 
-def flipped(name: str, place: int, bit: int = 1) -> Callable[[bytes], bytes]:
+def flipped(name, place, bit=1):
     """One bit of a member's data; the tar stays a tar."""
 
-    def flip(members: dict[str, bytes]) -> None:
+    def flip(members):
         data = bytearray(members[name])
         data[place] ^= bit
         members[name] = bytes(data)
@@ -136,7 +122,7 @@ def flipped(name: str, place: int, bit: int = 1) -> Callable[[bytes], bytes]:
     return edit(flip)
 
 
-def object_array(path: Path) -> bytes:
+def object_array(path):
     file = io.BytesIO()
     np.save(file, np.array([Creates(path)], dtype=object), allow_pickle=True)
     return file.getvalue()
@@ -146,16 +132,8 @@ FAULTS = {
     # what is done to the shard of s0003 and s0004: code and key that a data set's check names, and a lone tar's
     "a flipped bit of a label": (flipped("s0003.selector.npy", -3), ("selector-coverage", "s0003"), None),
     "a flipped bit of a code": (flipped("s0003.vqgan.npy", -1, 0x80), ("codes-range", "s0003"), None),
-    "a flipped bit of a header": (
-        lambda tar: tar.replace(b"s0004.json", b"s0005.json", 1),
-        ("tar-damaged", ""),
-        None,
-    ),
-    "a duplicate key": (
-        lambda tar: tar_of([*members_of(tar), *members_of(tar)[:6]]),
-        ("key-duplicate", "s0003"),
-        None,
-    ),
+    "a flipped bit of a header": (lambda tar: tar.replace(b"s0004.json", b"s0005.json", 1), ("tar-damaged", ""), None),
+    "a duplicate key": (lambda tar: tar_of([*members_of(tar), *members_of(tar)[:6]]), ("key-duplicate", "s0003"), None),
     "interleaved members": (interleaved, ("sample-split", "s0003"), None),
     "a dotted key": (
         lambda tar: tar_of([(name.replace("s0003.", "s0003.v1."), data) for name, data in members_of(tar)]),
@@ -184,21 +162,17 @@ FAULTS = {
         ("member-kind", "s0005"),
         None,
     ),
-    "a device": (
-        lambda tar: with_member(tar, header("s0005.jpg", tarfile.CHRTYPE)),
-        ("member-kind", "s0005"),
-        None,
-    ),
+    "a device": (lambda tar: with_member(tar, header("s0005.jpg", tarfile.CHRTYPE)), ("member-kind", "s0005"), None),
 }
 
 
-def check_names(target: Path, shard: str, code: str, key: str, *options: str) -> None:
+def check_names(target, shard, code, key, *options):
     """As a table and as JSON: names shard, key and fault, and ends with 1."""
     done = run(target, "--json", *options)
     assert done.exit_code == 1, done.exception
     found = json.loads(done.stdout)["findings"]
     assert (shard, key, code) in {(f["shard"], f["key"], f["code"]) for f in found}, found
-    assert {f["shard"] for f in found} <= {shard, "dataset.json"}  # whose totals have the bytes of all tars
+    assert {f["shard"] for f in found} == {shard}
     printed = run(target, *options)
     assert printed.exit_code == 1
     assert any(all(word in line for word in (shard, key, code)) for line in printed.stdout.splitlines())
@@ -236,7 +210,7 @@ def test_a_cut_tar_is_named_with_its_last_member(tmp_path, size, code):
     assert f"the last member that can be read is {whole[-1]!r}" in message
 
 
-def ends_of(members: list[tuple[str, bytes]]) -> list[tuple[str, int]]:
+def ends_of(members):
     """Names, and where the data of each ends in the tar."""
     starts = accumulate((len(tar_member(*member)) for member in members), initial=0)
     return [(name, start + 512 + len(data)) for start, (name, data) in zip(starts, members, strict=False)]
@@ -246,6 +220,8 @@ def test_a_key_of_two_shards_is_named(tmp_path):
     units = [[make_sample(0)], [make_sample(1), renamed(make_sample(2), "s0000")]]
     folder = make_dataset(tmp_path / "d", units)
     check_names(folder, "shards/000001.tar", "key-duplicate", "s0000")
+    (found,) = json.loads(run(folder, "--json").stdout)["findings"]
+    assert "shards/000000.tar" in found["message"]
     check_names(folder / "shards", "000001.tar", "key-duplicate", "s0000")
 
 
@@ -264,7 +240,7 @@ def test_a_stale_record_is_named(tmp_path):
 
 
 def test_corrupt_images_are_named_deep(tmp_path):
-    def blank(members: dict[str, bytes], name: str) -> None:
+    def blank(members, name):
         data = members[name]
         members[name] = data[:20] + bytes(len(data) - 40) + data[-20:]
 
@@ -284,7 +260,7 @@ def test_pickles_are_never_loaded(tmp_path, ending):
     pickle.loads(pickle.dumps(Creates(made)))  # it would
     made.unlink()
 
-    def damage(members: dict[str, bytes]) -> None:
+    def damage(members):
         members[f"s0004.{ending}"] = pickled
 
     folder = make_dataset(tmp_path / "d", two_units(), damage={1: edit(damage)})

@@ -1,7 +1,5 @@
 """What workers keep: freed memory (counted in page faults, since time tells little on a busy machine), few kernels."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,20 +1,16 @@
 """The lease: who waits, who is turned away, who takes over; with real processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from patchmint.errors import BusyError, StorageError
-from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, LeaseRecord, read_lease
-from patchmint.storage import Storage, open_storage
+from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, read_lease
+from patchmint.storage import open_storage
 from patchmint.storage.local import LocalStorage
 
 # What would wait for ever ends here.
@@ -34,11 +30,11 @@ lease.release()
 
 
 @pytest.fixture
-def hold() -> Iterator[Callable[[Storage], subprocess.Popen[str]]]:
+def hold():
     """Starts a driver of its own process that holds the lease until it loses it."""
-    started: list[subprocess.Popen[str]] = []
+    started = []
 
-    def start(storage: Storage) -> subprocess.Popen[str]:
+    def start(storage):
         process = subprocess.Popen([sys.executable, "-c", _HOLD, storage.uri], stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -52,18 +48,18 @@ def hold() -> Iterator[Callable[[Storage], subprocess.Popen[str]]]:
         process.communicate()
 
 
-def acquire(storage: Storage, run: str, warnings: list[str] | None = None, patience: float = 1.0) -> Lease:
+def acquire(storage, run, warnings=None, patience=1.0):
     warn = (warnings if warnings is not None else []).append
     return Lease.acquire(storage, run, patience=patience, interval=0.05, warn=warn)
 
 
-def write(storage: Storage, holder: LeaseRecord, **changes: object) -> None:
+def write(storage, holder, **changes):
     storage.write(LEASE, holder.model_copy(update=changes).model_dump_json().encode())
 
 
-def test_it_is_taken_shown_and_given_back(storage: Storage) -> None:
+def test_it_is_taken_shown_and_given_back(storage):
     assert read_lease(storage) is None
-    warnings: list[str] = []
+    warnings = []
     lease = acquire(storage, "run-a", warnings)
     shown = read_lease(storage)
     assert shown is not None
@@ -75,7 +71,7 @@ def test_it_is_taken_shown_and_given_back(storage: Storage) -> None:
     lease.release()
 
 
-def test_it_beats(storage: Storage) -> None:
+def test_it_beats(storage):
     lease = acquire(storage, "run-a")
     beats = set()
     while len(beats) < 3:
@@ -86,9 +82,9 @@ def test_it_beats(storage: Storage) -> None:
     lease.release()
 
 
-def test_a_second_driver_is_turned_away(storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]) -> None:
+def test_a_second_driver_is_turned_away(storage, hold):
     held = hold(storage)
-    warnings: list[str] = []
+    warnings = []
     # A patience that would outlast this test: what turns it away is the beat.
     with pytest.raises(BusyError) as caught:
         acquire(storage, "run-b", warnings, patience=500)
@@ -100,15 +96,13 @@ def test_a_second_driver_is_turned_away(storage: Storage, hold: Callable[[Storag
     assert shown.run == "run-held"
 
 
-def test_a_dead_drivers_lease_is_taken_at_once(
-    storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]
-) -> None:
+def test_a_dead_drivers_lease_is_taken_at_once(storage, hold):
     held = hold(storage)
     # Not waited for: its parent hasn't noticed its end yet.
     held.kill()
     os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)
     assert read_lease(storage) is None
-    warnings: list[str] = []
+    warnings = []
     acquire(storage, "run-b", warnings, patience=0.5).release()
     assert [line.partition(" (")[0] for line in warnings] == [
         f"the driver with pid {held.pid} on {os.uname().nodename}"
@@ -116,12 +110,10 @@ def test_a_dead_drivers_lease_is_taken_at_once(
     assert warnings[0].endswith(f"is dead; taking over {storage.uri}")
 
 
-def test_a_stopped_driver_loses_it_and_notices(
-    storage: Storage, hold: Callable[[Storage], subprocess.Popen[str]]
-) -> None:
+def test_a_stopped_driver_loses_it_and_notices(storage, hold):
     held = hold(storage)
     held.send_signal(signal.SIGSTOP)
-    warnings: list[str] = []
+    warnings = []
     lease = acquire(storage, "run-b", warnings)
     assert len(warnings) == 2
     held.send_signal(signal.SIGCONT)
@@ -135,7 +127,7 @@ def test_a_stopped_driver_loses_it_and_notices(
     assert not lease.lost.is_set()
 
 
-def test_the_holder_notices_that_it_was_deleted(storage: Storage) -> None:
+def test_the_holder_notices_that_it_was_deleted(storage):
     lease = acquire(storage, "run-a")
     # A beat under way may write it once more.
     while not lease.lost.wait(0.05):
@@ -143,7 +135,7 @@ def test_the_holder_notices_that_it_was_deleted(storage: Storage) -> None:
     lease.release()
 
 
-def elsewhere(storage: Storage, **changes: object) -> LeaseRecord:
+def elsewhere(storage, **changes):
     """A lease whose holder isn't on this machine, as far as can be told."""
     lease = acquire(storage, "run-a")
     lease.release()
@@ -152,17 +144,17 @@ def elsewhere(storage: Storage, **changes: object) -> LeaseRecord:
     return holder
 
 
-def test_a_holder_elsewhere_is_watched_by_its_beat_alone(tmp_path: Path) -> None:
+def test_a_holder_elsewhere_is_watched_by_its_beat_alone(tmp_path):
     storage = open_storage(tmp_path)
     holder = elsewhere(storage, pid=2**22 + 1, beat=7)
     assert read_lease(storage) == holder, "a process id means nothing on another machine"
-    warnings: list[str] = []
+    warnings = []
     acquire(storage, "run-b", warnings, patience=0.3).release()
     assert len(warnings) == 2
     holder = elsewhere(storage, pid=os.getpid())
     done = threading.Event()
 
-    def beat() -> None:
+    def beat():
         count = 0
         while not done.wait(0.02):
             count += 1
@@ -178,12 +170,12 @@ def test_a_holder_elsewhere_is_watched_by_its_beat_alone(tmp_path: Path) -> None
         thread.join()
 
 
-def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path):
     storage = open_storage(tmp_path)
     lease = acquire(storage, "run-a")
     lease.release()
     write(storage, lease.record, started=lease.record.started - 1)
-    warnings: list[str] = []
+    warnings = []
     acquire(storage, "run-b", warnings, patience=5).release()
     assert len(warnings) == 1, "it was taken at once"
     write(storage, lease.record)
@@ -192,13 +184,13 @@ def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path: Path) -> 
     assert read_lease(storage) is not None, "a machine that tells nothing about itself is no machine"
 
 
-def test_a_lease_given_back_while_watched_is_taken(tmp_path: Path) -> None:
+def test_a_lease_given_back_while_watched_is_taken(tmp_path):
     storage = open_storage(tmp_path)
     elsewhere(storage)
     watched = threading.Event()
-    taken: list[Lease] = []
+    taken = []
 
-    def second() -> None:
+    def second():
         taken.append(Lease.acquire(storage, "run-b", patience=5, warn=lambda _: watched.set()))
 
     thread = threading.Thread(target=second)
@@ -211,21 +203,21 @@ def test_a_lease_given_back_while_watched_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"run": 3}'])
-def test_a_damaged_lease_is_taken_over_after_a_while(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_lease_is_taken_over_after_a_while(tmp_path, data):
     storage = open_storage(tmp_path)
     storage.write(LEASE, data)
     assert read_lease(storage) is None
-    warnings: list[str] = []
+    warnings = []
     acquire(storage, "run-a", warnings, patience=0.2).release()
     assert [line.partition(" has ")[0].partition(" is ")[0] for line in warnings] == ["another driver"] * 2
 
 
-def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path, monkeypatch):
     storage = open_storage(tmp_path)
     rival = elsewhere(storage).model_copy(update={"run": "run-rival", "token": "rival"})
     original = LocalStorage.write
 
-    def write_then_rival(self: LocalStorage, path: str, data: bytes) -> None:
+    def write_then_rival(self, path, data):
         original(self, path, data)
         original(self, path, rival.model_dump_json().encode())
 
@@ -235,14 +227,14 @@ def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path: Path, monkeypat
     assert read_lease(storage) == rival
 
 
-def test_of_several_that_take_over_one_stays(tmp_path: Path) -> None:
+def test_of_several_that_take_over_one_stays(tmp_path):
     storage = open_storage(tmp_path)
     elsewhere(storage)
-    held: list[Lease] = []
-    turned_away: list[BusyError] = []
+    held = []
+    turned_away = []
     barrier = threading.Barrier(4)
 
-    def take(run: str) -> None:
+    def take(run):
         barrier.wait(20)
         try:
             held.append(Lease.acquire(storage, run, patience=0.5, interval=2))
@@ -265,12 +257,12 @@ def test_of_several_that_take_over_one_stays(tmp_path: Path) -> None:
         lease.release()
 
 
-def test_a_failing_storage_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_storage_is_no_lost_lease(tmp_path, monkeypatch):
     storage = open_storage(tmp_path)
     lease = acquire(storage, "run-a")
     failed = threading.Event()
 
-    def fail(self: LocalStorage, path: str) -> bytes:
+    def fail(self, path):
         failed.set()
         raise StorageError("down")
 
@@ -287,5 +279,5 @@ def test_a_failing_storage_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.
     lease.release()
 
 
-def test_the_usual_patience_outlasts_several_beats() -> None:
+def test_the_usual_patience_outlasts_several_beats():
     assert PATIENCE >= 3 * INTERVAL

@@ -13,8 +13,9 @@ from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
 from patchmint.geometry.rle import encode_masks
 from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay, legend_facts
+from patchmint.pictures.overlay import draw_overlay, legend_facts
 from patchmint.pictures.text import Lettering
+from patchmint.types import Phrase
 
 SMALL = {
     "pad": PatchGrid(6, 6, 14, Fit.PAD),
@@ -147,7 +148,7 @@ def test_the_legend_counts_all_views_and_says_which_is_drawn() -> None:
 def test_a_box_has_its_colour_on_its_border(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), GREY, dtype=np.uint8)
     box = (0.2 * size[1], 0.3 * size[0], 0.7 * size[1], 0.9 * size[0])
-    phrases = [OverlayPhrase("", (0, 0), box, -1), OverlayPhrase("other", (0, 0), (0, 0, 9, 9), 0.5)]
+    phrases = [Phrase("", 0, (0, 0), box, -1), Phrase("other", 0, (0, 0), (0, 0, 9, 9), 0.5)]
     picture = photo_part(draw(image, SMALL["pad"], [], phrases=phrases), size)
     scale = picture.shape[1] / size[1]
     x0, y0, x1, y1 = (round(value * scale) for value in box)
@@ -161,7 +162,7 @@ def test_boxes_of_the_same_words_share_a_colour_with_the_caption() -> None:
     image = np.full((400, 400, 3), GREY, dtype=np.uint8)
     boxes = [(10, 60, 90, 140), (110, 60, 190, 140), (210, 60, 290, 140)]
     phrases = [
-        OverlayPhrase(text, span, box, 0.5)
+        Phrase(text, 0, span, box, 0.5)
         for text, span, box in zip(["cat", "dog", "cat"], [(2, 5), (12, 15), (2, 5)], boxes, strict=True)
     ]
     picture = draw(image, SMALL["pad"], [], phrases=phrases, caption="a cat and a dog")
@@ -174,7 +175,7 @@ def test_boxes_of_the_same_words_share_a_colour_with_the_caption() -> None:
 
 def test_a_box_that_leaves_the_image_is_cut_at_its_border() -> None:
     image = np.full((400, 400, 3), GREY, dtype=np.uint8)
-    phrases = [OverlayPhrase("x", (0, 0), (-50, -1e9, 1e9, 450), 0.5)]
+    phrases = [Phrase("x", 0, (0, 0), (-50, -1e9, 1e9, 450), 0.5)]
     picture = photo_part(draw(image, SMALL["pad"], [], phrases=phrases), (400, 400))
     assert tuple(picture[767, 400]) == tuple(picture[400, 767]) == PALETTE[0]
 
@@ -182,7 +183,7 @@ def test_a_box_that_leaves_the_image_is_cut_at_its_border() -> None:
 def test_masks_are_outlined() -> None:
     mask = np.zeros((1, 40, 40), dtype=np.uint8)  # at a tenth of the resolution
     mask[0, 10:30, 10:30] = 1
-    phrases = [OverlayPhrase("x", (0, 1), (0, 0, 400, 400), 0.5)]
+    phrases = [Phrase("x", 0, (0, 1), (0, 0, 400, 400), 0.5)]
     image = np.full((400, 400, 3), GREY, dtype=np.uint8)
     picture = draw(image, SMALL["pad"], [], phrases=phrases, masks=encode_masks(mask))
     at = [tuple(picture[384, x]) for x in range(768)]
@@ -274,7 +275,7 @@ def test_invisible_characters_change_nothing() -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_text_gives_a_picture(text: str, start: int, end: int) -> None:
     image = np.full((40, 60, 3), GREY, dtype=np.uint8)
-    phrases = [OverlayPhrase(text, (start, end), (3, 4, 30, 30), 0.5)]
+    phrases = [Phrase(text, 0, (start, end), (3, 4, 30, 30), 0.5)]
     picture = draw(image, SMALL["pad"], [], phrases=phrases, caption=text, title=text, notice=text)
     assert picture.dtype == np.uint8
     assert picture.shape[1] == 768
@@ -284,7 +285,7 @@ def test_any_text_gives_a_picture(text: str, start: int, end: int) -> None:
 def test_an_enormous_caption_makes_no_enormous_picture() -> None:
     image = np.full((40, 60, 3), GREY, dtype=np.uint8)
     text = "a cat\n" * 9000
-    phrases = [OverlayPhrase(text, (0, len(text)), (3, 4, 30, 30), 0.5)]
+    phrases = [Phrase(text, 0, (0, len(text)), (3, 4, 30, 30), 0.5)]
     picture = draw(image, SMALL["pad"], [], phrases=phrases, caption=text, title=text, notice=text)
     assert picture.shape[0] < 900
 
@@ -309,7 +310,7 @@ def test_the_notice_is_a_band_across_the_top() -> None:
 @pytest.mark.parametrize("preset", GRID_PRESETS)
 def test_every_size_and_preset(size: tuple[int, int], preset: str) -> None:
     image = np.full((*size, 3), GREY, dtype=np.uint8)
-    phrases = [OverlayPhrase("a cat", (0, 5), (0, 0, size[1], size[0]), 0.87)]
+    phrases = [Phrase("a cat", 0, (0, 5), (0, 0, size[1], size[0]), 0.87)]
     picture = draw(image, grid_preset(preset), [(0, 0)], phrases=phrases, caption="a cat")
     assert 560 <= picture.shape[1] <= 1280
     assert picture.shape[0] <= 1280 + 150
@@ -319,7 +320,7 @@ def test_every_size_and_preset(size: tuple[int, int], preset: str) -> None:
 def test_the_same_input_gives_the_same_bytes() -> None:
     image = np.ascontiguousarray(skimage.data.chelsea())
     before = image.copy()
-    phrases = [OverlayPhrase("a cat", (0, 5), (60, 0, 440, 300), 0.87)]
+    phrases = [Phrase("a cat", 0, (0, 5), (60, 0, 440, 300), 0.87)]
     pictures = [
         draw(image, SMALL["pad"], [(2, 2)], phrases=phrases, caption="a cat", notice="n", max_side=300) for _ in "ab"
     ]
@@ -329,9 +330,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 def test_many_boxes_stay_quick_and_are_counted() -> None:
     image = np.full((300, 450, 3), GREY, dtype=np.uint8)
-    phrases = [
-        OverlayPhrase(f"thing {i}", (0, 0), (i % 400, i % 250, i % 400 + 50, i % 250 + 50), 0.5) for i in range(900)
-    ]
+    phrases = [Phrase(f"thing {i}", 0, (0, 0), (i % 400, i % 250, i % 400 + 50, i % 250 + 50), 0.5) for i in range(900)]
     assert draw(image, SMALL["pad"], [], phrases=phrases).shape[1] == 768
 
 
@@ -339,8 +338,8 @@ def test_contradictions_are_named() -> None:
     image = np.full((30, 40, 3), GREY, dtype=np.uint8)
     placement = SMALL["pad"].place((30, 40))
     good = np.zeros((6, 6), dtype=np.uint8)
-    phrase = OverlayPhrase("x", (0, 1), (0, 0, 9, 9), 0.5)
-    nowhere = OverlayPhrase("x", (0, 1), (0, 0, float("nan"), 9), 0.5)
+    phrase = Phrase("x", 0, (0, 1), (0, 0, 9, 9), 0.5)
+    nowhere = Phrase("x", 0, (0, 1), (0, 0, float("nan"), 9), 0.5)
     mask = encode_masks(np.ones((1, 30, 40), dtype=np.uint8))
     cases = [
         ({"image": image[:20]}, "placed on"),

@@ -1,7 +1,5 @@
 """Patch labels: unions per text and per phrase, against a mask drawn by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from patchmint.labelers.patches import label_phrases, label_texts, select_patche
 PLACEMENT = PatchGrid(4, 4, 10, Fit.SQUASH).place((40, 40))
 
 
-def instances(rectangles, texts, spans) -> Instances:
+def instances(rectangles, texts, spans):
     masks = np.zeros((len(rectangles), 40, 40), np.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, rectangles, strict=True):
         mask[y0:y1, x0:x1] = 1

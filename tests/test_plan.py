@@ -1,7 +1,5 @@
 """The plan: everything comes back as it went in, the same bytes whatever happens, and errors for what is damaged."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -12,7 +10,6 @@ import sys
 import tempfile
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +30,15 @@ from patchmint.errors import (
 )
 from patchmint.pipeline.plan import (
     check_models,
+    discard_plan,
     estimate,
+    is_whole,
     library_versions,
     make,
     make_plan,
     make_retry_plan,
     record_models,
+    sweep_unplanned,
 )
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample, SourceText, Turn
 from patchmint.shards import plan_parts as parts
@@ -59,19 +59,19 @@ RICH = [
 ]
 
 
-def build_config(out: object = "out", samples_per_shard: int = 10, **changes: object) -> BuildConfig:
+def build_config(out="out", samples_per_shard=10, **changes):
     output = {"uri": str(out), "samples_per_shard": samples_per_shard}
     return BuildConfig.parse(
         {"source": {"kind": "folder", "uri": "photos"}, "output": output, "models": UNTRAINED} | changes
     )
 
 
-def plan_into(out: Path, samples=PLAIN, **settings):
+def plan_into(out, samples=PLAIN, **settings):
     config = build_config(out, **settings)
     return make_plan(samples, config, record_models(config), open_storage(out))
 
 
-def everything(out: Path) -> dict[str, str]:
+def everything(out):
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -252,6 +252,73 @@ def test_a_plan_of_other_libraries_is_not_mixed_in(tmp_path, monkeypatch):
         plan_into(tmp_path)
 
 
+@pytest.fixture(params=["local", "s3"])
+def out(request, tmp_path, monkeypatch):
+    """A fresh output: a folder, a bucket."""
+    if request.param == "local":
+        yield str(tmp_path / "out")
+        return
+    with s3_server() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        yield server.new_bucket()
+
+
+def names(storage):
+    return {entry.path for entry in storage.list()}
+
+
+def test_a_plan_of_which_nothing_is_finished_makes_room(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "UNITS_A_PART", 2)
+    storage = open_storage(out)
+    old = plan_into(out, [replace(sample, id=f"old-{sample.id}") for sample in PLAIN], samples_per_shard=3)
+    for unit in (1, 7):
+        storage.write(f"attempts/run-{unit:06d}-0011223344556677/shards-{unit:06d}.tar", b"half")
+    assert is_whole(storage, old)
+    storage.delete([old.units[0].part])
+    assert not is_whole(storage, old)
+    config = build_config(out)
+    models = record_models(config)
+    with pytest.raises(ConfigError, match="other settings"):
+        make_plan(PLAIN, config, models, storage)
+    plan = make_plan(PLAIN, config, models, storage, may_replace=lambda: True)
+    assert load_plans(storage) == [plan]
+    sweep_unplanned(storage, plan)
+    kept = {name for name in names(storage) if name.startswith("attempts/")}
+    assert kept == {"attempts/run-000001-0011223344556677/shards-000001.tar"}
+    whole = plan_into(tmp_path / "whole", PLAIN)
+    assert plan == whole
+    assert names(storage) - kept == names(open_storage(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("result", ["commits/000002.json", "shards/000000.tar", "rejects/000001.parquet"])
+def test_a_plan_of_which_something_is_finished_stays(out, result):
+    plan, storage = plan_into(out), open_storage(out)
+    storage.write(result, b"{}")
+    assert not discard_plan(storage)
+    other = build_config(out, labels={"box_threshold": 0.3})
+    with pytest.raises(ConfigError, match=r"other settings:\n  labels.box_threshold: 0.35 there, 0.3 here\n"):
+        make_plan(PLAIN, other, record_models(other), storage, may_replace=lambda: True)
+    assert load_plans(storage) == [plan]
+
+
+def test_a_unit_that_is_committed_while_its_plan_is_taken_away_brings_it_back(out):
+    plan, storage = plan_into(out), open_storage(out)
+    before = names(storage)
+
+    class Raced:
+        def __getattr__(self, name):
+            return getattr(storage, name)
+
+        def delete(self, paths):
+            storage.delete(paths)
+            storage.create("commits/000000.json", b"{}")
+
+    assert not discard_plan(Raced())
+    assert load_plans(storage) == [plan]
+    assert names(storage) == before | {"commits/000000.json"}
+
+
 def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
     barrier, plans, verdicts = threading.Barrier(4), [], []
     storage = open_storage(tmp_path)
@@ -278,7 +345,7 @@ def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
     assert plans == [load_plan(storage)] * 4
 
 
-def killed_at(step: int, after: bool, out: str) -> None:
+def killed_at(step, after, out):
     """Plan in a process that ends itself before or after the n-th thing written."""
     storage, steps = open_storage(out), iter(range(100))
 
@@ -304,7 +371,7 @@ def killed_at(step: int, after: bool, out: str) -> None:
     make_plan(PLAIN, config, record_models(config), Deadly())
 
 
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+def python(code, **env):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
     return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
 
@@ -528,9 +595,9 @@ def test_planning_needs_no_torch():
 def test_an_estimate_counts_and_looks_at_some_images():
     samples = [replace(PLAIN[0], image=ImageRef(f"{number}.jpg")) for number in range(1000)]
     samples += [replace(PLAIN[0], fault=Fault("source", "text-missing", "none")) for _ in range(50)]
-    asked: list[str] = []
+    asked = []
 
-    def size(image: ImageRef) -> int:
+    def size(image):
         assert image.length == WHOLE_FILE
         asked.append(image.path)
         if len(asked) % 4 == 0:
@@ -556,11 +623,11 @@ def test_an_estimate_counts_and_looks_at_some_images():
 
 
 def test_an_estimate_asks_nothing_of_images_whose_size_is_known():
-    def never(image: ImageRef) -> int:
+    def never(image):
         raise AssertionError(image)
 
     samples = [replace(PLAIN[0], image=ImageRef("a.tar", 512, 1000))] * 5
-    counts: list[int] = []
+    counts = []
     dry = estimate(samples, build_config(samples_per_shard=2), {}, never, counts.append)
     assert dry.image_bytes == 5000
     assert counts == [2, 4]

@@ -1,7 +1,5 @@
 """Keys: lawful, unique whatever the ids are, and the same whatever the memory."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -24,11 +22,11 @@ hostile_ids = st.one_of(
 )
 
 
-def _is_unicode(text: str) -> bool:
+def _is_unicode(text):
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def planned_keys(ids: list[str], unit: int = 3) -> list[str]:
+def planned_keys(ids, unit=3):
     samples = [SourceSample(sample_id, ImageRef("a.jpg"), ()) for sample_id in ids]
     with spooled(samples, unit, None) as batches:
         return [key for batch in batches for key in batch["key"].to_pylist()]

@@ -157,7 +157,16 @@ def label(installed: Path, tmp_path: Path, *arguments: str) -> subprocess.Comple
 
 
 def test_outside_models_take_part(installed, tmp_path):
-    arguments = ("--segmenter", "toy-brightness", "--tokenizer", "toy-1d", "--text", "bright", "--text", "brighter")
+    arguments = (
+        "--models.segmenter",
+        "toy-brightness",
+        "--models.tokenizer",
+        "toy-1d",
+        "--text",
+        "bright",
+        "--text",
+        "brighter",
+    )
     done = label(installed, tmp_path, *arguments, "--out", str(tmp_path / "o.png"), "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -175,7 +184,7 @@ def test_outside_models_take_part(installed, tmp_path):
 def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):
     codes = []
     for name in ("toy-1d", "toy-ahead"):
-        arguments = ("--segmenter", "toy-brightness", "--tokenizer", name, "--text", "bright")
+        arguments = ("--models.segmenter", "toy-brightness", "--models.tokenizer", name, "--text", "bright")
         done = label(installed, tmp_path, *arguments, "--out", str(tmp_path / "o.png"), "--json")
         assert done.returncode == 0, done.stderr
         codes.append(json.loads(done.stdout)["codes"])
@@ -196,7 +205,7 @@ def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):
     ],
 )
 def test_broken_ones_are_named(installed, tmp_path, name, message):
-    role = "--tokenizer" if name == "toy-beyond" else "--segmenter"
+    role = "--models.tokenizer" if name == "toy-beyond" else "--models.segmenter"
     done = label(installed, tmp_path, role, name, "--text", "bright")
     assert done.returncode == 2
     assert message in done.stderr

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchmint.errors import TextError, WeightsCorruptError
-from patchmint.labelers.grounding_dino.model import MAX_TEXT_TOKENS
+from patchmint.labelers.grounding_dino.arch import MAX_TEXT_TOKENS
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
 from patchmint.types import Text
 

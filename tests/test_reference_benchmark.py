@@ -17,7 +17,7 @@ from builds import benchmark_modules
 from torch import nn
 
 from patchmint import Annotator
-from patchmint.api.annotator import DemoWarning
+from patchmint.errors import DemoWarning
 from patchmint.geometry import coverage_to_uint8
 
 IMAGES = 6

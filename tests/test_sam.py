@@ -14,19 +14,10 @@ from skimage import data
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
 from patchmint.geometry.rle import Masks, area, decode_mask
-from patchmint.labelers.sam import (
-    OFFICIAL,
-    TINY,
-    MaskCoverage,
-    SamArch,
-    SamMasker,
-    SamMasks,
-    build_sam,
-    infer_arch,
-    load_sam,
-    untrained,
-)
-from patchmint.labelers.sam.masks import input_size, resize_longest_side
+from patchmint.labelers.sam.arch import OFFICIAL, TINY, SamArch, infer_arch
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.labelers.sam.masks import MaskCoverage, SamMasks, input_size, resize_longest_side
+from patchmint.labelers.sam.model import build_sam, load_sam, untrained
 from patchmint.types import RgbImage
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
@@ -170,7 +161,9 @@ def test_extreme_shapes(model: Sam, coverage: str, height: int, width: int) -> N
 def test_memory_does_not_grow_with_the_number_of_boxes() -> None:
     script = """
 import resource, numpy as np
-from patchmint.labelers.sam import TINY, SamMasker, untrained
+from patchmint.labelers.sam.arch import TINY
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.labelers.sam.model import untrained
 masker = SamMasker(untrained(TINY, seed=2))
 for height, width, counts in ((300, 400, (64, 900)), (1200, 1600, (2, 40))):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

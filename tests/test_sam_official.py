@@ -15,7 +15,9 @@ from sklearn.datasets import load_sample_image
 
 from patchmint.errors import WeightsMismatchError
 from patchmint.geometry.rle import decode_mask
-from patchmint.labelers.sam import OFFICIAL, SamMasker, load_sam, untrained
+from patchmint.labelers.sam.arch import OFFICIAL
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.labelers.sam.model import load_sam, untrained
 from patchmint.types import RgbImage
 from patchmint.weights.loading import StateFile, load_state
 

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from patchmint.compute.precision import computing_in
 from patchmint.geometry import RleMasks, grid_preset
-from patchmint.labelers.sam import TINY, MaskCoverage, SamMasker, SamMasks, attention, build_sam, untrained
+from patchmint.labelers.sam import attention
+from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.labelers.sam.masks import PackedMasks
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.labelers.sam.masks import MaskCoverage, PackedMasks, SamMasks
+from patchmint.labelers.sam.model import build_sam, untrained
 
 PHOTO = data.astronaut()[:400]  # 400 x 512
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -1,7 +1,5 @@
 """The patch selector against plain counting, and whether it learns."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Sequences of text and images: what they hold, what is learnt, and that texts can't pass for images."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

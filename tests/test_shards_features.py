@@ -1,7 +1,5 @@
 """Features in shards: written, read back, and every way in which `verify` must find them wrong."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

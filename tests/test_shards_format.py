@@ -1,7 +1,5 @@
 """The format: what is written, that it is the same every time, what is refused, and that it reads back."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -57,7 +55,7 @@ def test_the_same_samples_give_the_same_bytes():
 TAR_MEMBER_SHA256 = "2b7b565783ef3607"
 
 
-def make_document_bytes() -> bytes:
+def make_document_bytes():
     tar, _ = write_shard([make_sample(1)])
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         return archive.extractfile("s0001.json").read()
@@ -83,7 +81,7 @@ def test_document_says_what_the_sample_is():
     assert document.source.model_dump() == {"path": "images/1.jpeg", "start": -1}
 
 
-def columns(value: object, path: str = "") -> dict[str, str]:
+def columns(value, path=""):
     """Type of every leaf, as a reader that infers columns from samples sees it."""
     if isinstance(value, dict):
         return {k: v for name, item in value.items() for k, v in columns(item, f"{path}.{name}").items()}
@@ -178,7 +176,7 @@ def test_views_of_anyres_are_stacked():
         write_shard([replace(sample, views=3)], layout)
 
 
-def found(**changes: object) -> tuple[object, ...]:
+def found(**changes):
     return (make_sample(1).phrases[0].model_copy(update=changes),)
 
 

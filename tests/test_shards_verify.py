@@ -1,34 +1,19 @@
 """Everything that `verify` must find, planted; and that it finds nothing else."""
 
-from __future__ import annotations
-
 import io
 import json
-import pickle
 import tarfile
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shard_data import (
-    LAYOUT,
-    commit_unit,
-    finish,
-    make_dataset,
-    make_reject,
-    make_sample,
-    renamed,
-    write_plan,
-    write_shard,
-)
+from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, write_plan, write_shard
 
 from patchmint.errors import ImageDecodeError
+from patchmint.shards.checks import MAX_PER_SHARD, Findings
 from patchmint.shards.codec import encode_array, tar_end, tar_member
-from patchmint.shards.findings import MAX_PER_SHARD, Finding, Findings
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
@@ -36,7 +21,7 @@ from patchmint.storage import open_storage
 Members = list[tuple[str, bytes]]
 
 
-def decode(data: bytes) -> tuple[int, int]:
+def decode(data):
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -45,32 +30,32 @@ def decode(data: bytes) -> tuple[int, int]:
         raise ImageDecodeError(str(error)) from error
 
 
-def check(folder: Path, **options: object) -> list[Finding]:
+def check(folder, **options):
     return list(verify(open_storage(folder), **options))
 
 
-def codes(findings: list[Finding]) -> set[str]:
+def codes(findings):
     return {finding.code for finding in findings}
 
 
-def two_units() -> list[list[object]]:
+def two_units():
     return [[make_sample(i, phrases=i > 1) for i in range(3)], [make_sample(3), make_sample(4, kind="png")]]
 
 
-def members_of(tar: bytes) -> Members:
+def members_of(tar):
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         return [(info.name, archive.extractfile(info).read()) for info in archive]
 
 
-def tar_of(members: Members) -> bytes:
+def tar_of(members):
     data = b"".join(tar_member(name, member) for name, member in members)
     return data + tar_end(len(data))
 
 
-def edit(change: Callable[[dict[str, bytes]], object]) -> Callable[[bytes], bytes]:
+def edit(change):
     """Change the members of a tar by name; those that go missing are left out, new ones come last."""
 
-    def damage(tar: bytes) -> bytes:
+    def damage(tar):
         members = dict(members_of(tar))
         change(members)
         return tar_of(list(members.items()))
@@ -78,16 +63,16 @@ def edit(change: Callable[[dict[str, bytes]], object]) -> Callable[[bytes], byte
     return damage
 
 
-def edit_document(**fields: object) -> Callable[[bytes], bytes]:
-    def change(members: dict[str, bytes]) -> None:
+def edit_document(**fields):
+    def change(members):
         document = json.loads(members["s0003.json"])
         members["s0003.json"] = json.dumps({**document, **fields}).encode()
 
     return edit(change)
 
 
-def array(ending: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[bytes], bytes]:
-    def damage(members: dict[str, bytes]) -> None:
+def array(ending, change):
+    def damage(members):
         old = np.load(io.BytesIO(members[f"s0003.{ending}.npy"]), allow_pickle=False)
         members[f"s0003.{ending}.npy"] = encode_array(change(old.copy()))
 
@@ -96,45 +81,24 @@ def array(ending: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
 
 def test_a_sound_data_set(tmp_path):
     folder = make_dataset(tmp_path / "d", [*two_units(), []], {0: [make_reject(8)], 2: [make_reject(9)]})
-    told: list[tuple[int, int]] = []
+    told = []
     assert check(folder, decode=decode, progress=lambda done, total: told.append((done, total))) == []
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-def phrase(**changes: object) -> str:
+def phrase(**changes):
     return json.dumps([make_sample(3).phrases[0].model_copy(update=changes).model_dump()])
-
-
-class Bomb:
-    def __reduce__(self):
-        return (pytest.fail, ("it was unpickled",))
 
 
 @pytest.mark.parametrize(
     ("damage", "code", "key"),
     [
-        (lambda tar: tar[:3000], "tar-damaged", ""),
-        (lambda tar: tar[: len(tar) - 9000], "tar-cut", ""),
         (lambda tar: tar[:-512] + b"x" * 512, "tar-damaged", ""),
         (lambda tar: tar.replace(b"s0004.json", b"\xff0004.json", 1), "tar-damaged", ""),
-        (lambda tar: tar_of(members_of(tar) + members_of(tar)[:6]), "key-duplicate", "s0003"),
-        (
-            lambda tar: tar_of(
-                [m for pair in zip(members_of(tar)[:6], members_of(tar)[6:], strict=True) for m in pair]
-            ),
-            "sample-split",
-            "s0003",
-        ),
-        (
-            lambda tar: tar_of([(n.replace("s0003.", "s0003.x."), d) for n, d in members_of(tar)]),
-            "members-unknown",
-            "s0003",
-        ),
         (lambda tar: tar_of([(n.replace("s0003", "S0003"), d) for n, d in members_of(tar)]), "key-unlawful", "S0003"),
         (lambda tar: tar_of(members_of(tar)[1::-1] + members_of(tar)[2:]), "members-order", "s0003"),
         (edit(lambda m: m.pop("s0003.vqgan.npy")), "members-missing", "s0003"),
         (edit(lambda m: m.pop("s0003.json")), "members-missing", "s0003"),
-        (edit_document(notice=None), "document-form", "s0003"),
         (edit_document(notice="untrained"), "document-notice", "s0003"),
         (edit_document(key="s0009"), "document-key", "s0003"),
         (edit_document(phrases_json="[null]"), "document-form", "s0003"),
@@ -158,7 +122,6 @@ class Bomb:
         ),
         (edit(lambda m: m.update({"s0003.json": b"{"})), "document-form", "s0003"),
         (edit(lambda m: m.update({"s0003.txt": b"\xff"})), "caption", "s0003"),
-        (array("selector", lambda a: a.astype(np.int64)), "array-dtype", "s0003"),
         (array("coverage", lambda a: a[:, :3]), "array-shape", "s0003"),
         (array("selector", lambda a: 1 - a), "selector-coverage", "s0003"),
         (array("selector", lambda a: a * 2), "selector-values", "s0003"),
@@ -166,14 +129,10 @@ class Bomb:
         (array("vqgan", lambda a: a | 0x8000), "codes-range", "s0003"),
         (edit(lambda m: m.update({"s0003.vqgan.npy": m["s0003.vqgan.npy"][:-1]})), "array-form", "s0003"),
         (edit(lambda m: m.update({"s0003.jpg": b""})), "image-damaged", "s0003"),
-        (edit(lambda m: m.update({"s0004.pkl": pickle.dumps(Bomb())})), "member-pickle", "s0004"),
-        (edit(lambda m: m.update({"s0004.pyd": pickle.dumps(Bomb())})), "member-pickle", "s0004"),
-        (edit(lambda m: m.update({"../s0005.jpg": b"x"})), "member-path", "../s0005"),
-        (edit(lambda m: m.update({"/s0005.jpg": b"x"})), "member-path", "/s0005"),
     ],
 )
 def test_planted_in_a_tar(tmp_path, damage, code, key):
-    """The record is of the damaged tar, so that checksums don't give it away."""
+    """The record is of the damaged tar, so that checksums don't give it away; more in test_inspect_verify.py."""
     folder = make_dataset(tmp_path / "d", two_units(), damage={1: damage})
     found = check(folder)
     assert (code, key) in {(finding.code, finding.key) for finding in found}, found
@@ -182,15 +141,14 @@ def test_planted_in_a_tar(tmp_path, damage, code, key):
 
 
 @pytest.mark.parametrize(
-    ("kind", "shown"),
-    [(tarfile.SYMTYPE, "symbolic link"), (tarfile.LNKTYPE, "hard link"), (tarfile.DIRTYPE, "folder")],
+    ("kind", "shown"), [(tarfile.SYMTYPE, "symbolic link"), (tarfile.LNKTYPE, "hard link"), (tarfile.DIRTYPE, "folder")]
 )
 def test_members_that_are_no_files(tmp_path, kind, shown):
     info = tarfile.TarInfo("s0004.link")
     info.type, info.linkname = kind, "../../etc/passwd"
     header = info.tobuf(tarfile.USTAR_FORMAT)
 
-    def damage(tar: bytes) -> bytes:
+    def damage(tar):
         data = b"".join(tar_member(*member) for member in members_of(tar)) + header
         return data + tar_end(len(data))
 
@@ -246,7 +204,7 @@ def test_sidecars_that_tell_something_else(tmp_path):
         assert codes(found) <= {"sidecar-row", "sidecar-rows", "counts"}
 
 
-def commit_with_sidecar(folder: Path, sidecar: bytes) -> None:
+def commit_with_sidecar(folder, sidecar):
     import hashlib
 
     (folder / "shards" / "000001.parquet").write_bytes(sidecar)
@@ -272,7 +230,7 @@ def test_a_table_of_other_columns(tmp_path):
     assert "table-form" in codes(check(folder))
 
 
-def edit_json(path: Path, **changes: object) -> None:
+def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
 
 
@@ -386,13 +344,6 @@ def test_retries_of_what_was_not_rejected(tmp_path):
     assert codes(check(folder)) == {"manifest-missing", "counts"}
 
 
-def test_a_key_that_two_shards_have(tmp_path):
-    units = [[make_sample(0), make_sample(1)], [make_sample(2), renamed(make_sample(3), "s0001")]]
-    found = check(make_dataset(tmp_path / "d", units))
-    assert [(f.shard, f.key, f.code) for f in found] == [("shards/000001.tar", "s0001", "key-duplicate")]
-    assert "shards/000000.tar" in found[0].message
-
-
 def test_a_wholly_broken_shard_is_brief():
     findings = Findings("s")
     for number in range(MAX_PER_SHARD + 5):
@@ -402,7 +353,7 @@ def test_a_wholly_broken_shard_is_brief():
     assert "5 more" in listed[-1].message
 
 
-def lone(tmp_path: Path, tar: bytes, **options: object) -> list[Finding]:
+def lone(tmp_path, tar, **options):
     (tmp_path / "a.tar").write_bytes(tar)
     return list(verify_tars(open_storage(tmp_path), ["a.tar"], **options))
 

@@ -1,10 +1,8 @@
 """JSON in pieces: the same as json.loads for every cut, and clear words about what is broken."""
 
-from __future__ import annotations
-
 import gzip
 import json
-from pathlib import Path
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -23,25 +21,23 @@ VALUES = st.recursive(
 )
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch):
+def streamed(folder, content):
+    return list(stream_list(open_storage(put(folder, {"a.json": content})), "a.json"))
+
+
+def test_any_list_in_any_pieces(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(json_stream, "_CHUNK", 3)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_any_list_in_any_pieces(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("json")
 
     @given(st.lists(VALUES, max_size=6), st.booleans(), st.sampled_from([None, 1]))
-    def check(value: list[object], ascii_only: bool, indent: int | None):
-        put(folder, {"a.json": json.dumps(value, ensure_ascii=ascii_only, indent=indent)})
-        assert list(stream_list(open_storage(folder), "a.json")) == value
+    def check(value, ascii_only, indent):
+        assert streamed(folder, json.dumps(value, ensure_ascii=ascii_only, indent=indent)) == value
 
     check()
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_members_in_pieces(tmp_path: Path):
+def test_members_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", 3)
     document = {
         "info": {"a": 1.5e10},
         "images": [{"id": 1}, {"id": 2}],
@@ -62,8 +58,7 @@ def test_members_in_pieces(tmp_path: Path):
     assert list(stream_members(open_storage(tmp_path), "b.json")) == []
 
 
-def test_memory_stays_flat(tmp_path: Path):
-    import tracemalloc
+def test_memory_stays_flat(tmp_path):
 
     record = json.dumps({"id": 1, "text": "x" * 1000})
     put(tmp_path, {"a.json": "[" + ",".join([record] * 20_000) + "]"})
@@ -75,9 +70,8 @@ def test_memory_stays_flat(tmp_path: Path):
         tracemalloc.stop()
 
 
-def test_other_encodings_come_out_marked(tmp_path: Path):
-    put(tmp_path, {"a.json": b'["caf\xe9", "good"]'})
-    assert list(stream_list(open_storage(tmp_path), "a.json")) == ["caf\udce9", "good"]
+def test_other_encodings_come_out_marked(tmp_path):
+    assert streamed(tmp_path, b'["caf\xe9", "good"]') == ["caf\udce9", "good"]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +86,8 @@ def test_other_encodings_come_out_marked(tmp_path: Path):
         ("[]".encode("utf-16"), "UTF-16"),
         (b"PAR1....", "Parquet"),
         (b"\x80\x02]q\x00.", "pickle"),
-        (b"{}", "list of records at the top level"),
-        (b"hello", "list of records at the top level"),
-        (b"   ", "list of records at the top level"),
-        (b"[1, 2", "ends in the middle"),
-        (b"[1, ", "ends in the middle"),
-        (b'[{"a": "unfinished', "ends in the middle"),
-        (b'[{"a": tru', "ends in the middle"),
+        *[(content, "list of records at the top level") for content in (b"{}", b"hello", b"   ")],
+        *[(content, "ends in the middle") for content in (b"[1, 2", b"[1, ", b'[{"a": "unfinished', b'[{"a": tru')],
         (b"[1 2]", "',' or ']' is missing"),
         (b"[1, ]", "isn't sound JSON at character 4"),
         (b"[]\n[]", "something follows"),
@@ -107,15 +96,13 @@ def test_other_encodings_come_out_marked(tmp_path: Path):
         (b"[" + b"1" * 5000 + b"]", "isn't sound JSON"),
     ],
 )
-def test_what_is_no_json_is_named(tmp_path: Path, content: bytes, message: str):
-    put(tmp_path, {"a.json": content})
+def test_what_is_no_json_is_named(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message) as error:
-        list(stream_list(open_storage(tmp_path), "a.json"))
+        streamed(tmp_path, content)
     assert "a.json" in str(error.value)
 
 
-def test_an_error_early_in_a_big_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_early_in_a_big_file_is_found_early(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "_MAX_RECORD", 1 << 20)
-    put(tmp_path, {"a.json": b'[{"a": "' + b"x" * (4 << 20) + b'"}]'})
     with pytest.raises(ConfigError, match="Unterminated string"):
-        list(stream_list(open_storage(tmp_path), "a.json"))
+        streamed(tmp_path, b'[{"a": "' + b"x" * (4 << 20) + b'"}]')

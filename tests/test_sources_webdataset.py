@@ -1,24 +1,21 @@
 """WebDataset tars: as img2dataset writes them, cut, damaged, hostile."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import webdataset
-from source_files import faults, image_bytes, put, source, texts
+from source_files import faults, image_bytes, put, read, refused, source, texts
 
 from patchmint.errors import ConfigError, StorageError
 from patchmint.pipeline.sources.webdataset import expand, split_uri
 from patchmint.samples import ImageRef
 
 
-def img2dataset(folder: Path, shard: int, count: int) -> Path:
+def img2dataset(folder, shard, count):
     """What img2dataset's writer makes: webdataset's TarWriter, a .json of metadata, and two files beside the tar."""
     path = folder / f"{shard:05}.tar"
     with webdataset.TarWriter(str(path)) as writer:
@@ -31,17 +28,22 @@ def img2dataset(folder: Path, shard: int, count: int) -> Path:
     return path
 
 
-def tar(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
-    with tarfile.open(path, "w") as file:
+def tar(path, members, style=tarfile.DEFAULT_FORMAT):
+    with tarfile.open(path, "w", format=style) as file:
         for name, data in members:
-            info = tarfile.TarInfo(name) if isinstance(name, str) else name
-            if isinstance(name, str):
-                info.size = len(data)
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
             file.addfile(info, io.BytesIO(data))
     return path
 
 
-def test_as_img2dataset_writes_them(tmp_path: Path):
+def linked(name, kind, target):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_as_img2dataset_writes_them(tmp_path):
     for shard in (1, 0):
         img2dataset(tmp_path, shard, 3)
     opened = source("webdataset", tmp_path)
@@ -54,17 +56,12 @@ def test_as_img2dataset_writes_them(tmp_path: Path):
     assert samples == list(opened.samples())
 
 
-def test_ranges(tmp_path: Path):
+def test_ranges(tmp_path):
     for shard in range(3):
         img2dataset(tmp_path, shard, 1)
-    assert [sample.image.path for sample in source("webdataset", tmp_path / "{00001..00002}.tar").samples()] == [
-        "00001.tar",
-        "00002.tar",
-    ]
-    (sample,) = source("webdataset", tmp_path / "00001.tar").samples()
-    assert sample.image.path == "00001.tar"
-    with pytest.raises(ConfigError, match=r"2 of 5 tars aren't .*00003.tar, 00004.tar"):
-        list(source("webdataset", tmp_path / "{00000..00004}.tar").samples())
+    for name, tars in (("{00001..00002}.tar", ["00001.tar", "00002.tar"]), ("00001.tar", ["00001.tar"])):
+        assert [sample.image.path for sample in read("webdataset", tmp_path / name)] == tars
+    refused(r"2 of 5 tars aren't .*00003.tar, 00004.tar", "webdataset", tmp_path / "{00000..00004}.tar")
 
 
 def test_patterns():
@@ -78,42 +75,23 @@ def test_patterns():
     assert split_uri("data/tars") == ("data/tars", "")
 
 
-def test_which_member_is_what(tmp_path: Path):
-    link = tarfile.TarInfo("7.jpg")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    hard = tarfile.TarInfo("8.jpg")
-    hard.type, hard.linkname = tarfile.LNKTYPE, "1.JPG"
-    tar(
-        tmp_path / "a.tar",
-        [
-            ("folder.v1/1.JPG", b"one"),
-            ("folder.v1/1.txt", b" a text \n"),
-            ("2.seg.png", b"no image of a sample"),
-            ("2.json", b'{"caption": "from json"}'),
-            ("2.png", b"two"),
-            ("3.jpg", b"three"),
-            ("3.pyd", pickle.dumps(print)),
-            ("3.txt", b"three"),
-            ("3.json", b'{"caption": "the .txt goes first"}'),
-            ("4.jpg", b"x"),
-            ("4.png", b"x"),
-            ("5.txt", b"no image"),
-            ("6.jpg", b"no text"),
-            (link, b""),
-            ("7.txt", b"x"),
-            (hard, b""),
-            ("8.txt", b"x"),
-            (".hidden", b"x"),
-            ("9.jpg", b"x"),
-            ("9.json", b'{"caption": null}'),
-            ("10.jpg", b"x"),
-            ("10.txt", b"caf\xe9"),
-            ("11.jpg", b"x"),
-            ("11.json", b"{"),
-            ("12.jpg", b"last"),
-            ("12.txt", b"last"),
-        ],
-    )
+def test_which_member_is_what(tmp_path):
+    members = [
+        *[("folder.v1/1.JPG", b"one"), ("folder.v1/1.txt", b" a text \n")],
+        *[("2.seg.png", b"no image of a sample"), ("2.json", b'{"caption": "from json"}'), ("2.png", b"two")],
+        *[("3.jpg", b"three"), ("3.pyd", pickle.dumps(print)), ("3.txt", b"three")],
+        ("3.json", b'{"caption": "the .txt goes first"}'),
+        *[("4.jpg", b"x"), ("4.png", b"x")],
+        *[("5.txt", b"no image"), ("6.jpg", b"no text")],
+        *[(linked("7.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""), ("7.txt", b"x")],
+        *[(linked("8.jpg", tarfile.LNKTYPE, "1.JPG"), b""), ("8.txt", b"x")],
+        (".hidden", b"x"),
+        *[("9.jpg", b"x"), ("9.json", b'{"caption": null}')],
+        *[("10.jpg", b"x"), ("10.txt", b"caf\xe9")],
+        *[("11.jpg", b"x"), ("11.json", b"{")],
+        *[("12.jpg", b"last"), ("12.txt", b"last")],
+    ]
+    tar(tmp_path / "a.tar", members)
     opened = source("webdataset", tmp_path)
     samples = list(opened.samples())
     good = {sample.id: (texts(sample)[0], opened.read_image(sample.image)) for sample in samples if not sample.fault}
@@ -124,48 +102,34 @@ def test_which_member_is_what(tmp_path: Path):
         "12": ("last", b"last"),
     }
     assert faults(samples) == {
-        "a.tar/4": "record-malformed",
-        "a.tar/5": "no-image",
-        "6": "text-missing",
-        "a.tar/7": "no-image",
-        "a.tar/8": "no-image",
-        "9": "record-malformed",
-        "10": "text-not-unicode",
-        "11": "record-malformed",
+        "record-malformed": {"a.tar/4", "9", "11"},
+        "no-image": {"a.tar/5", "a.tar/7", "a.tar/8"},
+        "text-missing": {"6"},
+        "text-not-unicode": {"10"},
     }
 
 
-def test_long_names_and_pax_headers(tmp_path: Path):
+def test_long_names_and_pax_headers(tmp_path):
     name = "é" * 200
     for style in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-        with tarfile.open(tmp_path / "a.tar", "w", format=style) as file:
-            for ending, data in (("jpg", b"image"), ("txt", b"text")):
-                info = tarfile.TarInfo(f"{name}.{ending}")
-                info.size = len(data)
-                file.addfile(info, io.BytesIO(data))
+        tar(tmp_path / "a.tar", [(f"{name}.jpg", b"image"), (f"{name}.txt", b"text")], style)
         opened = source("webdataset", tmp_path)
         (sample,) = opened.samples()
         assert (sample.id, opened.read_image(sample.image)) == (name, b"image")
 
 
-def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path: Path):
+def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path):
     path = img2dataset(tmp_path, 0, 3)
     raw = path.read_bytes()
     opened = source("webdataset", tmp_path)
     whole = list(opened.samples())
     ends = [whole[n].image.start - 512 for n in range(3)]
     content_end = len(raw.rstrip(b"\0")) // 512 * 512 + 512
-    for cut in sorted(
-        {
-            *range(whole[0].image.start, content_end + 1, 256),
-            *(end + 1 for end in ends[1:]),
-            content_end - 1,
-            content_end,
-        }
-    ):
+    cuts = {*range(whole[0].image.start, content_end + 1, 256), *(end + 1 for end in ends[1:])}
+    for cut in sorted(cuts | {content_end - 1, content_end}):
         path.write_bytes(raw[:cut])
         samples = list(opened.samples())
-        assert faults(samples) == {"00000.tar#rest": "tar-cut"}, cut
+        assert faults(samples) == {"tar-cut": {"00000.tar#rest"}}, cut
         kept = [sample for sample in samples if sample.fault is None]
         assert kept == whole[: len(kept)]
         assert len(kept) >= sum(end <= cut for end in ends[1:])
@@ -175,26 +139,26 @@ def test_every_cut_is_noticed_and_whole_samples_stay(tmp_path: Path):
     assert list(opened.samples()) == whole
 
 
-def test_damage_in_the_middle(tmp_path: Path):
+def test_damage_in_the_middle(tmp_path):
     path = img2dataset(tmp_path, 0, 3)
     img2dataset(tmp_path, 1, 1)
     raw = bytearray(path.read_bytes())
-    second = list(source("webdataset", tmp_path).samples())[1].image.start - 512
+    second = read("webdataset", tmp_path)[1].image.start - 512
     raw[second : second + 512] = b"\xaa" * 512
     path.write_bytes(raw)
-    samples = list(source("webdataset", tmp_path).samples())
+    samples = read("webdataset", tmp_path)
     assert [sample.id for sample in samples] == ["000000000", "00000.tar#rest", "000010000"]
     assert "after 1 whole samples" in samples[1].fault.message
 
 
-def test_forged_sizes(tmp_path: Path):
+def test_forged_sizes(tmp_path):
     header = bytearray(tarfile.TarInfo("b.jpg").tobuf())
     header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base-256: -512
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     path = tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.txt", b"a")])
     path.write_bytes(path.read_bytes()[:2048] + header + bytes(1024))
-    assert faults(list(source("webdataset", tmp_path).samples())) == {"a.tar#rest": "tar-cut"}
+    assert faults(read("webdataset", tmp_path)) == {"tar-cut": {"a.tar#rest"}}
 
 
 @pytest.mark.parametrize(
@@ -208,20 +172,17 @@ def test_forged_sizes(tmp_path: Path):
         (b"short", "isn't a tar"),
     ],
 )
-def test_what_is_no_tar_is_named(tmp_path: Path, content: bytes, message: str):
+def test_what_is_no_tar_is_named(tmp_path, content, message):
     put(tmp_path, {"00000.tar": content})
-    with pytest.raises(ConfigError, match=message) as error:
-        list(source("webdataset", tmp_path).samples())
-    assert "00000.tar" in str(error.value)
+    assert "00000.tar" in str(refused(message, "webdataset", tmp_path))
 
 
-def test_no_tars(tmp_path: Path):
+def test_no_tars(tmp_path):
     put(tmp_path, {"a.tar.gz": b"x"})
-    with pytest.raises(ConfigError, match=r"no \.tar"):
-        list(source("webdataset", tmp_path).samples())
+    refused(r"no \.tar", "webdataset", tmp_path)
 
 
-def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path: Path):
+def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path):
     put(tmp_path, {"a.tar": b"x" * 100})
     opened = source("webdataset", tmp_path)
     for ref in (ImageRef("a.tar", 90, 20), ImageRef("b.tar", 0, 20)):
@@ -229,7 +190,7 @@ def test_a_tar_that_has_gone_or_was_cut_is_trouble_with_the_storage(tmp_path: Pa
             opened.read_image(ref)
 
 
-def test_long_texts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_long_texts_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("patchmint.pipeline.sources.webdataset.MAX_TEXT_BYTES", 10)
     tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.txt", b"a" * 11)])
-    assert faults(list(source("webdataset", tmp_path).samples())) == {"a": "text-too-long"}
+    assert faults(read("webdataset", tmp_path)) == {"text-too-long": {"a"}}

@@ -1,7 +1,5 @@
 """What holds for every storage, on real folders and over real HTTP; and what only folders have."""
 
-from __future__ import annotations
-
 import errno
 import io
 import multiprocessing
@@ -12,34 +10,29 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import Entry, Storage, creates_conditionally, open_storage
+from patchmint.storage import Entry, creates_conditionally, open_storage
 from patchmint.storage.interface import TEMPORARY
 
 
-def write_big(storage: Storage, path: str) -> None:
+def write_big(storage, path):
     with storage.new_file(path) as file:
         for _ in range(100):
             file.write(bytes(100_000))
 
 
-def left_over(folder: Path) -> list[str]:
+def left_over(folder):
     return [str(path) for path in folder.rglob("*") if TEMPORARY in path.name]
 
 
-# ------------------------------------------------------------------------------------------------- every storage
-
-
-def test_a_file_comes_back_as_written(storage: Storage) -> None:
+def test_a_file_comes_back_as_written(storage):
     storage.write("a/b.bin", b"0123456789")
     assert storage.read("a/b.bin") == b"0123456789"
     assert storage.size("a/b.bin") == 10
@@ -51,7 +44,7 @@ def test_a_file_comes_back_as_written(storage: Storage) -> None:
     assert storage.size("empty") == 0
 
 
-def test_ranges_are_exact_or_refused(storage: Storage) -> None:
+def test_ranges_are_exact_or_refused(storage):
     storage.write("file", b"0123456789")
     assert storage.read_range("file", 2, 3) == b"234"
     assert storage.read_range("file", 0, 10) == b"0123456789"
@@ -67,7 +60,7 @@ def test_ranges_are_exact_or_refused(storage: Storage) -> None:
         storage.read_range("nothing", 0, 0)
 
 
-def test_what_is_not_there_is_not_found(storage: Storage) -> None:
+def test_what_is_not_there_is_not_found(storage):
     storage.write("folder/file", b"1")
     with pytest.raises(NotFoundError, match="there is no such"):
         storage.read("nothing")
@@ -87,7 +80,7 @@ def test_what_is_not_there_is_not_found(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b"])
-def test_paths_stay_inside(storage: Storage, path: str) -> None:
+def test_paths_stay_inside(storage, path):
     uses = [
         lambda: storage.read(path),
         lambda: storage.size(path),
@@ -111,7 +104,7 @@ def test_paths_stay_inside(storage: Storage, path: str) -> None:
 ODD_NAMES = ["a b.jpg", "ü/ß 图.png", "x#y?z%20.txt", "a%b", "~t", "a*b", 'q"r', "[1].jpg", "{2}.jpg", "a+b&c=d"]
 
 
-def test_names_with_odd_characters(storage: Storage) -> None:
+def test_names_with_odd_characters(storage):
     for name in ODD_NAMES:
         storage.write(name, name.encode())
     assert [entry.path for entry in storage.list()] == sorted(ODD_NAMES)
@@ -123,7 +116,7 @@ def test_names_with_odd_characters(storage: Storage) -> None:
     assert [entry.path for entry in storage.list()] == ["moved " + ODD_NAMES[1]]
 
 
-def test_listing_is_sorted_by_whole_paths(storage: Storage) -> None:
+def test_listing_is_sorted_by_whole_paths(storage):
     names = ["b", "a/c", "a-b/x", "a.txt", "a/b/c", "A", "a0", "ab/z"]
     for size, name in enumerate(names):
         storage.write(name, bytes(size))
@@ -132,7 +125,7 @@ def test_listing_is_sorted_by_whole_paths(storage: Storage) -> None:
     assert [entry.path for entry in storage.list("a/")] == ["a/b/c", "a/c"]
 
 
-def test_create_succeeds_once(storage: Storage) -> None:
+def test_create_succeeds_once(storage):
     assert storage.create("x/record", b"first")
     assert not storage.create("x/record", b"second")
     assert not storage.create("x/record", b"first")
@@ -141,7 +134,7 @@ def test_create_succeeds_once(storage: Storage) -> None:
     assert [entry.path for entry in storage.list()] == ["x/record"]
 
 
-def test_create_has_one_winner_of_many(storage: Storage) -> None:
+def test_create_has_one_winner_of_many(storage):
     with ThreadPoolExecutor(8) as pool:
         for turn in range(10):
             won = list(pool.map(lambda number, turn=turn: storage.create(f"r/{turn}", b"%d" % number), range(8)))
@@ -149,7 +142,7 @@ def test_create_has_one_winner_of_many(storage: Storage) -> None:
             assert storage.read(f"r/{turn}") == b"%d" % won.index(True)
 
 
-def test_new_file_counts_and_hashes(storage: Storage) -> None:
+def test_new_file_counts_and_hashes(storage):
     data = os.urandom(1 << 20)
     with storage.new_file("big/file") as file:
         for _ in range(9):
@@ -163,8 +156,8 @@ def test_new_file_counts_and_hashes(storage: Storage) -> None:
     assert sha256(storage.read("big/file")).hexdigest() == file.sha256
 
 
-def test_new_file_is_gone_after_an_exception(storage: Storage) -> None:
-    def write_and_fail() -> None:
+def test_new_file_is_gone_after_an_exception(storage):
+    def write_and_fail():
         with storage.new_file("some/file") as file:
             file.write(b"x" * 3_000_000)
             raise KeyError
@@ -176,7 +169,7 @@ def test_new_file_is_gone_after_an_exception(storage: Storage) -> None:
         assert not list(Path(storage.uri).rglob("*"))
 
 
-def test_open_is_a_seekable_file(storage: Storage) -> None:
+def test_open_is_a_seekable_file(storage):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for number in range(20):
@@ -200,7 +193,7 @@ def test_open_is_a_seekable_file(storage: Storage) -> None:
         assert file.read() == b""
 
 
-def test_move_replaces_and_empties_the_source(storage: Storage) -> None:
+def test_move_replaces_and_empties_the_source(storage):
     storage.write("a/b/from", b"new")
     storage.write("to", b"old")
     storage.move("a/b/from", "to")
@@ -210,7 +203,7 @@ def test_move_replaces_and_empties_the_source(storage: Storage) -> None:
         assert [path.name for path in Path(storage.uri).rglob("*")] == ["to"]
 
 
-def test_temporary_files_are_hidden_and_swept(storage: Storage) -> None:
+def test_temporary_files_are_hidden_and_swept(storage):
     storage.write("a/file", b"1")
     storage.write(f"a/{TEMPORARY}0123", b"of a killed process")
     assert [entry.path for entry in storage.list()] == ["a/file"]
@@ -219,16 +212,13 @@ def test_temporary_files_are_hidden_and_swept(storage: Storage) -> None:
     assert storage.exists("a/file")
 
 
-def test_it_travels_to_other_processes(storage: Storage) -> None:
+def test_it_travels_to_other_processes(storage):
     storage.write("file", b"1")
     packed = pickle.dumps(storage)
     assert b"testing" not in packed, "credentials"
     again = pickle.loads(packed)
     assert again.uri == storage.uri
     assert again.read("file") == b"1"
-
-
-# ------------------------------------------------------------------------------------------------- which storage
 
 
 @pytest.mark.parametrize(
@@ -246,14 +236,14 @@ def test_it_travels_to_other_processes(storage: Storage) -> None:
         ("a\0b", "no path"),
     ],
 )
-def test_other_uris_are_refused(uri: str, message: str) -> None:
+def test_other_uris_are_refused(uri, message):
     with pytest.raises(StorageError, match=message) as caught:
         open_storage(uri)
     assert "sec-ret" not in str(caught.value)
     assert "AKIAKEY" not in str(caught.value)
 
 
-def test_file_uris_and_paths_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_uris_and_paths_are_local(tmp_path, monkeypatch):
     (tmp_path / "a b#c").mkdir()
     (tmp_path / "a b#c" / "x").write_bytes(b"1")
     monkeypatch.chdir(tmp_path)
@@ -268,7 +258,7 @@ def test_file_uris_and_paths_are_local(tmp_path: Path, monkeypatch: pytest.Monke
         assert storage.read("x") == b"1"
 
 
-def test_gs_and_az_open_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gs_and_az_open_without_a_request(monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
     for uri in ("gs://bucket/x", "az://container/x"):
@@ -277,10 +267,7 @@ def test_gs_and_az_open_without_a_request(monkeypatch: pytest.MonkeyPatch) -> No
         assert b"c2VjcmV0" not in pickle.dumps(storage)
 
 
-# ------------------------------------------------------------------------------------------------- only folders
-
-
-def test_opening_and_reading_make_no_folder(tmp_path: Path) -> None:
+def test_opening_and_reading_make_no_folder(tmp_path):
     storage = open_storage(tmp_path / "out")
     assert list(storage.list()) == []
     assert not storage.exists("x")
@@ -292,7 +279,7 @@ def test_opening_and_reading_make_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_faults_of_the_file_system_are_explained(tmp_path: Path) -> None:
+def test_faults_of_the_file_system_are_explained(tmp_path):
     storage = open_storage(tmp_path)
     storage.write("file", b"1")
     (tmp_path / "folder").mkdir()
@@ -328,7 +315,7 @@ for use in (lambda: storage.read("file"), lambda: storage.write("new", b""), lam
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_permission_errors_are_explained() -> None:
+def test_permission_errors_are_explained():
     with tempfile.TemporaryDirectory() as folder:
         closed = Path(folder) / "closed"
         closed.mkdir(0o700)
@@ -339,7 +326,7 @@ def test_permission_errors_are_explained() -> None:
     assert done.stdout.count("permission denied; give this user access") == 3, done
 
 
-def test_links_are_followed_and_circles_found(tmp_path: Path) -> None:
+def test_links_are_followed_and_circles_found(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x").write_bytes(b"12")
     out = tmp_path / "out"
@@ -353,8 +340,8 @@ def test_links_are_followed_and_circles_found(tmp_path: Path) -> None:
         list(open_storage(out).list())
 
 
-def test_create_without_hard_links_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> None:
+def test_create_without_hard_links_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(*args, **options):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -363,10 +350,10 @@ def test_create_without_hard_links_says_what_to_do(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_link_whose_reply_was_lost_counts_as_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_whose_reply_was_lost_counts_as_made(tmp_path, monkeypatch):
     link = os.link
 
-    def linked_but_says_it_exists(*args: str, **options: bool) -> None:
+    def linked_but_says_it_exists(*args, **options):
         link(*args, **options)
         raise FileExistsError(errno.EEXIST, "File exists")
 
@@ -374,11 +361,11 @@ def test_a_link_whose_reply_was_lost_counts_as_made(tmp_path: Path, monkeypatch:
     assert open_storage(tmp_path).create("record", b"1")
 
 
-def test_writers_survive_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writers_survive_a_sweep(tmp_path, monkeypatch):
     storage = open_storage(tmp_path)
     sync, sweeps = os.fsync, [3, 3]
 
-    def sweep_meanwhile(descriptor: int) -> None:
+    def sweep_meanwhile(descriptor):
         sync(descriptor)
         for turn, kind in enumerate(("c", "w")):
             if sweeps[turn] and (tmp_path / kind).exists():
@@ -393,13 +380,13 @@ def test_writers_survive_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [entry.path for entry in storage.list()] == ["c/record", "w/file"]
 
 
-def test_everything_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
+def test_everything_is_synced_before_it_is_named(tmp_path, monkeypatch):
+    steps = []
 
-    def noted(name: str) -> None:
+    def noted(name):
         original = getattr(os, name)
 
-        def call(*args: object, **options: object) -> object:
+        def call(*args, **options):
             what = args[0]
             path = Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else Path(str(args[-1]))
             temporary = "temporary" if path.name.startswith(TEMPORARY) else str(path.relative_to(tmp_path))
@@ -426,11 +413,8 @@ def test_everything_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: py
     assert steps == ["fsync out", "rename out/s/big", "fsync out/s"]
 
 
-# ------------------------------------------------------------------------------------------------- full disks
-
-
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
+def small_disk(folder):
     """A file system of 1 MiB at a folder."""
     folder.mkdir()
     done = subprocess.run(
@@ -444,7 +428,7 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_left_clean(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_left_clean(tmp_path):
     with small_disk(tmp_path / "disk"):
         storage = open_storage(tmp_path / "disk" / "out")
         storage.write("kept", b"1")
@@ -458,7 +442,7 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path: Path) -> None:
         storage.write("whole", bytes(200_000))
 
 
-def test_a_full_temporary_disk_is_named(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_temporary_disk_is_named(tmp_path, server, monkeypatch):
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)
     storage = open_storage(server.new_bucket())
@@ -470,7 +454,7 @@ def test_a_full_temporary_disk_is_named(tmp_path: Path, server: S3Server, monkey
     assert list(storage.list()) == []
 
 
-def _write_beyond_the_limit(folder: str) -> None:
+def _write_beyond_the_limit(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
     storage = open_storage(folder)
     for use in (lambda: storage.write("x", bytes(10**6)), lambda: storage.create("x", bytes(10**6))):
@@ -480,7 +464,7 @@ def _write_beyond_the_limit(folder: str) -> None:
         write_big(storage, "y")
 
 
-def test_a_limit_of_file_sizes_is_named_and_left_clean(tmp_path: Path) -> None:
+def test_a_limit_of_file_sizes_is_named_and_left_clean(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_write_beyond_the_limit, args=(str(tmp_path),))
     process.start()
     process.join()

@@ -9,7 +9,7 @@ from patchmint.storage.ahead import done_ahead
 
 
 def test_results_come_in_the_items_order_whoever_is_done_first():
-    def slow_at_first(number: int) -> int:
+    def slow_at_first(number):
         time.sleep(0.05 if number < 2 else 0)
         return number * number
 
@@ -19,7 +19,7 @@ def test_results_come_in_the_items_order_whoever_is_done_first():
 
 
 def test_no_more_items_are_taken_than_may_wait():
-    taken: list[int] = []
+    taken = []
 
     def items():
         for number in range(100):
@@ -31,7 +31,7 @@ def test_no_more_items_are_taken_than_may_wait():
 
 
 def test_an_error_is_raised_at_its_items_turn():
-    def fails_at_three(number: int) -> int:
+    def fails_at_three(number):
         if number == 3:
             raise ValueError("three")
         return number
@@ -44,10 +44,10 @@ def test_an_error_is_raised_at_its_items_turn():
 
 
 def test_what_has_not_begun_is_dropped_when_nobody_asks_on():
-    begun: list[int] = []
+    begun = []
     release = threading.Event()
 
-    def wait(number: int) -> int:
+    def wait(number):
         begun.append(number)
         if number:
             release.wait(10)

@@ -1,7 +1,5 @@
 """Storage over HTTP where the network or the store fails, against a real S3-protocol server."""
 
-from __future__ import annotations
-
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,27 +7,26 @@ from hashlib import sha256
 from urllib.request import Request, urlopen
 
 import pytest
-from flaky_proxy import Fault, FlakyProxy, conditional_put, of_method
-from s3_server import S3Server
+from flaky_proxy import Fault, conditional_put, of_method
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import Entry, Storage, creates_conditionally, open_storage, stores
+from patchmint.storage import Entry, creates_conditionally, open_storage, stores
 
 
 @pytest.fixture
-def storage(server: S3Server, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(server, proxy, monkeypatch):
     for name, value in server.env(proxy.port).items():
         monkeypatch.setenv(name, value)
     return open_storage(server.new_bucket())
 
 
-def put_raw(server: S3Server, uri: str, key: str) -> None:
+def put_raw(server, uri, key):
     with urlopen(Request(f"{server.endpoint}/{uri.removeprefix('s3://')}/{key}", data=b"", method="PUT"), timeout=20):
         pass
 
 
 @pytest.mark.parametrize("action", ["refuse", "cut", "swallow"])
-def test_every_request_is_tried_again(storage: Storage, proxy: FlakyProxy, action: str) -> None:
+def test_every_request_is_tried_again(storage, proxy, action):
     for method in ("GET", "PUT", "HEAD", "DELETE", "POST"):
         proxy.faults.append(Fault(of_method(method), action, 2))
     storage.write("a", b"0123456789")
@@ -47,7 +44,7 @@ def test_every_request_is_tried_again(storage: Storage, proxy: FlakyProxy, actio
 
 
 @pytest.mark.parametrize("action", ["refuse", "cut", "swallow"])
-def test_big_files_survive_faults(storage: Storage, proxy: FlakyProxy, action: str) -> None:
+def test_big_files_survive_faults(storage, proxy, action):
     data = os.urandom(20 << 20)
     proxy.faults += [Fault(of_method("PUT"), action, 2), Fault(of_method("POST"), action, 1)]
     with storage.new_file("big") as file:
@@ -62,7 +59,7 @@ def test_big_files_survive_faults(storage: Storage, proxy: FlakyProxy, action: s
     assert [fault.times for fault in proxy.faults] == [0, 0, 0, 0]
 
 
-def test_create_knows_its_own_object_after_a_lost_reply(storage: Storage, proxy: FlakyProxy) -> None:
+def test_create_knows_its_own_object_after_a_lost_reply(storage, proxy):
     proxy.faults.append(Fault(conditional_put, "swallow", 2))
     assert storage.create("record", b"mine")
     assert sum(method == "PUT" for method, _ in proxy.seen) >= 2
@@ -73,14 +70,14 @@ def test_create_knows_its_own_object_after_a_lost_reply(storage: Storage, proxy:
     assert list(storage.list()) == [Entry("record", 4)]
 
 
-def test_create_after_refusals(storage: Storage, proxy: FlakyProxy) -> None:
+def test_create_after_refusals(storage, proxy):
     proxy.faults.append(Fault(conditional_put, "refuse", 3))
     assert storage.create("record", b"mine")
     proxy.faults.append(Fault(conditional_put, "refuse", 2))
     assert not storage.create("record", b"another's")
 
 
-def test_creators_whose_replies_get_lost_have_one_winner(storage: Storage, proxy: FlakyProxy) -> None:
+def test_creators_whose_replies_get_lost_have_one_winner(storage, proxy):
     for turn in range(5):
         proxy.faults.append(Fault(conditional_put, "swallow", 4))
         with ThreadPoolExecutor(6) as pool:
@@ -89,8 +86,8 @@ def test_creators_whose_replies_get_lost_have_one_winner(storage: Storage, proxy
         assert storage.read(f"r/{turn}") == b"%d" % won.index(True)
 
 
-def test_nothing_is_uploaded_after_an_exception(storage: Storage, proxy: FlakyProxy) -> None:
-    def write_and_fail() -> None:
+def test_nothing_is_uploaded_after_an_exception(storage, proxy):
+    def write_and_fail():
         with storage.new_file("file") as file:
             file.write(bytes(10 << 20))
             raise KeyError
@@ -100,12 +97,12 @@ def test_nothing_is_uploaded_after_an_exception(storage: Storage, proxy: FlakyPr
     assert proxy.seen == []
 
 
-def test_uploads_carry_a_checksum_for_the_server_to_verify(storage: Storage, proxy: FlakyProxy) -> None:
+def test_uploads_carry_a_checksum_for_the_server_to_verify(storage, proxy):
     found = []
 
-    def with_checksum(method: str, path: str, headers: object) -> bool:
+    def with_checksum(method, path, headers):
         if method == "PUT":
-            found.append(headers.get("x-amz-checksum-sha256"))  # type: ignore[attr-defined]
+            found.append(headers.get("x-amz-checksum-sha256"))
         return False
 
     proxy.faults.append(Fault(with_checksum, "pass"))
@@ -116,10 +113,10 @@ def test_uploads_carry_a_checksum_for_the_server_to_verify(storage: Storage, pro
     assert all(found)
 
 
-def test_an_upload_that_arrives_cut_is_found(storage: Storage, proxy: FlakyProxy) -> None:
+def test_an_upload_that_arrives_cut_is_found(storage, proxy):
     proxy.faults.append(Fault(of_method("PUT"), "shorten"))
 
-    def write() -> None:
+    def write():
         with storage.new_file("file") as file:
             file.write(bytes(1000))
 
@@ -127,16 +124,14 @@ def test_an_upload_that_arrives_cut_is_found(storage: Storage, proxy: FlakyProxy
         write()
 
 
-def test_a_store_that_ignores_conditions_is_found_out(
-    server: S3Server, storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_ignores_conditions_is_found_out(server, storage, proxy, monkeypatch):
     assert creates_conditionally(storage)
     proxy.ignored_header = "if-none-match"
     assert not creates_conditionally(storage)
     assert list(storage.list()) == []
 
 
-def wait_less(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def wait_less(monkeypatch, seconds):
     monkeypatch.setattr("patchmint.storage.stores.PATIENCE", seconds)
 
 
@@ -155,7 +150,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_dead_endpoint_ends_in_an_error(storage: Storage, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+def test_a_dead_endpoint_ends_in_an_error(storage, monkeypatch, use):
     assert stores.PATIENCE < 20
     wait_less(monkeypatch, 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -166,9 +161,7 @@ def test_a_dead_endpoint_ends_in_an_error(storage: Storage, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_store_that_is_down_ends_in_an_error(
-    storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch, use: str
-) -> None:
+def test_a_store_that_is_down_ends_in_an_error(storage, proxy, monkeypatch, use):
     wait_less(monkeypatch, 0.5)
     proxy.faults.append(Fault(lambda method, path, headers: True, "refuse", 10**6))
     with pytest.raises(StorageError, match="503"):
@@ -176,20 +169,18 @@ def test_a_store_that_is_down_ends_in_an_error(
 
 
 @pytest.mark.parametrize("use", ["read", "list", "write", "create"])
-def test_a_missing_bucket_is_named(storage: Storage, use: str) -> None:
+def test_a_missing_bucket_is_named(storage, use):
     with pytest.raises(StorageError, match="the bucket doesn't exist; make it") as caught:
         USES[use](open_storage("s3://no-such-bucket/out"))
     assert not isinstance(caught.value, NotFoundError)
 
 
-def test_a_server_that_never_answers_ends_in_an_error(
-    storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_never_answers_ends_in_an_error(storage, proxy, monkeypatch):
     wait_less(monkeypatch, 0.5)
     connect = stores.connect
     silences = []
 
-    def connect_briefly(uri: str, *, silence: float, retries: int) -> object:
+    def connect_briefly(uri, *, silence, retries):
         silences.append(silence)
         return connect(uri, silence=0.5, retries=retries)
 
@@ -201,7 +192,7 @@ def test_a_server_that_never_answers_ends_in_an_error(
     assert silences == [10, 10], "with patience and a connect timeout that is 20 s or so"
 
 
-def test_missing_credentials_are_named(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(storage, monkeypatch):
     wait_less(monkeypatch, 0.5)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -211,7 +202,7 @@ def test_missing_credentials_are_named(storage: Storage, monkeypatch: pytest.Mon
         storage.read("a")
 
 
-def test_plain_http_only_to_this_machine(storage: Storage, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_only_to_this_machine(storage, proxy, monkeypatch):
     for host in ("127.0.0.1", "localhost"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{proxy.port}")
         fresh = open_storage(storage.uri)
@@ -222,7 +213,7 @@ def test_plain_http_only_to_this_machine(storage: Storage, proxy: FlakyProxy, mo
         open_storage(storage.uri).read("a")
 
 
-def test_markers_of_folders_are_not_files(server: S3Server, storage: Storage) -> None:
+def test_markers_of_folders_are_not_files(server, storage):
     for name in ("a/x", "b/x", "b-", "empty", "emptyx"):
         storage.write(name, b"" if "empty" in name else b"1")
     for name in ("a/", "b/", "c/"):
@@ -230,7 +221,7 @@ def test_markers_of_folders_are_not_files(server: S3Server, storage: Storage) ->
     assert [entry.path for entry in storage.list()] == ["a/x", "b-", "b/x", "c", "empty", "emptyx"]
 
 
-def test_many_objects_are_listed_in_order(storage: Storage, proxy: FlakyProxy) -> None:
+def test_many_objects_are_listed_in_order(storage, proxy):
     names = [f"{number * 7919 % 1100:06d}" for number in range(1100)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: storage.write(f"many/{name}", b"1"), names))
@@ -241,10 +232,10 @@ def test_many_objects_are_listed_in_order(storage: Storage, proxy: FlakyProxy) -
     assert list(storage.list()) == []
 
 
-def test_threads_share_a_storage(storage: Storage) -> None:
+def test_threads_share_a_storage(storage):
     barrier = threading.Barrier(8)
 
-    def use(number: int) -> bytes:
+    def use(number):
         barrier.wait(20)
         storage.write(f"t/{number}", b"%d" % number)
         return storage.read(f"t/{number}")

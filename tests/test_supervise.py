@@ -77,6 +77,9 @@ class Pool:
         self.ready += isinstance(event, Ready)
         return [event]
 
+    def observe(self, progress, result):
+        """Nothing is exported."""
+
     def retire(self, worker):
         self.alive.remove(worker)
 

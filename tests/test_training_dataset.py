@@ -1,13 +1,10 @@
 """What a stage is given of a sample, and what is said where something is missing, damaged or can't be mixed."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +20,9 @@ from patchmint.datasets.rows import iter_tables
 from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
 from patchmint.geometry.coverage import pool_coverage
-from patchmint.geometry.grid import PatchGrid
 from patchmint.geometry.rle import encode_masks
 from patchmint.samples import SourceText, Turn
-from patchmint.shards.layout import GridLayout, Layout
+from patchmint.shards.layout import GridLayout
 from patchmint.shards.schema import ImageDocument
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import collate
@@ -43,16 +39,16 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def rich(tmp_path_factory) -> Path:
+def rich(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("rich") / "set", cut(samples(9, layout=RICH), 4, 5), layout=RICH)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
+def plain(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("plain") / "set", cut(samples(9), 4, 5))
 
 
-def by_key(dataset: StageDataset):
+def by_key(dataset):
     return {sample.key: sample for sample in dataset}
 
 
@@ -159,7 +155,7 @@ def test_pixels_lie_under_the_labels(tmp_path, grid, orientation):
     assert (patches[~empty] / 255 - share).abs().max() < 0.15
 
 
-def layout_of(grid: PatchGrid) -> Layout:
+def layout_of(grid):
     form = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
     return LAYOUT.model_copy(update={"grid": form, "min_coverage": 0.0})
 
@@ -432,14 +428,8 @@ def test_no_data_set(tmp_path):
         (lambda shards: (shards / "000001.parquet").unlink(), "lacks shards/000001.parquet"),
         (lambda shards: (shards / "000001.tar").write_bytes(b"x"), "the copy isn't complete"),
         (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "is no table of patchmint"),
-        (
-            lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"),
-            "has 4 rows, not 5",
-        ),
-        (
-            lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"),
-            "has 5 rows, not 4",
-        ),
+        (lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"), "has 4 rows, not 5"),
+        (lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"), "has 5 rows, not 4"),
     ],
 )
 def test_incomplete_copies(tmp_path, plain, change, says):
@@ -506,7 +496,7 @@ def test_states_of_other_runs(tmp_path, plain):
 # ------------------------------------------------------------------------------------------------- what is damaged
 
 
-def damaged(plain: Path, folder: Path, key: str, ending: str, change) -> Path:
+def damaged(plain, folder, key, ending, change):
     """A copy in which a member of one sample is changed; its length stays."""
     data = shutil.copytree(plain, folder)
     opened = open_dataset(data)
@@ -519,7 +509,7 @@ def damaged(plain: Path, folder: Path, key: str, ending: str, change) -> Path:
     return data
 
 
-def overwrite(at: int, new: bytes):
+def overwrite(at, new):
     def change(held, start):
         held[start + at : start + at + len(new)] = new
 

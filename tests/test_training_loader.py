@@ -1,18 +1,15 @@
 """Batches: every sample once whoever reads it, and after a stop at any step exactly what would have come."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from s3_server import S3Server
+from shard_data import copy
 from test_training_dataset import damaged, overwrite, spell
 from torch.utils.data import DataLoader
-from training_data import RICH, copy, cut, digest, finished, samples
+from training_data import RICH, cut, digest, finished, samples
 
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.training.dataset import StageDataset
@@ -26,7 +23,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("loader") / "set", cut(samples(13, layout=RICH), 4, 3, 6), layout=RICH)
 
 
@@ -40,7 +37,7 @@ def digests(batches):
 
 
 @pytest.fixture(scope="module")
-def expected(data) -> list[str]:
+def expected(data):
     """Three epochs of two ranks' first."""
     one = loader(data, batch=2, rank=0, world_size=2, sequences=spell)
     return [found for _ in range(3) for found in digests(one)]
@@ -206,7 +203,7 @@ def test_it_can_be_pickled_with_its_caches(data):
 
 
 @pytest.fixture
-def stored(server: S3Server, data: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def stored(server, data, monkeypatch):
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)
     return copy(data, server.new_bucket())

@@ -1,7 +1,5 @@
 """The order of samples: every one once, by seed and epoch alone, any place found without what comes before it."""
 
-from __future__ import annotations
-
 import pickle
 from collections import Counter
 
@@ -10,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError
 from patchmint.training.order import MixedOrder, Share, permutation, share_of
 
@@ -22,7 +19,7 @@ def order(counts, draws=None, seed=0, window=7, shuffle=True):
     return MixedOrder(shards, draws or [sum(one) for one in counts], seed=seed, window=window, shuffle=shuffle)
 
 
-def whole(one: MixedOrder, epoch: int) -> list[SampleRef]:
+def whole(one, epoch):
     return one.places(epoch, np.arange(one.samples))
 
 

@@ -1,7 +1,5 @@
 """The first section of docs/training.md, line by line, on a small COCO in the genuine form."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -23,10 +23,10 @@ from patchmint.errors import (
     WeightsMismatchError,
     WeightsMissingError,
 )
-from patchmint.features.arch import OFFICIAL, VitArch
+from patchmint.features.arch import OFFICIAL, VitArch, infer_arch
 from patchmint.features.build import build_feature_encoder, check_features
 from patchmint.features.encoder import VitFeatureEncoder
-from patchmint.features.model import infer_arch, load_vit, untrained_vit
+from patchmint.features.model import load_vit, untrained_vit
 from patchmint.features.plan import plan_features
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
 from patchmint.weights.architecture import ARCH_METADATA_KEY
@@ -464,14 +464,14 @@ def test_a_file_of_your_own(tmp_path):
     tensors = {key: value.contiguous() for key, value in whole_model(arch).state_dict().items()}
     safetensors.torch.save_file(tensors, path, metadata=metadata_of(arch))
     models = ModelsConfig(vit=str(path))
-    assert check_features(models, FeaturesConfig(), GRIDS["siglip"]) is None
     encoder = build_feature_encoder(models, FeaturesConfig(), GRIDS["siglip"], "cpu")
     assert encoder.spec.encoder == str(path)
+    assert check_features(models, FeaturesConfig(), GRIDS["siglip"]) == encoder.spec
     assert encoder.encode(images(1))[0].shape == (25, 16)
     with pytest.raises(ConfigError, match=r"give features\.layers"):
-        build_feature_encoder(models, FeaturesConfig(connector="dci"), GRIDS["siglip"], "cpu")
+        check_features(models, FeaturesConfig(connector="dci"), GRIDS["siglip"])
     with pytest.raises(ConfigError, match="in an input of 70 x 70 px"):
-        build_feature_encoder(models, FeaturesConfig(), GRIDS["clip"], "cpu")
+        check_features(models, FeaturesConfig(), GRIDS["clip"])
 
 
 def test_checking_settings_imports_no_torch():

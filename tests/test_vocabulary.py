@@ -1,7 +1,5 @@
 """Codes <-> ids, extended tokenizers and grown embeddings."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -300,7 +298,7 @@ class TestOddTokenizers:
         assert tokenizer.convert_tokens_to_ids("<|code-16383|>") == before + 16383
 
 
-def llama(rows: int, *, tied: bool) -> LlamaForCausalLM:
+def llama(rows, *, tied):
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=rows,
@@ -313,13 +311,13 @@ def llama(rows: int, *, tied: bool) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def gpt2(rows: int, *, tied: bool) -> GPT2LMHeadModel:
+def gpt2(rows, *, tied):
     torch.manual_seed(1)
     config = GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=tied)
     return GPT2LMHeadModel(config)
 
 
-def weights(model) -> tuple[torch.Tensor, torch.Tensor]:
+def weights(model):
     return model.get_input_embeddings().weight, model.get_output_embeddings().weight
 
 

@@ -20,19 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import Tokenizer, Tokens
-from patchmint.tokenizers.vqgan import (
-    OFFICIAL,
-    TINY,
-    Remap,
-    Vqgan,
-    VqganArch,
-    VqganTokenizer,
-    infer_arch,
-    load_vqgan,
-    quantize,
-    untrained_vqgan,
-)
+from patchmint.tokenizers.vqgan import quantize
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch
+from patchmint.tokenizers.vqgan.model import Vqgan, infer_arch, load_vqgan, untrained_vqgan
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
+from patchmint.tokenizers.vqgan.remap import Remap
+from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from patchmint.types import RgbImage
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile

@@ -20,7 +20,9 @@ from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
 from patchmint.interfaces import Tokens
-from patchmint.tokenizers.vqgan import OFFICIAL, VqganTokenizer, infer_arch, load_vqgan
+from patchmint.tokenizers.vqgan.arch import OFFICIAL
+from patchmint.tokenizers.vqgan.model import infer_arch, load_vqgan
+from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from patchmint.types import RgbImage
 from patchmint.weights.loading import load_state
 

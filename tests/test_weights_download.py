@@ -1,17 +1,13 @@
 """`patchmint.weights.download` against a real HTTP server on loopback that misbehaves in every way we know of."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +19,7 @@ from patchmint.weights.registry import Checkpoint
 from patchmint.weights.store import check_file
 
 
-def torch_bytes(count: int) -> bytes:
+def torch_bytes(count):
     buffer = io.BytesIO()
     torch.save({"weight": torch.arange(count)}, buffer)
     return buffer.getvalue()
@@ -47,15 +43,15 @@ class Behaviour:
 
 
 class Server:
-    def __init__(self) -> None:
+    def __init__(self):
         self.behaviour = Behaviour()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
+            def log_message(self, *args):
                 pass
 
-            def do_GET(self) -> None:
+            def do_GET(self):
                 owner.answer(self)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -64,12 +60,12 @@ class Server:
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
-    def close(self) -> None:
+    def close(self):
         self.http.shutdown()
         self.thread.join()
         self.http.server_close()
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request):
         now = self.behaviour
         now.asked.append(dict(request.headers))
         if now.statuses:
@@ -104,44 +100,44 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     running = Server()
     yield running
     running.close()
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch):
     monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
 
 
-def a_checkpoint(url: str, payload: bytes = PAYLOAD, **changes: object) -> Checkpoint:
+def a_checkpoint(url, payload=PAYLOAD, **changes):
     digest = hashlib.sha256(payload).hexdigest()
     made = Checkpoint("toy", "sam", "toy.pth", url, len(payload), digest, "none", "this test")
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
-def files(folder: Path) -> list[str]:
+def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def range_start(headers: dict[str, str]) -> int:
+def range_start(headers):
     return int(headers["Range"].removeprefix("bytes=").removesuffix("-"))
 
 
-def bring(server: Server, folder: Path, checkpoint: Checkpoint | None = None, **more: object) -> Path:
-    return pull(checkpoint or a_checkpoint(server.url), folder, **more)  # type: ignore[arg-type]
+def bring(server, folder, checkpoint=None, **more):
+    return pull(checkpoint or a_checkpoint(server.url), folder, **more)
 
 
-def test_a_file_arrives_whole_under_its_final_name(server: Server, tmp_path: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
+def test_a_file_arrives_whole_under_its_final_name(server, tmp_path):
+    seen = []
     path = bring(server, tmp_path / "new" / "folder", progress=lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == PAYLOAD
     assert files(path.parent) == ["toy.pth"]
     assert seen[-1] == (len(PAYLOAD), len(PAYLOAD))
 
 
-def test_a_sound_file_is_not_fetched_again_but_a_damaged_one_is(server: Server, tmp_path: Path) -> None:
+def test_a_sound_file_is_not_fetched_again_but_a_damaged_one_is(server, tmp_path):
     path = bring(server, tmp_path)
     bring(server, tmp_path)
     assert len(server.behaviour.asked) == 1
@@ -149,7 +145,7 @@ def test_a_sound_file_is_not_fetched_again_but_a_damaged_one_is(server: Server, 
     assert bring(server, tmp_path).read_bytes() == PAYLOAD
 
 
-def test_cut_connections_are_resumed_where_they_broke(server: Server, tmp_path: Path) -> None:
+def test_cut_connections_are_resumed_where_they_broke(server, tmp_path):
     server.behaviour.cut_after = [300_000, 200_000]
     path = bring(server, tmp_path)
     assert path.read_bytes() == PAYLOAD
@@ -160,7 +156,7 @@ def test_cut_connections_are_resumed_where_they_broke(server: Server, tmp_path: 
     assert range_start(second) < range_start(third) <= 500_000
 
 
-def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
     server.behaviour.cut_after = [300_000, 0, 0, 0, 0]
     with pytest.raises(WeightsMissingError, match="run the same command again"):
         bring(server, tmp_path)
@@ -173,13 +169,13 @@ def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path:
     assert files(tmp_path) == ["toy.pth"]
 
 
-def test_a_server_that_ignores_ranges_makes_it_start_over(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_ignores_ranges_makes_it_start_over(server, tmp_path):
     server.behaviour.ranges = False
     server.behaviour.cut_after = [300_000]
     assert bring(server, tmp_path).read_bytes() == PAYLOAD
 
 
-def test_a_file_that_changed_in_between_is_not_spliced(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_in_between_is_not_spliced(server, tmp_path):
     newer = torch_bytes(200_000)
     checkpoint = a_checkpoint(server.url, size=None, sha256=None)
     server.behaviour.cut_after = [300_000, 0, 0, 0, 0]
@@ -190,32 +186,32 @@ def test_a_file_that_changed_in_between_is_not_spliced(server: Server, tmp_path:
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-def test_without_checksum_and_validator_nothing_is_resumed(server: Server, tmp_path: Path, etag: str | None) -> None:
+def test_without_checksum_and_validator_nothing_is_resumed(server, tmp_path, etag):
     server.behaviour = Behaviour(etag=etag, cut_after=[300_000])
     path = bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
     assert path.read_bytes() == PAYLOAD
     assert all("Range" not in asked for asked in server.behaviour.asked)
 
 
-def test_a_partial_file_that_is_already_whole_is_verified_and_taken(server: Server, tmp_path: Path) -> None:
+def test_a_partial_file_that_is_already_whole_is_verified_and_taken(server, tmp_path):
     (tmp_path / "toy.pth.part").write_bytes(PAYLOAD)
     assert bring(server, tmp_path, a_checkpoint(server.url, size=None)).read_bytes() == PAYLOAD  # by way of a 416
     assert len(server.behaviour.asked) == 1
 
 
-def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_servers_is_dropped(server, tmp_path):
     (tmp_path / "toy.pth.part").write_bytes(PAYLOAD + b"more")
     assert bring(server, tmp_path).read_bytes() == PAYLOAD
 
 
-def test_server_errors_are_retried(server: Server, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_server_errors_are_retried(server, tmp_path):
+    said = []
     server.behaviour.statuses = [503, 503]
     assert bring(server, tmp_path, notice=said.append).read_bytes() == PAYLOAD
     assert sum("503" in line for line in said) == 2
 
 
-def test_server_errors_without_end_are_given_up(server: Server, tmp_path: Path) -> None:
+def test_server_errors_without_end_are_given_up(server, tmp_path):
     server.behaviour.statuses = [503] * 10
     with pytest.raises(WeightsMissingError, match="503"):
         bring(server, tmp_path)
@@ -223,7 +219,7 @@ def test_server_errors_without_end_are_given_up(server: Server, tmp_path: Path) 
     assert files(tmp_path) == []
 
 
-def test_a_missing_page_is_one_clear_error_at_once(server: Server, tmp_path: Path) -> None:
+def test_a_missing_page_is_one_clear_error_at_once(server, tmp_path):
     server.behaviour.statuses = [404]
     with pytest.raises(WeightsMissingError, match="404") as caught:
         bring(server, tmp_path)
@@ -240,9 +236,7 @@ def test_a_missing_page_is_one_clear_error_at_once(server: Server, tmp_path: Pat
         ("application/octet-stream", b"\n<!DOCTYPE html><html>Link does not exist</html>"),
     ],
 )
-def test_a_web_page_is_refused_by_type_and_by_first_bytes(
-    server: Server, tmp_path: Path, content_type: str, page: bytes
-) -> None:
+def test_a_web_page_is_refused_by_type_and_by_first_bytes(server, tmp_path, content_type, page):
     server.behaviour = Behaviour(payload=page, content_type=content_type)
     with pytest.raises(WeightsCorruptError, match="web page") as caught:
         bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
@@ -251,7 +245,7 @@ def test_a_web_page_is_refused_by_type_and_by_first_bytes(
     assert files(tmp_path) == []
 
 
-def test_wrong_bytes_of_the_right_size_are_deleted(server: Server, tmp_path: Path) -> None:
+def test_wrong_bytes_of_the_right_size_are_deleted(server, tmp_path):
     wrong = b"\0" * len(PAYLOAD)
     server.behaviour.payload = wrong
     with pytest.raises(WeightsCorruptError) as caught:
@@ -261,38 +255,38 @@ def test_wrong_bytes_of_the_right_size_are_deleted(server: Server, tmp_path: Pat
     assert files(tmp_path) == []
 
 
-def test_a_file_of_another_size_is_refused_before_it_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_refused_before_it_is_fetched(server, tmp_path):
     server.behaviour.payload = PAYLOAD + b"!"
     with pytest.raises(WeightsCorruptError, match=str(len(PAYLOAD) + 1)):
         bring(server, tmp_path)
     assert files(tmp_path) == []
 
 
-def test_a_full_disk_is_told_before_anything_is_written(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path):
     server.behaviour.length = 10**18
     with pytest.raises(WeightsMissingError, match="free"):
         bring(server, tmp_path, a_checkpoint(server.url, size=None, sha256=None))
     assert files(tmp_path) == []
 
 
-def test_a_dead_server_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_dead_server_is_one_clear_error(tmp_path):
     with pytest.raises(WeightsMissingError, match="connection failed"):
         pull(a_checkpoint("http://127.0.0.1:1/toy.pth"), tmp_path)
     assert files(tmp_path) == []
 
 
-def test_an_address_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_address_that_is_none_is_one_clear_error(tmp_path):
     with pytest.raises(WeightsMissingError, match="check the address"):
         pull(a_checkpoint("ftp://127.0.0.1/toy.pth"), tmp_path)
 
 
-def test_a_folder_that_can_not_be_written_is_one_clear_error(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_written_is_one_clear_error(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WeightsMissingError, match="can't be written"):
         bring(server, tmp_path / "file")
 
 
-def test_a_mirror_is_held_to_the_same_checksum(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_is_held_to_the_same_checksum(server, tmp_path):
     checkpoint = a_checkpoint("http://127.0.0.1:1/gone.pth")
     mirror = server.url.replace("http://", "http://user:secret@")
     assert bring(server, tmp_path, checkpoint, url=mirror).read_bytes() == PAYLOAD
@@ -303,7 +297,7 @@ def test_a_mirror_is_held_to_the_same_checksum(server: Server, tmp_path: Path) -
     assert "secret" not in str(caught.value)
 
 
-def test_without_a_published_checksum_the_file_is_opened_and_its_checksum_noted(server: Server, tmp_path: Path) -> None:
+def test_without_a_published_checksum_the_file_is_opened_and_its_checksum_noted(server, tmp_path):
     checkpoint = a_checkpoint(server.url, size=None, sha256=None)
     path = bring(server, tmp_path, checkpoint)
     note = json.loads((tmp_path / "toy.pth.pulled.json").read_text())
@@ -313,9 +307,9 @@ def test_without_a_published_checksum_the_file_is_opened_and_its_checksum_noted(
     assert check_file(path, checkpoint).status == "wrong checksum"
 
 
-def test_without_a_published_checksum_a_damaged_or_hostile_file_is_deleted(server: Server, tmp_path: Path) -> None:
+def test_without_a_published_checksum_a_damaged_or_hostile_file_is_deleted(server, tmp_path):
     class Hostile:
-        def __reduce__(self) -> tuple[object, ...]:
+        def __reduce__(self):
             return eval, ("1",)
 
     torch.save({"state_dict": Hostile()}, tmp_path / "source.pth")
@@ -340,7 +334,7 @@ download.pull(Checkpoint("toy", "sam", "toy.pth", url, int(size), sha256, "none"
 """
 
 
-def test_processes_at_once_wait_for_each_other(server: Server, tmp_path: Path) -> None:
+def test_processes_at_once_wait_for_each_other(server, tmp_path):
     server.behaviour.cut_after = [100_000, 100_000]
     known = [str(len(PAYLOAD)), hashlib.sha256(PAYLOAD).hexdigest()]
     command = [sys.executable, "-c", PULL, server.url, *known, str(tmp_path)]

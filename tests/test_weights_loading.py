@@ -1,13 +1,11 @@
 """`patchmint.weights.loading`: official containers open, hostile and damaged files are one named error."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
-from pathlib import Path
+from contextlib import suppress
 
 import omegaconf
 import pytest
@@ -19,23 +17,42 @@ from torch import nn
 
 from patchmint.errors import (
     WeightsCorruptError,
+    WeightsError,
     WeightsMismatchError,
     WeightsMissingError,
     WeightsUnsafeError,
 )
-from patchmint.weights.loading import load_into, load_state
+from patchmint.weights import loading
+from patchmint.weights.container import read_header
+from patchmint.weights.loading import load_into
 from patchmint.weights.registry import Checkpoint
 
 
-def a_state() -> dict[str, torch.Tensor]:
+def load_state(path, checkpoint=None):
+    """As `loading.load_state`. The header alone must tell the same, fail alike, or not see what is wrong behind it."""
+    try:
+        state = loading.load_state(path, checkpoint)
+    except WeightsError as error:
+        with suppress(type(error)):
+            read_header(path)
+        raise
+    header = read_header(path)
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in state.tensors.items()
+    }
+    assert header.metadata == state.metadata
+    return state
+
+
+def a_state():
     return dict(nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32)).state_dict())
 
 
-def same(loaded: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> bool:
+def same(loaded, saved):
     return list(loaded) == list(saved) and all(torch.equal(loaded[name], saved[name]) for name in saved)
 
 
-def saved(thing: object, path: Path, *, zipped: bool = True) -> Path:
+def saved(thing, path, *, zipped=True):
     torch.save(thing, path, _use_new_zipfile_serialization=zipped)
     return path
 
@@ -43,29 +60,29 @@ def saved(thing: object, path: Path, *, zipped: bool = True) -> Path:
 class CallsSystem:
     """Unpickled carelessly, it leaves a file behind."""
 
-    def __init__(self, marker: Path) -> None:
+    def __init__(self, marker):
         self.marker = marker
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return os.system, (f"touch {self.marker}",)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 class TestOfficialContainers:
-    def test_grounding_dino(self, tmp_path: Path, zipped: bool) -> None:
+    def test_grounding_dino(self, tmp_path, zipped):
         state = a_state()
         inner = OrderedDict((f"module.{name}", tensor) for name, tensor in state.items())
         path = saved({"model": inner}, tmp_path / "dino.pth", zipped=zipped)
         assert same(load_state(path).tensors, state)
 
-    def test_sam(self, tmp_path: Path, zipped: bool) -> None:
+    def test_sam(self, tmp_path, zipped):
         state = a_state()
         found = load_state(saved(OrderedDict(state), tmp_path / "sam.pth", zipped=zipped))
         assert same(found.tensors, state)
         assert found.path == tmp_path / "sam.pth"
         assert found.metadata == {}
 
-    def test_vqgan_with_genuine_lightning_and_omegaconf_objects(self, tmp_path: Path, zipped: bool) -> None:
+    def test_vqgan_with_genuine_lightning_and_omegaconf_objects(self, tmp_path, zipped):
         state = a_state()
         config = omegaconf.OmegaConf.create(
             {"n_embed": 16384, "ddconfig": {"ch_mult": [1, 1, 2, 2, 4], "double_z": False}}
@@ -89,9 +106,9 @@ class TestOfficialContainers:
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "in-a-state-dict"])
 @pytest.mark.parametrize("form", ["zip", "legacy", "raw-0", "raw-2", "raw-4"])
-def test_hostile_pickles_never_run(tmp_path: Path, form: str, nested: bool) -> None:
+def test_hostile_pickles_never_run(tmp_path, form, nested):
     marker = tmp_path / "marker"
-    hostile: object = CallsSystem(marker)
+    hostile = CallsSystem(marker)
     if nested:
         hostile = {"state_dict": {**a_state(), "extra": hostile}}
     path = tmp_path / "hostile.pth"
@@ -108,7 +125,7 @@ def test_hostile_pickles_never_run(tmp_path: Path, form: str, nested: bool) -> N
 
 @pytest.mark.parametrize("code", [b"cbuiltins\neval\n(S'1'\ntR.", b"\x80\x02cposix\nsystem\nX\x01\x00\x00\x00a\x85R."])
 @pytest.mark.parametrize("part", ["magic", "object"])
-def test_hostile_code_before_the_state_dict_of_a_legacy_file(tmp_path: Path, code: bytes, part: str) -> None:
+def test_hostile_code_before_the_state_dict_of_a_legacy_file(tmp_path, code, part):
     path = saved(a_state(), tmp_path / "legacy.pth", zipped=False)
     content = path.read_bytes()
     path.write_bytes(code + content if part == "magic" else content[: content.index(b".") + 1] + code + content)
@@ -117,23 +134,23 @@ def test_hostile_code_before_the_state_dict_of_a_legacy_file(tmp_path: Path, cod
 
 
 class RunsTorchHub:
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return torch.hub.load, ("somebody/something", "model")
 
 
 class RunsEval:
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return eval, ("1",)
 
 
 @pytest.mark.parametrize(("thing", "name"), [(RunsTorchHub(), "torch.hub.load"), (RunsEval(), "eval")])
-def test_names_inside_torch_are_no_loophole(tmp_path: Path, thing: object, name: str) -> None:
+def test_names_inside_torch_are_no_loophole(tmp_path, thing, name):
     with pytest.raises(WeightsUnsafeError, match=name):
         load_state(saved({"state_dict": thing}, tmp_path / "hostile.pth"))
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_cut_anywhere_is_corrupt(tmp_path: Path, zipped: bool) -> None:
+def test_a_file_cut_anywhere_is_corrupt(tmp_path, zipped):
     path = saved({"model": a_state()}, tmp_path / "whole.pth", zipped=zipped)
     content = path.read_bytes()
     cut = tmp_path / "cut.pth"
@@ -143,7 +160,7 @@ def test_a_file_cut_anywhere_is_corrupt(tmp_path: Path, zipped: bool) -> None:
             load_state(cut)
 
 
-def test_the_expected_size_is_told_where_it_is_known(tmp_path: Path) -> None:
+def test_the_expected_size_is_told_where_it_is_known(tmp_path):
     path = saved(a_state(), tmp_path / "sam.pth")
     size = path.stat().st_size
     known = Checkpoint("toy", "sam", "sam.pth", "http://x/", size, None, "none", "this test")
@@ -154,7 +171,7 @@ def test_the_expected_size_is_told_where_it_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_garbled_files_never_load_silently_or_crash(tmp_path: Path, zipped: bool) -> None:
+def test_garbled_files_never_load_silently_or_crash(tmp_path, zipped):
     state = a_state()
     path = saved(state, tmp_path / "whole.pth", zipped=zipped)
     content = path.read_bytes()
@@ -171,7 +188,7 @@ def test_garbled_files_never_load_silently_or_crash(tmp_path: Path, zipped: bool
             assert same(loaded, state)
 
 
-def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
     state = {"weight": torch.zeros(1000)}
     path = saved(state, tmp_path / "whole.pth")
     content = bytearray(path.read_bytes())
@@ -195,14 +212,14 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
         (b"\x80\x02", "bare pickle"),
     ],
 )
-def test_other_files_are_named_for_what_they_are(tmp_path: Path, content: bytes, says: str) -> None:
+def test_other_files_are_named_for_what_they_are(tmp_path, content, says):
     path = tmp_path / "other.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsCorruptError, match=says):
         load_state(path)
 
 
-def test_a_zip_that_torch_did_not_write(tmp_path: Path) -> None:
+def test_a_zip_that_torch_did_not_write(tmp_path):
     for name, method, says in (("readme.txt", 0, "not one that torch.save wrote"), ("a/data.pkl", 8, "compressed")):
         with zipfile.ZipFile(tmp_path / "other.zip", "w", compression=method) as archive:
             archive.writestr(name, b"x" * 1000)
@@ -210,7 +227,7 @@ def test_a_zip_that_torch_did_not_write(tmp_path: Path) -> None:
             load_state(tmp_path / "other.zip")
 
 
-def test_a_newer_pickle_protocol_is_named(tmp_path: Path) -> None:
+def test_a_newer_pickle_protocol_is_named(tmp_path):
     torch.save(a_state(), tmp_path / "new.pth", pickle_protocol=4)
     with pytest.raises(WeightsCorruptError, match="pickle protocol"):
         load_state(tmp_path / "new.pth")
@@ -219,24 +236,24 @@ def test_a_newer_pickle_protocol_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "thing", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}, {"w": torch.empty(2, device="meta")}]
 )
-def test_a_torch_file_without_a_state_dict(tmp_path: Path, thing: object) -> None:
+def test_a_torch_file_without_a_state_dict(tmp_path, thing):
     with pytest.raises(WeightsCorruptError, match="no state dict"):
         load_state(saved(thing, tmp_path / "other.pth"))
 
 
-def test_parameters_come_detached_and_on_the_cpu(tmp_path: Path) -> None:
+def test_parameters_come_detached_and_on_the_cpu(tmp_path):
     found = load_state(saved({"weight": nn.Parameter(torch.ones(3))}, tmp_path / "p.pth"))
     assert not found.tensors["weight"].requires_grad
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder(tmp_path):
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(WeightsMissingError, match="can't be read"):
             load_state(path)
 
 
 class TestSafetensors:
-    def test_tensors_and_metadata(self, tmp_path: Path) -> None:
+    def test_tensors_and_metadata(self, tmp_path):
         state = a_state()
         path = tmp_path / "demo.safetensors"
         safetensors.torch.save_file(state, path, metadata={"config": "{}", "seed": "7"})
@@ -244,7 +261,7 @@ class TestSafetensors:
         assert same(dict(sorted(found.tensors.items())), dict(sorted(state.items())))
         assert found.metadata == {"config": "{}", "seed": "7"}
 
-    def test_cut_anywhere(self, tmp_path: Path) -> None:
+    def test_cut_anywhere(self, tmp_path):
         path = tmp_path / "demo.safetensors"
         safetensors.torch.save_file(a_state(), path)
         content = path.read_bytes()
@@ -255,7 +272,7 @@ class TestSafetensors:
 
 
 class TestLoadInto:
-    def test_strict_and_ignored(self, tmp_path: Path) -> None:
+    def test_strict_and_ignored(self, tmp_path):
         torch.manual_seed(0)
         source, target = nn.Linear(3, 2), nn.Linear(3, 2)
         state = {**source.state_dict(), "loss.perceptual": torch.zeros(1)}
@@ -265,7 +282,7 @@ class TestLoadInto:
         load_into(target, found, what="a toy", ignored=("loss.",))
         assert torch.equal(target.weight, source.weight)
 
-    def test_everything_that_does_not_fit_is_listed_and_nothing_is_copied(self, tmp_path: Path) -> None:
+    def test_everything_that_does_not_fit_is_listed_and_nothing_is_copied(self, tmp_path):
         target = nn.Linear(3, 2)
         before = target.weight.clone()
         state = {"weight": torch.zeros(2, 4), **{f"other{i}": torch.zeros(1) for i in range(9)}}
@@ -284,7 +301,7 @@ class TestLoadInto:
         assert torch.equal(target.weight, before)
 
 
-def test_the_same_bytes_from_a_stream_prove_the_fixture_is_a_real_lightning_file() -> None:
+def test_the_same_bytes_from_a_stream_prove_the_fixture_is_a_real_lightning_file():
     buffer = io.BytesIO()
     torch.save({"callbacks": {pytorch_lightning.callbacks.ModelCheckpoint: {}}}, buffer)
     buffer.seek(0)

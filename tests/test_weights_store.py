@@ -1,7 +1,5 @@
 """`patchmint.weights.registry` and `.store`: names, paths, verdicts on files."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import subprocess
@@ -27,19 +25,19 @@ from patchmint.weights.store import (
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHMINT_WEIGHTS", str(tmp_path / "weights"))
     (tmp_path / "weights").mkdir()
     return tmp_path / "weights"
 
 
-def a_file(path: Path) -> Checkpoint:
+def a_file(path):
     torch.save({"weight": torch.arange(5)}, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Checkpoint("toy", "sam", path.name, "http://x/", path.stat().st_size, sha256, "none", "this test")
 
 
-def test_the_registry_is_consistent() -> None:
+def test_the_registry_is_consistent():
     assert len(CHECKPOINTS) == 15
     assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 15
     for name, checkpoint in CHECKPOINTS.items():
@@ -51,20 +49,20 @@ def test_the_registry_is_consistent() -> None:
         assert checkpoint.source
 
 
-def test_the_folder_is_the_variable_or_the_users_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_the_folder_is_the_variable_or_the_users_cache(monkeypatch, folder):
     assert weights_folder() == folder
     monkeypatch.delenv("PATCHMINT_WEIGHTS")
     assert weights_folder().parts[-2:] == ("patchmint", "weights")
 
 
-def test_a_name_is_its_file_in_the_folder(folder: Path) -> None:
+def test_a_name_is_its_file_in_the_folder(folder):
     with pytest.raises(WeightsMissingError, match="patchmint models pull sam-vit-b"):
         locate("sam-vit-b")
     (folder / "sam_vit_b_01ec64.pth").write_bytes(b"x")
     assert locate("sam-vit-b") == folder / "sam_vit_b_01ec64.pth"
 
 
-def test_a_local_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_is_itself(tmp_path, monkeypatch):
     (tmp_path / "mine.pth").write_bytes(b"x")
     (tmp_path / "plain").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
@@ -74,12 +72,12 @@ def test_a_local_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("path", ["nothing.pth", "some/where", "/no/such/file"])
-def test_a_path_to_nothing_says_so(path: str) -> None:
+def test_a_path_to_nothing_says_so(path):
     with pytest.raises(WeightsMissingError, match=f"no weights file at {path}"):
         locate(path)
 
 
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+def test_a_folder_is_no_weights_file(tmp_path):
     with pytest.raises(WeightsMissingError, match="is a folder"):
         locate(str(tmp_path))
 
@@ -88,20 +86,20 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
     ("name", "meant"),
     [("sam-vit-hh", "sam-vit-h"), ("SAM-VIT-L", "sam-vit-l"), ("vqgan-f16-16384", "vqgan-imagenet-f16-16384")],
 )
-def test_a_mistyped_name_gets_the_nearest_right_one(name: str, meant: str) -> None:
+def test_a_mistyped_name_gets_the_nearest_right_one(name, meant):
     for call in (locate, named_checkpoint):
         with pytest.raises(WeightsMissingError, match=f"did you mean '{meant}'"):
             call(name)
 
 
-def test_a_name_like_nothing_gets_no_guess() -> None:
+def test_a_name_like_nothing_gets_no_guess():
     with pytest.raises(WeightsMissingError) as caught:
         locate("qqqq")
     assert "did you mean" not in str(caught.value)
     assert "patchmint models list" in str(caught.value)
 
 
-def test_verdicts(tmp_path: Path) -> None:
+def test_verdicts(tmp_path):
     path = tmp_path / "toy.pth"
     known = a_file(path)
     good = path.read_bytes()
@@ -119,7 +117,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert check_file(path, known).status == "absent"
 
 
-def test_without_published_figures_structure_and_the_recorded_checksum_count(tmp_path: Path) -> None:
+def test_without_published_figures_structure_and_the_recorded_checksum_count(tmp_path):
     path = tmp_path / "toy.pth"
     known = replace(a_file(path), size=None, sha256=None)
     assert "no sha256 is recorded" in check_file(path, known).detail
@@ -135,12 +133,12 @@ def test_without_published_figures_structure_and_the_recorded_checksum_count(tmp
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"size": 1}', "\0"])
-def test_a_damaged_record_counts_as_none(tmp_path: Path, note: str) -> None:
+def test_a_damaged_record_counts_as_none(tmp_path, note):
     (tmp_path / "toy.pth.pulled.json").write_text(note)
     assert recorded_sha256(tmp_path / "toy.pth") is None
 
 
-def test_a_vocabulary_is_text(folder: Path) -> None:
+def test_a_vocabulary_is_text(folder):
     vocabulary = CHECKPOINTS["bert-base-uncased-vocab"]
     path = folder / vocabulary.filename
     path.write_text("[PAD]\n[unused0]\n" + "größe\n" * 100, encoding="utf-8")
@@ -149,7 +147,7 @@ def test_a_vocabulary_is_text(folder: Path) -> None:
     assert check_file(path, vocabulary).status == "not a checkpoint"
 
 
-def test_only_loading_imports_torch() -> None:
+def test_only_loading_imports_torch():
     code = (
         "import sys, patchmint.weights.download, patchmint.cli.models\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"

@@ -1,7 +1,5 @@
 """What keeps a worker's models busy: batches of like images, decoding ahead, finishing behind, the size of a batch."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -36,9 +34,6 @@ from patchmint.types import Text
 
 def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
     return list(like_batches(items, lambda: count, lambda item: item, weight, ahead=ahead, most=most))
-
-
-# ------------------------------------------------------------------------------------------------- batches
 
 
 @given(
@@ -98,9 +93,6 @@ def test_a_batch_that_was_halved_makes_those_after_it_smaller():
         sizes.append(len(batch))  # noqa: PERF401 (what is there decides the size of the next)
     assert sizes[:3] == [8, 2, 2]
     assert sum(sizes) == 40
-
-
-# ------------------------------------------------------------------------------------------------- size of a batch
 
 
 def tried(seconds, memory):
@@ -182,9 +174,6 @@ def test_peak_memory_is_of_this_process_and_grows():
     assert before > 10_000_000
     assert peak_memory() >= before
     assert peak_memory() >= len(block)
-
-
-# ------------------------------------------------------------------------------------------------- ahead
 
 
 class Slow:
@@ -376,9 +365,6 @@ def test_what_waits_is_bytes_and_not_floats(tiny):
     assert ready.nbytes == sum(array.size for array in arrays) > 0
 
 
-# ------------------------------------------------------------------------------------------------- behind
-
-
 class Labels:
     """Models whose labels take until they are allowed."""
 
@@ -459,9 +445,6 @@ def test_nothing_is_written_any_more_once_it_has_ended_with_an_error(finishing):
     with pytest.raises(KeyError), Finisher(models, written.append, finishing) as finisher:
         fail(finisher)
     assert written == [0]
-
-
-# ------------------------------------------------------------------------------------------------- whole builds
 
 
 @pytest.fixture
@@ -597,9 +580,6 @@ def test_the_run_says_which_size_of_batch_was_taken(stand_in, tmp_path):
     build_of(tmp_path, 20)
     (record,) = (tmp_path / "out" / "runs").glob("*.json")
     assert json.loads(record.read_text())["progress"]["batch_sizes"] == [2]
-
-
-# ------------------------------------------------------------------------------------------------- the next unit
 
 
 def test_each_worker_is_told_its_next_unit_and_gets_it():

@@ -1,7 +1,5 @@
 """Real text tokenizers of Hugging Face, trained on the spot: one of each family that language models come with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

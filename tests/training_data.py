@@ -1,7 +1,5 @@
 """Small finished data sets for the tests of training, through the real writer."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -62,14 +60,6 @@ def cut(made: list[ShardSample], *sizes: int) -> list[list[ShardSample]]:
     """Units of these sizes."""
     ends = np.cumsum(sizes).tolist()
     return [made[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def copy(folder: Path, uri: str) -> str:
-    """Bring a data set to an object store."""
-    target = open_storage(uri)
-    for entry in open_storage(folder).list():
-        target.write(entry.path, (folder / entry.path).read_bytes())
-    return uri
 
 
 def digest(*things: object) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
+from patchmint.config.build import CPU_BATCH_SIZES
 from patchmint.errors import PluginError
 from patchmint.geometry import PatchGrid, Placement
 from patchmint.interfaces import (
@@ -29,6 +32,10 @@ from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import UNKNOWN_SCORE, RgbImage, Size, Text
+
+_USUAL_SIZE = (480, 640)
+_CPU_INPUT_BYTES = 2**24
+"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,14 @@ class AnnotationModels:
         encoder: FeatureEncoder | None,
         grid: PatchGrid,
         min_coverage: float,
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.segmenter = segmenter
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.grid = grid
         self.min_coverage = min_coverage
+        self._names = names
 
     @classmethod
     def load(cls, config: AnnotatorConfig, device: str, *, compiled: bool = False) -> AnnotationModels:
@@ -137,7 +146,8 @@ class AnnotationModels:
             from patchmint.features.build import build_feature_encoder
 
             encoder = build_feature_encoder(models, config.features, grid, device, precision)
-        return cls(segmenter, tokenizer, encoder, grid, config.labels.min_coverage if config.labels else 0.0)
+        min_coverage = config.labels.min_coverage if config.labels else 0.0
+        return cls(segmenter, tokenizer, encoder, grid, min_coverage, config.models_used)
 
     def _segment(
         self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
@@ -148,10 +158,12 @@ class AnnotationModels:
             [index for index, text in enumerate(image_texts) if text.content.strip()] or [0] for image_texts in texts
         ]
         asked = [[image_texts[i] for i in kept] for image_texts, kept in zip(texts, saying, strict=True)]
-        answers = self.segmenter.segment(images, asked, **handed(self.segmenter, [each.segmenter for each in inputs]))
-        _check_answers(len(images), answers)
-        for image, answer, image_texts in zip(images, answers, asked, strict=True):
-            _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
+        prepared = handed(self.segmenter, [each.segmenter for each in inputs])
+        with _named(self._names.get("segmenter")):
+            answers = self.segmenter.segment(images, asked, **prepared)
+            _check_answers(len(images), answers)
+            for image, answer, image_texts in zip(images, answers, asked, strict=True):
+                _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
         return [
             replace(answer, text_index=np.array(kept, dtype=np.int64)[answer.text_index])
             for answer, kept in zip(answers, saying, strict=True)
@@ -230,12 +242,33 @@ class AnnotationModels:
 
     def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
         assert self.tokenizer is not None
-        with stage("tokens"):
-            tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
-        _check_answers(len(images), tokens)
-        for answer in tokens:
-            _check_tokens(answer, self.tokenizer.spec)
+        with _named(self._names.get("tokenizer")):
+            with stage("tokens"):
+                tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
+            _check_answers(len(images), tokens)
+            for answer in tokens:
+                _check_tokens(answer, self.tokenizer.spec)
         return tokens
+
+
+def cpu_batch_size(models: AnnotationModels) -> int:
+    """Images that a CPU best takes at once: many where models make them small, as the demo's do.
+
+    Each product is short work then, and has a start.
+    """
+    least, most = CPU_BATCH_SIZES
+    taken = models.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
+    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
+
+
+@contextmanager
+def _named(model: str | None) -> Iterator[None]:
+    """Give the `PluginError` that leaves the block the name of its model."""
+    try:
+        yield
+    except PluginError as error:
+        error.name = model
+        raise
 
 
 def _check_answers(images: int, answer: object) -> None:

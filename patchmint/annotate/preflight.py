@@ -2,41 +2,99 @@
 
 from __future__ import annotations
 
-from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig
+import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
-from patchmint.errors import WeightsMissingError
+from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.build import check_features
-from patchmint.plugins import is_outside_tokenizer
-from patchmint.weights.registry import CHECKPOINTS
+from patchmint.labelers.build import check_segmenter
+from patchmint.plugins import is_outside_tokenizer, plugin_names
+from patchmint.tokenizers.build import check_tokens
+from patchmint.weights.registry import CHECKPOINTS, CheckpointKind
 from patchmint.weights.store import locate
+
+_KINDS: Mapping[str, CheckpointKind] = MappingProxyType(
+    {
+        "detector": "grounding-dino",
+        "vocabulary": "vocabulary",
+        "masker": "sam",
+        "tokenizer": "vqgan",
+        "vit": "vit",
+    }
+)
+"""What a checkpoint must be to have a role."""
+
+
+def warn_of_models(config: AnnotatorConfig, stacklevel: int) -> None:
+    """Issue the `DemoWarning` or `UntrainedWarning` that belongs on everything these models make, if any does.
+
+    Args:
+        config: the settings.
+        stacklevel: as for `warnings.warn`; 2 is the caller.
+    """
+    if config.notice:
+        category = UntrainedWarning if config.notice == UNTRAINED_NOTICE else DemoWarning
+        warnings.warn(config.notice, category, stacklevel=stacklevel + 1)
 
 
 def check_loadable(config: AnnotatorConfig) -> None:
-    """Check that every file which a config needs is on this machine, and that its features can be made on its grid.
+    """Check that every model of a config is on this machine, and that the settings fit the models.
+
+    No weights are loaded: architectures are told from names, or from the headers of files.
 
     Raises:
-        ConfigError: a setting of the features doesn't fit the vision encoder, or the grid isn't the encoder's.
-        WeightsMissingError: some aren't; one message names them all and the command that gets them.
-        WeightsCorruptError: a file that comes with the package isn't whole.
+        ConfigError: a setting doesn't fit a model, or a model can't have its role.
+        PluginError: no installed package offers an outside segmenter.
+        WeightsMissingError: some weights aren't here; one message names them all and the command that gets them.
+        WeightsCorruptError, WeightsUnsafeError, WeightsMismatchError: a file can't be used.
     """
-    if config.features is not None:
-        check_features(config.models, config.features, resolve_grid(config.grid))
-    missing = []
-    for role, name in config.models_used.items():
-        outside = role == "segmenter" or (role == "tokenizer" and is_outside_tokenizer(name))
-        if name == UNTRAINED or outside:
-            continue
-        try:
-            locate(name)
-        except WeightsMissingError:
-            if name not in CHECKPOINTS or CHECKPOINTS[name].bundled:
-                raise
-            missing.append(name)
+    missing = [name for role, name in config.models_used.items() if _is_missing(role, name)]
+    try:
+        if config.tokens is not None:
+            check_tokens(config.models, config.tokens)
+        if config.features is not None:
+            check_features(config.models, config.features, resolve_grid(config.grid))
+        if config.labels is not None:
+            check_segmenter(config.models)
+    except WeightsMissingError:
+        if not missing:
+            raise
     if missing:
         total = sum(CHECKPOINTS[name].size or 0 for name in missing) / 1e9
         raise WeightsMissingError(
             f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
             f"  patchmint models pull {' '.join(missing)}\n"
             f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
-            "only drawn shapes"
+            "only drawn shapes",
+            names=missing,
         )
+
+
+def _is_missing(role: str, name: str) -> bool:
+    """Whether a model is one that has to be pulled yet.
+
+    Raises:
+        ConfigError: it is of another kind than its role needs.
+        WeightsMissingError, WeightsCorruptError: it isn't there, and can't be pulled.
+    """
+    if name == UNTRAINED or role == "segmenter" or (role == "tokenizer" and is_outside_tokenizer(name)):
+        return False
+    kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
+    fitting = [known for known, kind in kinds.items() if kind == _KINDS[role]]
+    if name in kinds and name not in fitting:
+        raise ConfigError(
+            f"models.{role}: {name} is of the kind {kinds[name]}; choose one of {', '.join(fitting)}, or give a path"
+        )
+    try:
+        locate(name)
+    except WeightsMissingError as error:
+        if name in kinds and not CHECKPOINTS[name].bundled:
+            return True
+        offered = plugin_names("patchmint.tokenizers")
+        hint = f"; outside tokenizers: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
+        asks_for_hint = role == "tokenizer" and name not in kinds
+        raise WeightsMissingError(f"models.{role}: {error}{hint if asks_for_hint else ''}") from error
+    return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
-from dataclasses import dataclass
+import math
 from functools import cached_property
 
 import numpy as np
@@ -11,35 +13,21 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.annotate.models import AnnotatedImage
-from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument, PhraseDocument
+from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument
 from patchmint.config import AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
 from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
-from patchmint.types import Rle, Span, Text
+from patchmint.pictures.overlay import draw_overlay
+from patchmint.shards.schema import PhraseDocument
+from patchmint.types import Phrase, Rle, Text
 
 Grids = npt.NDArray[np.uint8]
 
-
-@dataclass(frozen=True)
-class Phrase:
-    """One thing found: a box, and the words that it answers to. Two cats are two phrases of one span.
-
-    Attributes:
-        text: the words, as they stand in the text.
-        text_index: which text.
-        span: characters of that text.
-        box: XYXY in original pixels.
-        score: 0..1; -1 where the model gives none.
-    """
-
-    text: str
-    text_index: int
-    span: Span
-    box: tuple[float, float, float, float]
-    score: float
+_NOTEBOOK_SIDE = 800
+_LEAST_NOTEBOOK_SIDE = 320
+# of the photo in a notebook, in pixels: the more texts, the smaller the pictures
 
 
 class Annotation:
@@ -118,20 +106,7 @@ class Annotation:
     def phrases(self) -> list[Phrase]:
         """What was found, texts in order, best first within each; empty where nothing was."""
         found = self._annotated.instances
-        if found is None:
-            return []
-        return [
-            Phrase(
-                text=self.texts[text].content[start:end],
-                text_index=int(text),
-                span=(int(start), int(end)),
-                box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-                score=float(score),
-            )
-            for text, score, box, (start, end) in zip(
-                found.text_index, found.scores, found.boxes, found.spans, strict=True
-            )
-        ]
+        return found.phrases([text.content for text in self.texts]) if found is not None else []
 
     @cached_property
     def masks(self) -> tuple[Rle, ...]:
@@ -159,13 +134,12 @@ class Annotation:
         if not 0 <= text_index < len(self.texts):
             raise InputError(f"there is no text {text_index}; this image has texts 0 to {len(self.texts) - 1}")
         shown = [index for index, phrase in enumerate(self.phrases) if phrase.text_index == text_index]
-        phrases = [self.phrases[index] for index in shown]
         picture = draw_overlay(
             self.image.pixels,
             placement=self.placement,
             selector=self.selector[text_index],
             coverage=self.coverage[text_index],
-            phrases=[OverlayPhrase(phrase.text, phrase.span, phrase.box, phrase.score) for phrase in phrases],
+            phrases=[self.phrases[index] for index in shown],
             masks=[self.masks[index] for index in shown],
             caption=self.texts[text_index].content,
             notice=self.notice,
@@ -190,17 +164,7 @@ class Annotation:
             ),
             models=self._config.models_used,
             texts=[text.content for text in self.texts],
-            phrases=[
-                PhraseDocument(
-                    text=phrase.text,
-                    text_index=phrase.text_index,
-                    start=phrase.span[0],
-                    end=phrase.span[1],
-                    box=phrase.box,
-                    score=phrase.score,
-                )
-                for phrase in self.phrases
-            ],
+            phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
             grid=GridDocument(
                 rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=self._fit, views=len(grid.views)
             ),
@@ -209,13 +173,26 @@ class Annotation:
             codes=self.codes.tolist() if tokens else [],
         )
 
-    def _repr_png_(self) -> bytes | None:
-        """Show in a notebook; without labels there is nothing to draw, and the notebook takes `repr`."""
+    def _repr_html_(self) -> str | None:
+        """Show every text in a notebook; without labels there is nothing to draw, and the notebook takes `repr`."""
         if self._annotated.labels is None:
             return None
-        buffer = io.BytesIO()
-        self.overlay(max_side=800).save(buffer, "PNG")
-        return buffer.getvalue()
+        side = max(_LEAST_NOTEBOOK_SIDE, round(_NOTEBOOK_SIDE / math.sqrt(len(self.texts))))
+        return "".join(self._figure(index, side) for index in range(len(self.texts)))
+
+    def _figure(self, index: int, side: int) -> str:
+        # a palette makes the picture a quarter as large, and a notebook keeps all of them
+        picture = self.overlay(index, max_side=side).quantize(method=Image.Quantize.FASTOCTREE)
+        caption = html.escape(self.texts[index].content)
+        return (
+            f'<figure style="display: inline-block; margin: 4px; max-width: {picture.width}px">'
+            f'<img alt="{caption}" src="data:image/png;base64,{base64.b64encode(_png(picture)).decode()}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the first text where a notebook takes no HTML."""
+        return _png(self.overlay(max_side=_NOTEBOOK_SIDE)) if self._annotated.labels is not None else None
 
     @property
     def _fit(self) -> str:
@@ -226,3 +203,9 @@ class Annotation:
         if self._annotated.labels is None:
             raise InputError("no labels were made: the config's labels are null")
         return self._annotated.labels
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from patchmint.annotate.models import AnnotationModels
+from patchmint.annotate.models import AnnotationModels, cpu_batch_size
+from patchmint.annotate.preflight import warn_of_models
 from patchmint.api.annotation import Annotation
 from patchmint.compute.devices import pick_device
-from patchmint.config import UNTRAINED_NOTICE, AnnotatorConfig
+from patchmint.config import AnnotatorConfig
+from patchmint.errors import ConfigError, InputError
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.types import Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
 TextSource = str | Text
 
-
-class UntrainedWarning(UserWarning):
-    """The models are untrained: their labels and codes mean nothing."""
-
-
-class DemoWarning(UserWarning):
-    """The models are the demo's: they know drawn shapes, and nothing else."""
+_ABSENT: Any = object()
+_Input = tuple[DecodedImage, list[Text]]
 
 
 class Annotator:
@@ -54,9 +52,7 @@ class Annotator:
         """
         self.config = config
         self.device = pick_device(device)
-        if config.notice:
-            category = UntrainedWarning if config.notice == UNTRAINED_NOTICE else DemoWarning
-            warnings.warn(config.notice, category, stacklevel=3)
+        warn_of_models(config, stacklevel=3)
         self._models = AnnotationModels.load(config, self.device)
 
     @classmethod
@@ -102,7 +98,67 @@ class Annotator:
             ImageError: the image can't be read or is too large.
             TextError: there is no text, or one is blank.
         """
-        decoded = image if isinstance(image, DecodedImage) else decode_image(image, max_megapixels=max_megapixels)
-        texts = as_texts(text)
-        annotated = self._models.annotate([decoded.pixels], [texts])[0]
-        return Annotation(decoded, texts, annotated, self.config)
+        return self._annotate([_taken(image, text, max_megapixels)])[0]
+
+    def annotate_batch(
+        self,
+        images: Iterable[ImageSource],
+        texts: Iterable[TextSource | Sequence[TextSource]],
+        *,
+        batch_size: int | None = None,
+        max_megapixels: float = 100,
+    ) -> list[Annotation]:
+        """Annotate many images. The results are those of `annotate` for each image, but for the rounding of floats.
+
+        Args:
+            images: of any sizes, each in any form that `annotate` takes. They are read as they are needed.
+            texts: for each image one text or a list of texts.
+            batch_size: images that the models take at once. None: 8 to 32, by the size of the models' inputs.
+            max_megapixels: larger images are refused.
+
+        Returns:
+            One annotation an image, in order. Each keeps its decoded image; `patchmint.build` is for more images than
+            fit into memory.
+
+        Raises:
+            ImageError: an image can't be read or is too large; `index` and the message say which.
+            TextError: an image has no text, or a blank one; `index` and the message say which image.
+            InputError: there aren't as many images as texts.
+            ConfigError: `batch_size` is less than 1.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        size = batch_size or cpu_batch_size(self._models)
+        inputs, annotations = _all_taken(images, texts, max_megapixels), list[Annotation]()
+        while batch := list(islice(inputs, size)):
+            annotations += self._annotate(batch)
+        return annotations
+
+    def _annotate(self, inputs: Sequence[_Input]) -> list[Annotation]:
+        annotated = self._models.annotate([image.pixels for image, _ in inputs], [texts for _, texts in inputs])
+        return [Annotation(*taken, made, self.config) for taken, made in zip(inputs, annotated, strict=True)]
+
+
+def _taken(image: ImageSource, text: TextSource | Sequence[TextSource], max_megapixels: float) -> _Input:
+    decoded = image if isinstance(image, DecodedImage) else decode_image(image, max_megapixels=max_megapixels)
+    return decoded, as_texts(text)
+
+
+def _all_taken(
+    images: Iterable[ImageSource], texts: Iterable[TextSource | Sequence[TextSource]], max_megapixels: float
+) -> Iterator[_Input]:
+    one_image = isinstance(images, str | bytes | os.PathLike | Image.Image | DecodedImage)
+    if one_image or (isinstance(images, np.ndarray) and images.ndim != 4):
+        raise InputError("annotate_batch takes a list of images, and this is one; pass it to `annotate`")
+    if isinstance(texts, str | Text):
+        raise InputError("annotate_batch takes one text or a list of texts for each image, and this is one text")
+    for index, (image, text) in enumerate(zip_longest(images, texts, fillvalue=_ABSENT)):
+        if image is _ABSENT or text is _ABSENT:
+            more, fewer = ("texts", "images") if image is _ABSENT else ("images", "texts")
+            raise InputError(f"there are more {more} than {fewer} ({index}); give one text or a list for each image")
+        try:
+            yield _taken(image, text, max_megapixels)
+        except InputError as error:
+            named = copy(error)
+            named.args, named.index = (f"image {index}: {error}",), index
+            raise named from error

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from patchmint.shards.schema import PhraseDocument
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
@@ -20,17 +22,6 @@ class ImageDocument(_Document):
     format: str = Field(description="jpeg, png, webp, bmp, gif, or array.")
     mode: str = Field(description="Pillow's name for the source's pixels, such as RGB, P or CMYK.")
     orientation: int = Field(ge=1, le=8, description="EXIF orientation of the source.")
-
-
-class PhraseDocument(_Document):
-    """One thing found."""
-
-    text: str = Field(description="The words, as they stand in the text.")
-    text_index: int = Field(ge=0, description="Which text.")
-    start: int = Field(ge=0, description="First character of the words in that text.")
-    end: int = Field(ge=0, description="One past the last character.")
-    box: tuple[float, float, float, float] = Field(description="XYXY in original pixels.")
-    score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
 
 
 class GridDocument(_Document):

@@ -24,7 +24,8 @@ COMMANDS = {
         (
             "patchmint label scene.png --text 'a red circle' --out o.png",
             "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
-            "patchmint label photo.jpg --text 'a cat . a sofa' --models official --prompt phrases --json",
+            "patchmint label photo.jpg --text 'a cat . a sofa' --models official --labels.prompt phrases --json",
+            "patchmint label photo.jpg --text 'a cat' --config stage1.yaml --labels.box-threshold 0.3",
         ),
     ),
     "build": LazyCommand(

@@ -28,10 +28,9 @@ def doctor(
 
     Ends with 1 if something fails.
     """
-    from patchmint.config.build import BuildConfig
-    from patchmint.jobs.doctor import examine
+    from patchmint.jobs.doctor import examine_file
 
-    findings = examine(BuildConfig.load(config) if config else None, out)
+    findings = examine_file(config, out)
     if as_json:
         found = list(findings)
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))

@@ -12,10 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from patchmint.annotate.preflight import check_loadable
-from patchmint.config import DEMO, MODEL_PRESETS, AnnotatorConfig
-from patchmint.errors import ConfigError, InputError
-from patchmint.geometry import grid_preset
+from patchmint.config import AnnotatorConfig, BuildConfig
+from patchmint.config.annotator import resolve_grid
+from patchmint.config.overrides import apply_overrides
+from patchmint.config.yaml_file import read_yaml
+from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.jobs.options import with_settings
 from patchmint.jobs.printable import printable
 from patchmint.types import UNKNOWN_SCORE, Text, as_texts
 
@@ -23,34 +26,35 @@ if TYPE_CHECKING:
     from patchmint.api import Annotation
 
 _SHADES = " ░▒▓█"
+_ONLY_BUILDS = BuildConfig.model_fields.keys() - AnnotatorConfig.model_fields.keys()
 
 
+@with_settings(
+    AnnotatorConfig,
+    former={
+        "--detector": "models.detector",
+        "--vocabulary": "models.vocabulary",
+        "--masker": "models.masker",
+        "--segmenter": "models.segmenter",
+        "--tokenizer": "models.tokenizer",
+        "--prompt": "labels.prompt",
+        "--box-threshold": "labels.box_threshold",
+        "--text-threshold": "labels.text_threshold",
+        "--min-coverage": "labels.min_coverage",
+        "--coverage": "labels.coverage",
+        "--tokens-size": "tokens.size",
+        "--tokens-fit": "tokens.fit",
+    },
+)
 def label(
+    *,
     image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP or GIF.")],
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
-    models: Annotated[
-        str,
-        typer.Option(
-            help=f"Models preset: {', '.join(MODEL_PRESETS)}. Without it {DEMO}; where single models are named, the "
-            "official ones for the rest.",
-            show_default=False,
-        ),
-    ] = "",
-    detector: Annotated[str, typer.Option(help="Grounding DINO by name or path, in place of the preset's.")] = "",
-    vocabulary: Annotated[str, typer.Option(help="The detector's vocab.txt by name or path.")] = "",
-    masker: Annotated[str, typer.Option(help="SAM by name or path.")] = "",
-    segmenter: Annotated[str, typer.Option(help="An outside segmenter by name, for detector and masker.")] = "",
-    tokenizer: Annotated[str, typer.Option(help="VQGAN by name or path, or an outside tokenizer by name.")] = "",
-    prompt: Annotated[str, typer.Option(help="caption = the whole text, phrases = what stands between its '.'")] = (
-        "caption"
-    ),
-    box_threshold: Annotated[float, typer.Option(help="Score that a box's best word must pass.")] = 0.35,
-    text_threshold: Annotated[float, typer.Option(help="Score that a phrase's words must pass.")] = 0.25,
-    min_coverage: Annotated[float, typer.Option(help="Share of a patch that must be covered.")] = 0.0,
-    coverage: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
-    grid: Annotated[str, typer.Option(help="Patch grid preset.")] = "llava-1.5-finetune",
-    tokens_size: Annotated[int, typer.Option(help="Side of the tokenizer's input in pixels.")] = 256,
-    tokens_fit: Annotated[str, typer.Option(help="pad, crop or squash.")] = "pad",
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG.yaml", help="Settings, a build's too; the options below go over them."),
+    ] = None,
+    settings: dict[str, Any],
     max_megapixels: Annotated[float, typer.Option(help="Refuse larger images.")] = 100,
     out: Annotated[
         Path | None,
@@ -64,29 +68,16 @@ def label(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
     """Label one image: which patches do its texts talk about, and what are its visual codes?"""
-    single = {"detector": detector, "vocabulary": vocabulary, "masker": masker, "segmenter": segmenter}
-    single |= {"tokenizer": tokenizer}
-    settings: dict[str, Any] = {
-        "models": _models(models, {role: name for role, name in single.items() if name}),
-        "labels": {
-            "prompt": prompt,
-            "box_threshold": box_threshold,
-            "text_threshold": text_threshold,
-            "min_coverage": min_coverage,
-            "coverage": coverage,
-        },
-        "grid": grid,
-        "tokens": {"size": tokens_size, "fit": tokens_fit},
-    }
-    if out is not None:
-        _check_out(out, image)
+    from_file = {key: value for key, value in read_yaml(config).items() if key not in _ONLY_BUILDS} if config else {}
+    chosen = AnnotatorConfig.parse(apply_overrides(AnnotatorConfig, from_file, settings))
     # Loading the models takes far longer than finding out that there is nothing to look at or for.
-    config = AnnotatorConfig.parse(settings)
-    grid_preset(grid)
+    if out is not None:
+        _check_out(out, image, chosen)
+    resolve_grid(chosen.grid)
     texts = as_texts(text)
     decoded = decode_image(image, max_megapixels=max_megapixels)
-    check_loadable(config)
-    annotation = _annotate(decoded, texts, config, device)
+    check_loadable(chosen)
+    annotation = _annotate(decoded, texts, chosen, device)
     if annotation.notice:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False, soft_wrap=True)
     if out is not None:
@@ -94,19 +85,12 @@ def label(
     if as_json:
         typer.echo(annotation.to_document().model_dump_json())
     else:
-        _describe(annotation)
+        _describe(annotation, chosen)
 
 
-def _models(preset: str, single: dict[str, str]) -> str | dict[str, Any]:
-    """What `models` would be in a config file."""
-    if not preset:
-        return single or DEMO
-    if preset not in MODEL_PRESETS:
-        raise ConfigError(f"no models preset {preset!r}; presets: {', '.join(MODEL_PRESETS)}")
-    return MODEL_PRESETS[preset].model_dump() | single
-
-
-def _check_out(out: Path, image: Path) -> None:
+def _check_out(out: Path, image: Path, config: AnnotatorConfig) -> None:
+    if config.labels is None:
+        raise InputError(f"can't write {out}: the overlay shows patch labels, and `labels` is null; drop one of them")
     if out.suffix.lower() != ".png":
         raise InputError(f"can't write {out}: the overlay is a PNG; give it a name that ends with .png")
     if out.is_dir() or not out.parent.is_dir():
@@ -135,27 +119,33 @@ def _save(annotation: Annotation, out: Path) -> None:
         typer.echo(f"wrote {path}", err=True)
 
 
-def _describe(annotation: Annotation) -> None:
+def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
     console = Console(highlight=False)
-    for index, text in enumerate(annotation.texts):
-        kept = int(annotation.selector[index].sum())
-        console.print(f"[bold]{escape(printable(text.content))}[/]")
-        table = Table("phrase", "score", "box (x0 y0 x1 y1)")
-        for phrase in annotation.phrases:
-            if phrase.text_index == index:
-                box = " ".join(f"{side:.0f}" for side in phrase.box)
-                score = "-" if phrase.score == UNKNOWN_SCORE else f"{phrase.score:.2f}"
-                table.add_row(escape(printable(phrase.text)), score, box)
-        if not table.row_count:
-            console.print("nothing found: an empty label")
-            continue
-        console.print(table)
-        # two characters a patch, where there is room: a terminal's cells are twice as high as wide
-        wide = 2 if 2 * annotation.coverage.shape[-1] <= console.width else 1
-        console.print(f"{kept} of {annotation.selector[index].size} patches kept")
-        for row in annotation.coverage[index]:
-            console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * wide for value in row), markup=False)
-    console.print(
-        f"codes: {' x '.join(str(side) for side in annotation.codes.shape)}, "
-        f"{len(set(annotation.codes.flat))} different"
-    )
+    if config.labels is not None:
+        for index in range(len(annotation.texts)):
+            _describe_text(console, annotation, index)
+    if config.tokens is not None:
+        codes = annotation.codes
+        console.print(f"codes: {' x '.join(map(str, codes.shape))}, {len(set(codes.flat))} different")
+    if config.features is not None:
+        console.print(f"features: {' x '.join(map(str, annotation.features.shape))}")
+
+
+def _describe_text(console: Console, annotation: Annotation, index: int) -> None:
+    selector, coverage = annotation.selector[index], annotation.coverage[index]
+    console.print(f"[bold]{escape(printable(annotation.texts[index].content))}[/]")
+    table = Table("phrase", "score", "box (x0 y0 x1 y1)")
+    for phrase in annotation.phrases:
+        if phrase.text_index == index:
+            box = " ".join(f"{side:.0f}" for side in phrase.box)
+            score = "-" if phrase.score == UNKNOWN_SCORE else f"{phrase.score:.2f}"
+            table.add_row(escape(printable(phrase.text)), score, box)
+    if not table.row_count:
+        console.print("nothing found: an empty label")
+        return
+    console.print(table)
+    # two characters a patch, where there is room: a terminal's cells are twice as high as wide
+    wide = 2 if 2 * coverage.shape[-1] <= console.width else 1
+    console.print(f"{int(selector.sum())} of {selector.size} patches kept")
+    for row in coverage:
+        console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * wide for value in row), markup=False)

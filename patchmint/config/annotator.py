@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+import numpy as np
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from patchmint.config.parsing import Settings, parse_settings
+from patchmint.errors import ConfigError, did_you_mean
+from patchmint.geometry.coverage import LEVELS, coverage_to_uint8
 from patchmint.geometry.grid import Fit, PatchGrid, grid_preset
 from patchmint.types import Precision
 
@@ -28,6 +31,9 @@ DEMO_NOTICE = (
 """What every output of a demo model says."""
 
 _DEMO_DETECTOR, _DEMO_VOCABULARY = "demo-detector", "demo-vocabulary"
+
+_MAX_INPUT_PX = 16384
+"""Side of an encoder's input, far beyond what encoders read."""
 
 
 def _vocabulary_of(models: Mapping[str, Any]) -> str:
@@ -94,7 +100,7 @@ class LabelsConfig(Settings):
         description="Look for the whole text, or for what stands between its '.' (if it names no phrases itself).",
     )
     box_threshold: float = Field(
-        default=0.35, ge=0, le=1, description="A box counts if its best word scores over this."
+        default=0.35, ge=0, lt=1, description="A box counts if its best word scores over this."
     )
     text_threshold: float = Field(
         default=0.25, ge=0, le=1, description="A word belongs to a box's phrase if it scores over this."
@@ -106,6 +112,16 @@ class LabelsConfig(Settings):
         default="exact", description="The numbers of full-resolution masks, or nearly those, faster (docs/quality.md)."
     )
 
+    @field_validator("min_coverage")
+    @classmethod
+    def _keeps_what_is_covered(cls, value: float) -> float:
+        if coverage_to_uint8(np.array(value)) == LEVELS:
+            raise ValueError(
+                f"over {LEVELS - 1}/{LEVELS} ({(LEVELS - 1) / LEVELS:.6f}) not even a fully covered patch is kept, so "
+                f"every label would be empty, not {value:g}"
+            )
+        return value
+
 
 class GridConfig(Settings):
     """A patch grid spelled out."""
@@ -115,12 +131,21 @@ class GridConfig(Settings):
     patch_px: int = Field(ge=1, le=1024, description="Side of a patch in pixels of the encoder's input.")
     fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
 
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if max(self.rows, self.cols) * self.patch_px > _MAX_INPUT_PX:
+            raise ValueError(
+                f"{self.rows} x {self.cols} patches of {self.patch_px} px are an input of {self.rows * self.patch_px} "
+                f"x {self.cols * self.patch_px} px; {_MAX_INPUT_PX} px a side are the most"
+            )
+        return self
+
 
 def resolve_grid(grid: str | GridConfig) -> PatchGrid:
-    """The patch grid that a config names or spells out.
+    """The patch grid that a config names or spells out; a parsed config has one.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: there is no such preset, or the numbers make no grid.
     """
     if isinstance(grid, str):
         return grid_preset(grid)
@@ -168,7 +193,10 @@ class FeaturesConfig(Settings):
 def _models(value: object) -> object:
     if isinstance(value, str):
         if value not in MODEL_PRESETS:
-            raise ValueError(f"no models preset {value!r}; presets: {', '.join(MODEL_PRESETS)}")
+            raise ValueError(
+                f"there is no models preset {value!r}{did_you_mean(value, MODEL_PRESETS)} "
+                f"(presets: {', '.join(MODEL_PRESETS)})"
+            )
         return MODEL_PRESETS[value]
     return value
 
@@ -192,6 +220,15 @@ class AnnotatorConfig(Settings):
         description="Number format of the large products: float32, bfloat16, float16 (GPUs). Auto: for each model the "
         "fastest that keeps its answers (docs/performance.md), where the device has instructions for it.",
     )
+
+    @field_validator("grid")
+    @classmethod
+    def _is_a_grid(cls, grid: str | GridConfig) -> str | GridConfig:
+        try:
+            resolve_grid(grid)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return grid
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

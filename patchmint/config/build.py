@@ -88,7 +88,7 @@ class LimitsConfig(Settings):
     max_reject_share: float = Field(
         default=0.05, ge=0, le=1, description="A larger share of rejected samples stops the build."
     )
-    max_image_megapixels: float = Field(default=100.0, gt=0, le=1000, description="Larger images are rejected.")
+    max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
 
 
 def _local_if_unsaid(runner: object) -> object:
@@ -126,20 +126,22 @@ class BuildConfig(AnnotatorConfig):
         return self
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] = _NOTHING) -> Self:
-        """Read a config file and put single settings over it.
+    def load(
+        cls, base: str | os.PathLike[str] | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] = _NOTHING
+    ) -> Self:
+        """Read a config and put single settings over it: the one way in which commands get theirs.
 
         Relative local paths in it mean those from the current directory, wherever the file lies.
 
         Args:
-            path: a YAML file; None = everything is in `overrides`.
+            base: a YAML file, or what one holds; None = everything is in `overrides`.
             overrides: dotted keys and their values: `{"labels.box_threshold": 0.3, "tokens": None}`. A changed
                 `kind` keeps of its section what the new kind knows too.
 
         Raises:
             ConfigError: the file is missing or no YAML mapping, or a setting is wrong.
         """
-        settings = read_yaml(path) if path is not None else {}
+        settings = base if isinstance(base, Mapping) else read_yaml(base) if base is not None else {}
         return cls.parse(apply_overrides(cls, settings, overrides))
 
     def deciding(self) -> dict[str, Any]:

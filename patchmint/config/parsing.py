@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -35,7 +34,8 @@ def parse_settings(model: type[AnySettings], settings: Mapping[str, Any]) -> Any
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explanations(error, model))) from error
+        problems = tuple(_explanations(error, model))
+        raise ConfigError("\n".join(problems), problems=problems) from error
 
 
 def members(field: FieldInfo) -> tuple[Any, ...]:
@@ -68,11 +68,11 @@ def _explain(item: Any, root: type[Settings]) -> str:
     match item["type"]:
         case "extra_forbidden":
             known = list(model.model_fields)
-            return f"{place}: there is no such setting{_nearest(keys[-1], known)} (known: {', '.join(known)})"
+            return f"{place}: there is no such setting{did_you_mean(keys[-1], known)} (known: {', '.join(known)})"
         case "union_tag_invalid" | "union_tag_not_found":
             kinds = list(sections(model.model_fields[keys[-1]]))
             tag = item["ctx"].get("tag")
-            problem = f"there is no kind {tag!r}{_nearest(tag, kinds)}" if tag else "it must be given"
+            problem = f"there is no kind {tag!r}{did_you_mean(tag, kinds)}" if tag else "it must be given"
             return f"{place}.kind: {problem} (kinds: {', '.join(kinds)})"
         case "missing":
             return f"{place}: it must be given"
@@ -83,11 +83,6 @@ def _explain(item: Any, root: type[Settings]) -> str:
         case _:
             message = str(item["msg"]).removeprefix("Value error, ")
             return f"{place}: {message}" if place else message
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _follow(root: type[Settings], location: tuple[int | str, ...]) -> tuple[list[str], type[Settings]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from patchmint.config.parsing import Settings
 
@@ -28,6 +28,12 @@ class FolderSourceConfig(Settings):
     )
     file_column: str = Field(default="file_name", description="The table's column of image paths within the folder.")
     text_column: str = Field(default="text", description="The table's column of texts.")
+
+    @model_validator(mode="after")
+    def _columns_are_a_tables(self) -> Self:
+        if self.table is None and (self.file_column, self.text_column) != ("file_name", "text"):
+            raise ValueError("file_column and text_column are a table's, and none is given; name it in table")
+        return self
 
 
 class WebDatasetSourceConfig(Settings):

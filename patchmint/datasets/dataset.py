@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError
+from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError, about
 from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, canonical_paths, plan_path, record_path
 from patchmint.shards.shard_list import ShardList, read_shard_list
 from patchmint.storage import Storage, open_storage
@@ -91,7 +91,8 @@ class Dataset:
         """
         from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
 
-        return None if self.manifest_data is None else parse_manifest(self.manifest_data)
+        with about(self.uri):
+            return None if self.manifest_data is None else parse_manifest(self.manifest_data)
 
     @cached_property
     def samples(self) -> int:
@@ -118,16 +119,18 @@ class Dataset:
         from patchmint.shards.layout import GridLayout
 
         if self.manifest is None:
-            raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid")
+            raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid", uri=self.uri)
         try:
             grid = resolve_grid(stored_grid(self.manifest))
         except ConfigError as error:
-            raise ShardError(f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}") from error
+            message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
+            raise ShardError(message, uri=self.uri) from error
         layout = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
         if layout != self.manifest.layout.grid:
             raise ShardError(
                 f"{MANIFEST_PATH} of {self.uri} names the grid {self.manifest.config.get('grid')!r}, its labels lie "
-                f"on {self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint"
+                f"on {self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint",
+                uri=self.uri,
             )
         return grid
 
@@ -179,9 +182,12 @@ def open_dataset(uri: str | os.PathLike[str], *, check_files: bool = True) -> Da
         StorageError: it can't be read.
     """
     text = os.fspath(uri)
-    if text.endswith(".tar"):
-        return _open_tar(text)
-    storage = open_storage(text)
+    with about(text):
+        return _open_tar(text) if text.endswith(".tar") else _open_folder(text, check_files)
+
+
+def _open_folder(uri: str, check_files: bool) -> Dataset:
+    storage = open_storage(uri)
     try:
         manifest = storage.read(MANIFEST_PATH)
     except NotFoundError:
@@ -198,8 +204,8 @@ def open_dataset(uri: str | os.PathLike[str], *, check_files: bool = True) -> Da
             shards = tuple(_shards(storage, counts, _sizes(storage)))
         else:
             shards = tuple(_listed_shards(listed))
-        return Dataset(text, storage, manifest, shards, finished=True, list_digest=listed.digest)
-    return _open_unlisted(text, storage, manifest, listed)
+        return Dataset(uri, storage, manifest, shards, finished=True, list_digest=listed.digest)
+    return _open_unlisted(uri, storage, manifest, listed)
 
 
 def open_tar(uri: str) -> tuple[Storage, str]:

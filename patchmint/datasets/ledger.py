@@ -162,3 +162,27 @@ def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
     for path in paths:
         table = read_table(dataset.storage, path, REJECTS)
         yield table.filter(pa.array([last.get(ordinal) == path for ordinal in table["ordinal"].to_pylist()]))
+
+
+@dataclass(frozen=True)
+class RejectCount:
+    """How many samples were rejected at a stage for a reason."""
+
+    stage: str
+    reason: str
+    count: int
+
+
+def count_rejects(dataset: Dataset) -> tuple[RejectCount, ...]:
+    """Rejects that no retry took up, the most frequent first.
+
+    Raises:
+        ShardError: a table of rejects, a plan or a record is damaged.
+        StorageError: one can't be read.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for table in iter_rejects(dataset):
+        counts.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    return tuple(
+        RejectCount(*cause, count) for cause, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )

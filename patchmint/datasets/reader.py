@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, Shard
-from patchmint.datasets.rows import Progress, read_table, rows_at
-from patchmint.errors import ShardError
+from patchmint.datasets.rows import read_table, rows_at
+from patchmint.errors import ShardError, about
 from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 _OPEN_FILES = 64
 _TABLES = 16
@@ -79,7 +77,7 @@ class SampleReader:
         self._endings = endings
         self._local = all(dataset.storage.is_local for dataset in datasets)
         self._files = _OpenFiles()
-        self._table = lru_cache(_TABLES)(partial(_read_places, datasets))
+        self._columns = lru_cache(_TABLES)(partial(_read_columns, datasets))
 
     def sample(self, index: int, dataset: int = 0) -> StoredSample:
         """One sample. Safe across threads.
@@ -132,9 +130,8 @@ class SampleReader:
         if dataset.extents is not None:
             offsets, sizes = dataset.extents
             return Extent(shard.tar, int(offsets[ref.index]), int(sizes[ref.index]), None)
-        table = self._table(ref.dataset, shard)
-        offset, size, key = (table[column][row].as_py() for column in ("offset", "size", "key"))
-        return Extent(shard.tar, offset, size, key)
+        columns = self._columns(ref.dataset, shard)
+        return Extent(shard.tar, columns["offset"][row], columns["size"][row], columns["key"][row])
 
     def _read_range(self, located: tuple[SampleRef, Extent]) -> bytes:
         ref, extent = located
@@ -146,7 +143,8 @@ class SampleReader:
         read = partial(_read_at, file, dataset.storage, extent.tar)
         if self._endings is None:
             return _parsed(dataset, extent, read(extent.offset, extent.size), None)
-        return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
+        with about(uri_of(dataset.storage, extent.tar)):
+            return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
 
 
 def read_extent(dataset: Dataset, extent: Extent, endings: Collection[str] | None = None) -> StoredSample:
@@ -212,12 +210,13 @@ def dataset_notice(dataset: Dataset) -> str:
     return sample_at(dataset, 0).document.notice if dataset.samples else ""
 
 
-def _read_places(datasets: Sequence[Dataset], number: int, shard: Shard) -> pa.Table:
-    return read_table(datasets[number], shard, ["key", "offset", "size"])
+def _read_columns(datasets: Sequence[Dataset], number: int, shard: Shard) -> dict[str, list[Any]]:
+    return read_table(datasets[number], shard, ["key", "offset", "size"]).to_pydict()  # type: ignore[no-any-return]
 
 
 def _parsed(dataset: Dataset, extent: Extent, data: bytes, endings: Collection[str] | None) -> StoredSample:
-    return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
+    with about(uri_of(dataset.storage, extent.tar)):
+        return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
 
 
 def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSample:
@@ -230,10 +229,12 @@ def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSa
 
 
 def _read_at(file: int, storage: Storage, tar: str, offset: int, size: int) -> bytes:
-    with suppress(OSError):
+    try:
         data = os.pread(file, size, offset)
-        if len(data) == size:
-            return data
+    except OSError:
+        data = b""
+    if len(data) == size:
+        return data
     # This says what is wrong; or it reads on, where the system gave less than was asked for.
     return storage.read_range(tar, offset, size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,9 @@ from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.errors import ShardError
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.shards.sidecar import read_table as read_sidecar
+from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
-from patchmint.types import Integers
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+from patchmint.types import Integers, Progress
 
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16
@@ -44,7 +42,8 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
     if table.num_rows != shard.samples:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
-            f"verify {dataset.uri}`"
+            f"verify {dataset.uri}`",
+            uri=uri_of(dataset.storage, shard.sidecar),
         )
     if {"offset", "size"} <= set(table.column_names):
         _check_extents(table, shard, dataset.uri)
@@ -116,5 +115,6 @@ def _check_extents(table: pa.Table, shard: Shard, uri: str) -> None:
         row = int(outside[0])
         raise ShardError(
             f"{shard.sidecar} of {uri} has sample {row} at byte {offsets[row]} with {sizes[row]} bytes, which isn't "
-            f"inside the {shard.size} bytes of {shard.tar}; run `patchmint inspect verify {uri}`"
+            f"inside the {shard.size} bytes of {shard.tar}; run `patchmint inspect verify {uri}`",
+            uri=uri,
         )

@@ -15,11 +15,11 @@ from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.images.decode import decode_image
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.codec import Array
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
-from patchmint.types import UNKNOWN_SCORE, Rle, Span
+from patchmint.types import UNKNOWN_SCORE, Phrase, Rle, Span
 
 _TRUTH = "truth"
 _MAX_SIDE = 640
@@ -63,12 +63,8 @@ def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
         raise ShardError(f"sample {sample.key!r} has no labels; delete the data set and run the demo again")
     nothing = encode_masks(np.zeros((1, *placement.image_size), dtype=np.bool_))  # shards hold no masks
     for index, text in enumerate(scene.texts):
-        found = [
-            OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
-            for phrase in document.phrases
-            if phrase.text_index == index
-        ]
-        true = [(_true_phrase(phrase.span, phrase.mask), phrase.mask) for phrase in text.phrases if phrase.mask]
+        found = [found.phrase for found in document.phrases if found.text_index == index]
+        true = [(_true_phrase(index, phrase.span, phrase.mask), phrase.mask) for phrase in text.phrases if phrase.mask]
         picture = draw_overlay(
             image,
             placement=placement,
@@ -85,9 +81,9 @@ def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
         yield Image.fromarray(picture)
 
 
-def _true_phrase(span: Span, mask: Rle) -> OverlayPhrase:
+def _true_phrase(text: int, span: Span, mask: Rle) -> Phrase:
     x0, y0, x1, y1 = bounding_box(mask).tolist()
-    return OverlayPhrase(_TRUTH, span, (x0, y0, x1, y1), UNKNOWN_SCORE)
+    return Phrase(_TRUTH, text, span, (x0, y0, x1, y1), UNKNOWN_SCORE)
 
 
 def _title(selector: Array, text: TrueText, placement: Placement) -> str:

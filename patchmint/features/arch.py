@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
 
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.geometry import GRID_PRESETS, PatchGrid
-from patchmint.weights.architecture import Architecture
+from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
+
+Tensor = TypeVar("Tensor")
+
+_PREFIX = "vision_model."
+_PATCHES = "embeddings.patch_embedding.weight"
+_POSITIONS = "embeddings.position_embedding.weight"
 
 ACTIVATIONS = ("quick_gelu", "gelu_pytorch_tanh", "gelu")
 """Activations of the MLPs, by transformers' names: OpenAI's CLIP, SigLIP, and CLIP as others trained it."""
@@ -174,3 +181,79 @@ def untrained_arch(grid: PatchGrid) -> VitArch:
             f"{', '.join(GRID_PRESETS)}"
         )
     return arch
+
+
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> VitArch:
+    """Tell the architecture from a state dict of a whole model or of its vision tower.
+
+    It must be that of a published model, which the weights' shapes tell. A metadata entry `ARCH_METADATA_KEY` wins over
+    that, and must agree with the weights.
+
+    Args:
+        tensors: the state dict.
+        metadata: a safetensors file's metadata; empty where there is none.
+
+    Raises:
+        WeightsMismatchError: the weights are of no known architecture, or not of the one that the metadata names.
+    """
+    described = VitArch.from_metadata(metadata)
+    measured = _measured(whole_names(tensors))
+    if described is not None:
+        if _measures(described) != measured:
+            raise WeightsMismatchError(
+                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {described}; "
+                "write the file again from the model that it holds"
+            )
+        return described
+    for arch in OFFICIAL.values():
+        if _measures(arch) == measured:
+            return arch
+    found = ", ".join(f"{name} {value}" for name, value in measured.items())
+    raise WeightsMismatchError(
+        f"the file holds a vision encoder of none of the known architectures ({found}); known: {', '.join(OFFICIAL)}. "
+        f"For another one, give a safetensors file with the metadata entry {ARCH_METADATA_KEY} (VitArch.to_json)"
+    )
+
+
+def whole_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors named as in a whole model: transformers 5 saves a vision tower alone without the prefix."""
+    prefix = _PREFIX if _PATCHES in tensors else ""
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def _measures(arch: VitArch) -> dict[str, object]:
+    """What of an architecture shows in the weights' shapes: not the heads, the activation and the exact input size."""
+    return {
+        "family": arch.family,
+        "hidden": arch.hidden,
+        "layers": arch.layers,
+        "mlp": arch.mlp,
+        "patch_px": arch.patch_px,
+        "patches": arch.side**2,
+    }
+
+
+def _measured(tensors: Mapping[str, Shaped]) -> dict[str, object]:
+    """The same, of weights.
+
+    Raises:
+        WeightsMismatchError: the weights are no vision tower's.
+    """
+    clip = f"{_PREFIX}embeddings.class_embedding" in tensors
+    patches, positions = tensors.get(_PREFIX + _PATCHES), tensors.get(_PREFIX + _POSITIONS)
+    mlp = tensors.get(f"{_PREFIX}encoder.layers.0.mlp.fc1.weight")
+    if patches is None or positions is None or mlp is None or (patches.ndim, positions.ndim, mlp.ndim) != (4, 2, 2):
+        raise WeightsMismatchError(
+            f"the file holds no vision encoder of transformers' CLIP or SigLIP (it lacks {_PREFIX}{_PATCHES}, "
+            f"{_POSITIONS} or blocks); give the pytorch_model.bin or model.safetensors of one: "
+            f"{', '.join(OFFICIAL)}"
+        )
+    blocks = {match[1] for key in tensors if (match := re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key))}
+    return {
+        "family": "clip" if clip else "siglip",
+        "hidden": patches.shape[0],
+        "layers": len(blocks),
+        "mlp": mlp.shape[0],
+        "patch_px": patches.shape[-1],
+        "patches": positions.shape[0] - clip,
+    }

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig
-from patchmint.features.arch import OFFICIAL, VitArch, untrained_arch
+from patchmint.features.arch import OFFICIAL, VitArch, infer_arch, untrained_arch
 from patchmint.features.plan import plan_features
 from patchmint.geometry import PatchGrid
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
 from patchmint.types import Precision
+from patchmint.weights.store import read_arch
 
 
-def check_features(models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid) -> FeatureSpec | None:
-    """Check the settings without any weights.
+def check_features(models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid) -> FeatureSpec:
+    """Check the settings without loading weights: of a file of your own only the header is read.
 
     Returns:
-        What `build_feature_encoder` will give; None where the encoder is a path, whose file must be read to tell.
+        What `build_feature_encoder` will give.
 
     Raises:
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's.
+        WeightsError: the file is missing, damaged, unsafe or of another architecture.
     """
-    arch = untrained_arch(grid) if models.vit == UNTRAINED else OFFICIAL.get(models.vit)
-    return _plan(features, arch, grid, models.vit) if arch is not None else None
+    name = models.vit
+    known = untrained_arch(grid) if name == UNTRAINED else OFFICIAL.get(name)
+    return _plan(features, known or read_arch(name, infer_arch), grid, name)
 
 
 def build_feature_encoder(
@@ -37,8 +40,7 @@ def build_feature_encoder(
 
     Raises:
         WeightsError: the checkpoint is missing, damaged, unsafe or of another architecture.
-        ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's; raised before weights are read
-            where the encoder has a name.
+        ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's; raised before weights are read.
     """
     check_features(models, features, grid)
     # torch and transformers take seconds to import, which checking settings need not wait for

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.placement import AxisMap, Placement, View
 from patchmint.types import Size
 
@@ -196,13 +195,12 @@ def grid_preset(name: str) -> PatchGrid:
     """Look a grid up by name.
 
     Raises:
-        ConfigError: there is no such preset; the message names the nearest one.
+        ConfigError: there is no such preset; the message names one that is near.
     """
     grid = GRID_PRESETS.get(name)
     if grid is None:
-        near = get_close_matches(name, GRID_PRESETS, n=1, cutoff=0)
         raise ConfigError(
-            f"no grid preset {name!r}; did you mean {near[0]!r}? Presets: {', '.join(GRID_PRESETS)}; "
-            "or give rows, cols, patch_px and fit"
+            f"there is no grid preset {name!r}{did_you_mean(name, GRID_PRESETS)} (presets: {', '.join(GRID_PRESETS)}); "
+            "a grid spelled out has rows, cols, patch_px and fit"
         )
     return grid

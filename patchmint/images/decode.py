@@ -96,8 +96,12 @@ def decode_image(
         return _from_file(io.BytesIO(source), "the image (bytes)", limit)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        with _open_file(path) as file:
-            return _from_file(file, _named(path), limit)
+        try:
+            with _open_file(path) as file:
+                return _from_file(file, _named(path), limit)
+        except ImageError as error:
+            error.path = str(source)
+            raise
     raise ImageDecodeError(
         f"can't read an image from {type(source).__name__}; pass a path, bytes, a PIL image or a uint8 array (H, W, 3)"
     )

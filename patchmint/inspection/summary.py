@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,32 +114,17 @@ def _members(sample: StoredSample) -> list[dict[str, Any]]:
 
 def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     """From the records of the units that are done."""
-    from patchmint.inspection.stats.rejects import count_rejects
-    from patchmint.shards.commit import read_records
-    from patchmint.shards.plan import load_plan
-    from patchmint.shards.sidecar import mean_share_of
+    from patchmint.datasets.ledger import Ledger
+    from patchmint.shards.manifest import Totals
 
-    records = read_records(dataset.storage, [shard.unit for shard in dataset.shards])
-    plan = load_plan(dataset.storage)
-    rejected: Counter[str] = Counter()
-    for entry in count_rejects(dataset):
-        rejected[entry.reason] += entry.count
-    return {
-        "units": len(dataset.shards) + dataset.unbuilt,
-        "units_done": len(dataset.shards),
-        "planned": plan.total if plan is not None else dataset.samples,
-        "written": dataset.samples,
-        "rejected": dict(rejected.most_common()),
-        "texts": sum(record.texts for record in records),
-        "label_share": mean_share_of((record.label_share, record.texts) for record in records),
-        "shards": sum(bool(shard.samples) for shard in dataset.shards),
-        "bytes": sum(shard.size for shard in dataset.shards),
-    }
+    ledger = Ledger.read(dataset.storage)
+    totals = Totals.of(list(ledger.records.values()), ledger.planned, ledger.rejects())
+    return totals.model_dump() | {"units": len(ledger.units), "units_done": len(ledger.records)}
 
 
 def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
     from patchmint.datasets.rows import iter_tables
-    from patchmint.shards.sidecar import mean_share
+    from patchmint.shards.records import mean_share
 
     texts = 0
     shares: list[float] = []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from patchmint.datasets.dataset import open_tar, sidecar_of
-from patchmint.errors import ShardError
-from patchmint.shards.reader import Member, read_sample
+from patchmint.shards.reader import Member, iter_members, read_sample
 from patchmint.shards.sidecar import SCHEMA, read_table
 from patchmint.storage import Storage
 
@@ -53,30 +51,12 @@ def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedS
 
 
 def _from_headers(storage: Storage, name: str) -> Iterator[ListedSample]:
-    for key, group in groupby(_members(storage, name), key=lambda member: member.key):
-        members = list(group)
-        offset = members[0].offset
-        yield ListedSample(key, offset, members[-1].end - offset, tuple(_shown(members)))
-
-
-def _members(storage: Storage, name: str) -> Iterator[Member]:
-    """From one header to the next, passing over the data."""
     with storage.open(name) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (info := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-                    yield Member(info.name, info.offset, tar.offset, None, _kind(info))
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-            raise ShardError(f"{name} is no whole tar: {error}; get it again, or build its unit again") from error
+        for key, group in groupby(iter_members(file, name, headers_only=True), key=lambda member: member.key):
+            members = list(group)
+            offset = members[0].offset
+            yield ListedSample(key, offset, members[-1].end - offset, tuple(map(_shown, members)))
 
 
-def _shown(members: Iterable[Member]) -> Iterator[str]:
-    for member in members:
-        yield member.ending if member.kind == "file" else f"{member.ending} ({member.kind})".lstrip()
-
-
-def _kind(info: tarfile.TarInfo) -> str:
-    if info.isreg():
-        return "file"
-    return "link" if info.issym() or info.islnk() else "folder" if info.isdir() else "special file"
+def _shown(member: Member) -> str:
+    return member.ending if member.kind == "file" else f"{member.ending} ({member.kind})".lstrip()

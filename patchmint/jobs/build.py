@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from patchmint.config.build import BuildConfig
-from patchmint.errors import ConfigError, PatchmintError
+from patchmint.errors import PatchmintError
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.profile_table import profile_lines
 from patchmint.jobs.progress import say
 from patchmint.jobs.run_build import run_build
 from patchmint.pipeline.driver.build import BuildReport
+from patchmint.pipeline.run import resolved
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")]
@@ -74,9 +75,7 @@ def carry_out(
         typer.Exit: it isn't whole, or stopped.
         ConfigError, WeightsError, PluginError: it can't begin.
     """
-    for key, uri in (("output.uri", given.output.uri), ("source.uri", given.source.uri)):
-        _check_lasting(key, uri)
-    build_config = given.absolute()
+    build_config = resolved(given)
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
@@ -86,15 +85,6 @@ def carry_out(
     _print(report, build_config, as_json=as_json)
     if report.missing or not report.written:
         raise typer.Exit(1)
-
-
-def _check_lasting(key: str, uri: str) -> None:
-    """In a Ray job the current folder is the job's own copy of the working directory, which Ray deletes."""
-    if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
-        raise ConfigError(
-            f"{key} {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
-            "absolute path that all machines mount, or a store such as s3://bucket/folder"
-        )
 
 
 def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:

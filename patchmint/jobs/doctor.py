@@ -13,12 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.devices import describe_devices
 from patchmint.config.build import BuildConfig, RayRunner
-from patchmint.errors import PatchmintError, WeightsError
+from patchmint.config.yaml_file import read_yaml
+from patchmint.errors import ConfigError, PatchmintError
 from patchmint.jobs.cluster_probe import probe_cluster
+from patchmint.pipeline.preflight import CHECKS
 from patchmint.storage import creates_conditionally, open_storage
+from patchmint.storage.local import LocalStorage, existing_folder
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import REINSTALL, check_file, file_of
 
@@ -45,13 +47,28 @@ class Finding:
         what: such as "Ray".
         status: ok; note = worth knowing, nothing is broken; fail.
         detail: what was found.
-        remedy: the command or setting that mends it; empty if nothing is to mend.
+        remedy: the command or setting that mends it; empty if nothing is to mend, or the detail says how.
     """
 
     what: str
     status: Literal["ok", "note", "fail"]
     detail: str
     remedy: str = ""
+
+
+def examine_file(path: Path | None, out: str | None) -> Iterator[Finding]:
+    """As `examine`, with a config file, in which each wrong setting is a finding.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    settings = read_yaml(path) if path is not None else None
+    config = None
+    try:
+        config = BuildConfig.load(settings).absolute() if settings is not None else None
+    except ConfigError as error:
+        yield from (Finding("settings", "fail", problem) for problem in error.problems)
+    yield from examine(config, out)
 
 
 def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
@@ -73,7 +90,8 @@ def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
     yield _ray_token()
     yield _ray_cluster(config)
     yield _demo_models()
-    yield from _weights(config)
+    if config is not None:
+        yield from _checks(config)
     uri = out or (config.output.uri if config else None)
     if uri:
         yield from _output(uri)
@@ -131,21 +149,23 @@ def _demo_models() -> Finding:
     return Finding("demo models", "ok", f"in the package and whole: {', '.join(checks)}")
 
 
-def _weights(config: BuildConfig | None) -> Iterator[Finding]:
-    if config is None:
-        return
-    try:
-        check_loadable(config)
-    except (WeightsError, PatchmintError) as error:
-        lines = str(error).splitlines()
-        remedy = next((line.strip() for line in lines if line.startswith("  ")), "patchmint models list")
-        yield Finding("model files", "fail", lines[0], remedy)
-        return
-    detail = ", ".join(f"{role} {name}" for role, name in config.models_used.items())
-    if config.notice:
-        yield Finding("model files", "note", f"{detail}; {config.notice}")
-    else:
-        yield Finding("model files", "ok", detail)
+def _checks(config: BuildConfig) -> Iterator[Finding]:
+    """What a build would be refused for."""
+    models = ", ".join(f"{role} {name}" for role, name in config.models_used.items())
+    found = {
+        "model files": f"{models}; {config.notice}" if config.notice else models,
+        "source": f"{config.source.kind}, {config.source.uri}",
+    }
+    for what, check in CHECKS.items():
+        try:
+            check(config)
+        except PatchmintError as error:
+            lines = str(error).splitlines()
+            commands = [line.strip() for line in lines if line.startswith("  ")]
+            yield Finding(what, "fail", lines[0] if commands else str(error), " ".join(commands))
+        else:
+            if what in found:
+                yield Finding(what, "note" if what == "model files" and config.notice else "ok", found[what])
 
 
 def _output(uri: str) -> Iterator[Finding]:
@@ -160,14 +180,11 @@ def _output(uri: str) -> Iterator[Finding]:
         yield Finding("output", "fail", detail, "use another store, or see to it that one driver runs: --single-driver")
         return
     yield Finding("output", "ok", f"{uri} can be written, and creates conditionally")
-    if storage.is_local:
-        yield _disk(uri)
+    if isinstance(storage, LocalStorage):
+        yield _disk(existing_folder(storage.root))
 
 
-def _disk(uri: str) -> Finding:
-    folder = Path(uri.removeprefix("file://"))
-    while not folder.exists():
-        folder = folder.parent
+def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     if free < _LOW_DISK:
         return Finding(

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import typer
 
-from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import DryRun, estimate, record_models
+from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef
 
@@ -23,7 +23,7 @@ def describe_plan(config: BuildConfig, *, as_json: bool) -> None:
     Raises:
         ConfigError, StorageError, WeightsError, PluginError: as a build would.
     """
-    check_loadable(config)
+    check_buildable(config)
     source = open_source(config.source)
 
     def image_size(image: ImageRef) -> int:

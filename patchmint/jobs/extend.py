@@ -13,7 +13,6 @@ import typer
 
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
-from patchmint.config.overrides import apply_overrides
 from patchmint.datasets.extension import finished_manifest
 from patchmint.jobs.build import (
     DryRunOption,
@@ -49,7 +48,7 @@ def extend_command(
     made = set(map(_section_made, settings))
     base = _settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
     carry_out(
-        BuildConfig.parse(apply_overrides(BuildConfig, base, settings)),
+        BuildConfig.load(base, settings),
         dry_run=dry_run,
         retry_failed=retry_failed,
         single_driver=single_driver,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -29,18 +30,20 @@ class _Setting:
     Attributes:
         key: dotted, as in `BuildConfig.load`'s overrides.
         fields: what it may be: of a union several, by the kind that has it.
+        former: the option's old name, where this stands for that.
     """
 
     key: str
     fields: dict[str, FieldInfo]
+    former: str = ""
 
     @property
     def option(self) -> str:
-        return "--" + self.key.replace("_", "-")
+        return self.former or "--" + self.key.replace("_", "-")
 
     @property
     def parameter(self) -> str:
-        return "set__" + self.key.replace(".", "__")
+        return ("former__" if self.former else "set__") + self.key.replace(".", "__")
 
     @property
     def takes_text(self) -> bool:
@@ -61,10 +64,13 @@ class _Setting:
             ) from error
 
 
-def with_settings(model: type[Settings], *, but: Sequence[str] = ()) -> Callable[[Command], Command]:
+def with_settings(
+    model: type[Settings], *, but: Sequence[str] = (), former: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Command], Command]:
     """Make a function with a parameter `settings` into a Typer command with an option for each setting of a model.
 
-    Sections named in `but` get none.
+    Sections named in `but` get none. `former` has old names of options and the keys that they set: they aren't in the
+    help, and a warning on stderr names the new one.
 
     Its other parameters are Typer's, as always. `settings` gets those settings that were given, by their dotted keys:
     `--labels.box-threshold 0.3 --tokens null` becomes `{"labels.box_threshold": 0.3, "tokens": None}`. They aren't
@@ -73,18 +79,24 @@ def with_settings(model: type[Settings], *, but: Sequence[str] = ()) -> Callable
     Raises (when called):
         ConfigError: a value can't be read.
     """
-    settings = [setting for setting in _settings(model) if setting.key.split(".")[0] not in but]
+    by_key = {setting.key: setting for setting in _settings(model) if setting.key.split(".")[0] not in but}
+    settings = [replace(by_key[key], former=option) for option, key in former.items()] + list(by_key.values())
 
     def decorate(function: Command) -> Command:
         signature = inspect.signature(function, eval_str=True)
 
         @wraps(function)
         def command(**arguments: Any) -> None:
-            given = {
-                setting.key: setting.value(typed)
-                for setting in settings
-                if (typed := arguments.pop(setting.parameter, None)) is not None
-            }
+            given = {}
+            for setting in settings:
+                if (typed := arguments.pop(setting.parameter, None)) is None:
+                    continue
+                if setting.former:
+                    new = by_key[setting.key].option
+                    typer.echo(
+                        f"warning: {setting.former} is now {new}; the old name works in this release only", err=True
+                    )
+                given[setting.key] = setting.value(typed)
             function(**arguments, settings=given)
 
         own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
@@ -115,6 +127,7 @@ def _parameter(setting: _Setting) -> inspect.Parameter:
         metavar=_metavar(setting),
         rich_help_panel=setting.key.split(".")[0],
         show_default=False,
+        hidden=bool(setting.former),
     )
     return inspect.Parameter(
         setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from patchmint.jobs.printable import printable
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.supervise import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
 from patchmint.shards.plan import Plan
 
@@ -23,23 +23,16 @@ _STILL_SECONDS = 60
 _PLANNED_STEP = 100_000
 
 
-class Display:
-    """Base of both: what a build tells, and who else wants to hear it.
-
-    Attributes:
-        listeners: called with every progress as well (counters, say).
-    """
+class Display(Reporter):
+    """Base of both."""
 
     def __init__(self) -> None:
-        self.listeners: list[Callable[[Progress, UnitResult | None], None]] = []
         self._start = 0.0
 
     def progress(self, progress: Progress, result: UnitResult | None) -> None:
         """A unit is finished; or, without a result, some time has passed."""
         if progress.workers and not self._start:
             self._start = time.monotonic()  # a rate that counts the loading of models promises too long an end
-        for listener in self.listeners:
-            listener(progress, result)
         self.show(progress, result)
 
     def started(self, plan: Plan, units: int, done: int) -> None:
@@ -50,10 +43,6 @@ class Display:
     def warn(self, line: str) -> None:
         """Something that people should know."""
         self.say(line)
-
-    def planned(self, samples: int) -> None:
-        """The plan is being made."""
-        raise NotImplementedError
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         """Show it."""

@@ -10,13 +10,11 @@ from types import FrameType
 
 import typer
 
-from patchmint.config.build import BuildConfig, LocalRunner
+from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, ShardError, StorageError
-from patchmint.jobs.progress import Display, display, say
-from patchmint.pipeline.driver.build import BuildReport, MakePool, build
-from patchmint.pipeline.driver.supervise import Pool
-from patchmint.pipeline.orders import WorkerSettings
-from patchmint.pipeline.pools.local import LocalPool
+from patchmint.jobs.progress import display, say
+from patchmint.pipeline.driver.build import BuildReport
+from patchmint.pipeline.run import run
 
 
 def run_build(
@@ -32,16 +30,13 @@ def run_build(
 
     Raises:
         typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
-        ConfigError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.driver.build`.
+        ConfigError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.run`.
     """
     stop = _Stop()
     with _signals(stop), display() as told:
         try:
-            return build(
+            return run(
                 config,
-                _pool_maker(config, told),
-                min_workers=_min_workers(config),
-                max_workers=_max_workers(config),
                 reporter=told,
                 should_stop=stop.reason,
                 retry_failed=retry_failed,
@@ -78,27 +73,3 @@ def _signals(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _pool_maker(config: BuildConfig, told: Display) -> MakePool:
-    def make(settings: WorkerSettings) -> Pool:
-        runner = config.runner
-        if isinstance(runner, LocalRunner):
-            threads = runner.num_cpus or max(1, len(os.sched_getaffinity(0)) // runner.workers)
-            return LocalPool(settings, device=runner.device, threads=threads)
-        from patchmint.jobs.metrics import Metrics
-        from patchmint.pipeline.pools.ray import RayPool  # a second of imports that `local` doesn't need
-
-        pool = RayPool(settings, runner, told.warn)
-        told.listeners.append(Metrics().update)
-        return pool
-
-    return make
-
-
-def _min_workers(config: BuildConfig) -> int:
-    return 1 if isinstance(config.runner, LocalRunner) else config.runner.min_actors
-
-
-def _max_workers(config: BuildConfig) -> int:
-    return config.runner.workers if isinstance(config.runner, LocalRunner) else config.runner.max_actors

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import cast
 
-from patchmint.config import LabelsConfig, ModelsConfig
+from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Segmenter
-from patchmint.plugins import load_plugin
+from patchmint.labelers.grounding_dino import arch as dino
+from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import arch as sam
+from patchmint.plugins import find_plugin, load_plugin
 from patchmint.types import Precision
+from patchmint.weights.store import locate, read_arch
+
+
+def check_segmenter(models: ModelsConfig) -> None:
+    """Check the models without loading weights: of a file the header is read, of a published model nothing.
+
+    Raises:
+        PluginError: no installed package offers the outside segmenter.
+        WeightsError: a file is missing, damaged, unsafe or of another kind, or the vocabulary isn't the detector's.
+    """
+    if models.segmenter is not None:
+        find_plugin("patchmint.segmenters", models.segmenter)
+        return
+    if models.masker not in (UNTRAINED, *sam.OFFICIAL):
+        read_arch(models.masker, sam.infer_arch)
+    known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
+    arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
+    if models.vocabulary != UNTRAINED:
+        Vocabulary.from_file(locate(models.vocabulary)).check_fits(arch)
 
 
 def build_segmenter(

@@ -10,9 +10,11 @@ from patchmint.compute.precision import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Instances
+from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
 from patchmint.types import Precision, RgbImage, Size, Text
@@ -95,7 +97,7 @@ def _build_detector(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> GroundingDino:
     if models.detector == UNTRAINED:
-        model, arch = dino_model.untrained(dino_model.TINY), dino_model.TINY
+        model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
     else:
         model, arch = dino_model.load_grounding_dino(load_named(models.detector))
     vocabulary = (
@@ -125,7 +127,7 @@ def build_masker(
         WeightsError: as `build_grounded_sam`.
     """
     if models.masker == UNTRAINED:
-        model = sam_model.untrained(sam_model.TINY, seed=0)
+        model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:
         model = sam_model.load_sam(load_named(models.masker))
     return SamMasker(

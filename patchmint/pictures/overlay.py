@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from patchmint.geometry import Placement
 from patchmint.geometry.rle import decode_mask
 from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
 from patchmint.pictures.text import Colour, Lettering
-from patchmint.types import RgbImage, Rle, Span
+from patchmint.types import Phrase, RgbImage, Rle
 
 _SMALL_SIDE = 768
 # Photos with a shorter long side are scaled up to it.
@@ -45,30 +44,13 @@ _UNSEEN_DIM = 0.2
 _LINE_WEIGHT = 0.22
 
 
-@dataclass(frozen=True)
-class OverlayPhrase:
-    """Something found in the image.
-
-    Attributes:
-        text: the words on its label. Phrases of the same words share a colour.
-        span: characters `[start, end)` of the caption that are shown in that colour.
-        box: XYXY in original pixels.
-        score: 0..1; negative = not known, and not shown.
-    """
-
-    text: str
-    span: Span
-    box: tuple[float, float, float, float]
-    score: float
-
-
 def draw_overlay(
     image: RgbImage,
     *,
     placement: Placement,
     selector: npt.NDArray[np.uint8],
     coverage: npt.NDArray[np.uint8] | None = None,
-    phrases: Sequence[OverlayPhrase] = (),
+    phrases: Sequence[Phrase] = (),
     masks: Sequence[Rle] = (),
     caption: str = "",
     title: str = "",
@@ -88,7 +70,8 @@ def draw_overlay(
         placement: the grid on this image.
         selector: (rows, cols) of all views, not zero = kept.
         coverage: uint8 (rows, cols) of all views; None = kept patches are tinted alike.
-        phrases: what was found, with its box; labels with high scores get the better places.
+        phrases: what was found for the caption. Those of the same words share a colour; labels with high scores get the
+            better places.
         masks: outlines to draw, one a phrase, or none at all.
         caption: the text that the spans of the phrases count in.
         title: a line above the photo.
@@ -144,7 +127,7 @@ def _check(
     placement: Placement,
     selector: npt.NDArray[np.uint8],
     coverage: npt.NDArray[np.uint8] | None,
-    phrases: Sequence[OverlayPhrase],
+    phrases: Sequence[Phrase],
     masks: Sequence[Rle],
     max_side: int,
 ) -> None:
@@ -172,12 +155,12 @@ def _scaled(image: RgbImage, max_side: int) -> RgbImage:
     return np.asarray(Image.fromarray(image).resize(size, resample))
 
 
-def _colours(phrases: Sequence[OverlayPhrase]) -> dict[str, Colour]:
+def _colours(phrases: Sequence[Phrase]) -> dict[str, Colour]:
     distinct = dict.fromkeys(phrase.text for phrase in phrases)
     return {text: PALETTE[index % len(PALETTE)] for index, text in enumerate(distinct)}
 
 
-def _box_label(phrase: OverlayPhrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
+def _box_label(phrase: Phrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
     scale_x, scale_y = width / image.shape[1], height / image.shape[0]
     xs = [min(max(round(x * scale_x), 0), width - 1) for x in (phrase.box[0], phrase.box[2])]
     ys = [min(max(round(y * scale_y), 0), height - 1) for y in (phrase.box[1], phrase.box[3])]
@@ -185,7 +168,7 @@ def _box_label(phrase: OverlayPhrase, colour: Colour, image: RgbImage, width: in
     return BoxLabel((min(xs), min(ys), max(xs), max(ys)), phrase.text, score, colour)
 
 
-def _highlights(caption: str, phrases: Sequence[OverlayPhrase], colours: dict[str, Colour]) -> list[Colour | None]:
+def _highlights(caption: str, phrases: Sequence[Phrase], colours: dict[str, Colour]) -> list[Colour | None]:
     """Background of each character; where spans overlap, that of the first phrase."""
     highlights: list[Colour | None] = [None] * len(caption)
     for phrase in reversed(phrases):

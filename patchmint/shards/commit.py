@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-from patchmint.errors import NotFoundError, ShardError, StorageError
+from patchmint.errors import NotFoundError, ShardError, StorageError, about
 from patchmint.shards.paths import COMMITS, canonical_paths, record_path, unit_of_record
 from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, attempt_path, run_and_unit
-from patchmint.storage import NewFile, Storage
+from patchmint.storage import NewFile, Storage, uri_of
 
 _READERS = 16
 
@@ -198,7 +198,8 @@ def _check_published(storage: Storage, canonical: str, file: FileRecord, record:
         found = "isn't there" if size < 0 else f"has {size} bytes instead of {file.size}"
         raise ShardError(
             f"{canonical} of {storage.uri} {found}, although unit {record.unit} is committed; "
-            f"delete {record_path(record.unit)} and build again: the unit is then redone"
+            f"delete {record_path(record.unit)} and build again: the unit is then redone",
+            uri=uri_of(storage, canonical),
         )
 
 
@@ -221,7 +222,8 @@ def read_record(storage: Storage, unit: int) -> CommitRecord:
         StorageError: the storage failed.
     """
     path = record_path(unit)
-    return CommitRecord.parse(storage.read(path), unit, f"{path} of {storage.uri}")
+    with about(uri_of(storage, path)):
+        return CommitRecord.parse(storage.read(path), unit, f"{path} of {storage.uri}")
 
 
 def find_record(storage: Storage, unit: int) -> CommitRecord | None:

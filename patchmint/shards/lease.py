@@ -128,7 +128,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(StorageError):
-            if self._is_own():
+            if self.is_held():
                 self._storage.delete([LEASE])
 
     def _beat(self) -> None:
@@ -137,12 +137,17 @@ class Lease:
             beat += 1
             # A storage that fails now may work at the next beat; what the driver itself writes there tells of faults.
             with contextlib.suppress(StorageError):
-                if not self._is_own():
+                if not self.is_held():
                     self.lost.set()
                     return
                 self._storage.write(LEASE, _to_json(self.record.model_copy(update={"beat": beat})))
 
-    def _is_own(self) -> bool:
+    def is_held(self) -> bool:
+        """Look whether the lease is still this process's.
+
+        Raises:
+            StorageError: the storage failed.
+        """
         now = _parse(_read(self._storage) or b"")
         return now is not None and now.token == self.record.token
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
+from patchmint.shards.records import CommitRecord, mean_share_of
 from patchmint.shards.schema import first_error
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 SCHEMA = "patchmint.dataset/1"
 
@@ -65,6 +66,27 @@ class Totals(_Part):
     )
     shards: int = Field(ge=0, description="Units with at least one sample written.")
     bytes: int = Field(ge=0, description="Of all tars.")
+
+    @classmethod
+    def of(cls, records: Sequence[CommitRecord], planned: int, rejected: Mapping[str, int]) -> Self:
+        """Add up what commit records say.
+
+        Args:
+            records: of the units that are done.
+            planned: samples in the source.
+            rejected: samples that are in no shard, by reason.
+        """
+        units = [record.listed() for record in records]
+        return cls(
+            units=len(units),
+            planned=planned,
+            written=sum(unit.samples for unit in units),
+            rejected=dict(rejected),
+            texts=sum(unit.texts for unit in units),
+            label_share=mean_share_of((unit.label_share, unit.texts) for unit in units),
+            shards=sum(unit.samples > 0 for unit in units),
+            bytes=sum(unit.bytes for unit in units),
+        )
 
 
 class Manifest(_Part):
@@ -177,7 +199,8 @@ def read_manifest(storage: Storage) -> Manifest:
         StorageError: it can't be read.
         ShardError: it isn't of the format's form.
     """
-    return parse_manifest(storage.read(MANIFEST_PATH))
+    with about(uri_of(storage, MANIFEST_PATH)):
+        return parse_manifest(storage.read(MANIFEST_PATH))
 
 
 def parse_manifest(data: bytes) -> Manifest:

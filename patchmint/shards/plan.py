@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ConfigError, NotFoundError, ShardError
 from patchmint.json_values import canonical_json, differences
 from patchmint.shards.paths import plan_path
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 if TYPE_CHECKING:  # takes longer to import than all that readers of plans need
     from patchmint.config.build import BuildConfig
@@ -129,18 +129,26 @@ class Plan:
         Raises:
             ConfigError: something that decides the bytes differs; the message names each such key.
         """
-        if config.digest(fingerprints(models)) == self.config_digest:
+        if self.is_of(config, models):
             return
+        raise ConfigError(
+            f"{config.output.uri} holds a build with other settings:\n  "
+            + "\n  ".join(self.changes(config, models))
+            + "\nGo on with it with the same settings, or build into another output.uri"
+        )
+
+    def is_of(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> bool:
+        """Whether it is the plan of these settings and models, as for `check_same`."""
+        return config.digest(fingerprints(models)) == self.config_digest
+
+    def changes(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> list[str]:
+        """What decides the bytes and differs, a line each; arguments as for `check_same`."""
         lines = differences(self.config, config.deciding())
         for role in sorted(self.models.keys() & models.keys()):
             old, new = self.models[role], models[role]
             if old.name == new.name and old.fingerprint != new.fingerprint:
                 lines.append(f"models.{role}: content {old.fingerprint} there, {new.fingerprint} here")
-        raise ConfigError(
-            f"{config.output.uri} holds a build with other settings:\n  "
-            + "\n  ".join(lines)
-            + "\nGo on with it with the same settings, or build into another output.uri"
-        )
+        return lines
 
 
 def fingerprints(models: Mapping[str, ModelRecord]) -> dict[str, str]:
@@ -249,5 +257,6 @@ def _parse(data: bytes) -> tuple[Plan, str]:
 
 def _damaged(storage: Storage, path: str, why: str) -> ShardError:
     return ShardError(
-        f"{path} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another output.uri"
+        f"{path} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another output.uri",
+        uri=uri_of(storage, path),
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.samples import Fault, ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.plan import Unit
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 _STRING = pa.string()
 _SPAN = pa.struct([("start", pa.int64()), ("end", pa.int64())])
@@ -33,6 +33,9 @@ SCHEMA = pa.schema(
     metadata={"patchmint.schema": "patchmint.plan-part/1"},
 )
 """Everything that a `PlannedSample` holds; `fault` is null where there is none."""
+
+PARTS = "plan"
+"""Their folder."""
 
 UNITS_A_PART = 100
 BYTES_A_PART = 16 << 20
@@ -96,7 +99,7 @@ class _Part:
         if not self.units:
             return
         data = self._buffer.getvalue().to_pybytes()
-        path = f"plan/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        path = f"{PARTS}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         storage.write(path, data)
         for row_group, (samples, first_ordinal) in enumerate(self.units):
             yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group)
@@ -122,7 +125,8 @@ def _read(storage: Storage, unit: Unit) -> pa.Table:
 def _unusable(storage: Storage, unit: Unit, why: str) -> ShardError:
     return ShardError(
         f"{unit.part} in {storage.uri} can't be used: {why}. Bring it back from a copy, or build into another "
-        "output.uri"
+        "output.uri",
+        uri=uri_of(storage, unit.part),
     )
 
 

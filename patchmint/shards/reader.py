@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
 
-from patchmint.errors import ShardError
+from patchmint.errors import ShardError, about
 from patchmint.shards.codec import Array, decode_array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.schema import SampleDocument
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 MAX_MEMBER_BYTES = 1 << 30
 """Larger members aren't read."""
@@ -51,7 +51,7 @@ class Member:
         return self.name[len(self.key) + 1 :]
 
 
-def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
+def iter_members(file: BinaryIO, name: str, *, headers_only: bool = False) -> Iterator[Member]:
     """Read the members of an uncompressed tar, front to back.
 
     tarfile stops without a word at a damaged or cut header: `check_tar_end` finds that.
@@ -59,16 +59,17 @@ def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
     Args:
         file: read from where it stands; needs no seeking.
         name: what errors call it.
+        headers_only: pass over the data, by seeking.
 
     Raises:
         ShardError: it is no tar, or it is cut or damaged.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BUFFER) as tar:
+        with tarfile.open(fileobj=file, mode="r:" if headers_only else "r|", bufsize=_BUFFER) as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
                 data = None
-                if info.isreg() and not info.issparse() and info.size <= MAX_MEMBER_BYTES:
+                if _kind(info) == "file" and not headers_only:
                     stream = tar.extractfile(info)
                     data = stream.read() if stream is not None else None
                 yield Member(info.name, info.offset, tar.offset, data, _kind(info))
@@ -79,6 +80,9 @@ def iter_members(file: BinaryIO, name: str) -> Iterator[Member]:
 @dataclass(frozen=True)
 class StoredSample:
     """A sample as it lies in a shard. What it holds is parsed when it is asked for.
+
+    Every property and method raises a ShardError where its member can't be read safely, or is of another form; image,
+    document and caption also where there is none.
 
     Attributes:
         key: its name.
@@ -94,29 +98,17 @@ class StoredSample:
 
     @property
     def image(self) -> bytes:
-        """The image file, as its source had it; `document.image.format` says what it is.
-
-        Raises:
-            ShardError: there is none.
-        """
+        """The image file, as its source had it; `document.image.format` says what it is."""
         return self._member(IMAGE)
 
     @cached_property
     def document(self) -> SampleDocument:
-        """KEY.json.
-
-        Raises:
-            ShardError: there is none, or it isn't of the format's form.
-        """
+        """KEY.json."""
         return SampleDocument.from_bytes(self._member(DOCUMENT))
 
     @property
     def caption(self) -> str:
-        """The first text.
-
-        Raises:
-            ShardError: there is none, or it isn't UTF-8.
-        """
+        """The first text."""
         try:
             return self._member(CAPTION).decode()
         except UnicodeDecodeError as error:
@@ -124,47 +116,27 @@ class StoredSample:
 
     @cached_property
     def selector(self) -> Array | None:
-        """Patch labels: uint8 (T, rows * views, cols), 0 or 1; None where the data set has no labels.
-
-        Raises:
-            ShardError: it can't be read safely.
-        """
+        """Patch labels: uint8 (T, rows * views, cols), 0 or 1; None where the data set has no labels."""
         return self.array(SELECTOR)
 
     @cached_property
     def coverage(self) -> Array | None:
-        """Covered share: uint8 (T, rows * views, cols), 0..255; None where the data set has no labels.
-
-        Raises:
-            ShardError: it can't be read safely.
-        """
+        """Covered share: uint8 (T, rows * views, cols), 0..255; None where the data set has no labels."""
         return self.array(COVERAGE)
 
     @cached_property
     def codes(self) -> Array | None:
-        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none.
-
-        Raises:
-            ShardError: they can't be read safely.
-        """
+        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
         member = self.document.tokens.member
         return self.array(f"{member}.npy") if member else None
 
     @cached_property
     def features(self) -> Array | None:
-        """Features: float16 (views * tokens, channels); None where the data set has none.
-
-        Raises:
-            ShardError: they can't be read safely.
-        """
+        """Features: float16 (views * tokens, channels); None where the data set has none."""
         return self.array(FEATURES)
 
     def array(self, ending: str) -> Array | None:
-        """One of the arrays, read-only; None where there is no such member.
-
-        Raises:
-            ShardError: it can't be read safely.
-        """
+        """One of the arrays, read-only; None where there is no such member."""
         data = self.members.get(ending)
         return None if data is None else decode_array(data, f"{self.key}.{ending}")
 
@@ -185,7 +157,7 @@ def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
         NotFoundError, StorageError: the tar can't be read.
         ShardError: it is no whole tar, or holds what is no regular file, or a name twice.
     """
-    with storage.open(path) as file:
+    with storage.open(path) as file, about(uri_of(storage, path)):
         yield from _group(iter_members(file, path), path)
 
 
@@ -202,7 +174,8 @@ def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSa
         NotFoundError, StorageError: the bytes can't be read.
         ShardError: there isn't exactly one sample at that place.
     """
-    return parse_sample(storage.read_range(path, offset, size), path, offset)
+    with about(uri_of(storage, path)):
+        return parse_sample(storage.read_range(path, offset, size), path, offset)
 
 
 def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] | None = None) -> StoredSample:
@@ -261,7 +234,7 @@ def _walk(
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
         data = None
         if kind == "file":
-            wanted = endings is None or Member(name, start, end, None).ending in endings
+            wanted = endings is None or name.rpartition("/")[2].partition(".")[2] in endings
             data = read(start + block, size) if wanted else b""
         yield Member(name, start, end, data, kind)
         start = end
@@ -290,14 +263,16 @@ def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:
     for member in members:
         if member.data is None:
             raise ShardError(f"{path} holds {member.name[:200]!r}, a {member.kind}; shards hold regular files only")
-        if data and member.key != key:
+        own = member.key
+        if data and own != key:
             yield StoredSample(key, offset, end - offset, data)
             data = {}
         if not data:
-            key, offset = member.key, member.offset
-        if member.ending in data:
+            key, offset = own, member.offset
+        ending = member.name[len(own) + 1 :]
+        if ending in data:
             raise ShardError(f"{path} holds {member.name[:200]!r} twice; run `patchmint inspect verify` on it")
-        data[member.ending] = member.data
+        data[ending] = member.data
         end = member.end
     if data:
         yield StoredSample(key, offset, end - offset, data)

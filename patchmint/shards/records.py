@@ -5,13 +5,16 @@ Its presence decides that the unit is done; everything else follows from it.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchmint.errors import ShardError
 from patchmint.shards.paths import canonical_paths
+from patchmint.shards.schema import first_error
 from patchmint.shards.shard_list import ListedUnit
 
 ATTEMPTS = "attempts"
@@ -29,6 +32,27 @@ def run_and_unit(attempt: str) -> tuple[str, int] | None:
     """The run and the unit that an attempt's id names; None if it isn't such an id."""
     match = _ATTEMPT_ID.fullmatch(attempt)
     return (match["run"], int(match["unit"])) if match else None
+
+
+def mean_share(shares: Sequence[float]) -> float | None:
+    """Mean label share, to six decimals and whatever the order; None of nothing.
+
+    Args:
+        shares: the column `label_shares` of some rows, one after another.
+    """
+    return round(math.fsum(shares) / len(shares), 6) if shares else None
+
+
+def mean_share_of(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Mean label share of several units, to six decimals and whatever their order; None where none has labels.
+
+    Args:
+        parts: mean label share and number of texts of each unit.
+    """
+    labelled = [(share, texts) for share, texts in parts if share is not None and texts]
+    if not labelled:
+        return None
+    return round(math.fsum(share * texts for share, texts in labelled) / sum(texts for _, texts in labelled), 6)
 
 
 class FileRecord(BaseModel):
@@ -125,9 +149,7 @@ class CommitRecord(BaseModel):
         try:
             record = cls.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise _damaged(shown, f"{place}: {first['msg']}") from error
+            raise _damaged(shown, first_error(error)) from error
         if record.unit != unit:
             raise _damaged(shown, f"it is unit {record.unit}'s")
         return record

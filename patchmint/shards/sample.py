@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -64,18 +64,10 @@ def phrases_of(instances: Instances, texts: Sequence[SourceText]) -> tuple[Phras
         instances: of one image.
         texts: that image's texts.
     """
+    found = instances.phrases([text.content for text in texts])
     return tuple(
-        PhraseDocument(
-            text=texts[text].content[start:end],
-            text_index=int(text),
-            start=int(start),
-            end=int(end),
-            box=round_box(box),
-            score=round_score(score),
-        )
-        for text, score, box, (start, end) in zip(
-            instances.text_index, instances.scores, instances.boxes, instances.spans, strict=True
-        )
+        PhraseDocument.of(replace(phrase, box=round_box(phrase.box), score=round_score(phrase.score)))
+        for phrase in found
     )
 
 

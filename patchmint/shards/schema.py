@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from patchmint.errors import ShardError
 from patchmint.interfaces import FeatureSpec
+from patchmint.types import Phrase
 
 SCHEMA = "patchmint.sample/1"
 
@@ -43,12 +44,27 @@ class ImageDocument(_Document):
 class PhraseDocument(_Document):
     """One thing found."""
 
+    # in shards boxes are rounded to two decimals, scores to four
+
     text: str = Field(description="The words, as they stand in the text.")
     text_index: int = Field(ge=0, description="Which text.")
     start: int = Field(ge=0, description="First character of the words in that text.")
     end: int = Field(ge=0, description="One past the last character.")
-    box: BoxDocument = Field(description="XYXY in original pixels, two decimals.")
-    score: float = Field(ge=-1, le=1, description="0..1, four decimals; -1 where the model gives none.")
+    box: BoxDocument = Field(description="XYXY in original pixels.")
+    score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
+
+    @property
+    def phrase(self) -> Phrase:
+        """The same as the models' room has it."""
+        return Phrase(self.text, self.text_index, (self.start, self.end), self.box, self.score)
+
+    @classmethod
+    def of(cls, phrase: Phrase) -> PhraseDocument:
+        """The document of a phrase."""
+        start, end = phrase.span
+        return cls(
+            text=phrase.text, text_index=phrase.text_index, start=start, end=end, box=phrase.box, score=phrase.score
+        )
 
 
 class AnnotatorDocument(_Document):
@@ -112,38 +128,22 @@ class SampleDocument(_Document):
 
     @property
     def phrases(self) -> tuple[PhraseDocument, ...]:
-        """What was found.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What was found; a ShardError where the string isn't JSON of that form, as for the other three."""
         return _parse(_PHRASES, self.phrases_json, "phrases_json")
 
     @property
     def annotators(self) -> tuple[AnnotatorDocument, ...]:
-        """What the source's annotators say, an entry a text.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What the source's annotators say, an entry a text."""
         return _parse(_ANNOTATORS, self.annotators_json, "annotators_json")
 
     @property
     def conversation(self) -> tuple[TurnDocument, ...]:
-        """LLaVA's turns.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """LLaVA's turns."""
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
     @property
     def features(self) -> FeatureSpec | None:
-        """What the features are; None where there are none.
-
-        Raises:
-            ShardError: the string isn't JSON of that form.
-        """
+        """What the features are; None where there are none."""
         return None if self.features_json == _NO_FEATURES else _parse(_FEATURES, self.features_json, "features_json")
 
     def to_bytes(self) -> bytes:

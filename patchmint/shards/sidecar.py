@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import SampleDocument
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 SIDECAR_SCHEMA = "patchmint.sidecar/1"
 
@@ -157,27 +156,6 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def mean_share(shares: Sequence[float]) -> float | None:
-    """Mean label share, to six decimals and whatever the order; None of nothing.
-
-    Args:
-        shares: the column `label_shares` of some rows, one after another.
-    """
-    return round(math.fsum(shares) / len(shares), 6) if shares else None
-
-
-def mean_share_of(parts: Iterable[tuple[float | None, int]]) -> float | None:
-    """Mean label share of several units, to six decimals and whatever their order; None where none has labels.
-
-    Args:
-        parts: mean label share and number of texts of each unit.
-    """
-    labelled = [(share, texts) for share, texts in parts if share is not None and texts]
-    if not labelled:
-        return None
-    return round(math.fsum(share * texts for share, texts in labelled) / sum(texts for _, texts in labelled), 6)
-
-
 class TableWriter:
     """Writes rows to Parquet. What is held until the end is encoded and compressed: some kB a sample.
 
@@ -226,4 +204,5 @@ def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) 
 
 
 def _no_table(storage: Storage, path: str, why: str) -> ShardError:
-    return ShardError(f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`")
+    message = f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`"
+    return ShardError(message, uri=uri_of(storage, path))

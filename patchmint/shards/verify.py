@@ -10,21 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from patchmint.errors import NotFoundError, ShardError, StorageError
-from patchmint.shards.findings import Finding
-from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.checks import MAX_PER_SHARD, Finding
+from patchmint.shards.manifest import Manifest, Totals, read_manifest
 from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
 from patchmint.shards.plan import Plan, load_plans
+from patchmint.shards.reader import iter_members
+from patchmint.shards.records import CommitRecord
 from patchmint.shards.shard_list import ListedUnit, ShardList, read_shard_list
-from patchmint.shards.sidecar import mean_share_of
-from patchmint.shards.verify_keys import KeyTable
-from patchmint.shards.verify_tar import Decode, check_tar
+from patchmint.shards.verify_tar import Decode, check_tar, key_hash
 from patchmint.shards.verify_unit import UnitReport, check_unit
 from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
-
-Progress = Callable[[int, int], None]
-"""Called with shards done and shards in all."""
+from patchmint.types import Progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -57,7 +58,7 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     layout = manifest.layout if manifest is not None else None
     planned = {unit.id: unit.samples for plan in plans for unit in plan.units}
     units = sorted(planned)
-    keys, totals, named = KeyTable(), _Totals(), set[str]()
+    keys, records = KeyTable(), list[CommitRecord]()
 
     def check(unit: int) -> UnitReport:
         return check_unit(storage, unit, planned[unit], digests, sizes, layout=layout, decode=decode)
@@ -65,14 +66,14 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     for report in _in_threads(check, units, progress):
         yield from report.findings
         keys.add(report.tar, report.keys)
-        totals.add(report)
-        named |= report.files
+        records += [report.record] if report.record is not None else []
     yield from keys.duplicates(storage)
+    named = {path for record in records for path in record.files}
     yield from _strays(sizes, named | {record_path(unit) for unit in units})
-    if totals.complete:
-        yield from totals.check(plans, manifest)
+    if len(records) == len(units):
+        yield from _check_totals(records, plans, manifest)
         if manifest is not None:
-            yield from _check_list(storage, len(plans), totals.listed)
+            yield from _check_list(storage, len(plans), [record.listed() for record in records])
 
 
 def verify_tars(
@@ -117,16 +118,10 @@ def _in_threads(
     check: Callable[[_Item], _Result], items: Sequence[_Item], progress: Progress | None
 ) -> Iterator[_Result]:
     """Results in order; never more than a few are waiting to be taken."""
-    done = 0
-    for _, result in done_ahead(check, items, threads=_THREADS, ahead=_AHEAD):
+    for done, (_, result) in enumerate(done_ahead(check, items, threads=_THREADS, ahead=_AHEAD), start=1):
         yield result
-        done = _tell(progress, done, len(items))
-
-
-def _tell(progress: Progress | None, done: int, total: int) -> int:
-    if progress is not None:
-        progress(done + 1, total)
-    return done + 1
+        if progress is not None:
+            progress(done, len(items))
 
 
 def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
@@ -162,47 +157,59 @@ def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> It
         yield Finding(SHARDS_PATH, "", "counts", f"the list doesn't agree with the records ({where}); {again}")
 
 
-class _Totals:
-    """Adds up what the records say."""
+def _check_totals(
+    records: Sequence[CommitRecord], plans: Sequence[Plan], manifest: Manifest | None
+) -> Iterator[Finding]:
+    retried = sum(plan.total for plan in plans[1:])
+    rejected = sum(sum(record.rejects.values()) for record in records) - retried
+    if rejected < 0:  # that the units' counts close has been checked, unit by unit
+        message = f"retries take up {retried} samples, more than were rejected; the plans are of other builds"
+        yield Finding("", "", "counts", message)
+    if manifest is None:
+        return
+    said = manifest.totals.model_dump() | {"rejected": sum(manifest.totals.rejected.values())}
+    held = Totals.of(records, plans[0].total, {}).model_dump() | {"rejected": rejected}
+    for name, value in held.items():
+        if said[name] != value:
+            yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said[name]}, it is {value}")
+
+
+class KeyTable:
+    """Collects the hashes of all keys, shard by shard."""
 
     def __init__(self) -> None:
-        self.complete = True
-        self._written = self._bytes = self._shards = self._units = 0
-        self.listed: list[ListedUnit] = []
-        self._labels: list[tuple[float | None, int]] = []
-        self._rejects = Counter[str]()
+        self._shards: list[str] = []
+        self._hashes: list[npt.NDArray[np.uint64]] = []
 
-    def add(self, report: UnitReport) -> None:
-        self.complete &= report.recorded
-        if report.listed is not None:
-            self.listed.append(report.listed)
-        self._units += 1
-        self._written += report.written
-        self._labels.append((report.label_share, report.texts))
-        self._rejects.update(report.rejects)
-        self._bytes += report.bytes
-        self._shards += bool(report.written)
+    def add(self, shard: str, hashes: Sequence[int]) -> None:
+        """Add a shard's keys, each once."""
+        self._shards.append(shard)
+        self._hashes.append(np.array(hashes, dtype=np.uint64))
 
-    def check(self, plans: Sequence[Plan], manifest: Manifest | None) -> Iterator[Finding]:
-        retried = sum(plan.total for plan in plans[1:])
-        rejected = self._rejects.total() - retried
-        if rejected < 0:  # that the units' counts close has been checked, unit by unit
-            message = f"retries take up {retried} samples, more than were rejected; the plans are of other builds"
-            yield Finding("", "", "counts", message)
-        if manifest is None:
-            return
-        held = {
-            "units": self._units,
-            "planned": plans[0].total,
-            "written": self._written,
-            "rejected": rejected,
-            "texts": sum(texts for _, texts in self._labels),
-            "label_share": mean_share_of(self._labels),
-            "shards": self._shards,
-            "bytes": self._bytes,
-        }
-        said = manifest.totals.model_dump()
-        said["rejected"] = sum(manifest.totals.rejected.values())
-        for name, value in held.items():
-            if said[name] != value:
-                yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said[name]}, it is {value}")
+    def duplicates(self, storage: Storage) -> Iterator[Finding]:
+        """A finding for each key of a shard that an earlier shard has too; the hundred first, if there are more."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
+        shards = np.repeat(np.arange(len(self._shards)), [len(part) for part in self._hashes])
+        order = np.argsort(hashes, kind="stable")
+        again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
+        names: dict[int, dict[int, str]] = {}
+        for place in again[:MAX_PER_SHARD].tolist():
+            first, second = int(shards[order[place - 1]]), int(shards[order[place]])
+            if second not in names:
+                names[second] = _names(storage, self._shards[second])
+            key = names[second].get(int(hashes[order[place]]), "")
+            message = f"{self._shards[first]} has a sample of the same key"
+            yield Finding(self._shards[second], key[:120], "key-duplicate", message)
+        if len(again) > MAX_PER_SHARD:
+            yield Finding("", "", "more", f"{len(again) - MAX_PER_SHARD} more keys that two shards have")
+
+
+def _names(storage: Storage, shard: str) -> dict[int, str]:
+    names: dict[int, str] = {}
+    try:
+        with storage.open(shard) as file:
+            for member in iter_members(file, shard):
+                names[key_hash(member.key)] = member.key
+    except (ShardError, StorageError):  # a finding of the shard itself
+        pass
+    return names

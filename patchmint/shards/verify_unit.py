@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
+from patchmint.shards.checks import Finding, Findings
 from patchmint.shards.commit import read_record
-from patchmint.shards.findings import Finding, Findings
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
-from patchmint.shards.records import CommitRecord, FileRecord
+from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.shard_list import ListedUnit
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
-from patchmint.shards.sidecar import mean_share
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.storage import Storage
 
@@ -37,27 +35,13 @@ class UnitReport:
     Attributes:
         tar: its shard.
         findings: in order.
-        recorded: whether it has a record that can be read.
-        written: samples in its shard, by the record.
-        texts: of those samples, by the record.
-        label_share: mean over those texts, by the record; None where there are no labels.
-        rejects: by reason, by the record.
-        bytes: of its tar, by the record.
-        files: that the record names.
-        listed: what shards.json has to say of it; None without a record.
+        record: the unit's; None without one that can be read.
         keys: of the samples in its tar, as hashes.
     """
 
     tar: str
     findings: list[Finding] = field(default_factory=list)
-    recorded: bool = False
-    written: int = 0
-    texts: int = 0
-    label_share: float | None = None
-    rejects: Mapping[str, int] = field(default_factory=dict)
-    bytes: int = 0
-    files: frozenset[str] = frozenset()
-    listed: ListedUnit | None = None
+    record: CommitRecord | None = None
     keys: list[int] = field(default_factory=list)
 
 
@@ -85,14 +69,10 @@ def check_unit(
     rejects, sidecar, tar = canonical_paths(unit)
     report = UnitReport(tar)
     found = Findings(record_path(unit))
-    record = _read(storage, unit, found)
+    record = report.record = _read(storage, unit, found)
     if record is None:
         report.findings = found.to_list()
         return report
-    report.recorded = True
-    report.written, report.rejects, report.files = record.written, record.rejects, frozenset(record.files)
-    report.texts, report.label_share = record.texts, record.label_share
-    report.listed = record.listed()
     found.extend(_check_record(record, planned, digests))
     missing = [path for path in record.files if path not in present]
     for path in missing:
@@ -113,7 +93,7 @@ def check_unit(
         if checked.samples != record.written:
             found.add("counts", f"the record says {record.written} samples, the tar has {checked.samples}")
         report.findings += found.to_list() + checked.findings
-        report.keys, report.bytes = checked.keys, checked.size
+        report.keys = checked.keys
     return report
 
 

@@ -13,9 +13,10 @@ from patchmint.shards.checks import Array, Problem, check_arrays, check_document
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
+from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardSample, document_of
 from patchmint.shards.schema import SampleDocument, encode_text
-from patchmint.shards.sidecar import SCHEMA, TableWriter, mean_share, sidecar_row
+from patchmint.shards.sidecar import SCHEMA, TableWriter, sidecar_row
 
 
 class ShardWriter:

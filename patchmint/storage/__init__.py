@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchmint.storage.interface import Entry, NewFile, Storage, creates_conditionally
-from patchmint.storage.locate import open_storage
+from patchmint.storage.interface import Entry, NewFile, Storage, uri_of
+from patchmint.storage.locate import creates_conditionally, open_storage
 
-__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage"]
+__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage", "uri_of"]

@@ -26,20 +26,21 @@ _HINTS = {
 }
 
 
-def explain(action: str, shown: str, error: OSError) -> StorageError:
+def explain(action: str, shown: str, error: OSError, *, note: str = "") -> StorageError:
     """The error to raise for an operating system's error.
 
     Args:
         action: a verb, such as "read".
         shown: the file.
         error: what the system said.
+        note: more about the file, for the message only.
     """
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"can't {action} {shown}: there is no such file; check the path")
+        return NotFoundError(f"can't {action} {shown}{note}: there is no such file; check the path", uri=shown)
     default = (error.strerror or str(error), "check the disk and the path, then run again")
     why, remedy = _HINTS.get(error.errno or 0, default)
     kind = DiskFullError if why == _FULL else StorageError
-    return kind(f"can't {action} {shown}: {why}; {remedy}")
+    return kind(f"can't {action} {shown}{note}: {why}; {remedy}", uri=shown)
 
 
 def explain_store(action: str, shown: str, error: Exception) -> StorageError:
@@ -52,11 +53,12 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
     """
     why = _told(error)
     if re.search("NoSuchBucket|ContainerNotFound|bucket does not exist", str(error)):
-        return StorageError(f"can't {action} {shown}: the bucket doesn't exist; make it, or correct its name")
+        message = f"can't {action} {shown}: the bucket doesn't exist; make it, or correct its name"
+        return StorageError(message, uri=shown)
     if isinstance(error, FileNotFoundError):
         if action == "write":
-            return StorageError(f"can't write {shown}: {why}; check that the bucket exists")
-        return NotFoundError(f"can't {action} {shown}: there is no such object; check the path")
+            return StorageError(f"can't write {shown}: {why}; check that the bucket exists", uri=shown)
+        return NotFoundError(f"can't {action} {shown}: there is no such object; check the path", uri=shown)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         remedy = "the store refused the credentials in the environment; check them and the bucket's permissions"
     elif "/latest/api/token" in str(error):
@@ -64,7 +66,7 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
         remedy = "there are no credentials in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     else:
         remedy = "check the address, the network and the store's health, then run again"
-    return StorageError(f"can't {action} {shown}: {why}; {remedy}")
+    return StorageError(f"can't {action} {shown}: {why}; {remedy}", uri=shown)
 
 
 def _told(error: Exception) -> str:

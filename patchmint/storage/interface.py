@@ -37,17 +37,19 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         path: where in the storage the file goes.
     """
 
-    def __init__(self, path: str, sink: IO[bytes], shown: str) -> None:
+    def __init__(self, path: str, sink: IO[bytes], shown: str, note: str = "") -> None:
         """Wrap an open file.
 
         Args:
             path: where in the storage the file goes.
             sink: takes the bytes.
             shown: how error messages call it.
+            note: more about it, for error messages.
         """
         self.path = path
         self._sink = sink
         self._shown = shown
+        self._note = note
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -64,7 +66,7 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         try:
             self._sink.write(view)
         except OSError as error:
-            raise explain("write", self._shown, error) from error
+            raise explain("write", self._shown, error, note=self._note) from error
         self._hash.update(view)
         self._size += len(view)
         return len(view)
@@ -84,7 +86,7 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         try:
             self._sink.flush()
         except OSError as error:
-            raise explain("write", self._shown, error) from error
+            raise explain("write", self._shown, error, note=self._note) from error
 
     def writable(self) -> bool:
         """True."""
@@ -99,6 +101,16 @@ class NewFile(io.BufferedIOBase, BinaryIO):
     def sha256(self) -> str:
         """SHA-256 of what was written, in hex."""
         return self._hash.hexdigest()
+
+
+def uri_of(storage: Storage, path: str) -> str:
+    """The whole path or URI of a file in a storage.
+
+    Args:
+        storage: where it lies.
+        path: relative to the storage's root.
+    """
+    return f"{storage.uri.removesuffix('/')}/{path}"
 
 
 class Storage(Protocol):
@@ -199,20 +211,6 @@ class Storage(Protocol):
         """Delete empty folders below a folder, and itself if it is empty. A store has none."""
 
 
-def creates_conditionally(storage: Storage) -> bool:
-    """Try whether `Storage.create` really refuses a second time: some stores ignore the condition.
-
-    Raises:
-        StorageError: it can't be written.
-    """
-    name = temporary_name()
-    try:
-        first = storage.create(name, b"first")
-        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
-    finally:
-        storage.delete([name])
-
-
 def checked(path: str, *, folder: bool = False) -> str:
     """A path that is safe to join to a root.
 
@@ -230,7 +228,8 @@ def checked(path: str, *, folder: bool = False) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise StorageError(
             f"{path!r} is not a path inside a storage: it must be relative, without empty parts, '.' and '..'; "
-            "correct it where it comes from"
+            "correct it where it comes from",
+            uri=path,
         )
     return path
 

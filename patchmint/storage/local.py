@@ -43,14 +43,18 @@ class LocalStorage:
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
         if start < 0 or length < 0:
-            raise StorageError(f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up")
+            raise StorageError(
+                f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
+                uri=str(self._at(path)),
+            )
         with self.open(path) as file, _explained("read", self._at(path)):
             file.seek(start)
             data = file.read(length)
             enough = start + length <= os.fstat(file.fileno()).st_size and len(data) == length
         if not enough:
             raise StorageError(
-                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole"
+                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=str(self._at(path)),
             )
         return data
 
@@ -118,7 +122,7 @@ class LocalStorage:
                 sink.close()
             with suppress(OSError):
                 target.unlink()
-            _prune(target.parent, self.root)
+            prune(target.parent, self.root)
             raise
 
     def move(self, source: str, target: str) -> None:
@@ -127,7 +131,7 @@ class LocalStorage:
         with _explained("move", old):
             old.stat()
             _again_if_swept(lambda: _rename(old, new))
-        _prune(old.parent, self.root)
+        prune(old.parent, self.root)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Storage.delete`."""
@@ -138,7 +142,7 @@ class LocalStorage:
             with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
         for folder in folders:
-            _prune(folder, self.root)
+            prune(folder, self.root)
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
@@ -147,7 +151,7 @@ class LocalStorage:
     def delete_empty_folders(self, folder: str) -> None:
         """See `Storage.delete_empty_folders`."""
         for found, _, _ in os.walk(self._at(folder), topdown=False):
-            _prune(Path(found), self.root)
+            prune(Path(found), self.root)
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
@@ -183,7 +187,8 @@ def _create(target: Path, data: bytes) -> bool:
                 raise
             raise StorageError(
                 f"can't create {target}: this file system has no hard links ({error.strerror}), without which two "
-                "writers could both win; choose a folder on another file system, or an object store"
+                "writers could both win; choose a folder on another file system, or an object store",
+                uri=str(target),
             ) from error
         sync_folder(target.parent)
         return True
@@ -225,7 +230,7 @@ def _must_be_file(target: Path, found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file")
+        raise StorageError(f"can't read {target}: it is a pipe or a device, not a file; name a file", uri=str(target))
 
 
 def _make_folder(folder: Path) -> None:
@@ -245,6 +250,11 @@ def _make_folder(folder: Path) -> None:
         sync_folder(new.parent)
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last through a power cut.
 
@@ -258,7 +268,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, root: Path) -> None:
+def prune(folder: Path, root: Path) -> None:
     """Remove a folder and those above it, below the root, for as long as they are empty."""
     while folder != root and folder.is_relative_to(root):
         try:

@@ -1,4 +1,4 @@
-"""Which storage a path or URI means."""
+"""Which storage a path or URI means, and whether it keeps its promises."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from patchmint.errors import StorageError
-from patchmint.storage.interface import Storage
-from patchmint.storage.local import LocalStorage
+from patchmint.storage.interface import Storage, temporary_name
+from patchmint.storage.local import LocalStorage, existing_folder, prune
 from patchmint.storage.objects import ObjectStorage
 from patchmint.storage.stores import SCHEMES
 
@@ -31,24 +31,44 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(uri)
     if "\0" in text or not text:
-        raise StorageError(f"{text!r} is no path or URI; give a folder, or a URI such as s3://BUCKET/PREFIX")
+        raise StorageError(f"{text!r} is no path or URI; give a folder, or a URI such as s3://BUCKET/PREFIX", uri=text)
     scheme, separator, _ = text.partition("://")
     if not separator:
         if re.match(r"[a-z0-9]+:/", text):
-            raise StorageError(f"{_shown(text)} looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
+            raise _refused(text, f"looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
         return LocalStorage(text, Path(text).expanduser().absolute())
     if scheme == "file":
         return LocalStorage(text, _file_path(text))
     if scheme in SCHEMES:
         return ObjectStorage(_checked_uri(text))
     known = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
-    raise StorageError(f"{_shown(text)} is of an unknown kind; give a path, or a URI that begins with {known}")
+    raise _refused(text, f"is of an unknown kind; give a path, or a URI that begins with {known}")
+
+
+def creates_conditionally(storage: Storage) -> bool:
+    """Try whether `Storage.create` really refuses a second time: some stores ignore the condition.
+
+    Nothing is left of the try, not even a folder.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    name = temporary_name()
+    root = storage.root if isinstance(storage, LocalStorage) else None
+    before = existing_folder(root) if root is not None else None
+    try:
+        first = storage.create(name, b"first")
+        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
+    finally:
+        storage.delete([name])
+        if root is not None and before is not None:
+            prune(root, before)
 
 
 def _file_path(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise StorageError(f"{_shown(uri)} names a host or a relative path; write file:/// and then an absolute path")
+        raise _refused(uri, "names a host or a relative path; write file:/// and then an absolute path")
     # "?" and "#" are ordinary characters in file names.
     return Path(unquote(uri.partition("://")[2].removeprefix("localhost")))
 
@@ -58,19 +78,21 @@ def _checked_uri(uri: str) -> str:
     _, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
     if "@" in bucket or ":" in bucket:
-        raise StorageError(
-            f"{_shown(uri)} holds credentials, a port or an address; write only the bucket there, "
-            "and give the rest in environment variables such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+        raise _refused(
+            uri,
+            "holds credentials, a port or an address; write only the bucket there, and give the rest in environment "
+            "variables such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
         )
     if not bucket or any(sign in rest for sign in "?#%"):
-        raise StorageError(f"{_shown(uri)} has no bucket, or one of '?', '#', '%' in it; write SCHEME://BUCKET/PREFIX")
+        raise _refused(uri, "has no bucket, or one of '?', '#', '%' in it; write SCHEME://BUCKET/PREFIX")
     if any(part in ("", ".", "..") for part in prefix.removesuffix("/").split("/")) and prefix:
-        raise StorageError(f"{_shown(uri)} has an empty part, '.' or '..' in its prefix; write SCHEME://BUCKET/PREFIX")
+        raise _refused(uri, "has an empty part, '.' or '..' in its prefix; write SCHEME://BUCKET/PREFIX")
     return uri
 
 
-def _shown(uri: str) -> str:
-    """The URI for an error message: whatever may be a login or a token is cut out."""
+def _refused(uri: str, why: str) -> StorageError:
+    """The error for a URI that is none; whatever may be a login or a token is cut out of it."""
     scheme, _, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return StorageError(f"{shown} {why}", uri=shown)

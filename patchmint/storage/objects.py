@@ -19,7 +19,7 @@ from obstore import exceptions
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import stores
 from patchmint.storage.failures import explain, explain_store
-from patchmint.storage.interface import Entry, NewFile, checked, is_temporary
+from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
 from patchmint.storage.stores import Address, connect
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ class ObjectStorage:
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
         if start < 0 or length < 0:
-            raise StorageError(f"{self._shown(path)} has no bytes at {start}, {length}; ask for a range from 0 up")
+            raise StorageError(
+                f"{self._shown(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
+                uri=self._shown(path),
+            )
         if length == 0:
             # A store takes no empty range.
             data, enough = b"", start <= self.size(path)
@@ -70,7 +73,8 @@ class ObjectStorage:
             enough = len(data) == length
         if not enough:
             raise StorageError(
-                f"{self._shown(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole"
+                f"{self._shown(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=self._shown(path),
             )
         return data
 
@@ -126,13 +130,14 @@ class ObjectStorage:
     @contextmanager
     def new_file(self, path: str) -> Iterator[NewFile]:
         """See `Storage.new_file`."""
-        shown = f"{self._shown(checked(path))} (its temporary file in {tempfile.gettempdir()}; TMPDIR moves it)"
+        shown = self._shown(checked(path))
+        note = f" (its temporary file in {tempfile.gettempdir()}; TMPDIR moves it)"
         try:
             spool = tempfile.NamedTemporaryFile(prefix="patchmint-", buffering=_BUFFER)  # noqa: SIM115
         except OSError as error:
-            raise explain("write", shown, error) from error
+            raise explain("write", shown, error, note=note) from error
         try:
-            yield (file := NewFile(path, spool.file, shown))
+            yield (file := NewFile(path, spool.file, shown, note))
             file.flush()
             self._upload(path, Path(spool.name), file.size)
         finally:
@@ -206,11 +211,12 @@ class ObjectStorage:
         found = self.size(path)
         if found != size:
             raise StorageError(
-                f"{self._shown(path)} has {found} bytes in the store, but {size} were sent; it was cut: run again"
+                f"{self._shown(path)} has {found} bytes in the store, but {size} were sent; it was cut: run again",
+                uri=self._shown(path),
             )
 
     def _shown(self, path: str) -> str:
-        return f"{self.uri.removesuffix('/')}/{path}"
+        return uri_of(self, path)
 
     @contextmanager
     def _explained(self, action: str, path: str) -> Iterator[None]:
@@ -243,7 +249,8 @@ def _listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Ite
             if entry.path <= waiting.path:
                 raise StorageError(
                     f"{uri} lists its objects out of order ({entry.path!r} after {waiting.path!r}), so samples would "
-                    "have no fixed order; copy them to a store that sorts, or to a folder"
+                    "have no fixed order; copy them to a store that sorts, or to a folder",
+                    uri=uri,
                 )
             if waiting.size or not entry.path.startswith(waiting.path + "/"):
                 yield waiting
@@ -307,7 +314,8 @@ class _RangeFile(io.RawIOBase):
         """
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise StorageError(f"can't read {self.name} before its beginning, at byte {base + offset}; it was cut")
+            message = f"can't read {self.name} before its beginning, at byte {base + offset}; it was cut"
+            raise StorageError(message, uri=self.name)
         self._position = base + offset
         return self._position
 

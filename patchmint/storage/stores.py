@@ -102,7 +102,8 @@ def _may_be_plain(scheme: str, uri: str) -> bool:
     if endpoint.lower().startswith("http://") and not allowed and not _is_loopback(endpoint):
         raise StorageError(
             f"can't open {uri}: the endpoint in the environment is http://, and data and signatures would travel "
-            f"readable; use https://, or set {_ALLOW_HTTP[scheme]}=true where the network is trusted"
+            f"readable; use https://, or set {_ALLOW_HTTP[scheme]}=true where the network is trusted",
+            uri=uri,
         )
     return allowed or endpoint.lower().startswith("http://")
 

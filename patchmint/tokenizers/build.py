@@ -6,10 +6,37 @@ from pathlib import Path
 from typing import cast
 
 from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
+from patchmint.errors import ConfigError
 from patchmint.interfaces import Tokenizer
 from patchmint.plugins import is_outside_tokenizer, load_plugin
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, cell_and_codes
+from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import Precision
-from patchmint.weights.loading import load_named
+from patchmint.weights.store import read_arch
+
+
+def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
+    """Check the settings without loading weights: of a file the header is read, of a published model nothing.
+
+    Raises:
+        ConfigError: a setting doesn't fit the tokenizer, or the list of used codes can't be read.
+        WeightsError: the file is missing, damaged, unsafe or no VQGAN.
+    """
+    name = models.tokenizer
+    if is_outside_tokenizer(name):
+        if tokens.remap is not None:
+            raise ConfigError(
+                f"tokens.remap is for VQGAN, but the tokenizer {name} comes from an outside package; leave it out"
+            )
+        return
+    arch = {UNTRAINED: TINY, **OFFICIAL}.get(name)
+    cell, codes = (arch.factor, arch.n_embed) if arch is not None else read_arch(name, cell_and_codes)
+    if tokens.size % cell:
+        raise ConfigError(
+            f"tokens.size: {tokens.size} px can't be cut into cells of {cell} px, which the tokenizer {name} has; "
+            f"give a multiple of {cell}, such as {max(1, round(tokens.size / cell)) * cell}"
+        )
+    _remap(tokens, codes)
 
 
 def build_tokenizer(
@@ -28,14 +55,15 @@ def build_tokenizer(
     name = models.tokenizer
     if is_outside_tokenizer(name):
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
-    # taming's classes take seconds to import, which a build with an outside tokenizer need not wait for
+    # torch and taming take seconds to import, which checking settings need not wait for
     import torch
 
     from patchmint.compute.precision import resolve_precision
-    from patchmint.tokenizers.vqgan import TINY, Remap, VqganTokenizer, load_vqgan, untrained_vqgan
+    from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
+    from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
+    from patchmint.weights.loading import load_named
 
     model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
-    remap = Remap.load(Path(tokens.remap), model.arch.n_embed) if tokens.remap is not None else None
     dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
     return VqganTokenizer(
         model,
@@ -44,6 +72,15 @@ def build_tokenizer(
         fit=tokens.fit,
         device=device,
         precision=dtype,
-        remap=remap,
+        remap=_remap(tokens, model.arch.n_embed),
         compiled=compiled,
     )
+
+
+def _remap(tokens: TokensConfig, codes: int) -> Remap | None:
+    if tokens.remap is None:
+        return None
+    try:
+        return Remap.load(Path(tokens.remap).expanduser(), codes)
+    except ConfigError as error:
+        raise ConfigError(f"tokens.remap: {error}") from error

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 from typing import Literal
 
@@ -75,7 +75,8 @@ class ShardOrder:
     def __reduce__(self) -> tuple[object, ...]:
         """Caches stay behind."""
         seed, dataset = self._key
-        return _shard_order, (self._counts, seed, dataset, self._window, self._shuffle)
+        made = partial(ShardOrder, seed=seed, dataset=dataset, window=self._window, shuffle=self._shuffle)
+        return made, (self._counts,)
 
     def _epoch_windows(self, epoch: int) -> tuple[Integers, list[Integers]]:
         """First positions of an epoch's windows, and the shards in each."""
@@ -95,10 +96,6 @@ class ShardOrder:
         ranges = [np.arange(self._firsts[shard], self._firsts[shard] + self._counts[shard]) for shard in shards]
         samples: Integers = np.concatenate(ranges)
         return samples[permutation(len(samples), self._key[0], _SAMPLES, self._key[1], epoch, window)]
-
-
-def _shard_order(counts: Integers, seed: int, dataset: int, window: int, shuffle: bool) -> ShardOrder:
-    return ShardOrder(counts, seed=seed, dataset=dataset, window=window, shuffle=shuffle)
 
 
 class MixedOrder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,6 +13,18 @@ from patchmint.errors import ConfigError, WeightsMismatchError
 
 ARCH_METADATA_KEY = "patchmint.arch"
 """Entry of a safetensors file's metadata that describes the architecture, as JSON."""
+
+
+class Shaped(Protocol):
+    """A tensor, or only the shape of one: what tells architectures apart."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,8 @@ class Architecture:
         try:
             return TypeAdapter(cls).validate_json(text, strict=True)
         except (ValidationError, ConfigError) as error:
+            why = ": ".join(line.strip() for line in str(error).splitlines()[:3])  # pydantic has two for each fault
             raise WeightsMismatchError(
-                f"the file's metadata entry {ARCH_METADATA_KEY} describes no {cls.WHAT} ({error}); write it with "
+                f"the file's metadata entry {ARCH_METADATA_KEY} describes no {cls.WHAT} ({why}); write it with "
                 f"{cls.__name__}.to_json(), or leave it out for an official architecture"
             ) from error

@@ -1,4 +1,4 @@
-"""Tells what a file is and whether it is sound, without torch and without running anything in it.
+"""Tells what a file is, which tensors it lists and whether it is sound, without torch or running anything in it.
 
 Of a pickle it reads which Python names it would import. That gives early, named errors; safety doesn't rest on it:
 `patchmint.weights.loading` opens files with torch's `weights_only` unpickler, which by itself refuses every name that
@@ -10,21 +10,24 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import safetensors
 
 from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
 from patchmint.weights.registry import Checkpoint
 
+Tensor = TypeVar("Tensor")
 FileKind = Literal["zip", "legacy", "safetensors", "pickle", "html", "lfs-pointer", "empty", "text", "other"]
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that `torch.save` wrote first before torch 1.6 (`torch.serialization.MAGIC_NUMBER`)."""
 
 _LEGACY_PICKLES = 5
+_LEGACY_OBJECT = 3
 """Magic number, version, system facts, the object, storage keys (`torch.serialization._legacy_save`), then bytes."""
 
 _MAX_PICKLE_BYTES = 256 << 20
@@ -78,6 +81,31 @@ class Contents:
     names: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class TensorShape:
+    """The shape of a tensor whose numbers weren't read."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weights file says of itself before its numbers.
+
+    Attributes:
+        tensors: shapes by name, named as `patchmint.weights.loading.StateFile` names them.
+        metadata: a safetensors header's; empty for torch files.
+    """
+
+    tensors: Mapping[str, TensorShape]
+    metadata: Mapping[str, str]
+
+
 def sniff(head: bytes) -> FileKind:
     """Tell from a file's first bytes (512 are enough) what it is."""
     if not head:
@@ -128,27 +156,87 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
         WeightsUnsafeError: it is a pickle that names something to run.
     """
     try:
-        kind = sniff(read_head(path))
+        kind = _container(path)
         size = path.stat().st_size
-        match kind:
-            case "zip" | "legacy" | "safetensors":
-                if checkpoint is not None and checkpoint.size not in (None, size):
-                    problem = "cut off" if size < (checkpoint.size or 0) else "not this checkpoint"
-                    raise _corrupt(path, f"{problem}: it has {size} bytes, {checkpoint.name} has {checkpoint.size}")
-            case _:
-                with path.open("rb") as file:
-                    _refuse_foreign(path, [_scan_pickle(file)])
-                raise _corrupt(path, describe(kind))
+        if checkpoint is not None and checkpoint.size not in (None, size):
+            problem = "cut off" if size < (checkpoint.size or 0) else "not this checkpoint"
+            raise _corrupt(path, f"{problem}: it has {size} bytes, {checkpoint.name} has {checkpoint.size}")
         match kind:
             case "zip":
-                scans = [_scan_zip(path)]
+                scans = [_scan_pickle(io.BytesIO(_pickle_in_zip(path, check_sums=True)))]
             case "legacy":
                 scans = _scan_legacy(path)
             case "safetensors":
-                _check_safetensors(path)
+                _read_safetensors(path)
                 return Contents("safetensors")
     except OSError as error:
-        raise WeightsMissingError(f"{path} can't be read: {error.strerror or error}; check the path") from error
+        raise _unreadable(path, error) from error
+    _refuse(path, scans)
+    return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
+
+
+def read_header(path: Path) -> Header:
+    """Read which tensors a weights file lists, and leave their numbers alone.
+
+    Raises:
+        WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `inspect`; damage to the numbers isn't seen.
+    """
+    try:
+        match _container(path):
+            case "safetensors":
+                return _read_safetensors(path)
+            case "zip":
+                pickled = io.BytesIO(_pickle_in_zip(path, check_sums=False))
+                _refuse(path, [_scan_pickle(pickled)])
+                pickled.seek(0)
+                loaded = read_shapes(pickled)
+            case "legacy":
+                _refuse(path, _scan_legacy(path))
+                with path.open("rb") as file:
+                    for _ in range(_LEGACY_OBJECT):
+                        _scan_pickle(file)
+                    loaded = read_shapes(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise _corrupt(path, f"damaged: {error}") from error
+    state = state_dict_in(loaded)
+    shapes = {name: shape for name, shape in state.items() if isinstance(shape, TensorShape)}
+    return Header(without_module(shapes), {})
+
+
+def state_dict_in(loaded: object) -> dict[str, Any]:
+    """The state dict in what a torch file holds; empty where there is none.
+
+    That is `{"state_dict": ...}` (Lightning), `{"model": ...}` (Grounding DINO), or the whole (SAM).
+    """
+    if not isinstance(loaded, dict):
+        return {}
+    return next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), loaded)
+
+
+def without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take a `module.` that all names start with (`DataParallel`'s) off them."""
+    prefix = "module."
+    wrapped = all(name.startswith(prefix) for name in tensors)
+    return {name.removeprefix(prefix) if wrapped else name: tensor for name, tensor in tensors.items()}
+
+
+def _container(path: Path) -> Literal["zip", "legacy", "safetensors"]:
+    kind = sniff(read_head(path))
+    if kind not in ("zip", "legacy", "safetensors"):
+        with path.open("rb") as file:
+            _refuse_foreign(path, [_scan_pickle(file)])
+        raise _corrupt(path, describe(kind))
+    return kind
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsMissingError:
+    message = f"{path} can't be read: {error.strerror or error}; check the path"
+    return WeightsMissingError(message, names=[str(path)])
+
+
+def _refuse(path: Path, scans: list[_PickleScan]) -> None:
     _refuse_foreign(path, scans)
     if not all(scan.complete for scan in scans):
         raise _corrupt(path, "cut off or damaged: its pickle breaks off")
@@ -157,7 +245,6 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
             f"{path} was saved with a pickle protocol that torch's safe reader doesn't know; "
             "save it again with torch.save's default protocol, or as safetensors"
         )
-    return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
 
 
 def _corrupt(path: Path, problem: str) -> WeightsCorruptError:
@@ -176,7 +263,7 @@ def _refuse_foreign(path: Path, scans: list[_PickleScan]) -> None:
         )
 
 
-def _scan_zip(path: Path) -> _PickleScan:
+def _pickle_in_zip(path: Path, *, check_sums: bool) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -188,10 +275,11 @@ def _scan_zip(path: Path) -> _PickleScan:
                 if member.compress_type != zipfile.ZIP_STORED:
                     raise _corrupt(path, "a compressed zip archive, which torch.save never writes")
                 # torch itself doesn't check these sums (built without), and mapped memory can't
-                with archive.open(member) as part:
-                    while part.read(_CHUNK):
-                        pass
-            return _scan_pickle(io.BytesIO(archive.read(pickles[0])))
+                if check_sums:
+                    with archive.open(member) as part:
+                        while part.read(_CHUNK):
+                            pass
+            return archive.read(pickles[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise _corrupt(path, f"cut off or damaged ({error})") from error
 
@@ -204,10 +292,11 @@ def _scan_legacy(path: Path) -> list[_PickleScan]:
     return scans
 
 
-def _check_safetensors(path: Path) -> None:
+def _read_safetensors(path: Path) -> Header:
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {name: TensorShape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+            return Header(shapes, dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
         raise _corrupt(path, f"a cut or damaged safetensors file ({error})") from error
 
@@ -258,6 +347,66 @@ def _scan_pickle(stream: BinaryIO) -> _PickleScan:
     except (ValueError, OverflowError, MemoryError):
         complete = False
     return _PickleScan(frozenset(names), protocol, complete)
+
+
+def read_shapes(stream: BinaryIO) -> object:
+    """What one pickle of a torch checkpoint holds, as far as dictionaries and tensors go; nothing in it runs.
+
+    Returns:
+        Dictionaries with string keys as such, a `TensorShape` for each tensor, something meaningless for the rest.
+
+    Raises:
+        ValueError: it breaks off, or is no pickle.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+                continue
+            if opcode.name == "STOP":
+                break
+            made: Any = argument
+            taken = _taken(stack, opcode.stack_before)
+            match opcode.name, taken:
+                case "MARK", _:
+                    made = _MARK
+                case "GET" | "BINGET" | "LONG_BINGET", _:
+                    made = memo[argument]
+                case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" | "EMPTY_TUPLE", _:
+                    made = tuple(taken)
+                case ("EMPTY_DICT", _) | ("REDUCE", ["collections OrderedDict", _]):
+                    made = {}
+                case "REDUCE", ["torch._utils _rebuild_tensor_v2" | "torch._utils _rebuild_tensor", (_, _, sizes, *_)]:
+                    made = TensorShape(tuple(map(int, sizes)))
+                case "REDUCE", ["torch._utils _rebuild_parameter", (made, *_)]:
+                    pass
+                case "SETITEM" | "SETITEMS", [dict() as made, *items]:
+                    pairs = zip(items[::2], items[1::2], strict=True)
+                    made |= {name: value for name, value in pairs if isinstance(name, str)}
+                case "BUILD", [made, _]:
+                    pass
+            stack += [made] * len(opcode.stack_after)
+        return stack.pop()
+    except (TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        raise ValueError(f"it is no sound pickle ({error!r})") from error
+
+
+_MARK = object()
+
+
+def _taken(stack: list[Any], before: list[pickletools.StackObject]) -> list[Any]:
+    """Take off the stack what an opcode takes, in the order in which it was put there."""
+    above_mark: list[Any] = []
+    if pickletools.markobject in before:
+        before = before[: before.index(pickletools.markobject)]
+        while (item := stack.pop()) is not _MARK:
+            above_mark.append(item)
+    start = len(stack) - len(before)
+    taken = stack[start:] + above_mark[::-1]
+    del stack[start:]
+    return taken
 
 
 def is_inert(name: str) -> bool:

@@ -114,10 +114,14 @@ def pull(
             if checkpoint.sha256 is None:
                 record_sha256(target, sha256, _without_login(source))
             sync_folder(folder)
+    except WeightsMissingError as error:
+        error.names = (checkpoint.name,)
+        raise
     except OSError as error:
         raise WeightsMissingError(
             f"{checkpoint.name} can't be written to {target}: {error.strerror or error}; "
-            "free some space, or choose another folder (`--to`, or the PATCHMINT_WEIGHTS variable)"
+            "free some space, or choose another folder (`--to`, or the PATCHMINT_WEIGHTS variable)",
+            names=[checkpoint.name],
         ) from error
     return target
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
-from patchmint.weights.container import inspect, is_inert
+from patchmint.weights.container import inspect, is_inert, state_dict_in, without_module
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import locate
 
@@ -82,11 +82,7 @@ def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
     if contents.kind == "safetensors":
         return _load_safetensors(path)
     loaded = _load_torch(path, frozenset(filter(is_inert, contents.names)), mapped=contents.kind == "zip")
-    tensors = _unwrap(loaded, path)
-    prefix = "module."
-    if all(name.startswith(prefix) for name in tensors):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return StateFile(path, tensors, {})
+    return StateFile(path, without_module(_unwrap(loaded, path)), {})
 
 
 def load_named(name_or_path: str) -> StateFile:
@@ -164,12 +160,10 @@ def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     """The state dict in what a torch file holds."""
-    state = loaded
-    if isinstance(loaded, dict):
-        state = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), loaded)
-    if not isinstance(state, dict) or not state:
+    state = state_dict_in(loaded)
+    if not state:
         raise WeightsCorruptError(
-            f"{path} is a torch file, but holds no state dict (found: {type(state).__name__}); "
+            f"{path} is a torch file, but holds no state dict (found: {type(loaded).__name__}); "
             "save one with `torch.save(model.state_dict(), path)`"
         )
     for name, value in state.items():

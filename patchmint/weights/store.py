@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import platformdirs
 
-from patchmint.errors import WeightsCorruptError, WeightsError, WeightsMissingError
-from patchmint.weights.container import describe, inspect, read_head, sniff
+from patchmint.errors import (
+    WeightsCorruptError,
+    WeightsError,
+    WeightsMismatchError,
+    WeightsMissingError,
+    did_you_mean,
+)
+from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+
+Arch = TypeVar("Arch")
 
 FOLDER_VARIABLE = "PATCHMINT_WEIGHTS"
 
@@ -69,11 +77,10 @@ def named_checkpoint(name: str) -> Checkpoint:
 
 
 def _unknown(name: str) -> WeightsMissingError:
-    near = difflib.get_close_matches(name.lower(), CHECKPOINTS, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
     return WeightsMissingError(
-        f"no weights are called {name!r}; {meant}`patchmint models list` shows every name; "
-        "a local file is given by its path, such as ./weights.pth"
+        f"no weights are called {name!r}{did_you_mean(name, CHECKPOINTS)} (`patchmint models list` shows every name); "
+        "a local file is given by its path, such as ./weights.pth",
+        names=[name],
     )
 
 
@@ -98,7 +105,8 @@ def locate(name_or_path: str) -> Path:
         elif not path.is_file():
             raise WeightsMissingError(
                 f"the weights {name_or_path!r} aren't on this machine ({path} is missing); "
-                f"run `patchmint models pull {name_or_path}`, or give the path of the file"
+                f"run `patchmint models pull {name_or_path}`, or give the path of the file",
+                names=[name_or_path],
             )
         return path
     try:
@@ -106,21 +114,43 @@ def locate(name_or_path: str) -> Path:
         if path.is_file():
             return path
     except (OSError, RuntimeError) as error:  # too long a name, no such user
-        raise WeightsMissingError(f"{name_or_path[:200]!r} is no path of a weights file: {error}") from error
+        message = f"{name_or_path[:200]!r} is no path of a weights file: {error}"
+        raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
-        raise WeightsMissingError(f"{path} is a folder; give the weights file in it")
+        raise WeightsMissingError(f"{path} is a folder; give the weights file in it", names=[name_or_path])
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(
-            f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows"
+            f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows",
+            names=[name_or_path],
         )
     raise _unknown(name_or_path)
+
+
+def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Mapping[str, str]], Arch]) -> Arch:
+    """What the file that a name or a path means is, from its header: the numbers aren't read.
+
+    Args:
+        name_or_path: as for `locate`.
+        infer: tells it from shapes and metadata.
+
+    Raises:
+        WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `locate` and `read_header`.
+        WeightsMismatchError: `infer` doesn't know it.
+    """
+    path = locate(name_or_path)
+    header = read_header(path)
+    try:
+        return infer(header.tensors, header.metadata)
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(f"{path}: {error}") from error
 
 
 def _check_installed(checkpoint: Checkpoint, path: Path) -> None:
     """Nobody but the installer puts a bundled file there, so pulling it or giving a path is no way out."""
     broken = f"the installation is broken. Mend it with\n  {REINSTALL}"
     if not path.is_file():
-        raise WeightsMissingError(f"{checkpoint.name!r} comes with patchmint, but {path} is missing: {broken}")
+        message = f"{checkpoint.name!r} comes with patchmint, but {path} is missing: {broken}"
+        raise WeightsMissingError(message, names=[checkpoint.name])
     size = path.stat().st_size
     if size != checkpoint.size:
         raise WeightsCorruptError(

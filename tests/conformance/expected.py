@@ -1,7 +1,5 @@
 """What every reader must see, and the comparison with what it saw. Runs in every reader's environment: numpy only."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -26,7 +24,7 @@ class Expected:
         self.samples: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
 
     @classmethod
-    def from_command_line(cls) -> Expected:
+    def from_command_line(cls) -> "Expected":
         return cls(Path(sys.argv[1]), Path(sys.argv[2]))
 
     @property

@@ -1,7 +1,5 @@
 """Hugging Face `datasets`: streaming, and converted to Arrow on disk; no features given, so that it infers them."""
 
-from __future__ import annotations
-
 import tempfile
 
 import datasets
@@ -12,11 +10,7 @@ datasets.disable_progress_bars()
 with tempfile.TemporaryDirectory() as cache:
     for streaming in (True, False):
         read = datasets.load_dataset(
-            "webdataset",
-            data_files={"train": expected.tars},
-            split="train",
-            streaming=streaming,
-            cache_dir=cache,
+            "webdataset", data_files={"train": expected.tars}, split="train", streaming=streaming, cache_dir=cache
         )
         count = 0
         for row in read:

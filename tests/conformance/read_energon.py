@@ -1,7 +1,5 @@
 """Megatron Energon: its commands on a copy (it writes beside the tars), then its own loader."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

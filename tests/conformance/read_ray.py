@@ -1,7 +1,5 @@
 """Ray Data's own reader, without its decoder."""
 
-from __future__ import annotations
-
 import ray
 from expected import Expected
 

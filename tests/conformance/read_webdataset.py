@@ -1,7 +1,5 @@
 """webdataset, without its decoders: raw members, then our own decoding."""
 
-from __future__ import annotations
-
 import webdataset
 from expected import Expected
 

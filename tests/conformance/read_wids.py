@@ -1,7 +1,5 @@
 """wids: random access to tars, by number. Raw members, then our own decoding."""
 
-from __future__ import annotations
-
 import random
 
 from expected import Expected

@@ -4,8 +4,6 @@ Writes a small data set through the real writer and reads it with each reader in
 if a reader sees something else than what was written.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -7,7 +7,6 @@ process of the group); STAND_IN_ONCE = a file that is made when it happens, afte
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -72,9 +71,10 @@ def _act(action):
         os.killpg(0, signal.SIGSTOP)
         return
     if action == "kill-both":
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getsid(0), signal.SIGKILL)  # the driver leads the session
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if multiprocessing.parent_process() is not None and os.environ.get("STAND_IN_STEP"):
+_in_worker = any(thread.name == "end-with-parent" for thread in threading.enumerate())
+if _in_worker and os.environ.get("STAND_IN_STEP"):
     _install(os.environ["STAND_IN_STEP"], os.environ["STAND_IN_ONCE"])

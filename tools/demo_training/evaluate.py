@@ -22,7 +22,7 @@ from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import Tokenizer
 from patchmint.labelers.grounded_sam import GroundedSam, build_grounded_sam, build_masker
-from patchmint.labelers.sam import MaskCoverage
+from patchmint.labelers.sam.masks import MaskCoverage
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import Size
 from patchmint.weights.store import bundled_folder

@@ -9,10 +9,10 @@ from torch import nn
 
 from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES
 from patchmint.demo.texts import NUMBERS, plural
-from patchmint.labelers.grounding_dino.model import GroundingDinoArch
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
-from patchmint.labelers.sam.model import SamArch
-from patchmint.tokenizers.vqgan.model import VqganArch
+from patchmint.labelers.sam.arch import SamArch
+from patchmint.tokenizers.vqgan.arch import VqganArch
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 
 FILES = {role: f"demo-{role}.safetensors" for role in ("detector", "masker", "tokenizer")}

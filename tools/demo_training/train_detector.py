@@ -24,7 +24,7 @@ from patchmint.labelers.grounding_dino.encoders import ImageFeatures, encode_ima
 from patchmint.labelers.grounding_dino.model import untrained
 from patchmint.labelers.grounding_dino.prompts import Prompt, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.transformer import Proposals, propose, refine
-from patchmint.labelers.sam import SamMasker
+from patchmint.labelers.sam.masker import SamMasker
 from patchmint.types import Size, Text
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, attribute_loss, position_losses, query_losses
 from tools.demo_training.measure import TrueMasker, judge_labels

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.labelers.sam import SamMasker, untrained
+from patchmint.labelers.sam.masker import SamMasker
 from patchmint.labelers.sam.masks import input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.model import untrained
 from tools.demo_training.measure import mask_ious
 from tools.demo_training.models import FILES, MASKER, save_weights
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 from patchmint.demo.scenes import make_scene
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
-from patchmint.tokenizers.vqgan import Vqgan, VqganTokenizer, untrained_vqgan
+from patchmint.tokenizers.vqgan.model import Vqgan, untrained_vqgan
 from patchmint.tokenizers.vqgan.quantize import NearestCodebook
+from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from tools.demo_training.evaluate import psnr_and_use
 from tools.demo_training.models import FILES, TOKENIZER, save_weights
 

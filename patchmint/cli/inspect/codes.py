@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from patchmint.datasets.dataset import Dataset
     from patchmint.inspection.codes.index import CodeIndex
-    from patchmint.inspection.codes.query import CodeReport
-    from patchmint.inspection.codes.ranking import RankedCode, Ranking
+    from patchmint.inspection.codes.query import CodeReport, RankedCode, Ranking
     from patchmint.shards.layout import TokensLayout
     from patchmint.types import RgbImage
 
@@ -56,8 +55,7 @@ def codes_command(
     Ends with 0; with 1 if no image contains the code; with 2 if there is no such code, or no codes at all.
     """
     from patchmint.datasets.dataset import open_dataset
-    from patchmint.inspection.codes.books import parse_code, tokens_layout
-    from patchmint.inspection.codes.index import open_code_index
+    from patchmint.inspection.codes.index import open_code_index, parse_code, tokens_layout
 
     if (code is None) != top:
         raise InputError("give one code, such as 17, or --top for the commonest; `patchmint inspect stats` has all")
@@ -98,7 +96,7 @@ def _top(
     as_json: bool,
 ) -> None:
     from patchmint.datasets.reader import dataset_notice
-    from patchmint.inspection.codes.ranking import rank_codes
+    from patchmint.inspection.codes.query import rank_codes
     from patchmint.inspection.codes.sheet import draw_ranking
 
     notice = dataset_notice(opened)

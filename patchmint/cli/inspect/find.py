@@ -17,7 +17,7 @@ from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset
-    from patchmint.inspection.find.samples import Found, Search
+    from patchmint.inspection.find.search import Found, Search
     from patchmint.samples import Reject
 
 _SHOWN = 50
@@ -68,7 +68,7 @@ def find_command(
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """
     from patchmint.datasets.dataset import open_dataset
-    from patchmint.inspection.find.samples import Search
+    from patchmint.inspection.find.search import Search
 
     if keys and as_json:
         raise InputError("--keys and --json exclude each other; drop one")
@@ -97,7 +97,7 @@ def find_command(
 
 
 def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, as_json: bool) -> int:
-    from patchmint.inspection.find.samples import find_samples, read_found, read_keys
+    from patchmint.inspection.find.search import find_samples, read_found, read_keys
 
     with progress_bar("find") as progress:
         total, indices = find_samples(dataset, search, limit, progress)
@@ -114,7 +114,7 @@ def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, a
 
 
 def _find_rejects(dataset: Dataset, search: tuple[str, str, str, str], limit: int, *, keys: bool, as_json: bool) -> int:
-    from patchmint.inspection.find.rejects import find_rejects
+    from patchmint.inspection.find.search import find_rejects
 
     reason, key, where, sort = search
     total, found = find_rejects(dataset, reason=reason, key=key, where=where, sort=sort, limit=limit)

@@ -15,7 +15,7 @@ from patchmint.cli.inspect.shared import console_for_data
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
-from patchmint.inspection.show.labels import mark_phrases, phrase_colours, text_labels
+from patchmint.inspection.show.labels import mark_phrases, phrase_colours, phrases_of_text, text_labels
 from patchmint.inspection.show.lookup import Found
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE
@@ -67,7 +67,7 @@ def _facts(dataset: Dataset, found: Found) -> Iterator[str]:
 
 def _print_text(console: Console, sample: StoredSample, number: int) -> None:
     document = sample.document
-    phrases = [phrase for phrase in document.phrases if phrase.text_index == number]
+    phrases = phrases_of_text(document, number)
     colours = _colours(phrases)
     console.print(Text(f"text {number} of 0..{len(document.texts) - 1}", "bold"))
     console.print(_marked(document.texts[number], phrases, colours, coloured=_is_coloured(console)))

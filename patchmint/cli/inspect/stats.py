@@ -18,9 +18,7 @@ from patchmint.jobs.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from patchmint.inspection.stats.collect import Stats
-    from patchmint.inspection.stats.positions import Positions
-    from patchmint.inspection.stats.usage import BookUsage
+    from patchmint.inspection.stats.collect import BookUsage, Positions, Stats
 
 _TOP_CODES = 8
 _BAR = 24
@@ -59,7 +57,7 @@ def stats_command(
 
         write_output(png, draw_png(stats))
     if html is not None:
-        from patchmint.inspection.stats.report import render_page
+        from patchmint.inspection.stats.plots import render_page
 
         write_output(html, render_page(stats).encode())
     if as_json:
@@ -103,7 +101,7 @@ def _print(console: Console, stats: Stats) -> None:
 
 
 def _print_distributions(console: Console, stats: Stats) -> None:
-    from patchmint.inspection.stats.report import named_distributions
+    from patchmint.inspection.stats.collect import named_distributions
 
     names = ("mean", "least", "5%", "median", "95%", "greatest")
     table = Table("", *(Column(name, justify="right") for name in names), "distribution")
@@ -117,7 +115,7 @@ def _print_distributions(console: Console, stats: Stats) -> None:
 
 
 def _print_usage(console: Console, usage: BookUsage, *, several: bool) -> None:
-    from patchmint.inspection.stats.report import top_codes
+    from patchmint.inspection.stats.collect import top_codes
 
     book = f" of book {usage.book}" if several else ""
     console.print(

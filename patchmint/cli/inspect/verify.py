@@ -18,7 +18,7 @@ from patchmint.errors import InputError
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
-    from patchmint.shards.findings import Finding
+    from patchmint.shards.checks import Finding
     from patchmint.storage import Storage
 
 _SHOWN = 200

@@ -8,6 +8,7 @@ code of each image: 1 GB for a million images of 200 codes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.rows import Progress, iter_tables, rows_at
-from patchmint.errors import ShardError
+from patchmint.datasets.reader import sample_at
+from patchmint.datasets.rows import iter_tables, rows_at
+from patchmint.errors import InputError, ShardError
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 TERM_SAMPLES = 20_000
 """Images of the spread that tells how common words are everywhere."""
@@ -36,16 +39,88 @@ _ROWS = 4096
 
 _Numbers = npt.NDArray[np.unsignedinteger[Any]]
 
-
-@dataclass(frozen=True, eq=False)
-class _Arrays:
-    offsets: Integers
-    totals: Integers
-    samples: _Numbers
-    counts: _Numbers
-    background: Background
+_CODE = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,12})", re.ASCII)
 
 
+@dataclass(frozen=True)
+class Code:
+    """A code.
+
+    Attributes:
+        number: its row in an index of all codebooks, one after another (as in the sidecars).
+        book: which codebook, from 0.
+        code: its number there, from 0: what stands in the sample's array.
+        name: `code`, or `book:code` where there are several codebooks.
+    """
+
+    number: int
+    book: int
+    code: int
+    name: str
+
+
+def tokens_layout(dataset: Dataset) -> TokensLayout:
+    """What the data set's codes are; of an unfinished build or a lone tar, what its first sample says.
+
+    Raises:
+        InputError: it has no codes, or no samples.
+        ShardError: the sample is damaged.
+        StorageError: it can't be read.
+    """
+    if not dataset.samples:
+        raise InputError(f"{dataset.uri} has no samples yet, so there are no codes to look at")
+    if dataset.manifest is not None:
+        tokens = dataset.manifest.layout.tokens
+    else:
+        document = sample_at(dataset, 0).document.tokens
+        try:
+            tokens = TokensLayout.model_validate(document.model_dump()) if document.member else None
+        except ValidationError as error:
+            raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
+    if tokens is None:
+        raise InputError(
+            f"{dataset.uri} has no codes; `patchmint extend {dataset.uri} OUT --tokens.size 256` makes them"
+        )
+    return tokens
+
+
+def book_starts(tokens: TokensLayout) -> Integers:
+    """Number of each codebook's first code, and of all codes at the end: int64 (codebooks + 1,)."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(tokens.codebook_sizes, np.int64))])
+
+
+def parse_code(text: str, tokens: TokensLayout) -> Code:
+    """What a user calls a code.
+
+    Raises:
+        InputError: it is no number, there is no such code or codebook, or it must be said which codebook.
+    """
+    match = _CODE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text[:40]!r} is no code; give its number, or BOOK:NUMBER where there are several codebooks")
+    sizes = tokens.codebook_sizes
+    if match[1] is None and len(sizes) > 1:
+        raise InputError(
+            f"there are {len(sizes)} codebooks, so code {text} could be in any; say which, such as 0:{text}"
+        )
+    book, code = int(match[1] or 0), int(match[2])
+    if book >= len(sizes):
+        raise InputError(f"there is no codebook {book}; they run from 0 to {len(sizes) - 1}")
+    if code >= sizes[book]:
+        named = f"codebook {book}" if len(sizes) > 1 else "the codebook"
+        raise InputError(f"code {code} isn't in {named}, whose codes run from 0 to {sizes[book] - 1}")
+    return named_code(int(book_starts(tokens)[book]) + code, tokens)
+
+
+def named_code(number: int, tokens: TokensLayout) -> Code:
+    """The code of a row of an index."""
+    starts = book_starts(tokens)
+    book = int(np.searchsorted(starts, number, side="right")) - 1
+    code = number - int(starts[book])
+    return Code(number, book, code, f"{book}:{code}" if len(tokens.codebook_sizes) > 1 else str(code))
+
+
+@dataclass(eq=False)
 class CodeIndex:
     """The index. Codes are numbered over all codebooks, one after another.
 
@@ -55,25 +130,19 @@ class CodeIndex:
         samples: positions of images in the data set, ascending within a code.
         counts: how often the code is in that image.
         background: how often words are in the texts of a spread of all images.
+        made_anew: makes another one.
     """
 
-    def __init__(self, load: Callable[[bool], _Arrays]) -> None:
-        """Open an index.
-
-        Args:
-            load: reads it; called with True, it makes it anew first.
-        """
-        self._load = load
-        self._set(load(False))
-
-    def _set(self, arrays: _Arrays) -> None:
-        self.offsets, self.totals = arrays.offsets, arrays.totals
-        self.samples, self.counts = arrays.samples, arrays.counts
-        self.background = arrays.background
+    offsets: Integers
+    totals: Integers
+    samples: _Numbers
+    counts: _Numbers
+    background: Background
+    made_anew: Callable[[], CodeIndex]
 
     def renew(self) -> None:
         """Make it anew: it turned out to be of another data set."""
-        self._set(self._load(True))
+        vars(self).update(vars(self.made_anew()))
 
     def agrees(self, dataset: Dataset, numbers: Iterable[int], limit: int) -> bool:
         """Whether the sidecars say the same of the `limit` first images of these codes.
@@ -129,10 +198,13 @@ def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress |
     def build(folder: Path) -> None:
         _build(dataset, codes, folder, progress)
 
-    return CodeIndex(lambda anew: open_index(dataset, _NAME, build, partial(_load, codes), anew=anew))
+    def opened(*, anew: bool) -> CodeIndex:
+        return open_index(dataset, _NAME, build, partial(_load, codes, partial(opened, anew=True)), anew=anew)
+
+    return opened(anew=False)
 
 
-def _load(codes: int, folder: Path) -> _Arrays:
+def _load(codes: int, made_anew: Callable[[], CodeIndex], folder: Path) -> CodeIndex:
     offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
     samples, counts = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
@@ -140,7 +212,8 @@ def _load(codes: int, folder: Path) -> _Arrays:
     if (offsets.shape, totals.shape) != ((codes + 1,), (codes,)) or not samples.shape == counts.shape == (offsets[-1],):
         raise ValueError("its arrays don't go together")
     stored = json.loads((folder / "terms.json").read_text("utf-8"))
-    return _Arrays(offsets, totals, samples, counts, Background(int(stored["samples"]), dict(stored["counts"])))
+    background = Background(int(stored["samples"]), dict(stored["counts"]))
+    return CodeIndex(offsets, totals, samples, counts, background, made_anew)
 
 
 def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> None:

@@ -7,20 +7,17 @@ from collections.abc import Sequence
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import dataset_notice, iter_stored
-from patchmint.datasets.rows import Progress
 from patchmint.errors import ImageError
 from patchmint.geometry import Fit, PatchGrid
 from patchmint.images.decode import decode_image
-from patchmint.inspection.codes.books import Code, parse_code
-from patchmint.inspection.codes.index import CodeIndex
-from patchmint.inspection.codes.query import CodeReport, find_cells
-from patchmint.inspection.codes.ranking import RankedCode, Ranking
+from patchmint.inspection.codes.index import Code, CodeIndex, parse_code
+from patchmint.inspection.codes.query import CodeReport, RankedCode, Ranking, find_cells
 from patchmint.pictures.contact_sheet import Tile, TileGroup, draw_contact_sheet, draw_tile
 from patchmint.pictures.labels import Rectangle
 from patchmint.shards.endings import DOCUMENT, IMAGE
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample
-from patchmint.types import RgbImage
+from patchmint.types import Progress, RgbImage
 
 _PREPROCESSING = re.compile(r"(pad|crop|squash)-([0-9]{1,5})-[a-z0-9]+", re.ASCII)
 _TILES_A_CODE = 6

@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import iter_stored, sample_at
-from patchmint.datasets.rows import Progress
 from patchmint.shards.endings import SELECTOR
 from patchmint.shards.reader import StoredSample
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 Array = npt.NDArray[np.generic]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.rows import Progress
 from patchmint.errors import InputError
 from patchmint.inspection.gallery.site import Site, is_own_file, is_own_folder
+from patchmint.types import Progress
 
 _MARK = b'patchmint.receive("data/meta"'
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)

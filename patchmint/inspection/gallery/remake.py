@@ -14,9 +14,8 @@ from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
-from patchmint.inspection.gallery.describe import phrases_of_text
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
-from patchmint.inspection.show.labels import phrase_colours
+from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
 from patchmint.interfaces import Tokens
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.codec import Array

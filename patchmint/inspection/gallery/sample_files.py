@@ -10,9 +10,8 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.images.decode import decode_image
-from patchmint.inspection.gallery.describe import describe_sample
+from patchmint.inspection.gallery.documents import describe_sample, script
 from patchmint.inspection.gallery.remake import Remaker
-from patchmint.inspection.gallery.scripts import script
 from patchmint.inspection.gallery.thumbnails import jpeg, small
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage

@@ -10,12 +10,17 @@ from functools import lru_cache
 from importlib import resources
 
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.rows import Progress
-from patchmint.inspection.gallery.columns import INDEX_CHUNK, TEXTS_CHUNK, index_document, texts_document
-from patchmint.inspection.gallery.meta import meta_document
+from patchmint.inspection.gallery.documents import (
+    INDEX_CHUNK,
+    TEXTS_CHUNK,
+    index_document,
+    meta_document,
+    script,
+    texts_document,
+)
 from patchmint.inspection.gallery.remake import Remaker, offer_decoded, offer_masks
 from patchmint.inspection.gallery.sample_files import Prepared, SampleFiles, file_name
-from patchmint.inspection.gallery.scripts import script
+from patchmint.types import Progress
 
 ASSETS = (
     "index.html",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from patchmint.errors import ShardError
 from patchmint.pictures.labels import PALETTE
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import PhraseDocument, SampleDocument
 
 Grid = npt.NDArray[np.uint8]
 
@@ -49,6 +50,11 @@ class Run:
 
     text: str
     numbers: tuple[int, ...]
+
+
+def phrases_of_text(document: SampleDocument, text: int) -> list[PhraseDocument]:
+    """What was found for one of a sample's texts, best first."""
+    return [phrase for phrase in document.phrases if phrase.text_index == text]
 
 
 def phrase_colours(phrases: Iterable[str]) -> dict[str, int]:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import Extent, read_extent, sample_at
-from patchmint.datasets.rows import Progress, iter_tables, read_table
+from patchmint.datasets.rows import iter_tables, read_table
 from patchmint.errors import InputError, PatchmintError
 from patchmint.inspection.cache import open_index
 from patchmint.shards.reader import StoredSample
-from patchmint.types import Integers
+from patchmint.types import Integers, Progress
 
 _NAMES = ("key", "id")
 _COMPARED_SHARDS, _COMPARED_KEYS = 32, 20_000

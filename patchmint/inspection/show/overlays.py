@@ -6,8 +6,8 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.geometry import Fit, PatchGrid, Placement
 from patchmint.images.decode import decode_image
-from patchmint.inspection.show.labels import text_labels
-from patchmint.pictures.overlay import OverlayPhrase, draw_overlay
+from patchmint.inspection.show.labels import phrases_of_text, text_labels
+from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SampleDocument
 from patchmint.types import RgbImage
@@ -33,17 +33,12 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
     if sample.selector is None:
         raise InputError(f"sample {sample.key!r} has no labels to draw; `patchmint extend` adds them to a data set")
     kept, coverage = text_labels(sample, text)
-    phrases = [
-        OverlayPhrase(phrase.text, (phrase.start, phrase.end), phrase.box, phrase.score)
-        for phrase in document.phrases
-        if phrase.text_index == text
-    ]
     return draw_overlay(
         decode_image(sample.image, max_megapixels=dataset.max_megapixels).pixels,
         placement=sample_placement(dataset, document),
         selector=kept,
         coverage=coverage,
-        phrases=phrases,
+        phrases=[found.phrase for found in phrases_of_text(document, text)],
         caption=document.texts[text],
         title=sample.key,
         notice=document.notice,

@@ -11,17 +11,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchmint.datasets.dataset import Dataset
-from patchmint.datasets.reader import dataset_notice
-from patchmint.datasets.rows import Progress, iter_tables
+from patchmint.datasets.dataset import Dataset, spread
+from patchmint.datasets.ledger import RejectCount, count_rejects
+from patchmint.datasets.reader import dataset_notice, iter_stored, sample_at
+from patchmint.datasets.rows import iter_tables
 from patchmint.errors import InputError, ShardError
-from patchmint.inspection.codes.books import tokens_layout
-from patchmint.inspection.codes.index import code_entries
+from patchmint.inspection.codes.index import book_starts, code_entries, tokens_layout
 from patchmint.inspection.stats.distributions import Counts, Distribution
-from patchmint.inspection.stats.positions import Positions, label_positions
-from patchmint.inspection.stats.rejects import RejectCount, count_rejects
-from patchmint.inspection.stats.usage import BookUsage, book_usage
+from patchmint.shards.endings import COVERAGE, SELECTOR
 from patchmint.shards.layout import TokensLayout
+from patchmint.types import Integers, Progress
 
 _COLUMNS = (
     "size",
@@ -148,6 +147,123 @@ def _tokens(dataset: Dataset) -> TokensLayout | None:
         return None
 
 
+@dataclass(frozen=True)
+class Positions:
+    """Mean labels by position. Of `anyres` grids the first view only: the whole image.
+
+    Attributes:
+        samples: that were read, evenly spread over the data set.
+        texts: of these.
+        selector: (rows, cols), share of the texts that keep the patch, 0..1.
+        coverage: (rows, cols), mean covered share of the patch, 0..1.
+        centre_bias: mean of `selector` over the middle (half the rows and half the columns), over that of the rest;
+            None where the rest is never kept.
+    """
+
+    samples: int
+    texts: int
+    selector: tuple[tuple[float, ...], ...]
+    coverage: tuple[tuple[float, ...], ...]
+    centre_bias: float | None
+
+
+def label_positions(dataset: Dataset, samples: int, progress: Progress | None = None) -> Positions:
+    """Average labels by position.
+
+    Args:
+        dataset: that has labels.
+        samples: how many to read, evenly spread; 0 = all.
+        progress: told after each sample.
+
+    Raises:
+        ShardError: a sample is damaged, or its labels aren't of the data set's grid.
+        StorageError: one can't be read.
+    """
+    grid = dataset.manifest.layout.grid if dataset.manifest is not None else sample_at(dataset, 0).document.grid
+    # Grows with the first sample: a grid may be said to be of any size.
+    sums = np.zeros((2, 1, 1), np.int64)
+    texts = 0
+    chosen = spread(dataset.samples, samples)
+    for _, sample in iter_stored(dataset, chosen, (SELECTOR, COVERAGE), progress):
+        selector, coverage = sample.selector, sample.coverage
+        if (
+            selector is None
+            or coverage is None
+            or selector.ndim != 3
+            or selector.shape != coverage.shape
+            or selector.shape[1] % grid.rows
+            or selector.shape[2] != grid.cols
+        ):
+            raise ShardError(
+                f"sample {sample.key!r} of {dataset.uri} has no labels of {grid.rows} x {grid.cols} patches; run "
+                f"`patchmint inspect verify {dataset.uri}`"
+            )
+        texts += len(selector)
+        kept, covered = selector[:, : grid.rows] != 0, coverage[:, : grid.rows]
+        sums = sums + np.stack([kept.sum(0, np.int64), covered.sum(0, np.int64)])
+    means = sums / max(texts, 1) / np.array([1, 255])[:, None, None]
+    selectors, coverages = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
+    return Positions(len(chosen), texts, selectors, coverages, _centre_bias(means[0]))
+
+
+def _centre_bias(kept: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:
+    rows, cols = kept.shape
+    middle = np.zeros(kept.shape, np.bool_)
+    middle[rows // 4 : rows - rows // 4, cols // 4 : cols - cols // 4] = True
+    around = float(kept[~middle].mean()) if not middle.all() else 0.0
+    return float(kept[middle].mean()) / around if around else None
+
+
+@dataclass(frozen=True)
+class BookUsage:
+    """Use of one codebook.
+
+    Attributes:
+        book: which, from 0.
+        size: codes that it has.
+        occurrences: codes in the data set that are of it.
+        used: codes that are there at least once.
+        dead: codes that never are.
+        perplexity: 2 ** entropy of the codes' shares: so many codes, equally frequent, would be as hard to guess. At
+            most `size`.
+        counts: how often each code is there.
+    """
+
+    book: int
+    size: int
+    occurrences: int
+    used: int
+    dead: int
+    perplexity: float
+    counts: tuple[int, ...]
+
+
+def book_usage(counts: Integers, tokens: TokensLayout) -> tuple[BookUsage, ...]:
+    """Use of each codebook.
+
+    Args:
+        counts: int64, how often each code is there; codebooks one after another.
+        tokens: what the codes are.
+    """
+    starts = book_starts(tokens)
+    parts = [counts[starts[book] : starts[book + 1]] for book in range(len(tokens.codebook_sizes))]
+    return tuple(_usage(book, part) for book, part in enumerate(parts))
+
+
+def _usage(book: int, counts: Integers) -> BookUsage:
+    total, used = int(counts.sum()), int((counts > 0).sum())
+    shares = counts[counts > 0] / max(total, 1)
+    return BookUsage(
+        book=book,
+        size=len(counts),
+        occurrences=total,
+        used=used,
+        dead=len(counts) - used,
+        perplexity=float(2 ** -(shares * np.log2(shares)).sum()) if total else 0.0,
+        counts=tuple(counts.tolist()),
+    )
+
+
 class _Sums:
     """What is summed up over all rows."""
 
@@ -234,3 +350,20 @@ def _within(values: _Array, low: float, high: float) -> bool:
 
 def _numbers(values: pa.Array) -> _Array:
     return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def named_distributions(stats: Stats) -> list[tuple[str, Distribution]]:
+    """The distributions that there are, in the order and with the names that people see."""
+    found = [("texts an image", stats.texts_per_image), ("words a text", stats.words_per_text)]
+    if stats.labels is not None:
+        found += [("label share of a text", stats.labels.shares), ("phrases a text", stats.labels.phrases_per_text)]
+        if stats.labels.scores is not None:
+            found.append(("score of a phrase", stats.labels.scores))
+    sizes = [("image width", stats.width), ("image height", stats.height), ("kB a sample", stats.kilobytes)]
+    return [(name, distribution) for name, distribution in (*found, *sizes) if distribution is not None]
+
+
+def top_codes(counts: tuple[int, ...], limit: int) -> list[tuple[int, int]]:
+    """The codes that are there most often, with their counts, the first of equals first."""
+    ranked = sorted(range(len(counts)), key=lambda code: (-counts[code], code))[:limit]
+    return [(code, counts[code]) for code in ranked if counts[code]]

@@ -1,22 +1,29 @@
-"""Plots of statistics, by matplotlib: one picture with all of them, or one after another for a page."""
+"""Plots of statistics, by matplotlib: one picture with all of them, or one after another on an HTML page.
+
+The page needs nothing else: no script, no network; light and dark as the reader's system.
+"""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from patchmint.inspection.stats.collect import Stats
-from patchmint.inspection.stats.distributions import Distribution
+from patchmint.inspection.stats.collect import Stats, named_distributions, top_codes
+from patchmint.inspection.stats.distributions import QUANTILES, Distribution
 
 _COLUMNS = 3
 _PANEL_INCHES = (4.4, 3.2)
 _DPI = 120
+
+_TOP_CODES = 20
 
 
 @dataclass(frozen=True)
@@ -151,3 +158,23 @@ def _usage(title: str, counts: Sequence[int]) -> Panel:
         axes.spines[["top", "right"]].set_visible(False)
 
     return Panel(title, draw)
+
+
+def render_page(stats: Stats) -> str:
+    """The page; whatever the data set's texts are, they are escaped."""
+    environment = Environment(
+        loader=PackageLoader("patchmint.inspection.stats"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    plots = [(panel.title, _data_uri(panel, LIGHT), _data_uri(panel, DARK)) for panel in panels(stats)]
+    return environment.get_template("stats.html").render(
+        stats=stats,
+        rejected=sum(entry.count for entry in stats.rejects),
+        distributions=named_distributions(stats),
+        quantiles=QUANTILES,
+        top_codes=[top_codes(usage.counts, _TOP_CODES) for usage in stats.codes],
+        plots=plots,
+    )
+
+
+def _data_uri(panel: Panel, theme: Theme) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(draw_svg(panel, theme)).decode()}"

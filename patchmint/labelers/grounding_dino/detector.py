@@ -15,7 +15,8 @@ from torch import nn
 from patchmint.compute.devices import to_device
 from patchmint.compute.precision import computing_in
 from patchmint.compute.stages import stage
-from patchmint.errors import WeightsCorruptError, WeightsMismatchError
+from patchmint.errors import WeightsCorruptError
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
     ImageFeatures,
@@ -24,7 +25,7 @@ from patchmint.labelers.grounding_dino.encoders import (
     encode_images,
     encode_prompts,
 )
-from patchmint.labelers.grounding_dino.model import GroundingDinoArch, store_reduced
+from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.transformer import match
 from patchmint.types import RgbImage, Size, Span, Text
@@ -58,7 +59,7 @@ class GroundingDino:
         compiled: compile the image backbone, on a GPU. What comes after it isn't: its shapes change with each batch.
 
     Raises:
-        WeightsMismatchError: the vocabulary is too large for the model's embedding table.
+        WeightsMismatchError: the vocabulary isn't of the size of the model's embedding table.
     """
 
     def __init__(
@@ -74,11 +75,7 @@ class GroundingDino:
         precision: torch.dtype = torch.float32,
         compiled: bool = False,
     ) -> None:
-        if vocabulary.size != arch.text_vocabulary:
-            raise WeightsMismatchError(
-                f"the vocabulary has {vocabulary.size} pieces, the model's embedding {arch.text_vocabulary}; "
-                "give the vocabulary that the model was trained with"
-            )
+        vocabulary.check_fits(arch)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.precision = precision

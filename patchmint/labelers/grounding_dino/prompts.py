@@ -19,8 +19,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from patchmint.errors import WeightsCorruptError
-from patchmint.labelers.grounding_dino.model import MAX_TEXT_TOKENS
+from patchmint.errors import WeightsCorruptError, WeightsMismatchError
+from patchmint.labelers.grounding_dino.arch import MAX_TEXT_TOKENS, GroundingDinoArch
 from patchmint.types import Span, Text
 
 _ROOM = MAX_TEXT_TOKENS - 3
@@ -123,6 +123,18 @@ class Vocabulary:
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters if c.isalnum())]
         pieces += [f"[unused{number}]" for number in range(size - len(pieces))]
         return cls({piece: number for number, piece in enumerate(pieces)})
+
+    def check_fits(self, arch: GroundingDinoArch) -> None:
+        """Check that a detector can have been trained with this vocabulary.
+
+        Raises:
+            WeightsMismatchError: its embedding table has another size.
+        """
+        if self.size != arch.text_vocabulary:
+            raise WeightsMismatchError(
+                f"the vocabulary has {self.size} pieces, the model's embedding {arch.text_vocabulary}; "
+                "give the vocabulary that the model was trained with"
+            )
 
     def tokenize(self, content: str) -> list[Token]:
         """Cut a text into tokens, with the characters each stands for."""

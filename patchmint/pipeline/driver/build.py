@@ -8,18 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import BuildConfig
-from patchmint.datasets.extension import check_extension, finished_manifest
+from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
-from patchmint.pipeline.driver.supervise import Pool, Progress, Supervisor
+from patchmint.pipeline.driver.supervise import Pool, Progress, Reporter, Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
-from patchmint.pipeline.plan import library_versions, make_plan, make_retry_plan, record_models
+from patchmint.pipeline.plan import (
+    discard_plan,
+    is_whole,
+    library_versions,
+    make_plan,
+    make_retry_plan,
+    record_models,
+    sweep_unplanned,
+)
+from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -30,30 +38,9 @@ from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.sidecar import mean_share_of
 from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
-
-
-class Reporter(Protocol):
-    """Where a build tells how it stands."""
-
-    def planned(self, samples: int) -> None:
-        """The plan is being made, and has so many samples by now."""
-        ...
-
-    def started(self, plan: Plan, units: int, done: int) -> None:
-        """The plan stands; so many units there are, and so many are done already."""
-        ...
-
-    def progress(self, progress: Progress, result: UnitResult | None) -> None:
-        """A unit is finished; or, without a result, some time has passed."""
-        ...
-
-    def warn(self, line: str) -> None:
-        """Something that people should know: a worker died, a unit is tried again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -120,8 +107,7 @@ def build(
         BuildError: the build can't go on; what is finished stays.
         StorageError, WeightsError, PluginError: as their names say.
     """
-    check_extension(config)
-    check_loadable(config)
+    check_buildable(config)
     storage = open_storage(config.output.uri)
     if not single_driver and not creates_conditionally(storage):
         raise BuildError(
@@ -145,7 +131,7 @@ def build(
         log.write()
         roll_forward(storage)
         models = record_models(config)
-        ledger = _planned(config, models, storage, planned, reporter, retry_failed=retry_failed)
+        ledger = _planned(config, models, storage, lease, planned, reporter, retry_failed=retry_failed)
         ledger.check()
         done_before = len(ledger.records)
         reporter.started(ledger.plans[0], len(ledger.units), done_before)
@@ -220,6 +206,7 @@ def _planned(
     config: BuildConfig,
     models: dict[str, ModelRecord],
     storage: Storage,
+    lease: Lease,
     planned: Callable[[int], None],
     reporter: Reporter,
     *,
@@ -227,15 +214,20 @@ def _planned(
 ) -> Ledger:
     """The plan that there is, or a new one; with a further one for the rejects if they are to be taken up."""
     ledger = Ledger.read(storage)
+    if not retry_failed and _is_replaced(ledger, config, models, lease, reporter):
+        ledger = Ledger(storage, [], {})
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be taken up; build first")
         source = open_source(config.source)
-        return Ledger.read(storage, [make_plan(source.samples(), config, models, storage, planned)])
+        plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
+        ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)
     changed = differences(ledger.plans[0].versions, library_versions())
     if changed:
         reporter.warn("the plan was made with other versions, so bytes may differ: " + "; ".join(changed))
+    if not ledger.records and len(ledger.plans) == 1 and lease.is_held():
+        sweep_unplanned(storage, ledger.plans[0])
     if not retry_failed:
         return ledger
     if ledger.left:
@@ -246,6 +238,22 @@ def _planned(
     if not rejected:
         return ledger
     return Ledger(storage, [*ledger.plans, make_retry_plan(storage, ledger.plans, rejected)], ledger.records)
+
+
+def _is_replaced(
+    ledger: Ledger, config: BuildConfig, models: dict[str, ModelRecord], lease: Lease, reporter: Reporter
+) -> bool:
+    """Take away a plan that can't be gone on with, if nothing of it is finished; False if it stays or there is none."""
+    if ledger.records or len(ledger.plans) != 1:
+        return False
+    (plan,) = ledger.plans
+    why = ["not all of its parts are there"] if not is_whole(ledger.storage, plan) else []
+    if not plan.is_of(config, models):
+        why = ["it was made with other settings", *plan.changes(config, models)]
+    if not why or not lease.is_held() or not discard_plan(ledger.storage):
+        return False
+    reporter.warn(f"the plan in {ledger.storage.uri}, of which nothing is finished, is replaced: {'; '.join(why)}")
+    return True
 
 
 def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
@@ -260,13 +268,12 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     """
     plan, storage = ledger.plans[0], ledger.storage
     records = [ledger.records[unit.id] for unit in ledger.units]
-    written = [record for record in records if record.written]
-    if not written:
+    first = next((record for record in records if record.written), None)
+    if first is None:
         return  # a data set without a sample has no layout; the build says that nothing was written
     source = plan.config["source"]
     extended = finished_manifest(open_storage(source["uri"])) if source["kind"] == "patchmint" else None
-    layout = _layout(storage, plan, written[0], extended)
-    tars = [file.size for record in written for path, file in record.files.items() if path.endswith(".tar")]
+    layout = _layout(storage, plan, first, extended)
     manifest = Manifest(
         notice=layout.notice,
         config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
@@ -276,16 +283,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
-        totals=Totals(
-            units=len(records),
-            planned=ledger.planned,
-            written=ledger.written,
-            rejected=dict(rejects),
-            texts=sum(record.texts for record in written),
-            label_share=mean_share_of((record.label_share, record.texts) for record in written),
-            shards=len(written),
-            bytes=sum(tars),
-        ),
+        totals=Totals.of(records, ledger.planned, rejects),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
     write_manifest(storage, manifest)

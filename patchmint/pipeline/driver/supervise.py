@@ -14,7 +14,7 @@ from typing import Protocol
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.hunt import Hunt
 from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, UnitResult
-from patchmint.shards.plan import Unit
+from patchmint.shards.plan import Plan, Unit
 
 MIN_REJECTS_TO_STOP = 10
 """Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
@@ -38,6 +38,10 @@ class Pool(Protocol):
 
     def wait(self, seconds: float) -> list[Event]:
         """What happened, waiting at most so long for something to happen."""
+        ...
+
+    def observe(self, progress: Progress, result: UnitResult | None) -> None:
+        """How the run stands, as often as it is reported: a pool may export the counts."""
         ...
 
     def retire(self, worker: int) -> None:
@@ -91,6 +95,22 @@ class Progress:
         self.batch_sizes = sorted({*self.batch_sizes, result.batch_size})
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Reporter:
+    """Is told how a build stands. This one does nothing: override what you want to hear."""
+
+    def planned(self, samples: int) -> None:
+        """The plan is being made, and has so many samples by now."""
+
+    def started(self, plan: Plan, units: int, done: int) -> None:
+        """The plan stands; so many units there are, and so many are done already."""
+
+    def progress(self, progress: Progress, result: UnitResult | None) -> None:
+        """A unit is finished; or, without a result, some time has passed."""
+
+    def warn(self, line: str) -> None:
+        """Something that people should know: a worker died, a unit is tried again."""
 
 
 class Supervisor:
@@ -160,7 +180,7 @@ class Supervisor:
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
-                self._report(self.progress, None)
+                self._tell(None)
         finally:
             self._pool.stop()
         return self.progress
@@ -228,8 +248,12 @@ class Supervisor:
         self.progress.add(result)
         self._samples += result.planned
         self._rejected += sum(result.rejects.values())
-        self._report(self.progress, result)
+        self._tell(result)
         self._check_rejects()
+
+    def _tell(self, result: UnitResult | None) -> None:
+        self._pool.observe(self.progress, result)
+        self._report(self.progress, result)
 
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)

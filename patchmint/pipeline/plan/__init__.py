@@ -1,15 +1,18 @@
 """The plan: which samples go into which shard, written down once and read by every worker."""
 
 from patchmint.pipeline.plan.estimate import DryRun, estimate
-from patchmint.pipeline.plan.make import make_plan, make_retry_plan
+from patchmint.pipeline.plan.make import discard_plan, is_whole, make_plan, make_retry_plan, sweep_unplanned
 from patchmint.pipeline.plan.models import check_models, library_versions, record_models
 
 __all__ = [
     "DryRun",
     "check_models",
+    "discard_plan",
     "estimate",
+    "is_whole",
     "library_versions",
     "make_plan",
     "make_retry_plan",
     "record_models",
+    "sweep_unplanned",
 ]

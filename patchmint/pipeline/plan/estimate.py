@@ -25,7 +25,6 @@ _PHRASES = 300
 """Bytes of the phrases that a text gets, in its JSON: three with their boxes and scores."""
 _CODE_CELL_PX = 16
 """Side of what one VQGAN code stands for (f16)."""
-_USUAL_CHANNELS = 1024
 _DECODED = 12
 """Bytes of pixels for a byte of a photograph's JPEG: 3 a pixel, at 2 bits a pixel in the file."""
 _BATCHES_IN_MEMORY = 8
@@ -145,6 +144,4 @@ def _feature_bytes(config: BuildConfig) -> int:
     assert config.features is not None
     grid = resolve_grid(config.grid)
     spec = check_features(config.models, config.features, grid)
-    # of an encoder that is a path the width isn't known before it is read; CLIP-L's is usual
-    numbers = spec.tokens * spec.channels if spec is not None else grid.rows * grid.cols * _USUAL_CHANNELS
-    return 2 * numbers * len(grid.place(_TYPICAL_SIZE).views)
+    return 2 * spec.tokens * spec.channels * len(grid.place(_TYPICAL_SIZE).views)

@@ -18,9 +18,10 @@ from patchmint.json_values import differences
 from patchmint.pipeline.plan.keys import Repeats, key_of, marked
 from patchmint.pipeline.plan.models import library_versions
 from patchmint.samples import PlannedSample, SourceSample
-from patchmint.shards.paths import plan_path
+from patchmint.shards.paths import COMMITS, PLAN_PATH, plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
-from patchmint.shards.plan_parts import SCHEMA, read_unit, storable, to_batch, write_parts
+from patchmint.shards.plan_parts import PARTS, SCHEMA, read_unit, storable, to_batch, write_parts
+from patchmint.shards.records import ATTEMPTS, run_and_unit
 from patchmint.storage import Storage
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -32,6 +33,7 @@ def make_plan(
     models: Mapping[str, ModelRecord],
     storage: Storage,
     progress: Callable[[int], None] | None = None,
+    may_replace: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Read the source once and write down which samples go into which shard.
 
@@ -44,6 +46,7 @@ def make_plan(
         models: what `record_models` found.
         storage: the output.
         progress: called with the number of samples read so far.
+        may_replace: whether this driver may take away another plan of which nothing is finished; asked right before.
 
     Returns:
         The plan, as it lies in the output.
@@ -69,7 +72,59 @@ def make_plan(
         models=dict(models),
         versions=library_versions(),
     )
-    return _create(storage, plan, lambda other: other.check_same(config, models))
+    return _create(storage, plan, lambda other: other.check_same(config, models), may_replace)
+
+
+def discard_plan(storage: Storage) -> bool:
+    """Take away the plan if nothing of it is finished.
+
+    For the driver that holds the lease. Workers commit only units of the plan that is there; where one has committed in
+    between all the same, the plan comes back. Killed anywhere, this leaves a whole plan or none.
+
+    Returns:
+        Whether there is no plan any more. False: a unit is committed, or a shard is there.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    if _has_results(storage):
+        return False
+    index = storage.read(PLAN_PATH)
+    storage.delete([PLAN_PATH])
+    if _has_results(storage):
+        storage.create(PLAN_PATH, index)
+        return False
+    return True
+
+
+def sweep_unplanned(storage: Storage, plan: Plan) -> None:
+    """Delete what other plans have left: parts, and attempts at units that this one doesn't have.
+
+    For the driver that holds the lease, before anything is committed: later there may be retry plans.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    parts, units = {unit.part for unit in plan.units}, {unit.id for unit in plan.units}
+    unplanned = [entry.path for entry in storage.list(PARTS) if entry.path not in parts]
+    for entry in storage.list(ATTEMPTS):
+        tried = run_and_unit(entry.path.split("/")[1])
+        if tried is not None and tried[1] not in units:
+            unplanned.append(entry.path)
+    storage.delete(unplanned)
+
+
+def is_whole(storage: Storage, plan: Plan) -> bool:
+    """Whether every part that a plan names is there.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    return {unit.part for unit in plan.units} <= {entry.path for entry in storage.list(PARTS)}
+
+
+def _has_results(storage: Storage) -> bool:
+    return any(next(storage.list(room), None) for room in (COMMITS, "shards", "rejects"))
 
 
 def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[int]) -> Plan:
@@ -106,19 +161,21 @@ def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[
         models=plan.models,
         versions=library_versions(),
     )
-    return _create(storage, retry, lambda _: None)
+    return _create(storage, retry, lambda _: None, lambda: False)
 
 
-def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None]) -> Plan:
-    """Put the index into the output; where there is one already, it must be the same plan."""
+def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None], may_replace: Callable[[], bool]) -> Plan:
+    """Put the index into the output; where there is one already, it must be the same plan, or one to be replaced."""
     path = plan_path(plan.generation)
-    if storage.create(path, write_index(plan)):
-        return plan
-    there = load_plan(storage, plan.generation)
-    if there is None:
-        raise BuildError(f"{path} in {storage.uri} was there and is gone: somebody deletes files there; stop that")
-    check(there)
-    if there.digest != plan.digest:
+    while not storage.create(path, write_index(plan)):
+        there = load_plan(storage, plan.generation)
+        if there is None:
+            raise BuildError(f"{path} in {storage.uri} was there and is gone: somebody deletes files there; stop that")
+        if there.digest == plan.digest:
+            return there
+        if may_replace() and discard_plan(storage):
+            continue
+        check(there)
         versions = differences(there.versions, plan.versions)
         what = "with other versions: " + ", ".join(versions) if versions else "of other samples"
         raise BuildError(
@@ -126,7 +183,7 @@ def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None]) -> Plan
             "source has changed, or another driver is at work. Run the same command again to go on with that plan, or "
             "build into another output.uri"
         )
-    return there
+    return plan
 
 
 def _chosen(storage: Storage, plan: Plan, ordinals: npt.NDArray[np.int64]) -> Iterator[PlannedSample]:

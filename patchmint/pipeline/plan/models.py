@@ -6,13 +6,13 @@ import hashlib
 import platform
 import socket
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
-from patchmint.errors import BuildError, PluginError, WeightsMissingError
-from patchmint.plugins import Group, is_outside_tokenizer, plugin_names
+from patchmint.errors import BuildError, WeightsMissingError
+from patchmint.plugins import Group, find_plugin, is_outside_tokenizer
 from patchmint.shards.plan import ModelRecord
 from patchmint.version import __version__
 from patchmint.weights.registry import CHECKPOINTS
@@ -89,14 +89,9 @@ def _record(role: str, name: str) -> ModelRecord:
 
 
 def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:
-    for point in entry_points(group=group, name=name):
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
-        return ModelRecord(role, name, distribution=distribution)
-    offered = ", ".join(plugin_names(group)) or "none"
-    raise PluginError(
-        f"no installed package offers {name!r} in the entry point group {group} (offered: {offered}); "
-        "install the package that does, on every machine of the build"
-    )
+    point = find_plugin(group, name)
+    distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+    return ModelRecord(role, name, distribution=distribution)
 
 
 def _file_record(role: str, name: str, path: Path) -> ModelRecord:
@@ -104,7 +99,8 @@ def _file_record(role: str, name: str, path: Path) -> ModelRecord:
         sha256, size = sha256_of(path), path.stat().st_size
     except OSError as error:
         raise WeightsMissingError(
-            f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions"
+            f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions",
+            names=[name],
         ) from error
     licences = (checkpoint.licence for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256)
     return ModelRecord(role, name, sha256, size, next(licences, ""))

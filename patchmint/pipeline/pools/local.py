@@ -1,28 +1,36 @@
 """Workers as child processes of the driver: no Ray, several GPUs if there are any.
 
 A process of its own, even for one worker: a sample that crashes a library then kills a worker and not the build.
+
+The children are started as commands, not through `multiprocessing`: that would run the caller's main script again in
+each of them, and fail in a notebook. A fork would inherit whatever threads and locks the driver holds at that moment.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
 
-from patchmint.pipeline.orders import Died, Event, Order, WorkerSettings
+from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _STOP_SECONDS = 5
+_START = "import sys; sys.path[:] = {path!r}; from patchmint.pipeline.pools.local import serve; serve({connection})"
 
 
 @dataclass
 class _Child:
-    process: BaseProcess
-    connection: Connection
+    process: subprocess.Popen[bytes]
+    connection: Connection[Any, Any]
     slot: int
 
 
@@ -40,8 +48,6 @@ class LocalPool:
         self._settings = settings
         self._device = device
         self._threads = threads
-        # spawn: a fork would inherit whatever threads and locks the driver holds at that moment
-        self._context = multiprocessing.get_context("spawn")
         self._children: dict[int, _Child] = {}
         self._next = 0
 
@@ -51,11 +57,8 @@ class LocalPool:
             self._spawn(slot)
 
     def submit(self, worker: int, order: Order) -> None:
-        """Send an order; that a worker is gone shows in `wait`."""
-        try:
-            self._children[worker].connection.send(order)
-        except OSError:
-            return
+        """Send an order."""
+        self._send(worker, order)
 
     def wait(self, seconds: float) -> list[Event]:
         """Messages and deaths."""
@@ -72,6 +75,9 @@ class LocalPool:
             events.append(message)
         return events
 
+    def observe(self, progress: Progress, result: UnitResult | None) -> None:
+        """Nothing is exported."""
+
     def retire(self, worker: int) -> None:
         """End an idle worker."""
         self._end(self._children.pop(worker))
@@ -85,35 +91,52 @@ class LocalPool:
 
     def _spawn(self, slot: int) -> None:
         worker, self._next = self._next, self._next + 1
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_serve,
-            args=(worker, slot, theirs, self._settings, self._device, self._threads),
-            name=f"patchmint-worker-{worker}",
-            daemon=True,
-        )
-        # Ctrl-C reaches the whole group, and a child that is only just starting isn't yet deaf to it
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        process.start()
-        signal.signal(signal.SIGINT, before)
+        ours, theirs = Pipe()
+        start = _START.format(path=sys.path, connection=theirs.fileno())
+        with _deaf_to_interrupts():
+            # by the end of its standard input the child knows that the driver is gone
+            process = subprocess.Popen(  # noqa: S603 (this interpreter, with code from here)
+                [sys.executable, "-c", start], stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]
+            )
         theirs.close()  # or the end of the child would not close the pipe
         self._children[worker] = _Child(process, ours, slot)
+        self._send(worker, (worker, slot, self._settings, self._device, self._threads))
+
+    def _send(self, worker: int, message: object) -> None:
+        """Send something; that a worker is gone shows in `wait`."""
+        with suppress(OSError):
+            self._children[worker].connection.send(message)
 
     def _bury(self, worker: int) -> Died:
         child = self._children.pop(worker)
-        child.process.join(_STOP_SECONDS)
-        code = child.process.exitcode
-        self._end(child)
+        code = self._end(child)
         self._spawn(child.slot)
         return Died(worker, innocent=False, message=_cause(code))
 
-    def _end(self, child: _Child) -> None:
+    def _end(self, child: _Child) -> int | None:
+        """See a child end; its exit code, None if it had to be killed."""
         child.connection.close()
-        child.process.join(_STOP_SECONDS)
-        if child.process.is_alive():
-            child.process.kill()
-            child.process.join()
-        child.process.close()
+        code = None
+        with suppress(subprocess.TimeoutExpired):
+            code = child.process.wait(_STOP_SECONDS)
+        child.process.kill()
+        child.process.wait()
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        return code
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the whole group: a child ignores it from its first moment on, as its parent does then."""
+    if threading.current_thread() is not threading.main_thread():  # signals can be set in the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _cause(code: int | None) -> str:
@@ -124,10 +147,16 @@ def _cause(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def _serve(worker: int, slot: int, connection: Connection, settings: WorkerSettings, device: str, threads: int) -> None:
-    """The child's main function: load, then do orders until the driver is gone."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def serve(descriptor: int) -> None:
+    """The child's main function: load, then do orders until the driver is gone.
+
+    Args:
+        descriptor: of its end of the pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    connection: Connection[Any, Any] = Connection(descriptor)
+    worker, slot, settings, device, threads = connection.recv()
     served = ServedWorker(worker)
     try:
         connection.send(served.load(settings, device, threads, slot))
@@ -138,7 +167,6 @@ def _serve(worker: int, slot: int, connection: Connection, settings: WorkerSetti
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    while os.read(0, 1):  # unbuffered: a lock that a thread holds would stop the interpreter from ending
+        pass
     os._exit(1)

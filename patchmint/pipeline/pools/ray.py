@@ -19,10 +19,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.util.metrics import Counter, Gauge
 
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
-from patchmint.pipeline.orders import Died, Event, Order, WorkerSettings
+from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
@@ -67,6 +69,7 @@ class RayPool:
         self._enough_at = time.monotonic()
         _connect(runner)
         self._pulse = _Pulse()
+        self._metrics = _Metrics()
 
     def start(self, workers: int) -> None:
         """Create all actors at once: an autoscaler sees those that nothing can place yet."""
@@ -93,6 +96,10 @@ class RayPool:
         more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0) if done else ([], [])
         events = [self._answer(ref) for ref in more]
         return [event for event in events if event is not None]
+
+    def observe(self, progress: Progress, result: UnitResult | None) -> None:
+        """Export the counts."""
+        self._metrics.update(progress, result)
 
     def retire(self, worker: int) -> None:
         """End an idle actor: its GPU goes back, and an autoscaler can give the node back."""
@@ -162,6 +169,47 @@ class RayPool:
                 f"{len(self._loaded)} workers are ready, waiting for {self._needed}: each asks for {_shown(asked)}; "
                 f"the cluster has {self._pulse.resources}"
             )
+
+
+class _Metrics:
+    """Counters for Ray's dashboard and Prometheus: Ray exports them as `ray_patchmint_...` on each node's metrics port.
+
+    They count finished units, so a unit tried twice counts once.
+    """
+
+    def __init__(self) -> None:
+        self._samples = Counter("patchmint_samples_written", "Samples written into shards.")
+        self._rejects = Counter("patchmint_samples_rejected", "Samples rejected.", tag_keys=("reason",))
+        self._units = Counter("patchmint_units", "Units finished.")
+        self._bytes = Counter("patchmint_bytes_written", "Bytes of shards written.")
+        self._stages = Counter("patchmint_stage_seconds", "Seconds of all workers, by stage.", tag_keys=("stage",))
+        self._queue = Counter("patchmint_queue_wait_seconds", "Seconds that workers waited for a unit.")
+        self._deaths = Counter("patchmint_worker_deaths", "Workers that died and were replaced.")
+        self._workers = Gauge("patchmint_workers", "Workers that are ready.")
+        self._seen_queue = 0.0
+        self._seen_deaths = 0
+
+    def update(self, progress: Progress, result: UnitResult | None) -> None:
+        """Take over what has happened since the last call."""
+        # Ray shows a driver's last values for a while after it has ended
+        self._workers.set(0 if progress.done == progress.units else progress.workers)
+        if progress.queue_wait > self._seen_queue:
+            self._queue.inc(progress.queue_wait - self._seen_queue)
+            self._seen_queue = progress.queue_wait
+        if progress.deaths > self._seen_deaths:
+            self._deaths.inc(progress.deaths - self._seen_deaths)
+            self._seen_deaths = progress.deaths
+        if result is None:
+            return
+        counts = [(self._samples, result.written), (self._bytes, result.bytes), (self._units, 1)]
+        for counter, count in counts:
+            if count:
+                counter.inc(count)
+        for reason, count in result.rejects.items():
+            self._rejects.inc(count, tags={"reason": reason})
+        for stage, seconds in result.seconds.items():
+            if seconds > 0:
+                self._stages.inc(seconds, tags={"stage": stage})
 
 
 class _Pulse:

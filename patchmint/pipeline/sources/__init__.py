@@ -13,7 +13,8 @@ from patchmint.config.sources import (
     VisualGenomeSourceConfig,
     WebDatasetSourceConfig,
 )
-from patchmint.pipeline.sources.base import Source, check_root
+from patchmint.errors import ConfigError
+from patchmint.pipeline.sources.base import Source, missing_root
 from patchmint.pipeline.sources.coco import CocoSource
 from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.llava import LlavaSource
@@ -33,8 +34,8 @@ def open_source(config: SourceConfig) -> Source:
     """The source that the settings describe. Cheap: no annotation file is read before `Source.samples`.
 
     Raises:
-        ConfigError: a path in the settings leads out of the source, or a pattern can't be read.
-        StorageError: the URI is of an unknown kind, or its folder isn't on this machine.
+        ConfigError: the folder isn't on this machine, a path in the settings leads out of it, or a pattern is none.
+        StorageError: the URI is of an unknown kind.
     """
     root = config.uri
     match config:
@@ -43,7 +44,8 @@ def open_source(config: SourceConfig) -> Source:
         case ParquetSourceConfig():
             root, _ = split_parquet_uri(config.uri)
     storage = open_storage(root)
-    check_root(storage)
+    if missing := missing_root(storage):
+        raise ConfigError(missing)
     match config:
         case FolderSourceConfig():
             return FolderSource(config, storage)

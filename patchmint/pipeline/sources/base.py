@@ -5,9 +5,17 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import BinaryIO, Protocol, TypeVar
 
-from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableError, NotFoundError, StorageError
+from patchmint.errors import (
+    ConfigError,
+    ImageMissingError,
+    ImageUnreadableError,
+    NotFoundError,
+    StorageError,
+    did_you_mean,
+)
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
 from patchmint.storage import Storage
@@ -20,6 +28,8 @@ MAX_TEXT_BYTES = 16 << 20
 """A caption file longer than this isn't read: it is no caption."""
 
 _HEAD = 512
+_LISTED = 1000
+"""Most file names to look through for one that was meant."""
 _READERS = 16
 _WINDOW = 128
 
@@ -42,6 +52,15 @@ class Source(Protocol):
     Making one is cheap: annotation files are read by `samples` only, so a worker, which only reads images, never parses
     them.
     """
+
+    def check(self) -> None:
+        """Check that what the settings name is there and begins as it should; no more than beginnings is read.
+
+        Raises:
+            ConfigError: a file, a column or a split that the settings name isn't there, or isn't what it should be.
+            StorageError: looking failed.
+        """
+        ...
 
     def samples(self) -> Iterator[SourceSample]:
         """Every sample, in an order that depends on the data set's files only.
@@ -81,14 +100,16 @@ class StoredImages:
             # a folder of that name, or a file where a folder should be, is as good as nothing
             if _is_of_this_file(error):
                 raise ImageUnreadableError(
-                    f"{error}; mend its permissions, or leave the sample among the rejects"
+                    f"{error}; mend its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
-            check_root(self._storage)
+            if missing := missing_root(self._storage):  # not mounted: lest each image be taken for a missing one
+                raise StorageError(missing, uri=self._storage.uri) from error
             raise ImageMissingError(
                 f"there is no image {ref.path!a} in {self._storage.uri}, although the data set names it; add the file, "
-                "or leave the sample among the rejects"
+                "or leave the sample among the rejects",
+                path=ref.path,
             ) from error
 
 
@@ -97,17 +118,14 @@ def _is_of_this_file(error: StorageError) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def check_root(storage: Storage) -> None:
-    """Make sure that a local source is mounted at all, lest each of its images be taken for a missing one.
-
-    Raises:
-        StorageError: the folder isn't there.
-    """
-    if isinstance(storage, LocalStorage) and not storage.root.is_dir():
-        raise StorageError(
-            f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, "
-            "and that each machine mounts it at the same path"
-        )
+def missing_root(storage: Storage) -> str:
+    """What to say if a local source's folder isn't there; else empty."""
+    if not isinstance(storage, LocalStorage) or storage.root.is_dir():
+        return ""
+    return (
+        f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, and "
+        "that each machine mounts it at the same path"
+    )
 
 
 def strange(head: bytes) -> str:
@@ -183,11 +201,26 @@ def require(storage: Storage, path: str, setting: str, layout: str) -> str:
         ConfigError: there is no such file.
     """
     if not storage.exists(path):
+        folder = path.rpartition("/")[0]
+        beside = (entry.path for entry in islice(storage.list(folder), _LISTED))
         raise ConfigError(
-            f"there is no {path!r} in {storage.uri}; expected {layout}. Unpack downloaded archives first, or name the "
-            f"file in {setting}"
+            f"there is no {path!r} in {storage.uri}{did_you_mean(path, beside)}; expected {layout}. Unpack downloaded "
+            f"archives first, or name the file in {setting}"
         )
     return path
+
+
+def require_images(storage: Storage, folder: str, setting: str) -> None:
+    """Check that there is something in the folder that images are to be read from.
+
+    Raises:
+        ConfigError: there isn't.
+    """
+    if next(storage.list(folder), None) is None:
+        raise ConfigError(
+            f"there is nothing in the folder {folder!r} of {storage.uri}, which the images are to be read from; put "
+            f"them there, or name their folder in {setting}"
+        )
 
 
 def read_ahead(storage: Storage, items: Iterable[tuple[_Item, str | None]]) -> Iterator[tuple[_Item, bytes | None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from patchmint.config.sources import CocoSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_members
 from patchmint.pipeline.sources.records import (
     Sample,
@@ -37,9 +37,17 @@ class CocoSource(StoredImages):
         self._images = inner_setting(images, "source.images or source.split")
         self._captions = config.texts == "caption"
 
+    def check(self) -> None:
+        """As `Source.check`."""
+        next(stream_members(self._storage, self._require()), None)
+        require_images(self._storage, self._images, "source.images or source.split")
+
+    def _require(self) -> str:
+        return require(self._storage, self._annotations, "source.annotations or source.split", _LAYOUT)
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
-        path = require(self._storage, self._annotations, "source.annotations or source.split", _LAYOUT)
+        path = self._require()
         file = CocoFile(self._storage, path, captions=self._captions)
         yield from file.faults
         for number, record in enumerate(file.images):

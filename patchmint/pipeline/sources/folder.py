@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
+from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, StoredImages, inner_setting, read_ahead, require
 from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
-from patchmint.pipeline.sources.tables import rows
+from patchmint.pipeline.sources.tables import Row, rows
 from patchmint.samples import Fault, SourceSample
 from patchmint.storage import Entry, Storage
 
@@ -25,6 +26,16 @@ class FolderSource(StoredImages):
         super().__init__(storage)
         self._config = config
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
+
+    def check(self) -> None:
+        """As `Source.check`."""
+        if self._table is not None:
+            next(self._rows(self._table), None)
+        elif not any(_ending(entry.path) in IMAGE_ENDINGS for entry in self._files()):
+            raise ConfigError(
+                f"source.uri: there is no image ({', '.join(sorted(IMAGE_ENDINGS))}) in {self._storage.uri}; correct "
+                "it, or name the source.kind of what lies there"
+            )
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
@@ -51,9 +62,8 @@ class FolderSource(StoredImages):
 
     def _with_table(self, table: str) -> Iterator[SourceSample]:
         config, shown = self._config, f"{table} in {self._storage.uri}"
-        require(self._storage, table, "source.table", "a table at that place in the source's folder")
         texts: dict[str, list[tuple[int, Any]]] = {}
-        for number, record in rows(self._storage, table, (config.file_column, config.text_column)):
+        for number, record in self._rows(table):
             if isinstance(record, str):
                 yield faulty(f"{table}:{number}", "record-malformed", record)
                 continue
@@ -67,6 +77,10 @@ class FolderSource(StoredImages):
                 yield from self._from_table(entry.path, texts.pop(entry.path, []), shown)
         for path, found in texts.items():  # not there, or not called like an image: reading them will tell
             yield from self._from_table(path, found, shown)
+
+    def _rows(self, table: str) -> Iterator[Row]:
+        require(self._storage, table, "source.table", "a table at that place in the source's folder")
+        return rows(self._storage, table, (self._config.file_column, self._config.text_column))
 
     def _from_table(self, path: str, found: list[tuple[int, Any]], shown: str) -> Iterator[SourceSample]:
         sample = Sample(path, listed_image(path))

@@ -7,7 +7,7 @@ from typing import Any
 
 from patchmint.config.sources import LlavaSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, is_unicode, quoted
 from patchmint.samples import SourceSample, Turn
@@ -33,12 +33,21 @@ class LlavaSource(StoredImages):
         self._images = None if config.images is None else inner_setting(config.images, "source.images")
         self._roles = _ROLES[config.texts]
 
+    def check(self) -> None:
+        """As `Source.check`."""
+        path = self._find()
+        next(stream_list(self._storage, path), None)
+        require_images(self._storage, self._images_beside(path), "source.images")
+
+    def _images_beside(self, path: str) -> str:
+        if self._images is not None:
+            return self._images
+        return "images" if path.endswith(_PRETRAIN) else ""
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
         path = self._find()
-        images = self._images
-        if images is None:
-            images = "images" if path.endswith(_PRETRAIN) else ""
+        images = self._images_beside(path)
         for number, entry in enumerate(stream_list(self._storage, path)):
             where = f"entry {number} of {path}"
             turns = _turns(entry, where)

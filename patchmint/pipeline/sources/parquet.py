@@ -57,6 +57,12 @@ class ParquetSource(StoredImages):
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}
 
+    def check(self) -> None:
+        """As `Source.check`: files are there, and the first has the columns."""
+        path = self._files()[0]
+        with parquet_file(self._storage, path) as table:
+            self._columns(path, table)
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`. Only texts and names are read; images stay where they are."""
         for path in self._files():
@@ -71,11 +77,22 @@ class ParquetSource(StoredImages):
             raise ConfigError(f"source.uri: there is no {self._name or '.parquet file'} in {self._storage.uri}")
         return names
 
-    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[SourceSample]:
+    def _columns(self, path: str, table: pq.ParquetFile) -> tuple[tuple[str, ...], bool]:
+        """The columns of texts, and whether the images' column has paths beside its bytes.
+
+        Raises:
+            ConfigError: a column isn't there, or holds something else.
+        """
         shown, schema = f"{path} in {self._storage.uri}", table.schema_arrow
         require_columns(shown, (self._image, *self._texts), schema.names)
         texts = self._texts or _only_usual(shown, schema.names)
-        named = _check_images(shown, self._image, schema.field(self._image).type)
+        for name in texts:
+            _check_texts(shown, name, schema.field(name).type)
+        return texts, _check_images(shown, self._image, schema.field(self._image).type)
+
+    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[SourceSample]:
+        shown = f"{path} in {self._storage.uri}"
+        texts, named = self._columns(path, table)
         columns = [*texts, f"{self._image}.path"] if named else list(texts)
         for number, row in parquet_rows(self._storage, path, table, columns):
             given = (row.get(self._image) or {}).get("path") if named else None
@@ -102,7 +119,8 @@ class ParquetSource(StoredImages):
         if data is None:
             raise ImageMissingError(
                 f"row {ref.start + 1} of {ref.path} in {self._storage.uri} holds no image bytes; embed the images when "
-                "writing the Parquet files, or read them as a folder"
+                "writing the Parquet files, or read them as a folder",
+                path=ref.path,
             )
         return data  # type: ignore[no-any-return]
 
@@ -157,6 +175,20 @@ def _only_usual(shown: str, columns: list[str]) -> tuple[str, ...]:
             f"source.text_columns: {shown} has {what}; name it. Its columns: {', '.join(map(quoted, columns))}"
         )
     return (found[0],)
+
+
+def _check_texts(shown: str, column: str, kind: Any) -> None:
+    """Refuse columns that can hold no text at all.
+
+    Raises:
+        ConfigError: it is one of numbers, dates, bytes or structs.
+    """
+    item = kind.value_type if hasattr(kind, "value_type") else kind  # of a list, or of a dictionary
+    if not (pa.types.is_string(item) or pa.types.is_large_string(item) or pa.types.is_null(item)):
+        raise ConfigError(
+            f"source.text_columns: column {column!r} of {shown} is of type {kind}, not strings or lists of strings; "
+            "name the right column"
+        )
 
 
 def _check_images(shown: str, column: str, kind: Any) -> bool:

@@ -17,7 +17,7 @@ from patchmint.pipeline.sources.base import StoredImages
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
-from patchmint.storage import Storage
+from patchmint.storage import Storage, uri_of
 
 _COLUMNS = ["key", "id", "offset", "size", "texts"]
 
@@ -28,6 +28,10 @@ class PatchmintSource(StoredImages):
     def __init__(self, config: PatchmintSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
         self._uri = config.uri
+
+    def check(self) -> None:
+        """As `Source.check`: the data set is finished."""
+        finished_manifest(self._storage)
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
@@ -74,7 +78,8 @@ class PatchmintSource(StoredImages):
         except ShardError as error:
             raise ShardError(
                 f"{planned.key} in {ref.path} of {self._uri} can't be carried over: {error}; run `patchmint inspect "
-                "verify` on it"
+                "verify` on it",
+                uri=uri_of(self._storage, ref.path),
             ) from error
 
     def _of_sidecar(self, path: str) -> Iterator[SourceSample]:
@@ -87,7 +92,8 @@ class PatchmintSource(StoredImages):
                         yield SourceSample(row["id"], ImageRef(tar, row["offset"], row["size"]), texts, key=row["key"])
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
-                f"{path} in {self._uri} is no sidecar that can be read: {error}; run `patchmint inspect verify` on it"
+                f"{path} in {self._uri} is no sidecar that can be read: {error}; run `patchmint inspect verify` on it",
+                uri=uri_of(self._storage, path),
             ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from patchmint.config.sources import ReferencesSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, quoted, source_fault, xywh_box
 from patchmint.samples import Box, Fault, ImageRef, SourceSample
@@ -39,6 +39,19 @@ class ReferencesSource(StoredImages):
         self._images = inner_setting(config.images, "source.images")
         self._split = config.split
 
+    def check(self) -> None:
+        """As `Source.check`; a split is looked for as far as its first reference."""
+        path = self._find_refs()
+        splits: set[str] = set()
+        for ref in stream_list(self._storage, path):
+            splits.add(_split_of(ref))
+            if self._split in (None, *splits):
+                break
+        self._check_split(path, splits)
+        instances = require(self._storage, self._instances, "source.instances", _LAYOUT)
+        next(stream_members(self._storage, instances), None)
+        require_images(self._storage, self._images, "source.images")
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
         path = self._find_refs()
@@ -51,12 +64,10 @@ class ReferencesSource(StoredImages):
                 message = f"reference {number} of {path} isn't an object with an image_id and a list of sentences"
                 yield faulty(f"ref-{number}", "record-malformed", message)
                 continue
-            splits.add(str(ref.get("split")))
-            if self._split is None or ref.get("split") == self._split:
+            splits.add(_split_of(ref))
+            if self._split in (None, _split_of(ref)):
                 by_image.setdefault(image_id, []).append((number, ref))
-        if self._split is not None and self._split not in splits:
-            found = ", ".join(map(quoted, sorted(splits)))
-            raise ConfigError(f"source.split: {path} has no references of {self._split!r}; it has {found}")
+        self._check_split(path, splits)
         images, boxes = self._read_instances()
         for image_id, refs in by_image.items():
             missing = source_fault("image-unlisted", f"{self._instances} doesn't list image {quoted(image_id)}")
@@ -64,6 +75,11 @@ class ReferencesSource(StoredImages):
             for number, ref in refs:
                 _add_ref(sample, ref, boxes, f"reference {number} of {path}")
             yield from sample.finish(f"no reference to image {quoted(image_id)} has a sentence")
+
+    def _check_split(self, path: str, splits: set[str]) -> None:
+        if self._split not in (None, *splits):
+            found = ", ".join(map(quoted, sorted(splits)))
+            raise ConfigError(f"source.split: {path} has no references of {self._split!r}; it has {found}")
 
     def _find_refs(self) -> str:
         top = self._refs or ""
@@ -94,6 +110,10 @@ class ReferencesSource(StoredImages):
             elif key == "annotations" and (box := xywh_box(record.get("bbox"))) is not None:
                 boxes[given] = box
         return images, boxes
+
+
+def _split_of(ref: Any) -> str:
+    return str(ref.get("split")) if isinstance(ref, dict) else ""
 
 
 def _add_ref(sample: Sample, ref: dict[str, Any], boxes: dict[str, Box], where: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchmint.config.sources import VisualGenomeSourceConfig
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require
+from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import (
     Sample,
@@ -36,6 +36,12 @@ class VisualGenomeSource(StoredImages):
         super().__init__(storage)
         self._texts = config.texts
         self._images = inner_setting(config.images, "source.images")
+
+    def check(self) -> None:
+        """As `Source.check`."""
+        for path in (_FILES[self._texts], _IMAGES_FILE):
+            next(stream_list(self._storage, require(self._storage, path, "source.uri", _LAYOUT)), None)
+        require_images(self._storage, self._images, "source.images")
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""

@@ -75,16 +75,26 @@ class WebDatasetSource(StoredImages):
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
 
+    def check(self) -> None:
+        """As `Source.check`: all tars are there, and the first one is one."""
+        next(self._samples_of(self._tars()[0]), None)
+
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
         for name in self._tars():
-            with self._storage.open(name) as file:
-                check_head(file, f"{name} in {self._storage.uri}", "a tar")
-                yield from self._in_tar(name, file, self._storage.size(name))
+            yield from self._samples_of(name)
+
+    def _samples_of(self, name: str) -> Iterator[SourceSample]:
+        with self._storage.open(name) as file:
+            check_head(file, f"{name} in {self._storage.uri}", "a tar")
+            yield from self._in_tar(name, file, self._storage.size(name))
 
     def _tars(self) -> list[str]:
         if self._names:
-            missing = [name for name in self._names if not self._storage.exists(name)]
+            several = len(self._names) > 1  # then one listing is cheaper than a question for each
+            listed = (entry.path for entry in self._storage.list()) if several else None
+            there = set(listed or filter(self._storage.exists, self._names))
+            missing = [name for name in self._names if name not in there]
             if missing:
                 raise ConfigError(
                     f"source.uri: {len(missing)} of {len(self._names)} tars aren't in {self._storage.uri}: "

@@ -11,9 +11,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from patchmint.annotate.models import AnnotationModels
+from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.compute.memory import ran_out
-from patchmint.config.build import CPU_BATCH_SIZES, LocalRunner, RayRunner
+from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.types import Text
 
 _Item = TypeVar("_Item")
@@ -28,9 +28,6 @@ _SHARE = 0.8
 """Of a GPU's free memory. Boxes can't be foreseen; what is left over is for them."""
 _LARGEST = (800, 1333)
 """As large as Grounding DINO makes any image, in pixels (height, width)."""
-_USUAL = (480, 640)
-_CPU_INPUT_BYTES = 2**24
-"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
 _MOST_IMAGES = 64
 _GAIN = 1.05
 """Images a second of a batch twice as large must be at least this many times those of the smaller one."""
@@ -109,18 +106,11 @@ def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner,
     if runner.batch_size is not None:
         return runner.batch_size
     if not device.startswith("cuda"):
-        return _on_cpu(models)
+        return cpu_batch_size(models)
     free, _ = torch.cuda.mem_get_info(device)
     found = _largest_that_pays(lambda images: _tried(models, images, device), int(free * _SHARE / _sharing(runner)))
     torch.cuda.empty_cache()
     return found
-
-
-def _on_cpu(models: AnnotationModels) -> int:
-    """Many images where models make them small, as the demo's do: each product is short work, and has a start."""
-    least, most = CPU_BATCH_SIZES
-    taken = models.prepare(np.zeros((*_USUAL, 3), dtype=np.uint8)).nbytes
-    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
 
 
 def _sharing(runner: LocalRunner | RayRunner) -> int:

@@ -31,6 +31,7 @@ from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layo
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
+from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample
@@ -139,6 +140,7 @@ class Worker:
         if rejects:
             with attempt.new_file(f"rejects/{order.unit.name}.parquet") as file:
                 write_rejects(file, sorted(rejects, key=lambda reject: reject.ordinal))
+        self._check_plan()
         return attempt.commit(
             planned=len(samples),
             written=shard.written,
@@ -202,6 +204,23 @@ class Worker:
             device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
             timing=timing,
         )
+
+    def _check_plan(self) -> None:
+        """A driver that believes this one dead may have replaced a plan of which nothing was finished.
+
+        Raises:
+            NotFoundError: it may be about to: another try will tell.
+        """
+        plans = load_plans(self._storage)
+        if not plans:
+            raise NotFoundError(
+                f"there is no plan.parquet in {self._storage.uri}; run the build again to make a new plan"
+            )
+        if self._settings.plan_digest not in [plan.digest for plan in plans]:
+            raise BuildError(
+                f"plan.parquet in {self._storage.uri} isn't the plan that this build goes by any more: another driver "
+                "has taken over this output and replaced it; it goes on there"
+            )
 
     def _check_output_visible(self) -> None:
         try:

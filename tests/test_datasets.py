@@ -1,20 +1,21 @@
-"""Tables of a data set that aren't what the format says are one clear error, whatever is wrong with them."""
+"""Data sets opened for reading: rows, samples, and one clear error where a table isn't what the format says."""
 
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_data import make_dataset, make_reject, make_sample, write_shard
+from shard_data import make_dataset, make_reject, make_sample, on_a_store, write_shard
 
-from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.dataset import Shard, open_dataset
 from patchmint.datasets.ledger import iter_rejects
-from patchmint.datasets.reader import iter_stored, sample_at
-from patchmint.datasets.rows import iter_tables, read_table
-from patchmint.errors import ShardError
+from patchmint.datasets.reader import SampleReader, SampleRef, iter_stored, sample_at
+from patchmint.datasets.rows import iter_tables, read_table, with_extents
+from patchmint.errors import InputError, ShardError
 from patchmint.inspection.show.lookup import find_sample
 from patchmint.shards.sidecar import SCHEMA
 
@@ -131,3 +132,77 @@ def test_a_tar_that_was_packed_again(tmp_path, kind):
     else:
         dataset = open_dataset(tmp_path / "a.tar")
         assert [sample_at(dataset, index).key for index in range(2)] == ["s0000", "s0001"]
+
+
+@pytest.fixture
+def several(tmp_path):
+    return make_dataset(tmp_path / "d", [[make_sample(0), make_sample(1)], [], [make_sample(2)], [make_sample(3)]])
+
+
+def test_chosen_members_of_chosen_samples(several):
+    told = []
+    dataset = open_dataset(several)
+    for chosen in ([0, 1, 2, 3], [1], [0, 3], []):
+        found = list(iter_stored(dataset, chosen, ["txt", "json", "nothing"], lambda *step: told.append(step)))
+        assert [(index, sample.key) for index, sample in found] == [(index, f"s{index:04}") for index in chosen]
+        assert all(sorted(sample.members) == ["json", "txt"] for _, sample in found)
+    assert told[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    with pytest.raises(InputError, match="4 samples"):
+        list(iter_stored(dataset, [4], ["txt"]))
+
+
+def test_a_sidecar_with_another_key(several):
+    path = several / "shards/000000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(["s0000", "other"])), path)
+    words = r"shards/000000\.tar of .* has sample 's0001' where its sidecar has 'other'"
+    with on_a_store(several) as uri:
+        for place in (several, uri):
+            dataset = open_dataset(place)
+            assert len(list(iter_stored(dataset, [0, 2], ["txt"]))) == 2
+            with pytest.raises(ShardError, match=words):
+                list(iter_stored(dataset, [0, 1], ["txt"]))
+
+
+def test_no_search_for_each_shard(tmp_path, monkeypatch):
+    """Ten thousand shards are ten thousand steps: comparing each with all before it would be fifty million."""
+    dataset = open_dataset(make_dataset(tmp_path / "d", [[make_sample(n)] for n in range(12)]))
+    compared = []
+    equal = Shard.__eq__
+    monkeypatch.setattr(Shard, "__eq__", lambda self, other: compared.append(1) or equal(self, other))
+    assert len(list(iter_stored(dataset, range(12), ["txt"]))) == 12
+    assert len(compared) <= 24
+
+
+def test_a_copy_of_the_shards_alone(tmp_path, several):
+    """With shards.json it is as good as the whole; without, sidecars tell how many samples there are."""
+    whole = open_dataset(several)
+    for listed in (True, False):
+        alone = shutil.copytree(several, tmp_path / str(listed))
+        (alone / "plan.parquet").unlink()
+        shutil.rmtree(alone / "commits")
+        if not listed:
+            (alone / "shards.json").unlink()
+        found = open_dataset(alone)
+        assert (found.finished, found.samples, found.unbuilt) == (True, 4, 0)
+        assert [shard.tar for shard in found.shards if shard.samples] == [s.tar for s in whole.shards if s.samples]
+        for index in range(4):
+            assert sample_at(found, index).members == sample_at(whole, index).members
+        (alone / "shards/000002.parquet").unlink()
+        with pytest.raises(ShardError, match=r"lacks shards/000002\.parquet"):
+            open_dataset(alone)
+        (alone / "shards/000002.tar").unlink()
+        with pytest.raises(ShardError, match=r"lacks|the files of .* make 3 samples, its dataset\.json says 4"):
+            open_dataset(alone)
+
+
+def test_extents_read_ahead_lead_to_the_same_samples(several):
+    dataset = open_dataset(several)
+    refs = [SampleRef(number, 0, index) for index in (3, 0, 2, 1) for number in (0, 1)]
+    here, ahead = SampleReader([dataset] * 2), SampleReader([with_extents(dataset)] * 2, ["txt"])
+    for (one, sample), (other, part) in zip(here.read(refs), ahead.read(refs), strict=True):
+        assert one == other
+        assert part.members == {"txt": sample.members["txt"]}
+        assert here.describe(one) == ahead.describe(one)
+        assert ahead.locate(one).key is None
+        assert here.locate(one).key == sample.key == part.key

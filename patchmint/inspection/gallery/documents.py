@@ -1,0 +1,227 @@
+"""What the gallery's page is told, as JSON values in scripts: of the data set, of samples, and for its filters."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import dataset_notice
+from patchmint.datasets.rows import rows_at
+from patchmint.errors import ShardError
+from patchmint.inspection.gallery.remake import Offer
+from patchmint.inspection.show.labels import phrase_colours, phrases_of_text, text_labels
+from patchmint.inspection.show.overlays import sample_placement
+from patchmint.pictures.labels import PALETTE
+from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import PhraseDocument, SampleDocument
+from patchmint.types import Integers
+from patchmint.version import __version__
+
+INDEX_CHUNK = 10_000
+"""Samples of one file of numbers."""
+
+TEXTS_CHUNK = 2_000
+"""Samples of one file of texts: some MB at most, since a page must hold one of them while it searches."""
+
+SCALE = 20_000
+"""Shares and scores are sent as whole numbers of this fraction. An even one stands for itself, an odd one for all that
+lies between its neighbours, so that a bound of up to four decimals, as `inspect find` takes it, is held exactly."""
+
+NONE = 65_535
+"""Stands for a sample that has no score."""
+
+_STEPS = (np.arange(SCALE // 2 + 1) / (SCALE // 2)).astype(np.float32)
+# In single precision, as the sidecar has its numbers.
+
+_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
+# No text can end the script, open a comment in it or break a line of it, wherever a browser or a person puts it.
+
+_PLAIN = -1
+# The colour of what isn't highlighted.
+
+
+def index_document(dataset: Dataset, indices: Integers) -> dict[str, str]:
+    """Numbers of samples at ascending positions, packed as uint16.
+
+    Returns:
+        `shares`: the label shares of each sample's texts, ascending, each once, one sample after the other; `counts`:
+        how many of them each sample has; `score`: each sample's best score.
+    """
+    rows = [row for _, row in rows_at(dataset, indices, ["label_shares", "scores"])]
+    every = iter(_levels([share for row in rows for share in row["label_shares"]]).tolist())
+    shares = [sorted(set(islice(every, len(row["label_shares"])))) for row in rows]
+    best = _levels([max(row["scores"], default=-1) for row in rows])
+    return {
+        "shares": packed(np.array([level for own in shares for level in own], np.uint16)),
+        "counts": packed(np.array([len(own) for own in shares], np.uint16)),
+        "score": packed(best),
+    }
+
+
+def texts_document(dataset: Dataset, indices: Integers) -> dict[str, list[Any]]:
+    """Keys and texts of samples at ascending positions."""
+    rows = [row for _, row in rows_at(dataset, indices, ["key", "texts"])]
+    return {"keys": [row["key"] for row in rows], "texts": [row["texts"] for row in rows]}
+
+
+def _levels(numbers: Iterable[float]) -> npt.NDArray[np.uint16]:
+    """Numbers 0..1 as `SCALE` has them; `NONE` for -1, which is "not known"."""
+    values = np.array(numbers, np.float32)
+    below = np.searchsorted(_STEPS, np.clip(values, 0, 1), side="right") - 1
+    levels = 2 * below + (_STEPS[below] < values)
+    return np.where(values >= 0, levels, NONE).astype(np.uint16)
+
+
+def script(name: str, document: object) -> bytes:
+    """A document as a script that hands it to the page.
+
+    Args:
+        name: under which the page asks for it: its path without the ending.
+        document: JSON values, whatever their texts hold.
+    """
+    name, text = (json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in (name, document))
+    return f"patchmint.receive({name},{text});\n".translate(_ESCAPES).encode("utf-8", "replace")
+
+
+def packed(array: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> str:
+    """Numbers in row-major order, little-endian, as base64."""
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")
+
+
+def describe_sample(dataset: Dataset, sample: StoredSample) -> dict[str, Any]:
+    """A sample's texts, phrases, patches and codes.
+
+    Args:
+        dataset: that has it.
+        sample: with all its members; its image isn't looked at.
+
+    Raises:
+        ShardError: a member is damaged, or one contradicts another.
+    """
+    document = sample.document
+    image = document.image
+    described: dict[str, Any] = {
+        "key": sample.key,
+        "id": document.id,
+        "notice": document.notice,
+        "image": {"width": image.width, "height": image.height, "format": image.format, "mode": image.mode},
+        "source": {"path": document.source.path, "start": document.source.start},
+        "texts": [_text(number, document) for number in range(len(document.texts))],
+        "grid": None,
+        "codes": None,
+    }
+    described |= _labels(dataset, sample, document)
+    codes = sample.codes
+    if codes is not None:
+        described["codes"] = {"shape": list(codes.shape), "values": codes.ravel().tolist()}
+    return described
+
+
+def _text(number: int, document: SampleDocument) -> dict[str, Any]:
+    phrases = phrases_of_text(document, number)
+    colours = phrase_colours(phrase.text for phrase in phrases)
+    return {
+        "parts": list(_parts(document.texts[number], phrases, colours)),
+        "phrases": [
+            {"words": phrase.text, "colour": colours[phrase.text], "score": phrase.score, "box": phrase.box}
+            for phrase in phrases
+        ],
+    }
+
+
+def _parts(text: str, phrases: Sequence[PhraseDocument], colours: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """A text cut where highlights begin and end; here, since a browser counts characters in another way.
+
+    Where spans overlap, the first phrase's colour is seen: they come best first.
+    """
+    paint = np.full(len(text), _PLAIN)
+    for phrase in reversed(phrases):
+        paint[phrase.start : phrase.end] = colours[phrase.text]
+    start = 0
+    for colour, run in groupby(paint.tolist()):
+        end = start + len(list(run))
+        yield text[start:end], colour
+        start = end
+
+
+def _labels(dataset: Dataset, sample: StoredSample, document: SampleDocument) -> dict[str, Any]:
+    """The first view's patches: their borders in image pixels, what is kept, and how much of each is covered."""
+    if sample.selector is None:
+        return {"labels": None}
+    texts = [text_labels(sample, text) for text in range(len(document.texts))]
+    selectors = [selector != 0 for selector, _ in texts]
+    coverages = [coverage for _, coverage in texts if coverage is not None]
+    rows = document.grid.rows
+    labels: dict[str, Any] = {
+        "shares": [round(float(selector.mean()), 4) for selector in selectors],
+        "selector": _packed_first(selectors, rows),
+        "coverage": _packed_first(coverages, rows) if len(coverages) == len(texts) else None,
+    }
+    return {"labels": labels, "grid": _grid(dataset, document)}
+
+
+def _packed_first(grids: Sequence[npt.NDArray[Any]], rows: int) -> str:
+    return packed(np.array([grid[:rows] for grid in grids], np.uint8))
+
+
+def _grid(dataset: Dataset, document: SampleDocument) -> dict[str, Any]:
+    """Borders of the first view's cells; without them, the reason why they aren't known."""
+    grid = document.grid
+    facts: dict[str, Any] = {"rows": grid.rows, "cols": grid.cols, "views": grid.views, "fit": grid.fit}
+    try:
+        placement = sample_placement(dataset, document)
+    except ShardError as error:
+        return facts | {"problem": str(error)}
+    if (placement.rows, placement.cols) != (grid.rows, grid.cols):
+        return facts | {"problem": f"the build's grid is {placement.rows} x {placement.cols}; run verify"}
+    y, x = placement.edges(placement.views[0])
+    return facts | {"y": np.round(y, 3).tolist(), "x": np.round(x, 3).tolist()}
+
+
+def meta_document(dataset: Dataset, shown: int, masks: Offer, decoded: Offer) -> dict[str, Any]:
+    """Counts, forms and what can be switched on.
+
+    The data set is named by the last part of its address: the gallery may be shown to those whom paths don't concern.
+
+    Args:
+        dataset: what is shown.
+        shown: samples of it that are in the gallery, evenly spread.
+        masks: whether masks can be switched on.
+        decoded: whether decoded pictures can.
+
+    Raises:
+        StorageError: the first sample, which tells an unfinished build's notice, can't be read.
+    """
+    manifest = dataset.manifest
+    name = dataset.uri.rstrip("/").rpartition("/")[2]
+    if name in ("", ".", ".."):
+        name = dataset.storage.uri.rstrip("/").rpartition("/")[2]
+    notice = ""
+    with suppress(ShardError):  # a damaged first sample; its card says so
+        notice = dataset_notice(dataset)
+    return {
+        "version": __version__,
+        "name": name,
+        "shown": shown,
+        "samples": dataset.samples,
+        "shards": sum(bool(shard.samples) for shard in dataset.shards),
+        "rejected": sum(shard.rejected for shard in dataset.shards),
+        "unbuilt": dataset.unbuilt,
+        "notice": notice,
+        "min_coverage": manifest.layout.min_coverage if manifest is not None else None,
+        "index_chunk": INDEX_CHUNK,
+        "texts_chunk": TEXTS_CHUNK,
+        "scale": SCALE,
+        "none": NONE,
+        "palette": [f"rgb({red} {green} {blue})" for red, green, blue in PALETTE],
+        "masks": {"available": masks.available, "remark": masks.remark},
+        "decoded": {"available": decoded.available, "remark": decoded.remark},
+    }

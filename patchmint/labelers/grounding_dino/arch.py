@@ -1,0 +1,141 @@
+"""What a Grounding DINO is built from, and the published ones. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+from pydantic import ConfigDict
+
+from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.weights.architecture import Architecture, Shaped
+
+HIDDEN_DIM = 256
+"""Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
+
+MAX_TEXT_TOKENS = 256
+"""Width of the model's logits: tokens of one prompt, `[CLS]` and `[SEP]` included."""
+
+_LARGEST_COUNT = 64
+_MOST_STAGES = 8
+_LARGEST = {
+    "swin_dim": 1024,
+    "queries": 5000,
+    "feed_forward": 16384,
+    "text_vocabulary": 1_000_000,
+    "text_dim": 4096,
+    "text_feed_forward": 16384,
+    "text_positions": 4096,
+    "short_side": 4096,
+    "long_side": 8192,
+}
+
+
+@dataclass(frozen=True)
+class GroundingDinoArch(Architecture):
+    """Hyper-parameters of a Grounding DINO.
+
+    Attributes:
+        swin_dim, swin_depths, swin_heads, swin_window: the Swin backbone.
+        levels: feature levels; the last `levels - len(backbone_stages)` come from stride-2 convolutions.
+        backbone_stages: Swin stages that give features.
+        encoder_layers, decoder_layers, queries, feed_forward: the transformer.
+        text_vocabulary, text_dim, text_layers, text_heads, text_feed_forward, text_positions: the BERT text encoder.
+        short_side, long_side: the image is resized to this short side, or to this long side if that is smaller.
+    """
+
+    swin_dim: int
+    swin_depths: tuple[int, ...]
+    swin_heads: tuple[int, ...]
+    swin_window: int
+    levels: int = 4
+    backbone_stages: tuple[int, ...] = (1, 2, 3)
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    queries: int = 900
+    feed_forward: int = 2048
+    text_vocabulary: int = 30522
+    text_dim: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_feed_forward: int = 3072
+    text_positions: int = 512
+    short_side: int = 800
+    long_side: int = 1333
+
+    WHAT = "Grounding DINO"
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        """Bound every number: an architecture can come from a file, which must not ask for a huge model.
+
+        Raises:
+            ConfigError: a number is out of range, or numbers contradict each other.
+        """
+        for name, value in asdict(self).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (0 if name == "backbone_stages" else 1) <= number <= _LARGEST.get(name, _LARGEST_COUNT):
+                    raise ConfigError(f"{name} of {value} is out of range")
+        stages = len(self.swin_depths)
+        heads_fit = all(self.swin_dim * 2**i % heads == 0 for i, heads in enumerate(self.swin_heads))
+        if not (
+            len(self.swin_heads) == stages <= _MOST_STAGES
+            and heads_fit
+            and self.backbone_stages == tuple(sorted(set(self.backbone_stages)))
+            and self.backbone_stages
+            and self.backbone_stages[-1] < stages
+            and len(self.backbone_stages) <= self.levels
+            and self.text_dim % self.text_heads == 0
+        ):
+            raise ConfigError("the Swin's stages, heads and feature levels, or the text encoder's heads, don't fit")
+
+
+OFFICIAL: Mapping[str, GroundingDinoArch] = MappingProxyType(
+    {
+        # groundingdino/config/GroundingDINO_SwinT_OGC.py and GroundingDINO_SwinB_cfg.py, backbone/swin_transformer.py
+        "groundingdino-swint-ogc": GroundingDinoArch(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+        "groundingdino-swinb-cogcoor": GroundingDinoArch(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    }
+)
+
+TINY = GroundingDinoArch(
+    swin_dim=32,
+    swin_depths=(1, 1, 1, 1),
+    swin_heads=(1, 2, 4, 8),
+    swin_window=7,
+    encoder_layers=2,
+    decoder_layers=2,
+    queries=24,
+    feed_forward=256,
+    text_vocabulary=256,
+    text_dim=64,
+    text_layers=2,
+    text_heads=2,
+    text_feed_forward=128,
+    text_positions=256,
+    short_side=160,
+    long_side=240,
+)
+"""The same classes, tiny: for tests and the `untrained-tiny` preset."""
+
+
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> GroundingDinoArch:
+    """Tell a checkpoint's architecture from its metadata, or from its backbone's width and window.
+
+    Raises:
+        WeightsMismatchError: it is none that patchmint knows.
+    """
+    written = GroundingDinoArch.from_metadata(metadata)
+    if written is not None:
+        return written
+    patch = tensors.get("backbone.0.patch_embed.proj.weight")
+    bias = tensors.get("backbone.0.layers.0.blocks.0.attn.relative_position_bias_table")
+    if patch is not None and bias is not None:
+        for arch in OFFICIAL.values():
+            if patch.shape[0] == arch.swin_dim and bias.shape[0] == (2 * arch.swin_window - 1) ** 2:
+                return arch
+    raise WeightsMismatchError(
+        f"the file isn't a Grounding DINO that patchmint knows ({', '.join(OFFICIAL)}); "
+        "give one of those, or a safetensors file whose metadata describes its architecture"
+    )

@@ -1,0 +1,119 @@
+"""What a SAM is built from, and the published ones. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
+
+_PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
+_BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
+
+# Metadata comes from outside: bounds keep a bad file from asking for terabytes of weights.
+_Width = Annotated[int, Field(ge=1, le=8192)]
+_Depth = Annotated[int, Field(ge=1, le=256)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamArch(Architecture):
+    """What fixes the shapes of SAM's weights. Defaults are upstream's (`segment_anything.build_sam._build_sam`).
+
+    Attributes:
+        embed_dim: width of the image encoder (a ViT).
+        depth: blocks of the image encoder.
+        num_heads: attention heads of the image encoder.
+        global_attn_indexes: blocks that attend over the whole image; the others attend in windows.
+        image_size: side of the square input, in pixels.
+        patch_size: side of a patch, in pixels.
+        window_size: side of an attention window, in patches.
+        out_chans: width of the image embedding and of the mask decoder; a multiple of 16.
+        decoder_mlp_dim: hidden width of the decoder's MLPs.
+
+    Raises:
+        ConfigError: the sizes don't fit together.
+    """
+
+    WHAT = "SAM model"
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    embed_dim: _Width
+    depth: _Depth
+    num_heads: _Width
+    global_attn_indexes: tuple[int, ...]
+    image_size: _Width = 1024
+    patch_size: _Width = 16
+    window_size: _Width = 14
+    out_chans: _Width = 256
+    decoder_mlp_dim: _Width = 2048
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads or self.image_size % self.patch_size or self.out_chans % 16:
+            raise ConfigError(
+                "SAM sizes don't fit together: embed_dim must be a multiple of num_heads, image_size of patch_size, "
+                f"out_chans of 16; got {self}"
+            )
+        if not all(0 <= index < self.depth for index in self.global_attn_indexes):
+            raise ConfigError(f"global_attn_indexes must lie in 0..{self.depth - 1}; got {self.global_attn_indexes}")
+
+    def to_json(self) -> str:
+        """See `Architecture`; of this one the fields are sorted."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+OFFICIAL: Mapping[str, SamArch] = MappingProxyType(
+    {
+        "sam-vit-b": SamArch(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
+        "sam-vit-l": SamArch(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
+        "sam-vit-h": SamArch(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
+    }
+)
+"""The official models by name (`segment_anything.build_sam`)."""
+
+TINY = SamArch(
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    global_attn_indexes=(1,),
+    image_size=128,
+    window_size=5,
+    out_chans=32,
+    decoder_mlp_dim=64,
+)
+"""The same classes at a size that runs in milliseconds. Windows of 5 don't divide 8 patches, as 14 don't divide 64."""
+
+
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch:
+    """Tell which SAM a checkpoint holds.
+
+    Args:
+        tensors: the checkpoint's tensors by name.
+        metadata: its text entries; `ARCH_METADATA_KEY`, where present, decides.
+
+    Raises:
+        WeightsMismatchError: it isn't SAM, or a SAM of sizes that are neither official nor written in the metadata.
+    """
+    written = SamArch.from_metadata(metadata)
+    if written is not None:
+        return written
+    known = ", ".join(OFFICIAL)
+    patches = tensors.get(_PATCH_EMBEDDING)
+    if patches is None or not patches.ndim:
+        raise WeightsMismatchError(
+            f"the checkpoint isn't a SAM model (it has no {_PATCH_EMBEDDING}); give one of {known}, "
+            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata"
+        )
+    for arch in OFFICIAL.values():
+        last, beyond = _BLOCK_WEIGHT.format(arch.depth - 1), _BLOCK_WEIGHT.format(arch.depth)
+        if patches.shape[0] == arch.embed_dim and last in tensors and beyond not in tensors:
+            return arch
+    raise WeightsMismatchError(
+        f"the checkpoint is a SAM of width {patches.shape[0]}, which is none of the known ones ({known}); "
+        f"for another size, save it as safetensors with {ARCH_METADATA_KEY!r} in its metadata"
+    )

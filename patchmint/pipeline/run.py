@@ -1,0 +1,118 @@
+"""A build from a config to its report: what `patchmint build` and Python programs call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from patchmint.annotate.preflight import warn_of_models
+from patchmint.config.build import BuildConfig, LocalRunner
+from patchmint.errors import ConfigError
+from patchmint.pipeline.driver.build import BuildReport
+from patchmint.pipeline.driver.build import build as drive
+from patchmint.pipeline.driver.supervise import Pool, Reporter
+from patchmint.pipeline.orders import WorkerSettings
+from patchmint.pipeline.pools.local import LocalPool
+
+
+def build(
+    config: Mapping[str, Any] | str | os.PathLike[str] | BuildConfig,
+    *,
+    retry_failed: bool = False,
+    single_driver: bool = False,
+    profile: bool = False,
+    reporter: Reporter | None = None,
+) -> BuildReport:
+    """Build a data set from images and texts, or resume the build that its output holds.
+
+    Prints nothing and sets no signal handlers. Workers are child processes or Ray actors (`runner`); a script needs no
+    `if __name__ == "__main__"` for them, and a notebook will do. Any exception, KeyboardInterrupt too, stops the
+    workers; finished units stay, and the same call resumes.
+
+    Args:
+        config: the settings as a mapping, the path of a YAML file, or a `BuildConfig`. Relative paths start at the
+            current folder.
+        retry_failed: once everything is done, build the rejects again, in new units.
+        single_driver: the caller promises that no other driver runs; for stores that can't create conditionally.
+        profile: measure where the time goes (`BuildReport.profile`), and write `runs/RUN-trace.json`.
+        reporter: is told how the build stands; override the methods of `Reporter` that you want to hear.
+
+    Returns:
+        What was planned, written and rejected. Rejected samples are no error unless they exceed
+        `limits.max_reject_share`.
+
+    Raises:
+        ConfigError: a setting is wrong, the output holds a build with another config, or the source has no samples.
+        BusyError: another driver is at work in the output.
+        BuildError: the build can't go on.
+        WeightsError, PluginError, StorageError, ShardError: as their names say.
+
+    Warns:
+        DemoWarning, UntrainedWarning: the models are the demo's, or untrained.
+    """
+    if not isinstance(config, BuildConfig):
+        config = BuildConfig.load(config)
+    warn_of_models(config, stacklevel=2)
+    return run(
+        resolved(config),
+        reporter=reporter or Reporter(),
+        retry_failed=retry_failed,
+        single_driver=single_driver,
+        profile=profile,
+    )
+
+
+def run(
+    config: BuildConfig, *, reporter: Reporter, should_stop: Callable[[], str] = lambda: "", **options: bool
+) -> BuildReport:
+    """Build with the workers that the config's `runner` asks for.
+
+    Args:
+        config: as `resolved` returns it.
+        reporter: is told how the build stands.
+        should_stop: asked often; anything but "" stops the build with that reason.
+        **options: `retry_failed`, `single_driver` and `profile`, as for `build`.
+
+    Raises:
+        ConfigError, BuildError, WeightsError, PluginError, StorageError, ShardError: as for `build`.
+    """
+    runner = config.runner
+    if isinstance(runner, LocalRunner):
+        least, most = 1, runner.workers
+    else:
+        least, most = runner.min_actors, runner.max_actors
+
+    def make_pool(settings: WorkerSettings) -> Pool:
+        if isinstance(runner, LocalRunner):
+            threads = runner.num_cpus or max(1, len(os.sched_getaffinity(0)) // runner.workers)
+            return LocalPool(settings, device=runner.device, threads=threads)
+        from patchmint.pipeline.pools.ray import RayPool  # a second of imports that `local` doesn't need
+
+        return RayPool(settings, runner, reporter.warn)
+
+    return drive(
+        config,
+        make_pool,
+        min_workers=least,
+        max_workers=most,
+        reporter=reporter,
+        should_stop=should_stop,
+        **options,
+    )
+
+
+def resolved(config: BuildConfig) -> BuildConfig:
+    """The config with absolute paths, for workers that may run in another folder.
+
+    Raises:
+        ConfigError: a path is relative to a Ray job's copy of the working directory, which Ray deletes with the job.
+    """
+    for key, uri in (("output.uri", config.output.uri), ("source.uri", config.source.uri)):
+        if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
+            raise ConfigError(
+                f"{key} {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
+                "absolute path that all machines mount, or a store such as s3://bucket/folder"
+            )
+    return config.absolute()

@@ -1,0 +1,102 @@
+"""What patchmint promises to programs: its public names, and types that a type checker sees in the built wheel."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+NAMES = {
+    "patchmint": """Annotation Annotator BuildReport DemoWarning PatchGrid PatchmintError Phrase Reporter Text
+        UntrainedWarning __version__ build grid_preset""",
+    "patchmint.errors": """BuildError BusyError ConfigError DemoWarning DiskFullError ImageDecodeError ImageError
+        ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError PatchmintError PluginError
+        ShardError StorageError TextError UntrainedWarning WeightsCorruptError WeightsError WeightsMismatchError
+        WeightsMissingError WeightsUnsafeError""",
+    "patchmint.geometry": """Fit GRID_PRESETS PatchGrid Placement RleMasks adaptive_bins coverage_from_logits
+        coverage_share coverage_to_uint8 fit_image grid_preset pool_coverage""",
+    "patchmint.training": """Codebook ConversationTemplate PatchSelector SequenceBuilder StageBatch StageDataset
+        StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches recall_at_keep
+        resize_embeddings selector_loss""",
+    "patchmint.interfaces": """FeatureEncoder FeatureSpec Instances PrefersLikeSizes PreparesImages Segmenter Tokenizer
+        TokenizerSpec Tokens""",
+}
+
+SCRIPT = """
+from pathlib import Path
+
+from patchmint import Annotation, Annotator, BuildReport, Phrase, Reporter, Text, UntrainedWarning, build
+from patchmint.errors import ConfigError, WeightsMissingError
+from patchmint.training import StageDataset, StageLoader
+
+
+class Heard(Reporter):
+    def warn(self, line: str) -> None:
+        raise UntrainedWarning(line)
+
+
+try:
+    annotator = Annotator.from_preset("demo", device="cpu")
+except WeightsMissingError as error:
+    names: tuple[str, ...] = error.names
+annotation: Annotation = annotator.annotate(Path("photo.png"), ["a cat", Text.from_phrases(["a sofa"])])
+many: list[Annotation] = annotator.annotate_batch(["a.png", b"..."], ["a cat", ["a sofa", "a dog"]], batch_size=8)
+kept: int = int(annotation.selector.sum()) + int(annotation.coverage[0, 0, 0]) + int(annotation.codes.max())
+phrases: list[Phrase] = [phrase for phrase in annotation.phrases if phrase.score > 0.5]
+text: str = annotation.to_document().model_dump_json()
+report: BuildReport = build("config.yaml", retry_failed=True, reporter=Heard())
+rejected: int = report.rejected
+for batch in StageLoader(StageDataset("out", stage=1), batch_size=2):
+    keys: tuple[str, ...] = batch.keys
+    assert batch.pixels is not None
+    shape: tuple[int, ...] = tuple(batch.pixels.shape)
+"""
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names(module):
+    found = importlib.import_module(module)
+    assert sorted(found.__all__) == sorted(NAMES[module].split())
+    assert all(getattr(found, name) is not None for name in found.__all__)
+    assert set(found.__all__) <= set(dir(found))
+
+
+@pytest.fixture(scope="module")
+def installed(request, tmp_path_factory):
+    """A folder with what the wheel holds. Always the same one, so that mypy's cache, beside it, is good next time."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "patchmint", source / "patchmint", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = request.config.cache.mkdir("wheel")
+    shutil.rmtree(folder / "site", ignore_errors=True)
+    with zipfile.ZipFile(source.parent / done.stdout.splitlines()[-1]) as wheel:
+        wheel.extractall(folder / "site")
+    return folder
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(installed):
+    there = {path.relative_to(installed / "site") for path in (installed / "site" / "patchmint").rglob("*.*")}
+    here = {path.relative_to(ROOT) for path in (ROOT / "patchmint").rglob("*.*") if "__pycache__" not in path.parts}
+    assert there == here
+    assert Path("patchmint/py.typed") in there
+    assert {path.name.partition("-")[0] for path in (installed / "site").iterdir()} == {"patchmint"}
+
+
+def test_a_strict_type_checker_is_content_with_the_wheel(installed, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed / "mypy"), "script.py"]
+    environment = os.environ | {"PYTHONPATH": str(installed / "site")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
