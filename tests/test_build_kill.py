@@ -294,7 +294,7 @@ def test_signals_in_the_middle_of_a_shard(undisturbed, tmp_path):
         assert not builds.committed(outs[sent]), "its worker has gone on without it"
         said = builds.ended(build, -sent if sent == signal.SIGKILL else 128 + sent)
         if sent != signal.SIGKILL:
-            assert f"stopped by {sent.name}; the same command goes on where it stopped" in said
+            assert f"stopped by {sent.name}; run the same command to resume" in said
             assert not (outs[sent] / "attempts").exists()
             assert not (outs[sent] / "lease.json").exists()
     assert builds.is_mid_shard(outs[signal.SIGKILL])

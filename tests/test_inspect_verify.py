@@ -36,7 +36,7 @@ def dataset(tmp_path):
 def test_all_is_well(dataset):
     for target in (dataset, dataset / "shards" / "000000.tar", dataset / "shards"):
         done = run(target, "--deep")
-        assert (done.exit_code, done.stdout) == (0, f"{target}: all is well\n")
+        assert (done.exit_code, done.stdout) == (0, f"{target}: no faults found\n")
     assert json.loads(run(dataset, "--json").stdout) == {"dataset": str(dataset), "findings": []}
 
 
@@ -290,7 +290,7 @@ def test_tars_of_webdataset_are_fine_when_they_are_fine(tmp_path):
             )
     for options in ((), ("--deep",)):
         done = run(path, *options)
-        assert (done.exit_code, done.stdout) == (0, f"{path}: all is well\n")
+        assert (done.exit_code, done.stdout) == (0, f"{path}: no faults found\n")
     path.write_bytes(path.read_bytes()[:9000])
     check_names(path, "foreign.tar", "tar-cut", "")
 
@@ -303,7 +303,7 @@ def test_tars_of_tar_are_fine_with_their_folders(tmp_path):
         (images / f"{number}.txt").write_text("words")
     subprocess.run(["tar", "-C", tmp_path / "in", "--sort=name", "-cf", tmp_path / "x.tar", "."], check=True)
     done = run(tmp_path / "x.tar", "--deep")
-    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'x.tar'}: all is well\n")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'x.tar'}: no faults found\n")
     data = header("../out/", tarfile.DIRTYPE)
     (tmp_path / "y.tar").write_bytes(data + tar_end(len(data)))
     check_names(tmp_path / "y.tar", "y.tar", "member-path", "../out")

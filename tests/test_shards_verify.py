@@ -106,7 +106,7 @@ OTHER_TOKENS = {"member": "vqgan", "grid": [4, 4], "codebook_sizes": [99], "prep
     [
         (lambda tar: tar[:-512] + b"x" * 512, "tar-damaged", ""),
         (lambda tar: tar.replace(b"s0004.json", b"\xff0004.json", 1), "tar-damaged", ""),
-        (lambda tar: tar_of([(n.replace("s0003", "S0003"), d) for n, d in members_of(tar)]), "key-unlawful", "S0003"),
+        (lambda tar: tar_of([(n.replace("s0003", "S0003"), d) for n, d in members_of(tar)]), "key-invalid", "S0003"),
         (lambda tar: tar_of(members_of(tar)[1::-1] + members_of(tar)[2:]), "members-order", "s0003"),
         (edit(lambda m: m.pop("s0003.vqgan.npy")), "members-missing", "s0003"),
         (edit(lambda m: m.pop("s0003.json")), "members-missing", "s0003"),

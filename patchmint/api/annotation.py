@@ -56,7 +56,7 @@ class Annotation:
 
     @property
     def selector(self) -> Grids:
-        """Patch labels: uint8 (T, rows, cols), 1 = the text talks about this patch.
+        """Patch labels: uint8 (T, rows, cols), 1 = the patch shows what the text names.
 
         Raises:
             InputError: no labels were asked for.

@@ -44,7 +44,9 @@ class AnnotationDocument(_Document):
     texts: list[str] = Field(description="The texts, as given.")
     phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
     grid: GridDocument
-    selector: list[list[list[int]]] = Field(description="(T, rows * views, cols): 1 = the text talks about this patch.")
+    selector: list[list[list[int]]] = Field(
+        description="(T, rows * views, cols): 1 = the patch shows what the text names."
+    )
     coverage: list[list[list[int]]] = Field(description="(T, rows * views, cols): covered share, 0..255, rounded up.")
     codes: list[Any] = Field(description="The tokenizer's grid of codes, row-major; (rows, cols) for VQGAN.")
 

@@ -20,7 +20,7 @@ from patchmint.version import __version__
 COMMANDS = {
     "label": LazyCommand(
         "patchmint.cli.label:label",
-        "Label one image: which patches do its texts talk about, and what are its visual codes?",
+        "Label one image: which patches show what its texts name, and what are its visual codes?",
         (
             "patchmint label scene.png --text 'a red circle' --out o.png",
             "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "build": LazyCommand(
         "patchmint.jobs.build:build_command",
-        "Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice.",
+        "Build a data set from images and texts, or resume a build. Nothing is done twice.",
         (
             "patchmint build config.yaml",
             "patchmint build config.yaml --dry-run",
@@ -59,7 +59,7 @@ COMMANDS = {
     ),
     "doctor": LazyCommand(
         "patchmint.cli.doctor:doctor",
-        "Look at versions, GPU, Ray and its token, model files and the output; say what fails and what mends it.",
+        "Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.",
         ("patchmint doctor", "patchmint doctor config.yaml --json"),
     ),
     "inspect": LazyCommand("patchmint.cli.inspect:inspect_app", "Look into data sets."),

@@ -24,7 +24,7 @@ def doctor(
     out: Annotated[str | None, typer.Option("--out", help="Look at this output: a folder or a store.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at versions, GPU, Ray and its token, model files and the output; say what fails and what mends it.
+    """Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.
 
     Ends with 1 if something fails.
     """

@@ -67,7 +67,7 @@ def label(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
-    """Label one image: which patches do its texts talk about, and what are its visual codes?"""
+    """Label one image: which patches show what its texts name, and what are its visual codes?"""
     from_file = {key: value for key, value in read_yaml(config).items() if key not in _ONLY_BUILDS} if config else {}
     chosen = AnnotatorConfig.parse(apply_overrides(AnnotatorConfig, from_file, settings))
     # Loading the models takes far longer than finding out that there is nothing to look at or for.

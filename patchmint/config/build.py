@@ -37,7 +37,7 @@ class OutputConfig(Settings):
 
 BatchSize = Annotated[
     int | None,
-    Field(ge=1, le=4096, description="Images that the models take at once; null = 8 to 32 on a CPU, tried on a GPU."),
+    Field(ge=1, le=4096, description="Batch size. null: chosen automatically (8 to 32 on a CPU, by trial on a GPU)."),
 ]
 
 

@@ -73,5 +73,5 @@ def check_extension(config: BuildConfig) -> None:
         shown = there if isinstance(there, str) else there.model_dump()
         raise ConfigError(
             f"grid {config.grid!r}: the {' and '.join(carried)} that are carried over from {config.source.uri} lie on "
-            f"the grid {shown!r}; use that one, or make them anew"
+            f"the grid {shown!r}; use that one, or make them again"
         )

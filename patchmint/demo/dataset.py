@@ -230,7 +230,7 @@ def obtain_scenes(folder: Path, *, seed: int, count: int, progress: Callable[[in
     if (truth.seed, len(truth.scenes)) != (seed, count):
         raise InputError(
             f"{folder} holds {len(truth.scenes)} scenes of seed {truth.seed}, not {count} of seed {seed}; give "
-            "the same --scenes and --seed to go on there, or choose another OUT"
+            "the same --scenes and --seed to resume there, or choose another OUT"
         )
     return truth
 
@@ -273,7 +273,7 @@ def _parsed(model: type[_Read], path: Path) -> _Read:
         why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} things in it are wrong"
         raise InputError(
             f"{path} can't be read as the truth of demo scenes: {why}; choose another OUT, or delete that folder to "
-            "have its scenes written anew"
+            "have its scenes written again"
         ) from error
 
 

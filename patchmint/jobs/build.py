@@ -26,9 +26,12 @@ from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.run import resolved
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
-RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Take up the rejects, in new shards.")]
+RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Retry the rejects, in new shards.")]
 SingleDriverOption = Annotated[
-    bool, typer.Option("--single-driver", help="Promise that no other build runs; for stores without conditions.")
+    bool,
+    typer.Option(
+        "--single-driver", help="Promise that no other build runs; for stores that can't create conditionally."
+    ),
 ]
 ProfileOption = Annotated[
     bool, typer.Option("--profile", help="Show where the time went, and write a timeline for a trace viewer.")
@@ -49,7 +52,7 @@ def build_command(
     profile: ProfileOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a data set from images and texts, or go on with it. The same command resumes; nothing is done twice."""
+    """Build a data set from images and texts, or resume a build. Nothing is done twice."""
     carry_out(
         BuildConfig.load(config, settings),
         dry_run=dry_run,
@@ -101,11 +104,13 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
     if report.profile is not None:
         typer.echo("\n".join(profile_lines(report.profile)))
     if report.missing:
-        say(f"error: {report.missing} samples are neither; look with: patchmint inspect verify {config.output.uri}")
+        say(
+            f"error: {report.missing} planned samples were neither written nor rejected; run: patchmint inspect verify {config.output.uri}"
+        )
     elif not report.written:
         say(f"error: nothing was written; see {config.output.uri}/rejects")
     else:
-        typer.echo(f"look at it: patchmint inspect verify {config.output.uri}")
+        typer.echo(f"inspect it: patchmint inspect verify {config.output.uri}")
 
 
 def main(command: Callable[..., None] = build_command) -> None:

@@ -54,7 +54,7 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
     ]
     if found.faults:
-        lines.append(f"rejects   {found.faults} samples already: their source is at fault")
+        lines.append(f"rejects   {found.faults} samples already, for faults in their source")
     if found.images_missing:
         lines.append(f"missing   {found.images_missing} of {found.images_looked_at} images that were looked for")
     return [*lines, "nothing was written; without --dry-run the build begins"]

@@ -56,7 +56,7 @@ class _Stop:
     def reason(self) -> str:
         if not self.signal:
             return ""
-        return f"stopped by {signal.Signals(self.signal).name}; the same command goes on where it stopped"
+        return f"stopped by {signal.Signals(self.signal).name}; run the same command to resume"
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal:  # the second time at once, without tidying; that is safe, only less neat

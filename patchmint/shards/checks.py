@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
-from patchmint.shards.endings import COVERAGE, FEATURES, LAWFUL_KEY, MAX_KEY_LENGTH, SELECTOR
+from patchmint.shards.endings import COVERAGE, FEATURES, MAX_KEY_LENGTH, SELECTOR, VALID_KEY
 from patchmint.shards.layout import Layout, TokensLayout
 from patchmint.shards.schema import PhraseDocument, SampleDocument, dump_features
 
@@ -27,10 +27,10 @@ MAX_PER_SHARD = 100
 
 def check_key(key: str) -> Iterator[Problem]:
     """Is the key lawful?"""
-    if not LAWFUL_KEY.fullmatch(key):
+    if not VALID_KEY.fullmatch(key):
         yield (
-            "key-unlawful",
-            f"key {key[:120]!r} isn't lawful; keys have 1 to {MAX_KEY_LENGTH} of a-z, 0-9, '_' and '-'",
+            "key-invalid",
+            f"key {key[:120]!r} isn't valid; keys have 1 to {MAX_KEY_LENGTH} of a-z, 0-9, '_' and '-'",
         )
 
 

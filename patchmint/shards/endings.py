@@ -7,7 +7,7 @@ import re
 MAX_KEY_LENGTH = 80
 """With the longest member's ending a name still fits the 100 bytes of a USTAR header."""
 
-LAWFUL_KEY = re.compile(rf"[a-z0-9_-]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
+VALID_KEY = re.compile(rf"[a-z0-9_-]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
 """Keys, by `fullmatch`. No dot (readers cut names at the first one), no capitals (some file systems fold them)."""
 
 MAX_MEMBER_LENGTH = 15

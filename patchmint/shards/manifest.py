@@ -214,5 +214,5 @@ def parse_manifest(data: bytes) -> Manifest:
     except ValidationError as error:
         raise ShardError(
             f"{MANIFEST_PATH} isn't of the form {SCHEMA}: {first_error(error)}; run the build's command again, which "
-            "writes it anew"
+            "writes it again"
         ) from error

@@ -205,7 +205,7 @@ def encode_text(text: str, name: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ShardError(
             f"{name} holds what isn't valid Unicode (a lone surrogate at character {error.start}); "
-            "reject the sample, or mend its source's encoding"
+            "reject the sample, or fix its source's encoding"
         ) from error
 
 

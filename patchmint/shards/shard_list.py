@@ -89,7 +89,7 @@ def read_shard_list(storage: Storage) -> ShardList | None:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ShardError(
             f"{SHARDS_PATH} of {storage.uri} isn't of the form {SCHEMA} ({error}); run the build's command again, "
-            "which writes it anew",
+            "which writes it again",
             uri=uri_of(storage, SHARDS_PATH),
         ) from error
     return ShardList(document["plans"], units, hashlib.sha256(data).hexdigest())

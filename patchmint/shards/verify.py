@@ -99,7 +99,7 @@ def _read_manifest(storage: Storage) -> tuple[Manifest | None, list[Finding]]:
     try:
         return read_manifest(storage), []
     except NotFoundError:
-        message = "there is no dataset.json: the build isn't finished; run its command again, it goes on where it was"
+        message = "there is no dataset.json: the build isn't finished; run its command again to resume"
         return None, [Finding(MANIFEST_PATH, "", "manifest-missing", message)]
     except ShardError as error:
         return None, [Finding(MANIFEST_PATH, "", "manifest-form", str(error))]
@@ -148,7 +148,7 @@ def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> It
     except StorageError as error:
         yield Finding(SHARDS_PATH, "", "file-unreadable", str(error))
         return
-    again = "run the build's command again, which writes it anew"
+    again = "run the build's command again, which writes it again"
     if listed is None:
         yield Finding(SHARDS_PATH, "", "list-missing", f"there is no list of the shards; {again}")
     elif listed != ShardList(plans, tuple(units)):
@@ -163,7 +163,7 @@ def _check_totals(
     retried = sum(plan.total for plan in plans[1:])
     rejected = sum(sum(record.rejects.values()) for record in records) - retried
     if rejected < 0:  # that the units' counts close has been checked, unit by unit
-        message = f"retries take up {retried} samples, more than were rejected; the plans are of other builds"
+        message = f"retries cover {retried} samples, more than were rejected; the plans are of other builds"
         yield Finding("", "", "counts", message)
     if manifest is None:
         return

@@ -21,7 +21,7 @@ _HINTS = {
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "correct the path"),
     errno.EEXIST: ("a part of the path is a file, not a folder", "correct the path"),
     errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter one"),
-    errno.ELOOP: ("its links lead in a circle", "mend the links"),
+    errno.ELOOP: ("its links lead in a circle", "fix the links"),
     errno.EMFILE: ("this process has too many open files", "raise `ulimit -n`"),
 }
 

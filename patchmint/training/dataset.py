@@ -373,6 +373,6 @@ def checked_state(state: Mapping[str, Any], identity: Mapping[str, Any], counter
     if wrong:
         raise ConfigError(
             f"the state belongs to another run: {'; '.join(wrong)}. Go on with the data and settings it was taken "
-            "with, or start anew without it"
+            "with, or start again without it"
         )
     return epoch, place

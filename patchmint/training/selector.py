@@ -61,7 +61,7 @@ def selector_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) ->
 
     Args:
         logits: (B, N), of `PatchSelector`.
-        labels: (B, N), 1 = the text talks about this patch.
+        labels: (B, N), 1 = the patch shows what the text names.
         mask: bool (B, N), True for patches that count; None: all.
 
     Raises:

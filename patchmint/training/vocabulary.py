@@ -281,7 +281,7 @@ def _read(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocab
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "the tokenizer is only partly extended: it has visual tokens but none that ends a text; set its eos_token, "
-            "or extend the original tokenizer anew"
+            "or extend the original tokenizer again"
         )
     return VisualVocabulary(first, codebook, eos_id=int(tokenizer.eos_token_id), size=max(tokens.values()) + 1)
 
@@ -328,7 +328,7 @@ def _find_first_visual(tokens: Mapping[str, int], digest: str, codes: int) -> in
     if others:
         raise ConfigError(
             f"the tokenizer was extended for codebook {' and '.join(others)}, but the codes are of codebook {digest}; "
-            "use the data set and the tokenizer that belong together, or extend the original tokenizer anew"
+            "use the data set and the tokenizer that belong together, or extend the original tokenizer again"
         )
     expected = _visual_tokens(digest, codes)
     _check_same(found, expected, digest)
@@ -337,7 +337,7 @@ def _find_first_visual(tokens: Mapping[str, int], digest: str, codes: int) -> in
         if tokens[token] != first + position:
             raise ConfigError(
                 f"the tokenizer's visual tokens are out of order: {token} has id {tokens[token]}, not "
-                f"{first + position}; extend the original tokenizer anew"
+                f"{first + position}; extend the original tokenizer again"
             )
     return first
 
@@ -348,12 +348,12 @@ def _check_same(found: Iterable[str], expected: list[str], digest: str) -> None:
     if missing:
         raise ConfigError(
             f"the tokenizer is only partly extended for codebook {digest}: {len(missing)} of {len(expected)} visual "
-            f"tokens are missing ({_some(missing)}); extend the original tokenizer anew"
+            f"tokens are missing ({_some(missing)}); extend the original tokenizer again"
         )
     if present != wanted:
         raise ConfigError(
             f"the tokenizer has visual tokens that codebook {digest} lacks ({_some(sorted(present - wanted))}); extend "
-            "the original tokenizer anew"
+            "the original tokenizer again"
         )
 
 

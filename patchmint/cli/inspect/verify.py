@@ -85,7 +85,7 @@ def _decoder(storage: Storage) -> Callable[[bytes], tuple[int, int]]:
 def _print(dataset: str, found: Sequence[Finding]) -> None:
     console = console_for_data()
     if not found:
-        console.print(f"{escape(printable(dataset))}: all is well", highlight=False)
+        console.print(f"{escape(printable(dataset))}: no faults found", highlight=False)
         return
     table = Table(Column("shard", no_wrap=True), Column("key", overflow="fold"), "code", Column(overflow="fold"))
     table.columns[-1].header = "what is wrong"

@@ -120,7 +120,7 @@ def build(
 
         def stop_reason() -> str:
             if lease.lost.is_set():
-                return "another driver has taken over this output (this one was silent for a while); it goes on there"
+                return "another driver has taken over this output (this one was silent for a while); it continues there"
             return should_stop()
 
         def planned(samples: int) -> None:
@@ -218,7 +218,7 @@ def _planned(
         ledger = Ledger(storage, [], {})
     if not ledger.plans:
         if retry_failed:
-            raise ConfigError(f"{storage.uri} holds no build whose rejects could be taken up; build first")
+            raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
         source = open_source(config.source)
         plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
         ledger = Ledger.read(storage, [plan])

@@ -261,7 +261,7 @@ class Supervisor:
             self._max_workers -= 1
             if self._wanted > self._max_workers:
                 raise BuildError(message)
-            self._warn(f"a worker couldn't be set up, and is done without: {message}")
+            self._warn(f"a worker failed to start; continuing without it: {message}")
             self._pool.retire(worker)
             return
         if order is None or not transient:
@@ -308,6 +308,6 @@ class Supervisor:
             raise BuildError(
                 f"{self._rejected} of {self._samples} samples were rejected, more than limits.max_reject_share "
                 f"({self._max_share:g}) allows; `patchmint status` shows the reasons. If the data set is like that, "
-                "raise limits.max_reject_share and run the same command again; else mend the config, and build into "
+                "raise limits.max_reject_share and run the same command again; else fix the config and build into "
                 "another folder"
             )

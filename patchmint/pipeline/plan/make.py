@@ -180,7 +180,7 @@ def _create(storage: Storage, plan: Plan, check: Callable[[Plan], None], may_rep
         what = "with other versions: " + ", ".join(versions) if versions else "of other samples"
         raise BuildError(
             f"{path} in {storage.uri} was made meanwhile, {what} ({there.total} samples there, {plan.total} here): the "
-            "source has changed, or another driver is at work. Run the same command again to go on with that plan, or "
+            "source has changed, or another driver is at work. Run the same command again to resume that plan, or "
             "build into another output.uri"
         )
     return plan

@@ -234,7 +234,7 @@ class _Pulse:
         if self.lost:
             raise BuildError(
                 f"the Ray cluster hasn't answered for {silent:.0f} s: its head node is gone, or can't be reached from "
-                f"{socket.gethostname()}. What is finished stays; once a cluster is up, the same command goes on"
+                f"{socket.gethostname()}. What is finished stays; once a cluster is up, run the same command to resume"
             )
 
     def stop(self) -> None:

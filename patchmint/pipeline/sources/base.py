@@ -100,7 +100,7 @@ class StoredImages:
             # a folder of that name, or a file where a folder should be, is as good as nothing
             if _is_of_this_file(error):
                 raise ImageUnreadableError(
-                    f"{error}; mend its permissions, or leave the sample among the rejects", path=ref.path
+                    f"{error}; fix its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise

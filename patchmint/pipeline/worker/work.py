@@ -219,7 +219,7 @@ class Worker:
         if self._settings.plan_digest not in [plan.digest for plan in plans]:
             raise BuildError(
                 f"plan.parquet in {self._storage.uri} isn't the plan that this build goes by any more: another driver "
-                "has taken over this output and replaced it; it goes on there"
+                "has taken over this output and replaced it; it continues there"
             )
 
     def _check_output_visible(self) -> None:
