@@ -81,10 +81,10 @@ def test_fewer_rows_and_no_parquet_at_all(folder):
     with pytest.raises(ShardError, match="has 1 rows, not 2"):
         read_table(dataset, dataset.shards[0], ["key"])
     path.write_bytes(b"PAR1")
-    with pytest.raises(ShardError, match="is no table of patchmint"):
+    with pytest.raises(ShardError, match="isn't a patchmint table"):
         read_table(dataset, dataset.shards[0])
     (folder / "rejects" / "000002.parquet").write_bytes(b"")
-    with pytest.raises(ShardError, match="is no table of patchmint"):
+    with pytest.raises(ShardError, match="isn't a patchmint table"):
         list(iter_rejects(dataset))
 
 

@@ -230,8 +230,8 @@ def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
         (): "give one code, such as 17, or --top",
         ("1", "--top"): "give one code",
         ("40",): "run from 0 to 39",
-        ("1:3",): "there is no codebook 1",
-        ("seven",): "is no code",
+        ("1:3",): "there isn't a codebook 1",
+        ("seven",): "isn't a code",
         ("1", "--sheet", tmp_path / "s.jpg"): "ends with .png",
         ("1", "--sheet", tmp_path / "no" / "s.png"): "no folder",
     }

@@ -427,7 +427,7 @@ def test_no_data_set(tmp_path):
         (lambda shards: (shards / "000001.tar").unlink(), "lacks shards/000001.tar, .* the copy isn't complete"),
         (lambda shards: (shards / "000001.parquet").unlink(), "lacks shards/000001.parquet"),
         (lambda shards: (shards / "000001.tar").write_bytes(b"x"), "the copy isn't complete"),
-        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "is no table of patchmint"),
+        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "isn't a patchmint table"),
         (lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"), "has 4 rows, not 5"),
         (lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"), "has 5 rows, not 4"),
     ],

@@ -143,12 +143,12 @@ class TestIds:
     @pytest.mark.parametrize(
         ("book", "ids", "message"),
         [
-            (BOOK, [10, 9], "id 9 at 1 is no code"),
-            (BOOK, [50], "id 50 at 0 is no code"),
+            (BOOK, [10, 9], "id 9 at 1 isn't a code"),
+            (BOOK, [50], "id 50 at 0 isn't a code"),
             (BOOK, [[10]], "shape"),
             (TWO, [10, 15, 10], "multiple of 2"),
-            (TWO, [15, 10], "id 15 at 0 is no code of codebook 0"),
-            (TWO, [10, 11], "id 11 at 1 is no code of codebook 1"),
+            (TWO, [15, 10], "id 15 at 0 isn't a code of codebook 0"),
+            (TWO, [10, 11], "id 11 at 1 isn't a code of codebook 1"),
         ],
     )
     def test_refuses_ids(self, book, ids, message):

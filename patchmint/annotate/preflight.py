@@ -94,7 +94,7 @@ def _is_missing(role: str, name: str) -> bool:
         if name in kinds and not CHECKPOINTS[name].bundled:
             return True
         offered = plugin_names("patchmint.tokenizers")
-        hint = f"; outside tokenizers: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
+        hint = f"; tokenizer plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
         asks_for_hint = role == "tokenizer" and name not in kinds
         raise WeightsMissingError(f"models.{role}: {error}{hint if asks_for_hint else ''}") from error
     return False

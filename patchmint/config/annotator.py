@@ -47,7 +47,7 @@ class ModelsConfig(Settings):
     """
 
     segmenter: str | None = Field(
-        default=None, description="An outside segmenter (entry point), in the place of detector and masker."
+        default=None, description="A segmenter plug-in (entry point), instead of detector and masker."
     )
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
@@ -56,7 +56,7 @@ class ModelsConfig(Settings):
     )
     masker: str = Field(default="sam-vit-h", description="SAM.")
     tokenizer: str = Field(
-        default="vqgan-imagenet-f16-16384", description="VQGAN, or an outside tokenizer (entry point)."
+        default="vqgan-imagenet-f16-16384", description="VQGAN, or a tokenizer plug-in (entry point)."
     )
     vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
 

@@ -70,7 +70,7 @@ class PatchGrid:
             raise ConfigError("fit anyres needs a list of canvases, and no other fit takes one")
         for height, width in self.canvases:
             if height < 1 or width < 1 or height % self.input_size[0] or width % self.input_size[1]:
-                raise ConfigError(f"canvas ({height}, {width}) is no multiple of the input size {self.input_size}")
+                raise ConfigError(f"canvas ({height}, {width}) isn't a multiple of the input size {self.input_size}")
 
     def place(self, image_size: Size) -> Placement:
         """Lay the grid on an image.

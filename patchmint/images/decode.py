@@ -119,7 +119,7 @@ def _open_file(path: Path) -> IO[bytes]:
         if path.is_dir():
             problem = "is a directory; name a file in it"
         elif path.exists():
-            problem = "is no regular file; save it to disk first"
+            problem = "isn't a regular file; save it to disk first"
         elif re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
             problem = "is a web address, and nothing is fetched; download it and pass the path"
         else:

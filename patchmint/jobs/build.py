@@ -105,7 +105,8 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
         typer.echo("\n".join(profile_lines(report.profile)))
     if report.missing:
         say(
-            f"error: {report.missing} planned samples were neither written nor rejected; run: patchmint inspect verify {config.output.uri}"
+            f"error: {report.missing} planned samples were neither written nor rejected; run: patchmint inspect verify "
+            f"{config.output.uri}"
         )
     elif not report.written:
         say(f"error: nothing was written; see {config.output.uri}/rejects")

@@ -47,7 +47,7 @@ class Attempt:
         self.id = f"{run_id}-{unit:06d}-{secrets.token_hex(8)}"
         self.unit = unit
         if run_and_unit(self.id) is None:
-            raise ValueError(f"{run_id!r} is no id of a run; use a-z, 0-9 and '-'")
+            raise ValueError(f"{run_id!r} isn't a run id; use a-z, 0-9 and '-'")
         self._storage = storage
         self._files: dict[str, FileRecord] = {}
         self._begun = time.monotonic()
@@ -67,7 +67,7 @@ class Attempt:
             StorageError: it can't be written.
         """
         if canonical not in canonical_paths(self.unit):
-            raise ValueError(f"{canonical!r} is no file of unit {self.unit}")
+            raise ValueError(f"{canonical!r} isn't a file of unit {self.unit}")
         path = attempt_path(self.id, canonical)
         with self._storage.new_file(path) as file:
             yield file

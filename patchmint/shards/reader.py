@@ -74,7 +74,7 @@ def iter_members(file: BinaryIO, name: str, *, headers_only: bool = False) -> It
                     data = stream.read() if stream is not None else None
                 yield Member(info.name, info.offset, tar.offset, data, _kind(info))
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        raise ShardError(f"{name} is no whole tar: {error}; get it again, or build its unit again") from error
+        raise ShardError(f"{name} isn't a complete tar: {error}; get it again, or build its unit again") from error
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
 
     Raises:
         NotFoundError, StorageError: the tar can't be read.
-        ShardError: it is no whole tar, or holds what is no regular file, or a name twice.
+        ShardError: it isn't a complete tar, or holds what isn't a regular file, or a name twice.
     """
     with storage.open(path) as file, about(uri_of(storage, path)):
         yield from _group(iter_members(file, path), path)

@@ -110,7 +110,7 @@ class CommitRecord(BaseModel):
         if parsed is None or parsed[1] != self.unit:
             raise ValueError("the attempt isn't one at this unit")
         if unknown := self.files.keys() - set(canonical_paths(self.unit)):
-            raise ValueError(f"{min(unknown)!r} is no file of this unit")
+            raise ValueError(f"{min(unknown)!r} isn't a file of this unit")
         # A record decides what is moved and deleted, so it can't name any path it likes.
         if any(file.path != attempt_path(self.attempt, name) for name, file in self.files.items()):
             raise ValueError("a file lies outside the attempt")

@@ -150,7 +150,7 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
             row = sidecar_row(sample.document, sample.selector, sample.codes, **place)
         except ShardError as error:
             raise ShardError(
-                f"{tar} is no shard of patchmint ({error}); of a tar that others wrote only `ls` and `verify` can tell"
+                f"{tar} isn't a patchmint shard ({error}); only `ls` and `verify` read tars that other programs wrote"
             ) from error
         rows.append(row | {"key": sample.key})  # whatever its document says
     return pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -204,5 +204,5 @@ def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) 
 
 
 def _no_table(storage: Storage, path: str, why: str) -> ShardError:
-    message = f"{path} of {storage.uri} is no table of patchmint: {why}; run `patchmint inspect verify`"
+    message = f"{path} of {storage.uri} isn't a patchmint table: {why}; run `patchmint inspect verify`"
     return ShardError(message, uri=uri_of(storage, path))

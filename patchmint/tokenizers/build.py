@@ -25,9 +25,7 @@ def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
     name = models.tokenizer
     if is_outside_tokenizer(name):
         if tokens.remap is not None:
-            raise ConfigError(
-                f"tokens.remap is for VQGAN, but the tokenizer {name} comes from an outside package; leave it out"
-            )
+            raise ConfigError(f"tokens.remap is for VQGAN, but the tokenizer {name} is a plug-in; leave it out")
         return
     arch = {UNTRAINED: TINY, **OFFICIAL}.get(name)
     cell, codes = (arch.factor, arch.n_embed) if arch is not None else read_arch(name, cell_and_codes)

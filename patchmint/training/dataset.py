@@ -284,7 +284,7 @@ def open_finished(uri: Uri) -> Dataset:
         StorageError: it can't be read.
     """
     none = ConfigError(
-        f"can't train on {uri}: there is no {MANIFEST_PATH}; it is no data set of patchmint: make one with "
+        f"can't train on {uri}: there is no {MANIFEST_PATH}; it isn't a patchmint data set: make one with "
         "`patchmint build`, or correct the path"
     )
     if os.fspath(uri).endswith(".tar"):
@@ -368,7 +368,7 @@ def checked_state(state: Mapping[str, Any], identity: Mapping[str, Any], counter
     """
     epoch, place, of = (state.get(name) for name in ("epoch", counter, "of"))
     if not isinstance(epoch, int) or not isinstance(place, int) or not isinstance(of, Mapping) or min(epoch, place) < 0:
-        raise ConfigError(f"this is no state of this kind (epoch, {counter}, of); give what state_dict() returned")
+        raise ConfigError(f"this isn't a state of this kind (epoch, {counter}, of); give what state_dict() returned")
     wrong = differences(of, identity)
     if wrong:
         raise ConfigError(

@@ -45,7 +45,7 @@ class Codebook:
         fingerprint: of the model: the SHA-256 of its file, or its name where it has none.
 
     Raises:
-        ConfigError: there is no codebook, or one without a code.
+        ConfigError: there isn't a codebook, or one without a code.
     """
 
     member: str
@@ -191,7 +191,7 @@ class VisualVocabulary:
         if len(wrong):
             place = int(wrong[0])
             raise InputError(
-                f"id {array[place]} at {place} is no code of codebook {place % len(sizes)}; give the ids between an "
+                f"id {array[place]} at {place} isn't a code of codebook {place % len(sizes)}; give the ids between an "
                 "image's begin and end marks, and no others"
             )
         return codes[:, 0] if len(sizes) == 1 else codes

@@ -258,7 +258,7 @@ def _refuse_foreign(path: Path, scans: list[_PickleScan]) -> None:
     # Bytes that aren't a pickle can look like one for a while: only a whole one, or a torch container's, tells.
     if foreign and (len(scans) > 1 or scans[0].complete or scans[0].protocol):
         raise WeightsUnsafeError(
-            f"{path} holds pickled code that would call {', '.join(foreign[:5])}; nothing of it was run. "
+            f"{path} holds pickled code that would call {', '.join(foreign[:5])}; none of it was run. "
             "Don't load it elsewhere either; get the weights from their publisher (`patchmint models pull NAME`)"
         )
 
@@ -390,7 +390,7 @@ def read_shapes(stream: BinaryIO) -> object:
             stack += [made] * len(opcode.stack_after)
         return stack.pop()
     except (TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
-        raise ValueError(f"it is no sound pickle ({error!r})") from error
+        raise ValueError(f"it isn't a valid pickle ({error!r})") from error
 
 
 _MARK = object()

@@ -149,7 +149,7 @@ def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
             raise WeightsUnsafeError(
-                f"{path} holds pickled code that would call {refused[1]}; nothing of it was run. "
+                f"{path} holds pickled code that would call {refused[1]}; none of it was run. "
                 "Get the weights from their publisher (`patchmint models pull NAME`)"
             ) from error
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -169,7 +169,7 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, Tensor) and value.device.type == "cpu"):
             raise WeightsCorruptError(
-                f"{path} is a torch file, but its entry {name!r} is no tensor with a name ({type(value).__name__}), "
-                "so it is no state dict; save one with `torch.save(model.state_dict(), path)`"
+                f"{path} is a torch file, but its entry {name!r} isn't a named tensor ({type(value).__name__}), "
+                "so it isn't a state dict; save one with `torch.save(model.state_dict(), path)`"
             )
     return {name: tensor.detach() for name, tensor in state.items()}

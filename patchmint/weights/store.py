@@ -114,7 +114,7 @@ def locate(name_or_path: str) -> Path:
         if path.is_file():
             return path
     except (OSError, RuntimeError) as error:  # too long a name, no such user
-        message = f"{name_or_path[:200]!r} is no path of a weights file: {error}"
+        message = f"{name_or_path[:200]!r} isn't the path of a weights file: {error}"
         raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
         raise WeightsMissingError(f"{path} is a folder; give the weights file in it", names=[name_or_path])

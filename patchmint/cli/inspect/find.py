@@ -38,9 +38,7 @@ def find_command(
     dataset: DatasetArgument,
     text: Words = None,
     phrase: Phrases = None,
-    key: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Key; * and ? are any, and a set in square brackets one of it.")
-    ] = "",
+    key: Annotated[str, typer.Option(metavar="PATTERN", help="Key; * and ? match anything, [abc] one of a set.")] = "",
     min_score: Score = None,
     max_score: Score = None,
     min_share: Share = None,

@@ -78,7 +78,7 @@ def _resolved(out: Path, dataset: Dataset) -> Path:
         InputError: no gallery can have this place.
     """
     if _ADDRESS.match(str(out)):
-        raise InputError(f"{out} is no folder of this machine; write the gallery into one, and copy it there")
+        raise InputError(f"{out} isn't a folder on this machine; write the gallery into one and copy it there")
     try:
         out = out.resolve(strict=False)
         working = Path.cwd().resolve()
@@ -101,7 +101,7 @@ def _check_free(out: Path, force: bool) -> None:
     except OSError:
         ours = False
     if not ours:
-        raise InputError(f"{out} is there already and is no gallery; name a folder that is new or empty")
+        raise InputError(f"{out} exists and isn't a gallery; name a new or empty folder")
     if not force:
         raise InputError(f"{out} holds a gallery already; replace it with --force, or name another folder")
     if foreign := sorted(_foreign(out)):

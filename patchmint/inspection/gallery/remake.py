@@ -57,7 +57,7 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     manifest, config = found
     models = parse_settings(ModelsConfig, config["models"])
     if models.segmenter is not None:
-        return Offer(None, f"the outside segmenter {models.segmenter!r} made them; its masks aren't stored")
+        return Offer(None, f"the segmenter plug-in {models.segmenter!r} made them; its masks aren't stored")
     # The same number format as the build's, as far as this machine has it.
     settings = (models, parse_settings(LabelsConfig, config["labels"]), _precision(config))
     return _offer(manifest, "masker", models.masker, settings)
@@ -175,7 +175,7 @@ def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
     if name == UNTRAINED:
         return Offer(settings, "by untrained weights, as in the build: they mean nothing")
     if role == "tokenizer" and is_outside_tokenizer(name):
-        return Offer(settings, f"by the outside tokenizer {name!r} that is installed here")
+        return Offer(settings, f"by the tokenizer plug-in {name!r} installed here")
     try:
         path = locate(name)
     except (WeightsMissingError, WeightsCorruptError):
@@ -196,5 +196,5 @@ def _way_out(name: str) -> str:
     if name in CHECKPOINTS:
         return f"its weights aren't on this machine: run `patchmint models pull {name}`, then make the gallery again"
     offered = ", ".join(plugin_names("patchmint.tokenizers"))
-    plugins = f" (installed outside tokenizers: {offered})" if offered else ""
+    plugins = f" (installed tokenizer plug-ins: {offered})" if offered else ""
     return f"{name.rpartition('/')[2]!r} is neither a file on this machine nor a known name{plugins}"

@@ -84,7 +84,7 @@ class Vocabulary:
         missing = [piece for piece in _REQUIRED if piece not in pieces]
         if missing:
             raise WeightsCorruptError(
-                f"the vocabulary lacks {', '.join(missing)}: it is no vocabulary of a BERT text encoder; "
+                f"the vocabulary lacks {', '.join(missing)}: it isn't a BERT text encoder's vocabulary; "
                 "get the right one with: patchmint models pull bert-base-uncased-vocab"
             )
         self.size = len(pieces)
@@ -106,10 +106,10 @@ class Vocabulary:
             # not splitlines(), which would also cut at U+2028 and shift every later number
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
-            raise WeightsCorruptError(f"{path} is no vocabulary: it isn't UTF-8 text") from error
+            raise WeightsCorruptError(f"{path} isn't a vocabulary: it isn't UTF-8 text") from error
         pieces = {piece: number for number, piece in enumerate(lines)}
         if len(pieces) != len(lines):
-            raise WeightsCorruptError(f"{path} is no vocabulary: it holds {len(lines) - len(pieces)} pieces twice")
+            raise WeightsCorruptError(f"{path} isn't a vocabulary: it holds {len(lines) - len(pieces)} pieces twice")
         return cls(pieces)
 
     @classmethod

@@ -153,7 +153,7 @@ class CocoFile:
     def _take_category(self, record: dict[str, Any]) -> str:
         category, name = as_id(record.get("id")), record.get("name")
         if category is None or not isinstance(name, str) or not name.strip() or not is_unicode(name):
-            return f"has no id, or its name is no text: {quoted(name)}"
+            return f"has no id, or its name isn't text: {quoted(name)}"
         self.categories[category] = name
         return ""
 

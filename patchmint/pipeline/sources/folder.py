@@ -57,7 +57,7 @@ class FolderSource(StoredImages):
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
             elif side is not None:
-                sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that is no caption")
+                sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that isn't a caption")
             yield from sample.finish("there is neither a .txt nor a .json of the same name beside the image")
 
     def _with_table(self, table: str) -> Iterator[SourceSample]:

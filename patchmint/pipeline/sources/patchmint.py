@@ -92,7 +92,7 @@ class PatchmintSource(StoredImages):
                         yield SourceSample(row["id"], ImageRef(tar, row["offset"], row["size"]), texts, key=row["key"])
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
-                f"{path} in {self._uri} is no sidecar that can be read: {error}; run `patchmint inspect verify` on it",
+                f"{path} in {self._uri} isn't a readable sidecar: {error}; run `patchmint inspect verify` on it",
                 uri=uri_of(self._storage, path),
             ) from error
 

@@ -132,7 +132,7 @@ class WebDatasetSource(StoredImages):
                 f"{name}#rest",
                 "tar-cut",
                 f"{name} is cut or damaged at byte {end}, after {count} whole samples{lost}; get it again, or "
-                "leave the rest of it out",
+                "leave the rest out",
             )
 
     def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[SourceSample]:
