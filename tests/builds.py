@@ -83,6 +83,12 @@ def start(config, out, *options, cold=False, **environment):
     return watched(command, os.environ | {"PYTHONPATH": str(STAND_IN)} | environment, cold=cold)
 
 
+def start_faulty(config, out, step, **environment):
+    """Start a build in whose worker something happens once at a step, after which a file OUT.hit is there."""
+    fault = {"STAND_IN_FAULT": "faults", "STAND_IN_STEP": step, "STAND_IN_ONCE": str(out.with_suffix(".hit"))}
+    return start(config, out, **fault, **environment)
+
+
 def watched(command, environment, *, cold=False):
     """Start a process in a session of its own that `end_all` ends with everything it has started."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -239,14 +245,10 @@ class SameProcess:
         events, self._events = self._events, []
         return events
 
-    def observe(self, progress, result):
-        """Nothing is exported."""
-
-    def retire(self, worker):
+    def stop(self, *_):
         """There is nothing to end."""
 
-    def stop(self):
-        """There is nothing to end."""
+    observe = retire = stop
 
 
 def build_here(config, out, changes=None, pool=SameProcess):

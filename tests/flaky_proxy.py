@@ -18,20 +18,16 @@ def conditional_put(method, path, headers):
 
 
 def of_method(name):
-    """Any request of a method."""
     return lambda method, path, headers: method == name
 
 
 @dataclass
 class Fault:
-    """What to do to the first requests of a kind.
+    """What to do to the first requests of a kind; others pass.
 
-    Attributes:
-        kind: which requests.
-        times: how many of them; others pass.
-        action: `refuse` answers 503 and doesn't forward; `cut` forwards, then ends the connection in the middle of the
-            reply's body; `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers
-            neither then nor later; `shorten` forwards the first half of the request's body.
+    `refuse` answers 503 and doesn't forward; `cut` forwards, then ends the connection amid the reply's body;
+    `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers neither then nor later;
+    `shorten` forwards the first half of the request's body.
     """
 
     kind: Kind
@@ -41,19 +37,12 @@ class Fault:
 
 @dataclass
 class FlakyProxy:
-    """A running proxy.
-
-    Attributes:
-        port: on 127.0.0.1.
-        faults: what goes wrong; may be changed at any time.
-        ignored_header: a header, in lower case, that isn't passed on.
-        seen: method and path of every request.
-    """
+    """A proxy that runs on a port of 127.0.0.1; its faults may be changed at any time."""
 
     port: int
     faults: list[Fault] = field(default_factory=list)
-    ignored_header: str = ""
-    seen: list[tuple[str, str]] = field(default_factory=list)
+    ignored_header: str = ""  # in lower case, not passed on
+    seen: list[tuple[str, str]] = field(default_factory=list)  # method and path
     done: threading.Event = field(default_factory=threading.Event)
 
     def take(self, method, path, headers):

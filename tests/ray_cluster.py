@@ -21,11 +21,7 @@ _MARK = "PATCHMINT_TEST_NODE"
 
 
 class Node:
-    """One node: `ray start`, and all that comes of it, known by a mark in its environment.
-
-    Attributes:
-        mark: also what its workers find in the environment variable PATCHMINT_TEST_NODE.
-    """
+    """One node: `ray start`, and all that comes of it, known by a mark in the environment, PATCHMINT_TEST_NODE."""
 
     def __init__(self, options, env, log):
         self.mark = secrets.token_hex(8)
@@ -58,7 +54,6 @@ class Node:
         self._process.wait()
 
     def alive(self):
-        """Whether it still runs."""
         return self._process.poll() is None
 
     def _pids(self):
@@ -72,13 +67,7 @@ class Node:
 
 
 class RayCluster:
-    """A head and a second node, with one CPU each.
-
-    Attributes:
-        folder: everything of the cluster, and of tests that want a folder that all nodes see.
-        head, second: the nodes; None while they aren't up.
-        metrics_port: of the head.
-    """
+    """A head and a second node, None while they aren't up, with one CPU each; all nodes see `folder`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -98,14 +87,13 @@ class RayCluster:
 
     def start(self):
         """Start what isn't up."""
-        if self.head is None or not self.head.alive():
+        if not (self.head and self.head.alive()):
             self.stop()
             self._start_head()
-        if self.second is None or not self.second.alive():
+        if not (self.second and self.second.alive()):
             self.start_second()
 
     def start_second(self):
-        """Start the second node."""
         options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
         try:
             self.second = Node(options, self.env, self.folder / "second.log")
@@ -113,15 +101,13 @@ class RayCluster:
             self.second = Node(options, self.env, self.folder / "second.log")
 
     def kill_second(self):
-        """The second node dies."""
-        if self.second is not None:
+        if self.second:
             self.second.kill()
             self.second = None
 
     def stop(self):
-        """End all processes of the cluster."""
         self.kill_second()
-        if self.head is not None:
+        if self.head:
             self.head.kill()
             self.head = None
 

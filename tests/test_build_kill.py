@@ -34,13 +34,8 @@ REJECTS = {"image-damaged": 1}
 def killed_in_every_state(config, whole, folder, scene, share):
     """Kill a build in each state of the disk in turn, go on with it, compare; how many steps and states there are.
 
-    Args:
-        config: of the build.
-        whole: output of an undisturbed one.
-        folder: for the outputs.
-        scene: "fresh" = kill a new build; "committed" = kill one that finds a unit committed but not published;
-            "replaced" = kill one that finds the plan of other settings, and what was begun with it.
-        share: which of the states, modulo SCRIPTS.
+    `whole` is the output of an undisturbed build. What is killed: "fresh", a new build; "committed", one that finds a
+    unit committed but not published; "replaced", one that finds the plan of other settings, and what was begun with it.
     """
     expected = builds.digests(whole)
     begun = folder / "begun"
@@ -251,13 +246,7 @@ def go_on(undisturbed, outs):
 def broken(undisturbed, tmp_path, steps):
     """Builds in which something happens in the worker at a step; the outputs and the builds."""
     outs = [tmp_path / step.replace(" ", "-") for step in steps]
-    started = [
-        builds.start(
-            undisturbed[0], out, STAND_IN_FAULT="faults", STAND_IN_STEP=step, STAND_IN_ONCE=str(out.with_suffix(".hit"))
-        )
-        for step, out in zip(steps, outs, strict=True)
-    ]
-    return outs, started
+    return outs, [builds.start_faulty(undisturbed[0], out, step) for step, out in zip(steps, outs, strict=True)]
 
 
 def test_driver_and_worker_killed_at_steps_of_the_commit(undisturbed, tmp_path):
@@ -312,9 +301,8 @@ def disks(tmp_path):
     def make(name, size):
         folder = tmp_path / name
         folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
-        )
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(mount, capture_output=True, check=False)
         if done.returncode:
             pytest.skip(f"small disks can't be mounted here: {done.stderr.decode().strip()}")
         mounted.append(folder)

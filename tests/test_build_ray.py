@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from builds import check_files, digests, make_input
+from builds import asked, check_files, digests, make_input
 from ray_cluster import ROOT, ray_cluster, wait_until
 
 pytestmark = pytest.mark.ray
@@ -160,12 +160,6 @@ def clean(out):
     return not (out / "lease.json").exists() and not attempts(out)
 
 
-def status(out):
-    done = run([sys.executable, "-m", "patchmint", "status", str(out), "--json"], dict(os.environ))
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def driver_metrics(text, name):
     """A counter's values by the id of the driver."""
     found = re.findall(rf"^ray_patchmint_{name}{{.*WorkerId=\"(\w+)\".*}} (\S+)$", text, re.MULTILINE)
@@ -192,7 +186,6 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
     log = job.result().stdout + job.result().stderr
     assert job.result().returncode == 0, log
-
     assert "relative: 2" in log
     assert "output.uri 'out' is relative" in log
     assert re.search(r"^plan \w+: 12 samples in 3 units$", log, re.MULTILINE)
@@ -200,13 +193,11 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert "12 planned = 11 written + 1 rejected (1 image-damaged), in 3 units" in log
     assert "Traceback" not in log
     check_files(out, reference)
-
     assert no_job.result().returncode != 0
     assert "Missing authentication token" in no_job.result().stderr
     assert no_driver.result().returncode == 1
     assert "error: can't reach the Ray cluster" in no_driver.result().stderr
     assert "patchmint doctor" in no_driver.result().stderr
-
     told = [file.read_text().splitlines() for file in tmp_path.glob("where-*")]
     assert len(told) >= 2  # beside the driver, and in a worker
     for folder, patchmint, tokenizers, _ in told:
@@ -215,7 +206,6 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         assert not Path(tokenizers).is_relative_to(folder)
         assert not Path(tokenizers).is_relative_to(ROOT / "patchmint")
         assert "site-packages" in tokenizers
-
     check_counters(cluster, out)
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
@@ -307,8 +297,8 @@ def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster
     quick = {"RAY_timeout_ms_task_wait_for_death_info": "0"}
     driver = Driver(cluster, out, [*settings(source, out, 2), *on_ray()], driver_env=quick)
     assert driver.end() == 0, driver.log
-    assert status(out)["rejects"] == {"kills-worker": 1}
-    assert status(out)["written"] == 3
+    status = asked("status", out, "--json")
+    assert (status["rejects"], status["written"]) == ({"kills-worker": 1}, 3)
     assert clean(out)
 
 
@@ -340,10 +330,9 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
 
 def test_lost_cluster_ends_the_driver(cluster, source):
     """One driver in the middle of a unit, one whose workers nothing can place."""
-    options = settings(source, cluster.folder / "lost")
-    busy = Driver(cluster, cluster.folder / "lost", [*options, *on_ray(min_actors=2)], sleep=4)
-    options = settings(source, cluster.folder / "waiting")
-    waiting = Driver(cluster, cluster.folder / "waiting", [*options, *on_ray(num_cpus=64)])
+    lost, waits = cluster.folder / "lost", cluster.folder / "waiting"
+    busy = Driver(cluster, lost, [*settings(source, lost), *on_ray(min_actors=2)], sleep=4)
+    waiting = Driver(cluster, waits, [*settings(source, waits), *on_ray(num_cpus=64)])
     wait_until(lambda: busy.at_work(2), 60, "two workers write shards")
     wait_until(lambda: len(cluster.actors()) == 4, 60, "the waiting driver has asked for its workers")
     cluster.head.kill()

@@ -29,9 +29,7 @@ def local(tmp_path_factory):
 @pytest.fixture
 def store(server, monkeypatch):
     """An empty bucket, and the environment that leads to it."""
-    for name, value in server.env().items():
-        monkeypatch.setenv(name, value)
-    return server.new_bucket()
+    return server.new_bucket(monkeypatch)
 
 
 def digests(uri):

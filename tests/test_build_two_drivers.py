@@ -65,14 +65,7 @@ def test_a_driver_stopped_in_the_middle_of_a_commit_does_no_harm_when_it_goes_on
     steps = ["before link 2", "after link 2", "after rename 4"]
     outs = [tmp_path / step.replace(" ", "-") for step in steps]
     first = [
-        builds.start(
-            config,
-            out,
-            STAND_IN_SLEEP="0.2",
-            STAND_IN_FAULT="faults",
-            STAND_IN_STEP=f"stop-group {step}",
-            STAND_IN_ONCE=str(out.with_suffix(".hit")),
-        )
+        builds.start_faulty(config, out, f"stop-group {step}", STAND_IN_SLEEP="0.2")
         for step, out in zip(steps, outs, strict=True)
     ]
     for build in first:

@@ -152,18 +152,8 @@ def test_extending_is_refused_in_the_same_words(wrong, right, command, tmp_path)
 
 def test_label_refuses_a_grid_in_the_same_words(command, tmp_path):
     (photo,) = make_input(tmp_path / "in", ["a thing"]).glob("*.jpg")
-    command(
-        "label",
-        photo,
-        "--text",
-        "a thing",
-        "--models",
-        UNTRAINED,
-        "--grid",
-        "llava-1.5-fintune",
-        code=2,
-        says=NAMED["grid"][1].removeprefix("grid: "),
-    )
+    words = ("label", photo, "--text", "a thing", "--models", UNTRAINED, "--grid", "llava-1.5-fintune")
+    command(*words, code=2, says=NAMED["grid"][1].removeprefix("grid: "))
 
 
 def test_all_that_is_wrong_is_told_at_once(right, command):
@@ -198,14 +188,8 @@ def test_a_worker_whose_plan_was_replaced_commits_nothing(right, command, tmp_pa
     assert not (out / "commits").exists()
     assert not (out / "attempts").exists()
     command("build", right, code=0, says="labels.min_coverage: 0.5 there, 0.0 here")
-    command(
-        "build",
-        right,
-        "--labels.min-coverage",
-        0.5,
-        code=2,
-        says=f"{out} holds a build with other settings: labels.min_coverage: 0.0 there",
-    )
+    other = f"{out} holds a build with other settings: labels.min_coverage: 0.0 there"
+    command("build", right, "--labels.min-coverage", 0.5, code=2, says=other)
 
 
 def test_outputs_that_would_eat_their_source_or_are_no_folder(right, command, tmp_path):

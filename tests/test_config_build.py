@@ -31,10 +31,7 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"runner": {"kind": "ray", "max_actor": 3}},
-            "runner.max_actor: there is no such setting; did you mean 'max_actors'",
-        ),
+        ({"runner": {"kind": "ray", "max_actor": 3}}, "max_actor: there is no such setting; did you mean 'max_actors'"),
         ({"runner": {"kind": "local", "max_actors": 3}}, "runner.max_actors: there is no .*known: kind, workers"),
         ({"runner": {"kind": "rya"}}, "runner.kind: there is no kind 'rya'; did you mean 'ray'.*local, ray"),
         ({"runner": {"kind": "ray", "min_actors": 9}}, r"runner: max_actors \(8\) is less than min_actors \(9\)"),
@@ -48,6 +45,7 @@ def test_defaults():
         ({"output": {"uri": "x", "samples_per_shard": 0}}, "output.samples_per_shard"),
         ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard\)"),
         ({"grid": {"rows": 2, "colums": 2}}, "grid.colums: there is no such setting; did you mean 'cols'"),
+        ({"grid": {"rows": 2, "cols": 2, "patch_px": 14}}, "^grid.fit: it must be given$"),
         ({"features": {"connector": "cdi"}}, "features.connector"),
         ({"features": {"pool": [12]}}, "features.pool"),
         ({"limits": {"max_reject_share": 1.5}}, "limits.max_reject_share"),
@@ -57,12 +55,6 @@ def test_defaults():
 def test_errors_name_the_setting(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse(**changes)
-
-
-def test_a_grid_spelled_wrong_is_not_called_no_string():
-    with pytest.raises(ConfigError) as caught:
-        parse(grid={"rows": 2, "cols": 2, "patch_px": 14})
-    assert str(caught.value) == "grid.fit: it must be given"
 
 
 @pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "s3://key@bucket/x", "az://container/x?sig=secret"])
@@ -84,39 +76,30 @@ def test_a_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("data", "message"),
     [
-        ("a: [1", "line 1: this isn't valid YAML"),
-        ("a: 1\nb: 2\na: 3\n", "line 3: .*the key 'a' is there twice"),
-        ("a:\n  b: 1\n  b: 2\n", "line 3: .*the key 'b' is there twice"),
-        ("", "must hold a mapping .* not nothing"),
-        ("- 1\n", "not a list"),
-        ("a: !!python/object/apply:os.system [ls]\n", "line 1"),
-        ("a: \x00", "isn't valid YAML"),
+        (b"a: [1", "build.yaml.*line 1: this isn't valid YAML"),
+        (b"a: 1\nb: 2\na: 3\n", "build.yaml.*line 3: .*the key 'a' is there twice"),
+        (b"a:\n  b: 1\n  b: 2\n", "build.yaml.*line 3: .*the key 'b' is there twice"),
+        (b"", "build.yaml.*must hold a mapping .* not nothing"),
+        (b"- 1\n", "build.yaml.*not a list"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "build.yaml.*line 1"),
+        (b"a: \x00", "build.yaml.*isn't valid YAML"),
+        (b"a: \xff", "isn't UTF-8"),
+        (None, "there is no config file"),
     ],
 )
-def test_a_file_that_is_no_config(tmp_path, text, message):
+def test_a_file_that_is_no_config(tmp_path, data, message):
     path = tmp_path / "build.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=f"build.yaml.*{message}"):
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=message):
         BuildConfig.load(path)
-
-
-def test_a_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(ConfigError, match="there is no config file"):
-        BuildConfig.load(tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="can't be read"):
         BuildConfig.load(tmp_path)
-    (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
-    with pytest.raises(ConfigError, match="isn't UTF-8"):
-        BuildConfig.load(tmp_path / "latin.yaml")
 
 
 FROM_OPTIONS = {"source.kind": "coco", "source.uri": "data", "output.uri": "out", "models": UNTRAINED}
-
-
-def test_everything_may_come_from_options():
-    assert BuildConfig.load(None, FROM_OPTIONS) == parse(source={"kind": "coco", "uri": "data"})
 
 
 def test_options_go_over_the_file(tmp_path):
@@ -144,15 +127,17 @@ def test_options_go_over_the_file(tmp_path):
     assert load(grid=grid, grid__cols=4).grid.cols == 4
 
 
-def test_options_are_checked_like_the_file():
-    with pytest.raises(ConfigError, match=r"labels\.box_threshold and labels = None contradict"):
-        BuildConfig.load(None, FROM_OPTIONS | {"labels": None, "labels.box_threshold": 0.3})
-    with pytest.raises(ConfigError, match=r"runner.kind: there is no kind 'rya'"):
-        BuildConfig.load(None, FROM_OPTIONS | {"runner.kind": "rya"})
-    with pytest.raises(ConfigError, match=r"labels.box_treshold: .*did you mean 'box_threshold'"):
-        BuildConfig.load(None, FROM_OPTIONS | {"labels.box_treshold": 0.3})
-    with pytest.raises(ConfigError, match=r"source.kind: it must be given"):
-        BuildConfig.load(None, {"source.uri": "x", "output.uri": "out", "models": UNTRAINED})
+def test_options_alone_are_checked_like_the_file():
+    assert BuildConfig.load(None, FROM_OPTIONS) == parse(source={"kind": "coco", "uri": "data"})
+    without_kind = {name: value for name, value in FROM_OPTIONS.items() if name != "source.kind"}
+    for settings, message in (
+        (FROM_OPTIONS | {"labels": None, "labels.box_threshold": 0.3}, "box_threshold and labels = None contradict"),
+        (FROM_OPTIONS | {"runner.kind": "rya"}, "runner.kind: there is no kind 'rya'"),
+        (FROM_OPTIONS | {"labels.box_treshold": 0.3}, "labels.box_treshold: .*did you mean 'box_threshold'"),
+        (without_kind, "source.kind: it must be given"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            BuildConfig.load(None, settings)
 
 
 DECIDING = [
@@ -185,9 +170,6 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-
-
-def test_every_section_decides_or_is_known_not_to():
     assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner"}
 
 
@@ -199,12 +181,13 @@ def test_an_unused_model_decides_nothing():
 def test_differences_are_told_key_by_key():
     there = parse(labels={"box_threshold": 0.35}, grid="seed-224").deciding()
     here = parse(labels={"box_threshold": 0.3}, tokens=None, source={"kind": "folder", "uri": "data/coco"}).deciding()
-    lines = differences(there, here)
-    assert "labels.box_threshold: 0.35 there, 0.3 here" in lines
-    assert "grid: seed-224 there, llava-1.5-finetune here" in lines
-    assert 'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here' in lines
-    assert "source.kind: coco there, folder here" in lines
-    assert "source.split: train2017 there, not set here" in lines
+    assert set(differences(there, here)) >= {
+        "labels.box_threshold: 0.35 there, 0.3 here",
+        "grid: seed-224 there, llava-1.5-finetune here",
+        'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here',
+        "source.kind: coco there, folder here",
+        "source.split: train2017 there, not set here",
+    }
     assert differences(there, there) == []
 
 
@@ -213,11 +196,9 @@ def test_absolute_paths(tmp_path, monkeypatch):
     (tmp_path / "sam.pth").write_bytes(b"")
     models = MODEL_PRESETS[UNTRAINED].model_copy(update={"masker": "sam.pth"}).model_dump()
     config = parse(models=models, tokens={"remap": "used.npy"}).absolute()
-    assert config.source.uri == str(tmp_path / "data/coco")
-    assert config.output.uri == str(tmp_path / "out")
-    assert config.models.masker == str(tmp_path / "sam.pth")
+    paths = (config.source.uri, config.output.uri, config.models.masker, config.tokens.remap)
+    assert paths == tuple(str(tmp_path / name) for name in ("data/coco", "out", "sam.pth", "used.npy"))
     assert config.models.detector == UNTRAINED
-    assert config.tokens.remap == str(tmp_path / "used.npy")
     assert config.absolute() == config
     stored = parse(source=BASE["source"] | {"uri": "s3://bucket/x"}, output={"uri": "gs://bucket/y"}).absolute()
     assert (stored.source.uri, stored.output.uri) == ("s3://bucket/x", "gs://bucket/y")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from patchmint.compute import memory
+
 COUNT = """
 import resource, sys, torch
 from patchmint.compute.memory import keep_freed_memory
@@ -58,18 +60,14 @@ def test_kernels_for_ever_new_shapes_take_bounded_memory():
 
 
 def test_what_the_environment_says_of_kernels_stands(monkeypatch):
-    from patchmint.compute.memory import keep_few_kernels
-
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2000")
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is as before afterwards
     monkeypatch.delenv("LRU_CACHE_CAPACITY")
-    keep_few_kernels()
+    memory.keep_few_kernels()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "2000"
     assert os.environ["LRU_CACHE_CAPACITY"] == "1"
 
 
 def test_other_libraries_are_left_alone(monkeypatch):
-    from patchmint.compute import memory
-
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     memory.keep_freed_memory()

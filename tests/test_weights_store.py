@@ -62,24 +62,16 @@ def test_a_name_is_its_file_in_the_folder(folder):
     assert locate("sam-vit-b") == folder / "sam_vit_b_01ec64.pth"
 
 
-def test_a_local_path_is_itself(tmp_path, monkeypatch):
+def test_a_local_path_is_itself_and_must_be_of_a_file(tmp_path, monkeypatch):
     (tmp_path / "mine.pth").write_bytes(b"x")
     (tmp_path / "plain").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    assert locate(str(tmp_path / "mine.pth")) == tmp_path / "mine.pth"
-    assert locate("mine.pth") == Path("mine.pth")
-    assert locate("plain") == Path("plain")
-
-
-@pytest.mark.parametrize("path", ["nothing.pth", "some/where", "/no/such/file"])
-def test_a_path_to_nothing_says_so(path):
-    with pytest.raises(WeightsMissingError, match=f"no weights file at {path}"):
-        locate(path)
-
-
-def test_a_folder_is_no_weights_file(tmp_path):
-    with pytest.raises(WeightsMissingError, match="is a folder"):
-        locate(str(tmp_path))
+    for path in (str(tmp_path / "mine.pth"), "mine.pth", "plain"):
+        assert locate(path) == Path(path)
+    nothing = {path: f"no weights file at {path}" for path in ("nothing.pth", "some/where", "/no/such/file")}
+    for path, message in (nothing | {str(tmp_path): "is a folder"}).items():
+        with pytest.raises(WeightsMissingError, match=message):
+            locate(path)
 
 
 @pytest.mark.parametrize(

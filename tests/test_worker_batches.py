@@ -36,13 +36,7 @@ def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
     return list(like_batches(items, lambda: count, lambda item: item, weight, ahead=ahead, most=most))
 
 
-@given(
-    st.lists(st.integers(0, 5), max_size=150),
-    st.integers(1, 7),
-    st.integers(1, 5),
-    st.integers(1, 60),
-    st.integers(1, 60),
-)
+@given(st.lists(st.integers(0, 5), max_size=150), st.integers(1, 7), st.integers(1, 5), *[st.integers(1, 60)] * 2)
 def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most, most_of_a_batch):
     taken = 0
 
@@ -73,9 +67,7 @@ def test_images_that_are_alike_stand_together():
     assert [number for number, _ in batched(alternating, 8)[0]] == list(range(0, 16, 2))
     # where likeness isn't asked for, as they come
     assert [[number for number, _ in batch] for batch in batched(alternating, 8, ahead=1)][1] == list(range(8, 16))
-
-
-def test_batches_are_full_although_nothing_is_alike():
+    # although nothing is alike, batches are full
     assert [len(batch) for batch in batched(range(30), 8)] == [8, 8, 8, 6]
 
 
@@ -131,6 +123,18 @@ def test_the_configured_size_counts_and_a_cpu_has_more_where_models_take_images_
     assert batches.choose_batch_size(models, LocalRunner(), "cpu") == size
 
 
+def fake_gpu(monkeypatch, taken):
+    fakes = {
+        "mem_get_info": lambda device: (64, 80),
+        "memory_allocated": lambda device: 5,
+        "max_memory_allocated": lambda device: 5 + taken(),
+        "device_count": lambda: 1,
+        **dict.fromkeys(("synchronize", "reset_peak_memory_stats"), lambda device: None),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
 @pytest.mark.parametrize(
     ("runner", "size"),
     [(LocalRunner(), 16), (LocalRunner(workers=2), 8), (RayRunner(num_gpus=0.25), 4), (RayRunner(num_gpus=2), 16)],
@@ -140,16 +144,7 @@ def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
     held = []
     models = SimpleNamespace(ask=lambda images, *_: held.append(3 * len(images)), prepare=lambda image: None)
     clock = iter(range(1000))
-    fakes = {
-        "mem_get_info": lambda device: (64, 80),
-        "memory_allocated": lambda device: 5,
-        "max_memory_allocated": lambda device: 5 + held[-1],
-        "device_count": lambda: 1,
-    }
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        fakes[name] = lambda device: None
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    fake_gpu(monkeypatch, lambda: held[-1])
     monkeypatch.setattr(batches.time, "perf_counter", lambda: next(clock))
     assert batches.choose_batch_size(models, runner, "cuda:0") == size
 
@@ -159,10 +154,7 @@ def test_running_out_of_memory_ends_the_trials(monkeypatch):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (a test's)")
 
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: None)
-    for name in ("memory_allocated", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    fake_gpu(monkeypatch, lambda: 0)
     models = SimpleNamespace(ask=ask, prepare=lambda image: None)
     assert batches._tried(models, 2, "cuda") is not None
     assert batches._tried(models, 4, "cuda") is None
@@ -180,9 +172,7 @@ class Slow:
     """A source whose images are read when it is allowed; it counts them."""
 
     def __init__(self, jpeg):
-        self.jpeg = jpeg
-        self.read = []
-        self.allowed = threading.Event()
+        self.jpeg, self.read, self.allowed = jpeg, [], threading.Event()
         self.allowed.set()
 
     def read_image(self, image):
@@ -326,24 +316,18 @@ def test_what_fails_ahead_is_left_to_the_models(jpeg, error):
 
 @pytest.fixture(scope="module")
 def tiny():
-    features = {"connector": "sti", "pool": 12}
-    labels = {"box_threshold": 0.0}
-    settings = {"models": "untrained-tiny", "labels": labels, "features": features, "grid": "llava-1.6"}
+    settings = {"labels": {"box_threshold": 0.0}, "features": {"connector": "sti", "pool": 12}, "grid": "llava-1.6"}
+    settings["models"] = "untrained-tiny"
     return AnnotationModels.load(AnnotatorConfig.parse(settings), "cpu")
 
 
 def told(answers):
     """All that the models said, to compare."""
-    return [
-        (
-            answer.instances.masks.rles(),
-            answer.instances.boxes.tolist(),
-            answer.instances.scores.tolist(),
-            answer.tokens.codes.tolist(),
-            answer.features.tolist(),
-        )
-        for answer in answers
-    ]
+    found = []
+    for answer in answers:
+        arrays = (answer.instances.boxes, answer.instances.scores, answer.tokens.codes, answer.features)
+        found.append((answer.instances.masks.rles(), *(array.tolist() for array in arrays)))
+    return found
 
 
 def test_models_say_the_same_of_what_was_prepared_ahead_and_look_at_nothing_else(tiny):
@@ -387,9 +371,8 @@ def finishing(monkeypatch):
 
 
 def item(number, answers=None):
-    prepared = SimpleNamespace(
-        planned=planned(number), data=b"", image=SimpleNamespace(size=(1, 1)), texts=[], extended=None
-    )
+    image = SimpleNamespace(size=(1, 1))
+    prepared = SimpleNamespace(planned=planned(number), data=b"", image=image, texts=[], extended=None)
     return number, prepared, number if answers is None else answers
 
 
@@ -458,13 +441,16 @@ def stand_in(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def build_of(tmp_path, samples, name="out", samples_per_shard=16):
+def report_of(tmp_path, samples, name, samples_per_shard=16):
     source = tmp_path / f"in-{samples}"
     if not source.exists():
         make_input(source, [f"thing number {place}" for place in range(samples)], damaged=(3, 17))
     path, limits = tmp_path / f"{name}.yaml", {"max_reject_share": 0.5}
-    config = make_config(path, source, tmp_path / name, samples_per_shard, limits=limits)
-    report = build_here(config, tmp_path / name)
+    return build_here(make_config(path, source, tmp_path / name, samples_per_shard, limits=limits), tmp_path / name)
+
+
+def build_of(tmp_path, samples, name="out", samples_per_shard=16):
+    report = report_of(tmp_path, samples, name, samples_per_shard)
     assert (report.planned, report.written) == (samples, samples - 2)
     return digests(tmp_path / name)
 
@@ -472,11 +458,8 @@ def build_of(tmp_path, samples, name="out", samples_per_shard=16):
 def test_batches_of_like_sizes_change_no_byte(stand_in, monkeypatch, tmp_path):
     """The stand-in's answers don't depend on the batch."""
     asked = []
-    monkeypatch.setattr(
-        stand_in.Boxes,
-        "segment",
-        _watched(stand_in.Boxes.segment, lambda images: asked.append({i.shape for i in images})),
-    )
+    watched = _watched(stand_in.Boxes.segment, lambda images: asked.append({image.shape for image in images}))
+    monkeypatch.setattr(stand_in.Boxes, "segment", watched)
     as_they_come = build_of(tmp_path, 40, "plain")
     mixed = [sizes for sizes in asked if len(sizes) > 1]
     assert len(mixed) > 10
@@ -519,19 +502,14 @@ def test_a_build_has_images_prepared_ahead_and_rejects_the_one_that_can_t_be(sta
     assert len(threads) == 39, "one was prepared once more"
     threads.append("decode")  # from here on there is memory
     marked = decode_image((tmp_path / "in-40" / "008.jpg").read_bytes()).pixels[0, 0, 0]
-    source, config = tmp_path / "in-40", tmp_path / "faulty.yaml"
-    report = build_here(
-        make_config(config, source, tmp_path / "faulty", 16, limits={"max_reject_share": 0.5}), tmp_path / "faulty"
-    )
+    report = report_of(tmp_path, 40, "faulty")
     assert report.written == 37
     assert report.rejects["not-annotatable"] == 1
 
 
 def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):
-    pixels = weakref.WeakValueDictionary()
-    most = []
-    numbers = iter(range(10**6))
-    real = prepare.decode_image
+    pixels, most = weakref.WeakValueDictionary(), []
+    numbers, real = iter(range(10**6)), prepare.decode_image
 
     def decode(*arguments, **options):
         image = real(*arguments, **options)
@@ -555,16 +533,8 @@ def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):
     assert all(8 <= count <= 2 * (4 + 2 + 1 + 2) for count in most), most
 
 
-def test_the_worker_bounds_the_kernels_that_it_keeps(stand_in, monkeypatch, tmp_path):
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is as before afterwards
-    monkeypatch.delenv("LRU_CACHE_CAPACITY")
-    build_of(tmp_path, 20)
-    assert os.environ["LRU_CACHE_CAPACITY"] == "1"
-
-
 def test_the_worker_reads_its_next_unit_while_it_ends_this_one(stand_in, monkeypatch, tmp_path):
-    read = []
-    real = work.read_unit
+    read, real = [], work.read_unit
 
     def read_unit(storage, unit):
         read.append((unit.id, threading.current_thread().name.partition("_")[0]))
@@ -576,8 +546,13 @@ def test_the_worker_reads_its_next_unit_while_it_ends_this_one(stand_in, monkeyp
     assert read[1:] == [(number, "decode") for number in range(1, 5)]
 
 
-def test_the_run_says_which_size_of_batch_was_taken(stand_in, tmp_path):
+def test_a_worker_bounds_the_kernels_that_it_keeps_and_the_run_says_the_size_of_its_batches(
+    stand_in, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is as before afterwards
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
     build_of(tmp_path, 20)
+    assert os.environ["LRU_CACHE_CAPACITY"] == "1"
     (record,) = (tmp_path / "out" / "runs").glob("*.json")
     assert json.loads(record.read_text())["progress"]["batch_sizes"] == [2]
 

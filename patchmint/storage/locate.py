@@ -31,9 +31,7 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(uri)
     if "\0" in text or not text:
-        raise StorageError(
-            f"{text!r} isn't a path or URI; give a folder, or a URI like s3://BUCKET/PREFIX", uri=text
-        )
+        raise StorageError(f"{text!r} isn't a path or URI; give a folder, or a URI like s3://BUCKET/PREFIX", uri=text)
     scheme, separator, _ = text.partition("://")
     if not separator:
         if re.match(r"[a-z0-9]+:/", text):

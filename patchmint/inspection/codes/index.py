@@ -97,9 +97,7 @@ def parse_code(text: str, tokens: TokensLayout) -> Code:
     """
     match = _CODE.fullmatch(text)
     if match is None:
-        raise InputError(
-            f"{text[:40]!r} isn't a code; give its number, or BOOK:NUMBER with several codebooks"
-        )
+        raise InputError(f"{text[:40]!r} isn't a code; give its number, or BOOK:NUMBER with several codebooks")
     sizes = tokens.codebook_sizes
     if match[1] is None and len(sizes) > 1:
         raise InputError(

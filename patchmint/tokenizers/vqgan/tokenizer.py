@@ -64,9 +64,7 @@ class VqganTokenizer:
         if fit not in (Fit.PAD, Fit.CROP, Fit.SQUASH):
             raise ConfigError(f"a VQGAN's fit is pad, crop or squash, not {fit!r}")
         if size < 1 or size % arch.factor:
-            raise ConfigError(
-                f"size must be a multiple of this VQGAN's cell of {arch.factor} px, not {size}"
-            )
+            raise ConfigError(f"size must be a multiple of this VQGAN's cell of {arch.factor} px, not {size}")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
         if remap is not None and remap.n_embed != arch.n_embed:
