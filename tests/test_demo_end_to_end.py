@@ -71,26 +71,33 @@ def test_masks_and_codes_are_right(figures, name):
     assert figures[name] >= LEAST[name]
 
 
-class Changed:
-    """A segmenter whose answers are changed."""
+class ShiftedByAPatch:
+    """A segmenter whose masks lie one patch too low and too far to the right."""
 
     def __init__(self, segmenter):
         self.segmenter = segmenter
 
     def segment(self, images, texts):
-        return [self.changed(found) for found in self.segmenter.segment(images, texts)]
+        return [self.shifted(found) for found in self.segmenter.segment(images, texts)]
 
-    def changed(self, found):
-        return found
-
-
-class ShiftedByAPatch(Changed):
-    def changed(self, found):
+    def shifted(self, found):
         height, width = found.image_size
         patch = round(max(height, width) / 24)
         masks = [np.roll(decode_mask(rle) > 0, (patch, patch), (0, 1)) for rle in found.masks.rles()]
         rolled = np.array(masks, dtype=np.bool_).reshape(-1, height, width)
         return replace(found, masks=RleMasks(encode_masks(rolled)))
+
+
+class Rotated:
+    """A segmenter that gets the next image's texts, as when files and captions slip."""
+
+    def __init__(self, segmenter, scenes):
+        self.segmenter = segmenter
+        following = pairwise([*scenes, scenes[0]])
+        self.texts = {id(this.image): [Text(text.content) for text in other.texts] for this, other in following}
+
+    def segment(self, images, texts):
+        return self.segmenter.segment(images, [self.texts[id(image)] for image in images])
 
 
 class SwappedAxes:
@@ -103,36 +110,25 @@ class SwappedAxes:
         return [replace(found, boxes=found.boxes[:, [1, 0, 3, 2]]) for found in self.detector.detect(images, texts)]
 
 
+def judged(segmenter, scenes):
+    return judge_labels(segmenter, scenes, grid_preset(GRID), phrases=False).summary()
+
+
 def test_the_same_segmenter_in_this_process_agrees_with_the_job(figures, segmenter, scenes):
-    here = judge_labels(segmenter, scenes, grid_preset(GRID), phrases=False).summary()
-    assert here["f1"] == pytest.approx(figures["f1"], abs=0.01)
-    assert here["iou"] == pytest.approx(figures["iou"], abs=0.01)
+    here = judged(segmenter, scenes)
+    for name in ("f1", "iou"):
+        assert here[name] == pytest.approx(figures[name], abs=0.01)
 
 
-def test_masks_shifted_by_one_patch_are_noticed(segmenter, scenes):
-    wrong = judge_labels(ShiftedByAPatch(segmenter), scenes, grid_preset(GRID), phrases=False).summary()
-    assert {"f1", "iou"} <= set(unmet(wrong)), wrong
-
-
-def test_swapped_axes_are_noticed(segmenter, scenes):
-    swapped = type(segmenter)(SwappedAxes(segmenter.detector), segmenter.masker)
-    wrong = judge_labels(swapped, scenes, grid_preset(GRID), phrases=False).summary()
-    assert {"f1", "iou"} <= set(unmet(wrong)), wrong
-
-
-def test_captions_rotated_by_one_sample_are_noticed(segmenter, scenes):
-    """Each image gets the next one's texts; the truth stays with the image, as when files and captions slip."""
-
-    class Rotated(Changed):
-        def segment(self, images, texts):
-            return self.segmenter.segment(images, [texts_of_next[id(image)] for image in images])
-
-    texts_of_next = {
-        id(this.image): [Text(text.content) for text in following.texts]
-        for this, following in pairwise([*scenes, scenes[0]])
-    }
-    wrong = judge_labels(Rotated(segmenter), scenes, grid_preset(GRID), phrases=False).summary()
-    assert {"f1", "iou"} <= set(unmet(wrong)), wrong
+@pytest.mark.parametrize("mistake", ["shifted by one patch", "swapped axes", "captions rotated by one sample"])
+def test_wrong_labels_are_noticed(segmenter, scenes, mistake):
+    wrong = {
+        "shifted by one patch": lambda: ShiftedByAPatch(segmenter),
+        "swapped axes": lambda: type(segmenter)(SwappedAxes(segmenter.detector), segmenter.masker),
+        "captions rotated by one sample": lambda: Rotated(segmenter, scenes),
+    }[mistake]()
+    figures = judged(wrong, scenes)
+    assert {"f1", "iou"} <= set(unmet(figures)), figures
 
 
 def test_overlays_are_written(figures, out):
