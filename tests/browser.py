@@ -2,12 +2,11 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import sync_playwright
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _INSTALL = (
@@ -16,14 +15,14 @@ _INSTALL = (
 )
 
 
-def chromium_path(playwright: Playwright) -> str | None:
+def chromium_path(playwright):
     """Playwright's own Chromium if it is installed, else one on the PATH."""
     own = playwright.chromium.executable_path
     return own if Path(own).is_file() else next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium():
     """Start a browser; it ends with the block."""
     with sync_playwright() as playwright:
         path = chromium_path(playwright)
@@ -45,16 +44,10 @@ class Watch:
 
 
 @contextmanager
-def watched_page(browser: Browser, allowed: str, **options: object) -> Iterator[tuple[Page, Watch]]:
-    """A page in a context of its own; at the end nothing may have gone wrong, and nothing may have left `allowed`.
-
-    Args:
-        browser: a running one.
-        allowed: what every address must begin with.
-        options: of `Browser.new_context`.
-    """
+def watched_page(browser, allowed, **options):
+    """A page in a context of its own; in the end nothing went wrong, and every address began with `allowed`."""
     watch = Watch()
-    context = browser.new_context(**options)  # type: ignore[arg-type]
+    context = browser.new_context(**options)
     try:
         page = context.new_page()
         page.set_default_timeout(20_000)

@@ -5,8 +5,6 @@ import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +13,6 @@ from shard_data import configure, make_dataset, make_sample
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 
 ROWS = COLS = 8
@@ -50,7 +47,7 @@ UNTRAINED = {
 """Quicker; the codes below are theirs and the demo models' alike."""
 
 
-def photo(ordinal: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+def photo(ordinal, size=(WIDTH, HEIGHT)):
     rng = np.random.default_rng(ordinal)
     pixels = np.full((size[1], size[0], 3), rng.integers(90, 220, 3), np.uint8)
     pixels[40:100, 60:130] = rng.integers(0, 255, 3)
@@ -59,7 +56,7 @@ def photo(ordinal: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
     return file.getvalue()
 
 
-def gallery_sample(ordinal: int) -> ShardSample:
+def gallery_sample(ordinal):
     """Two texts, the first of them hostile in the first samples; two phrases of the first text with boxes."""
     rng = np.random.default_rng(1000 + ordinal)
     first = HOSTILE[ordinal] if ordinal < len(HOSTILE) else f"scene {ordinal} of a park with a dog"
@@ -83,14 +80,14 @@ def gallery_sample(ordinal: int) -> ShardSample:
     )
 
 
-def gallery_dataset(folder: Path, samples: int = 60, **config: Any) -> Path:
+def gallery_dataset(folder, samples=60, **config):
     """Two shards of `gallery_sample`."""
     half = samples // 2 + 1
     units = [[gallery_sample(n) for n in range(half)], [gallery_sample(n) for n in range(half, samples)]]
     return configure(make_dataset(folder, units, layout=LAYOUT), grid=GRID, **config)
 
 
-def payload(script: bytes) -> Any:
+def payload(script):
     """What a data file hands to the page."""
     text = script.decode()
     assert text.startswith("patchmint.receive(")

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from shard_data import make_sample
+from shard_data import LAYOUT, make_sample
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
+from patchmint.errors import InputError
 from patchmint.pipeline.plan import make_plan
 from patchmint.samples import SourceText
+from patchmint.shards.layout import TokensLayout
 from patchmint.storage import open_storage
 
 
@@ -25,6 +27,19 @@ def inspect(*arguments, rc=None):
 def answer(*arguments, rc=0):
     """What a command says with --json."""
     return json.loads(inspect(*arguments, "--json", rc=rc).stdout)
+
+
+def refusal(*arguments, kind=InputError):
+    """The message of the error with which a command ends."""
+    failed = inspect(*arguments).exception
+    assert isinstance(failed, kind), (arguments, failed)
+    return str(failed)
+
+
+def with_tokens(*sizes, grid=(4, 4), preprocessing="pad-64-bicubic"):
+    """`LAYOUT` with codes of codebooks of these sizes."""
+    tokens = TokensLayout(member="vqgan", grid=grid, codebook_sizes=sizes, preprocessing=preprocessing)
+    return LAYOUT.model_copy(update={"tokens": tokens})
 
 
 def texted(sample, *texts, **changes):

@@ -8,24 +8,25 @@ from patchmint.geometry import Fit, PatchGrid
 from patchmint.pictures.contact_sheet import TILE_PX, Tile, TileGroup, draw_contact_sheet, draw_tile
 from patchmint.pictures.labels import PALETTE
 
-ORANGE = PALETTE[0]
-
 
 def bright(tile):
     """Pixels that keep the image's white."""
     return (tile > 240).all(axis=2)
 
 
+def white(height, width):
+    return np.full((height, width, 3), 255, np.uint8)
+
+
 def orange(tile):
-    return (tile == ORANGE).all(axis=2)
+    return (tile == PALETTE[0]).all(axis=2)
 
 
 @pytest.mark.parametrize("size", [(88, 176), (176, 88), (352, 352), (44, 44)])
 @pytest.mark.parametrize("fit", ["pad", "squash"])
 def test_a_cell_is_outlined_where_it_lies(size, fit):
     grid = PatchGrid(4, 4, 16, Fit(fit))
-    image = np.full((*size, 3), 255, np.uint8)
-    tile = draw_tile(image, [grid.place(size).cell_box(1, 2)])
+    tile = draw_tile(white(*size), [grid.place(size).cell_box(1, 2)])
     assert tile.shape == (TILE_PX, TILE_PX, 3)
     height, width = (round(TILE_PX * side / max(size)) for side in size)
     # The square of fit pad is the tile; otherwise the cell is a quarter of the image each way, which is centred.
@@ -43,19 +44,18 @@ def test_a_cell_is_outlined_where_it_lies(size, fit):
 
 
 def test_cells_in_the_margin_are_drawn_and_touching_ones_are_one_area():
-    grid = PatchGrid(4, 4, 16, Fit.PAD)
-    place = grid.place((50, 100))
-    margin = draw_tile(np.full((50, 100, 3), 255, np.uint8), [place.cell_box(0, 0)])
+    place = PatchGrid(4, 4, 16, Fit.PAD).place((50, 100))
+    margin = draw_tile(white(50, 100), [place.cell_box(0, 0)])
     rows, cols = np.nonzero(orange(margin))
     assert rows.max() + 1 == cols.max() + 1 == TILE_PX // 4 + 1
-    two = draw_tile(np.full((50, 100, 3), 255, np.uint8), [place.cell_box(1, 1), place.cell_box(1, 2)])
+    two = draw_tile(white(50, 100), [place.cell_box(1, 1), place.cell_box(1, 2)])
     assert not orange(two)[TILE_PX // 4 + 4 : TILE_PX // 2 - 4, TILE_PX // 2 - 3 : TILE_PX // 2 + 3].any()
 
 
 def test_without_boxes_nothing_is_dimmed_and_any_image_will_do():
-    assert bright(draw_tile(np.full((10, 10, 3), 255, np.uint8), [])).all()
+    assert bright(draw_tile(white(10, 10), [])).all()
     for size in ((1, 1), (1, 4000), (4000, 1)):
-        tile = draw_tile(np.full((*size, 3), 255, np.uint8), [(0, 0, 0.01, 0.01), (-900, -900, 9e9, 9e9)])
+        tile = draw_tile(white(*size), [(0, 0, 0.01, 0.01), (-900, -900, 9e9, 9e9)])
         assert tile.shape == (TILE_PX, TILE_PX, 3)
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(InputError, match="a tile needs a uint8 image"):
@@ -77,8 +77,7 @@ def test_tiles_stand_in_rows_below_their_heading():
     )
     assert full.shape[1] == one.shape[1]
     assert (full[:5] == (255, 200, 0)).all(axis=2).mean() > 0.9
-    again = draw_contact_sheet([TileGroup("", tiles)], title="")
-    assert np.array_equal(two, again)
+    assert np.array_equal(two, draw_contact_sheet([TileGroup("", tiles)], title=""))
 
 
 def test_words_of_any_kind_stay_on_their_tile():

@@ -1,7 +1,6 @@
 import io
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -27,22 +26,20 @@ def scenes():
     return [make_scene(SEED, number, texts=4) for number in range(150)]
 
 
+def texts_of(scenes):
+    return [(scene, text) for scene in scenes for text in scene.texts]
+
+
 def phrases(scenes):
-    return [
-        (scene, text, phrase, text.content[phrase.span[0] : phrase.span[1]])
-        for scene in scenes
-        for text in scene.texts
-        for phrase in text.phrases
-    ]
+    return [(scene, text, p, text.content[slice(*p.span)]) for scene, text in texts_of(scenes) for p in text.phrases]
 
 
 def test_a_scene_depends_on_seed_and_number_only():
-    again, other, next_one = make_scene(SEED, 3), make_scene(SEED + 1, 3), make_scene(SEED, 4)
-    first = make_scene(SEED, 3)
-    assert first.jpeg == again.jpeg
-    assert first.texts == again.texts
+    first, again, other, next_one = (make_scene(*of) for of in ((SEED, 3), (SEED, 3), (SEED + 1, 3), (SEED, 4)))
+    assert (first.jpeg, first.texts) == (again.jpeg, again.texts)
     assert (first.ids == again.ids).all()
     assert first.jpeg not in (other.jpeg, next_one.jpeg)
+    assert make_scene(SEED, 1, size=(120, 300)).size == (120, 300)
 
 
 def test_the_pixels_are_those_of_the_file(scenes):
@@ -52,13 +49,10 @@ def test_the_pixels_are_those_of_the_file(scenes):
 
 
 def test_scenes_have_everything_that_models_must_know(scenes):
-    things = [thing for scene in scenes for thing in scene.objects]
     assert {len(scene.objects) for scene in scenes} == set(range(1, MAX_OBJECTS + 1))
-    assert {thing.shape for thing in things} == set(SHAPES)
-    assert {thing.colour for thing in things} == set(COLOURS)
-    assert {thing.fill for thing in things} == set(FILLS)
-    assert {thing.size for thing in things} == set(SIZES)
-    assert {text.form for scene in scenes for text in scene.texts} == set(FORMS)
+    for name, wanted in (("shape", SHAPES), ("colour", COLOURS), ("fill", FILLS), ("size", SIZES)):
+        assert {getattr(thing, name) for scene in scenes for thing in scene.objects} == set(wanted)
+    assert {text.form for _, text in texts_of(scenes)} == set(FORMS)
     aspects = {round(scene.size[1] / scene.size[0], 1) for scene in scenes}
     assert min(aspects) <= 0.5
     assert max(aspects) >= 2.0
@@ -120,56 +114,44 @@ def test_number_words_and_plurals_are_true(scenes):
 
 def test_relations_are_true_and_their_phrases_clear_without_them(scenes):
     checked = 0
-    for scene in scenes:
-        for text in (text for text in scene.texts if text.form == "relation"):
-            (first,), (second,) = (phrase.objects for phrase in text.phrases)
-            (x, y), (other_x, other_y) = scene.objects[first].centre, scene.objects[second].centre
-            told = re.search(r" (left of|right of|above|below) ", text.content)
-            assert told
-            assert {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}[
-                told[1]
-            ]
-            checked += 1
+    for scene, text in (pair for pair in texts_of(scenes) if pair[1].form == "relation"):
+        (first,), (second,) = (phrase.objects for phrase in text.phrases)
+        (x, y), (other_x, other_y) = scene.objects[first].centre, scene.objects[second].centre
+        (told,) = re.findall(r" (left of|right of|above|below) ", text.content)
+        assert {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}[told]
+        checked += 1
     assert checked > 20
 
 
 def test_absent_things_are_asked_for_in_every_second_form(scenes):
-    absent = Counter(text.form for _, text, phrase, _ in phrases(scenes) if not phrase.objects)
-    assert {"list", "count", "sentence", "absent", "long"} <= set(absent)
-    assert not {"single", "plural", "relation"} & set(absent)
-    for scene in scenes:
-        for text in scene.texts:
-            assert (text.form == "absent") <= (not text.objects)
+    absent = {text.form for _, text, phrase, _ in phrases(scenes) if not phrase.objects}
+    assert absent >= {"list", "count", "sentence", "absent", "long"}
+    assert not absent & {"single", "plural", "relation"}
+    for _, text in texts_of(scenes):
+        assert (text.form == "absent") <= (not text.objects)
 
 
 def test_no_text_says_the_same_twice(scenes):
-    for scene in scenes:
-        for text in scene.texts:
-            named = [phrase.objects for phrase in text.phrases if phrase.objects]
-            assert len(named) == len(set(named))
+    for _, text in texts_of(scenes):
+        named = [phrase.objects for phrase in text.phrases if phrase.objects]
+        assert len(named) == len(set(named))
 
 
 def test_joined_texts_keep_their_phrases(scenes):
     for scene in scenes[:40]:
         joined = join_texts(scene.texts)
-        parts = [text.content[a:b] for text in scene.texts for a, b in [phrase.span for phrase in text.phrases]]
-        assert [joined.content[a:b] for a, b in [phrase.span for phrase in joined.phrases]] == parts
+        parts = [words for _, _, _, words in phrases([scene])]
+        assert [joined.content[slice(*phrase.span)] for phrase in joined.phrases] == parts
         assert ".." not in joined.content
 
 
 def test_the_vocabulary_knows_all_words_but_those_of_unknown_things(scenes):
     known = vocabulary()
     assert len(set(VOCABULARY)) == len(VOCABULARY)
-    unknown = {*UNKNOWN_THINGS, *(plural(thing) for thing in UNKNOWN_THINGS)}
-    for scene in scenes:
-        for text in scene.texts:
-            strange = {text.content[slice(*t.span)] for t in known.tokenize(text.content) if t.id == known.unknown}
-            assert strange <= unknown
+    unknown = {*UNKNOWN_THINGS, *map(plural, UNKNOWN_THINGS)}
+    for _, text in texts_of(scenes):
+        assert {text.content[slice(*t.span)] for t in known.tokenize(text.content) if t.id == known.unknown} <= unknown
     assert not unknown & set(VOCABULARY)
-
-
-def test_a_scene_of_a_size(scenes):
-    assert make_scene(SEED, 1, size=(120, 300)).size == (120, 300)
 
 
 def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path):

@@ -12,6 +12,7 @@ import tarfile
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection
 from itertools import islice, takewhile
 
@@ -32,11 +33,10 @@ from gallery_data import (
     payload,
     served,
 )
+from inspect_data import inspect, refusal
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample, on_a_store, stored, write_shard
-from typer.testing import CliRunner
 
-from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset, spread
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
@@ -54,8 +54,7 @@ PLAIN = GallerySettings(masks=False, decoded=False)
 QUICK = ("--samples", 2, "--no-masks", "--no-decoded")
 
 
-def run(*arguments):
-    return CliRunner().invoke(inspect_app, ["gallery", *map(str, arguments)])
+run = partial(inspect, "gallery")
 
 
 def site_of(folder, settings=PLAIN):
@@ -75,9 +74,7 @@ def rgba(data):
 
 
 def refuses(why, *arguments):
-    refused = run(*arguments).exception
-    assert isinstance(refused, InputError), (arguments, refused)
-    assert why in str(refused)
+    assert why in refusal("gallery", *arguments), arguments
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +95,12 @@ def test_the_same_files_all_at_once_and_one_by_one(folder):
 def test_nothing_but_its_files(folder):
     site = site_of(folder)
     last = "samples/000000/000059.js"
-    assert site.file(last) is not None
+    assert site.file(last)
     for path in (
-        "samples/000000/000060.js",
-        "samples/000001/000059.js",
-        "samples/000000/000059.jpg",
-        "pictures/000000/000059.js",
-        "samples/000000/0000059.js",
-        "masks/000000/000001-0.png",
-        "decoded/000000/000001.jpg",
-        "data/index-000001.js",
-        "data/other-000000.js",
-        "../site.py",
-        "assets/../../site.py",
-        "dataset.json",
-        "",
-        last + "\n",
-        last.replace("59", "5\N{ARABIC-INDIC DIGIT NINE}"),
+        *("samples/000000/000060.js", "samples/000001/000059.js", "samples/000000/000059.jpg"),
+        *("samples/000000/0000059.js", "pictures/000000/000059.js", "masks/000000/000001-0.png"),
+        *("decoded/000000/000001.jpg", "data/index-000001.js", "data/other-000000.js", "dataset.json", ""),
+        *("../site.py", "assets/../../site.py", last + "\n", last.replace("59", "5\N{ARABIC-INDIC DIGIT NINE}")),
     ):
         assert site.file(path) is None, path
 
@@ -220,26 +206,26 @@ def test_pictures_are_small_and_upright(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(pixels).save(file, "JPEG", exif=exif)
     sample = make_sample(0)
-    object.__setattr__(sample, "data", file.getvalue())
-    object.__setattr__(sample, "image", sample.image.model_copy(update={"width": 60, "height": 100, "orientation": 6}))
+    upright = sample.image.model_copy(update={"width": 60, "height": 100, "orientation": 6})
+    sample = replace(sample, data=file.getvalue(), image=upright)
     site = site_of(make_dataset(tmp_path / "d", [[sample]]), GallerySettings(size=64))
-    picture = Image.open(io.BytesIO(site.file("pictures/000000/000000.jpg")))
-    assert picture.size == (38, 64)
-    assert np.asarray(picture)[4].mean() > 200  # white is on top
+    picture = rgba(site.file("pictures/000000/000000.jpg"))
+    assert picture.shape == (64, 38, 4)
+    assert picture[4, :, :3].mean() > 200  # white is on top
 
 
 def test_what_can_not_be_read_says_so(tmp_path):
     samples = [make_sample(n) for n in range(3)]
-    object.__setattr__(samples[1], "data", b"\xff\xd8\xff no picture")
+    samples[1] = replace(samples[1], data=b"\xff\xd8\xff no picture")
     folder = configure(make_dataset(tmp_path / "d", [samples]), limits={"max_image_megapixels": 100})
     tar = folder / "shards" / "000000.tar"
-    data = tar.read_bytes()
-    tar.write_bytes(data.replace(b"s0002.json", b"s0009.json"))
+    tar.write_bytes(tar.read_bytes().replace(b"s0002.json", b"s0009.json"))
     site = site_of(folder)
-    assert "damaged" in sample_of(site, 1)["problem"]
-    assert sample_of(site, 1)["texts"]
-    assert sample_of(site, 2)["problem"]
-    assert [sample_of(site, n)["picture"] for n in range(3)] == [True, False, False]
+    first, second, third = (sample_of(site, n) for n in range(3))
+    assert "damaged" in second["problem"]
+    assert second["texts"]
+    assert third["problem"]
+    assert [sample["picture"] for sample in (first, second, third)] == [True, False, False]
     assert sum(path.startswith("pictures/") for path, _ in site.files()) == 1
     small = site_of(configure(folder, limits={"max_image_megapixels": 0.0001}))
     assert "megapixels" in sample_of(small, 0)["problem"]
@@ -325,7 +311,7 @@ def test_why_there_are_no_masks(tmp_path, monkeypatch):
 
 def test_codes_that_can_not_be_drawn(tmp_path):
     samples = [gallery_sample(n) for n in range(4)]
-    object.__setattr__(samples[2], "codes", samples[2].codes + 400)  # the layout's codebook has them, the model's not
+    samples[2] = replace(samples[2], codes=samples[2].codes + 400)  # the layout's codebook has them, the model's not
     folder = configure(make_dataset(tmp_path / "d", [samples], layout=LAYOUT), grid=GRID, **UNTRAINED)
     done = run(folder, tmp_path / "g", "--no-masks", "--json")
     assert done.exit_code == 0
@@ -335,9 +321,9 @@ def test_codes_that_can_not_be_drawn(tmp_path):
     assert [sample["decoded"] for sample in shown] == [True, True, False, True]
     assert [len(sample["remarks"]) for sample in shown] == [0, 0, 1, 0]
     assert "can't be drawn" in shown[2]["remarks"][0]
-    drawn = sorted(path.name for path in (tmp_path / "g" / "decoded" / "000000").iterdir())
-    assert drawn == ["000000.jpg", "000001.jpg", "000003.jpg"]
-    assert (tmp_path / "g" / "pictures" / "000000" / "000002.jpg").exists()
+    for kind, numbers in (("decoded", (0, 1, 3)), ("pictures", range(4))):
+        drawn = sorted(path.name for path in (tmp_path / "g" / kind / "000000").iterdir())
+        assert drawn == [f"00000{n}.jpg" for n in numbers]
 
 
 def test_settings_that_contradict_the_codes(tmp_path):
@@ -372,21 +358,19 @@ def test_masks_as_coloured_glass():
     assert image[10, 24, 3] == 255  # its border
 
 
-@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
-def test_decoded_pictures_lie_on_their_photos(fit):
+@pytest.mark.parametrize(("fit", "left", "right"), [("pad", 0, 200), ("crop", 40, 160), ("squash", 0, 200)])
+def test_decoded_pictures_lie_on_their_photos(fit, left, right):
     """A picture whose every pixel tells where it is, through the tokenizer's fit and back."""
     height, width = 120, 200
     cells = PatchGrid(8, 8, 16, Fit(fit))
     view = cells.place((height, width)).views[0]
-    x = np.array([view.x.to_original(p + 0.5) for p in range(128)])
-    y = np.array([view.y.to_original(p + 0.5) for p in range(128)])
+    y, x = (np.array([axis.to_original(p + 0.5) for p in range(128)]) for axis in (view.y, view.x))
     square = np.stack(np.broadcast_arrays(y[:, None], x[None], 0 * x[None]), -1)
     shown = framed(np.clip(square, 0, 255).astype(np.uint8), cells, (height, width))
-    across = (40, 160) if fit == "crop" else (0, 200)
-    assert shown.shape[1] / shown.shape[0] == pytest.approx((across[1] - across[0]) / height, rel=0.03)
     rows, cols = shown.shape[:2]
+    assert cols / rows == pytest.approx((right - left) / height, rel=0.03)
     assert shown[rows // 4, cols // 4, 0] == pytest.approx(height / 4, abs=3)
-    assert shown[rows // 4, cols // 4, 1] == pytest.approx(across[0] + (across[1] - across[0]) / 4, abs=3)
+    assert shown[rows // 4, cols // 4, 1] == pytest.approx(left + (right - left) / 4, abs=3)
 
 
 def test_writing(folder, tmp_path):

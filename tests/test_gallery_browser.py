@@ -3,7 +3,7 @@
 import base64
 import io
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from gallery_data import (
     served,
 )
 from PIL import Image
-from shard_data import configure, make_dataset, make_sample, renamed, write_shard
+from shard_data import configure, make_dataset, make_sample, renamed, stored, write_shard
 
 from patchmint.datasets.dataset import Dataset, Shard, open_dataset
 from patchmint.inspection.find.search import Search, find_samples
@@ -35,7 +35,6 @@ from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.pictures.labels import PALETTE
-from patchmint.shards.reader import iter_samples
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import open_storage
 
@@ -60,8 +59,7 @@ class Gallery:
 
     @cached_property
     def samples(self):
-        storage = open_storage(self.dataset / "shards")
-        return [sample for name in ("000000.tar", "000001.tar") for sample in iter_samples(storage, name)]
+        return stored(self.dataset)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +88,18 @@ def gallery(request, on_disk):
 @contextmanager
 def page_of(browser, gallery, state="", **options):
     with watched_page(browser, gallery.allowed, **(DESK | options)) as (page, _):
-        page.goto(gallery.url + state)
-        settle(page)
+        visit(page, gallery, state)
         yield page
+
+
+def visit(page, gallery, state):
+    page.goto(gallery.url + state)
+    settle(page)
+
+
+def press(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
 
 
 def until(page, condition):
@@ -130,14 +137,14 @@ def cells_of(canvas):
     return canvas[np.ix_(rows.astype(int), cols.astype(int))]
 
 
-def nearest(position):
-    """Halves go up, as in JavaScript."""
-    return int(position + 0.5)
-
-
 def is_kept(cells):
     """Mint, not dark."""
     return cells[..., 1] > 150
+
+
+def on_canvas(x, width):
+    """Where an x of the image lies; halves go up, as in JavaScript."""
+    return int(x * width / WIDTH + 0.5)
 
 
 def best_patches(coverage, percent):
@@ -150,9 +157,9 @@ def best_patches(coverage, percent):
 def test_switches(browser, gallery):
     with page_of(browser, gallery, "#page=1") as page:
         first = page.locator(".card").nth(1)
-        assert pixels(page, ".card >> nth=1")[..., 3].any()
         both = pixels(page, ".card >> nth=1")
-        page.keyboard.press("b")
+        assert both[..., 3].any()
+        press(page, "b")
         patches = pixels(page, ".card >> nth=1")
         assert (both != patches).any()
         page.keyboard.press("p")
@@ -194,8 +201,7 @@ def test_patches_as_labelled_and_at_a_ratio(browser, gallery):
                 np.testing.assert_array_equal(shown, wanted)
                 assert f"{wanted.sum()}/64 kept" in page.locator(".card").nth(position).inner_text()
         assert "keep=100" in page.url
-        page.goto(f"{gallery.url}#show=patches&keep=25&sample=11&text=1")
-        settle(page)
+        visit(page, gallery, "#show=patches&keep=25&sample=11&text=1")
         assert "kept 16 of 64 patches" in page.locator("#detail").inner_text()
         shown = is_kept(cells_of(pixels(page, "#detail")))
         np.testing.assert_array_equal(shown, best_patches(gallery.samples[11].coverage[1], 25))
@@ -206,7 +212,7 @@ def test_overlays_lie_where_they_should(browser, gallery):
         canvas = pixels(page, ".card >> nth=1").astype(int)
         height, width = canvas.shape[:2]
         assert width / height == pytest.approx(WIDTH / HEIGHT, rel=0.02)
-        left, right = nearest(40 * width / WIDTH), nearest(200 * width / WIDTH)
+        left, right = on_canvas(40, width), on_canvas(200, width)
         outside = np.concatenate([canvas[:, : left - 2], canvas[:, right + 2 :]], axis=1)
         assert (outside[..., 3] > 190).all()  # hatched: the encoder doesn't see it
         assert (outside[..., 0] > 60).any()
@@ -215,20 +221,19 @@ def test_overlays_lie_where_they_should(browser, gallery):
         row, col = next(
             (r, c) for r in range(ROWS) for c in range(COLS) if kept[r, c] and (c == 0 or not kept[r, c - 1])
         )
-        edge = nearest((40 + col * 160 / COLS) * width / WIDTH)
+        edge = on_canvas(40 + col * 160 / COLS, width)
         y = round((row + 0.5) * height / ROWS)
         np.testing.assert_allclose(canvas[y, edge], (64, 255, 180, 255), atol=2)  # the border begins on the cell's edge
 
-        page.goto(f"{gallery.url}#show=boxes")
-        settle(page)
+        visit(page, gallery, "#show=boxes")
         canvas = pixels(page, ".card >> nth=1").astype(int)
         for phrase, colour in zip(gallery.samples[1].document.phrases, PALETTE, strict=False):
             x0, y0, x1, y1 = (round(v * width / WIDTH) for v in phrase.box)
-            # Half way down on the right, where nothing else is drawn.
-            for x, y in (((x0, (y0 + y1) // 2) if colour == PALETTE[0] else (x1, (y0 + y1) // 2)),):
-                near = canvas[y, max(x - 1, 0) : x + 2]
-                assert (np.abs(near[:, :3] - colour).max(axis=1) <= 3).any(), (phrase.box, near)
-                assert not canvas[y, x + 6 if x == x1 else x - 6].any()
+            # Half way down on the outer side, where nothing else is drawn.
+            x, y = x0 if colour == PALETTE[0] else x1, (y0 + y1) // 2
+            near = canvas[y, max(x - 1, 0) : x + 2]
+            assert (np.abs(near[:, :3] - colour).max(axis=1) <= 3).any(), (phrase.box, near)
+            assert not canvas[y, x + 6 if x == x1 else x - 6].any()
 
 
 def test_filters_and_order(browser, on_disk):
@@ -239,8 +244,7 @@ def test_filters_and_order(browser, on_disk):
     dataset = open_dataset(on_disk.dataset)
 
     def wanted(state, keep, order=None):
-        page.goto(f"{on_disk.url}#show=&{state}")  # overlays take time
-        settle(page)
+        visit(page, on_disk, f"#show=&{state}")  # overlays take time
         hits = [position for position in range(SAMPLES) if keep(position)]
         order = sorted(hits, key=order) if order else hits
         finder = "patchmint.finder"
@@ -298,7 +302,7 @@ def test_filters_by_hand(browser, gallery):
 def test_pages_and_keyboard(browser, gallery):
     with page_of(browser, gallery) as page:
         assert positions(page) == list(range(24))
-        page.keyboard.press("]")
+        press(page, "]")
         settle(page)
         assert positions(page) == list(range(24, 48))
         page.get_by_role("button", name="Last page").first.click()
@@ -308,34 +312,33 @@ def test_pages_and_keyboard(browser, gallery):
         page.go_back()
         settle(page)
         assert positions(page) == list(range(24, 48))
-        page.keyboard.press("[")
+        press(page, "[")
         settle(page)
         focused = "document.activeElement.dataset.position"
         for key, position in (("j", 0), ("ArrowRight", 1), ("j", 2), ("k", 1), ("ArrowDown", 5), ("ArrowUp", 1)):
-            page.keyboard.press(key)
+            press(page, key)
             assert page.evaluate(focused) == str(position), key
-        page.keyboard.press("Enter")
+        press(page, "Enter")
         page.locator("#detail[open]").wait_for()
         settle(page)
         assert "sample=1" in page.url
         assert "s0001" in page.locator("#detail-key").inner_text()
-        page.keyboard.press("ArrowDown")
+        press(page, "ArrowDown")
         assert page.locator(".text-choice[aria-pressed=true]").inner_text().startswith("2")
-        page.keyboard.press("ArrowRight")
+        press(page, "ArrowRight")
         until(page, "document.getElementById('detail-key').textContent === 's0002'")
-        page.keyboard.press("b")
+        press(page, "b")
         assert page.locator("[data-switch=boxes]").get_attribute("aria-pressed") == "false"
-        page.keyboard.press("Escape")
+        press(page, "Escape")
         until(page, "!document.getElementById('detail').open && !location.hash.includes('sample')")
         assert page.evaluate(focused) == "2"
-        page.keyboard.press("/")
+        press(page, "/")
         assert page.evaluate("document.activeElement.id") == "query"
         page.keyboard.type("b?")
         assert page.locator("#query").input_value() == "b?"
-        page.keyboard.press("Escape")
-        page.keyboard.press("?")
+        press(page, "Escape", "?")
         assert page.locator("#help").is_visible()
-        page.keyboard.press("Escape")
+        press(page, "Escape")
         assert not page.locator("#help").is_visible()
 
 
@@ -343,10 +346,8 @@ def test_links_hold_everything(browser, gallery):
     link = "#page=2&per=36&q=dog&share=1-90&sort=share&keep=40&show=patches%2Cheat&theme=dark&sample=20&text=1"
     with page_of(browser, gallery, link) as page:
         assert "s0020" in page.locator("#detail-key").inner_text()
-        assert page.locator("#query").input_value() == "dog"
-        assert page.locator("#keep").input_value() == "40"
-        assert page.locator("#share-from").input_value() == "1"
-        assert page.locator("#sort").input_value() == "share"
+        for place, value in (("query", "dog"), ("keep", "40"), ("share-from", "1"), ("sort", "share")):
+            assert page.locator(f"#{place}").input_value() == value
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate("patchmint.addressOf({})") == link
     nonsense = "#page=-3&per=7&share=a-b&sort=evil&keep=1000&show=%3Cscript%3E&sample=99999&text=x&theme=pink"
@@ -360,8 +361,7 @@ def test_hostile_texts_are_texts(browser, gallery):
         for position, text in enumerate(HOSTILE):
             card = page.locator(f".card >> nth={position} >> .card-text")
             assert card.evaluate("e => e.textContent").removesuffix("…") == text[:320].strip() or position == 3
-            page.goto(f"{gallery.url}#sample={position}")
-            settle(page)
+            visit(page, gallery, f"#sample={position}")
             until(page, f"document.getElementById('detail-key').textContent === 's{position:04}'")
             words = page.locator("#detail .text-words")
             if position == 3:
@@ -407,8 +407,7 @@ def test_on_a_phone(browser, on_disk):
     with page_of(browser, on_disk, "#show=boxes,patches,heat,decoded", **PHONE) as page:
         page.locator("#filters summary").tap()
         for state in ("", "#q=dog&sort=share-", "#sample=3&text=0", "#sample=2&show=boxes,heat"):
-            page.goto(on_disk.url + state)
-            settle(page)
+            visit(page, on_disk, state)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, state
             inside = "document.getElementById('detail')"
             assert page.evaluate(f"!{inside}.open || {inside}.querySelector('.side').scrollWidth <= 390")
@@ -466,7 +465,7 @@ def test_everything_can_be_read(browser, on_disk, scheme):
 
 def test_what_is_missing_says_so(browser, tmp_path):
     samples = [make_sample(n) for n in range(3)]
-    object.__setattr__(samples[1], "data", b"\xff\xd8\xff<b>no picture</b>")
+    samples[1] = replace(samples[1], data=b"\xff\xd8\xff<b>no picture</b>")
     grid = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
     folder = configure(make_dataset(tmp_path / "d", [samples]), grid=grid)
     site = Site(open_dataset(folder), GallerySettings(samples=2))
@@ -474,22 +473,20 @@ def test_what_is_missing_says_so(browser, tmp_path):
         assert "2 of 3 samples in 1 shard, evenly spread" in page.locator("#count").inner_text()
         masks = page.locator("[data-switch=masks]")
         assert masks.get_attribute("aria-disabled") == "true"
-        assert "doesn't say which model made its masks" in str(masks.get_attribute("title"))
-        page.keyboard.press("m")
+        assert "doesn't say which model made its masks" in masks.get_attribute("title")
+        press(page, "m")
         assert masks.get_attribute("aria-pressed") == "false"
         broken = page.locator(".card").nth(1)
         assert "damaged" in broken.locator(".frame-note").inner_text()
         assert "second text" in broken.inner_text() or broken.locator(".card-text").inner_text()
-        page.keyboard.press("j")
-        page.keyboard.press("j")
-        page.keyboard.press("Enter")
+        press(page, "j", "j", "Enter")
         until(page, "document.getElementById('detail-key').textContent === 's0001'")
         assert "damaged" in page.locator("#detail .frame-note").inner_text()
 
 
 def test_what_can_not_be_drawn_says_so(browser, tmp_path):
     samples = [gallery_sample(n) for n in range(10, 13)]
-    object.__setattr__(samples[1], "codes", samples[1].codes + 400)
+    samples[1] = replace(samples[1], codes=samples[1].codes + 400)
     folder = configure(make_dataset(tmp_path / "d", [samples], layout=LAYOUT), grid=GRID, **UNTRAINED)
     write_gallery(Site(open_dataset(folder), GallerySettings(masks=False)), tmp_path / "g")
     anyres = tmp_path / "g" / "samples" / "000000" / "000002.js"
@@ -505,8 +502,7 @@ def test_what_can_not_be_drawn_says_so(browser, tmp_path):
         assert "16/64 kept ·" in cards.nth(0).inner_text()
         assert "16/64 kept of the first view ·" in cards.nth(2).inner_text()
         for position, words in ((0, "64 patches, the best"), (2, "64 patches of the first view, the best")):
-            page.goto(f"{gallery.url}#keep=25&sample={position}")
-            settle(page)
+            visit(page, gallery, f"#keep=25&sample={position}")
             until(page, f"document.getElementById('detail-key').textContent.startsWith('s00{10 + position}')")
             line = page.locator(".kept-line").inner_text()
             assert words in line

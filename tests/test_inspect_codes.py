@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from inspect_data import answer, edit_column, inspect, texted
+from inspect_data import answer, edit_column, inspect, refusal, texted, with_tokens
 from PIL import Image
 from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 
@@ -25,12 +25,6 @@ from patchmint.inspection.codes.index import named_code, open_code_index, parse_
 from patchmint.inspection.codes.query import rank_codes, report_code
 from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
-from patchmint.shards.layout import TokensLayout
-
-
-def layout(*sizes, grid=(4, 4), preprocessing="pad-64-bicubic"):
-    tokens = TokensLayout(member="vqgan", grid=grid, codebook_sizes=sizes, preprocessing=preprocessing)
-    return LAYOUT.model_copy(update={"tokens": tokens})
 
 
 def sample(ordinal, text, codes, *, of):
@@ -51,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def dataset(tmp_path):
     """Three shards, the middle unit without a sample; 40 codes, some of which are in no image."""
-    of = layout(40)
+    of = with_tokens(40)
     units = [[make_sample(n, layout=of) for n in numbers] for numbers in (range(7), (), range(8, 12))]
     return make_dataset(tmp_path / "d", units, {1: [make_reject(7)]}, layout=of)
 
@@ -64,7 +58,7 @@ def counted(folder):
 @pytest.mark.parametrize("sizes", [(40,), (8, 16)])
 def test_the_index_against_counting(tmp_path, monkeypatch, sizes):
     monkeypatch.setattr(code_index, "_ROWS", 3)
-    of = layout(*sizes)
+    of = with_tokens(*sizes)
     make_dataset(
         tmp_path / "d", [[make_sample(n + 10 * u, layout=of) for n in range(5 + u)] for u in range(3)], layout=of
     )
@@ -90,7 +84,7 @@ def test_the_index_against_counting(tmp_path, monkeypatch, sizes):
 
 
 def test_counts_over_255_are_counted(tmp_path):
-    of = layout(2, grid=(20, 20), preprocessing="pad-320-bicubic")
+    of = with_tokens(2, grid=(20, 20), preprocessing="pad-320-bicubic")
     codes = np.zeros((20, 20), np.int64)
     make_dataset(tmp_path / "d", [[sample(0, "a", codes, of=of), sample(1, "b", codes + 1, of=of)]], layout=of)
     assert [image["count"] for image in told(tmp_path / "d", "0")["shown"]] == [400]
@@ -101,7 +95,7 @@ def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(code_index, "_build", lambda *_: pytest.fail("it is there already"))
         assert told(dataset, "3") == first
-    of = layout(40)
+    of = with_tokens(40)
     shutil.rmtree(dataset)
     make_dataset(dataset, [[make_sample(n, layout=of) for n in range(9)]], layout=of)
     assert told(dataset, "3")["samples"] == 9
@@ -125,8 +119,8 @@ def test_a_damaged_index_is_made_anew(dataset, cache, data):
 def test_an_index_of_another_data_set_is_noticed(dataset, cache, tmp_path, monkeypatch):
     """As if nothing cheap had told that the data set is another: what is shown is what is there now."""
     monkeypatch.setattr(inspection_cache, "_state", lambda dataset: "0" * 24)
-    other = make_dataset(tmp_path / "e", [[sample(n, "a", np.full((4, 4), n), of=layout(40))] for n in range(11)])
-    finish(other, list(range(11)), 11, 0, layout(40))
+    other = make_dataset(tmp_path / "e", [[sample(n, "a", np.full((4, 4), n), of=with_tokens(40))] for n in range(11)])
+    finish(other, list(range(11)), 11, 0, with_tokens(40))
     asked = (("3",), ("--top", "--sheet", tmp_path / "s.png"))
     expected = [told(other, *arguments) for arguments in asked]
     for arguments, right in zip(asked, expected, strict=True):
@@ -150,9 +144,7 @@ def test_no_index_is_made_twice_of_sidecars_that_are_wrong(dataset, monkeypatch)
 
 def test_an_index_finds_no_room(dataset, cache, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", refuses_with(errno.ENOSPC))
-    error = run(dataset, "3").exception
-    assert isinstance(error, InputError)
-    assert "No space left on device; set PATCHMINT_CACHE" in str(error)
+    assert "No space left on device; set PATCHMINT_CACHE" in refusal("codes", dataset, "3")
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
@@ -173,7 +165,7 @@ def refuses_with(code):
 def test_positions_over_255(tmp_path, monkeypatch):
     """In several batches of one shard: a byte for a position would be too short, and so would one batch's row."""
     monkeypatch.setattr(code_index, "_ROWS", 100)
-    of = layout(40, grid=(2, 2), preprocessing="pad-32-bicubic")
+    of = with_tokens(40, grid=(2, 2), preprocessing="pad-32-bicubic")
     units = [[sample(n, "a", np.full((2, 2), n % 37), of=of) for n in range(260)], [make_sample(260, layout=of)]]
     opened = open_dataset(make_dataset(tmp_path / "d", units, layout=of))
     index = open_code_index(opened, tokens_layout(opened))
@@ -213,7 +205,7 @@ def test_a_code_in_no_image_ends_with_1(dataset, tmp_path):
 
 
 def test_several_codebooks_and_rows_are_not_needed(tmp_path):
-    of = layout(8, 16, grid=(10,), preprocessing="own")
+    of = with_tokens(8, 16, grid=(10,), preprocessing="own")
     folder = make_dataset(tmp_path / "d", [[make_sample(n, layout=of) for n in range(3)]], layout=of)
     codes = counted(folder)[0][1]
     report = told(folder, f"1:{codes[4, 1]}")
@@ -225,36 +217,37 @@ def test_several_codebooks_and_rows_are_not_needed(tmp_path):
     run(folder, "--top", rc=0)
 
 
-def test_what_is_asked_wrongly_is_said(dataset, tmp_path):
-    wrong = {
-        (): "give one code, such as 17, or --top",
-        ("1", "--top"): "give one code",
-        ("40",): "run from 0 to 39",
-        ("1:3",): "there isn't a codebook 1",
-        ("seven",): "isn't a code",
-        ("1", "--sheet", tmp_path / "s.jpg"): "ends with .png",
-        ("1", "--sheet", tmp_path / "no" / "s.png"): "no folder",
-    }
-    for arguments, words in wrong.items():
-        done = run(dataset, *arguments)
-        assert isinstance(done.exception, InputError), arguments
-        assert words in str(done.exception)
-    several = layout(8, 16).tokens
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give one code, such as 17, or --top"),
+        (("1", "--top"), "give one code"),
+        (("40",), "run from 0 to 39"),
+        (("1:3",), "there is no codebook 1"),
+        (("seven",), "isn't a code"),
+        (("1", "--sheet", "s.jpg"), "ends with .png"),
+        (("1", "--sheet", "no/s.png"), "no folder"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(dataset, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal("codes", dataset, *arguments)
+
+
+def test_no_code_is_meant(tmp_path):
     with pytest.raises(InputError, match="2 codebooks, so code 3 could be in any"):
-        parse_code("3", several)
+        parse_code("3", with_tokens(8, 16).tokens)
     bare = LAYOUT.model_copy(update={"tokens": None})
     make_dataset(tmp_path / "n", [[make_sample(0, layout=bare)]], layout=bare)
-    for arguments in (("1",), ("--top",)):
-        error = run(tmp_path / "n", *arguments).exception
-        assert isinstance(error, InputError)
-        assert "has no codes; `patchmint extend" in str(error)
+    for question in ("1", "--top"):
+        assert "has no codes; `patchmint extend" in refusal("codes", tmp_path / "n", question)
 
 
 def test_unfinished_builds_and_lone_tars(dataset, tmp_path):
     expected = told(dataset, "3")
     (dataset / "dataset.json").unlink()
     assert told(dataset, "3") == expected
-    of = layout(40)
+    of = with_tokens(40)
     tar, sidecar = write_shard([make_sample(n, layout=of) for n in range(6)], of)
     (tmp_path / "a.tar").write_bytes(tar)
     scanned = told(tmp_path / "a.tar", "3")
@@ -324,7 +317,7 @@ def test_the_lists(dataset):
 
 def snowmen(folder):
     """60 images, every sixth of a snowman: these have code 5 ten times, others now and then once."""
-    of = layout(16)
+    of = with_tokens(16)
     rng = np.random.default_rng(7)
     samples = []
     for ordinal in range(60):
@@ -405,11 +398,13 @@ def test_cells_lie_where_the_tokenizer_has_them(fit):
 
     tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="t", size=64, fit=fit)
     spec = tokenizer.spec
-    found = code_cells(layout(spec.codebook_sizes[0], grid=spec.grid_shape, preprocessing=spec.preprocessing).tokens)
+    found = code_cells(
+        with_tokens(spec.codebook_sizes[0], grid=spec.grid_shape, preprocessing=spec.preprocessing).tokens
+    )
     assert found == spec.cells
     assert found.fit is Fit(fit)
     for words in ("own", "pad-65-bicubic", "anyres-64-bicubic", "pad-0-bicubic"):
-        assert code_cells(layout(2, grid=spec.grid_shape, preprocessing=words).tokens) is None
+        assert code_cells(with_tokens(2, grid=spec.grid_shape, preprocessing=words).tokens) is None
 
 
 def test_sheets(tmp_path):
@@ -425,7 +420,7 @@ def test_sheets(tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_leaves_an_empty_tile(tmp_path):
-    of = layout(16)
+    of = with_tokens(16)
     samples = [make_sample(n, layout=of) for n in range(2)]
     make_dataset(tmp_path / "d", [[replace(samples[0], data=b"no image"), samples[1]]], layout=of)
     run(tmp_path / "d", samples[0].codes.ravel()[0], "--sheet", tmp_path / "s.png", rc=0)
@@ -433,7 +428,7 @@ def test_an_image_that_cannot_be_decoded_leaves_an_empty_tile(tmp_path):
 
 
 def test_hostile_texts_are_harmless(tmp_path):
-    of = layout(4)
+    of = with_tokens(4)
     text = "[red]boo[/red] \x1b[2J <img src=x onerror=alert(1)> " + "\u202e" + "long " * 10_000
     codes = np.zeros((4, 4), np.int64)
     make_dataset(tmp_path / "d", [[sample(n, text, codes, of=of) for n in range(3)]], layout=of)
@@ -446,7 +441,7 @@ def test_hostile_texts_are_harmless(tmp_path):
 
 def test_the_notice_is_said(tmp_path):
     notice = "demo models: not for photographs"
-    of = layout(4).model_copy(update={"notice": notice})
+    of = with_tokens(4).model_copy(update={"notice": notice})
     make_dataset(tmp_path / "d", [[make_sample(0, layout=of)]], layout=of)
     assert notice in run(tmp_path / "d", "--top").stdout
     assert told(tmp_path / "d", "--top")["notice"] == notice

@@ -6,11 +6,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from inspect_data import answer, edit_json, inspect, unfinish
+from inspect_data import answer, edit_json, inspect, refusal, unfinish
 from shard_data import LAYOUT, make_dataset, make_sample, on_a_store, renamed
 
 from patchmint.datasets.dataset import open_dataset
-from patchmint.errors import InputError
 from patchmint.inspection.diff import members as diff_members
 from patchmint.inspection.diff.compare import compare
 from patchmint.samples import SourceText
@@ -279,7 +278,7 @@ def test_one_tar_and_an_unfinished_build(tmp_path):
 
 
 def test_nothing_to_compare_with(tmp_path, builds):
-    assert isinstance(run(builds[0], tmp_path).exception, InputError)
+    refusal("diff", builds[0], tmp_path)
     run(builds[0], rc=2)
 
 

@@ -7,22 +7,27 @@ import subprocess
 import sys
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
+from inspect_data import answer, inspect, plan_six, refusal, texted, unfinish
 from shard_data import LAYOUT, commit_unit, make_dataset, make_reject, make_sample, on_a_store, renamed, write_shard
 from typer.testing import CliRunner
 
 from patchmint.cli.inspect import inspect_app
-from patchmint.config import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import count_rejects
 from patchmint.errors import InputError
+from patchmint.inspection.find import search as find
 from patchmint.inspection.find.search import Search, find_rejects, find_samples
-from patchmint.pipeline.plan import make_plan, make_retry_plan
-from patchmint.samples import Fault, Reject, SourceText
+from patchmint.inspection.find.sql import Conditions
+from patchmint.pipeline.plan import make_retry_plan
+from patchmint.samples import Fault
 from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import open_storage
 
 SIZES = (7, 0, 5, 12)
@@ -56,10 +61,12 @@ def dataset(folder):
     return open_dataset(folder)
 
 
-def run(*arguments, rc=0):
-    done = CliRunner().invoke(inspect_app, ["find", *map(str, arguments)])
-    assert done.exit_code == rc, (done, done.stdout, done.stderr)
-    return done
+run = partial(inspect, "find")
+told = partial(answer, "find")
+
+
+def keys(*arguments, rc=0):
+    return run(*arguments, "--keys", rc=rc).stdout.split()
 
 
 def rows_of(folder):
@@ -122,7 +129,7 @@ def test_what_matches(folder, dataset, search, matches):
 
 def test_some_of_these_searches_find_some(folder):
     counts = [sum(map(bool, map(matches, rows_of(folder)))) for _, matches in SEARCHES]
-    assert len([count for count in counts if 0 < count < sum(SIZES)]) > 15
+    assert sum(0 < count < sum(SIZES) for count in counts) > 15
 
 
 def test_order_and_limit(folder, dataset):
@@ -134,9 +141,10 @@ def test_order_and_limit(folder, dataset):
     ):
         total, indices = find_samples(dataset, Search(sort=sort), limit=9)
         assert (total, indices.tolist()) == (24, sorted(range(24), key=key)[:9]), sort
+    # samples without a score come last
     _, indices = find_samples(dataset, Search(sort="list_max(scores) desc"))
     scores = [max(rows[place]["scores"], default=-2) for place in indices]
-    assert scores == sorted(scores, reverse=True)  # samples without a score come last
+    assert scores == sorted(scores, reverse=True)
     _, indices = find_samples(dataset, Search(sort="list_max(scores)"))
     assert not rows[indices[-1]]["scores"]
 
@@ -144,23 +152,10 @@ def test_order_and_limit(folder, dataset):
 @pytest.mark.parametrize(
     "where",
     [
-        "coluns > 1",
-        "width >",
-        "width > 1) or (1 = 1",
-        "width > 1; drop table found",
-        "width, height",
-        "sum(width) > 1",
-        "key",
-        "key::int > 3",
-        "width > $unbound",
-        "exists(from read_csv('/etc/passwd'))",
-        "exists(from '/etc/passwd')",
-        "exists(from glob('/etc/*'))",
-        "exists(from rows_of)",
-        "exists(from table_of_this_process)",
-        "getenv('HOME') <> ''",
-        "*",
-        " - ".join(["width"] * 900),
+        *("coluns > 1", "width >", "width > 1) or (1 = 1", "width > 1; drop table found", "width, height"),
+        *("sum(width) > 1", "key", "key::int > 3", "width > $unbound", "getenv('HOME') <> ''", "*"),
+        *("exists(from read_csv('/etc/passwd'))", "exists(from '/etc/passwd')", "exists(from glob('/etc/*'))"),
+        *("exists(from rows_of)", "exists(from table_of_this_process)", " - ".join(["width"] * 900)),
     ],
 )
 def test_bad_sql_is_said_with_the_columns(dataset, where):
@@ -207,21 +202,11 @@ def test_words_of_such_things_are_no_such_things(dataset):
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSTALL httpfs",
-        "LOAD httpfs",
-        "SELECT '1.2.3.4'::inet",
-        "SET threads = 8",
-        "ATTACH '{}/x.db' AS x",
-        "COPY found TO '{}/x.csv'",
-        "FROM table_of_this_process",
+        *("INSTALL httpfs", "LOAD httpfs", "SELECT '1.2.3.4'::inet", "SET threads = 8", "FROM table_of_this_process"),
+        *("ATTACH '{}/x.db' AS x", "COPY found TO '{}/x.csv'"),
     ],
 )
 def test_nothing_is_loaded_reached_or_changed(tmp_path, statement):
-    import duckdb
-
-    from patchmint.inspection.find.sql import Conditions
-    from patchmint.shards.sidecar import SCHEMA
-
     table_of_this_process = SCHEMA.empty_table()
     assert not table_of_this_process.num_rows
     with Conditions(SCHEMA, [], {}) as conditions, pytest.raises(duckdb.Error) as error:
@@ -242,73 +227,61 @@ def test_without_labels_there_is_nothing_of_theirs_to_search_by(tmp_path):
     for search in (Search(phrases=["a"]), Search(min_score=0.0), Search(max_share=1.0)):
         with pytest.raises(InputError, match="has no labels"):
             find_samples(open_dataset(folder), search)
-    assert run(folder, "--text", "cat", "--keys").stdout == "s0000\n"
+    assert keys(folder, "--text", "cat") == ["s0000"]
 
 
 def test_only_the_columns_asked_for_are_read(dataset, monkeypatch):
-    from patchmint.inspection.find import search as find
-
     asked = []
-
-    def spy(dataset, columns, progress=None):
-        asked.append(list(columns))
-        return tables(dataset, columns, progress)
-
     tables = find.iter_tables
-    monkeypatch.setattr(find, "iter_tables", spy)
+    monkeypatch.setattr(
+        find, "iter_tables", lambda of, columns, *rest: asked.append([*columns]) or tables(of, columns, *rest)
+    )
     find_samples(dataset, Search(where='width > 2 * height and "Offset" = 0'))
     assert asked == [["offset", "width", "height"]]
 
 
 def test_printed(folder):
-    done = run(folder, "--text", "second", "--limit", "3")
+    second = (folder, "--text", "second", "--limit", "3")
+    done = run(*second, rc=0)
     assert "found 12 of 24 samples; 3 shown, --limit 0 shows all" in done.stderr
     assert all(word in done.stdout for word in ("s0001", "shards/000000.tar", "second text"))
     assert "s0007" not in done.stdout
-    document = json.loads(run(folder, "--text", "second", "--limit", "3", "--json").stdout)
+    document = told(*second)
     assert document["found"] == 12
     assert [found["key"] for found in document["samples"]] == ["s0001", "s0003", "s0005"]
     row = rows_of(folder)[5]
-    assert document["samples"][2] == {
+    assert document["samples"][2] == {name: row[name] for name in ("key", "id", "texts", "phrases")} | {
         "index": 5,
         "shard": "shards/000000.tar",
-        "key": row["key"],
-        "id": row["id"],
-        "texts": row["texts"],
         "label_shares": pytest.approx(row["label_shares"], abs=1e-6),
-        "phrases": row["phrases"],
         "best_score": 0.25,
     }
     assert document["samples"][1]["best_score"] is None  # of a phrase without a score
-    assert run(folder, "--text", "second", "--keys", "--limit", "2").stdout == "s0001\ns0003\n"
-    assert len(run(folder, "--keys").stdout.splitlines()) == 24
-    by_size = run(folder, "--keys", "--sort", "size desc").stdout.split()
-    assert by_size == [row["key"] for row in sorted(rows_of(folder), key=lambda row: -row["size"])]
+    assert run(folder, "--text", "second", "--keys", "--limit", "2", rc=0).stdout == "s0001\ns0003\n"
+    assert len(run(folder, "--keys", rc=0).stdout.splitlines()) == 24
+    by_size = [row["key"] for row in sorted(rows_of(folder), key=lambda row: -row["size"])]
+    assert keys(folder, "--sort", "size desc") == by_size
 
 
 def test_fifty_are_shown(tmp_path):
     folder = make_dataset(tmp_path / "d", [[make_sample(i) for i in range(60)]])
-    assert len(json.loads(run(folder, "--json").stdout)["samples"]) == 50
-    assert len(json.loads(run(folder, "--json", "--limit", 0).stdout)["samples"]) == 60
-    assert "found 60 of 60 samples; 50 shown" in run(folder).stderr
+    assert len(told(folder)["samples"]) == 50
+    assert len(told(folder, "--limit", 0)["samples"]) == 60
+    assert "found 60 of 60 samples; 50 shown" in run(folder, rc=0).stderr
 
 
 def test_nothing_matches(folder):
     done = run(folder, "--text", "zebra", rc=1)
     assert (done.stdout, done.stderr) == ("", "found 0 of 24 samples\n")
-    assert json.loads(run(folder, "--text", "zebra", "--json", rc=1).stdout)["samples"] == []
+    assert told(folder, "--text", "zebra", rc=1)["samples"] == []
     assert run(folder, "--text", "zebra", "--keys", rc=1).stdout == ""
 
 
 def test_hostile_texts_are_printed_as_texts(tmp_path):
-    hostile = "[red]boom[/red] [/nope] \x1b[2J‮ " + "long " * 10_000
-    made = make_sample(0, phrases=False)
-    source = replace(made.planned.sample, texts=(SourceText(hostile),))
-    selector, coverage = made.selector[:1], made.coverage[:1]
-    made = replace(made, planned=replace(made.planned, sample=source), selector=selector, coverage=coverage)
-    done = run(make_dataset(tmp_path / "d", [[made]]), "--text", "BOOM")
+    made = texted(make_sample(0), "[red]boom[/red] [/nope] \x1b[2J\u202e " + "long " * 10_000)
+    done = run(make_dataset(tmp_path / "d", [[made]]), "--text", "BOOM", rc=0)
     assert "[red]boom[/red] [/nope]" in done.stdout
-    assert not {"\x1b", "‮"} & set(done.stdout)
+    assert not {"\x1b", "\u202e"} & set(done.stdout)
     assert len(done.stdout) < 3000
 
 
@@ -323,33 +296,28 @@ def test_the_help_says_what_can_be_asked(folder):
 def test_json_reaches_the_terminal_in_plain_ascii(tmp_path):
     """Control characters (C0, C1, DEL), bidi overrides and half characters would act on it."""
     hostile = "a\x1b[2J\x07\x7f\x9b31m\u202e\u2066\u200f\u2028\n猫 [red]"
-    made = make_sample(0, phrases=False)
-    source = replace(made.planned.sample, texts=(SourceText(hostile),))
-    planned = replace(made.planned, sample=source)
-    folder = make_dataset(tmp_path / "d", [[replace(made, planned=planned)]])
-    found = run(folder, "--json").stdout
+    found = run(make_dataset(tmp_path / "d", [[texted(make_sample(0), hostile)]]), "--json", rc=0).stdout
     assert found.isascii()
     assert {character for character in found if not character.isprintable()} == {"\n"}
     assert json.loads(found)["samples"][0]["texts"] == [hostile]
 
 
-def test_bad_usage(folder):
-    for arguments in (
-        ("--keys", "--json"),
-        ("--reason", "image-missing"),
-        ("--rejects", "--text", "cat"),
-        ("--rejects", "--min-score", "0"),
-    ):
-        done = CliRunner().invoke(inspect_app, ["find", str(folder), *arguments])
-        assert isinstance(done.exception, InputError), arguments
-    assert CliRunner().invoke(inspect_app, ["find", str(folder), "--min-share", "2"]).exit_code == 2
+@pytest.mark.parametrize(
+    "arguments", ["--keys --json", "--reason image-missing", "--rejects --text cat", "--rejects --min-score 0"]
+)
+def test_bad_usage(folder, arguments):
+    refusal("find", folder, *arguments.split())
+
+
+def test_a_share_over_1(folder):
+    run(folder, "--min-share", "2", rc=2)
 
 
 def test_rejects(folder):
-    done = run(folder, "--rejects")
+    done = run(folder, "--rejects", rc=0)
     assert "found 3 rejects" in done.stderr
     assert "\x1b" not in done.stdout
-    document = json.loads(run(folder, "--rejects", "--reason", "image-missing", "--json").stdout)
+    document = told(folder, "--rejects", "--reason", "image-missing")
     assert document["found"] == 2
     assert document["rejects"][0] == {
         "ordinal": 50,
@@ -359,9 +327,9 @@ def test_rejects(folder):
         "reason": "image-missing",
         "message": "it isn't there",
     }
-    assert run(folder, "--rejects", "--key", "*51", "--keys").stdout == "s0051\n"
-    assert run(folder, "--rejects", "--keys", "--limit", "2", "--sort", "ordinal desc").stdout == "s0052\ns0051\n"
-    assert run(folder, "--rejects", "--keys", "--where", "ordinal > 50 and reason <> 'x'").stdout == "s0051\n"
+    assert keys(folder, "--rejects", "--key", "*51") == ["s0051"]
+    assert keys(folder, "--rejects", "--limit", "2", "--sort", "ordinal desc") == ["s0052", "s0051"]
+    assert keys(folder, "--rejects", "--where", "ordinal > 50 and reason <> 'x'") == ["s0051"]
     assert run(folder, "--rejects", "--reason", "nothing", rc=1).stdout == ""
     with pytest.raises(InputError, match=r'"message" VARCHAR, "index" BIGINT$'):
         find_rejects(open_dataset(folder), where="width > 1")
@@ -369,15 +337,10 @@ def test_rejects(folder):
 
 def test_what_a_retry_took_up_is_no_reject(tmp_path):
     """Of ordinals 1, 3 and 4 the first retry writes 3, and the second, which is still under way, has taken up 4."""
-    storage = open_storage(tmp_path)
-    config = BuildConfig.model_validate(
-        {"source": {"kind": "folder", "uri": "in"}, "output": {"uri": str(tmp_path), "samples_per_shard": 3}}
-    )
-    samples = [make_sample(ordinal).planned.sample for ordinal in range(6)]
-    plans = [make_plan(samples, config, {}, storage)]
+    storage, plans = open_storage(tmp_path), [plan_six(tmp_path)]
     commit_unit(tmp_path, 0, [make_sample(0), make_sample(2)], [make_reject(1)])
     commit_unit(tmp_path, 1, [make_sample(5)], [make_reject(3), make_reject(4)])
-    assert run(tmp_path, "--rejects", "--keys").stdout.split() == ["s0001", "s0003", "s0004"]
+    assert keys(tmp_path, "--rejects") == ["s0001", "s0003", "s0004"]
     plans.append(make_retry_plan(storage, plans, [1, 3, 4]))
     commit_unit(tmp_path, 2, [make_sample(3)], [make_reject(1), make_reject(4)])
     plans.append(make_retry_plan(storage, plans, [4]))
@@ -392,25 +355,23 @@ def test_what_a_retry_took_up_is_no_reject(tmp_path):
 
 
 def test_one_tar_and_an_unfinished_build(tmp_path, folder):
+    alone = tmp_path / "alone.tar"
     for tar in ("shards/000000.tar", "shards/000002.tar"):
-        keys = [row["key"] for row in pq.read_table((folder / tar).with_suffix(".parquet")).to_pylist()]
-        assert run(folder / tar, "--keys").stdout.split() == keys
-        (tmp_path / "alone.tar").write_bytes((folder / tar).read_bytes())
-        assert run(tmp_path / "alone.tar", "--keys").stdout.split() == keys
-        assert run(tmp_path / "alone.tar", "--keys", "--where", "len(codes) < 3", rc=1).stdout == ""
+        stored = [row["key"] for row in pq.read_table((folder / tar).with_suffix(".parquet")).to_pylist()]
+        alone.write_bytes((folder / tar).read_bytes())
+        assert keys(folder / tar) == keys(alone) == stored
+        assert keys(alone, "--where", "len(codes) < 3", rc=1) == []
     with pytest.raises(InputError, match="one tar"):
-        find_rejects(open_dataset(tmp_path / "alone.tar"))
+        find_rejects(open_dataset(alone))
     part = make_dataset(tmp_path / "part", [[make_sample(0)], [make_sample(1)]])
-    (part / "dataset.json").unlink()
-    for path in ("commits/000001.json", "shards/000001.tar", "shards/000001.parquet"):
-        (part / path).unlink()
-    assert run(part, "--keys").stdout == "s0000\n"
+    unfinish(part)
+    assert keys(part) == ["s0000"]
 
 
 def test_from_a_store(folder):
     with on_a_store(folder) as bucket:
-        assert run(bucket, "--text", "second", "--keys").stdout == run(folder, "--text", "second", "--keys").stdout
-        assert run(bucket, "--rejects", "--keys").stdout == run(folder, "--rejects", "--keys").stdout
+        for words in (("--text", "second"), ("--rejects",)):
+            assert keys(bucket, *words) == keys(folder, *words)
 
 
 def test_a_pipe_to_head_is_quiet(tmp_path):
@@ -418,8 +379,6 @@ def test_a_pipe_to_head_is_quiet(tmp_path):
     (tmp_path / "a.tar").write_bytes(write_shard(samples)[0])
     command = [sys.executable, "-m", "patchmint", "inspect", "find", str(tmp_path / "a.tar"), "--keys"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as found:
-        assert found.stdout is not None
-        assert found.stderr is not None
         assert found.stdout.readline().startswith(b"k00000")
         found.stdout.close()
         assert found.stderr.read() == b""
@@ -427,9 +386,6 @@ def test_a_pipe_to_head_is_quiet(tmp_path):
 
 
 def test_rejects_stay_in_order(tmp_path):
-    rejects = {
-        unit: [Reject(10 * unit + n, f"r{unit}{n}", "i", Fault("a", "b", "c")) for n in range(3)] for unit in range(3)
-    }
-    rejects = {unit: [replace(make_reject(r.ordinal), key=r.key) for r in some] for unit, some in rejects.items()}
+    rejects = {unit: [replace(make_reject(10 * unit + n), key=f"r{unit}{n}") for n in range(3)] for unit in range(3)}
     folder = make_dataset(tmp_path / "d", [[make_sample(100)], [], [make_sample(101)]], rejects)
-    assert run(folder, "--rejects", "--keys").stdout.split() == [r.key for some in rejects.values() for r in some]
+    assert keys(folder, "--rejects") == [reject.key for some in rejects.values() for reject in some]

@@ -3,36 +3,28 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from inspect_data import answer as told
+from inspect_data import inspect as run
+from inspect_data import plan_six, refusal
 from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, on_a_store, write_plan
-from typer.testing import CliRunner
 
 from patchmint.cli import COMMANDS as ROOT_COMMANDS
-from patchmint.cli.inspect import COMMANDS, inspect_app
-from patchmint.config import BuildConfig
+from patchmint.cli.inspect import COMMANDS
 from patchmint.datasets.dataset import open_dataset
-from patchmint.errors import InputError, ShardError, StorageError
-from patchmint.pipeline.plan import make_plan, make_retry_plan
+from patchmint.errors import ShardError, StorageError
+from patchmint.pipeline.plan import make_retry_plan
 from patchmint.shards.commit import read_record
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments):
-    return CliRunner().invoke(inspect_app, [*map(str, arguments)])
-
-
-def told(*arguments):
-    done = run(*arguments, "--json")
-    assert done.exit_code == 0, (done.output, done.exception)
-    return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -51,27 +43,23 @@ def unfinished(tmp_path):
     return folder
 
 
-def sizes(dataset):
-    return [path.stat().st_size for path in sorted((dataset / "shards").glob("*.tar"))]
-
-
 def test_shards_with_their_counts(dataset):
     found = told("ls", dataset)
     assert found["finished"] is True
-    assert [(s["unit"], s["samples"], s["rejected"], s["bytes"]) for s in found["shards"]] == [
-        (0, 3, 0, sizes(dataset)[0]),
-        (1, 2, 1, sizes(dataset)[1]),
-        (2, 0, 2, 0),
-    ]
-    assert (found["samples"], found["rejected"], found["bytes"]) == (5, 3, sum(sizes(dataset)))
-    lines = run("ls", dataset).stdout.splitlines()
+    sizes = [path.stat().st_size for path in sorted((dataset / "shards").glob("*.tar"))]
     shares = [read_record(open_storage(dataset), unit).label_share for unit in (0, 1)]
-    assert [shard["label_share"] for shard in found["shards"]] == [*shares, None]
-    assert [line.split() for line in lines[1:]] == [
-        ["shards/000000.tar", "3", "0", str(sizes(dataset)[0]), f"{shares[0]:.1%}"],
-        ["shards/000001.tar", "2", "1", str(sizes(dataset)[1]), f"{shares[1]:.1%}"],
+    fields = ("unit", "samples", "rejected", "bytes", "label_share")
+    assert [tuple(shard[name] for name in fields) for shard in found["shards"]] == [
+        (0, 3, 0, sizes[0], shares[0]),
+        (1, 2, 1, sizes[1], shares[1]),
+        (2, 0, 2, 0, None),
+    ]
+    assert (found["samples"], found["rejected"], found["bytes"]) == (5, 3, sum(sizes))
+    assert [line.split() for line in run("ls", dataset).stdout.splitlines()[1:]] == [
+        ["shards/000000.tar", "3", "0", str(sizes[0]), f"{shares[0]:.1%}"],
+        ["shards/000001.tar", "2", "1", str(sizes[1]), f"{shares[1]:.1%}"],
         ["unit", "000002,", "none", "0", "2", "0"],
-        ["2", "shards", "5", "3", str(sum(sizes(dataset)))],
+        ["2", "shards", "5", "3", str(sum(sizes))],
     ]
 
 
@@ -139,9 +127,7 @@ def test_a_damaged_list(dataset, old, new):
     assert old in text
     path.write_text(text.replace(old, new))
     for command in ("ls", "info"):
-        failed = run(command, dataset).exception
-        assert isinstance(failed, ShardError)
-        assert "run the build's command again" in str(failed)
+        assert "run the build's command again" in refusal(command, dataset, kind=ShardError)
 
 
 def test_unfinished_build(unfinished):
@@ -150,17 +136,9 @@ def test_unfinished_build(unfinished):
     assert "1 units aren't built yet" in run("ls", unfinished).stdout
     info = told("info", unfinished)
     assert info["state"] == "unfinished"
-    assert info["totals"] | {"bytes": 0, "label_share": 0} == {
-        "units": 3,
-        "units_done": 2,
-        "planned": 7,
-        "written": 3,
-        "rejected": {"image-missing": 1},
-        "texts": 5,
-        "label_share": 0,
-        "shards": 2,
-        "bytes": 0,
-    }
+    counts = {"units": 3, "units_done": 2, "planned": 7, "written": 3, "texts": 5, "shards": 2}
+    expected = counts | {"rejected": {"image-missing": 1}, "bytes": 0, "label_share": 0}
+    assert info["totals"] | {"bytes": 0, "label_share": 0} == expected
     shown = run("info", unfinished).stdout
     assert "2 of 3 units" in shown
     assert "KEY.vqgan.npy" in shown
@@ -171,32 +149,24 @@ def test_a_retry_under_way(tmp_path, monkeypatch, built):
     """dataset.json is still that of the build before the retry, whose units have no records yet, or newer ones."""
     monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "data"
-    storage = open_storage(folder)
-    config = BuildConfig.model_validate(
-        {"source": {"kind": "folder", "uri": "in"}, "output": {"uri": str(folder), "samples_per_shard": 3}}
-    )
-    plans = [make_plan([make_sample(n).planned.sample for n in range(6)], config, {}, storage)]
+    plan = plan_six(folder)
     commit_unit(folder, 0, [make_sample(0), make_sample(2)], [make_reject(1)])
     commit_unit(folder, 1, [], [make_reject(3), make_reject(4), make_reject(5)])
     finish(folder, [0, 1], 6, 4)
     assert (open_dataset(folder).finished, open_dataset(folder).unbuilt) == (True, 0)
-    make_retry_plan(storage, plans, [1, 3, 4, 5])
+    make_retry_plan(open_storage(folder), [plan], [1, 3, 4, 5])
     for unit, written, rejected in [(2, [1, 3], [4]), (3, [5], [])][:built]:
         commit_unit(folder, unit, [make_sample(n) for n in written], [make_reject(n) for n in rejected])
     dataset = open_dataset(folder)
     assert (dataset.finished, dataset.unbuilt, dataset.samples) == (False, 2 - built, [2, 4, 5][built])
-    assert dataset.manifest is not None
     assert dataset.manifest.layout == LAYOUT
-    for command in (["ls"], ["info"], ["show", "s0002"], ["find"], ["stats"], ["codes", "--top"], ["diff", folder]):
-        done = run(command[0], folder, *command[1:], "--json")
-        assert done.exit_code == 0, (command, done.output, done.exception)
+    for command in (["info"], ["show", "s0002"], ["find"], ["stats"], ["codes", "--top"], ["diff", folder]):
+        told(command[0], folder, *command[1:])
     assert told("ls", folder)["unbuilt_units"] == 2 - built
-    (folder / "shards/000000.tar").unlink()
-    with pytest.raises(ShardError, match="lacks"):
-        open_dataset(folder)
-    (folder / "commits/000000.json").unlink()
-    with pytest.raises(ShardError, match="isn't complete"):
-        open_dataset(folder)
+    for path, why in (("shards/000000.tar", "lacks"), ("commits/000000.json", "isn't complete")):
+        (folder / path).unlink()
+        with pytest.raises(ShardError, match=why):
+            open_dataset(folder)
 
 
 def test_own_tar_with_and_without_its_sidecar(dataset, tmp_path):
@@ -253,35 +223,34 @@ def test_only_files_are_listed(tmp_path):
     assert found == [("a.tar", 2), ("b/c", 1), ("link/c", 1)]
 
 
-def test_nothing_to_list(tmp_path):
-    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+@pytest.mark.parametrize("command", ["ls", "info", "verify"])
+def test_nothing_to_look_at(tmp_path, command):
     for target in (tmp_path, tmp_path / "no", tmp_path / "no.tar"):
-        for command in ("ls", "info"):
-            done = run(command, target)
-            assert isinstance(done.exception, InputError), (target, done.exception)
-            assert str(target) in str(done.exception)
-    assert isinstance(run("ls", tmp_path / "cut.tar").exception, ShardError)
+        assert str(target) in refusal(command, target)
 
 
-def test_a_copy_that_lacks_shards_is_an_error(dataset):
-    (dataset / "shards/000000.tar").unlink()
-    with pytest.raises(ShardError, match=r"lacks shards/000000\.tar"):
-        open_dataset(dataset)
+def test_a_cut_tar_is_an_error(tmp_path):
+    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+    refusal("ls", tmp_path / "cut.tar", kind=ShardError)
 
 
-def test_a_copy_that_lacks_rejects_is_an_error(dataset):
-    (dataset / "rejects/000001.parquet").unlink()
-    with pytest.raises(ShardError, match=r"lacks rejects/000001\.parquet"):
+@pytest.mark.parametrize("path", ["shards/000000.tar", "rejects/000001.parquet"])
+def test_an_incomplete_copy_is_an_error(dataset, path):
+    (dataset / path).unlink()
+    with pytest.raises(ShardError, match=f"lacks {path}"):
         open_dataset(dataset)
     (dataset / "shards.json").unlink()
     with pytest.raises(ShardError, match="isn't complete"):
         open_dataset(dataset)
 
 
+NO_DOCUMENTS = (b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"a":' * 10**5)
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"a":' * 10**5, b'{"unit": 0, "written": 2}'),
+        *(*NO_DOCUMENTS, b'{"unit": 0, "written": 2}'),
         *(b'{"unit": 1, "written": %s}' % count for count in (b'"2"', b"-1", b"4", b"1e999")),
     ],
 )
@@ -292,17 +261,17 @@ def test_damaged_record(dataset, data):
         open_dataset(dataset)
 
 
-def totals(written, units="3"):
-    return f'{{"totals": {{"units": {units}, "written": {written}}}}}'.encode()
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"a":' * 10**5),
-        *map(totals, ("Infinity", "1e999", "-1", "null", '"5"', "9" * 5000, "[]")),
-        *(totals(5, units) for units in ("-3", "Infinity", "null")),
-        b'{"totals": {"written": 5}}',
+        *(*NO_DOCUMENTS, b'{"totals": {"written": 5}}'),
+        *(
+            b'{"totals": {"units": %s, "written": %s}}' % counts
+            for counts in (
+                *((b"3", written) for written in (b"Infinity", b"1e999", b"-1", b"null", b'"5"', b"9" * 5000, b"[]")),
+                *((units, b"5") for units in (b"-3", b"Infinity", b"null")),
+            )
+        ),
     ],
 )
 def test_damaged_manifest(dataset, data):
@@ -314,9 +283,8 @@ def test_damaged_manifest(dataset, data):
 def test_info_of_a_finished_build(dataset):
     found = told("info", dataset)
     manifest = json.loads((dataset / "dataset.json").read_text())
-    assert {name: found[name] for name in ("config", "layout", "members", "models", "notice", "versions")} == {
-        name: manifest[name] for name in ("config", "layout", "members", "models", "notice", "versions")
-    }
+    for name in ("config", "layout", "members", "models", "notice", "versions"):
+        assert found[name] == manifest[name]
     assert found["totals"] == manifest["totals"] | {"units_done": 3}
     shown = run("info", dataset).stdout
     assert "8 planned, 5 written, 3 rejected (3 image-missing)" in shown
@@ -341,10 +309,8 @@ def test_the_lists_of_commands_say_what_the_commands_say(table):
         assert command.summary == command.load(name).help.partition("\n")[0], name
 
 
-def python(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options
-    )
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_what_a_command_does_not_need_is_not_imported(dataset):
@@ -356,6 +322,9 @@ def test_what_a_command_does_not_need_is_not_imported(dataset):
     assert python("-c", code, "inspect", "ls", dataset).stderr.splitlines()[-1] == "[]"
     assert python("-c", code, "--version").stderr.splitlines()[-1] == "[]"
     assert python("-c", code, "inspect", "--help").stderr.splitlines()[-1] == "['rich']"
+    deep = python("-c", code, "inspect", "verify", dataset, "--deep")
+    assert deep.returncode == 0, deep.stderr
+    assert re.search(r"^\['pyarrow'(?!.*'(torch|ray)').*\]$", deep.stderr.splitlines()[-1])
 
 
 def test_unknown_command_names_the_nearest():
@@ -364,20 +333,13 @@ def test_unknown_command_names_the_nearest():
     assert "'show'" in done.stderr
 
 
-def wild_tar(path):
-    """A tar whose list is longer than any buffer."""
-    with tarfile.open(path, "w") as tar:
-        for number in range(3000):
-            tar.addfile(tarfile.TarInfo(f"{number:060d}.jpg"))
-    return path
-
-
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_pipe_whose_reader_leaves_is_quiet(tmp_path, options):
-    command = [sys.executable, "-m", "patchmint", "inspect", "ls", str(wild_tar(tmp_path / "long.tar")), *options]
+    with tarfile.open(tmp_path / "long.tar", "w") as tar:  # its list is longer than any buffer
+        for number in range(3000):
+            tar.addfile(tarfile.TarInfo(f"{number:060d}.jpg"))
+    command = [sys.executable, "-m", "patchmint", "inspect", "ls", str(tmp_path / "long.tar"), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         assert len(process.stdout.read(10)) == 10
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -6,20 +6,18 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from inspect_data import answer, edit_column, edit_json, inspect, refusal, with_tokens
 from PIL import Image
 from shard_data import LAYOUT, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 from test_shards_verify import edit_document
-from typer.testing import CliRunner
 
-from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset
-from patchmint.errors import InputError, ShardError
+from patchmint.errors import ShardError
 from patchmint.inspection.stats import collect as stats_module
 from patchmint.inspection.stats.collect import book_usage, collect_stats
 from patchmint.inspection.stats.distributions import QUANTILES, Counts
@@ -29,14 +27,8 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import PhraseDocument
 from patchmint.storage import open_storage
 
-
-def run(*arguments):
-    return CliRunner().invoke(inspect_app, ["stats", *map(str, arguments)])
-
-
-def with_tokens(*sizes):
-    tokens = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=sizes, preprocessing="pad-64-bicubic")
-    return LAYOUT.model_copy(update={"tokens": tokens})
+run = partial(inspect, "stats")
+told = partial(answer, "stats")
 
 
 @pytest.fixture
@@ -46,9 +38,8 @@ def dataset(tmp_path):
     samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
     phrase = PhraseDocument(text="sec", text_index=1, start=0, end=3, box=(0.0, 0.0, 9.0, 9.0), score=-1.0)
     samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, phrase))
-    samples[7] = replace(
-        samples[7], selector=np.zeros_like(samples[7].selector), coverage=np.zeros_like(samples[7].coverage)
-    )
+    nothing = np.zeros_like(samples[7].selector)
+    samples[7] = replace(samples[7], selector=nothing, coverage=nothing)
     rejects = {0: [make_reject(20)], 2: [make_reject(21), replace(make_reject(22), fault=Fault("plan", "no-text", ""))]}
     return make_dataset(tmp_path / "d", [samples[:6], samples[6:10], samples[10:]], rejects, layout=of)
 
@@ -67,7 +58,7 @@ def check(found, values, tolerance=0):
 
 def test_every_number_against_numpy(dataset, monkeypatch):
     monkeypatch.setattr(stats_module, "_ROWS", 4)
-    found = json.loads(run(dataset, "--json").stdout)
+    found = told(dataset)
     samples = stored(dataset)
     documents = [sample.document for sample in samples]
     assert (found["samples"], found["shards"], found["unbuilt"]) == (13, 3, 0)
@@ -79,10 +70,8 @@ def test_every_number_against_numpy(dataset, monkeypatch):
     check(found["height"], [document.image.height for document in documents])
     check(found["kilobytes"], [sample.size / 1000 for sample in samples], 0.5)
     assert found["formats"] == dict(Counter(document.image.format for document in documents))
-    assert [tuple(entry.values()) for entry in found["rejects"]] == [
-        ("read", "image-missing", 2),
-        ("plan", "no-text", 1),
-    ]
+    rejects = [("read", "image-missing", 2), ("plan", "no-text", 1)]
+    assert [tuple(entry.values()) for entry in found["rejects"]] == rejects
     labels = found["labels"]
     shares = [float(np.float32(text.mean())) for sample in samples for text in sample.selector]
     check(labels["shares"], shares, 0.00005)
@@ -111,13 +100,9 @@ def test_every_number_against_numpy(dataset, monkeypatch):
     mean = kept.mean(axis=0)
     around = (mean.sum() - mean[1:3, 1:5].sum()) / 16
     assert positions["centre_bias"] == pytest.approx(mean[1:3, 1:5].mean() / around)
-
-
-def test_labels_of_a_spread(dataset):
-    positions = json.loads(run(dataset, "--json", "--samples", 4).stdout)["positions"]
-    chosen = [stored(dataset)[at] for at in (0, 3, 6, 9)]
-    assert positions["samples"] == 4
-    assert np.allclose(positions["selector"], np.concatenate([s.selector for s in chosen]).mean(axis=0))
+    spread = told(dataset, "--samples", 4)["positions"]
+    assert spread["samples"] == 4
+    assert np.allclose(spread["selector"], np.concatenate([samples[at].selector for at in (0, 3, 6, 9)]).mean(axis=0))
 
 
 def test_distributions():
@@ -172,43 +157,37 @@ def test_of_anyres_the_first_view_counts(tmp_path):
 def test_data_sets_without_labels_or_codes(tmp_path):
     bare = LAYOUT.model_copy(update={"min_coverage": None, "tokens": None})
     folder = make_dataset(tmp_path / "d", [[make_sample(n, layout=bare) for n in range(3)]], layout=bare)
-    found = json.loads(run(folder, "--json").stdout)
+    found = told(folder)
     assert (found["labels"], found["positions"], found["codes"]) == (None, None, [])
-    done = run(folder, "--png", tmp_path / "s.png", "--html", tmp_path / "s.html")
-    assert done.exit_code == 0
-    assert "patches" not in done.stdout
+    assert "patches" not in run(folder, "--png", tmp_path / "s.png", "--html", tmp_path / "s.html", rc=0).stdout
 
 
-def test_where_every_sample_was_rejected(tmp_path):
+@pytest.mark.parametrize("finished", [True, False])
+def test_where_every_sample_was_rejected(tmp_path, finished):
     """Just then one asks why."""
     rejects = [*map(make_reject, range(3)), replace(make_reject(3), fault=Fault("plan", "no-text", ""))]
     folder = make_dataset(tmp_path / "d", [[], []], {0: rejects[:2], 1: rejects[2:]})
-    plots = ("--png", tmp_path / "s.png", "--html", tmp_path / "s.html")
-    for unfinished in (False, True):
-        if unfinished:
-            (folder / "dataset.json").unlink()
-        done = run(folder, *plots)
-        assert done.exit_code == 0, done.exception
-        assert done.stdout.splitlines()[0].endswith(": 0 samples in 0 shards; 0 texts; 4 rejected")
-        rows = [re.findall(r"\w[\w-]*", line) for line in done.stdout.splitlines()]
-        assert ["read", "image-missing", "3"] in rows
-        assert ["plan", "no-text", "1"] in rows
-        assert "distribution" not in done.stdout
-        with Image.open(tmp_path / "s.png") as image:
-            assert image.size[0] > 1000
-        page = (tmp_path / "s.html").read_text()
-        assert "image-missing" in page
-        assert not {"Distributions", "Formats", "<img"} & set(re.findall(r"\w+|<\w+", page))
-        found = json.loads(run(folder, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-        assert [(entry["stage"], entry["count"]) for entry in found["rejects"]] == [("read", 3), ("plan", 1)]
-        assert {name for name, value in found.items() if value} == {"dataset", "rejects"}
-        assert (found["width"], found["labels"], found["codes"], found["samples"]) == (None, None, [], 0)
+    if not finished:
+        (folder / "dataset.json").unlink()
+    printed = run(folder, "--png", tmp_path / "s.png", "--html", tmp_path / "s.html", rc=0).stdout
+    assert printed.splitlines()[0].endswith(": 0 samples in 0 shards; 0 texts; 4 rejected")
+    rows = [re.findall(r"\w[\w-]*", line) for line in printed.splitlines()]
+    assert ["read", "image-missing", "3"] in rows
+    assert ["plan", "no-text", "1"] in rows
+    assert "distribution" not in printed
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.size[0] > 1000
+    page = (tmp_path / "s.html").read_text()
+    assert "image-missing" in page
+    assert not {"Distributions", "Formats", "<img"} & set(re.findall(r"\w+|<\w+", page))
+    found = json.loads(run(folder, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [(entry["stage"], entry["count"]) for entry in found["rejects"]] == [("read", 3), ("plan", 1)]
+    assert {name for name, value in found.items() if value} == {"dataset", "rejects"}
+    assert (found["width"], found["labels"], found["codes"], found["samples"]) == (None, None, [], 0)
 
 
 def test_where_there_is_nothing_at_all(tmp_path):
-    error = run(make_dataset(tmp_path / "d", [[]])).exception
-    assert isinstance(error, InputError)
-    assert "neither samples nor rejects" in str(error)
+    assert "neither samples nor rejects" in refusal("stats", make_dataset(tmp_path / "d", [[]]))
 
 
 def test_a_selector_of_other_numbers_keeps_just_the_same(tmp_path):
@@ -216,29 +195,29 @@ def test_a_selector_of_other_numbers_keeps_just_the_same(tmp_path):
     tar, sidecar = write_shard([make_sample(0)])
     (tmp_path / "a.tar").write_bytes(tar)
     (tmp_path / "a.parquet").write_bytes(sidecar)
-    ones = json.loads(run(tmp_path / "a.tar", "--json").stdout)["positions"]
+    ones = told(tmp_path / "a.tar")["positions"]
     assert max(map(max, ones["selector"])) == 1
     (sample,) = iter_samples(open_storage(tmp_path), "a.tar")
     selector = sample.selector.tobytes()
     assert tar.count(selector) == 1
     (tmp_path / "a.tar").write_bytes(tar.replace(selector, selector.replace(b"\1", b"\7")))
-    assert json.loads(run(tmp_path / "a.tar", "--json").stdout)["positions"] == ones
+    assert told(tmp_path / "a.tar")["positions"] == ones
 
 
 def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
-    expected = json.loads(run(dataset, "--json").stdout)
+    expected = told(dataset)
     with on_a_store(dataset) as uri:
-        assert json.loads(run(uri, "--json").stdout) == expected | {"dataset": uri}
+        assert told(uri) == expected | {"dataset": uri}
     (dataset / "dataset.json").unlink()
     (dataset / "commits" / "000001.json").unlink()
-    partly = json.loads(run(dataset, "--json").stdout)
+    partly = told(dataset)
     assert (partly["samples"], partly["unbuilt"]) == (9, 1)
     assert "1 units not built yet" in run(dataset).stdout
     tar, sidecar = write_shard([make_sample(n) for n in range(4)])
     (tmp_path / "a.tar").write_bytes(tar)
-    scanned = json.loads(run(tmp_path / "a.tar", "--json").stdout)
+    scanned = told(tmp_path / "a.tar")
     (tmp_path / "a.parquet").write_bytes(sidecar)
-    assert json.loads(run(tmp_path / "a.tar", "--json").stdout) == scanned
+    assert told(tmp_path / "a.tar") == scanned
 
 
 @pytest.mark.parametrize(
@@ -255,55 +234,32 @@ def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
     ],
 )
 def test_impossible_numbers_are_errors(dataset, column, value):
-    path = dataset / "shards" / "000002.parquet"
-    table = pq.read_table(path)
-    at = table.schema.get_field_index(column)
-    values = [value, *table[column].to_pylist()[1:]]
-    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
-    error = run(dataset).exception
-    assert isinstance(error, ShardError), error
-    assert "verify" in str(error)
+    edit_column(dataset / "shards" / "000002.parquet", column, lambda values: [value, *values[1:]])
+    assert "verify" in refusal("stats", dataset, kind=ShardError)
 
 
 def test_labels_of_another_grid_are_an_error(dataset):
-    manifest = json.loads((dataset / "dataset.json").read_text())
-    manifest["layout"]["grid"]["cols"] = 5
-    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    edit_json(dataset / "dataset.json", lambda manifest: manifest["layout"]["grid"].update(cols=5))
     assert "has no labels of 4 x 5 patches" in str(run(dataset).exception)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("part", "name", "value"),
     [
-        ("grid.rows", 10**6),
-        ("grid.cols", 1025),
-        ("grid.patch_px", 10**30),
-        ("tokens.grid", [2**20, 2**20]),
-        ("tokens.grid", [1025, 1024]),
-        ("tokens.grid", [4, 0]),
-        ("tokens.grid", [1] * 100),
-        ("tokens.codebook_sizes", [2**31]),
-        ("tokens.codebook_sizes", [2**40]),
-        ("tokens.codebook_sizes", [2**23, 2**23, 1]),
-        ("tokens.codebook_sizes", [0]),
-        ("tokens.codebook_sizes", [-5, 35]),
-        ("tokens.codebook_sizes", [1] * 5000),
+        ("grid", "rows", 10**6),
+        ("grid", "cols", 1025),
+        ("grid", "patch_px", 10**30),
+        *(("tokens", "grid", shape) for shape in ([2**20, 2**20], [1025, 1024], [4, 0], [1] * 100)),
+        *(("tokens", "codebook_sizes", sizes) for sizes in ([2**31], [2**40], [2**23, 2**23, 1], [0], [-5, 35])),
+        ("tokens", "codebook_sizes", [1] * 5000),
     ],
 )
-def test_layouts_that_no_model_has_are_errors(dataset, place, value):
+def test_layouts_that_no_model_has_are_errors(dataset, part, name, value):
     """Not something to make room for."""
-    manifest = json.loads((dataset / "dataset.json").read_text())
-    part, name = place.split(".")
-    manifest["layout"][part][name] = value
-    (dataset / "dataset.json").write_text(json.dumps(manifest))
-    for command in ("stats", "info", "verify"):
-        error = CliRunner().invoke(inspect_app, [command, str(dataset)])
-        if command == "verify":
-            assert error.exit_code == 1
-            assert "dataset.json" in error.stdout
-        else:
-            assert isinstance(error.exception, ShardError), command
-            assert f"layout.{place}" in str(error.exception)
+    edit_json(dataset / "dataset.json", lambda manifest: manifest["layout"][part].update({name: value}))
+    for command in ("stats", "info"):
+        assert f"layout.{part}.{name}" in refusal(command, dataset, kind=ShardError)
+    assert "dataset.json" in inspect("verify", dataset, rc=1).stdout
 
 
 def test_large_layouts_that_models_have():
@@ -321,12 +277,11 @@ def test_a_lone_tar_that_boasts_takes_no_memory(tmp_path):
 
 
 def test_in_the_terminal(dataset):
-    done = run(dataset)
-    assert done.exit_code == 0
-    lines = done.stdout.splitlines()
+    printed = run(dataset, rc=0).stdout
+    lines = printed.splitlines()
     assert lines[0].endswith("13 samples in 3 shards; 19 texts; 3 rejected; 9 jpeg, 4 png")
     for words in ("words a text", "label share of a text", "perplexity", "image-missing", "(darkest: kept by"):
-        assert words in done.stdout
+        assert words in printed
     grid = [line for line in lines if re.fullmatch("│[ ░▒▓█]{12}│", line)]
     assert len(grid) == 4
     assert any("█" in line for line in grid)
@@ -366,12 +321,13 @@ def test_a_hostile_notice_and_reason_are_text(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;[bold]" in html
 
 
-def test_files_that_cannot_be_written(dataset, tmp_path):
-    for arguments, words in (
-        (("--png", tmp_path / "s.jpg"), "ends with .png"),
-        (("--html", tmp_path / "s.htm"), "ends with .html"),
-        (("--html", tmp_path / "no" / "s.html"), "no folder"),
-    ):
-        error = run(dataset, *arguments).exception
-        assert isinstance(error, InputError)
-        assert words in str(error)
+@pytest.mark.parametrize(
+    ("option", "path", "words"),
+    [
+        ("--png", "s.jpg", "ends with .png"),
+        ("--html", "s.htm", "ends with .html"),
+        ("--html", "no/s.html", "no folder"),
+    ],
+)
+def test_files_that_cannot_be_written(dataset, tmp_path, option, path, words):
+    assert words in refusal("stats", dataset, option, tmp_path / path)

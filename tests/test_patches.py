@@ -1,5 +1,7 @@
 """Patch labels: unions per text and per phrase, against a mask drawn by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,12 @@ from patchmint.labelers.patches import label_phrases, label_texts, select_patche
 PLACEMENT = PatchGrid(4, 4, 10, Fit.SQUASH).place((40, 40))
 
 
-def instances(rectangles, texts, spans):
-    masks = np.zeros((len(rectangles), 40, 40), np.uint8)
+def instances(rectangles, texts=(0,), spans=((0, 1),), size=40):
+    """Of an image of 40 x 40; their masks have this size."""
+    n = len(rectangles)
+    masks = np.zeros((n, size, size), np.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, rectangles, strict=True):
         mask[y0:y1, x0:x1] = 1
-    n = len(rectangles)
     return Instances(
         image_size=(40, 40),
         masks=RleMasks(encode_masks(masks)),
@@ -38,14 +41,19 @@ def test_union_per_text_counts_an_overlap_once():
     assert labels.selector.dtype == labels.coverage.dtype == np.uint8
 
 
-def test_rows_are_y_and_columns_are_x():
-    labels = label_texts(instances([(30, 0, 40, 10)], [0], [(0, 1)]), 1, PLACEMENT, 0.0)
-    assert np.argwhere(labels.selector[0]).tolist() == [[0, 3]]
-
-
-def test_one_covered_pixel_keeps_a_patch():
-    assert label_texts(instances([(9, 9, 10, 10)], [0], [(0, 1)]), 1, PLACEMENT, 0.0).selector.sum() == 1
-    assert label_texts(instances([(9, 9, 11, 11)], [0], [(0, 1)]), 1, PLACEMENT, 0.0).selector.sum() == 4
+@pytest.mark.parametrize(
+    ("rectangle", "size", "kept"),
+    [
+        ((30, 0, 40, 10), 40, [[0, 3]]),
+        ((9, 9, 10, 10), 40, [[0, 0]]),
+        ((9, 9, 11, 11), 40, [[0, 0], [0, 1], [1, 0], [1, 1]]),
+        ((4, 0, 6, 2), 8, [[0, 2]]),
+    ],
+    ids=["rows are y and columns x", "one pixel keeps a patch", "and each of four", "a mask smaller than the image"],
+)
+def test_which_patches_a_mask_keeps(rectangle, size, kept):
+    labels = label_texts(instances([rectangle], size=size), 1, PLACEMENT, 0.0)
+    assert np.argwhere(labels.selector[0]).tolist() == kept
 
 
 @pytest.mark.parametrize(("min_coverage", "kept"), [(0.0, 3), (0.25, 2), (0.5, 1), (0.99, 1)])
@@ -64,23 +72,9 @@ def test_phrases_are_unions_of_their_own_instances():
     assert labels[1].selector[0].all()
 
 
-def test_masks_may_be_smaller_than_the_image():
-    mask = np.zeros((1, 8, 8), np.uint8)
-    mask[0, 0:2, 4:6] = 1
-    found = Instances(
-        image_size=(40, 40),
-        masks=RleMasks(encode_masks(mask)),
-        text_index=np.zeros(1, np.int64),
-        scores=np.ones(1, np.float32),
-        boxes=np.zeros((1, 4), np.float32),
-        spans=np.array([[0, 1]]),
-    )
-    assert np.argwhere(label_texts(found, 1, PLACEMENT, 0.0).selector[0]).tolist() == [[0, 2]]
-
-
 def test_arrays_that_contradict_each_other_are_refused():
-    good = instances([(0, 0, 10, 10)], [0], [(0, 1)])
+    good = instances([(0, 0, 10, 10)])
     with pytest.raises(PluginError, match="1 masks"):
-        Instances(good.image_size, good.masks, np.zeros(2, np.int64), good.scores, good.boxes, good.spans)
+        replace(good, text_index=np.zeros(2, np.int64))
     with pytest.raises(PluginError, match="several sizes"):
         RleMasks(good.masks.rles() + encode_masks(np.ones((1, 8, 8), np.uint8)))

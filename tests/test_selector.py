@@ -34,10 +34,7 @@ def test_as_many_stay_as_the_paper_says(patches, ratio, kept):
 def test_padding_neither_stays_nor_counts():
     scores = torch.tensor([[9.0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
     mask = torch.tensor([[False, True, True, True, True], [True] * 5])
-    assert keep_patches(scores, 0.5, mask).tolist() == [
-        [False, False, False, True, True],
-        [True, True, False, False, False],
-    ]
+    assert keep_patches(scores, 0.5, mask).int().tolist() == [[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]]
     labels = torch.tensor([[1, 0, 0, 1, 1], [1, 0, 0, 0, 1]])
     assert recall_at_keep(scores, labels, 0.5, mask).tolist() == [1.0, 0.5]
     assert auc(scores, labels, mask).tolist() == [1.0, 0.5]

@@ -5,9 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from text_tokenizers import TOKENIZERS, bert_like, gpt2_like, llama_like, unigram
+from text_tokenizers import TOKENIZERS, bert_like, gpt2_like, llama_like, small_llama, unigram
 from tokenizers import AddedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchmint.errors import ConfigError, InputError, TextError
 from patchmint.samples import Turn
@@ -77,36 +76,21 @@ class TestForms:
 
     def test_several_images_in_a_text(self, kit):
         made = kit.build.interleaved("first <image> then <image>", [CODES, OTHER_CODES])
-        check(
-            made,
-            (kit.bos, False),
-            (kit.text("first "), True),
-            (kit.image(), False),
-            (kit.text(" then "), True),
-            (kit.image(OTHER_CODES), False),
-            (kit.text(""), True),
-            (kit.eos, True),
-        )
+        one, other = (kit.image(codes) for codes in (CODES, OTHER_CODES))
+        texts = [(kit.text(text), True) for text in ("first ", " then ", "")]
+        check(made, (kit.bos, False), texts[0], (one, False), texts[1], (other, False), texts[2], (kit.eos, True))
 
     def test_a_text_without_images(self, kit):
         check(kit.build.interleaved("a cat", []), (kit.bos, False), (kit.text("a cat"), True), (kit.eos, True))
 
     def test_conversation(self, kit):
         turns = [Turn("human", "<image>\nwhat is it?"), Turn("gpt", "a cat"), Turn("human", "so?"), Turn("gpt", "yes")]
-        check(
-            kit.build.conversation(turns, [CODES]),
-            (kit.bos, False),
-            (kit.text("USER:\n"), False),
-            (kit.image(), False),
-            (kit.text("\nwhat is it?\n"), False),
-            (kit.text("ASSISTANT:\n"), False),
-            (kit.text("a cat"), True),
-            (kit.eos, True),
-            (kit.text("USER:\nso?\n"), False),
-            (kit.text("ASSISTANT:\n"), False),
-            (kit.text("yes"), True),
-            (kit.eos, True),
-        )
+        answers = [
+            [(kit.text("ASSISTANT:\n"), False), (kit.text(said), True), (kit.eos, True)] for said in ("a cat", "yes")
+        ]
+        question = [(kit.text("USER:\n"), False), (kit.image(), False), (kit.text("\nwhat is it?\n"), False)]
+        made = kit.build.conversation(turns, [CODES])
+        check(made, (kit.bos, False), *question, *answers[0], (kit.text("USER:\nso?\n"), False), *answers[1])
 
     def test_pickled(self, kit):
         made, again = (b.image_to_text(CODES, "a cat") for b in (kit.build, pickle.loads(pickle.dumps(kit.build))))
@@ -115,16 +99,10 @@ class TestForms:
 
 class TestConversations:
     def test_template(self):
-        template = ConversationTemplate(system="Be brief.", human="[", after_human="]", gpt=" -> ")
-        kit = Kit(gpt2_like, template=template)
-        check(
-            kit.build.conversation([Turn("human", "hi"), Turn("gpt", "ho")], []),
-            (kit.text("Be brief."), False),
-            (kit.text("[hi]"), False),
-            (kit.text(" -> "), False),
-            (kit.text("ho"), True),
-            (kit.eos, True),
-        )
+        kit = Kit(gpt2_like, template=ConversationTemplate(system="Be brief.", human="[", after_human="]", gpt=" -> "))
+        made = kit.build.conversation([Turn("human", "hi"), Turn("gpt", "ho")], [])
+        asked = [(kit.text(said), False) for said in ("Be brief.", "[hi]", " -> ")]
+        check(made, *asked, (kit.text("ho"), True), (kit.eos, True))
 
     def test_a_mark_in_an_answer_is_text(self):
         kit = Kit(gpt2_like)
@@ -156,15 +134,18 @@ class TestCounts:
         for made in (kit.build.image_to_text(CODES, "<image>"), kit.build.text_to_image("<image>", CODES)):
             assert kit.vocabulary.is_visual(made.input_ids).sum() == 4
 
-    def test_codes_outside_the_codebook(self, kit):
-        for use in (
-            lambda: kit.build.image_to_text([40], "a"),
-            lambda: kit.build.text_to_image("a", [40]),
-            lambda: kit.build.interleaved("<image>", [[40]]),
-            lambda: kit.build.state([40]),
-        ):
-            with pytest.raises(InputError, match="code 40"):
-                use()
+    @pytest.mark.parametrize(
+        ("form", "arguments"),
+        [
+            ("image_to_text", ([40], "a")),
+            ("text_to_image", ("a", [40])),
+            ("interleaved", ("<image>", [[40]])),
+            ("state", ([40],)),
+        ],
+    )
+    def test_codes_outside_the_codebook(self, kit, form, arguments):
+        with pytest.raises(InputError, match="code 40"):
+            getattr(kit.build, form)(*arguments)
 
 
 def literals(kit):
@@ -266,12 +247,15 @@ class TestLimits:
         assert state.state_position == 11
 
     def test_exactly_fitting(self):
+        def within(limit):
+            return Kit(gpt2_like, max_length=limit)
+
         length = len(Kit(gpt2_like).build.image_to_text(CODES, "a cat").input_ids)
-        assert Kit(gpt2_like, max_length=length).build.image_to_text(CODES, "a cat").labels[-1] >= 0
-        kit = Kit(gpt2_like, max_length=length - 1)
+        assert within(length).build.image_to_text(CODES, "a cat").labels[-1] >= 0
+        kit = within(length - 1)
         assert kit.build.image_to_text(CODES, "a cat").input_ids.tolist() == kit.image() + kit.text("a cat")
-        assert len(Kit(gpt2_like, max_length=6).build.text_to_image("a", CODES).input_ids) == 6
-        assert len(Kit(gpt2_like, max_length=7).build.state(CODES, "a").input_ids) == 7
+        assert len(within(6).build.text_to_image("a", CODES).input_ids) == 6
+        assert len(within(7).build.state(CODES, "a").input_ids) == 7
 
     @pytest.mark.parametrize("limit", range(8, 30))
     def test_no_image_is_ever_cut(self, limit):
@@ -309,38 +293,28 @@ class TestLimits:
             Kit(gpt2_like, max_length=0)
 
 
-class TestBuilder:
-    def test_tokenizer_of_another_vocabulary(self):
-        vocabulary = extend_tokenizer(gpt2_like(), BOOK)
-        with pytest.raises(ConfigError, match="no visual tokens"):
-            SequenceBuilder(gpt2_like(), vocabulary)
-        other = bert_like()
-        extend_tokenizer(other, BOOK)
-        with pytest.raises(ConfigError, match="ids of text"):
-            SequenceBuilder(other, vocabulary)
+def test_tokenizer_of_another_vocabulary():
+    vocabulary = extend_tokenizer(gpt2_like(), BOOK)
+    other = bert_like()
+    extend_tokenizer(other, BOOK)
+    for tokenizer, says in ((gpt2_like(), "no visual tokens"), (other, "ids of text")):
+        with pytest.raises(ConfigError, match=says):
+            SequenceBuilder(tokenizer, vocabulary)
 
-    def test_tokens_added_after_the_extension_do_no_harm(self):
-        tokenizer = gpt2_like()
-        vocabulary = extend_tokenizer(tokenizer, BOOK)
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        build = SequenceBuilder(tokenizer, vocabulary)
-        assert tokenizer.pad_token_id not in build.image_to_text(CODES, "a <pad> cat").input_ids
+
+def test_tokens_added_after_the_extension_do_no_harm():
+    tokenizer = gpt2_like()
+    vocabulary = extend_tokenizer(tokenizer, BOOK)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    build = SequenceBuilder(tokenizer, vocabulary)
+    assert tokenizer.pad_token_id not in build.image_to_text(CODES, "a <pad> cat").input_ids
 
 
 @pytest.mark.filterwarnings("ignore:.*new (embeddings|lm_head)")
 def test_a_model_learns_both_ways():
     """Captions and images of two kinds: after some steps each is told from the other, in both directions."""
     kit = Kit(llama_like)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=kit.vocabulary.text_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
+    model = small_llama(kit.vocabulary.text_size, hidden_size=32)
     resize_embeddings(model, kit.vocabulary)
     pairs = [("a cat", CODES), ("snow", OTHER_CODES)]
     made = [kit.build.image_to_text(codes, text) for text, codes in pairs]

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from inspect_data import texted
 from PIL import Image
-from shard_data import LAYOUT, commit_unit, finish, make_dataset, write_plan
+from shard_data import LAYOUT, commit_unit, make_dataset, renamed, write_plan
 from torch.utils.data import DataLoader
-from training_data import FEATURES, RICH, cut, digest, finished, samples
+from training_data import FEATURES, GRID, LOADER_WARNINGS, RICH, cut, digest, finished, samples
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
@@ -21,7 +22,7 @@ from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
 from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.rle import encode_masks
-from patchmint.samples import SourceText, Turn
+from patchmint.samples import Turn
 from patchmint.shards.layout import GridLayout
 from patchmint.shards.schema import ImageDocument
 from patchmint.training.dataset import StageDataset
@@ -30,12 +31,7 @@ from patchmint.training.sequences import TokenSequence
 
 HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"
 
-
-# Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-]
+pytestmark = LOADER_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,12 @@ def by_key(dataset):
     return {sample.key: sample for sample in dataset}
 
 
-# ------------------------------------------------------------------------------------------------- fields
+def tensors(sample):
+    return {name for name, value in vars(sample).items() if torch.is_tensor(value)}
+
+
+def keys_of(*made):
+    return [sample.key for dataset in made for sample in dataset]
 
 
 def test_stage_1(rich):
@@ -77,31 +78,20 @@ def test_stage_1(rich):
         assert sample.sequence is None
 
 
-def test_stage_2_is_text_and_codes(rich):
-    for sample in StageDataset(rich, 2):
-        given = {name for name, value in vars(sample).items() if torch.is_tensor(value)}
-        assert given == {"codes"}
-
-
-def test_stage_3_is_features_or_pixels(rich, plain):
-    for data, images, wanted in (
-        (rich, None, {"features"}),
-        (rich, True, {"features", "pixels"}),
-        (plain, True, {"pixels"}),
+def test_what_other_stages_are_given(rich, plain):
+    for stage, data, images, wanted in (
+        (2, rich, None, {"codes"}),
+        (3, rich, None, {"features"}),
+        (3, rich, True, {"features", "pixels"}),
+        (3, plain, True, {"pixels"}),
+        (4, plain, None, {"pixels", "codes"}),
+        (1, plain, False, {"selector", "coverage", "codes"}),
+        (2, plain, True, {"pixels", "codes"}),
     ):
-        for sample in StageDataset(data, 3, images=images):
-            assert {name for name, value in vars(sample).items() if torch.is_tensor(value)} == wanted
-
-
-def test_stage_4_has_turns(plain):
-    for sample in StageDataset(plain, 4):
-        assert sample.conversation == (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat"))
-        assert {name for name, value in vars(sample).items() if torch.is_tensor(value)} == {"pixels", "codes"}
-
-
-def test_images_can_be_left_out_and_asked_for(plain):
-    assert all(sample.pixels is None for sample in StageDataset(plain, 1, images=False))
-    assert all(sample.pixels is not None for sample in StageDataset(plain, 2, images=True))
+        for sample in StageDataset(data, stage, images=images):
+            assert tensors(sample) == wanted, stage
+            turns = (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if stage == 4 else ()
+            assert sample.conversation == turns
 
 
 def test_features_on_the_labels_grid_keep_the_labels(tmp_path):
@@ -119,9 +109,6 @@ def test_several_codebooks(tmp_path):
     found = by_key(StageDataset(finished(tmp_path / "set", [made], layout=layout), 2))
     for stored in made:
         assert np.array_equal(found[stored.planned.key].codes, stored.codes)
-
-
-# ------------------------------------------------------------------------------------------------- pixels and labels
 
 
 @pytest.mark.parametrize(
@@ -161,6 +148,7 @@ def layout_of(grid):
 
 
 def rectangle(white, grid, orientation):
+    height, width = white.shape
     placement = grid.place(white.shape)
     masks = RleMasks(encode_masks((white > 0)[None]))
     coverage = coverage_to_uint8(masks.coverage([0], placement))[None]
@@ -170,20 +158,14 @@ def rectangle(white, grid, orientation):
         image = image.transpose(Image.Transpose.ROTATE_90)
         exif[0x0112] = 6
     image.convert("RGB").save(file, "PNG", exif=exif)
-    made = samples(1, layout=LAYOUT.model_copy(update={"min_coverage": None}))[0]
     return replace(
-        made,
+        samples(1, layout=LAYOUT.model_copy(update={"min_coverage": None}))[0],
         data=file.getvalue(),
-        image=ImageDocument(
-            width=white.shape[1], height=white.shape[0], format="png", mode="RGB", orientation=orientation
-        ),
+        image=ImageDocument(width=width, height=height, format="png", mode="RGB", orientation=orientation),
         views=len(placement.views),
         coverage=coverage,
         selector=(coverage > 0).astype(np.uint8),
     )
-
-
-# ------------------------------------------------------------------------------------------------- texts
 
 
 def test_texts_by_seed_and_epoch(plain):
@@ -193,44 +175,24 @@ def test_texts_by_seed_and_epoch(plain):
         for _ in range(2):
             chosen.add(tuple(sorted((sample.key, sample.text_index) for sample in dataset)))
     assert len(chosen) > 4  # of four samples with two texts
-    assert [digest(sample) for sample in StageDataset(plain, 2)] == [
-        digest(sample) for sample in StageDataset(plain, 2)
-    ]
+    one, other = ([digest(sample) for sample in StageDataset(plain, 2)] for _ in range(2))
+    assert one == other
     assert {sample.text_index for sample in StageDataset(plain, 2, text="first")} == {0}
 
 
 def test_blank_texts_are_not_chosen(tmp_path):
     """Their labels are empty whatever the image shows."""
-    blank = samples(2)
-    blank[1] = replace_texts(blank[1], ["  ", "second text"])
-    data = finished(tmp_path / "set", [blank])
+    made = samples(2)
+    data = finished(tmp_path / "set", [[made[0], texted(made[1], "  ", "second text")]])
     for choice in ("first", "random"):
-        given = {sample.key: sample.text for sample in StageDataset(data, 2, text=choice)}
-        assert given["s0001"] == "second text"
-
-
-def replace_texts(sample, texts):
-    said = tuple(SourceText(text) for text in texts)
-    source = replace(sample.planned.sample, texts=said)
-    return replace(sample, planned=replace(sample.planned, sample=source), phrases=())
+        assert by_key(StageDataset(data, 2, text=choice))["s0001"].text == "second text"
 
 
 def test_hostile_texts_are_texts(tmp_path):
-    (made,) = samples(1)
-    source = replace(
-        made.planned.sample, texts=(SourceText(HOSTILE),), conversation=(Turn("human", HOSTILE), Turn("gpt", HOSTILE))
-    )
-    made = replace(
-        made,
-        planned=replace(made.planned, sample=source),
-        phrases=(),
-        selector=made.selector[:1],
-        coverage=made.coverage[:1],
-    )
-    data = finished(tmp_path / "set", [[made]])
+    turns = (Turn("human", HOSTILE), Turn("gpt", HOSTILE))
+    data = finished(tmp_path / "set", [[texted(samples(1)[0], HOSTILE, conversation=turns)]])
     batch = collate(list(StageDataset(data, 4)))
-    assert batch.texts == (HOSTILE,)
-    assert batch.conversations == ((Turn("human", HOSTILE), Turn("gpt", HOSTILE)),)
+    assert (batch.texts, batch.conversations) == ((HOSTILE,), (turns,))
 
 
 def spell(sample):
@@ -251,15 +213,10 @@ def test_a_refused_sequence_names_its_sample(plain):
         list(StageDataset(plain, 2, sequences=refuse))
 
 
-# ------------------------------------------------------------------------------------------------- batches
-
-
 def test_batches_are_padded_and_masked(tmp_path):
     preset = grid_preset("llava-1.6")
-    wide, tall = np.zeros((300, 900), np.uint8), np.zeros((672, 672), np.uint8)
-    made = [rectangle(wide, preset, 1), rectangle(tall, preset, 1)]
-    made[1] = replace(made[1], planned=replace(made[1].planned, key="tall"))
-    data = finished(tmp_path / "set", [made], layout=layout_of(preset), grid="llava-1.6")
+    wide, tall = (rectangle(np.zeros(shape, np.uint8), preset, 1) for shape in ((300, 900), (672, 672)))
+    data = finished(tmp_path / "set", [[wide, renamed(tall, "tall")]], layout=layout_of(preset), grid="llava-1.6")
     one, other = StageDataset(data, 1, sequences=spell, shuffle=False, text="first")
     batch = collate([one, other], pad_id=9)
     assert (len(one.pixels), len(other.pixels)) == (4, 5)
@@ -290,9 +247,6 @@ def test_sequences_are_padded_and_masked(plain):
         collate([])
 
 
-# ------------------------------------------------------------------------------------------------- torch's own loader
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_under_a_plain_loader(plain, workers):
     dataset = StageDataset(plain, 2, rank=0, world_size=1)
@@ -301,19 +255,17 @@ def test_under_a_plain_loader(plain, workers):
         dataset.set_epoch(epoch)
         loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate)
         epochs.append([key for batch in loader for key in batch.keys])
-    assert all(sorted(keys) == [f"s{number:04}" for number in range(9)] for keys in epochs)
+        assert sorted(epochs[-1]) == [f"s{number:04}" for number in range(9)]
     assert epochs[0] != epochs[1]
 
 
-def test_ranks_part_an_epoch(plain):
-    parts = [[sample.key for sample in StageDataset(plain, 2, rank=rank, world_size=2)] for rank in (0, 1)]
-    assert [len(part) for part in parts] == [5, 4]
-    assert len(set(parts[0] + parts[1])) == 9
-    parts = [[s.key for s in StageDataset(plain, 2, rank=r, world_size=2, remainder="drop")] for r in (0, 1)]
-    assert [len(part) for part in parts] == [4, 4]
-    parts = [[s.key for s in StageDataset(plain, 2, rank=r, world_size=2, remainder="repeat")] for r in (0, 1)]
-    assert [len(part) for part in parts] == [5, 5]
-    assert len(set(parts[0] + parts[1])) == 9
+@pytest.mark.parametrize(
+    ("remainder", "lengths", "different"), [("keep", [5, 4], 9), ("drop", [4, 4], 8), ("repeat", [5, 5], 9)]
+)
+def test_ranks_part_an_epoch(plain, remainder, lengths, different):
+    parts = [keys_of(StageDataset(plain, 2, rank=rank, world_size=2, remainder=remainder)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == lengths
+    assert len(set(parts[0] + parts[1])) == different
 
 
 @pytest.mark.parametrize("stop", range(10))
@@ -332,58 +284,42 @@ def test_a_data_set_goes_on_where_it_stopped(plain, stop):
     assert pickle.loads(pickle.dumps(after)).state_dict() == after.state_dict()
 
 
-# ------------------------------------------------------------------------------------------------- mixing
-
-
 def test_mixed_by_weight(tmp_path):
     one = finished(tmp_path / "one", cut(samples(9), 4, 5))
     two = finished(tmp_path / "two", [samples(4, prefix="t")])
-    whole = StageDataset([one, two], 2)
-    keys = Counter(sample.key for sample in whole)
-    assert len(keys) == 13
-    assert set(keys.values()) == {1}
+    keys = keys_of(StageDataset([one, two], 2))
+    assert len(keys) == len(set(keys)) == 13
     weighted = StageDataset([(one, 1), (two, 2)], 2, samples_per_epoch=10)
     seen = Counter()
     for _ in range(9):
         epoch = list(weighted)
         assert Counter(sample.dataset for sample in epoch) == {0: 3, 1: 7}
-        seen.update(sample.key for sample in epoch)
+        seen.update(keys_of(epoch))
     # 27 of 9 samples; 63 of 4
     assert {seen[f"s{number:04}"] for number in range(9)} == {3}
     assert sorted(seen[f"t{number:04}"] for number in range(4)) == [15, 16, 16, 16]
     assert StageDataset([(one, 1), (two, 2)], 2).samples_per_epoch == 13
 
 
+OTHER_PREPROCESSING = LAYOUT.tokens.model_copy(update={"preprocessing": "other"})
+
+
 @pytest.mark.parametrize(
-    ("what", "says"),
+    ("changes", "options", "says"),
     [
-        ("grid", "patch grids differ"),
-        ("threshold", r"thresholds of labels .* differ"),
-        ("codebook", "codebooks differ"),
-        ("model", "codebooks differ"),
-        ("features", "features differ"),
+        ({"grid": LAYOUT.grid.model_copy(update={"rows": 3})}, {"grid": GRID | {"rows": 3}}, "patch grids differ"),
+        ({"min_coverage": 0.0}, {}, r"thresholds of labels .* differ"),
+        ({"tokens": OTHER_PREPROCESSING}, {}, "codebooks differ"),
+        ({}, {"model": "another"}, "codebooks differ"),
+        ({"features": FEATURES}, {}, "features differ"),
     ],
+    ids=["grid", "threshold", "codebook", "model", "features"],
 )
-def test_what_cant_be_mixed(tmp_path, plain, what, says):
-    layout, options = LAYOUT, {}
-    match what:
-        case "grid":
-            layout = LAYOUT.model_copy(update={"grid": LAYOUT.grid.model_copy(update={"rows": 3})})
-            options["grid"] = {"rows": 3, "cols": 6, "patch_px": 14, "fit": "squash"}
-        case "threshold":
-            layout = LAYOUT.model_copy(update={"min_coverage": 0.0})
-        case "codebook":
-            layout = LAYOUT.model_copy(update={"tokens": LAYOUT.tokens.model_copy(update={"preprocessing": "other"})})
-        case "model":
-            options["model"] = "another"
-        case "features":
-            layout = RICH
+def test_what_cant_be_mixed(tmp_path, plain, changes, options, says):
+    layout = LAYOUT.model_copy(update=changes)
     other = finished(tmp_path / "other", [samples(2, layout=layout)], layout=layout, **options)
     with pytest.raises(ConfigError, match=says):
         StageDataset([plain, other], 1)
-
-
-# ------------------------------------------------------------------------------------------------- what is missing
 
 
 def test_what_a_stage_lacks(tmp_path, plain):
@@ -398,45 +334,44 @@ def test_what_a_stage_lacks(tmp_path, plain):
 
 
 def test_no_conversations(tmp_path):
-    made = [
-        replace(s, planned=replace(s.planned, sample=replace(s.planned.sample, conversation=()))) for s in samples(2)
-    ]
+    data = finished(tmp_path / "set", [[texted(sample, "a cat", conversation=()) for sample in samples(2)]])
     with pytest.raises(ConfigError, match=r"no conversations.*source kind llava"):
-        StageDataset(finished(tmp_path / "set", [made]), 4)
+        StageDataset(data, 4)
 
 
 def test_no_data_set(tmp_path):
-    with pytest.raises(ConfigError, match=r"no dataset.json; it is no data set of patchmint.*`patchmint build`"):
-        StageDataset(tmp_path / "nothing", 1)
     unfinished = tmp_path / "unfinished"
     write_plan(unfinished, {0: 3, 1: 2})
     commit_unit(unfinished, 0, samples(3), [])
-    with pytest.raises(ConfigError, match=r"isn't finished.*`patchmint status"):
-        StageDataset(unfinished, 1)
-    with pytest.raises(StorageError, match="unknown kind"):
-        StageDataset("ftp://somewhere/else", 1)
-    empty = make_dataset(tmp_path / "empty", [[]])
-    finish(empty, [0], 0, 0)
-    with pytest.raises(ConfigError, match="no sample was written"):
-        StageDataset(empty, 1)
+    for data, kind, says in (
+        (tmp_path / "nothing", ConfigError, r"no dataset.json; it is no data set of patchmint.*`patchmint build`"),
+        (unfinished, ConfigError, r"isn't finished.*`patchmint status"),
+        ("ftp://somewhere/else", StorageError, "unknown kind"),
+        (make_dataset(tmp_path / "empty", [[]]), ConfigError, "no sample was written"),
+    ):
+        with pytest.raises(kind, match=says):
+            StageDataset(data, 1)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("file", "content", "says"),
     [
-        (lambda shards: (shards / "000001.tar").unlink(), "lacks shards/000001.tar, .* the copy isn't complete"),
-        (lambda shards: (shards / "000001.parquet").unlink(), "lacks shards/000001.parquet"),
-        (lambda shards: (shards / "000001.tar").write_bytes(b"x"), "the copy isn't complete"),
-        (lambda shards: (shards / "000001.parquet").write_bytes(b"x"), "isn't a patchmint table"),
-        (lambda shards: shutil.copy(shards / "000000.parquet", shards / "000001.parquet"), "has 4 rows, not 5"),
-        (lambda shards: shutil.copy(shards / "000001.parquet", shards / "000000.parquet"), "has 5 rows, not 4"),
+        ("000001.tar", None, "lacks shards/000001.tar, .* the copy isn't complete"),
+        ("000001.parquet", None, "lacks shards/000001.parquet"),
+        ("000001.tar", b"x", "the copy isn't complete"),
+        ("000001.parquet", b"x", "isn't a patchmint table"),
+        ("000001.parquet", "000000.parquet", "has 4 rows, not 5"),
+        ("000000.parquet", "000001.parquet", "has 5 rows, not 4"),
     ],
 )
-def test_incomplete_copies(tmp_path, plain, change, says):
-    data = shutil.copytree(plain, tmp_path / "copy")
-    change(data / "shards")
+def test_incomplete_copies(tmp_path, plain, file, content, says):
+    shards = shutil.copytree(plain, tmp_path / "copy") / "shards"
+    if content is None:
+        (shards / file).unlink()
+    else:
+        (shards / file).write_bytes(content if isinstance(content, bytes) else (shards / content).read_bytes())
     with pytest.raises(ShardError, match=says):
-        StageDataset(data, 1)
+        StageDataset(shards.parent, 1)
 
 
 def test_a_manifest_without_its_grid(tmp_path, plain):
@@ -476,7 +411,8 @@ def test_weights_that_give_nothing(plain):
 
 
 def test_states_of_other_runs(tmp_path, plain):
-    state = StageDataset(plain, 2).state_dict()
+    own = StageDataset(plain, 2)
+    state = own.state_dict()
     for other, says in (
         (StageDataset(plain, 2, seed=1), "seed: 0 there, 1 here"),
         (StageDataset(plain, 1), "stage: 2 there, 1 here"),
@@ -488,12 +424,9 @@ def test_states_of_other_runs(tmp_path, plain):
         with pytest.raises(ConfigError, match=f"belongs to another run: .*{says}"):
             other.load_state_dict(state)
     with pytest.raises(ConfigError, match="no state"):
-        StageDataset(plain, 2).load_state_dict({"epoch": 1})
+        own.load_state_dict({"epoch": 1})
     with pytest.raises(ConfigError, match="no epoch -1"):
-        StageDataset(plain, 2).set_epoch(-1)
-
-
-# ------------------------------------------------------------------------------------------------- what is damaged
+        own.set_epoch(-1)
 
 
 def damaged(plain, folder, key, ending, change):
@@ -537,7 +470,7 @@ def test_damaged_samples(tmp_path, plain, ending, change, says):
 def test_damaged_samples_are_skipped_where_asked(tmp_path, plain, caplog):
     data = damaged(plain, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
     dataset = StageDataset(data, 1, on_error="skip")
-    assert sorted(sample.key for sample in dataset) == [f"s{number:04}" for number in range(9) if number != 5]
+    assert sorted(keys_of(dataset)) == [f"s{number:04}" for number in range(9) if number != 5]
     assert dataset.skipped == 1
     assert "skipped sample 's0005'" in caplog.text
 
@@ -553,23 +486,17 @@ def test_links_in_tars_arent_followed(tmp_path, plain):
         list(StageDataset(data, 1))
 
 
-def test_an_image_of_another_size(tmp_path):
+def test_images_that_are_not_as_recorded_or_too_large(tmp_path):
     (made,) = samples(1)
-    made = replace(made, image=made.image.model_copy(update={"width": 41}))
-    with pytest.raises(ShardError, match=r"40 x 30 pixels, its KEY.json says 41 x 30"):
-        list(StageDataset(finished(tmp_path / "set", [[made]]), 1))
-
-
-def test_an_image_over_the_builds_limit(tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (2000, 1000)).save(file, "PNG")
-    made = replace(
-        samples(1)[0],
-        data=file.getvalue(),
-        image=ImageDocument(width=2000, height=1000, format="png", mode="RGB", orientation=1),
-    )
-    with pytest.raises(ShardError, match=r"2.0 megapixels, over the limit of 1"):
-        list(StageDataset(finished(tmp_path / "set", [[made]]), 1))
+    large = ImageDocument(width=2000, height=1000, format="png", mode="RGB", orientation=1)
+    for name, wrong, says in (
+        ("size", replace(made, image=made.image.model_copy(update={"width": 41})), "40 x 30 pixels, .* says 41 x 30"),
+        ("limit", replace(made, data=file.getvalue(), image=large), "2.0 megapixels, over the limit of 1"),
+    ):
+        with pytest.raises(ShardError, match=says):
+            list(StageDataset(finished(tmp_path / name, [[wrong]]), 1))
 
 
 def test_a_tar_that_is_gone(tmp_path, plain):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,17 +10,13 @@ import torch
 from shard_data import copy
 from test_training_dataset import damaged, overwrite, spell
 from torch.utils.data import DataLoader
-from training_data import RICH, cut, digest, finished, samples
+from training_data import LOADER_WARNINGS, RICH, cut, digest, finished, samples
 
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import StageLoader, collate
 
-# Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-]
+pytestmark = LOADER_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +29,10 @@ def loader(data, *, batch=3, workers=0, stage=1, drop_last=False, **options):
     return StageLoader(dataset, batch, num_workers=workers, drop_last=drop_last)
 
 
+def first_rank(data, workers=0):
+    return loader(data, batch=2, rank=0, world_size=2, sequences=spell, workers=workers)
+
+
 def digests(batches):
     return [digest(batch) for batch in batches]
 
@@ -39,7 +40,7 @@ def digests(batches):
 @pytest.fixture(scope="module")
 def expected(data):
     """Three epochs of two ranks' first."""
-    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell)
+    one = first_rank(data)
     return [found for _ in range(3) for found in digests(one)]
 
 
@@ -57,31 +58,20 @@ def test_two_ranks_of_two_workers_see_every_sample_once(data):
     assert len(orders) == 2
 
 
-@pytest.mark.parametrize("stop", range(12))
-def test_a_stop_at_any_step(data, expected, stop):
-    options = {"batch": 2, "rank": 0, "world_size": 2, "sequences": spell}
-    begun = loader(data, **options)
-    given = [found for _, found in zip(range(stop), endless(begun), strict=False)]
-    assert digests(given) == expected[:stop]
-    state = json.loads(json.dumps(begun.state_dict()))
-    resumed = loader(data, **options)
-    resumed.load_state_dict(state)
+@pytest.mark.parametrize(
+    ("before", "after", "stop"), [*((0, 0, stop) for stop in range(12)), (2, 2, 1), (2, 1, 3), (0, 2, 5), (2, 0, 6)]
+)
+def test_a_stop_at_any_step_and_other_workers_after_it(data, expected, before, after, stop):
+    begun = first_rank(data, before)
+    given = digests(islice(endless(begun), stop))
+    assert given == expected[:stop]
+    resumed = first_rank(data, after)
+    resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
     assert (resumed.epoch, resumed.batch) == divmod(stop, 4)
     rest = digests(resumed)
     while resumed.epoch < 3:
         rest += digests(resumed)
     assert rest == expected[stop:]
-
-
-@pytest.mark.parametrize(("before", "after", "stop"), [(2, 2, 1), (2, 1, 3), (0, 2, 5), (2, 0, 6)])
-def test_a_stop_with_workers_and_another_number_of_them(data, expected, before, after, stop):
-    options = {"batch": 2, "rank": 0, "world_size": 2, "sequences": spell}
-    begun = loader(data, workers=before, **options)
-    given = [found for _, found in zip(range(stop), endless(begun), strict=False)]
-    resumed = loader(data, workers=after, **options)
-    resumed.load_state_dict(begun.state_dict())
-    rest = [found for _, found in zip(range(12 - stop), endless(resumed), strict=False)]
-    assert digests(given) + digests(rest) == expected
 
 
 def endless(one):
@@ -90,17 +80,15 @@ def endless(one):
 
 
 def test_a_loop_that_is_left_goes_on(data, expected):
-    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell, workers=1)
+    one = first_rank(data, workers=1)
     found = []
     while one.epoch < 1:
-        for batch in one:
-            found.append(digest(batch))
-            break
+        found.append(digest(next(iter(one))))
     assert found == expected[:4]
 
 
 def test_epochs_can_be_chosen(data, expected):
-    one = loader(data, batch=2, rank=0, world_size=2, sequences=spell)
+    one = first_rank(data)
     one.set_epoch(2)
     found = [digest(next(iter(one)))]
     one.set_epoch(2)  # as loops do that were resumed in the middle of it
@@ -120,20 +108,20 @@ def test_last_batches(data):
 
 
 def test_states_of_other_loaders(data):
-    state = loader(data).state_dict()
-    with pytest.raises(ConfigError, match="belongs to another run: batch_size: 3 there, 4 here"):
-        loader(data, batch=4).load_state_dict(state)
-    with pytest.raises(ConfigError, match="drop_last: false there, true here"):
-        loader(data, drop_last=True).load_state_dict(state)
-    with pytest.raises(ConfigError, match="no state of this kind"):
-        loader(data).load_state_dict(StageDataset(data, 1).state_dict())
+    own = loader(data).state_dict()
+    for options, state, says in (
+        ({"batch": 4}, own, "belongs to another run: batch_size: 3 there, 4 here"),
+        ({"drop_last": True}, own, "drop_last: false there, true here"),
+        ({}, StageDataset(data, 1).state_dict(), "no state of this kind"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            loader(data, **options).load_state_dict(state)
 
 
 def test_torchs_random_numbers_are_left_alone(data):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    one = loader(data, workers=1)
-    next(iter(one))
+    next(iter(loader(data, workers=1)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -151,16 +139,14 @@ def test_mixed_data_sets_resume(tmp_path, data):
 def test_damage_in_a_worker(tmp_path, data):
     broken = damaged(data, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
     one = loader(broken, workers=2)
-    with pytest.raises(ShardError, match="sample 's0005' of"):
-        list(one)
-    with pytest.raises(ShardError, match="sample 's0005' of"):
-        next(iter(one))  # what wasn't given isn't passed over
+    for read in (list, lambda again: next(iter(again))):  # what wasn't given isn't passed over
+        with pytest.raises(ShardError, match="sample 's0005' of"):
+            read(one)
     patient = loader(broken, workers=2, on_error="skip")
     batches = list(patient)
-    assert sum(map(len, batches)) == 12
-    assert patient.skipped == 1
-    assert [len(batch.skipped) for batch in batches].count(1) == 1
-    assert next(batch.skipped for batch in batches if batch.skipped)[0].startswith("sample 's0005' of")
+    assert (sum(map(len, batches)), patient.skipped) == (12, 1)
+    (skipped,) = (line for batch in batches for line in batch.skipped)
+    assert skipped.startswith("sample 's0005' of")
 
 
 def test_batches_of_nothing_but_damage_are_passed_over(tmp_path, data, monkeypatch):
@@ -197,9 +183,6 @@ def test_it_can_be_pickled_with_its_caches(data):
     again = pickle.loads(pickle.dumps(dataset))
     assert digests(dataset) == digests(again)
     assert dataset.places(0, np.arange(3)) == again.places(0, np.arange(3))
-
-
-# ------------------------------------------------------------------------------------------------- object stores
 
 
 @pytest.fixture

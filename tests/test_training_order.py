@@ -78,20 +78,8 @@ def test_the_order_stays_what_it_is():
     """A resumed run must find the order that it began with, also with other versions of numpy and patchmint."""
     assert permutation(10, 1, 2, 3).tolist() == [8, 1, 9, 3, 7, 5, 2, 0, 4, 6]
     places = order([[3, 4], [5]], seed=5, window=4).places(1, np.arange(12))
-    assert [(place.dataset, place.index) for place in places] == [
-        (0, 4),
-        (0, 3),
-        (1, 3),
-        (1, 2),
-        (0, 6),
-        (0, 5),
-        (1, 1),
-        (0, 0),
-        (1, 4),
-        (0, 1),
-        (0, 2),
-        (1, 0),
-    ]
+    assert [place.dataset for place in places] == [0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1]
+    assert [place.index for place in places] == [4, 3, 3, 2, 6, 5, 1, 0, 4, 1, 2, 0]
 
 
 def test_windows_hold_whole_shards_and_blends_are_even():
@@ -112,8 +100,8 @@ def test_unshuffled_is_as_stored():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize(("remainder", "gives"), [("keep", 20), ("drop", None), ("repeat", None)])
-def test_ranks(world_size, remainder, gives):
+@pytest.mark.parametrize("remainder", ["keep", "drop", "repeat"])
+def test_ranks(world_size, remainder):
     shares = [Share(rank, world_size, remainder) for rank in range(world_size)]
     parts = [share.positions(np.arange(share.length(20)), 20).tolist() for share in shares]
     seen = Counter(position for part in parts for position in part)
@@ -148,9 +136,8 @@ def test_which_rank_this_is(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert share_of(None, None, "drop") == Share(2, 4, "drop")
     assert share_of(0, 3, "keep") == Share(0, 3, "keep")
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 5)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 6)
+    for name, value in (("is_initialized", True), ("get_rank", 5), ("get_world_size", 6)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
     assert share_of(None, None, "keep") == Share(5, 6, "keep")
 
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from text_tokenizers import gpt2_like
-from transformers import LlamaConfig, LlamaForCausalLM
+from text_tokenizers import gpt2_like, small_llama
 
 from patchmint.demo.dataset import write_dataset
 from patchmint.training.selector import PatchSelector
@@ -54,14 +53,5 @@ def test_every_command_and_line_works(tmp_path):
 def language_model(folder):
     """A LLaMA that fits into a test, with a real byte-level tokenizer."""
     tokenizer = gpt2_like()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=1024,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    small_llama(len(tokenizer), hidden_size=32, max_position_embeddings=1024).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,10 +1,10 @@
-"""Real text tokenizers of Hugging Face, trained on the spot: one of each family that language models come with."""
+"""Real text tokenizers of Hugging Face, trained on the spot: one of each family; and a small LLaMA."""
 
 import json
-from collections.abc import Callable
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 _CORPUS = [
     "a cat on a sofa and the dog that runs in the snow",
@@ -14,7 +14,7 @@ _CORPUS = [
 ] * 8
 
 
-def gpt2_like() -> PreTrainedTokenizerFast:
+def gpt2_like():
     """Byte-level BPE: one special token for everything, no BOS put before texts."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,7 +26,7 @@ def gpt2_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end, unk_token=end)
 
 
-def llama_like() -> PreTrainedTokenizerFast:
+def llama_like():
     """SentencePiece-like BPE with byte fallback; puts <s> before texts."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -40,7 +40,7 @@ def llama_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def unigram() -> PreTrainedTokenizerFast:
+def unigram():
     """SentencePiece-like Unigram, whose model knows </s> as a word; puts <s> before texts and </s> after."""
     made = Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -50,7 +50,7 @@ def unigram() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def bert_like() -> PreTrainedTokenizerFast:
+def bert_like():
     """Uncased WordPiece: puts [CLS] before texts, and has nothing called EOS."""
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -63,15 +63,21 @@ def bert_like() -> PreTrainedTokenizerFast:
     )
 
 
-def slow_bytes() -> PreTrainedTokenizerBase:
+def slow_bytes():
     """Written in Python, not on the tokenizers library; puts </s> after texts."""
     return ByT5Tokenizer()
 
 
-TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    made.__name__: made for made in (gpt2_like, llama_like, unigram, bert_like, slow_bytes)
-}
+TOKENIZERS = {made.__name__: made for made in (gpt2_like, llama_like, unigram, bert_like, slow_bytes)}
 
 
-def _train(made: Tokenizer, trainer: type, size: int, special: list[str], **options: object) -> None:
+def _train(made, trainer, size, special, **options):
     made.train_from_iterator(_CORPUS, trainer(vocab_size=size, special_tokens=special, show_progress=False, **options))
+
+
+def small_llama(rows, hidden_size=16, **options):
+    """A LLaMA of one layer, always with the same weights."""
+    torch.manual_seed(1)
+    size = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
+    size |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, **size, **options))

@@ -2,16 +2,14 @@
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from shard_data import LAYOUT, make_dataset, make_sample, renamed
 
 from patchmint.interfaces import FeatureSpec
-from patchmint.shards.layout import Layout
 from patchmint.shards.manifest import ModelEntry, read_manifest, write_manifest
-from patchmint.shards.sample import ShardSample
 from patchmint.storage import open_storage
 
 GRID = {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"}
@@ -28,9 +26,14 @@ FEATURES = FeatureSpec(
 )
 RICH = LAYOUT.model_copy(update={"features": FEATURES})
 """Labels, codes, and features that are pooled from 4 x 6 to 2 x 3."""
+LOADER_WARNINGS = [
+    # Forking beside threads (torch's, the S3 server's) is what torch's loader does; small machines have few cores.
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
 
 
-def samples(count: int, *, layout: Layout = LAYOUT, prefix: str = "s") -> list[ShardSample]:
+def samples(count, *, layout=LAYOUT, prefix="s"):
     """Samples that differ in everything."""
     made = [renamed(make_sample(number, layout=layout), f"{prefix}{number:04}") for number in range(count)]
     if layout.features is None:
@@ -40,9 +43,7 @@ def samples(count: int, *, layout: Layout = LAYOUT, prefix: str = "s") -> list[S
     return [replace(sample, features=rng.normal(size=shape).astype(np.float16)) for sample in made]
 
 
-def finished(
-    folder: Path, units: list[list[ShardSample]], *, layout: Layout = LAYOUT, grid: object = GRID, model: str = "one"
-) -> Path:
+def finished(folder, units, *, layout=LAYOUT, grid=GRID, model="one"):
     """A data set whose manifest names grid and models, as that of a build does."""
     make_dataset(folder, units, layout=layout)
     storage = open_storage(folder)
@@ -56,13 +57,13 @@ def finished(
     return folder
 
 
-def cut(made: list[ShardSample], *sizes: int) -> list[list[ShardSample]]:
+def cut(made, *sizes):
     """Units of these sizes."""
     ends = np.cumsum(sizes).tolist()
     return [made[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def digest(*things: object) -> str:
+def digest(*things):
     """Of all that batches or samples hold: equal exactly if everything in them is."""
     found = hashlib.sha256()
     for thing in things:

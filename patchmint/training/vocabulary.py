@@ -45,7 +45,7 @@ class Codebook:
         fingerprint: of the model: the SHA-256 of its file, or its name where it has none.
 
     Raises:
-        ConfigError: there isn't a codebook, or one without a code.
+        ConfigError: there is no codebook, or one without a code.
     """
 
     member: str

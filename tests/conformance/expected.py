@@ -4,9 +4,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,19 +17,19 @@ class Expected:
         samples: key -> caption, image (sha256), document, arrays (ending -> dtype and values).
     """
 
-    def __init__(self, dataset: Path, file: Path) -> None:
+    def __init__(self, dataset, file):
         self.dataset = dataset
-        self.samples: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        self.samples = json.loads(file.read_text(encoding="utf-8"))
 
     @classmethod
-    def from_command_line(cls) -> "Expected":
+    def from_command_line(cls):
         return cls(Path(sys.argv[1]), Path(sys.argv[2]))
 
     @property
-    def tars(self) -> list[str]:
+    def tars(self):
         return sorted(str(path) for path in (self.dataset / "shards").glob("*.tar"))
 
-    def check_members(self, seen: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    def check_members(self, seen):
         """Readers that hand out bytes: (key, bytes by ending)."""
         count = 0
         for key, members in seen:
@@ -47,8 +45,8 @@ class Expected:
             assert len(members) == 3 + len(want["arrays"]), key
         self.check_count(count)
 
-    def check_array(self, key: str, ending: str, array: Any) -> None:
+    def check_array(self, key, ending, array):
         assert np.array_equal(np.asarray(array), np.array(self.samples[key]["arrays"][ending]["values"])), (key, ending)
 
-    def check_count(self, count: int) -> None:
+    def check_count(self, count):
         assert count == len(self.samples), f"{count} samples instead of {len(self.samples)}"

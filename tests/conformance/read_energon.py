@@ -16,7 +16,7 @@ FIELDS = '{"image":"jpg","caption":"txt"}'
 TROUBLE = re.compile(r"traceback|error|exception|cannot identify|truncated|skipping .*sample", re.IGNORECASE)
 
 
-def energon(*arguments: str) -> str:
+def energon(*arguments):
     command = [str(Path(sys.executable).parent / "energon"), *arguments]
     done = subprocess.run(
         command,
@@ -32,7 +32,7 @@ def energon(*arguments: str) -> str:
     return printed
 
 
-def main() -> None:
+def main():
     expected = Expected.from_command_line()
     with tempfile.TemporaryDirectory() as copy:
         for tar in expected.tars:

@@ -23,7 +23,6 @@ from rich.table import Table  # noqa: E402
 from shard_data import make_dataset, make_sample  # noqa: E402
 
 from patchmint.shards.reader import iter_samples  # noqa: E402
-from patchmint.shards.sample import ShardSample  # noqa: E402
 from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
@@ -55,7 +54,7 @@ READERS = (
 )
 
 
-def main() -> int:
+def main():
     """Read the shards with every reader, or with those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(reader.name for reader in READERS))
@@ -79,16 +78,16 @@ def main() -> int:
     return int(failed)
 
 
-def write_dataset(folder: Path) -> Path:
+def write_dataset(folder):
     """40 samples in three shards."""
-    samples: list[ShardSample] = [
+    samples = [
         make_sample(ordinal, phrases=ordinal >= BARE, kind="png" if ordinal % 3 == 1 else "jpeg")
         for ordinal in range(SAMPLES)
     ]
     return make_dataset(folder, [samples[:14], samples[14:28], samples[28:]])
 
 
-def write_expected(dataset: Path, file: Path) -> Path:
+def write_expected(dataset, file):
     """What was written, in a form that every environment can read."""
     storage = open_storage(dataset)
     samples = {
@@ -110,7 +109,7 @@ def write_expected(dataset: Path, file: Path) -> Path:
     return file
 
 
-def environment(reader: Reader, folder: Path) -> Path:
+def environment(reader, folder):
     """The Python that runs a reader's script; its environment is made if its lock has changed."""
     if not reader.own:
         return Path(sys.executable)
@@ -132,7 +131,7 @@ def environment(reader: Reader, folder: Path) -> Path:
     return python
 
 
-def read(reader: Reader, python: Path, dataset: Path, expected: Path, home: Path) -> str:
+def read(reader, python, dataset, expected, home):
     """Run a reader's script; what it ended with if it isn't content.
 
     Its home is a temporary folder: Ray writes a token there, others their caches.

@@ -105,7 +105,7 @@ def parse_code(text: str, tokens: TokensLayout) -> Code:
         )
     book, code = int(match[1] or 0), int(match[2])
     if book >= len(sizes):
-        raise InputError(f"there isn't a codebook {book}; they run from 0 to {len(sizes) - 1}")
+        raise InputError(f"there is no codebook {book}; they run from 0 to {len(sizes) - 1}")
     if code >= sizes[book]:
         named = f"codebook {book}" if len(sizes) > 1 else "the codebook"
         raise InputError(f"code {code} isn't in {named}, whose codes run from 0 to {sizes[book] - 1}")
