@@ -255,8 +255,7 @@ def test_label_without_models_works_after_an_install(scene, patchmint):
     assert code == 0, err
     document = json.loads(out)
     assert document["models"] == MODEL_PRESETS[DEMO].used(labels=True, tokens=True)
-    assert document["notice"] == DEMO_NOTICE
-    assert err == f"warning: {DEMO_NOTICE}\n"
+    assert (document["notice"], err) == (DEMO_NOTICE, f"warning: {DEMO_NOTICE}\n")
 
 
 @pytest.mark.parametrize(
@@ -292,9 +291,8 @@ def test_samples_and_manifest_of_a_build_carry_the_notice(tmp_path):
     assert [sample.document.notice for sample in samples] == [DEMO_NOTICE] * 2
     manifest = read_manifest(storage)
     assert manifest.notice == DEMO_NOTICE
-    assert {role: entry.sha256 for role, entry in manifest.models.items()} == {
-        role: BUNDLED[f"demo-{role}"].sha256 for role in ROLES
-    }
+    digests = {role: BUNDLED[f"demo-{role}"].sha256 for role in ROLES}
+    assert {role: entry.sha256 for role, entry in manifest.models.items()} == digests
 
 
 def test_doctor_looks_at_them(installed, monkeypatch):

@@ -55,6 +55,11 @@ class Compiler:
         return run
 
 
+@pytest.fixture
+def compiler():
+    return Compiler()
+
+
 def double(batch):
     return [batch * 2, batch.mean(dim=(1, 2, 3))]
 
@@ -71,8 +76,7 @@ def test_a_batch_is_padded_to_less_than_twice_its_size(most, sizes):
     assert all(next(size for size in sizes if size >= count) < 2 * count for count in range(1, most + 1))
 
 
-def test_answers_are_those_of_the_batch_without_its_padding():
-    compiler = Compiler()
+def test_answers_are_those_of_the_batch_without_its_padding(compiler):
     compiled = Compiled(double, name="it", sizes=lambda _: batch_sizes(8), backend=compiler)
     for count in (5, 8, 7, 1, 3, 6):
         batch = images(count, seed=count)
@@ -82,16 +86,14 @@ def test_answers_are_those_of_the_batch_without_its_padding():
     assert torch.equal(compiler.given[0], torch.cat([batch, batch[-1:], batch[-1:]]))  # no zeros, of 6 as 8
 
 
-def test_padding_keeps_the_memory_format():
-    compiler = Compiler()
+def test_padding_keeps_the_memory_format(compiler):
     compiled = Compiled(double, name="it", sizes=lambda _: (4,), backend=compiler)
     for count in (4, 3, 2):
         compiled(images(count).contiguous(memory_format=torch.channels_last))
     assert compiler.sizes == [4]
 
 
-def test_shapes_beyond_the_bound_run_as_they_are(capsys):
-    compiler = Compiler()
+def test_shapes_beyond_the_bound_run_as_they_are(compiler, capsys):
     compiled = Compiled(double, name="it", sizes=lambda _: (2,), most_shapes=2, backend=compiler)
     for side in (4, 5, 6, 7, 4, 6):
         for ours, theirs in zip(compiled(images(2, side)), double(images(2, side)), strict=True):
@@ -100,8 +102,7 @@ def test_shapes_beyond_the_bound_run_as_they_are(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_batches_that_fit_no_size_run_as_they_are():
-    compiler = Compiler()
+def test_batches_that_fit_no_size_run_as_they_are(compiler):
     asked = []
     compiled = Compiled(double, name="it", sizes=lambda sides: asked.append(sides) or (8,), backend=compiler)
     for count in (9, 3, 1):  # too many, and too few to be padded
@@ -141,9 +142,8 @@ def test_a_network_in_pieces_is_not_taken_for_a_compiled_one(capsys):
 
 
 @pytest.mark.parametrize("fault", [torch.OutOfMemoryError("too much"), torch.AcceleratorError("the device is gone")])
-def test_a_lack_of_memory_is_no_failure_to_compile(fault, capsys):
+def test_a_lack_of_memory_is_no_failure_to_compile(compiler, fault, capsys):
     """Whoever asks takes fewer images then."""
-    compiler = Compiler()
     compiled = Compiled(double, name="it", sizes=lambda _: (2,), backend=compiler)
     compiler.fault = fault
     with pytest.raises(type(fault)):
@@ -155,9 +155,8 @@ def test_a_lack_of_memory_is_no_failure_to_compile(fault, capsys):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sams_encoder_compiles_whole(dtype, monkeypatch, capsys):
+def test_sams_encoder_compiles_whole(compiler, dtype, monkeypatch, capsys):
     """With the attention that it has on a GPU."""
-    compiler = Compiler()
     monkeypatch.setattr(image_encoder, "Compiled", partial(Compiled, backend=compiler))
     for way in ("_attend_added", "_attend_lengthened"):
         monkeypatch.setattr(attention, way, attention._attend_fused)
@@ -173,8 +172,7 @@ def test_sams_encoder_compiles_whole(dtype, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
-    compiler = Compiler()
+def test_the_detectors_backbone_compiles_whole(compiler, dtype, monkeypatch, capsys):
     monkeypatch.setattr(encoders, "Compiled", partial(Compiled, backend=compiler))
     monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
     model = dino_model.untrained(dino_arch.TINY)
@@ -192,8 +190,7 @@ def test_the_detectors_backbone_compiles_whole(dtype, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
-    compiler = Compiler()
+def test_vqgans_encoder_compiles_whole(compiler, monkeypatch, capsys):
     monkeypatch.setattr(vqgan_model, "Compiled", partial(Compiled, backend=compiler))
     model = vqgan_model.untrained_vqgan(vqgan_arch.TINY, seed=0).to(memory_format=torch.channels_last)
     encode = vqgan_model.compiled_encoder(model, 4)
@@ -206,10 +203,10 @@ def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_setting_reaches_every_network(wanted, monkeypatch, tmp_path):
+def test_the_setting_reaches_every_network(wanted, monkeypatch):
     told = {}
-    names = ((grounded_sam, "GroundingDino"), (grounded_sam, "SamMasker"), (vqgan_tokenizer, "VqganTokenizer"))
-    for module, name in names:
+    makers = {"GroundingDino": grounded_sam, "SamMasker": grounded_sam, "VqganTokenizer": vqgan_tokenizer}
+    for name, module in makers.items():
         original = getattr(module, name)
 
         def make(*given, which=name, original=original, **settings):
@@ -218,7 +215,7 @@ def test_the_setting_reaches_every_network(wanted, monkeypatch, tmp_path):
 
         monkeypatch.setattr(module, name, make)
     AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=wanted)
-    assert told == dict.fromkeys(("GroundingDino", "SamMasker", "VqganTokenizer"), wanted)
+    assert told == dict.fromkeys(makers, wanted)
 
 
 def test_nothing_is_compiled_on_a_cpu(monkeypatch):

@@ -39,11 +39,6 @@ def rotated(orientation):
     return saved(turned, "JPEG", quality=95, exif=exif.tobytes())
 
 
-def sixteen_bit():
-    grey = np.asarray(marked().convert("L")).astype(np.uint16) * 257
-    return saved(Image.fromarray(grey), "PNG")
-
-
 def with_alpha():
     image = marked()
     image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -53,7 +48,7 @@ def with_alpha():
 FILES = {
     **{f"exif-{orientation}": (lambda o=orientation: rotated(o)) for orientation in range(1, 9)},
     "palette": lambda: saved(marked().quantize(8), "PNG"),
-    "16-bit": sixteen_bit,
+    "16-bit": lambda: saved(Image.fromarray(np.asarray(marked().convert("L")).astype(np.uint16) * 257), "PNG"),
     "cmyk": lambda: saved(marked().convert("CMYK"), "JPEG", quality=95),
     "alpha": with_alpha,
     "grey": lambda: saved(marked().convert("L"), "WEBP", lossless=True),

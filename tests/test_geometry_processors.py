@@ -153,13 +153,13 @@ def photographs():
     }
 
 
-PHOTOGRAPHS = photographs()
+PHOTOGRAPHS = {name: np.ascontiguousarray(image) for name, image in photographs().items()}
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)
 @pytest.mark.parametrize("name", GRIDS)
 def test_pixels_are_those_of_the_published_processors(name, photograph):
-    image = np.ascontiguousarray(PHOTOGRAPHS[photograph])
+    image = PHOTOGRAPHS[photograph]
     theirs = process(name, PILLOW, image)
     ours = np.stack(fit_image(image, GRIDS[name]))
     np.testing.assert_array_equal(ours, theirs)
@@ -169,7 +169,7 @@ def test_pixels_are_those_of_the_published_processors(name, photograph):
 @pytest.mark.parametrize("name", GRIDS)
 def test_pixels_are_close_to_torchvision(name, photograph):
     """Its bicubic filter rounds differently: 1 level here and there, 2 in a few values of a million."""
-    image = np.ascontiguousarray(PHOTOGRAPHS[photograph])
+    image = PHOTOGRAPHS[photograph]
     difference = np.abs(process(name, TORCHVISION, image) - np.stack(fit_image(image, GRIDS[name])))
     assert difference.max() <= 2
     assert (difference > 1).mean() < 2e-5
@@ -193,7 +193,7 @@ def test_anyres_is_llavas_own_where_transformers_differs():
 @pytest.mark.parametrize("name", ["clip", "llava"])
 @pytest.mark.parametrize("photograph", ["astronaut", "coffee", "china", "flower", "odd", "panorama", "tower", "large"])
 def test_large_images_are_fitted_without_the_large_image_between(name, photograph, monkeypatch):
-    image = np.ascontiguousarray(PHOTOGRAPHS[photograph])
+    image = PHOTOGRAPHS[photograph]
     plain = fit_image(image, GRIDS[name])[0].astype(int)
     monkeypatch.setattr(processing, "_MAX_INTERMEDIATE_PX", 0)
     difference = np.abs(fit_image(image, GRIDS[name])[0] - plain)

@@ -75,12 +75,8 @@ def test_stages_are_measured_with_tiny_models(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["failed"] == {}
     assert found["left_out"] == []
-    assert {row["stage"] for row in found["rows"]} == {
-        "SAM tiny encoder",
-        "VQGAN f16 codes",
-        "SAM mask decoder",
-        "ViT features",
-    }
+    stages = {"SAM tiny encoder", "VQGAN f16 codes", "SAM mask decoder", "ViT features"}
+    assert {row["stage"] for row in found["rows"]} == stages
     for row in found["rows"]:
         assert row["rate"] > 0
         assert row["tflops"] == pytest.approx(row["rate"] * row["tflop"])

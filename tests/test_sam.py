@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ PHOTO = data.astronaut()[:400]  # 400 x 512
 @pytest.fixture(scope="module")
 def model():
     return untrained(TINY, seed=2)
+
+
+@pytest.fixture
+def watch():
+    """Have a function see all outputs of a module."""
+    with ExitStack() as hooks:
+        yield lambda module, see: hooks.callback(module.register_forward_hook(lambda *call: see(call[-1])).remove)
 
 
 def random_boxes(seed, count, height, width):
@@ -108,22 +116,17 @@ def test_odd_boxes_are_treated_as_upstream_does(model, box):
     np.testing.assert_array_equal(masks, upstream_masks(model, PHOTO, boxes))
 
 
-def test_pictures_without_boxes_are_not_encoded(model):
+def test_pictures_without_boxes_are_not_encoded(model, watch):
     batches = []
-    hook = model.image_encoder.patch_embed.register_forward_hook(
-        lambda module, inputs, output: batches.append(len(output))
-    )
+    watch(model.image_encoder.patch_embed, lambda output: batches.append(len(output)))
     nothing = np.zeros((0, 4), dtype=np.float32)
     some = random_boxes(0, 2, 400, 512)
-    try:
-        masker = SamMasker(model, image_batch=2)
-        assert masker.masks([], []) == []
-        assert [masks.rles() for masks in masker.masks([PHOTO, PHOTO], [nothing, nothing])] == [(), ()]
-        assert batches == []
-        results = masker.masks([PHOTO] * 5, [some, nothing, some, nothing, some])
-        assert batches == [2, 1]
-    finally:
-        hook.remove()
+    masker = SamMasker(model, image_batch=2)
+    assert masker.masks([], []) == []
+    assert [masks.rles() for masks in masker.masks([PHOTO, PHOTO], [nothing, nothing])] == [(), ()]
+    assert batches == []
+    results = masker.masks([PHOTO] * 5, [some, nothing, some, nothing, some])
+    assert batches == [2, 1]
     assert [len(masks) for masks in results] == [2, 0, 2, 0, 2]
     assert results[0].rles() == results[2].rles()
 
@@ -166,15 +169,10 @@ for height, width, counts in ((300, 400, (64, 900)), (1200, 1600, (2, 40))):
     assert large_40 - large_2 < 100
 
 
-def test_boxes_are_decoded_in_chunks_and_without_autograd(model):
+def test_boxes_are_decoded_in_chunks_and_without_autograd(model, watch):
     chunks = []
-    hook = model.mask_decoder.output_hypernetworks_mlps[0].register_forward_hook(
-        lambda module, inputs, output: chunks.append((len(output), output.requires_grad))
-    )
-    try:
-        SamMasker(model, box_chunk=3).masks([PHOTO], [random_boxes(0, 7, 400, 512)])
-    finally:
-        hook.remove()
+    watch(model.mask_decoder.output_hypernetworks_mlps[0], lambda out: chunks.append((len(out), out.requires_grad)))
+    SamMasker(model, box_chunk=3).masks([PHOTO], [random_boxes(0, 7, 400, 512)])
     assert chunks == [(3, False), (3, False), (1, False)]
 
 
