@@ -301,7 +301,9 @@ def test_nothing_to_read_is_an_empty_label(annotator, text):
 
 def test_50_kilobytes_of_text(annotator):
     text = "cat . " * 8334
-    annotation = annotator.annotate(PHOTO[:10, :100], text)  # of all shapes, the detector scales this to the fewest pixels
+    annotation = annotator.annotate(
+        PHOTO[:10, :100], text
+    )  # of all shapes, the detector scales this to the fewest pixels
     assert annotation.selector.shape == (1, 24, 24)
     starts = [phrase.span[0] for phrase in annotation.phrases]
     assert max(starts) > 49_800  # the end of the text was looked for too
