@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from PIL import Image
 from s3_server import s3_server
 
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
+from patchmint.shards.codec import tar_end, tar_member
 from patchmint.shards.commit import Attempt, read_records
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
@@ -61,7 +63,9 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
         texts=tuple(SourceText(text, spans, boxes) for text in texts),
         conversation=(Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if phrases else (),
     )
-    tokens = layout.tokens
+    codes = None
+    if tokens := layout.tokens:
+        codes = rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)))
     return ShardSample(
         planned=PlannedSample(ordinal, f"s{ordinal:04}", source),
         data=image_bytes(ordinal, kind),
@@ -69,9 +73,7 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
         phrases=(found,) if phrases and layout.min_coverage is not None else (),
         selector=(coverage > layout.threshold).astype(np.uint8) if layout.threshold is not None else None,
         coverage=coverage if layout.threshold is not None else None,
-        codes=rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)))
-        if tokens
-        else None,
+        codes=codes,
     )
 
 
@@ -86,6 +88,17 @@ def write_shard(samples, layout=LAYOUT):
         for sample in samples:
             writer.add(sample)
     return tar.getvalue(), sidecar.getvalue()
+
+
+def members_of(tar):
+    """Name and content of each file in the bytes of a tar."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return [(info.name, archive.extractfile(info).read()) for info in archive]
+
+
+def tar_of(members):
+    data = b"".join(tar_member(name, member) for name, member in members)
+    return data + tar_end(len(data))
 
 
 def write_plan(folder, units, generation=0):
@@ -105,25 +118,15 @@ def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes):
     for name, data in files.items():
         with attempt.new_file(name) as file:
             file.write(data)
-    reasons = {}
+    reasons = {"image-missing": len(rejects)} if rejects else {}
     if rejects:
-        reasons = {"image-missing": len(rejects)}
         with attempt.new_file(f"rejects/{unit:06}.parquet") as file:
             write_rejects(file, rejects)
-    shares = [float(np.float32(share)) for sample in samples for share in _label_shares(sample)]
-    attempt.commit(
-        len(samples) + len(rejects),
-        len(samples),
-        reasons,
-        plan.digest,
-        texts=sum(len(sample.planned.sample.texts) for sample in samples),
-        label_share=mean_share(shares),
-    )
+    selectors = [sample.selector for sample in samples if sample.selector is not None]
+    share = mean_share([float(np.float32(share)) for one in selectors for share in one.mean(axis=(1, 2))])
+    texts = sum(len(sample.planned.sample.texts) for sample in samples)
+    attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, texts=texts, label_share=share)
     attempt.drop()
-
-
-def _label_shares(sample):
-    return [] if sample.selector is None else sample.selector.mean(axis=(1, 2)).tolist()
 
 
 def finish(folder, units, planned, rejected, layout=LAYOUT):
@@ -191,6 +194,4 @@ def copy(folder, uri):
 def on_a_store(folder):
     """The address of a copy in an object store, which ends with the block."""
     with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.env().items():
-            patch.setenv(name, value)
-        yield copy(folder, server.new_bucket())
+        yield copy(folder, server.new_bucket(patch))

@@ -1,19 +1,16 @@
 """The demo's weights: in the package, known by their bytes, used where no model is named, never without a notice."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pytest
 from builds import build_here, make_config, make_input
 from PIL import Image, ImageDraw
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from patchmint import Annotator
 from patchmint.annotate.preflight import check_loadable
@@ -66,7 +63,7 @@ def scene(tmp_path):
 def patchmint(monkeypatch, capsys):
     """The command in this process: what it ends with, and what it writes."""
 
-    def run_main(*words: object) -> tuple[object, str, str]:
+    def run_main(*words):
         monkeypatch.setattr(sys, "argv", ["patchmint", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -75,19 +72,16 @@ def patchmint(monkeypatch, capsys):
     return run_main
 
 
-def run(*words: str) -> Result:
+def run(*words):
     return CliRunner().invoke(models.models_app, list(words))
 
 
-def parse(models: Any, **settings: Any) -> AnnotatorConfig:
+def parse(models, **settings):
     return AnnotatorConfig.parse({"models": models, **settings})
 
 
-def build_config() -> BuildConfig:
-    return BuildConfig.load(None, {"source.kind": "folder", "source.uri": "a", "output.uri": "b"})
-
-
-# ---- the files -----------------------------------------------------------------------------------------------------
+def build_config(**settings):
+    return BuildConfig.load(None, {"source.kind": "folder", "source.uri": "a", "output.uri": "b", **settings})
 
 
 def test_the_package_holds_these_files_and_no_others():
@@ -137,9 +131,6 @@ def test_a_broken_installation_says_so(installed, name, damage, error):
         assert "models pull" not in str(caught.value)
 
 
-# ---- patchmint models ----------------------------------------------------------------------------------------------
-
-
 def test_list_says_that_they_are_there(installed):
     rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
     for name, checkpoint in BUNDLED.items():
@@ -184,17 +175,13 @@ def test_pull_has_nothing_to_do(installed, empty, tmp_path):
     assert REINSTALL in str(error)
 
 
-# ---- settings ------------------------------------------------------------------------------------------------------
-
-
 def test_no_models_named_means_the_demos():
     assert AnnotatorConfig.parse({}).models == MODEL_PRESETS[DEMO]
     assert AnnotatorConfig.parse({}).notice == DEMO_NOTICE
-    options = {"source.kind": "folder", "source.uri": "a", "output.uri": "b"}
-    assert BuildConfig.load(None, options).models == MODEL_PRESETS[DEMO]
+    assert build_config().models == MODEL_PRESETS[DEMO]
     # one model named: the others are official, as in a mapping
     official = MODEL_PRESETS["official"]
-    assert BuildConfig.load(None, options | {"models.masker": "sam-vit-b"}).models.detector == official.detector
+    assert build_config(**{"models.masker": "sam-vit-b"}).models.detector == official.detector
     assert parse({"masker": "sam-vit-b"}).models == official.model_copy(update={"masker": "sam-vit-b"})
 
 
@@ -244,9 +231,6 @@ def test_missing_official_weights_point_to_the_demo(empty):
     with pytest.raises(WeightsMissingError, match="models preset demo") as caught:
         check_loadable(parse({"tokenizer": "demo-tokenizer"}))
     assert "demo-tokenizer" not in str(caught.value)
-
-
-# ---- the way of the notice -----------------------------------------------------------------------------------------
 
 
 def test_a_plan_knows_them_by_their_bytes_and_licence():
@@ -317,7 +301,7 @@ def test_doctor_looks_at_them(installed, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", {})
     monkeypatch.setattr(doctor, "_ray_cluster", lambda config: doctor.Finding("Ray cluster", "ok", "not asked"))
 
-    def found(config: BuildConfig | None) -> dict[str, doctor.Finding]:
+    def found(config):
         return {finding.what: finding for finding in doctor.examine(config, None)}
 
     assert found(None)["demo models"].status == "ok"

@@ -96,7 +96,7 @@ def test_options_are_those_of_a_build(run, tmp_path):
     assert np.array(document["selector"]).shape == (1, 16, 16)
     assert np.array(document["codes"]).shape == (8, 8)
     assert document["phrases"]
-    assert json.loads(run("--config", config, "--labels.box-threshold", "1", "--json")[0])["phrases"] == []
+    assert json.loads(run("--config", config, "--labels.box-threshold", "0.999", "--json")[0])["phrases"] == []
 
 
 def test_old_option_names_still_work_and_name_the_new_ones(run):

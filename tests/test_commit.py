@@ -148,9 +148,8 @@ def interrupted(uri, kind, sent):
     raise AssertionError("it never ends")
 
 
-def raced(uri, kind, turns):
-    """Several processes at the same unit at the same time, many times; returns how many of them have won."""
-    wins = 0
+def raced(uri, turns):
+    """Several processes at the same unit at the same time, many times; returns how many."""
     for turn in range(turns):
         here = f"{uri}/{turn}"
         ready, go = os.pipe()
@@ -163,33 +162,29 @@ def raced(uri, kind, turns):
 
         pids = [fork(lambda tag=tag: racer(tag)) for tag in "abc"]
         os.close(go)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        codes = [exit_code(pid) for pid in pids]
         os.close(ready)
         assert sorted(codes) == [0, 0, 10], (turn, codes)
         winner = "abc"[codes.index(10)]
-        wins += 1
         looks = fork(lambda here=here, winner=winner: check(open_storage(here), {winner}, ended=True))
         assert exit_code(looks) == 0, turn
-    return wins
+    return turns
 
 
-def in_a_script(*args, env=None):
+def in_a_script(*args, env=os.environ):
     """Run one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
     assert done.returncode == 0, done.stderr[-4000:]
-    return int(json.loads(done.stdout))
+    return int(done.stdout)
 
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request, tmp_path, monkeypatch):
     if request.param == "local":
         return open_storage(tmp_path / "out")
-    proxy = request.getfixturevalue("proxy")
-    server = request.getfixturevalue("server")
-    for name, value in server.env(proxy.port).items():
-        monkeypatch.setenv(name, value)
-    return open_storage(server.new_bucket())
+    proxy, server = map(request.getfixturevalue, ("proxy", "server"))
+    return open_storage(server.new_bucket(monkeypatch, proxy.port))
 
 
 @pytest.mark.kill
@@ -204,11 +199,8 @@ def test_interrupted_at_every_request(server, sent):
     assert in_a_script("interrupted", server.new_bucket(), "s3", sent, env=server.env()) > 15
 
 
-def test_raced_on_a_folder(tmp_path):
+def test_raced(tmp_path, server):
     assert in_a_script("raced", str(tmp_path), "local", "20") == 20
-
-
-def test_raced_on_a_store(server):
     assert in_a_script("raced", server.new_bucket(), "s3", "8", env=server.env()) == 8
 
 
@@ -223,23 +215,24 @@ def test_a_commit_publishes_and_cleans_up(storage):
     assert problems(storage, 3, {"a"}, ended=True) == []
 
 
+def begun(storage, unit, run, name="shards/{:06}.tar"):
+    attempt = Attempt(storage, unit, run)
+    with attempt.new_file(name.format(unit)) as file:
+        file.write(b"begun")
+    return attempt
+
+
 def test_a_unit_without_a_written_sample_has_no_shard(storage):
-    attempt = Attempt(storage, 3, "run-a")
-    with attempt.new_file("rejects/000003.parquet") as file:
-        file.write(b"1")
+    attempt = begun(storage, 3, "run-a", "rejects/000003.parquet")
     assert attempt.commit(planned=1, written=0, rejects={"text-empty": 1}, plan_digest="d")
     attempt.drop()
     assert [entry.path for entry in storage.list()] == ["commits/000003.json", "rejects/000003.parquet"]
 
 
-def test_counts_that_do_not_close_are_refused(tmp_path):
+def test_only_counts_that_close_and_the_units_own_names(tmp_path):
     attempt = Attempt(open_storage(tmp_path), 3, "run-a")
     with pytest.raises(ValueError, match="planned isn't written plus rejects"):
         attempt.commit(planned=3, written=1, rejects={"text-empty": 1}, plan_digest="d")
-
-
-def test_only_the_units_own_names(tmp_path):
-    attempt = Attempt(open_storage(tmp_path), 3, "run-a")
     for name in ("shards/000004.tar", "dataset.json", "../x", "commits/000003.json"):
         with pytest.raises(ValueError, match="no file of unit 3"):
             attempt.new_file(name).__enter__()
@@ -248,18 +241,14 @@ def test_only_the_units_own_names(tmp_path):
 
 
 def test_a_dropped_attempt_leaves_nothing(storage):
-    attempt = Attempt(storage, 3, "run-a")
-    with attempt.new_file("shards/000003.tar") as file:
-        file.write(b"1")
+    attempt = begun(storage, 3, "run-a")
     attempt.drop()
     attempt.drop()
     assert list(storage.list()) == []
 
 
 def test_a_swept_attempt_without_a_record_says_so(storage):
-    attempt = Attempt(storage, 3, "run-a")
-    with attempt.new_file("shards/000003.tar") as file:
-        file.write(b"1")
+    attempt = begun(storage, 3, "run-a")
     sweep(storage, "run-a")
     with pytest.raises(NotFoundError, match=r"deleted while it was at work.* run the build again"):
         attempt.commit(planned=1, written=1, rejects={}, plan_digest="d")
@@ -287,9 +276,7 @@ def test_files_outlive_a_store_that_fails_at_the_record(storage, proxy, monkeypa
 
     down = Fault(from_the_lost_reply_on, "refuse", 10**6)
     proxy.faults += [Fault(conditional_put, "swallow", 1), down]
-    attempt = Attempt(storage, 3, "run-a")
-    with attempt.new_file("shards/000003.tar") as file:
-        file.write(b"1")
+    attempt = begun(storage, 3, "run-a")
     with pytest.raises(StorageError):
         attempt.commit(planned=1, written=1, rejects={}, plan_digest="d")
     with pytest.raises(StorageError):
@@ -297,7 +284,7 @@ def test_files_outlive_a_store_that_fails_at_the_record(storage, proxy, monkeypa
     down.times = 0
     attempt.drop()
     publish(storage, read_record(storage, 3))
-    assert storage.read("shards/000003.tar") == b"1"
+    assert storage.read("shards/000003.tar") == b"begun"
 
 
 @pytest.mark.parametrize("winner", ["a", "b"])
@@ -327,9 +314,7 @@ def test_files_outlive_a_record_that_may_still_arrive(tmp_path, monkeypatch):
         raise StorageError("no reply")
 
     storage = open_storage(tmp_path)
-    attempt = Attempt(storage, 3, "run-a")
-    with attempt.new_file("shards/000003.tar") as file:
-        file.write(b"1")
+    attempt = begun(storage, 3, "run-a")
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "create", delayed)
         with pytest.raises(StorageError, match="no reply"):
@@ -337,7 +322,7 @@ def test_files_outlive_a_record_that_may_still_arrive(tmp_path, monkeypatch):
     attempt.drop()
     storage.write(*late[0])
     publish(storage, read_record(storage, 3))
-    assert storage.read("shards/000003.tar") == b"1"
+    assert storage.read("shards/000003.tar") == b"begun"
 
 
 def unpublished(storage, unit, run, monkeypatch):
@@ -375,19 +360,10 @@ def test_publishing_finds_lost_and_foreign_files(storage):
         publish(storage, record)
     # What the message says works, also where the new attempt has fewer files.
     storage.delete([record_path(3)])
-    attempt = Attempt(storage, 3, "run-b")
-    with attempt.new_file("rejects/000003.parquet") as file:
-        file.write(b"new")
+    attempt = begun(storage, 3, "run-b", "rejects/000003.parquet")
     assert attempt.commit(planned=1, written=0, rejects={"text-empty": 1}, plan_digest="d")
     assert [entry.path for entry in storage.list()] == ["commits/000003.json", "rejects/000003.parquet"]
-    assert storage.read("rejects/000003.parquet") == b"new"
-
-
-def begun(storage, unit, run):
-    attempt = Attempt(storage, unit, run)
-    with attempt.new_file(f"shards/{unit:06d}.tar") as file:
-        file.write(b"begun")
-    return attempt
+    assert storage.read("rejects/000003.parquet") == b"begun"
 
 
 def attempts(storage):
@@ -461,54 +437,44 @@ def test_a_record_comes_back_from_its_json(tmp_path):
     assert read_record(storage, 3) == a_record()
 
 
+def changed(**fields):
+    return json.dumps(json.loads(a_record().to_json()) | fields).encode()
+
+
+WHOLE = json.loads(a_record().to_json())
+FILE = WHOLE["files"]["shards/000003.tar"]
 DAMAGES = {
-    "another unit": lambda record: record.update(unit=4),
-    "counts": lambda record: record.update(planned=3),
-    "negative": lambda record: record.update(planned=0, written=-1),
-    "no attempt": lambda record: record.update(attempt="x"),
-    "another's attempt": lambda record: record.update(attempt="run-a-000004-0123456789abcdef"),
-    "missing": lambda record: record.pop("plan_digest"),
-    "unknown": lambda record: record.update(more=1),
-    "text for a number": lambda record: record.update(planned="2"),
-    "outside": lambda record: record["files"]["shards/000003.tar"].update(path="../../etc/passwd"),
-    "foreign": lambda record: record["files"].update({"dataset.json": record["files"]["shards/000003.tar"]}),
-    "sum": lambda record: record["files"]["shards/000003.tar"].update(sha256="x"),
-    "infinite": lambda record: record.update(seconds="inf"),
+    "another unit": changed(unit=4),
+    "another unit's": a_record(4).to_json(),
+    "counts": changed(planned=3),
+    "negative": changed(planned=0, written=-1),
+    "no attempt": changed(attempt="x"),
+    "another's attempt": changed(attempt="run-a-000004-0123456789abcdef"),
+    "missing": json.dumps({name: value for name, value in WHOLE.items() if name != "plan_digest"}).encode(),
+    "unknown": changed(more=1),
+    "text for a number": changed(planned="2"),
+    "outside": changed(files={"shards/000003.tar": FILE | {"path": "../../etc/passwd"}}),
+    "foreign": changed(files={"shards/000003.tar": FILE, "dataset.json": FILE}),
+    "sum": changed(files={"shards/000003.tar": FILE | {"sha256": "x"}}),
+    "infinite": changed(seconds="inf"),
+    **{f"cut: {data}": data for data in (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"unit": 3')},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_named(tmp_path, damage):
-    record = json.loads(a_record().to_json())
-    DAMAGES[damage](record)
     storage = open_storage(tmp_path)
-    storage.write(record_path(3), json.dumps(record).encode())
-    with pytest.raises(ShardError, match=r"commits/000003.json of .* is damaged .*delete it and build again"):
+    storage.write(record_path(3), DAMAGES[damage])
+    said = "it is unit 4's" if damage == "another unit's" else ""
+    with pytest.raises(ShardError, match=rf"commits/000003.json of .* is damaged .*{said}.*delete it and build again"):
         read_record(storage, 3)
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"unit": 3'])
-def test_a_cut_record_is_named(tmp_path, data):
-    storage = open_storage(tmp_path)
-    storage.write(record_path(3), data)
-    with pytest.raises(ShardError, match="is damaged"):
-        read_record(storage, 3)
-
-
-def test_another_units_record_is_damaged(tmp_path):
-    storage = open_storage(tmp_path)
-    storage.write(record_path(4), a_record(3).to_json())
-    with pytest.raises(ShardError, match="it is unit 3's"):
-        read_record(storage, 4)
 
 
 def test_committed_units_come_from_one_listing(tmp_path, monkeypatch):
     (tmp_path / "commits").mkdir()
-    for unit in range(1500):
-        (tmp_path / record_path(unit)).write_bytes(b"")
-    (tmp_path / record_path(1_234_567)).write_bytes(b"")
-    for name in ("notes.txt", "12.json", "0000003.json", "000003.json.bak", "00000a.json"):
-        (tmp_path / "commits" / name).write_bytes(b"")
+    others = [f"commits/{name}" for name in ("notes.txt", "12.json", "0000003.json", "000003.json.bak", "00000a.json")]
+    for name in (*map(record_path, (*range(1500), 1_234_567)), *others):
+        (tmp_path / name).write_bytes(b"")
     listings = []
     listed = LocalStorage.list
     monkeypatch.setattr(
@@ -534,4 +500,4 @@ if __name__ == "__main__":
     if name == "interrupted":
         print(interrupted(where, kind, getattr(signal, argument)))
     else:
-        print(raced(where, kind, int(argument)))
+        print(raced(where, int(argument)))

@@ -1,7 +1,5 @@
 """Compiled networks: the same answers, few shapes, and no harm where nothing can be compiled."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -156,9 +154,6 @@ def test_a_lack_of_memory_is_no_failure_to_compile(fault, capsys):
     assert capsys.readouterr().err == ""
 
 
-# ------------------------------------------------------------------------------------------------- the networks
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sams_encoder_compiles_whole(dtype, monkeypatch, capsys):
     """With the attention that it has on a GPU."""
@@ -208,9 +203,6 @@ def test_vqgans_encoder_compiles_whole(monkeypatch, capsys):
             torch.testing.assert_close(model.latents(pixels, encode), model.latents(pixels))
     assert compiler.sizes == [4]
     assert capsys.readouterr().err == ""
-
-
-# ------------------------------------------------------------------------------------------------- the setting
 
 
 @pytest.mark.parametrize("wanted", [True, False])

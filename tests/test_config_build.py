@@ -217,7 +217,6 @@ def test_absolute_paths(tmp_path, monkeypatch):
     assert config.output.uri == str(tmp_path / "out")
     assert config.models.masker == str(tmp_path / "sam.pth")
     assert config.models.detector == UNTRAINED
-    assert config.tokens is not None
     assert config.tokens.remap == str(tmp_path / "used.npy")
     assert config.absolute() == config
     stored = parse(source=BASE["source"] | {"uri": "s3://bucket/x"}, output={"uri": "gs://bucket/y"}).absolute()

@@ -40,6 +40,8 @@ def states_of(arch, batch=2, seed=0):
         (CLIP, {"pool": 12, "connector": "sci", "pool_when": "after"}, 144, 3072),
         (CLIP, {"pool": 12, "connector": "sti"}, 144 + 18 + 18, 1024),
         (CLIP, {"pool": 12, "connector": "sti", "pool_when": "after"}, 144 + 72 + 72, 1024),
+        (CLIP, {"pool": (2, 4), "connector": "sti"}, 10, 1024),
+        (CLIP, {"pool": (1, 1), "connector": "sti", "pool_when": "after"}, 145, 1024),
         (CLIP, {"select_feature": "cls_patch"}, 577, 1024),
         (CLIP, {"select_feature": "cls_patch", "connector": "sti"}, 721, 1024),
         (CLIP, {"select_feature": "cls_patch", "connector": "dci", "pool": 12}, 145, 3072),
@@ -110,11 +112,6 @@ def test_what_the_spec_says():
 def test_wrong_settings_say_what_is_allowed(arch, settings, message):
     with pytest.raises(ConfigError, match=message):
         plan(arch, **settings)
-
-
-def test_the_smallest_pool_that_sti_takes():
-    assert plan(CLIP, pool=(2, 4), connector="sti").tokens == 10
-    assert plan(CLIP, pool=(1, 1), connector="sti", pool_when="after").tokens == 145
 
 
 def test_the_untrained_encoder_has_layers_for_every_connector():

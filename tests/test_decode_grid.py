@@ -1,7 +1,5 @@
 """From image files of every kind to patches: a mark in the picture is in the cell where the real processor shows it."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -16,20 +14,20 @@ HEIGHT, WIDTH, MARK = 301, 447, 12
 TOP, LEFT = 40, 233  # of the mark, in the picture as people see it; inside the centre crop too
 
 
-def marked() -> Image.Image:
+def marked():
     """Dark, with one bright square."""
     pixels = np.full((HEIGHT, WIDTH, 3), 20, np.uint8)
     pixels[TOP : TOP + MARK, LEFT : LEFT + MARK] = 235
     return Image.fromarray(pixels)
 
 
-def saved(image: Image.Image, kind: str, **options) -> bytes:
+def saved(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def rotated(orientation: int) -> bytes:
+def rotated(orientation):
     """A JPEG that stores the picture turned, and says so."""
     undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, 1)
     exif = Image.Exif()
@@ -41,12 +39,12 @@ def rotated(orientation: int) -> bytes:
     return saved(turned, "JPEG", quality=95, exif=exif.tobytes())
 
 
-def sixteen_bit() -> bytes:
+def sixteen_bit():
     grey = np.asarray(marked().convert("L")).astype(np.uint16) * 257
     return saved(Image.fromarray(grey), "PNG")
 
 
-def with_alpha() -> bytes:
+def with_alpha():
     image = marked()
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     return saved(image, "PNG")

@@ -11,8 +11,11 @@ from builds import check_files, committed, digests, make_config, make_input, pat
 from shard_data import stored
 from typer.testing import CliRunner
 
+from patchmint.annotate.models import AnnotationModels
 from patchmint.cli.inspect import inspect_app
+from patchmint.config import AnnotatorConfig
 from patchmint.datasets.dataset import open_dataset
+from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.shards.manifest import held_settings, read_manifest
@@ -39,19 +42,11 @@ def source_of(folder):
     """LLaVA's layout: conversations must survive too. One image is cut off: a reject of the first build."""
     names = [f"{place:03d}.jpg" for place in range(len(IDS))]
     make_input(folder / "images", [""] * len(names), damaged={3})
-    records = [
-        {
-            "id": own,
-            "image": image,
-            "conversations": [
-                {"from": "human", "value": "<image>\nWhat is it?"},
-                {"from": "gpt", "value": f"thing {image}"},
-                {"from": "human", "value": "And?"},
-                {"from": "gpt", "value": "<img src=x> & \u202e more"},
-            ],
-        }
-        for own, image in zip(IDS, names, strict=True)
-    ]
+    records = []
+    for own, image in zip(IDS, names, strict=True):
+        said = ("<image>\nWhat is it?", f"thing {image}", "And?", "<img src=x> & \u202e more")
+        turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(said)]
+        records.append({"id": own, "image": image, "conversations": turns})
     (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
     return folder
 
@@ -87,8 +82,7 @@ def test_features_are_added_and_the_rest_is_carried_over(base, extended):
         old = before[key]
         changed = {ending for ending in sample.members if sample.members[ending] != old.members.get(ending)}
         assert changed == {"json", "features.npy"}
-        fields = sample.document.model_dump()
-        kept = old.document.model_dump()
+        fields, kept = sample.document.model_dump(), old.document.model_dump()
         assert {name for name in fields if fields[name] != kept[name]} == {"features_json", "notice"}
         assert sample.features.shape == (144, form.channels)
         assert sample.features.dtype == np.float16
@@ -99,14 +93,8 @@ def test_features_are_added_and_the_rest_is_carried_over(base, extended):
 
 def test_features_are_those_of_the_image(base, extended):
     """Each sample got its own image's features."""
-    from patchmint.annotate.models import AnnotationModels
-    from patchmint.config import AnnotatorConfig
-    from patchmint.images.decode import decode_image
-
-    config = AnnotatorConfig.parse(
-        {"models": "untrained-tiny", "labels": None, "tokens": None, "features": {"connector": "dci", "pool": 12}}
-    )
-    models = AnnotationModels.load(config, "cpu")
+    settings = {"labels": None, "tokens": None, "features": {"connector": "dci", "pool": 12}}
+    models = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny", **settings}), "cpu")
     before, after = samples(base), samples(extended)
     for key in before:
         pixels = decode_image(before[key].image).pixels
@@ -160,15 +148,12 @@ def test_inspection_speaks_of_what_the_shards_hold(base, extended):
 def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
     """Settings that aren't named are those of the first build: the same segmenter gives the same coverage."""
     out = tmp_path / "out"
-    told(*("extend", extended, out, "--labels.min-coverage", 0.5), *("--models.tokenizer", "untrained-tiny"))
+    told("extend", extended, out, "--labels.min-coverage", 0.5, "--models.tokenizer", "untrained-tiny")
     before, after = samples(extended), samples(out)
     manifest = read_manifest(open_storage(str(out)))
     assert manifest.layout.min_coverage == 0.5
-    assert {role: entry.name.split()[0] for role, entry in manifest.models.items() if role != "extended"} == {
-        "segmenter": "stand-in",
-        "tokenizer": "untrained-tiny",
-        "vit": "untrained-tiny",
-    }
+    used = {role: entry.name.split()[0] for role, entry in manifest.models.items() if role != "extended"}
+    assert used == {"segmenter": "stand-in", "tokenizer": "untrained-tiny", "vit": "untrained-tiny"}
     assert manifest.notice.count("untrained") == 1
     for key, sample in after.items():
         assert sample.members["features.npy"] == before[key].members["features.npy"]
@@ -235,15 +220,8 @@ def test_held_settings_of_manifests_that_others_wrote(base):
         assert (held["labels"], held["tokens"], held["features"], held["models"]) == ({}, {}, None, {})
 
 
-BASE = {
-    "output": {"samples_per_shard": 7},
-    "grid": "seed-224",
-    "limits": {"max_image_megapixels": 400},
-    "labels": None,
-    "tokens": None,
-    "features": None,
-    "models": {},
-}
+BASE = {"output": {"samples_per_shard": 7}, "grid": "seed-224", "limits": {"max_image_megapixels": 400}, "models": {}}
+BASE |= dict.fromkeys(("labels", "tokens", "features"))
 LABELLED = {"labels": {"min_coverage": 0.1}, "models": {"segmenter": "plugged"}}
 AGAIN = {"labels": {"min_coverage": 0.2}, "models": {"detector": "d", "vocabulary": "v", "masker": "m"}}
 CODED = {"tokens": {"size": 64}, "models": {"tokenizer": "t"}}
@@ -256,9 +234,7 @@ def test_settings_are_those_that_made_it_last():
     assert settings["tokens"] is settings["features"] is None
     assert (settings["limits"], settings["grid"]) == (BASE["limits"], "seed-224")
     assert settings["output"] == {"uri": "out", "samples_per_shard": 7}
-
-
-def test_what_was_never_made_gets_default_settings():
+    # what was never made gets default settings
     assert settings_after(CODED, made={"features"})["features"] == {}
     tiny = {"tokens": {"size": 64}, "models": {"tokenizer": "untrained-tiny"}}
     assert settings_after(tiny, made={"features"})["models"]["vit"] == "untrained-tiny"

@@ -35,18 +35,13 @@ SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (13, 13), (15, 17), (19, 14), (3, 60), 
 def exact_borders(grid, size, frame):
     """For each view the cell borders as fractions of mask pixels: (rows + 1), (cols + 1)."""
     for view in grid.place(size).views:
-        borders = []
-        for axis, cells, length, seen in (
-            (view.y, grid.rows, size[0], frame[0]),
-            (view.x, grid.cols, size[1], frame[1]),
-        ):
-            borders.append(
-                [
-                    Fraction(k * grid.patch_px * axis.numerator - axis.shift, axis.denominator) * seen / length
-                    for k in range(cells + 1)
-                ]
-            )
-        yield borders
+        yield [
+            [
+                Fraction(k * grid.patch_px * axis.numerator - axis.shift, axis.denominator) * seen / length
+                for k in range(cells + 1)
+            ]
+            for axis, cells, seen, length in zip((view.y, view.x), (grid.rows, grid.cols), frame, size, strict=True)
+        ]
 
 
 def exact_coverage(mask, grid, size):
@@ -66,20 +61,16 @@ def exact_coverage(mask, grid, size):
     return rows
 
 
-def exact_levels(shares):
-    return [[math.ceil(share * 255) for share in row] for row in shares]
-
-
 def check(mask, grid, size):
     shares = exact_coverage(mask, grid, size)
+    levels = [[math.ceil(share * 255) for share in row] for row in shares]
     placement = grid.place(size)
     for layout in (mask, np.asfortranarray(mask), mask.astype(np.uint8) * 200, mask[::-1][::-1]):
         ours = coverage_share(layout, placement)
         assert ours.shape == placement.shape
-        np.testing.assert_allclose(ours, np.array([[float(s) for s in row] for row in shares]), rtol=0, atol=1e-12)
-        assert ((ours == 0) == np.array([[s == 0 for s in row] for row in shares])).all()
-        assert coverage_to_uint8(ours).tolist() == exact_levels(shares)
-    return shares
+        np.testing.assert_allclose(ours, np.array(shares, dtype=float), rtol=0, atol=1e-12)
+        assert ((ours == 0) == (np.array(shares) == 0)).all()
+        assert coverage_to_uint8(ours).tolist() == levels
 
 
 @pytest.mark.parametrize("fit", SMALL)
@@ -154,12 +145,8 @@ def test_agrees_with_supersampling(name, size, frame):
             np.array([float(a + (b - a) * (2 * k + 1) / (2 * samples)) for a, b in pairwise(e) for k in range(samples)])
             for e in (top_bottom, left_right)
         )
-        seen = np.pad(mask, 1)[
-            np.ix_(
-                np.clip(np.floor(rows).astype(int), -1, shape[0]) + 1,
-                np.clip(np.floor(cols).astype(int), -1, shape[1]) + 1,
-            )
-        ]
+        places = (np.clip(np.floor(at).astype(int), -1, end) + 1 for at, end in zip((rows, cols), shape, strict=True))
+        seen = np.pad(mask, 1)[np.ix_(*places)]
         parts.append(seen.reshape(grid.rows, samples, grid.cols, samples).mean(axis=(1, 3)))
     expected = np.concatenate(parts)
     ours = coverage_share(mask, grid.place(size))
@@ -238,10 +225,8 @@ def test_long_runs_of_rows_do_not_overflow_a_byte():
     """More than 255 rows in one segment: the sums are made in bytes."""
     for size in ((256, 4), (4, 256), (1021, 3), (3, 1021), (20_000, 2)):
         placement = PatchGrid(2, 2, 4, Fit.SQUASH).place(size)
-        np.testing.assert_array_equal(coverage_share(np.ones(size, dtype=bool), placement), np.ones((2, 2)))
-        np.testing.assert_array_equal(
-            coverage_share(np.asfortranarray(np.ones(size, dtype=bool)), placement), np.ones((2, 2))
-        )
+        for order in "CF":
+            np.testing.assert_array_equal(coverage_share(np.ones(size, bool, order), placement), np.ones((2, 2)))
 
 
 def test_masks_decoded_from_rle_give_the_same():
@@ -309,9 +294,8 @@ def test_logits_give_the_coverage_of_the_full_resolution_mask(name, kind, size, 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 3.0])
 def test_logits_of_one_sign_fill_all_or_nothing(value):
     placement = grid_preset("llava-1.5-finetune").place((427, 640))
-    share = coverage_from_logits(
-        np.full((1, 256, 256), value, dtype=np.float32), placement, input_side=1024, used=(683, 1024)
-    )
+    logits = np.full((1, 256, 256), value, dtype=np.float32)
+    share = coverage_from_logits(logits, placement, input_side=1024, used=(683, 1024))
     np.testing.assert_allclose(share, placement.inside * (value > 0), rtol=0, atol=1e-12)
 
 

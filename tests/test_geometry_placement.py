@@ -1,7 +1,6 @@
 """Grids and their placement, against the same geometry written down a second time in fractions."""
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -13,17 +12,13 @@ from hypothesis import strategies as st
 from patchmint.errors import ConfigError
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, grid_preset
 
-Box = tuple[Fraction, Fraction, Fraction, Fraction]
-
 SIZES = [
     *[(1, 1), (1, 7), (7, 1), (2, 3), (335, 336), (336, 336), (337, 335), (427, 640), (481, 333), (333, 481)],
     *[(100, 2000), (2000, 100), (51, 1021), (1, 1000), (1000, 1), (672, 1344), (3001, 2003)],
 ]
 
 
-def reference_offset_and_scale(
-    grid: PatchGrid, size: tuple[int, int]
-) -> Iterator[tuple[tuple[Fraction, Fraction], ...]]:
+def reference_offset_and_scale(grid, size):
     """For each view ((top, scale_y), (left, scale_x)): input pixel p shows original position top + p * scale.
 
     Follows the published code step by step: LLaVA's `expand2square`, CLIP's resize and crop, LLaVA's anyres.
@@ -65,7 +60,7 @@ def reference_offset_and_scale(
                 yield ((top - paste_y) * scale_y, scale_y), ((left - paste_x) * scale_x, scale_x)
 
 
-def reference_boxes(grid: PatchGrid, size: tuple[int, int]) -> list[list[Box]]:
+def reference_boxes(grid, size):
     """XYXY of every cell in original pixels, exact."""
     rows = []
     for (top, scale_y), (left, scale_x) in reference_offset_and_scale(grid, size):
@@ -88,23 +83,22 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_cells_lie_where_the_published_code_puts_them(name, size):
+def test_cells_and_edges_lie_where_the_published_code_puts_them(name, size):
     grid = GRIDS[name]
     placement = grid.place(size)
+    inside = placement.inside
     expected = reference_boxes(grid, size)
-    assert placement.shape == (len(expected), grid.cols)
+    assert placement.shape == inside.shape == (len(expected), grid.cols)
     for row, boxes in enumerate(expected):
-        for col, box in enumerate(boxes):
+        for col, (x0, y0, x1, y1) in enumerate(boxes):
             # The nearest floats to the exact borders, not merely close ones.
-            assert placement.cell_box(row, col) == tuple(float(side) for side in box)
-
-
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_edges_are_those_of_the_cells_in_any_frame(name, size):
-    grid = GRIDS[name]
-    placement = grid.place(size)
-    expected = reference_boxes(grid, size)
+            assert placement.cell_box(row, col) == tuple(map(float, (x0, y0, x1, y1)))
+            wide = max(min(x1, size[1]) - max(x0, 0), 0) / (x1 - x0)
+            high = max(min(y1, size[0]) - max(y0, 0), 0) / (y1 - y0)
+            exact = wide * high
+            assert inside[row, col] == pytest.approx(float(exact), abs=1e-12)
+            assert (inside[row, col] == 0) == (exact == 0)
+            assert (inside[row, col] == 1) == (exact == 1)
     for frame in (None, size, (256, 192), (1, 1)):
         factor_y, factor_x = (Fraction(f, s) for f, s in zip(frame or size, size, strict=True))
         for index, view in enumerate(placement.views):
@@ -114,22 +108,6 @@ def test_edges_are_those_of_the_cells_in_any_frame(name, size):
             assert x.tolist() == [float(b[0] * factor_x) for b in boxes[0]] + [float(boxes[0][-1][2] * factor_x)]
             assert (np.diff(y) > 0).all()
             assert (np.diff(x) > 0).all()
-
-
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_inside_is_the_share_of_each_cell_in_the_image(name, size):
-    grid = GRIDS[name]
-    inside = grid.place(size).inside
-    assert inside.shape == grid.place(size).shape
-    for row, boxes in enumerate(reference_boxes(grid, size)):
-        for col, (x0, y0, x1, y1) in enumerate(boxes):
-            wide = max(min(x1, size[1]) - max(x0, 0), 0) / (x1 - x0)
-            high = max(min(y1, size[0]) - max(y0, 0), 0) / (y1 - y0)
-            exact = wide * high
-            assert inside[row, col] == pytest.approx(float(exact), abs=1e-12)
-            assert (inside[row, col] == 0) == (exact == 0)
-            assert (inside[row, col] == 1) == (exact == 1)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -37,20 +37,15 @@ GRIDS = {
 @cache
 def processor(name, suffix):
     """A published processor without its last two steps, so that it gives levels 0..255."""
-    plain = {"do_rescale": False, "do_normalize": False}
-    clip = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, **plain}
-    match name:
-        case "clip" | "llava":
-            return getattr(transformers, "CLIPImageProcessor" + suffix)(**clip)
-        case "siglip":
-            return getattr(transformers, "SiglipImageProcessor" + suffix)(
-                size={"height": 384, "width": 384}, resample=3, **plain
-            )
-        case "llava-next":
-            return getattr(transformers, "LlavaNextImageProcessor" + suffix)(image_grid_pinpoints=PINPOINTS, **clip)
-        case "seed":
-            size = {"height": 224, "width": 224}
-            return getattr(transformers, "SiglipImageProcessor" + suffix)(size=size, resample=3, **plain)
+    clip = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    kind, settings = {
+        "clip": ("CLIP", clip),
+        "llava": ("CLIP", clip),
+        "siglip": ("Siglip", {"size": {"height": 384, "width": 384}, "resample": 3}),
+        "llava-next": ("LlavaNext", {"image_grid_pinpoints": PINPOINTS, **clip}),
+        "seed": ("Siglip", {"size": {"height": 224, "width": 224}, "resample": 3}),
+    }[name]
+    return getattr(transformers, f"{kind}ImageProcessor{suffix}")(do_rescale=False, do_normalize=False, **settings)
 
 
 def expand2square(image):
@@ -109,10 +104,8 @@ def test_a_planted_mark_is_found_in_its_cell(name, suffix, size):
         for index, view in enumerate(placement.views):
             middle = view.x.to_input(x), view.y.to_input(y)
             # How far from its middle the mark and the filter's smear can reach, in input pixels.
-            reach = (
-                (half_x + 2) * (view.x.to_input(1) - view.x.to_input(0)) + 3,
-                (half_y + 2) * (view.y.to_input(1) - view.y.to_input(0)) + 3,
-            )
+            axes = ((view.x, half_x), (view.y, half_y))
+            reach = [(half + 2) * (axis.to_input(1) - axis.to_input(0)) + 3 for axis, half in axes]
             sides = (grid.input_size[1], grid.input_size[0])
             row, col = (math.floor(at / grid.patch_px) for at in reversed(middle))
             cell = (row, col) if 0 <= row < grid.rows and 0 <= col < grid.cols else None

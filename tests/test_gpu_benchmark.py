@@ -1,7 +1,5 @@
 """`benchmarks/gpu.py`, as far as it can be tried without a GPU: what it counts, how it keeps to its time."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -5,8 +5,6 @@ The reference is upstream alone: built from its own config by its own code under
 unlike size and with unlike captions, in one batch.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -129,15 +127,9 @@ def test_detections_are_those_of_upstreams_predict(detector, prompts, refined, r
     """Every box of ours is one of `predict`'s with its score; it drops those that only [CLS] or "." speaks for."""
     for row, name in enumerate(NAMES):
         size = photographs()[name].shape[:2]
-        ours = select(
-            refined.logits[row].sigmoid().numpy(),
-            refined.boxes[row].numpy(),
-            prompts[row],
-            image_size=size,
-            text_index=0,
-            box_threshold=0.5,
-            text_threshold=0.4,
-        )
+        scores, found = refined.logits[row].sigmoid().numpy(), refined.boxes[row].numpy()
+        thresholds = {"box_threshold": 0.5, "text_threshold": 0.4}
+        ours = select(scores, found, prompts[row], image_size=size, text_index=0, **thresholds)
         boxes = reference[f"{name}/boxes"] * np.array([size[1], size[0]] * 2)
         theirs = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
         distance = np.abs(ours.boxes[:, None] - theirs.clip(0, [size[1], size[0]] * 2)[None]).max(-1)

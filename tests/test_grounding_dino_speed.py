@@ -1,7 +1,5 @@
 """What makes Grounding DINO fast changes none of its numbers: each short cut against upstream's own long way."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -42,14 +40,8 @@ def inputs():
 
 def upstreams_attention(module, query, reference, value, padding):
     """Upstream's own forward; it takes its shapes as a tensor."""
-    return module(
-        query=query,
-        value=value,
-        key_padding_mask=padding,
-        reference_points=reference,
-        spatial_shapes=torch.tensor(SHAPES),
-        level_start_index=None,
-    )
+    places = {"reference_points": reference, "spatial_shapes": torch.tensor(SHAPES), "level_start_index": None}
+    return module(query=query, value=value, key_padding_mask=padding, **places)
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -103,22 +95,19 @@ def test_places_that_are_no_numbers_give_none(model, inputs):
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_fusion_is_upstreams(model, inputs, tokens):
+def test_fusion_is_upstreams(model, inputs, tokens, monkeypatch):
     image, padding, generator = inputs
     block = model.transformer.encoder.fusion_layers[0]
-    gammas = [block.gamma_v.data.clone(), block.gamma_l.data.clone()]
-    block.gamma_v.data += 1.0  # upstream starts at 0.0001, which would hide what is added
-    block.gamma_l.data += 1.0
+    for gamma in (block.gamma_v, block.gamma_l):
+        monkeypatch.setattr(
+            gamma, "data", gamma.data + 1.0
+        )  # upstream starts at 0.0001, which would hide it
     text = torch.randn(3, tokens, 256, generator=generator)
     text_padding = torch.zeros(3, tokens, dtype=torch.bool)
     text_padding[0, 4:] = True
-    try:
-        with torch.no_grad():
-            theirs = block(v=image, l=text, attention_mask_v=padding, attention_mask_l=text_padding)
-            ours = fuse(block, image, text, padding, text_padding)
-    finally:
-        block.gamma_v.data.copy_(gammas[0])
-        block.gamma_l.data.copy_(gammas[1])
+    with torch.no_grad():
+        theirs = block(v=image, l=text, attention_mask_v=padding, attention_mask_l=text_padding)
+        ours = fuse(block, image, text, padding, text_padding)
     for mine, other, before in zip(ours, theirs, (image, text), strict=True):
         assert (other - before).std() > 0.1
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)

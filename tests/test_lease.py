@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,7 +38,6 @@ def hold():
     def start(storage):
         process = subprocess.Popen([sys.executable, "-c", _HOLD, storage.uri], stdout=subprocess.PIPE, text=True)
         started.append(process)
-        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         return process
 
@@ -48,9 +48,21 @@ def hold():
         process.communicate()
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return open_storage(tmp_path)
+
+
 def acquire(storage, run, warnings=None, patience=1.0):
-    warn = (warnings if warnings is not None else []).append
+    warn = ([] if warnings is None else warnings).append
     return Lease.acquire(storage, run, patience=patience, interval=0.05, warn=warn)
+
+
+def taken_over(storage, patience):
+    """Take the lease over and give it back; the warnings."""
+    warnings = []
+    acquire(storage, "run-b", warnings, patience).release()
+    return warnings
 
 
 def write(storage, holder, **changes):
@@ -62,7 +74,6 @@ def test_it_is_taken_shown_and_given_back(storage):
     warnings = []
     lease = acquire(storage, "run-a", warnings)
     shown = read_lease(storage)
-    assert shown is not None
     assert (shown.run, shown.pid) == ("run-a", os.getpid())
     lease.release()
     assert not lease.lost.is_set()
@@ -76,7 +87,6 @@ def test_it_beats(storage):
     beats = set()
     while len(beats) < 3:
         shown = read_lease(storage)
-        assert shown is not None
         beats.add(shown.beat)
         assert shown.model_copy(update={"beat": 0}) == lease.record
     lease.release()
@@ -91,9 +101,7 @@ def test_a_second_driver_is_turned_away(storage, hold):
     assert f"pid {held.pid} on {os.uname().nodename} (run run-held)" in str(caught.value)
     assert f"patchmint status {storage.uri}" in str(caught.value)
     assert "watching for up to 500 s" in warnings[0]
-    shown = read_lease(storage)
-    assert shown is not None
-    assert shown.run == "run-held"
+    assert read_lease(storage).run == "run-held"
 
 
 def test_a_dead_drivers_lease_is_taken_at_once(storage, hold):
@@ -102,12 +110,9 @@ def test_a_dead_drivers_lease_is_taken_at_once(storage, hold):
     held.kill()
     os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)
     assert read_lease(storage) is None
-    warnings = []
-    acquire(storage, "run-b", warnings, patience=0.5).release()
-    assert [line.partition(" (")[0] for line in warnings] == [
-        f"the driver with pid {held.pid} on {os.uname().nodename}"
-    ]
-    assert warnings[0].endswith(f"is dead; taking over {storage.uri}")
+    (warning,) = taken_over(storage, patience=0.5)
+    assert warning.startswith(f"the driver with pid {held.pid} on {os.uname().nodename} (")
+    assert warning.endswith(f"is dead; taking over {storage.uri}")
 
 
 def test_a_stopped_driver_loses_it_and_notices(storage, hold):
@@ -117,12 +122,9 @@ def test_a_stopped_driver_loses_it_and_notices(storage, hold):
     lease = acquire(storage, "run-b", warnings)
     assert len(warnings) == 2
     held.send_signal(signal.SIGCONT)
-    assert held.stdout is not None
     assert held.stdout.readline() == "lost\n"
     held.wait(20)
-    shown = read_lease(storage)
-    assert shown is not None
-    assert shown.run == "run-b", "the loser mustn't delete it"
+    assert read_lease(storage).run == "run-b", "the loser mustn't delete it"
     lease.release()
     assert not lease.lost.is_set()
 
@@ -144,77 +146,61 @@ def elsewhere(storage, **changes):
     return holder
 
 
-def test_a_holder_elsewhere_is_watched_by_its_beat_alone(tmp_path):
-    storage = open_storage(tmp_path)
-    holder = elsewhere(storage, pid=2**22 + 1, beat=7)
-    assert read_lease(storage) == holder, "a process id means nothing on another machine"
-    warnings = []
-    acquire(storage, "run-b", warnings, patience=0.3).release()
-    assert len(warnings) == 2
-    holder = elsewhere(storage, pid=os.getpid())
+def test_a_holder_elsewhere_is_watched_by_its_beat_alone(folder):
+    holder = elsewhere(folder, pid=2**22 + 1, beat=7)
+    assert read_lease(folder) == holder, "a process id means nothing on another machine"
+    assert len(taken_over(folder, patience=0.3)) == 2
+    holder = elsewhere(folder, pid=os.getpid())
     done = threading.Event()
 
     def beat():
         count = 0
         while not done.wait(0.02):
             count += 1
-            write(storage, holder, beat=count)
+            write(folder, holder, beat=count)
 
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(BusyError):
-            acquire(storage, "run-c", patience=500)
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor() as threads:
+        beating = threads.submit(beat)
+        try:
+            with pytest.raises(BusyError):
+                acquire(folder, "run-c", patience=500)
+        finally:
+            done.set()
+        beating.result()
 
 
-def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path):
-    storage = open_storage(tmp_path)
-    lease = acquire(storage, "run-a")
+def test_a_process_id_that_was_given_again_is_not_the_holder(folder):
+    lease = acquire(folder, "run-a")
     lease.release()
-    write(storage, lease.record, started=lease.record.started - 1)
-    warnings = []
-    acquire(storage, "run-b", warnings, patience=5).release()
-    assert len(warnings) == 1, "it was taken at once"
-    write(storage, lease.record)
-    assert read_lease(storage) == lease.record
-    write(storage, lease.record, machine="")
-    assert read_lease(storage) is not None, "a machine that tells nothing about itself is no machine"
+    write(folder, lease.record, started=lease.record.started - 1)
+    assert len(taken_over(folder, patience=5)) == 1, "it was taken at once"
+    write(folder, lease.record)
+    assert read_lease(folder) == lease.record
+    write(folder, lease.record, machine="")
+    assert read_lease(folder) is not None, "a machine that tells nothing about itself is no machine"
 
 
-def test_a_lease_given_back_while_watched_is_taken(tmp_path):
-    storage = open_storage(tmp_path)
-    elsewhere(storage)
+def test_a_lease_given_back_while_watched_is_taken(folder):
+    elsewhere(folder)
     watched = threading.Event()
-    taken = []
-
-    def second():
-        taken.append(Lease.acquire(storage, "run-b", patience=5, warn=lambda _: watched.set()))
-
-    thread = threading.Thread(target=second)
-    thread.start()
-    assert watched.wait(20)
-    storage.delete([LEASE])
-    thread.join()
-    assert taken[0].record.run == "run-b"
-    taken[0].release()
+    with ThreadPoolExecutor() as threads:
+        taken = threads.submit(Lease.acquire, folder, "run-b", patience=5, warn=lambda _: watched.set())
+        assert watched.wait(20)
+        folder.delete([LEASE])
+    assert taken.result().record.run == "run-b"
+    taken.result().release()
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"run": 3}'])
-def test_a_damaged_lease_is_taken_over_after_a_while(tmp_path, data):
-    storage = open_storage(tmp_path)
-    storage.write(LEASE, data)
-    assert read_lease(storage) is None
-    warnings = []
-    acquire(storage, "run-a", warnings, patience=0.2).release()
+def test_a_damaged_lease_is_taken_over_after_a_while(folder, data):
+    folder.write(LEASE, data)
+    assert read_lease(folder) is None
+    warnings = taken_over(folder, patience=0.2)
     assert [line.partition(" has ")[0].partition(" is ")[0] for line in warnings] == ["another driver"] * 2
 
 
-def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path, monkeypatch):
-    storage = open_storage(tmp_path)
-    rival = elsewhere(storage).model_copy(update={"run": "run-rival", "token": "rival"})
+def test_a_rival_that_takes_over_a_moment_later_has_it(folder, monkeypatch):
+    rival = elsewhere(folder).model_copy(update={"run": "run-rival", "token": "rival"})
     original = LocalStorage.write
 
     def write_then_rival(self, path, data):
@@ -223,31 +209,24 @@ def test_a_rival_that_takes_over_a_moment_later_has_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LocalStorage, "write", write_then_rival)
     with pytest.raises(BusyError, match="run-rival"):
-        acquire(storage, "run-b", patience=0.2)
-    assert read_lease(storage) == rival
+        acquire(folder, "run-b", patience=0.2)
+    assert read_lease(folder) == rival
 
 
-def test_of_several_that_take_over_one_stays(tmp_path):
-    storage = open_storage(tmp_path)
-    elsewhere(storage)
-    held = []
-    turned_away = []
-    barrier = threading.Barrier(4)
+def test_of_several_that_take_over_one_stays(folder):
+    elsewhere(folder)
+    held, turned_away, barrier = [], [], threading.Barrier(4)
 
-    def take(run):
+    def take(number):
         barrier.wait(20)
         try:
-            held.append(Lease.acquire(storage, run, patience=0.5, interval=2))
+            held.append(Lease.acquire(folder, f"run-{number}", patience=0.5, interval=2))
         except BusyError as error:
             turned_away.append(error)
 
-    threads = [threading.Thread(target=take, args=(f"run-{number}",)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    shown = read_lease(storage)
-    assert shown is not None
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(take, range(4)))
+    shown = read_lease(folder)
     assert len(held) + len(turned_away) == 4
     # Whoever believed for a moment to have it finds out at the next beat.
     for lease in held:
@@ -257,9 +236,8 @@ def test_of_several_that_take_over_one_stays(tmp_path):
         lease.release()
 
 
-def test_a_failing_storage_is_no_lost_lease(tmp_path, monkeypatch):
-    storage = open_storage(tmp_path)
-    lease = acquire(storage, "run-a")
+def test_a_failing_storage_is_no_lost_lease(folder, monkeypatch):
+    lease = acquire(folder, "run-a")
     failed = threading.Event()
 
     def fail(self, path):
@@ -271,9 +249,8 @@ def test_a_failing_storage_is_no_lost_lease(tmp_path, monkeypatch):
         assert failed.wait(20)
         failed.clear()
         assert failed.wait(20)
-    before = read_lease(storage)
-    assert before is not None
-    while (now := read_lease(storage)) is None or now.beat == before.beat:
+    before = read_lease(folder)
+    while (now := read_lease(folder)) is None or now.beat == before.beat:
         pass
     assert not lease.lost.is_set()
     lease.release()

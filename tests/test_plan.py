@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import s3_server
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
@@ -72,19 +72,19 @@ def plan_into(out, samples=PLAIN, **settings):
 
 
 def everything(out):
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def samples_in(storage, *units):
+    return [planned.sample for unit in units for planned in read_unit(storage, unit)]
 
 
 def test_everything_a_sample_holds_comes_back(tmp_path):
-    storage = open_storage(tmp_path)
     plan = plan_into(tmp_path, RICH, samples_per_shard=3)
-    planned = [sample for unit in plan.units for sample in read_unit(storage, unit)]
-    assert [sample.sample for sample in planned] == RICH
-    assert [(sample.ordinal, sample.key) for sample in planned] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+    planned = [sample for unit in plan.units for sample in read_unit(open_storage(tmp_path), unit)]
+    assert [(sample.sample, sample.ordinal, sample.key) for sample in planned] == [
+        (sample, number, str(number)) for number, sample in enumerate(RICH)
+    ]
 
 
 def test_units_are_slices_of_the_source(tmp_path):
@@ -95,10 +95,9 @@ def test_units_are_slices_of_the_source(tmp_path):
         (2, "000002", 5, 20, 2),
     ]
     assert plan.total == 25
-    assert load_plan(open_storage(tmp_path)) == plan
-    assert load_plans(open_storage(tmp_path)) == [plan]
-    assert load_plan(open_storage(tmp_path / "elsewhere")) is None
-    assert load_plans(open_storage(tmp_path / "elsewhere")) == []
+    for folder, plans in ((tmp_path, [plan]), (tmp_path / "elsewhere", [])):
+        assert load_plan(open_storage(folder)) == (plans[0] if plans else None)
+        assert load_plans(open_storage(folder)) == plans
 
 
 def test_the_files_say_what_they_are(tmp_path):
@@ -126,7 +125,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path, monkeypatch):
     assert len(everything(tmp_path / "a")) == 3
     assert first.digest == second.digest
     out = tmp_path / "c"
-    code = f"from test_plan import *; parts.UNITS_A_PART = 2; plan_into(Path({str(out)!r}))"
+    code = f"from test_plan import *; parts.UNITS_A_PART = 2; plan_into({str(out)!r})"
     done = python(code, PYTHONHASHSEED="7")
     assert done.returncode == 0, done.stderr
     assert everything(tmp_path / "c") == everything(tmp_path / "a")
@@ -154,8 +153,7 @@ def test_parts_are_closed_in_time(tmp_path, monkeypatch, units, size):
     names = [unit.part for unit in plan.units]
     assert len(set(names)) == (5 if units == 2 else 9)
     assert [unit.id for unit in plan.units] == list(range(9))
-    planned = [sample for unit in plan.units for sample in read_unit(open_storage(tmp_path), unit)]
-    assert [sample.sample for sample in planned] == PLAIN
+    assert samples_in(open_storage(tmp_path), *plan.units) == PLAIN
 
 
 def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
@@ -164,47 +162,32 @@ def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
     storage = open_storage(tmp_path)
     read = []
 
-    class Counting:
-        uri = storage.uri
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            read.append(len(data))
+            return data
 
-        def open(self, path):
-            file = storage.open(path)
-            original = file.read
-
-            class Counted:
-                def __getattr__(self, name):
-                    return getattr(file, name)
-
-                def __enter__(self):
-                    return self
-
-                def __exit__(self, *_):
-                    file.close()
-
-                def read(self, size=-1):
-                    data = original(size)
-                    read.append(len(data))
-                    return data
-
-            return Counted()
-
-    assert len(read_unit(Counting(), plan.units[7])) == 50
-    assert sum(read) < storage.size(plan.units[7].part) / 4
+    counting = Instead(storage, open=lambda path: Counted(storage.read(path)))
+    assert len(read_unit(counting, plan.units[7])) == 50
+    assert 0 < sum(read) < storage.size(plan.units[7].part) / 4
 
 
-def test_no_samples_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"there are no samples in photos: .*'folder'.*docs/sources.md"):
-        plan_into(tmp_path, [])
-    assert everything(tmp_path) == {}
+def failing():
+    yield from PLAIN
+    raise StorageError("the bucket is gone")
 
 
-def test_a_source_that_fails_leaves_no_plan(tmp_path):
-    def failing():
-        yield from PLAIN
-        raise StorageError("the bucket is gone")
-
-    with pytest.raises(StorageError, match="the bucket is gone"):
-        plan_into(tmp_path, failing())
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ([], ConfigError, r"there are no samples in photos: .*'folder'.*docs/sources.md"),
+        (failing(), StorageError, "the bucket is gone"),
+    ],
+)
+def test_a_source_that_gives_nothing_or_fails_leaves_no_plan(tmp_path, samples, error, message):
+    with pytest.raises(error, match=message):
+        plan_into(tmp_path, samples)
     assert everything(tmp_path) == {}
 
 
@@ -219,13 +202,13 @@ def test_what_is_no_unicode_becomes_a_fault(tmp_path):
         PLAIN[1],
     ]
     plan = plan_into(tmp_path, hostile)
-    planned = [sample.sample for sample in read_unit(open_storage(tmp_path), plan.units[0])]
+    planned = samples_in(open_storage(tmp_path), plan.units[0])
     assert [sample.fault and sample.fault.reason for sample in planned] == ["not-unicode"] * 5 + [None]
     assert planned[0].id == "caf\\udce9"
     assert planned[5] == PLAIN[1]
 
 
-def test_another_build_in_the_same_folder_is_refused(tmp_path):
+def test_another_build_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     plan = plan_into(tmp_path)
     with pytest.raises(ConfigError, match=r"other settings:\n  labels.box_threshold: 0.35 there, 0.3 here\n"):
         plan_into(tmp_path, labels={"box_threshold": 0.3})
@@ -237,16 +220,8 @@ def test_another_build_in_the_same_folder_is_refused(tmp_path):
     changed = record_models(same) | {"masker": ModelRecord("masker", UNTRAINED, sha256="ab" * 32)}
     with pytest.raises(ConfigError, match=r"models.masker: content untrained-tiny there, abab\w* here"):
         plan.check_same(same, changed)
-
-
-def test_another_state_of_the_source_is_refused(tmp_path):
-    plan_into(tmp_path)
     with pytest.raises(BuildError, match=r"of other samples \(25 samples there, 24 here\)"):
         plan_into(tmp_path, PLAIN[:-1])
-
-
-def test_a_plan_of_other_libraries_is_not_mixed_in(tmp_path, monkeypatch):
-    plan_into(tmp_path)
     monkeypatch.setattr(make, "library_versions", lambda: library_versions() | {"numpy": "1.0"})
     with pytest.raises(BuildError, match=rf"other versions: numpy: {np.__version__} there, 1.0 here"):
         plan_into(tmp_path)
@@ -256,12 +231,19 @@ def test_a_plan_of_other_libraries_is_not_mixed_in(tmp_path, monkeypatch):
 def out(request, tmp_path, monkeypatch):
     """A fresh output: a folder, a bucket."""
     if request.param == "local":
-        yield str(tmp_path / "out")
-        return
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        yield server.new_bucket()
+        return str(tmp_path / "out")
+    return request.getfixturevalue("server").new_bucket(monkeypatch)
+
+
+class Instead:
+    """A storage of which some methods do something else."""
+
+    def __init__(self, storage, **methods):
+        self._storage = storage
+        vars(self).update(methods)
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
 
 
 def names(storage):
@@ -306,41 +288,27 @@ def test_a_unit_that_is_committed_while_its_plan_is_taken_away_brings_it_back(ou
     plan, storage = plan_into(out), open_storage(out)
     before = names(storage)
 
-    class Raced:
-        def __getattr__(self, name):
-            return getattr(storage, name)
+    def delete_and_commit(paths):
+        storage.delete(paths)
+        storage.create("commits/000000.json", b"{}")
 
-        def delete(self, paths):
-            storage.delete(paths)
-            storage.create("commits/000000.json", b"{}")
-
-    assert not discard_plan(Raced())
+    assert not discard_plan(Instead(storage, delete=delete_and_commit))
     assert load_plans(storage) == [plan]
     assert names(storage) == before | {"commits/000000.json"}
 
 
 def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
-    barrier, plans, verdicts = threading.Barrier(4), [], []
+    barrier, verdicts = threading.Barrier(4), []
     storage = open_storage(tmp_path)
 
-    class Together:
-        def __getattr__(self, name):
-            return getattr(storage, name)
+    def create_together(path, data):
+        barrier.wait(30)
+        verdicts.append(storage.create(path, data))
+        return verdicts[-1]
 
-        def create(self, path, data):
-            barrier.wait(30)
-            verdicts.append(storage.create(path, data))
-            return verdicts[-1]
-
-    config = build_config(tmp_path)
-    models = record_models(config)
-    threads = [
-        threading.Thread(target=lambda: plans.append(make_plan(PLAIN, config, models, Together()))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    config, together = build_config(tmp_path), Instead(storage, create=create_together)
+    with ThreadPoolExecutor(4) as threads:
+        plans = list(threads.map(lambda _: make_plan(PLAIN, config, record_models(config), together), range(4)))
     assert sorted(verdicts) == [False, False, False, True]
     assert plans == [load_plan(storage)] * 4
 
@@ -349,26 +317,22 @@ def killed_at(step, after, out):
     """Plan in a process that ends itself before or after the n-th thing written."""
     storage, steps = open_storage(out), iter(range(100))
 
-    class Deadly:
-        def __getattr__(self, name):
-            real = getattr(storage, name)
-            if name not in ("write", "create"):
-                return real
+    def deadly(real):
+        def call(*arguments):
+            now = next(steps) == step
+            if now and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = real(*arguments)
+            if now:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
 
-            def call(*arguments):
-                now = next(steps) == step
-                if now and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                answer = real(*arguments)
-                if now:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return answer
-
-            return call
+        return call
 
     parts.UNITS_A_PART = 2
     config = build_config(out)
-    make_plan(PLAIN, config, record_models(config), Deadly())
+    watched = Instead(storage, write=deadly(storage.write), create=deadly(storage.create))
+    make_plan(PLAIN, config, record_models(config), watched)
 
 
 def python(code, **env):
@@ -405,17 +369,12 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     assert everything(tmp_path / "out") == {}
 
 
-def test_on_an_object_store(monkeypatch):
-    with s3_server() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        uri = server.new_bucket()
-        config, storage = build_config(uri), open_storage(uri)
-        plan = make_plan(PLAIN, config, record_models(config), storage)
-        assert make_plan(PLAIN, config, record_models(config), storage) == plan == load_plan(storage)
-        retry = make_retry_plan(storage, [plan], [3, 17])
-        assert load_plans(storage) == [plan, retry]
-        assert [sample.sample for sample in read_unit(storage, retry.units[0])] == [PLAIN[3], PLAIN[17]]
+def test_wherever_it_is_a_plan_and_its_retry_come_back(out):
+    plan, storage = plan_into(out), open_storage(out)
+    assert plan_into(out) == plan == load_plan(storage)
+    retry = make_retry_plan(storage, [plan], [3, 17])
+    assert load_plans(storage) == [plan, retry]
+    assert samples_in(storage, *retry.units) == [PLAIN[3], PLAIN[17]]
 
 
 @pytest.mark.parametrize("name", ["plan.parquet", "part"])
@@ -447,57 +406,44 @@ def test_a_plan_of_another_version_or_of_another_program_is_refused(tmp_path):
     plan_into(tmp_path)
     path = tmp_path / "plan.parquet"
     table = pq.read_table(path)
-    pq.write_table(
-        table.replace_schema_metadata({**table.schema.metadata, b"patchmint.schema": b"patchmint.plan/2"}), path
-    )
-    with pytest.raises(ShardError, match=r"its schema is 'patchmint.plan/2', this version of patchmint reads"):
-        load_plan(open_storage(tmp_path))
-    pq.write_table(table.replace_schema_metadata(None), path)
-    with pytest.raises(ShardError, match="its schema is None"):
-        load_plan(open_storage(tmp_path))
-    pq.write_table(table.slice(1), path)
-    with pytest.raises(ShardError, match="isn't what its digest says"):
-        load_plan(open_storage(tmp_path))
-    pq.write_table(table.drop_columns("part"), path)
-    with pytest.raises(ShardError, match="part"):
-        load_plan(open_storage(tmp_path))
+    newer = {**table.schema.metadata, b"patchmint.schema": b"patchmint.plan/2"}
+    for other, message in (
+        (table.replace_schema_metadata(newer), "its schema is 'patchmint.plan/2', this version of patchmint reads"),
+        (table.replace_schema_metadata(None), "its schema is None"),
+        (table.slice(1), "isn't what its digest says"),
+        (table.drop_columns("part"), "part"),
+    ):
+        pq.write_table(other, path)
+        with pytest.raises(ShardError, match=message):
+            load_plan(open_storage(tmp_path))
 
 
 def test_a_part_with_other_rows_is_refused(tmp_path):
     plan = plan_into(tmp_path)
+    storage, unit = open_storage(tmp_path), plan.units[0]
     with pytest.raises(ShardError, match="it has 10 samples of unit 000000, but the plan has 9"):
-        read_unit(open_storage(tmp_path), replace(plan.units[0], samples=9))
+        read_unit(storage, replace(unit, samples=9))
     with pytest.raises(ShardError, match="damaged"):
-        read_unit(open_storage(tmp_path), replace(plan.units[0], row_group=9))
-    pq.write_table(pa.table({"a": range(10)}), tmp_path / plan.units[0].part)
+        read_unit(storage, replace(unit, row_group=9))
+    pq.write_table(pa.table({"a": range(10)}), tmp_path / unit.part)
     with pytest.raises(ShardError, match="holds other columns"):
-        read_unit(open_storage(tmp_path), plan.units[0])
-
-
-def test_a_missing_part_is_no_verdict_on_a_sample(tmp_path):
-    plan = plan_into(tmp_path)
-    (tmp_path / plan.units[0].part).unlink()
-    with pytest.raises(StorageError, match=plan.units[0].part):
-        read_unit(open_storage(tmp_path), plan.units[0])
+        read_unit(storage, unit)
 
 
 def test_trouble_with_the_storage_stays_that(tmp_path):
     """It must not look like damage: the unit is tried again, which would help nothing if the part were damaged."""
-    plan = plan_into(tmp_path)
-    storage = open_storage(tmp_path)
+    unit, storage = plan_into(tmp_path).units[0], open_storage(tmp_path)
 
     class Cut(io.BytesIO):
         def read(self, size=-1):
             raise StorageError("the connection was cut")
 
-    class Cutting:
-        uri = storage.uri
-
-        def open(self, path):
-            return Cut(storage.read(path))
-
+    cutting = Instead(storage, open=lambda path: Cut(storage.read(path)))
     with pytest.raises(StorageError, match="the connection was cut"):
-        read_unit(Cutting(), plan.units[0])
+        read_unit(cutting, unit)
+    (tmp_path / unit.part).unlink()
+    with pytest.raises(StorageError, match=unit.part):
+        read_unit(storage, unit)
 
 
 def test_a_retry_plan_has_the_rejects_with_their_keys(tmp_path):
@@ -515,11 +461,9 @@ def test_a_retry_plan_has_the_rejects_with_their_keys(tmp_path):
     again = make_retry_plan(storage, [base, retry], iter([4]))
     assert (again.generation, [unit.id for unit in again.units]) == (2, [8])
     assert load_plans(storage) == [base, retry, again]
-    assert sorted(path.name for path in tmp_path.glob("plan.*")) == [
-        "plan.parquet",
-        "plan.retry-1.parquet",
-        "plan.retry-2.parquet",
-    ]
+    assert {path.name for path in tmp_path.glob("plan.*")} == {
+        *("plan.parquet", "plan.retry-1.parquet", "plan.retry-2.parquet")
+    }
     assert len({base.digest, retry.digest, again.digest}) == 3
 
 
@@ -584,12 +528,9 @@ def test_versions_are_those_that_run():
 
 
 def test_planning_needs_no_torch():
-    code = (
-        "import sys, patchmint.pipeline.plan, patchmint.config.build, patchmint.jobs.options;"
-        "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
-    )
-    done = python(code)
-    assert done.stdout.strip() == "[]"
+    code = "import sys, patchmint.pipeline.plan, patchmint.config.build, patchmint.jobs.options;"
+    done = python(f"{code} print({{'torch', 'ray', 'transformers'}} & set(sys.modules))")
+    assert done.stdout.strip() == "set()"
 
 
 def test_an_estimate_counts_and_looks_at_some_images():

@@ -157,17 +157,9 @@ def label(installed: Path, tmp_path: Path, *arguments: str) -> subprocess.Comple
 
 
 def test_outside_models_take_part(installed, tmp_path):
-    arguments = (
-        "--models.segmenter",
-        "toy-brightness",
-        "--models.tokenizer",
-        "toy-1d",
-        "--text",
-        "bright",
-        "--text",
-        "brighter",
-    )
-    done = label(installed, tmp_path, *arguments, "--out", str(tmp_path / "o.png"), "--json")
+    models = ("--models.segmenter", "toy-brightness", "--models.tokenizer", "toy-1d")
+    texts = ("--text", "bright", "--text", "brighter")
+    done = label(installed, tmp_path, *models, *texts, "--out", str(tmp_path / "o.png"), "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     jsonschema.validate(document, json.loads((ROOT / "docs" / "schemas" / "annotation.schema.json").read_text()))
@@ -178,7 +170,7 @@ def test_outside_models_take_part(installed, tmp_path):
     assert [phrase["text"] for phrase in document["phrases"]] == ["bright", "brighter"]
     kept = [sum(map(sum, grid)) for grid in document["selector"]]
     assert kept[0] > kept[1] > 0
-    assert label(installed, tmp_path, *arguments).returncode == 0
+    assert label(installed, tmp_path, *models, *texts).returncode == 0
 
 
 def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):

@@ -1,7 +1,5 @@
 """What `precision` means on a device, and what it changes in a model."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

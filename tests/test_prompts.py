@@ -1,7 +1,5 @@
 """Prompts: every token knows its characters, nothing is lost, masks are upstream's."""
 
-from __future__ import annotations
-
 import re
 import warnings
 
@@ -20,11 +18,7 @@ VOCABULARY = Vocabulary.of_characters(0)
 WORDS = ["a", "red", "fox", "jumps", "over", "the", "lazy", "dog", "42"]
 
 
-def words_of(text: str) -> list[tuple[int, int]]:
-    return [match.span() for match in re.finditer(r"\w+", text)]
-
-
-def spans_of(prompts) -> list[tuple[int, int]]:
+def spans_of(prompts):
     return [token.span for prompt in prompts for token in prompt.tokens]
 
 
@@ -85,12 +79,13 @@ def test_nothing_readable_is_no_prompt(text):
 @given(st.lists(st.sampled_from([*WORDS, "fox.", "dog,", "ok?"]), min_size=1, max_size=300))
 def test_long_texts_lose_nothing_and_cut_no_word(words):
     text = " ".join(words)
+    words = [match.span() for match in re.finditer(r"\w+", text)]
     prompts = caption_prompts(Text(text), VOCABULARY)
     assert all(len(prompt.ids) <= MAX_TEXT_TOKENS for prompt in prompts)
     assert spans_of(prompts) == [token.span for token in VOCABULARY.tokenize(text)]
     for prompt in prompts:
         first, last = prompt.tokens[0].span[0], prompt.tokens[-1].span[1]
-        assert all(start >= last or end <= first or first <= start < end <= last for start, end in words_of(text))
+        assert all(start >= last or end <= first or first <= start < end <= last for start, end in words)
 
 
 def test_long_texts_are_cut_at_the_best_border():

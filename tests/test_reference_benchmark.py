@@ -1,14 +1,11 @@
 """The yardstick of benchmarks/reference.py: its reference gives our labels, and nothing of ours speeds it up."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,13 +21,13 @@ IMAGES = 6
 
 
 @pytest.fixture(scope="module")
-def yardstick() -> list[ModuleType]:
+def yardstick():
     """`reference.py`, its loop and its weights."""
     return benchmark_modules("reference", "reference_loop", "reference_weights")
 
 
 @pytest.fixture(scope="module")
-def made(yardstick, tmp_path_factory) -> Path:
+def made(yardstick, tmp_path_factory):
     """Demo scenes with two texts each, and the reference's tars of them."""
     _, loop, weights = yardstick
     folder = tmp_path_factory.mktemp("contest")

@@ -20,7 +20,7 @@ from patchmint.geometry.rle import (
 from patchmint.types import Rle
 
 
-def random_masks(seed: int, count: int, height: int, width: int) -> np.ndarray:
+def random_masks(seed, count, height, width):
     """Masks of unlike density, the first empty, the last full."""
     rng = np.random.default_rng(seed)
     shares = np.linspace(0, 1, count)[:, None, None]
@@ -28,7 +28,7 @@ def random_masks(seed: int, count: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 5), (64, 48), (301, 403)])
-def test_masks_survive_and_agree_with_pycocotools(height: int, width: int) -> None:
+def test_masks_survive_and_agree_with_pycocotools(height, width):
     masks = random_masks(0, 6, height, width)
     rles = encode_masks(masks)
     for mask, rle in zip(masks, rles, strict=True):
@@ -43,7 +43,7 @@ def test_masks_survive_and_agree_with_pycocotools(height: int, width: int) -> No
     np.testing.assert_array_equal(decode_mask(union(rles[:-1])), masks[:-1].any(axis=0))
 
 
-def test_bounding_box_is_that_of_the_pixels() -> None:
+def test_bounding_box_is_that_of_the_pixels():
     mask = np.zeros((1, 9, 12), dtype=bool)
     assert bounding_box(encode_masks(mask)[0]).tolist() == [0, 0, 0, 0]
     mask[0, 2:5, 3:10] = True
@@ -53,7 +53,7 @@ def test_bounding_box_is_that_of_the_pixels() -> None:
     assert bounding_box(encode_masks(mask)[0]).tolist() == [3, 0, 10, 9]
 
 
-def test_encoding_takes_any_memory_order_and_any_non_zero_value() -> None:
+def test_encoding_takes_any_memory_order_and_any_non_zero_value():
     masks = random_masks(1, 4, 30, 20)
     expected = encode_masks(masks)
     turned = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
@@ -67,12 +67,12 @@ def test_encoding_takes_any_memory_order_and_any_non_zero_value() -> None:
 @pytest.mark.parametrize(
     "masks", [np.zeros((4, 4), bool), np.zeros((1, 4, 4), np.float32), np.zeros((1, 0, 4), bool), np.zeros(3, np.uint8)]
 )
-def test_encoding_refuses_what_is_no_stack_of_masks(masks: np.ndarray) -> None:
+def test_encoding_refuses_what_is_no_stack_of_masks(masks):
     with pytest.raises(InputError):
         encode_masks(masks)
 
 
-def test_union() -> None:
+def test_union():
     masks = np.zeros((2, 4, 6), dtype=bool)
     masks[0, :2], masks[1, 1:3] = True, True
     rles = encode_masks(masks)
@@ -84,7 +84,7 @@ def test_union() -> None:
         union([rles[0], encode_masks(np.zeros((1, 6, 4), dtype=bool))[0]])
 
 
-def test_a_mask_is_read_as_it_was_written() -> None:
+def test_a_mask_is_read_as_it_was_written():
     mask = np.zeros((1, 10, 8), dtype=bool)
     mask[0, 2:6, 3:7] = True
     rle = encode_masks(mask)[0]
@@ -121,23 +121,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_malformed_masks_are_refused(name: str) -> None:
+def test_malformed_masks_are_refused(name):
     with pytest.raises(InputError):
         from_coco(BAD[name])
 
 
 @pytest.mark.parametrize(
     "counts",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"P", id="cut"),
-        pytest.param(b"1", id="sum too small"),
-        pytest.param(b"d0L", id="20 and -4"),
-        pytest.param(b"`0" + b"0" * 40, id="16 and forty empty runs"),
-        pytest.param(b"`PPPPP0", id="16 in seven characters"),
-    ],
+    [b"", b"P", b"1", b"d0L", b"`0" + b"0" * 40, b"`PPPPP0"],
+    ids=["nothing", "cut", "sum too small", "20 and -4", "16 and forty empty runs", "16 in seven characters"],
 )
-def test_every_reader_checks_what_it_is_given(counts: bytes) -> None:
+def test_every_reader_checks_what_it_is_given(counts):
     good = encode_masks(np.ones((1, 4, 4), dtype=bool))[0]
     bad = Rle(size=[4, 4], counts=counts)
     for read in (decode_mask, area, bounding_box, lambda rle: union([rle]), lambda rle: union([good, rle])):
@@ -145,7 +139,7 @@ def test_every_reader_checks_what_it_is_given(counts: bytes) -> None:
             read(bad)
 
 
-def check_reads_well_or_is_refused(segmentation: object) -> None:
+def check_reads_well_or_is_refused(segmentation):
     """Either a named error, or a mask whose every view agrees; C code reading out of bounds would end the process."""
     try:
         rle = from_coco(segmentation)
@@ -163,12 +157,12 @@ ALPHABET = bytes(range(48, 112)).decode()
 
 @given(st.one_of(st.text(ALPHABET), st.binary(), st.text()))
 @example("0" * 29 + "N")
-def test_fuzzed_counts(counts: object) -> None:
+def test_fuzzed_counts(counts):
     check_reads_well_or_is_refused({"size": [6, 5], "counts": counts})
 
 
 @given(st.data())
-def test_fuzzed_changes_to_good_counts(data: st.DataObject) -> None:
+def test_fuzzed_changes_to_good_counts(data):
     """Near misses: random counts seldom get past the first check."""
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=30, max_size=30))).reshape(1, 6, 5)
     counts = bytearray(encode_masks(mask)[0]["counts"])
@@ -179,7 +173,7 @@ def test_fuzzed_changes_to_good_counts(data: st.DataObject) -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
-def test_fuzzed_json(value: object) -> None:
+def test_fuzzed_json(value):
     check_reads_well_or_is_refused(value)
     check_reads_well_or_is_refused({"size": value, "counts": value})
     check_reads_well_or_is_refused({"size": [6, 5], "counts": value})

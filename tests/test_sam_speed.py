@@ -1,17 +1,13 @@
 """SAM's own forward against upstream's, tensor by tensor, and masks of pictures with many boxes."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from skimage import data
-from torch import Tensor
 
 from patchmint.compute.precision import computing_in
 from patchmint.geometry import RleMasks, grid_preset
@@ -20,15 +16,14 @@ from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.labelers.sam.masks import MaskCoverage, PackedMasks, SamMasks
+from patchmint.labelers.sam.masks import PackedMasks, SamMasks
 from patchmint.labelers.sam.model import build_sam, untrained
 
 PHOTO = data.astronaut()[:400]  # 400 x 512
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
-def model() -> Sam:
+def model():
     """Weights so large that attention isn't even, and no bias that is zero."""
     sam = untrained(TINY, seed=3)
     generator = torch.Generator().manual_seed(0)
@@ -39,13 +34,13 @@ def model() -> Sam:
     return sam
 
 
-def random_boxes(count: int) -> np.ndarray:
+def random_boxes(count):
     corners = np.random.default_rng(0).random((count, 2, 2)) * (512, 400)
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize("window", [5, 8, 3])
-def test_embeddings_are_upstreams(window: int) -> None:
+def test_embeddings_are_upstreams(window):
     """Windows that don't divide 8 patches, one that is all of them, and ones of which two sides are cut."""
     sam = untrained(replace(TINY, window_size=window), seed=3)
     squares = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -59,7 +54,7 @@ def test_embeddings_are_upstreams(window: int) -> None:
 
 @pytest.mark.parametrize("way", ["_attend_fused", "_attend_added", "_attend_lengthened"])
 @pytest.mark.parametrize("at_once", [2**21, 200, 30])
-def test_every_way_of_attending_is_upstreams(way: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_of_attending_is_upstreams(way, at_once, monkeypatch):
     """The fused one is for GPUs, the last for bfloat16; in blocks of heads, of rows, and of both."""
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
@@ -70,11 +65,11 @@ def test_every_way_of_attending_is_upstreams(way: str, at_once: int, monkeypatch
     expected = (scores.softmax(-1) @ flat[2]).view(query.shape)
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, attention.relative_table(rows, 5))
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, attention.relative_table(cols, 5))
-    ours: Attend = getattr(attention, way)
-    torch.testing.assert_close(ours(query / 2, key, value, by_row, by_col).view(query.shape), expected)
+    ours = getattr(attention, way)(query / 2, key, value, by_row, by_col)
+    torch.testing.assert_close(ours.view(query.shape), expected)
 
 
-def test_logits_of_boxes_of_several_pictures_are_upstreams(model: Sam) -> None:
+def test_logits_of_boxes_of_several_pictures_are_upstreams(model):
     embeddings = torch.randn(3, 8, 8, 32, generator=torch.Generator().manual_seed(0))
     boxes, owners = torch.from_numpy(random_boxes(7)) / 4, torch.tensor([0, 0, 2, 1, 2, 2, 0])
     with torch.inference_mode():
@@ -91,7 +86,7 @@ def test_logits_of_boxes_of_several_pictures_are_upstreams(model: Sam) -> None:
             torch.testing.assert_close(logits, expected[0, 0], atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16_is_near_float32(model: Sam) -> None:
+def test_bfloat16_is_near_float32(model):
     squares = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     boxes, owners = torch.from_numpy(random_boxes(7)) / 4, torch.zeros(7, dtype=torch.int64)
     answers = []
@@ -111,7 +106,7 @@ def test_bfloat16_is_near_float32(model: Sam) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_many_boxes_are_compact_and_say_the_same(model: Sam, mode: MaskCoverage) -> None:
+def test_many_boxes_are_compact_and_say_the_same(model, mode):
     boxes = random_boxes(70)
     placement = grid_preset("llava-1.5-finetune").place((400, 512))
     masker = SamMasker(model, coverage=mode)
@@ -129,19 +124,13 @@ def test_many_boxes_are_compact_and_say_the_same(model: Sam, mode: MaskCoverage)
     np.testing.assert_allclose(many.coverage([45], placement), last.coverage([5], placement), atol=1e-2)
 
 
-def test_batches_follow_the_size_of_the_model(model: Sam) -> None:
+def test_batches_follow_the_size_of_the_model(model):
     """Boxes of all pictures of a batch are decoded together."""
-    seen: list[tuple[str, int]] = []
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: seen.append((name, len(output))))
-        for name, module in (
-            ("pictures", model.image_encoder.patch_embed),
-            ("boxes", model.mask_decoder.output_hypernetworks_mlps[0]),
-        )
-    ]
-    try:
+    seen = []
+    noted = {"pictures": model.image_encoder.patch_embed, "boxes": model.mask_decoder.output_hypernetworks_mlps[0]}
+    with ExitStack() as hooks:
+        for name, module in noted.items():
+            hook = module.register_forward_hook(lambda *seen_by, name=name: seen.append((name, len(seen_by[-1]))))
+            hooks.callback(hook.remove)
         SamMasker(model).masks([PHOTO] * 18, [random_boxes(5)] * 18)
-    finally:
-        for hook in hooks:
-            hook.remove()
     assert seen == [("pictures", 16), ("boxes", 64), ("boxes", 16), ("pictures", 2), ("boxes", 10)]

@@ -1,17 +1,15 @@
 """Features in shards: written, read back, and every way in which `verify` must find them wrong."""
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from shard_data import LAYOUT, make_dataset, make_sample, write_shard
+from shard_data import LAYOUT, make_dataset, make_sample, members_of, tar_of, write_shard
 
 from patchmint.errors import ShardError
 from patchmint.interfaces import FeatureSpec
-from patchmint.shards.codec import encode_array, tar_end, tar_member
+from patchmint.shards.codec import encode_array
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify, verify_tars
@@ -45,15 +43,8 @@ def changed(ending, change):
     """Damage: one member of the first sample is changed before its shard is hashed."""
 
     def damage(tar):
-        written = bytearray()
-        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-            for number, info in enumerate(archive.getmembers()):
-                data = archive.extractfile(info).read()
-                if info.name.endswith(ending) and number < 8:
-                    data = change(data)
-                if data is not None:
-                    written += tar_member(info.name, data)
-        return bytes(written + tar_end(len(written)))
+        members = [(name, change(data) if name == f"s0000.{ending}" else data) for name, data in members_of(tar)]
+        return tar_of((name, data) for name, data in members if data is not None)
 
     return damage
 
@@ -68,44 +59,28 @@ def test_they_come_back_with_what_they_are(tmp_path):
         np.testing.assert_array_equal(sample.features, featured(ordinal).features)
     manifest = read_manifest(storage)
     assert manifest.layout.features == FEATURES
-    assert (manifest.members[-1].ending, manifest.members[-1].dtype, manifest.members[-1].shape) == (
-        *("features.npy", "float16"),
-        ("9", "5"),
-    )
+    assert manifest.members[-1].model_dump() == {"ending": "features.npy", "dtype": "float16", "shape": ("9", "5")}
     assert list(verify_tars(storage, ["shards/000000.tar"])) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("layout", "changes", "message"),
     [
-        ({"features": None}, "has arrays"),
-        ({"features": np.zeros((8, 5), np.float16)}, r"shape \(8, 5\), it must be \(9, 5\)"),
-        ({"features": np.zeros((9, 5), np.float32)}, "float32, it must be float16"),
-        ({"features": np.full((9, 5), np.inf, np.float16)}, "aren't finite"),
+        (LAYOUT, {}, "has arrays"),
+        (WITH, {"features": None}, "has arrays"),
+        (WITH, {"features": np.zeros((8, 5), np.float16)}, r"shape \(8, 5\), it must be \(9, 5\)"),
+        (WITH, {"features": np.zeros((9, 5), np.float32)}, "float32, it must be float16"),
+        (WITH, {"features": np.full((9, 5), np.inf, np.float16)}, "aren't finite"),
     ],
 )
-def test_wrong_ones_are_not_written(changes, message):
+def test_wrong_ones_are_not_written(layout, changes, message):
     with pytest.raises(ShardError, match=message):
-        write_shard([featured(0, **changes)], WITH)
+        write_shard([featured(0, **changes)], layout)
 
 
-def test_a_data_set_without_takes_none():
-    with pytest.raises(ShardError, match="has arrays"):
-        write_shard([featured(0)])
-
-
-def other_features(data):
-    document = json.loads(data)
-    document["features_json"] = document["features_json"].replace('"connector":"sti"', '"connector":"dci"')
-    return json.dumps(document).encode()
-
-
-def no_features(data):
-    return json.dumps(json.loads(data) | {"features_json": "{}"}).encode()
-
-
-def broken_features(data):
-    return json.dumps(json.loads(data) | {"features_json": '{"encoder": 3}'}).encode()
+def told(features):
+    """The same document with other features in it."""
+    return lambda data: json.dumps(json.loads(data) | {"features_json": features}).encode()
 
 
 @pytest.mark.parametrize(
@@ -115,9 +90,9 @@ def broken_features(data):
         ("features.npy", lambda _: encode_array(np.zeros((9, 5), np.float64)), "array-dtype", True),
         ("features.npy", lambda _: encode_array(np.full((9, 5), np.nan, np.float16)), "features-values", True),
         ("features.npy", lambda _: None, "members-missing", True),
-        ("json", other_features, "document-features", False),
-        ("json", no_features, "document-features", True),
-        ("json", broken_features, "document-features", True),
+        ("json", told(FEATURES.model_copy(update={"connector": "dci"}).model_dump_json()), "document-features", False),
+        ("json", told("{}"), "document-features", True),
+        ("json", told('{"encoder": 3}'), "document-features", True),
     ],
 )
 def test_verify_names_each_fault(tmp_path, ending, change, code, alone):

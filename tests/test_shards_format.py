@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from shard_data import LAYOUT, make_dataset, make_reject, make_sample, renamed, write_shard
+from shard_data import LAYOUT, make_dataset, make_reject, make_sample, members_of, renamed, write_shard
 
 from patchmint.errors import NotFoundError, ShardError
 from patchmint.geometry import RleMasks
@@ -25,6 +25,7 @@ from patchmint.shards.rejects import read_rejects, write_rejects
 from patchmint.shards.sample import phrases_of
 from patchmint.shards.schema import SampleDocument, json_schema
 from patchmint.shards.sidecar import SCHEMA
+from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 
 CODEBOOKS = TokensLayout(member="titok", grid=(8,), codebook_sizes=(100_000, 20), preprocessing="x")
@@ -47,18 +48,12 @@ def test_the_same_samples_give_the_same_bytes():
     """Pinned: a change of these bytes makes finished data sets and resumed builds differ."""
     shards = [write_shard([make_sample(i, phrases=bool(i)) for i in range(3)]) for _ in range(2)]
     assert shards[0] == shards[1]
-    members = tar_member("a.txt", b"x")
-    assert hashlib.sha256(members).hexdigest()[:16] == TAR_MEMBER_SHA256
+    assert hashlib.sha256(tar_member("a.txt", b"x")).hexdigest()[:16] == "2b7b565783ef3607"
     assert make_document_bytes().startswith(b'{"schema":"patchmint.sample/1","key":"s0001","id":"Source/1.\xc3\xa9",')
 
 
-TAR_MEMBER_SHA256 = "2b7b565783ef3607"
-
-
 def make_document_bytes():
-    tar, _ = write_shard([make_sample(1)])
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        return archive.extractfile("s0001.json").read()
+    return dict(members_of(write_shard([make_sample(1)])[0]))["s0001.json"]
 
 
 def test_document_says_what_the_sample_is():
@@ -66,14 +61,8 @@ def test_document_says_what_the_sample_is():
     assert document.key == "s0001"
     assert document.id == "Source/1.é"
     assert document.texts == ("eine Straße in Zürich", "second text")
-    assert document.phrases[0].model_dump() == {
-        "text": "ein",
-        "text_index": 0,
-        "start": 0,
-        "end": 3,
-        "box": (0.0, 1.5, 20.25, 30.0),
-        "score": 0.4375,
-    }
+    place = {"text": "ein", "text_index": 0, "start": 0, "end": 3}
+    assert document.phrases[0].model_dump() == place | {"box": (0.0, 1.5, 20.25, 30.0), "score": 0.4375}
     assert [a.spans for a in document.annotators] == [((0, 3),), ((0, 3),)]
     assert document.conversation[1].content == "a cat"
     assert document.grid.model_dump() == {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash", "views": 1}
@@ -92,11 +81,8 @@ def columns(value, path=""):
 
 def test_every_sample_has_the_same_fields_of_the_same_types():
     """Hugging Face `datasets` takes the types from the first samples, and an empty list for a list of nulls."""
-    bare = make_sample(0, phrases=False)
-    with_all = make_sample(1)
-    tar, _ = write_shard([bare, with_all])
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        kinds = [columns(json.load(archive.extractfile(f"s000{i}.json"))) for i in (0, 1)]
+    tar, _ = write_shard([make_sample(0, phrases=False), make_sample(1)])
+    kinds = [columns(json.loads(data)) for name, data in members_of(tar) if name.endswith(".json")]
     assert kinds[0] == kinds[1]
     assert "null" not in kinds[0].values()
     assert "NoneType" not in kinds[0].values()
@@ -131,17 +117,15 @@ def test_rows_beyond_one_row_group():
 
 
 @pytest.mark.parametrize(
-    ("layout", "endings"),
+    ("changes", "arrays"),
     [
-        (LAYOUT.model_copy(update={"min_coverage": None}), ("jpg", "json", "txt", "vqgan.npy")),
-        (LAYOUT.model_copy(update={"tokens": None}), ("jpg", "json", "txt", "selector.npy", "coverage.npy")),
-        (
-            LAYOUT.model_copy(update={"tokens": CODEBOOKS}),
-            ("jpg", "json", "txt", "selector.npy", "coverage.npy", "titok.npy"),
-        ),
+        ({"min_coverage": None}, ("vqgan.npy",)),
+        ({"tokens": None}, ("selector.npy", "coverage.npy")),
+        ({"tokens": CODEBOOKS}, ("selector.npy", "coverage.npy", "titok.npy")),
     ],
 )
-def test_layouts(tmp_path, layout, endings):
+def test_layouts(tmp_path, changes, arrays):
+    layout, endings = LAYOUT.model_copy(update=changes), ("jpg", "json", "txt", *arrays)
     sample = make_sample(1, layout=layout)
     tar, _ = write_shard([sample], layout)
     (tmp_path / "a.tar").write_bytes(tar)
@@ -210,15 +194,14 @@ def test_refuses_what_the_format_does_not_allow(changes, message):
         write_shard([replace(make_sample(1), **changes)])
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "A", "a/b", "../a", "é", "a b", "a\n", "x" * (MAX_KEY_LENGTH + 1)])
-def test_refuses_unlawful_keys(key):
-    with pytest.raises(ShardError, match="lawful"):
-        write_shard([renamed(make_sample(0), key)])
-
-
-def test_refuses_a_key_twice():
+def test_refuses_unlawful_keys_and_a_key_twice():
+    for key in ("", "a.b", "A", "a/b", "../a", "é", "a b", "a\n", "x" * (MAX_KEY_LENGTH + 1)):
+        with pytest.raises(ShardError, match="lawful"):
+            write_shard([renamed(make_sample(0), key)])
     with pytest.raises(ShardError, match="already"):
         write_shard([make_sample(0), make_sample(0)])
+    assert LAWFUL_KEY.fullmatch("a-b_0")
+    assert not LAWFUL_KEY.fullmatch("a\n")
 
 
 def test_refuses_what_is_not_unicode_and_what_is_not_finite():
@@ -234,46 +217,28 @@ def test_refuses_what_is_not_unicode_and_what_is_not_finite():
             write_shard([replace(sample, planned=replace(sample.planned, sample=changed))])
 
 
-def test_a_refused_sample_leaves_nothing_behind():
+def test_a_refused_sample_leaves_nothing_behind_and_an_exception_the_shard_open():
     good = [make_sample(0), make_sample(2)]
     tar, sidecar = io.BytesIO(), io.BytesIO()
-    from patchmint.shards.writer import ShardWriter
-
     with ShardWriter(tar, sidecar, LAYOUT) as writer:
         writer.add(good[0])
         with pytest.raises(ShardError):
             writer.add(replace(make_sample(1), codes=None))
         writer.add(good[1])
     assert (tar.getvalue(), sidecar.getvalue()) == write_shard(good)
-
-
-def test_an_exception_leaves_the_shard_open():
-    from patchmint.shards.writer import ShardWriter
-
-    tar, sidecar = io.BytesIO(), io.BytesIO()
-    with pytest.raises(KeyError), ShardWriter(tar, sidecar, LAYOUT):
+    open_tar, open_sidecar = io.BytesIO(), io.BytesIO()
+    with pytest.raises(KeyError), ShardWriter(open_tar, open_sidecar, LAYOUT):
         raise KeyError
-    assert (tar.getvalue(), sidecar.getvalue()) == (b"", b"")
+    assert (open_tar.getvalue(), open_sidecar.getvalue()) == (b"", b"")
 
 
 def test_the_longest_names_fit():
-    member = token_member("A.Long/Name of tokens")
-    assert len(member) <= MAX_MEMBER_LENGTH
+    assert len(token_member("A.Long/Name of tokens")) <= MAX_MEMBER_LENGTH
     tar_member(f"{'k' * MAX_KEY_LENGTH}.{'m' * MAX_MEMBER_LENGTH}.npy", b"")
     with pytest.raises(ShardError, match="shorten"):
         tar_member("k" * 101, b"")
-
-
-@pytest.mark.parametrize(
-    ("name", "member"), [("TiTok-L32", "titok-l32"), ("a.b", "a-b"), ("selector", "tokens"), ("...", "tokens")]
-)
-def test_names_of_outside_tokenizers(name, member):
-    assert token_member(name) == member
-
-
-def test_lawful_keys_are_lawful_whole():
-    assert LAWFUL_KEY.fullmatch("a-b_0")
-    assert not LAWFUL_KEY.fullmatch("a\n")
+    outside = {"TiTok-L32": "titok-l32", "a.b": "a-b", "selector": "tokens", "...": "tokens"}
+    assert {name: token_member(name) for name in outside} == outside
 
 
 def test_reads_what_was_written(tmp_path):
@@ -299,12 +264,8 @@ def test_random_access_refuses_another_place(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar)
     storage = open_storage(tmp_path)
     first, second = iter_samples(storage, "a.tar")
-    for offset, size in (
-        (512, first.size),
-        (0, first.size + second.size),
-        (0, first.size - 512),
-        (second.offset, second.size + 512),
-    ):
+    both, cut = (0, first.size + second.size), (0, first.size - 512)
+    for offset, size in ((512, first.size), both, cut, (second.offset, second.size + 512)):
         with pytest.raises(ShardError):
             read_sample(storage, "a.tar", offset, size)
 
@@ -312,25 +273,23 @@ def test_random_access_refuses_another_place(tmp_path):
 def test_the_reader_names_what_is_missing(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_member("a.txt", b"\xff") + bytes(1024))
     (sample,) = iter_samples(open_storage(tmp_path), "a.tar")
-    for read in (lambda: sample.image, lambda: sample.document, lambda: sample.caption):
+    for name in ("image", "document", "caption"):
         with pytest.raises(ShardError, match=r"jpg|json|UTF-8"):
-            read()
+            getattr(sample, name)
     assert sample.selector is None
 
 
 def test_the_reader_refuses_links_repeats_and_other_files(tmp_path):
     link = tarfile.TarInfo("a.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    cases = {
-        "link": (link.tobuf(tarfile.USTAR_FORMAT), "symbolic link"),
-        "twice": (tar_member("a.txt", b"") * 2, "twice"),
-        "other": (b"\x89PNG" * 300, "no whole tar"),
-    }
-    storage = open_storage(tmp_path)
-    for name, (data, message) in cases.items():
-        (tmp_path / name).write_bytes(data + bytes(1024))
+    for data, message in (
+        (link.tobuf(tarfile.USTAR_FORMAT), "symbolic link"),
+        (tar_member("a.txt", b"") * 2, "twice"),
+        (b"\x89PNG" * 300, "no whole tar"),
+    ):
+        (tmp_path / "a.tar").write_bytes(data + bytes(1024))
         with pytest.raises(ShardError, match=message):
-            list(iter_samples(storage, name))
+            list(iter_samples(open_storage(tmp_path), "a.tar"))
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", "<f2", "?", "<i8"])
@@ -359,17 +318,8 @@ def test_arrays_that_are_not_read():
     structured = io.BytesIO()
     np.save(structured, np.zeros(2, dtype=[("a", "u1")]))
     whole = encode_array(np.zeros(4, np.uint8))
-    for data in (
-        objects.getvalue(),
-        huge.getvalue(),
-        structured.getvalue(),
-        whole[:-1],
-        whole + b"x",
-        whole[:20],
-        b"",
-        b"\x93NUMPY\x09\x00",
-        pickle.dumps(1),
-    ):
+    cut = (whole[:-1], whole + b"x", whole[:20], b"", b"\x93NUMPY\x09\x00", pickle.dumps(1))
+    for data in (objects.getvalue(), huge.getvalue(), structured.getvalue(), *cut):
         with pytest.raises(ShardError):
             decode_array(data, "a.npy")
 
@@ -416,11 +366,10 @@ def test_phrases_are_rounded():
 
 def test_rejects_go_there_and_back(tmp_path):
     rejects = [make_reject(3), Reject(1, "k", "i\udcff", Fault("decode", "image-damaged", "a\nb"))]
-    files = [io.BytesIO(), io.BytesIO()]
-    write_rejects(files[0], rejects)
-    write_rejects(files[1], rejects[::-1])
-    assert files[0].getvalue() == files[1].getvalue()
-    (tmp_path / "r.parquet").write_bytes(files[0].getvalue())
+    for name, order in (("r", rejects), ("reversed", rejects[::-1])):
+        with (tmp_path / f"{name}.parquet").open("wb") as file:
+            write_rejects(file, order)
+    assert (tmp_path / "r.parquet").read_bytes() == (tmp_path / "reversed.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     read = read_rejects(open_storage(tmp_path), "r.parquet")
     assert read == [replace(rejects[1], id="i\\udcff"), rejects[0]]
@@ -455,7 +404,4 @@ def test_manifest(tmp_path):
         read_manifest(open_storage(tmp_path / "a"))
     with pytest.raises(NotFoundError):
         read_manifest(open_storage(tmp_path))
-
-
-def test_the_layout_survives_a_process_border():
     assert pickle.loads(pickle.dumps(LAYOUT)) == LAYOUT == Layout.model_validate_json(LAYOUT.model_dump_json())

@@ -1,5 +1,6 @@
 """Everything that `verify` must find, planted; and that it finds nothing else."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -9,7 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shard_data import LAYOUT, commit_unit, finish, make_dataset, make_reject, make_sample, write_plan, write_shard
+from shard_data import (
+    LAYOUT,
+    commit_unit,
+    finish,
+    make_dataset,
+    make_reject,
+    make_sample,
+    members_of,
+    tar_of,
+    write_plan,
+    write_shard,
+)
+from source_files import put
 
 from patchmint.errors import ImageDecodeError
 from patchmint.shards.checks import MAX_PER_SHARD, Findings
@@ -38,18 +51,12 @@ def codes(findings):
     return {finding.code for finding in findings}
 
 
+def places(findings):
+    return {(finding.code, finding.shard) for finding in findings}
+
+
 def two_units():
     return [[make_sample(i, phrases=i > 1) for i in range(3)], [make_sample(3), make_sample(4, kind="png")]]
-
-
-def members_of(tar):
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        return [(info.name, archive.extractfile(info).read()) for info in archive]
-
-
-def tar_of(members):
-    data = b"".join(tar_member(name, member) for name, member in members)
-    return data + tar_end(len(data))
 
 
 def edit(change):
@@ -90,6 +97,10 @@ def phrase(**changes):
     return json.dumps([make_sample(3).phrases[0].model_copy(update=changes).model_dump()])
 
 
+OTHER_GRID = {"rows": 4, "cols": 6, "patch_px": 16, "fit": "squash", "views": 1}
+OTHER_TOKENS = {"member": "vqgan", "grid": [4, 4], "codebook_sizes": [99], "preprocessing": "x"}
+
+
 @pytest.mark.parametrize(
     ("damage", "code", "key"),
     [
@@ -110,16 +121,8 @@ def phrase(**changes):
         (edit_document(phrases_json=phrase(box=(0.0, 0.0, 40.5, 3.0))), "phrase-box", "s0003"),
         (edit_document(phrases_json=phrase(start=2, end=2)), "phrase-span", "s0003"),
         (edit_document(phrases_json=phrase(text_index=7)), "phrase-text", "s0003"),
-        (
-            edit_document(grid={"rows": 4, "cols": 6, "patch_px": 16, "fit": "squash", "views": 1}),
-            "document-grid",
-            "s0003",
-        ),
-        (
-            edit_document(tokens={"member": "vqgan", "grid": [4, 4], "codebook_sizes": [99], "preprocessing": "x"}),
-            "document-tokens",
-            "s0003",
-        ),
+        (edit_document(grid=OTHER_GRID), "document-grid", "s0003"),
+        (edit_document(tokens=OTHER_TOKENS), "document-tokens", "s0003"),
         (edit(lambda m: m.update({"s0003.json": b"{"})), "document-form", "s0003"),
         (edit(lambda m: m.update({"s0003.txt": b"\xff"})), "caption", "s0003"),
         (array("coverage", lambda a: a[:, :3]), "array-shape", "s0003"),
@@ -157,47 +160,38 @@ def test_members_that_are_no_files(tmp_path, kind, shown):
 
 
 def test_images_are_decoded_only_when_asked(tmp_path):
-    samples = [
-        replace(make_sample(0), data=make_sample(0).data[:-200]),
-        replace(make_sample(1), data=make_sample(1).data),
-    ]
-    samples[1] = replace(samples[1], image=samples[1].image.model_copy(update={"width": 50}))
-    folder = make_dataset(tmp_path / "d", [samples])
+    cut, sound = make_sample(0), make_sample(1)
+    wider = replace(sound, image=sound.image.model_copy(update={"width": 50}))
+    folder = make_dataset(tmp_path / "d", [[replace(cut, data=cut.data[:-200]), wider]])
     assert check(folder) == []
     found = check(folder, decode=decode)
     assert {(finding.code, finding.key) for finding in found} == {("image-damaged", "s0000"), ("image-size", "s0001")}
 
 
-def test_a_flipped_byte(tmp_path):
+def test_files_that_are_changed_cut_or_gone(tmp_path):
+    folder = make_dataset(tmp_path / "d", two_units(), {0: [make_reject(8)]})
     for name in ("shards/000001.tar", "shards/000001.parquet", "rejects/000000.parquet"):
-        folder = make_dataset(tmp_path / name.replace("/", "-"), two_units(), {0: [make_reject(8)]})
-        data = bytearray((folder / name).read_bytes())
-        data[700] ^= 1
-        (folder / name).write_bytes(data)
-        assert ("file-sha256", name) in {(finding.code, finding.shard) for finding in check(folder)}
-
-
-def test_files_that_are_gone_or_cut(tmp_path):
-    for name in ("shards/000001.tar", "shards/000001.parquet", "rejects/000000.parquet"):
-        folder = make_dataset(tmp_path / name.replace("/", "-"), two_units(), {0: [make_reject(8)]})
         whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[:-600])
-        assert ("file-size", name) in {(finding.code, finding.shard) for finding in check(folder)}
+        flipped = whole[:700] + bytes([whole[700] ^ 1]) + whole[701:]
+        for data, code in ((flipped, "file-sha256"), (whole[:-600], "file-size")):
+            (folder / name).write_bytes(data)
+            assert (code, name) in places(check(folder))
         (folder / name).unlink()
         assert "file-missing" in codes(check(folder))
+        (folder / name).write_bytes(whole)
 
 
 def test_sidecars_that_tell_something_else(tmp_path):
     """Sound files with sound sums, but the pair doesn't go together."""
     units = two_units()
     folder = make_dataset(tmp_path / "d", units)
-    other = {
-        "codes": ([make_sample(3), replace(make_sample(4, kind="png"), codes=np.zeros((4, 4), int))], "codes"),
-        "less": ([make_sample(3)], "sidecar-rows"),
-        "more": ([*units[1], make_sample(5)], "sidecar-rows"),
-        "order": (units[1][::-1], "offset"),
-    }
-    for samples, expected in other.values():
+    other_codes = replace(make_sample(4, kind="png"), codes=np.zeros((4, 4), int))
+    for samples, expected in (
+        ([make_sample(3), other_codes], "codes"),
+        ([make_sample(3)], "sidecar-rows"),
+        ([*units[1], make_sample(5)], "sidecar-rows"),
+        (units[1][::-1], "offset"),
+    ):
         commit_with_sidecar(folder, write_shard(samples)[1])
         found = check(folder)
         assert any(expected in finding.code + finding.message for finding in found), found
@@ -205,8 +199,6 @@ def test_sidecars_that_tell_something_else(tmp_path):
 
 
 def commit_with_sidecar(folder, sidecar):
-    import hashlib
-
     (folder / "shards" / "000001.parquet").write_bytes(sidecar)
     path = folder / "commits" / "000001.json"
     record = json.loads(path.read_bytes())
@@ -214,20 +206,13 @@ def commit_with_sidecar(folder, sidecar):
     path.write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("data", [b"no parquet", write_shard([])[1][:-20]])
-def test_sidecars_that_are_no_tables(tmp_path, data):
+def test_sidecars_that_are_no_tables_or_have_other_columns(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units())
-    commit_with_sidecar(folder, data)
-    assert "table-form" in codes(check(folder))
-
-
-def test_a_table_of_other_columns(tmp_path):
-    folder = make_dataset(tmp_path / "d", two_units())
-    table = pq.read_table(folder / "shards" / "000001.parquet").drop_columns(["id"])
     file = io.BytesIO()
-    pq.write_table(table, file)
-    commit_with_sidecar(folder, file.getvalue())
-    assert "table-form" in codes(check(folder))
+    pq.write_table(pq.read_table(folder / "shards" / "000001.parquet").drop_columns(["id"]), file)
+    for data in (b"no parquet", write_shard([])[1][:-20], file.getvalue()):
+        commit_with_sidecar(folder, data)
+        assert "table-form" in codes(check(folder))
 
 
 def edit_json(path, **changes):
@@ -248,9 +233,9 @@ def test_records(tmp_path):
     record.write_bytes(whole[:50])
     assert {"record-form"} <= codes(check(folder))
     record.unlink()
-    found = check(folder)
-    assert ("record-missing", "commits/000001.json") in {(f.code, f.shard) for f in found}
-    assert {f.shard for f in found if f.code == "file-stray"} == {"shards/000001.tar", "shards/000001.parquet"}
+    found = places(check(folder))
+    assert ("record-missing", "commits/000001.json") in found
+    assert {shard for code, shard in found if code == "file-stray"} == {"shards/000001.tar", "shards/000001.parquet"}
     record.write_bytes(whole)
     assert check(folder) == []
     files = json.loads(whole)["files"]
@@ -263,14 +248,9 @@ def test_records(tmp_path):
 
 def test_strays(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units())
-    (folder / "shards" / "000009.tar").write_bytes(b"")
-    (folder / "commits" / "000009.json").write_bytes(b"")
-    (folder / "attempts" / "a1").mkdir(parents=True)
-    (folder / "attempts" / "a1" / "shards-000000.tar").write_bytes(b"")
-    (folder / "README.md").write_text("of the user")
-    (folder / "runs").mkdir()
-    (folder / "runs" / "x.json").write_text("{}")
-    assert {(f.code, f.shard) for f in check(folder)} == {
+    strays = ("shards/000009.tar", "commits/000009.json", "attempts/a1/shards-000000.tar", "README.md", "runs/x.json")
+    put(folder, dict.fromkeys(strays, b""))
+    assert places(check(folder)) == {
         ("file-stray", "shards/000009.tar"),
         ("file-stray", "commits/000009.json"),
         ("attempt-stray", "attempts/a1"),
@@ -304,11 +284,8 @@ def test_the_list_of_shards(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units())
     path = folder / "shards.json"
     whole = path.read_text()
-    for old, new in (
-        ('"samples": 3', '"samples": 2'),
-        ('"table_sha256": "', '"table_sha256": "0'),
-        ('"plans": 1', '"plans": 2'),
-    ):
+    changes = {'"samples": 3': '"samples": 2', '"table_sha256": "': '"table_sha256": "0', '"plans": 1': '"plans": 2'}
+    for old, new in changes.items():
         path.write_text(whole.replace(old, new, 1))
         assert [(f.code, f.shard) for f in check(folder)] == [("counts", "shards.json")]
     document = json.loads(whole)
@@ -378,15 +355,18 @@ def test_tars_of_others(tmp_path):
         info.size = len(image)
         archive.addfile(info, io.BytesIO(image))
     assert lone(tmp_path, file.getvalue(), decode=decode) == []
-    assert codes(lone(tmp_path, tar_of([*sound, ("a/02.json", b"{")]))) == {"document-form"}
-    assert codes(lone(tmp_path, tar_of([*sound, ("a/00.cls", b"1")]))) == {"sample-split"}
-    assert codes(lone(tmp_path, tar_of([("x.1.jpg", image), ("x.1.txt", b""), ("x.2.jpg", image)]))) == {"key-dotted"}
-    assert codes(lone(tmp_path, tar_of([*sound, ("b.jpg", image[:-200])]), decode=decode)) == {"image-damaged"}
-    assert codes(lone(tmp_path, tar_of([*sound, ("b.png", b"")]), decode=decode)) == {"image-damaged"}
-    assert codes(lone(tmp_path, tar_of([*sound, ("b.pickle", b"x")]))) == {"member-pickle"}
-    assert codes(lone(tmp_path, tar_of([*sound, ("b\x1b[2J.txt", b"x")]))) == {"member-path"}
     assert codes(lone(tmp_path, b"\x1f\x8b" + bytes(2000))) == {"tar-damaged"}
-    assert codes(lone(tmp_path, tar_of([("a.txt", b""), ("a.txt", b"")]))) == {"member-duplicate"}
+    for members, code in (
+        ([*sound, ("a/02.json", b"{")], "document-form"),
+        ([*sound, ("a/00.cls", b"1")], "sample-split"),
+        ([("x.1.jpg", image), ("x.1.txt", b""), ("x.2.jpg", image)], "key-dotted"),
+        ([*sound, ("b.jpg", image[:-200])], "image-damaged"),
+        ([*sound, ("b.png", b"")], "image-damaged"),
+        ([*sound, ("b.pickle", b"x")], "member-pickle"),
+        ([*sound, ("b\x1b[2J.txt", b"x")], "member-path"),
+        ([("a.txt", b""), ("a.txt", b"")], "member-duplicate"),
+    ):
+        assert codes(lone(tmp_path, tar_of(members), decode=decode)) == {code}
 
 
 def test_tars_of_one_folder_share_their_keys(tmp_path):

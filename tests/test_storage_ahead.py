@@ -14,19 +14,13 @@ def test_results_come_in_the_items_order_whoever_is_done_first():
         return number * number
 
     done = list(done_ahead(slow_at_first, range(20), threads=4, ahead=8))
-
     assert done == [(number, number * number) for number in range(20)]
 
 
 def test_no_more_items_are_taken_than_may_wait():
     taken = []
-
-    def items():
-        for number in range(100):
-            taken.append(number)
-            yield number
-
-    for number, _ in done_ahead(lambda number: number, items(), threads=2, ahead=5):
+    items = (taken.append(number) or number for number in range(100))
+    for number, _ in done_ahead(lambda number: number, items, threads=2, ahead=5):
         assert len(taken) <= number + 5
 
 
@@ -37,7 +31,6 @@ def test_an_error_is_raised_at_its_items_turn():
         return number
 
     done = done_ahead(fails_at_three, range(10), threads=4, ahead=8)
-
     assert [next(done)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(done)
@@ -57,5 +50,4 @@ def test_what_has_not_begun_is_dropped_when_nobody_asks_on():
     next(done)
     threading.Timer(0.1, release.set).start()
     done.close()
-
     assert len(begun) <= 3

@@ -15,14 +15,7 @@ from patchmint.storage import Entry, creates_conditionally, open_storage, stores
 
 @pytest.fixture
 def storage(server, proxy, monkeypatch):
-    for name, value in server.env(proxy.port).items():
-        monkeypatch.setenv(name, value)
-    return open_storage(server.new_bucket())
-
-
-def put_raw(server, uri, key):
-    with urlopen(Request(f"{server.endpoint}/{uri.removeprefix('s3://')}/{key}", data=b"", method="PUT"), timeout=20):
-        pass
+    return open_storage(server.new_bucket(monkeypatch, proxy.port))
 
 
 @pytest.mark.parametrize("action", ["refuse", "cut", "swallow"])
@@ -68,13 +61,9 @@ def test_create_knows_its_own_object_after_a_lost_reply(storage, proxy):
     assert not storage.create("record", b"mine"), "an older object with the same bytes isn't this call's"
     assert storage.read("record") == b"mine"
     assert list(storage.list()) == [Entry("record", 4)]
-
-
-def test_create_after_refusals(storage, proxy):
-    proxy.faults.append(Fault(conditional_put, "refuse", 3))
-    assert storage.create("record", b"mine")
-    proxy.faults.append(Fault(conditional_put, "refuse", 2))
-    assert not storage.create("record", b"another's")
+    for path, created in (("another", True), ("record", False)):
+        proxy.faults.append(Fault(conditional_put, "refuse", 3))
+        assert storage.create(path, b"after refusals") == created
 
 
 def test_creators_whose_replies_get_lost_have_one_winner(storage, proxy):
@@ -131,8 +120,14 @@ def test_a_store_that_ignores_conditions_is_found_out(server, storage, proxy, mo
     assert list(storage.list()) == []
 
 
-def wait_less(monkeypatch, seconds):
-    monkeypatch.setattr("patchmint.storage.stores.PATIENCE", seconds)
+@pytest.fixture
+def impatient(monkeypatch):
+    assert stores.PATIENCE < 20
+    monkeypatch.setattr(stores, "PATIENCE", 0.5)
+
+
+def of_any_kind(method, path, headers):
+    return True
 
 
 USES = {
@@ -149,23 +144,17 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_a_dead_endpoint_ends_in_an_error(storage, monkeypatch, use):
-    assert stores.PATIENCE < 20
-    wait_less(monkeypatch, 0.5)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match=r"s3://bucket-.* check the address, the network") as caught:
-        USES[use](storage)
-    assert not isinstance(caught.value, NotFoundError)
-    assert "testing" not in str(caught.value)
-
-
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("use", USES)
 def test_a_store_that_is_down_ends_in_an_error(storage, proxy, monkeypatch, use):
-    wait_less(monkeypatch, 0.5)
-    proxy.faults.append(Fault(lambda method, path, headers: True, "refuse", 10**6))
+    proxy.faults.append(Fault(of_any_kind, "refuse", 10**6))
     with pytest.raises(StorageError, match="503"):
         USES[use](storage)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"s3://bucket-.* check the address, the network") as caught:
+        USES[use](open_storage(storage.uri))
+    assert not isinstance(caught.value, NotFoundError)
+    assert "testing" not in str(caught.value)
 
 
 @pytest.mark.parametrize("use", ["read", "list", "write", "create"])
@@ -175,8 +164,8 @@ def test_a_missing_bucket_is_named(storage, use):
     assert not isinstance(caught.value, NotFoundError)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_never_answers_ends_in_an_error(storage, proxy, monkeypatch):
-    wait_less(monkeypatch, 0.5)
     connect = stores.connect
     silences = []
 
@@ -185,15 +174,15 @@ def test_a_server_that_never_answers_ends_in_an_error(storage, proxy, monkeypatc
         return connect(uri, silence=0.5, retries=retries)
 
     monkeypatch.setattr("patchmint.storage.objects.connect", connect_briefly)
-    proxy.faults.append(Fault(lambda method, path, headers: True, "hold", 10**6))
+    proxy.faults.append(Fault(of_any_kind, "hold", 10**6))
     for use in ("read", "create"):
         with pytest.raises(StorageError, match="check the address"):
             USES[use](storage)
     assert silences == [10, 10], "with patience and a connect timeout that is 20 s or so"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_missing_credentials_are_named(storage, monkeypatch):
-    wait_less(monkeypatch, 0.5)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     # The address at which a cloud's machine asks for its role, here with nobody there.
@@ -217,7 +206,8 @@ def test_markers_of_folders_are_not_files(server, storage):
     for name in ("a/x", "b/x", "b-", "empty", "emptyx"):
         storage.write(name, b"" if "empty" in name else b"1")
     for name in ("a/", "b/", "c/"):
-        put_raw(server, storage.uri, name)
+        marker = f"{server.endpoint}/{storage.uri.removeprefix('s3://')}/{name}"
+        urlopen(Request(marker, data=b"", method="PUT"), timeout=20).close()
     assert [entry.path for entry in storage.list()] == ["a/x", "b-", "b/x", "c", "empty", "emptyx"]
 
 

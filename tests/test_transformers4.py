@@ -1,7 +1,5 @@
 """Both lines of transformers: the tests that touch it, once more under 4.57, in one process."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

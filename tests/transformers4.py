@@ -1,7 +1,5 @@
 """Runs Python under transformers 4.57, laid over the environment of the tests by `make setup`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -11,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 OVERLAY = ROOT / ".venv-transformers4"
 
 
-def run_under_transformers4(*arguments: str, timeout: float = 600) -> str:
+def run_under_transformers4(*arguments, timeout=600):
     """Run the interpreter with these arguments; its output, or an AssertionError that shows it."""
     assert OVERLAY.is_dir(), "run `make setup` first: it installs transformers 4.57 beside the environment"
     paths = [str(OVERLAY), str(ROOT), str(ROOT / "tests")]
