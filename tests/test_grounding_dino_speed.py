@@ -99,9 +99,7 @@ def test_fusion_is_upstreams(model, inputs, tokens, monkeypatch):
     image, padding, generator = inputs
     block = model.transformer.encoder.fusion_layers[0]
     for gamma in (block.gamma_v, block.gamma_l):
-        monkeypatch.setattr(
-            gamma, "data", gamma.data + 1.0
-        )  # upstream starts at 0.0001, which would hide it
+        monkeypatch.setattr(gamma, "data", gamma.data + 1.0)  # upstream starts at 0.0001, which would hide it
     text = torch.randn(3, tokens, 256, generator=generator)
     text_padding = torch.zeros(3, tokens, dtype=torch.bool)
     text_padding[0, 4:] = True
