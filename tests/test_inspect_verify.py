@@ -28,7 +28,7 @@ def findings(*arguments):
 
 
 def is_well(target, *options):
-    assert run(target, *options, rc=0).stdout == f"{target}: all is well\n"
+    assert run(target, *options, rc=0).stdout == f"{target}: no faults found\n"
 
 
 @pytest.fixture

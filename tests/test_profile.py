@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,9 +138,10 @@ class FakeEvent:
 def test_a_gpu_is_timed_by_its_own_clock_and_never_waited_for(clock, monkeypatch):
     synchronized = []
     monkeypatch.setattr(FakeEvent, "now", clock, raising=False)
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+    driver = SimpleNamespace(
+        Event=FakeEvent, current_stream=lambda device: f"the stream of {device}", synchronize=synchronized.append
+    )
+    monkeypatch.setattr(stages, "_DeviceClock", partial(stages._DeviceClock, cuda=driver))
     stopwatch = start_timing("cuda:1")
     gpu = torch.device("cuda:1")
     clock[0] += 1

@@ -143,21 +143,29 @@ def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
     """Models that take 3 bytes an image of 64 free ones: a share of 0.8 holds 16."""
     held = []
     models = SimpleNamespace(ask=lambda images, *_: held.append(3 * len(images)), prepare=lambda image: None)
+    gpu = fake_gpu(mem_get_info=lambda device: (64, 80), max_memory_allocated=lambda device: 5 + held[-1])
     clock = iter(range(1000))
-    fake_gpu(monkeypatch, lambda: held[-1])
     monkeypatch.setattr(batches.time, "perf_counter", lambda: next(clock))
-    assert batches.choose_batch_size(models, runner, "cuda:0") == size
+    assert batches.choose_batch_size(models, runner, "cuda:0", gpu) == size
 
 
-def test_running_out_of_memory_ends_the_trials(monkeypatch):
+def fake_gpu(**functions):
+    """One GPU, in which models hold 5 bytes."""
+    functions |= dict.fromkeys(("synchronize", "reset_peak_memory_stats"), lambda device: None)
+    return SimpleNamespace(
+        memory_allocated=lambda device: 5, device_count=lambda: 1, empty_cache=lambda: None, **functions
+    )
+
+
+def test_running_out_of_memory_ends_the_trials():
     def ask(images, texts, inputs):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (a test's)")
 
-    fake_gpu(monkeypatch, lambda: 0)
     models = SimpleNamespace(ask=ask, prepare=lambda image: None)
-    assert batches._tried(models, 2, "cuda") is not None
-    assert batches._tried(models, 4, "cuda") is None
+    gpu = fake_gpu(max_memory_allocated=lambda device: 7)
+    assert batches._tried(models, 2, "cuda", gpu).bytes == 2
+    assert batches._tried(models, 4, "cuda", gpu) is None
 
 
 def test_peak_memory_is_of_this_process_and_grows():

@@ -191,19 +191,19 @@ _active: Stopwatch | None = None
 class _DeviceClock:
     """Events on a GPU's stream, and when they were by `time.perf_counter`."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, cuda: Any = None) -> None:
         import torch
 
-        self._torch = torch
+        self._cuda = torch.cuda if cuda is None else cuda
         self._device = torch.device(device)
         self._zero = self.mark()
-        torch.cuda.synchronize(self._device)
+        self._cuda.synchronize(self._device)
         self._zero_at = time.perf_counter()
 
     def mark(self) -> torch.cuda.Event:
         """An event that passes when all that was handed to the device before has been done."""
-        event: torch.cuda.Event = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(self._torch.cuda.current_stream(self._device))
+        event: torch.cuda.Event = self._cuda.Event(enable_timing=True)
+        event.record(self._cuda.current_stream(self._device))
         return event
 
     def seconds(self, event: torch.cuda.Event) -> float:

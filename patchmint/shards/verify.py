@@ -110,9 +110,7 @@ def _read_plans(storage: Storage) -> tuple[list[Plan], list[Finding]]:
         plans = load_plans(storage)
     except ShardError as error:
         return [], [Finding(PLAN_PATH, "", "plan-form", str(error))]
-    message = (
-        "there is no plan, so what should be here isn't known; copy plan.parquet from where the data set was built"
-    )
+    message = "there is no plan, so what should be here isn't known; copy plan.parquet from where it was built"
     return plans, [] if plans else [Finding(PLAN_PATH, "", "plan-missing", message)]
 
 

@@ -33,7 +33,7 @@ def verify_command(
 ) -> None:
     """Check checksums, members, arrays, labels, keys and counts; tars that others wrote as far as that goes.
 
-    Ends with 0 if all is well, with 1 if something isn't, with 2 if there is nothing to check.
+    Exits with 0 if there are no faults, with 1 if there are, with 2 if there is nothing to check.
     """
     with progress_bar("verify") as progress:
         found = list(_verify(dataset, deep, progress))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -95,50 +95,54 @@ def _chosen(
     return sorted(ranked[: max(1, fitting)])
 
 
-def choose_batch_size(models: AnnotationModels, runner: LocalRunner | RayRunner, device: str) -> int:
+def choose_batch_size(
+    models: AnnotationModels, runner: LocalRunner | RayRunner, device: str, cuda: Any = torch.cuda
+) -> int:
     """The configured size; else on a CPU one by the size of the models' inputs, on a GPU one that is tried out.
 
     Args:
         models: on the device.
         runner: the settings.
         device: "cpu", "cuda" or "cuda:N".
+        cuda: what measures and counts GPUs.
     """
     if runner.batch_size is not None:
         return runner.batch_size
     if not device.startswith("cuda"):
         return cpu_batch_size(models)
-    free, _ = torch.cuda.mem_get_info(device)
-    found = _largest_that_pays(lambda images: _tried(models, images, device), int(free * _SHARE / _sharing(runner)))
-    torch.cuda.empty_cache()
+    free, _ = cuda.mem_get_info(device)
+    budget = int(free * _SHARE / _sharing(runner, cuda))
+    found = _largest_that_pays(lambda images: _tried(models, images, device, cuda), budget)
+    cuda.empty_cache()
     return found
 
 
-def _sharing(runner: LocalRunner | RayRunner) -> int:
+def _sharing(runner: LocalRunner | RayRunner, cuda: Any) -> int:
     """How many workers have a GPU between them."""
     if isinstance(runner, RayRunner):
         return round(1 / runner.num_gpus) if 0 < runner.num_gpus < 1 else 1
-    spread = torch.cuda.device_count() if runner.device in ("auto", "cuda") else 1
+    spread = cuda.device_count() if runner.device in ("auto", "cuda") else 1
     return -(-runner.workers // max(1, spread))
 
 
-def _tried(models: AnnotationModels, images: int, device: str) -> _Trial | None:
+def _tried(models: AnnotationModels, images: int, device: str, cuda: Any) -> _Trial | None:
     noise = np.random.default_rng(0).integers(0, 255, (*_LARGEST, 3), dtype=np.uint8)
     batch, texts = [noise] * images, [[Text("a thing")]] * images
     inputs = [models.prepare(noise)] * images  # in a build that is done ahead
     try:
         models.ask(batch, texts, inputs)  # the first time is slower: kernels are chosen, memory is taken
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+        cuda.synchronize(device)
+        cuda.reset_peak_memory_stats(device)
+        before, start = cuda.memory_allocated(device), time.perf_counter()
         models.ask(batch, texts, inputs)
-        torch.cuda.synchronize(device)
+        cuda.synchronize(device)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         return None
     finally:
-        torch.cuda.empty_cache()
-    return _Trial(time.perf_counter() - start, torch.cuda.max_memory_allocated(device) - before)
+        cuda.empty_cache()
+    return _Trial(time.perf_counter() - start, cuda.max_memory_allocated(device) - before)
 
 
 @dataclass(frozen=True)
