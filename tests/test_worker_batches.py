@@ -123,18 +123,6 @@ def test_the_configured_size_counts_and_a_cpu_has_more_where_models_take_images_
     assert batches.choose_batch_size(models, LocalRunner(), "cpu") == size
 
 
-def fake_gpu(monkeypatch, taken):
-    fakes = {
-        "mem_get_info": lambda device: (64, 80),
-        "memory_allocated": lambda device: 5,
-        "max_memory_allocated": lambda device: 5 + taken(),
-        "device_count": lambda: 1,
-        **dict.fromkeys(("synchronize", "reset_peak_memory_stats"), lambda device: None),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-
-
 @pytest.mark.parametrize(
     ("runner", "size"),
     [(LocalRunner(), 16), (LocalRunner(workers=2), 8), (RayRunner(num_gpus=0.25), 4), (RayRunner(num_gpus=2), 16)],
