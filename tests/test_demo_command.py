@@ -231,8 +231,8 @@ def test_agreement_of_sets_and_pictures():
     a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert f1_and_iou(a, b) == (0.5, pytest.approx(1 / 3))
     assert f1_and_iou(a & ~a, b & ~b) == (1.0, 1.0)
-    dark, light = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
-    assert psnr(dark, light) == pytest.approx(0)
+    light = np.full((4, 4, 3), 255, np.uint8)
+    assert psnr(light * 0, light) == pytest.approx(0)
     assert psnr(light, light - 1) == pytest.approx(20 * np.log10(255))
     assert psnr(light, light) > 100
 
@@ -310,8 +310,8 @@ def test_overlays_show_labels_and_truth(shards, truth, tmp_path):
 
 def demo(*arguments):
     command = [sys.executable, "-m", "patchmint", "demo", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.fixture(scope="module")

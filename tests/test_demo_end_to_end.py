@@ -57,9 +57,10 @@ def unmet(figures):
     return missed + (["absent_rate"] if figures["absent_rate"] > MOST_ABSENT else [])
 
 
-def test_nothing_is_lost(figures):
+def test_nothing_is_lost(figures, out):
     assert figures["planned"] == figures["scenes"] == figures["written"] == COUNT
     assert figures["rejected"] == 0
+    assert len(list((out / "overlays").glob("*.png"))) == 4
 
 
 def test_labels_are_right(figures):
@@ -129,7 +130,3 @@ def test_wrong_labels_are_noticed(segmenter, scenes, mistake):
     }[mistake]()
     figures = judged(wrong, scenes)
     assert {"f1", "iou"} <= set(unmet(figures)), figures
-
-
-def test_overlays_are_written(figures, out):
-    assert len(list((out / "overlays").glob("*.png"))) == 4
