@@ -7,23 +7,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+from inspect_data import texted
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample
 
 from patchmint.inspection.gallery.server import GalleryServer
-from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 
-ROWS = COLS = 8
+CELLS = 8
 LAYOUT = Layout(
-    grid=GridLayout(rows=ROWS, cols=COLS, patch_px=14, fit="crop"),
+    grid=GridLayout(rows=CELLS, cols=CELLS, patch_px=14, fit="crop"),
     min_coverage=0.0,
     tokens=TokensLayout(member="vqgan", grid=(8, 8), codebook_sizes=(512,), preprocessing="pad-128-bicubic"),
     notice="demo models: <b>only</b> shapes",
 )
-GRID = {"rows": ROWS, "cols": COLS, "patch_px": 14, "fit": "crop"}
-WIDTH, HEIGHT = 240, 160
+GRID = {"rows": CELLS, "cols": CELLS, "patch_px": 14, "fit": "crop"}
+SIZE = HEIGHT, WIDTH = 160, 240
 """Of every image: `crop` leaves a sixth of it out on the left, and on the right."""
 
 HOSTILE = (
@@ -33,23 +33,19 @@ HOSTILE = (
     "a \U0001f408 cat " + "very long text. " * 3200,
     "line\u2028separator\u2029and \\u003c \" ' `${alert(3)}`",
 )
+MODELS = ("detector", "vocabulary", "masker", "tokenizer")
 DEMO = {
-    "models": {"detector": "demo-detector", "vocabulary": "demo-vocabulary", "masker": "demo-masker"}
-    | {"tokenizer": "demo-tokenizer"},
+    "models": {role: f"demo-{role}" for role in MODELS},
     "labels": {"min_coverage": 0.0},
     "tokens": {"size": 128, "fit": "pad"},
 }
-UNTRAINED = {
-    "models": dict.fromkeys(("detector", "vocabulary", "masker", "tokenizer"), "untrained-tiny"),
-    "labels": {"min_coverage": 0.0},
-    "tokens": {"size": 64, "fit": "pad"},
-}
+UNTRAINED = DEMO | {"models": dict.fromkeys(MODELS, "untrained-tiny"), "tokens": {"size": 64, "fit": "pad"}}
 """Quicker; the codes below are theirs and the demo models' alike."""
 
 
-def photo(ordinal, size=(WIDTH, HEIGHT)):
+def photo(ordinal):
     rng = np.random.default_rng(ordinal)
-    pixels = np.full((size[1], size[0], 3), rng.integers(90, 220, 3), np.uint8)
+    pixels = np.full((HEIGHT, WIDTH, 3), rng.integers(90, 220, 3), np.uint8)
     pixels[40:100, 60:130] = rng.integers(0, 255, 3)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=92)
@@ -60,17 +56,18 @@ def gallery_sample(ordinal):
     """Two texts, the first of them hostile in the first samples; two phrases of the first text with boxes."""
     rng = np.random.default_rng(1000 + ordinal)
     first = HOSTILE[ordinal] if ordinal < len(HOSTILE) else f"scene {ordinal} of a park with a dog"
-    texts = [SourceText(first), SourceText(f"second text {ordinal}")]
-    coverage = np.where(rng.random((2, ROWS, COLS)) < 0.3, rng.integers(1, 256, (2, ROWS, COLS)), 0).astype(np.uint8)
-    words = [PhraseDocument(text=first[start:end], text_index=0, start=start, end=end, box=box, score=score)
-             for start, end, box, score in (
-                 (2, 5, (60.0, 40.0, 130.0, 100.0), round(0.2 + ordinal % 70 / 100, 4)),
-                 (6, 9, (100.5, 20.25, 190.0, 150.0), 0.1234))]  # fmt: skip
-    sample = make_sample(ordinal, layout=LAYOUT)
-    source = replace(sample.planned.sample, texts=tuple(texts), conversation=())
+    coverage = np.where(rng.random((2, CELLS, CELLS)) < 0.3, rng.integers(1, 256, (2, CELLS, CELLS)), 0).astype(
+        np.uint8
+    )
+    words = [
+        PhraseDocument(text=first[start:end], text_index=0, start=start, end=end, box=box, score=score)
+        for start, end, box, score in (
+            (2, 5, (60.0, 40.0, 130.0, 100.0), round(0.2 + ordinal % 70 / 100, 4)),
+            (6, 9, (100.5, 20.25, 190.0, 150.0), 0.1234),
+        )
+    ]
     return replace(
-        sample,
-        planned=replace(sample.planned, sample=source),
+        texted(make_sample(ordinal, layout=LAYOUT), first, f"second text {ordinal}", conversation=()),
         data=photo(ordinal),
         image=ImageDocument(width=WIDTH, height=HEIGHT, format="jpeg", mode="RGB", orientation=1),
         phrases=tuple(words) if ordinal % 5 else (),

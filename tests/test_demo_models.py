@@ -22,17 +22,11 @@ from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
 from patchmint.types import Text
 from patchmint.weights.loading import load_state
+from tools.demo_training import train_detector
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
 from tools.demo_training.loop import Schedule, Trainer
 from tools.demo_training.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
 from tools.demo_training.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
-from tools.demo_training.train_detector import (
-    DetectorTask,
-    cell_outlines,
-    position_owners,
-    prompt_truth,
-    thing_attributes,
-)
 from tools.demo_training.train_masker import MaskerTask, jittered, mask_losses
 from tools.demo_training.train_tokenizer import TokenizerTask
 
@@ -132,7 +126,7 @@ def test_positions_belong_to_the_object_under_their_centre():
     features = encode_images(detector.model, [detector.preprocess(scene.image) for scene in scenes])
     batch = batch_images(detector.model, features)
     for row, scene in enumerate(scenes):
-        owners = position_owners(scene, batch, features[row])
+        owners = train_detector.position_owners(scene, batch, features[row])
         assert ((owners == -2) == batch.padding[row]).all()
         rows, columns = batch.shapes[0]
         first = owners[: rows * columns].view(rows, columns)
@@ -150,7 +144,7 @@ def test_the_words_of_a_phrase_are_right_for_its_objects_only():
     for scene in (make_scene(9, number, texts=2) for number in range(30)):
         for text in scene.texts:
             prompt = caption_prompts(Text(text.content), known)[0]
-            truth = prompt_truth(scene, text, prompt)
+            truth = train_detector.prompt_truth(scene, text, prompt)
             assert truth.words.shape == (len(scene.objects), len(prompt.ids))
             for token, place in zip(prompt.tokens, prompt.places, strict=True):
                 naming = [p.objects for p in text.phrases if p.span[0] <= token.span[0] and token.span[1] <= p.span[1]]
@@ -187,12 +181,12 @@ def test_what_only_training_asks_for():
     """Attributes of things and of phrases, and outlines, against the scene itself."""
     known = vocabulary()
     for scene in (make_scene(10, number, size=(160, 320), texts=2) for number in range(10)):
-        shown = thing_attributes(scene).numpy().astype(bool)
+        shown = train_detector.thing_attributes(scene).numpy().astype(bool)
         for thing, row in zip(scene.objects, shown, strict=True):
             assert {ATTRIBUTES[i] for i in np.flatnonzero(row)} == {thing.shape, thing.colour, thing.fill, thing.size}
         for text in scene.texts:
             prompt = caption_prompts(Text(text.content), known)[0]
-            truth = prompt_truth(scene, text, prompt)
+            truth = train_detector.prompt_truth(scene, text, prompt)
             asked = iter(truth.asked.numpy().astype(bool))
             for token, place in zip(prompt.tokens, prompt.places, strict=True):
                 of = [p for p in text.phrases if p.span[0] <= token.span[0] and token.span[1] <= p.span[1]]
@@ -202,7 +196,7 @@ def test_what_only_training_asks_for():
                     for index in of[0].objects:
                         assert wanted <= {ATTRIBUTES[i] for i in np.flatnonzero(shown[index])}
                     assert wanted or "shape" in text.content[slice(*of[0].span)] or not of[0].objects
-        outlines = cell_outlines(scene, (8, 16)).view(8, 16, 8, 8).permute(0, 2, 1, 3).reshape(64, 128)
+        outlines = train_detector.cell_outlines(scene, (8, 16)).view(8, 16, 8, 8).permute(0, 2, 1, 3).reshape(64, 128)
         assert float(outlines.mean()) == pytest.approx(float((scene.ids >= 0).mean()), abs=0.01)
         y, x = np.argwhere(scene.ids >= 0).mean(0) / (160, 320)
         rows, columns = np.argwhere(outlines.numpy() > 0.5).mean(0) / (64, 128)
@@ -235,7 +229,7 @@ def test_jittered_boxes_stay_boxes(box):
     assert box[2] == 6 or 0.2 < np.abs(moved - boxes).mean() < 3
 
 
-@pytest.mark.parametrize("task", [partial(DetectorTask, steps=10), MaskerTask, TokenizerTask])
+@pytest.mark.parametrize("task", [partial(train_detector.DetectorTask, steps=10), MaskerTask, TokenizerTask])
 def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task):
     made = task(0, 1, batch=2, scenes=2)
     made.model.requires_grad_(True)

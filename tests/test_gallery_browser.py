@@ -12,20 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import chromium, watched_page
-from gallery_data import (
-    COLS,
-    GRID,
-    HEIGHT,
-    HOSTILE,
-    LAYOUT,
-    ROWS,
-    UNTRAINED,
-    WIDTH,
-    gallery_dataset,
-    gallery_sample,
-    payload,
-    served,
-)
+from gallery_data import CELLS, GRID, HOSTILE, LAYOUT, SIZE, UNTRAINED, gallery_dataset, gallery_sample, payload, served
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample, renamed, stored, write_shard
 
@@ -41,9 +28,9 @@ from patchmint.storage import open_storage
 pytestmark = pytest.mark.browser
 
 SAMPLES = 60
+HEIGHT, WIDTH = SIZE
 DESK = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-FILLED = "[...document.querySelectorAll('.card')].every(c => c.querySelector('.card-key bdi'))"
 
 
 @dataclass(frozen=True)
@@ -52,10 +39,6 @@ class Gallery:
 
     url: str
     dataset: Path
-
-    @property
-    def allowed(self):
-        return self.url.removesuffix("index.html")
 
     @cached_property
     def samples(self):
@@ -87,7 +70,7 @@ def gallery(request, on_disk):
 
 @contextmanager
 def page_of(browser, gallery, state="", **options):
-    with watched_page(browser, gallery.allowed, **(DESK | options)) as (page, _):
+    with watched_page(browser, gallery.url.removesuffix("index.html"), **(DESK | options)) as (page, _):
         visit(page, gallery, state)
         yield page
 
@@ -114,7 +97,7 @@ def until(page, condition):
 def settle(page):
     page.wait_for_timeout(30)  # until a changed address has been noticed
     until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
-    until(page, FILLED)
+    until(page, "[...document.querySelectorAll('.card')].every(c => c.querySelector('.card-key bdi'))")
     until(page, "[...document.images].filter(i => i.checkVisibility()).every(i => i.complete)")
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
@@ -132,8 +115,8 @@ def positions(page):
 def cells_of(canvas):
     """The colour in the middle of each cell of the grid, which `crop` lays on the image's middle 160 pixels."""
     height, width = canvas.shape[:2]
-    rows = (np.arange(ROWS) + 0.5) * height / ROWS
-    cols = (40 + (np.arange(COLS) + 0.5) * 160 / COLS) * width / WIDTH
+    rows = (np.arange(CELLS) + 0.5) * height / CELLS
+    cols = (40 + (np.arange(CELLS) + 0.5) * 160 / CELLS) * width / WIDTH
     return canvas[np.ix_(rows.astype(int), cols.astype(int))]
 
 
@@ -219,10 +202,10 @@ def test_overlays_lie_where_they_should(browser, gallery):
         assert (canvas[:, left + 2 : right - 2, 3] < 190).mean() > 0.6
         kept = gallery.samples[1].selector[0]
         row, col = next(
-            (r, c) for r in range(ROWS) for c in range(COLS) if kept[r, c] and (c == 0 or not kept[r, c - 1])
+            (r, c) for r in range(CELLS) for c in range(CELLS) if kept[r, c] and (c == 0 or not kept[r, c - 1])
         )
-        edge = on_canvas(40 + col * 160 / COLS, width)
-        y = round((row + 0.5) * height / ROWS)
+        edge = on_canvas(40 + col * 160 / CELLS, width)
+        y = round((row + 0.5) * height / CELLS)
         np.testing.assert_allclose(canvas[y, edge], (64, 255, 180, 255), atol=2)  # the border begins on the cell's edge
 
         visit(page, gallery, "#show=boxes")

@@ -6,13 +6,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from inspect_data import answer, edit_json, inspect, refusal, unfinish
+from inspect_data import answer, edit_json, inspect, refusal, texted, unfinish
 from shard_data import LAYOUT, make_dataset, make_sample, on_a_store, renamed
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.inspection.diff import members as diff_members
 from patchmint.inspection.diff.compare import compare
-from patchmint.samples import SourceText
 from patchmint.shards.layout import GridLayout, TokensLayout
 
 ALL = ["labels", "codes", "texts", "phrases"]
@@ -29,9 +28,8 @@ def changed(sample, *parts):
     if "codes" in parts:
         sample = replace(sample, codes=np.where(rng.random(sample.codes.shape) < 0.3, 7, sample.codes))
     if "texts" in parts:
-        source = sample.planned.sample
-        texts = tuple(SourceText(f"{text.content}!") for text in source.texts)
-        sample = replace(sample, planned=replace(sample.planned, sample=replace(source, texts=texts)))
+        texts = [f"{text.content}!" for text in sample.planned.sample.texts]
+        sample = replace(texted(sample, *texts), phrases=sample.phrases)
     if "phrases" in parts:
         sample = replace(sample, phrases=sample.phrases * 2)
     return sample
@@ -55,11 +53,9 @@ def builds(tmp_path_factory):
     """B has other shards and another order."""
     folder = tmp_path_factory.mktemp("diff")
     a, b = a_samples(), b_samples()
-    order = np.random.default_rng(3).permutation(len(b))
-    shuffled = [b[place] for place in order]
-    return make_dataset(folder / "a", [a[:8], [], a[8:]]), make_dataset(
-        folder / "b", [shuffled[:3], shuffled[3:15], shuffled[15:]]
-    )
+    b = [b[place] for place in np.random.default_rng(3).permutation(len(b))]
+    units = {"a": [a[:8], [], a[8:]], "b": [b[:3], b[3:15], b[15:]]}
+    return tuple(make_dataset(folder / name, samples) for name, samples in units.items())
 
 
 run = partial(inspect, "diff")

@@ -73,13 +73,10 @@ def rows_of(folder):
     return [row for path in sorted(folder.glob("shards/*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def best(row):
-    scores = [score for score in row["scores"] if score >= 0]
-    return max(scores, default=None)
-
-
 def near(row, least, most):
-    return best(row) is not None and least - 1e-6 <= best(row) <= most + 1e-6
+    """Whether the best score lies in this range."""
+    best = max((score for score in row["scores"] if score >= 0), default=None)
+    return best is not None and least - 1e-6 <= best <= most + 1e-6
 
 
 SEARCHES = [
@@ -319,14 +316,8 @@ def test_rejects(folder):
     assert "\x1b" not in done.stdout
     document = told(folder, "--rejects", "--reason", "image-missing")
     assert document["found"] == 2
-    assert document["rejects"][0] == {
-        "ordinal": 50,
-        "key": "s0050",
-        "id": "Source/50",
-        "stage": "read",
-        "reason": "image-missing",
-        "message": "it isn't there",
-    }
+    fault = {"stage": "read", "reason": "image-missing", "message": "it isn't there"}
+    assert document["rejects"][0] == {"ordinal": 50, "key": "s0050", "id": "Source/50", **fault}
     assert keys(folder, "--rejects", "--key", "*51") == ["s0051"]
     assert keys(folder, "--rejects", "--limit", "2", "--sort", "ordinal desc") == ["s0052", "s0051"]
     assert keys(folder, "--rejects", "--where", "ordinal > 50 and reason <> 'x'") == ["s0051"]

@@ -112,9 +112,7 @@ def test_without_a_list_files_are_looked_for(dataset):
     ("old", "new"),
     [
         ("patchmint.shards/1", "patchmint.shards/2"),
-        ('"samples": 3', '"samples": -3'),
-        ('"samples": 3', '"samples": "3"'),
-        ('"samples": 3', '"samples": 3, "more": 1'),
+        *(('"samples": 3', f'"samples": {value}') for value in ("-3", '"3"', '3, "more": 1')),
         ('"units": [', '"units": 5, "x": ['),
         ('"plans": 1', '"plans": true'),
         ('"label_share": 0.', '"label_share": 7.'),

@@ -223,14 +223,10 @@ def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("label_shares", [np.nan]),
-        ("label_shares", [0.5, 0.5, 0.5]),
-        ("scores", [float("inf")]),
-        ("scores", []),
-        ("phrase_texts", [7]),
-        ("phrase_texts", [-1]),
-        ("width", -5),
-        ("codes", [30]),
+        *(("label_shares", [np.nan]), ("label_shares", [0.5, 0.5, 0.5])),
+        *(("scores", [float("inf")]), ("scores", [])),
+        *(("phrase_texts", [7]), ("phrase_texts", [-1])),
+        *(("width", -5), ("codes", [30])),
     ],
 )
 def test_impossible_numbers_are_errors(dataset, column, value):

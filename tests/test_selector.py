@@ -13,14 +13,8 @@ from patchmint.training.selector import PatchSelector, auc, keep_patches, recall
 @pytest.mark.parametrize(
     ("patches", "ratio", "kept"),
     [
-        (576, 0.25, 144),
-        (576, 0.1, 57),
-        (729, 0.25, 182),
-        (570, 0.1, 57),
-        (300, 0.21, 63),
-        (900, 0.13, 117),
-        (3, 0.25, 0),
-        (5, 1, 5),
+        *((576, 0.25, 144), (576, 0.1, 57), (729, 0.25, 182), (570, 0.1, 57)),
+        *((300, 0.21, 63), (900, 0.13, 117), (3, 0.25, 0), (5, 1, 5)),
     ],
 )
 def test_as_many_stay_as_the_paper_says(patches, ratio, kept):

@@ -63,22 +63,19 @@ class TestForms:
         made = kit.build.text_to_image("a cat", CODES)
         check(made, (kit.bos, False), (kit.text("a cat"), False), ([begin], False), (rest, True))
 
-    def test_state(self, kit):
-        made = kit.build.state(CODES)
-        check(made, (kit.bos, False), (kit.image(), False), (kit.eos, False))
+    @pytest.mark.parametrize("text", ["", "a cat"])
+    def test_state(self, kit, text):
+        made = kit.build.state(CODES, text)
+        known = kit.text(text) if text else []
+        check(made, (kit.bos, False), (known, False), (kit.image(), False), (kit.eos, False))
         assert made.input_ids[made.state_position] == kit.vocabulary.eos_id
-        assert made.state_position == len(made.input_ids) - 1
-
-    def test_state_that_knows_of_a_text(self, kit):
-        made = kit.build.state(CODES, "a cat")
-        check(made, (kit.bos, False), (kit.text("a cat"), False), (kit.image(), False), (kit.eos, False))
         assert made.state_position == len(made.input_ids) - 1
 
     def test_several_images_in_a_text(self, kit):
         made = kit.build.interleaved("first <image> then <image>", [CODES, OTHER_CODES])
-        one, other = (kit.image(codes) for codes in (CODES, OTHER_CODES))
-        texts = [(kit.text(text), True) for text in ("first ", " then ", "")]
-        check(made, (kit.bos, False), texts[0], (one, False), texts[1], (other, False), texts[2], (kit.eos, True))
+        one, other = ((kit.image(codes), False) for codes in (CODES, OTHER_CODES))
+        first, then, last = ((kit.text(text), True) for text in ("first ", " then ", ""))
+        check(made, (kit.bos, False), first, one, then, other, last, (kit.eos, True))
 
     def test_a_text_without_images(self, kit):
         check(kit.build.interleaved("a cat", []), (kit.bos, False), (kit.text("a cat"), True), (kit.eos, True))
@@ -110,13 +107,16 @@ class TestConversations:
         assert kit.vocabulary.is_visual(made.input_ids).sum() == 4
         assert made.labels[-1 - len(kit.text("<image>")) : -1].tolist() == kit.text("<image>")
 
-    def test_unknown_role(self):
-        with pytest.raises(InputError, match="role is 'user'; human and gpt"):
-            Kit(gpt2_like).build.conversation([Turn("user", "hi")], [])
-
-    @pytest.mark.parametrize("turns", [[], [Turn("human", "hi")]])
-    def test_nothing_to_learn(self, turns):
-        with pytest.raises(InputError, match="nothing is learnt"):
+    @pytest.mark.parametrize(
+        ("turns", "says"),
+        [
+            ([Turn("user", "hi")], "role is 'user'; human and gpt"),
+            ([], "nothing is learnt"),
+            ([Turn("human", "hi")], "nothing is learnt"),
+        ],
+    )
+    def test_refused(self, turns, says):
+        with pytest.raises(InputError, match=says):
             Kit(gpt2_like).build.conversation(turns, [])
 
 

@@ -2,13 +2,13 @@
 
 import json
 import pickle
-from itertools import islice
+from itertools import chain, islice, repeat
 
 import numpy as np
 import pytest
 import torch
 from shard_data import copy
-from test_training_dataset import damaged, overwrite, spell
+from test_training_dataset import damaged, overwrite, refuse, spell
 from torch.utils.data import DataLoader
 from training_data import LOADER_WARNINGS, RICH, cut, digest, finished, samples
 
@@ -63,7 +63,7 @@ def test_two_ranks_of_two_workers_see_every_sample_once(data):
 )
 def test_a_stop_at_any_step_and_other_workers_after_it(data, expected, before, after, stop):
     begun = first_rank(data, before)
-    given = digests(islice(endless(begun), stop))
+    given = digests(islice(chain.from_iterable(repeat(begun)), stop))
     assert given == expected[:stop]
     resumed = first_rank(data, after)
     resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
@@ -72,11 +72,6 @@ def test_a_stop_at_any_step_and_other_workers_after_it(data, expected, before, a
     while resumed.epoch < 3:
         rest += digests(resumed)
     assert rest == expected[stop:]
-
-
-def endless(one):
-    while True:
-        yield from one
 
 
 def test_a_loop_that_is_left_goes_on(data, expected):
@@ -166,10 +161,6 @@ def test_a_data_set_that_has_a_position_is_refused(data):
     dataset.set_epoch(2)
     with pytest.raises(ConfigError, match="loader's load_state_dict or set_epoch"):
         StageLoader(dataset, 2)
-
-
-def refuse(sample):
-    raise InputError("it is too long")
 
 
 def test_a_refused_sequence_in_a_worker(data):

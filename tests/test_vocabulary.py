@@ -21,7 +21,6 @@ TWO = Codebook("pair", (5, 7), "squash-32", "pair 1.0")
 NAMES = [f"<|code-{code}|>" for code in range(40)]
 MARKS = [f"<|image-{end}-{BOOK.digest}|>" for end in ("begin", "end")]
 CODES = np.array([[0, 39], [7, 7]], np.uint16)
-RESIZING = "ignore:.*new (embeddings|lm_head)"
 
 
 @pytest.fixture
@@ -203,40 +202,18 @@ class TestOddTokenizers:
             (NAMES[:2], r"only partly extended .*: 40 of 42 .* missing \(<\|code-2\|>, "),
             (NAMES, r"2 of 42 .* missing \(<\|image-begin-"),
             (MARKS, r"40 of 42"),
+            ([*MARKS, *NAMES], rf"out of order: <\|image-begin-{BOOK.digest}\|> has id"),
+            ([*NAMES, *reversed(MARKS)], "out of order"),
+            ([*NAMES, *MARKS, "<|code-40|>"], r"lacks \(<\|code-40\|>\)"),
+            ([*NAMES, *MARKS, f"<|image-begin-{OTHER.digest}|>"], f"extended for codebook {OTHER.digest}"),
         ],
     )
-    def test_half_extended(self, tokens, message):
+    def test_extended_by_others(self, tokens, message):
         tokenizer = gpt2_like()
         tokenizer.add_tokens(tokens)
         for use in (extend_tokenizer, VisualVocabulary.of_tokenizer):
             with pytest.raises(ConfigError, match=message):
                 use(tokenizer, BOOK)
-
-    @pytest.mark.parametrize(
-        ("tokens", "message"),
-        [
-            ([*MARKS, *NAMES], rf"out of order: <\|image-begin-{BOOK.digest}\|> has id"),
-            ([*NAMES, *reversed(MARKS)], "out of order"),
-        ],
-    )
-    def test_other_positions(self, tokens, message):
-        tokenizer = gpt2_like()
-        tokenizer.add_tokens(tokens)
-        with pytest.raises(ConfigError, match=message):
-            extend_tokenizer(tokenizer, BOOK)
-
-    @pytest.mark.parametrize(
-        ("token", "message"),
-        [
-            ("<|code-40|>", r"lacks \(<\|code-40\|>\)"),
-            (f"<|image-begin-{OTHER.digest}|>", f"extended for codebook {OTHER.digest}"),
-        ],
-    )
-    def test_extended_for_more_or_for_two(self, token, message):
-        tokenizer, _ = extended(gpt2_like)
-        tokenizer.add_tokens([token])
-        with pytest.raises(ConfigError, match=message):
-            VisualVocabulary.of_tokenizer(tokenizer, BOOK)
 
     def test_without_anything_that_ends_a_text(self):
         tokenizer, _ = extended(bert_like)
@@ -282,7 +259,7 @@ def copies(model):
     return [weight.detach().clone() for weight in weights(model)]
 
 
-@pytest.mark.filterwarnings(RESIZING)
+@pytest.mark.filterwarnings("ignore:.*new (embeddings|lm_head)")
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("make", [llama, gpt2])
 class TestEmbeddings:

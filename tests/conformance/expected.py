@@ -10,12 +10,7 @@ import numpy as np
 
 
 class Expected:
-    """The samples that were written, by key.
-
-    Attributes:
-        dataset: the data set's folder.
-        samples: key -> caption, image (sha256), document, arrays (ending -> dtype and values).
-    """
+    """Samples that were written: key -> caption, image (sha256), document, arrays (ending -> dtype and values)."""
 
     def __init__(self, dataset, file):
         self.dataset = dataset

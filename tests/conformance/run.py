@@ -32,17 +32,11 @@ BARE = 10
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader.
-
-    Attributes:
-        name: of its script and its requirements.
-        own: it has an environment of its own; otherwise the main one is used.
-        on_main: that environment also sees the main one's packages: torch and Ray are too big to install twice.
-    """
+    """A reader, named as its script; in the main environment, or in an `own` one as its requirements say."""
 
     name: str
     own: bool = False
-    on_main: bool = False
+    on_main: bool = False  # also sees the main one's packages: torch and Ray are too big to install twice
 
 
 READERS = (
