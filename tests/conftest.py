@@ -1,7 +1,5 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

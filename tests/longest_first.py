@@ -3,8 +3,6 @@
 A name there is that of a file, or the start of some of its tests' ids, which then run apart from the file's others.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Python API on the untrained models: shapes, sources, texts, pictures, bad input."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """`patchmint.build` from Python: scripts without a guard, no terminal, threads, errors and interrupts."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

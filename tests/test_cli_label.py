@@ -1,7 +1,5 @@
 """`patchmint label` as a user runs it: a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

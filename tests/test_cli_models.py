@@ -1,7 +1,5 @@
 """`patchmint models` list, pull and check, through a real command line and a real HTTP server."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Data sets opened for reading: rows, samples, and one clear error where a table isn't what the format says."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import tarfile

@@ -306,9 +306,6 @@ def test_overlays_show_labels_and_truth(shards, truth, tmp_path):
     assert (told != drawn()).any()
 
 
-# ------------------------------------------------------------------------------------------------- the command
-
-
 def test_other_scenes_never_go_into_the_same_folder(tmp_path):
     obtain_scenes(tmp_path / "scenes", seed=SEED, count=2, progress=lambda _: None)
     for wrong in ({"scenes": 3, "seed": SEED}, {"scenes": 2, "seed": SEED + 1}, {}):

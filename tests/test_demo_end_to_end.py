@@ -3,8 +3,6 @@
 And would these checks notice? Labels wrong in three ways that keep every shape and type must fall through them.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -128,9 +126,6 @@ def test_the_same_segmenter_in_this_process_agrees_with_the_job(
         labels = label_texts(instances, len(sample.document.texts), sample_placement(sample), 0.0).selector
         # Batches add up in another order than single images; that moves an edge here and there.
         assert (labels != sample.selector).mean() < 0.002
-
-
-# ------------------------------------------------------------------------------------------------- wrong labels
 
 
 class ShiftedByAPatch:

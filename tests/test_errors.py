@@ -1,7 +1,5 @@
 """Errors name their subject for programs, and keep it where they cross processes."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import pickle

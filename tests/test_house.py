@@ -1,7 +1,5 @@
 """The house: what starts quickly, what is exported, what must not be shadowed."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """`inspect show`: looking samples up, grids and marks in the terminal, the files that it writes; help pages of all."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

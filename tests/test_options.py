@@ -1,7 +1,5 @@
 """Settings as command-line options: all of them, read as YAML would be, and only those that were given."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Models from an outside package, really installed: a segmenter without boxes, a 1-D tokenizer, and broken ones."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Where a build's time goes: stages, totals, the timeline, and what `patchmint build --profile` says."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +30,6 @@ def clock(monkeypatch):
     monkeypatch.setattr(stages.time, "time", lambda: now[0] + 1_000_000)
     yield now
     stages._active = None
-
-
-# ------------------------------------------------------------------------------------------------- stages
 
 
 def test_nobody_listens_and_nothing_is_made(monkeypatch):
@@ -182,9 +177,6 @@ def test_the_models_tell_their_parts(clock):
     assert unprepared - paths == {"prepare"}
 
 
-# ------------------------------------------------------------------------------------------------- a run
-
-
 def result(pid, seconds, events=(), wall=10.0, samples=5):
     totals = {key: Total(value, 1) for key, value in seconds.items()}
     record = Timing(wall, totals, [TimedStage(path, row, start, 1.0) for path, row, start in events])
@@ -270,9 +262,6 @@ def test_the_table_tells_stages_shares_and_memory():
     assert rows["decode"] == ["20.00", "200.0%", "1", "4000.00"]
     assert "device side 80.0% and wait 0.0% of 10.0 s wall (1 worker, 5 samples)" in text
     assert "out/runs/x-trace.json" in text
-
-
-# ------------------------------------------------------------------------------------------------- as a command
 
 
 def test_build_profile_says_where_the_time_went(tmp_path):

@@ -1,7 +1,5 @@
 """The cache of what publishers' code answers: right when cold, warm, damaged, or asked about changed code."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from reference_cache import cached

@@ -1,7 +1,5 @@
 """The driver's loop against a pool that lives in memory: deaths, accidents, retries, limits."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 
 import pytest

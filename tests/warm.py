@@ -7,8 +7,6 @@ own has them forked as well, by a small server in its own session, so that signa
 Only what a fresh interpreter reads before it imports anything (`-W`, `PYTHONWARNINGS`) isn't honoured.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import fcntl
@@ -39,9 +37,6 @@ LEASE = "PATCHMINT_TEST_LEASE"
 _MESSAGE = 1 << 17
 _NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # A fork has none of the threads that libraries start on import.
-
-
-# ------------------------------------------------------------------------------------------------- the caller's side
 
 
 def start_server():
@@ -158,9 +153,6 @@ def run(command, *, timeout=300, **options):
         process.kill()
         raise
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-
-
-# ------------------------------------------------------------------------------------------------- the server's side
 
 
 def _abstract(address):

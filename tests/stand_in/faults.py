@@ -5,8 +5,6 @@ what to do and where, such as "kill-both before link 2" (kill-worker, kill-both:
 process of the group); STAND_IN_ONCE = a file that is made when it happens, after which it doesn't happen again.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -5,8 +5,6 @@ What a text says makes things happen: "KILL" ends the process, "CROWD" runs out 
 image; STAND_IN_FAULT = a module to import on loading, which breaks things in the worker (see faults.py).
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal
