@@ -20,7 +20,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.cli import main
 from patchmint.config import UNTRAINED, AnnotatorConfig
 from patchmint.config.build import BuildConfig
-from patchmint.config.overrides import apply_overrides
+from patchmint.config.parsing import apply_overrides
 from patchmint.errors import BuildError, ConfigError, WeightsCorruptError, WeightsMismatchError, WeightsMissingError
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
@@ -36,7 +36,7 @@ from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan.arch import TINY
 from patchmint.tokenizers.vqgan.model import untrained_vqgan
-from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.weights.container import ARCH_METADATA_KEY
 
 NAMED = {
     "grid": ({"grid": "llava-1.5-fintune"}, "grid: there is no grid preset 'llava-1.5-fintune'; did you mean 'llava-1"),

@@ -15,7 +15,7 @@ from patchmint.annotate.models import AnnotationModels
 from patchmint.compute import stages
 from patchmint.compute.stages import DEVICE, MODELS, TimedStage, Timing, Total, stage, start_timing
 from patchmint.config import AnnotatorConfig
-from patchmint.jobs.profile_table import profile_lines
+from patchmint.jobs.build import profile_lines
 from patchmint.pipeline.driver import runs
 from patchmint.pipeline.driver.runs import Profile
 from patchmint.pipeline.orders import STAGES, UnitResult, WorkerProfile

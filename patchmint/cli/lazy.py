@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from patchmint.cli.terminal import examples
+from patchmint.cli.quiet_pipe import examples
 
 
 @dataclass(frozen=True)

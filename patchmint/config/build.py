@@ -13,10 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from patchmint.config.annotator import AnnotatorConfig
-from patchmint.config.overrides import apply_overrides
-from patchmint.config.parsing import Settings
+from patchmint.config.parsing import Settings, apply_overrides, read_yaml
 from patchmint.config.sources import SourceConfig
-from patchmint.config.yaml_file import read_yaml
 from patchmint.json_values import canonical_json
 
 CPU_BATCH_SIZES = (8, 32)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from patchmint.config.annotator import MODEL_PRESETS
 from patchmint.errors import ConfigError, did_you_mean
 
 
@@ -100,3 +104,93 @@ def _follow(root: type[Settings], location: tuple[int | str, ...]) -> tuple[list
         branch = str(next(parts, "")) if len(members(field)) > 1 else ""
         inner = found.get(branch) or next(iter(found.values()), model)
     return keys, model
+
+
+def apply_overrides(model: type[Settings], settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Put single settings over others.
+
+    Args:
+        model: what the settings are of.
+        settings: as a config file has them; not changed.
+        overrides: dotted keys and their values. Whole sections (`labels`) go before keys in them.
+
+    Returns:
+        The settings, not validated yet.
+
+    Raises:
+        ConfigError: a key is overridden in a section that is overridden with something that has no keys.
+    """
+    merged = dict(settings)
+    for dotted in sorted(overrides, key=lambda key: (key.count("."), not key.endswith(".kind"), key)):
+        section, _, key = dotted.partition(".")
+        if not key:
+            merged[section] = overrides[dotted]
+            continue
+        inner = _keys_of(section, merged.get(section))
+        if inner is None:
+            if section in overrides:
+                raise ConfigError(
+                    f"{dotted} and {section} = {overrides[section]!r} contradict each other; give one of them"
+                )
+            inner = {}
+        if key == "kind" and inner.get("kind", overrides[dotted]) != overrides[dotted]:
+            inner = _known_to(model, section, overrides[dotted], inner)
+        merged[section] = inner | {key: overrides[dotted]}
+    return merged
+
+
+def _keys_of(section: str, value: object) -> dict[str, Any] | None:
+    if section == "models" and isinstance(value, str) and value in MODEL_PRESETS:
+        return MODEL_PRESETS[value].model_dump()
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _known_to(model: type[Settings], section: str, kind: object, settings: Mapping[str, Any]) -> dict[str, Any]:
+    field = model.model_fields.get(section)
+    chosen = sections(field).get(str(kind)) if field is not None else None
+    known = chosen.model_fields if chosen is not None else settings
+    return {key: value for key, value in settings.items() if key in known}
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping. No tags, no code; a key that is given twice is an error.
+
+    Raises:
+        ConfigError: the file is missing, isn't YAML, or holds something else.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no config file {file}; check the path (examples/ has configs to start from)"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8 text"
+        raise ConfigError(f"the config file {file} can't be read: {reason}") from error
+    try:
+        settings = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (it is a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file}{line}: this isn't valid YAML: {error.problem or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: this isn't valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        found = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise ConfigError(f"{file} must hold a mapping such as `source: {{kind: coco, uri: data/coco}}`, not {found}")
+    return settings
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what YAML libraries take in silence: the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from patchmint.cli.lazy import LazyCommand, lazy_group
-from patchmint.cli.terminal import examples
+from patchmint.cli.quiet_pipe import examples
 
 COMMANDS = {
     "ls": LazyCommand(

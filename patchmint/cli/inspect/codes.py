@@ -11,8 +11,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from patchmint.cli.inspect.drawing import dot_grid, heat_map
-from patchmint.cli.inspect.outputs import check_output, write_output
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
+from patchmint.cli.inspect.shared import (
+    DatasetArgument,
+    JsonOption,
+    check_output,
+    console_for_data,
+    print_json,
+    progress_bar,
+    write_output,
+)
 from patchmint.errors import InputError
 from patchmint.jobs.printable import printable
 

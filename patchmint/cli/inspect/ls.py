@@ -15,7 +15,7 @@ from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset, Shard
-    from patchmint.inspection.tar_listing import ListedSample
+    from patchmint.inspection.summary import ListedSample
 
 
 def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
@@ -97,7 +97,7 @@ def _shards_document(dataset: Dataset) -> dict[str, Any]:
 
 
 def _list_tar(uri: str, *, as_json: bool) -> None:
-    from patchmint.inspection.tar_listing import list_tar
+    from patchmint.inspection.summary import list_tar
 
     samples = list(list_tar(uri))
     if as_json:

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from patchmint.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,3 +51,34 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_output(path: Path | None, ending: str) -> None:
+    """Check that a file can get this name.
+
+    Args:
+        path: where to; None = nothing is to be written.
+        ending: that it must have, such as ".png".
+
+    Raises:
+        InputError: another ending, a folder, or no folder to write into.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != ending:
+        raise InputError(f"can't write {path}: give it a name that ends with {ending}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"can't write {path}: " + ("it is a folder" if path.is_dir() else f"no folder {path.parent}"))
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file, and say so on stderr.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}") from error
+    typer.echo(f"wrote {path}", err=True)

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchmint.cli.inspect.outputs import check_output, write_output
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json, progress_bar
+from patchmint.cli.inspect.shared import (
+    DatasetArgument,
+    JsonOption,
+    check_output,
+    print_json,
+    progress_bar,
+    write_output,
+)
 from patchmint.errors import InputError
 
 if TYPE_CHECKING:
