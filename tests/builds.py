@@ -36,7 +36,7 @@ def make_input(folder, texts, damaged=()):
     return folder
 
 
-def make_config(path, source, out, samples_per_shard=5, **changes):
+def make_config(path, source, out, /, samples_per_shard=5, **changes):
     """A config file; JSON is YAML."""
     config = {
         "source": {"kind": "folder", "uri": str(source)},

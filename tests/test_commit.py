@@ -445,7 +445,7 @@ WHOLE = json.loads(a_record().to_json())
 FILE = WHOLE["files"]["shards/000003.tar"]
 DAMAGES = {
     "another unit": changed(unit=4),
-    "another unit's": a_record(4).to_json(),
+    "another unit's": a_record(2).to_json(),
     "counts": changed(planned=3),
     "negative": changed(planned=0, written=-1),
     "no attempt": changed(attempt="x"),
@@ -465,7 +465,7 @@ DAMAGES = {
 def test_a_damaged_record_is_named(tmp_path, damage):
     storage = open_storage(tmp_path)
     storage.write(record_path(3), DAMAGES[damage])
-    said = "it is unit 4's" if damage == "another unit's" else ""
+    said = "it is unit 2's" if damage == "another unit's" else ""
     with pytest.raises(ShardError, match=rf"commits/000003.json of .* is damaged .*{said}.*delete it and build again"):
         read_record(storage, 3)
 

@@ -250,7 +250,7 @@ def test_a_web_page_is_refused_by_type_and_by_first_bytes(server, tmp_path, cont
 def test_wrong_bytes_of_the_right_size_are_deleted(server, tmp_path):
     wrong = b"\0" * len(PAYLOAD)
     server.behaviour.payload = wrong
-    said = fails(WeightsCorruptError, "", server, tmp_path)
+    said = fails(WeightsCorruptError, None, server, tmp_path)
     assert all(hashlib.sha256(data).hexdigest() in said for data in (wrong, PAYLOAD))
 
 
@@ -279,7 +279,7 @@ def test_a_mirror_is_held_to_the_same_checksum(server, tmp_path):
     assert bring(server, tmp_path, checkpoint, url=mirror).read_bytes() == PAYLOAD
     (tmp_path / "toy.pth").unlink()
     server.behaviour.payload = b"\0" * len(PAYLOAD)
-    assert "secret" not in fails(WeightsCorruptError, "", server, tmp_path, checkpoint, url=mirror)
+    assert "secret" not in fails(WeightsCorruptError, None, server, tmp_path, checkpoint, url=mirror)
 
 
 def test_without_a_published_checksum_the_file_is_opened_and_its_checksum_noted(server, tmp_path):
@@ -301,7 +301,7 @@ def test_without_a_published_checksum_a_damaged_or_hostile_file_is_deleted(serve
     hostile = (tmp_path / "source.pth").read_bytes()
     for payload, error in ((PAYLOAD[:-100], WeightsCorruptError), (hostile, WeightsUnsafeError)):
         server.behaviour.payload = payload
-        fails(error, "", server, tmp_path / "weights", unpublished(server))
+        fails(error, None, server, tmp_path / "weights", unpublished(server))
 
 
 PULL = """
