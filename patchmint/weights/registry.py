@@ -60,6 +60,15 @@ def _heibox(folder: str) -> str:
     return f"https://heibox.uni-heidelberg.de/d/{folder}/files/?p=%2Fckpts%2Flast.ckpt&dl=1"
 
 
+def _dino(name: str, release: str, filename: str, size: int, sha256: str) -> Checkpoint:
+    url, source = f"{_DINO_RELEASES}/{release}/{filename}", f"IDEA-Research/GroundingDINO, release {release}"
+    return Checkpoint(name, "grounding-dino", filename, url, size, sha256, "Apache-2.0", source)
+
+
+def _sam(name: str, filename: str, size: int, sha256: str) -> Checkpoint:
+    return Checkpoint(name, "sam", filename, f"{_SAM_FOLDER}/{filename}", size, sha256, "Apache-2.0", _SAM_SOURCE)
+
+
 def _demo(name: str, kind: CheckpointKind, filename: str) -> Checkpoint:
     """A file that lies in the package."""
     size, sha256 = _DEMO_FIGURES[filename]
@@ -67,55 +76,37 @@ def _demo(name: str, kind: CheckpointKind, filename: str) -> Checkpoint:
 
 
 _ALL = (
-    Checkpoint(
-        name="groundingdino-swint-ogc",
-        kind="grounding-dino",
-        filename="groundingdino_swint_ogc.pth",
-        url=f"{_DINO_RELEASES}/v0.1.0-alpha/groundingdino_swint_ogc.pth",
-        size=693_997_677,
-        sha256="3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
-        licence="Apache-2.0",
-        source="IDEA-Research/GroundingDINO, release v0.1.0-alpha",
+    _dino(
+        "groundingdino-swint-ogc",
+        "v0.1.0-alpha",
+        "groundingdino_swint_ogc.pth",
+        693_997_677,
+        "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
     ),
-    Checkpoint(
-        name="groundingdino-swinb-cogcoor",
-        kind="grounding-dino",
-        filename="groundingdino_swinb_cogcoor.pth",
-        url=f"{_DINO_RELEASES}/v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth",
-        size=938_057_991,
-        sha256="46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7",
-        licence="Apache-2.0",
-        source="IDEA-Research/GroundingDINO, release v0.1.0-alpha2",
+    _dino(
+        "groundingdino-swinb-cogcoor",
+        "v0.1.0-alpha2",
+        "groundingdino_swinb_cogcoor.pth",
+        938_057_991,
+        "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7",
     ),
-    Checkpoint(
-        name="sam-vit-b",
-        kind="sam",
-        filename="sam_vit_b_01ec64.pth",
-        url=f"{_SAM_FOLDER}/sam_vit_b_01ec64.pth",
-        size=375_042_383,
-        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        licence="Apache-2.0",
-        source=_SAM_SOURCE,
+    _sam(
+        "sam-vit-b",
+        "sam_vit_b_01ec64.pth",
+        375_042_383,
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
-    Checkpoint(
-        name="sam-vit-l",
-        kind="sam",
-        filename="sam_vit_l_0b3195.pth",
-        url=f"{_SAM_FOLDER}/sam_vit_l_0b3195.pth",
-        size=1_249_524_607,
-        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        licence="Apache-2.0",
-        source=_SAM_SOURCE,
+    _sam(
+        "sam-vit-l",
+        "sam_vit_l_0b3195.pth",
+        1_249_524_607,
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
-    Checkpoint(
-        name="sam-vit-h",
-        kind="sam",
-        filename="sam_vit_h_4b8939.pth",
-        url=f"{_SAM_FOLDER}/sam_vit_h_4b8939.pth",
-        size=2_564_550_879,
-        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        licence="Apache-2.0",
-        source=_SAM_SOURCE,
+    _sam(
+        "sam-vit-h",
+        "sam_vit_h_4b8939.pth",
+        2_564_550_879,
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
     Checkpoint(
         name="vqgan-imagenet-f16-1024",
