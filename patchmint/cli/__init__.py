@@ -61,7 +61,7 @@ COMMANDS = {
         "Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.",
         ("patchmint doctor", "patchmint doctor config.yaml --json"),
     ),
-    "inspect": LazyCommand("patchmint.cli.inspect:inspect_app", "Look into data sets."),
+    "inspect": LazyCommand("patchmint.cli.inspect:inspect_app", "Inspect data sets."),
     "models": LazyCommand(
         "patchmint.cli.models:models_app",
         "List, pull and check weights (Grounding DINO, SAM, VQGAN): the official ones, and the demo's in the package.",

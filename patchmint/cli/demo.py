@@ -32,9 +32,9 @@ Step = Callable[[int], None]
 
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for scenes, data set and overlays.")],
-    scenes: Annotated[int, typer.Option(min=1, help="How many; the limits are meant for 200.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes; the default was never trained on.")] = DEMO_SEED,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that label, each with models of its own.")] = 1,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes; the limits are meant for 200.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; the default was never trained on.")] = DEMO_SEED,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; each loads the models.")] = 1,
     overlays: Annotated[int, typer.Option(min=0, help="Scenes to draw with their labels and the truth.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

@@ -20,8 +20,8 @@ _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "fail": "[red]FAIL[
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Look at what this build needs.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Look at this output: a folder or a store.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Check this build's needs, too.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Check this output, too: folder or store.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.

@@ -51,7 +51,7 @@ def label(
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
     config: Annotated[
         Path | None,
-        typer.Option(metavar="CONFIG.yaml", help="Settings, a build's too; the options below go over them."),
+        typer.Option(metavar="CONFIG.yaml", help="Settings, also those of a build; the options below override them."),
     ] = None,
     settings: dict[str, Any],
     max_megapixels: Annotated[float, typer.Option(help="Refuse larger images.")] = 100,

@@ -71,11 +71,11 @@ def list_models(as_json: JsonOption = False) -> None:
     ),
 )
 def pull_models(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="As `patchmint models list` shows them.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names, as listed by `patchmint models list`.")],
     to: Annotated[
         Path | None, typer.Option(help="Folder to put the files in.", show_default="the weights folder")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Take this mirror; same checks. For one NAME only.")] = None,
+    url: Annotated[str | None, typer.Option(help="Download from this mirror; for one NAME only.")] = None,
 ) -> None:
     """Download weights, verified before they get their final name. A broken download is resumed by the same command.
 

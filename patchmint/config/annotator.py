@@ -97,19 +97,18 @@ class LabelsConfig(Settings):
 
     prompt: Literal["caption", "phrases"] = Field(
         default="caption",
-        description="Look for the whole text, or for what stands between its '.' (if it names no phrases itself).",
+        description="Detect the whole text as one caption, or each phrase between full stops (unless the text names its phrases).",
     )
-    box_threshold: float = Field(
-        default=0.35, ge=0, lt=1, description="A box counts if its best word scores over this."
-    )
+    box_threshold: float = Field(default=0.35, ge=0, lt=1, description="Minimum score of a box's best word.")
     text_threshold: float = Field(
-        default=0.25, ge=0, le=1, description="A word belongs to a box's phrase if it scores over this."
+        default=0.25, ge=0, le=1, description="Minimum score of a word to belong to a box's phrase."
     )
     min_coverage: float = Field(
-        default=0.0, ge=0, lt=1, description="A patch is kept if more than this share of it is covered (MaVEn: 0)."
+        default=0.0, ge=0, lt=1, description="A patch is selected if more than this share is covered (MaVEn: 0)."
     )
     coverage: Literal["exact", "fast"] = Field(
-        default="exact", description="The numbers of full-resolution masks, or nearly those, faster (docs/quality.md)."
+        default="exact",
+        description="exact: as from full-resolution masks. fast: nearly the same, in less time (docs/quality.md).",
     )
 
     @field_validator("min_coverage")
@@ -157,7 +156,9 @@ class TokensConfig(Settings):
 
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
-    remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
+    remap: str | None = Field(
+        default=None, description="An .npy file that lists the used codes; codes become positions in that list."
+    )
 
 
 def _square(value: object) -> object:
@@ -168,14 +169,14 @@ class FeaturesConfig(Settings):
     """Which continuous features of the vision encoder are stored."""
 
     connector: Literal["none", "sti", "sci", "dci"] = Field(
-        default="none", description="Dense Connector's way to join several layers; none = one layer."
+        default="none", description="How Dense Connector joins several layers; none: a single layer."
     )
     select_layer: int | None = Field(
         default=None,
         description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
-        default="patch", description="Patches only, or with the CLS token before them."
+        default="patch", description="Patches only, or with a leading CLS token."
     )
     layers: tuple[tuple[int, ...], ...] | None = Field(
         default=None,
@@ -186,7 +187,7 @@ class FeaturesConfig(Settings):
         default=None, description="Rows and columns to pool each view's patches to (DeCo), or one number for both."
     )
     pool_when: Literal["before", "after"] = Field(
-        default="before", description="Pool before the connector or after it; only sti tells the difference."
+        default="before", description="Pool before or after the connector; makes a difference for sti only."
     )
 
 
@@ -210,7 +211,9 @@ class AnnotatorConfig(Settings):
         "name are the official ones. Default: demo.",
     )
     labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
-    grid: str | GridConfig = Field(default="llava-1.5-finetune", description="A preset's name, or a grid spelled out.")
+    grid: str | GridConfig = Field(
+        default="llava-1.5-finetune", description="A preset's name, or a mapping of rows, cols, patch_px and fit."
+    )
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
     features: FeaturesConfig | None = Field(
         default=None, description="Continuous features of the vision encoder; null: none."

@@ -30,7 +30,7 @@ class OutputConfig(Settings):
     """Where the data set goes."""
 
     uri: str = Field(min_length=1, description="Folder for the data set: a local path, s3://, gs:// or az://.")
-    samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples of one shard.")
+    samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples per shard.")
 
 
 BatchSize = Annotated[
@@ -43,9 +43,9 @@ class LocalRunner(Settings):
     """Child processes on this machine; no Ray is started."""
 
     kind: Literal["local"] = "local"
-    workers: int = Field(default=1, ge=1, le=1024, description="Processes, each with models of its own.")
+    workers: int = Field(default=1, ge=1, le=1024, description="Worker processes; each loads the models.")
     num_cpus: int | None = Field(
-        default=None, ge=1, description="CPU threads a worker; null = all cores divided by the workers."
+        default=None, ge=1, description="CPU threads per worker. null: all cores divided by the workers."
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     batch_size: BatchSize = None
@@ -57,12 +57,16 @@ class RayRunner(Settings):
 
     kind: Literal["ray"] = "ray"
     address: str | None = Field(
-        default=None, description="The cluster; null = the one that the job runs in, or RAY_ADDRESS."
+        default=None, description="The cluster. null: the one that the job runs in, or RAY_ADDRESS."
     )
-    min_actors: int = Field(default=1, ge=1, description="Actors to have before anything starts.")
-    max_actors: int = Field(default=8, ge=1, description="Actors at most; those without a place yet are waited for.")
-    num_gpus: float = Field(default=1.0, ge=0, description="GPUs an actor; 0.5 = two share one; 0 = on the CPU.")
-    num_cpus: int = Field(default=4, ge=1, description="CPU cores an actor, and its threads.")
+    min_actors: int = Field(default=1, ge=1, description="Actors that must be ready before work starts.")
+    max_actors: int = Field(
+        default=8, ge=1, description="Maximum number of actors; those that can't be placed yet may join later."
+    )
+    num_gpus: float = Field(
+        default=1.0, ge=0, description="GPUs per actor. 0.5: two actors share one; 0: run on the CPU."
+    )
+    num_cpus: int = Field(default=4, ge=1, description="CPU cores, and threads, per actor.")
     batch_size: BatchSize = None
     compile: bool = Field(default=False, description=_COMPILE)
 
@@ -81,10 +85,10 @@ class RayRunner(Settings):
 
 
 class LimitsConfig(Settings):
-    """What stops a build, or keeps a sample out of it."""
+    """Limits that stop a build or reject a sample."""
 
     max_reject_share: float = Field(
-        default=0.05, ge=0, le=1, description="A larger share of rejected samples stops the build."
+        default=0.05, ge=0, le=1, description="The build stops if a larger share of samples is rejected."
     )
     max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
 
@@ -96,13 +100,13 @@ def _local_if_unsaid(runner: object) -> object:
 class BuildConfig(AnnotatorConfig):
     """Everything that a build needs to know."""
 
-    source: SourceConfig = Field(description="What is read.")
+    source: SourceConfig = Field(description="Where samples come from.")
     output: OutputConfig = Field(description="Where the data set goes.")
     runner: Annotated[LocalRunner | RayRunner, BeforeValidator(_local_if_unsaid)] = Field(
-        default_factory=LocalRunner, discriminator="kind", description="What does the work."
+        default_factory=LocalRunner, discriminator="kind", description="Where workers run."
     )
     limits: LimitsConfig = Field(
-        default_factory=LimitsConfig, description="What stops a build, or keeps a sample out of it."
+        default_factory=LimitsConfig, description="Limits that stop a build or reject a sample."
     )
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def build_command(
     *,
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings; options go over them.")
+        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings; options override them.")
     ] = None,
     settings: dict[str, Any],
     dry_run: DryRunOption = False,

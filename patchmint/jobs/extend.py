@@ -32,7 +32,7 @@ from patchmint.storage import open_storage
 def extend_command(
     *,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Where the extended one goes.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder or store.")],
     settings: dict[str, Any],
     dry_run: DryRunOption = False,
     retry_failed: RetryFailedOption = False,

@@ -86,7 +86,7 @@ COMMANDS = {
 inspect_app = typer.Typer(
     name="inspect",
     cls=lazy_group(COMMANDS),
-    help="Look into data sets.",
+    help="Inspect data sets.",
     epilog=examples("patchmint inspect ls out/stage1", "patchmint inspect show out/stage1 KEY"),
     no_args_is_help=True,
 )

@@ -44,9 +44,9 @@ def codes_command(
         str | None,
         typer.Argument(metavar="CODE", help="A code; BOOK:CODE where there are several codebooks.", show_default=False),
     ] = None,
-    top: Annotated[bool, typer.Option("--top", help="List the commonest codes, and the most concentrated.")] = False,
+    top: Annotated[bool, typer.Option("--top", help="List the most frequent and the most concentrated codes.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Images to show; with --top: codes in each list.")] = 20,
-    min_images: Annotated[int, typer.Option(min=1, help="With --top: images that a concentrated code must be in.")] = 3,
+    min_images: Annotated[int, typer.Option(min=1, help="With --top: minimum images of a concentrated code.")] = 3,
     sheet: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Write a contact sheet: images with the code's cells outlined."),

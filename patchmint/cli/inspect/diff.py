@@ -23,11 +23,11 @@ _ABSENT = "-"
 
 def diff_command(
     a: Annotated[str, typer.Argument(metavar="A", help="A data set's folder, finished or not; s3://...; or one tar.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The data set to compare with.")],
     samples: Annotated[
-        int, typer.Option(min=0, help="Compare labels and codes of so many, evenly spread; 0: of all.")
+        int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels and codes are compared. 0: all.")
     ] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="Name so many keys of each kind.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of keys to list for each kind of difference.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.

@@ -25,13 +25,16 @@ _TEXT = 120
 _SHARES = 3
 
 Words = Annotated[
-    list[str] | None, typer.Option(metavar="WORDS", help="In some text; case doesn't matter. May be repeated.")
+    list[str] | None, typer.Option(metavar="WORDS", help="Words in any text; case-insensitive. May be repeated.")
 ]
 Phrases = Annotated[
-    list[str] | None, typer.Option(metavar="WORDS", help="In some phrase that was found. May be repeated.")
+    list[str] | None, typer.Option(metavar="WORDS", help="Words in any detected phrase. May be repeated.")
 ]
-Share = Annotated[float | None, typer.Option(min=0, max=1, help="Of some text's label share.")]
-Score = Annotated[float | None, typer.Option(min=0, max=1, help="Of the best phrase's score; no phrase, no match.")]
+Share = Annotated[float | None, typer.Option(min=0, max=1, help="Range of any text's label share.")]
+Score = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Range of the best phrase's score; no phrase, no match."),
+]
 
 
 def find_command(
@@ -45,12 +48,12 @@ def find_command(
     max_share: Share = None,
     where: Annotated[str, typer.Option(metavar="SQL", help="A condition over the sidecar's columns.")] = "",
     sort: Annotated[str, typer.Option(metavar="SQL", help="What to sort by; may end in asc or desc.")] = "",
-    rejects: Annotated[bool, typer.Option("--rejects", help="Look among the samples that weren't written.")] = False,
-    reason: Annotated[str, typer.Option(help="Why it wasn't written, such as image-missing; with --rejects.")] = "",
+    rejects: Annotated[bool, typer.Option("--rejects", help="Search the rejected samples.")] = False,
+    reason: Annotated[str, typer.Option(help="Reason of the reject, such as image-missing; with --rejects.")] = "",
     limit: Annotated[
-        int | None, typer.Option(min=0, help="Show so many; 0: all. Default: 50, with --keys all.")
+        int | None, typer.Option(min=0, help="Maximum number of rows. 0: all. Default: 50; with --keys all.")
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Print bare keys, one a line.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Print only keys, one per line.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find samples, or rejects, that are like this; all conditions must hold.

@@ -24,10 +24,10 @@ def gallery_command(
         Path | None, typer.Argument(metavar="OUT", help="Folder to write: needs no server, opens from a disk.")
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve it on 127.0.0.1 instead of writing it.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any that is free.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --serve. 0: any free port.")] = 8765,
     samples: Annotated[
         int | None,
-        typer.Option(min=0, help=f"How many, evenly spread; 0: all. Default: {_SAMPLES}; all with --serve."),
+        typer.Option(min=0, help=f"Number of samples, evenly spaced. 0: all. Default: {_SAMPLES}; all with --serve."),
     ] = None,
     size: Annotated[int, typer.Option(min=64, max=4096, help="Longest side of the pictures in pixels.")] = 512,
     masks: Annotated[bool, typer.Option(help="Make the masks again from the stored boxes, where possible.")] = True,

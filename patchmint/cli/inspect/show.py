@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def show_command(
     dataset: DatasetArgument,
     key: Annotated[
-        str, typer.Argument(metavar="KEY", help="A sample's key; '#17' is its position; or its source's id.")
+        str, typer.Argument(metavar="KEY", help="A sample's key, its position as '#17', or its source's id.")
     ],
-    text: Annotated[int | None, typer.Option("--text", metavar="N", help="Only this text, from 0 on.")] = None,
+    text: Annotated[int | None, typer.Option("--text", metavar="N", help="Only this text, counted from 0.")] = None,
     png: Annotated[
         Path | None,
         typer.Option(

@@ -35,7 +35,7 @@ _SHOWN_QUANTILES = ("0.05", "0.5", "0.95")
 def stats_command(
     dataset: DatasetArgument,
     samples: Annotated[
-        int, typer.Option(min=0, help="Read the labels of so many samples, evenly spread, for the map; 0 = of all.")
+        int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels make the map. 0: all.")
     ] = 20_000,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE.png", help="Write plots.")] = None,
     html: Annotated[
