@@ -97,7 +97,7 @@ class LabelsConfig(Settings):
 
     prompt: Literal["caption", "phrases"] = Field(
         default="caption",
-        description="Detect the whole text as one caption, or each phrase between full stops (unless the text names its phrases).",
+        description="Detect the whole text, or each phrase between full stops (unless the text names phrases).",
     )
     box_threshold: float = Field(default=0.35, ge=0, lt=1, description="Minimum score of a box's best word.")
     text_threshold: float = Field(
@@ -108,7 +108,7 @@ class LabelsConfig(Settings):
     )
     coverage: Literal["exact", "fast"] = Field(
         default="exact",
-        description="exact: as from full-resolution masks. fast: nearly the same, in less time (docs/quality.md).",
+        description="exact: as from full-size masks; fast: nearly the same (docs/quality.md).",
     )
 
     @field_validator("min_coverage")
@@ -156,9 +156,7 @@ class TokensConfig(Settings):
 
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
-    remap: str | None = Field(
-        default=None, description="An .npy file that lists the used codes; codes become positions in that list."
-    )
+    remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
 
 
 def _square(value: object) -> object:
@@ -212,7 +210,7 @@ class AnnotatorConfig(Settings):
     )
     labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
     grid: str | GridConfig = Field(
-        default="llava-1.5-finetune", description="A preset's name, or a mapping of rows, cols, patch_px and fit."
+        default="llava-1.5-finetune", description="A preset's name, or {rows, cols, patch_px, fit}."
     )
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
     features: FeaturesConfig | None = Field(

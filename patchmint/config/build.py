@@ -60,12 +60,8 @@ class RayRunner(Settings):
         default=None, description="The cluster. null: the one that the job runs in, or RAY_ADDRESS."
     )
     min_actors: int = Field(default=1, ge=1, description="Actors that must be ready before work starts.")
-    max_actors: int = Field(
-        default=8, ge=1, description="Maximum number of actors; those that can't be placed yet may join later."
-    )
-    num_gpus: float = Field(
-        default=1.0, ge=0, description="GPUs per actor. 0.5: two actors share one; 0: run on the CPU."
-    )
+    max_actors: int = Field(default=8, ge=1, description="Most actors at a time; some may join later.")
+    num_gpus: float = Field(default=1.0, ge=0, description="GPUs per actor. 0.5: two share one; 0: on the CPU.")
     num_cpus: int = Field(default=4, ge=1, description="CPU cores, and threads, per actor.")
     batch_size: BatchSize = None
     compile: bool = Field(default=False, description=_COMPILE)
