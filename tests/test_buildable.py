@@ -19,8 +19,7 @@ from source_files import fixture, put, source
 from patchmint.annotate.preflight import check_loadable
 from patchmint.cli import main
 from patchmint.config import UNTRAINED, AnnotatorConfig
-from patchmint.config.build import BuildConfig
-from patchmint.config.parsing import apply_overrides
+from patchmint.config.build import BuildConfig, apply_overrides
 from patchmint.errors import BuildError, ConfigError, WeightsCorruptError, WeightsMismatchError, WeightsMissingError
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import patchmint
 from patchmint.cli import COMMANDS, app
+from tools import house
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,3 +114,32 @@ def test_locks_name_no_registry_and_have_hashes():
         pins = [line for line in text.splitlines() if line[:1].isalnum()]
         assert pins
         assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_rooms_have_no_circle_and_the_pipelines_few_imports():
+    figures = house.measure(ROOT)
+    assert figures["circles_of_modules"] == figures["circles_of_rooms"] == []
+    assert figures["pipeline_imports"] <= 15
+
+
+@pytest.mark.parametrize(
+    ("back", "circles"),
+    [
+        ("import patchmint.one.a", [["patchmint.one.a", "patchmint.two.b"]]),
+        ("if TYPE_CHECKING:\n    from patchmint.one import a", [["patchmint.one.a", "patchmint.two.b"]]),
+        ("def late():\n    from patchmint.one.a import x", []),  # no circle of modules, but of rooms
+    ],
+)
+def test_circles_are_found(tmp_path, back, circles):
+    for name, code in (
+        ("one/__init__", ""),
+        ("one/a", "from patchmint.two import b"),
+        ("two/__init__", ""),
+        ("two/b", back),
+    ):
+        path = tmp_path / "patchmint" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    figures = house.measure(tmp_path)
+    assert figures["circles_of_modules"] == circles
+    assert figures["circles_of_rooms"] == [["patchmint.one", "patchmint.two"]]
