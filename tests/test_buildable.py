@@ -278,7 +278,7 @@ def test_right_settings_of_files_are_found_right(files):
         ({"vit": "last"}, {"features": {}}, r"last.ckpt: the file holds no vision encoder"),
         ({"vit": "cut"}, {"features": {}}, "cut.safetensors is a cut or damaged"),
         ({"vocabulary": "vocab"}, {}, "the vocabulary has 6 pieces, the model's embedding 256"),
-        ({"vocabulary": "cut"}, {}, "no vocabulary"),
+        ({"vocabulary": "cut"}, {}, "a vocabulary|BERT text encoder's vocabulary"),
         ({"masker": "gone.pth"}, {}, "models.masker: there is no weights file at gone.pth"),
     ],
 )

@@ -234,9 +234,9 @@ def test_only_counts_that_close_and_the_units_own_names(tmp_path):
     with pytest.raises(ValueError, match="planned isn't written plus rejects"):
         attempt.commit(planned=3, written=1, rejects={"text-empty": 1}, plan_digest="d")
     for name in ("shards/000004.tar", "dataset.json", "../x", "commits/000003.json"):
-        with pytest.raises(ValueError, match="no file of unit 3"):
+        with pytest.raises(ValueError, match="a file of unit 3"):
             attempt.new_file(name).__enter__()
-    with pytest.raises(ValueError, match="no id of a run"):
+    with pytest.raises(ValueError, match="isn't a run id"):
         Attempt(open_storage(tmp_path), 3, "Run/A")
 
 

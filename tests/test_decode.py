@@ -320,7 +320,7 @@ def test_paths_that_cant_be_read(tmp_path):
         (tmp_path, "directory"),
         (tmp_path / "none.jpg", "doesn't exist"),
         ("https://example.org/a.jpg", "web address"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "a regular file"),
         ("x" * 5000, "can't be read"),
         ("a\0b.jpg", "doesn't exist"),
         ("", "directory"),

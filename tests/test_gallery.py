@@ -282,7 +282,7 @@ def test_why_there_are_no_masks(tmp_path, monkeypatch):
     entry = {"name": "demo-masker", "sha256": "0" * 64, "size": 1, "licence": ""}
     masks, why, _, _ = remarks(models=DEMO["models"], entries={"masker": entry})
     assert (masks, "another sha256" in why) == (True, True)
-    assert "segmenter 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
+    assert "segmenter plug-in 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
     gone = remarks(models={"masker": "/secret/gone.safetensors"})[1]
     assert ("'gone.safetensors'" in gone, "/secret" in gone) == (True, False)
     masks, why, decoded, why_not = remarks(models=None)
@@ -389,7 +389,7 @@ def test_nothing_is_overwritten(folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     for there in (tmp_path / "mine", tmp_path / "mine" / "thesis.tex"):
-        refuses("no gallery", folder, there, "--force")
+        refuses("a gallery", folder, there, "--force")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "mine"]
 
@@ -418,7 +418,7 @@ def test_what_is_put_there_meanwhile_stays(folder, tmp_path):
     out = tmp_path / "g"
     out.mkdir()
     site = site_of(folder, GallerySettings(2, masks=False, decoded=False))
-    with pytest.raises(InputError, match="no gallery"):
+    with pytest.raises(InputError, match="a gallery"):
         write_gallery(site, out, progress=lambda *_: (out / "notes.txt").write_text("years"))
     assert (out / "notes.txt").read_text() == "years"
     assert [path.name for path in tmp_path.iterdir()] == ["g"]
@@ -445,7 +445,7 @@ def test_where_no_gallery_can_be(tmp_path, monkeypatch):
             refuses("in use", copy, out, "--force")
         for out in (copy / "shards" / "g", copy, "../../d/g"):
             refuses("in the data set", copy, out, "--force")
-        refuses("no folder of this machine", copy, "s3://bucket/g", "--force")
+        refuses("a folder on this machine", copy, "s3://bucket/g", "--force")
     assert not list(copy.rglob("g"))
     beside = run(copy / "shards" / "000000.tar", copy.parent / "beside", "--no-masks", "--no-decoded")
     assert beside.exit_code == 0

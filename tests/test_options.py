@@ -115,7 +115,7 @@ def test_help_tells_kinds_choices_and_defaults():
     assert "One of folder, webdataset, coco, visual-genome, references, llava, parquet, patchmint." in text
     assert "One of caption, phrases. Default: caption." in text
     assert "Minimum score of a box's best word. Default: 0.35." in text
-    assert "ray: GPUs per actor. 0.5: two actors share one; 0: run on the CPU. Default: 1." in text
+    assert "ray: GPUs per actor. 0.5: two share one; 0: on the CPU. Default: 1." in text
     assert "Default: [null]" not in text
     for panel in BuildConfig.model_fields:
         assert f"─ {panel} ─" in text

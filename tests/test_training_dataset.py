@@ -341,7 +341,7 @@ def test_no_data_set(tmp_path):
     write_plan(unfinished, {0: 3, 1: 2})
     commit_unit(unfinished, 0, samples(3), [])
     for data, kind, says in (
-        (tmp_path / "nothing", ConfigError, r"no dataset.json; it is no data set of patchmint.*`patchmint build`"),
+        (tmp_path / "nothing", ConfigError, r"no dataset.json; it isn't a patchmint data set.*`patchmint build`"),
         (unfinished, ConfigError, r"isn't finished.*`patchmint status"),
         ("ftp://somewhere/else", StorageError, "unknown kind"),
         (make_dataset(tmp_path / "empty", [[]]), ConfigError, "no sample was written"),
@@ -417,7 +417,7 @@ def test_states_of_other_runs(tmp_path, plain):
     ):
         with pytest.raises(ConfigError, match=f"belongs to another run: .*{says}"):
             other.load_state_dict(state)
-    with pytest.raises(ConfigError, match="no state"):
+    with pytest.raises(ConfigError, match="a state of this kind"):
         own.load_state_dict({"epoch": 1})
     with pytest.raises(ConfigError, match="no epoch -1"):
         own.set_epoch(-1)

@@ -107,7 +107,7 @@ def test_states_of_other_loaders(data):
     for options, state, says in (
         ({"batch": 4}, own, "belongs to another run: batch_size: 3 there, 4 here"),
         ({"drop_last": True}, own, "drop_last: false there, true here"),
-        ({}, StageDataset(data, 1).state_dict(), "no state of this kind"),
+        ({}, StageDataset(data, 1).state_dict(), "a state of this kind"),
     ):
         with pytest.raises(ConfigError, match=says):
             loader(data, **options).load_state_dict(state)

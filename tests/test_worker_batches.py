@@ -258,14 +258,14 @@ def test_the_next_unit_is_begun_when_this_one_leaves_threads_idle(jpeg):
 
 @pytest.mark.parametrize("other", [Order(unit(2, 1)), Order(unit(1), poison=frozenset(range(1, 8)))])
 def test_a_unit_that_was_begun_in_vain_is_forgotten(jpeg, other):
-    source = Slow(jpeg)
+    source, reads = Slow(jpeg), threading.Semaphore(1)
+    source.allowed = SimpleNamespace(wait=lambda seconds: reads.acquire(timeout=seconds))
     preparer = made(source, 1)
     _, items = preparer.prepared(Order(unit(0, 1), ahead=unit(1)), 4)
     next(items)
-    source.allowed.clear()
     items.close()
     _, items = preparer.prepared(other, 4)
-    source.allowed.set()
+    reads.release(20)
     assert len(list(items)) == 1
     assert len(source.read) <= 1 + 2 + 1, "what was begun in vain went on"
 

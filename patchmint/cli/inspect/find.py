@@ -41,7 +41,9 @@ def find_command(
     dataset: DatasetArgument,
     text: Words = None,
     phrase: Phrases = None,
-    key: Annotated[str, typer.Option(metavar="PATTERN", help="Key; * and ? match anything, [abc] one of a set.")] = "",
+    key: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Key; * and ? match anything, square brackets one of a set.")
+    ] = "",
     min_score: Score = None,
     max_score: Score = None,
     min_share: Share = None,
