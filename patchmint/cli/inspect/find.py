@@ -42,7 +42,7 @@ def find_command(
     text: Words = None,
     phrase: Phrases = None,
     key: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Key; * and ? match anything, square brackets one of a set.")
+        str, typer.Option(metavar="PATTERN", help="Key; * and ? match anything, square brackets a set.")
     ] = "",
     min_score: Score = None,
     max_score: Score = None,
