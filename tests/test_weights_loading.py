@@ -226,7 +226,7 @@ def test_a_newer_pickle_protocol_is_named(tmp_path):
     "thing", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}, {"w": torch.empty(2, device="meta")}]
 )
 def test_a_torch_file_without_a_state_dict(tmp_path, thing):
-    with pytest.raises(WeightsCorruptError, match="(a|no) state dict"):
+    with pytest.raises(WeightsCorruptError, match=r"(a|no) state dict"):
         load_state(saved(thing, tmp_path / "other.pth"))
 
 
