@@ -18,7 +18,7 @@ import torch
 from gpu_flops import PHOTOGRAPH, decoder_flops, detector_flops, sam_flops, vit_flops, vqgan_flops
 from reference_data import CAPTIONS, write_vocabulary
 
-from patchmint.compute.precision import computing_in, resolve_precision
+from patchmint.compute.devices import computing_in, resolve_precision
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
 from patchmint.geometry import grid_preset

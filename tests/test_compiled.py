@@ -8,7 +8,7 @@ from builds import STAND_IN, build_here, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
 from patchmint.compute.compiled import Compiled, batch_sizes
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.labelers import grounded_sam

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from patchmint.config.build import BuildConfig, RayRunner
-from patchmint.features.build import check_features
+from patchmint.features.plan import check_features
 from patchmint.geometry import grid_preset
 from patchmint.jobs.options import with_settings
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from patchmint.compute import precision
-from patchmint.compute.precision import computing_fully, computing_in, resolve_precision, store_products
+from patchmint.compute.devices import computing_fully, computing_in, resolve_precision, store_products
 from patchmint.config import BuildConfig
 from patchmint.errors import ConfigError
 

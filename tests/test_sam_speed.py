@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from skimage import data
 
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.labelers.sam import attention
 from patchmint.labelers.sam.arch import TINY

@@ -17,10 +17,9 @@ from patchmint.config import UNTRAINED, ModelsConfig
 from patchmint.config.annotator import FeaturesConfig
 from patchmint.errors import ConfigError, InputError, WeightsMismatchError, WeightsMissingError
 from patchmint.features.arch import OFFICIAL, VitArch, infer_arch
-from patchmint.features.build import build_feature_encoder, check_features
 from patchmint.features.encoder import VitFeatureEncoder
 from patchmint.features.model import load_vit, untrained_vit
-from patchmint.features.plan import plan_features
+from patchmint.features.plan import build_feature_encoder, check_features, plan_features
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
 from patchmint.weights.container import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state

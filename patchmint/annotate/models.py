@@ -143,7 +143,7 @@ class AnnotationModels:
         encoder: FeatureEncoder | None = None
         if config.features is not None:
             # transformers' vision classes take seconds to import
-            from patchmint.features.build import build_feature_encoder
+            from patchmint.features.plan import build_feature_encoder
 
             encoder = build_feature_encoder(models, config.features, grid, device, precision)
         min_coverage = config.labels.min_coverage if config.labels else 0.0

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
 from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
-from patchmint.features.build import check_features
+from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.tokenizers.build import check_tokens

@@ -44,7 +44,7 @@ def demo(
     """
     from patchmint.demo.dataset import obtain_scenes
     from patchmint.demo.score import LIMITS
-    from patchmint.jobs.run_build import run_build
+    from patchmint.jobs.build import run_build
 
     started = time.monotonic()
     if ":/" in str(out):  # a path has lost one slash of s3://

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from patchmint.errors import ConfigError
+from patchmint.types import Precision
 
 
 def pick_device(device: str, slot: int = 0) -> str:
@@ -53,3 +57,61 @@ def to_device(data: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> to
     """
     tensor = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_precision(
+    setting: Precision, device: str | torch.device, *, cpu: torch.dtype, gpu: torch.dtype
+) -> torch.dtype:
+    """What a setting means on a device.
+
+    Args:
+        setting: float32, bfloat16, float16, or auto = the fastest format in which this model's answers hold
+            (docs/performance.md), if the device has instructions for it, else float32.
+        device: where the model is to run.
+        cpu: that format on a CPU.
+        gpu: and on a GPU.
+
+    Raises:
+        ConfigError: float16 on a CPU, where it is slower than float32 and overflows.
+    """
+    kind = torch.device(device).type
+    if setting == "auto":
+        best = gpu if kind == "cuda" else cpu
+        return torch.float32 if best == torch.bfloat16 and not _has_bfloat16(kind) else best
+    if setting == "float16" and kind == "cpu":
+        raise ConfigError("precision: float16 is for GPUs; on the CPU use bfloat16, float32 or auto")
+    return _DTYPES[setting]
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within it products of matrices and convolutions are computed in `dtype`; with float32 nothing changes."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextmanager
+def computing_fully(device: torch.device) -> Iterator[None]:
+    """Within it everything is computed in the format that it comes in: for the sensitive parts of a model."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def store_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of a module's linear and convolution layers in `dtype`, in place.
+
+    Autocast would cast them anew at each call. What runs outside of `computing_in` must not be among them.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(dtype)
+
+
+def _has_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Elsewhere bfloat16 is emulated, and slower than float32. torch has no public name for these questions yet.
+    return kind == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from patchmint.compute.devices import to_device
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in, to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.features.arch import VitArch
 from patchmint.features.model import Vit

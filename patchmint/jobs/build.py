@@ -7,22 +7,28 @@ usage or input; 130 and 143 ended by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from patchmint.config.build import BuildConfig
-from patchmint.errors import PatchmintError
-from patchmint.jobs.dry_run import describe_plan
+from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
+from patchmint.errors import BuildError, PatchmintError, ShardError, StorageError
 from patchmint.jobs.options import with_settings
-from patchmint.jobs.progress import say
-from patchmint.jobs.run_build import run_build
+from patchmint.jobs.progress import display, say
 from patchmint.pipeline.driver.build import BuildReport
-from patchmint.pipeline.run import resolved
+from patchmint.pipeline.plan import DryRun, estimate, record_models
+from patchmint.pipeline.preflight import check_buildable
+from patchmint.pipeline.run import resolved, run
+from patchmint.pipeline.sources import open_source
+from patchmint.samples import ImageRef
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Retry the rejects, in new shards.")]
@@ -175,3 +181,115 @@ def _rest(profile: Mapping[str, Any], thread: str, spent: float) -> list[str]:
     rest = max(0.0, profile["wall"] - spent)
     share, each = rest / max(profile["wall"], 1e-9), 1000 * rest / max(profile["samples"], 1)
     return [f"  {'(between)':32}{rest:10.2f}{share:9.1%}{'':9}{each:11.2f}"]
+
+
+_BATCHES = "{} to {} on a CPU, on a GPU of what each worker finds out".format(*CPU_BATCH_SIZES)
+
+
+def describe_plan(config: BuildConfig, *, as_json: bool) -> None:
+    """Read the source, write nothing, and print what there is to do.
+
+    Raises:
+        ConfigError, StorageError, WeightsError, PluginError: as a build would.
+    """
+    check_buildable(config)
+    source = open_source(config.source)
+
+    def image_size(image: ImageRef) -> int:
+        return len(source.read_image(image))
+
+    found = estimate(source.samples(), config, record_models(config), image_size, _say_count)
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"uri": config.output.uri}, indent=1))
+        return
+    for line in _lines(found, config):
+        typer.echo(line)
+
+
+def _say_count(samples: int) -> None:
+    if samples % 100_000 == 0:
+        say(f"planning: {samples} samples")
+
+
+def _lines(found: DryRun, config: BuildConfig) -> list[str]:
+    lines = [
+        f"samples   {found.samples} with {found.texts} texts, in {found.units} units of up to "
+        f"{config.output.samples_per_shard}",
+        f"output    about {_size(found.output_bytes)}, of it {_size(found.image_bytes)} image files, in "
+        f"{config.output.uri}",
+        f"memory    a worker: {_size(found.model_bytes)} of model files, about {_size(found.buffer_bytes)} of decoded "
+        "images",
+        f"batches   of {found.batch_size or _BATCHES}",
+        "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
+    ]
+    if found.faults:
+        lines.append(f"rejects   {found.faults} samples already, for faults in their source")
+    if found.images_missing:
+        lines.append(f"missing   {found.images_missing} of {found.images_looked_at} images that were looked for")
+    return [*lines, "nothing was written; without --dry-run the build begins"]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def run_build(
+    config: BuildConfig, *, retry_failed: bool = False, single_driver: bool = False, profile: bool = False
+) -> BuildReport:
+    """Build a data set, or go on with it, and show how it stands.
+
+    Args:
+        config: with absolute paths.
+        retry_failed: once everything is done, take up the rejects in new units.
+        single_driver: the caller promises that no other driver runs; for stores that can't create conditionally.
+        profile: see where the time goes.
+
+    Raises:
+        typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
+        ConfigError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.run`.
+    """
+    stop = _Stop()
+    with _signals(stop), display() as told:
+        try:
+            return run(
+                config,
+                reporter=told,
+                should_stop=stop.reason,
+                retry_failed=retry_failed,
+                single_driver=single_driver,
+                profile=profile,
+            )
+        except (BuildError, ShardError, StorageError) as error:
+            say(f"error: {error}")
+            raise typer.Exit(128 + stop.signal if stop.signal else 1) from error
+
+
+class _Stop:
+    """Remembers that somebody wants the build to stop."""
+
+    signal: int = 0
+
+    def reason(self) -> str:
+        if not self.signal:
+            return ""
+        return f"stopped by {signal.Signals(self.signal).name}; run the same command to resume"
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal:  # the second time at once, without tidying; that is safe, only less neat
+            os._exit(128 + number)
+        self.signal = number
+        say("stopping: units in work are dropped (once more = at once)")
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from patchmint.compute.precision import resolve_precision
+from patchmint.compute.devices import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Instances

@@ -56,7 +56,7 @@ def build_tokenizer(
     # torch and taming take seconds to import, which checking settings need not wait for
     import torch
 
-    from patchmint.compute.precision import resolve_precision
+    from patchmint.compute.devices import resolve_precision
     from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
     from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
     from patchmint.weights.loading import load_named

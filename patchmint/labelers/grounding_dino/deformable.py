@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from patchmint.compute.devices import to_device
-from patchmint.compute.precision import computing_fully
+from patchmint.compute.devices import computing_fully, to_device
 from patchmint.types import Size
 
 _POINTS_AT_ONCE = 2**17

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.compute.devices import to_device
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch

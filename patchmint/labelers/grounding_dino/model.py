@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from patchmint.compute.precision import store_products
+from patchmint.compute.devices import store_products
 from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch, infer_arch
 from patchmint.weights.loading import StateFile, load_into
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from patchmint.compute.precision import computing_fully
+from patchmint.compute.devices import computing_fully
 from patchmint.labelers.grounding_dino.canvas import (
     ImageBatch,
     PromptBatch,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from patchmint.compute.compiled import Compiled, batch_sizes
-from patchmint.compute.precision import store_products
+from patchmint.compute.devices import store_products
 from patchmint.labelers.sam.attention import attend, relative_table
 
 

@@ -22,7 +22,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.compute.precision import computing_fully
+from patchmint.compute.devices import computing_fully
 
 
 class MaskDecoder:

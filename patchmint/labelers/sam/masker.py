@@ -11,8 +11,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from patchmint.compute.devices import to_device
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.errors import ImageError, StorageError
-from patchmint.features.build import check_features
+from patchmint.features.plan import check_features
 from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
 from patchmint.shards.plan import ModelRecord
 

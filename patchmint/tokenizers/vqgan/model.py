@@ -11,7 +11,7 @@ from taming.modules.diffusionmodules import model as upstream
 from torch import Tensor, nn
 
 from patchmint.compute.compiled import Compiled, batch_sizes
-from patchmint.compute.precision import computing_fully
+from patchmint.compute.devices import computing_fully
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch, codebook_shape
 from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from patchmint.compute.devices import to_device
-from patchmint.compute.precision import computing_in
+from patchmint.compute.devices import computing_in, to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
