@@ -1,41 +1,46 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
+import builds
 import pytest
 import warm
-from flaky_proxy import FlakyProxy, flaky_proxy
-from s3_server import S3Server, s3_server
+from flaky_proxy import flaky_proxy
+from s3_server import s3_server
 
-from patchmint.storage import Storage, open_storage
+from patchmint.storage import open_storage
 
 pytest_plugins = ["longest_first"]
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     """Have one server of warm processes for all workers; a single run starts its own when it needs one."""
     if getattr(config.option, "numprocesses", None):
         warm.start_server()
 
 
+@pytest.fixture(autouse=True)
+def ended_builds():
+    """No build outlives its test."""
+    yield
+    builds.end_all()
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
+def server():
     with s3_server() as server:
         yield server
 
 
 @pytest.fixture
-def proxy(server: S3Server) -> Iterator[FlakyProxy]:
+def proxy(server):
     with flaky_proxy(server.port) as proxy:
         yield proxy
 
 
 @pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(request, tmp_path, monkeypatch):
     if request.param == "local":
         return open_storage(tmp_path / "out")
-    server: S3Server = request.getfixturevalue("server")
+    server = request.getfixturevalue("server")
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)
     return open_storage(server.new_bucket())

@@ -201,13 +201,6 @@ def answer(script):
     return [int(number) for number in said.split()]
 
 
-@pytest.fixture(autouse=True)
-def ended_builds():
-    """Nothing goes on after a test."""
-    yield
-    builds.end_all()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A config, and the output of a build that nothing has disturbed."""

@@ -11,13 +11,6 @@ pytestmark = pytest.mark.kill
 TEXTS = [f"thing number {place}" for place in range(9)]
 
 
-@pytest.fixture(autouse=True)
-def ended_builds():
-    """Nothing goes on after a test."""
-    yield
-    builds.end_all()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A config, and what a build that nothing disturbs writes."""

@@ -81,19 +81,6 @@ class TestIds:
         ids = VisualVocabulary.after(150_000, BOOK).ids(CODES.astype(dtype))  # more than a uint16 holds
         assert ids.tolist() == [150_000, 150_039, 150_007, 150_007]
 
-    @pytest.mark.parametrize(("book", "shape"), [(BOOK, (9,)), (BOOK, (3, 4)), (TWO, (3, 4, 2)), (TWO, (6, 2))])
-    def test_there_and_back(self, book, shape):
-        codes = np.random.default_rng(0).integers(0, min(book.codebook_sizes), shape)
-        vocabulary = VisualVocabulary.after(321, book)
-        ids = vocabulary.ids(codes)
-        for given in (ids, torch.from_numpy(ids)):
-            assert np.array_equal(vocabulary.codes(given).reshape(shape), codes)
-
-    def test_is_visual(self):
-        vocabulary = VisualVocabulary.after(1000, BOOK)
-        ids = [[0, 999, 1000, 1039], [1040, 1041, 1042, 2000]]
-        assert vocabulary.is_visual(ids).tolist() == [[False, False, True, True], [False] * 4]
-
     @pytest.mark.parametrize(
         ("book", "codes", "message"),
         [
@@ -116,21 +103,6 @@ class TestIds:
     def test_refuses_codes(self, book, codes, message):
         with pytest.raises(InputError, match=message):
             VisualVocabulary.after(10, book).ids(codes)
-
-    @pytest.mark.parametrize(
-        ("book", "ids", "message"),
-        [
-            (BOOK, [10, 9], "id 9 at 1 isn't a code"),
-            (BOOK, [50], "id 50 at 0 isn't a code"),
-            (BOOK, [[10]], "shape"),
-            (TWO, [10, 15, 10], "multiple of 2"),
-            (TWO, [15, 10], "id 15 at 0 isn't a code of codebook 0"),
-            (TWO, [10, 11], "id 11 at 1 isn't a code of codebook 1"),
-        ],
-    )
-    def test_refuses_ids(self, book, ids, message):
-        with pytest.raises(InputError, match=message):
-            VisualVocabulary.after(10, book).codes(ids)
 
     def test_refuses_a_negative_text(self):
         with pytest.raises(ConfigError, match=r"len\(tokenizer\)"):

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +152,13 @@ class VisualVocabulary:
         Raises:
             InputError: they are no integers, of another shape, or not in the codebook.
         """
-        array, sizes = _integers(codes, "codes"), self.codebook.codebook_sizes
+        try:
+            array = np.asarray(codes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"the codes are no array of integers on the CPU: {error}") from error
+        if array.dtype.kind not in "iu":
+            raise InputError(f"the codes are {array.dtype}, not integers; give them as the shards hold them")
+        sizes = self.codebook.codebook_sizes
         several = len(sizes) > 1
         if array.ndim - several not in (1, 2) or (several and array.shape[-1] != len(sizes)) or array.size == 0:
             axis = f", each with a last axis of {len(sizes)} codebooks" if several else ""
@@ -168,45 +174,6 @@ class VisualVocabulary:
                 f"are of another tokenizer than {self.codebook.member!r}, or are ids already"
             )
         return (array.astype(np.int64) + self._starts).reshape(-1)
-
-    def codes(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Codes of one image's ids: the reverse of `ids`, without the grid's shape.
-
-        Args:
-            ids: integers (cells * codebooks,), without marks.
-
-        Returns:
-            int64 (cells,); with several codebooks (cells, codebooks).
-
-        Raises:
-            InputError: they are no ids of codes, or those of several codebooks don't take turns.
-        """
-        array, sizes = _integers(ids, "ids"), self.codebook.codebook_sizes
-        if array.ndim != 1 or array.size == 0 or array.size % len(sizes):
-            raise InputError(
-                f"ids of shape {array.shape} are not one image's: (length,) was expected, a multiple of {len(sizes)}"
-            )
-        codes = array.astype(np.int64).reshape(-1, len(sizes)) - self._starts
-        wrong = np.flatnonzero((codes < 0) | (codes >= np.array(sizes)))
-        if len(wrong):
-            place = int(wrong[0])
-            raise InputError(
-                f"id {array[place]} at {place} isn't a code of codebook {place % len(sizes)}; give the ids between an "
-                "image's begin and end marks, and no others"
-            )
-        return codes[:, 0] if len(sizes) == 1 else codes
-
-    def is_visual(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Which ids mean codes; the marks and `<EOS>` don't.
-
-        Args:
-            ids: integers of any shape.
-
-        Raises:
-            InputError: they are no integers.
-        """
-        array = _integers(ids, "ids")
-        return np.asarray((array >= self.text_size) & (array < self.begin_id))
 
     @property
     def _starts(self) -> npt.NDArray[np.int64]:
@@ -288,16 +255,6 @@ def _read(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocab
 
 def _special(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
-
-
-def _integers(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the {what} are no array of integers on the CPU: {error}") from error
-    if array.dtype.kind not in "iu":
-        raise InputError(f"the {what} are {array.dtype}, not integers; give them as the shards hold them")
-    return array
 
 
 def _visual_tokens(digest: str, codes: int) -> list[str]:
