@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from patchmint.compute import precision
+from patchmint.compute import devices
 from patchmint.compute.devices import computing_fully, computing_in, resolve_precision, store_products
 from patchmint.config import BuildConfig
 from patchmint.errors import ConfigError
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_what_a_setting_means(monkeypatch, setting, device, native, expected):
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda _: native)
+    monkeypatch.setattr(devices, "_has_bfloat16", lambda _: native)
     assert resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.float16) == expected
 
 

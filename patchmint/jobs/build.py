@@ -130,10 +130,6 @@ def main(command: Callable[..., None] = build_command) -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":
-    main()
-
-
 _THREADS = {
     "models": "the thread that asks the models",
     "device": "on the GPU, by its own clock",
@@ -293,3 +289,7 @@ def _signals(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main()
