@@ -183,11 +183,6 @@ def _full(config, out):
         os._exit(3 if "the disk is full" in str(error) else 4)
 
 
-def batched(numbers):
-    """Two at a time."""
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
 def in_a_script(*arguments):
     """Start one of the functions above in a process without threads."""
     command = [sys.executable, __file__, *map(str, arguments)]
@@ -216,7 +211,8 @@ def undisturbed(tmp_path_factory):
 def test_killed_in_every_state(undisturbed, tmp_path):
     scripts = [in_a_script("killed", *undisturbed, tmp_path, share) for share in range(SCRIPTS)]
     for script in scripts:
-        (steps, states), *others = batched(answer(script))
+        counts = answer(script)
+        (steps, states), *others = zip(counts[::2], counts[1::2], strict=True)
         assert steps >= 120
         assert 40 <= states < steps
         for (steps, states), least in zip(others, (15, 30), strict=True):
