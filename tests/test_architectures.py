@@ -13,7 +13,7 @@ from patchmint.labelers.sam.model import build_sam
 from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.tokenizers.vqgan import arch as vqgan
 from patchmint.tokenizers.vqgan.model import untrained_vqgan
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 
 VIT = untrained_arch(grid_preset("seed-224"))
 UNTRAINED = {

@@ -35,7 +35,7 @@ from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan.arch import TINY
 from patchmint.tokenizers.vqgan.model import untrained_vqgan
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 
 NAMED = {
     "grid": ({"grid": "llava-1.5-fintune"}, "grid: there is no grid preset 'llava-1.5-fintune'; did you mean 'llava-1"),

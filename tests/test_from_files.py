@@ -16,7 +16,7 @@ from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.tokenizers.vqgan.arch import TINY
 from patchmint.tokenizers.vqgan.model import untrained_vqgan
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.registry import CHECKPOINTS
 
 PHOTO = data.coffee()

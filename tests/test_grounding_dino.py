@@ -22,7 +22,7 @@ from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrain
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.transformer import match
 from patchmint.types import Text
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from patchmint.labelers.sam.arch import OFFICIAL, TINY, SamArch, infer_arch
 from patchmint.labelers.sam.masker import SamMasker
 from patchmint.labelers.sam.masks import SamMasks, input_size, resize_longest_side
 from patchmint.labelers.sam.model import build_sam, load_sam, untrained
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
 
 PHOTO = data.astronaut()[:400]  # 400 x 512

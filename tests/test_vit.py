@@ -21,7 +21,7 @@ from patchmint.features.encoder import VitFeatureEncoder
 from patchmint.features.model import load_vit, untrained_vit
 from patchmint.features.plan import build_feature_encoder, check_features, plan_features
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
 
 PILLOW = "Pil" if int(transformers.__version__.split(".")[0]) >= 5 else ""

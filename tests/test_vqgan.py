@@ -24,7 +24,7 @@ from patchmint.tokenizers.vqgan.model import Vqgan, infer_arch, load_vqgan, untr
 from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile
 
 GUMBEL = replace(TINY, gumbel=True)

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from patchmint.cli.lazy import LazyCommand, lazy_group
-from patchmint.cli.quiet_pipe import examples, quiet_pipe
+from patchmint.cli.lazy import LazyCommand, examples, lazy_group
+from patchmint.cli.quiet_pipe import quiet_pipe
 from patchmint.errors import PatchmintError
 from patchmint.version import __version__
 

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from patchmint.cli.quiet_pipe import examples
-
 
 @dataclass(frozen=True)
 class LazyCommand:
@@ -58,3 +56,8 @@ def lazy_group(commands: Mapping[str, LazyCommand]) -> type[TyperGroup]:
         commands: by name, in the order of the list.
     """
     return type("LazyGroup", (_LazyGroup,), {"table": commands})
+
+
+def examples(*commands: str) -> str:
+    """Epilog of `--help`: one command a line, so that it can be pasted (a blank line keeps typer from joining them)."""
+    return "\n\n".join(("Examples:", *(f"  {command}" for command in commands)))

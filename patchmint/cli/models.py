@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
-from patchmint.cli.quiet_pipe import examples
+from patchmint.cli.lazy import examples
 from patchmint.errors import InputError
 from patchmint.weights.download import ProgressCall, pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint

@@ -1,4 +1,4 @@
-"""Devices: which one runs the models, and arrays on their way to it."""
+"""Devices: which one runs the models, in which number format, and arrays on their way to it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.geometry import GRID_PRESETS, PatchGrid
-from patchmint.weights.container import ARCH_METADATA_KEY, Architecture, Shaped
+from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 
 Tensor = TypeVar("Tensor")
 

@@ -1,4 +1,4 @@
-"""Which hidden states become features, and of what shape: settings checked against an architecture. No torch.
+"""Which hidden states become features, and of what shape: settings checked against an architecture, without torch.
 
 Dense Connector (arXiv 2405.13800; facts read in its authors' repository, HJYao00/DenseConnector) joins V_L, the state
 that LLaVA takes, with earlier ones. Its code puts V_L first, and the paper's formula for `dci` puts it last; trained

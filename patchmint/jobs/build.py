@@ -68,16 +68,8 @@ def build_command(
     )
 
 
-def carry_out(
-    given: BuildConfig,
-    *,
-    dry_run: bool,
-    retry_failed: bool,
-    single_driver: bool,
-    as_json: bool,
-    profile: bool = False,
-) -> None:
-    """Build what a command's settings say, and print how it ended.
+def carry_out(given: BuildConfig, *, dry_run: bool, as_json: bool, **options: bool) -> None:
+    """Build what a command's settings say, and print how it ended; `options` are those of `run_build`.
 
     Raises:
         typer.Exit: it isn't whole, or stopped.
@@ -89,7 +81,7 @@ def carry_out(
     if dry_run:
         describe_plan(build_config, as_json=as_json)
         return
-    report = run_build(build_config, retry_failed=retry_failed, single_driver=single_driver, profile=profile)
+    report = run_build(build_config, **options)
     _print(report, build_config, as_json=as_json)
     if report.missing or not report.written:
         raise typer.Exit(1)
@@ -233,16 +225,12 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def run_build(
-    config: BuildConfig, *, retry_failed: bool = False, single_driver: bool = False, profile: bool = False
-) -> BuildReport:
-    """Build a data set, or go on with it, and show how it stands.
+def run_build(config: BuildConfig, **options: bool) -> BuildReport:
+    """Build a data set, or resume a build, and show progress.
 
     Args:
         config: with absolute paths.
-        retry_failed: once everything is done, take up the rejects in new units.
-        single_driver: the caller promises that no other driver runs; for stores that can't create conditionally.
-        profile: see where the time goes.
+        **options: `retry_failed`, `single_driver` and `profile`, as for `patchmint.pipeline.run.build`.
 
     Raises:
         typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
@@ -251,14 +239,7 @@ def run_build(
     stop = _Stop()
     with _signals(stop), display() as told:
         try:
-            return run(
-                config,
-                reporter=told,
-                should_stop=stop.reason,
-                retry_failed=retry_failed,
-                single_driver=single_driver,
-                profile=profile,
-            )
+            return run(config, reporter=told, should_stop=stop.reason, **options)
         except (BuildError, ShardError, StorageError) as error:
             say(f"error: {error}")
             raise typer.Exit(128 + stop.signal if stop.signal else 1) from error

@@ -13,7 +13,7 @@ from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam.arch import SamArch
 from patchmint.tokenizers.vqgan.arch import VqganArch
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 
 FILES = {role: f"demo-{role}.safetensors" for role in ("detector", "masker", "tokenizer")}
 """Names of the files of weights, by role."""

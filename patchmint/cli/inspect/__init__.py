@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from patchmint.cli.lazy import LazyCommand, lazy_group
-from patchmint.cli.quiet_pipe import examples
+from patchmint.cli.lazy import LazyCommand, examples, lazy_group
 
 COMMANDS = {
     "ls": LazyCommand(

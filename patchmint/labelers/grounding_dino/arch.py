@@ -9,7 +9,7 @@ from types import MappingProxyType
 from pydantic import ConfigDict
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.container import Architecture, Shaped
+from patchmint.weights.architecture import Architecture, Shaped
 
 HIDDEN_DIM = 256
 """Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.container import ARCH_METADATA_KEY, Architecture, Shaped
+from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"

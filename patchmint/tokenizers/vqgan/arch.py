@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.weights.container import Architecture, Shaped
+from patchmint.weights.architecture import Architecture, Shaped
 
 _GROUPS = 32
 # Upstream's GroupNorm always has 32 groups (taming/modules/diffusionmodules/model.py, `Normalize`).

@@ -15,7 +15,7 @@ from patchmint.compute.devices import computing_fully
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch, codebook_shape
 from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook
-from patchmint.weights.container import ARCH_METADATA_KEY
+from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile, load_into
 
 IGNORED_KEYS = ("loss.", "colorize")
