@@ -42,6 +42,8 @@ from patchmint.storage import Storage, creates_conditionally, open_storage
 
 MakePool = Callable[[WorkerSettings], Pool]
 
+_TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
+
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -120,7 +122,7 @@ def build(
 
         def stop_reason() -> str:
             if lease.lost.is_set():
-                return "another driver has taken over this output (this one was silent for a while); it continues there"
+                return _TAKEN_OVER
             return should_stop()
 
         def planned(samples: int) -> None:
@@ -156,6 +158,8 @@ def build(
             finally:
                 log.update(supervisor.progress)
                 log.write_profile()
+            if not lease.is_held():  # the beat would notice too late for a driver that woke up for its last unit
+                raise BuildError(_TAKEN_OVER)
             roll_forward(storage)
             ledger = Ledger.read(storage, ledger.plans)
             ledger.check()
