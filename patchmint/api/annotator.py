@@ -16,6 +16,7 @@ from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.annotate.preflight import warn_of_models
 from patchmint.api.annotation import Annotation
 from patchmint.compute.devices import pick_device
+from patchmint.compute.threads import limit_threads
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.images.decode import DecodedImage, decode_image
@@ -41,6 +42,8 @@ class Annotator:
     def __init__(self, config: AnnotatorConfig, device: str = "auto") -> None:
         """Load the models.
 
+        torch in this process then uses no more CPU threads than OMP_NUM_THREADS, or a container's quota, allows.
+
         Args:
             config: the settings.
             device: "cpu", "cuda", "cuda:N", or "auto" = a GPU if there is one.
@@ -52,6 +55,7 @@ class Annotator:
         """
         self.config = config
         self.device = pick_device(device)
+        limit_threads()
         warn_of_models(config, stacklevel=3)
         self._models = AnnotationModels.load(config, self.device)
 

@@ -13,6 +13,7 @@ import typer
 
 from patchmint.cli.lazy import LazyCommand, examples, lazy_group
 from patchmint.cli.quiet_pipe import quiet_pipe
+from patchmint.compute.threads import wait_briefly
 from patchmint.errors import PatchmintError
 from patchmint.version import __version__
 
@@ -98,6 +99,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; an error on purpose becomes one message and exit code 2."""
+    wait_briefly()
     try:
         with quiet_pipe():
             app()

@@ -46,7 +46,9 @@ class LocalRunner(Settings):
     kind: Literal["local"] = "local"
     workers: int = Field(default=1, ge=1, le=1024, description="Worker processes; each loads the models.")
     num_cpus: int | None = Field(
-        default=None, ge=1, description="CPU threads per worker. null: all cores divided by the workers."
+        default=None,
+        ge=1,
+        description="CPU threads per worker. null: OMP_NUM_THREADS, else the usable cores divided by the workers.",
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     batch_size: BatchSize = None

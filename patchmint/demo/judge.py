@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import score
 from patchmint.demo.dataset import TrueScene, Truth
@@ -56,6 +57,7 @@ def judge_dataset(
         ShardError: the shards are damaged, were built from other scenes, or hold more or less than was written.
         StorageError, WeightsError, ImageError: as their names say.
     """
+    limit_threads()
     figures = ShardFigures()
     kept: list[tuple[StoredSample, TrueScene]] = []
     judged = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from patchmint.annotate.preflight import warn_of_models
+from patchmint.compute.threads import default_threads
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import ConfigError
 from patchmint.pipeline.driver.build import BuildReport
@@ -86,7 +87,7 @@ def run(
 
     def make_pool(settings: WorkerSettings) -> Pool:
         if isinstance(runner, LocalRunner):
-            threads = runner.num_cpus or max(1, len(os.sched_getaffinity(0)) // runner.workers)
+            threads = runner.num_cpus or default_threads(runner.workers)
             return LocalPool(settings, device=runner.device, threads=threads)
         from patchmint.pipeline.pools.ray import RayPool  # a second of imports that `local` doesn't need
 

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from patchmint.compute.threads import wait_briefly
 from patchmint.errors import DiskFullError, PatchmintError, StorageError
 from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, WorkerInfo, WorkerSettings
 
@@ -44,6 +45,7 @@ class ServedWorker:
         return self._answer(lambda: Done(self._number, worker.do(order)))
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
+        wait_briefly()
         # torch, which the driver does without
         from patchmint.compute.devices import pick_device
         from patchmint.pipeline.worker.work import Worker
