@@ -170,6 +170,9 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
+_ONE_OR_TWO = BeforeValidator(_square, json_schema_input_type=int | tuple[int, int] | None)
+
+
 class FeaturesConfig(Settings):
     """Which continuous features of the vision encoder are stored."""
 
@@ -188,12 +191,15 @@ class FeaturesConfig(Settings):
         description="The connector's further parts, a list of hidden states each; dci takes their mean. Null: the "
         "paper's.",
     )
-    pool: Annotated[tuple[int, int] | None, BeforeValidator(_square)] = Field(
+    pool: Annotated[tuple[int, int] | None, _ONE_OR_TWO] = Field(
         default=None, description="Rows and columns to pool each view's patches to (DeCo), or one number for both."
     )
     pool_when: Literal["before", "after"] = Field(
         default="before", description="Pool before or after the connector; makes a difference for sti only."
     )
+
+
+ModelsPreset = Literal["official", "small", "demo", "untrained-tiny"]
 
 
 def _models(value: object) -> object:
@@ -207,10 +213,13 @@ def _models(value: object) -> object:
     return value
 
 
+_NAMED_OR_NOT = BeforeValidator(_models, json_schema_input_type=ModelsPreset | ModelsConfig)
+
+
 class AnnotatorConfig(Settings):
     """Everything that decides what an image's labels and codes are."""
 
-    models: Annotated[ModelsConfig, BeforeValidator(_models)] = Field(
+    models: Annotated[ModelsConfig, _NAMED_OR_NOT] = Field(
         default_factory=lambda: MODEL_PRESETS[DEMO],
         description="A preset's name (official, small, demo, untrained-tiny), or a mapping of models; those that it "
         "doesn't name are the official ones. Default: demo.",
