@@ -67,7 +67,7 @@ COMMANDS = {
     ),
     "doctor": LazyCommand(
         "patchmint.cli.doctor:doctor",
-        "Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.",
+        "Look at versions, GPU, Ray, models, the source's first samples and the output: what fails, and how to fix it.",
         ("patchmint doctor", "patchmint doctor config.yaml --json"),
     ),
     "config": LazyCommand(
