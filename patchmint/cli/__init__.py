@@ -88,7 +88,6 @@ app = typer.Typer(
     help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
     no_args_is_help=True,
     epilog=examples("patchmint label scene.png --text 'a red circle' --out o.png", "patchmint models list"),
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
