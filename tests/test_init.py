@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from contextlib import nullcontext
 
 import jsonschema
 import pyarrow as pa
@@ -141,6 +142,18 @@ def test_every_kind_is_recognised(here, make, kind, settings):
     assert {key: getattr(config.source, key) for key in settings} == settings
     check_buildable(config)
     assert any(sample.fault is None for sample in open_source(config.source).samples())
+
+
+@pytest.mark.parametrize("data", ["captions_train2017.json", "{here}/coco/annotations/captions_train2017.json"])
+def test_annotations_are_beside_the_images_folder(here, monkeypatch, data):
+    monkeypatch.chdir(coco(here) / "annotations")
+    with pytest.raises(ConfigError, match="point at the folder that holds both") if "/" not in data else nullcontext():
+        init(data.format(here=here), "--models", "demo")
+    monkeypatch.chdir(here / "coco")
+    init("annotations/captions_train2017.json", "--models", "demo")
+    config = BuildConfig.load("captions_train2017.yaml")
+    assert (config.source.uri, config.source.split) == (".", "train2017")
+    check_buildable(config)
 
 
 @pytest.mark.parametrize(

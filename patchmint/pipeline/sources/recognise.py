@@ -73,9 +73,9 @@ def recognise(uri: str) -> Recognised:
     """
     if "{" in uri or uri.endswith(".tar"):
         return Recognised("WebDataset tars", {"kind": "webdataset", "uri": uri})
-    folder, _, name = uri.rpartition("/")
-    if any(name.endswith(ending) for ending in (".json", *TABLES)):
-        return _file(folder or ".", name)
+    folder, name = _split(uri)
+    if name.endswith((".json", *TABLES)):
+        return _file(folder, name)
     whole = _Folder(open_storage(uri), uri)
     if missing := missing_root(whole.storage):
         raise ConfigError(missing)
@@ -92,12 +92,20 @@ def _file(folder: str, name: str) -> Recognised:
     found = beside.annotations(name) if name.endswith(".json") else beside.table(name)
     if found is not None and found.source["kind"] == "parquet":
         return replace(found, source={**found.source, "uri": f"{folder}/{name}"})
-    above, _, last = folder.rpartition("/")
+    above, last = _split(folder)
     if found is None and last and name.endswith(".json"):  # annotations/my.json, with the images beside that folder
-        found = _Folder(open_storage(above or "/"), above or "/").annotations(f"{last}/{name}")
+        found = _Folder(open_storage(above), above).annotations(f"{last}/{name}")
     if found is None:
         raise _unrecognised(f"{folder}/{name}", beside)
     return found
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder of a file or folder, and its name there; no name for what has nothing above it."""
+    folder, slash, name = uri.rpartition("/")
+    if name in (".", "..") or folder.endswith(":/"):
+        return uri, ""
+    return folder or slash or ".", name
 
 
 def _unrecognised(shown: str, folder: _Folder) -> ConfigError:
