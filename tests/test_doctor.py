@@ -24,7 +24,7 @@ def test_the_first_samples_are_read(tmp_path, monkeypatch):
     put(tmp_path, {f"{number}.jpg": PHOTO for number in range(3)} | {f"{number}.txt": "a cat" for number in range(3)})
     found = looked_at(tmp_path)
     assert found.status == "ok"
-    assert found.detail == f"folder, {tmp_path}: 3 samples looked at; 0.jpg has 64 x 64 pixels and 1 texts"
+    assert found.detail == f"folder, {tmp_path}: 3 samples looked at; 0.jpg has 64 x 64 pixels and 1 text"
     monkeypatch.setattr(doctor, "_SAMPLES", 2)
     assert "the first 2 samples looked at" in looked_at(tmp_path).detail
     monkeypatch.undo()

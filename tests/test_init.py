@@ -88,8 +88,8 @@ def parquet(here):
 
 
 def json_lines(here):
-    line = json.dumps({"id": 1, "image": "pictures/a.jpg", "caption": "a cat"})
-    return put(here / "lines", {"all.jsonl": line + "\n", "pictures/a.jpg": PHOTO})
+    rows = ({"id": 1, "image": f"pictures/{name}.jpg", "caption": "a cat"} for name in ("gone", "a"))
+    return put(here / "lines", {"all.jsonl": "\n".join(map(json.dumps, rows)), "pictures/a.jpg": PHOTO})
 
 
 def dataset(here):

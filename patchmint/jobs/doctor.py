@@ -237,8 +237,9 @@ def _source(config: BuildConfig) -> Finding:
         except PatchmintError as error:
             problems.append(f"{sample.id}: {error}")
         else:
-            height, width = image.pixels.shape[:2]
-            counted += f"; {sample.id} has {width} x {height} pixels and {len(sample.texts)} texts"
+            height, width = image.size
+            texts = f"{len(sample.texts)} text{'s' if len(sample.texts) > 1 else ''}"
+            counted += f"; {sample.id} has {width} x {height} pixels and {texts}"
             break
     else:
         return Finding(

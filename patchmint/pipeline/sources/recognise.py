@@ -141,10 +141,10 @@ class _Folder:
         for name in (PRETRAIN, FINETUNE):
             if there(name) and (found := self.annotations(name)):
                 return found
-        jsons = [name for name in self.names if name.endswith(".json") and name.count("/") <= 1]
+        jsons = [name for name in self.names if name.endswith(".json") and name.count("/") <= 2]
         if there("instances.json") and (found := self._references(jsons)):
             return found
-        likely = [name for name in jsons if "/" not in name or name.startswith("annotations/")]
+        likely = [name for name in jsons if "/" not in name or "annotations" in name.split("/")[:-1]]
         for name in sorted(likely, key=lambda name: ("captions" not in name, "train" not in name, name))[:_SHOWN]:
             if found := self.annotations(name):
                 return found
@@ -236,11 +236,13 @@ class _Folder:
 
     def _references(self, jsons: Sequence[str]) -> Recognised | None:
         refs = next((name for name in jsons if name.startswith("refs") and "/" not in name), None)
+        if refs is None:
+            return None
         members = islice(stream_members(self.storage, "instances.json"), _RECORDS)
         records = (record for key, record in members if key == "images" and isinstance(record, dict))
         files = [record.get("file_name") for record in islice(records, _LOOKED_AT)]
         images = self._start_of("instances.json", files, "train2014", "")
-        if refs is None or images is None:
+        if images is None:
             return None
         return self._found("referring expressions", "references", refs=refs, images=images)
 
@@ -255,19 +257,16 @@ class _Folder:
                 names = [item.name for item in schema if _is_string(item.type)]
             else:
                 names = []
-            _, row = next(rows(self.storage, path, names), (0, ""))
+            first = [row for _, row in islice(rows(self.storage, path, names), _SHOWN) if isinstance(row, dict)]
         except ConfigError:
             return None
-        if isinstance(row, str):
-            return None
-        files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name])]
-        if not files:
-            return None
-        texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list) and name != files[0]]
-        if not texts:
-            return None
-        columns = {"file_column": files[0], "text_column": texts[0]}
-        return self._found("a folder of images with a table of texts", "folder", table=path, **columns)
+        for row in first:
+            files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name])]
+            texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list)]
+            if files and (texts := [name for name in texts if name != files[0]]):
+                columns = {"file_column": files[0], "text_column": texts[0]}
+                return self._found("a folder of images with a table of texts", "folder", table=path, **columns)
+        return None
 
     def _parquet(self, schema: Any) -> Recognised | None:
         images = [item.name for item in schema if _holds_images(item.type)]
@@ -300,10 +299,10 @@ class _Folder:
         for folder in usual:
             if any(self.storage.exists(f"{folder}/{path}" if folder else path) for path in inner[:_SHOWN]):
                 return folder
+        endings = tuple(f"/{path}" for path in inner)
         for name in self.names:
-            for path in inner:
-                if name.endswith(f"/{path}"):
-                    return name.removesuffix(f"/{path}")
+            if name.endswith(endings):
+                return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
         self.lacking.append(
             f"{listing} names images such as {quoted(inner[0])}" if inner else f"{listing} names no image"
         )
