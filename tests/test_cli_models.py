@@ -1,5 +1,6 @@
 """`patchmint models` list, pull and check, through a real command line and a real HTTP server."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -12,7 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from patchmint.annotate.preflight import check_loadable
 from patchmint.cli import models
+from patchmint.config import MODEL_PRESETS, AnnotatorConfig, ModelsConfig
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.weights import store
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
@@ -69,6 +72,8 @@ def test_list_shows_every_name_on_stdout() -> None:
         assert name in result.stdout
     assert result.stdout.count("not published") == 2  # size and sha256 of one VQGAN
     assert "PATCHMINT_WEIGHTS" in result.stderr
+    assert "Preset official (4.2 GB): groundingdino-swint-ogc " in result.stderr
+    assert "Preset small (over 1.1 GB): groundingdino-swint-ogc " in result.stderr
     assert "\x1b" not in result.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
     assert ["sam-vit-b", "sam", "375.0 MB", "no", "ec2df6273261...", "Apache-2.0"] in rows
@@ -114,6 +119,22 @@ def test_pull_to_another_folder_from_a_mirror(tmp_path: Path, toys: dict[str, Ch
     assert result.exit_code == 0
     assert (tmp_path / "else" / "gone.pth").is_file()
     assert f"PATCHMINT_WEIGHTS={tmp_path / 'else'}" in result.stderr
+
+
+def test_a_preset_stands_for_its_models(toys: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    toys["other"] = dataclasses.replace(toys["toy"], name="other", filename="other.pth")
+    preset = ModelsConfig(detector="toy", vocabulary="toy", masker="toy", tokenizer="other")
+    monkeypatch.setattr(models, "MODEL_PRESETS", {"small": preset})
+    assert [Path(line).name for line in run("pull", "small", "toy").stdout.splitlines()] == ["toy.pth", "other.pth"]
+    assert [row["status"] for row in json.loads(run("check", "small", "--json").stdout)] == ["ok", "ok"]
+    assert "--url is for one NAME" in str(run("pull", "small", "--url", "http://x/").exception)
+
+
+@pytest.mark.parametrize("preset", ["official", "small"])
+def test_models_of_a_preset_fit_their_roles(preset: str, folder: Path) -> None:
+    with pytest.raises(WeightsMissingError, match=r"Get them \((4\.2|over 1\.1) GB\)") as caught:
+        check_loadable(AnnotatorConfig.parse({"models": preset}))
+    assert caught.value.names == tuple(MODEL_PRESETS[preset].used(labels=True, tokens=True).values())
 
 
 def test_pull_lets_errors_rise(toys: dict[str, Checkpoint], tmp_path: Path) -> None:

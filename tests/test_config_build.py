@@ -1,14 +1,21 @@
 """The build's settings: files, overrides, errors that say what to write, and what decides the bytes."""
 
+import json
 import os
+from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from patchmint.cli import app
 from patchmint.config import MODEL_PRESETS, UNTRAINED
-from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
+from patchmint.config.build import BuildConfig, LocalRunner, RayRunner, json_schema
 from patchmint.errors import ConfigError
 from patchmint.json_values import differences
 
+ROOT = Path(__file__).parents[1]
 BASE = {"source": {"kind": "coco", "uri": "data/coco"}, "output": {"uri": "out"}, "models": UNTRAINED}
 
 
@@ -204,3 +211,48 @@ def test_absolute_paths(tmp_path, monkeypatch):
     assert (stored.source.uri, stored.output.uri) == ("s3://bucket/x", "gs://bucket/y")
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     assert parse(output={"uri": "~/out"}).absolute().output.uri == str(tmp_path / "out")
+
+
+def test_the_kept_json_schema_is_current():
+    assert (ROOT / "docs" / "schemas" / "build.schema.json").read_text() == json_schema()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"models": preset} for preset in MODEL_PRESETS),
+        {"models": {"masker": "sam-vit-b"}, "labels": None, "features": {"pool": 12}},
+        {
+            "features": {"pool": [12, 8], "layers": [[3], [4, 5]]},
+            "grid": {"rows": 2, "cols": 2, "patch_px": 14, "fit": "pad"},
+        },
+        {"runner": {"num_cpus": 2, "batch_size": 8}},
+        {"runner": {"kind": "ray", "num_cpus": 2}},
+        {"source": {"kind": "parquet", "uri": "x", "text_columns": "words"}},
+        *({"models": wrong} for wrong in ("offical", 3, None, {"detektor": "x"})),
+        {"runner": {"kind": "local", "max_actors": 3}},
+        {"source": {"uri": "x"}},
+        {"source": {"kind": "coco", "uri": "x", "split_": "y"}},
+        {"outputs": {}},
+        {"features": {"pool": [12]}},
+        {"limits": {"max_reject_share": 1.5}},
+    ],
+    ids=str,
+)
+def test_the_schema_takes_what_a_build_takes(changes):
+    validator = jsonschema.Draft202012Validator(json.loads(json_schema()))
+    try:
+        parse(**changes)
+    except ConfigError:
+        assert not validator.is_valid(BASE | changes)
+    else:
+        validator.validate(BASE | changes)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("[mq]*.yaml")), ids=lambda path: path.stem)
+def test_a_config_is_shown_with_its_defaults(path):
+    done = CliRunner().invoke(app, ["config", "show", str(path), "--output.uri", "elsewhere"], catch_exceptions=False)
+    shown = yaml.safe_load(done.stdout)
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(json_schema()))
+    assert BuildConfig.load(shown) == BuildConfig.load(path, {"output.uri": "elsewhere"})
+    assert shown["limits"]["max_image_megapixels"] == 100

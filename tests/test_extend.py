@@ -210,7 +210,7 @@ def settings_after(*configs, made):
     for each in configs:
         config = BASE | each | ({"extended": config} if config else {})
     manifest = SimpleNamespace(config=config)
-    return extend._settings_of(manifest, "in", "out", made)
+    return extend.settings_of(manifest, "in", "out", made)
 
 
 def test_held_settings_of_manifests_that_others_wrote(base):

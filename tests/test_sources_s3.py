@@ -10,6 +10,7 @@ from shard_data import copy
 from source_files import fixture, image_bytes, put, read, refused, source
 
 from patchmint.errors import ImageMissingError
+from patchmint.pipeline.sources.recognise import recognise
 from patchmint.samples import ImageRef
 
 
@@ -51,6 +52,9 @@ def test_the_same_as_from_a_folder(tmp_path, bucket, kind):
     here, there = source(kind, root), source(kind, bucket)
     samples = list(here.samples())
     assert [(s.id, s.image, s.texts) for s in there.samples()] == [(s.id, s.image, s.texts) for s in samples]
+    recognised = dict(recognise(bucket).source)
+    assert (recognised["kind"], recognised["uri"]) == (kind, bucket)
+    assert read(**recognised) == samples
     good = [sample.image for sample in samples if sample.fault is None]
     assert good
     assert [there.read_image(ref) for ref in good] == [here.read_image(ref) for ref in good]

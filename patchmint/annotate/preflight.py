@@ -13,7 +13,7 @@ from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter
 from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.tokenizers.build import check_tokens
-from patchmint.weights.registry import CHECKPOINTS, CheckpointKind
+from patchmint.weights.registry import CHECKPOINTS, CheckpointKind, total_size
 from patchmint.weights.store import locate
 
 _KINDS: Mapping[str, CheckpointKind] = MappingProxyType(
@@ -63,9 +63,8 @@ def check_loadable(config: AnnotatorConfig) -> None:
         if not missing:
             raise
     if missing:
-        total = sum(CHECKPOINTS[name].size or 0 for name in missing) / 1e9
         raise WeightsMissingError(
-            f"weights are missing on this machine: {', '.join(missing)}. Get them ({total:.1f} GB) with\n"
+            f"weights are missing on this machine: {', '.join(missing)}. Get them ({total_size(missing)}) with\n"
             f"  patchmint models pull {' '.join(missing)}\n"
             f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
             "only drawn shapes",

@@ -64,7 +64,7 @@ class Annotator:
         """Load a models preset, with the default settings or others.
 
         Args:
-            models: "official", "demo" or "untrained-tiny".
+            models: "official", "small", "demo" or "untrained-tiny".
             device: where to run.
             **settings: the other keys of the config: `labels`, `grid`, `tokens`, `features`.
 

@@ -18,6 +18,15 @@ from patchmint.errors import PatchmintError
 from patchmint.version import __version__
 
 COMMANDS = {
+    "init": LazyCommand(
+        "patchmint.cli.init:init",
+        "Write a commented config for your data: its kind and layout are recognised. Nothing else is touched.",
+        (
+            "patchmint init data/coco",
+            "patchmint init data/photos --models official --out out/photos",
+            "patchmint init 's3://bucket/laion' --output-config laion.yaml",
+        ),
+    ),
     "label": LazyCommand(
         "patchmint.cli.label:label",
         "Label one image: which patches show what its texts name, and what are its visual codes?",
@@ -59,8 +68,12 @@ COMMANDS = {
     ),
     "doctor": LazyCommand(
         "patchmint.cli.doctor:doctor",
-        "Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.",
+        "Look at versions, GPU, Ray, models, the source's first samples and the output: what fails, and how to fix it.",
         ("patchmint doctor", "patchmint doctor config.yaml --json"),
+    ),
+    "config": LazyCommand(
+        "patchmint.cli.config:config_app",
+        "Print the JSON Schema of a build's config, or one config with every default.",
     ),
     "inspect": LazyCommand("patchmint.cli.inspect:inspect_app", "Inspect data sets."),
     "models": LazyCommand(
@@ -76,7 +89,6 @@ app = typer.Typer(
     help="Patch-level selector labels and discrete visual tokens for multimodal training data.",
     no_args_is_help=True,
     epilog=examples("patchmint label scene.png --text 'a red circle' --out o.png", "patchmint models list"),
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -24,7 +24,7 @@ def doctor(
     out: Annotated[str | None, typer.Option("--out", help="Check this output, too: folder or store.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at versions, GPU, Ray and its token, model files and the output; report what fails and how to fix it.
+    """Look at versions, GPU, Ray, models, the source's first samples and the output: what fails, and how to fix it.
 
     Ends with 1 if something fails.
     """

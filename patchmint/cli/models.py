@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 
 from patchmint.cli.lazy import examples
+from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
 from patchmint.weights.download import ProgressCall, pull
-from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+from patchmint.weights.registry import CHECKPOINTS, Checkpoint, total_size
 from patchmint.weights.store import (
     FOLDER_VARIABLE,
     REINSTALL,
@@ -38,7 +39,7 @@ _LEAST_SHOWN_AS_MB = 100_000
 models_app = typer.Typer(
     name="models",
     help="List, pull and check weights (Grounding DINO, SAM, VQGAN): the official ones, and the demo's in the package.",
-    epilog=examples("patchmint models list", "patchmint models pull sam-vit-b"),
+    epilog=examples("patchmint models list", "patchmint models pull small"),
     no_args_is_help=True,
 )
 
@@ -60,18 +61,29 @@ def list_models(as_json: JsonOption = False) -> None:
     typer.echo(
         f"Folder: {weights_folder()} ({FOLDER_VARIABLE} chooses another). Addresses, checksums: --json", err=True
     )
+    for preset in (OFFICIAL, SMALL):
+        names = _of_preset(preset)
+        typer.echo(f"Preset {preset} ({total_size(names)}): {' '.join(names)}", err=True)
 
 
 @models_app.command(
     "pull",
     epilog=examples(
-        "patchmint models pull sam-vit-b bert-base-uncased-vocab",
+        "patchmint models pull small",
+        "patchmint models pull official clip-vit-l-14-336",
         "patchmint models pull sam-vit-b --to /data/weights",
         "patchmint models pull sam-vit-b --url https://mirror.example/sam_vit_b.pth",
     ),
 )
 def pull_models(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names, as listed by `patchmint models list`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Names that `patchmint models list` shows, or presets: official or small, all that labels and codes "
+            "need.",
+        ),
+    ],
     to: Annotated[
         Path | None, typer.Option(help="Folder to put the files in.", show_default="the weights folder")
     ] = None,
@@ -81,9 +93,9 @@ def pull_models(
 
     Prints the path of each file on stdout. Those that come with patchmint stay where they are.
     """
-    if url is not None and len(names) > 1:
+    checkpoints = _named(names)
+    if url is not None and len(checkpoints) > 1:
         raise InputError("--url is for one NAME only; pull the names one by one")
-    checkpoints = [named_checkpoint(name) for name in names]
     folder = to.expanduser() if to is not None else weights_folder()
     for checkpoint in checkpoints:
         if checkpoint.bundled:
@@ -96,16 +108,18 @@ def pull_models(
         typer.echo(f"To use them by name, set {FOLDER_VARIABLE}={folder}", err=True)
 
 
-@models_app.command("check", epilog=examples("patchmint models check", "patchmint models check sam-vit-b --json"))
+@models_app.command("check", epilog=examples("patchmint models check", "patchmint models check small --json"))
 def check_models(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All if none is given.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Names or presets; all if none is given.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check the files in the weights folder and the package: size, sha256, and that they are checkpoints at all.
 
     Ends with 1 if a file is wrong, or if a file is absent that was named or comes with patchmint.
     """
-    checkpoints = [named_checkpoint(name) for name in names] if names else list(CHECKPOINTS.values())
+    checkpoints = _named(names) if names else list(CHECKPOINTS.values())
     results = [(checkpoint, check_file(file_of(checkpoint), checkpoint)) for checkpoint in checkpoints]
     if as_json:
         typer.echo(json.dumps([_check_dict(checkpoint, found) for checkpoint, found in results], indent=2))
@@ -125,6 +139,16 @@ def check_models(
         typer.echo(f"Not right: {', '.join(bundled)}. They come with patchmint: {REINSTALL}", err=True)
     if wrong:
         raise typer.Exit(1)
+
+
+def _named(names: Iterable[str]) -> list[Checkpoint]:
+    """The checkpoints of these names and presets, each once."""
+    every = [name for given in names for name in (_of_preset(given) if given in MODEL_PRESETS else [given])]
+    return [named_checkpoint(name) for name in dict.fromkeys(every)]
+
+
+def _of_preset(preset: str) -> list[str]:
+    return list(MODEL_PRESETS[preset].used(labels=True, tokens=True).values())
 
 
 def _allowed(checkpoint: Checkpoint, found: FileCheck, *, named: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
 from patchmint.config.parsing import Settings, read_yaml, sections
@@ -57,6 +58,9 @@ class LocalRunner(Settings):
 
 class RayRunner(Settings):
     """Actors on a Ray cluster."""
+
+    # in the schema: where `kind` isn't given, the runner is local
+    model_config = ConfigDict(json_schema_extra={"required": ["kind"]})
 
     kind: Literal["ray"] = "ray"
     address: str | None = Field(
@@ -175,6 +179,12 @@ class BuildConfig(AnnotatorConfig):
         if self.tokens is not None and self.tokens.remap is not None:
             updates["tokens"] = self.tokens.model_copy(update={"remap": _absolute(self.tokens.remap)})
         return self.model_copy(update=updates)
+
+
+def json_schema() -> str:
+    """The JSON Schema of a build's config file, as kept in docs/schemas/build.schema.json."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "patchmint build"}
+    return json.dumps(head | BuildConfig.model_json_schema() | head, indent=2) + "\n"
 
 
 def _absolute(path: str) -> str:

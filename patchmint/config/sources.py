@@ -121,7 +121,9 @@ class ParquetSourceConfig(Settings):
     image_column: str = Field(
         default="image", min_length=1, description="Column of images: bytes, or a struct of bytes and path."
     )
-    text_columns: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = Field(
+    text_columns: Annotated[
+        tuple[str, ...], BeforeValidator(_one_or_several, json_schema_input_type=str | tuple[str, ...])
+    ] = Field(
         default=(),
         description="Columns of texts: strings or lists of strings. None given: the only one of caption, captions, "
         "text and texts.",

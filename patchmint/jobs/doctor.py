@@ -7,9 +7,11 @@ import os
 import platform
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +19,10 @@ from patchmint.compute.devices import describe_devices
 from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.config.parsing import read_yaml
 from patchmint.errors import ConfigError, PatchmintError
+from patchmint.images.decode import decode_image
 from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.preflight import CHECKS
+from patchmint.pipeline.sources import open_source
 from patchmint.storage import creates_conditionally, open_storage
 from patchmint.storage.local import LocalStorage, existing_folder
 from patchmint.weights.registry import CHECKPOINTS
@@ -37,6 +41,12 @@ _PACKAGES = {
 }
 
 _LOW_DISK = 10e9
+
+_SAMPLES = 1000
+"""Most samples of a source to look at."""
+
+_IMAGES = 5
+"""Most of their images to try, until one can be read."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
     else:
         remedy = "nothing, if you mean to run on the CPU; else look at `nvidia-smi` and at torch's CUDA version"
         yield Finding("GPU", "note", "torch sees no GPU here; models run on the CPU", remedy)
-    yield _ray_token()
+    yield _ray_token(config)
     yield _ray_cluster(config)
     yield _demo_models()
     if config is not None:
@@ -108,19 +118,49 @@ def _package(package: str, module: str) -> Finding:
         return Finding(package, "fail", reason, "make setup (or: pip install --force-reinstall patchmint)")
 
 
-def _ray_token() -> Finding:
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    if mode == "disabled":
-        return Finding("Ray token", "note", "RAY_AUTH_MODE=disabled: whoever reaches the cluster's ports can run code")
-    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
-        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
-        if mode == "token":
+def _ray_token(config: BuildConfig | None) -> Finding:
+    """What Ray 2.60 makes of its variables: `token` turns authentication on; unset, a token that is there does so."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    where, blank = _token_place()
+    needed: Literal["fail", "note"] = "fail" if config is not None and isinstance(config.runner, RayRunner) else "note"
+    generate = (
+        "ray get-auth-token --generate   (for a cluster elsewhere copy its token into ~/.ray/auth_token, or export "
+        "RAY_AUTH_TOKEN)"
+    )
+    if blank and os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        remedy = "write the token there, or unset RAY_AUTH_TOKEN_PATH"
+        return Finding("Ray token", needed, f"RAY_AUTH_TOKEN_PATH={where} is no file with a token: Ray stops", remedy)
+    match (mode or "").lower(), blank:
+        case "token", True:
+            return Finding("Ray token", needed, "RAY_AUTH_MODE=token, but there is none: Ray stops", generate)
+        case "token", False:
             return Finding("Ray token", "ok", f"from {where}")
-        remedy = "export RAY_AUTH_MODE=token   (or `ray job submit` answers: Missing authentication token)"
-        return Finding("Ray token", "note", f"found in {where}, but RAY_AUTH_MODE isn't set", remedy)
-    remedy = "`ray start --head` writes one here; for a cluster elsewhere copy its token: export RAY_AUTH_TOKEN=..."
-    return Finding("Ray token", "note", "none on this machine", remedy)
+        case _ if mode is not None:
+            detail = f"RAY_AUTH_MODE={mode}: whoever reaches the ports of a cluster started here can run code"
+            return Finding("Ray token", "note", detail, "unset RAY_AUTH_MODE, or export RAY_AUTH_MODE=token")
+        case _, True:
+            detail = (
+                "none on this machine: `ray start --head` starts a cluster without authentication, in which whoever "
+                "reaches its ports can run code"
+            )
+            return Finding("Ray token", "note", detail, generate)
+    detail = (
+        f"from {where}, for clusters on this machine; without RAY_AUTH_MODE=token neither `ray job submit` nor an "
+        "address of a cluster elsewhere uses it"
+    )
+    return Finding("Ray token", "note", detail, "export RAY_AUTH_MODE=token")
+
+
+def _token_place() -> tuple[str, bool]:
+    """Where Ray looks for its token, and whether there is nothing."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN", not os.environ["RAY_AUTH_TOKEN"].strip()
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    try:
+        return str(path), not path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return str(path), True
 
 
 def _ray_cluster(config: BuildConfig | None) -> Finding:
@@ -154,7 +194,6 @@ def _checks(config: BuildConfig) -> Iterator[Finding]:
     models = ", ".join(f"{role} {name}" for role, name in config.models_used.items())
     found = {
         "model files": f"{models}; {config.notice}" if config.notice else models,
-        "source": f"{config.source.kind}, {config.source.uri}",
     }
     for what, check in CHECKS.items():
         try:
@@ -164,8 +203,52 @@ def _checks(config: BuildConfig) -> Iterator[Finding]:
             commands = [line.strip() for line in lines if line.startswith("  ")]
             yield Finding(what, "fail", lines[0] if commands else str(error), " ".join(commands))
         else:
-            if what in found:
+            if what == "source":
+                yield _source(config)
+            elif what in found:
                 yield Finding(what, "note" if what == "model files" and config.notice else "ok", found[what])
+
+
+def _source(config: BuildConfig) -> Finding:
+    """What the first samples of a source are like, once its settings are known to fit."""
+    shown = f"{config.source.kind}, {config.source.uri}"
+    try:
+        source = open_source(config.source)
+        source.check()
+    except PatchmintError as error:
+        return Finding("source", "note", f"{error}; the plan in {config.output.uri} was made from it before")
+    try:
+        samples = list(islice(source.samples(), _SAMPLES + 1))
+    except PatchmintError as error:
+        return Finding("source", "fail", str(error))
+    seen = samples[:_SAMPLES]
+    faults = Counter(sample.fault.reason for sample in seen if sample.fault is not None)
+    good = [sample for sample in seen if sample.fault is None]
+    counted = f"{shown}: {'the first ' if len(samples) > _SAMPLES else ''}{len(seen)} samples looked at"
+    if faults:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
+        counted += f", of which {faults.total()} would be rejected ({reasons})"
+    if not good:
+        return Finding("source", "fail", counted, "docs/sources.md says what a source holds, and what the reasons mean")
+    problems = []
+    for sample in good[:_IMAGES]:
+        try:
+            image = decode_image(source.read_image(sample.image), max_megapixels=config.limits.max_image_megapixels)
+        except PatchmintError as error:
+            problems.append(f"{sample.id}: {error}")
+        else:
+            height, width = image.size
+            texts = f"{len(sample.texts)} text{'s' if len(sample.texts) > 1 else ''}"
+            counted += f"; {sample.id} has {width} x {height} pixels and {texts}"
+            break
+    else:
+        return Finding(
+            "source", "fail", f"{counted}; none of the first {len(problems)} images can be read", problems[0]
+        )
+    if problems or faults.total() > config.limits.max_reject_share * len(seen):
+        remedy = problems[0] if problems else "the build stops above limits.max_reject_share"
+        return Finding("source", "note", counted, remedy)
+    return Finding("source", "ok", counted)
 
 
 def _output(uri: str) -> Iterator[Finding]:

@@ -46,7 +46,7 @@ def extend_command(
     take the place of those there are. The same command resumes.
     """
     made = set(map(_section_made, settings))
-    base = _settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
+    base = settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
     carry_out(
         BuildConfig.load(base, settings),
         dry_run=dry_run,
@@ -63,8 +63,15 @@ def _section_made(key: str) -> str:
     return SECTION_OF_ROLE.get(name, section) if section == "models" else section
 
 
-def _settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
-    """The data set's own settings, in which all that isn't to be made anew is null: that is carried over."""
+def settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> dict[str, Any]:
+    """The settings that extend a data set: its own, in which all that isn't to be made anew is null, so carried over.
+
+    Args:
+        manifest: the data set's.
+        dataset: where it lies.
+        out: where the extended one goes.
+        made: sections to make anew: labels, tokens, features.
+    """
     config = manifest.config
     settings = {
         "source": {"kind": "patchmint", "uri": dataset},

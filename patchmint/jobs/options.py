@@ -139,12 +139,13 @@ def _help(setting: _Setting) -> str:
         return f"One of {', '.join(setting.fields)}."
     texts: dict[str, list[str]] = {}
     for kind, field in setting.fields.items():
-        texts.setdefault(_described(field), []).append(kind)
+        texts.setdefault(described(field), []).append(kind)
     lines = [f"{', '.join(kinds)}: {text}" if any(kinds) else text for text, kinds in texts.items()]
     return " ".join(lines).replace("[", r"\[")  # Typer's help is Rich markup
 
 
-def _described(field: FieldInfo) -> str:
+def described(field: FieldInfo) -> str:
+    """What a setting's help says: its description, its choices and its default."""
     choices = [str(choice) for member in members(field) if get_origin(member) is Literal for choice in get_args(member)]
     text = field.description or ""
     if choices:
@@ -158,6 +159,8 @@ def _yaml(value: object) -> str:
     match value:
         case None:
             return "null"
+        case bool():
+            return str(value).lower()
         case float():
             return f"{value:g}"
         case tuple():

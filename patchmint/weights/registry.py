@@ -6,7 +6,7 @@ that `check` can tell later changes. The demo's lie in the package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -180,3 +180,9 @@ _ALL = (
 
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({checkpoint.name: checkpoint for checkpoint in _ALL})
 """Every checkpoint by name, in the order of listings."""
+
+
+def total_size(names: Iterable[str]) -> str:
+    """The size of several checkpoints together, for people: "4.2 GB", or "over 1.1 GB" where one isn't published."""
+    sizes = [CHECKPOINTS[name].size for name in names]
+    return f"{'over ' if None in sizes else ''}{sum(size or 0 for size in sizes) / 1e9:.1f} GB"

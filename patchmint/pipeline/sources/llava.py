@@ -13,10 +13,10 @@ from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, 
 from patchmint.samples import SourceSample, Turn
 from patchmint.storage import Storage
 
-_PRETRAIN = "blip_laion_cc_sbu_558k.json"
-_FINETUNE = "llava_v1_5_mix665k.json"
+PRETRAIN = "blip_laion_cc_sbu_558k.json"
+FINETUNE = "llava_v1_5_mix665k.json"
 _LAYOUT = (
-    f"{_PRETRAIN} with images/, or {_FINETUNE} with coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images "
+    f"{PRETRAIN} with images/, or {FINETUNE} with coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images "
     "and vg/VG_100K there"
 )
 _IMAGE_MARK = "<image>"
@@ -42,7 +42,7 @@ class LlavaSource(StoredImages):
     def _images_beside(self, path: str) -> str:
         if self._images is not None:
             return self._images
-        return "images" if path.endswith(_PRETRAIN) else ""
+        return "images" if path.endswith(PRETRAIN) else ""
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
@@ -69,7 +69,7 @@ class LlavaSource(StoredImages):
     def _find(self) -> str:
         if self._annotations is not None:
             return require(self._storage, self._annotations, "source.annotations", _LAYOUT)
-        found = [name for name in (_PRETRAIN, _FINETUNE) if self._storage.exists(name)]
+        found = [name for name in (PRETRAIN, FINETUNE) if self._storage.exists(name)]
         if len(found) == 1:
             return found[0]
         what = f"both {found[0]} and {found[1]}" if found else "neither of LLaVA's files"

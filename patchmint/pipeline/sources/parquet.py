@@ -22,7 +22,7 @@ from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, requir
 from patchmint.samples import ImageRef, SourceSample
 from patchmint.storage import Storage
 
-_USUAL_TEXTS = ("caption", "captions", "text", "texts")
+USUAL_TEXTS = ("caption", "captions", "text", "texts")
 _KEPT_GROUPS = 2
 """Threads read in order, so all are in one row group or on the border of two."""
 
@@ -168,7 +168,7 @@ class ParquetSource(StoredImages):
 
 
 def _only_usual(shown: str, columns: list[str]) -> tuple[str, ...]:
-    found = [name for name in _USUAL_TEXTS if name in columns]
+    found = [name for name in USUAL_TEXTS if name in columns]
     if len(found) != 1:
         what = f"several columns of texts ({', '.join(found)})" if found else "no column that is clearly one of texts"
         raise ConfigError(

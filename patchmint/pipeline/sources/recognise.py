@@ -1,0 +1,328 @@
+"""Tells from a data set's files which kind of source it is: what `patchmint init` writes down.
+
+Only names and beginnings are read. What is recognised is a guess that `Source.check` confirms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from patchmint.config.sources import FolderSourceConfig
+from patchmint.errors import ConfigError
+from patchmint.pipeline.sources.base import missing_root
+from patchmint.pipeline.sources.folder import IMAGE_ENDINGS, FolderSource
+from patchmint.pipeline.sources.json_stream import stream_list, stream_members
+from patchmint.pipeline.sources.llava import FINETUNE, PRETRAIN
+from patchmint.pipeline.sources.parquet import USUAL_TEXTS
+from patchmint.pipeline.sources.records import inner_path, quoted
+from patchmint.pipeline.sources.tables import TABLES, parquet_file, rows
+from patchmint.shards.paths import MANIFEST_PATH
+from patchmint.storage import Storage, open_storage
+
+_LISTED = 100_000
+"""Most files to list: enough to find what is beside the images."""
+
+_RECORDS = 1_000_000
+"""Most records of a JSON object to pass while looking for the first annotation."""
+
+_LOOKED_AT = 200
+_SHOWN = 8
+_FILE_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "key")
+_TEXT_COLUMNS = ("text", "caption", "texts", "captions", "description", "prompt")
+
+LOOKED_FOR = f"""\
+  folder         images ({", ".join(sorted(IMAGE_ENDINGS))}) with a .txt or .json of the same name beside each,
+                 or a {", ".join(TABLES)} table at the top with columns of file names and texts
+  webdataset     .tar files
+  coco           a .json object with `images` and `annotations`, at the top or in annotations/
+  visual-genome  image_data.json and region_descriptions.json or objects.json
+  references     refs*.json and instances.json
+  llava          a .json list of records with `conversations`
+  parquet        .parquet files with a column of images (bytes, or a struct of bytes and path) and one of texts
+  patchmint      {MANIFEST_PATH} of a finished data set"""
+"""What makes a data set one of each kind, for messages."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a data set was recognised as.
+
+    Attributes:
+        what: for people, such as "COCO captions".
+        source: the settings under `source` that read it.
+        settings: other settings that go with it, by dotted key.
+    """
+
+    what: str
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recognise(uri: str) -> Recognised:
+    """Tell what kind of source lies at a path or URI: a folder, or one of its files.
+
+    Raises:
+        ConfigError: it is none that is known, with what was looked for; or it isn't there.
+        StorageError: it can't be read.
+    """
+    if "{" in uri or uri.endswith(".tar"):
+        return Recognised("WebDataset tars", {"kind": "webdataset", "uri": uri})
+    folder, name = _split(uri)
+    if name.endswith((".json", *TABLES)):
+        return _file(folder, name)
+    whole = _Folder(open_storage(uri), uri)
+    if missing := missing_root(whole.storage):
+        raise ConfigError(missing)
+    found = whole.recognise()
+    if found is None:
+        raise _unrecognised(uri, whole)
+    return found
+
+
+def _file(folder: str, name: str) -> Recognised:
+    beside = _Folder(open_storage(folder), folder)
+    if not beside.storage.exists(name):
+        raise ConfigError(f"there is no {name!r} in {beside.storage.uri}; check the path")
+    found = beside.annotations(name) if name.endswith(".json") else beside.table(name)
+    if found is not None and found.source["kind"] == "parquet":
+        return replace(found, source={**found.source, "uri": f"{folder}/{name}"})
+    above, last = _split(folder)
+    if found is None and last and name.endswith(".json"):  # annotations/my.json, with the images beside that folder
+        found = _Folder(open_storage(above), above).annotations(f"{last}/{name}")
+    if found is None:
+        raise _unrecognised(f"{folder}/{name}", beside)
+    return found
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder of a file or folder, and its name there; no name for what has nothing above it."""
+    folder, slash, name = uri.rpartition("/")
+    if name in (".", "..") or folder.endswith(":/"):
+        return uri, ""
+    return folder or slash or ".", name
+
+
+def _unrecognised(shown: str, folder: _Folder) -> ConfigError:
+    if folder.lacking:
+        return ConfigError(
+            f"{folder.lacking[0]}, and there is none of them below {folder.storage.uri}; point at the folder that "
+            "holds both, and unpack downloaded archives first"
+        )
+    names = [entry.path for entry in islice(folder.storage.list(), _SHOWN + 1)]
+    listed = ", ".join(map(quoted, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return ConfigError(
+        f"{shown} isn't a data set of a known kind. What was looked for:\n{LOOKED_FOR}\nThere is: "
+        f"{listed or 'nothing'}. docs/sources.md has the layouts"
+    )
+
+
+class _Folder:
+    """A folder that may be a data set."""
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self.storage = storage
+        self._uri = uri
+        self._names: list[str] | None = None
+        self.lacking: list[str] = []
+        """Files of annotations whose images aren't here."""
+
+    def recognise(self) -> Recognised | None:
+        there = self.storage.exists
+        if there(MANIFEST_PATH) and self._is_ours():
+            return self._found("a data set of patchmint", "patchmint")
+        if there("image_data.json") and (found := self._visual_genome()):
+            return found
+        for name in (PRETRAIN, FINETUNE):
+            if there(name) and (found := self.annotations(name)):
+                return found
+        jsons = [name for name in self.names if name.endswith(".json") and name.count("/") <= 2]
+        if there("instances.json") and (found := self._references(jsons)):
+            return found
+        likely = [name for name in jsons if "/" not in name or "annotations" in name.split("/")[:-1]]
+        for name in sorted(likely, key=lambda name: ("captions" not in name, "train" not in name, name))[:_SHOWN]:
+            if found := self.annotations(name):
+                return found
+        if any(name.endswith(".tar") for name in self.names):
+            return self._found("WebDataset tars", "webdataset")
+        tables = [name for name in self.names if name.endswith(TABLES) and not _hidden(name)]
+        for name in tables[:_SHOWN]:
+            if found := self.table(name):
+                return found
+        return self._images()
+
+    @property
+    def names(self) -> list[str]:
+        if self._names is None:
+            self._names = [entry.path for entry in islice(self.storage.list(), _LISTED)]
+        return self._names
+
+    def _found(self, what: str, kind: str, **settings: Any) -> Recognised:
+        return Recognised(what, {"kind": kind, "uri": self._uri, **settings})
+
+    def _is_ours(self) -> bool:
+        try:
+            manifest = json.loads(self.storage.read(MANIFEST_PATH))
+        except ValueError:
+            return False
+        return isinstance(manifest, dict) and str(manifest.get("schema")).startswith("patchmint.")
+
+    def annotations(self, path: str) -> Recognised | None:
+        """A JSON file of conversations or of COCO."""
+        try:
+            return self._llava(path)
+        except ConfigError:  # it is an object, or no JSON
+            pass
+        try:
+            return self._coco(path)
+        except ConfigError:
+            return None
+
+    def _llava(self, path: str) -> Recognised | None:
+        records = list(islice(stream_list(self.storage, path), _LOOKED_AT))
+        if not any(isinstance(record, dict) and isinstance(record.get("conversations"), list) for record in records):
+            return None
+        images = self._start_of(
+            path, [record.get("image") for record in records if isinstance(record, dict)], "images", ""
+        )
+        if images is None:
+            return None
+        named = {} if path in (PRETRAIN, FINETUNE) else {"annotations": path}
+        found = self._found("LLaVA conversations", "llava", texts="answers", **named, images=images)
+        # about 6 % of the published file's entries have no image
+        return replace(found, settings={"limits.max_reject_share": 0.1} if path == FINETUNE else {})
+
+    def _coco(self, path: str) -> Recognised | None:
+        files: list[object] = []
+        annotation: Any = None
+        for key, record in islice(stream_members(self.storage, path), _RECORDS):
+            if key == "images" and isinstance(record, dict) and len(files) < _LOOKED_AT:
+                files.append(record.get("file_name"))
+            elif key == "annotations" and annotation is None:
+                annotation = record
+            if annotation is not None and len(files) == _LOOKED_AT:
+                break
+        if not files or not isinstance(annotation, dict):
+            return None
+        texts = "caption" if "caption" in annotation else "categories"
+        kind = "captions" if texts == "caption" else "instances"
+        stem = path.rpartition("/")[2].removesuffix(".json")
+        split = stem.removeprefix(f"{kind}_")
+        images = self._start_of(path, files, split, "", "images")
+        if images is None:
+            return None
+        usual = path == f"annotations/{kind}_{split}.json"
+        named = {"split": split} if usual else {"annotations": path}
+        if not usual or images != split:
+            named["images"] = images
+        return self._found(f"COCO {kind}", "coco", texts=texts, **named)
+
+    def _visual_genome(self) -> Recognised | None:
+        files = {"regions": "region_descriptions.json", "objects": "objects.json"}
+        texts = next((texts for texts, name in files.items() if self.storage.exists(name)), None)
+        records = islice(stream_list(self.storage, "image_data.json"), _LOOKED_AT)
+        urls = [str(record.get("url")) for record in records if isinstance(record, dict)]
+        images = self._start_of("image_data.json", ["/".join(url.split("/")[-2:]) for url in urls], "")
+        if texts is None or images is None:
+            return None
+        found = self._found(f"Visual Genome {texts}", "visual-genome", texts=texts, images=images)
+        # with 50 texts each, that many samples make a shard as large as others
+        return replace(found, settings={"output.samples_per_shard": 500})
+
+    def _references(self, jsons: Sequence[str]) -> Recognised | None:
+        refs = next((name for name in jsons if name.startswith("refs") and "/" not in name), None)
+        if refs is None:
+            return None
+        members = islice(stream_members(self.storage, "instances.json"), _RECORDS)
+        records = (record for key, record in members if key == "images" and isinstance(record, dict))
+        files = [record.get("file_name") for record in islice(records, _LOOKED_AT)]
+        images = self._start_of("instances.json", files, "train2014", "")
+        if images is None:
+            return None
+        return self._found("referring expressions", "references", refs=refs, images=images)
+
+    def table(self, path: str) -> Recognised | None:
+        """A table with images in it, or beside it."""
+        try:
+            if path.endswith(".parquet"):
+                with parquet_file(self.storage, path) as table:
+                    schema = table.schema_arrow
+                if found := self._parquet(schema):
+                    return found
+                names = [item.name for item in schema if _is_string(item.type)]
+            else:
+                names = []
+            first = [row for _, row in islice(rows(self.storage, path, names), _SHOWN) if isinstance(row, dict)]
+        except ConfigError:
+            return None
+        for row in first:
+            files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name])]
+            texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list)]
+            if files and (texts := [name for name in texts if name != files[0]]):
+                columns = {"file_column": files[0], "text_column": texts[0]}
+                return self._found("a folder of images with a table of texts", "folder", table=path, **columns)
+        return None
+
+    def _parquet(self, schema: Any) -> Recognised | None:
+        images = [item.name for item in schema if _holds_images(item.type)]
+        texts = [item.name for item in schema if item.name in USUAL_TEXTS]
+        texts = texts or [item.name for item in schema if _is_string(item.type)][:1]
+        if not images or not texts:
+            return None
+        image = "image" if "image" in images else images[0]
+        return self._found("Parquet files with images", "parquet", image_column=image, text_columns=texts)
+
+    def _images(self) -> Recognised | None:
+        images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri), self.storage)
+        if any(sample.fault is None for sample in islice(images.samples(), _LOOKED_AT)):
+            return self._found("a folder of images with a text beside each", "folder")
+        return None
+
+    def _is_image(self, value: object) -> bool:
+        path = inner_path(value)
+        return isinstance(path, str) and self.storage.exists(path)
+
+    def _start_of(self, listing: str, paths: Iterable[object], *usual: str) -> str | None:
+        """The folder that annotated image paths start from, or None if none of these images is here.
+
+        Args:
+            listing: the file that names them.
+            paths: as that file has them.
+            usual: folders to try first.
+        """
+        inner = [path for path in map(inner_path, paths) if isinstance(path, str)]
+        for folder in usual:
+            if any(self.storage.exists(f"{folder}/{path}" if folder else path) for path in inner[:_SHOWN]):
+                return folder
+        endings = tuple(f"/{path}" for path in inner)
+        for name in self.names:
+            if name.endswith(endings):
+                return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+        self.lacking.append(
+            f"{listing} names images such as {quoted(inner[0])}" if inner else f"{listing} names no image"
+        )
+        return None
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _first(usual: Iterable[str], row: Mapping[str, Any]) -> list[str]:
+    """The usual names that a row has, then its others."""
+    known = [name for name in usual if name in row]
+    return known + [name for name in row if name not in known]
+
+
+def _is_string(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _holds_images(kind: Any) -> bool:
+    data = {item.name: item.type for item in kind}.get("bytes") if pa.types.is_struct(kind) else kind
+    return bool(data is not None and (pa.types.is_binary(data) or pa.types.is_large_binary(data)))
