@@ -1,6 +1,6 @@
 """How fast a build labels where it has the machine for itself, where others compute too, and under a CPU quota.
 
-    python benchmarks/threads.py            # some 8 minutes on 2 cores
+    python benchmarks/threads.py            # some 15 minutes on 2 cores
     python benchmarks/threads.py --json
 
 Makes the three situations itself: `idle`; `busy`, beside processes that spin; `quota`, in a control group that may use
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--spinners", type=int, default=4 * (os.cpu_count() or 1))
+    parser.add_argument("--spinners", type=int, default=3 * (os.cpu_count() or 1), help="beside which it is busy")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
