@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import decode_mask
-from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
+from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes, score_words
 from patchmint.pictures.text import Colour, Lettering
 from patchmint.types import Phrase, RgbImage, Rle
 
@@ -164,7 +164,7 @@ def _box_label(phrase: Phrase, colour: Colour, image: RgbImage, width: int, heig
     scale_x, scale_y = width / image.shape[1], height / image.shape[0]
     xs = [min(max(round(x * scale_x), 0), width - 1) for x in (phrase.box[0], phrase.box[2])]
     ys = [min(max(round(y * scale_y), 0), height - 1) for y in (phrase.box[1], phrase.box[3])]
-    score = f" {phrase.score:.2f}" if phrase.score >= 0 else ""
+    score = f" {score_words(phrase.score)}".rstrip()
     return BoxLabel((min(xs), min(ys), max(xs), max(ys)), phrase.text, score, colour)
 
 

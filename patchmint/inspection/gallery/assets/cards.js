@@ -128,11 +128,15 @@ patchmint.cards = (() => {
   }
 
   // Of the text that is drawn, and, where another has more, of that: it is what samples are sorted by.
-  function shareWords(shares, textNumber) {
-    const largest = Math.max(...shares);
-    const own = patchmint.percent(shares[textNumber]);
-    return largest > shares[textNumber] ? `${own} (another text ${patchmint.percent(largest)})` : own;
+  function ownWords(numbers, words, textNumber) {
+    const largest = numbers.indexOf(Math.max(...numbers));
+    const more = numbers[largest] > numbers[textNumber] ? ` (another text ${words[largest]})` : "";
+    return `${words[textNumber] || "none"}${more}`;
   }
+
+  // A text without phrases has no score.
+  const bestPhrase = (text) =>
+    text.phrases.reduce((best, phrase) => (phrase.score > best.score ? phrase : best), { score: -1, score_words: "" });
 
   function redraw(card) {
     const { sample, textNumber } = card;
@@ -140,13 +144,13 @@ patchmint.cards = (() => {
     card.stage.show(sample, textNumber, patchmint.state);
     card.element.href = patchmint.addressOf({ sample: card.position, text: textNumber });
     if (!sample.texts) return;
-    const scores = sample.texts.flatMap((t) => t.phrases.map((p) => p.score)).filter((score) => score >= 0);
+    const best = sample.texts.map(bestPhrase);
     card.place.textContent = `text ${textNumber + 1} of ${sample.texts.length}`;
     const facts = [];
     const kept = patchmint.keptCount(sample, textNumber);
     if (kept) facts.push(`${kept.kept}/${kept.all} kept${patchmint.ofFirstView(sample)}`);
-    if (sample.labels) facts.push(`share ${shareWords(sample.labels.shares, textNumber)}`);
-    if (scores.length) facts.push(`best ${Math.max(...scores).toFixed(2)}`);
+    if (sample.labels) facts.push(`share ${ownWords(sample.labels.kept.map((k) => k.kept), sample.labels.kept.map((k) => k.share), textNumber)}`);
+    if (best.some((phrase) => phrase.score >= 0)) facts.push(`best ${ownWords(best.map((p) => p.score), best.map((p) => p.score_words), textNumber)}`);
     card.facts.textContent = facts.join(" · ");
   }
 
@@ -180,11 +184,13 @@ patchmint.cards = (() => {
   return { render, move, columns, focus: (position) => cards.find((card) => card.position === position)?.element.focus() };
 })();
 
-// Of anyres the first view alone is drawn and counted, where a patch selector ranks the patches of all views.
-patchmint.ofFirstView = (sample) => (sample.grid.fit === "anyres" ? " of the first view" : "");
+// Of anyres the first view alone is drawn and ranked here, where a patch selector ranks the patches of all views.
+patchmint.ofFirstView = (sample) =>
+  (sample.grid.fit === "anyres" && patchmint.state.keep !== null ? " of the first view" : "");
 
-// Kept patches of the first view, and how many there are.
+// Kept patches and how many there are: as labelled of all views, as `inspect show` counts; else of the first view.
 patchmint.keptCount = (sample, text) => {
+  if (sample.labels && patchmint.state.keep === null) return sample.labels.kept[text];
   const patches = patchmint.draw.patchesOf(sample, text);
   if (!patches) return null;
   const kept = patchmint.draw.keptPatches(patches, patchmint.state.keep);
