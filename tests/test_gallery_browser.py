@@ -497,6 +497,21 @@ def test_what_can_not_be_drawn_says_so(browser, tmp_path):
         assert (f"(another text {second})" in card) == (samples[0].selector[1].sum() > samples[0].selector[0].sum())
 
 
+@pytest.mark.parametrize("device", [DESK, PHONE])
+def test_the_photo_stands_beside_what_is_drawn_on_it(browser, on_disk, device):
+    with page_of(browser, on_disk, "#sample=10&show=patches,decoded", **device) as page:
+        stages = page.locator("#detail .stage")
+        assert [stages.nth(n).is_visible() for n in range(3)] == [True, True, True]
+        frame = page.locator("#detail .frame").bounding_box()
+        places = [stages.nth(n).bounding_box() for n in range(3)]
+        for place, below in zip(places, [*places[1:], {"y": frame["y"] + frame["height"] + 1}], strict=True):
+            assert frame["y"] <= place["y"] < place["y"] + place["height"] <= below["y"]
+            assert place["width"] == pytest.approx(place["height"] * WIDTH / HEIGHT, abs=1)
+        assert page.locator("#detail .plain canvas, .card .plain").count() == 0
+        visit(page, on_disk, "#sample=10&show=")
+        assert not page.locator("#detail .plain").is_visible()  # it would be the same picture twice
+
+
 def test_a_card_has_the_score_of_its_text(browser, tmp_path):
     sample = gallery_sample(12)
     other = sample.phrases[0].model_copy(update={"text": "second", "text_index": 1, "start": 0, "end": 6, "score": 0.9})

@@ -32,17 +32,21 @@ patchmint.fillText = (element, parts, limit) => {
   return left;
 };
 
-patchmint.makeStage = (position) => {
+// With `plain`, the photo stands beside what is drawn on it.
+patchmint.makeStage = (position, plain = false) => {
   const { el } = patchmint;
   const frame = el("div", "frame");
   const stage = el("div", "stage");
   const [photo, masks, decoded] = [el("img", "photo"), el("img", "masks"), el("img", "photo")];
   const canvas = el("canvas", "overlay");
   const second = el("div", "stage second");
+  const alone = el("div", "stage plain");
+  const own = el("img", "photo");
   const note = el("p", "frame-note");
   stage.append(photo, masks, canvas);
   second.append(decoded, el("span", "stage-name", "decoded"));
-  frame.append(stage, second, note);
+  alone.append(own, el("span", "stage-name", "photo"));
+  frame.append(...(plain ? [alone] : []), stage, second, note);
   let shown = null;
 
   function source(image, url, alternative) {
@@ -64,18 +68,24 @@ patchmint.makeStage = (position) => {
   function show(sample, text, switches, marked = -1) {
     shown = sample.texts ? { sample, text, show: switches, marked } : null;
     const image = sample.image ?? { width: 4, height: 3 };
-    for (const part of [stage, second]) part.style.setProperty("--ratio", image.width / image.height);
+    for (const part of [alone, stage, second]) part.style.setProperty("--ratio", image.width / image.height);
     stage.hidden = !sample.picture;
     const partly = [sample.grid?.problem, ...sample.remarks].filter(Boolean).join("; ");
     tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : partly);
     if (sample.picture) source(photo, patchmint.store.picture(position), `Photo of sample ${sample.key}`);
-    photo.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
+    for (const each of [photo, own]) each.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
+    const covered = ["patches", "boxes", "masks", "heat"].some((name) => switches[name]);
+    alone.hidden = !(plain && sample.picture && covered);
+    if (!alone.hidden) source(own, patchmint.store.picture(position), `Photo of sample ${sample.key}, nothing drawn on it`);
     const masked = switches.masks && Boolean(sample.masks[text]);
     if (masked) source(masks, patchmint.store.masks(position, text), "Masks");
     masks.hidden = !masked;
     second.hidden = !(switches.decoded && sample.decoded);
     if (!second.hidden) source(decoded, patchmint.store.decoded(position), "Picture decoded from the codes");
-    frame.classList.toggle("two", !second.hidden);
+    const stages = 1 + !second.hidden + !alone.hidden;
+    frame.dataset.stages = stages;
+    frame.classList.toggle("stacked", plain && image.width > image.height);
+    frame.style.setProperty("--stages", stages);
     canvas.setAttribute("aria-hidden", "true");
     draw();
   }

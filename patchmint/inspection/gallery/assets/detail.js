@@ -19,7 +19,7 @@ patchmint.detail = (() => {
   async function show(position) {
     if (open?.position === position) return update();
     leave();
-    const own = { position, sample: null, stage: patchmint.makeStage(position) };
+    const own = { position, sample: null, stage: patchmint.makeStage(position, true) };
     open = own;
     marked = -1;
     const top = el("div", "dialog-top");
