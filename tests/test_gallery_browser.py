@@ -365,7 +365,7 @@ def test_details(browser, gallery):
         sample = gallery.samples[1]
         phrases = page.locator(".phrase")
         assert phrases.count() == 2
-        assert phrases.nth(0).inner_text().split("\n")[-1] == f"{sample.document.phrases[0].score:.3f}"
+        assert phrases.nth(0).inner_text().split("\n")[-1] == f"{sample.document.phrases[0].score:.2f}"
         before = pixels(page, "#detail")
         phrases.nth(1).hover()
         marked = pixels(page, "#detail")
