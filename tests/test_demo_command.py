@@ -18,7 +18,8 @@ from patchmint.demo.scenes import make_scene
 from patchmint.demo.score import LIMITS, ShardFigures, f1_and_iou, judged_samples, psnr
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import RleMasks, grid_preset
-from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.pictures.overlay import TRUTH
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.sample import ShardSample
@@ -292,18 +293,16 @@ def test_overlays_show_labels_and_truth(shards, truth, tmp_path):
     with Image.open(tmp_path / "overlays" / "s0-0.png") as picture:
         assert picture.width >= 560
     sample, scene = next((s, t) for s, t in judged_samples(storage, truth) if t.texts[0].mask)
-    named = next(found for found in scene.texts[0].phrases if found.mask)
-    left, top, right, bottom = bounding_box(named.mask).astype(int)
-    box = np.zeros((1, *named.mask["size"]), dtype=bool)
-    box[0, top:bottom, left:right] = True
+    white = np.array(TRUTH)
 
-    def drawn(*phrases):
-        text = replace(scene.texts[0], phrases=phrases)
-        return np.asarray(next(overlays(sample, replace(scene, texts=(text,)))))
+    def drawn(*objects):
+        return np.asarray(next(overlays(sample, replace(scene, objects=objects))))
 
-    told = drawn(named)
-    assert (told != drawn(replace(named, mask=encode_masks(box)[0]))).any()
-    assert (told != drawn()).any()
+    told, none = drawn(*scene.objects), drawn()
+    assert told.shape[0] >= none.shape[0]
+    assert (told == white).all(axis=2).sum() > (none == white).all(axis=2).sum() + 100
+    absent = encode_masks(1 - decode_mask(scene.texts[0].mask)[None])
+    np.testing.assert_array_equal(drawn(*absent), none)  # what the text doesn't name isn't drawn
 
 
 def test_other_scenes_never_go_into_the_same_folder(tmp_path):

@@ -22,7 +22,9 @@ from gallery_data import DEMO, GRID, HOSTILE, LAYOUT, SIZE, UNTRAINED, gallery_d
 from inspect_data import inspect, refusal
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample, on_a_store, stored, write_shard
+from typer.testing import CliRunner
 
+from patchmint.cli.inspect import inspect_app
 from patchmint.datasets.dataset import open_dataset, spread
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
@@ -30,6 +32,7 @@ from patchmint.geometry.rle import encode_masks
 from patchmint.inspection.gallery import remake
 from patchmint.inspection.gallery.documents import script
 from patchmint.inspection.gallery.folder import write_gallery
+from patchmint.inspection.gallery.sample_files import file_name
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.inspection.gallery.site import ASSETS, GallerySettings, Site
 from patchmint.inspection.gallery.thumbnails import framed, masks_png
@@ -552,3 +555,22 @@ def test_the_command_serves_until_ctrl_c(folder):
 )
 def test_masks_are_drawn_in_the_number_format_of_the_build(precision, drawn):
     assert remake._precision({} if precision is None else {"precision": precision}) == drawn
+
+
+def test_numbers_are_those_of_show(tmp_path, monkeypatch):
+    """The terminal and the page write the same counts, shares and scores of a sample, for each of its texts."""
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
+    samples = [gallery_sample(n) for n in range(10, 15)]
+    even = tuple(phrase.model_copy(update={"score": 0.125}) for phrase in samples[1].phrases)
+    samples[1] = replace(samples[1], phrases=even)  # where Python and JavaScript round differently
+    folder = configure(make_dataset(tmp_path / "d", [samples], layout=LAYOUT), grid=GRID)
+    site = Site(open_dataset(folder), GallerySettings(masks=False, decoded=False))
+    for position in range(len(samples)):
+        told = CliRunner().invoke(inspect_app, ["show", str(folder), f"#{position}"], env={"COLUMNS": "200"}).output
+        shown = payload(site.file(file_name("samples", position)))
+        kept = re.findall(r"(\d+) of (\d+) patches kept \((.*?)\)", told)
+        assert kept == [(str(k["kept"]), str(k["all"]), k["share"]) for k in shown["labels"]["kept"]]
+        scores = re.findall(r"^ *\d+  .*  +(\d\.\d\d)  [\d.]+ [\d.]+ [\d.]+ [\d.]+$", told, re.M)
+        assert scores == [p["score_words"] for text in shown["texts"] for p in text["phrases"]]
+        codes = [int(code) for line in told.partition("codes ")[2].splitlines()[1:9] for code in line.split()]
+        assert codes == shown["codes"]["values"]

@@ -365,7 +365,7 @@ def test_details(browser, gallery):
         sample = gallery.samples[1]
         phrases = page.locator(".phrase")
         assert phrases.count() == 2
-        assert phrases.nth(0).inner_text().split("\n")[-1] == f"{sample.document.phrases[0].score:.3f}"
+        assert phrases.nth(0).inner_text().split("\n")[-1] == f"{sample.document.phrases[0].score:.2f}"
         before = pixels(page, "#detail")
         phrases.nth(1).hover()
         marked = pixels(page, "#detail")
@@ -490,11 +490,38 @@ def test_what_can_not_be_drawn_says_so(browser, tmp_path):
             line = page.locator(".kept-line").inner_text()
             assert words in line
             assert ("over all views" in line) == (position == 2)
-        first, second = (f"{100 * text.mean():.1f} %" for text in samples[0].selector)
+        first, second = (f"{text.mean():.1%}" for text in samples[0].selector)
         page.goto(gallery.url)
         card = page.locator(".card").first.inner_text()
         assert f"share {first}" in card
         assert (f"(another text {second})" in card) == (samples[0].selector[1].sum() > samples[0].selector[0].sum())
+
+
+@pytest.mark.parametrize("device", [DESK, PHONE])
+def test_the_photo_stands_beside_what_is_drawn_on_it(browser, on_disk, device):
+    with page_of(browser, on_disk, "#sample=10&show=patches,decoded", **device) as page:
+        stages = page.locator("#detail .stage")
+        assert [stages.nth(n).is_visible() for n in range(3)] == [True, True, True]
+        frame = page.locator("#detail .frame").bounding_box()
+        places = [stages.nth(n).bounding_box() for n in range(3)]
+        for place, below in zip(places, [*places[1:], {"y": frame["y"] + frame["height"] + 1}], strict=True):
+            assert frame["y"] <= place["y"] < place["y"] + place["height"] <= below["y"]
+            assert place["width"] == pytest.approx(place["height"] * WIDTH / HEIGHT, abs=1)
+        assert page.locator("#detail .plain canvas, .card .plain").count() == 0
+        visit(page, on_disk, "#sample=10&show=")
+        assert not page.locator("#detail .plain").is_visible()  # it would be the same picture twice
+
+
+def test_a_card_has_the_score_of_its_text(browser, tmp_path):
+    sample = gallery_sample(12)
+    other = sample.phrases[0].model_copy(update={"text": "second", "text_index": 1, "start": 0, "end": 6, "score": 0.9})
+    folder = make_dataset(tmp_path / "d", [[replace(sample, phrases=(*sample.phrases, other))]], layout=LAYOUT)
+    write_gallery(Site(open_dataset(folder), GallerySettings(masks=False, decoded=False)), tmp_path / "g")
+    with page_of(browser, Gallery((tmp_path / "g" / "index.html").as_uri(), folder)) as page:
+        assert "best 0.32 (another text 0.90)" in page.locator(".card").inner_text()
+        page.goto(page.url.partition("#")[0] + "#q=second")
+        settle(page)
+        assert page.locator(".card-facts").inner_text().endswith("best 0.90")
 
 
 def wide_dataset(folder, shards=3, each=10_000):

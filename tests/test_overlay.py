@@ -1,19 +1,23 @@
 """The overlay picture: patches, boxes and words in the right places, whatever the image and the text."""
 
+import re
 import unicodedata
 
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
 from patchmint.geometry.rle import encode_masks
+from patchmint.pictures import text as text_module
+from patchmint.pictures.fonts import SystemFont
 from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
-from patchmint.pictures.overlay import draw_overlay, legend_facts
+from patchmint.pictures.overlay import TRUTH, draw_overlay, legend_facts
 from patchmint.pictures.text import Lettering
 from patchmint.types import Phrase
 
@@ -248,17 +252,20 @@ def test_what_is_cut_is_counted(text: str) -> None:
     body, tail = "".join(shown(line) for line in lines).split("… (+")
     left = int(tail.removesuffix(" characters)").replace(",", ""))
     if not unicodedata.category(text[0]).startswith("C"):  # else nothing of it is shown
+        body = re.sub(r"\[U\+\w+\]", "x", body)
         assert left + len(body) == len(text)
     assert 0 < left <= len(text)
     assert all(lettering.width(shown(line).rstrip()) <= 300 for line in lines)
 
 
-def test_letters_the_font_lacks() -> None:
+def test_letters_the_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "system_fonts", tuple)  # a machine without any
     lettering = Lettering(16)
     assert lettering.clean("Café ½ Ａ \x1b[31m\u202e\u200b\ud800 a\tb\nc") == "Cafe 1⁄2 A [31m a b c"
-    assert not lettering.used_missing
-    assert lettering.clean("猫😀ש") == "□□□"
-    assert lettering.used_missing
+    assert lettering.note == ""
+    assert lettering.clean("猫😀ש") == "[U+732B][U+1F600][U+05E9]"
+    assert lettering.note == "[U+...] = no font here for CJK, Hebrew, symbols: install fontconfig, fonts-noto"
+    assert lettering.width(lettering.clean("猫")) == lettering.width("[U+732B]")
     assert lettering.shorten("a long label", 40).endswith("…")
     assert lettering.width(lettering.shorten("a long label" * 999, 90, " 0.87")) <= 90
     assert lettering.shorten("cat", 90, " 0.87") == "cat 0.87"
@@ -267,8 +274,112 @@ def test_letters_the_font_lacks() -> None:
 def test_invisible_characters_change_nothing() -> None:
     image = np.full((40, 60, 3), GREY, dtype=np.uint8)
     plain = draw(image, SMALL["pad"], [], caption="a cat", title="title")
-    hidden = draw(image, SMALL["pad"], [], caption="a\u200b c\x07\u202ea\u0301t\x00", title="ti\u2066tle")
+    hidden = draw(image, SMALL["pad"], [], caption="a\u200b c\x07\u202eat\x00", title="ti\u2066tle")
     assert np.array_equal(plain, hidden)
+
+
+def test_the_font_that_has_a_word_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_only(letters: str) -> SystemFont:
+        points = tuple(sorted(map(ord, letters)))
+        return SystemFont(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 0, points, points)
+
+    fonts = (has_only("Straßeé\u0301"), has_only("قطة"))
+    monkeypatch.setattr(text_module, "system_fonts", lambda: fonts)
+    lettering = Lettering(16)
+    text = "cat Straße قطة e\u0301 קט"
+    line = lettering.wrap(text, 900, 1)[0]
+    assert [(glyph.letters, glyph.font) for glyph in line] == [
+        *((letter, 0) for letter in "cat "),
+        *((letter, 1) for letter in "Straße"),
+        (" ", 0),
+        *((letter, 2) for letter in "قطة"),
+        (" ", 0),
+        ("e", 1),
+        ("\u0301", 1),
+        (" ", 0),
+        ("[U+05E7]", 0),
+        ("[U+05D8]", 0),
+    ]
+    assert lettering.note == "[U+...] = no font here for Hebrew: install fonts-noto-core"
+    joined, apart = lettering.width("قطة"), sum(map(lettering.width, "قطة"))
+    assert features.check("raqm") == (joined < apart)
+    assert lettering.width("e" + "\u0301" * 900) < 30  # marks don't pile up
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("abc אבג דהו xyz", ["abc", " ", "דהו", " ", "אבג", " ", "xyz"]),
+        ("אבג xyz דהו", ["דהו", " ", "xyz", " ", "אבג"]),
+        ("אבג 0.87", ["0.87", " ", "אבג"]),
+        ("a אבג 12, 34 b", ["a", " ", "34", " ", ",", "12", " ", "אבג", " ", "b"]),
+        ("אבג (12)", [")", "12", "(", " ", "אבג"]),
+        ("אבג, abc!", ["!", "abc", " ", "אבג,"]),
+    ],
+)
+def test_right_to_left(text: str, shown: list[str]) -> None:
+    line = [text_module.Glyph(letter) for letter in text]
+    assert ["".join(glyph.letters for glyph in run) for _, run in text_module._in_visual_order(line)] == shown
+
+
+def test_brackets_turn_in_a_text_from_right_to_left() -> None:
+    def drawn(letters: str, *, rightwards: bool) -> np.ndarray:
+        picture = Image.new("L", (30, 30))
+        run = [text_module.Glyph(letter) for letter in letters]
+        Lettering(16)._draw_run(ImageDraw.Draw(picture), 5, 2, run, 255, rightwards=rightwards)  # type: ignore[arg-type]
+        return np.asarray(picture)
+
+    assert drawn("(", rightwards=True).any()
+    np.testing.assert_array_equal(drawn("(", rightwards=False), drawn(")", rightwards=True))
+
+
+def test_a_chip_covers_nothing_of_its_neighbours() -> None:
+    """What stands beside a highlighted run has the pixels that it has alone."""
+    lettering = Lettering(16)
+    text = 'g,cat,"f'
+    marked = [None, None, *[PALETTE[0]] * 3, None, None, None]
+    line = lettering.wrap(text, 400, 1, marked)[0]
+    picture = Image.new("RGB", (120, 30))
+    lettering.draw(ImageDraw.Draw(picture), 5, 3, line, (255, 255, 255))
+    pixels = np.asarray(picture).astype(int)
+    chip = np.flatnonzero((pixels == PALETTE[0]).all(axis=2).any(axis=0))
+    for part, at in (("g,", 5.0), (',"f', 5 + lettering._line_width(line[:5]))):
+        alone = Image.new("RGB", (120, 30))
+        lettering.text(ImageDraw.Draw(alone), at, 3, part, (255, 255, 255))
+        columns = np.flatnonzero(np.asarray(alone).any(axis=(0, 2)))
+        assert not set(columns) & set(chip)
+        np.testing.assert_array_equal(pixels[:, columns], np.asarray(alone)[:, columns])
+
+
+def test_truth_has_a_colour_of_its_own_and_a_box_for_each_thing() -> None:
+    image = np.full((400, 400, 3), GREY, dtype=np.uint8)
+    masks = np.zeros((2, 400, 400), dtype=np.uint8)
+    masks[0, 100:200, 100:200] = 1
+    masks[1, 250:300, 250:300] = 1
+    assert TRUTH not in PALETTE
+    options = {"phrases": [Phrase("x", 0, (0, 0), (10, 300, 60, 390), 0.5)], "max_side": 400}
+    told = draw(image, SMALL["pad"], [], truths=encode_masks(masks), **options)
+    white = (told == TRUTH).all(axis=2)[:, (told.shape[1] - 400) // 2 :]
+    for low, high in ((100, 199), (250, 299)):
+        assert white[low, low : high + 1].all()
+        assert white[low : high + 1, high].all()
+    assert not white[210:240, 210:240].any()  # no box around both
+    assert told.shape[0] > draw(image, SMALL["pad"], [], **options).shape[0]  # the legend names them
+
+
+@pytest.mark.parametrize("size", [(300, 450), (450, 300)])
+def test_the_photograph_stands_beside_the_overlay(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    picture = draw(image, SMALL["pad"], [], beside=True, max_side=450)
+    left = (picture.shape[1] - size[1]) // 2 if size[1] > size[0] else 0
+    np.testing.assert_array_equal(picture[: size[0], left : left + size[1]], image)
+    overlay = draw(image, SMALL["pad"], [], max_side=450)
+    bare = (overlay.shape[1] - size[1]) // 2
+    below = size[0] + 6 if size[1] > size[0] else 0
+    right = left if size[1] > size[0] else size[1] + 6
+    np.testing.assert_array_equal(
+        picture[below : below + size[0], right : right + size[1]], overlay[: size[0], bare : bare + size[1]]
+    )
 
 
 @given(text=st.text(max_size=300), start=st.integers(-5, 310), end=st.integers(-5, 310))

@@ -6,22 +6,20 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from patchmint.demo.dataset import TrueScene, TrueText, Truth
 from patchmint.demo.score import f1_and_iou, judged_samples, sample_placement, touched_patches
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
-from patchmint.geometry.rle import bounding_box, encode_masks
+from patchmint.geometry.rle import decode_mask
 from patchmint.images.decode import decode_image
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.codec import Array
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
-from patchmint.types import UNKNOWN_SCORE, Phrase, Rle, Span
+from patchmint.types import Rle
 
-_TRUTH = "truth"
 _MAX_SIDE = 640
 
 
@@ -52,7 +50,7 @@ def write_overlays(storage: Storage, truth: Truth, folder: Path, count: int, pro
 
 
 def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
-    """Draw a sample's texts: patches and boxes as labelled, and outlines of what each phrase truly names.
+    """Draw a sample's texts: the photo, and patches and boxes as labelled beside what is truly there, a box a thing.
 
     Raises:
         ShardError, ImageError: the sample can't be read.
@@ -61,17 +59,15 @@ def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
     image, placement = decode_image(sample.image).pixels, sample_placement(sample)
     if selector is None:
         raise ShardError(f"sample {sample.key!r} has no labels; delete the data set and run the demo again")
-    nothing = encode_masks(np.zeros((1, *placement.image_size), dtype=np.bool_))  # shards hold no masks
     for index, text in enumerate(scene.texts):
-        found = [found.phrase for found in document.phrases if found.text_index == index]
-        true = [(_true_phrase(index, phrase.span, phrase.mask), phrase.mask) for phrase in text.phrases if phrase.mask]
         picture = draw_overlay(
             image,
             placement=placement,
             selector=selector[index],
             coverage=coverage[index] if coverage is not None else None,
-            phrases=[*found, *(phrase for phrase, _ in true)],
-            masks=[*nothing * len(found), *(mask for _, mask in true)],
+            phrases=[found.phrase for found in document.phrases if found.text_index == index],
+            truths=_named_things(scene, text),
+            beside=True,
             caption=text.content,
             title=_title(selector[index], text, placement),
             notice=document.notice,
@@ -81,9 +77,12 @@ def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
         yield Image.fromarray(picture)
 
 
-def _true_phrase(text: int, span: Span, mask: Rle) -> Phrase:
-    x0, y0, x1, y1 = bounding_box(mask).tolist()
-    return Phrase(_TRUTH, text, span, (x0, y0, x1, y1), UNKNOWN_SCORE)
+def _named_things(scene: TrueScene, text: TrueText) -> list[Rle]:
+    """What is seen of each thing that the text names."""
+    if text.mask is None:
+        return []
+    named = decode_mask(text.mask) != 0
+    return [thing for thing in scene.objects if (named & (decode_mask(thing) != 0)).any()]
 
 
 def _title(selector: Array, text: TrueText, placement: Placement) -> str:

@@ -122,8 +122,8 @@ def draw_contact_sheet(groups: Sequence[TileGroup], *, title: str, notice: str =
         strips += _text(group.heading, width, Lettering(15), _HEADING_LINES, _TEXT, _BACKGROUND)
         for start in range(0, len(group.tiles), _COLUMNS):
             strips.append(_row(group.tiles[start : start + _COLUMNS], width, small))
-    if small.used_missing:
-        strips += _text("□ = a letter that this font lacks", width, Lettering(13), 1, _MUTED, _BACKGROUND)
+    if small.note:
+        strips += _text(small.note, width, Lettering(13), 1, _MUTED, _BACKGROUND)
     return np.concatenate(strips) if strips else np.full((_GAP, width, 3), _BACKGROUND, np.uint8)
 
 

@@ -28,6 +28,11 @@ Rectangle = tuple[float, float, float, float]
 """XYXY in pixels of the picture."""
 
 
+def score_words(score: float) -> str:
+    """A score as overlays, the gallery and the terminal write it; empty where it isn't known (below 0)."""
+    return f"{score:.2f}" if score >= 0 else ""
+
+
 @dataclass(frozen=True)
 class BoxLabel:
     """A box on the picture with what is written next to it."""

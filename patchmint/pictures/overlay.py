@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import Placement
-from patchmint.geometry.rle import decode_mask
-from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
+from patchmint.geometry.rle import bounding_box, decode_mask
+from patchmint.pictures.labels import PALETTE, BoxLabel, Rectangle, draw_boxes, score_words
 from patchmint.pictures.text import Colour, Lettering
 from patchmint.types import Phrase, RgbImage, Rle
 
@@ -34,6 +34,13 @@ _NOTICE_TEXT: Colour = (0, 0, 0)
 KEPT_TINT = (64, 255, 180)
 """Mint."""
 
+TRUTH: Colour = (255, 255, 255)
+"""Of what is really there: no phrase has it."""
+
+_KEPT, _NOT_KEPT, _UNSEEN = "kept, greener = more covered", "not kept", "not seen by the encoder"
+_FOUND = "found, in the colours of the text"
+_TRUE = "truth, a box a thing"
+_GAP_PX = 6
 _MIN_CELL_PX = 5
 # Grid lines closer than this would hide the photo.
 
@@ -56,6 +63,8 @@ def draw_overlay(
     title: str = "",
     notice: str = "",
     fit: str = "",
+    truths: Sequence[Rle] = (),
+    beside: bool = False,
     max_side: int = 1280,
 ) -> RgbImage:
     """Draw which patches are kept, and what was found where. The same input gives the same bytes.
@@ -77,6 +86,8 @@ def draw_overlay(
         title: a line above the photo.
         notice: a warning that can't be missed.
         fit: the grid's fit, named in the legend.
+        truths: what is really there, a mask a thing; each is outlined and boxed in white, and the legend says so.
+        beside: also draw the photo as it is: to the left, or above a photo wider than high.
         max_side: longest side of the photo in the picture; its frame of text can add to that.
 
     Returns:
@@ -100,12 +111,21 @@ def draw_overlay(
     for phrase, rle in zip(phrases, masks, strict=False):
         shaded[outline(decode_mask(rle), height, width)] = colours[phrase.text]
 
+    for rle in truths:
+        shaded[outline(decode_mask(rle), height, width)] = TRUTH
     picture = Image.fromarray(shaded)
+    canvas = ImageDraw.Draw(picture)
+    for rle in truths:
+        x0, y0, x1, y1 = _pixels(bounding_box(rle).tolist(), image, width, height)
+        canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_BACKGROUND, width=4)
+        canvas.rectangle((x0, y0, x1, y1), outline=TRUTH, width=2)
     order = sorted(phrases, key=lambda phrase: -phrase.score)
     labels = [_box_label(phrase, colours[phrase.text], image, width, height) for phrase in order]
-    unlabelled = draw_boxes(ImageDraw.Draw(picture), labels, lettering, (0, 0, width, height))
+    unlabelled = draw_boxes(canvas, labels, lettering, (0, 0, width, height))
 
-    board = max(width, _MIN_WIDTH)
+    if beside:
+        picture = _beside(Image.fromarray(photo), picture)
+    board = max(picture.width, _MIN_WIDTH)
     highlights = _highlights(caption, order, colours)
     strips = [
         *_banner(notice, board, Lettering(letter_px * 5 // 4)),
@@ -116,9 +136,12 @@ def draw_overlay(
     facts = legend_facts(placement, selector, fit)
     if unlabelled:
         facts.append(f"{unlabelled} labels left out for want of space")
-    if lettering.used_missing:
-        facts.append("□ = a letter that this font lacks")
-    strips.insert(-1, _legend(facts, unseen_share(placement) > 0.001, board, lettering))
+    keys = [_KEPT, _NOT_KEPT]
+    keys += [_UNSEEN] if unseen_share(placement) > 0.001 else []
+    keys += [_FOUND] if truths and phrases else []
+    keys += [_TRUE] if truths else []
+    strips.insert(-1, _legend(facts, keys, board, lettering))
+    strips.append(_text_strip(lettering.note, board, lettering, _MAX_NOTICE_LINES, _MUTED, _BACKGROUND))
     return np.concatenate([np.asarray(strip) for strip in strips if strip is not None])
 
 
@@ -160,12 +183,17 @@ def _colours(phrases: Sequence[Phrase]) -> dict[str, Colour]:
     return {text: PALETTE[index % len(PALETTE)] for index, text in enumerate(distinct)}
 
 
-def _box_label(phrase: Phrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
+def _pixels(box: Sequence[float], image: RgbImage, width: int, height: int) -> Rectangle:
+    """A box of the image on a photo of this size, cut at its border."""
     scale_x, scale_y = width / image.shape[1], height / image.shape[0]
-    xs = [min(max(round(x * scale_x), 0), width - 1) for x in (phrase.box[0], phrase.box[2])]
-    ys = [min(max(round(y * scale_y), 0), height - 1) for y in (phrase.box[1], phrase.box[3])]
-    score = f" {phrase.score:.2f}" if phrase.score >= 0 else ""
-    return BoxLabel((min(xs), min(ys), max(xs), max(ys)), phrase.text, score, colour)
+    xs = [min(max(round(x * scale_x), 0), width - 1) for x in (box[0], box[2])]
+    ys = [min(max(round(y * scale_y), 0), height - 1) for y in (box[1], box[3])]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _box_label(phrase: Phrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
+    score = f" {score_words(phrase.score)}".rstrip()
+    return BoxLabel(_pixels(phrase.box, image, width, height), phrase.text, score, colour)
 
 
 def _highlights(caption: str, phrases: Sequence[Phrase], colours: dict[str, Colour]) -> list[Colour | None]:
@@ -219,9 +247,8 @@ def _banner(notice: str, width: int, lettering: Lettering) -> list[Image.Image |
     return [tape, _text_strip(notice, width, lettering, _MAX_NOTICE_LINES, _NOTICE_TEXT, _NOTICE), tape]
 
 
-def _legend(facts: Sequence[str], hatched: bool, width: int, lettering: Lettering) -> Image.Image:
-    """Facts and a key of the shadings, as many to a line as fit."""
-    keys = ["kept, greener = more covered", "not kept", *(["not seen by the encoder"] if hatched else [])]
+def _legend(facts: Sequence[str], keys: Sequence[str], width: int, lettering: Lettering) -> Image.Image:
+    """Facts and a key of the shadings and boxes, as many to a line as fit."""
     swatch, gap = lettering.line_height - 6, 22
     strip = Image.new("RGB", (width, (len(facts) + len(keys)) * lettering.line_height + _MARGIN), _BACKGROUND)
     canvas = ImageDraw.Draw(strip)
@@ -234,23 +261,37 @@ def _legend(facts: Sequence[str], hatched: bool, width: int, lettering: Letterin
         if x > _MARGIN and x + room > width - _MARGIN:
             x, y = _MARGIN, y + lettering.line_height
         if key >= 0:
-            strip.paste(_swatch(key, swatch), (x, y + 2))
+            strip.paste(_swatch(words, swatch), (x, y + 2))
         lettering.text(canvas, x + indent, y, letters, _TEXT if index == 0 else _MUTED)
         x += room + gap
     return strip.crop((0, 0, width, y + lettering.line_height + _MARGIN // 2))
 
 
-def _swatch(key: int, side: int) -> Image.Image:
-    match key:
-        case 0:
-            swatch = Image.new("RGB", (side, side), (150, 205, 182))
-            ImageDraw.Draw(swatch).rectangle((0, 0, side - 1, side - 1), outline=KEPT_TINT, width=2)
-        case 1:
-            swatch = Image.new("RGB", (side, side), (62, 62, 62))
-        case _:
-            diagonal = np.add.outer(np.arange(side), np.arange(side)) % 6 < 2
-            swatch = Image.fromarray(np.where(diagonal, 90, 35).astype(np.uint8)).convert("RGB")
+def _swatch(key: str, side: int) -> Image.Image:
+    swatch = Image.new("RGB", (side, side), (62, 62, 62))
+    canvas = ImageDraw.Draw(swatch)
+    if key == _KEPT:
+        canvas.rectangle((0, 0, side - 1, side - 1), fill=(150, 205, 182), outline=KEPT_TINT, width=2)
+    elif key == _UNSEEN:
+        diagonal = np.add.outer(np.arange(side), np.arange(side)) % 6 < 2
+        return Image.fromarray(np.where(diagonal, 90, 35).astype(np.uint8)).convert("RGB")
+    elif key == _TRUE:
+        canvas.rectangle((0, 0, side - 1, side - 1), outline=TRUTH, width=2)
+    elif key == _FOUND:
+        for part, colour in enumerate(PALETTE[:3]):
+            canvas.rectangle((part * side // 3, 0, (part + 1) * side // 3 - 1, side - 1), fill=colour)
+        canvas.rectangle((3, 3, side - 4, side - 4), fill=(62, 62, 62))
     return swatch
+
+
+def _beside(photo: Image.Image, picture: Image.Image) -> Image.Image:
+    """Both, with a narrow gap between them."""
+    across = photo.width <= photo.height
+    step = (photo.width + _GAP_PX, 0) if across else (0, photo.height + _GAP_PX)
+    board = Image.new("RGB", (photo.width + step[0], photo.height + step[1]), _BACKGROUND)
+    board.paste(photo, (0, 0))
+    board.paste(picture, step)
+    return board
 
 
 def _centred(picture: Image.Image, width: int) -> Image.Image:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.style import Style
@@ -15,10 +14,10 @@ from patchmint.cli.inspect.shared import console_for_data
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
-from patchmint.inspection.show.labels import mark_phrases, phrase_colours, phrases_of_text, text_labels
+from patchmint.inspection.show.labels import Kept, mark_phrases, phrase_colours, phrases_of_text, text_labels
 from patchmint.inspection.show.lookup import Found
 from patchmint.jobs.printable import printable
-from patchmint.pictures.labels import PALETTE
+from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.pictures.text import ink_on
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import PhraseDocument
@@ -117,7 +116,7 @@ def _print_phrases(console: Console, phrases: Sequence[PhraseDocument], colours:
     lines = [Text(f" #  {'phrase':<{wide}}  score  box (x0 y0 x1 y1)", "bold")]
     for number, (phrase, text) in enumerate(zip(shown, words, strict=True), start=1):
         text.truncate(wide, overflow="ellipsis")
-        score = f"{phrase.score:.2f}" if phrase.score >= 0 else "none"
+        score = score_words(phrase.score) or "none"
         box = " ".join(f"{value:g}" for value in phrase.box)
         lines.append(Text.assemble(f"{number:>2}  ", text, f"{' ' * (wide - text.cell_len)}  {score:>5}  {box}"))
     console.print(Text("\n").join(lines), no_wrap=True, crop=console.is_terminal)
@@ -129,7 +128,8 @@ def _print_labels(console: Console, sample: StoredSample, number: int) -> None:
     grid = sample.document.grid
     every, coverage = text_labels(sample, number)
     kept, covered = every[: grid.rows], coverage[: grid.rows] if coverage is not None else None
-    share = f"{np.count_nonzero(every)} of {every.size} patches kept ({np.mean(every != 0):.1%})"
+    all_views = Kept.of(every)
+    share = f"{all_views.patches} of {all_views.all} patches kept ({all_views.share})"
     first = f"; drawn: the first of {grid.views} views, the whole image" if grid.views > 1 else ""
     typer.echo(f"{share}{first}")
     typer.echo("\n".join(draw_labels(kept, covered, console.width, titles=("selector", "coverage"))))

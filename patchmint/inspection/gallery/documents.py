@@ -17,9 +17,9 @@ from patchmint.datasets.reader import dataset_notice
 from patchmint.datasets.rows import rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.gallery.remake import Offer
-from patchmint.inspection.show.labels import phrase_colours, phrases_of_text, text_labels
+from patchmint.inspection.show.labels import Kept, phrase_colours, phrases_of_text, text_labels
 from patchmint.inspection.show.overlays import sample_placement
-from patchmint.pictures.labels import PALETTE
+from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import PhraseDocument, SampleDocument
 from patchmint.types import Integers
@@ -131,7 +131,13 @@ def _text(number: int, document: SampleDocument) -> dict[str, Any]:
     return {
         "parts": list(_parts(document.texts[number], phrases, colours)),
         "phrases": [
-            {"words": phrase.text, "colour": colours[phrase.text], "score": phrase.score, "box": phrase.box}
+            {
+                "words": phrase.text,
+                "colour": colours[phrase.text],
+                "score": phrase.score,
+                "score_words": score_words(phrase.score),
+                "box": phrase.box,
+            }
             for phrase in phrases
         ],
     }
@@ -160,8 +166,9 @@ def _labels(dataset: Dataset, sample: StoredSample, document: SampleDocument) ->
     selectors = [selector != 0 for selector, _ in texts]
     coverages = [coverage for _, coverage in texts if coverage is not None]
     rows = document.grid.rows
+    kept = [Kept.of(selector) for selector, _ in texts]
     labels: dict[str, Any] = {
-        "shares": [round(float(selector.mean()), 4) for selector in selectors],
+        "kept": [{"kept": own.patches, "all": own.all, "share": own.share} for own in kept],
         "selector": _packed_first(selectors, rows),
         "coverage": _packed_first(coverages, rows) if len(coverages) == len(texts) else None,
     }

@@ -40,6 +40,29 @@ def text_labels(sample: StoredSample, text: int) -> tuple[Grid, Grid | None]:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How many patches of a text are kept, of all views: the same numbers in the terminal and in the gallery.
+
+    Attributes:
+        patches: that are kept.
+        all: patches that there are.
+    """
+
+    patches: int
+    all: int
+
+    @classmethod
+    def of(cls, selector: Grid) -> Kept:
+        """Count them."""
+        return cls(int(np.count_nonzero(selector)), selector.size)
+
+    @property
+    def share(self) -> str:
+        """Their share in per cent, as people read it."""
+        return f"{self.patches / max(self.all, 1):.1%}"
+
+
+@dataclass(frozen=True)
 class Run:
     """A stretch of a text.
 

@@ -32,17 +32,21 @@ patchmint.fillText = (element, parts, limit) => {
   return left;
 };
 
-patchmint.makeStage = (position) => {
+// With `plain`, the photo stands beside what is drawn on it.
+patchmint.makeStage = (position, plain = false) => {
   const { el } = patchmint;
   const frame = el("div", "frame");
   const stage = el("div", "stage");
   const [photo, masks, decoded] = [el("img", "photo"), el("img", "masks"), el("img", "photo")];
   const canvas = el("canvas", "overlay");
   const second = el("div", "stage second");
+  const alone = el("div", "stage plain");
+  const own = el("img", "photo");
   const note = el("p", "frame-note");
   stage.append(photo, masks, canvas);
   second.append(decoded, el("span", "stage-name", "decoded"));
-  frame.append(stage, second, note);
+  alone.append(own, el("span", "stage-name", "photo"));
+  frame.append(...(plain ? [alone] : []), stage, second, note);
   let shown = null;
 
   function source(image, url, alternative) {
@@ -64,18 +68,24 @@ patchmint.makeStage = (position) => {
   function show(sample, text, switches, marked = -1) {
     shown = sample.texts ? { sample, text, show: switches, marked } : null;
     const image = sample.image ?? { width: 4, height: 3 };
-    for (const part of [stage, second]) part.style.setProperty("--ratio", image.width / image.height);
+    for (const part of [alone, stage, second]) part.style.setProperty("--ratio", image.width / image.height);
     stage.hidden = !sample.picture;
     const partly = [sample.grid?.problem, ...sample.remarks].filter(Boolean).join("; ");
     tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : partly);
     if (sample.picture) source(photo, patchmint.store.picture(position), `Photo of sample ${sample.key}`);
-    photo.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
+    for (const each of [photo, own]) each.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
+    const covered = ["patches", "boxes", "masks", "heat"].some((name) => switches[name]);
+    alone.hidden = !(plain && sample.picture && covered);
+    if (!alone.hidden) source(own, patchmint.store.picture(position), `Photo of sample ${sample.key}, nothing drawn on it`);
     const masked = switches.masks && Boolean(sample.masks[text]);
     if (masked) source(masks, patchmint.store.masks(position, text), "Masks");
     masks.hidden = !masked;
     second.hidden = !(switches.decoded && sample.decoded);
     if (!second.hidden) source(decoded, patchmint.store.decoded(position), "Picture decoded from the codes");
-    frame.classList.toggle("two", !second.hidden);
+    const stages = 1 + !second.hidden + !alone.hidden;
+    frame.dataset.stages = stages;
+    frame.classList.toggle("stacked", plain && image.width > image.height);
+    frame.style.setProperty("--stages", stages);
     canvas.setAttribute("aria-hidden", "true");
     draw();
   }
@@ -128,11 +138,15 @@ patchmint.cards = (() => {
   }
 
   // Of the text that is drawn, and, where another has more, of that: it is what samples are sorted by.
-  function shareWords(shares, textNumber) {
-    const largest = Math.max(...shares);
-    const own = patchmint.percent(shares[textNumber]);
-    return largest > shares[textNumber] ? `${own} (another text ${patchmint.percent(largest)})` : own;
+  function ownWords(numbers, words, textNumber) {
+    const largest = numbers.indexOf(Math.max(...numbers));
+    const more = numbers[largest] > numbers[textNumber] ? ` (another text ${words[largest]})` : "";
+    return `${words[textNumber] || "none"}${more}`;
   }
+
+  // A text without phrases has no score.
+  const bestPhrase = (text) =>
+    text.phrases.reduce((best, phrase) => (phrase.score > best.score ? phrase : best), { score: -1, score_words: "" });
 
   function redraw(card) {
     const { sample, textNumber } = card;
@@ -140,13 +154,13 @@ patchmint.cards = (() => {
     card.stage.show(sample, textNumber, patchmint.state);
     card.element.href = patchmint.addressOf({ sample: card.position, text: textNumber });
     if (!sample.texts) return;
-    const scores = sample.texts.flatMap((t) => t.phrases.map((p) => p.score)).filter((score) => score >= 0);
+    const best = sample.texts.map(bestPhrase);
     card.place.textContent = `text ${textNumber + 1} of ${sample.texts.length}`;
     const facts = [];
     const kept = patchmint.keptCount(sample, textNumber);
     if (kept) facts.push(`${kept.kept}/${kept.all} kept${patchmint.ofFirstView(sample)}`);
-    if (sample.labels) facts.push(`share ${shareWords(sample.labels.shares, textNumber)}`);
-    if (scores.length) facts.push(`best ${Math.max(...scores).toFixed(2)}`);
+    if (sample.labels) facts.push(`share ${ownWords(sample.labels.kept.map((k) => k.kept), sample.labels.kept.map((k) => k.share), textNumber)}`);
+    if (best.some((phrase) => phrase.score >= 0)) facts.push(`best ${ownWords(best.map((p) => p.score), best.map((p) => p.score_words), textNumber)}`);
     card.facts.textContent = facts.join(" · ");
   }
 
@@ -180,11 +194,13 @@ patchmint.cards = (() => {
   return { render, move, columns, focus: (position) => cards.find((card) => card.position === position)?.element.focus() };
 })();
 
-// Of anyres the first view alone is drawn and counted, where a patch selector ranks the patches of all views.
-patchmint.ofFirstView = (sample) => (sample.grid.fit === "anyres" ? " of the first view" : "");
+// Of anyres the first view alone is drawn and ranked here, where a patch selector ranks the patches of all views.
+patchmint.ofFirstView = (sample) =>
+  (sample.grid.fit === "anyres" && patchmint.state.keep !== null ? " of the first view" : "");
 
-// Kept patches of the first view, and how many there are.
+// Kept patches and how many there are: as labelled of all views, as `inspect show` counts; else of the first view.
 patchmint.keptCount = (sample, text) => {
+  if (sample.labels && patchmint.state.keep === null) return sample.labels.kept[text];
   const patches = patchmint.draw.patchesOf(sample, text);
   if (!patches) return null;
   const kept = patchmint.draw.keptPatches(patches, patchmint.state.keep);

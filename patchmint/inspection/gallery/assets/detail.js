@@ -19,7 +19,7 @@ patchmint.detail = (() => {
   async function show(position) {
     if (open?.position === position) return update();
     leave();
-    const own = { position, sample: null, stage: patchmint.makeStage(position) };
+    const own = { position, sample: null, stage: patchmint.makeStage(position, true) };
     open = own;
     marked = -1;
     const top = el("div", "dialog-top");
@@ -84,7 +84,7 @@ patchmint.detail = (() => {
       words.dir = "auto";
       if (patchmint.fillText(words, text.parts, BEGINNING)) words.append("…");
       choice.append(el("span", "text-number", String(number + 1)), words);
-      if (sample.labels) choice.append(el("span", "text-share", patchmint.percent(sample.labels.shares[number])));
+      if (sample.labels) choice.append(el("span", "text-share", sample.labels.kept[number].share));
       choice.addEventListener("click", () => { marked = -1; patchmint.set({ text: number }); });
       list.append(choice);
     });
@@ -110,8 +110,9 @@ patchmint.detail = (() => {
     if (kept) {
       const how = patchmint.state.keep === null ? "as labelled" : `the best ${patchmint.state.keep} % by coverage`;
       const ofView = patchmint.ofFirstView(sample);
-      const unlike = ofView && patchmint.state.keep !== null ? " (a patch selector takes the ratio over all views)" : "";
-      box.append(el("p", "kept-line", `kept ${kept.kept} of ${kept.all} patches${ofView}, ${how}${unlike}`));
+      const unlike = ofView ? " (a patch selector takes the ratio over all views)" : "";
+      const share = kept.share ? ` (${kept.share})` : "";
+      box.append(el("p", "kept-line", `kept ${kept.kept} of ${kept.all} patches${ofView}${share}, ${how}${unlike}`));
     }
     return box;
   }
@@ -126,7 +127,7 @@ patchmint.detail = (() => {
       const chip = el("span", "chip");
       chip.style.backgroundColor = patchmint.store.meta.palette[phrase.colour];
       const words = el("bdi", "phrase-words", phrase.words);
-      item.append(chip, words, el("span", "phrase-score", phrase.score >= 0 ? phrase.score.toFixed(3) : "no score"));
+      item.append(chip, words, el("span", "phrase-score", phrase.score_words || "no score"));
       const mark = (which) => () => { marked = which; open.stage.show(sample, number, patchmint.state, marked); };
       item.addEventListener("pointerenter", mark(place));
       item.addEventListener("pointerleave", mark(-1));

@@ -184,7 +184,7 @@ patchmint.draw = (() => {
     const order = marked >= 0 ? [marked] : phrases.map((_, i) => i).filter((i) => !once || first(i));
     for (const i of order) {
       const phrase = phrases[i];
-      const score = phrase.score >= 0 ? ` ${phrase.score.toFixed(2)}` : "";
+      const score = phrase.score_words && ` ${phrase.score_words}`;
       const words = phrase.words.length > 28 ? `${Array.from(phrase.words).slice(0, 27).join("")}…` : phrase.words;
       const label = words.replace(/\s+/g, " ") + score;
       const width = Math.min(context.measureText(label).width + 8 * ratio, context.canvas.width);
