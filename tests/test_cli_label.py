@@ -1,4 +1,4 @@
-"""`patchmint label` as a user runs it: once in a fresh interpreter, then in forks, then in this process."""
+"""`patchmint label` as a user runs it: in a fork of a process that has imported everything, or in this process."""
 
 import json
 import os
@@ -34,8 +34,7 @@ def photo(tmp_path_factory):
 def test_json_follows_the_documented_schema(photo, tmp_path):
     out = tmp_path / "o.png"
     texts = ("--text", "a cat on a sofa", "--text", "two dogs")
-    command = [sys.executable, "-m", "patchmint", "label", photo, *texts, "--models", "untrained-tiny"]
-    done = subprocess.run([*command, "--out", out, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = patchmint("label", photo, *texts, "--models", "untrained-tiny", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     jsonschema.validate(document, json.loads(SCHEMA.read_text()))

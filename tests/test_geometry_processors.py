@@ -7,13 +7,14 @@ import math
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers
 from PIL import Image
 from skimage import data
-from sklearn.datasets import load_sample_images
 
 from patchmint.geometry import Fit, PatchGrid, fit_image, grid_preset, processing
 
@@ -130,7 +131,11 @@ def brightest_cell(change, grid):
 
 
 def photographs():
-    china, flower = load_sample_images().images
+    # scikit-learn's photographs without the seconds of its import
+    (sklearn,) = find_spec("sklearn").submodule_search_locations
+    china, flower = (
+        np.array(Image.open(Path(sklearn, "datasets", "images", f"{name}.jpg"))) for name in ("china", "flower")
+    )
     coffee = data.coffee()
     return {
         "astronaut": data.astronaut(),
