@@ -24,8 +24,9 @@ def ended_builds():
     builds.end_all()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
+    """One for all tests of this process: each has a bucket of its own."""
     with s3_server() as server:
         yield server
 

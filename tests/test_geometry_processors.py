@@ -151,8 +151,8 @@ def photographs():
         "large": np.array(Image.fromarray(china).resize((1601, 1203))),
         "square": coffee[:336, :336],
         "little square": coffee[100:200, 100:200],
-        "column": coffee[:, 300:301],
-        "row": coffee[200:201],
+        "column": coffee[:100, 300:301],
+        "row": coffee[200:201, :100],
         "two": coffee[200:202, 100:103],
         "pixel": coffee[200:201, 300:301],
     }
