@@ -4,7 +4,7 @@ import builds
 import pytest
 import warm
 from flaky_proxy import flaky_proxy
-from s3_server import s3_server
+from s3_server import end_shared_server, shared_server
 
 from patchmint.storage import open_storage
 
@@ -24,10 +24,13 @@ def ended_builds():
     builds.end_all()
 
 
-@pytest.fixture(scope="module")
+def pytest_sessionfinish():
+    end_shared_server()
+
+
+@pytest.fixture(scope="session")
 def server():
-    with s3_server() as server:
-        yield server
+    return shared_server()
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import secrets
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from urllib.request import Request, urlopen
+
+_shared = ExitStack()
 
 _SERVE = """
 import sys
@@ -57,3 +60,14 @@ def s3_server():
         finally:
             process.terminate()
             process.wait(20)
+
+
+@cache
+def shared_server():
+    """One for all tests of this process, which takes a second to start: each test has a bucket of its own."""
+    return _shared.enter_context(s3_server())
+
+
+def end_shared_server():
+    """At the end of the tests."""
+    _shared.close()

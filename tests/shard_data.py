@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from s3_server import s3_server
+from s3_server import shared_server
 
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.codec import tar_end, tar_member
@@ -193,5 +193,5 @@ def copy(folder, uri):
 @contextmanager
 def on_a_store(folder):
     """The address of a copy in an object store, which ends with the block."""
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        yield copy(folder, server.new_bucket(patch))
+    with pytest.MonkeyPatch.context() as patch:
+        yield copy(folder, shared_server().new_bucket(patch))

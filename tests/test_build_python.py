@@ -9,10 +9,12 @@ from pathlib import Path
 
 import builds
 import pytest
+import warm
 
 import patchmint
 from patchmint.config import BuildConfig
 from patchmint.errors import BuildError, ConfigError
+from patchmint.pipeline.pools import local
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
@@ -56,7 +58,7 @@ def settings(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["script", "stdin, in a thread"])
 def test_a_script_needs_no_guard(source, expected, tmp_path, way):
-    builds.make_config(tmp_path / "config.yaml", source, "out", runner={"kind": "local", "workers": 2, "num_cpus": 1})
+    builds.make_config(tmp_path / "config.yaml", source, "out", runner={"kind": "local", "workers": 1, "num_cpus": 1})
     code = SCRIPT.format(in_thread=way != "script")
     (tmp_path / "script.py").write_text(code)
     done = subprocess.run(
@@ -74,6 +76,12 @@ def test_a_script_needs_no_guard(source, expected, tmp_path, way):
     builds.check_files(tmp_path / "out", expected)
 
 
+@pytest.fixture
+def warm_workers(monkeypatch):
+    """Workers of builds in this process are forked; the scripts above start theirs as a user's do."""
+    monkeypatch.setattr(local, "subprocess", warm.SUBPROCESS)
+
+
 class Heard(patchmint.Reporter):
     def __init__(self):
         self.plan, self.done = None, 0
@@ -85,6 +93,7 @@ class Heard(patchmint.Reporter):
         self.done += result is not None
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_mapping_path_and_config_are_the_same_build(settings, expected, tmp_path, capfd):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     heard = Heard()
@@ -101,6 +110,7 @@ def test_mapping_path_and_config_are_the_same_build(settings, expected, tmp_path
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_errors_are_patchmints(settings, tmp_path):
     with pytest.raises(ConfigError, match="gird") as wrong:
         patchmint.build(settings | {"gird": 1, "tokens": {"fit": "stretch"}})
@@ -113,7 +123,7 @@ def _all_damaged(tmp_path):
     return str(builds.make_input(tmp_path / "damaged", ["a thing"] * 12, damaged=range(12)))
 
 
-def test_an_interrupt_stops_the_workers_and_the_same_call_resumes(settings, expected, tmp_path):
+def test_an_interrupt_stops_the_workers_and_the_same_call_resumes(settings, expected, tmp_path, request):
     class Interrupting(patchmint.Reporter):
         def progress(self, progress, result):
             if result is not None:
@@ -123,6 +133,7 @@ def test_an_interrupt_stops_the_workers_and_the_same_call_resumes(settings, expe
     with pytest.raises(KeyboardInterrupt):
         patchmint.build(settings, reporter=Interrupting())
     assert _children() == before
+    request.getfixturevalue("warm_workers")
     assert patchmint.build(settings).done_before == 1
     builds.check_files(tmp_path / "out", expected)
 
@@ -131,6 +142,7 @@ def _children():
     return {child for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()}
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_models_that_mean_little_warn(settings, tmp_path):
     with pytest.warns(patchmint.UntrainedWarning, match="mean nothing") as warned:
         patchmint.build(settings | {"models": "untrained-tiny", "labels": None})

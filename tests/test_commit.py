@@ -200,8 +200,8 @@ def test_interrupted_at_every_request(server, sent):
 
 
 def test_raced(tmp_path, server):
-    assert in_a_script("raced", str(tmp_path), "local", "20") == 20
-    assert in_a_script("raced", server.new_bucket(), "s3", "8", env=server.env()) == 8
+    assert in_a_script("raced", str(tmp_path), "local", "12") == 12
+    assert in_a_script("raced", server.new_bucket(), "s3", "5", env=server.env()) == 5
 
 
 def test_a_commit_publishes_and_cleans_up(storage):

@@ -4,16 +4,17 @@ And would these checks notice? Labels wrong in three ways that keep every shape 
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
+import warm
 
 from patchmint.demo.dataset import read_truth
 from patchmint.demo.scenes import Scene, make_scene
@@ -30,7 +31,7 @@ from tools.demo_training.evaluate import load_segmenter
 from tools.demo_training.measure import judge_labels
 
 SEED = 7_200_003
-COUNT, AGAIN = 24, 8
+COUNT, AGAIN = 16, 8
 """Scenes through the job, and how many of them the models are asked about in this process."""
 GRID = "llava-1.5-finetune"
 # A little looser than the demo's own limits, which are meant for 200 scenes.
@@ -40,9 +41,9 @@ BOUNDS = {"f1": 0.9, "iou": 0.85, "absent_rate": 0.05, "mask_iou": 0.85, "psnr":
 """The demo's own."""
 
 
-def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def demo(out: Path, *options: str) -> CompletedProcess[str]:
     command = [sys.executable, "-m", "patchmint", "demo", str(out), "--scenes", str(COUNT), "--seed", str(SEED)]
-    return subprocess.run([*command, "--overlays", "1", *options], capture_output=True, text=True, check=False)
+    return warm.run([*command, "--overlays", "1", *options])
 
 
 @pytest.fixture(scope="module")

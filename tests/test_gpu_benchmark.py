@@ -1,13 +1,13 @@
 """`benchmarks/gpu.py`, as far as it can be tried without a GPU: what it counts, how it keeps to its time."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import warm
 from builds import benchmark_modules
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -69,9 +69,8 @@ def test_stages_are_measured_with_tiny_models(tmp_path):
         f"{str(tmp_path / 'found.json')!r}]\n"
         "gpu.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=True
-    )
+    done = warm.run([sys.executable, "-c", script], cwd=FOLDER)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["failed"] == {}
     assert found["left_out"] == []

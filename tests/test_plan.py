@@ -11,11 +11,13 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
@@ -344,7 +346,8 @@ def python(code, **env):
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_killed_anywhere_it_ends_the_same(tmp_path, monkeypatch, step, after):
     out = tmp_path / "killed"
-    died = python(f"import test_plan; test_plan.killed_at({step}, {after}, {str(out)!r})")
+    code = f"import test_plan; test_plan.killed_at({step}, {after}, {str(out)!r})"
+    died = warm.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert (out / "plan.parquet").exists() == (step == 2 and after)
     monkeypatch.setattr(parts, "UNITS_A_PART", 2)

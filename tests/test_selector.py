@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from patchmint.errors import InputError
 from patchmint.training.selector import PatchSelector, auc, keep_patches, recall_at_keep, selector_loss
@@ -35,6 +34,8 @@ def test_padding_neither_stays_nor_counts():
 
 
 def test_auc_is_scikit_learns_ties_and_all():
+    from sklearn.metrics import roc_auc_score  # seconds, of each worker of a test run
+
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 9, (20, 60), generator=generator).float()
     labels = (torch.rand(20, 60, generator=generator) < 0.2).long()

@@ -1,4 +1,7 @@
-"""`patchmint.weights.loading`: official containers open, hostile and damaged files are one named error."""
+"""`patchmint.weights.loading`: official containers open, hostile and damaged files are one named error.
+
+Lightning is imported where it is used: that takes seconds, of each worker of a test run.
+"""
 
 import io
 import os
@@ -7,10 +10,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from contextlib import suppress
 
-import omegaconf
 import pytest
-import pytorch_lightning.callbacks
-import pytorch_lightning.utilities.parsing
 import safetensors.torch
 import torch
 from torch import nn
@@ -82,17 +82,20 @@ class TestOfficialContainers:
         assert found.metadata == {}
 
     def test_vqgan_with_genuine_lightning_and_omegaconf_objects(self, tmp_path, zipped):
+        import omegaconf
+        from pytorch_lightning.callbacks import ModelCheckpoint
+        from pytorch_lightning.utilities.parsing import AttributeDict
+
         state = a_state()
         settings = {"n_embed": 16384, "ddconfig": {"ch_mult": [1, 1, 2, 2, 4], "double_z": False}}
         config = omegaconf.OmegaConf.create(settings)
-        callback = pytorch_lightning.callbacks.ModelCheckpoint
         checkpoint = {
             "epoch": 1,
             "pytorch-lightning_version": "1.0.8",
-            "callbacks": {callback: {"best_model_score": torch.tensor(0.5), "dirpath": "logs"}},
+            "callbacks": {ModelCheckpoint: {"best_model_score": torch.tensor(0.5), "dirpath": "logs"}},
             "optimizer_states": [{"state": defaultdict(dict, {0: {"step": 3}})}],
             "state_dict": OrderedDict(state),
-            "hyper_parameters": pytorch_lightning.utilities.parsing.AttributeDict(config=config),
+            "hyper_parameters": AttributeDict(config=config),
         }
         path = saved(checkpoint, tmp_path / "last.ckpt", zipped=zipped)
         with pytest.raises(pickle.UnpicklingError):  # why stubs are needed at all
@@ -280,8 +283,10 @@ class TestLoadInto:
 
 
 def test_the_same_bytes_from_a_stream_prove_the_fixture_is_a_real_lightning_file():
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
     buffer = io.BytesIO()
-    torch.save({"callbacks": {pytorch_lightning.callbacks.ModelCheckpoint: {}}}, buffer)
+    torch.save({"callbacks": {ModelCheckpoint: {}}}, buffer)
     buffer.seek(0)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
     assert names == ["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]

@@ -155,6 +155,10 @@ def run(command, *, timeout=300, **options):
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
+SUBPROCESS = SimpleNamespace(Popen=Python, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+"""What a pool of local workers needs of `subprocess`, so that they are forked."""
+
+
 def _abstract(address):
     """A socket's address that needs no file."""
     return address.replace("@", "\0")
@@ -244,7 +248,7 @@ def _fork_workers():
     listener.close()
     os.close(alive)
     os.environ[ADDRESS] = address
-    local.subprocess = SimpleNamespace(Popen=Python, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    local.subprocess = SUBPROCESS
     return None
 
 
