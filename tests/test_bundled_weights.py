@@ -264,7 +264,7 @@ def test_label_without_models_works_after_an_install(scene, patchmint):
         (("--models.masker", "sam-vit-b"), "groundingdino-swint-ogc, bert-base-uncased-vocab, sam-vit-b, vqgan"),
         (("--models", "demo", "--models.masker", "sam-vit-b"), "this machine: sam-vit-b. Get"),
         (("--models", "demo", "--models.detector", "groundingdino-swint-ogc"), "demo-detector reads demo-vocabulary"),
-        (("--models", "demos"), "presets: official, demo, untrained-tiny"),
+        (("--models", "demos"), "presets: official, small, demo, untrained-tiny"),
     ],
 )
 def test_label_with_single_models(scene, options, message, patchmint):
