@@ -50,6 +50,7 @@ def main() -> None:
                         for contestant, variables in CONTESTANTS.items():
                             out = folder / f"{situation}-{turn}-{contestant}"
                             rates[contestant] = max(rates[contestant], rate(folder / "scenes", out, variables, group))
+                            print(f"{situation}, {contestant}: {rates[contestant]:.2f} samples/s", file=sys.stderr)
             except OSError as error:
                 found[situation] = None
                 print(f"{situation}: can't be made here: {error}", file=sys.stderr)
