@@ -11,11 +11,22 @@ from urllib.request import Request, urlopen
 _shared = ExitStack()
 
 _SERVE = """
-import sys
+import io, sys, threading
 from werkzeug.serving import make_server
 from moto.server import DomainDispatcherApplication, create_backend_app
 app = DomainDispatcherApplication(create_backend_app)
-server = make_server("127.0.0.1", 0, app, threaded=True)
+one_at_a_time = threading.Lock()
+
+def atomic(environ, start_response):
+    # moto looks for the object, then creates it: of two that come between, both would win
+    if environ["REQUEST_METHOD"] != "PUT" or "HTTP_IF_NONE_MATCH" not in environ:
+        return app(environ, start_response)
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
+    with one_at_a_time:
+        return list(app(environ, start_response))
+
+server = make_server("127.0.0.1", 0, atomic, threaded=True)
 print(server.server_port, flush=True)
 server.serve_forever()
 """

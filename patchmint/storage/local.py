@@ -135,10 +135,10 @@ class LocalStorage:
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Storage.delete`."""
-        folders = set()
+        folders: dict[Path, None] = {}  # in order: a run leaves the same states of the disk each time
         for path in paths:
             target = self._at(path)
-            folders.add(target.parent)
+            folders[target.parent] = None
             with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
         for folder in folders:
@@ -150,7 +150,7 @@ class LocalStorage:
 
     def delete_empty_folders(self, folder: str) -> None:
         """See `Storage.delete_empty_folders`."""
-        for found, _, _ in os.walk(self._at(folder), topdown=False):
+        for found in sorted((found for found, _, _ in os.walk(self._at(folder))), reverse=True):
             prune(Path(found), self.root)
 
     def _at(self, path: str) -> Path:
