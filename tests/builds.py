@@ -252,7 +252,7 @@ class SameProcess:
     def stop(self, *_):
         """There is nothing to end."""
 
-    observe = retire = stop
+    observe = retire = interrupt = stop
 
 
 def build_here(config, out, changes=None, pool=SameProcess):

@@ -272,7 +272,9 @@ def test_signals_in_the_middle_of_a_shard(undisturbed, tmp_path):
         assert not builds.committed(outs[sent]), "its worker has gone on without it"
         said = builds.ended(build, -sent if sent == signal.SIGKILL else 128 + sent)
         if sent != signal.SIGKILL:
-            assert f"stopped by {sent.name}; run the same command to resume" in said
+            assert f"stopped by {sent.name}; run the same command to resume; " in said
+            assert "annotated samples are kept for it" in said
+            assert list((outs[sent] / "kept").iterdir())
             assert not (outs[sent] / "attempts").exists()
             assert not (outs[sent] / "lease.json").exists()
     assert builds.is_mid_shard(outs[signal.SIGKILL])

@@ -1,6 +1,7 @@
 """The driver's loop against a pool that lives in memory: deaths, accidents, retries, limits."""
 
 from collections import Counter, deque
+from itertools import chain, repeat
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.supervise import Supervisor
-from patchmint.pipeline.orders import Died, Done, Failed, Ready, UnitResult, WorkerInfo
+from patchmint.pipeline.orders import Died, Done, Failed, Kept, Ready, UnitResult, WorkerInfo, Working
 from patchmint.shards.plan import Unit
 
 INFO = WorkerInfo("here", "cpu")
@@ -27,6 +28,7 @@ class Pool:
         self.orders = []
         self.ready = 0
         self.stopped = False
+        self.interrupted = None
 
     def start(self, workers):
         for _ in range(workers):
@@ -77,6 +79,9 @@ class Pool:
 
     def observe(self, progress, result):
         """Nothing is exported."""
+
+    def interrupt(self, seconds):
+        self.interrupted = seconds
 
     def retire(self, worker):
         self.alive.remove(worker)
@@ -228,3 +233,54 @@ def test_a_wish_to_stop_is_heard():
     with pytest.raises(BuildError, match="SIGTERM"):
         supervise(pool, units(50), should_stop=lambda: next(wishes))
     assert pool.stopped
+
+
+class Slow(Pool):
+    """Workers that work for ever, say how far they are, and at a wish to stop what the test says."""
+
+    def __init__(self, *last):
+        super().__init__()
+        self.last = last
+
+    def submit(self, worker, order):
+        self.orders.append(order)
+
+    def wait(self, seconds):
+        if self.interrupted is not None:
+            self.events.extend(self.last)
+            self.last = ()
+        elif not self.events:
+            self.events.append(Working(0, 0, samples=5, kept=2, rejects={"image-missing": 1}, doing="annotate"))
+        return [self.events.popleft()] if self.events else []
+
+
+def stopped(pool, **changes):
+    """How far a build had come when it was stopped, and what it said."""
+    seen, wishes = [], chain([""] * 5, repeat("stopped by SIGINT"))
+    with pytest.raises(BuildError) as told:
+        supervise(
+            pool,
+            units(3),
+            should_stop=lambda: next(wishes),
+            report=lambda progress, _: seen.append((progress.through, progress.annotated, progress.all_rejects())),
+            **changes,
+        )
+    return seen, str(told.value)
+
+
+def test_what_units_in_work_have_is_counted_before_they_are_finished():
+    seen, _ = stopped(Slow())
+    assert (5, 3, {"image-missing": 1}) in seen
+    with pytest.raises(BuildError, match=r"11 of 13 samples were rejected.*in this run 1 image-missing"):
+        supervise(Slow(), units(3), max_reject_share=0.0, rejected_before=10, samples_before=8)
+
+
+def test_workers_keep_what_they_have_or_finish_it_when_a_build_is_stopped():
+    done = Done(1, UnitResult(1, 8, 8, {}, 1))
+    pool = Slow(Kept(0, 5), done)
+    seen, said = stopped(pool, stop_seconds=30)
+    assert pool.interrupted == 15
+    assert seen[-1][0] == 13
+    assert said == "stopped by SIGINT; 5 annotated samples are kept for it"
+    # one that died, and one that says nothing within the time, keep nothing
+    assert stopped(Slow(Died(0, False, "killed")), stop_seconds=0.2)[1] == "stopped by SIGINT"

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +34,7 @@ from patchmint.types import Text
 
 
 def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
-    return list(like_batches(items, lambda: count, lambda item: item, weight, ahead=ahead, most=most))
+    return list(like_batches(enumerate(items), lambda: count, lambda item: item, weight, ahead=ahead, most=most))
 
 
 @given(st.lists(st.integers(0, 5), max_size=150), st.integers(1, 7), st.integers(1, 5), *[st.integers(1, 60)] * 2)
@@ -48,7 +49,7 @@ def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, m
 
     left = set(range(len(keys)))
     limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch}
-    for batch in like_batches(coming(), lambda: count, lambda key: key, lambda key: key, **limits):
+    for batch in like_batches(enumerate(coming()), lambda: count, lambda key: key, lambda key: key, **limits):
         numbers = [number for number, _ in batch]
         assert numbers == sorted(numbers)
         assert all(keys[number] == key for number, key in batch)
@@ -59,6 +60,36 @@ def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, m
         assert left >= set(numbers)
         left -= set(numbers)
     assert not left
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=80),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    *[st.integers(1, 60)] * 2,
+    st.integers(0, 30),
+)
+def test_a_resumed_run_makes_the_batches_that_are_left(items, count, ahead, most, most_of_a_batch, finished):
+    """Rejects leave gaps in the numbers. A batch was in work when the run was interrupted, and is lost."""
+
+    def made(numbers, **state):
+        def coming():
+            for number in numbers:
+                looked.append(number)
+                yield number, items[number][1]
+
+        limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch}
+        return like_batches(coming(), lambda: count, lambda key: key, lambda key: key, **state, **limits)
+
+    numbers, looked = [number for number, (is_sample, _) in enumerate(items) if is_sample], []
+    whole = list(made(numbers))
+    looked.clear()
+    interrupted = made(numbers)
+    done = {number for batch in islice(interrupted, finished) for number, _ in batch}
+    next(interrupted, None)
+    left = [number for number in numbers if number not in done]
+    last = max(looked, default=-1)
+    assert list(made(left, looked=last, waiting=sum(number <= last for number in left))) == whole[finished:]
 
 
 def test_images_that_are_alike_stand_together():
@@ -74,14 +105,14 @@ def test_images_that_are_alike_stand_together():
 def test_heavy_images_are_not_hoarded():
     taken = []
     heavy = (taken.append(number) or number % 2 for number in range(64))
-    first = next(like_batches(heavy, lambda: 4, lambda key: key, lambda key: 100, ahead=4, most=500))
+    first = next(like_batches(enumerate(heavy), lambda: 4, lambda key: key, lambda key: 100, ahead=4, most=500))
     assert [number for number, _ in first] == [0, 1, 2, 4]
     assert len(taken) == 5
 
 
 def test_a_batch_that_was_halved_makes_those_after_it_smaller():
     sizes = []
-    for batch in like_batches(iter(range(40)), lambda: 2 if sizes else 8, lambda _: 0, lambda _: 0):
+    for batch in like_batches(enumerate(range(40)), lambda: 2 if sizes else 8, lambda _: 0, lambda _: 0):
         sizes.append(len(batch))  # noqa: PERF401 (what is there decides the size of the next)
     assert sizes[:3] == [8, 2, 2]
     assert sum(sizes) == 40
@@ -202,14 +233,16 @@ def made(source, threads, read=samples_of, prepare=lambda image: None):
 
 
 def keys(items):
-    return [item.planned.key for item in items]
+    return [item.planned.key for _, item in items]
 
 
 def test_no_more_is_decoded_than_asked_for(jpeg):
     source = Slow(jpeg)
     _, items = made(source, 4).prepared(Order(unit(0, 50)), 6)
     for taken in range(1, 20):
-        assert next(items).planned.key == str(taken - 1)
+        place, item = next(items)
+        assert place == taken - 1
+        assert item.planned.key == str(taken - 1)
         assert len(source.read) <= taken + 6 - 1
     items.close()
     source.allowed.clear()
@@ -234,7 +267,9 @@ def test_probes_and_poison_decide_which_samples_of_a_unit_are_prepared(jpeg):
     ):
         samples, items = preparer.prepared(order, 3)
         assert len(samples) == 8
-        assert keys(items) == [str(8 + place) for place in places]
+        found = list(items)
+        assert [place for place, _ in found] == places
+        assert keys(found) == [str(8 + place) for place in places]
 
 
 def test_the_next_unit_is_begun_when_this_one_leaves_threads_idle(jpeg):
@@ -294,7 +329,7 @@ def test_what_the_models_want_ahead_is_made_in_the_decoding_threads_and_weighed(
         return threading.current_thread().name.partition("_")[0]
 
     threads = set()
-    first, second = made(Slow(jpeg), 2, prepare=prepare).prepared(Order(unit(0, 2)), 2)[1]
+    (_, first), (_, second) = made(Slow(jpeg), 2, prepare=prepare).prepared(Order(unit(0, 2)), 2)[1]
     assert threads == {"decode"}
     assert first.inputs.nbytes == second.inputs.nbytes == 12
     assert first.nbytes == 40 * 50 * 3 + 12
@@ -305,7 +340,7 @@ def test_what_fails_ahead_is_left_to_the_models(jpeg, error):
     def prepare(image):
         raise error
 
-    (item,) = made(Slow(jpeg), 1, prepare=prepare).prepared(Order(unit(0, 1)), 1)[1]
+    ((_, item),) = made(Slow(jpeg), 1, prepare=prepare).prepared(Order(unit(0, 1)), 1)[1]
     assert item.inputs is None
     assert item.nbytes == 40 * 50 * 3
 
@@ -375,18 +410,18 @@ def item(number, answers=None):
 def test_samples_are_written_in_order_while_the_next_batch_is_made(finishing):
     models, written = Labels(), []
     models.allowed.clear()
-    with Finisher(models, written.append, finishing) as finisher:
+    with Finisher(models, lambda *finished: written.append(finished), finishing, {6, 8}, {7: 7}) as finisher:
         finisher.take([item(0), item(2), item(4)])
         assert written == []  # and it didn't wait
         models.allowed.set()
         finisher.take([item(3), item(5)])
         finisher.take([item(1)])
-    assert written == list(range(6))
+    assert written == [(place, place) for place in (0, 1, 2, 3, 4, 5, 7)]
 
 
 def test_one_sample_without_memory_for_its_labels_is_rejected_alone(finishing):
     written = []
-    with Finisher(Labels(), written.append, finishing) as finisher:
+    with Finisher(Labels(), lambda _, entry: written.append(entry), finishing) as finisher:
         finisher.take([item(0), item(1, MemoryError("no room")), item(2)])
     assert [type(entry) for entry in written] == [int, Reject, int]
     assert written[1].fault.reason == "out-of-memory"
@@ -400,7 +435,7 @@ def test_a_mistake_in_our_own_code_is_no_sample_s_fault(finishing):
 
 
 def test_trouble_with_writing_is_told_at_the_next_batch(finishing):
-    def write(entry):
+    def write(place, entry):
         raise StorageError("the disk is full")
 
     def hand_over(finisher):
@@ -421,7 +456,10 @@ def test_nothing_is_written_any_more_once_it_has_ended_with_an_error(finishing):
         finisher.take([item(0)])
         raise KeyError("something else")
 
-    with pytest.raises(KeyError), Finisher(models, written.append, finishing) as finisher:
+    with (
+        pytest.raises(KeyError),
+        Finisher(models, lambda _, entry: written.append(entry), finishing) as finisher,
+    ):
         fail(finisher)
     assert written == [0]
 

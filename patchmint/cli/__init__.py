@@ -64,7 +64,11 @@ COMMANDS = {
     "status": LazyCommand(
         "patchmint.cli.status:status",
         "Show how a build stands: done, left, rate, rejects by reason; also while another machine builds.",
-        ("patchmint status out/stage1", "patchmint status s3://bucket/out --json"),
+        (
+            "patchmint status out/stage1",
+            "patchmint status out/stage1 --watch",
+            "patchmint status s3://bucket/out --json",
+        ),
     ),
     "doctor": LazyCommand(
         "patchmint.cli.doctor:doctor",

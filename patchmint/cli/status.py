@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from patchmint.jobs.printable import printable
-from patchmint.jobs.progress import duration
+from patchmint.jobs.progress import duration, speed_of
+
+if TYPE_CHECKING:
+    from patchmint.jobs.status import BuildStatus
+
+_WATCH_SECONDS = 2.0
 
 
 def status(
     out: Annotated[str, typer.Argument(metavar="OUT", help="The build's output: a folder, s3://, gs:// or az://.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch, one object per line.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every two seconds until the build ends.")
+    ] = False,
 ) -> None:
     """Show how a build stands: done, left, rate, rejects by reason; also while another machine builds."""
     from patchmint.jobs.status import status as read_status  # pyarrow and the store's client, not needed for --help
 
-    found = read_status(out)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1))
-        return
     console = Console(highlight=False, soft_wrap=True)
+    with Live(console=console, auto_refresh=False) if watch and not as_json else nullcontext() as live:
+        while True:
+            found = read_status(out)
+            if as_json:
+                typer.echo(json.dumps(asdict(found), indent=None if watch else 1))
+            elif live is not None:
+                live.update(_shown(out, found), refresh=True)
+            else:
+                console.print(_shown(out, found))
+            if not watch or found.state in ("finished", "stopped"):
+                return
+            time.sleep(_WATCH_SECONDS)
+
+
+def _shown(out: str, found: BuildStatus) -> Group:
     left = f", {found.left} left" if found.left else ""
-    console.print(f"[bold]{escape(printable(out))}[/]: {found.state}")
-    console.print(f"units    {found.units_done} of {found.units} done")
-    console.print(f"samples  {found.planned} planned = {found.written} written + {found.rejected} rejected{left}")
+    in_work = f" ({found.in_work} of them annotated, in units that aren't finished)" if found.in_work else ""
+    lines = [
+        f"[bold]{escape(printable(out))}[/]: {found.state}",
+        f"units    {found.units_done} of {found.units} done",
+        f"samples  {found.planned} planned = {found.written} written + {found.rejected} rejected{left}{in_work}",
+    ]
     if found.driver:
         who = f"{found.driver['host']}, pid {found.driver['pid']}, run {found.driver['run']}"
-        console.print(f"driver   {escape(printable(who))}")
+        lines.append(f"driver   {escape(printable(who))}")
     if found.rate:
-        console.print(f"rate     {found.rate:.1f} samples/s, {duration(found.seconds_left)} left")
+        lines.append(f"rate     {speed_of(found.rate)}, {duration(found.seconds_left)} left")
     reason = str(found.last_run.get("reason") or "")
     if reason and not found.driver:
-        console.print(f"stopped  {escape(printable(reason))}")
-    if found.rejects:
-        table = Table("rejected", "samples")
-        for name, count in sorted(found.rejects.items(), key=lambda item: -item[1]):
-            table.add_row(escape(printable(name)), str(count))
-        console.print(table)
+        lines.append(f"stopped  {escape(printable(reason))}")
+    if not found.rejects:
+        return Group(*lines)
+    table = Table("rejected", "samples")
+    for name, count in sorted(found.rejects.items(), key=lambda item: -item[1]):
+        table.add_row(escape(printable(name)), str(count))
+    return Group(*lines, table)

@@ -109,7 +109,7 @@ class Stopwatch:
     """Times the stages of all threads of a process; made by `start_timing`.
 
     Attributes:
-        stack: the path of the stages around, in each thread.
+        paths: the path of the stages around, by thread.
         waiting: stages between two events on the device that haven't been read.
     """
 
@@ -117,7 +117,7 @@ class Stopwatch:
         self._room = most_events
         self._only = only
         self._lock = threading.Lock()
-        self.stack = threading.local()
+        self.paths: dict[int, str] = {}
         self._home = threading.get_ident()
         self.waiting: deque[tuple[str, Any, Any]] = deque()
         # perf_counter has the resolution, time.time is the same for all processes
@@ -131,6 +131,11 @@ class Stopwatch:
         if self._only is not None and name not in self._only:
             return _NOTHING
         return _Stage(self, name, self._clock if device is not None and device.type == "cuda" else None)
+
+    @property
+    def doing(self) -> str:
+        """The path of the stage that the models' thread is in; "" between stages."""
+        return self.paths.get(self._home, "")
 
     def drain(self) -> Timing:
         """What there was since the last call, and forget it. What a GPU hasn't reached yet comes with the next."""
@@ -170,15 +175,15 @@ class _Stage:
         self._stopwatch, self._name, self._clock = stopwatch, name, clock
 
     def __enter__(self) -> None:
-        stack = self._stopwatch.stack
-        self._outer: str = getattr(stack, "path", "")
-        self._path = stack.path = f"{self._outer}/{self._name}" if self._outer else self._name
+        paths, thread = self._stopwatch.paths, threading.get_ident()
+        self._outer = paths.get(thread, "")
+        self._path = paths[thread] = f"{self._outer}/{self._name}" if self._outer else self._name
         self._begun = self._clock.mark() if self._clock is not None else None
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._start
-        self._stopwatch.stack.path = self._outer
+        self._stopwatch.paths[threading.get_ident()] = self._outer
         if self._clock is not None:
             self._stopwatch.waiting.append((self._path, self._begun, self._clock.mark()))
         else:

@@ -94,6 +94,12 @@ class LimitsConfig(Settings):
         default=0.05, ge=0, le=1, description="The build stops if a larger share of samples is rejected."
     )
     max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
+    stop_seconds: float = Field(
+        default=20,
+        ge=0,
+        le=500,
+        description="After Ctrl-C or SIGTERM, seconds for workers to keep what they have annotated, for the next run.",
+    )
 
 
 def _local_if_unsaid(runner: object) -> object:

@@ -236,7 +236,7 @@ def run_build(config: BuildConfig, **options: bool) -> BuildReport:
         typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
         ConfigError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.run`.
     """
-    stop = _Stop()
+    stop = _Stop(config.limits.stop_seconds)
     with _signals(stop), display() as told:
         try:
             return run(config, reporter=told, should_stop=stop.reason, **options)
@@ -248,7 +248,9 @@ def run_build(config: BuildConfig, **options: bool) -> BuildReport:
 class _Stop:
     """Remembers that somebody wants the build to stop."""
 
-    signal: int = 0
+    def __init__(self, seconds: float) -> None:
+        self.signal = 0
+        self.seconds = seconds
 
     def reason(self) -> str:
         if not self.signal:
@@ -259,7 +261,7 @@ class _Stop:
         if self.signal:  # the second time at once, without tidying; that is safe, only less neat
             os._exit(128 + number)
         self.signal = number
-        say("stopping: units in work are dropped (once more = at once)")
+        say(f"stopping: workers have {self.seconds:g} s to keep what they have annotated (once more = at once)")
 
 
 @contextmanager

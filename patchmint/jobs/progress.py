@@ -17,9 +17,8 @@ from patchmint.pipeline.driver.supervise import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
 from patchmint.shards.plan import Plan
 
-_LINE_SECONDS = 10
-_STILL_SECONDS = 60
-"""So often a line comes even if no unit is finished: units may take long, and silence looks like a hang."""
+_LINE_SECONDS = (1.0, 60.0)
+"""Between two lines of a log: a tenth of the time so far, within these limits."""
 _PLANNED_STEP = 100_000
 
 
@@ -55,10 +54,11 @@ class Display(Reporter):
     def note(self, progress: Progress) -> str:
         """Rate, time left, rejects, workers."""
         seconds = time.monotonic() - self._start if self._start else 0.0
-        rate = progress.samples / seconds if seconds else 0.0
-        left = f", {duration((progress.planned - progress.samples) / rate)} left" if rate else ""
-        rejects = f", {sum(progress.rejects.values())} rejected" if progress.rejects else ""
-        return f"{rate:.1f} samples/s{left}{rejects}, {progress.workers} workers"
+        rate = progress.annotated / seconds if seconds else 0.0
+        speed = f"{speed_of(rate)}, {duration((progress.planned - progress.through) / rate)} left" if rate else ""
+        found = progress.all_rejects().total()
+        rejects = f", {found} rejected" if found else ""
+        return f"{speed or 'first batch'}{rejects}, {progress.workers} worker{'s' if progress.workers != 1 else ''}"
 
 
 @contextmanager
@@ -85,13 +85,15 @@ class _Bar(Display):
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:  # noqa: ARG002
         if not progress.workers and not progress.done:
-            self._bar.update(self._task, description="loading models", completed=0)
+            self._bar.update(
+                self._task, description="loading models, workers ready", total=progress.workers_wanted, completed=0
+            )
             return
         self._bar.update(
             self._task,
             description="building",
             total=progress.planned,
-            completed=progress.samples,
+            completed=progress.through,
             note=self.note(progress),
         )
 
@@ -102,7 +104,7 @@ class _Bar(Display):
 class _Lines(Display):
     def __init__(self) -> None:
         super().__init__()
-        self._said = time.monotonic() - _LINE_SECONDS
+        self._said = self._begun = time.monotonic()
         self._planned = 0
 
     def planned(self, samples: int) -> None:
@@ -112,15 +114,25 @@ class _Lines(Display):
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         finished = result is not None and progress.done == progress.units
-        quiet = _LINE_SECONDS if result is not None else _STILL_SECONDS
-        if time.monotonic() - self._said < quiet and not finished:
+        now, (least, most) = time.monotonic(), _LINE_SECONDS
+        if now - self._said < min(most, max(least, (now - self._begun) / 10)) and not finished:
             return
-        self._said = time.monotonic()
-        share = 100 * progress.samples // max(progress.planned, 1)
-        self.say(f"{progress.done} of {progress.units} units, {share}%: {self.note(progress)}")
+        self._said = now
+        if not progress.workers and not progress.done:
+            self.say(f"loading models: 0 of {progress.workers_wanted} workers ready")
+            return
+        self.say(
+            f"{progress.through} of {progress.planned} samples, {progress.done} of {progress.units} units: "
+            f"{self.note(progress)}"
+        )
 
     def say(self, line: str) -> None:
         say(line)
+
+
+def speed_of(rate: float) -> str:
+    """Samples a second as people say them: "4.9 samples/s", "6.2 samples/min"."""
+    return f"{rate:.1f} samples/s" if rate >= 1 else f"{60 * rate:.2g} samples/min"
 
 
 def duration(seconds: float) -> str:

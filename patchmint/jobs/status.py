@@ -21,6 +21,7 @@ class BuildStatus:
         state: planning, building, stopped, finished.
         units, units_done: of the plan and its retries.
         planned, written, rejected, left: samples; planned = written + rejected + left.
+        in_work: of those left, the ones that are annotated, in units that aren't finished.
         rejects: by reason.
         rate: samples a second of the run that is at work now; 0 if none is.
         seconds_left: at that rate; -1 if not known.
@@ -36,6 +37,7 @@ class BuildStatus:
     written: int
     rejected: int
     left: int
+    in_work: int
     rejects: dict[str, int]
     rate: float
     seconds_left: float
@@ -63,6 +65,9 @@ def status(uri: str) -> BuildStatus:
     run_id = lease.run if lease else runs[-1].removeprefix("runs/").removesuffix(".json") if runs else ""
     run = read_run(storage, run_id) or {}
     rate = float(run.get("rate", 0.0)) if lease else 0.0
+    done = int((run.get("progress") or {}).get("samples", 0))
+    # units that were finished since the record was written are in the ledger already
+    in_work = max(0, min(left, int(run.get("through", 0)) - done)) if lease else 0
     return BuildStatus(
         uri=uri,
         state=_state(run, at_work=lease is not None, finished=not left and storage.exists("dataset.json")),
@@ -72,9 +77,10 @@ def status(uri: str) -> BuildStatus:
         written=ledger.written,
         rejected=rejects.total(),
         left=left,
+        in_work=in_work,
         rejects=dict(rejects),
         rate=rate,
-        seconds_left=round(left / rate, 1) if rate else -1.0,
+        seconds_left=round((left - in_work) / rate, 1) if rate else -1.0,
         driver={"run": lease.run, "host": lease.host, "pid": lease.pid} if lease else {},
         last_run=run,
     )

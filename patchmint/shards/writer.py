@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -13,6 +13,7 @@ from patchmint.shards.checks import Array, Problem, check_arrays, check_document
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
+from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardSample, document_of
 from patchmint.shards.schema import SampleDocument, encode_text
@@ -58,18 +59,37 @@ class ShardWriter:
         """
         document = document_of(sample, self._layout)
         arrays = _arrays(sample, self._layout)
-        for _, message in self._problems(document, arrays):
-            raise ShardError(f"sample {document.key!r} can't be written: {message}")
+        self._check(document, arrays)
         data = {
             IMAGE: sample.data,
             DOCUMENT: document.to_bytes(),
             CAPTION: encode_text(document.texts[0], "KEY.txt"),
             **{ending: encode_array(array) for ending, array in arrays.items()},
         }
+        self._append(document, arrays, data, sample.planned.ordinal)
+
+    def add_stored(self, sample: StoredSample, ordinal: int) -> None:
+        """Write a sample as another shard of the same data set holds it.
+
+        Args:
+            sample: with all of its members.
+            ordinal: its place in the plan.
+
+        Raises:
+            ShardError: as for `add`, or a member is damaged.
+        """
+        found = {ending: sample.array(ending) for ending in self._layout.members[3:]}
+        arrays = {ending: array for ending, array in found.items() if array is not None}
+        self._check(sample.document, arrays)
+        self._append(sample.document, arrays, sample.members, ordinal)
+
+    def _append(
+        self, document: SampleDocument, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int
+    ) -> None:
         members = tar_sample(document.key, ((ending, data[ending]) for ending in self._layout.members))
         tokens = self._layout.tokens
         codes = arrays[f"{tokens.member}.npy"] if tokens else None
-        place = {"ordinal": sample.planned.ordinal, "offset": self._size, "size": len(members)}
+        place = {"ordinal": ordinal, "offset": self._size, "size": len(members)}
         row = sidecar_row(document, arrays.get(SELECTOR), codes, **place)
         self._table.add(row)
         self._texts += len(row["texts"])
@@ -91,6 +111,10 @@ class ShardWriter:
     ) -> None:
         if kind is None:
             self.close()
+
+    def _check(self, document: SampleDocument, arrays: dict[str, Array]) -> None:
+        for _, message in self._problems(document, arrays):
+            raise ShardError(f"sample {document.key!r} can't be written: {message}")
 
     def _problems(self, document: SampleDocument, arrays: dict[str, Array]) -> Iterator[Problem]:
         yield from check_key(document.key)

@@ -73,6 +73,6 @@ def _act(action):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-_in_worker = any(thread.name == "end-with-parent" for thread in threading.enumerate())
+_in_worker = any(thread.name == "heed-parent" for thread in threading.enumerate())
 if _in_worker and os.environ.get("STAND_IN_STEP"):
     _install(os.environ["STAND_IN_STEP"], os.environ["STAND_IN_ONCE"])

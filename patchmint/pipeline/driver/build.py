@@ -30,6 +30,7 @@ from patchmint.pipeline.plan import (
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.shards.commit import sweep
+from patchmint.shards.kept import forget_kept
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
@@ -122,7 +123,7 @@ def build(
 
         def stop_reason() -> str:
             if lease.lost.is_set():
-                return _TAKEN_OVER
+                raise BuildError(_TAKEN_OVER)
             return should_stop()
 
         def planned(samples: int) -> None:
@@ -152,6 +153,7 @@ def build(
                 report=lambda progress, result: _report(progress, result, log, reporter),
                 warn=reporter.warn,
                 should_stop=stop_reason,
+                stop_seconds=config.limits.stop_seconds,
             )
             try:
                 supervisor.run()
@@ -166,6 +168,7 @@ def build(
         rejects = ledger.rejects()
         _write_manifest(ledger, rejects)
         sweep(storage, None)
+        forget_kept(storage)
         log.end("finished")
     return BuildReport(
         run=run_id,

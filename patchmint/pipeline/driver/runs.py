@@ -47,8 +47,9 @@ class RunRecord:
         state: planning, building, finished, stopped.
         reason: why it stopped; empty unless it did.
         elapsed: seconds since it began to build.
-        busy: seconds from when the first worker had loaded its models to the last finished unit.
+        busy: seconds since the first worker had loaded its models.
         rate: samples a second of that time, of all workers together.
+        through: samples annotated or rejected, also in units that aren't finished.
         progress: counts of this run.
         profile: as in `BuildReport`.
     """
@@ -62,6 +63,7 @@ class RunRecord:
     elapsed: float = 0.0
     busy: float = 0.0
     rate: float = 0.0
+    through: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] | None = None
     patchmint: str = __version__
@@ -76,7 +78,6 @@ class RunLog:
         self._storage = storage
         self._building_since = 0.0
         self._busy_since = 0.0
-        self._done = 0
         self._written = 0.0
         self._profile = Profile()
 
@@ -120,10 +121,10 @@ class RunLog:
         self.record.elapsed = round(time.monotonic() - self._building_since, 3)
         if progress.workers and not self._busy_since:
             self._busy_since = time.monotonic()
-        if progress.done != self._done:
-            self._done = progress.done
+        if self._busy_since:
             self.record.busy = round(time.monotonic() - self._busy_since, 3)
-        self.record.rate = round(progress.samples / max(self.record.busy, 1e-9), 3)
+        self.record.rate = round(progress.annotated / max(self.record.busy, 1e-9), 3)
+        self.record.through = progress.through
         self.record.progress = asdict(progress)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from patchmint.errors import BuildError
-from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, UnitResult
+from patchmint.pipeline.orders import Died, Done, Event, Failed, Kept, Order, Ready, UnitResult, Working
 from patchmint.shards.plan import Plan, Unit
 
 MIN_REJECTS_TO_STOP = 10
@@ -43,6 +43,14 @@ class Pool(Protocol):
         """How the run stands, as often as it is reported: a pool may export the counts."""
         ...
 
+    def interrupt(self, seconds: float) -> None:
+        """Ask all workers to keep what they have annotated; each that had something to keep says `Kept`.
+
+        Args:
+            seconds: for each to wait for the end of its batch.
+        """
+        ...
+
     def retire(self, worker: int) -> None:
         """Let go of an idle worker that there is no work for."""
         ...
@@ -60,9 +68,12 @@ class Progress:
         units: units to do in this run.
         done: units finished in this run.
         samples, written: samples in the finished units, and those of them that were written.
+        kept: of those samples, the ones that an earlier run had annotated.
         rejects: by reason.
         bytes: written into shards.
+        working: by worker, how far it is with a unit that isn't finished.
         workers: workers that are ready.
+        workers_wanted: workers that were asked for.
         deaths: workers that died.
         seconds: of all workers together, by stage.
         queue_wait: seconds that workers stood idle while units were left.
@@ -75,17 +86,38 @@ class Progress:
     done: int = 0
     samples: int = 0
     written: int = 0
+    kept: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
+    working: dict[int, Working] = field(default_factory=dict)
     workers: int = 0
+    workers_wanted: int = 0
     deaths: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     queue_wait: float = 0.0
     batch_sizes: list[int] = field(default_factory=list)
 
+    @property
+    def through(self) -> int:
+        """Samples of this run that are annotated or rejected, also in units that aren't finished."""
+        return self.samples + sum(working.samples for working in self.working.values())
+
+    @property
+    def annotated(self) -> int:
+        """The same without those that an earlier run had annotated: what rates are told by."""
+        return self.through - self.kept - sum(working.kept for working in self.working.values())
+
+    def all_rejects(self) -> Counter[str]:
+        """By reason, also of units that aren't finished."""
+        found = Counter(self.rejects)
+        for working in self.working.values():
+            found.update(working.rejects)
+        return found
+
     def add(self, result: UnitResult) -> None:
         """Count a finished unit."""
         self.done += 1
+        self.kept += result.kept
         self.samples += result.planned
         self.written += result.written
         for reason, count in result.rejects.items():
@@ -106,7 +138,7 @@ class Reporter:
         """The plan stands; so many units there are, and so many are done already."""
 
     def progress(self, progress: Progress, result: UnitResult | None) -> None:
-        """A unit is finished; or, without a result, some time has passed."""
+        """A unit is finished; or, without a result, some time has passed. Half a second at most lies between calls."""
 
     def warn(self, line: str) -> None:
         """Something that people should know: a worker died, a unit is tried again."""
@@ -128,6 +160,7 @@ class Supervisor:
         report: Callable[[Progress, UnitResult | None], None],
         warn: Callable[[str], None],
         should_stop: Callable[[], str],
+        stop_seconds: float = 0.0,
         rest_seconds: float = 2.0,
     ) -> None:
         """Prepare.
@@ -143,6 +176,7 @@ class Supervisor:
             report: called after each unit, and now and then with None.
             warn: takes a line for people: a worker died, a unit is tried again.
             should_stop: asked often; anything but "" stops the build with that reason.
+            stop_seconds: to let workers keep what they have annotated, if the build is stopped.
             rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
         """
         self._pool = pool
@@ -159,10 +193,12 @@ class Supervisor:
         self._promised: dict[int, Unit] = {}
         self._failures: Counter[int] = Counter()
         self._failures_in_a_row = 0
+        self._stop_seconds = stop_seconds
         self._rest_seconds = rest_seconds
         self._resting_until = 0.0
         self._setup_deaths = 0
-        self.progress = Progress(len(self._todo), sum(unit.samples for unit in self._todo))
+        planned = sum(unit.samples for unit in self._todo)
+        self.progress = Progress(len(self._todo), planned, workers_wanted=self._max_workers)
 
     def run(self) -> Progress:
         """Work until every unit is done.
@@ -175,11 +211,16 @@ class Supervisor:
         try:
             while self._todo or self._promised or self._orders:
                 if reason := self._should_stop():
-                    raise BuildError(reason)
+                    kept = self._wind_down()
+                    raise BuildError(f"{reason}{f'; {kept} annotated samples are kept for it' if kept else ''}")
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
+                self._check_rejects()
                 self._tell(None)
+        except KeyboardInterrupt:
+            self._wind_down()
+            raise
         finally:
             self._pool.stop()
         return self.progress
@@ -206,6 +247,30 @@ class Supervisor:
             self._orders[worker] = order
             self._pool.submit(worker, order)
 
+    def _wind_down(self) -> int:
+        """Let units end that are nearly done, and workers keep what they have annotated of the others.
+
+        Returns:
+            How many samples of unfinished units are kept.
+        """
+        until = time.monotonic() + self._stop_seconds
+        self._orders = {worker: order for worker, order in self._orders.items() if order.probe is None}
+        if self._orders:
+            self._pool.interrupt(self._stop_seconds / 2)
+        kept = 0
+        while self._orders and (left := until - time.monotonic()) > 0:
+            for event in self._pool.wait(min(left, _POLL_SECONDS)):
+                match event:
+                    case Kept(worker, samples):
+                        self._orders.pop(worker, None)
+                        kept += samples
+                    case Done(worker) if worker in self._orders:
+                        self._handle(event)
+                    case Failed(worker) | Died(worker):
+                        self._orders.pop(worker, None)
+            self._tell(None)
+        return kept
+
     def _next_unit(self, worker: int) -> Unit | None:
         if worker in self._promised:
             return self._promised.pop(worker)
@@ -229,7 +294,14 @@ class Supervisor:
                 self._setup_deaths = 0
                 self.progress.workers += 1
                 self._idle[worker] = time.monotonic()
+            case Working(worker, unit):
+                order = self._orders.get(worker)
+                if order is not None and order.unit.id == unit:  # it may come late
+                    self.progress.working[worker] = event
+            case Kept():
+                pass  # nobody is asked to stop here
             case Done(worker, result):
+                self.progress.working.pop(worker, None)
                 self._idle[worker] = time.monotonic()
                 self._finish(self._orders.pop(worker), result)
             case Failed(worker, transient, message):
@@ -256,6 +328,7 @@ class Supervisor:
 
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)
+        self.progress.working.pop(worker, None)
         if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
             self._max_workers -= 1
             if self._wanted > self._max_workers:
@@ -282,6 +355,7 @@ class Supervisor:
     def _bury(self, worker: int, innocent: bool, message: str) -> None:
         was_idle = self._idle.pop(worker, None) is not None
         order = self._orders.pop(worker, None)
+        self.progress.working.pop(worker, None)
         self.progress.deaths += 1
         if order is None and not was_idle:
             self._setup_deaths += not innocent
@@ -303,12 +377,17 @@ class Supervisor:
         self._todo.appendleft(order.unit)
 
     def _check_rejects(self) -> None:
-        if self._rejected > max(MIN_REJECTS_TO_STOP, self._max_share * self._samples):
+        working = self.progress.working.values()
+        rejected = self._rejected + sum(sum(each.rejects.values()) for each in working)
+        samples = self._samples + sum(each.samples for each in working)
+        if rejected > max(MIN_REJECTS_TO_STOP, self._max_share * samples):
+            found = self.progress.all_rejects().most_common()
+            reasons = f" (in this run {', '.join(f'{count} {reason}' for reason, count in found)})" if found else ""
             raise BuildError(
-                f"{self._rejected} of {self._samples} samples were rejected, more than limits.max_reject_share "
-                f"({self._max_share:g}) allows; `patchmint status` shows the reasons. If the data set is like that, "
-                "raise limits.max_reject_share and run the same command again; else fix the config and build into "
-                "another folder"
+                f"{rejected} of {samples} samples were rejected, more than limits.max_reject_share "
+                f"({self._max_share:g}) allows{reasons}. If the data set is like "
+                "that, raise limits.max_reject_share and run the same command again; else fix the config and build "
+                "into another folder"
             )
 
 

@@ -78,6 +78,14 @@ class LocalPool:
     def observe(self, progress: Progress, result: UnitResult | None) -> None:
         """Nothing is exported."""
 
+    def interrupt(self, seconds: float) -> None:
+        """Ask through the children's standard input."""
+        for child in self._children.values():
+            with suppress(OSError):
+                assert child.process.stdin is not None
+                child.process.stdin.write(bytes([min(255, round(seconds))]))
+                child.process.stdin.flush()
+
     def retire(self, worker: int) -> None:
         """End an idle worker."""
         self._end(self._children.pop(worker))
@@ -154,19 +162,24 @@ def serve(descriptor: int) -> None:
         descriptor: of its end of the pipe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
-    worker, slot, settings, device, threads = connection.recv()
-    served = ServedWorker(worker)
-    try:
-        connection.send(served.load(settings, device, threads, slot))
+    one_at_a_time = threading.Lock()
+
+    def send(event: Event) -> None:
+        with one_at_a_time, suppress(BrokenPipeError):  # that the driver is gone is seen elsewhere
+            connection.send(event)
+
+    with suppress(EOFError):
+        worker, slot, settings, device, threads = connection.recv()
+        served = ServedWorker(worker, send)
+        threading.Thread(target=_heed_parent, args=[served], name="heed-parent", daemon=True).start()
+        send(served.load(settings, device, threads, slot))
         while True:
-            connection.send(served.do(connection.recv()))
-    except (EOFError, BrokenPipeError):
-        return
+            send(served.do(connection.recv()))
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 1):  # unbuffered: a lock that a thread holds would stop the interpreter from ending
-        pass
+def _heed_parent(served: ServedWorker) -> None:
+    """A byte on standard input is a wish to stop, and says within how many seconds; its end is the driver's end."""
+    while seconds := os.read(0, 1):  # unbuffered: a lock that a thread holds would stop the interpreter from ending
+        served.keep(seconds[0])
     os._exit(1)

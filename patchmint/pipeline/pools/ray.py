@@ -24,12 +24,14 @@ from ray.util.metrics import Counter, Gauge
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.supervise import Progress
-from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings
+from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings, Working
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
 _PULSE_SECONDS = 5.0
 _END_SECONDS = 10.0
+_NEWS_SECONDS = 0.5
+_BOARD_SECONDS = 10.0
 _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
 
@@ -37,11 +39,43 @@ _LOST_SECONDS = 45.0
 class PatchmintWorker(ServedWorker):
     """Runs on the cluster. Errors travel as values: Ray would wrap them, and needs their classes on both sides."""
 
-    def __init__(self, worker: int) -> None:
-        super().__init__(worker, f"on {socket.gethostname()}: ")
+    def __init__(self, worker: int, board: Any) -> None:
+        self._board = board
+        super().__init__(worker, self._say, f"on {socket.gethostname()}: ")
 
     def ping(self) -> None:
         """Show that it lives."""
+
+    def _say(self, event: Event) -> None:
+        with suppress(RayError):  # the board may be gone for a while; what it says is news, not answers
+            seconds = ray.get(self._board.tell.remote(event), timeout=_BOARD_SECONDS)
+            if seconds is not None and isinstance(event, Working):
+                self.keep(seconds)
+
+
+class Board:
+    """Carries what workers say while they do an order, on which a driver can't wait otherwise.
+
+    An actor of its own: a second method of the workers would move their models into another thread than the main one.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[type[Event], int], Event] = {}
+        self._seconds: float | None = None
+
+    def tell(self, event: Event) -> float | None:
+        """Take over a worker's latest news; the answer is whether to stop, and within how many seconds."""
+        self._events[type(event), event.worker] = event
+        return self._seconds
+
+    def take(self) -> list[Event]:
+        """What is new since the last call."""
+        events, self._events = self._events, {}
+        return list(events.values())
+
+    def interrupt(self, seconds: float) -> None:
+        """Have every worker that says something keep what it has annotated."""
+        self._seconds = seconds
 
 
 class RayPool:
@@ -63,11 +97,16 @@ class RayPool:
         self._warn = warn
         self._actors: dict[int, Any] = {}
         self._pending: dict[Any, int] = {}
+        self._news: Any = None
+        self._news_at = 0.0
         self._loaded: set[int] = set()
         self._needed = 1
         self._next = 0
         self._enough_at = time.monotonic()
         _connect(runner)
+        # needs no room of its own, and is started anew where its node goes away
+        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, name=f"patchmint-{settings.run_id}-board")
+        self._board = board.remote()
         self._pulse = _Pulse()
         self._metrics = _Metrics()
 
@@ -89,13 +128,18 @@ class RayPool:
         """
         self._pulse.check()
         self._say_waiting()
-        if not self._pending:
-            time.sleep(seconds)
-            return []
+        news = self._take_news()
+        if news or not self._pending:
+            time.sleep(0 if news else seconds)
+            return news
         done, _ = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
         more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0) if done else ([], [])
         events = [self._answer(ref) for ref in more]
         return [event for event in events if event is not None]
+
+    def interrupt(self, seconds: float) -> None:
+        """Ask through the board: workers see it with their next news."""
+        self._board.interrupt.remote(seconds)
 
     def observe(self, progress: Progress, result: UnitResult | None) -> None:
         """Export the counts."""
@@ -112,8 +156,22 @@ class RayPool:
         self._pulse.stop()
         for worker in list(self._actors):
             self._kill(worker)
+        if not self._pulse.lost:
+            with suppress(RayError):
+                ray.kill(self._board)
         if in_work and not self._pulse.lost:
             ray.wait(in_work, num_returns=len(in_work), timeout=_END_SECONDS)
+
+    def _take_news(self) -> list[Event]:
+        """What the board has, asked for at most once a second and never waited for."""
+        news: list[Event] = []
+        if self._news is None and time.monotonic() - self._news_at > _NEWS_SECONDS:
+            self._news, self._news_at = self._board.take.remote(), time.monotonic()
+        elif self._news is not None and ray.wait([self._news], timeout=0)[0]:
+            with suppress(RayError):
+                news = ray.get(self._news)
+            self._news = None
+        return news
 
     def _create(self) -> None:
         worker, self._next = self._next, self._next + 1
@@ -121,7 +179,7 @@ class RayPool:
         # max_restarts 0: who replaces a dead worker is the supervisor, which wants to know of every death
         options = {"num_cpus": runner.num_cpus, "num_gpus": runner.num_gpus, "max_restarts": 0, "max_task_retries": 0}
         name = f"patchmint-{self._settings.run_id}-{worker}"
-        actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker)
+        actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker, self._board)
         self._actors[worker] = actor
         device = "cuda" if runner.num_gpus else "cpu"
         self._pending[actor.load.remote(self._settings, device, runner.num_cpus)] = worker

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import DiskFullError, PatchmintError, StorageError
-from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, WorkerInfo, WorkerSettings
+from patchmint.pipeline.orders import Done, Event, Failed, Kept, Order, Ready, WorkerInfo, WorkerSettings
 
 if TYPE_CHECKING:
     from patchmint.pipeline.worker.work import Worker
 
+_BEAT_SECONDS = 1.0
+
 
 class ServedWorker:
-    """Loads a worker, and hands it orders.
+    """Loads a worker, hands it orders, and says once a second how far it is.
 
     Args:
         number: the pool's name for it.
+        tell: takes what isn't an answer, in another thread; None: nobody listens.
         where: put before the messages of errors.
     """
 
-    def __init__(self, number: int, where: str = "") -> None:
+    def __init__(self, number: int, tell: Callable[[Event], None] | None = None, where: str = "") -> None:
         self._number = number
         self._where = where
         self._worker: Worker | None = None
+        self._tell = tell
+        if tell is not None:
+            threading.Thread(target=self._beat, args=[tell], name="beat", daemon=True).start()
 
     def load(self, settings: WorkerSettings, device: str, threads: int, slot: int = 0) -> Event:
         """Load the models.
@@ -43,6 +52,21 @@ class ServedWorker:
         assert self._worker is not None
         worker = self._worker
         return self._answer(lambda: Done(self._number, worker.do(order)))
+
+    def keep(self, seconds: float) -> None:
+        """Keep what is annotated of the unit in work, and tell; in another thread. See `Worker.keep`."""
+        if self._worker is None or self._tell is None:
+            return
+        with suppress(PatchmintError):  # then what is annotated is lost, as when the process is killed
+            samples = self._worker.keep(seconds)
+            if samples is not None:
+                self._tell(Kept(self._number, samples))
+
+    def _beat(self, tell: Callable[[Event], None]) -> None:
+        while True:
+            time.sleep(_BEAT_SECONDS)
+            if self._worker is not None and (working := self._worker.working(self._number)) is not None:
+                tell(working)
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
         wait_briefly()

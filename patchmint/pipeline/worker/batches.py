@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,32 +34,37 @@ _GAIN = 1.05
 
 
 def like_batches(
-    items: Iterable[_Item],
+    items: Iterable[tuple[int, _Item]],
     size: Callable[[], int],
     key: Callable[[_Item], Hashable],
     weight: Callable[[_Item], int],
     *,
+    looked: int = -1,
+    waiting: int = 0,
     ahead: int = BATCHES_AHEAD,
     most: int = _MOST_BYTES,
     most_of_a_batch: int = _MOST_BYTES_OF_A_BATCH,
 ) -> Iterator[list[tuple[int, _Item]]]:
-    """Batches in which items with equal keys stand together, each with its number from 0; full ones wherever possible.
+    """Batches in which items with equal keys stand together; full ones wherever possible.
 
     A batch always has the oldest item that is left, so none falls behind: it and the newest one that was taken are less
-    than `ahead` batches apart. Which items share a batch depends on the items alone, and on no clock.
+    than `ahead` batches apart. Which items share a batch depends on the items alone, and on no clock. So a run that
+    resumes after some batches makes the same ones from then on.
 
     Args:
-        items: taken as they are needed.
+        items: numbers, ascending, and items; taken as they are needed.
         size: of a batch; asked anew for each.
         key: what makes two items alike.
         weight: bytes of an item.
+        looked: the last number that an interrupted run had taken.
+        waiting: so many of the first items that run had taken too, but not handed over in a batch that was finished.
         ahead: so many batches' items are looked at.
         most: no further item is looked at for its likeness while those that wait weigh more.
         most_of_a_batch: a batch weighs no more, but for one of a single item.
     """
-    window: dict[int, _Item] = {}
-    coming = enumerate(items)
-    number, weighs = -1, 0
+    coming = iter(items)
+    window = dict(islice(coming, waiting))
+    number, weighs = looked, sum(map(weight, window.values()))
     while True:
         count = size()
         oldest = next(iter(window), number + 1)

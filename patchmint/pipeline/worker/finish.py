@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from pydantic import ValidationError
@@ -18,17 +18,31 @@ from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.pipeline.worker.prepare import Prepared, reject
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.samples import Fault, Reject
+from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
+from patchmint.shards.kept import KeptUnit
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.reader import StoredSample
+from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample, phrases_of
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
-from patchmint.storage import NewFile
+from patchmint.storage import NewFile, Storage
 
 Answered = tuple[int, Prepared, ModelAnswers | Fault]
-"""A sample's number among those that were prepared, the sample, and what the models said or why they couldn't."""
+"""A sample's place in its unit, the sample, and what the models said or why they couldn't."""
+
+
+@dataclass(frozen=True)
+class KeptSample:
+    """A sample that an interrupted run had annotated."""
+
+    planned: PlannedSample
+    stored: StoredSample
+
+
+Finished = ShardSample | KeptSample | Reject
 
 
 class Finisher:
@@ -38,19 +52,30 @@ class Finisher:
 
     Args:
         models: make labels.
-        write: takes what is finished, in order of the samples' numbers; in a thread, but never twice at once.
+        write: takes places and what is finished there, in order; in a thread, but never twice at once.
         pool: of one thread.
+        passed: places that aren't waited for; the caller adds those of which it learns later.
+        early: what is finished already, by place.
+
+    Attributes:
+        early: what is finished and waits for a place before it. Batches take samples out of their order, but none is
+            held for longer than `like_batches` looks ahead.
     """
 
     def __init__(
-        self, models: AnnotationModels, write: Callable[[ShardSample | Reject], None], pool: ThreadPoolExecutor
+        self,
+        models: AnnotationModels,
+        write: Callable[[int, Finished], None],
+        pool: ThreadPoolExecutor,
+        passed: Collection[int] = (),
+        early: Mapping[int, Finished] = MappingProxyType({}),
     ) -> None:
         self._models = models
         self._write = write
         self._pool = pool
+        self._passed = passed
         self._job: Future[None] | None = None
-        # Batches take samples out of their order. None is held for longer than `like_batches` looks ahead.
-        self._early: dict[int, ShardSample | Reject] = {}
+        self.early = dict(early)
         self._turn = 0
 
     def take(self, batch: Sequence[Answered]) -> None:
@@ -80,10 +105,11 @@ class Finisher:
             job.result()
 
     def _finish(self, batch: Sequence[Answered]) -> None:
-        for number, prepared, answers in batch:
-            self._early[number] = self._finished(prepared, answers)
-        while (item := self._early.pop(self._turn, None)) is not None:
-            self._write(item)
+        for place, prepared, answers in batch:
+            self.early[place] = self._finished(prepared, answers)
+        while self._turn in self.early or self._turn in self._passed:
+            if (item := self.early.pop(self._turn, None)) is not None:
+                self._write(self._turn, item)
             self._turn += 1
 
     def _finished(self, prepared: Prepared, answers: ModelAnswers | Fault) -> ShardSample | Reject:
@@ -157,8 +183,8 @@ class UnitShard:
         layout: of the samples.
         attempt: owns the files.
         files: closes them.
-        rejects: so far.
-        written: samples so far.
+        rejects: so far, by place in the unit.
+        written: places of the samples so far, in the shard's order.
         tar, writer: None before the first sample.
     """
 
@@ -166,23 +192,83 @@ class UnitShard:
     layout: Layout
     attempt: Attempt
     files: ExitStack
-    rejects: list[Reject] = field(default_factory=list)
-    written: int = 0
+    rejects: dict[int, Reject] = field(default_factory=dict)
+    written: list[int] = field(default_factory=list)
     tar: NewFile | None = None
     writer: ShardWriter | None = None
 
-    def add(self, item: ShardSample | Reject) -> None:
-        """Write a sample, or keep a reject."""
+    def add(self, place: int, item: Finished) -> None:
+        """Write a sample, or note a reject."""
         if isinstance(item, Reject):
-            self.rejects.append(item)
+            self.rejects[place] = item
             return
         with stage("write"):
             if self.writer is None:
                 self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
                 sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
                 self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
-            self.writer.add(item)
-            self.written += 1
+            if isinstance(item, KeptSample):
+                self.writer.add_stored(item.stored, item.planned.ordinal)
+            else:
+                self.writer.add(item)
+            self.written.append(place)
+
+    def resume(self, kept: KeptUnit, samples: Sequence[PlannedSample], storage: Storage) -> dict[int, Finished]:
+        """Begin with what an interrupted run has kept of the unit.
+
+        Args:
+            kept: that.
+            samples: the unit's.
+            storage: where it lies.
+
+        Returns:
+            By place, what has to wait for a place before it.
+
+        Raises:
+            StorageError, ShardError: it can't be read.
+        """
+        self.rejects = kept.read_rejects(storage)
+        early: dict[int, Finished] = {}
+        turn = 0
+        for place, stored in kept.read_samples(storage):
+            while turn in self.rejects:
+                turn += 1
+            item = KeptSample(samples[place], stored)
+            if place == turn:
+                self.add(place, item)
+                turn += 1
+            else:
+                early[place] = item
+        return early
+
+    def keep(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
+        """Leave what is annotated to the run that resumes, and write no more.
+
+        Args:
+            early: what is finished and waits for a place before it.
+            looked: the last place that was considered for a batch.
+            plan_digest: of the plan.
+
+        Returns:
+            How many samples are kept, rejects among them.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        for place, item in sorted(early.items()):
+            self.add(place, item)
+        if not self.written and not self.rejects:
+            return 0
+        self.files.close()
+        self.write_rejects(self.rejects.values())
+        self.attempt.keep(plan_digest, self.written, sorted(self.rejects), looked)
+        return len(self.written) + len(self.rejects)
+
+    def write_rejects(self, rejects: Collection[Reject]) -> None:
+        """Write the table of rejects, if there are any. Raises StorageError."""
+        if rejects:
+            with self.attempt.new_file(f"rejects/{self.unit}.parquet") as file:
+                write_rejects(file, rejects)
 
 
 def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None) -> Layout:

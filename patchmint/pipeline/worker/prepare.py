@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -58,8 +58,9 @@ class Prepared:
         return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
 
 
-Items = Generator[Reject | Prepared, None, None]
-"""Samples prepared or rejected, in order; what is begun and not taken is dropped when it is closed."""
+Items = Generator[tuple[int, Reject | Prepared], None, None]
+"""Places in the unit, and the samples there, prepared or rejected, in order; what is begun and not taken is dropped
+when it is closed."""
 
 
 class Preparer:
@@ -90,7 +91,7 @@ class Preparer:
         self._heaviest = 0
         self._next: tuple[Unit, Future[_Begun]] | None = None
 
-    def prepared(self, order: Order, ahead: int) -> tuple[Sequence[PlannedSample], Items]:
+    def prepared(self, order: Order, ahead: int, done: Collection[int] = ()) -> tuple[Sequence[PlannedSample], Items]:
         """A unit's samples, and those that the order is about, each prepared or rejected, in order.
 
         Once all of them are begun, threads have time for the first samples of `order.ahead`.
@@ -98,23 +99,24 @@ class Preparer:
         Args:
             order: which samples; poisoned ones are left out.
             ahead: so many are at work or wait to be taken at most; fewer large ones, but one a thread.
+            done: places whose samples are left out as well.
 
         Raises:
             StorageError: the plan or an image couldn't be read; another try may do.
         """
-        begun = self._take_begun(order)
+        left_out = order.poison.union(done)
+        begun = self._take_begun(order, whole=order.probe is None and not left_out)
         if begun is None:
             unit = self._read_unit(order.unit)
-            wanted = set(range(len(unit)) if order.probe is None else order.probe) - order.poison
-            begun = _Begun(unit, [sample for place, sample in enumerate(unit) if place in wanted])
+            begun = _Begun(unit, sorted(set(range(len(unit)) if order.probe is None else order.probe) - left_out))
         return begun.unit, self._taken(begun, ahead, order.ahead)
 
-    def _take_begun(self, order: Order) -> _Begun | None:
-        """What was begun ahead, if it is all of this order's unit; anything else is dropped."""
+    def _take_begun(self, order: Order, *, whole: bool) -> _Begun | None:
+        """What was begun ahead, if the order is about that whole unit; anything else is dropped."""
         if self._next is None:
             return None
         (unit, future), self._next = self._next, None
-        if unit != order.unit or order.poison or order.probe is not None:
+        if unit != order.unit or not whole:
             future.add_done_callback(_drop)
             return None
         try:
@@ -124,7 +126,7 @@ class Preparer:
 
     def _begin(self, unit: Unit, ahead: int) -> _Begun:
         samples = self._read_unit(unit)
-        begun = _Begun(samples, samples)
+        begun = _Begun(samples, range(len(samples)))
         self._fill(begun, ahead)
         return begun
 
@@ -134,20 +136,21 @@ class Preparer:
         else:  # nothing is known yet
             ahead = min(ahead, 2 * self._threads)
         missing = max(0, ahead - len(begun.waiting))
-        for sample in begun.samples[begun.taken : begun.taken + missing]:
-            begun.waiting.append(self._pool.submit(self._prepare, sample))
+        for place in begun.places[begun.taken : begun.taken + missing]:
+            begun.waiting.append((place, self._pool.submit(self._prepare, begun.unit[place])))
             begun.taken += 1
 
     def _taken(self, begun: _Begun, ahead: int, following: Unit | None) -> Items:
         try:
             while True:
                 self._fill(begun, ahead)
-                if following is not None and begun.taken == len(begun.samples):
+                if following is not None and begun.taken == len(begun.places):
                     self._next = (following, self._pool.submit(self._begin, following, ahead))
                     following = None
                 if not begun.waiting:
                     return
-                yield begun.waiting.popleft().result()
+                place, future = begun.waiting.popleft()
+                yield place, future.result()
         finally:
             begun.drop()
 
@@ -201,15 +204,15 @@ class Preparer:
 
 @dataclass
 class _Begun:
-    """A unit, those of its samples to prepare, of which `taken` were handed to threads, and those that wait there."""
+    """A unit, the places in it to prepare, of which `taken` were handed to threads, and those that wait there."""
 
     unit: Sequence[PlannedSample]
-    samples: Sequence[PlannedSample]
-    waiting: deque[Future[Reject | Prepared]] = field(default_factory=deque)
+    places: Sequence[int]
+    waiting: deque[tuple[int, Future[Reject | Prepared]]] = field(default_factory=deque)
     taken: int = 0
 
     def drop(self) -> None:
-        for future in self.waiting:
+        for _, future in self.waiting:
             future.cancel()
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from patchmint.compute.memory import keep_few_kernels, keep_freed_memory, peak_m
 from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
-from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings
+from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.worker.batches import BATCHES_AHEAD, choose_batch_size, like_batches
@@ -31,10 +32,9 @@ from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layo
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
+from patchmint.shards.kept import KeptUnit, find_kept, forget_kept
 from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
-from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardSample
 from patchmint.storage import open_storage
 
 
@@ -76,11 +76,56 @@ class Worker:
         self._device = device
         # without a profile only what every result says, which no GPU need be asked for
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
+        self._in_work: _InWork | None = None
+        self._handing_over = threading.Lock()
+        self._stopping, self._between = threading.Event(), threading.Event()
 
     @property
     def info(self) -> WorkerInfo:
         """Who this is."""
         return WorkerInfo(host=socket.gethostname(), device=self._device)
+
+    def working(self, worker: int) -> Working | None:
+        """How far this is with its unit, in any thread; None while it annotates none.
+
+        Args:
+            worker: what its pool calls this one.
+        """
+        if (work := self._in_work) is None or (shard := work.shard) is None:
+            return None
+        return Working(
+            worker=worker,
+            unit=work.unit,
+            samples=len(shard.written) + len(shard.rejects) + len(work.finisher.early),
+            kept=work.kept,
+            rejects=_reasons(list(shard.rejects.values())),
+            doing=self._stopwatch.doing,
+        )
+
+    def keep(self, seconds: float) -> int | None:
+        """Leave what is annotated of the unit in work to the run that resumes the build; called in another thread.
+
+        From then on nothing is annotated or committed: this process is to be ended.
+
+        Args:
+            seconds: to wait for the models to answer for the batch that they have; if they don't, it is lost.
+
+        Returns:
+            How many samples are kept, rejects among them; None where no unit is being annotated. One that is being
+            committed goes on.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        self._stopping.set()
+        if self._in_work is not None:
+            self._between.wait(seconds)
+        self._handing_over.acquire()
+        if (work := self._in_work) is None or work.shard is None:
+            self._handing_over.release()
+            return None
+        work.finisher.wait()  # the lock is kept: nothing is handed over any more
+        return work.shard.keep(work.finisher.early, work.looked, self._settings.plan_digest)
 
     def do(self, order: Order) -> UnitResult | None:
         """Build a unit, or probe some of its samples.
@@ -97,14 +142,23 @@ class Worker:
             os._exit(1)
 
     def _do(self, order: Order) -> UnitResult | None:
+        kept: KeptUnit | None = None
         with stage("wait"):
-            samples, items = self._preparer.prepared(order, 2 * self._batch_size)
+            if order.probe is None and not order.poison:
+                kept = find_kept(self._storage, order.unit.id, self._settings.plan_digest)
+            done = kept.places if kept is not None else set()
+            samples, items = self._preparer.prepared(order, 2 * self._batch_size, done)
         if order.probe is not None:
-            self._annotate(items, lambda _: None)
+            passed = set(range(len(samples))) - order.probe | order.poison
+            with Finisher(self._models, lambda *_: None, self._finishing, passed) as finisher:
+                self._annotate(items, _InWork(order.unit.id, None, finisher, passed))
             return None
         attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
         try:
-            return self._build(order, samples, items, attempt)
+            result = self._build(order, samples, items, attempt, kept)
+            if kept is not None:
+                forget_kept(self._storage, order.unit.id)
+            return result
         except StorageError:
             # Another driver that finished this unit may have swept our files from under us: then all is well.
             if find_record(self._storage, order.unit.id) is None:
@@ -113,21 +167,35 @@ class Worker:
         finally:
             attempt.drop()
 
-    def _build(self, order: Order, samples: Sequence[PlannedSample], items: Items, attempt: Attempt) -> UnitResult:
+    def _build(
+        self,
+        order: Order,
+        samples: Sequence[PlannedSample],
+        items: Items,
+        attempt: Attempt,
+        kept: KeptUnit | None,
+    ) -> UnitResult:
         with ExitStack() as files:
             shard = UnitShard(order.unit.name, self._layout, attempt, files)
-            self._annotate(items, shard.add)
+            early = shard.resume(kept, samples, self._storage) if kept is not None else {}
+            passed = set(order.poison) | {*shard.written, *shard.rejects}
+            with Finisher(self._models, shard.add, self._finishing, passed, early) as finisher:
+                work = _InWork(order.unit.id, shard, finisher, passed)
+                if kept is not None:
+                    work.looked, work.kept = kept.looked, len(kept.places)
+                self._annotate(items, work)
             with stage("commit"):
                 files.close()
-                rejects = shard.rejects + [_poisoned(samples[place]) for place in order.poison]
-                won = self._commit(order, samples, shard, rejects, attempt)
+                rejects = [*shard.rejects.values(), *(_poisoned(samples[place]) for place in order.poison)]
+                won = self._commit(samples, shard, rejects, attempt)
         timing = self._stopwatch.drain()
         return UnitResult(
             unit=order.unit.id,
             planned=len(samples),
-            written=shard.written,
+            written=len(shard.written),
             rejects=_reasons(rejects),
             bytes=shard.tar.size if shard.tar is not None else 0,
+            kept=work.kept,
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size,
@@ -135,48 +203,55 @@ class Worker:
         )
 
     def _commit(
-        self, order: Order, samples: Sequence[PlannedSample], shard: UnitShard, rejects: list[Reject], attempt: Attempt
+        self, samples: Sequence[PlannedSample], shard: UnitShard, rejects: list[Reject], attempt: Attempt
     ) -> bool:
-        if rejects:
-            with attempt.new_file(f"rejects/{order.unit.name}.parquet") as file:
-                write_rejects(file, sorted(rejects, key=lambda reject: reject.ordinal))
+        shard.write_rejects(rejects)
         self._check_plan()
         return attempt.commit(
             planned=len(samples),
-            written=shard.written,
+            written=len(shard.written),
             rejects=_reasons(rejects),
             plan_digest=self._settings.plan_digest,
             texts=shard.writer.texts if shard.writer is not None else 0,
             label_share=shard.writer.label_share if shard.writer is not None else None,
         )
 
-    def _annotate(self, items: Items, write: Callable[[ShardSample | Reject], None]) -> None:
-        """Give each sample, annotated or rejected, to `write`: rejects of reading at any time, the rest in order."""
-        rejects: list[Reject] = []
+    def _annotate(self, items: Items, work: _InWork) -> None:
+        """Give each sample to the unit's shard: rejects of reading at any time, the rest in order."""
         batches = like_batches(
-            _prepared(items, rejects),
+            work.taken(items),
             size=lambda: self._batch_size,
             key=lambda item: self._models.batch_key(item.image.size),
             weight=lambda item: item.nbytes,
+            looked=work.looked,
+            waiting=work.looked + 1 - sum(place <= work.looked for place in work.passed | work.finisher.early.keys()),
             ahead=BATCHES_AHEAD if self._models.prefers_like_sizes else 1,
         )
-        with closing(items), Finisher(self._models, write, self._finishing) as finisher:
-            for batch in batches:
-                before = self._batch_size
-                with stage("annotate"):
-                    answers = self._ask_or_halve([item for _, item in batch])
-                if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
-                    self._batch_size = before  # the fault of a sample that is too large for any batch
-                # what was for the models isn't needed any more
-                asked = [(number, replace(item, inputs=None)) for number, item in batch]
-                answered = [(*numbered, answer) for numbered, answer in zip(asked, answers, strict=True)]
+        finisher = work.finisher
+        self._in_work = work
+        try:
+            with closing(items):
+                for batch in batches:
+                    before = self._batch_size
+                    with stage("annotate"):
+                        answers = self._ask_or_halve([item for _, item in batch])
+                    if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
+                        self._batch_size = before  # the fault of a sample that is too large for any batch
+                    # what was for the models isn't needed any more
+                    asked = [(place, replace(item, inputs=None)) for place, item in batch]
+                    answered = [(*placed, answer) for placed, answer in zip(asked, answers, strict=True)]
+                    with stage("hold"), self._handing_over:
+                        finisher.take(answered)
+                    if self._stopping.is_set():
+                        self._between.set()
+                        threading.Event().wait()  # for this process's end
+                    del batch, asked, answers, answered  # or they would be held while the next batch is waited for
                 with stage("hold"):
-                    finisher.take(answered)
-                del batch, asked, answers, answered  # or they would be held while the next batch is waited for
-            with stage("hold"):
-                finisher.wait()
-        for rejected in rejects:
-            write(rejected)
+                    finisher.take([])  # kept samples may be all that is left
+                    finisher.wait()
+        finally:
+            with self._handing_over:
+                self._in_work = None
 
     def _ask_or_halve(self, batch: list[Prepared]) -> list[ModelAnswers | Fault]:
         """Ask the models; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
@@ -233,16 +308,40 @@ class Worker:
             ) from error
 
 
-def _prepared(items: Items, rejects: list[Reject]) -> Iterator[Prepared]:
-    while True:
-        with stage("wait"):
-            item = next(items, None)
-        if item is None:
-            return
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            yield item
+@dataclass
+class _InWork:
+    """A unit being annotated.
+
+    Attributes:
+        unit: its id.
+        shard: in the making; None for a probe.
+        finisher: labels and writes.
+        passed: places that the finisher needn't wait for.
+        looked: the last place that was considered for a batch.
+        kept: samples that an interrupted run had annotated.
+    """
+
+    unit: int
+    shard: UnitShard | None
+    finisher: Finisher
+    passed: set[int]
+    looked: int = -1
+    kept: int = 0
+
+    def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
+        """Places and samples that can be annotated; the others are rejected here."""
+        while True:
+            with stage("wait"):
+                place, item = next(items, (-1, None))
+            if item is None:
+                return
+            if isinstance(item, Reject):
+                if self.shard is not None:
+                    self.shard.add(place, item)
+                self.passed.add(place)
+            else:
+                self.looked = max(self.looked, place)
+                yield place, item
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:

@@ -1,0 +1,124 @@
+"""What an interrupted run had annotated of a unit, for the run that resumes: `kept/UNIT.json`, `.tar` and `.parquet`.
+
+The tar and the table of rejects have the form of a unit's own; their samples may stand in another order. Nothing
+depends on these files: without them, or where they don't fit, the unit is annotated from its beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from patchmint.errors import NotFoundError
+from patchmint.samples import Reject
+from patchmint.shards.paths import unit_name
+from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.records import FileRecord
+from patchmint.shards.rejects import read_rejects
+from patchmint.storage import Storage
+
+KEPT = "kept"
+_CHUNK = 1 << 20
+_Place = Annotated[int, Field(ge=0)]
+
+
+def kept_path(unit: int, ending: str) -> str:
+    """Where a unit's tar, parquet or json is kept."""
+    return f"{KEPT}/{unit_name(unit)}.{ending}"
+
+
+class KeptUnit(BaseModel):
+    """`kept/UNIT.json`.
+
+    Attributes:
+        unit: its number in the plan.
+        plan_digest: of the plan that the unit belongs to.
+        samples: places in the unit of the tar's samples, in the tar's order.
+        rejects: places of the rejects, in the table's order.
+        looked: the last place that had been considered for a batch; -1: none had.
+        files: the tar and the table of rejects, by ending.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    unit: _Place
+    plan_digest: str
+    samples: list[_Place]
+    rejects: list[_Place]
+    looked: Annotated[int, Field(ge=-1)]
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wanted = {"tar"} if self.samples else set()
+        wanted |= {"parquet"} if self.rejects else set()
+        if {ending: file.path for ending, file in self.files.items()} != {
+            ending: kept_path(self.unit, ending) for ending in wanted
+        }:
+            raise ValueError("its files aren't those of the unit")
+        return self
+
+    @property
+    def places(self) -> set[int]:
+        """Of all that is kept."""
+        return {*self.samples, *self.rejects}
+
+    def read_samples(self, storage: Storage) -> Iterator[tuple[int, StoredSample]]:
+        """Places and samples, in the tar's order.
+
+        Raises:
+            StorageError, ShardError: they can't be read.
+        """
+        if self.samples:
+            yield from zip(self.samples, iter_samples(storage, self.files["tar"].path), strict=True)
+
+    def read_rejects(self, storage: Storage) -> dict[int, Reject]:
+        """Rejects by place. Raises as `read_samples`."""
+        if not self.rejects:
+            return {}
+        return dict(zip(self.rejects, read_rejects(storage, self.files["parquet"].path), strict=True))
+
+
+def find_kept(storage: Storage, unit: int, plan_digest: str) -> KeptUnit | None:
+    """What is kept of a unit; None where nothing is, or not of this plan, or not whole.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    try:
+        kept = KeptUnit.model_validate_json(storage.read(kept_path(unit, "json")))
+        if (
+            kept.unit == unit
+            and kept.plan_digest == plan_digest
+            and all(_is_whole(storage, file) for file in kept.files.values())
+        ):
+            return kept
+    except (NotFoundError, ValidationError):
+        pass
+    return None
+
+
+def _is_whole(storage: Storage, file: FileRecord) -> bool:
+    """Two drivers may have kept the same unit, one its tar and one its record."""
+    if storage.size(file.path) != file.size:
+        return False
+    found = hashlib.sha256()
+    with storage.open(file.path) as stream:
+        while chunk := stream.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest() == file.sha256
+
+
+def forget_kept(storage: Storage, unit: int | None = None) -> None:
+    """Delete what is kept: of a unit that is committed, or of all.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    if unit is None:
+        storage.delete([entry.path for entry in storage.list(KEPT)])
+    else:
+        storage.delete([kept_path(unit, ending) for ending in ("json", "parquet", "tar")])
