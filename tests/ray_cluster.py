@@ -126,7 +126,7 @@ class RayCluster:
         """The workers of builds that have an actor which isn't dead."""
         _, answer = self.get("/api/v0/actors?detail=true&limit=1000")
         actors = answer["data"]["result"]["result"]
-        return [actor for actor in actors if actor["name"].startswith("patchmint-") and actor["state"] != "DEAD"]
+        return [actor for actor in actors if actor["class_name"] == "PatchmintWorker" and actor["state"] != "DEAD"]
 
     def metrics(self):
         """What the head's metrics port tells Prometheus."""

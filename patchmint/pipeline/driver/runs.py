@@ -25,7 +25,8 @@ from patchmint.storage import Storage
 from patchmint.version import __version__
 
 RUNS = "runs"
-_WRITE_SECONDS = 10
+_WRITE_SECONDS = (1.0, 10.0)
+"""Between two records of a run: a tenth of the time so far, within these limits."""
 _MOST_EVENTS = 100_000
 """Some 12 MB of JSON; viewers take much more, a run's folder needn't."""
 _KINDS = (MODELS, DEVICE, "decode", "write")
@@ -88,11 +89,12 @@ class RunLog:
         self.write()
 
     def update(self, progress: Progress, result: UnitResult | None = None) -> None:
-        """Take over the counts, and of a finished unit its profile; written at most every 10 seconds."""
+        """Take over the counts, and of a finished unit its profile; written now and then."""
         self._count(progress)
         if result is not None:
             self._profile.add(result)
-        if time.monotonic() - self._written > _WRITE_SECONDS:
+        least, most = _WRITE_SECONDS
+        if time.monotonic() - self._written > min(most, max(least, self.record.elapsed / 10)):
             self.write()
 
     def write_profile(self) -> None:

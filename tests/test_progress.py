@@ -1,0 +1,87 @@
+"""What people see of a build while it goes on: also within a unit, and from outside."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import builds
+import pytest
+
+from patchmint.jobs import progress as shown
+from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.orders import UnitResult, Working
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A build of one unit at work, which takes three seconds, and its output."""
+    source = builds.make_input(tmp_path / "in", [f"thing number {place}" for place in range(12)], damaged=(2,))
+    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 12)
+    yield builds.start(config, tmp_path / "out", "--runner.batch-size=1", STAND_IN_SLEEP="0.3"), tmp_path / "out"
+    builds.end_all()
+
+
+def in_work(out):
+    try:
+        found = builds.asked("status", out, "--json")
+    except AssertionError:  # there is no build yet
+        return None
+    return found if found["in_work"] else None
+
+
+def test_a_unit_is_seen_to_go_on_by_the_log_and_by_status(build):
+    build, out = build
+    assert builds.wait_until(lambda: in_work(out))
+    watched = builds.patchmint("status", out, "--watch", "--json").stdout.splitlines()
+    said = builds.ended(build, 0)
+    states = [json.loads(line) for line in watched]
+    assert states[0]["units_done"] == 0
+    assert 0 < states[0]["in_work"] < states[0]["left"] == 12
+    assert states[0]["seconds_left"] >= 0
+    assert [state["state"] for state in states[:-1]] == ["building"] * (len(states) - 1)
+    assert (states[-1]["state"], states[-1]["in_work"], states[-1]["written"]) == ("finished", 0, 11)
+    told = [int(number) for number in re.findall(r"^(\d+) of 12 samples, 0 of 1 units: ", said, re.MULTILINE)]
+    assert len(told) >= 2
+    assert told == sorted(told)
+    assert 0 < told[-1] < 12
+
+
+def test_lines_come_often_at_first_and_once_a_minute_in_the_end(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(shown, "time", SimpleNamespace(monotonic=lambda: now))
+    lines = shown._Lines()
+    progress = Progress(units=10, planned=10_000, workers_wanted=2)
+    times, count = [], 0
+    for step in range(20_000):
+        now = step / 2
+        progress.workers = 2 if now > 20 else 0
+        progress.working = {0: Working(0, 0, int(max(0, now - 20)), 0, {}, "annotate")}
+        lines.progress(progress, None)
+        said = capsys.readouterr().err
+        if said:
+            times.append(now)
+            count += 1
+        if now == 15.5:
+            assert said == ""
+        elif said and now < 20:
+            assert said == "loading models: 0 of 2 workers ready\n"
+    assert times[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert times[-1] - times[-2] == 60
+    assert count < 250
+
+
+def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(shown, "time", SimpleNamespace(monotonic=lambda: now))
+    lines = shown._Lines()
+    progress = Progress(units=2, planned=200, workers=1, workers_wanted=1)
+    lines.progress(progress, None)
+    assert lines.note(progress) == "first batch, 1 worker"
+    progress.working = {0: Working(0, 0, samples=60, kept=40, rejects={"image-missing": 2}, doing="annotate")}
+    now = 110.0
+    assert lines.note(progress) == "2.0 samples/s, 70 s left, 2 rejected, 1 worker"
+    now = 200.0
+    assert lines.note(progress) == "12 samples/min, 12 min left, 2 rejected, 1 worker"
+    progress.working = {}
+    progress.add(UnitResult(0, 100, 98, {"image-missing": 2}, 1, kept=40))
+    assert (progress.through, progress.annotated) == (100, 60)
