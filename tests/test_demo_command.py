@@ -1,5 +1,6 @@
 """`patchmint demo`: figures that are exactly what shards and truth say, and folders that it refuses."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,10 +193,15 @@ def test_samples_without_labels_or_of_another_grid_are_refused(truth, shards):
             ShardFigures().add(given, true)
 
 
+@contextmanager
+def quiet(what, total):
+    yield lambda number: None
+
+
 def test_a_lost_sample_is_noticed(shards, truth):
     storage, models = shards(perfect()[:-1]), MODEL_PRESETS["untrained-tiny"]
     with pytest.raises(ShardError, match=f"hold {COUNT - 1} samples, but the build wrote {COUNT}"):
-        judge_dataset(storage, truth, models, TokensConfig(), written=COUNT, progress=lambda _: None)
+        judge_dataset(storage, truth, models, TokensConfig(), written=COUNT, progress=quiet)
 
 
 def test_masks_are_judged_by_what_is_seen_of_each_thing(truth):
@@ -216,7 +222,8 @@ def test_pictures_are_drawn_from_the_shards_codes(shards, truth):
 
     def psnr_of(of_samples):
         samples = [replace(sample, codes=of_sample) for sample, of_sample in zip(perfect(), of_samples, strict=True)]
-        return codes_psnr(models, tokens, [sample for sample, _ in judged_samples(shards(samples, layout), truth)])
+        judged = [sample for sample, _ in judged_samples(shards(samples, layout), truth)]
+        return codes_psnr(models, tokens, judged, lambda number: None)
 
     right = psnr_of(codes)
     assert right == pytest.approx(psnr_and_use(tokenizer, SCENES)["psnr"])

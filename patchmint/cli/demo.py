@@ -92,8 +92,7 @@ def _judged(config: BuildConfig, truth: Truth, report: BuildReport, out: Path, o
 
     assert config.tokens is not None, "the demo makes codes"
     storage = open_storage(config.output.uri)
-    with _progress("judging", report.written) as step:
-        figures = judge_dataset(storage, truth, config.models, config.tokens, written=report.written, progress=step)
+    figures = judge_dataset(storage, truth, config.models, config.tokens, written=report.written, progress=_progress)
     with _progress("drawing overlays", min(overlays, report.written)) as step:
         write_overlays(storage, truth, out / "overlays", overlays, step)
     return figures

@@ -98,7 +98,7 @@ def start_timing(
     Args:
         device: where the models run. If it is a GPU, this waits for it once, to set its clock by ours.
         most_events: so many are kept; totals go on.
-        only: names of the stages to time; the others cost nothing. None = all.
+        only: names of the stages to time; of the others only the path is known while they last. None = all.
     """
     global _active
     _active = Stopwatch(device, most_events, only)
@@ -129,7 +129,7 @@ class Stopwatch:
     def stage(self, name: str, device: torch.device | None) -> AbstractContextManager[None]:
         """See `patchmint.compute.stages.stage`."""
         if self._only is not None and name not in self._only:
-            return _NOTHING
+            return _Place(self, name)
         return _Stage(self, name, self._clock if device is not None and device.type == "cuda" else None)
 
     @property
@@ -148,6 +148,8 @@ class Stopwatch:
 
     def add(self, path: str, start: float, seconds: float, row: str = "") -> None:
         """Count a stage that has ended, of this thread unless another row is named."""
+        if self._only is not None:
+            path = "/".join(name for name in path.split("/") if name in self._only)
         if not row:
             row = MODELS if threading.get_ident() == self._home else threading.current_thread().name
         with self._lock:
@@ -166,24 +168,40 @@ class Stopwatch:
             self.add(path, self._clock.seconds(begun), begun.elapsed_time(ended) / 1000, DEVICE)
 
 
-class _Stage:
-    """A class and not a generator, which would take twice as long."""
+class _Place:
+    """Says where a thread is. A class and not a generator, which would take twice as long."""
 
-    __slots__ = ("_begun", "_clock", "_name", "_outer", "_path", "_start", "_stopwatch")
+    __slots__ = ("_name", "_outer", "_path", "_stopwatch")
 
-    def __init__(self, stopwatch: Stopwatch, name: str, clock: _DeviceClock | None) -> None:
-        self._stopwatch, self._name, self._clock = stopwatch, name, clock
+    def __init__(self, stopwatch: Stopwatch, name: str) -> None:
+        self._stopwatch, self._name = stopwatch, name
 
     def __enter__(self) -> None:
         paths, thread = self._stopwatch.paths, threading.get_ident()
         self._outer = paths.get(thread, "")
         self._path = paths[thread] = f"{self._outer}/{self._name}" if self._outer else self._name
+
+    def __exit__(self, *_: object) -> None:
+        self._stopwatch.paths[threading.get_ident()] = self._outer
+
+
+class _Stage(_Place):
+    """Times it as well."""
+
+    __slots__ = ("_begun", "_clock", "_start")
+
+    def __init__(self, stopwatch: Stopwatch, name: str, clock: _DeviceClock | None) -> None:
+        super().__init__(stopwatch, name)
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        super().__enter__()
         self._begun = self._clock.mark() if self._clock is not None else None
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._start
-        self._stopwatch.paths[threading.get_ident()] = self._outer
+        super().__exit__()
         if self._clock is not None:
             self._stopwatch.waiting.append((self._path, self._begun, self._clock.mark()))
         else:

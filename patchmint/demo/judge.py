@@ -6,10 +6,12 @@ That is the masker on true boxes, and pictures drawn from the shards' codes. Loa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
 
+from patchmint.compute.memory import keep_freed_memory
 from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import score
@@ -26,8 +28,11 @@ from patchmint.storage import Storage
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage
 
-_MASKED, _DRAWN = 50, 100
+_MASKED, _DRAWN = 50, 24
 # So many scenes settle these two means to the second digit.
+_BATCH = 16
+
+Step = Callable[[int], None]
 
 
 def judge_dataset(
@@ -37,7 +42,7 @@ def judge_dataset(
     tokens: TokensConfig,
     *,
     written: int,
-    progress: Callable[[int], None],
+    progress: Callable[[str, int], AbstractContextManager[Step]],
 ) -> dict[str, float]:
     """Compare a finished build of scenes with the truth.
 
@@ -47,38 +52,46 @@ def judge_dataset(
         models: that it was built with.
         tokens: likewise.
         written: how many samples the build says that it wrote.
-        progress: called with the number of samples judged so far.
+        progress: opened for each part, with what it is and of how many samples; gives what takes the number so far.
 
     Returns:
         The figures by the names of `patchmint.demo.score.LIMITS`; NaN where there was nothing to judge. Of
-        `mask_iou` and `psnr` the first 50 and 100 samples.
+        `mask_iou` and `psnr` the first 50 and 24 samples.
 
     Raises:
         ShardError: the shards are damaged, were built from other scenes, or hold more or less than was written.
         StorageError, WeightsError, ImageError: as their names say.
     """
     limit_threads()
+    keep_freed_memory()
     figures = ShardFigures()
     kept: list[tuple[StoredSample, TrueScene]] = []
     judged = 0
-    for judged, (sample, scene) in enumerate(judged_samples(storage, truth), start=1):
-        figures.add(sample, scene)
-        if judged <= max(_MASKED, _DRAWN):
-            kept.append((sample, scene))
-        progress(judged)
+    with progress("judging labels", written) as step:
+        for judged, (sample, scene) in enumerate(judged_samples(storage, truth), start=1):
+            figures.add(sample, scene)
+            if judged <= max(_MASKED, _DRAWN):
+                kept.append((sample, scene))
+            step(judged)
     if judged != written:
         raise ShardError(
             f"the shards in {storage.uri} hold {judged} samples, but the build wrote {written}; run "
             "`patchmint inspect verify` on it"
         )
-    return figures.summary() | {
-        "mask_iou": masker_iou(models, kept[:_MASKED]),
-        "psnr": codes_psnr(models, tokens, [sample for sample, _ in kept[:_DRAWN]]),
-    }
+    with progress("judging the masker", len(kept[:_MASKED])) as step:
+        mask_iou = masker_iou(models, kept[:_MASKED], step)
+    with progress("judging the tokenizer", len(kept[:_DRAWN])) as step:
+        codes = codes_psnr(models, tokens, [sample for sample, _ in kept[:_DRAWN]], step)
+    return figures.summary() | {"mask_iou": mask_iou, "psnr": codes}
 
 
-def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueScene]]) -> float:
+def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueScene]], progress: Step) -> float:
     """Mean IoU of the masks of true boxes with what is seen of the things in them; NaN without samples.
+
+    Args:
+        models: among them the masker.
+        judged: samples and their truth.
+        progress: called with the number of samples done.
 
     Raises:
         WeightsError: the masker's weights can't be used.
@@ -86,8 +99,12 @@ def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueSc
     """
     masker = build_masker(models, LabelsConfig(), "cpu")
     ious: list[float] = []
-    for sample, scene in judged:
-        ious += mask_ious(masker.masks([_pixels(sample)], [true_boxes(scene)])[0], scene)
+    for start in range(0, len(judged), _BATCH):
+        batch = judged[start : start + _BATCH]
+        found = masker.masks([_pixels(sample) for sample, _ in batch], [true_boxes(scene) for _, scene in batch])
+        for masks, (_, scene) in zip(found, batch, strict=True):
+            ious += mask_ious(masks, scene)
+        progress(start + len(batch))
     return float(np.mean(ious)) if ious else float("nan")
 
 
@@ -101,10 +118,16 @@ def mask_ious(masks: Masks, scene: TrueScene) -> list[float]:
     return score.mask_ious(masks, (decode_mask(true) > 0 for true in scene.objects))
 
 
-def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[StoredSample]) -> float:
+def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[StoredSample], progress: Step) -> float:
     """Mean PSNR, in dB, of pictures drawn from samples' codes against the images as the tokenizer saw them.
 
     NaN without samples.
+
+    Args:
+        models: among them the tokenizer.
+        tokens: its settings.
+        samples: with codes.
+        progress: called with the number of samples done.
 
     Raises:
         WeightsError: the tokenizer's weights can't be used.
@@ -114,11 +137,11 @@ def codes_psnr(models: ModelsConfig, tokens: TokensConfig, samples: Sequence[Sto
     tokenizer = build_tokenizer(models, tokens, "cpu")
     cells = tokenizer.spec.cells
     assert cells is not None, "a VQGAN's codes have places"
-    drawn = tokenizer.decode([_tokens(sample) for sample in samples]) if samples else []
-    values = [
-        score.psnr(picture, fit_image(_pixels(sample), cells)[0])
-        for picture, sample in zip(drawn, samples, strict=True)
-    ]
+    values: list[float] = []
+    for number, sample in enumerate(samples, start=1):
+        (picture,) = tokenizer.decode([_tokens(sample)])
+        values.append(score.psnr(picture, fit_image(_pixels(sample), cells)[0]))
+        progress(number)
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -58,7 +58,15 @@ class Display(Reporter):
         speed = f"{speed_of(rate)}, {duration((progress.planned - progress.through) / rate)} left" if rate else ""
         found = progress.all_rejects().total()
         rejects = f", {found} rejected" if found else ""
-        return f"{speed or 'first batch'}{rejects}, {progress.workers} worker{'s' if progress.workers != 1 else ''}"
+        return f"{speed or 'first batch'}{rejects}, {_workers(progress)}"
+
+
+def _workers(progress: Progress) -> str:
+    """How many there are; of a single one, what it does."""
+    if progress.workers != 1:
+        return f"{progress.workers} workers"
+    doing = next((working.doing.rpartition("/")[2] for working in progress.working.values()), "")
+    return f"1 worker{f' ({doing})' if doing else ''}"
 
 
 @contextmanager

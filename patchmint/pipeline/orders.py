@@ -131,7 +131,7 @@ class Working:
         samples: annotated or rejected so far.
         kept: of them, those that an earlier run had annotated.
         rejects: by reason.
-        doing: the stage that it is in, of `STAGES`.
+        doing: the stage that it is in, after those around it: "annotate/detect".
     """
 
     worker: int
