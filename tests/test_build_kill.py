@@ -273,8 +273,8 @@ def test_signals_in_the_middle_of_a_shard(undisturbed, tmp_path):
         said = builds.ended(build, -sent if sent == signal.SIGKILL else 128 + sent)
         if sent != signal.SIGKILL:
             assert f"stopped by {sent.name}; run the same command to resume; " in said
-            assert "annotated samples are kept for it" in said
-            assert list((outs[sent] / "kept").iterdir())
+            assert "annotated samples are saved for it" in said
+            assert list((outs[sent] / "saved").iterdir())
             assert not (outs[sent] / "attempts").exists()
             assert not (outs[sent] / "lease.json").exists()
     assert builds.is_mid_shard(outs[signal.SIGKILL])

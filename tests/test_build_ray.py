@@ -250,9 +250,9 @@ def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
     assert cluster.get(f"{path}/stop", method="POST")[0] == 200
     wait_until(lambda: cluster.get(path)[1]["status"] == "STOPPED", 30, "the job has stopped")
     log = cluster.get(f"{path}/logs")[1]["logs"]
-    assert "stopping: workers have 20 s to keep what they have annotated" in log
-    assert "annotated samples are kept for it" in log
-    assert list((out / "kept").iterdir())
+    assert "stopping: workers have 20 s to save what they have annotated" in log
+    assert "annotated samples are saved for it" in log
+    assert list((out / "saved").iterdir())
     assert clean(out)
     assert not (out / "dataset.json").exists()
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")

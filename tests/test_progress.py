@@ -77,11 +77,11 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
     progress = Progress(units=2, planned=200, workers=1, workers_wanted=1)
     lines.progress(progress, None)
     assert lines.note(progress) == "first batch, 1 worker"
-    progress.working = {0: Working(0, 0, samples=60, kept=40, rejects={"image-missing": 2}, doing="annotate/detect")}
+    progress.working = {0: Working(0, 0, samples=60, saved=40, rejects={"image-missing": 2}, doing="annotate/detect")}
     now = 110.0
     assert lines.note(progress) == "2.0 samples/s, 70 s left, 2 rejected, 1 worker (detect)"
     now = 200.0
     assert lines.note(progress) == "12 samples/min, 12 min left, 2 rejected, 1 worker (detect)"
     progress.working = {}
-    progress.add(UnitResult(0, 100, 98, {"image-missing": 2}, 1, kept=40))
+    progress.add(UnitResult(0, 100, 98, {"image-missing": 2}, 1, saved=40))
     assert (progress.through, progress.annotated) == (100, 60)

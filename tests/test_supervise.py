@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.supervise import Supervisor
-from patchmint.pipeline.orders import Died, Done, Failed, Kept, Ready, UnitResult, WorkerInfo, Working
+from patchmint.pipeline.orders import Died, Done, Failed, Ready, Saved, UnitResult, WorkerInfo, Working
 from patchmint.shards.plan import Unit
 
 INFO = WorkerInfo("here", "cpu")
@@ -250,7 +250,7 @@ class Slow(Pool):
             self.events.extend(self.last)
             self.last = ()
         elif not self.events:
-            self.events.append(Working(0, 0, samples=5, kept=2, rejects={"image-missing": 1}, doing="annotate"))
+            self.events.append(Working(0, 0, samples=5, saved=2, rejects={"image-missing": 1}, doing="annotate"))
         return [self.events.popleft()] if self.events else []
 
 
@@ -275,12 +275,12 @@ def test_what_units_in_work_have_is_counted_before_they_are_finished():
         supervise(Slow(), units(3), max_reject_share=0.0, rejected_before=10, samples_before=8)
 
 
-def test_workers_keep_what_they_have_or_finish_it_when_a_build_is_stopped():
+def test_workers_save_what_they_have_or_finish_it_when_a_build_is_stopped():
     done = Done(1, UnitResult(1, 8, 8, {}, 1))
-    pool = Slow(Kept(0, 5), done)
+    pool = Slow(Saved(0, 5), done)
     seen, said = stopped(pool, stop_seconds=30)
     assert pool.interrupted == 15
     assert seen[-1][0] == 13
-    assert said == "stopped by SIGINT; 5 annotated samples are kept for it"
-    # one that died, and one that says nothing within the time, keep nothing
+    assert said == "stopped by SIGINT; 5 annotated samples are saved for it"
+    # one that died, and one that says nothing within the time, save nothing
     assert stopped(Slow(Died(0, False, "killed")), stop_seconds=0.2)[1] == "stopped by SIGINT"

@@ -98,7 +98,7 @@ class LimitsConfig(Settings):
         default=20,
         ge=0,
         le=500,
-        description="After Ctrl-C or SIGTERM, seconds for workers to keep what they have annotated, for the next run.",
+        description="After Ctrl-C or SIGTERM, seconds for workers to save what they have annotated, for the next run.",
     )
 
 

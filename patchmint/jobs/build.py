@@ -261,7 +261,7 @@ class _Stop:
         if self.signal:  # the second time at once, without tidying; that is safe, only less neat
             os._exit(128 + number)
         self.signal = number
-        say(f"stopping: workers have {self.seconds:g} s to keep what they have annotated (once more = at once)")
+        say(f"stopping: workers have {self.seconds:g} s to save what they have annotated (once more = at once)")
 
 
 @contextmanager

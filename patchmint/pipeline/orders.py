@@ -81,7 +81,7 @@ class UnitResult:
         written: samples in its shard.
         rejects: number of rejects by reason.
         bytes: size of the shard's tar.
-        kept: of the planned samples, those that an earlier run had annotated.
+        saved: of the planned samples, those that an earlier run had annotated.
         seconds: by stage, of `STAGES`.
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
@@ -93,7 +93,7 @@ class UnitResult:
     written: int
     rejects: Mapping[str, int]
     bytes: int
-    kept: int = 0
+    saved: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     won: bool = True
     batch_size: int = 0
@@ -129,7 +129,7 @@ class Working:
         worker: which.
         unit: id of the unit.
         samples: annotated or rejected so far.
-        kept: of them, those that an earlier run had annotated.
+        saved: of them, those that an earlier run had annotated.
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
     """
@@ -137,14 +137,14 @@ class Working:
     worker: int
     unit: int
     samples: int
-    kept: int
+    saved: int
     rejects: Mapping[str, int]
     doing: str
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A worker that was asked to stop has kept what it had annotated of its unit, and does nothing more."""
+class Saved:
+    """A worker that was asked to stop has saved what it had annotated of its unit, and does nothing more."""
 
     worker: int
     samples: int
@@ -188,4 +188,4 @@ class Died:
     message: str
 
 
-Event = Ready | Working | Kept | Done | Failed | Died
+Event = Ready | Working | Saved | Done | Failed | Died

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from patchmint.errors import NotFoundError, ShardError, StorageError, about
-from patchmint.shards.kept import KeptUnit, kept_path
 from patchmint.shards.paths import COMMITS, canonical_paths, record_path, unit_of_record
 from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, attempt_path, run_and_unit
+from patchmint.shards.saved import SavedUnit, saved_path
 from patchmint.storage import NewFile, Storage, uri_of
 
 _READERS = 16
@@ -123,34 +123,34 @@ class Attempt:
         self._over = True
         return record.attempt == self.id
 
-    def keep(self, plan_digest: str, samples: Sequence[int], rejects: Sequence[int], looked: int) -> None:
+    def save(self, plan_digest: str, samples: Sequence[int], rejects: Sequence[int], looked: int) -> None:
         """Leave this attempt's tar and rejects to the run that resumes the build, instead of committing them.
 
         Args:
             plan_digest: of the plan.
-            samples: as in `KeptUnit`.
-            rejects: as in `KeptUnit`.
-            looked: as in `KeptUnit`.
+            samples: as in `SavedUnit`.
+            rejects: as in `SavedUnit`.
+            looked: as in `SavedUnit`.
 
         Raises:
             StorageError: the storage failed.
         """
-        kept: dict[str, FileRecord] = {}
+        saved: dict[str, FileRecord] = {}
         table, _, tar = canonical_paths(self.unit)
         for ending, canonical in (("parquet", table), ("tar", tar)):
             if canonical in self._files:
-                path = kept_path(self.unit, ending)
+                path = saved_path(self.unit, ending)
                 self._storage.move(self._files[canonical].path, path)
-                kept[ending] = self._files[canonical].model_copy(update={"path": path})
-        record = KeptUnit(
+                saved[ending] = self._files[canonical].model_copy(update={"path": path})
+        record = SavedUnit(
             unit=self.unit,
             plan_digest=plan_digest,
             samples=list(samples),
             rejects=list(rejects),
             looked=looked,
-            files=kept,
+            files=saved,
         )
-        self._storage.write(kept_path(self.unit, "json"), record.model_dump_json().encode())
+        self._storage.write(saved_path(self.unit, "json"), record.model_dump_json().encode())
         self._delete_files()
         self._over = True
 

@@ -30,7 +30,6 @@ from patchmint.pipeline.plan import (
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.shards.commit import sweep
-from patchmint.shards.kept import forget_kept
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
@@ -38,6 +37,7 @@ from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
+from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.storage import Storage, creates_conditionally, open_storage
 
@@ -168,7 +168,7 @@ def build(
         rejects = ledger.rejects()
         _write_manifest(ledger, rejects)
         sweep(storage, None)
-        forget_kept(storage)
+        forget_saved(storage)
         log.end("finished")
     return BuildReport(
         run=run_id,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from patchmint.errors import BuildError
-from patchmint.pipeline.orders import Died, Done, Event, Failed, Kept, Order, Ready, UnitResult, Working
+from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, Saved, UnitResult, Working
 from patchmint.shards.plan import Plan, Unit
 
 MIN_REJECTS_TO_STOP = 10
@@ -44,7 +44,7 @@ class Pool(Protocol):
         ...
 
     def interrupt(self, seconds: float) -> None:
-        """Ask all workers to keep what they have annotated; each that had something to keep says `Kept`.
+        """Ask all workers to save what they have annotated; each that had something to save says `Saved`.
 
         Args:
             seconds: for each to wait for the end of its batch.
@@ -68,7 +68,7 @@ class Progress:
         units: units to do in this run.
         done: units finished in this run.
         samples, written: samples in the finished units, and those of them that were written.
-        kept: of those samples, the ones that an earlier run had annotated.
+        saved: of those samples, the ones that an earlier run had annotated.
         rejects: by reason.
         bytes: written into shards.
         working: by worker, how far it is with a unit that isn't finished.
@@ -86,7 +86,7 @@ class Progress:
     done: int = 0
     samples: int = 0
     written: int = 0
-    kept: int = 0
+    saved: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     working: dict[int, Working] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Progress:
     @property
     def annotated(self) -> int:
         """The same without those that an earlier run had annotated: what rates are told by."""
-        return self.through - self.kept - sum(working.kept for working in self.working.values())
+        return self.through - self.saved - sum(working.saved for working in self.working.values())
 
     def all_rejects(self) -> Counter[str]:
         """By reason, also of units that aren't finished."""
@@ -117,7 +117,7 @@ class Progress:
     def add(self, result: UnitResult) -> None:
         """Count a finished unit."""
         self.done += 1
-        self.kept += result.kept
+        self.saved += result.saved
         self.samples += result.planned
         self.written += result.written
         for reason, count in result.rejects.items():
@@ -176,7 +176,7 @@ class Supervisor:
             report: called after each unit, and now and then with None.
             warn: takes a line for people: a worker died, a unit is tried again.
             should_stop: asked often; anything but "" stops the build with that reason.
-            stop_seconds: to let workers keep what they have annotated, if the build is stopped.
+            stop_seconds: to let workers save what they have annotated, if the build is stopped.
             rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
         """
         self._pool = pool
@@ -211,8 +211,8 @@ class Supervisor:
         try:
             while self._todo or self._promised or self._orders:
                 if reason := self._should_stop():
-                    kept = self._wind_down()
-                    raise BuildError(f"{reason}{f'; {kept} annotated samples are kept for it' if kept else ''}")
+                    saved = self._wind_down()
+                    raise BuildError(f"{reason}{f'; {saved} annotated samples are saved for it' if saved else ''}")
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
@@ -248,28 +248,28 @@ class Supervisor:
             self._pool.submit(worker, order)
 
     def _wind_down(self) -> int:
-        """Let units end that are nearly done, and workers keep what they have annotated of the others.
+        """Let units end that are nearly done, and workers save what they have annotated of the others.
 
         Returns:
-            How many samples of unfinished units are kept.
+            How many samples of unfinished units are saved.
         """
         until = time.monotonic() + self._stop_seconds
         self._orders = {worker: order for worker, order in self._orders.items() if order.probe is None}
         if self._orders:
             self._pool.interrupt(self._stop_seconds / 2)
-        kept = 0
+        saved = 0
         while self._orders and (left := until - time.monotonic()) > 0:
             for event in self._pool.wait(min(left, _POLL_SECONDS)):
                 match event:
-                    case Kept(worker, samples):
+                    case Saved(worker, samples):
                         self._orders.pop(worker, None)
-                        kept += samples
+                        saved += samples
                     case Done(worker) if worker in self._orders:
                         self._handle(event)
                     case Failed(worker) | Died(worker):
                         self._orders.pop(worker, None)
             self._tell(None)
-        return kept
+        return saved
 
     def _next_unit(self, worker: int) -> Unit | None:
         if worker in self._promised:
@@ -298,7 +298,7 @@ class Supervisor:
                 order = self._orders.get(worker)
                 if order is not None and order.unit.id == unit:  # it may come late
                     self.progress.working[worker] = event
-            case Kept():
+            case Saved():
                 pass  # nobody is asked to stop here
             case Done(worker, result):
                 self.progress.working.pop(worker, None)

@@ -181,5 +181,5 @@ def serve(descriptor: int) -> None:
 def _heed_parent(served: ServedWorker) -> None:
     """A byte on standard input is a wish to stop, and says within how many seconds; its end is the driver's end."""
     while seconds := os.read(0, 1):  # unbuffered: a lock that a thread holds would stop the interpreter from ending
-        served.keep(seconds[0])
+        served.save(seconds[0])
     os._exit(1)

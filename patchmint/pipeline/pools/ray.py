@@ -50,7 +50,7 @@ class PatchmintWorker(ServedWorker):
         with suppress(RayError):  # the board may be gone for a while; what it says is news, not answers
             seconds = ray.get(self._board.tell.remote(event), timeout=_BOARD_SECONDS)
             if seconds is not None and isinstance(event, Working):
-                self.keep(seconds)
+                self.save(seconds)
 
 
 class Board:
@@ -74,7 +74,7 @@ class Board:
         return list(events.values())
 
     def interrupt(self, seconds: float) -> None:
-        """Have every worker that says something keep what it has annotated."""
+        """Have every worker that says something save what it has annotated."""
         self._seconds = seconds
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import DiskFullError, PatchmintError, StorageError
-from patchmint.pipeline.orders import Done, Event, Failed, Kept, Order, Ready, WorkerInfo, WorkerSettings
+from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
 
 if TYPE_CHECKING:
     from patchmint.pipeline.worker.work import Worker
@@ -53,14 +53,14 @@ class ServedWorker:
         worker = self._worker
         return self._answer(lambda: Done(self._number, worker.do(order)))
 
-    def keep(self, seconds: float) -> None:
-        """Keep what is annotated of the unit in work, and tell; in another thread. See `Worker.keep`."""
+    def save(self, seconds: float) -> None:
+        """Save what is annotated of the unit in work, and tell; in another thread. See `Worker.save`."""
         if self._worker is None or self._tell is None:
             return
         with suppress(PatchmintError):  # then what is annotated is lost, as when the process is killed
-            samples = self._worker.keep(seconds)
+            samples = self._worker.save(seconds)
             if samples is not None:
-                self._tell(Kept(self._number, samples))
+                self._tell(Saved(self._number, samples))
 
     def _beat(self, tell: Callable[[Event], None]) -> None:
         while True:

@@ -21,11 +21,11 @@ from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
-from patchmint.shards.kept import KeptUnit
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardSample, phrases_of
+from patchmint.shards.saved import SavedUnit
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import NewFile, Storage
@@ -35,14 +35,14 @@ Answered = tuple[int, Prepared, ModelAnswers | Fault]
 
 
 @dataclass(frozen=True)
-class KeptSample:
+class SavedSample:
     """A sample that an interrupted run had annotated."""
 
     planned: PlannedSample
     stored: StoredSample
 
 
-Finished = ShardSample | KeptSample | Reject
+Finished = ShardSample | SavedSample | Reject
 
 
 class Finisher:
@@ -207,17 +207,17 @@ class UnitShard:
                 self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
                 sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
                 self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
-            if isinstance(item, KeptSample):
+            if isinstance(item, SavedSample):
                 self.writer.add_stored(item.stored, item.planned.ordinal)
             else:
                 self.writer.add(item)
             self.written.append(place)
 
-    def resume(self, kept: KeptUnit, samples: Sequence[PlannedSample], storage: Storage) -> dict[int, Finished]:
-        """Begin with what an interrupted run has kept of the unit.
+    def resume(self, saved: SavedUnit, samples: Sequence[PlannedSample], storage: Storage) -> dict[int, Finished]:
+        """Begin with what an interrupted run has saved of the unit.
 
         Args:
-            kept: that.
+            saved: that.
             samples: the unit's.
             storage: where it lies.
 
@@ -227,13 +227,13 @@ class UnitShard:
         Raises:
             StorageError, ShardError: it can't be read.
         """
-        self.rejects = kept.read_rejects(storage)
+        self.rejects = saved.read_rejects(storage)
         early: dict[int, Finished] = {}
         turn = 0
-        for place, stored in kept.read_samples(storage):
+        for place, stored in saved.read_samples(storage):
             while turn in self.rejects:
                 turn += 1
-            item = KeptSample(samples[place], stored)
+            item = SavedSample(samples[place], stored)
             if place == turn:
                 self.add(place, item)
                 turn += 1
@@ -241,7 +241,7 @@ class UnitShard:
                 early[place] = item
         return early
 
-    def keep(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
+    def save(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
         """Leave what is annotated to the run that resumes, and write no more.
 
         Args:
@@ -250,7 +250,7 @@ class UnitShard:
             plan_digest: of the plan.
 
         Returns:
-            How many samples are kept, rejects among them.
+            How many samples are saved, rejects among them.
 
         Raises:
             StorageError: it can't be written.
@@ -261,7 +261,7 @@ class UnitShard:
             return 0
         self.files.close()
         self.write_rejects(self.rejects.values())
-        self.attempt.keep(plan_digest, self.written, sorted(self.rejects), looked)
+        self.attempt.save(plan_digest, self.written, sorted(self.rejects), looked)
         return len(self.written) + len(self.rejects)
 
     def write_rejects(self, rejects: Collection[Reject]) -> None:

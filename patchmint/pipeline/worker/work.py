@@ -32,9 +32,9 @@ from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layo
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
-from patchmint.shards.kept import KeptUnit, find_kept, forget_kept
 from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
 
 
@@ -97,12 +97,12 @@ class Worker:
             worker=worker,
             unit=work.unit,
             samples=len(shard.written) + len(shard.rejects) + len(work.finisher.early),
-            kept=work.kept,
+            saved=work.saved,
             rejects=_reasons(list(shard.rejects.values())),
             doing=self._stopwatch.doing,
         )
 
-    def keep(self, seconds: float) -> int | None:
+    def save(self, seconds: float) -> int | None:
         """Leave what is annotated of the unit in work to the run that resumes the build; called in another thread.
 
         From then on nothing is annotated or committed: this process is to be ended.
@@ -111,7 +111,7 @@ class Worker:
             seconds: to wait for the models to answer for the batch that they have; if they don't, it is lost.
 
         Returns:
-            How many samples are kept, rejects among them; None where no unit is being annotated. One that is being
+            How many samples are saved, rejects among them; None where no unit is being annotated. One that is being
             committed goes on.
 
         Raises:
@@ -125,7 +125,7 @@ class Worker:
             self._handing_over.release()
             return None
         work.finisher.wait()  # the lock is kept: nothing is handed over any more
-        return work.shard.keep(work.finisher.early, work.looked, self._settings.plan_digest)
+        return work.shard.save(work.finisher.early, work.looked, self._settings.plan_digest)
 
     def do(self, order: Order) -> UnitResult | None:
         """Build a unit, or probe some of its samples.
@@ -142,11 +142,11 @@ class Worker:
             os._exit(1)
 
     def _do(self, order: Order) -> UnitResult | None:
-        kept: KeptUnit | None = None
+        saved: SavedUnit | None = None
         with stage("wait"):
             if order.probe is None and not order.poison:
-                kept = find_kept(self._storage, order.unit.id, self._settings.plan_digest)
-            done = kept.places if kept is not None else set()
+                saved = find_saved(self._storage, order.unit.id, self._settings.plan_digest)
+            done = saved.places if saved is not None else set()
             samples, items = self._preparer.prepared(order, 2 * self._batch_size, done)
         if order.probe is not None:
             passed = set(range(len(samples))) - order.probe | order.poison
@@ -155,9 +155,9 @@ class Worker:
             return None
         attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
         try:
-            result = self._build(order, samples, items, attempt, kept)
-            if kept is not None:
-                forget_kept(self._storage, order.unit.id)
+            result = self._build(order, samples, items, attempt, saved)
+            if saved is not None:
+                forget_saved(self._storage, order.unit.id)
             return result
         except StorageError:
             # Another driver that finished this unit may have swept our files from under us: then all is well.
@@ -173,16 +173,16 @@ class Worker:
         samples: Sequence[PlannedSample],
         items: Items,
         attempt: Attempt,
-        kept: KeptUnit | None,
+        saved: SavedUnit | None,
     ) -> UnitResult:
         with ExitStack() as files:
             shard = UnitShard(order.unit.name, self._layout, attempt, files)
-            early = shard.resume(kept, samples, self._storage) if kept is not None else {}
+            early = shard.resume(saved, samples, self._storage) if saved is not None else {}
             passed = set(order.poison) | {*shard.written, *shard.rejects}
             with Finisher(self._models, shard.add, self._finishing, passed, early) as finisher:
                 work = _InWork(order.unit.id, shard, finisher, passed)
-                if kept is not None:
-                    work.looked, work.kept = kept.looked, len(kept.places)
+                if saved is not None:
+                    work.looked, work.saved = saved.looked, len(saved.places)
                 self._annotate(items, work)
             with stage("commit"):
                 files.close()
@@ -195,7 +195,7 @@ class Worker:
             written=len(shard.written),
             rejects=_reasons(rejects),
             bytes=shard.tar.size if shard.tar is not None else 0,
-            kept=work.kept,
+            saved=work.saved,
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size,
@@ -247,7 +247,7 @@ class Worker:
                         threading.Event().wait()  # for this process's end
                     del batch, asked, answers, answered  # or they would be held while the next batch is waited for
                 with stage("hold"):
-                    finisher.take([])  # kept samples may be all that is left
+                    finisher.take([])  # saved samples may be all that is left
                     finisher.wait()
         finally:
             with self._handing_over:
@@ -318,7 +318,7 @@ class _InWork:
         finisher: labels and writes.
         passed: places that the finisher needn't wait for.
         looked: the last place that was considered for a batch.
-        kept: samples that an interrupted run had annotated.
+        saved: samples that an interrupted run had annotated.
     """
 
     unit: int
@@ -326,7 +326,7 @@ class _InWork:
     finisher: Finisher
     passed: set[int]
     looked: int = -1
-    kept: int = 0
+    saved: int = 0
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
         """Places and samples that can be annotated; the others are rejected here."""

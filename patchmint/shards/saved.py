@@ -1,4 +1,4 @@
-"""What an interrupted run had annotated of a unit, for the run that resumes: `kept/UNIT.json`, `.tar` and `.parquet`.
+"""What an interrupted run had annotated of a unit, for the run that resumes: `saved/UNIT.json`, `.tar` and `.parquet`.
 
 The tar and the table of rejects have the form of a unit's own; their samples may stand in another order. Nothing
 depends on these files: without them, or where they don't fit, the unit is annotated from its beginning.
@@ -20,18 +20,18 @@ from patchmint.shards.records import FileRecord
 from patchmint.shards.rejects import read_rejects
 from patchmint.storage import Storage
 
-KEPT = "kept"
+SAVED = "saved"
 _CHUNK = 1 << 20
 _Place = Annotated[int, Field(ge=0)]
 
 
-def kept_path(unit: int, ending: str) -> str:
-    """Where a unit's tar, parquet or json is kept."""
-    return f"{KEPT}/{unit_name(unit)}.{ending}"
+def saved_path(unit: int, ending: str) -> str:
+    """Where a unit's tar, parquet or json is saved."""
+    return f"{SAVED}/{unit_name(unit)}.{ending}"
 
 
-class KeptUnit(BaseModel):
-    """`kept/UNIT.json`.
+class SavedUnit(BaseModel):
+    """`saved/UNIT.json`.
 
     Attributes:
         unit: its number in the plan.
@@ -56,14 +56,14 @@ class KeptUnit(BaseModel):
         wanted = {"tar"} if self.samples else set()
         wanted |= {"parquet"} if self.rejects else set()
         if {ending: file.path for ending, file in self.files.items()} != {
-            ending: kept_path(self.unit, ending) for ending in wanted
+            ending: saved_path(self.unit, ending) for ending in wanted
         }:
             raise ValueError("its files aren't those of the unit")
         return self
 
     @property
     def places(self) -> set[int]:
-        """Of all that is kept."""
+        """Of all that is saved."""
         return {*self.samples, *self.rejects}
 
     def read_samples(self, storage: Storage) -> Iterator[tuple[int, StoredSample]]:
@@ -82,27 +82,27 @@ class KeptUnit(BaseModel):
         return dict(zip(self.rejects, read_rejects(storage, self.files["parquet"].path), strict=True))
 
 
-def find_kept(storage: Storage, unit: int, plan_digest: str) -> KeptUnit | None:
-    """What is kept of a unit; None where nothing is, or not of this plan, or not whole.
+def find_saved(storage: Storage, unit: int, plan_digest: str) -> SavedUnit | None:
+    """What is saved of a unit; None where nothing is, or not of this plan, or not whole.
 
     Raises:
         StorageError: the storage failed.
     """
     try:
-        kept = KeptUnit.model_validate_json(storage.read(kept_path(unit, "json")))
+        saved = SavedUnit.model_validate_json(storage.read(saved_path(unit, "json")))
         if (
-            kept.unit == unit
-            and kept.plan_digest == plan_digest
-            and all(_is_whole(storage, file) for file in kept.files.values())
+            saved.unit == unit
+            and saved.plan_digest == plan_digest
+            and all(_is_whole(storage, file) for file in saved.files.values())
         ):
-            return kept
+            return saved
     except (NotFoundError, ValidationError):
         pass
     return None
 
 
 def _is_whole(storage: Storage, file: FileRecord) -> bool:
-    """Two drivers may have kept the same unit, one its tar and one its record."""
+    """Two drivers may have saved the same unit, one its tar and one its record."""
     if storage.size(file.path) != file.size:
         return False
     found = hashlib.sha256()
@@ -112,13 +112,13 @@ def _is_whole(storage: Storage, file: FileRecord) -> bool:
     return found.hexdigest() == file.sha256
 
 
-def forget_kept(storage: Storage, unit: int | None = None) -> None:
-    """Delete what is kept: of a unit that is committed, or of all.
+def forget_saved(storage: Storage, unit: int | None = None) -> None:
+    """Delete what is saved: of a unit that is committed, or of all.
 
     Raises:
         StorageError: the storage failed.
     """
     if unit is None:
-        storage.delete([entry.path for entry in storage.list(KEPT)])
+        storage.delete([entry.path for entry in storage.list(SAVED)])
     else:
-        storage.delete([kept_path(unit, ending) for ending in ("json", "parquet", "tar")])
+        storage.delete([saved_path(unit, ending) for ending in ("json", "parquet", "tar")])

@@ -1,4 +1,4 @@
-"""A worker that is asked to stop keeps what it has annotated of its unit, and the next run ends with the same bytes."""
+"""A worker that is asked to stop saves what it has annotated of its unit, and the next run ends with the same bytes."""
 
 import os
 import threading
@@ -8,8 +8,8 @@ import builds
 import numpy as np
 import pytest
 
-from patchmint.shards.kept import find_kept, kept_path
 from patchmint.shards.plan import load_plans
+from patchmint.shards.saved import find_saved, saved_path
 from patchmint.storage import open_storage
 
 TEXTS = [f"thing number {place}" for place in range(24)]
@@ -19,7 +19,7 @@ STOPPED = 7
 
 
 class Stopping(builds.SameProcess):
-    """Its worker keeps what it has once the models have been asked for so many batches; then the process ends."""
+    """Its worker saves what it has once the models have been asked for so many batches; then the process ends."""
 
     batches = 0
 
@@ -39,7 +39,7 @@ class Stopping(builds.SameProcess):
         super().submit(worker, order)
 
     def _stop(self):
-        os._exit(STOPPED if self._worker._worker.keep(30 if self.in_time else 0.01) is not None else 1)
+        os._exit(STOPPED if self._worker._worker.save(30 if self.in_time else 0.01) is not None else 1)
 
 
 def batches_show():
@@ -72,7 +72,7 @@ def stopped(config, out, batches, *, in_time):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A config with one unit, and the digests of what an undisturbed build makes of it."""
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("saved")
     builds.warm_up()
     texts = ["ALONE" if place == 9 else text for place, text in enumerate(TEXTS)]
     source = builds.make_input(folder / "in", texts, DAMAGED)
@@ -81,12 +81,12 @@ def whole(tmp_path_factory):
     return config, builds.digests(folder / "whole")
 
 
-def keep(config, out, batches, *, in_time=True):
-    """Stop a build at a batch; what it has kept."""
+def save(config, out, batches, *, in_time=True):
+    """Stop a build at a batch; what it has saved."""
     assert builds.exit_code(builds.fork(lambda: stopped(config, out, batches, in_time=in_time))) == STOPPED
     assert not builds.committed(out)
     storage = open_storage(out)
-    return find_kept(storage, 0, load_plans(storage)[0].digest)
+    return find_saved(storage, 0, load_plans(storage)[0].digest)
 
 
 def go_on(config, out, expected):
@@ -98,35 +98,35 @@ def test_a_build_stopped_at_any_batch_ends_with_the_same_bytes(whole, tmp_path):
     config, expected = whole
     in_order = set()
     for batches in range(1, 12):
-        kept = keep(config, tmp_path / str(batches), batches)
-        assert len(kept.samples) > 0
-        in_order.add(kept.samples == list(range(len(kept.samples))))
+        saved = save(config, tmp_path / str(batches), batches)
+        assert len(saved.samples) > 0
+        in_order.add(saved.samples == list(range(len(saved.samples))))
         go_on(config, tmp_path / str(batches), expected)
-    assert in_order == {True, False}, "no sample was kept before its turn"
+    assert in_order == {True, False}, "no sample was saved before its turn"
 
 
-def test_a_batch_that_takes_too_long_is_lost_and_the_others_are_kept(whole, tmp_path):
+def test_a_batch_that_takes_too_long_is_lost_and_the_others_are_saved(whole, tmp_path):
     config, expected = whole
-    whole_batches = keep(config, tmp_path / "in time", 4).places
-    kept = keep(config, tmp_path / "late", 4, in_time=False).places
-    assert 0 < len(whole_batches - kept) <= 2
-    assert kept < whole_batches
+    whole_batches = save(config, tmp_path / "in time", 4).places
+    saved = save(config, tmp_path / "late", 4, in_time=False).places
+    assert 0 < len(whole_batches - saved) <= 2
+    assert saved < whole_batches
     go_on(config, tmp_path / "late", expected)
 
 
 def test_a_build_is_stopped_again_and_again(whole, tmp_path):
     config, expected = whole
-    found = [len(keep(config, tmp_path / "out", 2).places) for _ in range(4)]
+    found = [len(save(config, tmp_path / "out", 2).places) for _ in range(4)]
     assert found == sorted(set(found))
     go_on(config, tmp_path / "out", expected)
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone", "no record", "another plan's"])
-def test_what_is_kept_and_not_whole_is_done_again(whole, tmp_path, harm):
+def test_what_is_saved_and_not_whole_is_done_again(whole, tmp_path, harm):
     config, expected = whole
     out = tmp_path / "out"
-    assert keep(config, out, 5).samples
-    tar, record = out / kept_path(0, "tar"), out / kept_path(0, "json")
+    assert save(config, out, 5).samples
+    tar, record = out / saved_path(0, "tar"), out / saved_path(0, "json")
     if harm == "cut":
         tar.write_bytes(tar.read_bytes()[:-1024])
     elif harm == "changed":
@@ -140,5 +140,5 @@ def test_what_is_kept_and_not_whole_is_done_again(whole, tmp_path, harm):
     else:
         digest = load_plans(open_storage(out))[0].digest
         record.write_text(record.read_text().replace(digest, "0" * 64))
-    assert find_kept(open_storage(out), 0, load_plans(open_storage(out))[0].digest) is None
+    assert find_saved(open_storage(out), 0, load_plans(open_storage(out))[0].digest) is None
     go_on(config, out, expected)
