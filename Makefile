@@ -35,8 +35,8 @@ docs: setup
 
 # README's pictures, from the demo models; the gallery's is taken in the Chromium that its tests use.
 pictures: setup browser
-	$(BIN)/python -m tools.readme_picture docs/images/overview.png
-	PYTHONPATH=tests $(BIN)/python -m tools.gallery_picture docs/images/gallery.png
+	$(BIN)/python -m tools.readme_picture docs/images/overview.webp
+	PYTHONPATH=tests $(BIN)/python -m tools.gallery_picture docs/images/gallery.webp
 
 # The gallery is tested in a real Chromium: where there is none, Debian's is installed, if we may.
 browser: setup
