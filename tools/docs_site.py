@@ -1,6 +1,6 @@
 """Builds the documentation as a site, with a gallery of demo scenes and the executed notebook: `make docs`.
 
-Usage: python -m tools.docs_site [SITE [WORK]], by default out/site and out/docs. WORK keeps what is slow to make.
+    python -m tools.docs_site --site out/site --work out/docs
 
 This is also the hook that mkdocs.yml names: it gives MkDocs the repository's files under their own paths, and pages for
 the public names.
@@ -8,10 +8,10 @@ the public names.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -27,7 +27,6 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = "examples/first_labels.ipynb"
 PUBLIC = ("patchmint", "patchmint.training", "patchmint.geometry", "patchmint.interfaces", "patchmint.errors")
 PAGES = ("*.md", "LICENSE", "CITATION.cff", "docs/**/*", "examples/*")
-SCENES = 24
 
 
 class NotebookPage(File):
@@ -79,10 +78,10 @@ def _markdown(notebook: Mapping[str, Any]) -> Iterator[str]:
                 yield f"```text\n{''.join(output['text'])}```"
 
 
-def build_gallery(work: Path) -> Path:
-    """Build a few demo scenes into WORK/out/demo, as in a clone, and WORK/gallery from them; returns the latter.
+def build_gallery(work: Path, scenes: int = 24) -> Path:
+    """Build some demo scenes into WORK/out/demo, as in a clone, and WORK/gallery from them; returns the latter.
 
-    What is there already is kept.
+    A build that is there already is kept.
     """
     from patchmint import build
     from patchmint.datasets.dataset import open_dataset
@@ -95,11 +94,10 @@ def build_gallery(work: Path) -> Path:
     demo, gallery = work / "out" / "demo", work / "gallery"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DemoWarning)
-        obtain_scenes(demo / "scenes", seed=DEMO_SEED, count=SCENES, progress=lambda _: None)
+        obtain_scenes(demo / "scenes", seed=DEMO_SEED, count=scenes, progress=lambda _: None)
         source = {"kind": "coco", "uri": str(demo / "scenes"), "texts": "caption"}
         build({"source": source, "output": {"uri": str(demo / "dataset")}, "models": "demo"})
-        if not gallery.exists():
-            write_gallery(Site(open_dataset(str(demo / "dataset")), GallerySettings()), gallery)
+        write_gallery(Site(open_dataset(str(demo / "dataset")), GallerySettings()), gallery, force=True)
     return gallery
 
 
@@ -119,11 +117,14 @@ def _execute(executed: Path) -> None:
 
 def main() -> None:
     """Build the site."""
-    given = [Path(argument).absolute() for argument in sys.argv[1:]]
-    site, work = [*given, *(ROOT / "out" / "site", ROOT / "out" / "docs")[len(given) :]]
-    build_gallery(work)
-    if not (work / NOTEBOOK).exists():
-        _execute(work / NOTEBOOK)
+    parser = argparse.ArgumentParser(description="Builds the documentation as a site.")
+    parser.add_argument("--site", type=Path, default=ROOT / "out" / "site", help="where to")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "docs", help="where the demo is built and kept")
+    parser.add_argument("--scenes", type=int, default=24, help="scenes of the gallery")
+    arguments = parser.parse_args()
+    site, work = arguments.site.absolute(), arguments.work.absolute()
+    build_gallery(work, arguments.scenes)
+    _execute(work / NOTEBOOK)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(site), extra={"work": str(work), "generator": False})
     config.plugins.on_startup(command="build", dirty=False)
