@@ -26,7 +26,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "examples/first_labels.ipynb"
 PUBLIC = ("patchmint", "patchmint.training", "patchmint.geometry", "patchmint.interfaces", "patchmint.errors")
-PAGES = ("*.md", "LICENSE", "CITATION.cff", "docs/**/*", "examples/*")
+PAGES = ("*.md", "docs/**/*", "examples/*")
 
 
 class NotebookPage(File):
