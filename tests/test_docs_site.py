@@ -90,15 +90,17 @@ def served(folder):
 
 @pytest.mark.browser
 def test_the_site_in_a_browser(site):
+    """Each page loads to the end, its search's worker and index too: left earlier, it would break off requests."""
     with served(site) as url, chromium() as browser:
         with watched_page(browser, url, **DESK) as (page, _):
-            page.goto(url + "index.html")
-            page.get_by_placeholder("Search", exact=True).fill("coverage")
+            page.goto(url + "index.html", wait_until="networkidle")
+            page.get_by_placeholder("Search").press_sequentially("coverage")
             page.locator(".md-search-result__link").first.wait_for()
             page.keyboard.press("Escape")
             page.get_by_role("link", name="Gallery", exact=True).first.click()
             page.locator(".card").nth(SCENES - 1).wait_for()
+            page.wait_for_load_state("networkidle")
         with watched_page(browser, url, **PHONE) as (page, _):
             for name in ("index", "docs/build", "examples/first_labels", "reference/patchmint.training"):
-                page.goto(f"{url}{name}.html")
+                page.goto(f"{url}{name}.html", wait_until="networkidle")
                 assert page.evaluate("document.documentElement.scrollWidth") == PHONE["viewport"]["width"], name

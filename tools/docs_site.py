@@ -110,7 +110,7 @@ def _execute(executed: Path) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
     encrypted = Config(KernelManager={"transport_encryption": "required"})  # without, the kernel warns
     resources = {"metadata": {"path": str(executed.parent)}}
-    client = NotebookClient(notebook, timeout=300, resources=resources, config=encrypted)
+    client = NotebookClient(notebook, timeout=300, startup_timeout=300, resources=resources, config=encrypted)
     client.execute(env=os.environ | {"IPYTHONDIR": str(executed.parent / ".ipython")})
     nbformat.write(notebook, executed)
 
