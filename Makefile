@@ -6,7 +6,7 @@ OVERLAY := .venv-transformers4
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
-.PHONY: setup demo quickstart browser test quick durations check conformance lint types layers format lock clean
+.PHONY: setup demo quickstart docs pictures browser test quick durations check conformance lint types layers format lock clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,15 @@ quickstart: setup
 	$(BIN)/python examples/photographs.py out/photographs
 	$(BIN)/patchmint build examples/quickstart.yaml
 	$(BIN)/patchmint inspect verify out/quickstart --deep
+
+# The documentation as a site in out/site, with a gallery of demo scenes; the network isn't used.
+docs: setup
+	$(BIN)/python -m tools.docs_site
+
+# README's pictures, from the demo models; the gallery's is taken in the Chromium that its tests use.
+pictures: setup browser
+	$(BIN)/python -m tools.readme_picture docs/images/overview.webp
+	PYTHONPATH=tests $(BIN)/python -m tools.gallery_picture docs/images/gallery.webp
 
 # The gallery is tested in a real Chromium: where there is none, Debian's is installed, if we may.
 browser: setup

@@ -9,6 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from patchmint.version import __version__
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +68,10 @@ def test_public_names(module):
     assert sorted(found.__all__) == sorted(NAMES[module].split())
     assert all(getattr(found, name) is not None for name in found.__all__)
     assert set(found.__all__) <= set(dir(found))
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 @pytest.fixture(scope="module")

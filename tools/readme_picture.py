@@ -1,6 +1,6 @@
 """Draws README's picture with the demo models: a scene, its labelled patches, its codes, the image decoded from them.
 
-Usage: python -m tools.readme_picture docs/images/overview.png
+Usage: python -m tools.readme_picture docs/images/overview.webp
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage
 
 SCENE = 56
-SIDE = 256
-GAP = 8
+SIDE = 384
+GAP = 12
 TEXT = "a triangle and two crosses"
+GREY = (128, 128, 128)
+"""Of the captions: can be read on white and on black."""
 
 
 def panels() -> list[tuple[RgbImage, str]]:
@@ -57,15 +59,15 @@ def _coloured(codes: npt.NDArray[np.int32]) -> RgbImage:
 def main() -> None:
     """Write the picture to the path given."""
     drawn = panels()
-    lettering = Lettering(14)
-    size = (len(drawn) * (SIDE + GAP) - GAP, SIDE + lettering.line_height + 6)
-    sheet = Image.new("RGB", size, "white")
+    lettering = Lettering(22)
+    size = (len(drawn) * (SIDE + GAP) - GAP, SIDE + lettering.line_height + 9)
+    sheet = Image.new("RGBA", size, (*GREY, 0))
     canvas = ImageDraw.Draw(sheet)
     for index, (panel, caption) in enumerate(drawn):
         x = index * (SIDE + GAP)
         sheet.paste(Image.fromarray(panel), (x, 0))
-        lettering.text(canvas, x, SIDE + 4, lettering.shorten(caption, SIDE), (40, 40, 40))
-    sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(sys.argv[1], optimize=True)
+        lettering.text(canvas, x, SIDE + 6, lettering.shorten(caption, SIDE), GREY)
+    sheet.save(sys.argv[1], quality=90)
 
 
 if __name__ == "__main__":
