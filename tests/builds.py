@@ -77,6 +77,15 @@ def asked(*arguments):
     return json.loads(patchmint(*arguments).stdout)
 
 
+def in_work(out):
+    """What `status` says of a build if it has annotated samples in units that aren't finished; else None."""
+    try:
+        found = asked("status", out, "--json")
+    except AssertionError:  # there is no build yet
+        return None
+    return found if found["in_work"] else None
+
+
 def start(config, out, *options, cold=False, patience=20, **environment):
     """Start a build in a session of its own, so that all its processes can be found and signalled together.
 

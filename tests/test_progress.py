@@ -21,17 +21,9 @@ def build(tmp_path):
     builds.end_all()
 
 
-def in_work(out):
-    try:
-        found = builds.asked("status", out, "--json")
-    except AssertionError:  # there is no build yet
-        return None
-    return found if found["in_work"] else None
-
-
 def test_a_unit_is_seen_to_go_on_by_the_log_and_by_status(build):
     build, out = build
-    assert builds.wait_until(lambda: in_work(out))
+    assert builds.wait_until(lambda: builds.in_work(out))
     watched = builds.patchmint("status", out, "--watch", "--json").stdout.splitlines()
     said = builds.ended(build, 0)
     states = [json.loads(line) for line in watched]

@@ -12,6 +12,8 @@ from patchmint.shards.plan import load_plans
 from patchmint.shards.saved import find_saved, saved_path
 from patchmint.storage import open_storage
 
+pytestmark = pytest.mark.kill
+
 TEXTS = [f"thing number {place}" for place in range(24)]
 DAMAGED = (2, 3, 17)
 REJECTS = {"image-damaged": 3, "out-of-memory": 1}
