@@ -31,7 +31,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class OutputConfig(Settings):
     """Where the data set goes."""
 
-    uri: str = Field(min_length=1, description="Folder for the data set: a local path, s3://, gs:// or az://.")
+    uri: str = Field(
+        min_length=1,
+        description="Folder for the data set: a local path, s3://, gs:// or az://; or hf://datasets/ORG/NAME.",
+    )
     samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples per shard.")
 
 
