@@ -55,12 +55,16 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What the next requests of a kind get in place of an answer: of method and path, whether it is one."""
+    """What the next requests of a kind get in place of an answer: of method and path, whether it is one.
+
+    `late`: the server does what was asked for first.
+    """
 
     kind: Callable[[str, str], bool]
     status: int
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    late: bool = False
 
 
 @dataclass
@@ -98,6 +102,9 @@ class _RefusedError(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    muted = False
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
 
     def log_message(self, format, *args):  # noqa: A002
         pass
@@ -109,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
         for fault in hub.faults:
             if fault.times > 0 and fault.kind(self.command, self.path):
                 fault.times -= 1
+                if fault.late:
+                    self.muted = True
+                    self._route(hub, body)
+                    self.muted = False
                 self._answer(fault.status, b"{}", fault.headers)
                 return
         try:
@@ -119,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = _serve  # noqa: N815
 
     def _answer(self, status, data=b"", headers=None):
+        if self.muted:
+            return
         self.send_response_only(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -154,8 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create(hub, json.loads(body))
             case ["api", "validate-yaml"]:
                 self._json({"errors": [], "warnings": []})
-            case ["api", "datasets", org, name, "revision", revision]:
-                self._json({"id": f"{org}/{name}", "sha": self._commit(hub, org, name, revision)[0]})
+            case ["api", "datasets", org, name, *rest] if rest[:1] in ([], ["revision"]):
+                self._json({"id": f"{org}/{name}", "sha": self._commit(hub, org, name, *rest[1:])[0]})
             case ["api", "datasets", org, name, "tree", revision, *folder]:
                 self._tree(self._commit(hub, org, name, revision)[1], unquote("/".join(folder)), query)
             case ["datasets", org, name, "resolve", revision, *rest]:
@@ -177,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(401 if not self._authorised else 404, "RepoNotFound")
         return repo
 
-    def _commit(self, hub, org, name, revision):
+    def _commit(self, hub, org, name, revision="main"):
         repo = self._repo(hub, org, name)
         if (commit := repo.at(unquote(revision))) is None:
             raise _RefusedError(404, "RevisionNotFound")
@@ -275,7 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     changes[value["path"]] = None
         sha = repo.commit(changes)
-        self._json({"commitUrl": f"http://127.0.0.1:{hub.port}/commit/{sha}", "commitOid": sha})
+        name = self.path.partition("/api/")[2].partition("/commit/")[0]
+        self._json({"commitUrl": f"http://127.0.0.1:{hub.port}/{name}/commit/{sha}", "commitOid": sha})
 
 
 @contextmanager

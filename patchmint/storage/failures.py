@@ -79,6 +79,8 @@ def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
     """
     from huggingface_hub import errors
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of one of the threads that upload
     reply = getattr(error, "response", None)
     status = reply.status_code if reply is not None else 0
     if isinstance(error, errors.EntryNotFoundError):
