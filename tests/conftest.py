@@ -1,5 +1,7 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
+import os
+
 import builds
 import pytest
 import warm
@@ -10,6 +12,9 @@ from s3_server import end_shared_server, shared_server
 from patchmint.storage import open_storage
 
 pytest_plugins = ["longest_first"]
+
+# the Hub's client reads it when it is imported; the tests' Hub doesn't speak Xet
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 
 def pytest_configure(config):

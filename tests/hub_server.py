@@ -82,7 +82,7 @@ class Hub:
     @property
     def env(self):
         """Environment variables that lead a client here."""
-        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_TOKEN": TOKEN}
 
     def put(self, name, files, **settings):
         """A repository with these files."""
