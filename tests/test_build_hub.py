@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,13 @@ def test_from_the_hub_to_the_hub(hub, photos, tmp_path, monkeypatch):
     name = "data/train.parquet"
     repo = hub.put("org/photos", {name: (photos / name).read_bytes()}, private=True)
     commit = repo.head
-    settings = {"source": {"kind": "parquet", "uri": SOURCE}, "grid": "siglip-so400m-384"}
+    for variable, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_ERROR_REPORTING": "false",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    settings = {"track": "wandb", "source": {"kind": "parquet", "uri": SOURCE}, "grid": "siglip-so400m-384"}
     config = make_config(tmp_path / "config.json", SOURCE, TARGET, 2, **settings)
     said = patchmint("build", config)
     assert "5 planned = 5 written" in said.stdout
@@ -46,6 +53,10 @@ def test_from_the_hub_to_the_hub(hub, photos, tmp_path, monkeypatch):
     assert f"{SOURCE}@{commit}".encode() in labelled.files["README.md"]
 
     monkeypatch.syspath_prepend(str(STAND_IN))
+    (told,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert re.search(rb"written.{1,4}5\b", told.read_bytes(), re.DOTALL)
+    assert b"box_threshold" in told.read_bytes()
+
     build_here(config, tmp_path / "local", {"source.uri": str(photos)})
     tars = {path: digest for path, digest in digests(tmp_path / "local").items() if path.endswith(".tar")}
     assert tars.items() <= digests(built).items()

@@ -25,7 +25,10 @@ from patchmint.storage import open_storage
 
 _SCHEMA_FILE = "patchmint.schema.json"
 _WIDTH = 110
-_ORDER = ("source", "output", "models", "labels", "grid", "tokens", "features", "precision", "runner", "limits")
+_ORDER = (
+    *("source", "output", "models", "labels", "grid", "tokens", "features", "precision"),
+    *("runner", "limits", "track"),
+)
 
 
 def init(

@@ -115,6 +115,9 @@ class BuildConfig(AnnotatorConfig):
     limits: LimitsConfig = Field(
         default_factory=LimitsConfig, description="Limits that stop a build or reject a sample."
     )
+    track: Literal["wandb", "mlflow"] | None = Field(
+        default=None, description="Also tell settings and counts to Weights & Biases or MLflow."
+    )
 
     @model_validator(mode="after")
     def _float16_on_gpus(self) -> Self:
