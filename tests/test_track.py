@@ -93,7 +93,3 @@ def test_what_cant_begin_is_said_before_the_build(store, config, monkeypatch):
     monkeypatch.setattr(track, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'patchmint\[mlflow\]'"), tracked(config, Heard()):
         pytest.fail("it began")
-
-
-def test_it_decides_no_bytes(config):
-    assert config.deciding() == config.model_copy(update={"track": None}).deciding()
