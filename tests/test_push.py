@@ -133,6 +133,22 @@ def test_a_commit_whose_reply_was_lost_is_found(hub, made):
     assert hub.count("POST", "/commit/") == 1
 
 
+def test_two_who_push_at_once_notice(hub, made):
+    repo, others = hub.put("org/name", {}), [b"of somebody else"]
+
+    def meddle(method, path):
+        if "/commit/" in path and others:
+            repo.commit({"notes.txt": others.pop()})
+        return False
+
+    hub.faults.append(Fault(meddle, 500))
+    with pytest.raises(StorageError, match="somebody else changed it meanwhile; run again"):
+        push(str(made), URI)
+    assert repo.files.keys() == {"notes.txt"}
+    push(str(made), URI)
+    assert without_card(repo.files) == published(made) | {"notes.txt": b"of somebody else"}
+
+
 def test_a_later_state_replaces_the_earlier_one(hub, folder, tmp_path, monkeypatch):
     """A data set that grew (a retry) goes over its earlier state; between the two nobody takes it for finished."""
     monkeypatch.setattr(module, "_COMMIT_FILES", 2)

@@ -96,8 +96,8 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
         ],
     )
     if manifest.layout.min_coverage is not None:
-        share = f"{totals.label_share:.1%} of the patches on average" if totals.label_share is not None else "none"
-        yield f"T is the number of texts. A text's patches that are 1: {share}."
+        share = f" On average, {totals.label_share:.1%} of a text's patches are 1." if totals.label_share else ""
+        yield f"T is the number of texts.{share}"
     yield "## Counts"
     rejected = [(f"rejected: {reason}", f"{count:,}") for reason, count in sorted(totals.rejected.items())]
     yield _table(("samples", ""), [("planned", f"{totals.planned:,}"), ("written", f"{totals.written:,}"), *rejected])
@@ -144,7 +144,8 @@ def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
         "from datasets import load_dataset",
         "",
         f'sample = next(iter(load_dataset("{repo}", split="train", streaming=True)))',
-        f'print(sample["json"]["texts"]{"".join(f", sample[{name!r}].shape" for name in arrays[:1])})',
+        'print(sample["json"]["texts"])',
+        *(f'print(sample["{name}"].shape)' for name in arrays[:1]),
     )
     yield "With webdataset, without its own decoders, which unpickle:"
     yield _code(
@@ -154,7 +155,7 @@ def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
         f'url = "https://huggingface.co/datasets/{repo}/resolve/main/shards/{tars}.tar"',
         "for sample in webdataset.WebDataset(url, shardshuffle=False):",
         '    texts = json.loads(sample["json"])["texts"]',
-        *(f"    array = np.load(io.BytesIO(sample[{name!r}]), allow_pickle=False)" for name in arrays[:1]),
+        *(f'    array = np.load(io.BytesIO(sample["{name}"]), allow_pickle=False)' for name in arrays[:1]),
     )
 
 

@@ -96,6 +96,8 @@ def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
             remedy = "HF_HUB_OFFLINE is set; unset it"
         case _ if status in (401, 403):
             remedy = f"the Hub refused; set HF_TOKEN to a token that may {action} it"
+        case _ if status in (409, 412):
+            remedy = "somebody else changed it meanwhile; run again"
         case _ if status == 429:
             remedy = "the Hub limits requests; wait some minutes, or set HF_TOKEN to a token with a higher limit"
         case _:
