@@ -7,9 +7,9 @@ from builds import make_config
 
 from patchmint.config import BuildConfig
 from patchmint.errors import ConfigError
-from patchmint.jobs import track
-from patchmint.jobs.track import tracked
+from patchmint.pipeline.driver import track
 from patchmint.pipeline.driver.supervise import Progress, Reporter
+from patchmint.pipeline.driver.track import tracked
 
 
 class Heard(Reporter):

@@ -23,7 +23,6 @@ from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
 from patchmint.errors import BuildError, InputError, PatchmintError, ShardError, StorageError
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import display, say
-from patchmint.jobs.track import tracked
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.plan import DryRun, estimate, record_models
 from patchmint.pipeline.preflight import check_buildable
@@ -267,8 +266,7 @@ def run_build(config: BuildConfig, **options: bool) -> BuildReport:
     stop = _Stop()
     with _signals(stop), display() as told:
         try:
-            with tracked(config, told) as reporter:
-                return run(config, reporter=reporter, should_stop=stop.reason, **options)
+            return run(config, reporter=told, should_stop=stop.reason, **options)
         except (BuildError, ShardError, StorageError) as error:
             say(f"error: {error}")
             raise typer.Exit(128 + stop.signal if stop.signal else 1) from error

@@ -14,6 +14,7 @@ from patchmint.errors import ConfigError
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.driver.build import build as drive
 from patchmint.pipeline.driver.supervise import Pool, Reporter
+from patchmint.pipeline.driver.track import tracked
 from patchmint.pipeline.orders import WorkerSettings
 from patchmint.pipeline.pools.local import LocalPool
 from patchmint.shards.plan import load_plan
@@ -96,15 +97,16 @@ def run(
 
         return RayPool(settings, runner, reporter.warn)
 
-    return drive(
-        config,
-        make_pool,
-        min_workers=least,
-        max_workers=most,
-        reporter=reporter,
-        should_stop=should_stop,
-        **options,
-    )
+    with tracked(config, reporter) as told:
+        return drive(
+            config,
+            make_pool,
+            min_workers=least,
+            max_workers=most,
+            reporter=told,
+            should_stop=should_stop,
+            **options,
+        )
 
 
 def resolved(config: BuildConfig) -> BuildConfig:
