@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, unquote, urlsplit
 
-import platformdirs
-
 from patchmint.errors import NotFoundError, PatchmintError, StorageError
+from patchmint.storage.cache import cache_folder
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.interface import Entry, NewFile, checked, uri_of
 from patchmint.storage.ranges import RangeFile
@@ -98,10 +97,8 @@ def unpinned(uri: str) -> str:
 
 
 def staging_folder(uri: str) -> Path:
-    """Where a data set is built that goes to the Hub: below `PATCHMINT_CACHE` if set, else below the user's cache."""
-    chosen = os.environ.get("PATCHMINT_CACHE")
-    cache = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("patchmint")
-    return (cache / "staging" / HubAddress.parse(uri).repo.replace("/", "--")).absolute()
+    """Where a data set is built that goes to the Hub, in the user's cache."""
+    return (cache_folder() / "staging" / HubAddress.parse(uri).repo.replace("/", "--")).absolute()
 
 
 def connect(shown: str) -> HfApi:

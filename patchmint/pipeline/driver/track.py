@@ -187,8 +187,10 @@ class _Mlflow:
         self._client.log_batch(self._id, metrics=[Metric(key, value, now, step) for key, value in numbers.items()])
 
     def end(self, numbers: Mapping[str, float], *, whole: bool) -> None:
+        from mlflow.entities import RunStatus
+
         self.log(numbers)
-        self._client.set_terminated(self._id, "FINISHED" if whole else "FAILED")
+        self._client.set_terminated(self._id, RunStatus.to_string(RunStatus.FINISHED if whole else RunStatus.FAILED))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
