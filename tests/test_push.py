@@ -231,6 +231,7 @@ def test_the_card(hub, folder, monkeypatch):
     assert all(repo.files[path].startswith(b"\xff\xd8") for path in pictures)
     assert f'StageDataset("{URI}"' in body
     assert "shards/{000000..000002}.tar" in body
+    assert push(str(folder), URI).files == 0, "the licence is still known"
     edited = repo.files["README.md"].replace(module.MARK.encode(), b"") + b"mine"
     repo.commit({"README.md": edited})
     assert not push(str(folder), URI).card

@@ -62,6 +62,17 @@ def make_card(dataset: Dataset, manifest: Manifest, repo: str, licence: str) -> 
     return {CARD: ("\n\n".join(parts) + "\n").encode(), **pictures}
 
 
+def licence_of(card: bytes) -> str:
+    """The licence that a card's metadata name; "" where there is none."""
+    parts = card.decode(errors="replace").split("---\n", 2)
+    try:
+        metadata = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return ""
+    licence = metadata.get("license") if isinstance(metadata, dict) else None
+    return licence if isinstance(licence, str) else ""
+
+
 def _metadata(manifest: Manifest, repo: str, licence: str) -> dict[str, Any]:
     layout, written = manifest.layout, manifest.totals.written
     made = {"patch-labels": layout.min_coverage, "visual-tokens": layout.tokens, "patch-features": layout.features}

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.ledger import Ledger
 from patchmint.errors import InputError, PatchmintError, ShardError, StorageError
-from patchmint.jobs.card import CARD, MARK, PICTURES, make_card
+from patchmint.jobs.card import CARD, MARK, PICTURES, licence_of, make_card
 from patchmint.jobs.progress import say
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, plan_path, record_path
 from patchmint.storage import Storage, uri_of
-from patchmint.storage.failures import explain_hub
+from patchmint.storage.failures import explain, explain_hub
 from patchmint.storage.hub import HubAddress, HubStorage, connect, explained
 from patchmint.storage.local import LocalStorage
 
@@ -90,7 +91,7 @@ def push(
         dataset: its folder or store.
         uri: `hf://datasets/ORG/NAME`; the repository is made if there is none.
         private: make it private. One that is there stays as it is.
-        licence: for the card, as the Hub names it.
+        licence: for the card, as the Hub names it; "": that of the card which is there, if any.
         replace: the repository may hold another data set, whose files are taken away.
         dry_run: send nothing.
 
@@ -115,11 +116,12 @@ def push(
             f"{uri} holds {occupied}, and not the plan of {dataset}: another data set; push to another repository, or "
             "take its files away with --replace"
         )
+    past = target.read(CARD) if CARD in target.files else b""
     card = {
         path: _File(path, len(data), hashlib.sha256(data).hexdigest(), data)
-        for path, data in make_card(opened, manifest, address.repo, licence).items()
+        for path, data in make_card(opened, manifest, address.repo, licence or licence_of(past)).items()
     }
-    edited = CARD in target.files and MARK.encode() not in target.read(CARD)
+    edited = bool(past) and MARK.encode() not in past
     if edited:
         card.pop(CARD)
     work = _Work(opened.storage, _in_order(plan, [*files.values(), *card.values()]))
@@ -203,6 +205,7 @@ class _Target:
         self.api, self.repo, self.uri = connect(uri), repo, uri
         self.head = ""
         self.files: dict[str, RepoFile] = {}
+        self._hashes: dict[str, tuple[str, str]] = {}
 
     def find(self) -> None:
         """Look for it, and list its files."""
@@ -237,10 +240,12 @@ class _Target:
             return False
         if there.lfs is not None and file.sha256:
             return bool(there.lfs.sha256 == file.sha256)
-        data = file.data if file.data is not None else storage.read(file.path)
-        if there.lfs is not None:
-            return bool(there.lfs.sha256 == hashlib.sha256(data).hexdigest())
-        return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest())
+        if file.path not in self._hashes:
+            data = file.data if file.data is not None else storage.read(file.path)
+            git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            self._hashes[file.path] = hashlib.sha256(data).hexdigest(), git
+        sha256, git = self._hashes[file.path]
+        return bool(there.lfs.sha256 == sha256 if there.lfs is not None else there.blob_id == git)
 
 
 @dataclass(frozen=True)
@@ -296,7 +301,8 @@ class _Work:
         batches = list(_batches(todo))
         if len(batches) > 1 and todo[-1].path != MANIFEST_PATH:
             batches = list(_batches([*todo, self.files[-1]]))
-        done, total = 0, sum(map(len, batches))
+        done = Counter[str]()
+        total = sum(map(len, batches)), sum(file.size for batch in batches for file in batch) / 1e9
         for number, batch in enumerate(batches or [[]], start=1):
             last = number >= len(batches)
             deleted = self.stale(target) if last else []
@@ -314,8 +320,8 @@ class _Work:
                     parent_commit=target.head,
                 )
             target.head = made.oid
-            done += len(batch)
-            say(f"sent {done} of {total} files")
+            done.update(files=len(batch), bytes=sum(file.size for file in batch))
+            say(f"sent {done['files']} of {total[0]} files, {done['bytes'] / 1e9:.1f} of {total[1]:.1f} GB")
 
     def _addition(self, file: _File, spool: Path) -> CommitOperationAdd:
         """The file, on this machine's disk: Xet, the Hub's upload of big files, takes no streams."""
@@ -326,8 +332,11 @@ class _Work:
         if isinstance(self.storage, LocalStorage):
             spool = self.storage.root / file.path
         else:
-            with self.storage.open(file.path) as source, spool.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
+            try:
+                with self.storage.open(file.path) as source, spool.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+            except OSError as error:
+                raise explain("write", str(spool), error, note=" (TMPDIR moves it)") from error
         addition = CommitOperationAdd(file.path, spool)
         if file.sha256 and addition.upload_info.sha256.hex() != file.sha256:
             shown = uri_of(self.storage, file.path)
