@@ -104,11 +104,11 @@ def test_refusals_say_what_to_do(hub, repo, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(StorageError, match="set HF_TOKEN"):
         read("hf://datasets/org/private").read("more/z.json")
-    with monkeypatch.context() as patch, pytest.raises(StorageError, match=r"needs huggingface_hub 2 .* is 0\.36\.2"):
-        patch.setattr("huggingface_hub.__version__", "0.36.2")
-        read().read("more/z.json")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     with pytest.raises(StorageError, match="isn't https://"):
+        read().read("more/z.json")
+    monkeypatch.setattr("huggingface_hub.__version__", "0.36.2")
+    with pytest.raises(StorageError, match=r"needs huggingface_hub 2 .* is 0\.36\.2"):
         read().read("more/z.json")
 
 
