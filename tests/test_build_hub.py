@@ -44,6 +44,7 @@ def test_from_the_hub_to_the_hub(hub, photos, tmp_path, monkeypatch):
     config = make_config(tmp_path / "config.json", SOURCE, TARGET, 2, **settings)
     said = patchmint("build", config)
     assert "5 planned = 5 written" in said.stdout
+    assert f"reading {SOURCE}@{commit}\n" in said.stderr
     assert f"/datasets/org/labelled; its copy in {tmp_path}/cache/staging/org--labelled may be deleted" in said.stdout
     built, labelled = tmp_path / "cache" / "staging" / "org--labelled", hub.repos["org/labelled"]
     assert labelled.private

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from flaky_proxy import Fault as Cut
+from flaky_proxy import flaky_proxy, of_method
 from hub_server import TOKEN, Fault
 
 from patchmint.errors import NotFoundError, StorageError
@@ -87,6 +89,16 @@ def test_passing_faults_are_waited_out(hub, repo):
     assert len(list(storage.list())) == len(FILES)
     assert storage.read("data/y.tar") == b"0123456789"
     assert [fault.times for fault in hub.faults] == [0, 0, 0, 0]
+
+
+def test_cut_connections_are_tried_again(hub, repo, monkeypatch):
+    with flaky_proxy(hub.port) as proxy:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{proxy.port}")
+        storage = read()
+        assert storage.size("README.md") == 7
+        proxy.faults += [Cut(of_method("GET"), action) for action in ("cut", "swallow")]
+        assert storage.read_range("README.md", 2, 5) == b"hello"
+        assert [fault.times for fault in proxy.faults] == [0, 0]
 
 
 def test_refusals_say_what_to_do(hub, repo, monkeypatch):

@@ -84,6 +84,8 @@ def carry_out(given: BuildConfig, *, dry_run: bool, as_json: bool, **options: bo
         given = given.model_copy(update={"output": given.output.model_copy(update={"uri": folder})})
         say(f"building in {folder}; it goes to {target} when it is finished")
     build_config = resolved(given)
+    if is_on_hub(build_config.source.uri):
+        say(f"reading {build_config.source.uri}")
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
