@@ -1,14 +1,20 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
+import os
+
 import builds
 import pytest
 import warm
 from flaky_proxy import flaky_proxy
+from hub_server import hub_server
 from s3_server import end_shared_server, shared_server
 
 from patchmint.storage import open_storage
 
 pytest_plugins = ["longest_first"]
+
+# the Hub's client reads it when it is imported; the tests' Hub doesn't speak Xet
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 
 def pytest_configure(config):
@@ -37,6 +43,15 @@ def server():
 def proxy(server):
     with flaky_proxy(server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hugging Face Hub of the test's own, and the environment that leads to it."""
+    with hub_server() as hub:
+        for name, value in hub.env.items():
+            monkeypatch.setenv(name, value)
+        yield hub
 
 
 @pytest.fixture(params=["local", "s3"])

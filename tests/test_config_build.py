@@ -167,6 +167,7 @@ NOT_DECIDING = [
     {"limits": {"max_image_megapixels": 100}},
     {"models": MODEL_PRESETS[UNTRAINED].model_dump()},
     {"labels": {}},
+    {"track": "wandb"},
 ]
 
 
@@ -177,7 +178,7 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track"}
 
 
 def test_an_unused_model_decides_nothing():

@@ -1,4 +1,4 @@
-"""Sources on an object store: the same samples and bytes as from a folder, from a real S3-protocol server."""
+"""Sources on an object store and on the Hub: the same samples and bytes as from a folder, over the real protocols."""
 
 import json
 
@@ -14,9 +14,19 @@ from patchmint.pipeline.sources.recognise import recognise
 from patchmint.samples import ImageRef
 
 
-@pytest.fixture
-def bucket(server, monkeypatch):
-    return server.new_bucket(monkeypatch)
+@pytest.fixture(params=["s3", "hub"])
+def brought(request, monkeypatch):
+    """A function that brings a folder there, and says where."""
+    if request.param == "s3":
+        bucket = request.getfixturevalue("server").new_bucket(monkeypatch)
+        return lambda root: copy(root, bucket)
+    hub = request.getfixturevalue("hub")
+
+    def put_there(root):
+        hub.put("org/name", {f"in/{path.relative_to(root)}": path.read_bytes() for path in root.rglob("*.*")})
+        return "hf://datasets/org/name/in"
+
+    return put_there
 
 
 def data_set(kind, folder):
@@ -46,9 +56,9 @@ def data_set(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet", "coco", "visual-genome", "references", "llava"])
-def test_the_same_as_from_a_folder(tmp_path, bucket, kind):
+def test_the_same_as_from_a_folder(tmp_path, brought, kind):
     root = data_set(kind, tmp_path)
-    copy(root, bucket)
+    bucket = brought(root)
     here, there = source(kind, root), source(kind, bucket)
     samples = list(here.samples())
     assert [(s.id, s.image, s.texts) for s in there.samples()] == [(s.id, s.image, s.texts) for s in samples]
@@ -63,8 +73,8 @@ def test_the_same_as_from_a_folder(tmp_path, bucket, kind):
             there.read_image(ImageRef("none.jpg"))
 
 
-def test_ranges_and_single_files(tmp_path, bucket):
-    copy(data_set("webdataset", tmp_path), bucket)
+def test_ranges_and_single_files(tmp_path, brought):
+    bucket = brought(data_set("webdataset", tmp_path))
     assert len(read("webdataset", f"{bucket}/{{00000..00001}}.tar")) == 4
     assert len(read("webdataset", f"{bucket}/00001.tar")) == 2
     refused("1 of 3 tars", "webdataset", f"{bucket}/{{00000..00002}}.tar")

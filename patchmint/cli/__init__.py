@@ -56,6 +56,15 @@ COMMANDS = {
             "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
         ),
     ),
+    "push": LazyCommand(
+        "patchmint.cli.push:push_command",
+        "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",
+        (
+            "patchmint push out/stage1 hf://datasets/ORG/NAME --license cc-by-4.0",
+            "patchmint push s3://bucket/stage1 hf://datasets/ORG/NAME --private",
+            "patchmint push out/stage1 hf://datasets/ORG/NAME --dry-run",
+        ),
+    ),
     "demo": LazyCommand(
         "patchmint.cli.demo:demo",
         "Make scenes with known truth, build them into shards with the bundled models, and score the shards.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,10 @@ from patchmint.storage import open_storage
 
 _SCHEMA_FILE = "patchmint.schema.json"
 _WIDTH = 110
-_ORDER = ("source", "output", "models", "labels", "grid", "tokens", "features", "precision", "runner", "limits")
+_ORDER = (
+    *("source", "output", "models", "labels", "grid", "tokens", "features", "precision"),
+    *("runner", "limits", "track"),
+)
 
 
 def init(
@@ -71,7 +75,7 @@ def init(
 
 def _name(data: str) -> str:
     last = data.rstrip("/").rpartition("/")[2] if "://" in data else Path(data).expanduser().absolute().name
-    return last.partition("{")[0].partition(".")[0] or "data"
+    return re.split(r"[{.@]", last)[0] or "data"
 
 
 def _output(source: str, name: str) -> str:

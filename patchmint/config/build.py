@@ -18,6 +18,7 @@ from patchmint.config.parsing import Settings, read_yaml, sections
 from patchmint.config.sources import SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.json_values import canonical_json
+from patchmint.storage.hub import is_on_hub
 
 CPU_BATCH_SIZES = (8, 32)
 """What `runner.batch_size: null` means on a CPU: the first, and up to the second where models take images small."""
@@ -31,7 +32,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class OutputConfig(Settings):
     """Where the data set goes."""
 
-    uri: str = Field(min_length=1, description="Folder for the data set: a local path, s3://, gs:// or az://.")
+    uri: str = Field(
+        min_length=1,
+        description="Folder for the data set: a local path, s3://, gs:// or az://; or hf://datasets/ORG/NAME.",
+    )
     samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples per shard.")
 
 
@@ -117,12 +121,24 @@ class BuildConfig(AnnotatorConfig):
     limits: LimitsConfig = Field(
         default_factory=LimitsConfig, description="Limits that stop a build or reject a sample."
     )
+    track: Literal["wandb", "mlflow"] | None = Field(
+        default=None, description="Also tell settings and counts to Weights & Biases or MLflow."
+    )
 
     @model_validator(mode="after")
     def _float16_on_gpus(self) -> Self:
         on_cpu = self.runner.device == "cpu" if isinstance(self.runner, LocalRunner) else self.runner.num_gpus == 0
         if self.precision == "float16" and on_cpu:
             raise ValueError("precision: float16 is for GPUs, and the runner has none; use bfloat16, float32 or auto")
+        return self
+
+    @model_validator(mode="after")
+    def _hub_through_one_machine(self) -> Self:
+        if is_on_hub(self.output.uri) and isinstance(self.runner, RayRunner):
+            raise ValueError(
+                "output.uri: what goes to the Hub is built in a folder of this machine first, which a cluster's "
+                "workers don't share; build into a store (s3://...) or a folder that all mount, then run patchmint push"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from patchmint.config.parsing import Settings
 
-_URI = "Folder of the data set: a local path, s3://bucket/folder, gs://... or az://..."
+_URI = "Folder of the data set: a local path, s3://bucket/folder, gs://..., az://... or hf://datasets/ORG/NAME"
 
 
 def _one_or_several(value: Any) -> Any:

@@ -13,13 +13,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TypeVar
 
-import platformdirs
-
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError
+from patchmint.storage.cache import FOLDER_VARIABLE, cache_folder
 from patchmint.storage.local import LocalStorage
-
-FOLDER_VARIABLE = "PATCHMINT_CACHE"
 
 _GROWING = ".growing-"
 _KILLED_S = 24 * 3600
@@ -29,9 +26,8 @@ _Index = TypeVar("_Index")
 
 
 def index_folder() -> Path:
-    """The folder of all indexes: below `PATCHMINT_CACHE` if set, else below the user's cache."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("patchmint")) / "indexes"
+    """The folder of all indexes, in the user's cache."""
+    return cache_folder() / "indexes"
 
 
 def open_index(

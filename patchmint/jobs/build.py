@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
-from patchmint.errors import BuildError, PatchmintError, ShardError, StorageError
+from patchmint.errors import BuildError, InputError, PatchmintError, ShardError, StorageError
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import display, say
 from patchmint.pipeline.driver.build import BuildReport
@@ -29,6 +29,7 @@ from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.run import resolved, run
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef
+from patchmint.storage.hub import is_on_hub, staging_folder
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Retry the rejects, in new shards.")]
@@ -71,26 +72,52 @@ def build_command(
 def carry_out(given: BuildConfig, *, dry_run: bool, as_json: bool, **options: bool) -> None:
     """Build what a command's settings say, and print how it ended; `options` are those of `run_build`.
 
+    What is to go to the Hub is built in a folder, and pushed when it is whole.
+
     Raises:
         typer.Exit: it isn't whole, or stopped.
         ConfigError, WeightsError, PluginError: it can't begin.
     """
+    target = given.output.uri
+    if is_on_hub(target):
+        folder = str(staging_folder(target))
+        given = given.model_copy(update={"output": given.output.model_copy(update={"uri": folder})})
+        say(f"building in {folder}; it goes to {target} when it is finished")
     build_config = resolved(given)
+    if is_on_hub(build_config.source.uri):
+        say(f"reading {build_config.source.uri}")
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
         describe_plan(build_config, as_json=as_json)
         return
     report = run_build(build_config, **options)
-    _print(report, build_config, as_json=as_json)
-    if report.missing or not report.written:
+    whole = report.written > 0 and not report.missing
+    url = _push(build_config.output.uri, target) if whole and is_on_hub(target) else ""
+    _print(report, build_config, url, as_json=as_json)
+    if not whole:
         raise typer.Exit(1)
 
 
-def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
+def _push(folder: str, target: str) -> str:
+    """Bring a finished data set to the Hub; the page where it is.
+
+    Raises:
+        typer.Exit: it couldn't be, and why was said.
+    """
+    from patchmint.jobs.push import push  # other builds need neither the gallery's parts nor the Hub's client
+
+    try:
+        return push(folder, target, private=True).url
+    except (InputError, StorageError) as error:
+        say(f"error: {error}")
+        raise typer.Exit(1) from error
+
+
+def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool) -> None:
     if as_json:
         fields = asdict(report) | {"rejected": report.rejected, "missing": report.missing, "uri": config.output.uri}
-        typer.echo(json.dumps(fields, indent=1))
+        typer.echo(json.dumps(fields | ({"url": url} if url else {}), indent=1))
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects.items())
     typer.echo(
@@ -109,6 +136,8 @@ def _print(report: BuildReport, config: BuildConfig, *, as_json: bool) -> None:
         say(f"error: nothing was written; see {config.output.uri}/rejects")
     else:
         typer.echo(f"inspect it: patchmint inspect verify {config.output.uri}")
+    if url:
+        typer.echo(f"pushed to {url}; its copy in {config.output.uri} may be deleted")
 
 
 def main(command: Callable[..., None] = build_command) -> None:

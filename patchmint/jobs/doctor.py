@@ -24,6 +24,7 @@ from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_source
 from patchmint.storage import creates_conditionally, open_storage
+from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.local import LocalStorage, existing_folder
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import REINSTALL, check_file, file_of
@@ -104,7 +105,7 @@ def examine(config: BuildConfig | None, out: str | None) -> Iterator[Finding]:
         yield from _checks(config)
     uri = out or (config.output.uri if config else None)
     if uri:
-        yield from _output(uri)
+        yield from _output(str(staging_folder(uri)) if is_on_hub(uri) else uri)
 
 
 def _package(package: str, module: str) -> Finding:

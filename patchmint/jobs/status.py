@@ -10,6 +10,7 @@ from patchmint.errors import BuildError
 from patchmint.pipeline.driver.runs import read_run
 from patchmint.shards.lease import read_lease
 from patchmint.storage import open_storage
+from patchmint.storage.hub import is_on_hub, staging_folder
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def status(uri: str) -> BuildStatus:
     """Read how a build stands.
 
     Args:
-        uri: the output folder, `s3://...` as well.
+        uri: the output folder, `s3://...` as well; of `hf://...` the folder in which it is built on this machine.
 
     Raises:
         BuildError: there is no build.
         StorageError, ShardError: it can't be read, or a record is damaged.
     """
-    storage = open_storage(uri)
+    storage = open_storage(staging_folder(uri) if is_on_hub(uri) else uri)
     ledger, lease = Ledger.read(storage), read_lease(storage)
     if not ledger.plans and lease is None:
         raise BuildError(f"{uri} holds no build: there is no plan.parquet; `patchmint build CONFIG.yaml` makes one")

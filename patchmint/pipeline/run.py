@@ -14,8 +14,12 @@ from patchmint.errors import ConfigError
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.driver.build import build as drive
 from patchmint.pipeline.driver.supervise import Pool, Reporter
+from patchmint.pipeline.driver.track import tracked
 from patchmint.pipeline.orders import WorkerSettings
 from patchmint.pipeline.pools.local import LocalPool
+from patchmint.shards.plan import load_plan
+from patchmint.storage import open_storage
+from patchmint.storage.hub import is_on_hub, pinned, unpinned
 
 
 def build(
@@ -93,27 +97,46 @@ def run(
 
         return RayPool(settings, runner, reporter.warn)
 
-    return drive(
-        config,
-        make_pool,
-        min_workers=least,
-        max_workers=most,
-        reporter=reporter,
-        should_stop=should_stop,
-        **options,
-    )
+    with tracked(config, reporter) as told:
+        return drive(
+            config,
+            make_pool,
+            min_workers=least,
+            max_workers=most,
+            reporter=told,
+            should_stop=should_stop,
+            **options,
+        )
 
 
 def resolved(config: BuildConfig) -> BuildConfig:
-    """The config with absolute paths, for workers that may run in another folder.
+    """The config as it is for all processes: paths are absolute, and a source on the Hub is at one commit.
 
     Raises:
-        ConfigError: a path is relative to a Ray job's copy of the working directory, which Ray deletes with the job.
+        ConfigError: a path is relative to a Ray job's copy of the working directory, which Ray deletes with the job; or
+            the output is on the Hub.
+        StorageError: the source or the output can't be reached.
     """
+    if is_on_hub(config.output.uri):
+        raise ConfigError(
+            "output.uri: the Hub takes finished data sets; build into a folder or a store, then push it "
+            f"(`patchmint build` does both): patchmint push FOLDER {config.output.uri}"
+        )
     for key, uri in (("output.uri", config.output.uri), ("source.uri", config.source.uri)):
         if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
             raise ConfigError(
                 f"{key} {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
                 "absolute path that all machines mount, or a store such as s3://bucket/folder"
             )
-    return config.absolute()
+    return _at_one_commit(config.absolute())
+
+
+def _at_one_commit(config: BuildConfig) -> BuildConfig:
+    """A source on the Hub as it is now, or as it was when the build in the output began, whoever pushes meanwhile."""
+    uri = config.source.uri
+    if not is_on_hub(uri):
+        return config
+    plan = load_plan(open_storage(config.output.uri))
+    begun = str(plan.config["source"]["uri"]) if plan is not None else ""
+    at = begun if is_on_hub(begun) and unpinned(begun) == uri.rstrip("/") else pinned(uri)
+    return config.model_copy(update={"source": config.source.model_copy(update={"uri": at})})

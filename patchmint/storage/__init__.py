@@ -1,4 +1,4 @@
-"""Folders and object stores behind one interface: local, s3, gs, az."""
+"""Folders and object stores behind one interface: local, s3, gs, az, and the Hugging Face Hub for reading."""
 
 from __future__ import annotations
 

@@ -69,6 +69,42 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
     return StorageError(f"can't {action} {shown}: {why}; {remedy}", uri=shown)
 
 
+def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
+    """The error to raise for one of the Hugging Face Hub's client.
+
+    Args:
+        action: a verb, such as "read".
+        shown: the file's URI.
+        error: what the client raised.
+    """
+    from huggingface_hub import errors
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of one of the threads that upload
+    reply = getattr(error, "response", None)
+    status = reply.status_code if reply is not None else 0
+    if isinstance(error, errors.EntryNotFoundError):
+        return NotFoundError(f"can't {action} {shown}: there is no such file; check the path", uri=shown)
+    match error:
+        case errors.GatedRepoError():
+            remedy = "it is gated; accept its terms on its page, and set HF_TOKEN to a token of that account"
+        case errors.RepositoryNotFoundError():
+            remedy = "there is no such data set, or it is private; check the name, and set HF_TOKEN to a token for it"
+        case errors.RevisionNotFoundError():
+            remedy = "it has no such revision; check what follows the @"
+        case errors.OfflineModeIsEnabled():
+            remedy = "HF_HUB_OFFLINE is set; unset it"
+        case _ if status in (401, 403):
+            remedy = f"the Hub refused; set HF_TOKEN to a token that may {action} it"
+        case _ if status in (409, 412):
+            remedy = "somebody else changed it meanwhile; run again"
+        case _ if status == 429:
+            remedy = "the Hub limits requests; wait some minutes, or set HF_TOKEN to a token with a higher limit"
+        case _:
+            remedy = f"{_told(error)}; check HF_ENDPOINT, the network and the Hub's health, then run again"
+    return StorageError(f"can't {action} {shown}: {remedy}", uri=shown)
+
+
 def _told(error: Exception) -> str:
     """What a store said, on one line: no debug dump, and no queries of addresses, which may hold signatures."""
     text = str(error).strip() or type(error).__name__

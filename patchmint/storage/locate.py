@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from patchmint.errors import StorageError
+from patchmint.storage import hub
 from patchmint.storage.interface import Storage, temporary_name
 from patchmint.storage.local import LocalStorage, existing_folder, prune
 from patchmint.storage.objects import ObjectStorage
@@ -20,11 +21,13 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     Nothing is touched yet: the first write makes a folder, the first use connects to a store.
 
     Settings of a store come from its usual environment variables: `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
-    `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`; `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`.
+    `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`; `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`;
+    `HF_TOKEN`, `HF_ENDPOINT`.
     Plain http is taken to a loopback address, and elsewhere with `AWS_ALLOW_HTTP=true` (or `AZURE_ALLOW_HTTP`).
 
     Args:
-        uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+        uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, or, for
+            reading, `hf://datasets/ORG/NAME[@REVISION][/FOLDER]`.
 
     Raises:
         StorageError: it is none of these, or there are credentials in it.
@@ -41,7 +44,9 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
         return LocalStorage(text, _file_path(text))
     if scheme in SCHEMES:
         return ObjectStorage(_checked_uri(text))
-    known = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
+    if scheme == hub.SCHEME:
+        return hub.HubStorage(text)
+    known = ", ".join(f"{name}://" for name in ("file", *SCHEMES, hub.SCHEME))
     raise _refused(text, f"is of an unknown kind; give a path, or a URI that begins with {known}")
 
 

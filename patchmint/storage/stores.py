@@ -99,7 +99,7 @@ def _may_be_plain(scheme: str, uri: str) -> bool:
     """Whether requests may go unencrypted: to this machine, or because the environment says so."""
     endpoint = next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
     allowed = os.environ.get(_ALLOW_HTTP[scheme], "").lower() in ("1", "true", "yes", "on")
-    if endpoint.lower().startswith("http://") and not allowed and not _is_loopback(endpoint):
+    if endpoint.lower().startswith("http://") and not allowed and not is_loopback(endpoint):
         raise StorageError(
             f"can't open {uri}: the endpoint in the environment is http://, and data and signatures would travel "
             f"readable; use https://, or set {_ALLOW_HTTP[scheme]}=true where the network is trusted",
@@ -108,7 +108,8 @@ def _may_be_plain(scheme: str, uri: str) -> bool:
     return allowed or endpoint.lower().startswith("http://")
 
 
-def _is_loopback(endpoint: str) -> bool:
+def is_loopback(endpoint: str) -> bool:
+    """Whether an address means this machine."""
     host = urlsplit(endpoint).hostname or ""
     if host == "localhost":
         return True

@@ -22,7 +22,9 @@ _ABSENT = "-"
 
 
 def diff_command(
-    a: Annotated[str, typer.Argument(metavar="A", help="A data set's folder, finished or not; s3://...; or one tar.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A data set's folder, finished or not; s3://..., hf://...; or one tar.")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="The data set to compare with.")],
     samples: Annotated[
         int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels and codes are compared. 0: all.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 200
 
 DatasetArgument = Annotated[
-    str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://...; or one tar.")
+    str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://..., hf://...; or one tar.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

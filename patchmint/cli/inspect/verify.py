@@ -26,7 +26,8 @@ _SHOWN = 200
 
 def verify_command(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="A data set's folder, a folder of tars, or one tar; or s3://...")
+        str,
+        typer.Argument(metavar="DATASET", help="A data set's folder, a folder of tars, or one tar; s3://..., hf://..."),
     ],
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image too.")] = False,
     as_json: JsonOption = False,
