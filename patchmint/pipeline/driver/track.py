@@ -121,18 +121,19 @@ class _Tracking(Reporter):
 
 
 def _numbers(progress: Progress, seconds: float) -> dict[str, float]:
-    rate = progress.samples / seconds if seconds else 0.0
+    rate = progress.annotated / seconds if seconds else 0.0
+    rejects = progress.all_rejects()
     numbers = {
-        "samples": float(progress.samples),
+        "samples": float(progress.through),
         "written": float(progress.written),
-        "rejected": float(sum(progress.rejects.values())),
+        "rejected": float(rejects.total()),
         "units": float(progress.done),
         "workers": float(progress.workers),
         "samples_per_second": rate,
         "gigabytes": progress.bytes / 1e9,
     }
-    left = {"seconds_left": (progress.planned - progress.samples) / rate} if rate else {}
-    return numbers | left | {f"rejects/{reason}": float(count) for reason, count in progress.rejects.items()}
+    left = {"seconds_left": (progress.planned - progress.through) / rate} if rate else {}
+    return numbers | left | {f"rejects/{reason}": float(count) for reason, count in rejects.items()}
 
 
 def _settings(config: BuildConfig) -> dict[str, Any]:
