@@ -59,10 +59,20 @@ def test_the_users_way_to_wait_stays(monkeypatch, name, value):
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(("load", "spins"), [(0.5, threads._SPINS), (9.0, threads._SPINS), (11.0, "0")])
+def test_a_busy_machines_threads_do_not_look_before_they_sleep(monkeypatch, load, spins):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 20.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "environ", {})
+    threads.wait_briefly()
+    assert os.environ == {"GOMP_SPINCOUNT": spins}
+
+
 def test_the_api_waits_briefly_and_uses_no_more_threads_than_it_may():
     """torch's threads, asked in a process whose quota is said to be one core."""
     code = (
-        "import os, patchmint.compute.threads as threads; threads._quotas = lambda: [1]; import patchmint;"
+        "import os; os.getloadavg = lambda: (0, 0, 0);"
+        "import patchmint.compute.threads as threads; threads._quotas = lambda: [1]; import patchmint;"
         "patchmint.Annotator.from_preset('untrained-tiny', device='cpu', labels=None);"
         "import torch; print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads())"
     )

@@ -8,16 +8,21 @@ from pathlib import Path
 _SPINS = "10000"
 """Looks at a lock before a thread sleeps. libgomp's own 300,000 take a core from whoever else wants it; 10,000 are as
 fast on an idle machine, and 2.6 times as fast on a busy one (benchmarks/threads.py)."""
+_BUSY = 1.25
+"""Tasks for each core from which on a thread had better not look at all: that gains 30 % there, but loses as much on an
+idle machine."""
 
 
 def wait_briefly() -> None:
     """Let waiting threads of OpenMP sleep soon, unless the environment says how they are to wait.
 
+    At once where the machine is busy (`os.getloadavg`: tasks that ran or waited to, in the last minute).
     Must come before torch is imported: libgomp reads the variable when it is loaded. Child processes inherit it.
     Source: GCC's libgomp manual, GOMP_SPINCOUNT.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
+        busy = os.getloadavg()[0] > _BUSY * (os.cpu_count() or 1)
+        os.environ["GOMP_SPINCOUNT"] = "0" if busy else _SPINS
 
 
 def default_threads(processes: int = 1) -> int:
