@@ -81,6 +81,8 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_file),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'stand_in'}",
+            # so that a job has the time to end in order
+            "RAY_JOB_STOP_WAIT_TIME_S": "30",
             # A job says `python`: on a node that is the environment's, whether or not the tests' shell activated it.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

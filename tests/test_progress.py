@@ -14,10 +14,10 @@ from patchmint.pipeline.orders import UnitResult, Working
 
 @pytest.fixture
 def build(tmp_path):
-    """A build of one unit at work, which takes three seconds, and its output."""
+    """A build of one unit at work, which takes seven seconds, and its output."""
     source = builds.make_input(tmp_path / "in", [f"thing number {place}" for place in range(12)], damaged=(2,))
     config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 12)
-    yield builds.start(config, tmp_path / "out", "--runner.batch-size=1", STAND_IN_SLEEP="0.3"), tmp_path / "out"
+    yield builds.start(config, tmp_path / "out", "--runner.batch-size=1", STAND_IN_SLEEP="0.6"), tmp_path / "out"
     builds.end_all()
 
 
