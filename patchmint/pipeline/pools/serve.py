@@ -57,7 +57,7 @@ class ServedWorker:
         """Save what is annotated of the unit in work, and tell; in another thread. See `Worker.save`."""
         if self._worker is None or self._tell is None:
             return
-        with suppress(PatchmintError):  # then what is annotated is lost, as when the process is killed
+        with suppress(Exception):  # then what is annotated is lost, as when the process is killed
             samples = self._worker.save(seconds)
             if samples is not None:
                 self._tell(Saved(self._number, samples))
