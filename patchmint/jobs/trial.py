@@ -1,0 +1,131 @@
+"""A trial before a build: a few of its samples labelled with its models, timed and drawn."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from patchmint.compute.threads import default_threads, limit_threads
+from patchmint.config.build import BuildConfig, LocalRunner
+from patchmint.errors import DemoWarning, InputError, UntrainedWarning
+from patchmint.images.decode import decode_image
+from patchmint.pipeline.plan import LookedAt
+from patchmint.pipeline.plan.keys import key_of
+from patchmint.samples import ImageRef
+from patchmint.types import Text
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial tells.
+
+    Attributes:
+        samples: how many were labelled, each by itself.
+        device: where the models ran.
+        threads: CPU threads that they had, as many as a worker.
+        start_seconds: from nothing to loaded models that have labelled an image once, as each worker has to.
+        seconds: of a sample, the mean, when it is labelled for the second time; reading and decoding, which a worker
+            does ahead, aren't in it.
+        least: seconds of the quickest.
+        most: seconds of the slowest.
+        peak_bytes: the most memory that this process had resident.
+        device_peak_bytes: and of a GPU's memory; 0 on a CPU.
+        overlays: pictures that were written.
+    """
+
+    samples: int
+    device: str
+    threads: int
+    start_seconds: float
+    seconds: float
+    least: float
+    most: float
+    peak_bytes: int
+    device_peak_bytes: int
+    overlays: tuple[str, ...]
+
+    def build_seconds(self, samples: int, workers: int) -> tuple[float, float, float]:
+        """Seconds of a build of so many samples: if all were as quick as the quickest, on average, as the slowest."""
+        least, mean, most = (
+            self.start_seconds + samples * each / workers for each in (self.least, self.seconds, self.most)
+        )
+        return least, mean, most
+
+
+def spread(looked: Sequence[LookedAt], count: int) -> list[LookedAt]:
+    """So many of the sound samples, evenly spread over the source."""
+    sound = [each for each in looked if each.fault is None]
+    count = min(count, len(sound))
+    return [sound[(2 * place + 1) * len(sound) // (2 * count)] for place in range(count)]
+
+
+def try_samples(
+    samples: Sequence[LookedAt], config: BuildConfig, read: Callable[[ImageRef], bytes], folder: Path
+) -> Trial:
+    """Label samples one by one in this process, as `patchmint label` does.
+
+    Args:
+        samples: at least one, all sound.
+        config: the build.
+        read: reads an image file.
+        folder: where overlays go, if labels are asked for: KEY-T.png, a picture a text. Made if need be.
+
+    Raises:
+        WeightsError, PluginError, ConfigError: the models can't be loaded, or used.
+        InputError: the folder can't be written.
+    """
+    start = time.perf_counter()
+    # torch, which a dry run without a trial needs as little as a driver does
+    from patchmint.api import Annotator
+    from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory
+
+    keep_few_kernels()
+    keep_freed_memory()
+    runner = config.runner
+    if isinstance(runner, LocalRunner):
+        threads, device = runner.num_cpus or default_threads(runner.workers), runner.device
+    else:
+        threads, device = runner.num_cpus, "auto" if runner.num_gpus else "cpu"
+    with warnings.catch_warnings():
+        for said in (DemoWarning, UntrainedWarning):  # by the caller
+            warnings.simplefilter("ignore", said)
+        annotator = Annotator(config, device)
+    limit_threads(threads)
+    seconds, overlays = list[float](), list[str]()
+    for tried in samples:
+        image = decode_image(read(tried.sample.image), max_megapixels=config.limits.max_image_megapixels)
+        texts = _saying(tried)
+        annotation = annotator.annotate(image, texts)
+        if not seconds:
+            start = time.perf_counter() - start
+        before = time.perf_counter()
+        annotator.annotate(image, texts)  # without what is compiled for its shapes, which a build's batches share
+        seconds.append(time.perf_counter() - before)
+        for index in range(len(texts) if config.labels is not None else 0):
+            path = folder / f"{tried.sample.key or key_of(tried.sample.id)}-{index}.png"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                annotation.overlay(index).save(path, "PNG")
+            except OSError as error:
+                raise InputError(f"can't write {path}: {error.strerror or error}; give another --try-out") from error
+            overlays.append(str(path))
+    return Trial(
+        samples=len(samples),
+        device=annotator.device,
+        threads=threads,
+        start_seconds=start,
+        seconds=fmean(seconds),
+        least=min(seconds),
+        most=max(seconds),
+        peak_bytes=peak_memory(),
+        device_peak_bytes=device_peak(annotator.device),
+        overlays=tuple(overlays),
+    )
+
+
+def _saying(tried: LookedAt) -> list[Text]:
+    return [text.to_text() for text in tried.sample.texts if text.content.strip()]
