@@ -1,7 +1,7 @@
 """What `patchmint build --dry-run --try 3` says against what the build then does.
 
-    python benchmarks/dry_run.py                 # the bundled models on three inputs: some 2 minutes on 2 cores
-    python benchmarks/dry_run.py --official      # and models of official size with random weights, 5 more minutes
+    python benchmarks/dry_run.py                    # the bundled models on three inputs: some 2 minutes on 2 cores
+    python benchmarks/dry_run.py --inputs official  # models of official size with random weights: some 4 minutes
     python benchmarks/dry_run.py --json
 
 - `demo`: scenes of the demo, as COCO captions. `folder`: photographs of this machine's packages, two of them damaged,
@@ -32,31 +32,25 @@ _LOOK_SECONDS = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=96)
-    parser.add_argument("--official", action="store_true", help="also models of official size")
-    parser.add_argument("--images", type=int, default=4, help="for these")
+    parser.add_argument("--inputs", nargs="+", choices=tuple(INPUTS), default=["demo", "folder", "coco"])
+    parser.add_argument("--images", type=int, default=4, help="for official")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = {
-            "demo": {"source": scenes(folder / "demo", arguments.scenes)},
-            "folder": {"source": damaged_folder(folder / "folder")},
-            "coco": {"source": coco_without_one(folder / "coco")},
-        }
-        if arguments.official:
-            inputs["official size"] = official(folder / "official", arguments.images)
         found: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-        for input_name, settings in inputs.items():
+        for input_name in arguments.inputs:
+            settings = INPUTS[input_name](folder / input_name, arguments)
             found[input_name] = compared(folder / f"{input_name}.json", settings)
             print(f"{input_name}: done", file=sys.stderr)
     print(json.dumps(found, indent=1) if arguments.json else shown(found))
 
 
-def scenes(folder: Path, count: int) -> dict[str, str]:
+def scenes(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from patchmint.demo.dataset import write_dataset
 
-    write_dataset(folder, seed=_SEED, count=count)
-    return {"kind": "coco", "uri": str(folder)}
+    write_dataset(folder, seed=_SEED, count=arguments.scenes)
+    return {"source": {"kind": "coco", "uri": str(folder)}}
 
 
 def photographs(folder: Path) -> list[Path]:
@@ -64,26 +58,30 @@ def photographs(folder: Path) -> list[Path]:
     return sorted((folder / "train2017").glob("*.jpg"))
 
 
-def damaged_folder(folder: Path) -> dict[str, str]:
+def damaged_folder(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     for place, path in enumerate(photographs(folder.with_name("photographs"))):
         folder.mkdir(exist_ok=True)
         data = path.read_bytes()
         (folder / path.name).write_bytes(data[: len(data) // 2] if place in (3, 7) else data)
         (folder / path.name).with_suffix(".txt").write_text("" if place == 5 else "a photograph of a thing")
-    return {"kind": "folder", "uri": str(folder)}
+    return {"source": {"kind": "folder", "uri": str(folder)}}
 
 
-def coco_without_one(folder: Path) -> dict[str, str]:
+def coco_without_one(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     photographs(folder)[4].unlink()
-    return {"kind": "coco", "uri": str(folder)}
+    return {"source": {"kind": "coco", "uri": str(folder)}}
 
 
-def official(folder: Path, images: int) -> dict[str, Any]:
-    command = [sys.executable, ROOT / "benchmarks/reference.py", "--models", "official-size", "--images", str(images)]
-    subprocess.run([*command, "--step", "prepare", "--folder", folder], check=True, stdout=subprocess.DEVNULL)
+def official(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, ROOT / "benchmarks/reference.py", "--models", "official-size"]
+    images = ["--images", str(arguments.images)]
+    subprocess.run([*command, *images, "--step", "prepare", "--folder", folder], check=True, stdout=subprocess.DEVNULL)
     contest = json.loads((folder / "contest.json").read_text())
     models = {role: contest[role] for role in ("detector", "vocabulary", "masker", "tokenizer")}
     return {"source": {"kind": "coco", "uri": contest["data"]}, "models": models}
+
+
+INPUTS = {"demo": scenes, "folder": damaged_folder, "coco": coco_without_one, "official": official}
 
 
 def compared(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -620,7 +620,7 @@ def test_the_memory_of_published_models_is_that_of_their_modules():
 
 def test_memory_follows_what_a_build_holds():
     def worker(sizes=((480, 640),), samples=1000, **changes):
-        return estimate_memory(build_config(**{"models": "official", "runner": CPU} | changes), sizes, samples)
+        return estimate_memory(build_config(**SMALL | changes), sizes, samples)
 
     usual = worker()
     assert worker(runner=CPU | {"workers": 3}).total - usual.total < 2 * usual.worker
@@ -629,8 +629,11 @@ def test_memory_follows_what_a_build_holds():
     assert worker(samples=1).images < usual.images / 10
     assert worker(runner=CPU | {"batch_size": 1}).models < usual.models
     assert worker(tokens={"size": 512}).models - usual.models == 3 * 9 * 4 * 2 * 128 * 256**2
+    halved = usual.models - worker(precision="bfloat16").models
+    assert halved == round(0.46 * sum(CHECKPOINTS[name].size for name in ("groundingdino-swint-ogc", "sam-vit-b")))
     # the largest model is there twice while it is loaded
-    assert usual.worker > usual.libraries + 2 * 2_564_550_879
+    large = worker(models="official", precision="bfloat16")
+    assert large.worker == large.libraries + 2 * 2_564_550_879 + CHECKPOINTS["groundingdino-swint-ogc"].size
     gpu = worker(runner=CPU | {"device": "cuda"})
     assert (gpu.on_gpu, gpu.models, gpu.kept) == (True, 0, 0)
     assert gpu.weights == usual.weights
@@ -639,3 +642,4 @@ def test_memory_follows_what_a_build_holds():
 
 
 CPU = {"kind": "local", "device": "cpu"}
+SMALL = {"models": "small", "runner": CPU, "precision": "float32"}

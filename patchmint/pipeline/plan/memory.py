@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -58,6 +58,9 @@ _TENSORS = 10
 """Alive at a time in a backbone, as large as the one that runs through it."""
 _TOKENIZER_TENSORS = 9
 
+_REDUCED = 0.46
+"""Of SAM ViT-B's weights: what storing them for products in bfloat16 saves."""
+
 _MODEL_BYTES = {
     "vqgan-imagenet-f16-1024": 288_566_796,
     "vqgan-imagenet-f16-16384": 304_295_436,
@@ -76,13 +79,14 @@ class Memory:
     Attributes:
         libraries: of a worker, what its imports take.
         weights: its models, as they are loaded on a CPU.
-        models: what the models compute with on a CPU, for the largest batch; 0 where they run on a GPU.
+        models: what the models compute with on a CPU, for the largest batch, beyond the room that weights leave when
+            they are stored in bfloat16; 0 where the models run on a GPU.
         images: decoded images that wait, at most.
         kept: compiled products and free memory that the process keeps.
         worker: all of it, or what it takes to load the models if that is more.
         driver: the process that plans.
         workers: how many workers there are at most.
-        total: all processes; what workers of one machine share is counted once.
+        total: all processes; what workers of the `local` runner share is counted once.
         on_gpu: whether the models run on a GPU. What they take there is not estimated.
         unknown: models of which nothing is known, so that they aren't counted: plug-ins.
     """
@@ -119,15 +123,17 @@ def estimate_memory(config: BuildConfig, sizes: Sequence[Size], samples: int) ->
     seen = sizes or [_USUAL_SIZE]
     largest = max(seen, key=prod)
     libraries = _LIBRARIES + max(_OF_SECTION[name] for name in sections)
-    models = (
-        0 if on_gpu else sum(_working(config, role, min(batch, samples), largest) for role in used.keys() - outside)
-    )
+    working = sum(_working(config, role, min(batch, samples), largest) for role in used.keys() - outside)
+    models = 0 if on_gpu else max(0, working - round(_room(config, outside)))
     images = _waiting(config, seen, batch, samples)
     kept = 0 if on_gpu else sum(_KEPT[name] for name in sections)
     # read into a model that is there already; a GPU's are gone from here once they are loaded
     loading = max((2 * own + (0 if on_gpu else before) for before, own in _with_sums(weights)), default=0)
     worker = libraries + max(loading, (0 if on_gpu else sum(weights)) + models + images + kept)
-    workers = config.runner.workers if isinstance(config.runner, LocalRunner) else config.runner.max_actors
+    if isinstance(config.runner, LocalRunner):
+        workers, shared = config.runner.workers, _SHARED
+    else:
+        workers, shared = config.runner.max_actors, 0
     return Memory(
         libraries=libraries,
         weights=sum(weights),
@@ -137,7 +143,7 @@ def estimate_memory(config: BuildConfig, sizes: Sequence[Size], samples: int) ->
         worker=worker,
         driver=_DRIVER,
         workers=workers,
-        total=_DRIVER + workers * worker - (workers - 1) * _SHARED,
+        total=_DRIVER + workers * worker - (workers - 1) * shared,
         on_gpu=on_gpu,
         unknown=tuple(used[role] for role in used if role in outside),
     )
@@ -163,6 +169,23 @@ def batch_size(config: BuildConfig) -> int | None:
     least, most = CPU_BATCH_SIZES
     taken = _inputs(config, _USUAL_SIZE)
     return max(least, min(most, CPU_INPUT_BYTES // taken)) if taken else least
+
+
+def _room(config: BuildConfig, outside: Set[str]) -> float:
+    """Bytes that detector and masker leave free once their weights for products are in bfloat16."""
+    if config.precision != "bfloat16" and not (config.precision == "auto" and _cpu_has_bfloat16()):
+        return 0.0
+    roles = config.models_used.keys() & {"detector", "masker"} - outside
+    return _REDUCED * sum(weights_of(role, config.models_used[role]) for role in roles)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """As `compute.devices` learns from torch."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_tile"))
 
 
 def weights_of(role: str, name: str) -> int:
