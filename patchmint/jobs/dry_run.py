@@ -100,11 +100,13 @@ def _say_count(samples: int) -> None:
 def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     memory = found.memory
     lines = [
-        f"samples   {found.samples} with {found.texts} texts, in {found.units} units of up to "
+        f"samples   {found.samples} with {found.texts} texts, in {_many(found.units, 'unit')} of up to "
         f"{config.output.samples_per_shard}",
         f"rejects   {_counted(found.rejects)} for what source and texts say; {_counted(found.looked_at_rejects)} of "
         f"{found.looked_at} images read and decoded",
     ]
+    if found.looked_at_rejects and found.looked_at < found.samples - sum(found.rejects.values()):
+        lines.append(f"          about {found.reject_share * found.samples:.0f} in all, if the other images are alike")
     if found.reject_share > config.limits.max_reject_share:
         lines.append(
             f"          the build would stop: about {found.reject_share:.0%} of the samples, and "
@@ -114,7 +116,8 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"output    about {size(found.output_bytes)}, of it {size(found.image_bytes)} image files, in "
         f"{config.output.uri}",
         f"memory    a worker about {size(memory.worker)}: {_parts(memory)}",
-        f"          the driver {size(memory.driver)}; with {_workers(memory.workers)} {size(memory.total)} in all",
+        f"          the driver {size(memory.driver)}; with {_many(memory.workers, 'worker')} {size(memory.total)} "
+        "in all",
     ]
     if memory.on_gpu:
         lines.append("gpu       its memory can't be foreseen; --try shows what one sample at a time takes")
@@ -137,7 +140,7 @@ def _time_lines(trial: Trial | None, found: DryRun, missing: list[str], tries: i
     least, mean, most = _build_seconds(trial, found)
     lines = [
         f"time      about {duration(mean)} ({duration(least)} to {duration(most)}) with "
-        f"{_workers(found.memory.workers)}, of it {duration(trial.start_seconds)} to start",
+        f"{_many(found.memory.workers, 'worker')}, of it {duration(trial.start_seconds)} to start",
         f"          {trial.seconds:.2f} s a sample ({trial.least:.2f} to {trial.most:.2f}): {trial.samples} tried one "
         f"by one, on {trial.device} with {trial.threads} threads",
     ]
@@ -160,8 +163,8 @@ def _parts(memory: Memory) -> str:
     return ", ".join(f"{size(count)} {name}" for name, count in parts.items() if count)
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'s' if count != 1 else ''}"
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _counted(reasons: Mapping[str, int]) -> str:

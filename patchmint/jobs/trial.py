@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import default_threads, limit_threads
 from patchmint.config.build import BuildConfig, LocalRunner
@@ -16,7 +17,13 @@ from patchmint.images.decode import decode_image
 from patchmint.pipeline.plan import LookedAt
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.samples import ImageRef
-from patchmint.types import Text
+
+if TYPE_CHECKING:
+    from patchmint.api import Annotation
+
+_TIMED_SECONDS = 4
+_MOST_PASSES = 20
+# Quick models are timed several times: on a machine that others use, a second says little.
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Trial:
         device: where the models ran.
         threads: CPU threads that they had, as many as a worker.
         start_seconds: from nothing to loaded models that have labelled an image once, as each worker has to.
-        seconds: of a sample, the mean, when it is labelled for the second time; reading and decoding, which a worker
-            does ahead, aren't in it.
+        seconds: of a sample, the mean, labelled again until `_TIMED_SECONDS` are over; reading and decoding, which a
+            worker does ahead, aren't in it.
         least: seconds of the quickest.
         most: seconds of the slowest.
         peak_bytes: the most memory that this process had resident.
@@ -95,24 +102,25 @@ def try_samples(
             warnings.simplefilter("ignore", said)
         annotator = Annotator(config, device)
     limit_threads(threads)
-    seconds, overlays = list[float](), list[str]()
-    for tried in samples:
+    ready = []
+    overlays: list[str] = []
+    for number, tried in enumerate(samples):
         image = decode_image(read(tried.sample.image), max_megapixels=config.limits.max_image_megapixels)
-        texts = _saying(tried)
-        annotation = annotator.annotate(image, texts)
-        if not seconds:
+        ready.append((image, [text.to_text() for text in tried.sample.texts if text.content.strip()]))
+        annotation = annotator.annotate(*ready[-1])
+        if number == 0:
             start = time.perf_counter() - start
-        before = time.perf_counter()
-        annotator.annotate(image, texts)  # without what is compiled for its shapes, which a build's batches share
-        seconds.append(time.perf_counter() - before)
-        for index in range(len(texts) if config.labels is not None else 0):
-            path = folder / f"{tried.sample.key or key_of(tried.sample.id)}-{index}.png"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                annotation.overlay(index).save(path, "PNG")
-            except OSError as error:
-                raise InputError(f"can't write {path}: {error.strerror or error}; give another --try-out") from error
-            overlays.append(str(path))
+        if config.labels is not None:
+            overlays += _draw(annotation, folder, tried.sample.key or key_of(tried.sample.id))
+    # what is compiled for their shapes is there by now; a build's batches share that
+    taken: list[list[float]] = [[] for _ in ready]
+    began = time.perf_counter()
+    while not taken[0] or (len(taken[0]) < _MOST_PASSES and time.perf_counter() - began < _TIMED_SECONDS):
+        for each, (image, texts) in zip(taken, ready, strict=True):
+            before = time.perf_counter()
+            annotator.annotate(image, texts)
+            each.append(time.perf_counter() - before)
+    seconds = [median(each) for each in taken]
     return Trial(
         samples=len(samples),
         device=annotator.device,
@@ -127,5 +135,12 @@ def try_samples(
     )
 
 
-def _saying(tried: LookedAt) -> list[Text]:
-    return [text.to_text() for text in tried.sample.texts if text.content.strip()]
+def _draw(annotation: Annotation, folder: Path, key: str) -> Iterator[str]:
+    for index in range(len(annotation.texts)):
+        path = folder / f"{key}-{index}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            annotation.overlay(index).save(path, "PNG")
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror or error}; give another --try-out") from error
+        yield str(path)
