@@ -18,7 +18,7 @@ from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import detector_size
+from patchmint.labelers.grounding_dino.arch import detector_size
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.tokenizers.vqgan import arch as vqgan_arch

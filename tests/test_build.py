@@ -244,15 +244,6 @@ def test_a_wrong_config_does_not_eat_a_data_set(tmp_path):
     assert "30 rejected" in patchmint("build", config, "--limits.max-reject-share", "1").stdout
 
 
-def test_dry_run_tells_and_writes_nothing(tmp_path):
-    config = stand_in_config(tmp_path, fill(tmp_path / "in", 9))
-    told = asked("build", config, "--dry-run", "--json")
-    assert (told["samples"], told["units"], told["texts"]) == (9, 2, 9)
-    assert told["output_bytes"] > told["image_bytes"] > 0
-    assert not (tmp_path / "out").exists()
-    assert "9 with 9 texts, in 2 units" in patchmint("build", config, "--dry-run").stdout
-
-
 def test_mistakes_are_named_with_the_right_name(tmp_path):
     config = stand_in_config(tmp_path, tmp_path, limits={"max_reject_shar": 0.1})
     assert "did you mean 'max_reject_share'" in patchmint("build", config, rc=2).stderr

@@ -15,8 +15,8 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
-from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, infer_arch
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size, select
+from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, detector_size, infer_arch
+from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, select
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
 from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrained
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts

@@ -11,13 +11,16 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import warm
+from PIL import Image
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
@@ -42,11 +45,15 @@ from patchmint.pipeline.plan import (
     record_models,
     sweep_unplanned,
 )
-from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.pipeline.plan.memory import estimate_memory, weights_of
+from patchmint.samples import Fault, ImageRef, SourceSample, SourceText, Turn
 from patchmint.shards import plan_parts as parts
 from patchmint.shards.plan import ModelRecord, load_plan, load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.storage import open_storage
+from patchmint.weights.container import read_header
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import locate
 
 PLAIN = [
     SourceSample(f"{number:06d}", ImageRef(f"{number}.jpg"), (SourceText(f"text {number}"),)) for number in range(25)
@@ -536,43 +543,103 @@ def test_planning_needs_no_torch():
     assert done.stdout.strip() == "set()"
 
 
+def photo(width=64, height=48):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(buffer, "JPEG")
+    return buffer.getvalue().ljust(100_000, b"\0")
+
+
 def test_an_estimate_counts_and_looks_at_some_images():
     samples = [replace(PLAIN[0], image=ImageRef(f"{number}.jpg")) for number in range(1000)]
     samples += [replace(PLAIN[0], fault=Fault("source", "text-missing", "none")) for _ in range(50)]
-    asked = []
+    samples += [replace(PLAIN[0], texts=(SourceText(" "),)) for _ in range(30)]
+    sound, lock, asked = photo(), threading.Lock(), []
 
-    def size(image):
-        assert image.length == WHOLE_FILE
-        asked.append(image.path)
-        if len(asked) % 4 == 0:
+    def read(image):
+        with lock:
+            asked.append(image.path)
+        number = int(image.path.split(".")[0])
+        if number % 4 == 0:
             raise ImageMissingError("gone")
-        return 100_000
+        return sound[:300] if number % 4 == 1 else sound
 
-    config = build_config(samples_per_shard=100)
-    records = {"masker": ModelRecord("masker", "x", size=7), "tokenizer": ModelRecord("tokenizer", "y", size=5)}
-    dry = estimate(samples, config, records, size)
-    assert (dry.samples, dry.faults, dry.units, dry.texts) == (1050, 50, 11, 1050)
-    assert (dry.images_looked_at, dry.images_missing) == (200, 50)
-    assert len(set(asked)) == 200
+    config = build_config(samples_per_shard=100, precision="float32", limits={"max_reject_share": 0.5})
+    dry, looked = estimate(samples, config, read)
+    assert (dry.samples, dry.units, dry.texts) == (1080, 11, 1080)
+    assert dry.rejects == {"text-missing": 50, "text-empty": 30}
+    assert dry.looked_at == len(looked) == len(set(asked)) == 200
     assert max(int(path.split(".")[0]) for path in asked) > 900
-    assert dry.image_bytes == 1000 * 100_000
+    assert [each.ordinal for each in looked] == sorted(each.ordinal for each in looked)
+    damaged = {reason: sum(int(p.split(".")[0]) % 4 == rest for p in asked) for reason, rest in REASONS.items()}
+    assert dry.looked_at_rejects == damaged
+    assert dry.reject_share == pytest.approx((80 + 1000 * sum(damaged.values()) / 200) / 1080)
+    sound_ones = 1000 * (1 - sum(damaged.values()) / 200)
+    assert dry.image_bytes == pytest.approx(sound_ones * 100_000)
     assert dry.image_bytes < dry.output_bytes < 1.2 * dry.image_bytes
-    assert dry.model_bytes == 12
-    assert dry.buffer_bytes == 100_000 * 12 * 8 * 8
-    without = estimate(samples, build_config(samples_per_shard=100, labels=None), records, size)
+    assert dry.batch_size == 32
+    without = estimate(samples, build_config(samples_per_shard=100, labels=None), read)[0]
     assert without.output_bytes < dry.output_bytes
+    assert without.memory.worker < dry.memory.worker
     featured = build_config(samples_per_shard=100, features={"connector": "dci", "pool": 12}, models="official")
-    grown = estimate(samples, featured, records, size).output_bytes - dry.output_bytes
-    assert 0 <= grown - 1000 * 144 * 3072 * 2 < 1_000_000
+    grown = estimate(samples, featured, read)[0].output_bytes - dry.output_bytes
+    assert 0 <= grown - sound_ones * 144 * 3072 * 2 < 1_000_000
 
 
-def test_an_estimate_asks_nothing_of_images_whose_size_is_known():
-    def never(image):
-        raise AssertionError(image)
+REASONS = {"image-missing": 0, "image-damaged": 1}
 
-    samples = [replace(PLAIN[0], image=ImageRef("a.tar", 512, 1000))] * 5
+
+def test_an_estimate_of_nothing_says_what_was_looked_at():
+    with pytest.raises(ConfigError, match="there are no samples in photos: nothing in it is what a source"):
+        estimate([], build_config(), pytest.fail)
     counts = []
-    dry = estimate(samples, build_config(samples_per_shard=2), {}, never, counts.append)
-    assert dry.image_bytes == 5000
+    dry, _ = estimate(PLAIN[:5], build_config(samples_per_shard=2), lambda _: photo(), counts.append)
     assert counts == [2, 4]
-    assert estimate([], build_config(), {}, never).output_bytes == 0
+    assert dry.image_bytes == 500_000
+
+
+def test_the_memory_of_published_models_is_that_of_their_modules():
+    """Without their files: sizes that the registry gives, or where a file holds more than its model, ones of ours."""
+    from patchmint.features import model as vit_model
+    from patchmint.features.arch import OFFICIAL as VITS
+    from patchmint.labelers.sam.arch import OFFICIAL as SAMS
+    from patchmint.labelers.sam.model import build_sam
+    from patchmint.tokenizers.vqgan.arch import OFFICIAL as VQGANS
+    from patchmint.tokenizers.vqgan.model import Vqgan
+
+    with torch.device("meta"):
+        made = {name: Vqgan(arch) for name, arch in VQGANS.items()}
+        made |= {name: vit_model.Vit(arch) for name, arch in VITS.items()}
+        made |= {"sam-vit-b": build_sam(SAMS["sam-vit-b"])}
+    for name, model in made.items():
+        numbers = sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+        assert weights_of(CHECKPOINTS[name].kind, name) == pytest.approx(4 * numbers, rel=0.001), name
+    assert weights_of("masker", "demo-masker") == 4 * sum(
+        prod(tensor.shape) for tensor in read_header(locate("demo-masker")).tensors.values()
+    )
+
+
+def test_memory_follows_what_a_build_holds():
+    def worker(sizes=((480, 640),), samples=1000, **changes):
+        return estimate_memory(build_config(**SMALL | changes), sizes, samples)
+
+    usual = worker()
+    assert worker(runner=CPU | {"workers": 3}).total - usual.total < 2 * usual.worker
+    assert worker(sizes=((4000, 6000),)).images > 5 * usual.images
+    assert worker(sizes=((4000, 6000),)).images < 2**31 + 2**28, "what waits is bounded in bytes"
+    assert worker(samples=1).images < usual.images / 10
+    assert worker(runner=CPU | {"batch_size": 1}).models < usual.models
+    assert worker(tokens={"size": 512}).models - usual.models == 3 * 9 * 4 * 2 * 128 * 256**2
+    halved = usual.models - worker(precision="bfloat16").models
+    assert halved == round(0.46 * sum(CHECKPOINTS[name].size for name in ("groundingdino-swint-ogc", "sam-vit-b")))
+    # the largest model is there twice while it is loaded
+    large = worker(models="official", precision="bfloat16")
+    assert large.worker == large.libraries + 2 * 2_564_550_879 + CHECKPOINTS["groundingdino-swint-ogc"].size
+    gpu = worker(runner=CPU | {"device": "cuda"})
+    assert (gpu.on_gpu, gpu.models, gpu.kept) == (True, 0, 0)
+    assert gpu.weights == usual.weights
+    outside = worker(models={"segmenter": "somebody's"}, tokens=None)
+    assert (outside.unknown, outside.weights) == (("somebody's",), 0)
+
+
+CPU = {"kind": "local", "device": "cpu"}
+SMALL = {"models": "small", "runner": CPU, "precision": "float32"}

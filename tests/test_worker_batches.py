@@ -251,7 +251,7 @@ def test_no_more_is_decoded_than_asked_for(jpeg):
 def test_fewer_large_images_are_decoded_ahead(jpeg, monkeypatch):
     source = Slow(jpeg)
     one = decode_image(jpeg).pixels.nbytes
-    monkeypatch.setattr(prepare, "_MOST_BYTES_AHEAD", 3 * one)
+    monkeypatch.setattr(prepare, "MOST_BYTES_AHEAD", 3 * one)
     _, items = made(source, 2).prepared(Order(unit(0, 30)), 20)
     for taken, _ in enumerate(items, start=1):
         # two a thread while nothing is known, then as many as there may be

@@ -15,7 +15,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.config.annotator import resolve_grid
-from patchmint.config.build import CPU_BATCH_SIZES
+from patchmint.config.build import CPU_BATCH_SIZES, CPU_INPUT_BYTES
 from patchmint.errors import PluginError
 from patchmint.geometry import PatchGrid, Placement
 from patchmint.interfaces import (
@@ -34,8 +34,6 @@ from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import UNKNOWN_SCORE, RgbImage, Size, Text
 
 _USUAL_SIZE = (480, 640)
-_CPU_INPUT_BYTES = 2**24
-"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,7 @@ def cpu_batch_size(models: AnnotationModels) -> int:
     """
     least, most = CPU_BATCH_SIZES
     taken = models.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
-    return max(least, min(most, _CPU_INPUT_BYTES // taken)) if taken else least
+    return max(least, min(most, CPU_INPUT_BYTES // taken)) if taken else least
 
 
 @contextmanager

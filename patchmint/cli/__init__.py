@@ -42,7 +42,7 @@ COMMANDS = {
         "Build a data set from images and texts, or resume a build. Nothing is done twice.",
         (
             "patchmint build config.yaml",
-            "patchmint build config.yaml --dry-run",
+            "patchmint build config.yaml --dry-run --try 3",
             "patchmint build config.yaml --output.uri s3://bucket/out --labels.box-threshold 0.3",
             "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
         ),

@@ -66,3 +66,8 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_peak(device: str) -> int:
+    """The most of a GPU's memory that this process's tensors have taken, in bytes; 0 for "cpu"."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0

@@ -33,11 +33,11 @@ def default_threads(processes: int = 1) -> int:
     return max(1, usable_cores() // processes)
 
 
-def limit_threads() -> None:
-    """Have torch use no more threads in this process than `default_threads` says: it doesn't know of quotas."""
+def limit_threads(most: int | None = None) -> None:
+    """Have torch use no more threads in this process: `default_threads`, unless told, for it doesn't know of quotas."""
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), default_threads()))
+    torch.set_num_threads(min(torch.get_num_threads(), most or default_threads()))
 
 
 def usable_cores() -> int:

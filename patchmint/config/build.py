@@ -23,6 +23,20 @@ from patchmint.storage.hub import is_on_hub
 CPU_BATCH_SIZES = (8, 32)
 """What `runner.batch_size: null` means on a CPU: the first, and up to the second where models take images small."""
 
+CPU_INPUT_BYTES = 2**24
+"""Of a CPU's batch, as the models take it. More only keeps more in memory: products are large enough by then."""
+
+BATCHES_AHEAD = 4
+"""Batches' worth of images from which a worker picks those that are alike."""
+
+MOST_BYTES_AHEAD = 2**29
+"""Of pixels that a worker prepares or has ready, if the images to come are like the largest so far."""
+
+MOST_BYTES_WAITING = 2**30
+"""Of pixels that wait in a worker for their batch, decoded and resized."""
+
+MOST_BYTES_OF_A_BATCH = 2**29
+
 _COMPILE = (
     "On GPUs, compile the image encoders with torch.compile: tens of seconds at the start, and tried out on no GPU yet."
 )

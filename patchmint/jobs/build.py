@@ -19,19 +19,30 @@ from typing import Annotated, Any
 
 import typer
 
-from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
-from patchmint.errors import BuildError, InputError, PatchmintError, ShardError, StorageError
+from patchmint.config.build import BuildConfig
+from patchmint.errors import BuildError, ConfigError, InputError, PatchmintError, ShardError, StorageError
+from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import display, say
 from patchmint.pipeline.driver.build import BuildReport
-from patchmint.pipeline.plan import DryRun, estimate, record_models
-from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.run import resolved, run
-from patchmint.pipeline.sources import open_source
-from patchmint.samples import ImageRef
 from patchmint.storage.hub import is_on_hub, staging_folder
 
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan, estimate size and memory, and build nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Estimate rejects, disk and memory, and build nothing.")]
+TryOption = Annotated[
+    int,
+    typer.Option(
+        "--try",
+        min=0,
+        max=200,
+        metavar="N",
+        help="With --dry-run: label N samples, spread over the source; write overlays, estimate the time.",
+    ),
+]
+TryOutOption = Annotated[
+    Path | None,
+    typer.Option("--try-out", metavar="FOLDER", help="Where overlays of --try go. Default: a new temporary folder."),
+]
 RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Retry the rejects, in new shards.")]
 SingleDriverOption = Annotated[
     bool,
@@ -53,6 +64,8 @@ def build_command(
     ] = None,
     settings: dict[str, Any],
     dry_run: DryRunOption = False,
+    tries: TryOption = 0,
+    try_out: TryOutOption = None,
     retry_failed: RetryFailedOption = False,
     single_driver: SingleDriverOption = False,
     profile: ProfileOption = False,
@@ -62,6 +75,8 @@ def build_command(
     carry_out(
         BuildConfig.load(config, settings),
         dry_run=dry_run,
+        tries=tries,
+        try_out=try_out,
         retry_failed=retry_failed,
         single_driver=single_driver,
         profile=profile,
@@ -69,7 +84,9 @@ def build_command(
     )
 
 
-def carry_out(given: BuildConfig, *, dry_run: bool, as_json: bool, **options: bool) -> None:
+def carry_out(
+    given: BuildConfig, *, dry_run: bool, tries: int, try_out: Path | None, as_json: bool, **options: bool
+) -> None:
     """Build what a command's settings say, and print how it ended; `options` are those of `run_build`.
 
     What is to go to the Hub is built in a folder, and pushed when it is whole.
@@ -78,18 +95,21 @@ def carry_out(given: BuildConfig, *, dry_run: bool, as_json: bool, **options: bo
         typer.Exit: it isn't whole, or stopped.
         ConfigError, WeightsError, PluginError: it can't begin.
     """
+    if tries and not dry_run:
+        raise ConfigError("--try is a part of a dry run; add --dry-run")
     target = given.output.uri
     if is_on_hub(target):
         folder = str(staging_folder(target))
         given = given.model_copy(update={"output": given.output.model_copy(update={"uri": folder})})
-        say(f"building in {folder}; it goes to {target} when it is finished")
+        if not dry_run:
+            say(f"building in {folder}; it goes to {target} when it is finished")
     build_config = resolved(given)
     if is_on_hub(build_config.source.uri):
         say(f"reading {build_config.source.uri}")
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
-        describe_plan(build_config, as_json=as_json)
+        describe_plan(build_config, tries=tries, try_out=try_out, as_json=as_json)
         return
     report = run_build(build_config, **options)
     whole = report.written > 0 and not report.missing
@@ -198,60 +218,6 @@ def _rest(profile: Mapping[str, Any], thread: str, spent: float) -> list[str]:
     rest = max(0.0, profile["wall"] - spent)
     share, each = rest / max(profile["wall"], 1e-9), 1000 * rest / max(profile["samples"], 1)
     return [f"  {'(between)':32}{rest:10.2f}{share:9.1%}{'':9}{each:11.2f}"]
-
-
-_BATCHES = "{} to {} on a CPU, on a GPU of what each worker finds out".format(*CPU_BATCH_SIZES)
-
-
-def describe_plan(config: BuildConfig, *, as_json: bool) -> None:
-    """Read the source, write nothing, and print what there is to do.
-
-    Raises:
-        ConfigError, StorageError, WeightsError, PluginError: as a build would.
-    """
-    check_buildable(config)
-    source = open_source(config.source)
-
-    def image_size(image: ImageRef) -> int:
-        return len(source.read_image(image))
-
-    found = estimate(source.samples(), config, record_models(config), image_size, _say_count)
-    if as_json:
-        typer.echo(json.dumps(asdict(found) | {"uri": config.output.uri}, indent=1))
-        return
-    for line in _lines(found, config):
-        typer.echo(line)
-
-
-def _say_count(samples: int) -> None:
-    if samples % 100_000 == 0:
-        say(f"planning: {samples} samples")
-
-
-def _lines(found: DryRun, config: BuildConfig) -> list[str]:
-    lines = [
-        f"samples   {found.samples} with {found.texts} texts, in {found.units} units of up to "
-        f"{config.output.samples_per_shard}",
-        f"output    about {_size(found.output_bytes)}, of it {_size(found.image_bytes)} image files, in "
-        f"{config.output.uri}",
-        f"memory    a worker: {_size(found.model_bytes)} of model files, about {_size(found.buffer_bytes)} of decoded "
-        "images",
-        f"batches   of {found.batch_size or _BATCHES}",
-        "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
-    ]
-    if found.faults:
-        lines.append(f"rejects   {found.faults} samples already, for faults in their source")
-    if found.images_missing:
-        lines.append(f"missing   {found.images_missing} of {found.images_looked_at} images that were looked for")
-    return [*lines, "nothing was written; without --dry-run the build begins"]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def run_build(config: BuildConfig, **options: bool) -> BuildReport:

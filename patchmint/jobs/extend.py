@@ -20,6 +20,8 @@ from patchmint.jobs.build import (
     ProfileOption,
     RetryFailedOption,
     SingleDriverOption,
+    TryOption,
+    TryOutOption,
     carry_out,
     main,
 )
@@ -35,6 +37,8 @@ def extend_command(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder or store.")],
     settings: dict[str, Any],
     dry_run: DryRunOption = False,
+    tries: TryOption = 0,
+    try_out: TryOutOption = None,
     retry_failed: RetryFailedOption = False,
     single_driver: SingleDriverOption = False,
     profile: ProfileOption = False,
@@ -50,6 +54,8 @@ def extend_command(
     carry_out(
         BuildConfig.load(base, settings),
         dry_run=dry_run,
+        tries=tries,
+        try_out=try_out,
         retry_failed=retry_failed,
         single_driver=single_driver,
         profile=profile,

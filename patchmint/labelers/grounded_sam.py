@@ -12,7 +12,7 @@ from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, detector_size
+from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
@@ -71,7 +71,7 @@ class GroundedSam:
         Args:
             size: (height, width) of an image.
         """
-        return detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
+        return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
 
 
 def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from pydantic import ConfigDict
 
 from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.types import Size
 from patchmint.weights.architecture import Architecture, Shaped
 
 HIDDEN_DIM = 256
@@ -139,3 +140,22 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
         f"the file isn't a Grounding DINO that patchmint knows ({', '.join(OFFICIAL)}); "
         "give one of those, or a safetensors file whose metadata describes its architecture"
     )
+
+
+def detector_size(size: Size, short_side: int, long_side: int) -> Size:
+    """Size to which the detector resizes an image (upstream `transforms.py`, `get_size_with_aspect_ratio`).
+
+    Aspect ratio kept: the short side becomes `short_side`, unless the long one would pass `long_side`. A side that
+    would vanish becomes 1 pixel (upstream fails there), and the long one is then `long_side`.
+    """
+    height, width = size
+    short, long = float(min(size)), float(max(size))
+    if long / short * short_side > long_side:
+        short_side = round(long_side * short / long)
+        if short_side == 0:
+            return (long_side, 1) if width < height else (1, long_side)
+    if min(size) == short_side:
+        return size
+    if width < height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)

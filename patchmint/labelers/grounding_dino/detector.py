@@ -15,7 +15,7 @@ from torch import nn
 from patchmint.compute.devices import computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
-from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
+from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
     ImageFeatures,
@@ -177,25 +177,6 @@ class GroundingDino:
                 "the detector gave NaN: its weights are damaged (see `patchmint models check`), or its numbers overflow"
             )
         return list(zip(scores, boxes, strict=True))
-
-
-def detector_size(size: Size, short_side: int, long_side: int) -> Size:
-    """Size to which the detector resizes an image (upstream `transforms.py`, `get_size_with_aspect_ratio`).
-
-    Aspect ratio kept: the short side becomes `short_side`, unless the long one would pass `long_side`. A side that
-    would vanish becomes 1 pixel (upstream fails there), and the long one is then `long_side`.
-    """
-    height, width = size
-    short, long = float(min(size)), float(max(size))
-    if long / short * short_side > long_side:
-        short_side = round(long_side * short / long)
-        if short_side == 0:
-            return (long_side, 1) if width < height else (1, long_side)
-    if min(size) == short_side:
-        return size
-    if width < height:
-        return int(short_side * height / width), short_side
-    return short_side, int(short_side * width / height)
 
 
 @dataclass(frozen=True)

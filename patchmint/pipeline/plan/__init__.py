@@ -1,11 +1,12 @@
 """The plan: which samples go into which shard, written down once and read by every worker."""
 
-from patchmint.pipeline.plan.estimate import DryRun, estimate
+from patchmint.pipeline.plan.estimate import DryRun, LookedAt, estimate
 from patchmint.pipeline.plan.make import discard_plan, is_whole, make_plan, make_retry_plan, sweep_unplanned
 from patchmint.pipeline.plan.models import check_models, library_versions, record_models
 
 __all__ = [
     "DryRun",
+    "LookedAt",
     "check_models",
     "discard_plan",
     "estimate",

@@ -1,19 +1,29 @@
-"""What a build would be, before it is one: samples, shards, disk, memory."""
+"""What a build would be, before it is one: samples, rejects, shards, disk, memory."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from patchmint.config.annotator import resolve_grid
-from patchmint.config.build import CPU_BATCH_SIZES, BuildConfig
-from patchmint.errors import ImageError, StorageError
+from patchmint.config.build import BuildConfig
+from patchmint.errors import ShardError
 from patchmint.features.plan import check_features
-from patchmint.samples import WHOLE_FILE, ImageRef, SourceSample
-from patchmint.shards.plan import ModelRecord
+from patchmint.images.decode import decode_image
+from patchmint.images.reading import check_texts, read_sample
+from patchmint.pipeline.plan.make import no_samples
+from patchmint.pipeline.plan.memory import Memory, batch_size, estimate_memory
+from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.storage.ahead import done_ahead
+from patchmint.types import Size
 
 _LOOKED_AT = 200
+_LOOKED_SECONDS = 30
+_READERS = 4
 _TYPICAL_SIZE = (480, 640)
 
 _TAR_BYTES_A_MEMBER = 512 + 256
@@ -25,10 +35,25 @@ _PHRASES = 300
 """Bytes of the phrases that a text gets, in its JSON: three with their boxes and scores."""
 _CODE_CELL_PX = 16
 """Side of what one VQGAN code stands for (f16)."""
-_DECODED = 12
-"""Bytes of pixels for a byte of a photograph's JPEG: 3 a pixel, at 2 bits a pixel in the file."""
-_BATCHES_IN_MEMORY = 8
-"""Four to choose like images from, two decoded ahead, one in work, one being written."""
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """A sample whose image was read and decoded.
+
+    Attributes:
+        ordinal: its position in the source.
+        sample: what the source says.
+        bytes: of the image file; 0 where it is a reject.
+        size: (height, width) of the image; (0, 0) where it is a reject.
+        fault: why a build would reject it.
+    """
+
+    ordinal: int
+    sample: SourceSample
+    bytes: int = 0
+    size: Size = (0, 0)
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -37,111 +62,141 @@ class DryRun:
 
     Attributes:
         samples: planned ones.
-        faults: those of them whose source is at fault; they'd be rejected.
-        units: shards, if at least one sample of each is good.
         texts: of all samples.
-        images_looked_at: how many images' sizes were asked for.
-        images_missing: how many of these aren't there or can't be read.
+        units: shards, if at least one sample of each is good.
+        rejects: samples that would be rejected for what the source and the texts say, by reason.
+        looked_at: of the others, how many images were read and decoded, as a build does: up to 200.
+        looked_at_rejects: how many of these would be rejected, by reason.
         image_bytes: all image files together, from the mean of those looked at; 0 if none could be.
         output_bytes: about what the shards would take, image files included.
-        model_bytes: model files together; a worker holds about so much, on the GPU if it has one.
-        buffer_bytes: about what a worker's decoded images take.
+        memory: about what the processes would take.
         batch_size: images that the models take at once; None = found by the workers, where they run on a GPU.
     """
 
     samples: int
-    faults: int
-    units: int
     texts: int
-    images_looked_at: int
-    images_missing: int
+    units: int
+    rejects: dict[str, int]
+    looked_at: int
+    looked_at_rejects: dict[str, int]
     image_bytes: int
     output_bytes: int
-    model_bytes: int
-    buffer_bytes: int
+    memory: Memory
     batch_size: int | None
+
+    @property
+    def reject_share(self) -> float:
+        """The share of samples that would be rejected, if all images are like those looked at."""
+        planned = sum(self.rejects.values())
+        of_images = sum(self.looked_at_rejects.values()) / self.looked_at if self.looked_at else 0.0
+        return (planned + (self.samples - planned) * of_images) / self.samples
 
 
 def estimate(
     samples: Iterable[SourceSample],
     config: BuildConfig,
-    models: Mapping[str, ModelRecord],
-    image_size: Callable[[ImageRef], int],
+    read: Callable[[ImageRef], bytes],
     progress: Callable[[int], None] | None = None,
-) -> DryRun:
-    """Read the source as `make_plan` does, and write nothing.
+) -> tuple[DryRun, list[LookedAt]]:
+    """Read the source as `make_plan` does, and up to 200 images as workers do, and write nothing.
 
     Args:
         samples: of the source.
         config: the build.
-        models: what `record_models` found.
-        image_size: bytes of an image's file; asked for up to 200 images, the same each time.
+        read: reads an image file, as `Source.read_image`; called from several threads.
         progress: called now and then with the number of samples read so far.
+
+    Returns:
+        What there is to tell, and the samples whose images were looked at, in the source's order.
+
+    Raises:
+        ConfigError: there are no samples.
+        StorageError, WeightsError: an image, or a model file of your own, can't be read.
     """
-    count = faults = texts = text_bytes = 0
-    chosen: list[ImageRef] = []
+    count = good = texts = text_bytes = 0
+    rejects: Counter[str] = Counter()
+    chosen: list[tuple[int, SourceSample]] = []
     dice = random.Random(0)  # noqa: S311 (no secret: the same images are to be looked at each time)
     for sample in samples:
         count += 1
         texts += len(sample.texts)
         text_bytes += sum(len(text.content) for text in sample.texts)
         text_bytes += sum(len(turn.content) for turn in sample.conversation)
-        if sample.fault is not None:
-            faults += 1
-        elif len(chosen) < _LOOKED_AT:
-            chosen.append(sample.image)
-        elif (place := dice.randrange(count - faults)) < _LOOKED_AT:  # reservoir sampling: each has the same chance
-            chosen[place] = sample.image
+        checked = check_texts(sample)
+        if isinstance(checked, Fault):
+            rejects[checked.reason] += 1
+        else:
+            good += 1
+            if len(chosen) < _LOOKED_AT:
+                chosen.append((count - 1, sample))
+            elif (place := dice.randrange(good)) < _LOOKED_AT:  # reservoir sampling: each has the same chance
+                chosen[place] = (count - 1, sample)
         if progress is not None and count % config.output.samples_per_shard == 0:
             progress(count)
-    sizes = [size for image in chosen if (size := _size(image, image_size)) is not None]
-    mean = sum(sizes) / len(sizes) if sizes else 0.0
-    image_bytes = round(mean * (count - faults))
-    return DryRun(
+    if not count:
+        raise no_samples(config)
+    looked = _look_at(chosen, read, config, dice)
+    sound = [each for each in looked if each.fault is None]
+    share = len(sound) / len(looked) if looked else 0.0
+    image_bytes = round(good * share * sum(each.bytes for each in sound) / len(sound)) if sound else 0
+    units = -(-count // config.output.samples_per_shard)
+    sizes = [each.size for each in sound]
+    dry = DryRun(
         samples=count,
-        faults=faults,
-        units=-(-count // config.output.samples_per_shard),
         texts=texts,
-        images_looked_at=len(chosen),
-        images_missing=len(chosen) - len(sizes),
+        units=units,
+        rejects=dict(rejects),
+        looked_at=len(looked),
+        looked_at_rejects=dict(Counter(each.fault.reason for each in looked if each.fault is not None)),
         image_bytes=image_bytes,
-        output_bytes=image_bytes + 2 * text_bytes + _added_bytes(config, count - faults, texts),
-        model_bytes=sum(record.size for record in models.values()),
-        buffer_bytes=round(mean * _DECODED * _BATCHES_IN_MEMORY * (config.runner.batch_size or CPU_BATCH_SIZES[0])),
-        batch_size=config.runner.batch_size,
+        output_bytes=image_bytes + round(share * (2 * text_bytes + _added_bytes(config, good, texts, sizes))),
+        memory=estimate_memory(config, sizes, min(good, config.output.samples_per_shard)),
+        batch_size=batch_size(config),
     )
+    return dry, looked
 
 
-def _size(image: ImageRef, image_size: Callable[[ImageRef], int]) -> int | None:
-    if image.length != WHOLE_FILE:
-        return image.length
-    try:
-        return image_size(image)
-    except (ImageError, StorageError):
-        return None
+def _look_at(
+    chosen: Sequence[tuple[int, SourceSample]],
+    read: Callable[[ImageRef], bytes],
+    config: BuildConfig,
+    dice: random.Random,
+) -> list[LookedAt]:
+    """Read and decode images, in any order, so that those which there is time for say as much of all as they can."""
+    decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
+    extending = config.source.kind == "patchmint"
+
+    def look(numbered: tuple[int, SourceSample]) -> LookedAt:
+        try:
+            found = read_sample(numbered[1], read, decode)
+        except ShardError as error:
+            found = Fault("read", "sample-damaged", str(error))
+        if isinstance(found, Fault):
+            return LookedAt(*numbered, fault=found)
+        # an extension carries over what is stored with the image as well
+        return LookedAt(*numbered, numbered[1].image.length if extending else len(found.data), found.image.size)
+
+    looked, start = [], time.monotonic()
+    for _, each in done_ahead(look, dice.sample(chosen, len(chosen)), threads=_READERS, ahead=_READERS):
+        looked.append(each)
+        if time.monotonic() - start > _LOOKED_SECONDS:
+            break
+    return sorted(looked, key=lambda each: each.ordinal)
 
 
-def _added_bytes(config: BuildConfig, samples: int, texts: int) -> int:
+def _added_bytes(config: BuildConfig, samples: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts."""
-    fixed = _DOCUMENT + 3 * _TAR_BYTES_A_MEMBER
-    each_text = 0
+    grid = resolve_grid(config.grid)
+    seen = sizes or [_TYPICAL_SIZE]
+    views = sum(len(grid.place(size).views) for size in seen) / len(seen)
+    fixed = float(_DOCUMENT + 3 * _TAR_BYTES_A_MEMBER)
+    each_text = 0.0
     if config.labels is not None:
         fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
-        each_text = 2 * _cells(config) + _PHRASES
+        each_text = 2 * grid.rows * grid.cols * views + _PHRASES
     if config.features is not None:
-        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + _feature_bytes(config)
+        spec = check_features(config.models, config.features, grid)
+        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.tokens * spec.channels * views
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
-    return samples * fixed + texts * each_text
-
-
-def _cells(config: BuildConfig) -> int:
-    grid = resolve_grid(config.grid)
-    return grid.rows * grid.cols * len(grid.place(_TYPICAL_SIZE).views)
-
-
-def _feature_bytes(config: BuildConfig) -> int:
-    assert config.features is not None
-    grid = resolve_grid(config.grid)
-    spec = check_features(config.models, config.features, grid)
-    return 2 * spec.tokens * spec.channels * len(grid.place(_TYPICAL_SIZE).views)
+    return round(samples * fixed + texts * each_text)

@@ -59,11 +59,7 @@ def make_plan(
     with spooled(samples, config.output.samples_per_shard, progress) as batches:
         units = tuple(write_parts(batches, storage, first_unit=0))
     if not units:
-        raise ConfigError(
-            f"there are no samples in {config.source.uri}: nothing in it is what a source of the kind "
-            f"{config.source.kind!r} reads. Check source.uri and source.kind; docs/sources.md shows the folder that "
-            "each kind expects"
-        )
+        raise no_samples(config)
     plan = Plan(
         generation=0,
         units=units,
@@ -73,6 +69,15 @@ def make_plan(
         versions=library_versions(),
     )
     return _create(storage, plan, lambda other: other.check_same(config, models), may_replace)
+
+
+def no_samples(config: BuildConfig) -> ConfigError:
+    """The error of a source in which there is nothing to build."""
+    return ConfigError(
+        f"there are no samples in {config.source.uri}: nothing in it is what a source of the kind "
+        f"{config.source.kind!r} reads. Check source.uri and source.kind; docs/sources.md shows the folder that "
+        "each kind expects"
+    )
 
 
 def discard_plan(storage: Storage) -> bool:

@@ -13,16 +13,16 @@ import torch
 
 from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.compute.memory import ran_out
-from patchmint.config.build import LocalRunner, RayRunner
+from patchmint.config.build import (
+    BATCHES_AHEAD,
+    MOST_BYTES_OF_A_BATCH,
+    MOST_BYTES_WAITING,
+    LocalRunner,
+    RayRunner,
+)
 from patchmint.types import Text
 
 _Item = TypeVar("_Item")
-
-BATCHES_AHEAD = 4
-
-_MOST_BYTES = 2**30
-"""Of pixels that wait for their batch, decoded and resized."""
-_MOST_BYTES_OF_A_BATCH = 2**29
 
 _SHARE = 0.8
 """Of a GPU's free memory. Boxes can't be foreseen; what is left over is for them."""
@@ -42,8 +42,8 @@ def like_batches(
     looked: int = -1,
     waiting: int = 0,
     ahead: int = BATCHES_AHEAD,
-    most: int = _MOST_BYTES,
-    most_of_a_batch: int = _MOST_BYTES_OF_A_BATCH,
+    most: int = MOST_BYTES_WAITING,
+    most_of_a_batch: int = MOST_BYTES_OF_A_BATCH,
 ) -> Iterator[list[tuple[int, _Item]]]:
     """Batches in which items with equal keys stand together; full ones wherever possible.
 

@@ -9,27 +9,17 @@ from dataclasses import dataclass, field, replace
 
 from patchmint.annotate.models import ModelInputs
 from patchmint.compute.stages import stage
-from patchmint.errors import (
-    ImageDecodeError,
-    ImageMissingError,
-    ImageTooLargeError,
-    ImageUnreadableError,
-    InputError,
-    PatchmintError,
-    ShardError,
-    TextError,
-)
+from patchmint.config.build import MOST_BYTES_AHEAD
+from patchmint.errors import InputError, PatchmintError, ShardError
 from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Source
 from patchmint.pipeline.sources.patchmint import PatchmintSource
-from patchmint.samples import Fault, PlannedSample, Reject
+from patchmint.samples import Fault, ImageRef, PlannedSample, Reject
 from patchmint.shards.plan import Unit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage, Text
-
-_MOST_BYTES_AHEAD = 2**29
-"""Of pixels that are being prepared or wait to be taken, if the images to come are like the largest so far."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ class Preparer:
 
     def _fill(self, begun: _Begun, ahead: int) -> None:
         if self._heaviest:
-            ahead = min(ahead, max(self._threads, _MOST_BYTES_AHEAD // self._heaviest))
+            ahead = min(ahead, max(self._threads, MOST_BYTES_AHEAD // self._heaviest))
         else:  # nothing is known yet
             ahead = min(ahead, 2 * self._threads)
         missing = max(0, ahead - len(begun.waiting))
@@ -155,38 +145,19 @@ class Preparer:
             begun.drop()
 
     def _prepare(self, planned: PlannedSample) -> Reject | Prepared:
-        sample, path = planned.sample, planned.sample.image.path
-        if sample.fault is not None:
-            return reject(planned, sample.fault)
-        where, reason = "text", "text-invalid"
         extended: StoredSample | None = None
-        if isinstance(self._source, PatchmintSource):
+        if planned.sample.fault is None and isinstance(self._source, PatchmintSource):
             try:
                 with stage("read"):
                     planned, extended = self._source.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
-            sample = planned.sample
-        try:
-            texts = [text.to_text() for text in sample.texts]
-            if not any(text.content.strip() for text in texts):
-                return reject(planned, Fault("text", "text-empty", "none of the sample's texts says anything"))
-            where, reason = "read", "image-missing"
-            data = extended.image if extended is not None else self._read(planned)
-            where = "decode"
-            with stage("decode"):
-                image = decode_image(data, max_megapixels=self._max_megapixels)
-        except ImageUnreadableError as error:
-            return reject(planned, Fault(where, "image-unreadable", str(error)))
-        except MemoryError:
-            return reject(planned, Fault(where, "out-of-memory", f"{path}: there isn't enough memory to decode it"))
-        except (TextError, ImageMissingError) as error:
-            return reject(planned, Fault(where, reason, str(error)))
-        except ImageTooLargeError as error:
-            return reject(planned, Fault(where, "image-too-large", f"{path}: {error}"))
-        except ImageDecodeError as error:
-            return reject(planned, Fault(where, "image-damaged", f"{path}: {error}"))
-        prepared = self._with_inputs(Prepared(planned, data, image, texts, extended))
+        found = read_sample(
+            planned.sample, lambda image: extended.image if extended is not None else self._read(image), self._decode
+        )
+        if isinstance(found, Fault):
+            return reject(planned, found)
+        prepared = self._with_inputs(Prepared(planned, found.data, found.image, found.texts, extended))
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 
@@ -197,9 +168,13 @@ class Preparer:
             # The models will meet the same, alone in the end, and there it is known whose fault it is.
             return sample
 
-    def _read(self, planned: PlannedSample) -> bytes:
+    def _read(self, image: ImageRef) -> bytes:
         with stage("read"):
-            return self._source.read_image(planned.sample.image)
+            return self._source.read_image(image)
+
+    def _decode(self, data: bytes) -> DecodedImage:
+        with stage("decode"):
+            return decode_image(data, max_megapixels=self._max_megapixels)
 
 
 @dataclass

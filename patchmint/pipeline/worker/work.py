@@ -20,14 +20,15 @@ from functools import partial
 import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
-from patchmint.compute.memory import keep_few_kernels, keep_freed_memory, peak_memory
+from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory
 from patchmint.compute.stages import Timing, stage, start_timing
+from patchmint.config.build import BATCHES_AHEAD
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_source
-from patchmint.pipeline.worker.batches import BATCHES_AHEAD, choose_batch_size, like_batches
+from patchmint.pipeline.worker.batches import choose_batch_size, like_batches
 from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layout_of
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
@@ -270,13 +271,12 @@ class Worker:
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
 
     def _profile(self, timing: Timing) -> WorkerProfile:
-        on_gpu = self._device.startswith("cuda")
         return WorkerProfile(
             host=socket.gethostname(),
             pid=os.getpid(),
             device=self._device,
             peak_bytes=peak_memory(),
-            device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
+            device_peak_bytes=device_peak(self._device),
             timing=timing,
         )
 

@@ -1,0 +1,78 @@
+"""A sample's texts and image, or what is wrong with them: what a build rejects, and a dry run foresees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from patchmint.errors import (
+    ImageDecodeError,
+    ImageMissingError,
+    ImageTooLargeError,
+    ImageUnreadableError,
+    TextError,
+)
+from patchmint.images.decode import DecodedImage
+from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.types import Text
+
+
+@dataclass(frozen=True)
+class ReadSample:
+    """A sample that the models can be asked about.
+
+    Attributes:
+        texts: at least one of them says something.
+        data: the image file's bytes.
+        image: the same, decoded.
+    """
+
+    texts: list[Text]
+    data: bytes
+    image: DecodedImage
+
+
+def check_texts(sample: SourceSample) -> list[Text] | Fault:
+    """The texts as models take them, or why a sample is rejected before its image is looked at."""
+    if sample.fault is not None:
+        return sample.fault
+    try:
+        texts = [text.to_text() for text in sample.texts]
+    except TextError as error:
+        return Fault("text", "text-invalid", str(error))
+    if not any(text.content.strip() for text in texts):
+        return Fault("text", "text-empty", "none of the sample's texts says anything")
+    return texts
+
+
+def read_sample(
+    sample: SourceSample, read: Callable[[ImageRef], bytes], decode: Callable[[bytes], DecodedImage]
+) -> ReadSample | Fault:
+    """Check a sample's texts, read its image and decode it.
+
+    Args:
+        sample: of a source.
+        read: gives an image file's bytes, as `Source.read_image`.
+        decode: `decode_image` with its limit.
+
+    Raises:
+        StorageError: reading failed; another try may do.
+    """
+    texts, path = check_texts(sample), sample.image.path
+    if isinstance(texts, Fault):
+        return texts
+    where = "read"
+    try:
+        data = read(sample.image)
+        where = "decode"
+        return ReadSample(texts, data, decode(data))
+    except ImageUnreadableError as error:
+        return Fault(where, "image-unreadable", str(error))
+    except MemoryError:
+        return Fault(where, "out-of-memory", f"{path}: there isn't enough memory to decode it")
+    except ImageMissingError as error:
+        return Fault(where, "image-missing", str(error))
+    except ImageTooLargeError as error:
+        return Fault(where, "image-too-large", f"{path}: {error}")
+    except ImageDecodeError as error:
+        return Fault(where, "image-damaged", f"{path}: {error}")
