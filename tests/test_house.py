@@ -122,6 +122,16 @@ def test_locks_name_no_registry_and_have_hashes():
         assert text.count("--hash=sha256:") >= len(pins)
 
 
+def test_users_get_the_tests_versions_and_nothing_that_only_tests_need():
+    runtime, dev = (
+        {line.partition("==")[::2] for line in (ROOT / lock).read_text().splitlines() if line[:1].isalnum()}
+        for lock in ("requirements.lock", "requirements-dev.lock")
+    )
+    assert runtime < dev
+    assert {"torch", "ray"} <= {name for name, _ in runtime}
+    assert {"moto", "playwright", "mypy", "pandas", "pytest"}.isdisjoint(name for name, _ in runtime)
+
+
 def test_rooms_have_no_circle_and_the_pipelines_few_imports():
     figures = house.measure(ROOT)
     assert figures["circles_of_modules"] == figures["circles_of_rooms"] == []
