@@ -10,7 +10,8 @@ WORKDIR /src
 COPY requirements-uv.lock requirements.lock ./
 RUN python3 -m venv /opt/venv && pip install --no-cache-dir --require-hashes -r requirements-uv.lock
 RUN if [ -n "$TORCH_INDEX" ]; then \
-        uv pip install --no-deps --index-url "$TORCH_INDEX" $(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock) \
+        grep -oE '^torch(vision)?==[0-9.]+' requirements.lock > torch.txt \
+        && uv pip install --no-deps --index-url "$TORCH_INDEX" -r torch.txt \
         && awk '/^[a-z]/ {cuda = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/} !cuda' requirements.lock > rest.lock \
         && mv rest.lock requirements.lock; \
     fi \
@@ -24,11 +25,11 @@ COPY --from=build /opt/venv /opt/venv
 # where examples/rayjob.yaml looks for them
 COPY examples /opt/patchmint/examples
 # Login shells, which KubeRay starts, set a PATH of their own.
-RUN echo 'PATH=/opt/venv/bin:$PATH' > /etc/profile.d/patchmint.sh \
+RUN echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/patchmint.sh \
     && useradd --create-home --uid 1000 patchmint \
     && install -d -o patchmint /weights /work
 ENV PATH=/opt/venv/bin:$PATH PATCHMINT_WEIGHTS=/weights
-USER patchmint
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["patchmint"]
 CMD ["--help"]
