@@ -52,12 +52,11 @@ ray_node() {
     else
         wait_for_head
     fi
+    trap 'kill "$!"' TERM
     # shellcheck disable=SC2086 # several options
     ray start $role --block --num-cpus="$cpus" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 \
         --temp-dir="/tmp/ray-$SLURM_JOB_ID" --disable-usage-stats &
-    ray=$!
-    trap 'kill "$ray"' TERM
-    wait "$ray" || wait "$ray" || true # a signal ends `wait`, too
+    wait "$!" || wait "$!" || true # a signal ends `wait`, too
     rm -rf "/tmp/ray-$SLURM_JOB_ID"
 }
 srun --wait=0 --kill-on-bad-exit=0 --no-kill bash -c "$(declare -f wait_for_head ray_node); ray_node" &
@@ -65,13 +64,13 @@ cluster=$!
 trap 'kill "$cluster" 2>/dev/null; wait "$cluster" || true' EXIT
 wait_for_head
 
+late=
+trap 'kill "$!"' TERM # the build, from when it is started; a preemption, or scancel
+trap 'late=1; kill "$!"' USR1
 python -m patchmint.jobs.build --runner.kind ray --runner.num-gpus $((gpus > 0)) --runner.num-cpus $((cpus / actors)) \
     --runner.max-actors $((SLURM_JOB_NUM_NODES * actors)) "$@" &
 build=$!
-late=
-trap 'kill -TERM "$build"' TERM # a preemption, or scancel
-trap 'late=1; kill -TERM "$build"' USR1
-while kill -0 "$build" 2>/dev/null; do wait "$build" || true; done
+while kill -0 "$build" 2>/dev/null; do wait "$build" || true; done # a signal ends `wait`, too
 code=0
 wait "$build" || code=$?
 
