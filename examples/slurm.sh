@@ -1,5 +1,5 @@
 #!/bin/bash
-# A build under Slurm (22.05 or newer): Ray on every node of the allocation, the build beside its head, and the build's
+# A build under Slurm (tested with 22.05): Ray on every node of the allocation, the build beside its head, and the build's
 # exit code as the job's. Submit it where `patchmint` is on the PATH on all nodes, with paths that all nodes see:
 #
 #   sbatch examples/slurm.sh examples/maven-stage1-coco.yaml --source.uri /data/coco --output.uri /data/stage1
@@ -43,8 +43,7 @@ wait_for_head() { # or go on without, and let Ray say what's wrong
     done
 }
 
-# Runs on each node, and ends with the step: `ray stop` would also stop other jobs' clusters.
-# shellcheck disable=SC2329
+# shellcheck disable=SC2329 # run by srun, on each node
 ray_node() {
     local role="--address=$RAY_ADDRESS"
     if [ "$SLURM_PROCID" = 0 ]; then
@@ -52,16 +51,19 @@ ray_node() {
     else
         wait_for_head
     fi
-    trap 'kill "$!"' TERM
     # shellcheck disable=SC2086 # several options
-    ray start $role --block --num-cpus="$cpus" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 \
-        --temp-dir="/tmp/ray-$SLURM_JOB_ID" --disable-usage-stats &
-    wait "$!" || wait "$!" || true # a signal ends `wait`, too
-    rm -rf "/tmp/ray-$SLURM_JOB_ID"
+    exec ray start $role --block --num-cpus="$cpus" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 \
+        --temp-dir="/tmp/ray-$SLURM_JOB_ID" --disable-usage-stats
 }
 srun --wait=0 --kill-on-bad-exit=0 --no-kill bash -c "$(declare -f wait_for_head ray_node); ray_node" &
 cluster=$!
-trap 'kill "$cluster" 2>/dev/null; wait "$cluster" || true' EXIT
+stop_ray() { # `ray stop` would also stop other jobs' clusters
+    echo "ending Ray on all nodes" >&2
+    kill "$cluster" || true
+    wait "$cluster" || true
+    timeout 60 srun --no-kill rm -rf "/tmp/ray-$SLURM_JOB_ID" || true
+}
+trap stop_ray EXIT
 wait_for_head
 
 late=
@@ -73,6 +75,8 @@ build=$!
 while kill -0 "$build" 2>/dev/null; do wait "$build" || true; done # a signal ends `wait`, too
 code=0
 wait "$build" || code=$?
+trap - EXIT
+stop_ray
 
 # Ten times at most: a build whose shards take longer than a job lasts would never end.
 if [ -n "$late" ] && [ "$code" != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
