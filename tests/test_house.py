@@ -123,6 +123,15 @@ def test_locks_name_no_registry_and_have_hashes():
         assert text.count("--hash=sha256:") >= len(pins)
 
 
+def test_the_docker_build_is_sent_what_it_copies_and_nothing_else():
+    copies = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:5] == "COPY "]
+    copied = {source for sources in copies if not sources[0].startswith("--from") for source in sources}
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line[:1] == "!"} == copied
+    assert "*" in ignored
+
+
 def test_users_get_the_tests_versions_and_nothing_that_only_tests_need():
     runtime, dev = (
         {line.partition("==")[::2] for line in (ROOT / lock).read_text().splitlines() if line[:1].isalnum()}
