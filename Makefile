@@ -1,22 +1,37 @@
-# One command for everything: `make setup`, `make test`, `make check`.
+# One command for everything: `make demo`, `make test`, `make check`.
 # Needs a Python 3.11 or newer with pip, and nothing else.
 PYTHON ?= python3
 VENV   := .venv
 OVERLAY := .venv-transformers4
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
+# uv shows its progress on a terminal; a log gets the lines that say what happens.
+QUIET  := $(shell test -t 2 || echo --quiet)
+INSTALL := $(UV) pip install $(QUIET) --python $(BIN)/python
 
-.PHONY: setup demo quickstart docs pictures browser test quick durations check conformance lint types layers format lock clean
+.PHONY: setup setup-dev demo quickstart docs pictures browser test quick durations check conformance lint types layers format lock relock clean
 
+# What patchmint runs on; and what its tests and checks need on top.
 setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
 
-# The stamp makes setup idempotent: it runs again only when a lock or the package's metadata changes.
-$(VENV)/.ready: requirements.lock requirements-uv.lock requirements-transformers4.lock pyproject.toml
+# The stamps make each idempotent: it runs again only when a lock or the package's metadata changes.
+$(UV): requirements-uv.lock
+	@echo "Making $(VENV) with uv, which installs the rest" >&2
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
-	$(UV) pip install --quiet --python $(BIN)/python --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
+	touch $@
+
+$(VENV)/.ready: $(UV) requirements.lock pyproject.toml
+	@echo "Installing patchmint: 3.4 GB to download, mostly torch with CUDA, and 6.5 GB on disk; about 6 minutes at 100 Mbit/s" >&2
+	$(INSTALL) --compile-bytecode --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock requirements-transformers4.lock
+	@echo "Installing what the tests need: another 0.4 GB to download, and 1 GB on disk" >&2
+	$(INSTALL) --compile-bytecode --require-hashes -r requirements-dev.lock
+	$(INSTALL) --target $(OVERLAY) --no-deps --require-hashes -r requirements-transformers4.lock
 	touch $@
 
 # Scenes with known truth through the whole job, with the models that come with the package, and a score.
@@ -30,16 +45,16 @@ quickstart: setup
 	$(BIN)/patchmint inspect verify out/quickstart --deep
 
 # The documentation as a site in out/site, with a gallery of demo scenes; the network isn't used.
-docs: setup
+docs: setup-dev
 	$(BIN)/python -m tools.docs_site
 
 # README's pictures, from the demo models; the gallery's is taken in the Chromium that its tests use.
-pictures: setup browser
+pictures: browser
 	$(BIN)/python -m tools.readme_picture docs/images/overview.webp
 	PYTHONPATH=tests $(BIN)/python -m tools.gallery_picture docs/images/gallery.webp
 
 # The gallery is tested in a real Chromium: where there is none, Debian's is installed, if we may.
-browser: setup
+browser: setup-dev
 	@$(BIN)/python tests/browser.py 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	apt-get install -y -qq --no-install-recommends chromium-headless-shell; } || true
 	@$(BIN)/python tests/browser.py
@@ -51,44 +66,48 @@ browser: setup
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 \
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3
 
-test: setup
+test: setup-dev
 	$(TESTS)
 
 # Without models of official size, Ray, Chromium and kills.
-quick: setup
+quick: setup-dev
 	$(TESTS) -m "not official and not ray and not browser and not kill"
 
 # Which tests take longest, so that they start first: tests/durations.json.
-durations: setup
+durations: setup-dev
 	$(TESTS) --measure
 
 check: lint types layers test
 
 # Five other readers on our shards; some need environments of their own, made below .venv-conformance.
-conformance: setup
+conformance: setup-dev
 	$(BIN)/python tests/conformance/run.py
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup
+types: setup-dev
 	$(BIN)/mypy
 
-layers: setup
+layers: setup-dev
 	$(BIN)/lint-imports
 
-format: setup
+format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Takes new versions on purpose; --no-emit-index-url keeps registry addresses out of the locks.
-lock: setup
-	$(UV) pip compile requirements-uv.in --upgrade --generate-hashes --universal --no-emit-index-url -o requirements-uv.lock
-	$(UV) pip compile pyproject.toml --extra dev --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements.lock
-	$(UV) pip compile requirements-transformers4.in --upgrade --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o requirements-transformers4.lock
-	$(UV) pip compile tests/conformance/requirements-datasets.in --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o tests/conformance/requirements-datasets.lock
-	for reader in ray wids energon; do $(UV) pip compile tests/conformance/requirements-$$reader.in --upgrade --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url -o tests/conformance/requirements-$$reader.lock; done
+# `relock` adds and drops what the requirements do, and keeps every other version; `lock` takes new versions on purpose.
+# --no-emit-index-url keeps registry addresses out of the locks.
+COMPILE = $(UV) pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version 3.11 --no-emit-index-url
+lock: UPGRADE := --upgrade
+lock relock: $(UV)
+	$(COMPILE) requirements-uv.in -o requirements-uv.lock
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock -o requirements-dev.lock
+	$(COMPILE) requirements-transformers4.in --no-deps -o requirements-transformers4.lock
+	$(COMPILE) tests/conformance/requirements-datasets.in -o tests/conformance/requirements-datasets.lock
+	for reader in ray wids energon; do $(COMPILE) tests/conformance/requirements-$$reader.in --no-deps -o tests/conformance/requirements-$$reader.lock; done
 
 clean:
 	rm -rf $(VENV) $(OVERLAY) .venv-conformance build dist *.egg-info

@@ -21,7 +21,7 @@ import torch
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 _ROOT = Path(__file__).parent.parent
-_LOCKS = [_ROOT / "requirements.lock", _ROOT / "requirements-transformers4.lock"]
+_LOCKS = [_ROOT / "requirements-dev.lock", _ROOT / "requirements-transformers4.lock"]
 _SHARED = [Path(__file__), Path(__file__).with_name("seeded_weights.py")]
 
 

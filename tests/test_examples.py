@@ -1,8 +1,12 @@
-"""The examples are configs that parse, and a manifest that Kubernetes would take."""
+"""The examples are configs that parse, a manifest that Kubernetes would take, and a script for Slurm."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
@@ -66,7 +70,8 @@ def test_the_selector_trains_and_is_judged(tmp_path, monkeypatch, capsys):
 
 def test_the_readme_names_every_example():
     text = (EXAMPLES / "README.md").read_text()
-    assert all(f"**{path.name}**" in text for path in [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*selector.py")])
+    named = [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*selector.py")]
+    assert all(f"**{path.name}**" in text for path in named)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,70 @@ def test_the_manifests_command_fits_its_cluster(manifest):
     assert limits["nvidia.com/gpu"] == config.runner.num_gpus
     assert int(limits["cpu"]) >= config.runner.num_cpus
     assert workers["maxReplicas"] == config.runner.max_actors
+
+
+# Slurm and Ray as far as the script sees them. `python` is the build, which ends with 3, or when told to, with 143.
+SLURM = {
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$*" > requeued; fi',
+    "getent": 'echo "127.0.0.1 STREAM $2"',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 exec "$@"',
+    "ray": 'if [ "$1" = start ]; then echo "$*" > started; exec /bin/sleep 60; else [ -e started ]; fi',
+    "sleep": "exec /bin/sleep 0.02",
+    "python": """if [ "$1" = -c ]; then exec echo secret; fi
+printf '%s\\n' "$@" > arguments.partial; mv arguments.partial arguments
+if [ -z "$LONG" ]; then exit 3; fi
+trap 'exit 143' TERM; while :; do sleep 1; done""",
+}
+
+
+@pytest.fixture
+def sbatch(tmp_path):
+    for name, code in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    script = (EXAMPLES / "slurm.sh").read_text()
+    given = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "a[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "16",
+        "SLURM_GPUS_ON_NODE": "4",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    config = str(EXAMPLES / "maven-stage1-coco.yaml")
+    return lambda **variables: subprocess.Popen(
+        ["/bin/bash", "-c", script, "slurm.sh", config, "--output.uri", "/data/out"],
+        cwd=tmp_path,
+        env=os.environ | given | variables,
+    )
+
+
+def test_a_slurm_job_ends_as_its_build_does(sbatch, tmp_path):
+    assert sbatch(LONG="").wait(20) == 3
+    assert not (tmp_path / "requeued").exists()
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[:2] == ["-m", "patchmint.jobs.build"]
+    arguments.remove(path := str(EXAMPLES / "maven-stage1-coco.yaml"))
+    config = _config_of(Path(path), arguments[2:])
+    assert config.output.uri == "/data/out"
+    assert isinstance(config.runner, RayRunner)
+    assert (config.runner.max_actors, config.runner.num_gpus, config.runner.num_cpus) == (8, 1, 4)
+    started = (tmp_path / "started").read_text()
+    assert "--head --node-ip-address=127.0.0.1" in started
+    assert "--num-cpus=16 --num-gpus=4" in started
+
+
+@pytest.mark.parametrize(
+    ("sent", "restarts", "requeued"),
+    [(signal.SIGUSR1, "0", True), (signal.SIGUSR1, "10", False), (signal.SIGTERM, "0", False)],
+)
+def test_a_slurm_job_out_of_time_ends_its_build_and_is_queued_again(sbatch, tmp_path, sent, restarts, requeued):
+    job = sbatch(LONG="1", SLURM_RESTART_COUNT=restarts)
+    while not (tmp_path / "arguments").exists():
+        time.sleep(0.02)
+    job.send_signal(sent)
+    assert job.wait(20) == 143
+    assert (tmp_path / "requeued").exists() == requeued
 
 
 def _config_of(path: Path, arguments: list[str]) -> BuildConfig:

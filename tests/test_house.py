@@ -75,8 +75,9 @@ sys.meta_path.insert(0, NoLibGl())
 """
 
 
-def test_labels_where_opencv_cannot_be_imported(tmp_path):
+def test_labels_where_neither_opencv_nor_supervision_can_be_imported(tmp_path):
     """Slim images lack libGL, which opencv-python needs. Upstream's visualizer imports it, and is never used.
+    Nor is supervision, of which groundingdino-py wants version 0.6.0: any other may be there (docs/install.md).
 
     This is also the test of `label` in a fresh interpreter; those of test_cli_label.py run in forks.
     """
@@ -120,6 +121,25 @@ def test_locks_name_no_registry_and_have_hashes():
         pins = [line for line in text.splitlines() if line[:1].isalnum()]
         assert pins
         assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_the_docker_build_is_sent_what_it_copies_and_nothing_else():
+    copies = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:5] == "COPY "]
+    copied = {source for sources in copies if not sources[0].startswith("--from") for source in sources}
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line[:1] == "!"} == copied
+    assert "*" in ignored
+
+
+def test_users_get_the_tests_versions_and_nothing_that_only_tests_need():
+    runtime, dev = (
+        {line.partition("==")[::2] for line in (ROOT / lock).read_text().splitlines() if line[:1].isalnum()}
+        for lock in ("requirements.lock", "requirements-dev.lock")
+    )
+    assert runtime < dev
+    assert {"torch", "ray"} <= {name for name, _ in runtime}
+    assert {"moto", "playwright", "mypy", "pandas", "pytest"}.isdisjoint(name for name, _ in runtime)
 
 
 def test_rooms_have_no_circle_and_the_pipelines_few_imports():

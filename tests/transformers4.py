@@ -1,4 +1,4 @@
-"""Runs Python under transformers 4.57, laid over the environment of the tests by `make setup`."""
+"""Runs Python under transformers 4.57, laid over the environment of the tests by `make setup-dev`."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ OVERLAY = ROOT / ".venv-transformers4"
 
 def run_under_transformers4(*arguments, timeout=600):
     """Run the interpreter with these arguments; its output, or an AssertionError that shows it."""
-    assert OVERLAY.is_dir(), "run `make setup` first: it installs transformers 4.57 beside the environment"
+    assert OVERLAY.is_dir(), "run `make setup-dev` first: it installs transformers 4.57 beside the environment"
     paths = [str(OVERLAY), str(ROOT), str(ROOT / "tests")]
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -68,17 +68,17 @@ class Progress:
         units: units to do in this run.
         done: units finished in this run.
         samples, written: samples in the finished units, and those of them that were written.
-        saved: of those samples, the ones that an earlier run had annotated.
         rejects: by reason.
         bytes: written into shards.
-        working: by worker, how far it is with a unit that isn't finished.
         workers: workers that are ready.
-        workers_wanted: workers that were asked for.
         deaths: workers that died.
         seconds: of all workers together, by stage.
         queue_wait: seconds that workers stood idle while units were left.
         planned: samples in all units of this run.
         batch_sizes: images that models took at once, in ascending order; workers may differ.
+        saved: of `samples`, those that an earlier run had annotated.
+        working: by worker, how far it is with a unit that isn't finished.
+        workers_wanted: workers that were asked for.
     """
 
     units: int
@@ -86,16 +86,16 @@ class Progress:
     done: int = 0
     samples: int = 0
     written: int = 0
-    saved: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
-    working: dict[int, Working] = field(default_factory=dict)
     workers: int = 0
-    workers_wanted: int = 0
     deaths: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     queue_wait: float = 0.0
     batch_sizes: list[int] = field(default_factory=list)
+    saved: int = 0
+    working: dict[int, Working] = field(default_factory=dict)
+    workers_wanted: int = 0
 
     @property
     def through(self) -> int:
