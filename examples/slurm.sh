@@ -7,7 +7,7 @@
 #
 # Options of sbatch override the lines below; whatever follows the script goes to the build. Five minutes before the time
 # limit the build is told to end, and the job is queued again; the same command resumes where it stopped, also after
-# a preemption or a lost node. So let a shard take much less than the time limit (output.samples_per_shard).
+# a preemption or a lost node.
 #SBATCH --job-name=patchmint
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -70,7 +70,7 @@ late=
 trap 'kill "$!"' TERM # the build, from when it is started; a preemption, or scancel
 trap 'late=1; kill "$!"' USR1
 python -m patchmint.jobs.build --runner.kind ray --runner.num-gpus $((gpus > 0)) --runner.num-cpus $((cpus / actors)) \
-    --runner.max-actors $((SLURM_JOB_NUM_NODES * actors)) "$@" &
+    --runner.max-actors $((SLURM_JOB_NUM_NODES * actors)) --limits.stop-seconds 120 "$@" &
 build=$!
 while kill -0 "$build" 2>/dev/null; do wait "$build" || true; done # a signal ends `wait`, too
 code=0
