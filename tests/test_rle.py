@@ -139,6 +139,18 @@ def test_every_reader_checks_what_it_is_given(counts):
             read(bad)
 
 
+@pytest.mark.parametrize("runs", [[0, 0, 1, 29], [3, 0, 2, 4, 0, 21], [4, 0, 0, 6, 20], [10, 20, 0], [0, 0, 0, 30]])
+def test_empty_runs_hide_nothing_from_a_union(runs):
+    """Lawful, though nobody writes them."""
+    mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(5, 6).T.astype(bool)
+    odd, other = coco_mask.frPyObjects({"size": [6, 5], "counts": runs}, 6, 5), np.zeros((6, 5), bool)
+    other[2:4, 1:3] = True
+    rle = Rle(size=[6, 5], counts=odd["counts"])
+    assert (decode_mask(rle) == mask).all()
+    assert union([rle]) == encode_masks(mask[None])[0]
+    assert union([rle, encode_masks(other[None])[0]]) == encode_masks((mask | other)[None])[0]
+
+
 def check_reads_well_or_is_refused(segmentation):
     """Either a named error, or a mask whose every view agrees; C code reading out of bounds would end the process."""
     try:

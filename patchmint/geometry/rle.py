@@ -130,14 +130,16 @@ def union(rles: Sequence[Rle]) -> Rle:
     if not rles:
         raise InputError("there are no masks to take the union of; give at least one")
     height, width = _checked_size(rles[0]["size"])
+    sound = []
     for rle in rles:
         if list(rle["size"]) != [height, width]:
             raise InputError(
                 f"a mask of size {tuple(rle['size'])} can't join a union of size {(height, width)}; "
                 "bring all masks of an image to one size first"
             )
-        _checked_runs(rle)
-    merged = coco_mask.merge(list(rles))
+        # pycocotools' merge stops at an empty run, unless it is the first.
+        sound.append(rle if _checked_runs(rle)[1:].all() else encode_masks(decode_mask(rle)[None])[0])
+    merged = coco_mask.merge(sound)
     return Rle(size=[height, width], counts=bytes(merged["counts"]))
 
 
