@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/patchmint demo out/demo
 
 # The main job on bundled photographs, with models that need no download.
-quickstart: setup
+quickstart: setup-dev
 	$(BIN)/python examples/photographs.py out/photographs
 	$(BIN)/patchmint build examples/quickstart.yaml
 	$(BIN)/patchmint inspect verify out/quickstart --deep
