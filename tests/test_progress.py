@@ -77,3 +77,19 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
     progress.working = {}
     progress.add(UnitResult(0, 100, 98, {"image-missing": 2}, 1, saved=40))
     assert (progress.through, progress.annotated) == (100, 60)
+
+
+def test_log_lines_are_shown_from_a_level_on_in_workers_too(tmp_path):
+    source = builds.make_input(tmp_path / "in", ["a thing"])
+    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out")
+    said = {
+        level: builds.patchmint("--log-level", level, "build", config, "--output.uri", tmp_path / level).stderr
+        for level in ("warning", "info", "debug")
+    }
+    order, worker = (
+        "DEBUG patchmint.pipeline.driver.supervise: to worker 0: unit 000000",
+        "INFO patchmint.pipeline.worker",
+    )
+    assert [order in said[level] for level in said] == [False, False, True]
+    assert [worker in said[level] for level in said] == [False, True, True]
+    assert "worker on cpu, precision auto, 1 threads, batches of 2" in said["info"]

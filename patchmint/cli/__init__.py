@@ -15,6 +15,7 @@ from patchmint.cli.lazy import LazyCommand, examples, lazy_group
 from patchmint.cli.quiet_pipe import quiet_pipe
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import PatchmintError
+from patchmint.logs import LogLevel, start_logging
 from patchmint.version import __version__
 
 COMMANDS = {
@@ -115,11 +116,17 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (its callback ends the command)
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level", help="Show log lines of patchmint and its libraries on stderr, from this level on."
+        ),
+    ] = None,
 ) -> None:
-    pass
+    start_logging(log_level)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Knows nothing of processes or Ray: a `Pool` does.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -14,6 +15,8 @@ from typing import Protocol
 from patchmint.errors import BuildError
 from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, Saved, UnitResult, Working
 from patchmint.shards.plan import Plan, Unit
+
+_LOG = logging.getLogger(__name__)
 
 MIN_REJECTS_TO_STOP = 10
 """Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
@@ -245,6 +248,7 @@ class Supervisor:
             order = hunt.next_order() if hunt else Order(unit, ahead=self._promise(worker))
             self.progress.queue_wait += now - self._idle.pop(worker)
             self._orders[worker] = order
+            _LOG.debug("to worker %d: unit %s%s", worker, order.unit.name, " (a probe)" if order.probe else "")
             self._pool.submit(worker, order)
 
     def _wind_down(self) -> int:
@@ -289,6 +293,7 @@ class Supervisor:
         return self._promised[worker]
 
     def _handle(self, event: Event) -> None:
+        _LOG.debug("%r", event)
         match event:
             case Ready(worker):
                 self._setup_deaths = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import DiskFullError, PatchmintError, StorageError
+from patchmint.logs import start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class ServedWorker:
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
         wait_briefly()
+        start_logging()
         # torch, which the driver does without
         from patchmint.compute.devices import pick_device
         from patchmint.pipeline.worker.work import Worker

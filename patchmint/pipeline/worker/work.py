@@ -6,6 +6,7 @@ ask the models; images are prepared in threads (`prepare`), labels are made and 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -37,6 +38,8 @@ from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
+
+_LOG = logging.getLogger(__name__)
 
 
 class Worker:
@@ -75,6 +78,8 @@ class Worker:
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
         self._batch_size = choose_batch_size(self._models, config.runner, device)
         self._device = device
+        formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size}"
+        _LOG.info("worker on %s, %s", device, formats)
         # without a profile only what every result says, which no GPU need be asked for
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
         self._in_work: _InWork | None = None
