@@ -1,13 +1,16 @@
 """The driver's loop against a pool that lives in memory: deaths, accidents, retries, limits."""
 
+import time
 from collections import Counter, deque
 from itertools import chain, repeat
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchmint.errors import BuildError
+from patchmint.pipeline.driver import supervise as supervisor
 from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import Died, Done, Failed, Ready, Saved, UnitResult, WorkerInfo, Working
 from patchmint.shards.plan import Unit
@@ -252,6 +255,87 @@ class Slow(Pool):
         elif not self.events:
             self.events.append(Working(0, 0, samples=5, saved=2, rejects={"image-missing": 1}, doing="annotate"))
         return [self.events.popleft()] if self.events else []
+
+
+class Hanging(Pool):
+    """A worker finishes its order in the next moment, or hangs at a batch of four with one of these places in it."""
+
+    def __init__(self, *hanging, told=True):
+        super().__init__()
+        self.hanging = set(hanging)
+        self.told = told
+        self.killed = []
+
+    def submit(self, worker, order):
+        places = set(range(order.unit.samples)) - order.poison if order.probe is None else order.probe
+        at = min(((order.unit.id, place) for place in places if (order.unit.id, place) in self.hanging), default=None)
+        if at is None:
+            super().submit(worker, order)
+            return
+        self.orders.append(order)
+        batch = tuple(place for place in range(at[1] // 4 * 4, at[1] // 4 * 4 + 4) if place in places)
+        if self.told:
+            self.events.append(Working(worker, order.unit.id, 0, 0, {}, "annotate/detect", batch))
+
+    def wait(self, seconds):
+        if not self.events:
+            time.sleep(0.02)
+        return [self.events.popleft()] if self.events else []
+
+    def kill(self, worker):
+        self.killed.append(worker)
+        self._end(worker, Died(worker, False, "killed"))
+
+
+def test_a_sample_that_hangs_is_found_within_two_deadlines():
+    pool, said = Hanging((1, 6)), []
+    progress = supervise(pool, units(3), said, sample_timeout=0.3)
+    assert (progress.done, progress.deaths) == (3, 2)
+    final = [order for order in pool.orders if order.unit.id == 1 and order.probe is None][-1]
+    assert final.poison == final.hanging == {6}
+    assert {place for order in pool.orders if order.probe for place in order.probe} <= {4, 5, 6, 7}
+    assert "hung: no sample was finished for 0 s in annotate/detect (limits.sample_timeout)" in said[0]
+
+
+def test_several_samples_that_hang_and_one_of_which_nothing_was_heard():
+    pool = Hanging((0, 1), (0, 2), (2, 7))
+    assert supervise(pool, units(3), sample_timeout=0.2).done == 3
+    assert {(order.unit.id, place) for order in pool.orders for place in order.hanging} == pool.hanging
+    pool = Hanging((1, 3), told=False)
+    assert supervise(pool, units(2), sample_timeout=0.1).done == 2
+    assert {place for order in pool.orders for place in order.hanging} == {3}
+
+
+def test_hangs_that_are_no_samples_fault_end_the_build():
+    class Batches(Hanging):
+        """Only whole units hang."""
+
+        def submit(self, worker, order):
+            hanging, self.hanging = self.hanging, self.hanging if order.probe is None else set()
+            super().submit(worker, order)
+            self.hanging = hanging
+
+    with pytest.raises(BuildError, match="7 workers hung at unit 000000, and no single sample is to blame"):
+        supervise(Batches((0, 1)), units(2), sample_timeout=0.05, max_workers=1)
+
+
+def test_without_a_setting_the_time_follows_from_what_batches_take(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
+
+    class Timed(Slow):
+        def wait(self, seconds):
+            nonlocal now
+            now += 1
+            samples = min(now // 100, 5)  # a batch takes 100 s, and the sixth hangs
+            self.events.append(Working(0, 0, int(samples), 0, {}, "annotate"))
+            return [self.events.popleft()]
+
+        def kill(self, worker):
+            raise KeyError(f"after {now - 500:.0f} s")
+
+    with pytest.raises(KeyError, match=r"after 200\d s"):
+        supervise(Timed(), units(1))
 
 
 def stopped(pool, **changes):

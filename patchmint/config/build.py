@@ -112,6 +112,12 @@ class LimitsConfig(Settings):
         default=0.05, ge=0, le=1, description="The build stops if a larger share of samples is rejected."
     )
     max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
+    sample_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        description="A worker that finishes no sample for so many seconds is taken to hang: it is replaced, and the "
+        "sample at fault rejected. null: 20 times the longest such time so far, from 600 on; 1800 for the first batch.",
+    )
     stop_seconds: float = Field(
         default=20,
         ge=0,

@@ -40,6 +40,7 @@ class Order:
     Attributes:
         unit: which unit.
         poison: places in the unit, from 0, of samples known to kill workers; they are rejected unseen.
+        hanging: those of them at which workers hang instead.
         probe: None = build the unit; otherwise only annotate the samples in these places and write nothing, to find
             out which of them kills its worker.
         ahead: the unit that this worker is likely to get next: it may begin to read that one while it ends this one.
@@ -47,6 +48,7 @@ class Order:
 
     unit: Unit
     poison: frozenset[int] = frozenset()
+    hanging: frozenset[int] = frozenset()
     probe: frozenset[int] | None = None
     ahead: Unit | None = None
 
@@ -132,6 +134,7 @@ class Working:
         saved: of them, those that an earlier run had annotated.
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
+        places: in the unit, of the samples that it is at.
     """
 
     worker: int
@@ -140,6 +143,7 @@ class Working:
     saved: int
     rejects: Mapping[str, int]
     doing: str
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,7 @@ def build(
                 warn=reporter.warn,
                 should_stop=stop_reason,
                 stop_seconds=config.limits.stop_seconds,
+                sample_timeout=config.limits.sample_timeout,
             )
             try:
                 supervisor.run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,9 @@ MIN_REJECTS_TO_STOP = 10
 _TRANSIENT_TRIES = 5
 _LONGEST_REST_SECONDS = 60.0
 _SETUP_DEATHS = 3
+_FIRST_TIMEOUT_SECONDS = 1800.0
+_LEAST_TIMEOUT_SECONDS = 600.0
+_MOST_GAPS = 20
 _POLL_SECONDS = 0.5
 
 
@@ -52,6 +55,10 @@ class Pool(Protocol):
         Args:
             seconds: for each to wait for the end of its batch.
         """
+        ...
+
+    def kill(self, worker: int) -> None:
+        """End a worker that hangs; `wait` tells of its death."""
         ...
 
     def retire(self, worker: int) -> None:
@@ -164,6 +171,7 @@ class Supervisor:
         warn: Callable[[str], None],
         should_stop: Callable[[], str],
         stop_seconds: float = 0.0,
+        sample_timeout: float | None = None,
         rest_seconds: float = 2.0,
     ) -> None:
         """Prepare.
@@ -180,6 +188,7 @@ class Supervisor:
             warn: takes a line for people: a worker died, a unit is tried again.
             should_stop: asked often; anything but "" stops the build with that reason.
             stop_seconds: to let workers save what they have annotated, if the build is stopped.
+            sample_timeout: see `LimitsConfig`.
             rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
         """
         self._pool = pool
@@ -197,6 +206,11 @@ class Supervisor:
         self._failures: Counter[int] = Counter()
         self._failures_in_a_row = 0
         self._stop_seconds = stop_seconds
+        self._sample_timeout = sample_timeout
+        self._longest = 0.0
+        self._moved: dict[int, float] = {}
+        self._news: dict[int, Working] = {}
+        self._hung: dict[int, str] = {}
         self._rest_seconds = rest_seconds
         self._resting_until = 0.0
         self._setup_deaths = 0
@@ -219,6 +233,7 @@ class Supervisor:
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
+                self._end_hanging()
                 self._check_rejects()
                 self._tell(None)
         except KeyboardInterrupt:
@@ -248,8 +263,22 @@ class Supervisor:
             order = hunt.next_order() if hunt else Order(unit, ahead=self._promise(worker))
             self.progress.queue_wait += now - self._idle.pop(worker)
             self._orders[worker] = order
+            self._moved[worker] = now
             _LOG.debug("to worker %d: unit %s%s", worker, order.unit.name, " (a probe)" if order.probe else "")
             self._pool.submit(worker, order)
+
+    def _end_hanging(self) -> None:
+        """Kill the workers that haven't finished a sample for too long."""
+        limit = self._sample_timeout
+        if limit is None:
+            limit = max(_LEAST_TIMEOUT_SECONDS, _MOST_GAPS * self._longest) if self._longest else _FIRST_TIMEOUT_SECONDS
+        now = time.monotonic()
+        for worker in self._orders.keys() - self._hung.keys():
+            if now - self._moved[worker] > limit:
+                news = self._news.get(worker)
+                where = f" in {news.doing}" if news is not None and news.doing else ""
+                self._hung[worker] = f"it hung: no sample was finished for {limit:.0f} s{where} (limits.sample_timeout)"
+                self._pool.kill(worker)
 
     def _wind_down(self) -> int:
         """Let units end that are nearly done, and workers save what they have annotated of the others.
@@ -302,17 +331,33 @@ class Supervisor:
             case Working(worker, unit):
                 order = self._orders.get(worker)
                 if order is not None and order.unit.id == unit:  # it may come late
-                    self.progress.working[worker] = event
+                    self._hear(event, is_probe=order.probe is not None)
             case Saved():
                 pass  # nobody is asked to stop here
             case Done(worker, result):
-                self.progress.working.pop(worker, None)
+                self._forget(worker)
                 self._idle[worker] = time.monotonic()
                 self._finish(self._orders.pop(worker), result)
             case Failed(worker, transient, message):
                 self._fail(worker, transient, message)
             case Died(worker, innocent, message):
                 self._bury(worker, innocent, message)
+
+    def _hear(self, news: Working, *, is_probe: bool) -> None:
+        before = self._news.get(news.worker)
+        if before is None or news.samples != before.samples:
+            now = time.monotonic()
+            if before is not None:
+                self._longest = max(self._longest, now - self._moved[news.worker])
+            self._moved[news.worker] = now
+        self._news[news.worker] = news
+        if not is_probe:
+            self.progress.working[news.worker] = news
+
+    def _forget(self, worker: int) -> Working | None:
+        """Its order is over; the last that was heard of it."""
+        self.progress.working.pop(worker, None)
+        return self._news.pop(worker, None)
 
     def _finish(self, order: Order, result: UnitResult | None) -> None:
         if result is None:
@@ -333,7 +378,7 @@ class Supervisor:
 
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)
-        self.progress.working.pop(worker, None)
+        self._forget(worker)
         if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
             self._max_workers -= 1
             if self._wanted > self._max_workers:
@@ -360,7 +405,7 @@ class Supervisor:
     def _bury(self, worker: int, innocent: bool, message: str) -> None:
         was_idle = self._idle.pop(worker, None) is not None
         order = self._orders.pop(worker, None)
-        self.progress.working.pop(worker, None)
+        news, hung = self._forget(worker), self._hung.pop(worker, "")
         self.progress.deaths += 1
         if order is None and not was_idle:
             self._setup_deaths += not innocent
@@ -376,8 +421,12 @@ class Supervisor:
         if order is None:
             self._warn(f"an idle worker died, and is replaced: {message}")
             return
-        self._warn(f"a worker died at unit {order.unit.name}, and is replaced; the unit is tried again: {message}")
-        if not innocent:
+        self._warn(
+            f"a worker died at unit {order.unit.name}, and is replaced; the unit is tried again: {hung or message}"
+        )
+        if hung:
+            self._hunts.setdefault(order.unit.id, Hunt(order.unit)).hung(news.places if news is not None else ())
+        elif not innocent:
             self._hunts.setdefault(order.unit.id, Hunt(order.unit)).died()
         self._todo.appendleft(order.unit)
 
@@ -398,6 +447,7 @@ class Supervisor:
 
 _DEATHS_BEFORE_SUSPICION = 2
 _MOST_DEATHS = 60
+_MOST_HANGS = 6
 
 
 class Hunt:
@@ -406,24 +456,29 @@ class Hunt:
     The first death may be an accident (somebody else's memory, a preemption), so the unit is tried once more. After the
     second, halves of it are probed, each time the half that kills is halved again. A sample is condemned only when it
     killed a worker alone; then the unit is built without it. More than one killer: the hunt begins anew.
+
+    A worker that hung has said at which samples: these are probed one by one, at once, because each further hang costs
+    as much time as the first.
     """
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
-        self._deaths = 0
+        self._deaths = self._hangs = 0
         self._recent = 0
+        self._singly = False
         self._poison: frozenset[int] = frozenset()
+        self._hanging: frozenset[int] = frozenset()
         self._suspects: list[int] = []
         self._probed: list[int] = []
 
     def next_order(self) -> Order:
         """What to give the next worker."""
         if self._recent < _DEATHS_BEFORE_SUSPICION:
-            return Order(self._unit, self._poison)
+            return Order(self._unit, self._poison, self._hanging)
         if not self._suspects:
             self._suspects = [place for place in range(self._unit.samples) if place not in self._poison]
-        self._probed = self._suspects[: max(1, len(self._suspects) // 2)]
-        return Order(self._unit, self._poison, probe=frozenset(self._probed))
+        self._probed = self._suspects[: 1 if self._singly else max(1, len(self._suspects) // 2)]
+        return Order(self._unit, self._poison, self._hanging, probe=frozenset(self._probed))
 
     def survived(self) -> None:
         """A probe came back."""
@@ -432,6 +487,26 @@ class Hunt:
             self._restart()
             return
         self._suspects = self._suspects[len(self._probed) :]
+
+    def hung(self, places: Sequence[int]) -> None:
+        """The worker hung at these places, or anywhere if there are none.
+
+        Raises:
+            BuildError: too many workers hung at this unit.
+        """
+        self._hangs += 1
+        if self._hangs > _MOST_HANGS:
+            raise BuildError(
+                f"{self._hangs} workers hung at unit {self._unit.name}, and no single sample is to blame; if batches "
+                "take so long here, raise limits.sample_timeout"
+            )
+        if len(self._probed) == 1:
+            self._hanging |= frozenset(self._probed)
+            self._hangs = 0
+        elif places and not self._probed:
+            self._recent, self._singly, self._suspects = _DEATHS_BEFORE_SUSPICION, True, sorted(places)
+            return
+        self.died()
 
     def died(self) -> None:
         """The worker died of the last order.
@@ -456,5 +531,6 @@ class Hunt:
 
     def _restart(self) -> None:
         self._recent = 0
+        self._singly = False
         self._suspects = []
         self._probed = []

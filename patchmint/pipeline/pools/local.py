@@ -86,6 +86,10 @@ class LocalPool:
                 child.process.stdin.write(bytes([min(255, round(seconds))]))
                 child.process.stdin.flush()
 
+    def kill(self, worker: int) -> None:
+        """Kill the process."""
+        self._children[worker].process.kill()
+
     def retire(self, worker: int) -> None:
         """End an idle worker."""
         self._end(self._children.pop(worker))

@@ -145,6 +145,11 @@ class RayPool:
         """Export the counts."""
         self._metrics.update(progress, result)
 
+    def kill(self, worker: int) -> None:
+        """Kill the actor; that it is dead its order's answer tells."""
+        with suppress(RayError):
+            ray.kill(self._actors[worker])
+
     def retire(self, worker: int) -> None:
         """End an idle actor: its GPU goes back, and an autoscaler can give the node back."""
         self._kill(worker)

@@ -58,6 +58,7 @@ class Finisher:
         early: what is finished already, by place.
 
     Attributes:
+        finished: how many samples are, in this run.
         early: what is finished and waits for a place before it. Batches take samples out of their order, but none is
             held for longer than `like_batches` looks ahead.
     """
@@ -76,6 +77,7 @@ class Finisher:
         self._passed = passed
         self._job: Future[None] | None = None
         self.early = dict(early)
+        self.finished = 0
         self._turn = 0
 
     def take(self, batch: Sequence[Answered]) -> None:
@@ -107,6 +109,7 @@ class Finisher:
     def _finish(self, batch: Sequence[Answered]) -> None:
         for place, prepared, answers in batch:
             self.early[place] = self._finished(prepared, answers)
+            self.finished += 1
         while self._turn in self.early or self._turn in self._passed:
             if (item := self.early.pop(self._turn, None)) is not None:
                 self._write(self._turn, item)

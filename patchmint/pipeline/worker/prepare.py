@@ -62,6 +62,9 @@ class Preparer:
         max_megapixels: larger images are rejected.
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
+
+    Attributes:
+        awaited: the place whose sample is waited for now.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Preparer:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._threads = threads
         self._heaviest = 0
+        self.awaited: int | None = None
         self._next: tuple[Unit, Future[_Begun]] | None = None
 
     def prepared(self, order: Order, ahead: int, done: Collection[int] = ()) -> tuple[Sequence[PlannedSample], Items]:
@@ -139,8 +143,10 @@ class Preparer:
                     following = None
                 if not begun.waiting:
                     return
-                place, future = begun.waiting.popleft()
-                yield place, future.result()
+                self.awaited, future = begun.waiting.popleft()
+                item = future.result()
+                place, self.awaited = self.awaited, None
+                yield place, item
         finally:
             begun.drop()
 

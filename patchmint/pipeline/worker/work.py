@@ -97,15 +97,17 @@ class Worker:
         Args:
             worker: what its pool calls this one.
         """
-        if (work := self._in_work) is None or (shard := work.shard) is None:
+        if (work := self._in_work) is None:
             return None
+        awaited = self._preparer.awaited
         return Working(
             worker=worker,
             unit=work.unit,
-            samples=len(shard.written) + len(shard.rejects) + len(work.finisher.early),
+            samples=work.finisher.finished + work.saved + work.unreadable,
             saved=work.saved,
-            rejects=_reasons(list(shard.rejects.values())),
+            rejects=_reasons(list(work.shard.rejects.values())) if work.shard is not None else {},
             doing=self._stopwatch.doing,
+            places=work.places or ((awaited,) if awaited is not None else ()),
         )
 
     def save(self, seconds: float) -> int | None:
@@ -192,7 +194,8 @@ class Worker:
                 self._annotate(items, work)
             with stage("commit"):
                 files.close()
-                rejects = [*shard.rejects.values(), *(_poisoned(samples[place]) for place in order.poison)]
+                poison = (_poisoned(samples[place], hangs=place in order.hanging) for place in order.poison)
+                rejects = [*shard.rejects.values(), *poison]
                 won = self._commit(samples, shard, rejects, attempt)
         timing = self._stopwatch.drain()
         return UnitResult(
@@ -237,8 +240,10 @@ class Worker:
         self._in_work = work
         try:
             with closing(items):
+                before_last: tuple[int, ...] = ()
                 for batch in batches:
                     before = self._batch_size
+                    work.places = tuple(place for place, _ in batch)
                     with stage("annotate"):
                         answers = self._ask_or_halve([item for _, item in batch])
                     if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
@@ -246,12 +251,16 @@ class Worker:
                     # what was for the models isn't needed any more
                     asked = [(place, replace(item, inputs=None)) for place, item in batch]
                     answered = [(*placed, answer) for placed, answer in zip(asked, answers, strict=True)]
+                    # what is waited for is the batch before
+                    before_last, work.places = work.places, before_last
                     with stage("hold"), self._handing_over:
                         finisher.take(answered)
+                    work.places = ()
                     if self._stopping.is_set():
                         self._between.set()
                         threading.Event().wait()  # for this process's end
                     del batch, asked, answers, answered  # or they would be held while the next batch is waited for
+                work.places = before_last
                 with stage("hold"):
                     finisher.take([])  # saved samples may be all that is left
                     finisher.wait()
@@ -324,6 +333,8 @@ class _InWork:
         passed: places that the finisher needn't wait for.
         looked: the last place that was considered for a batch.
         saved: samples that an interrupted run had annotated.
+        unreadable: samples that were rejected before the models saw them.
+        places: of the samples that are in work now.
     """
 
     unit: int
@@ -332,6 +343,8 @@ class _InWork:
     passed: set[int]
     looked: int = -1
     saved: int = 0
+    unreadable: int = 0
+    places: tuple[int, ...] = ()
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
         """Places and samples that can be annotated; the others are rejected here."""
@@ -344,6 +357,7 @@ class _InWork:
                 if self.shard is not None:
                     self.shard.add(place, item)
                 self.passed.add(place)
+                self.unreadable += 1
             else:
                 self.looked = max(self.looked, place)
                 yield place, item
@@ -353,7 +367,13 @@ def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
     return dict(Counter(reject.fault.reason for reject in rejects))
 
 
-def _poisoned(planned: PlannedSample) -> Reject:
+def _poisoned(planned: PlannedSample, *, hangs: bool) -> Reject:
+    if hangs:
+        message = (
+            "processing this sample made its worker hang, in a batch and alone (limits.sample_timeout); look at the "
+            "image by itself"
+        )
+        return reject(planned, Fault("worker", "hangs-worker", message))
     message = (
         "processing this sample alone killed its worker each time it was tried (a crash in a library, or the machine "
         "ran out of memory); look at the image by itself"
