@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import builds
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -259,3 +261,30 @@ def test_doctor_says_what_fails_and_what_mends_it(tmp_path):
     assert found["model files"]["remedy"].startswith("patchmint models pull groundingdino-swint-ogc")
     assert found["torch"]["status"] == found["source"]["status"] == found["output"]["status"] == "ok"
     assert found["Ray cluster"]["remedy"]
+
+
+def test_a_sample_at_which_a_model_has_a_mistake_is_rejected_and_the_others_are_written(tmp_path):
+    texts = ["WRONG" if place in (3, 12) else f"thing number {place}" for place in range(20)]
+    source = builds.make_input(tmp_path / "in", texts)
+    config = builds.make_config(tmp_path / "config.json", source, tmp_path / "out", 10)
+    builds.run(config, tmp_path / "out", "--runner.batch-size=8")
+    records = builds.committed(tmp_path / "out")
+    assert [record["rejects"] for record in records.values()] == [{"model-error": 1}] * 2
+    rows = [row for path in sorted((tmp_path / "out").glob("rejects/*")) for row in pq.read_table(path).to_pylist()]
+    assert [row["ordinal"] for row in rows] == [3, 12]
+    assert re.fullmatch(
+        r"the models failed at it: IndexError: index 3 is out of bounds \(stand_in_models.py, line \d+\)",
+        rows[0]["message"],
+    )
+
+
+@pytest.mark.parametrize(("count", "committed", "samples"), [(4, 0, 4), (40, 1, 8)])
+def test_models_that_fail_at_everything_stop_the_build_with_words(tmp_path, count, committed, samples):
+    """At once, or after a unit that was well."""
+    texts = [f"thing number {place}" if committed and place < 10 else "WRONG" for place in range(count)]
+    source = builds.make_input(tmp_path / "in", texts)
+    config = builds.make_config(tmp_path / "config.json", source, tmp_path / "out", 10)
+    said = builds.run(config, tmp_path / "out", rc=1)
+    assert f"error: the models failed at {samples} samples, one after another; the last one was " in said
+    assert "IndexError: index 3 is out of bounds" in said
+    assert len(builds.committed(tmp_path / "out")) == committed

@@ -1,9 +1,9 @@
 """Models that cost nothing, for tests of everything around models. On PYTHONPATH they are as good as installed.
 
 What a text says makes things happen: "KILL" ends the process, "HANG" takes an hour, "CROWD" runs out of memory in a
-batch of more than two, "ALONE" even alone. Environment variables: STAND_IN_SLEEP = seconds an image; STAND_IN_WORK =
-seconds of CPU time an image; STAND_IN_FAULT = a module to import on loading, which breaks things in the worker (see
-faults.py).
+batch of more than two, "ALONE" even alone, "WRONG" meets a mistake in the model. Environment variables: STAND_IN_SLEEP
+= seconds an image; STAND_IN_WORK = seconds of CPU time an image; STAND_IN_FAULT = a module to import on loading, which
+breaks things in the worker (see faults.py).
 """
 
 import importlib
@@ -33,6 +33,8 @@ class Boxes:
         said = [text.content for image_texts in texts for text in image_texts]
         if any("KILL" in text for text in said):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any("WRONG" in text for text in said):
+            raise IndexError("index 3 is out of bounds")
         if any("HANG" in text for text in said):
             time.sleep(3600)
         if any("ALONE" in text for text in said) or (any("CROWD" in text for text in said) and len(images) > 2):

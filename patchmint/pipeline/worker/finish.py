@@ -120,7 +120,8 @@ class Finisher:
             return reject(prepared.planned, answers)
         try:
             labelled = self._models.label(answers, prepared.image.size, len(prepared.texts))
-        except (InputError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            error.add_note(f"This happened while sample {prepared.planned.key} was labelled.")
             fault = fault_of(error)
             if fault.reason == "out-of-memory":  # not alone: the models are at the next batch
                 message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"

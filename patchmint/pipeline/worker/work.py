@@ -11,21 +11,24 @@ import os
 import socket
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
-from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory
+from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory, ran_out
 from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.config.build import BATCHES_AHEAD
 from patchmint.datasets.extension import extended_manifest
-from patchmint.errors import BuildError, InputError, NotFoundError, StorageError
+from patchmint.errors import BuildError, NotFoundError, PatchmintError, StorageError
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_source
@@ -40,6 +43,8 @@ from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
 
 _LOG = logging.getLogger(__name__)
+_MOST_MISTAKES = 8
+"""At so many samples in a row the models fail for another reason than the samples."""
 
 
 class Worker:
@@ -82,6 +87,7 @@ class Worker:
         _LOG.info("worker on %s, %s", device, formats)
         # without a profile only what every result says, which no GPU need be asked for
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
+        self._mistakes, self._last_mistake, self._has_answered = 0, "", False
         self._in_work: _InWork | None = None
         self._handing_over = threading.Lock()
         self._stopping, self._between = threading.Event(), threading.Event()
@@ -260,6 +266,8 @@ class Worker:
                         self._between.set()
                         threading.Event().wait()  # for this process's end
                     del batch, asked, answers, answered  # or they would be held while the next batch is waited for
+                if self._mistakes and not self._has_answered:  # nobody knows yet whether they ever work
+                    self._blame_models()
                 work.places = before_last
                 with stage("hold"):
                     finisher.take([])  # saved samples may be all that is left
@@ -272,9 +280,14 @@ class Worker:
         """Ask the models; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
         try:
             images, texts = [item.image.pixels for item in batch], [item.texts for item in batch]
-            return list(self._models.ask(images, texts, [item.inputs for item in batch]))
-        except (InputError, RuntimeError, MemoryError) as error:
+            answers: list[ModelAnswers | Fault] = [*self._models.ask(images, texts, [item.inputs for item in batch])]
+        except (PatchmintError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
             fault = fault_of(error)
+        except Exception as error:
+            fault = self._mistake(error, batch)
+        else:
+            self._mistakes, self._has_answered = 0, True
+            return answers
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -283,6 +296,28 @@ class Worker:
             return [fault]
         middle = len(batch) // 2
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
+
+    def _mistake(self, error: Exception, batch: list[Prepared]) -> Fault:
+        """What is wrong with a batch at which the models' code failed: a sample in it, unless they always fail.
+
+        Raises:
+            BuildError: they have failed at too many samples, one after another.
+        """
+        if ran_out(error):
+            return fault_of(error)
+        if len(batch) == 1:
+            self._mistakes += 1
+            self._last_mistake = f"{batch[0].planned.key}\n{traceback.format_exc()}"
+            if self._mistakes >= _MOST_MISTAKES:
+                self._blame_models()
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        return Fault("annotate", "model-error", f"the models failed at it: {type(error).__name__}: {error} ({where})")
+
+    def _blame_models(self) -> NoReturn:
+        raise BuildError(
+            f"the models failed at {self._mistakes} samples, one after another; the last one was {self._last_mistake}"
+        )
 
     def _profile(self, timing: Timing) -> WorkerProfile:
         return WorkerProfile(
