@@ -1,14 +1,19 @@
 """Folders of images: sidecars and tables."""
 
+import errno
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from source_files import faults, good, image_bytes, put, read, refused, source, texts
 
-from patchmint.errors import ConfigError, ImageMissingError
+from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableError
 from patchmint.pipeline.sources import base
+from patchmint.samples import ImageRef
+from patchmint.storage.failures import explain
+from patchmint.storage.local import LocalStorage
 
 
 def test_sidecars(tmp_path):
@@ -185,3 +190,28 @@ def test_missing_table(tmp_path):
     refused(r"there is no 't.csv'.*source.table", "folder", tmp_path, table="t.csv")
     with pytest.raises(ConfigError, match=r"source.table: .* stay within"):
         source("folder", tmp_path, table="../t.csv")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize(("failures", "reads"), [(0, 1), (2, 3), (9, 3)])
+def test_a_file_that_cannot_be_read_is_tried_again(tmp_path, monkeypatch, number, failures, reads):
+    """A mount that hiccups; as root, permissions keep nobody out."""
+    put(tmp_path, {"a.jpg": image_bytes()})
+    tried, real = [], LocalStorage.read
+
+    def read(storage, path):
+        tried.append(path)
+        if len(tried) > failures:
+            return real(storage, path)
+        error = OSError(number, os.strerror(number))
+        raise explain("read", path, error) from error
+
+    monkeypatch.setattr(LocalStorage, "read", read)
+    monkeypatch.setattr(base, "_RESTS", (0, 0))
+    read_image = source("folder", tmp_path).read_image
+    if failures > reads:
+        with pytest.raises(ImageUnreadableError, match="fix its permissions"):
+            read_image(ImageRef("a.jpg"))
+    else:
+        assert read_image(ImageRef("a.jpg")) == (tmp_path / "a.jpg").read_bytes()
+    assert len(tried) == reads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import BinaryIO, Protocol, TypeVar
@@ -23,6 +24,9 @@ from patchmint.storage.ahead import done_ahead
 from patchmint.storage.local import LocalStorage
 
 _Item = TypeVar("_Item")
+
+_RESTS = (0.1, 1.0)
+"""Seconds before a file that can't be read is tried again."""
 
 MAX_TEXT_BYTES = 16 << 20
 """A caption file longer than this isn't read: it is no caption."""
@@ -95,10 +99,10 @@ class StoredImages:
             # a container that has gone since the plan was made is trouble with the storage, not with one image
             return self._storage.read_range(ref.path, ref.start, ref.length)
         try:
-            return self._storage.read(ref.path)
+            return self._read_file(ref.path)
         except StorageError as error:
             # a folder of that name, or a file where a folder should be, is as good as nothing
-            if _is_of_this_file(error):
+            if _may_be_of_this_file(error):
                 raise ImageUnreadableError(
                     f"{error}; fix its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
@@ -112,9 +116,19 @@ class StoredImages:
                 path=ref.path,
             ) from error
 
+    def _read_file(self, path: str) -> bytes:
+        for rest in _RESTS:
+            try:
+                return self._storage.read(path)
+            except StorageError as error:
+                if not _may_be_of_this_file(error):
+                    raise
+            time.sleep(rest)
+        return self._storage.read(path)
 
-def _is_of_this_file(error: StorageError) -> bool:
-    """Whether it is one file that can't be read, now and later, and not the storage."""
+
+def _may_be_of_this_file(error: StorageError) -> bool:
+    """Whether it may be one file that can't be read, and not the storage. A mount that hiccups says the same, but once."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
 
 
