@@ -128,7 +128,7 @@ class StoredImages:
 
 
 def _may_be_of_this_file(error: StorageError) -> bool:
-    """Whether it may be one file that can't be read, and not the storage. A mount that hiccups says the same, but once."""
+    """Whether it may be one file that can't be read, and not the storage; a mount that hiccups says the same, once."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
 
 
