@@ -158,7 +158,7 @@ class Worker:
     def _do(self, order: Order) -> UnitResult | None:
         saved: SavedUnit | None = None
         with stage("wait"):
-            if order.probe is None and not order.poison:
+            if order.probe is None:
                 saved = find_saved(self._storage, order.unit.id, self._settings.plan_digest)
             done = saved.places if saved is not None else set()
             samples, items = self._preparer.prepared(order, 2 * self._batch_size, done)
