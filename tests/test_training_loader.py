@@ -198,6 +198,17 @@ def test_a_store_and_a_folder_together(tmp_path, stored):
     assert len(set(keys)) == len(keys) == 17
 
 
+def test_spawned_workers_that_are_ended_in_the_middle_do_not_abort(data):
+    """They hand over one batch after another."""
+    batches = StageLoader(StageDataset(data, 1), 13, num_workers=2, multiprocessing_context="spawn", prefetch_factor=64)
+    next(iter(batches))
+    workers = batches._running._workers
+    batches.close()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def test_forked_workers_cant_use_a_store(stored):
     dataset = StageDataset(stored, 2)
     with pytest.raises(ConfigError, match="multiprocessing_context='spawn'"):

@@ -5,6 +5,8 @@ Where shapes are fixed samples are stacked; where they aren't, they are padded a
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count, islice, tee
@@ -215,6 +217,7 @@ class StageLoader:
             "pin_memory": pin_memory,
             "prefetch_factor": prefetch_factor,
             "multiprocessing_context": multiprocessing_context,
+            "worker_init_fn": _end_without_a_fuss,
         }
         samples = dataset.samples_of_rank
         self._batches = samples // batch_size if drop_last else -(-samples // batch_size)
@@ -311,6 +314,15 @@ class StageLoader:
         # With a generator of its own the loader leaves torch's global random numbers alone: a run that was resumed
         # sees the same ones as one that wasn't. Batches come complete, so torch has nothing to collate.
         return iter(DataLoader(batches, batch_size=None, collate_fn=_as_it_is, generator=Generator(), **self._options))
+
+
+def _end_without_a_fuss(worker: int) -> None:  # noqa: ARG001 (torch gives it)
+    """Have a worker end as one that was forked does, without taking the interpreter down.
+
+    Workers are ended while they make batches ahead. The thread that hands one over may be in torch's C++ then; Python
+    up to 3.13 unwinds a daemon thread that comes back to an interpreter that is gone, and C++ aborts.
+    """
+    atexit.register(os._exit, 0)
 
 
 class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
