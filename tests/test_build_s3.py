@@ -52,6 +52,10 @@ def check(uri, expected):
     assert (status["planned"], status["written"], status["rejects"], status["left"]) == (23, 21, REJECTS, 0)
 
 
+def is_first_look(method, path, headers):
+    return method == "HEAD" and path.endswith("/plan.parquet")
+
+
 def is_record(method, path, headers):
     return conditional_put(method, path, headers) and "/commits/" in path
 
@@ -88,12 +92,15 @@ def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(loc
     kinds = [kind for name, kind in KINDS.items() if "part" not in name]  # the shards are too small for these
     kinds += [is_record, lambda method, path, _: method == "PUT" and path.endswith("/plan.parquet")]
     with flaky_proxy(server.port) as proxy:
-        proxy.faults = [Fault(kind, "refuse", 1, status) for status in (429, 409) for kind in kinds]
+        # of the worker that sets itself up: a refusal that isn't waited for, as trouble that lasts too long
+        proxy.faults = [Fault(is_first_look, "refuse", 1, 400)]
+        proxy.faults += [Fault(kind, "refuse", 1, status) for status in (429, 409) for kind in kinds]
         complaints = builds.run(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
         assert {fault.times for fault in proxy.faults} == {0}
         attempts = {match[1] for _, path in proxy.seen if (match := re.search(r"/attempts/([^/%?]+)", path))}
     assert len(attempts) == 5
     assert "tried again" not in complaints
+    assert complaints.count("a worker failed to start, and is replaced in 2 s: can't look for s3://") == 1
     check(store, expected)
 
 
