@@ -9,9 +9,8 @@ from obstore import exceptions
 
 from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, StorageError
 
-_FULL = "the disk is full"
 _HINTS = {
-    errno.ENOSPC: (_FULL, "free some space or choose another place, then run again"),
+    errno.ENOSPC: ("the disk is full", "free some space or choose another place, then run again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place, then run again"),
     errno.EFBIG: ("the file is larger than the file system or a limit (`ulimit -f`) allows", "raise the limit"),
     errno.EACCES: ("permission denied", "give this user access, or choose another place"),
@@ -53,7 +52,7 @@ def explain(action: str, shown: str, error: OSError, *, note: str = "") -> Stora
         return NotFoundError(f"can't {action} {shown}{note}: there is no such file; check the path", uri=shown)
     default = (error.strerror or str(error), "check the disk and the path, then run again")
     why, remedy = _HINTS.get(error.errno or 0, default)
-    kind = DiskFullError if why == _FULL else StorageError
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
     return kind(f"can't {action} {shown}{note}: {why}; {remedy}", uri=shown)
 
 
