@@ -90,11 +90,12 @@ def test_cut_connections_refusals_and_lost_replies_change_nothing(local, store, 
 def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(local, store, server):
     config, expected = local
     kinds = [kind for name, kind in KINDS.items() if "part" not in name]  # the shards are too small for these
-    kinds += [is_record, lambda method, path, _: method == "PUT" and path.endswith("/plan.parquet")]
+    kinds += [lambda method, path, _: method == "PUT" and path.endswith("/plan.parquet")]
     with flaky_proxy(server.port) as proxy:
         # of the worker that sets itself up: a refusal that isn't waited for, as trouble that lasts too long
         proxy.faults = [Fault(is_first_look, "refuse", 1, 400)]
-        proxy.faults += [Fault(kind, "refuse", 1, status) for status in (429, 409) for kind in kinds]
+        proxy.faults += [Fault(is_record, "refuse", 1, status) for status in (429, 408, 409, 425)]
+        proxy.faults += [Fault(kind, "refuse", 1, 429) for kind in kinds]
         complaints = builds.run(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
         assert {fault.times for fault in proxy.faults} == {0}
         attempts = {match[1] for _, path in proxy.seen if (match := re.search(r"/attempts/([^/%?]+)", path))}
