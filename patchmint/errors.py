@@ -18,6 +18,7 @@ PatchmintError
 ├── PluginError            an outside model is missing or breaks its contract             .name
 ├── StorageError           a folder or an object store can't be read or written           .uri
 │   ├── NotFoundError          there is no such file or object
+│   ├── BucketMissingError     there is no such bucket; the CLI ends with 2
 │   └── DiskFullError          there is no room, and trying again makes none
 ├── ShardError             a shard, or what goes with it, isn't as the format says        .uri
 └── BuildError             a build can't go on
@@ -39,6 +40,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 __all__ = [
+    "BucketMissingError",
     "BuildError",
     "BusyError",
     "ConfigError",
@@ -181,8 +183,12 @@ class NotFoundError(StorageError):
     """There is no such file or object."""
 
 
+class BucketMissingError(StorageError):
+    """There is no such bucket or container."""
+
+
 class DiskFullError(StorageError):
-    """There is no room; trying again makes none."""
+    """There is no room, or the quota is used up; trying again makes none."""
 
 
 class ShardError(PatchmintError):

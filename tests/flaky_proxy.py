@@ -21,18 +21,44 @@ def of_method(name):
     return lambda method, path, headers: method == name
 
 
+def is_copy(method, path, headers):
+    return method == "PUT" and headers.get("x-amz-copy-source") is not None
+
+
+def _is_plain_put(method, path, headers):
+    special = {"if-none-match", "x-amz-copy-source"} & {name.lower() for name in headers}
+    return method == "PUT" and "partNumber" not in path and not special
+
+
+KINDS = {
+    "get": lambda method, path, headers: method == "GET" and "list-type" not in path,
+    "head": of_method("HEAD"),
+    "list": lambda method, path, headers: method == "GET" and "list-type" in path,
+    "put": _is_plain_put,
+    "create": conditional_put,
+    "begin multipart": lambda method, path, headers: method == "POST" and "uploads" in path,
+    "part": lambda method, path, headers: method == "PUT" and "partNumber" in path,
+    "end multipart": lambda method, path, headers: method == "POST" and "uploadId" in path,
+    "copy": is_copy,
+    "delete": lambda method, path, headers: method == "POST" and "delete" in path,
+}
+"""Each kind of request, by name."""
+
+
 @dataclass
 class Fault:
     """What to do to the first requests of a kind; others pass.
 
-    `refuse` answers 503 and doesn't forward; `cut` forwards, then ends the connection amid the reply's body;
-    `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers neither then nor later;
-    `shorten` forwards the first half of the request's body.
+    `refuse` answers `status`, with S3's `code`, and doesn't forward; `cut` forwards, then ends the connection amid the
+    reply's body; `swallow` forwards, then ends the connection without a reply; `hold` forwards, and answers neither
+    then nor later; `shorten` forwards the first half of the request's body.
     """
 
     kind: Kind
     action: str
     times: int = 1
+    status: int = 503
+    code: str = "SlowDown"
 
 
 @dataclass
@@ -51,8 +77,8 @@ class FlakyProxy:
         for fault in self.faults:
             if fault.times > 0 and fault.kind(method, path, headers):
                 fault.times -= 1
-                return fault.action
-        return "pass"
+                return fault
+        return Fault(of_method(method), "pass")
 
 
 @contextmanager
@@ -66,10 +92,12 @@ def flaky_proxy(upstream):
             pass
 
         def _serve(self):
-            action = proxy.take(self.command, self.path, self.headers)
+            fault = proxy.take(self.command, self.path, self.headers)
+            action = fault.action
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if action == "refuse":
-                self._answer(503, [("Content-Type", "text/plain")], b"slow down")
+                said = f"<Error><Code>{fault.code}</Code><Message>in the test's words</Message></Error>"
+                self._answer(fault.status, [("Content-Type", "application/xml")], said.encode())
                 return
             if action == "shorten":
                 body = body[: len(body) // 2]

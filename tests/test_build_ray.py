@@ -40,6 +40,20 @@ def do(self, order):
     return real(self, order)
 Worker.do = do
 """
+# In the first worker: storage trouble while it sets itself up.
+TROUBLE = """
+import os
+from patchmint.errors import StorageError
+from patchmint.pipeline.worker import work
+real = work.choose_batch_size
+def choose(*args):
+    try:
+        os.close(os.open(os.path.join(os.environ["TELL"], "troubled"), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return real(*args)
+    raise StorageError("the store answers 503")
+work.choose_batch_size = choose
+"""
 # In a worker: a programming error.
 BROKEN = """
 from patchmint.pipeline.worker.work import Worker
@@ -54,7 +68,7 @@ def running():
     with ray_cluster() as cluster:
         modules = cluster.folder / "modules"
         modules.mkdir()
-        for name, code in (("where", WHERE), ("who", WHO), ("broken", BROKEN)):
+        for name, code in (("where", WHERE), ("who", WHO), ("trouble", TROUBLE), ("broken", BROKEN)):
             (modules / f"{name}.py").write_text(code)
         yield cluster
 
@@ -228,13 +242,15 @@ def check_counters(cluster, out):
     assert driver not in driver_metrics(text, "worker_deaths_total")
 
 
-def test_killed_worker_is_replaced(cluster, source, reference):
+def test_workers_that_fail_to_start_or_are_killed_are_replaced(cluster, source, reference, tmp_path):
     out = cluster.folder / "killed"
-    driver = Driver(cluster, out, [*settings(source, out), *on_ray(min_actors=2)], sleep=1)
+    options = [*settings(source, out), *on_ray(min_actors=2)]
+    driver = Driver(cluster, out, options, sleep=1, module="trouble", tell=tmp_path)
     wait_until(lambda: driver.at_work(2), 60, "two workers write shards")
     os.kill(next(actor["pid"] for actor in cluster.actors() if actor["state"] == "ALIVE"), signal.SIGKILL)
     assert driver.end() == 0, driver.log
     assert re.search(r"^a worker died at unit \d+, .* pid: \d+, ip: .*its worker process has died", driver.log, re.M)
+    assert re.search(r"a worker failed to start, and is replaced in 2 s: on \S+: the store answers 503", driver.log)
     assert "its node went away" not in driver.log
     assert "\x1b" not in driver.log
     check_files(out, reference)

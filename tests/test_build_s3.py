@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import re
 import signal
 
 import builds
 import pytest
-from flaky_proxy import Fault, conditional_put, flaky_proxy, of_method
+from flaky_proxy import KINDS, Fault, conditional_put, flaky_proxy, is_copy, of_method
 
 from patchmint.storage import open_storage
 
@@ -51,8 +52,8 @@ def check(uri, expected):
     assert (status["planned"], status["written"], status["rejects"], status["left"]) == (23, 21, REJECTS, 0)
 
 
-def is_copy(method, path, headers):
-    return method == "PUT" and headers.get("x-amz-copy-source") is not None
+def is_first_look(method, path, headers):
+    return method == "HEAD" and path.endswith("/plan.parquet")
 
 
 def is_record(method, path, headers):
@@ -84,6 +85,32 @@ def test_cut_connections_refusals_and_lost_replies_change_nothing(local, store, 
         builds.run(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
         assert [fault.times for fault in proxy.faults] == [0] * 8
     check(store, expected)
+
+
+def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(local, store, server):
+    config, expected = local
+    kinds = [kind for name, kind in KINDS.items() if "part" not in name]  # the shards are too small for these
+    kinds += [lambda method, path, _: method == "PUT" and path.endswith("/plan.parquet")]
+    with flaky_proxy(server.port) as proxy:
+        # of the worker that sets itself up: a refusal that isn't waited for, as trouble that lasts too long
+        proxy.faults = [Fault(is_first_look, "refuse", 1, 400)]
+        proxy.faults += [Fault(is_record, "refuse", 1, status) for status in (429, 408, 409, 425)]
+        proxy.faults += [Fault(kind, "refuse", 1, 429) for kind in kinds]
+        complaints = builds.run(config, store, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
+        assert {fault.times for fault in proxy.faults} == {0}
+        attempts = {match[1] for _, path in proxy.seen if (match := re.search(r"/attempts/([^/%?]+)", path))}
+    assert len(attempts) == 5
+    assert "tried again" not in complaints
+    assert complaints.count("a worker failed to start, and is replaced in 2 s: can't look for s3://") == 1
+    check(store, expected)
+
+
+def test_a_missing_bucket_ends_a_build_with_2(local, store):
+    config, _ = local
+    missing = store.replace("bucket", "no-such-bucket")
+    assert f"can't write {missing}" in (said := builds.run(config, missing, rc=2))
+    assert "the bucket doesn't exist; make it, or correct its name" in said
+    assert "the bucket doesn't exist" in builds.run(config, store, "--source.uri", f"{missing}/in", rc=2)
 
 
 @pytest.mark.kill

@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import builds
 import pytest
 
+from patchmint.cli.status import _shown
 from patchmint.jobs import progress as shown
+from patchmint.jobs.status import BuildStatus
 from patchmint.pipeline.driver.supervise import Progress
 from patchmint.pipeline.orders import UnitResult, Working
 
@@ -74,9 +77,20 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
     assert lines.note(progress) == "2.0 samples/s, 70 s left, 2 rejected, 1 worker (detect)"
     now = 200.0
     assert lines.note(progress) == "12 samples/min, 12 min left, 2 rejected, 1 worker (detect)"
+    progress.workers_wanted = 3
+    assert lines.note(progress).endswith(", 1 of 3 workers")
     progress.working = {}
     progress.add(UnitResult(0, 100, 98, {"image-missing": 2}, 1, saved=40))
     assert (progress.through, progress.annotated) == (100, 60)
+
+
+def test_status_says_how_many_workers_are_missing():
+    counts = dict.fromkeys(("units", "units_done", "planned", "written", "rejected", "left", "in_work"), 0)
+    run = {"progress": {"workers": 1, "workers_wanted": 8}}
+    found = BuildStatus("out", "building", **counts, rejects={}, rate=0.0, seconds_left=-1.0, last_run=run)
+    assert "workers" not in "".join(_shown("out", found).renderables)
+    found = replace(found, driver={"run": "r", "host": "h", "pid": 1})
+    assert "workers  1 of 8 that were asked for" in _shown("out", found).renderables
 
 
 def test_log_lines_are_shown_from_a_level_on_in_workers_too(tmp_path):

@@ -7,9 +7,9 @@ from hashlib import sha256
 from urllib.request import Request, urlopen
 
 import pytest
-from flaky_proxy import Fault, conditional_put, of_method
+from flaky_proxy import KINDS, Fault, conditional_put, of_method
 
-from patchmint.errors import NotFoundError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, StorageError
 from patchmint.storage import Entry, creates_conditionally, open_storage, stores
 
 
@@ -50,6 +50,70 @@ def test_big_files_survive_faults(storage, proxy, action):
         opened.seek(5_000_000)
         assert opened.read(3_000_000) == data[5_000_000:8_000_000]
     assert [fault.times for fault in proxy.faults] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("status", "code"), [(408, ""), (409, "OperationAborted"), (425, ""), (429, "SlowDown")])
+def test_statuses_that_pass_are_waited_for_at_every_kind_of_request(storage, proxy, status, code):
+    proxy.faults += [Fault(kind, "refuse", 1, status, code) for kind in KINDS.values()]
+    data = os.urandom((8 << 20) + 1)
+    with storage.new_file("big") as file:
+        file.write(data)
+    storage.write("small", b"status code: 404")
+    assert storage.create("record", b"mine")
+    storage.move("big", "moved")
+    assert storage.read("moved") == data
+    assert [entry.path for entry in storage.list()] == ["moved", "record", "small"]
+    assert [fault.times for fault in proxy.faults] == [0] * len(KINDS)
+
+
+@pytest.mark.parametrize("action", ["swallow", "cut"])
+def test_an_upload_whose_last_reply_is_lost_is_made_again(storage, proxy, action):
+    proxy.faults.append(Fault(KINDS["end multipart"], action))
+    with storage.new_file("big") as file:
+        file.write(bytes(9 << 20))
+    assert (storage.size("big"), proxy.faults[0].times) == (9 << 20, 0)
+
+
+def test_a_conflict_is_no_answer_whether_it_exists_and_a_failed_condition_is(storage, proxy):
+    proxy.faults.append(Fault(conditional_put, "refuse", 2, 409, "ConditionalRequestConflict"))
+    assert storage.create("record", b"mine")
+    proxy.faults.append(Fault(conditional_put, "refuse", 1, 409, "ConditionalRequestConflict"))
+    assert not storage.create("record", b"mine")
+    # deleted between the two requests: it may be made
+    proxy.faults.append(Fault(conditional_put, "refuse", 1, 412, "PreconditionFailed"))
+    assert storage.create("another", b"mine")
+
+
+def test_what_does_not_pass_is_told_at_once_by_status_and_not_by_names(storage, proxy):
+    name = "status code: 409 Conflict"
+    with pytest.raises(NotFoundError):
+        storage.read(name)
+    proxy.faults.append(Fault(of_method("PUT"), "refuse", 1, 400, "InvalidRequest"))
+    with pytest.raises(StorageError, match=r"400 Bad Request.*InvalidRequest"):
+        storage.write(name, b"1")
+    assert len(proxy.seen) == 2
+    proxy.faults.append(Fault(of_method("PUT"), "refuse", 1, 400, "RequestTimeout"))
+    storage.write("status code: 404 Not Found", b"1")
+
+
+REMEDIES = [
+    (400, "ExpiredToken", "the credentials in the environment have expired; get new ones"),
+    (403, "RequestTimeTooSkewed", r"the clocks .* differ; set this one right \(NTP\)"),
+    (403, "QuotaExceeded", "the store or its quota is full: make room there"),
+    (403, "AccessDenied", "the store refused the credentials in the environment"),
+    (404, "NoSuchBucket", "the bucket doesn't exist; make it, or correct its name"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "remedy"), REMEDIES)
+def test_a_fault_has_its_own_remedy_which_the_probe_does_not_hide(storage, proxy, status, code, remedy):
+    proxy.faults.append(Fault(conditional_put, "refuse", 1, status, code))
+    proxy.faults.append(Fault(of_method("POST"), "refuse", 1, 403, "AccessDenied"))
+    with pytest.raises(StorageError, match=rf"^can't write .*{remedy}") as caught:
+        creates_conditionally(storage)
+    assert isinstance(caught.value, DiskFullError) == (code == "QuotaExceeded")
+    assert isinstance(caught.value, BucketMissingError) == (code == "NoSuchBucket")
+    assert [fault.times for fault in proxy.faults] == [0, 0]
 
 
 def test_create_knows_its_own_object_after_a_lost_reply(storage, proxy):

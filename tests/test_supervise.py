@@ -87,7 +87,12 @@ class Pool:
         self.interrupted = seconds
 
     def retire(self, worker):
-        self.alive.remove(worker)
+        self.alive.discard(worker)
+
+    def replace(self, worker):
+        assert worker not in self.alive
+        self._spawn()
+        return self.workers - 1
 
     def stop(self):
         self.stopped = True
@@ -122,6 +127,18 @@ def test_every_unit_is_done_once():
     assert (progress.done, progress.samples, progress.written) == (9, 72, 72)
 
 
+def test_workers_that_are_let_go_are_not_missed():
+    seen = []
+    supervise(
+        Pool(),
+        units(6),
+        max_workers=3,
+        report=lambda progress, _: seen.append((progress.workers, progress.workers_wanted)),
+    )
+    assert seen[0] == (1, 3)
+    assert seen[-1] == (2, 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     samples=st.integers(1, 40),
@@ -146,12 +163,61 @@ def test_a_unit_may_hold_many_killers():
 def test_a_bad_node_does_not_stop_those_that_are_well():
     said = []
     pool = Pool(setup=[None, lambda worker: Failed(worker, False, "no weights here")])
-    pool.retire = lambda worker: pool.alive.discard(worker)
     assert supervise(pool, units(6), said).written == 48
     assert "no weights here" in said[0]
     pool = Pool(setup=[None, lambda worker: Failed(worker, False, "no weights here")])
     with pytest.raises(BuildError, match="no weights here"):
         supervise(pool, units(6), min_workers=2)
+
+
+def test_trouble_while_workers_start_is_tried_again():
+    trouble = [lambda worker: Failed(worker, True, "the store answers 503")]
+    said = []
+    progress = supervise(Pool(setup=trouble * 4), units(3), said, max_workers=1)
+    assert (progress.written, progress.deaths, progress.workers_wanted) == (24, 0, 1)
+    assert len(said) == 4
+    with pytest.raises(BuildError, match="503"):
+        supervise(Pool(setup=trouble * 5), units(3), max_workers=1)
+    assert supervise(Pool(setup=trouble * 8), units(9), min_workers=2).written == 72
+    accident = [lambda worker: Died(worker, False, "accident")]
+    with pytest.raises(BuildError, match="503"):
+        supervise(Pool(setup=[None, *trouble * 5], script=accident), units(3), max_workers=1)
+    # the first gives up while the other is on its way
+    assert supervise(Pool(setup=trouble * 9), units(9)).written == 72
+
+
+def test_a_worker_that_never_starts_is_missed_and_said_to_be():
+    class OneBad(Pool):
+        """The second worker fails, and so do those in its place; the others need a moment for their orders."""
+
+        def _spawn(self):
+            self.setup.append((lambda worker: Failed(worker, True, "503")) if self.workers in self.bad else None)
+            super()._spawn()
+
+        def replace(self, worker):
+            self.bad.add(self.workers)
+            self.replaced.append(time.monotonic())
+            return super().replace(worker)
+
+        def wait(self, seconds):
+            time.sleep(0.002)
+            return super().wait(seconds) if self.events else []
+
+    pool, said, seen = OneBad(), [], []
+    pool.bad, pool.replaced = {1}, []
+    progress = supervise(
+        pool,
+        units(100),
+        said,
+        max_workers=3,
+        rest_seconds=0.01,
+        report=lambda progress, _: seen.append((progress.workers, progress.workers_wanted)),
+    )
+    assert progress.done == 100
+    assert pool.replaced[-1] - pool.replaced[0] >= 0.02 + 0.04 + 0.08
+    assert [line.partition(" in ")[0] for line in said[:4]] == ["a worker failed to start, and is replaced"] * 4
+    assert said[4:] == ["a worker failed to start; continuing without it: 503"]
+    assert (2, 3) in seen
 
 
 def test_trouble_in_a_row_stops_before_every_unit_has_been_tried():

@@ -59,6 +59,10 @@ def _shown(out: str, found: BuildStatus) -> Group:
     if found.driver:
         who = f"{found.driver['host']}, pid {found.driver['pid']}, run {found.driver['run']}"
         lines.append(f"driver   {escape(printable(who))}")
+    counts = found.last_run.get("progress") or {}
+    workers, wanted = int(counts.get("workers", 0)), int(counts.get("workers_wanted", 0))
+    if found.driver and workers < wanted:
+        lines.append(f"workers  {workers} of {wanted} that were asked for")
     if found.rate:
         lines.append(f"rate     {speed_of(found.rate)}, {duration(found.seconds_left)} left")
     reason = str(found.last_run.get("reason") or "")

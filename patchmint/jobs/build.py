@@ -20,7 +20,15 @@ from typing import Annotated, Any
 import typer
 
 from patchmint.config.build import BuildConfig
-from patchmint.errors import BuildError, ConfigError, InputError, PatchmintError, ShardError, StorageError
+from patchmint.errors import (
+    BucketMissingError,
+    BuildError,
+    ConfigError,
+    InputError,
+    PatchmintError,
+    ShardError,
+    StorageError,
+)
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import display, say
@@ -229,12 +237,14 @@ def run_build(config: BuildConfig, **options: bool) -> BuildReport:
 
     Raises:
         typer.Exit: the build stopped, and why was said: 1, or 128 and the signal that stopped it.
-        ConfigError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.run`.
+        ConfigError, BucketMissingError, WeightsError, PluginError: it can't begin; see `patchmint.pipeline.run`.
     """
     stop = _Stop(config.limits.stop_seconds)
     with _signals(stop), display() as told:
         try:
             return run(config, reporter=told, should_stop=stop.reason, **options)
+        except BucketMissingError:
+            raise  # as a missing source
         except (BuildError, ShardError, StorageError) as error:
             say(f"error: {error}")
             raise typer.Exit(128 + stop.signal if stop.signal else 1) from error

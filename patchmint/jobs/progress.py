@@ -62,7 +62,9 @@ class Display(Reporter):
 
 
 def _workers(progress: Progress) -> str:
-    """How many there are; of a single one, what it does."""
+    """How many there are, and were asked for if these are more; of a single one, what it does."""
+    if progress.workers < progress.workers_wanted:
+        return f"{progress.workers} of {progress.workers_wanted} workers"
     if progress.workers != 1:
         return f"{progress.workers} workers"
     doing = next((working.doing.rpartition("/")[2] for working in progress.working.values()), "")

@@ -7,11 +7,10 @@ import re
 
 from obstore import exceptions
 
-from patchmint.errors import DiskFullError, NotFoundError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, StorageError
 
-_FULL = "the disk is full"
 _HINTS = {
-    errno.ENOSPC: (_FULL, "free some space or choose another place, then run again"),
+    errno.ENOSPC: ("the disk is full", "free some space or choose another place, then run again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place, then run again"),
     errno.EFBIG: ("the file is larger than the file system or a limit (`ulimit -f`) allows", "raise the limit"),
     errno.EACCES: ("permission denied", "give this user access, or choose another place"),
@@ -23,6 +22,20 @@ _HINTS = {
     errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter one"),
     errno.ELOOP: ("its links lead in a circle", "fix the links"),
     errno.EMFILE: ("this process has too many open files", "raise `ulimit -n`"),
+}
+
+_STATUS = re.compile(
+    r"Error performing [A-Z]+ (?:\S+ )?in \S+?(?:, after \d+ retries, max_retries: \d+, retry_timeout: \S+ )? - "
+    r"Server returned non-2xx status code: (\d{3}) "
+)
+_PASSING_STATUS = (408, 409, 425, 429)
+# 400 where S3's patience with a slow line has ended; 404 of an upload that is finished, where that reply was lost
+_PASSING_CODES = ("RequestTimeout", "NoSuchUpload")
+_MISSING_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+_FULL_STORE = ("QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull")
+_REMEDIES = {
+    "ExpiredToken": "the credentials in the environment have expired; get new ones, then run again",
+    "RequestTimeTooSkewed": "the clocks of this machine and the store differ; set this one right (NTP), then run again",
 }
 
 
@@ -39,7 +52,7 @@ def explain(action: str, shown: str, error: OSError, *, note: str = "") -> Stora
         return NotFoundError(f"can't {action} {shown}{note}: there is no such file; check the path", uri=shown)
     default = (error.strerror or str(error), "check the disk and the path, then run again")
     why, remedy = _HINTS.get(error.errno or 0, default)
-    kind = DiskFullError if why == _FULL else StorageError
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
     return kind(f"can't {action} {shown}{note}: {why}; {remedy}", uri=shown)
 
 
@@ -51,15 +64,20 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
         shown: the object's URI.
         error: what obstore said.
     """
-    why = _told(error)
-    if re.search("NoSuchBucket|ContainerNotFound|bucket does not exist", str(error)):
+    why, code = _told(error), _tag("Code", error)
+    if code in _MISSING_BUCKET or "bucket does not exist" in str(error):
         message = f"can't {action} {shown}: the bucket doesn't exist; make it, or correct its name"
-        return StorageError(message, uri=shown)
+        return BucketMissingError(message, uri=shown)
+    if code in _FULL_STORE or status_of(error) == 507:
+        message = f"can't {action} {shown}: {why}; the store or its quota is full: make room there, then run again"
+        return DiskFullError(message, uri=shown)
     if isinstance(error, FileNotFoundError):
         if action == "write":
             return StorageError(f"can't write {shown}: {why}; check that the bucket exists", uri=shown)
         return NotFoundError(f"can't {action} {shown}: there is no such object; check the path", uri=shown)
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    if code in _REMEDIES:
+        remedy = _REMEDIES[code]
+    elif status_of(error) in (401, 403):
         remedy = "the store refused the credentials in the environment; check them and the bucket's permissions"
     elif "/latest/api/token" in str(error):
         # Without credentials obstore asks the cloud's machine service for them, and fails there.
@@ -67,6 +85,24 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
     else:
         remedy = "check the address, the network and the store's health, then run again"
     return StorageError(f"can't {action} {shown}: {why}; {remedy}", uri=shown)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a request is worth another try: the store was never reached, is busy, or broke off its answer."""
+    status = status_of(error)
+    if status is None:
+        return isinstance(error, exceptions.GenericError)
+    return status in _PASSING_STATUS or status >= 500 or _tag("Code", error) in _PASSING_CODES
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status by which a store refused a request; None if it gave none.
+
+    obstore (0.12) has no attribute for it. Its message ends with that of object_store's `RetryError`, the same for all
+    stores and requests; what follows on other lines, and the reply's body, may say anything.
+    """
+    found = _STATUS.search(str(error).partition("\n")[0])
+    return int(found[1]) if found else None
 
 
 def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
@@ -108,8 +144,13 @@ def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
 def _told(error: Exception) -> str:
     """What a store said, on one line: no debug dump, and no queries of addresses, which may hold signatures."""
     text = str(error).strip() or type(error).__name__
-    code, message = (re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
     line = re.sub(r"<\?xml.*", "", text.splitlines()[0])
     line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip()[:400]
-    said = ": ".join(match[1] for match in (code, message) if match)
+    said = ": ".join(filter(None, (_tag("Code", error), _tag("Message", error))))
     return f"{line} {said}".strip()
+
+
+def _tag(name: str, error: Exception) -> str:
+    """What an element of a store's reply (S3's and Azure's are XML) holds; "" if there is none."""
+    found = re.search(f"<{name}>([^<]*)</{name}>", str(error))
+    return found[1] if found else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -63,9 +64,14 @@ def creates_conditionally(storage: Storage) -> bool:
     before = existing_folder(root) if root is not None else None
     try:
         first = storage.create(name, b"first")
-        return first and not storage.create(name, b"second") and storage.read(name) == b"first"
-    finally:
+        conditional = first and not storage.create(name, b"second") and storage.read(name) == b"first"
         storage.delete([name])
+        return conditional
+    except BaseException:
+        with suppress(StorageError):  # what failed first is the cause
+            storage.delete([name])
+        raise
+    finally:
         if root is not None and before is not None:
             prune(root, before)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from obstore import exceptions
 
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import stores
-from patchmint.storage.failures import explain, explain_store
+from patchmint.storage.failures import explain, explain_store, is_passing
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.stores import Address, connect
@@ -119,8 +118,9 @@ class ObjectStorage:
                     found = self._bytes_or_none(path)
                     if found is not None:
                         return lost_reply and found == data
-                    # S3 says so too while another write of the same name is under way, and that may fail.
-                    repeats.wait(error)
+                    # Not 412, it exists, but 409: another write of the same name is under way, and may fail. Or it
+                    # existed, and has been deleted since.
+                    repeats.pause(error)
                 except exceptions.GenericError as error:
                     repeats.wait(error)
                     lost_reply = True
@@ -167,7 +167,7 @@ class ObjectStorage:
                 # Google and Azure stop at the first absent one.
                 for name in names:
                     with suppress(FileNotFoundError):
-                        obstore.delete(self._store, name)
+                        _repeated(partial(obstore.delete, self._store, name))
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
@@ -291,7 +291,17 @@ class _Repeats:
         Raises:
             Exception: this error again, if it isn't a passing one or has lasted too long.
         """
-        if re.search("status code: 4", str(error)) or time.monotonic() > self._deadline:
+        if not is_passing(error):
+            raise error
+        self.pause(error)
+
+    def pause(self, error: Exception) -> None:
+        """The same, whatever the error.
+
+        Raises:
+            Exception: this error again, if it has lasted too long.
+        """
+        if time.monotonic() > self._deadline:
             raise error
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, 2.0)
@@ -303,5 +313,5 @@ def _repeated(request: Callable[[], _Value]) -> _Value:
     while True:
         try:
             return request()
-        except exceptions.GenericError as error:
+        except (exceptions.BaseError, FileNotFoundError) as error:
             repeats.wait(error)

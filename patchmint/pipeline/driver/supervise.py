@@ -65,6 +65,10 @@ class Pool(Protocol):
         """Let go of an idle worker that there is no work for."""
         ...
 
+    def replace(self, worker: int) -> int:
+        """Start another in the place of a worker that failed to set itself up, and say its number."""
+        ...
+
     def stop(self) -> None:
         """End all workers at once, whatever they do."""
         ...
@@ -88,7 +92,7 @@ class Progress:
         batch_sizes: images that models took at once, in ascending order; workers may differ.
         saved: of `samples`, those that an earlier run had annotated.
         working: by worker, how far it is with a unit that isn't finished.
-        workers_wanted: workers that were asked for.
+        workers_wanted: workers that were asked for, without those that were let go because no work was left for them.
     """
 
     units: int
@@ -189,7 +193,8 @@ class Supervisor:
             should_stop: asked often; anything but "" stops the build with that reason.
             stop_seconds: to let workers save what they have annotated, if the build is stopped.
             sample_timeout: see `LimitsConfig`.
-            rest_seconds: how long nothing new is begun after storage trouble; twice as long each further time.
+            rest_seconds: how long nothing new is begun after storage trouble, and before a worker that met it while it
+                set itself up is replaced; twice as long each further time.
         """
         self._pool = pool
         self._todo = deque(units)
@@ -214,6 +219,9 @@ class Supervisor:
         self._rest_seconds = rest_seconds
         self._resting_until = 0.0
         self._setup_deaths = 0
+        self._loading = 0
+        self._setup_tries: Counter[int] = Counter()
+        self._replacements: dict[int, float] = {}  # when those that failed to set themselves up are to be replaced
         planned = sum(unit.samples for unit in self._todo)
         self.progress = Progress(len(self._todo), planned, workers_wanted=self._max_workers)
 
@@ -224,12 +232,14 @@ class Supervisor:
             BuildError: the build can't go on; the message says why. Finished units stay, the rest can be resumed.
         """
         self._check_rejects()
+        self._loading = self._max_workers
         self._pool.start(self._max_workers)
         try:
             while self._todo or self._promised or self._orders:
                 if reason := self._should_stop():
                     saved = self._wind_down()
                     raise BuildError(f"{reason}{f'; {saved} annotated samples are saved for it' if saved else ''}")
+                self._replace_failed()
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
@@ -257,6 +267,7 @@ class Supervisor:
                 if len(self._idle) > len(self._orders):
                     del self._idle[worker]
                     self.progress.workers -= 1
+                    self.progress.workers_wanted -= 1
                     self._pool.retire(worker)
                 continue
             hunt = self._hunts.get(unit.id)
@@ -326,6 +337,7 @@ class Supervisor:
         match event:
             case Ready(worker):
                 self._setup_deaths = 0
+                self._loading -= 1
                 self.progress.workers += 1
                 self._idle[worker] = time.monotonic()
             case Working(worker, unit):
@@ -379,14 +391,10 @@ class Supervisor:
     def _fail(self, worker: int, transient: bool, message: str) -> None:
         order = self._orders.pop(worker, None)
         self._forget(worker)
-        if order is None and (self._orders or self._idle):  # a bad node must not stop those that are well
-            self._max_workers -= 1
-            if self._wanted > self._max_workers:
-                raise BuildError(message)
-            self._warn(f"a worker failed to start; continuing without it: {message}")
-            self._pool.retire(worker)
+        if order is None:
+            self._fail_setup(worker, transient, message)
             return
-        if order is None or not transient:
+        if not transient:
             raise BuildError(message)
         self._idle[worker] = time.monotonic()
         self._failures[order.unit.id] += 1
@@ -397,16 +405,42 @@ class Supervisor:
                 f"unit {order.unit.name} failed {self._failures[order.unit.id]} times, and {self._failures_in_a_row} "
                 f"units in a row did; the last time with: {message}"
             )
-        rest = self._rest_seconds * 2 ** (self._failures_in_a_row - 1)
-        self._resting_until = time.monotonic() + min(_LONGEST_REST_SECONDS, rest)
+        self._resting_until = time.monotonic() + self._rest(self._failures_in_a_row)
         self._warn(f"unit {order.unit.name} is tried again: {message}")
         self._todo.append(order.unit)
+
+    def _fail_setup(self, worker: int, transient: bool, message: str) -> None:
+        self._setup_tries[worker] += 1
+        if transient and self._setup_tries[worker] < _TRANSIENT_TRIES:
+            rest = self._rest(self._setup_tries[worker])
+            self._replacements[worker] = time.monotonic() + rest
+            self._warn(f"a worker failed to start, and is replaced in {rest:g} s: {message}")
+            return
+        self._max_workers -= 1
+        self._loading -= 1
+        # a bad node must not stop those that are well, nor trouble that passes those that are on their way
+        others = self._orders or self._idle or (transient and self._loading)
+        if not others or self._wanted > self._max_workers:
+            raise BuildError(message)
+        self._warn(f"a worker failed to start; continuing without it: {message}")
+        self._pool.retire(worker)
+
+    def _replace_failed(self) -> None:
+        now = time.monotonic()
+        for worker in [worker for worker, due in self._replacements.items() if due <= now]:
+            del self._replacements[worker]
+            self._setup_tries[self._pool.replace(worker)] = self._setup_tries.pop(worker)
+
+    def _rest(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return min(_LONGEST_REST_SECONDS, self._rest_seconds * 2.0 ** (failures - 1))
 
     def _bury(self, worker: int, innocent: bool, message: str) -> None:
         was_idle = self._idle.pop(worker, None) is not None
         order = self._orders.pop(worker, None)
         news, hung = self._forget(worker), self._hung.pop(worker, "")
         self.progress.deaths += 1
+        self._replacements.pop(worker, None)  # the pool has done it
         if order is None and not was_idle:
             self._setup_deaths += not innocent
             if self._setup_deaths >= _SETUP_DEATHS and not (self._orders or self._idle):
@@ -414,6 +448,7 @@ class Supervisor:
             self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
             return
         self.progress.workers -= 1
+        self._loading += 1
         if (promised := self._promised.pop(worker, None)) is not None:
             # It may be this one that kills, while it is read ahead. From now on it is only given out by itself.
             self._hunts.setdefault(promised.id, Hunt(promised))

@@ -94,6 +94,13 @@ class LocalPool:
         """End an idle worker."""
         self._end(self._children.pop(worker))
 
+    def replace(self, worker: int) -> int:
+        """Kill the process and start another."""
+        child = self._children.pop(worker)
+        child.process.kill()
+        self._end(child)
+        return self._spawn(child.slot)
+
     def stop(self) -> None:
         """Kill all workers; what they were writing is swept by the driver."""
         for child in self._children.values():
@@ -101,7 +108,7 @@ class LocalPool:
         while self._children:
             self._end(self._children.popitem()[1])
 
-    def _spawn(self, slot: int) -> None:
+    def _spawn(self, slot: int) -> int:
         worker, self._next = self._next, self._next + 1
         ours, theirs = Pipe()
         start = _START.format(path=sys.path, connection=theirs.fileno())
@@ -113,6 +120,7 @@ class LocalPool:
         theirs.close()  # or the end of the child would not close the pipe
         self._children[worker] = _Child(process, ours, slot)
         self._send(worker, (worker, slot, self._settings, self._device, self._threads))
+        return worker
 
     def _send(self, worker: int, message: object) -> None:
         """Send something; that a worker is gone shows in `wait`."""

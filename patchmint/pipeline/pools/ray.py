@@ -24,7 +24,7 @@ from ray.util.metrics import Counter, Gauge
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.supervise import Progress
-from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings, Working
+from patchmint.pipeline.orders import Died, Event, Order, Ready, UnitResult, WorkerSettings, Working
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
@@ -154,6 +154,11 @@ class RayPool:
         """End an idle actor: its GPU goes back, and an autoscaler can give the node back."""
         self._kill(worker)
 
+    def replace(self, worker: int) -> int:
+        """End an actor and create another, maybe on another node."""
+        self._kill(worker)
+        return self._create()
+
     def stop(self) -> None:
         """Kill all actors, and wait until they are dead: the driver sweeps next what they were writing."""
         in_work = list(self._pending)
@@ -178,7 +183,7 @@ class RayPool:
             self._news = None
         return news
 
-    def _create(self) -> None:
+    def _create(self) -> int:
         worker, self._next = self._next, self._next + 1
         runner = self._runner
         # max_restarts 0: who replaces a dead worker is the supervisor, which wants to know of every death
@@ -188,6 +193,7 @@ class RayPool:
         self._actors[worker] = actor
         device = "cuda" if runner.num_gpus else "cpu"
         self._pending[actor.load.remote(self._settings, device, runner.num_cpus)] = worker
+        return worker
 
     def _answer(self, ref: Any) -> Event | None:
         worker = self._pending.pop(ref)
@@ -206,7 +212,8 @@ class RayPool:
             return self._bury(worker, innocent=False, message=_short(error))
         if event is None:
             return self._bury(worker, innocent=True, message="the connection to it broke, and its answer is lost")
-        self._loaded.add(worker)
+        if isinstance(event, Ready):
+            self._loaded.add(worker)
         return event
 
     def _bury(self, worker: int, *, innocent: bool, message: str) -> Died:
@@ -249,13 +256,16 @@ class _Metrics:
         self._queue = Counter("patchmint_queue_wait_seconds", "Seconds that workers waited for a unit.")
         self._deaths = Counter("patchmint_worker_deaths", "Workers that died and were replaced.")
         self._workers = Gauge("patchmint_workers", "Workers that are ready.")
+        self._wanted = Gauge("patchmint_workers_wanted", "Workers that were asked for.")
         self._seen_queue = 0.0
         self._seen_deaths = 0
 
     def update(self, progress: Progress, result: UnitResult | None) -> None:
         """Take over what has happened since the last call."""
         # Ray shows a driver's last values for a while after it has ended
-        self._workers.set(0 if progress.done == progress.units else progress.workers)
+        ended = progress.done == progress.units
+        self._workers.set(0 if ended else progress.workers)
+        self._wanted.set(0 if ended else progress.workers_wanted)
         if progress.queue_wait > self._seen_queue:
             self._queue.inc(progress.queue_wait - self._seen_queue)
             self._seen_queue = progress.queue_wait

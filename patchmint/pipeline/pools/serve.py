@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
-from patchmint.errors import DiskFullError, PatchmintError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, StorageError
 from patchmint.logs import start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
 
@@ -83,7 +83,7 @@ class ServedWorker:
         try:
             return act()
         except PatchmintError as error:
-            transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError)
+            transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError | BucketMissingError)
             return Failed(self._number, transient, f"{self._where}{error}")
         except Exception:
             return Failed(self._number, transient=False, message=traceback.format_exc())
