@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -48,12 +49,12 @@ class Ledger:
         records = read_records(storage, sorted(committed_units(storage)))
         return cls(storage, found, {record.unit: record for record in records})
 
-    @property
+    @cached_property
     def units(self) -> list[Unit]:
         """Units of all plans, in order."""
         return [unit for plan in self.plans for unit in plan.units]
 
-    @property
+    @cached_property
     def left(self) -> list[Unit]:
         """Units without a record."""
         return [unit for unit in self.units if unit.id not in self.records]
@@ -63,7 +64,7 @@ class Ledger:
         """Samples of the data set."""
         return self.plans[0].total if self.plans else 0
 
-    @property
+    @cached_property
     def written(self) -> int:
         """Samples in shards."""
         return sum(record.written for record in self.records.values())

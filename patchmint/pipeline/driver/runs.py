@@ -89,16 +89,22 @@ class RunLog:
         self.write()
 
     def update(self, progress: Progress, result: UnitResult | None = None) -> None:
-        """Take over the counts, and of a finished unit its profile; written now and then."""
-        self._count(progress)
+        """Take over the counts, and of a finished unit its profile; written now and then.
+
+        Called for whatever any worker says: what takes long is done only before a write.
+        """
+        now, (least, most) = time.monotonic(), _WRITE_SECONDS
+        if progress.workers and not self._busy_since:
+            self._busy_since = now
         if result is not None:
             self._profile.add(result)
-        least, most = _WRITE_SECONDS
-        if time.monotonic() - self._written > min(most, max(least, self.record.elapsed / 10)):
+        if now - self._written > min(most, max(least, (now - self._building_since) / 10)):
+            self._count(progress)
             self.write()
 
-    def write_profile(self) -> None:
-        """If units were profiled: keep the totals in the record, and write the timeline beside it."""
+    def work_ended(self, progress: Progress) -> None:
+        """Take over the last counts; if units were profiled, keep the totals, and write the timeline beside the record."""
+        self._count(progress)
         if not self._profile.workers:
             return
         # sorts before the record: the last of a listing is the last run's record
@@ -120,11 +126,9 @@ class RunLog:
             self._storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
 
     def _count(self, progress: Progress) -> None:
-        self.record.elapsed = round(time.monotonic() - self._building_since, 3)
-        if progress.workers and not self._busy_since:
-            self._busy_since = time.monotonic()
-        if self._busy_since:
-            self.record.busy = round(time.monotonic() - self._busy_since, 3)
+        now = time.monotonic()
+        self.record.elapsed = round(now - self._building_since, 3)
+        self.record.busy = round(now - self._busy_since, 3) if self._busy_since else 0.0
         self.record.rate = round(progress.annotated / max(self.record.busy, 1e-9), 3)
         self.record.through = progress.through
         self.record.progress = asdict(progress)
