@@ -5,8 +5,8 @@
 
 - `start_end_100k_s`: `patchmint build` of an output in which every unit is done: plan, records, checks, manifest.
 - `status_100k_s`: `patchmint status` of it; `status_unfinished_100k_s`: while dataset.json isn't there yet.
-- `driver_ms_per_unit`: CPU time of the driver's loop (supervisor, run record, log lines) for a finished unit. 256 workers
-  that live in memory each say 20 times how far they are before a unit is done, and the driver hears them one by one.
+- `driver_ms_per_unit`: CPU time of the driver's loop (supervisor, run record, log lines) for a finished unit. 256
+  workers that live in memory say 100 times how far they are before a unit is done; the driver hears them one by one.
 - `growth`: each figure through the same at a tenth of the size. 10 is linear; `driver_ms_per_unit`, being a figure for
   one unit, should stay at 1.
 
@@ -51,7 +51,8 @@ REJECTS_EVERY = 10
 LINKS = 10_000
 """Most hard links to one file: file systems have limits."""
 WORKERS = 256
-NEWS = 20
+NEWS = 100
+"""A worker says how far it is once a second: a unit takes it 100 s."""
 
 
 def main() -> None:
@@ -143,15 +144,17 @@ def samples(count: int):
 
 
 class Pool:
-    """Workers that say `NEWS` times how far they are, and then that the unit is done. The driver hears one at a time."""
+    """Workers in memory. Each says `NEWS` times how far it is, then that its unit is done; one event at a time."""
 
     def __init__(self) -> None:
         self._coming: deque[deque[Event]] = deque()  # each worker's, in turns
 
     def start(self, workers: int) -> None:
+        """All are ready."""
         self._coming.extend(deque([Ready(worker, WorkerInfo("here", "cpu"))]) for worker in range(workers))
 
     def submit(self, worker: int, order: Order) -> None:
+        """What the worker will say of it."""
         unit, rejects = order.unit, {"image-damaged": 1}
         events: deque[Event] = deque(
             Working(worker, unit.id, 10 * (place + 1), 0, rejects, "annotate/detect", (place,)) for place in range(NEWS)
@@ -160,7 +163,8 @@ class Pool:
         events.append(Done(worker, UnitResult(unit.id, unit.samples, unit.samples - 1, rejects, 1, 0, seconds)))
         self._coming.append(events)
 
-    def wait(self, seconds: float) -> list[Event]:
+    def wait(self, seconds: float) -> list[Event]:  # noqa: ARG002
+        """The next event: workers take turns."""
         events = self._coming.popleft()
         event = events.popleft()
         if events:
@@ -168,13 +172,13 @@ class Pool:
         return [event]
 
     def observe(self, progress, result) -> None:
-        pass
+        """Nothing."""
 
     def retire(self, worker: int) -> None:
-        pass
+        """Nothing."""
 
     def stop(self) -> None:
-        pass
+        """Nothing."""
 
 
 def drive(folder: Path, units: int) -> float:

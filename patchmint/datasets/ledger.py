@@ -1,4 +1,4 @@
-"""What stands in an output: plans, commit records, and what follows from them. The driver and `status` count alike."""
+"""What stands in an output: plans, commit records, and what follows from them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from patchmint.datasets.dataset import Dataset
-from patchmint.errors import BuildError, NotFoundError
+from patchmint.datasets.dataset import Dataset, is_unclear, published_sizes
+from patchmint.errors import BuildError, NotFoundError, ShardError
 from patchmint.samples import Reject
 from patchmint.shards.commit import committed_units, publish, read_records
+from patchmint.shards.manifest import Totals, read_manifest
 from patchmint.shards.paths import record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
@@ -100,7 +101,7 @@ class Ledger:
             BuildError: a record is of another plan, or a file that one names is gone or has another size.
         """
         digests = {unit.id: plan.digest for plan in self.plans for unit in plan.units}
-        sizes = {entry.path: entry.size for room in ("shards/", "rejects/") for entry in self.storage.list(room)}
+        sizes = published_sizes(self.storage)
         for unit, record in self.records.items():
             if digests.get(unit) != record.plan_digest:
                 raise BuildError(
@@ -122,6 +123,49 @@ class Ledger:
             return read_rejects(self.storage, canonical)
         except NotFoundError:  # committed this moment, and not yet published
             return read_rejects(self.storage, record.files[canonical].path)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a build is, in numbers; read without most of the records, of which there may be a hundred thousand.
+
+    Attributes:
+        units, units_done: of the plan and its retries.
+        planned, written, left: samples; the others of `planned` are rejects.
+        rejects: standing rejects by reason, in alphabetical order.
+    """
+
+    units: int
+    units_done: int
+    planned: int
+    written: int
+    left: int
+    rejects: Mapping[str, int]
+
+    @classmethod
+    def read(cls, storage: Storage) -> Tally:
+        """Count; everything is 0 where there is no plan. Raises as `Ledger.read` does."""
+        plans = load_plans(storage)
+        samples = {unit.id: unit.samples for plan in plans for unit in plan.units}
+        done = committed_units(storage) & samples.keys()
+        totals = _totals(storage) if len(done) == len(samples) else None
+        if totals is not None and totals.units == len(samples):
+            written, rejects = totals.written, totals.rejected
+        else:
+            sizes = published_sizes(storage)
+            unclear = sorted(unit for unit in done if is_unclear(unit, sizes))
+            ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
+            written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
+            rejects = ledger.rejects()
+        left = sum(samples[unit] for unit in samples.keys() - done)
+        return cls(len(samples), len(done), plans[0].total if plans else 0, written, left, rejects)
+
+
+def _totals(storage: Storage) -> Totals | None:
+    try:
+        return read_manifest(storage).totals
+    except (NotFoundError, ShardError):  # it only saves reading
+        return None
 
 
 def roll_forward(storage: Storage) -> None:

@@ -51,6 +51,7 @@ class RunRecord:
         busy: seconds since the first worker had loaded its models.
         rate: samples a second of that time, of all workers together.
         through: samples annotated or rejected, also in units that aren't finished.
+        advanced: when that was last seen to grow; empty before. ISO 8601, UTC.
         progress: counts of this run.
         profile: as in `BuildReport`.
     """
@@ -58,13 +59,14 @@ class RunRecord:
     run: str
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: str = field(default_factory=lambda: _utc_now())
     state: str = "planning"
     reason: str = ""
     elapsed: float = 0.0
     busy: float = 0.0
     rate: float = 0.0
     through: int = 0
+    advanced: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] | None = None
     patchmint: str = __version__
@@ -103,7 +105,7 @@ class RunLog:
             self.write()
 
     def work_ended(self, progress: Progress) -> None:
-        """Take over the last counts; if units were profiled, keep the totals, and write the timeline beside the record."""
+        """Take over the last counts; if units were profiled, also the totals, and write the timeline."""
         self._count(progress)
         if not self._profile.workers:
             return
@@ -130,8 +132,14 @@ class RunLog:
         self.record.elapsed = round(now - self._building_since, 3)
         self.record.busy = round(now - self._busy_since, 3) if self._busy_since else 0.0
         self.record.rate = round(progress.annotated / max(self.record.busy, 1e-9), 3)
+        if progress.through > self.record.through:
+            self.record.advanced = _utc_now()
         self.record.through = progress.through
         self.record.progress = asdict(progress)
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_run(storage: Storage, run_id: str) -> dict[str, Any] | None:
