@@ -1,6 +1,6 @@
 """What the bookkeeping of big builds costs, and whether it grows faster than the builds do.
 
-    python benchmarks/scale.py               # about four minutes on 2 cores, 3 GB in TMPDIR
+    python benchmarks/scale.py               # about six minutes on 2 cores
     python benchmarks/scale.py --units 10000 --json
 
 - `start_end_100k_s`: `patchmint build` of an output in which every unit is done: plan, records, checks, manifest.
