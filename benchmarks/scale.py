@@ -1,14 +1,15 @@
 """What the bookkeeping of big builds costs, and whether it grows faster than the builds do.
 
-    python benchmarks/scale.py               # about six minutes on 2 cores
+    python benchmarks/scale.py               # about fifteen minutes on 2 cores, 3 GB in TMPDIR
     python benchmarks/scale.py --units 10000 --json
 
 - `start_end_100k_s`: `patchmint build` of an output in which every unit is done: plan, records, checks, manifest.
 - `status_100k_s`: `patchmint status` of it; `status_unfinished_100k_s`: while dataset.json isn't there yet.
 - `driver_ms_per_unit`: CPU time of the driver's loop (supervisor, run record, log lines) for a finished unit. 256
   workers that live in memory say 100 times how far they are before a unit is done; the driver hears them one by one.
-- `growth`: each figure through the same at a tenth of the size. 10 is linear; `driver_ms_per_unit`, being a figure for
-  one unit, should stay at 1.
+- `plan_samples_per_s`, `plan_mb`: planning 100 samples for each of these units (`plan_memory.py`), its peak memory.
+- `growth`: each figure through the same at a tenth of the size. 10 is linear; rates, memory and `driver_ms_per_unit`,
+  being a figure for one unit, should stay near 1.
 
 The output is made of two real units, copied: only the plan and the commit records are each unit's own.
 """
@@ -51,6 +52,8 @@ REJECTS_EVERY = 10
 LINKS = 10_000
 """Most hard links to one file: file systems have limits."""
 WORKERS = 256
+PLANNED = 100
+"""Samples to plan for each unit of the rest: 10 million in the end."""
 NEWS = 100
 """A worker says how far it is once a second: a unit takes it 100 s."""
 
@@ -81,6 +84,14 @@ def measure(units: int) -> dict[str, float]:
         }
         (out / "dataset.json").unlink()
         figures["status_unfinished_100k_s"] = timed("status", str(out), "--json")
+        planned = subprocess.run(
+            [sys.executable, ROOT / "benchmarks" / "plan_memory.py", "--only", str(PLANNED * units)],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        plan = json.loads(planned.stdout)
+        figures["plan_samples_per_s"] = plan["samples"] / plan["seconds"]
+        figures["plan_mb"] = plan["peak_mb"]
         figures["driver_ms_per_unit"] = drive(Path(folder, "driven"), max(units // 20, 2 * WORKERS))
     print(f"{units} units: {figures}", file=sys.stderr)
     return figures
