@@ -285,7 +285,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
         done = sorted(planned) if finished else sorted(committed_units(storage) & planned.keys())
         known = {unit.unit: unit.samples for unit in listed.units} if listed is not None else {}
         # Units without rejects wrote what was planned: only the others' records are read.
-        unclear = [unit for unit in done if unit not in known and is_unclear(unit, sizes)]
+        unclear = [unit for unit in done if unit not in known and _is_unclear(unit, sizes)]
         known |= {record.unit: record.written for record in read_records(storage, unclear)}
     counts = []
     for unit in done:
@@ -309,8 +309,8 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
     return Dataset(uri, storage, manifest, shards, unbuilt=unbuilt, finished=finished, list_digest=digest)
 
 
-def is_unclear(unit: int, sizes: Mapping[str, int]) -> bool:
-    """Whether the published files alone don't tell how many samples of a committed unit were written: all of them."""
+def _is_unclear(unit: int, sizes: Mapping[str, int]) -> bool:
+    """Whether files alone don't tell how many samples of a unit were written."""
     rejects, _, tar = canonical_paths(unit)
     return rejects in sizes or tar not in sizes
 

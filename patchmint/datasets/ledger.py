@@ -9,15 +9,15 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from patchmint.datasets.dataset import Dataset, is_unclear, published_sizes
+from patchmint.datasets.dataset import Dataset, published_sizes
 from patchmint.errors import BuildError, NotFoundError, ShardError
 from patchmint.samples import Reject
 from patchmint.shards.commit import committed_units, publish, read_records
 from patchmint.shards.manifest import Totals, read_manifest
-from patchmint.shards.paths import record_path, unit_name
+from patchmint.shards.paths import canonical_paths, record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
-from patchmint.shards.records import CommitRecord, run_and_unit
+from patchmint.shards.records import ATTEMPTS, CommitRecord, run_and_unit
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.rejects import read_rejects
 from patchmint.shards.sidecar import read_table
@@ -152,8 +152,10 @@ class Tally:
         if totals is not None and totals.units == len(samples):
             written, rejects = totals.written, totals.rejected
         else:
-            sizes = published_sizes(storage)
-            unclear = sorted(unit for unit in done if is_unclear(unit, sizes))
+            # What is published without rejects was written whole; rejects that appear in between are listed last.
+            unpublished = _tried(storage).values()
+            rejected = {entry.path for entry in storage.list("rejects")}
+            unclear = sorted(done & {*unpublished, *(unit for unit in done if canonical_paths(unit)[0] in rejected)})
             ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
             written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
             rejects = ledger.rejects()
@@ -174,11 +176,16 @@ def roll_forward(storage: Storage) -> None:
     Raises:
         StorageError, ShardError: it can't be published.
     """
-    attempts = {entry.path.split("/")[1] for entry in storage.list("attempts/")}
-    tried = {parsed[1] for attempt in attempts if (parsed := run_and_unit(attempt)) is not None}
-    for record in read_records(storage, sorted(tried & committed_units(storage))):
-        if record.attempt in attempts:
+    tried = _tried(storage)
+    for record in read_records(storage, sorted(committed_units(storage).intersection(tried.values()))):
+        if record.attempt in tried:
             publish(storage, record)
+
+
+def _tried(storage: Storage) -> dict[str, int]:
+    """Attempts whose files aren't all published, or swept, and their units."""
+    attempts = {entry.path.split("/")[1] for entry in storage.list(ATTEMPTS)}
+    return {attempt: parsed[1] for attempt in attempts if (parsed := run_and_unit(attempt)) is not None}
 
 
 def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
