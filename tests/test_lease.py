@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from patchmint.errors import BusyError, StorageError
-from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, read_lease
+from patchmint.shards.lease import INTERVAL, LEASE, PATIENCE, Lease, read_lease, silence
 from patchmint.storage import open_storage
 from patchmint.storage.local import LocalStorage
 
@@ -88,7 +89,8 @@ def test_it_beats(storage):
     while len(beats) < 3:
         shown = read_lease(storage)
         beats.add(shown.beat)
-        assert shown.model_copy(update={"beat": 0}) == lease.record
+        assert shown.model_copy(update={"beat": 0, "at": lease.record.at}) == lease.record
+        assert silence(storage, shown, look=500).seconds < PATIENCE
     lease.release()
 
 
@@ -167,6 +169,22 @@ def test_a_holder_elsewhere_is_watched_by_its_beat_alone(folder):
         finally:
             done.set()
         beating.result()
+
+
+@pytest.mark.parametrize("minutes", [-3, 3])
+def test_a_holder_elsewhere_is_silent_if_no_beat_comes_whatever_its_clock_says(folder, minutes):
+    holder = elsewhere(folder, at=datetime.now(UTC) + timedelta(minutes=minutes))
+    found = silence(folder, holder, look=0.3)
+    assert found.is_long
+    assert found.seconds == pytest.approx(180 if minutes < 0 else 0.3, abs=20)
+    with ThreadPoolExecutor() as threads:
+        watching = threads.submit(silence, folder, holder, look=5)
+        while not watching.done():
+            holder = holder.model_copy(update={"beat": holder.beat + 1})
+            write(folder, holder)
+        assert not watching.result().is_long
+    folder.delete([LEASE])
+    assert not silence(folder, holder, look=20).is_long, "it was given back"
 
 
 def test_a_process_id_that_was_given_again_is_not_the_holder(folder):

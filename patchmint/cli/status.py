@@ -43,7 +43,7 @@ def status(
                 live.update(_shown(out, found), refresh=True)
             else:
                 console.print(_shown(out, found))
-            if not watch or found.state in ("finished", "stopped"):
+            if not watch or found.state in ("finished", "stopped", "stopped?"):
                 return
             time.sleep(_WATCH_SECONDS)
 
@@ -59,10 +59,17 @@ def _shown(out: str, found: BuildStatus) -> Group:
     if found.driver:
         who = f"{found.driver['host']}, pid {found.driver['pid']}, run {found.driver['run']}"
         lines.append(f"driver   {escape(printable(who))}")
-    counts = found.last_run.get("progress") or {}
-    workers, wanted = int(counts.get("workers", 0)), int(counts.get("workers_wanted", 0))
-    if found.driver and workers < wanted:
-        lines.append(f"workers  {workers} of {wanted} that were asked for")
+        sample = f", last sample {duration(found.result_age)} ago" if found.result_age >= 0 else ""
+        lines.append(f"alive    last sign of life {duration(found.beat_age)} ago{sample}")
+        counts = found.last_run.get("progress") or {}
+        workers, wanted = int(counts.get("workers", 0)), int(counts.get("workers_wanted", 0))
+        if workers < wanted:
+            lines.append(f"workers  {workers} of {wanted} that were asked for")
+    if found.state == "stopped?":
+        lines += [
+            "stopped? A driver gives one every 5 s. If this one isn't running any more,",
+            "         run the build's command again: after 20 s without one it takes over",
+        ]
     if found.rate:
         lines.append(f"rate     {speed_of(found.rate)}, {duration(found.seconds_left)} left")
     reason = str(found.last_run.get("reason") or "")

@@ -201,7 +201,7 @@ def _open_folder(uri: str, check_files: bool) -> Dataset:
     if listed is not None and not storage.exists(plan_path(listed.plans)):
         if check_files:
             counts = [(unit.unit, unit.samples, unit.rejected, unit.label_share) for unit in listed.units]
-            shards = tuple(_shards(storage, counts, _sizes(storage)))
+            shards = tuple(_shards(storage, counts, published_sizes(storage)))
         else:
             shards = tuple(_listed_shards(listed))
         return Dataset(uri, storage, manifest, shards, finished=True, list_digest=listed.digest)
@@ -258,8 +258,10 @@ def _listed_shards(listed: ShardList) -> Iterator[Shard]:
         yield Shard(unit.unit, tar, sidecar, unit.samples, unit.rejected, *sizes, label_share=unit.label_share)
 
 
-def _sizes(storage: Storage) -> dict[str, int]:
-    return {entry.path: entry.size for folder in ("rejects", "shards") for entry in storage.list(folder)}
+def published_sizes(storage: Storage) -> dict[str, int]:
+    """Bytes of every published file, by path."""
+    # A tar is published last: whoever lists its unit's rejects afterwards finds them.
+    return {entry.path: entry.size for folder in ("shards", "rejects") for entry in storage.list(folder)}
 
 
 def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: ShardList | None) -> Dataset:
@@ -269,7 +271,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
 
     planned = {unit.id: unit.samples for plan in load_plans(storage) for unit in plan.units}
     covered, written = (0, 0) if manifest is None else _totals(manifest)
-    sizes = _sizes(storage)
+    sizes = published_sizes(storage)
     if not planned:
         if manifest is None:
             raise InputError(

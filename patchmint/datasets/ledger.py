@@ -1,21 +1,23 @@
-"""What stands in an output: plans, commit records, and what follows from them. The driver and `status` count alike."""
+"""What stands in an output: plans, commit records, and what follows from them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
-from patchmint.datasets.dataset import Dataset
-from patchmint.errors import BuildError, NotFoundError
+from patchmint.datasets.dataset import Dataset, published_sizes
+from patchmint.errors import BuildError, NotFoundError, ShardError
 from patchmint.samples import Reject
 from patchmint.shards.commit import committed_units, publish, read_records
-from patchmint.shards.paths import record_path, unit_name
+from patchmint.shards.manifest import Totals, read_manifest
+from patchmint.shards.paths import canonical_paths, record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
-from patchmint.shards.records import CommitRecord, run_and_unit
+from patchmint.shards.records import ATTEMPTS, CommitRecord, run_and_unit
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.rejects import read_rejects
 from patchmint.shards.sidecar import read_table
@@ -48,12 +50,12 @@ class Ledger:
         records = read_records(storage, sorted(committed_units(storage)))
         return cls(storage, found, {record.unit: record for record in records})
 
-    @property
+    @cached_property
     def units(self) -> list[Unit]:
         """Units of all plans, in order."""
         return [unit for plan in self.plans for unit in plan.units]
 
-    @property
+    @cached_property
     def left(self) -> list[Unit]:
         """Units without a record."""
         return [unit for unit in self.units if unit.id not in self.records]
@@ -63,7 +65,7 @@ class Ledger:
         """Samples of the data set."""
         return self.plans[0].total if self.plans else 0
 
-    @property
+    @cached_property
     def written(self) -> int:
         """Samples in shards."""
         return sum(record.written for record in self.records.values())
@@ -99,7 +101,7 @@ class Ledger:
             BuildError: a record is of another plan, or a file that one names is gone or has another size.
         """
         digests = {unit.id: plan.digest for plan in self.plans for unit in plan.units}
-        sizes = {entry.path: entry.size for room in ("shards/", "rejects/") for entry in self.storage.list(room)}
+        sizes = published_sizes(self.storage)
         for unit, record in self.records.items():
             if digests.get(unit) != record.plan_digest:
                 raise BuildError(
@@ -123,17 +125,67 @@ class Ledger:
             return read_rejects(self.storage, record.files[canonical].path)
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How far a build is, in numbers; read without most of the records, of which there may be a hundred thousand.
+
+    Attributes:
+        units, units_done: of the plan and its retries.
+        planned, written, left: samples; the others of `planned` are rejects.
+        rejects: standing rejects by reason, in alphabetical order.
+    """
+
+    units: int
+    units_done: int
+    planned: int
+    written: int
+    left: int
+    rejects: Mapping[str, int]
+
+    @classmethod
+    def read(cls, storage: Storage) -> Tally:
+        """Count; everything is 0 where there is no plan. Raises as `Ledger.read` does."""
+        plans = load_plans(storage)
+        samples = {unit.id: unit.samples for plan in plans for unit in plan.units}
+        done = committed_units(storage) & samples.keys()
+        totals = _totals(storage) if len(done) == len(samples) else None
+        if totals is not None and totals.units == len(samples):
+            written, rejects = totals.written, totals.rejected
+        else:
+            # What is published without rejects was written whole; rejects that appear in between are listed last.
+            unpublished = _tried(storage).values()
+            rejected = {entry.path for entry in storage.list("rejects")}
+            unclear = sorted(done & {*unpublished, *(unit for unit in done if canonical_paths(unit)[0] in rejected)})
+            ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
+            written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
+            rejects = ledger.rejects()
+        left = sum(samples[unit] for unit in samples.keys() - done)
+        return cls(len(samples), len(done), plans[0].total if plans else 0, written, left, rejects)
+
+
+def _totals(storage: Storage) -> Totals | None:
+    try:
+        return read_manifest(storage).totals
+    except (NotFoundError, ShardError):  # it only saves reading
+        return None
+
+
 def roll_forward(storage: Storage) -> None:
     """Publish what is committed but not published: its attempts are still there.
 
     Raises:
         StorageError, ShardError: it can't be published.
     """
-    attempts = {entry.path.split("/")[1] for entry in storage.list("attempts/")}
-    tried = {parsed[1] for attempt in attempts if (parsed := run_and_unit(attempt)) is not None}
-    for record in read_records(storage, sorted(tried & committed_units(storage))):
-        if record.attempt in attempts:
+    tried = _tried(storage)
+    for record in read_records(storage, sorted(committed_units(storage).intersection(tried.values()))):
+        if record.attempt in tried:
             publish(storage, record)
+
+
+def _tried(storage: Storage) -> dict[str, int]:
+    """Attempts whose files aren't all published, or swept, and their units."""
+    attempts = {entry.path.split("/")[1] for entry in storage.list(ATTEMPTS)}
+    return {attempt: parsed[1] for attempt in attempts if (parsed := run_and_unit(attempt)) is not None}
 
 
 def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:

@@ -1,7 +1,7 @@
 """The lease: turns a second driver away from an output where one is at work.
 
-It saves work and gives a clear message; that data is right never rests on it. Clocks of two machines are never
-compared: a holder counts, and who waits looks with its own clock whether the count goes on.
+It saves work and gives a clear message; that data is right never rests on it. Clocks of two machines decide nothing: a
+holder counts, and who waits looks with its own clock whether the count goes on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import BusyError, NotFoundError, StorageError
 from patchmint.storage import Storage
@@ -40,6 +42,7 @@ class LeaseRecord(BaseModel):
         started: when the process started, in the kernel's ticks since boot; tells it from another with its pid.
         token: unlike that of any other lease.
         beat: counts up while the driver lives.
+        at: when this beat was written, by the holder's clock; with a time zone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -51,6 +54,7 @@ class LeaseRecord(BaseModel):
     started: int
     token: str
     beat: int
+    at: Annotated[AwareDatetime, Field(strict=False)]
 
     def holder_is_gone(self) -> bool:
         """Whether the holder ran on this machine and has ended. False where that can't be told."""
@@ -140,7 +144,9 @@ class Lease:
                 if not self.is_held():
                     self.lost.set()
                     return
-                self._storage.write(LEASE, _to_json(self.record.model_copy(update={"beat": beat})))
+                self._storage.write(
+                    LEASE, _to_json(self.record.model_copy(update={"beat": beat, "at": datetime.now(UTC)}))
+                )
 
     def is_held(self) -> bool:
         """Look whether the lease is still this process's.
@@ -162,6 +168,41 @@ def read_lease(storage: Storage) -> LeaseRecord | None:
     """
     holder = _parse(_read(storage) or b"")
     return None if holder is None or holder.holder_is_gone() else holder
+
+
+@dataclass(frozen=True)
+class Silence:
+    """How long a holder has given no sign of life.
+
+    Attributes:
+        seconds: since its last beat.
+        is_long: whether it has missed several, so that a second driver would take it for dead.
+    """
+
+    seconds: float
+    is_long: bool
+
+
+def silence(storage: Storage, holder: LeaseRecord, *, look: float = 2 * INTERVAL) -> Silence:
+    """How long the holder of a lease has been silent.
+
+    A clock may be wrong: if the last beat seems old, or seems to come, the next one is waited for.
+
+    Args:
+        storage: of the output.
+        holder: as `read_lease` found it.
+        look: seconds to wait at most; longer than from one beat to the next.
+
+    Raises:
+        StorageError: the storage failed.
+    """
+    age = (datetime.now(UTC) - holder.at).total_seconds()
+    if abs(age) <= PATIENCE:
+        return Silence(max(0.0, age), is_long=False)
+    seen = _read(storage)
+    if seen is None or _parse(seen) != holder or _next_state(storage, seen, look) != seen:
+        return Silence(0.0, is_long=False)
+    return Silence(max(look, age), is_long=True)
 
 
 def _next_state(storage: Storage, seen: bytes, patience: float) -> bytes | None:
@@ -196,6 +237,7 @@ def _new_record(run_id: str) -> LeaseRecord:
         started=_start_of(os.getpid()),
         token=secrets.token_hex(16),
         beat=0,
+        at=datetime.now(UTC),
     )
 
 

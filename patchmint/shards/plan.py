@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +107,12 @@ class Plan:
     models: Mapping[str, ModelRecord] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Number of samples in all units."""
         return sum(unit.samples for unit in self.units)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256, hexadecimal, of all the rest; the parts' names stand for their content."""
         units = [[unit.id, unit.samples, unit.first_ordinal, unit.part, unit.row_group] for unit in self.units]

@@ -159,8 +159,7 @@ def build(
             try:
                 supervisor.run()
             finally:
-                log.update(supervisor.progress)
-                log.write_profile()
+                log.work_ended(supervisor.progress)
             if not lease.is_held():  # the beat would notice too late for a driver that woke up for its last unit
                 raise BuildError(_TAKEN_OVER)
             roll_forward(storage)

@@ -51,6 +51,7 @@ class RunRecord:
         busy: seconds since the first worker had loaded its models.
         rate: samples a second of that time, of all workers together.
         through: samples annotated or rejected, also in units that aren't finished.
+        advanced: when that was last seen to grow; empty before. ISO 8601, UTC.
         progress: counts of this run.
         profile: as in `BuildReport`.
     """
@@ -58,13 +59,14 @@ class RunRecord:
     run: str
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: str = field(default_factory=lambda: _utc_now())
     state: str = "planning"
     reason: str = ""
     elapsed: float = 0.0
     busy: float = 0.0
     rate: float = 0.0
     through: int = 0
+    advanced: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] | None = None
     patchmint: str = __version__
@@ -89,16 +91,22 @@ class RunLog:
         self.write()
 
     def update(self, progress: Progress, result: UnitResult | None = None) -> None:
-        """Take over the counts, and of a finished unit its profile; written now and then."""
-        self._count(progress)
+        """Take over the counts, and of a finished unit its profile; written now and then.
+
+        Called for whatever any worker says: what takes long is done only before a write.
+        """
+        now, (least, most) = time.monotonic(), _WRITE_SECONDS
+        if progress.workers and not self._busy_since:
+            self._busy_since = now
         if result is not None:
             self._profile.add(result)
-        least, most = _WRITE_SECONDS
-        if time.monotonic() - self._written > min(most, max(least, self.record.elapsed / 10)):
+        if now - self._written > min(most, max(least, (now - self._building_since) / 10)):
+            self._count(progress)
             self.write()
 
-    def write_profile(self) -> None:
-        """If units were profiled: keep the totals in the record, and write the timeline beside it."""
+    def work_ended(self, progress: Progress) -> None:
+        """Take over the last counts; if units were profiled, also the totals, and write the timeline."""
+        self._count(progress)
         if not self._profile.workers:
             return
         # sorts before the record: the last of a listing is the last run's record
@@ -120,14 +128,18 @@ class RunLog:
             self._storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
 
     def _count(self, progress: Progress) -> None:
-        self.record.elapsed = round(time.monotonic() - self._building_since, 3)
-        if progress.workers and not self._busy_since:
-            self._busy_since = time.monotonic()
-        if self._busy_since:
-            self.record.busy = round(time.monotonic() - self._busy_since, 3)
+        now = time.monotonic()
+        self.record.elapsed = round(now - self._building_since, 3)
+        self.record.busy = round(now - self._busy_since, 3) if self._busy_since else 0.0
         self.record.rate = round(progress.annotated / max(self.record.busy, 1e-9), 3)
+        if progress.through > self.record.through:
+            self.record.advanced = _utc_now()
         self.record.through = progress.through
         self.record.progress = asdict(progress)
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_run(storage: Storage, run_id: str) -> dict[str, Any] | None:

@@ -202,6 +202,8 @@ class Supervisor:
         self._wanted = min(min_workers, self._max_workers)
         self._max_share = max_reject_share
         self._rejected, self._samples = rejected_before, samples_before
+        # sums over `progress.working`: limits are looked at whenever any of many workers says anything
+        self._working_rejected = self._working_samples = 0
         self._report, self._warn, self._should_stop = report, warn, should_stop
         self._orders: dict[int, Order] = {}
         self._idle: dict[int, float] = {}
@@ -364,12 +366,21 @@ class Supervisor:
             self._moved[news.worker] = now
         self._news[news.worker] = news
         if not is_probe:
-            self.progress.working[news.worker] = news
+            self._set_working(news.worker, news)
 
     def _forget(self, worker: int) -> Working | None:
         """Its order is over; the last that was heard of it."""
-        self.progress.working.pop(worker, None)
+        self._set_working(worker, None)
         return self._news.pop(worker, None)
+
+    def _set_working(self, worker: int, news: Working | None) -> None:
+        before = self.progress.working.pop(worker, None)
+        for working, sign in ((before, -1), (news, 1)):
+            if working is not None:
+                self._working_samples += sign * working.samples
+                self._working_rejected += sign * sum(working.rejects.values())
+        if news is not None:
+            self.progress.working[worker] = news
 
     def _finish(self, order: Order, result: UnitResult | None) -> None:
         if result is None:
@@ -466,9 +477,7 @@ class Supervisor:
         self._todo.appendleft(order.unit)
 
     def _check_rejects(self) -> None:
-        working = self.progress.working.values()
-        rejected = self._rejected + sum(sum(each.rejects.values()) for each in working)
-        samples = self._samples + sum(each.samples for each in working)
+        rejected, samples = self._rejected + self._working_rejected, self._samples + self._working_samples
         if rejected > max(MIN_REJECTS_TO_STOP, self._max_share * samples):
             found = self.progress.all_rejects().most_common()
             reasons = f" (in this run {', '.join(f'{count} {reason}' for reason, count in found)})" if found else ""
