@@ -203,7 +203,7 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert "relative: 2" in log
     assert "output.uri 'out' is relative" in log
     assert re.search(r"^plan \w+: 12 samples in 3 units$", log, re.MULTILINE)
-    assert re.search(r"^12 of 12 samples, 3 of 3 units: .* 1 rejected, \d workers?$", log, re.MULTILINE)
+    assert re.search(r"^12 of 12 samples, 3 of 3 units: .* 1 rejected, (\d of )?\d workers?$", log, re.MULTILINE)
     assert "12 planned = 11 written + 1 rejected (1 image-damaged), in 3 units" in log
     assert "Traceback" not in log
     check_files(out, reference)

@@ -85,7 +85,8 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
 
 
 def test_status_says_how_many_workers_are_missing():
-    counts = dict.fromkeys(("units", "units_done", "planned", "written", "rejected", "left", "in_work"), 0)
+    names = ("units", "units_done", "planned", "written", "rejected", "left", "in_work", "beat_age", "result_age")
+    counts = dict.fromkeys(names, 0)
     run = {"progress": {"workers": 1, "workers_wanted": 8}}
     found = BuildStatus("out", "building", **counts, rejects={}, rate=0.0, seconds_left=-1.0, last_run=run)
     assert "workers" not in "".join(_shown("out", found).renderables)
