@@ -173,7 +173,7 @@ class RayPool:
             ray.wait(in_work, num_returns=len(in_work), timeout=_END_SECONDS)
 
     def _take_news(self) -> list[Event]:
-        """What the board has, asked for at most once a second and never waited for."""
+        """What the board has, asked for at most twice a second and never waited for."""
         news: list[Event] = []
         if self._news is None and time.monotonic() - self._news_at > _NEWS_SECONDS:
             self._news, self._news_at = self._board.take.remote(), time.monotonic()

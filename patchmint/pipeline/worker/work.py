@@ -281,10 +281,8 @@ class Worker:
         try:
             images, texts = [item.image.pixels for item in batch], [item.texts for item in batch]
             answers: list[ModelAnswers | Fault] = [*self._models.ask(images, texts, [item.inputs for item in batch])]
-        except (PatchmintError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            fault = fault_of(error)
         except Exception as error:
-            fault = self._mistake(error, batch)
+            fault = self._fault_of(error, batch)
         else:
             self._mistakes, self._has_answered = 0, True
             return answers
@@ -297,13 +295,14 @@ class Worker:
         middle = len(batch) // 2
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
 
-    def _mistake(self, error: Exception, batch: list[Prepared]) -> Fault:
-        """What is wrong with a batch at which the models' code failed: a sample in it, unless they always fail.
+    def _fault_of(self, error: Exception, batch: list[Prepared]) -> Fault:
+        """What is wrong with a batch. Where the models' code failed, it is a sample in it, unless they always fail.
 
         Raises:
             BuildError: they have failed at too many samples, one after another.
+            The error itself, if it is no sample's fault.
         """
-        if ran_out(error):
+        if isinstance(error, PatchmintError | torch.AcceleratorError) or ran_out(error):
             return fault_of(error)
         if len(batch) == 1:
             self._mistakes += 1
