@@ -220,11 +220,12 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         assert not Path(tokenizers).is_relative_to(folder)
         assert not Path(tokenizers).is_relative_to(ROOT / "patchmint")
         assert "site-packages" in tokenizers
-    check_counters(cluster, out)
+    # Ray itself loses a fresh actor now and then, on a busy machine: then the log says so as well
+    check_counters(cluster, out, deaths=len(re.findall(r"^an? (?:idle )?worker died", log, re.MULTILINE)))
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
 
-def check_counters(cluster, out):
+def check_counters(cluster, out, deaths):
     def mine():
         text = cluster.metrics()
         drivers = driver_metrics(text, "samples_written_total")
@@ -239,7 +240,7 @@ def check_counters(cluster, out):
     assert driver_metrics(text, "bytes_written_total")[driver] == pytest.approx(size, rel=1e-5)
     assert driver_metrics(text, "workers")[driver] == 0
     assert driver_metrics(text, "stage_seconds_total")[driver] > 0
-    assert driver not in driver_metrics(text, "worker_deaths_total")
+    assert driver_metrics(text, "worker_deaths_total").get(driver, 0) == deaths
 
 
 def test_workers_that_fail_to_start_or_are_killed_are_replaced(cluster, source, reference, tmp_path):
