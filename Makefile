@@ -9,7 +9,7 @@ UV     := $(BIN)/uv
 QUIET  := $(shell test -t 2 || echo --quiet)
 INSTALL := $(UV) pip install $(QUIET) --python $(BIN)/python
 
-.PHONY: setup setup-dev demo quickstart docs pictures browser test quick durations check conformance lint types layers format lock relock clean
+.PHONY: setup setup-dev demo quickstart docs pictures browser test quick durations check chaos conformance lint types layers format lock relock clean
 
 # What patchmint runs on; and what its tests and checks need on top.
 setup: $(VENV)/.ready
@@ -78,6 +78,10 @@ durations: setup-dev
 	$(TESTS) --measure
 
 check: lint types layers test
+
+# Ten thousand builds in simulated time in which everything goes wrong; `make test` runs 300.
+chaos: setup-dev
+	cd tests && PYTHONPATH=.. $(abspath $(BIN))/python -m simulation.run --seeds 10000
 
 # Five other readers on our shards; some need environments of their own, made below .venv-conformance.
 conformance: setup-dev

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patchmint.errors import DemoWarning, PatchmintError, UntrainedWarning
     from patchmint.geometry import PatchGrid, grid_preset
     from patchmint.pipeline.driver.build import BuildReport
-    from patchmint.pipeline.driver.supervise import Reporter
+    from patchmint.pipeline.driver.contracts import Reporter
     from patchmint.pipeline.run import build
     from patchmint.types import Phrase, Text
 

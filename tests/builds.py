@@ -268,7 +268,7 @@ def build_here(config, out, changes=None, pool=SameProcess):
     """Build with driver and worker in this process, with other settings than the config's here and there."""
     from patchmint.config.build import BuildConfig
     from patchmint.pipeline.driver.build import build
-    from patchmint.pipeline.driver.supervise import Reporter
+    from patchmint.pipeline.driver.contracts import Reporter
 
     given = BuildConfig.load(config, {"output.uri": str(out)} | (changes or {}))
     return build(given, pool, min_workers=1, max_workers=1, reporter=Reporter())

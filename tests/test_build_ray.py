@@ -54,6 +54,14 @@ def choose(*args):
     raise StorageError("the store answers 503")
 work.choose_batch_size = choose
 """
+# In a worker on one node: whatever it is asked to do ends it, as a bad GPU may.
+BAD_NODE = """
+import os
+from pathlib import Path
+from patchmint.pipeline.worker.work import Worker
+if os.environ["PATCHMINT_TEST_NODE"] == Path(os.environ["TELL"], "bad-node").read_text():
+    Worker.do = lambda self, order: os._exit(1)
+"""
 # In a worker: a programming error.
 BROKEN = """
 from patchmint.pipeline.worker.work import Worker
@@ -68,7 +76,7 @@ def running():
     with ray_cluster() as cluster:
         modules = cluster.folder / "modules"
         modules.mkdir()
-        for name, code in (("where", WHERE), ("who", WHO), ("trouble", TROUBLE), ("broken", BROKEN)):
+        for name, code in (("where", WHERE), ("who", WHO), ("trouble", TROUBLE), ("bad", BAD_NODE), ("broken", BROKEN)):
             (modules / f"{name}.py").write_text(code)
         yield cluster
 
@@ -221,7 +229,7 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         assert not Path(tokenizers).is_relative_to(ROOT / "patchmint")
         assert "site-packages" in tokenizers
     # Ray itself loses a fresh actor now and then, on a busy machine: then the log says so as well
-    check_counters(cluster, out, deaths=len(re.findall(r"^an? (?:idle )?worker died", log, re.MULTILINE)))
+    check_counters(cluster, out, deaths=len(re.findall(r"^an? (?:idle )?worker (?:died|on )", log, re.MULTILINE)))
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
 
@@ -250,7 +258,9 @@ def test_workers_that_fail_to_start_or_are_killed_are_replaced(cluster, source, 
     wait_until(lambda: driver.at_work(2), 60, "two workers write shards")
     os.kill(next(actor["pid"] for actor in cluster.actors() if actor["state"] == "ALIVE"), signal.SIGKILL)
     assert driver.end() == 0, driver.log
-    assert re.search(r"^a worker died at unit \d+, .* pid: \d+, ip: .*its worker process has died", driver.log, re.M)
+    assert re.search(
+        r"^a worker died at unit \d+ on \S+ cpu, .* pid: \d+, ip: .*its worker process has died", driver.log, re.M
+    )
     assert re.search(r"a worker failed to start, and is replaced in 2 s: on \S+: the store answers 503", driver.log)
     assert "its node went away" not in driver.log
     assert "\x1b" not in driver.log
@@ -320,13 +330,30 @@ def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster
     assert clean(out)
 
 
+def test_a_bad_node_condemns_nobody_and_is_put_aside(cluster, tmp_path):
+    source = make_input(cluster.folder / "many-in", [f"picture {i}" for i in range(30)])
+    out = cluster.folder / "bad-node"
+    (tmp_path / "bad-node").write_text(cluster.second.mark)
+    options = [*settings(source, out, 2), *on_ray(min_actors=2)]
+    driver = Driver(cluster, out, options, sleep=0.7, module="bad", tell=tmp_path)
+    assert driver.end() == 0, driver.log
+    assert re.search(r"^\S+ cpu is put aside for 120 s: workers die there of samples that others", driver.log, re.M)
+    status = asked("status", out, "--json")
+    assert (status["rejects"], status["written"]) == ({}, 30)
+    by_place = status["last_run"]["progress"]["by_place"]
+    assert sorted((place["units"], place["aside"]) for place in by_place.values()) == [(0, True), (15, False)]
+    assert sum(place["deaths"] for place in by_place.values()) == 2
+
+
 def test_dead_node_is_no_poison(cluster, source, reference):
     out = cluster.folder / "node"
     driver = Driver(cluster, out, [*settings(source, out), *on_ray(min_actors=2)], sleep=1)
     wait_until(lambda: driver.at_work(2), 60, "two workers write shards")
     cluster.kill_second()
     assert driver.end() == 0, driver.log
-    assert re.search(r"^a worker died at unit \d+, .* its node went away: .*its node has died", driver.log, re.M)
+    assert re.search(
+        r"^a worker died at unit \d+ on \S+ cpu, .* its node went away: .*its node has died", driver.log, re.M
+    )
     check_files(out, reference)
 
 

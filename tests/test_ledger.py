@@ -11,8 +11,8 @@ from shard_data import commit_unit, make_dataset, make_reject, make_sample, writ
 from patchmint.cli import status as shown
 from patchmint.datasets.ledger import Ledger, Tally
 from patchmint.jobs import status as job
+from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.driver.runs import RunLog
-from patchmint.pipeline.driver.supervise import Progress
 from patchmint.shards.commit import read_record
 from patchmint.shards.lease import LEASE, Lease, silence
 from patchmint.shards.paths import record_path

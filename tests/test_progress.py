@@ -11,7 +11,7 @@ import pytest
 from patchmint.cli.status import _shown
 from patchmint.jobs import progress as shown
 from patchmint.jobs.status import BuildStatus
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import UnitResult, Working
 
 

@@ -8,7 +8,7 @@ from builds import make_config
 from patchmint.config import BuildConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.driver import track
-from patchmint.pipeline.driver.supervise import Progress, Reporter
+from patchmint.pipeline.driver.contracts import Progress, Reporter
 from patchmint.pipeline.driver.track import tracked
 
 

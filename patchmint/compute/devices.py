@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,18 @@ def pick_device(device: str, slot: int = 0) -> str:
             f"device {device!r} can't be used here: {str(error).splitlines()[0]}; use cpu, or auto"
         ) from error
     return device
+
+
+def machine_device(device: str) -> str:
+    """A GPU by its number on the machine, where CUDA_VISIBLE_DEVICES gives this process other numbers; else as it is.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+    """
+    kind, _, number = device.partition(":")
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    index = int(number or 0)
+    return f"{kind}:{visible[index]}" if kind == "cuda" and index < len(visible) else device
 
 
 def describe_devices() -> list[str]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from patchmint.jobs.printable import printable
-from patchmint.pipeline.driver.supervise import Progress, Reporter
+from patchmint.pipeline.driver.contracts import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
 from patchmint.shards.plan import Plan
 

@@ -107,12 +107,24 @@ class WorkerInfo:
     """What a worker says of itself when it has loaded its models.
 
     Attributes:
-        host: where it runs.
-        device: cpu, cuda, cuda:N.
+        host: where it runs; on a Ray cluster with the beginning of the node's id.
+        device: cpu, cuda, cuda:N; on a machine whose GPUs are dealt out, by its number there.
     """
 
     host: str
     device: str
+
+    @property
+    def place(self) -> str:
+        """Host and device: what is to blame where workers die of harmless samples."""
+        return f"{self.host} {self.device}"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A worker has begun to load its models; said once a second."""
+
+    worker: int
 
 
 @dataclass(frozen=True)
@@ -168,13 +180,15 @@ class Failed:
 
     Attributes:
         worker: which.
-        transient: storage trouble, worth another try; anything else stops the run.
+        transient: storage trouble, worth another try.
         message: for people; of a programming error the traceback.
+        place: the fault of its host: another one may do it. What is neither stops the run.
     """
 
     worker: int
     transient: bool
     message: str
+    place: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,4 +206,4 @@ class Died:
     message: str
 
 
-Event = Ready | Working | Saved | Done | Failed | Died
+Event = Loading | Ready | Working | Saved | Done | Failed | Died

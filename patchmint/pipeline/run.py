@@ -13,7 +13,7 @@ from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import ConfigError
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.driver.build import build as drive
-from patchmint.pipeline.driver.supervise import Pool, Reporter
+from patchmint.pipeline.driver.contracts import Pool, Reporter
 from patchmint.pipeline.driver.track import tracked
 from patchmint.pipeline.orders import WorkerSettings
 from patchmint.pipeline.pools.local import LocalPool
@@ -92,7 +92,7 @@ def run(
     def make_pool(settings: WorkerSettings) -> Pool:
         if isinstance(runner, LocalRunner):
             threads = runner.num_cpus or default_threads(runner.workers)
-            return LocalPool(settings, device=runner.device, threads=threads)
+            return LocalPool(settings, workers=runner.workers, device=runner.device, threads=threads)
         from patchmint.pipeline.pools.ray import RayPool  # a second of imports that `local` doesn't need
 
         return RayPool(settings, runner, reporter.warn)

@@ -15,8 +15,9 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
+from patchmint.pipeline.driver.contracts import Pool, Progress, Reporter
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
-from patchmint.pipeline.driver.supervise import Pool, Progress, Reporter, Supervisor
+from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import (
     discard_plan,
@@ -34,7 +35,7 @@ from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.paths import unit_name
-from patchmint.shards.plan import ModelRecord, Plan
+from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
@@ -155,6 +156,7 @@ def build(
                 should_stop=stop_reason,
                 stop_seconds=config.limits.stop_seconds,
                 sample_timeout=config.limits.sample_timeout,
+                harmless=_harmless(ledger),
             )
             try:
                 supervisor.run()
@@ -261,6 +263,15 @@ def _is_replaced(
         return False
     reporter.warn(f"the plan in {ledger.storage.uri}, of which nothing is finished, is replaced: {'; '.join(why)}")
     return True
+
+
+def _harmless(ledger: Ledger) -> Unit | None:
+    """A finished unit whose samples killed nobody."""
+    for unit in ledger.units:
+        record = ledger.records.get(unit.id)
+        if record is not None and record.written and not {"kills-worker", "hangs-worker"} & record.rejects.keys():
+            return unit
+    return None
 
 
 def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:

@@ -1,8 +1,9 @@
-"""The search for the sample that kills or hangs its workers. Knows no workers: it is told of their ends."""
+"""The search for the sample that kills or hangs its workers. Knows no workers: it is told of their ends, and where."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 
 from patchmint.errors import BuildError
 from patchmint.pipeline.orders import Order
@@ -13,46 +14,96 @@ _MOST_DEATHS = 60
 _MOST_HANGS = 6
 
 
-class Hunt:
-    """One unit's worker has died: what to try next.
+@dataclass
+class _Case:
+    """What is suspected.
 
-    The first death may be an accident (somebody else's memory, a preemption), so the unit is tried once more. After the
-    second, halves of it are probed, each time the half that kills is halved again. A sample is condemned only when it
-    killed a worker alone; then the unit is built without it. More than one killer: the hunt begins anew.
+    Attributes:
+        recent: the places where the whole unit has killed.
+        suspects: places in the unit.
+        probed: of them, those in the last order; none in a whole unit.
+        singly: whether they are probed one by one.
+        is_hang: whether a worker hung, rather than died.
+        witnesses: against the one suspect that is left: places where it killed alone, and whether something has
+            survived there since.
+        hung_at: the same against all samples of a batch.
+    """
+
+    recent: list[str] = field(default_factory=list)
+    suspects: list[int] = field(default_factory=list)
+    probed: list[int] = field(default_factory=list)
+    singly: bool = False
+    is_hang: bool = False
+    witnesses: dict[str, bool] = field(default_factory=dict)
+    hung_at: dict[str, bool] = field(default_factory=dict)
+
+
+class Hunt:
+    """One unit's worker has died: what to try next, and where.
+
+    The first death may be an accident (somebody else's memory, a bad GPU), so the unit is tried once more, elsewhere if
+    there is an elsewhere. After the second, halves of it are probed, each time the half that kills is halved again.
+
+    A sample that killed a worker alone is condemned by two witnesses: places where it did so, and where samples known
+    to be harmless survived afterwards. Where there is only one place to work at, that one is enough. Then the unit is
+    built without the sample. More than one killer: the hunt begins anew.
 
     A worker that hung has said at which samples: these are probed one by one, at once, because each further hang costs
-    as much time as the first.
+    as much time as the first; and the place where it hung is a witness against each of them.
     """
 
     def __init__(self, unit: Unit) -> None:
-        self._unit = unit
+        self.unit = unit
         self._deaths = self._hangs = 0
-        self._recent = 0
-        self._singly = False
+        self._last_place = ""
         self._poison: frozenset[int] = frozenset()
         self._hanging: frozenset[int] = frozenset()
-        self._suspects: list[int] = []
-        self._probed: list[int] = []
+        self._unexplained: list[str] = []
+        self._case = _Case()
 
-    def next_order(self) -> Order:
-        """What to give the next worker."""
-        if self._recent < _DEATHS_BEFORE_SUSPICION:
-            return Order(self._unit, self._poison, self._hanging)
-        if not self._suspects:
-            self._suspects = [place for place in range(self._unit.samples) if place not in self._poison]
-        self._probed = self._suspects[: 1 if self._singly else max(1, len(self._suspects) // 2)]
-        return Order(self._unit, self._poison, self._hanging, probe=frozenset(self._probed))
+    def next_order(self, place: str, others: Set[str]) -> Order | None:
+        """What to give a worker, or None where another place has to try first.
 
-    def survived(self) -> None:
-        """A probe came back."""
-        if self._probed == self._suspects:
+        Args:
+            place: where the worker is, and where something has survived since the last death.
+            others: places that work can go to besides.
+        """
+        if self._is_proven(place, others):
+            self._condemn()
+        if not self._case.suspects and len(self._case.recent) < _DEATHS_BEFORE_SUSPICION:
+            if others and place == self._last_place:
+                return None
+            self._case.probed = []
+            return Order(self.unit, self._poison, self._hanging)
+        if self._case.witnesses:
+            awaited = len(self._case.witnesses) > 1 and any(
+                not self._case.witnesses.get(other, True) for other in others
+            )
+            if awaited or place in self._case.witnesses:
+                return None
+        elif others and place in self._case.hung_at:
+            return None
+        if not self._case.suspects:
+            self._case.suspects = [sample for sample in range(self.unit.samples) if sample not in self._poison]
+        self._case.probed = self._case.suspects[: 1 if self._case.singly else max(1, len(self._case.suspects) // 2)]
+        return Order(self.unit, self._poison, self._hanging, probe=frozenset(self._case.probed))
+
+    def survived(self) -> list[str]:
+        """A probe came back; as `built`, if that ends the suspicion."""
+        if self._case.witnesses or self._case.probed == self._case.suspects:
             # the last suspect is innocent by itself: an accident, or several samples together; build again
-            self._restart()
-            return
-        self._suspects = self._suspects[len(self._probed) :]
+            self._case = _Case()
+            return self.built()
+        self._case.suspects = self._case.suspects[len(self._case.probed) :]
+        return []
 
-    def hung(self, places: Sequence[int]) -> None:
-        """The worker hung at these places, or anywhere if there are none.
+    def built(self) -> list[str]:
+        """The places where workers died, though no sample explains it."""
+        unexplained, self._unexplained = self._unexplained, []
+        return unexplained
+
+    def hung(self, place: str, samples: Sequence[int]) -> None:
+        """The worker hung at these samples, or anywhere if there are none.
 
         Raises:
             BuildError: too many workers hung at this unit.
@@ -60,18 +111,17 @@ class Hunt:
         self._hangs += 1
         if self._hangs > _MOST_HANGS:
             raise BuildError(
-                f"{self._hangs} workers hung at unit {self._unit.name}, and no single sample is to blame; if batches "
+                f"{self._hangs} workers hung at unit {self.unit.name}, and no single sample is to blame; if batches "
                 "take so long here, raise limits.sample_timeout"
             )
-        if len(self._probed) == 1:
-            self._hanging |= frozenset(self._probed)
-            self._hangs = 0
-        elif places and not self._probed:
-            self._recent, self._singly, self._suspects = _DEATHS_BEFORE_SUSPICION, True, sorted(places)
-            return
-        self.died()
+        if samples and not self._case.probed:
+            self._case.singly, self._case.suspects, self._case.hung_at = True, sorted(samples), {place: False}
+        elif len(self._case.probed) == 1:
+            self._case.witnesses |= self._case.hung_at
+        self._case.is_hang = True
+        self.died(place)
 
-    def died(self) -> None:
+    def died(self, place: str) -> None:
         """The worker died of the last order.
 
         Raises:
@@ -80,20 +130,41 @@ class Hunt:
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
             raise BuildError(
-                f"unit {self._unit.name} killed {self._deaths} workers, and no single sample is to blame; is there "
+                f"unit {self.unit.name} killed {self._deaths} workers, and no single sample is to blame; is there "
                 "enough memory for a batch (runner.batch_size)?"
             )
-        if self._recent < _DEATHS_BEFORE_SUSPICION:
-            self._recent += 1
-        elif len(self._probed) == 1:
-            self._poison |= frozenset(self._probed)
-            self._deaths = 0
-            self._restart()
+        self._last_place = place
+        self._unexplained.append(place)
+        if not self._case.probed:
+            self._case.recent.append(place)
+        elif len(self._case.probed) == 1:
+            self._case.suspects = self._case.probed
+            self._case.witnesses[place] = False
         else:
-            self._suspects = self._probed
+            self._case.suspects = self._case.probed
 
-    def _restart(self) -> None:
-        self._recent = 0
-        self._singly = False
-        self._suspects = []
-        self._probed = []
+    def vouch(self, place: str) -> None:
+        """Something has survived at a place: what died there before did so by its own fault."""
+        for witnesses in (self._case.witnesses, self._case.hung_at):
+            if place in witnesses:
+                witnesses[place] = True
+
+    def distrust(self, place: str) -> None:
+        """Harmless samples died at a place: what else died there did so by the place's fault."""
+        self._unexplained = [each for each in self._unexplained if each != place]
+        self._case.recent = [each for each in self._case.recent if each != place]
+        self._case.witnesses.pop(place, None)
+        self._case.hung_at.pop(place, None)
+
+    def _is_proven(self, place: str, others: Set[str]) -> bool:
+        vouched = [witness for witness, is_vouched in self._case.witnesses.items() if is_vouched]
+        return len(vouched) > 1 or (not others and place in vouched)
+
+    def _condemn(self) -> None:
+        culprit = frozenset(self._case.suspects)
+        self._poison |= culprit
+        if self._case.is_hang:
+            self._hanging |= culprit
+        self._deaths = self._hangs = 0
+        self._unexplained.clear()
+        self._case = _Case()

@@ -19,7 +19,7 @@ from typing import Any
 
 from patchmint.compute.stages import DEVICE, MODELS, TimedStage, Total
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
 from patchmint.storage import Storage
 from patchmint.version import __version__

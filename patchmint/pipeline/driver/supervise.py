@@ -9,154 +9,43 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn
 
 from patchmint.errors import BuildError
+from patchmint.pipeline.driver.contracts import Pool, Progress
 from patchmint.pipeline.driver.hunt import Hunt
-from patchmint.pipeline.orders import Died, Done, Event, Failed, Order, Ready, Saved, UnitResult, Working
-from patchmint.shards.plan import Plan, Unit
+from patchmint.pipeline.driver.places import Place, Places
+from patchmint.pipeline.driver.reject_limit import RejectLimit
+from patchmint.pipeline.driver.watch import Watch
+from patchmint.pipeline.orders import (
+    Died,
+    Done,
+    Event,
+    Failed,
+    Loading,
+    Order,
+    Ready,
+    Saved,
+    UnitResult,
+    WorkerInfo,
+    Working,
+)
+from patchmint.shards.plan import Unit
 
 _LOG = logging.getLogger(__name__)
 
-MIN_REJECTS_TO_STOP = 10
-"""Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
-
 _TRANSIENT_TRIES = 5
 _LONGEST_REST_SECONDS = 60.0
-_SETUP_DEATHS = 3
-_FIRST_TIMEOUT_SECONDS = 1800.0
-_LEAST_TIMEOUT_SECONDS = 600.0
-_MOST_GAPS = 20
+_LONGEST_LOADING_REST_SECONDS = 3600.0
+_LOADING_DEATHS = 3
+_LOADING_SECONDS = 3600.0
+_KILL_SECONDS = 60.0
+_HARMLESS_SAMPLES = 8
+_BARREN_DEATHS = 8
+_FEW = 3
+_SLOW = 2.0
+_SLOW_SECONDS = 10.0
 _POLL_SECONDS = 0.5
-
-
-class Pool(Protocol):
-    """Workers, wherever they run. Each does one order at a time; a dead one is replaced by the pool."""
-
-    def start(self, workers: int) -> None:
-        """Ask for that many workers at most; those that can't be placed yet may come later."""
-        ...
-
-    def submit(self, worker: int, order: Order) -> None:
-        """Give an idle worker something to do."""
-        ...
-
-    def wait(self, seconds: float) -> list[Event]:
-        """What happened, waiting at most so long for something to happen."""
-        ...
-
-    def observe(self, progress: Progress, result: UnitResult | None) -> None:
-        """How the run stands, as often as it is reported: a pool may export the counts."""
-        ...
-
-    def interrupt(self, seconds: float) -> None:
-        """Ask all workers to save what they have annotated; each that had something to save says `Saved`.
-
-        Args:
-            seconds: for each to wait for the end of its batch.
-        """
-        ...
-
-    def kill(self, worker: int) -> None:
-        """End a worker that hangs; `wait` tells of its death."""
-        ...
-
-    def retire(self, worker: int) -> None:
-        """Let go of an idle worker that there is no work for."""
-        ...
-
-    def replace(self, worker: int) -> int:
-        """Start another in the place of a worker that failed to set itself up, and say its number."""
-        ...
-
-    def stop(self) -> None:
-        """End all workers at once, whatever they do."""
-        ...
-
-
-@dataclass
-class Progress:
-    """How a run stands.
-
-    Attributes:
-        units: units to do in this run.
-        done: units finished in this run.
-        samples, written: samples in the finished units, and those of them that were written.
-        rejects: by reason.
-        bytes: written into shards.
-        workers: workers that are ready.
-        deaths: workers that died.
-        seconds: of all workers together, by stage.
-        queue_wait: seconds that workers stood idle while units were left.
-        planned: samples in all units of this run.
-        batch_sizes: images that models took at once, in ascending order; workers may differ.
-        saved: of `samples`, those that an earlier run had annotated.
-        working: by worker, how far it is with a unit that isn't finished.
-        workers_wanted: workers that were asked for, without those that were let go because no work was left for them.
-    """
-
-    units: int
-    planned: int
-    done: int = 0
-    samples: int = 0
-    written: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    bytes: int = 0
-    workers: int = 0
-    deaths: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    queue_wait: float = 0.0
-    batch_sizes: list[int] = field(default_factory=list)
-    saved: int = 0
-    working: dict[int, Working] = field(default_factory=dict)
-    workers_wanted: int = 0
-
-    @property
-    def through(self) -> int:
-        """Samples of this run that are annotated or rejected, also in units that aren't finished."""
-        return self.samples + sum(working.samples for working in self.working.values())
-
-    @property
-    def annotated(self) -> int:
-        """The same without those that an earlier run had annotated: what rates are told by."""
-        return self.through - self.saved - sum(working.saved for working in self.working.values())
-
-    def all_rejects(self) -> Counter[str]:
-        """By reason, also of units that aren't finished."""
-        found = Counter(self.rejects)
-        for working in self.working.values():
-            found.update(working.rejects)
-        return found
-
-    def add(self, result: UnitResult) -> None:
-        """Count a finished unit."""
-        self.done += 1
-        self.saved += result.saved
-        self.samples += result.planned
-        self.written += result.written
-        for reason, count in result.rejects.items():
-            self.rejects[reason] = self.rejects.get(reason, 0) + count
-        self.bytes += result.bytes
-        self.batch_sizes = sorted({*self.batch_sizes, result.batch_size})
-        for stage, seconds in result.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-class Reporter:
-    """Is told how a build stands. This one does nothing: override what you want to hear."""
-
-    def planned(self, samples: int) -> None:
-        """The plan is being made, and has so many samples by now."""
-
-    def started(self, plan: Plan, units: int, done: int) -> None:
-        """The plan stands; so many units there are, and so many are done already."""
-
-    def progress(self, progress: Progress, result: UnitResult | None) -> None:
-        """A unit is finished; or, without a result, some time has passed. Half a second at most lies between calls."""
-
-    def warn(self, line: str) -> None:
-        """Something that people should know: a worker died, a unit is tried again."""
 
 
 class Supervisor:
@@ -177,6 +66,8 @@ class Supervisor:
         should_stop: Callable[[], str],
         stop_seconds: float = 0.0,
         sample_timeout: float | None = None,
+        outage_seconds: float = 0.0,
+        harmless: Unit | None = None,
         rest_seconds: float = 2.0,
     ) -> None:
         """Prepare.
@@ -186,7 +77,7 @@ class Supervisor:
             units: what is left to do.
             min_workers: workers to have before anything starts.
             max_workers: most workers at a time.
-            max_reject_share: a larger share of rejects, over all runs, stops the build.
+            max_reject_share: a larger share of rejects, over all runs or lately, stops the build.
             rejected_before: rejects of units finished in earlier runs.
             samples_before: samples of those units.
             report: called after each unit, and now and then with None.
@@ -194,6 +85,8 @@ class Supervisor:
             should_stop: asked often; anything but "" stops the build with that reason.
             stop_seconds: to let workers save what they have annotated, if the build is stopped.
             sample_timeout: see `LimitsConfig`.
+            outage_seconds: how long storage trouble may last in which nothing succeeds; five tries in any case.
+            harmless: a unit that an earlier run has finished, and which killed nobody; None where there is none.
             rest_seconds: how long nothing new is begun after storage trouble, and before a worker that met it while it
                 set itself up is replaced; twice as long each further time.
         """
@@ -201,32 +94,43 @@ class Supervisor:
         self._todo = deque(units)
         self._max_workers = min(max_workers, len(self._todo))
         self._wanted = min(min_workers, self._max_workers)
-        self._max_share = max_reject_share
-        self._rejected, self._samples = rejected_before, samples_before
-        # sums over `progress.working`: limits are looked at whenever any of many workers says anything
-        self._working_rejected = self._working_samples = 0
+        self._limit = RejectLimit(max_reject_share, rejected_before, samples_before)
         self._report, self._warn, self._should_stop = report, warn, should_stop
-        self._orders: dict[int, Order] = {}
-        self._idle: dict[int, float] = {}
-        self._hunts: dict[int, Hunt] = {}
-        # What a worker begins to read while it ends its unit. It is to get that one next, but anybody idle may take it.
-        self._promised: dict[int, Unit] = {}
-        self._failures: Counter[int] = Counter()
-        self._failures_in_a_row = 0
-        self._stop_seconds = stop_seconds
-        self._sample_timeout = sample_timeout
-        self._longest = 0.0
-        self._moved: dict[int, float] = {}
-        self._news: dict[int, Working] = {}
-        self._hung: dict[int, str] = {}
-        self._rest_seconds = rest_seconds
-        self._resting_until = 0.0
-        self._setup_deaths = 0
-        self._loading = 0
-        self._setup_tries: Counter[int] = Counter()
-        self._replacements: dict[int, float] = {}  # when those that failed to set themselves up are to be replaced
         planned = sum(unit.samples for unit in self._todo)
         self.progress = Progress(len(self._todo), planned, workers_wanted=self._max_workers)
+        self._places = Places(self.progress.by_place)
+        self._watch = Watch(sample_timeout)
+        self._orders: dict[int, Order] = {}
+        self._idle: dict[int, float] = {}
+        self._finished: set[int] = set()
+        # What a worker begins to read while it ends its unit. It is to get that one next, but anybody idle may take it.
+        self._promised: dict[int, Unit] = {}
+
+        self._hunts: dict[int, Hunt] = {}
+        self._hunts_waiting: deque[Hunt] = deque()
+        self._trials: dict[int, bool] = {}  # by worker: whether its samples are known to be harmless
+        self._harmless = _samples_of(harmless) if harmless is not None else None
+        self._tried: set[tuple[int, int]] = set()  # single samples tried while none was known to be harmless
+        self._barren_deaths = 0
+        self._killed: dict[int, tuple[str, float]] = {}  # why a worker that hangs was killed, and when
+
+        self._failures: Counter[int] = Counter()
+        self._failed_since_success: set[int] = set()
+        self._failures_in_a_row = 0
+        self._trouble_since = 0.0
+        self._outage_seconds = outage_seconds
+        self._rest_seconds = rest_seconds
+        self._resting_until = 0.0
+        # When those that died or failed to set themselves up are replaced, and whether elsewhere rather than there.
+        self._due: dict[int, tuple[float, bool]] = {}
+        self._tries: Counter[int] = Counter()  # how often, of those that never got as far as to be ready
+        self._loading_deaths = 0
+
+        self._begun: dict[int, float] = {}
+        self._pace: float | None = None  # seconds a sample, of the units finished lately
+        self._looked_for_slow = 0.0
+        self._doubles: set[int] = set()
+        self._stop_seconds = stop_seconds
 
     def run(self) -> Progress:
         """Work until every unit is done.
@@ -234,20 +138,21 @@ class Supervisor:
         Raises:
             BuildError: the build can't go on; the message says why. Finished units stay, the rest can be resumed.
         """
-        self._check_rejects()
-        self._loading = self._max_workers
+        self._limit.check(self.progress)
+        for worker in range(self._max_workers):
+            self._places.expect(worker)
         self._pool.start(self._max_workers)
         try:
-            while self._todo or self._promised or self._orders:
+            while self.progress.done < self.progress.units:
                 if reason := self._should_stop():
                     saved = self._wind_down()
                     raise BuildError(f"{reason}{f'; {saved} annotated samples are saved for it' if saved else ''}")
-                self._replace_failed()
+                self._replace_dead()
                 self._hand_out()
                 for event in self._pool.wait(_POLL_SECONDS):
                     self._handle(event)
                 self._end_hanging()
-                self._check_rejects()
+                self._limit.check(self.progress)
                 self._tell(None)
         except KeyboardInterrupt:
             self._wind_down()
@@ -256,43 +161,425 @@ class Supervisor:
             self._pool.stop()
         return self.progress
 
+    # What to do next
+
     def _hand_out(self) -> None:
         if self.progress.workers < self._wanted:
             return
         self._wanted = 0
-        now = time.monotonic()
-        if now < self._resting_until:
+        if time.monotonic() < self._resting_until:
             return
         for worker in list(self._idle):
-            unit = self._next_unit(worker)
-            if unit is None:
-                # a unit in flight may come back if its worker dies; one idle worker at least stays for it
-                if len(self._idle) > len(self._orders):
-                    del self._idle[worker]
-                    self.progress.workers -= 1
-                    self.progress.workers_wanted -= 1
-                    self._pool.retire(worker)
+            order = self._next_order(worker, self._places.of(worker))
+            if order is not None:
+                self._give(worker, order)
+            # a unit in flight may come back if its worker dies; one idle worker at least stays for it
+            elif not self._is_anything_left() and len(self._idle) > len(self._orders):
+                self._retire(worker)
+
+    def _next_order(self, worker: int, place: Place) -> Order | None:
+        if self._places.is_aside(place):
+            return None
+        if place.doubted:
+            return self._trial(worker, place)
+        if self._hunts_waiting:
+            others = self._places.others(place)
+            for hunt in self._hunts_waiting:
+                if (order := hunt.next_order(place.name, others)) is not None:
+                    self._hunts_waiting.remove(hunt)
+                    return order
+        unit = self._next_unit(worker)
+        if unit is not None:
+            return Order(unit, ahead=self._promise(worker))
+        return None if self._hunts_waiting else self._doubled()
+
+    def _next_unit(self, worker: int) -> Unit | None:
+        if worker in self._promised:
+            return self._promised.pop(worker)
+        if self._todo:
+            return self._todo.popleft()
+        return self._promised.pop(next(iter(self._promised))) if self._promised else None
+
+    def _promise(self, worker: int) -> Unit | None:
+        """The unit that a worker is to get next, unless others will want it first."""
+        if len(self._todo) < max(1, self.progress.workers):
+            return None
+        self._promised[worker] = self._todo.popleft()
+        return self._promised[worker]
+
+    def _is_anything_left(self) -> bool:
+        return bool(self._todo or self._promised or self._hunts_waiting)
+
+    def _doubled(self) -> Order | None:
+        """The unit of a worker that is much slower than others are, for an idle one; who commits first has done it."""
+        now = time.monotonic()
+        if self._pace is None or now - self._looked_for_slow < _POLL_SECONDS:
+            return None
+        self._looked_for_slow = now
+        copies = Counter(order.unit.id for order in self._orders.values())
+        slow: list[tuple[float, Order]] = []
+        for worker, order in self._orders.items():
+            if order.probe is not None or copies[order.unit.id] > 1 or not self._is_plain(order.unit):
                 continue
-            hunt = self._hunts.get(unit.id)
-            order = hunt.next_order() if hunt else Order(unit, ahead=self._promise(worker))
-            self.progress.queue_wait += now - self._idle.pop(worker)
-            self._orders[worker] = order
-            self._moved[worker] = now
-            _LOG.debug("to worker %d: unit %s%s", worker, order.unit.name, " (a probe)" if order.probe else "")
-            self._pool.submit(worker, order)
+            passed = now - self._begun[worker]
+            news = self.progress.working.get(worker)
+            done = news.samples if news is not None else 0
+            left = passed * (order.unit.samples - done) / done if done else passed
+            if left > _SLOW * self._pace * order.unit.samples + _SLOW_SECONDS:
+                slow.append((left, order))
+        if not slow:
+            return None
+        unit = max(slow, key=lambda each: each[0])[1].unit
+        self._doubles.add(unit.id)
+        self._warn(f"unit {unit.name} is slow; an idle worker builds it too")
+        return Order(unit)
+
+    def _is_plain(self, unit: Unit) -> bool:
+        """Whether nothing is suspected in a unit, and nobody has finished it meanwhile."""
+        return unit.id not in self._hunts and unit.id not in self._finished
+
+    def _trial(self, worker: int, place: Place) -> Order | None:
+        """What shows whether a doubted place is to blame; None while a worker there is at it.
+
+        Samples that survived elsewhere. As long as there are none, any single one: one that kills is no proof, but
+        they can't all do so.
+        """
+        if place.trial is not None:
+            return None
+        place.trial = worker
+        self._trials[worker] = self._harmless is not None
+        return self._harmless or self._untried()
+
+    def _untried(self) -> Order:
+        units = [hunt.unit for hunt in self._hunts.values()]
+        units += [self._todo[number] for number in range(min(_BARREN_DEATHS, len(self._todo)))]
+        for sample in range(max((unit.samples for unit in units), default=0)):
+            for unit in reversed(units):
+                if sample < unit.samples and (unit.id, sample) not in self._tried:
+                    self._tried.add((unit.id, sample))
+                    return Order(unit, probe=frozenset([sample]))
+        if self._barren_deaths >= _FEW:
+            self._give_up("every sample that there is")
+        return Order(units[0], probe=frozenset())  # at one image, nobody can tell whose fault it is
+
+    def _give(self, worker: int, order: Order) -> None:
+        now = time.monotonic()
+        self.progress.queue_wait += now - self._idle.pop(worker)
+        self._orders[worker] = order
+        self._begun[worker] = now
+        self._watch.begin(worker)
+        _LOG.debug("to worker %d: unit %s%s", worker, order.unit.name, " (a probe)" if order.probe is not None else "")
+        self._pool.submit(worker, order)
+
+    def _retire(self, worker: int) -> None:
+        del self._idle[worker]
+        self.progress.workers -= 1
+        self.progress.workers_wanted -= 1
+        self._places.leave(worker)
+        self._pool.retire(worker)
+
+    # What happened
+
+    def _handle(self, event: Event) -> None:
+        _LOG.debug("%r", event)
+        if event.worker not in self._places:
+            return  # one that was given up comes late
+        match event:
+            case Loading(worker):
+                if (coming := self._places.coming.get(worker)) is not None and coming.heard is None:
+                    coming.heard = time.monotonic()
+            case Ready(worker, info):
+                self._welcome(worker, info)
+            case Working(worker, unit):
+                order = self._orders.get(worker)
+                if order is not None and order.unit.id == unit:  # it may come late
+                    self._hear(event, order)
+            case Saved():
+                pass  # nobody is asked to stop here
+            case Done(worker, result):
+                self._finish(worker, result)
+            case Failed(worker):
+                self._fail(event)
+            case Died(worker):
+                self._bury(event)
+
+    def _welcome(self, worker: int, info: WorkerInfo) -> None:
+        self._loading_deaths = 0
+        self._tries.pop(worker, None)
+        self._places.arrive(worker, info.place)
+        self.progress.workers += 1
+        self._idle[worker] = time.monotonic()
+
+    def _hear(self, news: Working, order: Order) -> None:
+        self._watch.hear(news)
+        told = self.progress.working
+        is_double = order.unit.id in self._doubles and any(
+            other.unit == news.unit and other.worker != news.worker for other in told.values()
+        )
+        if order.probe is None and order.unit.id not in self._finished and not is_double:
+            told[news.worker] = news
+            self._limit.set_working(news.worker, news)
+
+    def _release(self, worker: int) -> tuple[Order | None, Working | None]:
+        """Its order is over; which that was, and the last that was heard of it."""
+        self.progress.working.pop(worker, None)
+        self._limit.set_working(worker, None)
+        self._begun.pop(worker, None)
+        return self._orders.pop(worker, None), self._watch.end(worker)
+
+    def _finish(self, worker: int, result: UnitResult | None) -> None:
+        begun = self._begun[worker]
+        order, _ = self._release(worker)
+        assert order is not None
+        unit, place = order.unit, self._places.of(worker)
+        self._idle[worker] = time.monotonic()
+        self._failures_in_a_row = 0
+        self._failed_since_success.clear()
+        if is_trial := self._trials.pop(worker, None) is not None:
+            place.trial = None
+        if order.probe and self._harmless is None:
+            self._harmless = order
+        hunt = None if is_trial else self._hunts.get(unit.id)
+        if result is None and hunt is not None:
+            self._strike(hunt.survived())
+            self._hunts_waiting.appendleft(hunt)
+        if result is not None and unit.id not in self._finished:  # or another worker was faster
+            self._count(unit, result, place, time.monotonic() - begun)
+            if hunt is not None:
+                del self._hunts[unit.id]
+                self._strike(hunt.built())
+            if result.written:
+                self._harmless = _samples_of(unit, order.poison)
+            self._tell(result)
+            self._limit.check(self.progress)
+        place.doubted = False
+        for each in self._hunts.values():
+            each.vouch(place.name)
+
+    def _count(self, unit: Unit, result: UnitResult, place: Place, seconds: float) -> None:
+        self._finished.add(unit.id)
+        self.progress.add(result)
+        self._limit.add(result)
+        place.tally.units += 1
+        place.tally.samples += result.planned
+        place.asides = 0
+        pace = seconds / max(1, unit.samples)
+        self._pace = pace if self._pace is None else 0.8 * self._pace + 0.2 * pace
+        for worker in [other.worker for other in self.progress.working.values() if other.unit == unit.id]:
+            del self.progress.working[worker]
+            self._limit.set_working(worker, None)
+
+    def _tell(self, result: UnitResult | None) -> None:
+        self._pool.observe(self.progress, result)
+        self._report(self.progress, result)
+
+    # Faults
+
+    def _fail(self, event: Failed) -> None:
+        order, _ = self._release(event.worker)
+        if order is None:
+            self._fail_setup(event)
+            return
+        if not (event.transient or event.place):
+            raise BuildError(event.message)
+        self._idle[event.worker] = time.monotonic()
+        place = self._places.of(event.worker)
+        if self._trials.pop(event.worker, None) is not None:
+            place.trial = None
+        if event.place:
+            if not self._places.others(place):
+                raise BuildError(event.message)
+            self._warn(f"unit {order.unit.name} is tried elsewhere")
+            self._put_aside(place, event.message)
+        else:
+            self._rest_after(event, order.unit)
+        self._put_back(order)
+
+    def _rest_after(self, event: Failed, unit: Unit) -> None:
+        """Storage trouble: begin nothing for a while.
+
+        Raises:
+            BuildError: it lasts too long, or this unit alone meets it again and again.
+        """
+        now = time.monotonic()
+        if not self._failures_in_a_row:
+            self._trouble_since = now
+        self._failures_in_a_row += 1
+        if unit.id not in self._failed_since_success:  # while nothing succeeds, that says nothing of this unit
+            self._failed_since_success.add(unit.id)
+            self._failures[unit.id] += 1
+        seconds, in_a_row = now - self._trouble_since, self._failures_in_a_row
+        lasts = seconds >= self._outage_seconds and in_a_row >= max(_TRANSIENT_TRIES, 2 * self.progress.workers)
+        if self._failures[unit.id] >= _TRANSIENT_TRIES:
+            raise BuildError(f"unit {unit.name} failed {_TRANSIENT_TRIES} times, but others don't: {event.message}")
+        if lasts:
+            raise BuildError(
+                f"{in_a_row} tries in a row failed, over {seconds:.0f} s (limits.outage_seconds), the last one at unit "
+                f"{unit.name}: {event.message}"
+            )
+        self._resting_until = now + self._rest(self._failures_in_a_row)
+        self._warn(f"unit {unit.name} is tried again: {event.message}")
+
+    def _put_back(self, order: Order) -> None:
+        """A unit that wasn't done, unless another worker is at it or has finished it."""
+        unit = order.unit
+        in_work = {other.unit.id for worker, other in self._orders.items() if worker not in self._trials}
+        if unit.id in self._finished or unit.id in in_work or (order.probe is not None and unit.id not in self._hunts):
+            return
+        if (hunt := self._hunts.get(unit.id)) is None:
+            self._todo.appendleft(unit)
+        elif hunt not in self._hunts_waiting:
+            self._hunts_waiting.appendleft(hunt)
+
+    def _fail_setup(self, event: Failed) -> None:
+        worker = event.worker
+        self._tries[worker] += 1
+        tries = self._tries[worker]
+        waited = sum(self._rest(failures) for failures in range(1, tries))
+        if event.transient and (tries < _TRANSIENT_TRIES or waited < self._outage_seconds):
+            rest = self._rest(tries)
+            self._replace_in(rest, worker)
+            self._warn(f"a worker failed to start, and is replaced in {rest:g} s: {event.message}")
+            return
+        self._max_workers -= 1
+        self._places.leave(worker)
+        # a bad node must not stop those that are well, nor trouble that passes those that are on their way
+        others = self._orders or self._idle or (event.transient and self._places.coming)
+        if not others or self._wanted > self._max_workers:
+            raise BuildError(event.message)
+        self._warn(f"a worker failed to start; continuing without it: {event.message}")
+        self._pool.retire(worker)
+
+    def _rest(self, failures: int, longest: float = _LONGEST_REST_SECONDS) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return min(longest, self._rest_seconds * 2.0 ** (failures - 1))
+
+    # Deaths
+
+    def _bury(self, event: Died) -> None:
+        worker = event.worker
+        hung, _ = self._killed.pop(worker, ("", 0.0))
+        cause = hung or event.message
+        self.progress.deaths += 1
+        if worker in self._places.coming:
+            self._bury_unready(event, cause)
+            return
+        is_idle = self._idle.pop(worker, None) is not None
+        order, news = self._release(worker)
+        place = self._places.leave(worker)
+        assert place is not None
+        is_trial, is_harmless = worker in self._trials, self._trials.pop(worker, False)
+        self.progress.workers -= 1
+        place.tally.deaths += 1
+        place.tally.hangs += bool(hung)
+        place.doubted = place.doubted or not event.innocent
+        place.is_gone = event.innocent and not place.workers
+        if (promised := self._promised.pop(worker, None)) is not None:
+            # It may be this one that kills, while it is read ahead. From now on it is only given out by itself.
+            self._hunts[promised.id] = Hunt(promised)
+            self._hunts_waiting.append(self._hunts[promised.id])
+        if is_idle:
+            self._warn(f"an idle worker died on {place.name}, and is replaced: {cause}")
+        elif is_trial:
+            self._warn(f"a worker on {place.name} died of samples on trial there, and is replaced: {cause}")
+        else:
+            assert order is not None
+            self._warn(
+                f"a worker died at unit {order.unit.name} on {place.name}, and is replaced; the unit is tried again: "
+                f"{cause}"
+            )
+            self._suspect(order, place, event, (news.places if news is not None else ()) if hung else None)
+        if is_trial and not event.innocent:
+            self._judge(place, cause, is_harmless=is_harmless)
+        self._replace_in(0.0, worker, None if event.innocent else place, elsewhere=is_trial)
+
+    def _suspect(self, order: Order, place: Place, event: Died, hung_at: tuple[int, ...] | None) -> None:
+        unit = order.unit
+        if unit.id in self._finished:
+            return
+        if not event.innocent:
+            hunt = self._hunts.setdefault(unit.id, Hunt(unit))
+            if hung_at is not None:
+                hunt.hung(place.name, hung_at)
+            else:
+                hunt.died(place.name)
+        self._put_back(order)
+
+    def _judge(self, place: Place, cause: str, *, is_harmless: bool) -> None:
+        """A trial has killed.
+
+        Raises:
+            BuildError: nothing survives anywhere.
+        """
+        if is_harmless:
+            self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")
+        elif self._harmless is None:
+            self._barren_deaths += 1
+            if self._barren_deaths >= _BARREN_DEATHS:
+                self._give_up(f"{self._barren_deaths} different samples, on {place.name} of the last: {cause}")
+
+    def _give_up(self, samples: str) -> NoReturn:
+        raise BuildError(
+            f"workers died of {samples}, and none has survived any. That isn't the samples' fault: look at the "
+            "machine's memory, its GPU, and the models' libraries"
+        )
+
+    def _strike(self, names: Iterable[str]) -> None:
+        for place in self._places.strike(names):
+            self._put_aside(place, "workers die there of units that others survive")
+
+    def _put_aside(self, place: Place, why: str) -> None:
+        seconds = self._places.put_aside(place, why)
+        for hunt in self._hunts.values():
+            hunt.distrust(place.name)
+        self._warn(f"{place.name} is put aside for {seconds:.0f} s: {why}")
+        if self._places.are_hopeless():
+            bad = "; ".join(f"{each.name}: {each.why}" for each in self._places.all.values() if each.asides)
+            raise BuildError(f"there is no place left where workers survive. {bad}")
+
+    def _bury_unready(self, event: Died, cause: str) -> None:
+        worker = event.worker
+        place = self._places.leave(worker)
+        self._loading_deaths += not event.innocent
+        if self._loading_deaths >= _LOADING_DEATHS and not (self._orders or self._idle):
+            raise BuildError(f"{_LOADING_DEATHS} workers died one after another while they loaded models: {cause}")
+        self._tries[worker] += not event.innocent
+        tries = self._tries[worker]
+        rest = self._rest(tries - 1, _LONGEST_LOADING_REST_SECONDS) if tries > 1 else 0.0
+        soon = f" in {rest:g} s" if rest else ""
+        self._warn(f"a worker died while it loaded its models, and is replaced{soon}: {cause}")
+        self._replace_in(rest, worker, place)
+
+    def _replace_in(self, seconds: float, worker: int, place: Place | None = None, *, elsewhere: bool = False) -> None:
+        due = time.monotonic() + seconds
+        self._due[worker] = due, elsewhere
+        self._places.expect(worker, None if elsewhere else place, due)
+
+    def _replace_dead(self) -> None:
+        now = time.monotonic()
+        for worker, (due, elsewhere) in list(self._due.items()):
+            if due <= now:
+                del self._due[worker]
+                place = self._places.leave(worker)
+                new = self._pool.replace(worker, elsewhere=elsewhere)
+                self._places.expect(new, place)
+                self._tries[new] = self._tries.pop(worker, 0)
 
     def _end_hanging(self) -> None:
-        """Kill the workers that haven't finished a sample for too long."""
-        limit = self._sample_timeout
-        if limit is None:
-            limit = max(_LEAST_TIMEOUT_SECONDS, _MOST_GAPS * self._longest) if self._longest else _FIRST_TIMEOUT_SECONDS
+        """Kill the workers that take too long; one that even so doesn't end is given up."""
         now = time.monotonic()
-        for worker in self._orders.keys() - self._hung.keys():
-            if now - self._moved[worker] > limit:
-                news = self._news.get(worker)
-                where = f" in {news.doing}" if news is not None and news.doing else ""
-                self._hung[worker] = f"it hung: no sample was finished for {limit:.0f} s{where} (limits.sample_timeout)"
+        hanging = list(self._watch.overdue())
+        for worker, coming in self._places.coming.items():
+            if coming.heard is not None and now - coming.heard > _LOADING_SECONDS:
+                hanging.append((worker, f"it hung: its models weren't loaded after {_LOADING_SECONDS:.0f} s"))
+        for worker, why in hanging:
+            if worker not in self._killed:
+                self._killed[worker] = why, now
                 self._pool.kill(worker)
+        for worker, (why, since) in list(self._killed.items()):
+            if now - since > _KILL_SECONDS:
+                self._killed[worker] = f"{why}, and can't be ended", since
+                self._bury(Died(worker, innocent=False, message=""))
 
     def _wind_down(self) -> int:
         """Let units end that are nearly done, and workers save what they have annotated of the others.
@@ -301,7 +588,8 @@ class Supervisor:
             How many samples of unfinished units are saved.
         """
         until = time.monotonic() + self._stop_seconds
-        self._orders = {worker: order for worker, order in self._orders.items() if order.probe is None}
+        for worker in [worker for worker, order in self._orders.items() if order.probe is not None]:
+            self._release(worker)
         if self._orders:
             self._pool.interrupt(self._stop_seconds / 2)
         saved = 0
@@ -318,173 +606,8 @@ class Supervisor:
             self._tell(None)
         return saved
 
-    def _next_unit(self, worker: int) -> Unit | None:
-        if worker in self._promised:
-            return self._promised.pop(worker)
-        if self._todo:
-            return self._todo.popleft()
-        return self._promised.pop(next(iter(self._promised))) if self._promised else None
 
-    def _promise(self, worker: int) -> Unit | None:
-        """The unit that a worker is to get next, unless others will want it first.
-
-        None that is hunted in: a worker that dies of it would be taken to have died of the unit that it was ending.
-        """
-        if len(self._todo) < max(1, self.progress.workers) or self._todo[0].id in self._hunts:
-            return None
-        self._promised[worker] = self._todo.popleft()
-        return self._promised[worker]
-
-    def _handle(self, event: Event) -> None:
-        _LOG.debug("%r", event)
-        match event:
-            case Ready(worker):
-                self._setup_deaths = 0
-                self._loading -= 1
-                self.progress.workers += 1
-                self._idle[worker] = time.monotonic()
-            case Working(worker, unit):
-                order = self._orders.get(worker)
-                if order is not None and order.unit.id == unit:  # it may come late
-                    self._hear(event, is_probe=order.probe is not None)
-            case Saved():
-                pass  # nobody is asked to stop here
-            case Done(worker, result):
-                self._forget(worker)
-                self._idle[worker] = time.monotonic()
-                self._finish(self._orders.pop(worker), result)
-            case Failed(worker, transient, message):
-                self._fail(worker, transient, message)
-            case Died(worker, innocent, message):
-                self._bury(worker, innocent, message)
-
-    def _hear(self, news: Working, *, is_probe: bool) -> None:
-        before = self._news.get(news.worker)
-        if before is None or news.samples != before.samples:
-            now = time.monotonic()
-            if before is not None:
-                self._longest = max(self._longest, now - self._moved[news.worker])
-            self._moved[news.worker] = now
-        self._news[news.worker] = news
-        if not is_probe:
-            self._set_working(news.worker, news)
-
-    def _forget(self, worker: int) -> Working | None:
-        """Its order is over; the last that was heard of it."""
-        self._set_working(worker, None)
-        return self._news.pop(worker, None)
-
-    def _set_working(self, worker: int, news: Working | None) -> None:
-        before = self.progress.working.pop(worker, None)
-        for working, sign in ((before, -1), (news, 1)):
-            if working is not None:
-                self._working_samples += sign * working.samples
-                self._working_rejected += sign * sum(working.rejects.values())
-        if news is not None:
-            self.progress.working[worker] = news
-
-    def _finish(self, order: Order, result: UnitResult | None) -> None:
-        if result is None:
-            self._hunts[order.unit.id].survived()
-            self._todo.appendleft(order.unit)
-            return
-        self._hunts.pop(order.unit.id, None)
-        self._failures_in_a_row = 0
-        self.progress.add(result)
-        self._samples += result.planned
-        self._rejected += sum(result.rejects.values())
-        self._tell(result)
-        self._check_rejects()
-
-    def _tell(self, result: UnitResult | None) -> None:
-        self._pool.observe(self.progress, result)
-        self._report(self.progress, result)
-
-    def _fail(self, worker: int, transient: bool, message: str) -> None:
-        order = self._orders.pop(worker, None)
-        self._forget(worker)
-        if order is None:
-            self._fail_setup(worker, transient, message)
-            return
-        if not transient:
-            raise BuildError(message)
-        self._idle[worker] = time.monotonic()
-        self._failures[order.unit.id] += 1
-        self._failures_in_a_row += 1
-        in_a_row = max(_TRANSIENT_TRIES, 2 * self.progress.workers)
-        if self._failures[order.unit.id] >= _TRANSIENT_TRIES or self._failures_in_a_row >= in_a_row:
-            raise BuildError(
-                f"unit {order.unit.name} failed {self._failures[order.unit.id]} times, and {self._failures_in_a_row} "
-                f"units in a row did; the last time with: {message}"
-            )
-        self._resting_until = time.monotonic() + self._rest(self._failures_in_a_row)
-        self._warn(f"unit {order.unit.name} is tried again: {message}")
-        self._todo.append(order.unit)
-
-    def _fail_setup(self, worker: int, transient: bool, message: str) -> None:
-        self._setup_tries[worker] += 1
-        if transient and self._setup_tries[worker] < _TRANSIENT_TRIES:
-            rest = self._rest(self._setup_tries[worker])
-            self._replacements[worker] = time.monotonic() + rest
-            self._warn(f"a worker failed to start, and is replaced in {rest:g} s: {message}")
-            return
-        self._max_workers -= 1
-        self._loading -= 1
-        # a bad node must not stop those that are well, nor trouble that passes those that are on their way
-        others = self._orders or self._idle or (transient and self._loading)
-        if not others or self._wanted > self._max_workers:
-            raise BuildError(message)
-        self._warn(f"a worker failed to start; continuing without it: {message}")
-        self._pool.retire(worker)
-
-    def _replace_failed(self) -> None:
-        now = time.monotonic()
-        for worker in [worker for worker, due in self._replacements.items() if due <= now]:
-            del self._replacements[worker]
-            self._setup_tries[self._pool.replace(worker)] = self._setup_tries.pop(worker)
-
-    def _rest(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row."""
-        return min(_LONGEST_REST_SECONDS, self._rest_seconds * 2.0 ** (failures - 1))
-
-    def _bury(self, worker: int, innocent: bool, message: str) -> None:
-        was_idle = self._idle.pop(worker, None) is not None
-        order = self._orders.pop(worker, None)
-        news, hung = self._forget(worker), self._hung.pop(worker, "")
-        self.progress.deaths += 1
-        self._replacements.pop(worker, None)  # the pool has done it
-        if order is None and not was_idle:
-            self._setup_deaths += not innocent
-            if self._setup_deaths >= _SETUP_DEATHS and not (self._orders or self._idle):
-                raise BuildError(f"{_SETUP_DEATHS} workers died one after another while they loaded models: {message}")
-            self._warn(f"a worker died while it loaded its models, and is replaced: {message}")
-            return
-        self.progress.workers -= 1
-        self._loading += 1
-        if (promised := self._promised.pop(worker, None)) is not None:
-            # It may be this one that kills, while it is read ahead. From now on it is only given out by itself.
-            self._hunts.setdefault(promised.id, Hunt(promised))
-            self._todo.appendleft(promised)
-        if order is None:
-            self._warn(f"an idle worker died, and is replaced: {message}")
-            return
-        self._warn(
-            f"a worker died at unit {order.unit.name}, and is replaced; the unit is tried again: {hung or message}"
-        )
-        if hung:
-            self._hunts.setdefault(order.unit.id, Hunt(order.unit)).hung(news.places if news is not None else ())
-        elif not innocent:
-            self._hunts.setdefault(order.unit.id, Hunt(order.unit)).died()
-        self._todo.appendleft(order.unit)
-
-    def _check_rejects(self) -> None:
-        rejected, samples = self._rejected + self._working_rejected, self._samples + self._working_samples
-        if rejected > max(MIN_REJECTS_TO_STOP, self._max_share * samples):
-            found = self.progress.all_rejects().most_common()
-            reasons = f" (in this run {', '.join(f'{count} {reason}' for reason, count in found)})" if found else ""
-            raise BuildError(
-                f"{rejected} of {samples} samples were rejected, more than limits.max_reject_share "
-                f"({self._max_share:g}) allows{reasons}. If the data set is like "
-                "that, raise limits.max_reject_share and run the same command again; else fix the config and build "
-                "into another folder"
-            )
+def _samples_of(unit: Unit, poison: frozenset[int] = frozenset()) -> Order:
+    """Some samples of a unit that was built without killing anybody, to be looked at again."""
+    step = -(-unit.samples // _HARMLESS_SAMPLES)
+    return Order(unit, probe=frozenset(range(0, unit.samples, step)) - poison)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.driver.supervise import Progress, Reporter
+from patchmint.pipeline.driver.contracts import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
 from patchmint.shards.plan import Plan
 

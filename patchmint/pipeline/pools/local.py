@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import Died, Event, Order, UnitResult, WorkerSettings
 from patchmint.pipeline.pools.serve import ServedWorker
 
@@ -31,17 +32,17 @@ _START = "import sys; sys.path[:] = {path!r}; from patchmint.pipeline.pools.loca
 class _Child:
     process: subprocess.Popen[bytes]
     connection: Connection[Any, Any]
-    slot: int
 
 
 class LocalPool:
     """A `Pool` of child processes."""
 
-    def __init__(self, settings: WorkerSettings, *, device: str, threads: int) -> None:
+    def __init__(self, settings: WorkerSettings, *, workers: int, device: str, threads: int) -> None:
         """Prepare; nothing starts yet.
 
         Args:
             settings: what each worker needs.
+            workers: most at a time.
             device: "cpu", "cuda:N", or "cuda" = spread over the GPUs; "auto" = GPUs if there are any.
             threads: CPU threads of each worker.
         """
@@ -49,12 +50,14 @@ class LocalPool:
         self._device = device
         self._threads = threads
         self._children: dict[int, _Child] = {}
+        self._slots: dict[int, int] = {}
+        self._free = deque(range(workers))
         self._next = 0
 
     def start(self, workers: int) -> None:
         """Start that many processes."""
-        for slot in range(workers):
-            self._spawn(slot)
+        for _ in range(workers):
+            self._spawn()
 
     def submit(self, worker: int, order: Order) -> None:
         """Send an order."""
@@ -93,13 +96,19 @@ class LocalPool:
     def retire(self, worker: int) -> None:
         """End an idle worker."""
         self._end(self._children.pop(worker))
+        self._free.append(self._slots.pop(worker))
 
-    def replace(self, worker: int) -> int:
-        """Kill the process and start another."""
-        child = self._children.pop(worker)
-        child.process.kill()
-        self._end(child)
-        return self._spawn(child.slot)
+    def replace(self, worker: int, *, elsewhere: bool) -> int:
+        """Kill the process, if it isn't dead, and start another."""
+        if (child := self._children.pop(worker, None)) is not None:
+            child.process.kill()
+            self._end(child)
+        slot = self._slots.pop(worker)
+        if elsewhere:
+            self._free.append(slot)
+        else:
+            self._free.appendleft(slot)
+        return self._spawn()
 
     def stop(self) -> None:
         """Kill all workers; what they were writing is swept by the driver."""
@@ -108,8 +117,9 @@ class LocalPool:
         while self._children:
             self._end(self._children.popitem()[1])
 
-    def _spawn(self, slot: int) -> int:
+    def _spawn(self) -> int:
         worker, self._next = self._next, self._next + 1
+        slot = self._slots[worker] = self._free.popleft()
         ours, theirs = Pipe()
         start = _START.format(path=sys.path, connection=theirs.fileno())
         with _deaf_to_interrupts():
@@ -118,7 +128,7 @@ class LocalPool:
                 [sys.executable, "-c", start], stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]
             )
         theirs.close()  # or the end of the child would not close the pipe
-        self._children[worker] = _Child(process, ours, slot)
+        self._children[worker] = _Child(process, ours)
         self._send(worker, (worker, slot, self._settings, self._device, self._threads))
         return worker
 
@@ -128,19 +138,18 @@ class LocalPool:
             self._children[worker].connection.send(message)
 
     def _bury(self, worker: int) -> Died:
-        child = self._children.pop(worker)
-        code = self._end(child)
-        self._spawn(child.slot)
+        code = self._end(self._children.pop(worker))
         return Died(worker, innocent=False, message=_cause(code))
 
     def _end(self, child: _Child) -> int | None:
-        """See a child end; its exit code, None if it had to be killed."""
+        """See a child end; its exit code, None if it had to be killed, or even so doesn't end: a disk that hangs."""
         child.connection.close()
         code = None
         with suppress(subprocess.TimeoutExpired):
             code = child.process.wait(_STOP_SECONDS)
         child.process.kill()
-        child.process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            child.process.wait(_STOP_SECONDS)
         assert child.process.stdin is not None
         child.process.stdin.close()
         return code

@@ -23,7 +23,7 @@ from ray.util.metrics import Counter, Gauge
 
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import Died, Event, Order, Ready, UnitResult, WorkerSettings, Working
 from patchmint.pipeline.pools.serve import ServedWorker
 
@@ -41,7 +41,9 @@ class PatchmintWorker(ServedWorker):
 
     def __init__(self, worker: int, board: Any) -> None:
         self._board = board
-        super().__init__(worker, self._say, f"on {socket.gethostname()}: ")
+        node = ray.get_runtime_context().get_node_id()
+        # several nodes may run on one machine, and containers may share a name
+        super().__init__(worker, self._say, host=f"{socket.gethostname()}/{node[:6]}")
 
     def ping(self) -> None:
         """Show that it lives."""
@@ -147,15 +149,15 @@ class RayPool:
 
     def kill(self, worker: int) -> None:
         """Kill the actor; that it is dead its order's answer tells."""
-        with suppress(RayError):
+        with suppress(RayError, KeyError):
             ray.kill(self._actors[worker])
 
     def retire(self, worker: int) -> None:
         """End an idle actor: its GPU goes back, and an autoscaler can give the node back."""
         self._kill(worker)
 
-    def replace(self, worker: int) -> int:
-        """End an actor and create another, maybe on another node."""
+    def replace(self, worker: int, *, elsewhere: bool) -> int:  # noqa: ARG002 (Ray chooses)
+        """End an actor, if it isn't dead, and create another."""
         self._kill(worker)
         return self._create()
 
@@ -218,13 +220,13 @@ class RayPool:
 
     def _bury(self, worker: int, *, innocent: bool, message: str) -> Died:
         self._kill(worker)
-        self._create()
         return Died(worker, innocent=innocent, message=message)
 
     def _kill(self, worker: int) -> None:
         self._loaded.discard(worker)
-        actor = self._actors.pop(worker)
-        if not self._pulse.lost:  # or each call would wait for an answer
+        actor = self._actors.pop(worker, None)
+        self._pending = {ref: asked for ref, asked in self._pending.items() if asked != worker}
+        if actor is not None and not self._pulse.lost:  # or each call would wait for an answer
             with suppress(RayError):
                 ray.kill(actor)
 

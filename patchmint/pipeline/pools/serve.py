@@ -7,12 +7,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, StorageError
 from patchmint.logs import start_logging
-from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
+from patchmint.pipeline.orders import Done, Event, Failed, Loading, Order, Ready, Saved, WorkerInfo, WorkerSettings
 
 if TYPE_CHECKING:
     from patchmint.pipeline.worker.work import Worker
@@ -26,12 +27,12 @@ class ServedWorker:
     Args:
         number: the pool's name for it.
         tell: takes what isn't an answer, in another thread; None: nobody listens.
-        where: put before the messages of errors.
+        host: where this is, put before the messages of errors; "" = on the driver's machine.
     """
 
-    def __init__(self, number: int, tell: Callable[[Event], None] | None = None, where: str = "") -> None:
+    def __init__(self, number: int, tell: Callable[[Event], None] | None = None, host: str = "") -> None:
         self._number = number
-        self._where = where
+        self._host = host
         self._worker: Worker | None = None
         self._tell = tell
         if tell is not None:
@@ -66,7 +67,9 @@ class ServedWorker:
     def _beat(self, tell: Callable[[Event], None]) -> None:
         while True:
             time.sleep(_BEAT_SECONDS)
-            if self._worker is not None and (working := self._worker.working(self._number)) is not None:
+            if self._worker is None:
+                tell(Loading(self._number))
+            elif (working := self._worker.working(self._number)) is not None:
                 tell(working)
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
@@ -77,13 +80,15 @@ class ServedWorker:
         from patchmint.pipeline.worker.work import Worker
 
         self._worker = Worker(settings, pick_device(device, slot), threads)
-        return self._worker.info
+        info = self._worker.info
+        return replace(info, host=self._host) if self._host else info
 
     def _answer(self, act: Callable[[], Event]) -> Event:
         try:
             return act()
         except PatchmintError as error:
             transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError | BucketMissingError)
-            return Failed(self._number, transient, f"{self._where}{error}")
+            where = f"on {self._host}: " if self._host else ""
+            return Failed(self._number, transient, f"{where}{error}")
         except Exception:
             return Failed(self._number, transient=False, message=traceback.format_exc())

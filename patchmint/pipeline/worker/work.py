@@ -24,6 +24,7 @@ from typing import NoReturn
 import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
+from patchmint.compute.devices import machine_device
 from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory, ran_out
 from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.config.build import BATCHES_AHEAD
@@ -95,7 +96,7 @@ class Worker:
     @property
     def info(self) -> WorkerInfo:
         """Who this is."""
-        return WorkerInfo(host=socket.gethostname(), device=self._device)
+        return WorkerInfo(host=socket.gethostname(), device=machine_device(self._device))
 
     def working(self, worker: int) -> Working | None:
         """How far this is with its unit, in any thread; None while it annotates none.
