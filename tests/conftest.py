@@ -1,5 +1,7 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
+import atexit
+import gc
 import os
 
 import builds
@@ -21,6 +23,21 @@ def pytest_configure(config):
     """Have one server of warm processes for all workers; a single run starts its own when it needs one."""
     if getattr(config.option, "numprocesses", None):
         warm.start_server()
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)  # taking apart what was imported takes seconds
+    else:
+        atexit.register(gc.unfreeze)  # or nanobind would report a leak
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: Python's search for garbage passes it over, now and during the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -316,13 +316,14 @@ def _end(code):
 
 
 if __name__ == "__main__":
+    gc.disable()
     import pyarrow as pa
 
     _import_everything()
     sys.path.remove(str(Path(__file__).resolve().parent))
     pa.array([1])  # imports pandas where it is installed
-    gc.collect()
     gc.freeze()
+    gc.enable()
     task, files = _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     _become(task, files)
     if LEASE in os.environ:
