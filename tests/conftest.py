@@ -3,6 +3,8 @@
 import atexit
 import gc
 import os
+import shlex
+import sys
 
 import builds
 import pytest
@@ -20,13 +22,11 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 
 def pytest_configure(config):
-    """Have one server of warm processes for all workers; a single run starts its own when it needs one."""
+    """Fork all workers from one server of warm processes; a single run starts its own when it needs one."""
     if getattr(config.option, "numprocesses", None):
         warm.start_server()
-    if hasattr(config, "workerinput"):
-        atexit.register(os._exit, 0)  # taking apart what was imported takes seconds
-    else:
-        atexit.register(gc.unfreeze)  # or nanobind would report a leak
+        config.option.tx = [f"popen//python={shlex.join([sys.executable, warm.__file__])}"] * len(config.option.tx)
+    atexit.register(gc.unfreeze)  # or nanobind would report a leak
 
 
 @pytest.hookimpl(wrapper=True)

@@ -315,6 +315,9 @@ def _end(code):
     os._exit(code)
 
 
+if __name__ == "__main__" and "-c" in sys.argv:  # as pytest-xdist starts its workers: WARM -u -c CODE
+    sys.exit(Python([sys.executable, *sys.argv[sys.argv.index("-c") :]]).wait())
+
 if __name__ == "__main__":
     gc.disable()
     import pyarrow as pa
