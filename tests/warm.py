@@ -1,6 +1,6 @@
 """Python commands in forks of a process that has imported everything: what a user runs, without its seconds of imports.
 
-A server, started once for all workers of a test run, forks a child for each command. The child takes the caller's
+A server, started once for a test run, forks its workers and a child for each command. The child takes the caller's
 arguments, environment, folder and files, and runs the module as `python -m` would. A command that starts workers of its
 own has them forked as well, by a small server in its own session, so that signals to its group reach them.
 
