@@ -1,6 +1,10 @@
 """What several files share: warm processes, an S3-protocol server, a proxy that fails, a storage of either kind."""
 
+import atexit
+import gc
 import os
+import shlex
+import sys
 
 import builds
 import pytest
@@ -18,9 +22,22 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 
 def pytest_configure(config):
-    """Have one server of warm processes for all workers; a single run starts its own when it needs one."""
+    """Fork all workers from one server of warm processes; a single run starts its own when it needs one."""
     if getattr(config.option, "numprocesses", None):
         warm.start_server()
+        config.option.tx = [f"popen//python={shlex.join([sys.executable, warm.__file__])}"] * len(config.option.tx)
+    atexit.register(gc.unfreeze)  # or nanobind would report a leak
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: Python's search for garbage passes it over, now and during the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -562,7 +562,6 @@ def test_memory_does_not_grow_with_the_samples(stand_in, monkeypatch, tmp_path):
     for samples in (24, 96):
         most.append(0)
         build_of(tmp_path, samples, f"out-{samples}", samples_per_shard=100)
-    gc.unfreeze()
     # batches of two: four of them to choose from, two decoded ahead, one asked about, two being finished
     assert all(8 <= count <= 2 * (4 + 2 + 1 + 2) for count in most), most
 

@@ -1,6 +1,6 @@
 """Python commands in forks of a process that has imported everything: what a user runs, without its seconds of imports.
 
-A server, started once for all workers of a test run, forks a child for each command. The child takes the caller's
+A server, started once for a test run, forks its workers and a child for each command. The child takes the caller's
 arguments, environment, folder and files, and runs the module as `python -m` would. A command that starts workers of its
 own has them forked as well, by a small server in its own session, so that signals to its group reach them.
 
@@ -315,14 +315,18 @@ def _end(code):
     os._exit(code)
 
 
+if __name__ == "__main__" and "-c" in sys.argv:  # as pytest-xdist starts its workers: WARM -u -c CODE
+    sys.exit(Python([sys.executable, *sys.argv[sys.argv.index("-c") :]]).wait())
+
 if __name__ == "__main__":
+    gc.disable()
     import pyarrow as pa
 
     _import_everything()
     sys.path.remove(str(Path(__file__).resolve().parent))
     pa.array([1])  # imports pandas where it is installed
-    gc.collect()
     gc.freeze()
+    gc.enable()
     task, files = _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     _become(task, files)
     if LEASE in os.environ:
