@@ -410,7 +410,7 @@ def _poisoned(planned: PlannedSample, *, hangs: bool) -> Reject:
         )
         return reject(planned, Fault("worker", "hangs-worker", message))
     message = (
-        "processing this sample alone killed its worker each time it was tried (a crash in a library, or the machine "
-        "ran out of memory); look at the image by itself"
+        "this sample alone killed its worker each time it was tried, where other samples survive (a crash in a library, "
+        "or the machine ran out of memory); look at the image by itself"
     )
     return reject(planned, Fault("worker", "kills-worker", message))
