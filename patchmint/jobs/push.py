@@ -25,7 +25,7 @@ from patchmint.jobs.progress import say
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, plan_path, record_path
 from patchmint.storage import Storage, uri_of
-from patchmint.storage.failures import explain, explain_hub
+from patchmint.storage.failures import explain_hub, explain_place, is_passing
 from patchmint.storage.hub import HubAddress, HubStorage, connect, explained
 from patchmint.storage.local import LocalStorage
 
@@ -289,7 +289,7 @@ class _Work:
             except Exception as error:
                 # a commit may have been made although its reply was lost: what there is, is looked at again
                 failures = failures + 1 if target.head == before else 1
-                if failures > len(_PAUSES) or not _is_passing(error):
+                if failures > len(_PAUSES) or not is_passing(error):
                     raise explain_hub("write", target.uri, error) from error
                 say(f"the Hub can't be used ({type(error).__name__}); trying again in {_PAUSES[failures - 1]:.0f} s")
                 time.sleep(_PAUSES[failures - 1])
@@ -336,7 +336,7 @@ class _Work:
                 with self.storage.open(file.path) as source, spool.open("wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
             except OSError as error:
-                raise explain("write", str(spool), error, note=" (TMPDIR moves it)") from error
+                raise explain_place("write", uri_of(self.storage, file.path), error) from error
         addition = CommitOperationAdd(file.path, spool)
         if file.sha256 and addition.upload_info.sha256.hex() != file.sha256:
             shown = uri_of(self.storage, file.path)
@@ -362,19 +362,7 @@ def _patiently(request: Callable[[], _Value]) -> _Value:
         try:
             return request()
         except Exception as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 raise
             time.sleep(pause)
     return request()
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether it may go well another time."""
-    from huggingface_hub import errors
-
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of one of the threads that upload
-        error = error.__cause__
-    reply = getattr(error, "response", None)
-    if reply is not None:
-        return reply.status_code in (408, 429, 500, 502, 503, 504)
-    return isinstance(error, errors.HTTPError)

@@ -135,6 +135,7 @@ class Working:
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
         places: in the unit, of the samples that it is at.
+        waits_for: the storage trouble that it sits out, and for how long already; "" if none. It doesn't hang then.
     """
 
     worker: int
@@ -144,6 +145,7 @@ class Working:
     rejects: Mapping[str, int]
     doing: str
     places: tuple[int, ...] = ()
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,13 @@ class Failed:
         worker: which.
         transient: storage trouble, worth another try; anything else stops the run.
         message: for people; of a programming error the traceback.
+        place: it is the fault of the worker's machine: worth another try elsewhere (then `transient` is True as well).
     """
 
     worker: int
     transient: bool
     message: str
+    place: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -15,10 +17,12 @@ from typing import BinaryIO, TypeVar
 from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, temporary_name
+from patchmint.storage.patience import repeated
 
 _Value = TypeVar("_Value")
 _BUFFER = 1 << 20
 _TRIES = 5
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
@@ -29,16 +33,18 @@ class LocalStorage:
     Attributes:
         uri: as given.
         root: the folder, absolute. It is made by the first write.
+        outage_seconds: for which passing faults of a file system on another machine are waited out.
     """
 
     uri: str
     root: Path
+    outage_seconds: float = 0.0
     is_local = True
 
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
-        with self.open(path) as file, _explained("read", self._at(path)):
-            return file.read()
+        target = self._at(path)
+        return self._tried("read", target, lambda: _read(target))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
@@ -47,34 +53,27 @@ class LocalStorage:
                 f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
                 uri=str(self._at(path)),
             )
-        with self.open(path) as file, _explained("read", self._at(path)):
-            file.seek(start)
-            data = file.read(length)
-            enough = start + length <= os.fstat(file.fileno()).st_size and len(data) == length
-        if not enough:
+        target = self._at(path)
+        data, size = self._tried("read", target, lambda: _read_range(target, start, length))
+        if start + length > size or len(data) != length:
             raise StorageError(
-                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
-                uri=str(self._at(path)),
+                f"{target} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=str(target),
             )
         return data
 
     def size(self, path: str) -> int:
         """See `Storage.size`."""
         target = self._at(path)
+        found = self._tried("read", target, target.stat)
         with _explained("read", target):
-            found = target.stat()
             _must_be_file(target, found)
         return found.st_size
 
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
         target = self._at(path)
-        try:
-            return stat.S_ISREG(target.stat().st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise explain("look for", str(target), error) from error
+        return self._tried("look for", target, lambda: _is_there(target))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`."""
@@ -86,29 +85,23 @@ class LocalStorage:
     def open(self, path: str) -> BinaryIO:
         """See `Storage.open`."""
         target = self._at(path)
-        with _explained("read", target):
-            # A named pipe would block the opening.
-            _must_be_file(target, target.stat())
-            return target.open("rb")
+        return self._tried("read", target, lambda: _open(target))
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
         target = self._at(path)
-        with _explained("write", target):
-            _again_if_swept(lambda: _write(target, data))
+        self._tried("write", target, lambda: _again_if_swept(lambda: _write(target, data)))
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Storage.create`."""
         target = self._at(path)
-        with _explained("write", target):
-            return _again_if_swept(lambda: _create(target, data))
+        return self._tried("write", target, lambda: _again_if_swept(lambda: _create(target, data)))
 
     @contextmanager
     def new_file(self, path: str) -> Iterator[NewFile]:
         """See `Storage.new_file`."""
         target = self._at(path)
-        with _explained("write", target):
-            sink = _again_if_swept(lambda: _opened(target))
+        sink = self._tried("write", target, lambda: _again_if_swept(lambda: _opened(target)))
         try:
             yield (file := NewFile(path, sink, str(target)))
             file.flush()
@@ -128,9 +121,12 @@ class LocalStorage:
     def move(self, source: str, target: str) -> None:
         """See `Storage.move`."""
         old, new = self._at(source), self._at(target)
-        with _explained("move", old):
+
+        def move() -> None:
             old.stat()
             _again_if_swept(lambda: _rename(old, new))
+
+        self._tried("move", old, move)
         prune(old.parent, self.root)
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -139,8 +135,7 @@ class LocalStorage:
         for path in paths:
             target = self._at(path)
             folders[target.parent] = None
-            with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
-                target.unlink()
+            self._tried("delete", target, partial(_unlink, target))
         for folder in folders:
             prune(folder, self.root)
 
@@ -155,6 +150,41 @@ class LocalStorage:
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
+
+    def _tried(self, action: str, target: Path, request: Callable[[], _Value]) -> _Value:
+        """The result of something that may be done twice without harm."""
+        with _explained(action, target):
+            return repeated(str(target), self.outage_seconds, request)
+
+
+def _read(target: Path) -> bytes:
+    with _open(target) as file:
+        return file.read()
+
+
+def _read_range(target: Path, start: int, length: int) -> tuple[bytes, int]:
+    """Some bytes of a file, fewer at its end, and its size."""
+    with _open(target) as file:
+        file.seek(start)
+        return file.read(length), os.fstat(file.fileno()).st_size
+
+
+def _open(target: Path) -> BinaryIO:
+    # A named pipe would block the opening.
+    _must_be_file(target, target.stat())
+    return target.open("rb")
+
+
+def _is_there(target: Path) -> bool:
+    try:
+        return stat.S_ISREG(target.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _unlink(target: Path) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        target.unlink()
 
 
 def _opened(target: Path) -> BinaryIO:
@@ -185,13 +215,38 @@ def _create(target: Path, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            raise StorageError(
-                f"can't create {target}: this file system has no hard links ({error.strerror}), without which two "
-                "writers could both win; choose a folder on another file system, or an object store",
-                uri=str(target),
-            ) from error
+            try:
+                rename_new(temporary, target)
+            except FileExistsError:
+                return False
+            except OSError as second:
+                if second.errno not in (*_NO_LINKS, errno.EINVAL):
+                    raise
+                raise StorageError(
+                    f"can't create {target}: this file system has neither hard links ({error.strerror}) nor a renaming "
+                    f"that replaces nothing ({second.strerror}), without which two writers could both win; choose a "
+                    "folder on another file system, or an object store",
+                    uri=str(target),
+                ) from second
         sync_folder(target.parent)
         return True
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename a file to a name that nothing has, in one step.
+
+    Raises:
+        FileExistsError: something has it.
+        OSError: EINVAL or ENOSYS where the file system or the C library can't; or another fault.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError as error:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+    here, only_new = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    if rename(here, os.fsencode(source), here, os.fsencode(target), only_new):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 @contextmanager
@@ -255,17 +310,26 @@ def existing_folder(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> bool:
     """Make names in a folder last through a power cut.
 
+    Returns:
+        Whether the file system does that. Those which don't are of other machines (CIFS, some of FUSE): they hand a
+        name on before the call that made it returns, and this machine holds nothing back that could be synced.
+
     Raises:
-        OSError: the folder is gone or can't be synced.
+        OSError: the folder is gone, or syncing it failed.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def prune(folder: Path, root: Path) -> None:

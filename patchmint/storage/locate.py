@@ -16,7 +16,7 @@ from patchmint.storage.objects import ObjectStorage
 from patchmint.storage.stores import SCHEMES
 
 
-def open_storage(uri: str | os.PathLike[str]) -> Storage:
+def open_storage(uri: str | os.PathLike[str], *, outage_seconds: float | None = None) -> Storage:
     """The storage at a path or URI.
 
     Nothing is touched yet: the first write makes a folder, the first use connects to a store.
@@ -29,6 +29,8 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     Args:
         uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, or, for
             reading, `hf://datasets/ORG/NAME[@REVISION][/FOLDER]`.
+        outage_seconds: how long passing faults are waited out. None: for some 15 seconds, in a folder not at all. A
+            store that has never answered isn't waited for any longer than that.
 
     Raises:
         StorageError: it is none of these, or there are credentials in it.
@@ -40,13 +42,13 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     if not separator:
         if re.match(r"[a-z0-9]+:/", text):
             raise _refused(text, f"looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
-        return LocalStorage(text, Path(text).expanduser().absolute())
+        return LocalStorage(text, Path(text).expanduser().absolute(), outage_seconds or 0.0)
     if scheme == "file":
-        return LocalStorage(text, _file_path(text))
+        return LocalStorage(text, _file_path(text), outage_seconds or 0.0)
     if scheme in SCHEMES:
-        return ObjectStorage(_checked_uri(text))
+        return ObjectStorage(_checked_uri(text), outage_seconds)
     if scheme == hub.SCHEME:
-        return hub.HubStorage(text)
+        return hub.HubStorage(text, outage_seconds=outage_seconds)
     known = ", ".join(f"{name}://" for name in ("file", *SCHEMES, hub.SCHEME))
     raise _refused(text, f"is of an unknown kind; give a path, or a URI that begins with {known}")
 

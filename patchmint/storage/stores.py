@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = ("s3", "gs", "az")
-PATIENCE = 12.0
-"""Seconds for which a passing fault is tried again."""
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": (),
@@ -49,13 +47,13 @@ class Address:
         return not self.bucket.endswith("--x-s3")
 
 
-def connect(uri: str, *, silence: float, retries: int) -> ObjectStore:
+def connect(uri: str, *, silence: float, patience: float) -> ObjectStore:
     """A store; its settings and credentials come from the environment.
 
     Args:
         uri: checked by `open_storage`.
         silence: seconds without a byte from the server after which a request counts as failed.
-        retries: how often a request is tried again, within `PATIENCE`.
+        patience: seconds for which a request, also each of a big upload's, is tried again; 0: never.
 
     Raises:
         StorageError: a setting is missing or wrong.
@@ -70,8 +68,8 @@ def connect(uri: str, *, silence: float, retries: int) -> ObjectStore:
         "timeout": timedelta(hours=1),
     }
     retry: RetryConfig = {
-        "max_retries": retries,
-        "retry_timeout": timedelta(seconds=PATIENCE),
+        "max_retries": 30 if patience else 0,
+        "retry_timeout": timedelta(seconds=patience),
         "backoff": {
             "init_backoff": timedelta(seconds=0.1),
             "max_backoff": timedelta(seconds=2),

@@ -111,7 +111,7 @@ def build(
         StorageError, WeightsError, PluginError: as their names say.
     """
     check_buildable(config)
-    storage = open_storage(config.output.uri)
+    storage = open_storage(config.output.uri, outage_seconds=config.limits.outage_seconds)
     if not single_driver and not creates_conditionally(storage):
         raise BuildError(
             f"{storage.uri} ignores conditions (If-None-Match) when an object is created, so two builds could "
@@ -201,11 +201,12 @@ def _swept(storage: Storage, run_id: str, log: RunLog) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # what ended the run may be the storage itself; the next run tidies up as well
+        # what ended the run may be the storage itself, which isn't waited for; the next run tidies up as well
+        brief = open_storage(storage.uri)
         with suppress(StorageError, ShardError):
-            roll_forward(storage)
-            sweep(storage, run_id)
-            log.end("stopped", str(error) or type(error).__name__)
+            roll_forward(brief)
+            sweep(brief, run_id)
+        log.end("stopped", str(error) or type(error).__name__)
         raise
 
 
@@ -226,7 +227,7 @@ def _planned(
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
-        source = open_source(config.source)
+        source = open_source(config.source, outage_seconds=config.limits.outage_seconds)
         plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
         ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)

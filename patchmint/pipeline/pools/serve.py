@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
-from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, PlaceError, StorageError
 from patchmint.logs import start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
+from patchmint.storage.failures import is_full
 
 if TYPE_CHECKING:
     from patchmint.pipeline.worker.work import Worker
@@ -84,6 +85,9 @@ class ServedWorker:
             return act()
         except PatchmintError as error:
             transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError | BucketMissingError)
-            return Failed(self._number, transient, f"{self._where}{error}")
-        except Exception:
-            return Failed(self._number, transient=False, message=traceback.format_exc())
+            place = isinstance(error, PlaceError)
+            return Failed(self._number, transient, f"{self._where}{error}", place)
+        except Exception as error:
+            # the output's full disk is a DiskFullError: this is of a library that writes for itself, on this machine
+            place = isinstance(error, OSError) and is_full(error)
+            return Failed(self._number, transient=place, message=f"{self._where}{traceback.format_exc()}", place=place)

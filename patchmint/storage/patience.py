@@ -1,0 +1,131 @@
+"""How long a storage that fails is waited for, and what this process waits for now."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from patchmint.storage.failures import is_passing, status_of
+
+_LOG = logging.getLogger(__name__)
+_Value = TypeVar("_Value")
+
+PATIENCE = 12.0
+"""Seconds for which passing faults are waited out where nobody has asked for more."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_SAID_AFTER = 10.0
+_SLICE = 0.5
+
+
+class Repeats:
+    """How long to go on with one request. A context: at its end nothing is waited for any more."""
+
+    def __init__(self, shown: str, seconds: float) -> None:
+        """Begin.
+
+        Args:
+            shown: what is asked for.
+            seconds: how long a passing fault may last.
+        """
+        self._shown = shown
+        self._seconds = seconds
+        self._since = time.monotonic()
+        self._pause = _FIRST_PAUSE
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        wait = _waits.pop(id(self), None)
+        if wait is not None and wait.said and kind is None:
+            _LOG.warning("%s can be used again", self._shown)
+
+    def wait(self, error: Exception) -> None:
+        """Wait a little before the next try.
+
+        Raises:
+            Exception: this error again, if it isn't a passing one or has lasted too long.
+        """
+        if not is_passing(error):
+            raise error
+        self.pause(error)
+
+    def pause(self, error: Exception) -> None:
+        """The same, whatever the error.
+
+        Raises:
+            Exception: this error again, if it has lasted too long.
+        """
+        wait = _waits.setdefault(id(self), _Wait(self._since))
+        wait.why = f"{self._shown} can't be used ({status_of(error) or 'no answer'})"
+        if self._is_over():
+            raise error
+        if wait.seconds > _SAID_AFTER and not any(other.said for other in list(_waits.values())):
+            wait.said = True
+            _LOG.warning("%s; trying again for %.0f s", wait.why, self._seconds - wait.seconds)
+        # several processes that were cut off together shouldn't come back together
+        until = time.monotonic() + self._pause * random.uniform(0.5, 1)  # noqa: S311
+        while (left := until - time.monotonic()) > 0 and not self._is_over():
+            time.sleep(min(left, _SLICE))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() - self._since > (min(self._seconds, PATIENCE) if _hurry.asked else self._seconds)
+
+
+def repeated(shown: str, seconds: float, request: Callable[[], _Value]) -> _Value:
+    """The result of a request that may be made twice without harm.
+
+    Args:
+        shown: what is asked for.
+        seconds: how long a passing fault may last.
+        request: makes it.
+
+    Raises:
+        Exception: as `request`, the last time.
+    """
+    with Repeats(shown, seconds) as repeats:
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                repeats.wait(error)
+
+
+def trouble() -> str:
+    """What keeps this process waiting for a storage, and for how long already; "" if nothing does."""
+    wait = min(list(_waits.values()), key=lambda wait: wait.since, default=None)
+    return f"{wait.why} for {wait.seconds:.0f} s" if wait is not None else ""
+
+
+def hurry() -> None:
+    """This process is to end: from now on no fault is waited out for longer than `PATIENCE`. For signal handlers."""
+    _hurry.asked = True
+
+
+@dataclass
+class _Wait:
+    since: float
+    why: str = ""
+    said: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
+
+@dataclass
+class _Hurry:
+    asked: bool = False
+
+
+_waits: dict[int, _Wait] = {}
+_hurry = _Hurry()
