@@ -11,13 +11,13 @@ import sys
 import tarfile
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+import builds
 import pytest
 
-from patchmint.errors import NotFoundError, StorageError
+from patchmint.errors import NotFoundError, PlaceError, StorageError
 from patchmint.storage import Entry, creates_conditionally, open_storage
 from patchmint.storage.interface import TEMPORARY
 
@@ -382,22 +382,8 @@ def test_everything_is_synced_before_it_is_named(tmp_path, monkeypatch):
         assert ", ".join(steps) == expected
 
 
-@contextmanager
-def small_disk(folder):
-    """A file system of 1 MiB at a folder."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_named_and_left_clean(tmp_path):
-    with small_disk(tmp_path / "disk"):
+    with builds.small_disk(tmp_path / "disk"):
         storage = open_storage(tmp_path / "disk" / "out")
         storage.write("kept", b"1")
         for path, use in (
@@ -413,9 +399,9 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path):
 
 def test_a_full_temporary_disk_is_named(tmp_path, server, monkeypatch):
     storage = open_storage(server.new_bucket(monkeypatch))
-    with small_disk(tmp_path / "disk"):
+    with builds.small_disk(tmp_path / "disk"):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
-        with pytest.raises(StorageError, match=r"out/big .*TMPDIR moves it.*: the disk is full"):
+        with pytest.raises(PlaceError, match=r"out/big .*TMPDIR moves it.*: the disk is full"):
             write_big(storage, "big")
         assert not list((tmp_path / "disk").iterdir())
     assert list(storage.list()) == []

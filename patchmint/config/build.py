@@ -121,8 +121,8 @@ class LimitsConfig(Settings):
     outage_seconds: float = Field(
         default=3600,
         ge=0,
-        description="Seconds for which a store that has answered before, and fails now, is waited for; what is finished "
-        "is kept.",
+        description="Seconds for which a store that has answered before, and fails now, is waited for. What is "
+        "finished is kept.",
     )
     stop_seconds: float = Field(
         default=20,
