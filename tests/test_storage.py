@@ -18,7 +18,7 @@ import builds
 import pytest
 
 from patchmint.errors import NotFoundError, PlaceError, StorageError
-from patchmint.storage import Entry, creates_conditionally, open_storage
+from patchmint.storage import Entry, creates_conditionally, open_storage, syncs_names
 from patchmint.storage.interface import TEMPORARY
 
 
@@ -319,6 +319,33 @@ def test_create_without_hard_links_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"no hard links .* choose a folder on another file system"):
         open_storage(tmp_path).create("record", b"1")
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_file_system_that_syncs_no_folders_is_used_and_named(tmp_path, monkeypatch):
+    """As old CIFS and some FUSE: a folder's fsync says EINVAL, a file's works."""
+    assert syncs_names(open_storage(tmp_path / "out"))
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    storage = open_storage(tmp_path / "out")
+    assert not syncs_names(storage)
+    assert [storage.create("a/record", data) for data in (b"1", b"2")] == [True, False]
+    write_big(storage, "b/big")
+    storage.move("b/big", "c/big")
+    assert [entry.path for entry in storage.list()] == ["a/record", "c/big"]
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for use in (lambda: storage.create("d", b"1"), lambda: syncs_names(storage)):
+        with pytest.raises(StorageError, match="Input/output error"):
+            use()
 
 
 def test_a_link_whose_reply_was_lost_counts_as_made(tmp_path, monkeypatch):

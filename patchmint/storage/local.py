@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -215,38 +214,13 @@ def _create(target: Path, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            try:
-                rename_new(temporary, target)
-            except FileExistsError:
-                return False
-            except OSError as second:
-                if second.errno not in (*_NO_LINKS, errno.EINVAL):
-                    raise
-                raise StorageError(
-                    f"can't create {target}: this file system has neither hard links ({error.strerror}) nor a renaming "
-                    f"that replaces nothing ({second.strerror}), without which two writers could both win; choose a "
-                    "folder on another file system, or an object store",
-                    uri=str(target),
-                ) from second
+            raise StorageError(
+                f"can't create {target}: this file system has no hard links ({error.strerror}), without which two "
+                "writers could both win; choose a folder on another file system, or an object store",
+                uri=str(target),
+            ) from error
         sync_folder(target.parent)
         return True
-
-
-def rename_new(source: Path, target: Path) -> None:
-    """Rename a file to a name that nothing has, in one step.
-
-    Raises:
-        FileExistsError: something has it.
-        OSError: EINVAL or ENOSYS where the file system or the C library can't; or another fault.
-    """
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError as error:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
-    here, only_new = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
-    if rename(here, os.fsencode(source), here, os.fsencode(target), only_new):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from patchmint.errors import StorageError
 from patchmint.storage import hub
+from patchmint.storage.failures import explain
 from patchmint.storage.interface import Storage, temporary_name
-from patchmint.storage.local import LocalStorage, existing_folder, prune
+from patchmint.storage.local import LocalStorage, existing_folder, prune, sync_folder
 from patchmint.storage.objects import ObjectStorage
 from patchmint.storage.stores import SCHEMES
 
@@ -76,6 +77,21 @@ def creates_conditionally(storage: Storage) -> bool:
     finally:
         if root is not None and before is not None:
             prune(root, before)
+
+
+def syncs_names(storage: Storage) -> bool:
+    """Try whether names in a folder can be made to last through a power cut; a store sees to that itself.
+
+    Raises:
+        StorageError: the folder can't be looked at.
+    """
+    if not isinstance(storage, LocalStorage):
+        return True
+    folder = existing_folder(storage.root)
+    try:
+        return sync_folder(folder)
+    except OSError as error:
+        raise explain("sync", str(folder), error) from error
 
 
 def _file_path(uri: str) -> Path:

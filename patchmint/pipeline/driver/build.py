@@ -39,10 +39,14 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.storage import Storage, creates_conditionally, open_storage
+from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
 
 MakePool = Callable[[WorkerSettings], Pool]
 
+UNSYNCED = (
+    "the file system of {} syncs no folders: after a power cut there, files that were committed shortly before may be "
+    "gone; patchmint inspect verify finds them"
+)
 _TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
 
 
@@ -117,6 +121,8 @@ def build(
             f"{storage.uri} ignores conditions (If-None-Match) when an object is created, so two builds could "
             "overwrite each other. If you are sure that only one runs, add --single-driver"
         )
+    if not syncs_names(storage):
+        reporter.warn(UNSYNCED.format(storage.uri))
     run_id = new_run_id()
     log = RunLog(storage, run_id)
     with _leased(storage, run_id, reporter) as lease, _swept(storage, run_id, log):
