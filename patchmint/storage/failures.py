@@ -172,6 +172,12 @@ def explain_hub(action: str, shown: str, error: BaseException) -> StorageError:
     return StorageError(f"can't {action} {shown}: {remedy}", uri=shown)
 
 
+def explain_client(action: str, shown: str, error: Exception) -> StorageError:
+    """The error to raise for one of boto3's, whose messages hold no secrets."""
+    said = _told(error)
+    return StorageError(f"can't {action} {shown}: {said}; check the credentials and their permissions", uri=shown)
+
+
 def _of_thread(error: BaseException) -> BaseException:
     """What went wrong in one of the threads in which the Hub's client uploads."""
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error

@@ -61,7 +61,7 @@ def connect(uri: str, *, silence: float, patience: float) -> ObjectStore:
     address = Address.parse(uri)
     prefix = address.prefix or None
     client: ClientConfig = {
-        "allow_http": _may_be_plain(address.scheme, uri),
+        "allow_http": check_encrypted(address.scheme, uri),
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=silence),
         # Of the whole request, with the body: long enough for a big object on a slow line.
@@ -93,9 +93,18 @@ def connect(uri: str, *, silence: float, patience: float) -> ObjectStore:
         raise explain_store("open", uri, error) from error
 
 
-def _may_be_plain(scheme: str, uri: str) -> bool:
-    """Whether requests may go unencrypted: to this machine, or because the environment says so."""
-    endpoint = next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
+def endpoint_of(scheme: str) -> str:
+    """The address in the environment of such stores; "" = their provider's own."""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
+
+
+def check_encrypted(scheme: str, uri: str) -> bool:
+    """Whether requests may go unencrypted: to this machine, or because the environment says so.
+
+    Raises:
+        StorageError: they would, and mayn't.
+    """
+    endpoint = endpoint_of(scheme)
     allowed = os.environ.get(_ALLOW_HTTP[scheme], "").lower() in ("1", "true", "yes", "on")
     if endpoint.lower().startswith("http://") and not allowed and not is_loopback(endpoint):
         raise StorageError(
