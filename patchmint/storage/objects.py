@@ -87,6 +87,15 @@ class ObjectStorage:
         """See `Storage.size`."""
         return self._asked("look for", path, lambda: obstore.head(self._store, checked(path)))["size"]
 
+    def version(self, path: str) -> tuple[int, str]:
+        """Bytes of an object, and what tells its content from that of another with the same path.
+
+        Raises:
+            NotFoundError: there is no such object.
+        """
+        found = self._asked("look for", path, lambda: obstore.head(self._store, checked(path)))
+        return found["size"], found["e_tag"] or found["last_modified"].isoformat()
+
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
         try:
