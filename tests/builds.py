@@ -238,7 +238,13 @@ def _check_status(status, planned, rejects):
 
 
 class SameProcess:
-    """A pool of one worker, which is the driver's own process: who kills one kills both."""
+    """A pool of one worker, which is the driver's own process: who kills one kills both.
+
+    Attributes:
+        tell: takes what the worker says of itself.
+    """
+
+    tell = None
 
     def __init__(self, settings):
         self._settings = settings
@@ -248,7 +254,7 @@ class SameProcess:
     def start(self, workers):
         from patchmint.pipeline.pools.serve import ServedWorker
 
-        self._worker = ServedWorker(0)
+        self._worker = ServedWorker(0, self.tell)
         self._events.append(self._worker.load(self._settings, "cpu", 1))
 
     def submit(self, worker, order):

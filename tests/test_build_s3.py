@@ -12,6 +12,7 @@ import builds
 import pytest
 from flaky_proxy import KINDS, Fault, Kind, conditional_put, flaky_proxy, is_copy, of_method
 
+from patchmint.pipeline.pools import serve
 from patchmint.storage import open_storage, patience
 
 TEXTS = [f"thing number {number}" for number in range(23)]
@@ -179,9 +180,16 @@ def test_outages_are_sat_out_for_as_long_as_the_setting_says(local, through, pro
         lambda method, path, headers: method == "PUT" and "dataset.json" in path,
     ]
     proxy.faults = [Fault(Outage(begin, 1.0), "refuse", 10**6) for begin in begins]
-    builds.build_here(config, uri, {"limits.outage_seconds": 20})
+    monkeypatch.setattr(serve, "_BEAT_SECONDS", 0.1)
+    said = []
+    pool = type("Pool", (builds.SameProcess,), {"tell": staticmethod(said.append)})
+    builds.build_here(config, uri, {"limits.outage_seconds": 20}, pool)
     assert all(10**6 - fault.times > 3 for fault in proxy.faults)
     assert len(attempts_at(proxy)) == 5, "a unit was done twice"
+    waits = {event.unit: (event.samples, event.waits_for) for event in said if event.waits_for}
+    assert waits.keys() == {1, 2, 3}
+    assert all(samples == 5 for samples, _ in waits.values())
+    assert re.fullmatch(r"s3://\S+/commits/000002.json can't be used \(503\) for [01] s", waits[2][1])
     past_the_proxy()
     check(uri, expected)
 

@@ -284,6 +284,7 @@ class Worker:
                     finisher.take([])  # saved samples may be all that is left
                     finisher.wait()
         finally:
+            self.working(0)  # so that what is told while it is committed is up to date
             with self._handing_over:
                 self._in_work = None
 
