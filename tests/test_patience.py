@@ -62,13 +62,35 @@ def test_what_is_waited_for_is_told_once_and_then_that_it_is_over(monkeypatch, c
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
         return "done"
 
+    mount = patience.Patience(20, has_answered=True)
     for _ in range(2):
         until = time.monotonic() + 0.5
-        assert patience.repeated("the mount", 20, lambda until=until: fail(until)) == "done"
+        assert mount.repeated("the mount", lambda until=until: fail(until)) == "done"
     assert (seen[0], seen[1], patience.trouble()) == ("", "the mount can't be used (no answer) for 0 s", "")
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 4
     assert caplog.messages[0].startswith("the mount can't be used (no answer); trying again for ")
     assert caplog.messages[1] == "the mount can be used again"
+
+
+def test_after_a_wait_in_vain_the_next_is_brief_until_there_is_an_answer(monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
+    storage = patience.Patience(0.5, has_answered=True)
+
+    def waited():
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            storage.repeated("the mount", _time_out)
+        return time.monotonic() - began
+
+    assert waited() > 0.5
+    assert waited() < 0.3
+    with pytest.raises(FileNotFoundError):
+        storage.repeated("the mount", lambda: os.stat("/nowhere/at/all"))  # noqa: PTH116
+    assert waited() > 0.5
+
+
+def _time_out():
+    raise TimeoutError(errno.ETIMEDOUT, "timed out")
 
 
 _WAIT = """

@@ -9,19 +9,19 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from patchmint.errors import NotFoundError, PatchmintError, StorageError
 from patchmint.storage.cache import cache_folder
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.interface import Entry, NewFile, checked, uri_of
-from patchmint.storage.patience import repeated
+from patchmint.storage.patience import Patience
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.stores import is_loopback
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 SCHEME = "hf"
-_Value = TypeVar("_Value")
 _CLIENT = 2
 """Transformers 4 comes with an older one, which lacks what is used here."""
 _BUFFER = 4 << 20
@@ -169,11 +168,10 @@ class HubStorage:
         Args:
             uri: see `HubAddress`.
             commit: the one to read. None: that to which the revision leads at the first use.
-            outage_seconds: as for `open_storage`; the first request isn't waited for.
+            outage_seconds: as for `open_storage`; the client itself tries for some seconds.
         """
         self.uri = uri
-        self._seconds = outage_seconds
-        self._has_answered = False
+        self._patience = Patience(outage_seconds or 0.0)
         self._address = HubAddress.parse(uri)
         self._places: dict[str, _Place] = {}
         if commit is None and _COMMIT.fullmatch(self._address.revision or ""):
@@ -183,7 +181,7 @@ class HubStorage:
 
     def __reduce__(self) -> tuple[type[HubStorage], tuple[str, str | None, float | None]]:
         """The commit travels, so that all processes read the same; connections can't, and the token mustn't."""
-        return HubStorage, (self.uri, self.__dict__.get("commit"), self._seconds)
+        return HubStorage, (self.uri, self.__dict__.get("commit"), self._patience.seconds)
 
     def __repr__(self) -> str:
         return f"HubStorage({self.uri!r})"
@@ -253,7 +251,8 @@ class HubStorage:
         top = f"{self._address.folder}/" if self._address.folder else ""
         with explained("list", self.uri):
             try:
-                entries = self._patiently(
+                entries = self._patience.repeated(
+                    self.uri,
                     lambda: list(
                         self._api.list_repo_tree(
                             self._address.repo,
@@ -262,7 +261,7 @@ class HubStorage:
                             revision=self.commit,
                             repo_type="dataset",
                         )
-                    )
+                    ),
                 )
                 found = [
                     Entry(entry.path.removeprefix(top), entry.size) for entry in entries if isinstance(entry, RepoFile)
@@ -332,10 +331,11 @@ class HubStorage:
             return place
         with explained("look for", uri_of(self, path)):
             url, headers = self._resolve_url(path), self._headers(self._api.endpoint)
-            found = self._patiently(
+            found = self._patience.repeated(
+                self.uri,
                 lambda: get_hf_file_metadata(
                     url, headers=headers, endpoint=self._api.endpoint, timeout=_TIMEOUT, retry_on_errors=True
-                )
+                ),
             )
             if found.size is None:
                 raise StorageError(f"{uri_of(self, path)} has no size on the Hub", uri=uri_of(self, path))
@@ -364,13 +364,7 @@ class HubStorage:
             hf_raise_for_status(reply)
             return reply
 
-        return self._patiently(get)
-
-    def _patiently(self, request: Callable[[], _Value]) -> _Value:
-        """The result of a request; the client itself has tried it again for some seconds."""
-        answer = repeated(self.uri, (self._seconds or 0.0) if self._has_answered else 0.0, request)
-        self._has_answered = True
-        return answer
+        return self._patience.repeated(self.uri, get)
 
     def _headers(self, url: str) -> dict[str, str]:
         """With the token, but only to the Hub itself."""

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, temporary_name
-from patchmint.storage.patience import repeated
+from patchmint.storage.patience import Patience
 
 _Value = TypeVar("_Value")
 _BUFFER = 1 << 20
@@ -32,12 +32,12 @@ class LocalStorage:
     Attributes:
         uri: as given.
         root: the folder, absolute. It is made by the first write.
-        outage_seconds: for which passing faults of a file system on another machine are waited out.
+        patience: with passing faults of a file system on another machine.
     """
 
     uri: str
     root: Path
-    outage_seconds: float = 0.0
+    patience: Patience = field(default_factory=lambda: Patience(0.0, has_answered=True), compare=False)
     is_local = True
 
     def read(self, path: str) -> bytes:
@@ -153,7 +153,7 @@ class LocalStorage:
     def _tried(self, action: str, target: Path, request: Callable[[], _Value]) -> _Value:
         """The result of something that may be done twice without harm."""
         with _explained(action, target):
-            return repeated(str(target), self.outage_seconds, request)
+            return self.patience.repeated(str(target), request)
 
 
 def _read(target: Path) -> bytes:

@@ -14,6 +14,7 @@ from patchmint.storage.failures import explain
 from patchmint.storage.interface import Storage, temporary_name
 from patchmint.storage.local import LocalStorage, existing_folder, prune, sync_folder
 from patchmint.storage.objects import ObjectStorage
+from patchmint.storage.patience import Patience
 from patchmint.storage.stores import SCHEMES
 
 
@@ -31,7 +32,7 @@ def open_storage(uri: str | os.PathLike[str], *, outage_seconds: float | None = 
         uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, or, for
             reading, `hf://datasets/ORG/NAME[@REVISION][/FOLDER]`.
         outage_seconds: how long passing faults are waited out. None: for some 15 seconds, in a folder not at all. A
-            store that has never answered isn't waited for any longer than that.
+            store that has never answered, or was waited for in vain, isn't waited for any longer than that.
 
     Raises:
         StorageError: it is none of these, or there are credentials in it.
@@ -40,12 +41,13 @@ def open_storage(uri: str | os.PathLike[str], *, outage_seconds: float | None = 
     if "\0" in text or not text:
         raise StorageError(f"{text!r} isn't a path or URI; give a folder, or a URI like s3://BUCKET/PREFIX", uri=text)
     scheme, separator, _ = text.partition("://")
+    patience = Patience(outage_seconds or 0.0, has_answered=True)  # of a folder
     if not separator:
         if re.match(r"[a-z0-9]+:/", text):
             raise _refused(text, f"looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
-        return LocalStorage(text, Path(text).expanduser().absolute(), outage_seconds or 0.0)
+        return LocalStorage(text, Path(text).expanduser().absolute(), patience)
     if scheme == "file":
-        return LocalStorage(text, _file_path(text), outage_seconds or 0.0)
+        return LocalStorage(text, _file_path(text), patience)
     if scheme in SCHEMES:
         return ObjectStorage(_checked_uri(text), outage_seconds)
     if scheme == hub.SCHEME:

@@ -13,10 +13,9 @@ import obstore
 from obstore import exceptions
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import patience
-from patchmint.storage.failures import explain_place, explain_store, is_passing
+from patchmint.storage.failures import explain_place, explain_store
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
-from patchmint.storage.patience import Repeats
+from patchmint.storage.patience import Patience
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.stores import Address, connect
 
@@ -44,16 +43,14 @@ class ObjectStorage:
 
         Args:
             uri: checked.
-            outage_seconds: for which passing faults are waited out; None: `patience.PATIENCE`. A store that has never
-                answered isn't waited for any longer than that: its address is likely to be wrong.
+            outage_seconds: as for `open_storage`.
         """
         self.uri = uri
-        self._seconds = outage_seconds
-        self._has_answered = False
+        self._patience = Patience(outage_seconds)
 
     def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str, float | None]]:
         """Connections can't travel, and credentials mustn't."""
-        return ObjectStorage, (self.uri, self._seconds)
+        return ObjectStorage, (self.uri, self._patience.seconds)
 
     def __repr__(self) -> str:
         return f"ObjectStorage({self.uri!r})"
@@ -121,13 +118,12 @@ class ObjectStorage:
     def create(self, path: str, data: bytes) -> bool:
         """See `Storage.create`."""
         lost_reply = False
-        with self._explained("write", path), self._repeats(path) as repeats:
+        with self._explained("write", path), self._patience.repeats(self._shown(path)) as repeats:
             while True:
                 try:
                     # Repeats inside obstore would hide whether "it exists already" speaks of this call's own object.
                     obstore.put(self._single, checked(path), data, mode="create")
                 except exceptions.AlreadyExistsError as error:
-                    self._has_answered = True
                     found = self._bytes_or_none(path)
                     if found is not None:
                         return lost_reply and found == data
@@ -138,7 +134,6 @@ class ObjectStorage:
                     repeats.wait(error)
                     lost_reply = True
                 else:
-                    self._has_answered = True
                     return True
 
     @contextmanager
@@ -187,7 +182,7 @@ class ObjectStorage:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return connect(self.uri, silence=10, patience=self._briefly)
+        return connect(self.uri, silence=10, patience=self._patience.brief)
 
     @cached_property
     def _single(self) -> ObjectStore:
@@ -197,28 +192,12 @@ class ObjectStorage:
     @cached_property
     def _patient(self) -> ObjectStore:
         """For requests that keep a store busy or a line full before it answers: uploads, copies."""
-        return connect(self.uri, silence=300, patience=self._briefly)
-
-    @property
-    def _briefly(self) -> float:
-        return patience.PATIENCE if self._seconds is None else min(patience.PATIENCE, self._seconds)
-
-    def _repeats(self, path: str) -> Repeats:
-        seconds = self._seconds if self._has_answered and self._seconds is not None else self._briefly
-        return Repeats(self._shown(path), seconds)
+        return connect(self.uri, silence=300, patience=self._patience.brief)
 
     def _asked(self, action: str, path: str, request: Callable[[], _Value]) -> _Value:
         """The result of a request that may be made twice without harm."""
-        with self._explained(action, path), self._repeats(path) as repeats:
-            while True:
-                try:
-                    answer = request()
-                except (exceptions.BaseError, FileNotFoundError) as error:
-                    self._has_answered |= not is_passing(error)
-                    repeats.wait(error)
-                else:
-                    self._has_answered = True
-                    return answer
+        with self._explained(action, path):
+            return self._patience.repeated(self._shown(path), request)
 
     def _all(self, folder: str) -> Iterator[Entry]:
         in_order = Address.parse(self.uri).lists_in_order
@@ -230,7 +209,7 @@ class ObjectStorage:
         last: str | None = None
         pages = None
         while True:
-            with self._repeats(folder) as repeats:
+            with self._patience.repeats(self._shown(folder)) as repeats:
                 while True:
                     try:
                         pages = pages or obstore.list(self._store, folder or None, offset=last, chunk_size=_PAGE)
@@ -241,7 +220,6 @@ class ObjectStorage:
                             raise
                         repeats.wait(error)
                         pages = None
-            self._has_answered = True
             if page is None:
                 return
             for meta in page:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -68,7 +69,11 @@ class Repeats:
         wait.why = f"{self._shown} can't be used ({status_of(error) or 'no answer'})"
         if self._is_over():
             raise error
-        if wait.seconds > _SAID_AFTER and not any(other.said for other in list(_waits.values())):
+        if (
+            wait.seconds > _SAID_AFTER
+            and self._seconds > PATIENCE
+            and not any(other.said for other in list(_waits.values()))
+        ):
             wait.said = True
             _LOG.warning("%s; trying again for %.0f s", wait.why, self._seconds - wait.seconds)
         # several processes that were cut off together shouldn't come back together
@@ -81,23 +86,56 @@ class Repeats:
         return time.monotonic() - self._since > (min(self._seconds, PATIENCE) if _hurry.asked else self._seconds)
 
 
-def repeated(shown: str, seconds: float, request: Callable[[], _Value]) -> _Value:
-    """The result of a request that may be made twice without harm.
+@dataclass
+class Patience:
+    """How long a storage is waited for, by what is known of it.
 
-    Args:
-        shown: what is asked for.
-        seconds: how long a passing fault may last.
-        request: makes it.
-
-    Raises:
-        Exception: as `request`, the last time.
+    Attributes:
+        seconds: how long passing faults may last, at each request; None: `PATIENCE`.
+        has_answered: one that never has isn't waited for any longer than `PATIENCE`: its address is likely to be wrong.
+            Nor is one that has been waited for in vain, until it answers again.
     """
-    with Repeats(shown, seconds) as repeats:
-        while True:
+
+    seconds: float | None = None
+    has_answered: bool = False
+
+    @property
+    def brief(self) -> float:
+        """Seconds for a storage that isn't known to work."""
+        return PATIENCE if self.seconds is None else min(PATIENCE, self.seconds)
+
+    @contextmanager
+    def repeats(self, shown: str) -> Iterator[Repeats]:
+        """A context in which a request is made, again and again if it has to be.
+
+        Args:
+            shown: what is asked for.
+        """
+        seconds = self.seconds if self.has_answered and self.seconds is not None else self.brief
+        with Repeats(shown, seconds) as repeats:
             try:
-                return request()
+                yield repeats
             except Exception as error:
-                repeats.wait(error)
+                self.has_answered = not is_passing(error)
+                raise
+        self.has_answered = True
+
+    def repeated(self, shown: str, request: Callable[[], _Value]) -> _Value:
+        """The result of a request that may be made twice without harm.
+
+        Args:
+            shown: what is asked for.
+            request: makes it.
+
+        Raises:
+            Exception: as `request`, the last time.
+        """
+        with self.repeats(shown) as repeats:
+            while True:
+                try:
+                    return request()
+                except Exception as error:
+                    repeats.wait(error)
 
 
 def trouble() -> str:
@@ -109,6 +147,10 @@ def trouble() -> str:
 def hurry() -> None:
     """This process is to end: from now on no fault is waited out for longer than `PATIENCE`. For signal handlers."""
     _hurry.asked = True
+
+
+def _is_said() -> bool:
+    return any(wait.said for wait in list(_waits.values()))
 
 
 @dataclass
