@@ -32,8 +32,6 @@ def doctor(
     """Look at versions, GPU, Ray, models, the source's first samples and the output: what fails, and how to fix it.
 
     Ends with 1 if something fails.
-
-    `patchmint doctor --sweep --out s3://bucket/data` looks for what killed builds have left there, hidden, instead.
     """
     if sweep:
         _sweep(config, out, yes=yes, as_json=as_json)
