@@ -203,15 +203,16 @@ def test_a_missing_bucket_ends_a_build_with_2(local, store):
 
 
 @pytest.mark.kill
-def test_a_killed_build_to_a_store_goes_on(local, store):
+def test_a_killed_build_to_a_store_goes_on(local, store, tmp_path):
     config, expected = local
-    build = builds.start(config, store, STAND_IN_SLEEP="0.3")
+    build = builds.start(config, store, STAND_IN_SLEEP="0.3", TMPDIR=str(tmp_path))
     storage = open_storage(store)
     try:
         assert builds.wait_until(lambda: storage.exists("commits/000001.json"))
     finally:
         builds.slay(build)
         build.communicate()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     builds.run(config, store)
     check(store, expected)
 
