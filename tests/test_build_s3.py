@@ -111,7 +111,7 @@ def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(loc
 
 @pytest.fixture
 def through(server, proxy, monkeypatch):
-    """An empty bucket that builds in this process reach through the proxy, and what brings them there."""
+    """An empty bucket that builds in this process reach through the proxy, and what brings them past it."""
     monkeypatch.syspath_prepend(builds.STAND_IN)
     uri = server.new_bucket(monkeypatch, proxy.port)
     return uri, lambda: monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -128,11 +128,11 @@ def attempts_at(proxy):
 
 
 WALK = {
-    "create": ["/plan.parquet", "/commits/", "/lease.json"],
+    "create": ["/.patchmint-tmp", "/plan.parquet", "/commits/", "/lease.json"],
     "put": ["/plan/", "/attempts/", "/runs/", "/shards.json", "/dataset.json"],
-    "head": ["/plan.parquet", "/attempts/", "/shards/"],
-    "get": ["/plan.parquet", "/plan/", "/commits/", "/shards/", "/saved/", "/lease.json"],
-    "list": ["prefix=out/attempts", "prefix=out/commits", "prefix=out/saved", "prefix=out/plan"],
+    "head": ["/plan.parquet", "/plan/", "/attempts/", "/shards/", "/rejects/"],
+    "get": ["/.patchmint-tmp", "/plan.", "/plan.retry", "/plan/", "/commits/", "/shards/", "/saved/", "/lease.json"],
+    "list": [f"prefix=out/{room}" for room in ("", "attempts", "commits", "saved", "plan", "rejects", "shards")],
     "copy": ["/shards/", "/rejects/"],
     "delete": ["?delete"],
 }
