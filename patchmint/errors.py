@@ -19,7 +19,8 @@ PatchmintError
 ├── StorageError           a folder or an object store can't be read or written           .uri
 │   ├── NotFoundError          there is no such file or object
 │   ├── BucketMissingError     there is no such bucket; the CLI ends with 2
-│   └── DiskFullError          there is no room, and trying again makes none
+│   ├── DiskFullError          there is no room, and trying again makes none
+│   └── PlaceError             it is the fault of this machine: another may do it
 ├── ShardError             a shard, or what goes with it, isn't as the format says        .uri
 └── BuildError             a build can't go on
     └── BusyError              another driver is building into the same folder
@@ -54,6 +55,7 @@ __all__ = [
     "InputError",
     "NotFoundError",
     "PatchmintError",
+    "PlaceError",
     "PluginError",
     "ShardError",
     "StorageError",
@@ -189,6 +191,10 @@ class BucketMissingError(StorageError):
 
 class DiskFullError(StorageError):
     """There is no room, or the quota is used up; trying again makes none."""
+
+
+class PlaceError(StorageError):
+    """This machine can't do it, whatever the storage is like; another may."""
 
 
 class ShardError(PatchmintError):

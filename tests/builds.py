@@ -9,12 +9,14 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pytest
 import warm
 from PIL import Image
 
@@ -236,7 +238,13 @@ def _check_status(status, planned, rejects):
 
 
 class SameProcess:
-    """A pool of one worker, which is the driver's own process: who kills one kills both."""
+    """A pool of one worker, which is the driver's own process: who kills one kills both.
+
+    Attributes:
+        tell: takes what the worker says of itself.
+    """
+
+    tell = None
 
     def __init__(self, settings):
         self._settings = settings
@@ -246,7 +254,7 @@ class SameProcess:
     def start(self, workers):
         from patchmint.pipeline.pools.serve import ServedWorker
 
-        self._worker = ServedWorker(0)
+        self._worker = ServedWorker(0, self.tell)
         self._events.append(self._worker.load(self._settings, "cpu", 1))
 
     def submit(self, worker, order):
@@ -272,6 +280,20 @@ def build_here(config, out, changes=None, pool=SameProcess):
 
     given = BuildConfig.load(config, {"output.uri": str(out)} | (changes or {}))
     return build(given, pool, min_workers=1, max_workers=1, reporter=Reporter())
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system of 1 MiB at a folder."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def warm_up():

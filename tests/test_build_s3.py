@@ -4,12 +4,16 @@ import hashlib
 import os
 import re
 import signal
+import time
+from dataclasses import dataclass
+from urllib.parse import unquote
 
 import builds
 import pytest
-from flaky_proxy import KINDS, Fault, conditional_put, flaky_proxy, is_copy, of_method
+from flaky_proxy import KINDS, Fault, Kind, conditional_put, flaky_proxy, is_copy, of_method
 
-from patchmint.storage import open_storage
+from patchmint.pipeline.pools import serve
+from patchmint.storage import open_storage, patience
 
 TEXTS = [f"thing number {number}" for number in range(23)]
 DAMAGED = (4, 11)
@@ -105,6 +109,91 @@ def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(loc
     check(store, expected)
 
 
+@pytest.fixture
+def through(server, proxy, monkeypatch):
+    """An empty bucket that builds in this process reach through the proxy, and what brings them past it."""
+    monkeypatch.syspath_prepend(builds.STAND_IN)
+    uri = server.new_bucket(monkeypatch, proxy.port)
+    return uri, lambda: monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+
+
+def of_room(name, room):
+    return lambda method, path, headers: KINDS[name](method, path, headers) and room in unquote(path)
+
+
+def attempts_at(proxy):
+    """Of those that wrote something."""
+    paths = [path for method, path in proxy.seen if method == "PUT"]
+    return {match[1] for path in paths if (match := re.search(r"/attempts/([^/%?]+)", path))}
+
+
+WALK = {
+    "create": ["/.patchmint-tmp", "/plan.parquet", "/commits/", "/lease.json"],
+    "put": ["/plan/", "/attempts/", "/runs/", "/shards.json", "/dataset.json"],
+    "head": ["/plan.parquet", "/plan/", "/attempts/", "/shards/", "/rejects/"],
+    "get": ["/.patchmint-tmp", "/plan.", "/plan.retry", "/plan/", "/commits/", "/shards/", "/saved/", "/lease.json"],
+    "list": [f"prefix=out/{room}" for room in ("", "attempts", "commits", "saved", "plan", "rejects", "shards")],
+    "copy": ["/shards/", "/rejects/"],
+    "delete": ["?delete"],
+}
+"""Kinds of requests, and in which rooms of a build they come."""
+
+
+def test_statuses_that_pass_at_each_kind_of_request_in_each_room_change_nothing(local, through, proxy):
+    config, expected = local
+    uri, past_the_proxy = through
+    proxy.faults = [
+        Fault(of_room(name, room), "refuse", 1, status)
+        for name, rooms in WALK.items()
+        for room in rooms
+        for status in (429, 408, 409, 425)
+    ]
+    builds.build_here(config, uri)
+    assert {fault.times for fault in proxy.faults} == {0}
+    assert len(attempts_at(proxy)) == 5, "a unit was done twice"
+    past_the_proxy()
+    check(uri, expected)
+
+
+@dataclass
+class Outage:
+    """Nothing is answered well for some seconds from the first request on that begins it."""
+
+    begins: Kind
+    seconds: float
+    until: float = 0.0
+
+    def __call__(self, method, path, headers):
+        if not self.until and self.begins(method, path, headers):
+            self.until = time.monotonic() + self.seconds
+        return time.monotonic() < self.until
+
+
+def test_outages_are_sat_out_for_as_long_as_the_setting_says(local, through, proxy, monkeypatch):
+    config, expected = local
+    uri, past_the_proxy = through
+    monkeypatch.setattr(patience, "PATIENCE", 0.1)
+    begins = [
+        lambda method, path, headers: method == "PUT" and "000001.tar" in path,
+        lambda method, path, headers: is_record(method, path, headers) and "000002" in path,
+        lambda method, path, headers: is_copy(method, path, headers) and "000003" in path,
+        lambda method, path, headers: method == "PUT" and "dataset.json" in path,
+    ]
+    proxy.faults = [Fault(Outage(begin, 1.0), "refuse", 10**6) for begin in begins]
+    monkeypatch.setattr(serve, "_BEAT_SECONDS", 0.1)
+    said = []
+    pool = type("Pool", (builds.SameProcess,), {"tell": staticmethod(said.append)})
+    builds.build_here(config, uri, {"limits.outage_seconds": 20}, pool)
+    assert all(10**6 - fault.times > 3 for fault in proxy.faults)
+    assert len(attempts_at(proxy)) == 5, "a unit was done twice"
+    waits = [event for event in said if event.waits_for]
+    assert {(event.unit, event.samples) for event in waits} >= {(1, 5), (2, 5), (3, 5)}
+    wait = re.compile(r"s3://\S+/commits/000002.json can't be used \(503\) for \d+ s")
+    assert any(wait.fullmatch(event.waits_for) for event in waits if event.unit == 2)
+    past_the_proxy()
+    check(uri, expected)
+
+
 def test_a_missing_bucket_ends_a_build_with_2(local, store):
     config, _ = local
     missing = store.replace("bucket", "no-such-bucket")
@@ -114,15 +203,16 @@ def test_a_missing_bucket_ends_a_build_with_2(local, store):
 
 
 @pytest.mark.kill
-def test_a_killed_build_to_a_store_goes_on(local, store):
+def test_a_killed_build_to_a_store_goes_on(local, store, tmp_path):
     config, expected = local
-    build = builds.start(config, store, STAND_IN_SLEEP="0.3")
+    build = builds.start(config, store, STAND_IN_SLEEP="0.3", TMPDIR=str(tmp_path))
     storage = open_storage(store)
     try:
         assert builds.wait_until(lambda: storage.exists("commits/000001.json"))
     finally:
         builds.slay(build)
         build.communicate()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     builds.run(config, store)
     check(store, expected)
 

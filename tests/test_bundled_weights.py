@@ -25,9 +25,10 @@ from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.storage import open_storage
 from patchmint.weights import store
+from patchmint.weights.checksums import sha256_of
 from patchmint.weights.loading import load_named
 from patchmint.weights.registry import CHECKPOINTS
-from patchmint.weights.store import REINSTALL, bundled_folder, locate, sha256_of
+from patchmint.weights.store import REINSTALL, bundled_folder, locate
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = {name: checkpoint for name, checkpoint in CHECKPOINTS.items() if checkpoint.bundled}

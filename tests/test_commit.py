@@ -267,7 +267,7 @@ def test_a_lost_reply_to_the_record(storage, proxy):
 @pytest.mark.parametrize("storage", ["s3"], indirect=True)
 def test_files_outlive_a_store_that_fails_at_the_record(storage, proxy, monkeypatch):
     """The record arrived, no reply came, and the store is down: what the record names must not be dropped."""
-    monkeypatch.setattr("patchmint.storage.stores.PATIENCE", 0.3)
+    monkeypatch.setattr("patchmint.storage.patience.PATIENCE", 0.3)
     broken = []
 
     def from_the_lost_reply_on(method, path, headers):

@@ -58,7 +58,7 @@ class Cluster:
         return {
             Ready: lambda: Ready(worker, WorkerInfo(host, "cuda:0")),
             Died: lambda: Died(worker, False, "SIGKILL"),
-            Failed: lambda: Failed(worker, False, "no room in TMPDIR", place=True),
+            Failed: lambda: Failed(worker, True, "no room in TMPDIR", place=True),
         }[event]()
 
     def later(self, seconds, event):
@@ -189,6 +189,24 @@ def test_the_last_unit_does_not_stay_on_a_bad_gpu(clock):
     pool.is_moved = True
     assert run(pool, 1, max_workers=1).done == 1
     assert not poisoned(pool)
+
+
+def test_a_worker_that_waits_for_a_store_does_not_hang(clock):
+    """It says so; a worker that says nothing else for as long is killed."""
+
+    class Outage(Cluster):
+        def submit(self, worker, order):
+            for second in range(1, 500):
+                self.later(second, Working(worker, order.unit.id, 0, 0, {}, "commit", (), waits_for))
+            super().submit(worker, order)
+
+    pool = Outage(clock, pace=lambda place: 500 / 16)
+    waits_for = "s3://out can't be used (503)"
+    assert run(pool, 2, sample_timeout=100, max_workers=1).done == 2
+    assert not pool.killed
+    pool, waits_for = Outage(clock, pace=lambda place: 500 / 16), ""
+    with pytest.raises(BuildError, match="7 workers hung at unit 000000"):
+        run(pool, 2, sample_timeout=100, max_workers=1)
 
 
 def test_a_hang_is_killed_and_one_that_cannot_be_is_given_up(clock):

@@ -84,6 +84,15 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
     assert (progress.through, progress.annotated) == (100, 60)
 
 
+def test_what_workers_wait_for_is_shown():
+    progress = Progress(units=9, planned=900, workers=3, workers_wanted=3)
+    progress.working = {worker: Working(worker, worker, 100, 0, {}, "commit") for worker in range(3)}
+    assert shown._Lines().note(progress) == "first batch, 3 workers"
+    for worker in (1, 2):
+        progress.working[worker] = replace(progress.working[worker], waits_for="s3://x can't be used (503) for 40 s")
+    assert shown._Lines().note(progress) == "first batch, 3 workers; 2 waiting: s3://x can't be used (503) for 40 s"
+
+
 def test_status_says_how_many_workers_are_missing():
     names = ("units", "units_done", "planned", "written", "rejected", "left", "in_work", "beat_age", "result_age")
     counts = dict.fromkeys(names, 0)

@@ -20,8 +20,8 @@ NAMES = {
         UntrainedWarning __version__ build grid_preset""",
     "patchmint.errors": """BucketMissingError BuildError BusyError ConfigError DemoWarning DiskFullError
         ImageDecodeError ImageError ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError
-        PatchmintError PluginError ShardError StorageError TextError UntrainedWarning WeightsCorruptError WeightsError
-        WeightsMismatchError WeightsMissingError WeightsUnsafeError""",
+        PatchmintError PlaceError PluginError ShardError StorageError TextError UntrainedWarning WeightsCorruptError
+        WeightsError WeightsMismatchError WeightsMissingError WeightsUnsafeError""",
     "patchmint.geometry": """Fit GRID_PRESETS PatchGrid Placement RleMasks adaptive_bins coverage_from_logits
         coverage_share coverage_to_uint8 fit_image grid_preset pool_coverage""",
     "patchmint.training": """Codebook ConversationTemplate PatchSelector SequenceBuilder StageBatch StageDataset

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 
 import pytest
 import yaml
@@ -83,8 +84,12 @@ def test_all_of_it_arrives_and_reads_back_the_same(hub, made):
         assert (there[index].pixels == here[index].pixels).all()
 
 
-def test_a_store_is_pushed_as_a_folder_is(hub, made, server, monkeypatch):
+def test_a_store_is_pushed_as_a_folder_is_through_copies_without_names(hub, made, server, monkeypatch, tmp_path):
+    left = []
+    hub.faults.append(Fault(lambda *_: left.extend(tmp_path.rglob("*")), 500))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     push(copy(made, server.new_bucket(monkeypatch)), URI)
+    assert left == []
     assert without_card(hub.repos["org/name"].files) == published(made)
 
 

@@ -11,14 +11,14 @@ import sys
 import tarfile
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+import builds
 import pytest
 
-from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import Entry, creates_conditionally, open_storage
+from patchmint.errors import NotFoundError, PlaceError, StorageError
+from patchmint.storage import Entry, creates_conditionally, open_storage, syncs_names
 from patchmint.storage.interface import TEMPORARY
 
 
@@ -321,6 +321,33 @@ def test_create_without_hard_links_says_what_to_do(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
+def test_a_file_system_that_syncs_no_folders_is_used_and_named(tmp_path, monkeypatch):
+    """As old CIFS and some FUSE: a folder's fsync says EINVAL, a file's works."""
+    assert syncs_names(open_storage(tmp_path / "out"))
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    storage = open_storage(tmp_path / "out")
+    assert not syncs_names(storage)
+    assert [storage.create("a/record", data) for data in (b"1", b"2")] == [True, False]
+    write_big(storage, "b/big")
+    storage.move("b/big", "c/big")
+    assert [entry.path for entry in storage.list()] == ["a/record", "c/big"]
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for use in (lambda: storage.create("d", b"1"), lambda: syncs_names(storage)):
+        with pytest.raises(StorageError, match="Input/output error"):
+            use()
+
+
 def test_a_link_whose_reply_was_lost_counts_as_made(tmp_path, monkeypatch):
     link = os.link
 
@@ -382,22 +409,8 @@ def test_everything_is_synced_before_it_is_named(tmp_path, monkeypatch):
         assert ", ".join(steps) == expected
 
 
-@contextmanager
-def small_disk(folder):
-    """A file system of 1 MiB at a folder."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_named_and_left_clean(tmp_path):
-    with small_disk(tmp_path / "disk"):
+    with builds.small_disk(tmp_path / "disk"):
         storage = open_storage(tmp_path / "disk" / "out")
         storage.write("kept", b"1")
         for path, use in (
@@ -413,9 +426,9 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path):
 
 def test_a_full_temporary_disk_is_named(tmp_path, server, monkeypatch):
     storage = open_storage(server.new_bucket(monkeypatch))
-    with small_disk(tmp_path / "disk"):
+    with builds.small_disk(tmp_path / "disk"):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
-        with pytest.raises(StorageError, match=r"out/big .*TMPDIR moves it.*: the disk is full"):
+        with pytest.raises(PlaceError, match=r"out/big .*TMPDIR moves it.*: the disk is full"):
             write_big(storage, "big")
         assert not list((tmp_path / "disk").iterdir())
     assert list(storage.list()) == []

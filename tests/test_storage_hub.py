@@ -91,6 +91,20 @@ def test_passing_faults_are_waited_out(hub, repo):
     assert [fault.times for fault in hub.faults] == [0, 0, 0, 0]
 
 
+def test_an_outage_that_is_longer_than_the_clients_patience_is_sat_out_if_asked(hub, repo):
+    """425 isn't among the answers that the client repeats."""
+    storage = open_storage("hf://datasets/org/name", outage_seconds=20)
+    assert storage.exists("data/y.tar")
+    for part in ("/tree/", "data/x.parquet"):
+        hub.faults.append(Fault(lambda method, path, part=part: part in path, 425, 3))
+    assert len(list(storage.list("more/"))) == 1
+    assert storage.size("data/x.parquet") == len(FILES["data/x.parquet"])
+    assert [fault.times for fault in hub.faults] == [0, 0]
+    hub.faults.append(Fault(lambda method, path: "data/y.tar" in path, 425))
+    with pytest.raises(StorageError, match="425"):
+        read().size("data/y.tar")
+
+
 def test_cut_connections_are_tried_again(hub, repo, monkeypatch):
     with flaky_proxy(hub.port) as proxy:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{proxy.port}")

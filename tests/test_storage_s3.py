@@ -10,7 +10,7 @@ import pytest
 from flaky_proxy import KINDS, Fault, conditional_put, of_method
 
 from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, StorageError
-from patchmint.storage import Entry, creates_conditionally, open_storage, stores
+from patchmint.storage import Entry, creates_conditionally, open_storage, patience, stores
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_a_store_that_ignores_conditions_is_found_out(server, storage, proxy, mo
 
 @pytest.fixture
 def impatient(monkeypatch):
-    assert stores.PATIENCE < 20
-    monkeypatch.setattr(stores, "PATIENCE", 0.5)
+    assert patience.PATIENCE < 20
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
 
 
 def of_any_kind(method, path, headers):
@@ -233,9 +233,9 @@ def test_a_server_that_never_answers_ends_in_an_error(storage, proxy, monkeypatc
     connect = stores.connect
     silences = []
 
-    def connect_briefly(uri, *, silence, retries):
+    def connect_briefly(uri, *, silence, patience):
         silences.append(silence)
-        return connect(uri, silence=0.5, retries=retries)
+        return connect(uri, silence=0.5, patience=patience)
 
     monkeypatch.setattr("patchmint.storage.objects.connect", connect_briefly)
     proxy.faults.append(Fault(of_any_kind, "hold", 10**6))

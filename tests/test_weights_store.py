@@ -12,14 +12,12 @@ import pytest
 import torch
 
 from patchmint.errors import WeightsMissingError
+from patchmint.weights.checksums import record_sha256, recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import (
     check_file,
     locate,
     named_checkpoint,
-    record_sha256,
-    recorded_sha256,
-    sha256_of,
     weights_folder,
 )
 

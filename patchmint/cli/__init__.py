@@ -83,7 +83,7 @@ COMMANDS = {
     "doctor": LazyCommand(
         "patchmint.cli.doctor:doctor",
         "Look at versions, GPU, Ray, models, the source's first samples and the output: what fails, and how to fix it.",
-        ("patchmint doctor", "patchmint doctor config.yaml --json"),
+        ("patchmint doctor", "patchmint doctor config.yaml --json", "patchmint doctor --sweep --out s3://bucket/data"),
     ),
     "config": LazyCommand(
         "patchmint.cli.config:config_app",

@@ -47,7 +47,7 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
 
 
 class ModelsConfig(Settings):
-    """Which models: each a name from `patchmint models list`, a path to a checkpoint, or `untrained-tiny`.
+    """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
     Those that a mapping doesn't name are the official ones.
     """

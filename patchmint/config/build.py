@@ -118,6 +118,12 @@ class LimitsConfig(Settings):
         description="A worker that finishes no sample for so many seconds is taken to hang: it is replaced, and the "
         "sample at fault rejected. null: 20 times the longest such time so far, from 600 on; 1800 for the first batch.",
     )
+    outage_seconds: float = Field(
+        default=3600,
+        ge=0,
+        description="Seconds for which a store that has answered before, and fails now, is waited for. What is "
+        "finished is kept.",
+    )
     stop_seconds: float = Field(
         default=20,
         ge=0,

@@ -35,6 +35,7 @@ from patchmint.jobs.progress import display, say
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.run import resolved, run
 from patchmint.storage.hub import is_on_hub, staging_folder
+from patchmint.storage.patience import hurry
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Estimate rejects, disk and memory, and build nothing.")]
 TryOption = Annotated[
@@ -266,6 +267,7 @@ class _Stop:
         if self.signal:  # the second time at once, without tidying; that is safe, only less neat
             os._exit(128 + number)
         self.signal = number
+        hurry()
         say(f"stopping: workers have {self.seconds:g} s to save what they have annotated (once more = at once)")
 
 

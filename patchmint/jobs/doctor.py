@@ -21,9 +21,10 @@ from patchmint.config.parsing import read_yaml
 from patchmint.errors import ConfigError, PatchmintError
 from patchmint.images.decode import decode_image
 from patchmint.jobs.cluster_probe import probe_cluster
+from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_source
-from patchmint.storage import creates_conditionally, open_storage
+from patchmint.storage import creates_conditionally, open_storage, syncs_names
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.local import LocalStorage, existing_folder
 from patchmint.weights.registry import CHECKPOINTS
@@ -263,7 +264,10 @@ def _output(uri: str) -> Iterator[Finding]:
         detail = f"{uri} ignores If-None-Match: two builds into it could overwrite each other"
         yield Finding("output", "fail", detail, "use another store, or see to it that one driver runs: --single-driver")
         return
-    yield Finding("output", "ok", f"{uri} can be written, and creates conditionally")
+    if syncs_names(storage):
+        yield Finding("output", "ok", f"{uri} can be written, and creates conditionally")
+    else:
+        yield Finding("output", "note", UNSYNCED.format(uri), "nothing, if that machine's power is safe")
     if isinstance(storage, LocalStorage):
         yield _disk(existing_folder(storage.root))
 

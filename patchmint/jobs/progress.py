@@ -52,13 +52,13 @@ class Display(Reporter):
         raise NotImplementedError
 
     def note(self, progress: Progress) -> str:
-        """Rate, time left, rejects, workers."""
+        """Rate, time left, rejects, workers, and what these wait for."""
         seconds = time.monotonic() - self._start if self._start else 0.0
         rate = progress.annotated / seconds if seconds else 0.0
         speed = f"{speed_of(rate)}, {duration((progress.planned - progress.through) / rate)} left" if rate else ""
         found = progress.all_rejects().total()
         rejects = f", {found} rejected" if found else ""
-        return f"{speed or 'first batch'}{rejects}, {_workers(progress)}"
+        return f"{speed or 'first batch'}{rejects}, {_workers(progress)}{_waits(progress)}"
 
 
 def _workers(progress: Progress) -> str:
@@ -69,6 +69,11 @@ def _workers(progress: Progress) -> str:
         return f"{progress.workers} workers"
     doing = next((working.doing.rpartition("/")[2] for working in progress.working.values()), "")
     return f"1 worker{f' ({doing})' if doing else ''}"
+
+
+def _waits(progress: Progress) -> str:
+    waits = [working.waits_for for working in progress.working.values() if working.waits_for]
+    return f"; {len(waits)} waiting: {waits[0]}" if waits else ""
 
 
 @contextmanager

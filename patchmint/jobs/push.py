@@ -13,9 +13,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.ledger import Ledger
@@ -25,7 +26,7 @@ from patchmint.jobs.progress import say
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, plan_path, record_path
 from patchmint.storage import Storage, uri_of
-from patchmint.storage.failures import explain, explain_hub
+from patchmint.storage.failures import explain_hub, explain_place, is_passing
 from patchmint.storage.hub import HubAddress, HubStorage, connect, explained
 from patchmint.storage.local import LocalStorage
 
@@ -289,7 +290,7 @@ class _Work:
             except Exception as error:
                 # a commit may have been made although its reply was lost: what there is, is looked at again
                 failures = failures + 1 if target.head == before else 1
-                if failures > len(_PAUSES) or not _is_passing(error):
+                if failures > len(_PAUSES) or not is_passing(error):
                     raise explain_hub("write", target.uri, error) from error
                 say(f"the Hub can't be used ({type(error).__name__}); trying again in {_PAUSES[failures - 1]:.0f} s")
                 time.sleep(_PAUSES[failures - 1])
@@ -308,13 +309,10 @@ class _Work:
             deleted = self.stale(target) if last else []
             if number == 1 and not last and MANIFEST_PATH in target.files:
                 deleted = [MANIFEST_PATH]
-            with tempfile.TemporaryDirectory(prefix="patchmint-") as spool:
+            with ExitStack() as spools:
                 made = target.api.create_commit(
                     target.repo,
-                    [
-                        *(self._addition(file, Path(spool) / str(place)) for place, file in enumerate(batch)),
-                        *map(CommitOperationDelete, deleted),
-                    ],
+                    [*(self._addition(file, spools) for file in batch), *map(CommitOperationDelete, deleted)],
                     commit_message=f"patchmint push, part {number} of {max(len(batches), 1)}",
                     repo_type="dataset",
                     parent_commit=target.head,
@@ -323,8 +321,11 @@ class _Work:
             done.update(files=len(batch), bytes=sum(file.size for file in batch))
             say(f"sent {done['files']} of {total[0]} files, {done['bytes'] / 1e9:.1f} of {total[1]:.1f} GB")
 
-    def _addition(self, file: _File, spool: Path) -> CommitOperationAdd:
-        """The file, on this machine's disk: Xet, the Hub's upload of big files, takes no streams."""
+    def _addition(self, file: _File, spools: ExitStack) -> CommitOperationAdd:
+        """The file, on this machine's disk: Xet, the Hub's upload of big files, takes no streams.
+
+        A copy of a store's has no name, only a path in this process: whatever ends it leaves nothing there.
+        """
         from huggingface_hub import CommitOperationAdd
 
         if file.data is not None:
@@ -333,15 +334,24 @@ class _Work:
             spool = self.storage.root / file.path
         else:
             try:
-                with self.storage.open(file.path) as source, spool.open("wb") as copy:
+                copy = tempfile.TemporaryFile()  # noqa: SIM115
+                spools.callback(_close, copy)
+                with self.storage.open(file.path) as source:
                     shutil.copyfileobj(source, copy, 1 << 20)
+                copy.flush()
+                spool = Path(f"/proc/self/fd/{copy.fileno()}")
             except OSError as error:
-                raise explain("write", str(spool), error, note=" (TMPDIR moves it)") from error
+                raise explain_place("write", uri_of(self.storage, file.path), error) from error
         addition = CommitOperationAdd(file.path, spool)
         if file.sha256 and addition.upload_info.sha256.hex() != file.sha256:
             shown = uri_of(self.storage, file.path)
             raise ShardError(f"{shown} isn't as its record says; run: patchmint inspect verify", uri=shown)
         return addition
+
+
+def _close(copy: BinaryIO) -> None:
+    with suppress(OSError):  # it flushes once more, onto a disk that is full already
+        copy.close()
 
 
 def _batches(files: Iterable[_File]) -> Iterator[list[_File]]:
@@ -362,19 +372,7 @@ def _patiently(request: Callable[[], _Value]) -> _Value:
         try:
             return request()
         except Exception as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 raise
             time.sleep(pause)
     return request()
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether it may go well another time."""
-    from huggingface_hub import errors
-
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of one of the threads that upload
-        error = error.__cause__
-    reply = getattr(error, "response", None)
-    if reply is not None:
-        return reply.status_code in (408, 429, 500, 502, 503, 504)
-    return isinstance(error, errors.HTTPError)

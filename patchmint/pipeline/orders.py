@@ -147,6 +147,7 @@ class Working:
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
         places: in the unit, of the samples that it is at.
+        waits_for: the storage trouble that it sits out, and for how long already; "" if none. It doesn't hang then.
     """
 
     worker: int
@@ -156,6 +157,7 @@ class Working:
     rejects: Mapping[str, int]
     doing: str
     places: tuple[int, ...] = ()
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Failed:
         worker: which.
         transient: storage trouble, worth another try.
         message: for people; of a programming error the traceback.
-        place: the fault of its host: another one may do it. What is neither stops the run.
+        place: the fault of the worker's host: another one may do it (then `transient` is True as well).
     """
 
     worker: int

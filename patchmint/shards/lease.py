@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import BusyError, NotFoundError, StorageError
-from patchmint.storage import Storage
+from patchmint.storage import Storage, open_storage
 
 LEASE = "lease.json"
 INTERVAL = 5.0
@@ -74,6 +74,7 @@ class Lease:
         self.record = record
         self.lost = threading.Event()
         self._storage = storage
+        self._brief = open_storage(storage.uri)  # no beat, and no end of one, waits long for a storage that fails
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -132,8 +133,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(StorageError):
-            if self.is_held():
-                self._storage.delete([LEASE])
+            if self._is_held(self._brief):
+                self._brief.delete([LEASE])
 
     def _beat(self) -> None:
         beat = 0
@@ -141,10 +142,10 @@ class Lease:
             beat += 1
             # A storage that fails now may work at the next beat; what the driver itself writes there tells of faults.
             with contextlib.suppress(StorageError):
-                if not self.is_held():
+                if not self._is_held(self._brief):
                     self.lost.set()
                     return
-                self._storage.write(
+                self._brief.write(
                     LEASE, _to_json(self.record.model_copy(update={"beat": beat, "at": datetime.now(UTC)}))
                 )
 
@@ -154,7 +155,10 @@ class Lease:
         Raises:
             StorageError: the storage failed.
         """
-        now = _parse(_read(self._storage) or b"")
+        return self._is_held(self._storage)
+
+    def _is_held(self, storage: Storage) -> bool:
+        now = _parse(_read(storage) or b"")
         return now is not None and now.token == self.record.token
 
 

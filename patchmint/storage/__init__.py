@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from patchmint.storage.interface import Entry, NewFile, Storage, uri_of
-from patchmint.storage.locate import creates_conditionally, open_storage
+from patchmint.storage.locate import creates_conditionally, open_storage, syncs_names
 
-__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage", "uri_of"]
+__all__ = ["Entry", "NewFile", "Storage", "creates_conditionally", "open_storage", "syncs_names", "uri_of"]

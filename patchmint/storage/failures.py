@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
+import sys
+import tempfile
+from contextlib import suppress
 
 from obstore import exceptions
 
-from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, NotFoundError, PlaceError, StorageError
 
 _HINTS = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another place, then run again"),
@@ -29,6 +33,11 @@ _STATUS = re.compile(
     r"Server returned non-2xx status code: (\d{3}) "
 )
 _PASSING_STATUS = (408, 409, 425, 429)
+# of a file system that is elsewhere
+_PASSING_ERRNO = (
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+)
 # 400 where S3's patience with a slow line has ended; 404 of an upload that is finished, where that reply was lost
 _PASSING_CODES = ("RequestTimeout", "NoSuchUpload")
 _MISSING_BUCKET = ("NoSuchBucket", "ContainerNotFound")
@@ -39,21 +48,37 @@ _REMEDIES = {
 }
 
 
-def explain(action: str, shown: str, error: OSError, *, note: str = "") -> StorageError:
+def explain(action: str, shown: str, error: OSError) -> StorageError:
     """The error to raise for an operating system's error.
 
     Args:
         action: a verb, such as "read".
         shown: the file.
         error: what the system said.
-        note: more about the file, for the message only.
     """
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"can't {action} {shown}{note}: there is no such file; check the path", uri=shown)
+        return NotFoundError(f"can't {action} {shown}: there is no such file; check the path", uri=shown)
+    kind = DiskFullError if is_full(error) else StorageError
+    return kind(f"can't {action} {shown}: {_hint(error)}", uri=shown)
+
+
+def explain_place(action: str, shown: str, error: OSError) -> PlaceError:
+    """The same where a file of a store passes through this machine's temporary folder, and fails there."""
+    folder = "a temporary folder"
+    with suppress(OSError):  # where none can be written, it raises
+        folder = tempfile.gettempdir()
+    where = f"its temporary file in {folder} on {socket.gethostname()}; TMPDIR moves it"
+    return PlaceError(f"can't {action} {shown} ({where}): {_hint(error)}", uri=shown)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk has no room, or none for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _hint(error: OSError) -> str:
     default = (error.strerror or str(error), "check the disk and the path, then run again")
-    why, remedy = _HINTS.get(error.errno or 0, default)
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-    return kind(f"can't {action} {shown}{note}: {why}; {remedy}", uri=shown)
+    return "; ".join(_HINTS.get(error.errno or 0, default))
 
 
 def explain_store(action: str, shown: str, error: Exception) -> StorageError:
@@ -87,25 +112,33 @@ def explain_store(action: str, shown: str, error: Exception) -> StorageError:
     return StorageError(f"can't {action} {shown}: {why}; {remedy}", uri=shown)
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether a request is worth another try: the store was never reached, is busy, or broke off its answer."""
+def is_passing(error: BaseException) -> bool:
+    """Whether a request is worth another try: the storage was never reached, is busy, or broke off its answer."""
+    error = _of_thread(error)
     status = status_of(error)
     if status is None:
-        return isinstance(error, exceptions.GenericError)
+        httpx = sys.modules.get("httpx")  # the Hub's client uses it
+        is_cut = httpx is not None and isinstance(error, httpx.HTTPError)
+        return is_cut or isinstance(error, exceptions.GenericError) or getattr(error, "errno", 0) in _PASSING_ERRNO
+    if hasattr(error, "response") and status == 409:  # on the Hub somebody else's commit came first
+        return False
     return status in _PASSING_STATUS or status >= 500 or _tag("Code", error) in _PASSING_CODES
 
 
-def status_of(error: Exception) -> int | None:
-    """The HTTP status by which a store refused a request; None if it gave none.
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status by which a store or the Hub refused a request; None if it gave none.
 
     obstore (0.12) has no attribute for it. Its message ends with that of object_store's `RetryError`, the same for all
     stores and requests; what follows on other lines, and the reply's body, may say anything.
     """
+    reply = getattr(error, "response", None)
+    if reply is not None:
+        return int(reply.status_code)
     found = _STATUS.search(str(error).partition("\n")[0])
     return int(found[1]) if found else None
 
 
-def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
+def explain_hub(action: str, shown: str, error: BaseException) -> StorageError:
     """The error to raise for one of the Hugging Face Hub's client.
 
     Args:
@@ -115,10 +148,8 @@ def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
     """
     from huggingface_hub import errors
 
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # of one of the threads that upload
-    reply = getattr(error, "response", None)
-    status = reply.status_code if reply is not None else 0
+    error = _of_thread(error)
+    status = status_of(error)
     if isinstance(error, errors.EntryNotFoundError):
         return NotFoundError(f"can't {action} {shown}: there is no such file; check the path", uri=shown)
     match error:
@@ -141,7 +172,18 @@ def explain_hub(action: str, shown: str, error: Exception) -> StorageError:
     return StorageError(f"can't {action} {shown}: {remedy}", uri=shown)
 
 
-def _told(error: Exception) -> str:
+def explain_client(action: str, shown: str, error: Exception) -> StorageError:
+    """The error to raise for one of boto3's, whose messages hold no secrets."""
+    said = _told(error)
+    return StorageError(f"can't {action} {shown}: {said}; check the credentials and their permissions", uri=shown)
+
+
+def _of_thread(error: BaseException) -> BaseException:
+    """What went wrong in one of the threads in which the Hub's client uploads."""
+    return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+
+
+def _told(error: BaseException) -> str:
     """What a store said, on one line: no debug dump, and no queries of addresses, which may hold signatures."""
     text = str(error).strip() or type(error).__name__
     line = re.sub(r"<\?xml.*", "", text.splitlines()[0])
@@ -150,7 +192,7 @@ def _told(error: Exception) -> str:
     return f"{line} {said}".strip()
 
 
-def _tag(name: str, error: Exception) -> str:
+def _tag(name: str, error: BaseException) -> str:
     """What an element of a store's reply (S3's and Azure's are XML) holds; "" if there is none."""
     found = re.search(f"<{name}>([^<]*)</{name}>", str(error))
     return found[1] if found else ""

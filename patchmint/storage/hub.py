@@ -21,6 +21,7 @@ from patchmint.errors import NotFoundError, PatchmintError, StorageError
 from patchmint.storage.cache import cache_folder
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.interface import Entry, NewFile, checked, uri_of
+from patchmint.storage.patience import Patience
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.stores import is_loopback
 
@@ -161,14 +162,16 @@ class HubStorage:
 
     is_local = False
 
-    def __init__(self, uri: str, commit: str | None = None) -> None:
+    def __init__(self, uri: str, commit: str | None = None, outage_seconds: float | None = None) -> None:
         """Touches nothing yet.
 
         Args:
             uri: see `HubAddress`.
             commit: the one to read. None: that to which the revision leads at the first use.
+            outage_seconds: as for `open_storage`; the client itself tries for some seconds.
         """
         self.uri = uri
+        self._patience = Patience(outage_seconds or 0.0)
         self._address = HubAddress.parse(uri)
         self._places: dict[str, _Place] = {}
         if commit is None and _COMMIT.fullmatch(self._address.revision or ""):
@@ -176,9 +179,9 @@ class HubStorage:
         if commit is not None:
             self.commit = commit
 
-    def __reduce__(self) -> tuple[type[HubStorage], tuple[str, str | None]]:
+    def __reduce__(self) -> tuple[type[HubStorage], tuple[str, str | None, float | None]]:
         """The commit travels, so that all processes read the same; connections can't, and the token mustn't."""
-        return HubStorage, (self.uri, self.__dict__.get("commit"))
+        return HubStorage, (self.uri, self.__dict__.get("commit"), self._patience.seconds)
 
     def __repr__(self) -> str:
         return f"HubStorage({self.uri!r})"
@@ -248,12 +251,20 @@ class HubStorage:
         top = f"{self._address.folder}/" if self._address.folder else ""
         with explained("list", self.uri):
             try:
+                entries = self._patience.repeated(
+                    self.uri,
+                    lambda: list(
+                        self._api.list_repo_tree(
+                            self._address.repo,
+                            folder or None,
+                            recursive=True,
+                            revision=self.commit,
+                            repo_type="dataset",
+                        )
+                    ),
+                )
                 found = [
-                    Entry(entry.path.removeprefix(top), entry.size)
-                    for entry in self._api.list_repo_tree(
-                        self._address.repo, folder or None, recursive=True, revision=self.commit, repo_type="dataset"
-                    )
-                    if isinstance(entry, RepoFile)
+                    Entry(entry.path.removeprefix(top), entry.size) for entry in entries if isinstance(entry, RepoFile)
                 ]
             except EntryNotFoundError:
                 found = []
@@ -319,12 +330,12 @@ class HubStorage:
         if place is not None and time.monotonic() < place.until:
             return place
         with explained("look for", uri_of(self, path)):
-            found = get_hf_file_metadata(
-                self._resolve_url(path),
-                headers=self._headers(self._api.endpoint),
-                endpoint=self._api.endpoint,
-                timeout=_TIMEOUT,
-                retry_on_errors=True,
+            url, headers = self._resolve_url(path), self._headers(self._api.endpoint)
+            found = self._patience.repeated(
+                self.uri,
+                lambda: get_hf_file_metadata(
+                    url, headers=headers, endpoint=self._api.endpoint, timeout=_TIMEOUT, retry_on_errors=True
+                ),
             )
             if found.size is None:
                 raise StorageError(f"{uri_of(self, path)} has no size on the Hub", uri=uri_of(self, path))
@@ -340,16 +351,20 @@ class HubStorage:
         return data if reply.status_code == 206 else data[start : start + length]
 
     def _get(self, url: str, headers: dict[str, str] | None = None) -> Any:
-        """The reply to a GET, tried again for some 15 seconds, or as long as the Hub's limit of requests asks for."""
+        """The reply to a GET; also waits as long as the Hub's limit of requests asks for."""
         from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         # sizes are those of the files, not of what a proxy makes of them
         sent = self._headers(url) | {"Accept-Encoding": "identity"} | (headers or {})
-        reply = http_backoff(
-            "GET", url, headers=sent, follow_redirects=True, timeout=_TIMEOUT, max_retries=6, base_wait_time=0.2
-        )
-        hf_raise_for_status(reply)
-        return reply
+
+        def get() -> Any:
+            reply = http_backoff(
+                "GET", url, headers=sent, follow_redirects=True, timeout=_TIMEOUT, max_retries=6, base_wait_time=0.2
+            )
+            hf_raise_for_status(reply)
+            return reply
+
+        return self._patience.repeated(self.uri, get)
 
     def _headers(self, url: str) -> dict[str, str]:
         """With the token, but only to the Hub itself."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
 
 from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
+
+Explain = Callable[[str, str, OSError], StorageError]
+"""From what was done, how messages call the file, and the operating system's error, to the one to raise."""
 
 TEMPORARY = ".patchmint-tmp-"
 """First characters of the names of temporary files."""
@@ -37,19 +40,19 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         path: where in the storage the file goes.
     """
 
-    def __init__(self, path: str, sink: IO[bytes], shown: str, note: str = "") -> None:
+    def __init__(self, path: str, sink: IO[bytes], shown: str, explained: Explain = explain) -> None:
         """Wrap an open file.
 
         Args:
             path: where in the storage the file goes.
             sink: takes the bytes.
             shown: how error messages call it.
-            note: more about it, for error messages.
+            explained: the error to raise for the operating system's.
         """
         self.path = path
         self._sink = sink
         self._shown = shown
-        self._note = note
+        self._explained = explained
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -66,7 +69,7 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         try:
             self._sink.write(view)
         except OSError as error:
-            raise explain("write", self._shown, error, note=self._note) from error
+            raise self._explained("write", self._shown, error) from error
         self._hash.update(view)
         self._size += len(view)
         return len(view)
@@ -86,7 +89,7 @@ class NewFile(io.BufferedIOBase, BinaryIO):
         try:
             self._sink.flush()
         except OSError as error:
-            raise explain("write", self._shown, error, note=self._note) from error
+            raise self._explained("write", self._shown, error) from error
 
     def writable(self) -> bool:
         """True."""
@@ -118,7 +121,7 @@ class Storage(Protocol):
 
     Paths are relative to it, with "/" between their parts; an absolute path, an empty part, "." and ".." are refused
     with a StorageError everywhere. Every method raises StorageError where the storage can't be used; passing faults
-    (a 503, a cut connection, a timeout) are tried again first, for some 15 seconds.
+    (a 503, a cut connection, a timeout) are tried again first, for as long as `open_storage` was told.
 
     Objects can be pickled and sent to other processes, which find their own credentials.
 
@@ -191,7 +194,10 @@ class Storage(Protocol):
         """Write a big file as a stream; it lasts when the block ends, and on an exception in the block it is gone.
 
         Locally it grows at `path` itself, so take a name that nobody reads yet and `move` it afterwards. For a store it
-        grows in a local temporary file and is uploaded at the end.
+        grows in a local temporary file without a name, and is uploaded at the end.
+
+        Raises:
+            PlaceError: that temporary file can't be written.
         """
 
     def move(self, source: str, target: str) -> None:

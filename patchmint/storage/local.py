@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -15,10 +16,12 @@ from typing import BinaryIO, TypeVar
 from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, temporary_name
+from patchmint.storage.patience import Patience
 
 _Value = TypeVar("_Value")
 _BUFFER = 1 << 20
 _TRIES = 5
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
@@ -29,16 +32,18 @@ class LocalStorage:
     Attributes:
         uri: as given.
         root: the folder, absolute. It is made by the first write.
+        patience: with passing faults of a file system on another machine.
     """
 
     uri: str
     root: Path
+    patience: Patience = field(default_factory=lambda: Patience(0.0, has_answered=True), compare=False)
     is_local = True
 
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
-        with self.open(path) as file, _explained("read", self._at(path)):
-            return file.read()
+        target = self._at(path)
+        return self._tried("read", target, lambda: _read(target))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
@@ -47,34 +52,27 @@ class LocalStorage:
                 f"{self._at(path)} has no bytes at {start}, {length}; ask for a range from 0 up",
                 uri=str(self._at(path)),
             )
-        with self.open(path) as file, _explained("read", self._at(path)):
-            file.seek(start)
-            data = file.read(length)
-            enough = start + length <= os.fstat(file.fileno()).st_size and len(data) == length
-        if not enough:
+        target = self._at(path)
+        data, size = self._tried("read", target, lambda: _read_range(target, start, length))
+        if start + length > size or len(data) != length:
             raise StorageError(
-                f"{self._at(path)} ends before byte {start + length}; it was cut or replaced: bring it back whole",
-                uri=str(self._at(path)),
+                f"{target} ends before byte {start + length}; it was cut or replaced: bring it back whole",
+                uri=str(target),
             )
         return data
 
     def size(self, path: str) -> int:
         """See `Storage.size`."""
         target = self._at(path)
+        found = self._tried("read", target, target.stat)
         with _explained("read", target):
-            found = target.stat()
             _must_be_file(target, found)
         return found.st_size
 
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
         target = self._at(path)
-        try:
-            return stat.S_ISREG(target.stat().st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise explain("look for", str(target), error) from error
+        return self._tried("look for", target, lambda: _is_there(target))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`."""
@@ -86,29 +84,23 @@ class LocalStorage:
     def open(self, path: str) -> BinaryIO:
         """See `Storage.open`."""
         target = self._at(path)
-        with _explained("read", target):
-            # A named pipe would block the opening.
-            _must_be_file(target, target.stat())
-            return target.open("rb")
+        return self._tried("read", target, lambda: _open(target))
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
         target = self._at(path)
-        with _explained("write", target):
-            _again_if_swept(lambda: _write(target, data))
+        self._tried("write", target, lambda: _again_if_swept(lambda: _write(target, data)))
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Storage.create`."""
         target = self._at(path)
-        with _explained("write", target):
-            return _again_if_swept(lambda: _create(target, data))
+        return self._tried("write", target, lambda: _again_if_swept(lambda: _create(target, data)))
 
     @contextmanager
     def new_file(self, path: str) -> Iterator[NewFile]:
         """See `Storage.new_file`."""
         target = self._at(path)
-        with _explained("write", target):
-            sink = _again_if_swept(lambda: _opened(target))
+        sink = self._tried("write", target, lambda: _again_if_swept(lambda: _opened(target)))
         try:
             yield (file := NewFile(path, sink, str(target)))
             file.flush()
@@ -128,9 +120,12 @@ class LocalStorage:
     def move(self, source: str, target: str) -> None:
         """See `Storage.move`."""
         old, new = self._at(source), self._at(target)
-        with _explained("move", old):
+
+        def move() -> None:
             old.stat()
             _again_if_swept(lambda: _rename(old, new))
+
+        self._tried("move", old, move)
         prune(old.parent, self.root)
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -139,8 +134,7 @@ class LocalStorage:
         for path in paths:
             target = self._at(path)
             folders[target.parent] = None
-            with _explained("delete", target), suppress(FileNotFoundError, NotADirectoryError):
-                target.unlink()
+            self._tried("delete", target, partial(_unlink, target))
         for folder in folders:
             prune(folder, self.root)
 
@@ -155,6 +149,41 @@ class LocalStorage:
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
+
+    def _tried(self, action: str, target: Path, request: Callable[[], _Value]) -> _Value:
+        """The result of something that may be done twice without harm."""
+        with _explained(action, target):
+            return self.patience.repeated(str(target), request)
+
+
+def _read(target: Path) -> bytes:
+    with _open(target) as file:
+        return file.read()
+
+
+def _read_range(target: Path, start: int, length: int) -> tuple[bytes, int]:
+    """Some bytes of a file, fewer at its end, and its size."""
+    with _open(target) as file:
+        file.seek(start)
+        return file.read(length), os.fstat(file.fileno()).st_size
+
+
+def _open(target: Path) -> BinaryIO:
+    # A named pipe would block the opening.
+    _must_be_file(target, target.stat())
+    return target.open("rb")
+
+
+def _is_there(target: Path) -> bool:
+    try:
+        return stat.S_ISREG(target.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _unlink(target: Path) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        target.unlink()
 
 
 def _opened(target: Path) -> BinaryIO:
@@ -255,17 +284,26 @@ def existing_folder(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> bool:
     """Make names in a folder last through a power cut.
 
+    Returns:
+        Whether the file system does that. Those which don't are of other machines (CIFS, some of FUSE): they hand a
+        name on before the call that made it returns, and this machine holds nothing back that could be synced.
+
     Raises:
-        OSError: the folder is gone or can't be synced.
+        OSError: the folder is gone, or syncing it failed.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def prune(folder: Path, root: Path) -> None:

@@ -10,13 +10,15 @@ from urllib.parse import unquote, urlsplit
 
 from patchmint.errors import StorageError
 from patchmint.storage import hub
+from patchmint.storage.failures import explain
 from patchmint.storage.interface import Storage, temporary_name
-from patchmint.storage.local import LocalStorage, existing_folder, prune
+from patchmint.storage.local import LocalStorage, existing_folder, prune, sync_folder
 from patchmint.storage.objects import ObjectStorage
+from patchmint.storage.patience import Patience
 from patchmint.storage.stores import SCHEMES
 
 
-def open_storage(uri: str | os.PathLike[str]) -> Storage:
+def open_storage(uri: str | os.PathLike[str], *, outage_seconds: float | None = None) -> Storage:
     """The storage at a path or URI.
 
     Nothing is touched yet: the first write makes a folder, the first use connects to a store.
@@ -29,6 +31,8 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     Args:
         uri: a path, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, or, for
             reading, `hf://datasets/ORG/NAME[@REVISION][/FOLDER]`.
+        outage_seconds: how long passing faults are waited out. None: for some 15 seconds, in a folder not at all. A
+            store that has never answered, or was waited for in vain, isn't waited for any longer than that.
 
     Raises:
         StorageError: it is none of these, or there are credentials in it.
@@ -37,16 +41,17 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     if "\0" in text or not text:
         raise StorageError(f"{text!r} isn't a path or URI; give a folder, or a URI like s3://BUCKET/PREFIX", uri=text)
     scheme, separator, _ = text.partition("://")
+    patience = Patience(outage_seconds or 0.0, has_answered=True)  # of a folder
     if not separator:
         if re.match(r"[a-z0-9]+:/", text):
             raise _refused(text, f"looks like a URI with one slash; write {text.replace(':/', '://', 1)}")
-        return LocalStorage(text, Path(text).expanduser().absolute())
+        return LocalStorage(text, Path(text).expanduser().absolute(), patience)
     if scheme == "file":
-        return LocalStorage(text, _file_path(text))
+        return LocalStorage(text, _file_path(text), patience)
     if scheme in SCHEMES:
-        return ObjectStorage(_checked_uri(text))
+        return ObjectStorage(_checked_uri(text), outage_seconds)
     if scheme == hub.SCHEME:
-        return hub.HubStorage(text)
+        return hub.HubStorage(text, outage_seconds=outage_seconds)
     known = ", ".join(f"{name}://" for name in ("file", *SCHEMES, hub.SCHEME))
     raise _refused(text, f"is of an unknown kind; give a path, or a URI that begins with {known}")
 
@@ -74,6 +79,21 @@ def creates_conditionally(storage: Storage) -> bool:
     finally:
         if root is not None and before is not None:
             prune(root, before)
+
+
+def syncs_names(storage: Storage) -> bool:
+    """Try whether names in a folder can be made to last through a power cut; a store sees to that itself.
+
+    Raises:
+        StorageError: the folder can't be looked at.
+    """
+    if not isinstance(storage, LocalStorage):
+        return True
+    folder = existing_folder(storage.root)
+    try:
+        return sync_folder(folder)
+    except OSError as error:
+        raise explain("sync", str(folder), error) from error
 
 
 def _file_path(uri: str) -> Path:

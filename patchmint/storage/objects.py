@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
 
 import obstore
 from obstore import exceptions
 
 from patchmint.errors import NotFoundError, StorageError
-from patchmint.storage import stores
-from patchmint.storage.failures import explain, explain_store, is_passing
+from patchmint.storage.failures import explain_place, explain_store
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
+from patchmint.storage.patience import Patience
 from patchmint.storage.ranges import RangeFile
 from patchmint.storage.stores import Address, connect
 
@@ -40,20 +38,26 @@ class ObjectStorage:
 
     is_local = False
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, outage_seconds: float | None = None) -> None:
+        """Touches nothing yet.
 
-    def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:
-        """Only the URI travels: connections can't, and credentials mustn't."""
-        return ObjectStorage, (self.uri,)
+        Args:
+            uri: checked.
+            outage_seconds: as for `open_storage`.
+        """
+        self.uri = uri
+        self._patience = Patience(outage_seconds)
+
+    def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str, float | None]]:
+        """Connections can't travel, and credentials mustn't."""
+        return ObjectStorage, (self.uri, self._patience.seconds)
 
     def __repr__(self) -> str:
         return f"ObjectStorage({self.uri!r})"
 
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
-        with self._explained("read", path):
-            return _repeated(lambda: bytes(obstore.get(self._store, checked(path)).bytes()))
+        return self._asked("read", path, lambda: bytes(obstore.get(self._store, checked(path)).bytes()))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """See `Storage.read_range`."""
@@ -66,9 +70,8 @@ class ObjectStorage:
             # A store takes no empty range.
             data, enough = b"", start <= self.size(path)
         else:
-            with self._explained("read", path):
-                wanted = partial(obstore.get_range, self._store, checked(path), start=start, length=length)
-                data = bytes(_repeated(wanted))
+            wanted = partial(obstore.get_range, self._store, checked(path), start=start, length=length)
+            data = bytes(self._asked("read", path, wanted))
             enough = len(data) == length
         if not enough:
             raise StorageError(
@@ -79,8 +82,16 @@ class ObjectStorage:
 
     def size(self, path: str) -> int:
         """See `Storage.size`."""
-        with self._explained("look for", path):
-            return _repeated(lambda: obstore.head(self._store, checked(path)))["size"]
+        return self._asked("look for", path, lambda: obstore.head(self._store, checked(path)))["size"]
+
+    def version(self, path: str) -> tuple[int, str]:
+        """Bytes of an object, and what tells its content from that of another with the same path.
+
+        Raises:
+            NotFoundError: there is no such object.
+        """
+        found = self._asked("look for", path, lambda: obstore.head(self._store, checked(path)))
+        return found["size"], found["e_tag"] or found["last_modified"].isoformat()
 
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
@@ -102,14 +113,12 @@ class ObjectStorage:
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
         name, store = checked(path), self._patient if len(data) > _BUFFER else self._store
-        with self._explained("write", path):
-            _repeated(lambda: obstore.put(store, name, data, chunk_size=_PART))
+        self._asked("write", path, lambda: obstore.put(store, name, data, chunk_size=_PART))
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Storage.create`."""
-        repeats = _Repeats()
         lost_reply = False
-        with self._explained("write", path):
+        with self._explained("write", path), self._patience.repeats(self._shown(path)) as repeats:
             while True:
                 try:
                     # Repeats inside obstore would hide whether "it exists already" speaks of this call's own object.
@@ -131,27 +140,23 @@ class ObjectStorage:
     def new_file(self, path: str) -> Iterator[NewFile]:
         """See `Storage.new_file`."""
         shown = self._shown(checked(path))
-        note = f" (its temporary file in {tempfile.gettempdir()}; TMPDIR moves it)"
         try:
-            spool = tempfile.NamedTemporaryFile(prefix="patchmint-", buffering=_BUFFER)  # noqa: SIM115
+            # without a name: whatever ends this process leaves nothing there
+            spool = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115
         except OSError as error:
-            raise explain("write", shown, error, note=note) from error
+            raise explain_place("write", shown, error) from error
         try:
-            yield (file := NewFile(path, spool.file, shown, note))
+            yield (file := NewFile(path, spool, shown, explain_place))
             file.flush()
-            self._upload(path, Path(spool.name), file.size)
+            self._upload(path, spool, file.size)
         finally:
-            try:
+            with suppress(OSError):  # closing flushes once more, onto a disk that is full already
                 spool.close()
-            except OSError:
-                # Closing flushes once more, onto a disk that is full already. Only the deleting matters now.
-                Path(spool.name).unlink(missing_ok=True)
 
     def move(self, source: str, target: str) -> None:
         """See `Storage.move`."""
         size = self.size(source)
-        with self._explained("move", source):
-            _repeated(lambda: obstore.copy(self._patient, checked(source), checked(target)))
+        self._asked("move", source, lambda: obstore.copy(self._patient, checked(source), checked(target)))
         self._check_size(target, size)
         self.delete([source])
 
@@ -160,14 +165,13 @@ class ObjectStorage:
         names = [checked(path) for path in paths]
         if not names:
             return
-        with self._explained("delete", names[0]):
-            try:
-                _repeated(lambda: obstore.delete(self._store, names))
-            except FileNotFoundError:
-                # Google and Azure stop at the first absent one.
-                for name in names:
-                    with suppress(FileNotFoundError):
-                        _repeated(partial(obstore.delete, self._store, name))
+        try:
+            self._asked("delete", names[0], lambda: obstore.delete(self._store, names))
+        except NotFoundError:
+            # Google and Azure stop at the first absent one.
+            for name in names:
+                with suppress(NotFoundError):
+                    self._asked("delete", name, partial(obstore.delete, self._store, name))
 
     def delete_temporary(self) -> None:
         """See `Storage.delete_temporary`."""
@@ -178,22 +182,49 @@ class ObjectStorage:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return connect(self.uri, silence=10, retries=30)
+        return connect(self.uri, silence=10, patience=self._patience.brief)
 
     @cached_property
     def _single(self) -> ObjectStore:
         """Never repeats a request by itself."""
-        return connect(self.uri, silence=10, retries=0)
+        return connect(self.uri, silence=10, patience=0)
 
     @cached_property
     def _patient(self) -> ObjectStore:
         """For requests that keep a store busy or a line full before it answers: uploads, copies."""
-        return connect(self.uri, silence=300, retries=30)
+        return connect(self.uri, silence=300, patience=self._patience.brief)
+
+    def _asked(self, action: str, path: str, request: Callable[[], _Value]) -> _Value:
+        """The result of a request that may be made twice without harm."""
+        with self._explained(action, path):
+            return self._patience.repeated(self._shown(path), request)
 
     def _all(self, folder: str) -> Iterator[Entry]:
         in_order = Address.parse(self.uri).lists_in_order
         with self._explained("list", folder):
-            yield from _listed(self._store, folder, in_order=in_order, uri=self.uri)
+            yield from _listed(self._pages(folder, resume=in_order), in_order=in_order, uri=self.uri)
+
+    def _pages(self, folder: str, *, resume: bool) -> Iterator[Entry]:
+        """The objects as they come; after a broken reply, from behind the last one on."""
+        last: str | None = None
+        pages = None
+        while True:
+            with self._patience.repeats(self._shown(folder)) as repeats:
+                while True:
+                    try:
+                        pages = pages or obstore.list(self._store, folder or None, offset=last, chunk_size=_PAGE)
+                        page = next(pages, None)
+                        break
+                    except exceptions.GenericError as error:
+                        if last is not None and not resume:
+                            raise
+                        repeats.wait(error)
+                        pages = None
+            if page is None:
+                return
+            for meta in page:
+                yield Entry(meta["path"], meta["size"])
+                last = meta["path"]
 
     def _bytes_or_none(self, path: str) -> bytes | None:
         try:
@@ -201,10 +232,14 @@ class ObjectStorage:
         except NotFoundError:
             return None
 
-    def _upload(self, path: str, spool: Path, size: int) -> None:
+    def _upload(self, path: str, spool: IO[bytes], size: int) -> None:
         part = max(_PART, -(-size // _MOST_PARTS))
-        with self._explained("write", path):
-            _repeated(lambda: obstore.put(self._patient, checked(path), spool, chunk_size=part, max_concurrency=4))
+
+        def put() -> None:
+            spool.seek(0)
+            obstore.put(self._patient, checked(path), spool, chunk_size=part, max_concurrency=4)
+
+        self._asked("write", path, put)
         self._check_size(path, size)
 
     def _check_size(self, path: str, size: int) -> None:
@@ -226,12 +261,11 @@ class ObjectStorage:
             raise explain_store(action, self._shown(path), error) from error
 
 
-def _listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Iterator[Entry]:
-    """Every object below a folder, sorted by path.
+def _listed(found: Iterator[Entry], *, in_order: bool, uri: str) -> Iterator[Entry]:
+    """Every object of a listing, sorted by path.
 
     Args:
-        store: where.
-        folder: "" is all of it.
+        found: the objects.
         in_order: whether the store lists in order; otherwise everything is collected and sorted first.
         uri: how error messages call the store.
 
@@ -239,9 +273,8 @@ def _listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Ite
         StorageError: the store lists out of order although it shouldn't.
         BaseError: obstore's, for anything else.
     """
-    found = _pages(store, folder, resume=in_order)
     waiting: Entry | None = None
-    for entry in found if in_order else iter(sorted(found)):
+    for entry in found if in_order else sorted(found):
         if waiting is not None:
             # "x/", an empty object by which web consoles mark a folder, comes as "x", before the files in it.
             if entry.path <= waiting.path and entry.size == 0:
@@ -257,61 +290,3 @@ def _listed(store: ObjectStore, folder: str, *, in_order: bool, uri: str) -> Ite
         waiting = entry
     if waiting is not None:
         yield waiting
-
-
-def _pages(store: ObjectStore, folder: str, *, resume: bool) -> Iterator[Entry]:
-    """The objects as they come; after a broken reply, from behind the last one on."""
-    repeats = _Repeats()
-    last: str | None = None
-    while True:
-        try:
-            for page in obstore.list(store, folder or None, offset=last, chunk_size=_PAGE):
-                for meta in page:
-                    yield Entry(meta["path"], meta["size"])
-                    last = meta["path"]
-                repeats = _Repeats()
-        except exceptions.GenericError as error:
-            if last is not None and not resume:
-                raise
-            repeats.wait(error)
-        else:
-            return
-
-
-class _Repeats:
-    """How long to go on with one request."""
-
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + stores.PATIENCE
-        self._pause = 0.1
-
-    def wait(self, error: Exception) -> None:
-        """Wait a little before the next try.
-
-        Raises:
-            Exception: this error again, if it isn't a passing one or has lasted too long.
-        """
-        if not is_passing(error):
-            raise error
-        self.pause(error)
-
-    def pause(self, error: Exception) -> None:
-        """The same, whatever the error.
-
-        Raises:
-            Exception: this error again, if it has lasted too long.
-        """
-        if time.monotonic() > self._deadline:
-            raise error
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, 2.0)
-
-
-def _repeated(request: Callable[[], _Value]) -> _Value:
-    """The result of a request that may be made twice without harm."""
-    repeats = _Repeats()
-    while True:
-        try:
-            return request()
-        except (exceptions.BaseError, FileNotFoundError) as error:
-            repeats.wait(error)

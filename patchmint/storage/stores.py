@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = ("s3", "gs", "az")
-PATIENCE = 12.0
-"""Seconds for which a passing fault is tried again."""
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": (),
@@ -49,13 +47,13 @@ class Address:
         return not self.bucket.endswith("--x-s3")
 
 
-def connect(uri: str, *, silence: float, retries: int) -> ObjectStore:
+def connect(uri: str, *, silence: float, patience: float) -> ObjectStore:
     """A store; its settings and credentials come from the environment.
 
     Args:
         uri: checked by `open_storage`.
         silence: seconds without a byte from the server after which a request counts as failed.
-        retries: how often a request is tried again, within `PATIENCE`.
+        patience: seconds for which a request, also each of a big upload's, is tried again; 0: never.
 
     Raises:
         StorageError: a setting is missing or wrong.
@@ -63,15 +61,15 @@ def connect(uri: str, *, silence: float, retries: int) -> ObjectStore:
     address = Address.parse(uri)
     prefix = address.prefix or None
     client: ClientConfig = {
-        "allow_http": _may_be_plain(address.scheme, uri),
+        "allow_http": check_encrypted(address.scheme, uri),
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=silence),
         # Of the whole request, with the body: long enough for a big object on a slow line.
         "timeout": timedelta(hours=1),
     }
     retry: RetryConfig = {
-        "max_retries": retries,
-        "retry_timeout": timedelta(seconds=PATIENCE),
+        "max_retries": 30 if patience else 0,
+        "retry_timeout": timedelta(seconds=patience),
         "backoff": {
             "init_backoff": timedelta(seconds=0.1),
             "max_backoff": timedelta(seconds=2),
@@ -95,9 +93,18 @@ def connect(uri: str, *, silence: float, retries: int) -> ObjectStore:
         raise explain_store("open", uri, error) from error
 
 
-def _may_be_plain(scheme: str, uri: str) -> bool:
-    """Whether requests may go unencrypted: to this machine, or because the environment says so."""
-    endpoint = next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
+def endpoint_of(scheme: str) -> str:
+    """The address in the environment of such stores; "" = their provider's own."""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
+
+
+def check_encrypted(scheme: str, uri: str) -> bool:
+    """Whether requests may go unencrypted: to this machine, or because the environment says so.
+
+    Raises:
+        StorageError: they would, and mayn't.
+    """
+    endpoint = endpoint_of(scheme)
     allowed = os.environ.get(_ALLOW_HTTP[scheme], "").lower() in ("1", "true", "yes", "on")
     if endpoint.lower().startswith("http://") and not allowed and not is_loopback(endpoint):
         raise StorageError(

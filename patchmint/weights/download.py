@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from patchmint.errors import WeightsCorruptError, WeightsError, WeightsMissingError
+from patchmint.storage.cache import claimed
 from patchmint.storage.local import sync_folder
 from patchmint.version import __version__
+from patchmint.weights.checksums import record_sha256, sha256_of
 from patchmint.weights.container import describe, inspect, read_head, sniff
 from patchmint.weights.registry import Checkpoint
-from patchmint.weights.store import REINSTALL, check_file, file_of, record_sha256, sha256_of
+from patchmint.weights.store import REINSTALL, check_file, file_of
 
 ProgressCall = Callable[[int, int | None], None]
 """Called with the bytes done so far and the total, None where it isn't known."""
@@ -86,7 +86,7 @@ def pull(
                 say(f"{checkpoint.name} is already there: {found.detail}")
                 return target
             say(f"{target} is replaced: {found.detail}")
-        with _claimed(part, say) as file:
+        with claimed(part, say) as file:
             # Another process may have finished it while this one waited.
             if target.is_file() and check_file(target, checkpoint).status == "ok":
                 part.unlink()
@@ -117,6 +117,8 @@ def pull(
     except WeightsMissingError as error:
         error.names = (checkpoint.name,)
         raise
+    except TimeoutError as error:
+        raise WeightsMissingError(f"{checkpoint.name}: {error}", names=[checkpoint.name]) from error
     except OSError as error:
         raise WeightsMissingError(
             f"{checkpoint.name} can't be written to {target}: {error.strerror or error}; "
@@ -136,29 +138,6 @@ def _bundled(checkpoint: Checkpoint, say: Notice) -> Path:
         )
     say(f"{checkpoint.name} comes with patchmint, nothing needs pulling: {found.detail}")
     return path
-
-
-@contextmanager
-def _claimed(part: Path, say: Notice) -> Iterator[BinaryIO]:
-    """The partial file, opened for appending by this process alone; waits while another holds it."""
-    while True:
-        with part.open("ab+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for another process that is pulling {part.name.removesuffix('.part')}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # The other process may have renamed or removed the file under our hands: then it isn't ours to write to.
-            if _same_file(file, part):
-                yield file
-                return
-
-
-def _same_file(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _verify(part: Path, source: str, checkpoint: Checkpoint) -> str:

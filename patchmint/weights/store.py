@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,10 @@ from patchmint.errors import (
     WeightsMissingError,
     did_you_mean,
 )
+from patchmint.storage.stores import SCHEMES
+from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
+from patchmint.weights.fetch import fetched
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 
 Arch = TypeVar("Arch")
@@ -85,10 +86,10 @@ def _unknown(name: str) -> WeightsMissingError:
 
 
 def locate(name_or_path: str) -> Path:
-    """Find the file that a name or a path means.
+    """Find the file that a name or a path means; one of a store is brought into this machine's cache.
 
     Args:
-        name_or_path: a registry name, or a local path (has a separator or a suffix, or exists).
+        name_or_path: a registry name, a local path (has a separator or a suffix, or exists), or the URI of an object.
 
     Returns:
         The path of an existing file; its content isn't looked at.
@@ -96,7 +97,10 @@ def locate(name_or_path: str) -> Path:
     Raises:
         WeightsMissingError: the file isn't there (the message says how to get it), or the name is unknown.
         WeightsCorruptError: it is a bundled file of the wrong size.
+        StorageError: the store can't be read.
     """
+    if name_or_path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        return fetched(name_or_path)
     if name_or_path in CHECKPOINTS:
         checkpoint = CHECKPOINTS[name_or_path]
         path = file_of(checkpoint)
@@ -158,12 +162,6 @@ def _check_installed(checkpoint: Checkpoint, path: Path) -> None:
         )
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_file(path: Path, checkpoint: Checkpoint | None) -> FileCheck:
     """Check a file against what is known of it. Never raises for a bad file: the verdict says so.
 
@@ -203,22 +201,3 @@ def _check_present(path: Path, checkpoint: Checkpoint | None) -> FileCheck:
         return FileCheck("not a checkpoint", str(error), size, sha256)
     known = "its sha256 is the one recorded when it was pulled" if expected else "no sha256 is recorded for it"
     return FileCheck("ok", f"whole and undamaged; none is published, {known}", size, sha256)
-
-
-def record_sha256(path: Path, sha256: str, url: str) -> None:
-    """Note beside a file which checksum it had when it came, for files without a published one."""
-    note = {"sha256": sha256, "size": path.stat().st_size, "url": url}
-    _record_path(path).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-
-
-def recorded_sha256(path: Path) -> str | None:
-    """The checksum noted by `record_sha256`, or None."""
-    try:
-        note = json.loads(_record_path(path).read_text(encoding="utf-8"))
-        return str(note["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(path.name + ".pulled.json")

@@ -23,8 +23,9 @@ from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.schema import SampleDocument
 from patchmint.types import Precision, RgbImage, Rle, Size
+from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
-from patchmint.weights.store import locate, recorded_sha256, sha256_of
+from patchmint.weights.store import locate
 
 if TYPE_CHECKING:
     from patchmint.interfaces import Tokenizer

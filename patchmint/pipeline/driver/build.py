@@ -40,10 +40,14 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
-from patchmint.storage import Storage, creates_conditionally, open_storage
+from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
 
 MakePool = Callable[[WorkerSettings], Pool]
 
+UNSYNCED = (
+    "the file system of {} syncs no folders: after a power cut there, files that were committed shortly before may be "
+    "gone; patchmint inspect verify finds them"
+)
 _TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
 
 
@@ -112,12 +116,14 @@ def build(
         StorageError, WeightsError, PluginError: as their names say.
     """
     check_buildable(config)
-    storage = open_storage(config.output.uri)
+    storage = open_storage(config.output.uri, outage_seconds=config.limits.outage_seconds)
     if not single_driver and not creates_conditionally(storage):
         raise BuildError(
             f"{storage.uri} ignores conditions (If-None-Match) when an object is created, so two builds could "
             "overwrite each other. If you are sure that only one runs, add --single-driver"
         )
+    if not syncs_names(storage):
+        reporter.warn(UNSYNCED.format(storage.uri))
     run_id = new_run_id()
     log = RunLog(storage, run_id)
     with _leased(storage, run_id, reporter) as lease, _swept(storage, run_id, log):
@@ -156,6 +162,7 @@ def build(
                 should_stop=stop_reason,
                 stop_seconds=config.limits.stop_seconds,
                 sample_timeout=config.limits.sample_timeout,
+                outage_seconds=config.limits.outage_seconds,
                 harmless=_harmless(ledger),
             )
             try:
@@ -203,11 +210,12 @@ def _swept(storage: Storage, run_id: str, log: RunLog) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # what ended the run may be the storage itself; the next run tidies up as well
+        # what ended the run may be the storage itself, which isn't waited for; the next run tidies up as well
+        brief = open_storage(storage.uri)
         with suppress(StorageError, ShardError):
-            roll_forward(storage)
-            sweep(storage, run_id)
-            log.end("stopped", str(error) or type(error).__name__)
+            roll_forward(brief)
+            sweep(brief, run_id)
+        log.end("stopped", str(error) or type(error).__name__)
         raise
 
 
@@ -228,7 +236,7 @@ def _planned(
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
-        source = open_source(config.source)
+        source = open_source(config.source, outage_seconds=config.limits.outage_seconds)
         plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
         ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)

@@ -21,7 +21,7 @@ from patchmint.compute.stages import DEVICE, MODELS, TimedStage, Total
 from patchmint.errors import NotFoundError, StorageError
 from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import UnitResult, WorkerProfile
-from patchmint.storage import Storage
+from patchmint.storage import Storage, open_storage
 from patchmint.version import __version__
 
 RUNS = "runs"
@@ -74,11 +74,12 @@ class RunRecord:
 
 
 class RunLog:
-    """Writes a run's record now and then."""
+    """Writes a run's record now and then. Nothing depends on it, so a storage that fails isn't waited for."""
 
     def __init__(self, storage: Storage, run_id: str) -> None:
         self.record = RunRecord(run_id)
-        self._storage = storage
+        self._storage = open_storage(storage.uri)
+        self._at_once = open_storage(storage.uri, outage_seconds=0)
         self._building_since = 0.0
         self._busy_since = 0.0
         self._written = 0.0
@@ -102,7 +103,7 @@ class RunLog:
             self._profile.add(result)
         if now - self._written > min(most, max(least, (now - self._building_since) / 10)):
             self._count(progress)
-            self.write()
+            self._write_to(self._at_once)
 
     def work_ended(self, progress: Progress) -> None:
         """Take over the last counts; if units were profiled, also the totals, and write the timeline."""
@@ -122,10 +123,13 @@ class RunLog:
 
     def write(self) -> None:
         """Write the record."""
-        self._written = time.monotonic()
+        self._write_to(self._storage)
+
+    def _write_to(self, storage: Storage) -> None:
         data = json.dumps(asdict(self.record), indent=1)
-        with suppress(StorageError):  # nothing depends on it, least of all whether the build goes on
-            self._storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
+        with suppress(StorageError):  # least of all whether the build goes on
+            storage.write(f"{RUNS}/{self.record.run}.json", data.encode())
+        self._written = time.monotonic()
 
     def _count(self, progress: Progress) -> None:
         now = time.monotonic()

@@ -380,15 +380,13 @@ class Supervisor:
         if order is None:
             self._fail_setup(event)
             return
-        if not (event.transient or event.place):
+        if not event.transient:
             raise BuildError(event.message)
         self._idle[event.worker] = time.monotonic()
         place = self._places.of(event.worker)
         if self._trials.pop(event.worker, None) is not None:
             place.trial = None
-        if event.place:
-            if not self._places.others(place):
-                raise BuildError(event.message)
+        if event.place and self._places.others(place):
             self._warn(f"unit {order.unit.name} is tried elsewhere")
             self._put_aside(place, event.message)
         else:
@@ -409,7 +407,8 @@ class Supervisor:
             self._failed_since_success.add(unit.id)
             self._failures[unit.id] += 1
         seconds, in_a_row = now - self._trouble_since, self._failures_in_a_row
-        lasts = seconds >= self._outage_seconds and in_a_row >= max(_TRANSIENT_TRIES, 2 * self.progress.workers)
+        patience = 0.0 if event.place else self._outage_seconds
+        lasts = seconds >= patience and in_a_row >= max(_TRANSIENT_TRIES, 2 * self.progress.workers)
         if self._failures[unit.id] >= _TRANSIENT_TRIES:
             raise BuildError(f"unit {unit.name} failed {_TRANSIENT_TRIES} times, but others don't: {event.message}")
         if lasts:
@@ -435,10 +434,11 @@ class Supervisor:
         worker = event.worker
         self._tries[worker] += 1
         tries = self._tries[worker]
-        waited = sum(self._rest(failures) for failures in range(1, tries))
+        longest = _LONGEST_LOADING_REST_SECONDS if event.place else _LONGEST_REST_SECONDS
+        waited = sum(self._rest(failures, longest) for failures in range(1, tries))
         if event.transient and (tries < _TRANSIENT_TRIES or waited < self._outage_seconds):
-            rest = self._rest(tries)
-            self._replace_in(rest, worker)
+            rest = self._rest(tries, longest)
+            self._replace_in(rest, worker, elsewhere=event.place)
             self._warn(f"a worker failed to start, and is replaced in {rest:g} s: {event.message}")
             return
         self._max_workers -= 1

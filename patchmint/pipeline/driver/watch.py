@@ -33,9 +33,11 @@ class Watch:
     def hear(self, news: Working) -> None:
         """How far it is."""
         before = self._news.get(news.worker)
-        if before is None or news.samples != before.samples:
-            now = time.monotonic()
-            if before is not None:
+        now = time.monotonic()
+        if news.waits_for:
+            self._moved[news.worker] = now  # that it hangs nobody can say
+        elif before is None or news.samples != before.samples:
+            if before is not None and not before.waits_for:
                 self._longest = max(self._longest, now - self._moved[news.worker])
             self._moved[news.worker] = now
         self._news[news.worker] = news

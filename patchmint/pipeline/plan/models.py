@@ -15,8 +15,9 @@ from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.plugins import Group, find_plugin, is_outside_tokenizer
 from patchmint.shards.plan import ModelRecord
 from patchmint.version import __version__
+from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
-from patchmint.weights.store import locate, sha256_of
+from patchmint.weights.store import locate
 
 _LIBRARIES = (
     "torch",
@@ -96,7 +97,9 @@ def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:
 
 def _file_record(role: str, name: str, path: Path) -> ModelRecord:
     try:
-        sha256, size = sha256_of(path), path.stat().st_size
+        # what was fetched from a store was hashed when it came
+        known = recorded_sha256(path) if "://" in name else None
+        sha256, size = known or sha256_of(path), path.stat().st_size
     except OSError as error:
         raise WeightsMissingError(
             f"the {role} file {path} can't be read: {error.strerror or error}; check the path and its permissions",

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
-from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, StorageError
+from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, PlaceError, StorageError
 from patchmint.logs import start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Loading, Order, Ready, Saved, WorkerInfo, WorkerSettings
+from patchmint.storage.failures import is_full
 
 if TYPE_CHECKING:
     from patchmint.pipeline.worker.work import Worker
@@ -33,6 +34,7 @@ class ServedWorker:
     def __init__(self, number: int, tell: Callable[[Event], None] | None = None, host: str = "") -> None:
         self._number = number
         self._host = host
+        self._prefix = f"on {host}: " if host else ""
         self._worker: Worker | None = None
         self._tell = tell
         if tell is not None:
@@ -88,7 +90,10 @@ class ServedWorker:
             return act()
         except PatchmintError as error:
             transient = isinstance(error, StorageError) and not isinstance(error, DiskFullError | BucketMissingError)
-            where = f"on {self._host}: " if self._host else ""
-            return Failed(self._number, transient, f"{where}{error}")
-        except Exception:
-            return Failed(self._number, transient=False, message=traceback.format_exc())
+            place = isinstance(error, PlaceError)
+            return Failed(self._number, transient, f"{self._prefix}{error}", place)
+        except Exception as error:
+            # the output's full disk is a DiskFullError: this is of a library that writes for itself, on this machine
+            place = isinstance(error, OSError) and is_full(error)
+            message = f"{self._prefix}{traceback.format_exc()}"
+            return Failed(self._number, transient=place, message=message, place=place)

@@ -30,8 +30,12 @@ from patchmint.storage import open_storage
 __all__ = ["Source", "open_source"]
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(config: SourceConfig, *, outage_seconds: float | None = None) -> Source:
     """The source that the settings describe. Cheap: no annotation file is read before `Source.samples`.
+
+    Args:
+        config: the settings.
+        outage_seconds: as for `open_storage`, of a store. A folder isn't waited for: another machine may see it.
 
     Raises:
         ConfigError: the folder isn't on this machine, a path in the settings leads out of it, or a pattern is none.
@@ -43,7 +47,7 @@ def open_source(config: SourceConfig) -> Source:
             root, _ = split_tar_uri(config.uri)
         case ParquetSourceConfig():
             root, _ = split_parquet_uri(config.uri)
-    storage = open_storage(root)
+    storage = open_storage(root, outage_seconds=outage_seconds if "://" in root else None)
     if missing := missing_root(storage):
         raise ConfigError(missing)
     match config:

@@ -21,12 +21,15 @@ from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
 from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
+from patchmint.storage.failures import is_passing
 from patchmint.storage.local import LocalStorage
 
 _Item = TypeVar("_Item")
 
 _RESTS = (0.1, 1.0)
 """Seconds before a file that can't be read is tried again."""
+
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 
 MAX_TEXT_BYTES = 16 << 20
 """A caption file longer than this isn't read: it is no caption."""
@@ -82,6 +85,7 @@ class Source(Protocol):
 
         Raises:
             ImageMissingError: the image isn't there; the sample can't be written.
+            ImageUnreadableError: it is there, and can't be read, also a second later.
             StorageError: reading failed; another try may do.
         """
         ...
@@ -95,17 +99,17 @@ class StoredImages:
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`."""
-        if ref.start != WHOLE_FILE:
-            # a container that has gone since the plan was made is trouble with the storage, not with one image
-            return self._storage.read_range(ref.path, ref.start, ref.length)
         try:
-            return self._read_file(ref.path)
+            return self._read_bytes(ref)
         except StorageError as error:
-            # a folder of that name, or a file where a folder should be, is as good as nothing
             if _may_be_of_this_file(error):
                 raise ImageUnreadableError(
                     f"{error}; fix its permissions, or leave the sample among the rejects", path=ref.path
                 ) from error
+            # a container that has gone since the plan was made is trouble with the storage, not with one image
+            if ref.start != WHOLE_FILE:
+                raise
+            # a folder of that name, or a file where a folder should be, is as good as nothing
             if not isinstance(error, NotFoundError) and self._storage.exists(ref.path):
                 raise
             if missing := missing_root(self._storage):  # not mounted: lest each image be taken for a missing one
@@ -116,20 +120,28 @@ class StoredImages:
                 path=ref.path,
             ) from error
 
-    def _read_file(self, path: str) -> bytes:
+    def _read_bytes(self, ref: ImageRef) -> bytes:
+        def read() -> bytes:
+            if ref.start != WHOLE_FILE:
+                return self._storage.read_range(ref.path, ref.start, ref.length)
+            return self._storage.read(ref.path)
+
         for rest in _RESTS:
             try:
-                return self._storage.read(path)
+                return read()
             except StorageError as error:
                 if not _may_be_of_this_file(error):
                     raise
             time.sleep(rest)
-        return self._storage.read(path)
+        return read()
 
 
 def _may_be_of_this_file(error: StorageError) -> bool:
     """Whether it may be one file that can't be read, and not the storage; a mount that hiccups says the same, once."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EACCES, errno.EPERM, errno.EIO)
+    cause = error.__cause__
+    return isinstance(cause, OSError) and (
+        cause.errno in _UNREADABLE or (cause.errno is not None and is_passing(cause))
+    )
 
 
 def missing_root(storage: Storage) -> str:

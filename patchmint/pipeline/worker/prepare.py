@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from patchmint.annotate.models import ModelInputs
 from patchmint.compute.stages import stage
 from patchmint.config.build import MOST_BYTES_AHEAD
-from patchmint.errors import InputError, PatchmintError, ShardError
+from patchmint.errors import (
+    ImageMissingError,
+    ImageUnreadableError,
+    InputError,
+    PatchmintError,
+    PlaceError,
+    ShardError,
+)
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
@@ -48,6 +56,9 @@ class Prepared:
         return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
 
 
+_MOST_UNREADABLE = 8
+"""So many images in a row that can't be read, on a machine that has read none yet, are the machine's fault."""
+
 Items = Generator[tuple[int, Reject | Prepared], None, None]
 """Places in the unit, and the samples there, prepared or rejected, in order; what is begun and not taken is dropped
 when it is closed."""
@@ -76,6 +87,7 @@ class Preparer:
         prepare: Callable[[RgbImage], ModelInputs | None],
     ) -> None:
         self._source = source
+        self._witness = Witness(source.read_image)
         self._read_unit = read
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
@@ -97,6 +109,7 @@ class Preparer:
 
         Raises:
             StorageError: the plan or an image couldn't be read; another try may do.
+            PlaceError: nothing of the source can be read here; another machine may.
         """
         left_out = order.poison.union(done)
         begun = self._take_begun(order, whole=order.probe is None and not left_out)
@@ -176,11 +189,54 @@ class Preparer:
 
     def _read(self, image: ImageRef) -> bytes:
         with stage("read"):
-            return self._source.read_image(image)
+            return self._witness.read(image)
 
     def _decode(self, data: bytes) -> DecodedImage:
         with stage("decode"):
             return decode_image(data, max_megapixels=self._max_megapixels)
+
+
+class Witness:
+    """Reads images. If one can't be read, another is read that could be before: whose fault is it, the file's?
+
+    Args:
+        read: as `Source.read_image`; called from several threads.
+    """
+
+    def __init__(self, read: Callable[[ImageRef], bytes]) -> None:
+        self._read = read
+        self._good: ImageRef | None = None
+        self._unreadable = 0
+
+    def read(self, image: ImageRef) -> bytes:
+        """As `Source.read_image`.
+
+        Raises:
+            PlaceError: the other can't be read any more either; or none has been read yet, and so many in a row can't.
+        """
+        try:
+            data = self._read(image)
+        except ImageUnreadableError as error:
+            if (why := self._fault_of_place()) is not None:
+                raise PlaceError(f"{socket.gethostname()} {why}: {error}", uri=image.path) from error
+            raise
+        self._good, self._unreadable = image, 0
+        return data
+
+    def _fault_of_place(self) -> str | None:
+        self._unreadable += 1
+        if self._good is not None:
+            try:
+                self._read(self._good)
+            except ImageUnreadableError:
+                return f"can't read the source any more, not even {self._good.path!a}, which it has read before"
+            except ImageMissingError:
+                self._good = None
+            else:
+                self._unreadable = 0
+        if self._unreadable < _MOST_UNREADABLE:
+            return None
+        return f"can't read the source: {self._unreadable} images in a row, the last time"
 
 
 @dataclass

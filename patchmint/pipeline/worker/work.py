@@ -42,6 +42,7 @@ from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
+from patchmint.storage.patience import trouble
 
 _LOG = logging.getLogger(__name__)
 _MOST_MISTAKES = 8
@@ -65,7 +66,8 @@ class Worker:
         """
         config = settings.config
         self._settings = settings
-        self._storage = open_storage(config.output.uri)
+        outage_seconds = config.limits.outage_seconds
+        self._storage = open_storage(config.output.uri, outage_seconds=outage_seconds)
         self._check_output_visible()
         check_models(config, settings.models)
         keep_few_kernels()
@@ -75,7 +77,7 @@ class Worker:
             torch.cuda.set_device(device)
         if config.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
-        source = open_source(config.source)
+        source = open_source(config.source, outage_seconds=outage_seconds)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
         read = partial(read_unit, self._storage)
@@ -90,6 +92,7 @@ class Worker:
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
         self._mistakes, self._last_mistake, self._has_answered = 0, "", False
         self._in_work: _InWork | None = None
+        self._told: Working | None = None
         self._handing_over = threading.Lock()
         self._stopping, self._between = threading.Event(), threading.Event()
 
@@ -99,15 +102,18 @@ class Worker:
         return WorkerInfo(host=socket.gethostname(), device=machine_device(self._device))
 
     def working(self, worker: int) -> Working | None:
-        """How far this is with its unit, in any thread; None while it annotates none.
+        """How far this is with its unit, in any thread; None while it neither annotates nor waits for a storage.
 
         Args:
             worker: what its pool calls this one.
         """
+        waits_for = trouble()
         if (work := self._in_work) is None:
-            return None
+            # before the first sample, or after the last one, nothing goes on but reading and writing
+            told = self._told if waits_for else None
+            return replace(told, worker=worker, waits_for=waits_for) if told is not None else None
         awaited = self._preparer.awaited
-        return Working(
+        self._told = told = Working(
             worker=worker,
             unit=work.unit,
             samples=work.finisher.finished + work.saved + work.unreadable,
@@ -115,7 +121,9 @@ class Worker:
             rejects=_reasons(list(work.shard.rejects.values())) if work.shard is not None else {},
             doing=self._stopwatch.doing,
             places=work.places or ((awaited,) if awaited is not None else ()),
+            waits_for=waits_for,
         )
+        return told
 
     def save(self, seconds: float) -> int | None:
         """Leave what is annotated of the unit in work to the run that resumes the build; called in another thread.
@@ -148,6 +156,7 @@ class Worker:
         Raises:
             StorageError: reading or writing failed, even after retries; the unit isn't built.
         """
+        self._told = Working(0, order.unit.id, 0, 0, {}, "wait")
         try:
             return self._do(order)
         except torch.AcceleratorError as error:
@@ -155,6 +164,8 @@ class Worker:
             # again; if it is the fault of a sample, that sample is found.
             print(f"patchmint: the device failed, this worker ends: {error}", file=sys.stderr, flush=True)
             os._exit(1)
+        finally:
+            self._told = None
 
     def _do(self, order: Order) -> UnitResult | None:
         saved: SavedUnit | None = None
@@ -274,6 +285,7 @@ class Worker:
                     finisher.take([])  # saved samples may be all that is left
                     finisher.wait()
         finally:
+            self.working(0)  # so that what is told while it is committed is up to date
             with self._handing_over:
                 self._in_work = None
 
@@ -410,7 +422,7 @@ def _poisoned(planned: PlannedSample, *, hangs: bool) -> Reject:
         )
         return reject(planned, Fault("worker", "hangs-worker", message))
     message = (
-        "this sample alone killed its worker each time it was tried, where other samples survive (a crash in a library, "
-        "or the machine ran out of memory); look at the image by itself"
+        "this sample alone killed its worker each time it was tried, where others survive (a crash in a library, or "
+        "the machine ran out of memory); look at the image by itself"
     )
     return reject(planned, Fault("worker", "kills-worker", message))
