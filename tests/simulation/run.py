@@ -297,6 +297,7 @@ def simulate(seed, *, syncs=True, end=200_000.0):
             (commit, "ThreadPoolExecutor", _InTurn),
             (driver, "open_storage", lambda *_, **__: scene.storage),
             (runs, "open_storage", lambda *_, **__: scene.storage),
+            (lease, "open_storage", lambda *_, **__: scene.storage),
             (driver, "check_buildable", lambda _: None),
             (driver, "record_models", lambda _: {}),
             (driver, "creates_conditionally", lambda _: True),
