@@ -5,7 +5,6 @@ huggingface_hub has the protocol, the tokens and the retries. It is imported at 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -21,7 +20,7 @@ from patchmint.errors import NotFoundError, PatchmintError, StorageError
 from patchmint.storage.cache import cache_folder
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.interface import Entry, NewFile, checked, uri_of
-from patchmint.storage.ranges import RangeFile
+from patchmint.storage.ranges import open_ranges
 from patchmint.storage.stores import is_loopback
 
 if TYPE_CHECKING:
@@ -249,7 +248,7 @@ class HubStorage:
         with explained("list", self.uri):
             try:
                 found = [
-                    Entry(entry.path.removeprefix(top), entry.size)
+                    Entry(entry.path.removeprefix(top), entry.size, entry.blob_id)
                     for entry in self._api.list_repo_tree(
                         self._address.repo, folder or None, recursive=True, revision=self.commit, repo_type="dataset"
                     )
@@ -259,10 +258,10 @@ class HubStorage:
                 found = []
         return iter(sorted(found))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""
-        file = RangeFile(partial(self.read_range, path), self.size(path), uri_of(self, path))
-        return io.BufferedReader(file, _BUFFER)
+        read, size = partial(self.read_range, path), self.size(path)
+        return open_ranges(read, size, uri_of(self, path), buffer=0 if skipping else _BUFFER)
 
     def write(self, path: str, data: bytes) -> None:  # noqa: ARG002
         """Refused, as all that changes files."""

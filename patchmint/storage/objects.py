@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage import stores
 from patchmint.storage.failures import explain, explain_store, is_passing
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
-from patchmint.storage.ranges import RangeFile
+from patchmint.storage.ranges import open_ranges
 from patchmint.storage.stores import Address, connect
 
 if TYPE_CHECKING:
@@ -94,10 +93,10 @@ class ObjectStorage:
         """See `Storage.list`."""
         return (entry for entry in self._all(checked(prefix, folder=True)) if not is_temporary(entry.path))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""
-        size = self.size(path)
-        return io.BufferedReader(RangeFile(partial(self.read_range, path), size, self._shown(path)), _BUFFER)
+        read, size = partial(self.read_range, path), self.size(path)
+        return open_ranges(read, size, self._shown(path), buffer=0 if skipping else _BUFFER)
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
@@ -267,7 +266,7 @@ def _pages(store: ObjectStore, folder: str, *, resume: bool) -> Iterator[Entry]:
         try:
             for page in obstore.list(store, folder or None, offset=last, chunk_size=_PAGE):
                 for meta in page:
-                    yield Entry(meta["path"], meta["size"])
+                    yield Entry(meta["path"], meta["size"], meta["e_tag"] or str(meta["last_modified"]))
                     last = meta["path"]
                 repeats = _Repeats()
         except exceptions.GenericError as error:

@@ -24,6 +24,7 @@ from patchmint.pipeline.plan import (
     library_versions,
     make_plan,
     make_retry_plan,
+    reading,
     record_models,
     sweep_unplanned,
 )
@@ -226,8 +227,9 @@ def _planned(
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
-        source = open_source(config.source)
-        plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
+        source, settings = open_source(config.source), config.deciding()["source"]
+        with reading(source, settings, storage, planned, reporter.warn) as read:
+            plan = make_plan(read, config, models, storage, lease.is_held)
         ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)
     changed = differences(ledger.plans[0].versions, library_versions())

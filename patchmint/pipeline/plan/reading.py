@@ -1,0 +1,170 @@
+"""Reading a source for its plan: sections side by side, each kept in the output as soon as it is read.
+
+What is kept is named after the section's files as they are listed, so a run that follows one that was killed takes what
+is still true, and reads the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import chain, islice
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from patchmint.errors import BuildError, NotFoundError
+from patchmint.json_values import canonical_json
+from patchmint.pipeline.plan.keys import key_of
+from patchmint.pipeline.plan.models import library_versions
+from patchmint.samples import PlannedSample, SourceSample
+from patchmint.shards.plan_parts import SCHEMA, storable, to_batch
+from patchmint.storage import Entry, Storage
+from patchmint.storage.ahead import done_ahead
+
+KEPT = "planning"
+"""Folder of sections that were read, until the plan is made."""
+
+_ROWS = 1000
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+
+Section = tuple[Entry, ...]
+
+
+class Divided(Protocol):
+    """What is used of a `Source`, and described there."""
+
+    @property
+    def at_once(self) -> int: ...  # noqa: D102
+
+    def samples(self) -> Iterator[SourceSample]: ...  # noqa: D102
+
+    def sections(self) -> Iterator[Section] | None: ...  # noqa: D102
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]: ...  # noqa: D102
+
+
+def to_batches(samples: Iterable[SourceSample]) -> Iterator[pa.RecordBatch]:
+    """Samples as batches of `plan_parts.SCHEMA`, keys not yet unique, ordinals not yet right."""
+    coming = map(storable, samples)
+    while chunk := [PlannedSample(0, each.key or key_of(each.id), each) for each in islice(coming, _ROWS)]:
+        yield to_batch(chunk)
+
+
+@contextmanager
+def reading(
+    source: Divided,
+    settings: Mapping[str, Any],
+    storage: Storage,
+    progress: Callable[[int], None],
+    tell: Callable[[str], None],
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Read a source, several sections at once, for `make_plan`.
+
+    Args:
+        source: what to read.
+        settings: those of the source that decide its samples.
+        storage: the output, where sections are kept until `sweep_unplanned`.
+        progress: called often with the number of samples read so far; what it raises ends the reading.
+        tell: called with a line for people.
+
+    Yields:
+        The samples in the source's order, as `to_batches` makes them.
+
+    Raises:
+        Whatever the source raises, and StorageError where the output can't be used.
+    """
+    counted = _Counted(progress)
+    sections = source.sections()
+    if sections is None:
+        yield to_batches(counted.each(source.samples(), report=True))
+        return
+    first = tuple(islice(sections, 2))
+    kept = _Kept(storage, settings) if len(first) == 2 else None  # a single one is whole when the plan is
+    if kept and kept.there:
+        tell(f"planning goes on: {len(kept.there)} sections of the source were read before")
+
+    def read(section: Section) -> bytes:
+        found = kept.load(section) if kept else None
+        if found is not None:
+            counted.add(sum(batch.num_rows for batch in pa.ipc.open_stream(found)))
+            return found
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SCHEMA, options=_OPTIONS) as stream:
+            for batch in to_batches(counted.each(source.in_section(section))):
+                stream.write_batch(batch)
+        data: bytes = sink.getvalue().to_pybytes()
+        if kept:
+            kept.save(section, data)
+        return data
+
+    done = done_ahead(
+        read,
+        chain(first, sections),
+        threads=source.at_once,
+        ahead=2 * source.at_once,
+        meanwhile=counted.report,
+        over=counted.over,
+    )
+    with closing(done):
+        yield _rows(done, counted)
+
+
+def _rows(done: Iterator[tuple[Section, bytes]], counted: _Counted) -> Iterator[pa.RecordBatch]:
+    for _, data in done:
+        counted.report()
+        yield from pa.ipc.open_stream(data)
+
+
+class _Counted:
+    """Counts samples that pass in any thread, until it is over."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self.over = threading.Event()
+        self._progress = progress
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, samples: int) -> None:
+        with self._lock:
+            self._count += samples
+
+    def report(self) -> None:
+        self._progress(self._count)
+
+    def each(self, samples: Iterator[SourceSample], *, report: bool = False) -> Iterator[SourceSample]:
+        for number, sample in enumerate(samples, 1):
+            if self.over.is_set():
+                raise BuildError("planning was stopped")
+            yield sample
+            self.add(1)
+            if report and number % _ROWS == 0:
+                self.report()
+
+
+class _Kept:
+    """Sections that were read, in the output."""
+
+    def __init__(self, storage: Storage, settings: Mapping[str, Any]) -> None:
+        self._storage = storage
+        self._of = [SCHEMA.metadata[b"patchmint.schema"].decode(), settings, library_versions()]
+        self.there = {entry.path for entry in storage.list(KEPT)}
+
+    def load(self, section: Section) -> bytes | None:
+        path = self._path(section)
+        if path not in self.there:
+            return None
+        try:
+            return self._storage.read(path)
+        except NotFoundError:  # another driver's plan is made
+            return None
+
+    def save(self, section: Section, data: bytes) -> None:
+        if all(file.state for file in section):
+            self._storage.write(self._path(section), data)
+
+    def _path(self, section: Section) -> str:
+        content = [*self._of, [[file.path, file.size, file.state] for file in section]]
+        return f"{KEPT}/{hashlib.sha256(canonical_json(content).encode()).hexdigest()[:32]}.arrow"
