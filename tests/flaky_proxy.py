@@ -71,6 +71,8 @@ class FlakyProxy:
     ignored_header: str = ""  # in lower case, not passed on
     latency: float = 0.0  # seconds that each request waits
     bytes_sent: int = 0  # in bodies of replies to GET
+    waiting: int = 0  # requests
+    most_waiting: int = 0  # at a time
     seen: list[tuple[str, str]] = field(default_factory=list)  # method and path
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -96,7 +98,12 @@ def flaky_proxy(upstream):
             pass
 
         def _serve(self):
+            with counting:
+                proxy.waiting += 1
+                proxy.most_waiting = max(proxy.most_waiting, proxy.waiting)
             time.sleep(proxy.latency)
+            with counting:
+                proxy.waiting -= 1
             fault = proxy.take(self.command, self.path, self.headers)
             action = fault.action
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -27,7 +27,8 @@ from patchmint.storage.ahead import done_ahead
 KEPT = "planning"
 """Folder of sections that were read, until the plan is made."""
 
-_ROWS = 1000
+_ROWS = 500
+_DIGEST = hashlib.sha256().digest_size
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Section = tuple[Entry, ...]
@@ -157,13 +158,15 @@ class _Kept:
         if path not in self.there:
             return None
         try:
-            return self._storage.read(path)
+            found = self._storage.read(path)
         except NotFoundError:  # another driver's plan is made
             return None
+        data = found[_DIGEST:]
+        return data if hashlib.sha256(data).digest() == found[:_DIGEST] else None
 
     def save(self, section: Section, data: bytes) -> None:
         if all(file.state for file in section):
-            self._storage.write(self._path(section), data)
+            self._storage.write(self._path(section), hashlib.sha256(data).digest() + data)
 
     def _path(self, section: Section) -> str:
         content = [*self._of, [[file.path, file.size, file.state] for file in section]]

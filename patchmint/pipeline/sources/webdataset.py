@@ -71,7 +71,7 @@ class _Group:
 class WebDatasetSource(StoredImages):
     """Samples in the order of the tars' names, and in each tar in its own order."""
 
-    at_once = 32
+    at_once = 64
 
     def __init__(self, config: WebDatasetSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
