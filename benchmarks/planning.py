@@ -4,7 +4,8 @@
 
 The server is the tests' (moto, on loopback), behind a proxy that counts and delays. Sources: tars as img2dataset writes
 them, with photographs of 100 to 200 kB and with thumbnails of 10 to 30 kB, and a folder with a caption beside each
-image. `share` is bytes read through bytes that lie there.
+image. The tars are small, since the server reads a whole one for each range, but are sections of their own, as tars of
+over 32 MB are. `share` is bytes read, listings included, through the files' bytes; of the folder, the captions'.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import os
 import random
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from patchmint.config.sources import SourceConfig
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.plan import reading
+from patchmint.pipeline.sources import base, folder, open_source
 from patchmint.storage import Storage, open_storage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -36,10 +39,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sources = {
-        "photographs": ("webdataset", lambda storage: put_tars(storage, 16, 100, (100_000, 200_000))),
-        "thumbnails": ("webdataset", lambda storage: put_tars(storage, 16, 100, (10_000, 30_000))),
-        "captions": ("folder", lambda storage: put_folder(storage, 500)),
+        "photographs": ("webdataset", lambda storage: put_tars(storage, 32, 20, (100_000, 200_000))),
+        "thumbnails": ("webdataset", lambda storage: put_tars(storage, 32, 100, (10_000, 30_000))),
+        "captions": ("folder", lambda storage: put_folder(storage, 2000)),
     }
+    base._SECTION_BYTES, folder._SECTION_FILES = 1, 1000
     found = {}
     with s3_server() as server, flaky_proxy(server.port) as proxy:
         os.environ |= server.env()
@@ -51,7 +55,10 @@ def main() -> None:
             proxy.bytes_sent, proxy.latency = 0, arguments.latency
             config = TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": uri})
             start = time.perf_counter()
-            samples = sum(1 for _ in open_source(config).samples())
+            with tempfile.TemporaryDirectory() as out:
+                settings = config.model_dump(mode="json")
+                with reading(open_source(config), settings, open_storage(out), lambda _: None, print) as read:
+                    samples = sum(batch.num_rows for batch in read)
             seconds = time.perf_counter() - start
             found[name] = {
                 "samples": samples,

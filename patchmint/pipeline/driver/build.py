@@ -130,6 +130,7 @@ def build(
         def planned(samples: int) -> None:
             if reason := stop_reason():
                 raise BuildError(reason)
+            log.planned(samples)
             reporter.planned(samples)
 
         log.write()
