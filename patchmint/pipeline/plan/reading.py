@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import chain, islice
-from typing import Any, Protocol
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
@@ -28,6 +29,8 @@ KEPT = "planning"
 """Folder of sections that were read, until the plan is made."""
 
 _ROWS = 500
+_IN_MEMORY = 1 << 20
+"""Bytes of a section that waits for its turn; larger ones wait in temporary files without names."""
 _DIGEST = hashlib.sha256().digest_size
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
@@ -87,19 +90,23 @@ def reading(
     if kept and kept.there:
         tell(f"planning goes on: {len(kept.there)} sections of the source were read before")
 
-    def read(section: Section) -> bytes:
-        found = kept.load(section) if kept else None
-        if found is not None:
+    waiting: set[IO[bytes]] = set()
+
+    def read(section: Section) -> IO[bytes]:
+        file = SpooledTemporaryFile(_IN_MEMORY, prefix="patchmint-plan-")  # noqa: SIM115 (closed in the end)
+        waiting.add(file)
+        if kept and (found := kept.load(section)):
             counted.add(sum(batch.num_rows for batch in pa.ipc.open_stream(found)))
-            return found
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, SCHEMA, options=_OPTIONS) as stream:
-            for batch in to_batches(counted.each(source.in_section(section))):
-                stream.write_batch(batch)
-        data: bytes = sink.getvalue().to_pybytes()
-        if kept:
-            kept.save(section, data)
-        return data
+            file.write(found)
+        else:
+            with pa.ipc.new_stream(file, SCHEMA, options=_OPTIONS) as stream:
+                for batch in to_batches(counted.each(source.in_section(section))):
+                    stream.write_batch(batch)
+            if kept:
+                file.seek(0)
+                kept.save(section, file.read())
+        file.seek(0)
+        return file
 
     done = done_ahead(
         read,
@@ -109,14 +116,20 @@ def reading(
         meanwhile=counted.report,
         over=counted.over,
     )
-    with closing(done):
-        yield _rows(done, counted)
 
+    def rows() -> Iterator[pa.RecordBatch]:
+        for _, file in done:
+            counted.report()
+            yield from pa.ipc.open_stream(file)
+            file.close()
+            waiting.discard(file)
 
-def _rows(done: Iterator[tuple[Section, bytes]], counted: _Counted) -> Iterator[pa.RecordBatch]:
-    for _, data in done:
-        counted.report()
-        yield from pa.ipc.open_stream(data)
+    try:
+        with closing(done):
+            yield rows()
+    finally:
+        for file in waiting:
+            file.close()
 
 
 class _Counted:
@@ -143,6 +156,8 @@ class _Counted:
             self.add(1)
             if report and number % _ROWS == 0:
                 self.report()
+        if report:
+            self.report()
 
 
 class _Kept:
