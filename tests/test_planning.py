@@ -15,13 +15,14 @@ import pytest
 from builds import exit_code, fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import put, source
+from source_files import image_bytes, put, source
 from test_plan import Instead, everything
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError
-from patchmint.pipeline.plan import Sampled, make_plan, reading, record_models, to_batches
+from patchmint.jobs.dry_run import _lines
+from patchmint.pipeline.plan import Sampled, estimate, make_plan, reading, record_models, to_batches
 from patchmint.pipeline.sources import base, folder, open_source
 from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
@@ -155,6 +156,7 @@ def test_tars_on_a_store_are_read_by_their_headers(
     assert proxy.bytes_sent < share * size
     assert len(proxy.seen) < a_sample * plan.total + 20
     assert proxy.most_waiting == 5
+    assert len(list((tmp_path / "there/planning").iterdir())) == 5
     local = plan_of(config_of(put(tmp_path / "in", files), tmp_path / "here"))
     assert [(unit.part, unit.samples) for unit in local.units] == [(unit.part, unit.samples) for unit in plan.units]
 
@@ -307,6 +309,16 @@ def test_a_dry_run_reads_a_part_where_time_is_short(tmp_path, small_sections, mo
     assert 150 <= len(samples := list(some)) <= 210
     assert some.listed
     assert len(samples) / some.share == pytest.approx(800, rel=0.2)
+    config = config_of(root, tmp_path / "out")
+    dry, _ = estimate(Sampled(opened, 200), config, lambda _: image_bytes())
+    assert dry.samples == pytest.approx(800, rel=0.2)
+    assert (dry.texts, dry.units) == (dry.samples, -(-dry.samples // 7))
+    assert dry.image_bytes == pytest.approx(dry.samples * len(image_bytes()), rel=0.01)
+    samples, told, *_ = _lines(dry, config)
+    assert samples.startswith(f"samples   about {dry.samples} with {dry.texts} texts, in {dry.units} units")
+    assert (
+        told.split() == f"{dry.share:.2g} of the source was read, here and there; these figures follow from it".split()
+    )
     few = Sampled(opened, 10)
     assert 5 <= len(samples := list(few)) <= 20
     assert not few.listed

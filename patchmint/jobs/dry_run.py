@@ -134,7 +134,7 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
 
 def _sampled_lines(found: DryRun) -> list[str]:
     of = "the source" if found.listed else "the files that there was time to list"
-    return [f"          {found.share:.2g} of {of} was read, here and there; these figures follow from that part"]
+    return [f"          {found.share:.2g} of {of} was read, here and there; these figures follow from it"]
 
 
 def _time_lines(trial: Trial | None, found: DryRun, missing: list[str], tries: int) -> list[str]:

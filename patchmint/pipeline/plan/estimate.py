@@ -28,6 +28,8 @@ from patchmint.types import Size
 _LOOKED_AT = 200
 _LOOKED_SECONDS = 30
 _READ_SECONDS = 30
+_LISTED = 1_000_000
+"""Most files to list, since they are held in memory."""
 _READERS = 4
 _TYPICAL_SIZE = (480, 640)
 
@@ -70,10 +72,11 @@ class Sampled:
             yield from self._source.samples()
             return
         self._deadline = time.monotonic() + self._seconds
-        found = []
+        found, files = [], 0
         for section in sections:
             found.append(section)
-            if time.monotonic() > self._deadline:
+            files += len(section)
+            if files >= _LISTED or time.monotonic() > self._deadline:
                 self.listed = next(sections, None) is None
                 break
         random.Random(0).shuffle(found)  # noqa: S311 (no secret)
