@@ -5,7 +5,7 @@
 The server is the tests' (moto, on loopback), behind a proxy that counts and delays. Sources: tars as img2dataset writes
 them, with photographs of 100 to 200 kB and with thumbnails of 10 to 30 kB, and a folder with a caption beside each
 image. The tars are small, since the server reads a whole one for each range, but are sections of their own, as tars of
-over 32 MB are. `share` is bytes read, listings included, through the files' bytes; of the folder, the captions'.
+over 32 MB are. `mb` are read, listings included; `share` is that through the files' bytes (of the folder: captions').
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ def main() -> None:
             found[name] = {
                 "samples": samples,
                 "requests": len(proxy.seen),
+                "mb": proxy.bytes_sent / 1e6,
                 "share": proxy.bytes_sent / size,
                 "seconds": seconds,
             }
             os.environ |= server.env()
             if not arguments.json:
                 print(
-                    f"{name:12} {samples:5} samples: {len(proxy.seen):5} requests, {proxy.bytes_sent / size:6.1%} of "
-                    f"{size / 1e6:.0f} MB, {seconds:.1f} s",
+                    f"{name:12} {samples:5} samples: {len(proxy.seen):5} requests, {proxy.bytes_sent / 1e6:5.1f} MB of "
+                    f"{size / 1e6:.1f} MB, {seconds:.1f} s",
                     flush=True,
                 )
     if arguments.json:
