@@ -13,19 +13,21 @@ from types import SimpleNamespace
 import builds
 import pytest
 from builds import exit_code, fork
+from flaky_proxy import KINDS, Fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 from source_files import image_bytes, put, source
 from test_plan import Instead, everything
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
-from patchmint.errors import BuildError
+from patchmint.errors import BuildError, StorageError
 from patchmint.jobs.dry_run import _lines
 from patchmint.pipeline.plan import Sampled, estimate, make_plan, reading, record_models, to_batches
 from patchmint.pipeline.sources import base, folder, open_source
 from patchmint.shards.plan import load_plan
-from patchmint.storage import open_storage
+from patchmint.storage import open_storage, stores
 from patchmint.storage.ranges import LEAST, open_ranges
 
 PHOTOGRAPH = (100_000, 200_000)
@@ -262,6 +264,33 @@ def test_an_end_is_noticed_within_a_section(tmp_path, small_sections):
         plan_of(config, opened=Instead(opened, in_section=in_section), progress=stop)
     assert 3 <= len(begun) <= 6
     assert everything(tmp_path / "out") == {}
+
+
+def test_an_outage_of_the_store_is_sat_out(server, proxy, monkeypatch, tmp_path, small_sections):
+    monkeypatch.setattr(stores, "PATIENCE", 0.2)
+    monkeypatch.setattr(import_module(reading.__module__), "_RESTS", (0.2, 0.2))
+    files = {f"{number}.tar": tar(number, 3, (10, 20)) for number in range(2)}
+    bucket, _ = served(server, monkeypatch, proxy, files)
+    config, told, counts = config_of(bucket, tmp_path / "out"), [], []
+    in_first = KINDS["get"]
+    proxy.faults.append(Fault(lambda *request: in_first(*request) and "/0.tar" in request[1], "refuse", times=10**6))
+    with pytest.raises(StorageError, match=r"0\.tar"):
+        plan_of(config, told=told, progress=counts.append)
+    assert [line.partition(" from ")[2].partition(" on: ")[0] for line in told] == ["0.tar"] * 2
+    assert max(counts) <= 3
+    proxy.faults.clear()
+    opened, failed = open_source(config.source), []
+
+    def in_section(section):
+        for number, sample in enumerate(opened.in_section(section)):
+            if number == 2 and not failed:
+                failed.append(sample)
+                raise StorageError("the store is busy") from GenericError("in the test's words")
+            yield sample
+
+    plan = plan_of(config, opened=Instead(opened, in_section=in_section), told=told, progress=counts.append)
+    assert plan.total == counts[-1] == 6
+    assert told[-1] == "reading a part of the source again in 0.2 s, from 0.tar on: the store is busy"
 
 
 def test_progress_counts_what_threads_have_read(tmp_path, small_sections):

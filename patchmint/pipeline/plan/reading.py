@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import chain, islice
@@ -16,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
-from patchmint.errors import BuildError, NotFoundError
+from patchmint.errors import BuildError, NotFoundError, StorageError
 from patchmint.json_values import canonical_json
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.pipeline.plan.models import library_versions
@@ -24,11 +25,15 @@ from patchmint.samples import PlannedSample, SourceSample
 from patchmint.shards.plan_parts import SCHEMA, storable, to_batch
 from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
+from patchmint.storage.failures import is_passing
 
 KEPT = "planning"
 """Folder of sections that were read, until the plan is made."""
 
 _ROWS = 500
+_RESTS = (2, 4, 8, 16)
+"""Seconds before a section is read again, after the store has failed for longer than a request is repeated."""
+
 _IN_MEMORY = 1 << 20
 """Bytes of a section that waits for its turn; larger ones wait in temporary files without names."""
 _DIGEST = hashlib.sha256().digest_size
@@ -80,7 +85,7 @@ def reading(
     Raises:
         Whatever the source raises, and StorageError where the output can't be used.
     """
-    counted = _Counted(progress)
+    counted = _Counted(progress, tell)
     sections = source.sections()
     if sections is None:
         yield to_batches(counted.each(source.samples(), report=True))
@@ -93,6 +98,18 @@ def reading(
     waiting: set[IO[bytes]] = set()
 
     def read(section: Section) -> IO[bytes]:
+        for rest in _RESTS:
+            try:
+                return read_once(section)
+            except StorageError as error:
+                passing = isinstance(error.__cause__, Exception) and is_passing(error.__cause__)
+                if not passing or counted.over.is_set():
+                    raise
+                counted.note(f"reading a part of the source again in {rest} s, from {section[0].path} on: {error}")
+            counted.over.wait(rest)
+        return read_once(section)
+
+    def read_once(section: Section) -> IO[bytes]:
         file = SpooledTemporaryFile(_IN_MEMORY, prefix="patchmint-plan-")  # noqa: SIM115 (closed in the end)
         waiting.add(file)
         if kept and (found := kept.load(section)):
@@ -133,11 +150,13 @@ def reading(
 
 
 class _Counted:
-    """Counts samples that pass in any thread, until it is over."""
+    """Counts samples that pass in any thread, until it is over; the main thread reports."""
 
-    def __init__(self, progress: Callable[[int], None]) -> None:
+    def __init__(self, progress: Callable[[int], None], tell: Callable[[str], None]) -> None:
         self.over = threading.Event()
         self._progress = progress
+        self._tell = tell
+        self._notes: deque[str] = deque()
         self._count = 0
         self._lock = threading.Lock()
 
@@ -145,17 +164,27 @@ class _Counted:
         with self._lock:
             self._count += samples
 
+    def note(self, line: str) -> None:
+        self._notes.append(line)
+
     def report(self) -> None:
+        while self._notes:
+            self._tell(self._notes.popleft())
         self._progress(self._count)
 
     def each(self, samples: Iterator[SourceSample], *, report: bool = False) -> Iterator[SourceSample]:
-        for number, sample in enumerate(samples, 1):
-            if self.over.is_set():
-                raise BuildError("planning was stopped")
-            yield sample
-            self.add(1)
-            if report and number % _ROWS == 0:
-                self.report()
+        number = 0
+        try:
+            for number, sample in enumerate(samples, 1):
+                if self.over.is_set():
+                    raise BuildError("planning was stopped")
+                self.add(1)
+                yield sample
+                if report and number % _ROWS == 0:
+                    self.report()
+        except StorageError:  # they are read, and counted, again
+            self.add(-number)
+            raise
         if report:
             self.report()
 
