@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 
 from patchmint.config import UNTRAINED
 from patchmint.config.build import BuildConfig
-from patchmint.pipeline.plan import make_plan, record_models
+from patchmint.pipeline.plan import make_plan, record_models, to_batches
 from patchmint.samples import ImageRef, SourceSample, SourceText
 from patchmint.shards.plan import load_plan
 from patchmint.shards.plan_parts import read_unit
@@ -78,7 +78,7 @@ def measure(count: int) -> Measured:
         )
         storage = open_storage(folder)
         before, start = peak_mb(), time.perf_counter()
-        make_plan(synthetic(count), config, record_models(config), storage)
+        make_plan(to_batches(synthetic(count)), config, record_models(config), storage)
         planned = time.perf_counter()
         plan = load_plan(storage)
         assert plan is not None

@@ -36,7 +36,7 @@ from patchmint.jobs.progress import display
 from patchmint.pipeline.driver.runs import RunLog
 from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import Done, Event, Order, Ready, UnitResult, WorkerInfo, Working
-from patchmint.pipeline.plan import make_plan, record_models
+from patchmint.pipeline.plan import make_plan, record_models, to_batches
 from patchmint.samples import ImageRef, SourceSample, SourceText
 from patchmint.shards.commit import read_record
 from patchmint.shards.paths import canonical_paths, record_path
@@ -126,7 +126,7 @@ def make_output(folder: Path, units: int) -> Path:
     timed("build", str(config))
     pattern, storage = open_storage(folder / "pattern"), open_storage(folder / "out")
     parsed = parse_settings(BuildConfig, settings)
-    plan = make_plan(samples(units * SAMPLES), parsed, record_models(parsed), storage)
+    plan = make_plan(to_batches(samples(units * SAMPLES)), parsed, record_models(parsed), storage)
     digest, whole, rough = plan.digest, read_record(pattern, 0), read_record(pattern, 1)
     for room in ("commits", "rejects", "shards"):
         (folder / "out" / room).mkdir()

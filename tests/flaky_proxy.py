@@ -3,6 +3,7 @@
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,10 @@ class FlakyProxy:
     port: int
     faults: list[Fault] = field(default_factory=list)
     ignored_header: str = ""  # in lower case, not passed on
+    latency: float = 0.0  # seconds that each request waits
+    bytes_sent: int = 0  # in bodies of replies to GET
+    waiting: int = 0  # requests
+    most_waiting: int = 0  # at a time
     seen: list[tuple[str, str]] = field(default_factory=list)  # method and path
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -84,6 +89,7 @@ class FlakyProxy:
 @contextmanager
 def flaky_proxy(upstream):
     """Start a proxy in front of a server on loopback; it ends with the block."""
+    counting = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -92,6 +98,12 @@ def flaky_proxy(upstream):
             pass
 
         def _serve(self):
+            with counting:
+                proxy.waiting += 1
+                proxy.most_waiting = max(proxy.most_waiting, proxy.waiting)
+            time.sleep(proxy.latency)
+            with counting:
+                proxy.waiting -= 1
             fault = proxy.take(self.command, self.path, self.headers)
             action = fault.action
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -126,6 +138,9 @@ def flaky_proxy(upstream):
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data[:cut])
+            if self.command == "GET":
+                with counting:
+                    proxy.bytes_sent += len(data)
             self.wfile.flush()
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815

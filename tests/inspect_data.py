@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from patchmint.cli.inspect import inspect_app
 from patchmint.config import BuildConfig
 from patchmint.errors import InputError
-from patchmint.pipeline.plan import make_plan
+from patchmint.pipeline.plan import make_plan, to_batches
 from patchmint.samples import SourceText
 from patchmint.shards.layout import TokensLayout
 from patchmint.storage import open_storage
@@ -75,4 +75,4 @@ def plan_six(folder):
     """The plan of six samples in units of three."""
     source = {"kind": "folder", "uri": "in"}
     config = BuildConfig(source=source, output={"uri": str(folder), "samples_per_shard": 3})
-    return make_plan([make_sample(n).planned.sample for n in range(6)], config, {}, open_storage(folder))
+    return make_plan(to_batches(make_sample(n).planned.sample for n in range(6)), config, {}, open_storage(folder))

@@ -29,7 +29,7 @@ from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino.model import untrained as untrained_dino
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam.model import untrained as untrained_sam
-from patchmint.pipeline.plan import discard_plan, make_plan, record_models
+from patchmint.pipeline.plan import discard_plan, make_plan, record_models, to_batches
 from patchmint.pipeline.preflight import CHECKS, check_buildable
 from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
@@ -179,7 +179,7 @@ def test_a_worker_whose_plan_was_replaced_commits_nothing(right, command, tmp_pa
         def submit(self, worker, order):
             storage = open_storage(out)
             assert discard_plan(storage)
-            make_plan(open_source(other.source).samples(), other, record_models(other), storage)
+            make_plan(to_batches(open_source(other.source).samples()), other, record_models(other), storage)
             super().submit(worker, order)
 
     with pytest.raises(BuildError, match="isn't the plan that this build goes by any more"):

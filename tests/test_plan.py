@@ -44,6 +44,7 @@ from patchmint.pipeline.plan import (
     make_retry_plan,
     record_models,
     sweep_unplanned,
+    to_batches,
 )
 from patchmint.pipeline.plan.memory import estimate_memory, weights_of
 from patchmint.samples import Fault, ImageRef, SourceSample, SourceText, Turn
@@ -77,7 +78,7 @@ def build_config(out="out", samples_per_shard=10, **changes):
 
 def plan_into(out, samples=PLAIN, **settings):
     config = build_config(out, **settings)
-    return make_plan(samples, config, record_models(config), open_storage(out))
+    return make_plan(to_batches(samples), config, record_models(config), open_storage(out))
 
 
 def everything(out):
@@ -133,7 +134,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path, monkeypatch):
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
     assert len(everything(tmp_path / "a")) == 3
     assert first.digest == second.digest
-    assert make_plan(PLAIN, config, record_models(config), open_storage(tmp_path / "a")) == first
+    assert make_plan(to_batches(PLAIN), config, record_models(config), open_storage(tmp_path / "a")) == first
 
 
 @pytest.mark.cold
@@ -276,8 +277,8 @@ def test_a_plan_of_which_nothing_is_finished_makes_room(out, tmp_path, monkeypat
     config = build_config(out)
     models = record_models(config)
     with pytest.raises(ConfigError, match="other settings"):
-        make_plan(PLAIN, config, models, storage)
-    plan = make_plan(PLAIN, config, models, storage, may_replace=lambda: True)
+        make_plan(to_batches(PLAIN), config, models, storage)
+    plan = make_plan(to_batches(PLAIN), config, models, storage, may_replace=lambda: True)
     assert load_plans(storage) == [plan]
     sweep_unplanned(storage, plan)
     kept = {name for name in names(storage) if name.startswith("attempts/")}
@@ -294,7 +295,7 @@ def test_a_plan_of_which_something_is_finished_stays(out, result):
     assert not discard_plan(storage)
     other = build_config(out, labels={"box_threshold": 0.3})
     with pytest.raises(ConfigError, match=r"other settings:\n  labels.box_threshold: 0.35 there, 0.3 here\n"):
-        make_plan(PLAIN, other, record_models(other), storage, may_replace=lambda: True)
+        make_plan(to_batches(PLAIN), other, record_models(other), storage, may_replace=lambda: True)
     assert load_plans(storage) == [plan]
 
 
@@ -322,7 +323,9 @@ def test_two_planners_at_once_make_one_plan(tmp_path, monkeypatch):
 
     config, together = build_config(tmp_path), Instead(storage, create=create_together)
     with ThreadPoolExecutor(4) as threads:
-        plans = list(threads.map(lambda _: make_plan(PLAIN, config, record_models(config), together), range(4)))
+        plans = list(
+            threads.map(lambda _: make_plan(to_batches(PLAIN), config, record_models(config), together), range(4))
+        )
     assert sorted(verdicts) == [False, False, False, True]
     assert plans == [load_plan(storage)] * 4
 
@@ -346,7 +349,7 @@ def killed_at(step, after, out):
     parts.UNITS_A_PART = 2
     config = build_config(out)
     watched = Instead(storage, write=deadly(storage.write), create=deadly(storage.create))
-    make_plan(PLAIN, config, record_models(config), watched)
+    make_plan(to_batches(PLAIN), config, record_models(config), watched)
 
 
 def python(code, **env):

@@ -1,12 +1,13 @@
 """Keys: lawful, unique whatever the ids are, and the same whatever the memory."""
 
 import re
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchmint.pipeline.plan import keys
+from patchmint.pipeline.plan import keys, to_batches
 from patchmint.pipeline.plan.keys import MAX_KEY, key_of, marked
 from patchmint.pipeline.plan.make import spooled
 from patchmint.samples import ImageRef, SourceSample
@@ -29,7 +30,7 @@ hostile_ids = st.one_of(
 
 def planned_keys(ids, unit=3):
     samples = [SourceSample(sample_id, ImageRef("a.jpg"), ()) for sample_id in ids]
-    with spooled(samples, unit, None) as batches:
+    with spooled(to_batches(samples), unit) as batches:
         return [key for batch in batches for key in batch["key"].to_pylist()]
 
 
@@ -97,7 +98,11 @@ def test_repeats_are_found_in_any_number_of_rounds(monkeypatch, at_once):
 
 def test_units_keep_their_size_and_order():
     samples = [SourceSample(f"{number}", ImageRef("a.jpg"), ()) for number in range(7)]
-    seen = []
-    with spooled(iter(samples), 3, seen.append) as batches:
-        assert [batch["ordinal"].to_pylist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert seen == [3, 6, 7]
+    ordinals = [[0, 1, 2], [3, 4, 5], [6]]
+    for pieces in ([7], [1, 6], [3, 4], [2, 2, 2, 1], [1] * 7):
+        coming = iter(samples)
+        read = (batch for piece in pieces for batch in to_batches(islice(coming, piece)))
+        with spooled(read, 3) as batches:
+            units = [batch.to_pydict() for batch in batches]
+        assert [unit["ordinal"] for unit in units] == ordinals
+        assert [unit["id"] for unit in units] == [[str(number) for number in unit] for unit in ordinals]

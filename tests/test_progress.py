@@ -10,9 +10,12 @@ import pytest
 
 from patchmint.cli.status import _shown
 from patchmint.jobs import progress as shown
-from patchmint.jobs.status import BuildStatus
+from patchmint.jobs.status import BuildStatus, status
 from patchmint.pipeline.driver.contracts import Progress
+from patchmint.pipeline.driver.runs import RunLog, read_run
 from patchmint.pipeline.orders import UnitResult, Working
+from patchmint.shards.lease import Lease
+from patchmint.storage import open_storage
 
 
 @pytest.fixture
@@ -101,6 +104,33 @@ def test_status_says_how_many_workers_are_missing():
     assert "workers" not in "".join(_shown("out", found).renderables)
     found = replace(found, driver={"run": "r", "host": "h", "pid": 1})
     assert "workers  1 of 8 that were asked for" in _shown("out", found).renderables
+
+
+def test_planning_shows_its_rate_of_late(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(shown, "time", SimpleNamespace(monotonic=lambda: now))
+    lines = shown._Lines()
+    for now, samples in ((150.0, 1_000_000), (151.0, 1_000_100), (160.0, 1_000_600), (170.0, 1_000_600)):  # noqa: B007
+        lines.planned(samples)
+    assert capsys.readouterr().err.splitlines() == [
+        "planning: 1000600 samples, 60.0 samples/s",
+        "planning: 1000600 samples, 0 samples/min",
+    ]
+
+
+def test_status_says_how_far_planning_is(tmp_path):
+    storage = open_storage(tmp_path)
+    log = RunLog(storage, "run")
+    log.write()
+    log.planned(500)
+    assert read_run(storage, "run")["read"] == 0
+    log._written -= 10
+    log.planned(700)
+    lease = Lease.acquire(storage, "run")
+    found = status(str(tmp_path))
+    lease.release()
+    assert found.state == "planning"
+    assert "planning 700 samples of the source read so far" in _shown("out", found).renderables
 
 
 def test_log_lines_are_shown_from_a_level_on_in_workers_too(tmp_path):

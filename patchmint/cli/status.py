@@ -56,6 +56,8 @@ def _shown(out: str, found: BuildStatus) -> Group:
         f"units    {found.units_done} of {found.units} done",
         f"samples  {found.planned} planned = {found.written} written + {found.rejected} rejected{left}{in_work}",
     ]
+    if found.state == "planning":
+        lines.append(f"planning {found.last_run.get('read', 0)} samples of the source read so far")
     if found.driver:
         who = f"{found.driver['host']}, pid {found.driver['pid']}, run {found.driver['run']}"
         lines.append(f"driver   {escape(printable(who))}")

@@ -14,7 +14,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import WeightsMissingError
 from patchmint.jobs.progress import duration, say
 from patchmint.jobs.trial import Trial, spread, try_samples
-from patchmint.pipeline.plan import DryRun, LookedAt, estimate
+from patchmint.pipeline.plan import DryRun, LookedAt, Sampled, estimate
 from patchmint.pipeline.plan.memory import Memory
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_source
@@ -41,7 +41,7 @@ def describe_plan(config: BuildConfig, *, tries: int = 0, try_out: Path | None =
     def read(image: ImageRef) -> bytes:
         return source.read_image(image)
 
-    found, looked = estimate(source.samples(), config, read, _say_count)
+    found, looked = estimate(Sampled(source), config, read, _say_count)
     trial = _trial(looked, config, read, tries, try_out) if tries and not missing else None
     if trial is not None:
         found = replace(found, memory=_at_least(found.memory, trial.peak_bytes))
@@ -99,9 +99,11 @@ def _say_count(samples: int) -> None:
 
 def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     memory = found.memory
+    about = "" if found.listed and found.share == 1 else "about " if found.listed else "more than "
     lines = [
-        f"samples   {found.samples} with {found.texts} texts, in {_many(found.units, 'unit')} of up to "
+        f"samples   {about}{found.samples} with {found.texts} texts, in {_many(found.units, 'unit')} of up to "
         f"{config.output.samples_per_shard}",
+        *(_sampled_lines(found) if about else []),
         f"rejects   {_counted(found.rejects)} for what source and texts say; {_counted(found.looked_at_rejects)} of "
         f"{found.looked_at} images read and decoded",
     ]
@@ -128,6 +130,11 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"batches   of {found.batch_size or 'what each worker finds out on its GPU'}",
         "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
     ]
+
+
+def _sampled_lines(found: DryRun) -> list[str]:
+    of = "the source" if found.listed else "the files that there was time to list"
+    return [f"          {found.share:.2g} of {of} was read, here and there; these figures follow from it"]
 
 
 def _time_lines(trial: Trial | None, found: DryRun, missing: list[str], tries: int) -> list[str]:

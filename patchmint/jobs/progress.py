@@ -19,7 +19,6 @@ from patchmint.shards.plan import Plan
 
 _LINE_SECONDS = (1.0, 60.0)
 """Between two lines of a log: a tenth of the time so far, within these limits."""
-_PLANNED_STEP = 100_000
 
 
 class Display(Reporter):
@@ -94,9 +93,11 @@ class _Bar(Display):
         self._bar = bar
         self._console = console
         self._task = bar.add_task("planning", total=None, note="")
+        self._begun = time.monotonic()
 
     def planned(self, samples: int) -> None:
-        self._bar.update(self._task, completed=samples)
+        rate = samples / (time.monotonic() - self._begun)
+        self._bar.update(self._task, completed=samples, note=speed_of(rate))
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:  # noqa: ARG002
         if not progress.workers and not progress.done:
@@ -120,17 +121,21 @@ class _Lines(Display):
     def __init__(self) -> None:
         super().__init__()
         self._said = self._begun = time.monotonic()
-        self._planned = 0
+        self._planned: tuple[float, int] | None = None  # when the last line came, and its number
 
     def planned(self, samples: int) -> None:
-        if samples - self._planned >= _PLANNED_STEP:
-            self._planned = samples
-            self.say(f"planning: {samples} samples")
+        now = time.monotonic()
+        since, before = self._planned or (now, samples)
+        if now - since >= self._rest(now):
+            # the rate of late: what an earlier run has read is there at once
+            self.say(f"planning: {samples} samples, {speed_of((samples - before) / (now - since))}")
+            since, before = now, samples
+        self._planned = since, before
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         finished = result is not None and progress.done == progress.units
-        now, (least, most) = time.monotonic(), _LINE_SECONDS
-        if now - self._said < min(most, max(least, (now - self._begun) / 10)) and not finished:
+        now = time.monotonic()
+        if now - self._said < self._rest(now) and not finished:
             return
         self._said = now
         if not progress.workers and not progress.done:
@@ -140,6 +145,10 @@ class _Lines(Display):
             f"{progress.through} of {progress.planned} samples, {progress.done} of {progress.units} units: "
             f"{self.note(progress)}"
         )
+
+    def _rest(self, now: float) -> float:
+        least, most = _LINE_SECONDS
+        return min(most, max(least, (now - self._begun) / 10))
 
     def say(self, line: str) -> None:
         say(line)

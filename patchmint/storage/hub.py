@@ -5,7 +5,6 @@ huggingface_hub has the protocol, the tokens and the retries. It is imported at 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -22,7 +21,7 @@ from patchmint.storage.cache import cache_folder
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.interface import Entry, NewFile, checked, uri_of
 from patchmint.storage.patience import Patience
-from patchmint.storage.ranges import RangeFile
+from patchmint.storage.ranges import open_ranges
 from patchmint.storage.stores import is_loopback
 
 if TYPE_CHECKING:
@@ -264,16 +263,18 @@ class HubStorage:
                     ),
                 )
                 found = [
-                    Entry(entry.path.removeprefix(top), entry.size) for entry in entries if isinstance(entry, RepoFile)
+                    Entry(entry.path.removeprefix(top), entry.size, entry.blob_id)
+                    for entry in entries
+                    if isinstance(entry, RepoFile)
                 ]
             except EntryNotFoundError:
                 found = []
         return iter(sorted(found))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""
-        file = RangeFile(partial(self.read_range, path), self.size(path), uri_of(self, path))
-        return io.BufferedReader(file, _BUFFER)
+        read, size = partial(self.read_range, path), self.size(path)
+        return open_ranges(read, size, uri_of(self, path), buffer=0 if skipping else _BUFFER)
 
     def write(self, path: str, data: bytes) -> None:  # noqa: ARG002
         """Refused, as all that changes files."""

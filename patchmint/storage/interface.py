@@ -7,7 +7,7 @@ import io
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, BinaryIO, Protocol
 
 from patchmint.errors import StorageError
@@ -27,10 +27,12 @@ class Entry:
     Attributes:
         path: relative to the storage's root, with "/" between its parts.
         size: bytes.
+        state: differs once the file is written anew (a store's tag, a folder's time); "" where nothing tells.
     """
 
     path: str
     size: int
+    state: str = field(default="", compare=False)
 
 
 class NewFile(io.BufferedIOBase, BinaryIO):
@@ -170,8 +172,12 @@ class Storage(Protocol):
             prefix: the folder; one that doesn't exist holds no files. Locally, links are followed.
         """
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """A file for reading: seekable and buffered; from a store it comes in ranges.
+
+        Args:
+            path: the file.
+            skipping: most of it won't be read, so little more comes than is asked for (`ranges.SkippingFile`).
 
         Raises:
             NotFoundError: there is no such file.

@@ -17,6 +17,7 @@ from patchmint.errors import StorageError
 from patchmint.storage.failures import explain
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, temporary_name
 from patchmint.storage.patience import Patience
+from patchmint.storage.ranges import LEAST
 
 _Value = TypeVar("_Value")
 _BUFFER = 1 << 20
@@ -77,14 +78,14 @@ class LocalStorage:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`."""
         folder = checked(prefix, folder=True)
-        for path, size in _files_below(self.root / folder, f"{folder}/" if folder else ""):
+        for path, found in _files_below(self.root / folder, f"{folder}/" if folder else ""):
             if not is_temporary(path):
-                yield Entry(path, size)
+                yield Entry(path, found.st_size, str(found.st_mtime_ns))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""
         target = self._at(path)
-        return self._tried("read", target, lambda: _open(target))
+        return self._tried("read", target, lambda: _open(target, buffering=LEAST if skipping else -1))
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
@@ -168,10 +169,11 @@ def _read_range(target: Path, start: int, length: int) -> tuple[bytes, int]:
         return file.read(length), os.fstat(file.fileno()).st_size
 
 
-def _open(target: Path) -> BinaryIO:
+def _open(target: Path, *, buffering: int = -1) -> BinaryIO:
     # A named pipe would block the opening.
     _must_be_file(target, target.stat())
-    return target.open("rb")
+    # Otherwise a buffer has the file system's block size: a megabyte on a network's.
+    return target.open("rb", buffering=buffering)
 
 
 def _is_there(target: Path) -> bool:
@@ -316,8 +318,8 @@ def prune(folder: Path, root: Path) -> None:
         folder = folder.parent
 
 
-def _files_below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """The path and size of every file below a folder, in the order of the paths. Links are followed.
+def _files_below(folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The path and facts of every file below a folder, in the order of the paths. Links are followed.
 
     Args:
         folder: where to look; one that doesn't exist has no files.
@@ -329,7 +331,7 @@ def _files_below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
     yield from _walk(folder, prefix, ())
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, os.stat_result]]:
     try:
         found = folder.stat()
         here = (found.st_dev, found.st_ino)
@@ -346,14 +348,14 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     for name, entry in sorted(found_here, key=itemgetter(0)):
         if name.endswith("/"):
             yield from _walk(folder / name, prefix + name, (*above, here))
-        elif (size := _size_of_file(entry)) is not None:
-            yield prefix + name, size
+        elif (facts := _facts_of_file(entry)) is not None:
+            yield prefix + name, facts
 
 
-def _size_of_file(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a regular file; None for anything else, such as a pipe, a dangling link, a file just deleted."""
+def _facts_of_file(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """A regular file's; None for anything else, such as a pipe, a dangling link, a file just deleted."""
     try:
-        return entry.stat().st_size if entry.is_file() else None
+        return entry.stat() if entry.is_file() else None
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from patchmint.errors import NotFoundError, StorageError
 from patchmint.storage.failures import explain_place, explain_store
 from patchmint.storage.interface import Entry, NewFile, checked, is_temporary, uri_of
 from patchmint.storage.patience import Patience
-from patchmint.storage.ranges import RangeFile
+from patchmint.storage.ranges import open_ranges
 from patchmint.storage.stores import Address, connect
 
 if TYPE_CHECKING:
@@ -105,10 +104,10 @@ class ObjectStorage:
         """See `Storage.list`."""
         return (entry for entry in self._all(checked(prefix, folder=True)) if not is_temporary(entry.path))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""
-        size = self.size(path)
-        return io.BufferedReader(RangeFile(partial(self.read_range, path), size, self._shown(path)), _BUFFER)
+        read, size = partial(self.read_range, path), self.size(path)
+        return open_ranges(read, size, self._shown(path), buffer=0 if skipping else _BUFFER)
 
     def write(self, path: str, data: bytes) -> None:
         """See `Storage.write`."""
@@ -223,7 +222,7 @@ class ObjectStorage:
             if page is None:
                 return
             for meta in page:
-                yield Entry(meta["path"], meta["size"])
+                yield Entry(meta["path"], meta["size"], meta["e_tag"] or str(meta["last_modified"]))
                 last = meta["path"]
 
     def _bytes_or_none(self, path: str) -> bytes | None:

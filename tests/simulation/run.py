@@ -24,7 +24,7 @@ from patchmint.errors import BuildError, BusyError, PatchmintError
 from patchmint.pipeline.driver import build as driver
 from patchmint.pipeline.driver import places, runs, supervise, watch
 from patchmint.pipeline.driver.contracts import Reporter
-from patchmint.pipeline.plan import make_plan
+from patchmint.pipeline.plan import make_plan, to_batches
 from patchmint.samples import Fault, ImageRef, Reject, SourceSample, SourceText
 from patchmint.shards import commit, lease
 from patchmint.shards.paths import canonical_paths, record_path
@@ -63,7 +63,7 @@ def planned(units):
         SourceSample(f"{number:04}", ImageRef(f"{number:04}.jpg"), (SourceText("a thing"),))
         for number in range(units * _SAMPLES)
     )
-    task = world.start("plan", lambda: make_plan(samples, config(), {}, storage))
+    task = world.start("plan", lambda: make_plan(to_batches(samples), config(), {}, storage))
     world.run(lambda: task.is_over)
     return storage.files
 

@@ -25,6 +25,7 @@ from patchmint.pipeline.plan import (
     library_versions,
     make_plan,
     make_retry_plan,
+    reading,
     record_models,
     sweep_unplanned,
 )
@@ -136,6 +137,7 @@ def build(
         def planned(samples: int) -> None:
             if reason := stop_reason():
                 raise BuildError(reason)
+            log.planned(samples)
             reporter.planned(samples)
 
         log.write()
@@ -236,8 +238,12 @@ def _planned(
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
-        source = open_source(config.source, outage_seconds=config.limits.outage_seconds)
-        plan = make_plan(source.samples(), config, models, storage, planned, lease.is_held)
+        source, settings = (
+            open_source(config.source, outage_seconds=config.limits.outage_seconds),
+            config.deciding()["source"],
+        )
+        with reading(source, settings, storage, planned, reporter.warn) as read:
+            plan = make_plan(read, config, models, storage, lease.is_held)
         ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)
     changed = differences(ledger.plans[0].versions, library_versions())

@@ -47,6 +47,7 @@ class RunRecord:
         started: ISO 8601, UTC.
         state: planning, building, finished, stopped.
         reason: why it stopped; empty unless it did.
+        read: samples of the source that the plan has, while it is made.
         elapsed: seconds since it began to build.
         busy: seconds since the first worker had loaded its models.
         rate: samples a second of that time, of all workers together.
@@ -62,6 +63,7 @@ class RunRecord:
     started: str = field(default_factory=lambda: _utc_now())
     state: str = "planning"
     reason: str = ""
+    read: int = 0
     elapsed: float = 0.0
     busy: float = 0.0
     rate: float = 0.0
@@ -84,6 +86,12 @@ class RunLog:
         self._busy_since = 0.0
         self._written = 0.0
         self._profile = Profile()
+
+    def planned(self, samples: int) -> None:
+        """The plan has so many samples by now; written now and then."""
+        self.record.read = samples
+        if time.monotonic() - self._written > max(_WRITE_SECONDS):
+            self.write()
 
     def building(self) -> None:
         """The plan stands; units are handed out from now on."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, takewhile
 
 from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import BuildConfig
@@ -17,12 +19,17 @@ from patchmint.images.decode import decode_image
 from patchmint.images.reading import check_texts, read_sample
 from patchmint.pipeline.plan.make import no_samples
 from patchmint.pipeline.plan.memory import Memory, batch_size, estimate_memory
-from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.pipeline.plan.reading import Divided, Section
+from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
+from patchmint.storage import Entry
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Size
 
 _LOOKED_AT = 200
 _LOOKED_SECONDS = 30
+_READ_SECONDS = 30
+_LISTED = 1_000_000
+"""Most files to list, since they are held in memory."""
 _READERS = 4
 _TYPICAL_SIZE = (480, 640)
 
@@ -37,12 +44,79 @@ _CODE_CELL_PX = 16
 """Side of what one VQGAN code stands for (f16)."""
 
 
+class Sampled:
+    """Samples from all over a source, for as long as there is time: all of them where it is enough.
+
+    Iterate once; a source that can't be divided is read whole.
+
+    Attributes:
+        share: of the listed files' bytes, what was read.
+        listed: whether there was time to list all files.
+    """
+
+    def __init__(self, source: Divided, seconds: float = _READ_SECONDS) -> None:
+        self.share = 1.0
+        self.listed = True
+        self._source = source
+        self._seconds = seconds
+        self._deadline = 0.0
+
+    def __iter__(self) -> Iterator[SourceSample]:
+        """Sections in random order, always the same one.
+
+        Raises:
+            ConfigError, StorageError: the source can't be read.
+        """
+        sections = self._source.sections()
+        if sections is None:
+            yield from self._source.samples()
+            return
+        self._deadline = time.monotonic() + self._seconds
+        found, files = [], 0
+        for section in sections:
+            found.append(section)
+            files += len(section)
+            if files >= _LISTED or time.monotonic() > self._deadline:
+                self.listed = next(sections, None) is None
+                break
+        random.Random(0).shuffle(found)  # noqa: S311 (no secret)
+        self._deadline = time.monotonic() + self._seconds
+        read, threads = 0, self._source.at_once
+        with closing(done_ahead(self._begin, found, threads=threads, ahead=threads)) as done:
+            for _, (samples, size) in done:
+                read += size
+                yield from samples
+        self.share = read / max(1, _size(chain.from_iterable(found)))
+
+    def _begin(self, section: Section) -> tuple[list[SourceSample], int]:
+        """A section's samples as far as there is time, and of how many of its bytes they are."""
+        samples: list[SourceSample] = []
+        if time.monotonic() > self._deadline:
+            return samples, 0
+        for sample in self._source.in_section(section):
+            samples.append(sample)
+            if time.monotonic() > self._deadline and (end := _end(section, sample.image)) is not None:
+                return samples, end
+        return samples, _size(section)
+
+
+def _end(section: Section, image: ImageRef) -> int | None:
+    """Bytes of a section's files up to an image; None where its reference doesn't tell."""
+    if not image.path or (image.start != WHOLE_FILE and image.length == WHOLE_FILE):
+        return None
+    return _size(takewhile(lambda file: file.path != image.path, section)) + max(0, image.start + image.length)
+
+
+def _size(files: Iterable[Entry]) -> int:
+    return sum(file.size for file in files)
+
+
 @dataclass(frozen=True)
 class LookedAt:
     """A sample whose image was read and decoded.
 
     Attributes:
-        ordinal: its position in the source.
+        ordinal: its position among the samples that were read.
         sample: what the source says.
         bytes: of the image file; 0 where it is a reject.
         size: (height, width) of the image; (0, 0) where it is a reject.
@@ -71,6 +145,8 @@ class DryRun:
         output_bytes: about what the shards would take, image files included.
         memory: about what the processes would take.
         batch_size: images that the models take at once; None = found by the workers, where they run on a GPU.
+        share: of the source, what was read; below 1, samples, texts, units, rejects and bytes follow from that part.
+        listed: whether there was time to list all files; if not, there are more samples than these.
     """
 
     samples: int
@@ -83,6 +159,8 @@ class DryRun:
     output_bytes: int
     memory: Memory
     batch_size: int | None
+    share: float = 1.0
+    listed: bool = True
 
     @property
     def reject_share(self) -> float:
@@ -93,21 +171,21 @@ class DryRun:
 
 
 def estimate(
-    samples: Iterable[SourceSample],
+    samples: Iterable[SourceSample] | Sampled,
     config: BuildConfig,
     read: Callable[[ImageRef], bytes],
     progress: Callable[[int], None] | None = None,
 ) -> tuple[DryRun, list[LookedAt]]:
-    """Read the source as `make_plan` does, and up to 200 images as workers do, and write nothing.
+    """Look at samples as a plan does, and at up to 200 of their images as workers do, and write nothing.
 
     Args:
-        samples: of the source.
+        samples: of the source, all or `Sampled`.
         config: the build.
         read: reads an image file, as `Source.read_image`; called from several threads.
         progress: called now and then with the number of samples read so far.
 
     Returns:
-        What there is to tell, and the samples whose images were looked at, in the source's order.
+        What there is to tell, and the samples whose images were looked at, in their order.
 
     Raises:
         ConfigError: there are no samples.
@@ -138,6 +216,10 @@ def estimate(
     looked = _look_at(chosen, read, config, dice)
     sound = [each for each in looked if each.fault is None]
     share = len(sound) / len(looked) if looked else 0.0
+    whole, listed = 1.0, True
+    if isinstance(samples, Sampled):
+        whole, listed = samples.share or 1.0, samples.listed
+        count, good, texts, text_bytes = (round(part / whole) for part in (count, good, texts, text_bytes))
     image_bytes = round(good * share * sum(each.bytes for each in sound) / len(sound)) if sound else 0
     units = -(-count // config.output.samples_per_shard)
     sizes = [each.size for each in sound]
@@ -145,13 +227,15 @@ def estimate(
         samples=count,
         texts=texts,
         units=units,
-        rejects=dict(rejects),
+        rejects={reason: round(part / whole) for reason, part in rejects.items()},
         looked_at=len(looked),
         looked_at_rejects=dict(Counter(each.fault.reason for each in looked if each.fault is not None)),
         image_bytes=image_bytes,
         output_bytes=image_bytes + round(share * (2 * text_bytes + _added_bytes(config, good, texts, sizes))),
         memory=estimate_memory(config, sizes, min(good, config.output.samples_per_shard)),
         batch_size=batch_size(config),
+        share=whole,
+        listed=listed,
     )
     return dry, looked
 

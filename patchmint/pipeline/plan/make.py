@@ -15,12 +15,13 @@ import pyarrow as pa
 from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, ConfigError, StorageError
 from patchmint.json_values import differences
-from patchmint.pipeline.plan.keys import Repeats, key_of, marked
+from patchmint.pipeline.plan.keys import Repeats, marked
 from patchmint.pipeline.plan.models import library_versions
-from patchmint.samples import PlannedSample, SourceSample
+from patchmint.pipeline.plan.reading import KEPT
+from patchmint.samples import PlannedSample
 from patchmint.shards.paths import COMMITS, PLAN_PATH, plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
-from patchmint.shards.plan_parts import PARTS, SCHEMA, read_unit, storable, to_batch, write_parts
+from patchmint.shards.plan_parts import PARTS, SCHEMA, read_unit, to_batch, write_parts
 from patchmint.shards.records import ATTEMPTS, run_and_unit
 from patchmint.storage import Storage
 
@@ -28,24 +29,23 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def make_plan(
-    samples: Iterable[SourceSample],
+    read: Iterable[pa.RecordBatch],
     config: BuildConfig,
     models: Mapping[str, ModelRecord],
     storage: Storage,
-    progress: Callable[[int], None] | None = None,
     may_replace: Callable[[], bool] = lambda: False,
 ) -> Plan:
-    """Read the source once and write down which samples go into which shard.
+    """Write down which samples of the source go into which shard.
 
     The same source and settings give the same bytes. Stopped anywhere and run again it ends the same, and so do two
     that run at once: `plan.parquet` is created last, and only if it isn't there.
 
     Args:
-        samples: in the source's order, which is kept. They are streamed: memory doesn't grow with their number.
+        read: the samples in the source's order, which is kept (`reading`, `to_batches`). They are streamed: memory
+            doesn't grow with their number.
         config: the build.
         models: what `record_models` found.
         storage: the output.
-        progress: called with the number of samples read so far.
         may_replace: whether this driver may take away another plan of which nothing is finished; asked right before.
 
     Returns:
@@ -56,7 +56,7 @@ def make_plan(
         BuildError: the output holds a plan of another state of the source.
         StorageError: the output can't be written, or the disk for temporary files is full.
     """
-    with spooled(samples, config.output.samples_per_shard, progress) as batches:
+    with spooled(read, config.output.samples_per_shard) as batches:
         units = tuple(write_parts(batches, storage, first_unit=0))
     if not units:
         raise no_samples(config)
@@ -103,7 +103,7 @@ def discard_plan(storage: Storage) -> bool:
 
 
 def sweep_unplanned(storage: Storage, plan: Plan) -> None:
-    """Delete what other plans have left: parts, and attempts at units that this one doesn't have.
+    """Delete what planning leaves: sections that were read, other plans' parts, attempts at units that they had.
 
     For the driver that holds the lease, before anything is committed: later there may be retry plans.
 
@@ -112,6 +112,7 @@ def sweep_unplanned(storage: Storage, plan: Plan) -> None:
     """
     parts, units = {unit.part for unit in plan.units}, {unit.id for unit in plan.units}
     unplanned = [entry.path for entry in storage.list(PARTS) if entry.path not in parts]
+    unplanned += [entry.path for entry in storage.list(KEPT)]
     for entry in storage.list(ATTEMPTS):
         tried = run_and_unit(entry.path.split("/")[1])
         if tried is not None and tried[1] not in units:
@@ -209,15 +210,12 @@ def _batches(samples: Iterator[PlannedSample], size: int) -> Iterator[pa.RecordB
 
 
 @contextmanager
-def spooled(
-    samples: Iterable[SourceSample], samples_per_unit: int, progress: Callable[[int], None] | None
-) -> Iterator[Iterator[pa.RecordBatch]]:
+def spooled(read: Iterable[pa.RecordBatch], samples_per_unit: int) -> Iterator[Iterator[pa.RecordBatch]]:
     """Number the samples and give each a unique key; they pass through temporary files, a unit in memory at a time.
 
     Args:
-        samples: in the source's order, which is kept.
+        read: the samples, as for `make_plan`.
         samples_per_unit: rows of each batch; the last may have fewer.
-        progress: called with the number of samples read so far.
 
     Yields:
         The units' batches, of `plan_parts.SCHEMA`.
@@ -229,25 +227,35 @@ def spooled(
     with _disk_space(), tempfile.TemporaryFile(prefix="patchmint-plan-") as file:
         with Repeats() as repeats:
             with pa.ipc.new_stream(file, SCHEMA, options=_OPTIONS) as stream:
-                for unit in _numbered(samples, samples_per_unit, progress):
-                    repeats.add([sample.key for sample in unit])
-                    stream.write_batch(to_batch(unit))
+                for unit in _units(read, samples_per_unit):
+                    repeats.add(unit["key"].to_pylist())
+                    stream.write_batch(unit)
             bits = repeats.find()
         file.seek(0)
         yield _with_marks(pa.ipc.open_stream(file), bits)
 
 
-def _numbered(
-    samples: Iterable[SourceSample], samples_per_unit: int, progress: Callable[[int], None] | None
-) -> Iterator[list[PlannedSample]]:
-    numbered = enumerate(samples)
-    while chunk := [
-        PlannedSample(ordinal, sample.key or key_of(sample.id), sample)
-        for ordinal, sample in ((ordinal, storable(sample)) for ordinal, sample in islice(numbered, samples_per_unit))
-    ]:
-        yield chunk
-        if progress is not None:
-            progress(chunk[-1].ordinal + 1)
+def _units(read: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows, numbered, in batches of a unit each."""
+    rows: list[pa.RecordBatch] = []
+    free, first = size, 0
+    for batch in read:
+        start = 0
+        while start < batch.num_rows:
+            rows.append(batch.slice(start, free))
+            start += rows[-1].num_rows
+            free -= rows[-1].num_rows
+            if not free:
+                yield _numbered(rows, first)
+                rows, free, first = [], size, first + size
+    if rows:
+        yield _numbered(rows, first)
+
+
+def _numbered(rows: list[pa.RecordBatch], first: int) -> pa.RecordBatch:
+    unit = pa.concat_batches(rows)
+    ordinals = pa.array(np.arange(first, first + unit.num_rows))
+    return unit.set_column(unit.schema.get_field_index("ordinal"), SCHEMA.field("ordinal"), ordinals)
 
 
 def _with_marks(batches: Iterable[pa.RecordBatch], bits: npt.NDArray[np.uint8]) -> Iterator[pa.RecordBatch]:

@@ -19,7 +19,7 @@ from patchmint.errors import (
 )
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
-from patchmint.storage import Storage
+from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
 from patchmint.storage.failures import is_passing
 from patchmint.storage.local import LocalStorage
@@ -53,6 +53,10 @@ _MAGICS = (
 )
 
 
+Section = tuple[Entry, ...]
+"""Files of a source, as they are listed: its samples follow from them alone."""
+
+
 class Source(Protocol):
     """A data set to take samples from.
 
@@ -80,6 +84,27 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many sections to read at once."""
+        ...
+
+    def sections(self) -> Iterator[Section] | None:
+        """The source in pieces that can be read by themselves, in order; None if it can't be divided.
+
+        Raises:
+            ConfigError, StorageError: as for `samples`.
+        """
+        ...
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]:
+        """The samples of a section; those of all sections are `samples`. Several threads may call this at once.
+
+        Raises:
+            ConfigError, StorageError: as for `samples`.
+        """
+        ...
+
     def read_image(self, ref: ImageRef) -> bytes:
         """The bytes of an image file, as stored. Several threads may call this at once.
 
@@ -91,11 +116,39 @@ class Source(Protocol):
         ...
 
 
+_SECTION_BYTES = 32 << 20
+"""Smaller files are read, and kept once they are read, together."""
+
+
+def in_sections(files: Iterable[Entry]) -> Iterator[Section]:
+    """Files, each of which has samples of its own, as sections of a size that is worth keeping."""
+    section: list[Entry] = []
+    size = 0
+    for file in files:
+        section.append(file)
+        size += file.size
+        if size >= _SECTION_BYTES:
+            yield tuple(section)
+            section, size = [], 0
+    if section:
+        yield tuple(section)
+
+
 class StoredImages:
     """Images that are files of their own, or ranges of bytes in bigger ones. Base of the sources."""
 
+    at_once = 1
+
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+
+    def sections(self) -> Iterator[Section] | None:
+        """As `Source.sections`: it can't be divided."""
+        return None
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]:
+        """As `Source.in_section`."""
+        raise NotImplementedError(f"this source has no sections: {section}")
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`."""

@@ -8,19 +8,29 @@ from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, StoredImages, inner_setting, read_ahead, require
+from patchmint.pipeline.sources.base import (
+    MAX_TEXT_BYTES,
+    Section,
+    StoredImages,
+    inner_setting,
+    read_ahead,
+    require,
+)
 from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
 from patchmint.pipeline.sources.tables import Row, rows
 from patchmint.samples import Fault, SourceSample
 from patchmint.storage import Entry, Storage
 
 IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif"})
+_SECTION_FILES = 8192
 _SIDECAR_ENDINGS = ("txt", "json")
 _TEXT_KEYS = ("caption", "text", "texts")
 
 
 class FolderSource(StoredImages):
     """Images in the order of their paths."""
+
+    at_once = 4
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
@@ -39,17 +49,25 @@ class FolderSource(StoredImages):
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
-        return self._with_sidecars() if self._table is None else self._with_table(self._table)
+        return self._with_sidecars(self._files()) if self._table is None else self._with_table(self._table)
+
+    def sections(self) -> Iterator[Section] | None:
+        """As `Source.sections`: images with their texts; with a table it can't be divided."""
+        return _sections(self._files()) if self._table is None else None
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]:
+        """As `Source.in_section`."""
+        return self._with_sidecars(section)
 
     def _files(self) -> Iterator[Entry]:
         """Without hidden files, such as the ._NAME.jpg that macOS leaves in archives."""
         entries = self._storage.list()
         return (entry for entry in entries if not any(part.startswith(".") for part in entry.path.split("/")))
 
-    def _with_sidecars(self) -> Iterator[SourceSample]:
+    def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[SourceSample]:
         pairs = (
             ((image, side), side.path if side and side.size <= MAX_TEXT_BYTES else None)
-            for image, side in _pairs(self._files())
+            for image, side in _pairs(files)
         )
         for (image, side), data in read_ahead(self._storage, pairs):
             sample = Sample(image, listed_image(image))
@@ -118,19 +136,37 @@ def _ending(path: str) -> str:
     return ending.lower() if dot else ""
 
 
+def _sections(entries: Iterable[Entry]) -> Iterator[Section]:
+    section: list[Entry] = []
+    for cluster in _clusters(entries):
+        section += cluster
+        if len(section) >= _SECTION_FILES:
+            yield tuple(section)
+            section = []
+    if section:
+        yield tuple(section)
+
+
 def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
-    """Each image's path with its sidecar, if it has one. Memory holds the files of one stem."""
+    """Each image's path with its sidecar, if it has one."""
+    for cluster in _clusters(entries):
+        yield from _paired(cluster)
+
+
+def _clusters(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """The files of one stem together. Memory holds no others."""
     cluster: list[Entry] = []
     stem = ""
     for entry in entries:
         if cluster and not entry.path.startswith(stem):
-            yield from _paired(cluster)
+            yield cluster
             cluster = []
         if not cluster:
             folder, slash, name = entry.path.rpartition("/")
             stem = f"{folder}{slash}{name.partition('.')[0]}."  # files that share it lie side by side in the order
         cluster.append(entry)
-    yield from _paired(cluster)
+    if cluster:
+        yield cluster
 
 
 def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:

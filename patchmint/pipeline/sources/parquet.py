@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from patchmint.config.sources import ParquetSourceConfig
 from patchmint.errors import ConfigError, ImageMissingError, StorageError
-from patchmint.pipeline.sources.base import StoredImages
+from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
 from patchmint.pipeline.sources.records import Sample, listed_image, quoted
 from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
 from patchmint.samples import ImageRef, SourceSample
-from patchmint.storage import Storage
+from patchmint.storage import Entry, Storage
 
 USUAL_TEXTS = ("caption", "captions", "text", "texts")
 _KEPT_GROUPS = 2
@@ -48,6 +48,8 @@ class _RowGroup:
 class ParquetSource(StoredImages):
     """Rows in order, file by file in the order of their names."""
 
+    at_once = 8
+
     def __init__(self, config: ParquetSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
         _, self._name = split_uri(config.uri)
@@ -59,23 +61,31 @@ class ParquetSource(StoredImages):
 
     def check(self) -> None:
         """As `Source.check`: files are there, and the first has the columns."""
-        path = self._files()[0]
+        path = self._files()[0].path
         with parquet_file(self._storage, path) as table:
             self._columns(path, table)
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`. Only texts and names are read; images stay where they are."""
-        for path in self._files():
-            with parquet_file(self._storage, path) as table:
-                yield from self._in_file(path, table)
+        return self.in_section(tuple(self._files()))
 
-    def _files(self) -> list[str]:
-        names = [entry.path for entry in self._storage.list() if entry.path.endswith(".parquet")]
+    def sections(self) -> Iterator[Section]:
+        """As `Source.sections`: files."""
+        return in_sections(self._files())
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]:
+        """As `Source.in_section`."""
+        for file in section:
+            with parquet_file(self._storage, file.path) as table:
+                yield from self._in_file(file.path, table)
+
+    def _files(self) -> list[Entry]:
+        files = [entry for entry in self._storage.list() if entry.path.endswith(".parquet")]
         if self._name:
-            names = [self._name] if self._storage.exists(self._name) else []
-        if not names:
+            files = [file for file in files if file.path == self._name]
+        if not files:
             raise ConfigError(f"source.uri: there is no {self._name or '.parquet file'} in {self._storage.uri}")
-        return names
+        return files
 
     def _columns(self, path: str, table: pq.ParquetFile) -> tuple[tuple[str, ...], bool]:
         """The columns of texts, and whether the images' column has paths beside its bytes.

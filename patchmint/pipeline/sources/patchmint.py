@@ -18,7 +18,9 @@ from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText,
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.storage import Storage, uri_of
+from patchmint.storage.ahead import done_ahead
 
+_READERS = 16
 _COLUMNS = ["key", "id", "offset", "size", "texts"]
 
 
@@ -36,12 +38,10 @@ class PatchmintSource(StoredImages):
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
         count = 0
-        for entry in self._storage.list("shards"):
-            if not entry.path.endswith(".parquet"):
-                continue
-            for sample in self._of_sidecar(entry.path):
-                yield sample
-                count += 1
+        sidecars = (entry.path for entry in self._storage.list("shards") if entry.path.endswith(".parquet"))
+        for _, samples in done_ahead(self._of_sidecar, sidecars, threads=_READERS, ahead=_READERS):
+            yield from samples
+            count += len(samples)
         written = finished_manifest(self._storage).totals.written
         if count != written:
             raise ConfigError(
@@ -82,19 +82,22 @@ class PatchmintSource(StoredImages):
                 uri=uri_of(self._storage, ref.path),
             ) from error
 
-    def _of_sidecar(self, path: str) -> Iterator[SourceSample]:
+    def _of_sidecar(self, path: str) -> list[SourceSample]:
         tar = path.removesuffix("parquet") + "tar"
+        samples = []
         try:
             with self._storage.open(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(columns=_COLUMNS):
                     for row in batch.to_pylist():
                         texts = tuple(SourceText(text) for text in row["texts"])
-                        yield SourceSample(row["id"], ImageRef(tar, row["offset"], row["size"]), texts, key=row["key"])
+                        image = ImageRef(tar, row["offset"], row["size"])
+                        samples.append(SourceSample(row["id"], image, texts, key=row["key"]))
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
                 f"{path} in {self._uri} isn't a readable sidecar: {error}; run `patchmint inspect verify` on it",
                 uri=uri_of(self._storage, path),
             ) from error
+        return samples
 
 
 def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from typing import BinaryIO
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, StoredImages, check_head
+from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
 from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
 from patchmint.samples import ImageRef, SourceSample
-from patchmint.storage import Storage
+from patchmint.storage import Entry, Storage
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -70,6 +71,8 @@ class _Group:
 class WebDatasetSource(StoredImages):
     """Samples in the order of the tars' names, and in each tar in its own order."""
 
+    at_once = 64
+
     def __init__(self, config: WebDatasetSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
         _, pattern = split_uri(config.uri)
@@ -77,34 +80,44 @@ class WebDatasetSource(StoredImages):
 
     def check(self) -> None:
         """As `Source.check`: all tars are there, and the first one is one."""
-        next(self._samples_of(self._tars()[0]), None)
+        next(self._samples_of(self._tars()[0].path), None)
 
     def samples(self) -> Iterator[SourceSample]:
         """As `Source.samples`."""
-        for name in self._tars():
-            yield from self._samples_of(name)
+        return self.in_section(tuple(self._tars()))
+
+    def sections(self) -> Iterator[Section]:
+        """As `Source.sections`: tars."""
+        return in_sections(self._tars())
+
+    def in_section(self, section: Section) -> Iterator[SourceSample]:
+        """As `Source.in_section`."""
+        for tar in section:
+            yield from self._samples_of(tar.path)
 
     def _samples_of(self, name: str) -> Iterator[SourceSample]:
-        with self._storage.open(name) as file:
+        with self._storage.open(name, skipping=True) as file:
             check_head(file, f"{name} in {self._storage.uri}", "a tar")
-            yield from self._in_tar(name, file, self._storage.size(name))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            yield from self._in_tar(name, file, size)
 
-    def _tars(self) -> list[str]:
+    def _tars(self) -> list[Entry]:
         if self._names:
-            several = len(self._names) > 1  # then one listing is cheaper than a question for each
-            listed = (entry.path for entry in self._storage.list()) if several else None
-            there = set(listed or filter(self._storage.exists, self._names))
+            if len(self._names) == 1 and self._storage.exists(self._names[0]):
+                return [Entry(self._names[0], self._storage.size(self._names[0]))]
+            there = {entry.path: entry for entry in self._storage.list()}  # cheaper than a question for each
             missing = [name for name in self._names if name not in there]
             if missing:
                 raise ConfigError(
                     f"source.uri: {len(missing)} of {len(self._names)} tars aren't in {self._storage.uri}: "
                     f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; get them, or correct the range"
                 )
-            return self._names
-        names = [entry.path for entry in self._storage.list() if entry.path.endswith(".tar")]
-        if not names:
+            return [there[name] for name in self._names]
+        tars = [entry for entry in self._storage.list() if entry.path.endswith(".tar")]
+        if not tars:
             raise ConfigError(f"source.uri: there is no .tar in {self._storage.uri}; unpack .tar.gz files first")
-        return names
+        return tars
 
     def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[SourceSample]:
         """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest."""
