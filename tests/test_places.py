@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from patchmint.errors import BuildError
-from patchmint.pipeline.driver import places, supervise, watch
+from patchmint.pipeline.driver import places, stragglers, supervise, trouble, watch
 from patchmint.pipeline.driver.reject_limit import RejectLimit
 from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import Died, Done, Failed, Loading, Ready, UnitResult, WorkerInfo, Working
@@ -19,7 +19,7 @@ LOAD, SAMPLE = 30.0, 1.0
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    for module in (supervise, places, watch):
+    for module in (supervise, places, stragglers, trouble, watch):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 

@@ -22,7 +22,7 @@ import shard_data
 from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, BusyError, PatchmintError
 from patchmint.pipeline.driver import build as driver
-from patchmint.pipeline.driver import places, runs, supervise, watch
+from patchmint.pipeline.driver import places, runs, stragglers, supervise, trouble, watch
 from patchmint.pipeline.driver.contracts import Reporter
 from patchmint.pipeline.plan import make_plan, to_batches
 from patchmint.samples import Fault, ImageRef, Reject, SourceSample, SourceText
@@ -288,7 +288,7 @@ def simulate(seed, *, syncs=True, end=200_000.0):
     (plan,) = in_world(load_plans, scene.storage.files)
     runs_so_far = count(1)
     with ExitStack() as patches:
-        for module in (supervise, places, watch, runs, lease, commit):
+        for module in (supervise, places, stragglers, trouble, watch, runs, lease, commit):
             patches.enter_context(patch.object(module, "time", world.time))
         for module in (lease, commit, runs):
             patches.enter_context(patch.object(module, "secrets", world.secrets))

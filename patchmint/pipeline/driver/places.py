@@ -7,10 +7,14 @@ to be harmless. If these kill too, it is put aside for a while, and no sample is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
+from patchmint.errors import BuildError
 from patchmint.pipeline.driver.contracts import PlaceTally
+from patchmint.pipeline.orders import Order
+from patchmint.shards.plan import Unit
 
 _ASIDE_SECONDS = 120.0
 _LONGEST_ASIDE_SECONDS = 3600.0
@@ -18,6 +22,9 @@ _ASIDES_TO_STOP = 3
 _STRIKES = 3
 _STRIKE_UNITS = 10
 _COMING_SECONDS = 600.0
+_HARMLESS_SAMPLES = 8
+_BARREN_DEATHS = 8
+_FEW = 3
 
 
 @dataclass(eq=False)
@@ -154,3 +161,91 @@ class Places:
     def __contains__(self, worker: int) -> bool:
         """Whether a worker is there, or on its way."""
         return worker in self.coming or worker in self._of
+
+
+class Trials:
+    """Samples given to doubted places: do they survive?
+
+    These have survived before, elsewhere or in an earlier run. As long as there are none, any single one will do: if it
+    kills, that proves nothing, but they can't all do so.
+    """
+
+    def __init__(self, harmless: Unit | None) -> None:
+        """Begin.
+
+        Args:
+            harmless: a unit that was built without killing anybody; None if none was.
+        """
+        self._harmless = _samples_of(harmless) if harmless is not None else None
+        self._running: dict[int, bool] = {}  # by worker: whether its samples are known to be harmless
+        self._tried: set[tuple[int, int]] = set()
+        self._barren_deaths = 0
+
+    def begin(self, worker: int, place: Place, units: Callable[[], Sequence[Unit]]) -> Order | None:
+        """What to give a worker at a doubted place; None while another one there is at it.
+
+        Args:
+            worker: which.
+            place: where it is.
+            units: units that aren't built, of which there is at least one.
+
+        Raises:
+            BuildError: there is nothing left to try.
+        """
+        if place.trial is not None:
+            return None
+        place.trial = worker
+        self._running[worker] = self._harmless is not None
+        return self._harmless or self._untried(units())
+
+    def end(self, worker: int, place: Place) -> bool | None:
+        """A worker's order is over: whether its samples were known to be harmless, None if it was no trial."""
+        if worker in self._running:
+            place.trial = None
+        return self._running.pop(worker, None)
+
+    def __contains__(self, worker: int) -> bool:
+        """Whether a worker is at one."""
+        return worker in self._running
+
+    def survived(self, order: Order) -> None:
+        """Samples were probed without killing."""
+        if order.probe and self._harmless is None:
+            self._harmless = order
+
+    def built(self, order: Order) -> None:
+        """A unit was built, and something written."""
+        self._harmless = _samples_of(order.unit, order.poison)
+
+    def killed(self, place: Place, cause: str) -> None:
+        """A trial whose samples weren't known to be harmless has killed.
+
+        Raises:
+            BuildError: too many have, and none has survived.
+        """
+        if self._harmless is None:
+            self._barren_deaths += 1
+            if self._barren_deaths >= _BARREN_DEATHS:
+                self._give_up(f"{self._barren_deaths} different samples, on {place.name} of the last: {cause}")
+
+    def _untried(self, units: Sequence[Unit]) -> Order:
+        for sample in range(max(unit.samples for unit in units)):
+            for unit in units:
+                if sample < unit.samples and (unit.id, sample) not in self._tried:
+                    self._tried.add((unit.id, sample))
+                    return Order(unit, probe=frozenset([sample]))
+        if self._barren_deaths >= _FEW:
+            self._give_up("every sample that there is")
+        return Order(units[0], probe=frozenset())  # at one or two images nobody can tell whose fault it is
+
+    def _give_up(self, samples: str) -> NoReturn:
+        raise BuildError(
+            f"workers died of {samples}, and none has survived any. That isn't the samples' fault: look at the "
+            "machine's memory, its GPU, and the models' libraries"
+        )
+
+
+def _samples_of(unit: Unit, poison: frozenset[int] = frozenset()) -> Order:
+    """Some samples of a unit that was built without killing anybody, to be looked at again."""
+    step = -(-unit.samples // _HARMLESS_SAMPLES)
+    return Order(unit, probe=frozenset(range(0, unit.samples, step)) - poison)

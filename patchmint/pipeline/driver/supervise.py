@@ -9,13 +9,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import NoReturn
 
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.contracts import Pool, Progress
 from patchmint.pipeline.driver.hunt import Hunt
-from patchmint.pipeline.driver.places import Place, Places
+from patchmint.pipeline.driver.places import Place, Places, Trials
 from patchmint.pipeline.driver.reject_limit import RejectLimit
+from patchmint.pipeline.driver.stragglers import Stragglers
+from patchmint.pipeline.driver.trouble import LONGEST_REST_SECONDS, Trouble
 from patchmint.pipeline.driver.watch import Watch
 from patchmint.pipeline.orders import (
     Died,
@@ -34,17 +35,11 @@ from patchmint.shards.plan import Unit
 
 _LOG = logging.getLogger(__name__)
 
-_TRANSIENT_TRIES = 5
-_LONGEST_REST_SECONDS = 60.0
 _LONGEST_LOADING_REST_SECONDS = 3600.0
 _LOADING_DEATHS = 3
 _LOADING_SECONDS = 3600.0
 _KILL_SECONDS = 60.0
-_HARMLESS_SAMPLES = 8
-_BARREN_DEATHS = 8
-_FEW = 3
-_SLOW = 2.0
-_SLOW_SECONDS = 10.0
+_UNITS_TO_TRY = 8
 _POLL_SECONDS = 0.5
 
 
@@ -108,28 +103,16 @@ class Supervisor:
 
         self._hunts: dict[int, Hunt] = {}
         self._hunts_waiting: deque[Hunt] = deque()
-        self._trials: dict[int, bool] = {}  # by worker: whether its samples are known to be harmless
-        self._harmless = _samples_of(harmless) if harmless is not None else None
-        self._tried: set[tuple[int, int]] = set()  # single samples tried while none was known to be harmless
-        self._barren_deaths = 0
+        self._trials = Trials(harmless)
         self._killed: dict[int, tuple[str, float]] = {}  # why a worker that hangs was killed, and when
 
-        self._failures: Counter[int] = Counter()
-        self._failed_since_success: set[int] = set()
-        self._failures_in_a_row = 0
-        self._trouble_since = 0.0
-        self._outage_seconds = outage_seconds
-        self._rest_seconds = rest_seconds
-        self._resting_until = 0.0
+        self._trouble = Trouble(outage_seconds, rest_seconds)
         # When those that died or failed to set themselves up are replaced, and whether elsewhere rather than there.
         self._due: dict[int, tuple[float, bool]] = {}
         self._tries: Counter[int] = Counter()  # how often, of those that never got as far as to be ready
         self._loading_deaths = 0
 
-        self._begun: dict[int, float] = {}
-        self._pace: float | None = None  # seconds a sample, of the units finished lately
-        self._looked_for_slow = 0.0
-        self._doubles: set[int] = set()
+        self._stragglers = Stragglers()
         self._stop_seconds = stop_seconds
 
     def run(self) -> Progress:
@@ -167,7 +150,7 @@ class Supervisor:
         if self.progress.workers < self._wanted:
             return
         self._wanted = 0
-        if time.monotonic() < self._resting_until:
+        if time.monotonic() < self._trouble.rests_until:
             return
         for worker in list(self._idle):
             order = self._next_order(worker, self._places.of(worker))
@@ -181,7 +164,7 @@ class Supervisor:
         if self._places.is_aside(place):
             return None
         if place.doubted:
-            return self._trial(worker, place)
+            return self._trials.begin(worker, place, self._unbuilt)
         if self._hunts_waiting:
             others = self._places.others(place)
             for hunt in self._hunts_waiting:
@@ -211,26 +194,10 @@ class Supervisor:
         return bool(self._todo or self._promised or self._hunts_waiting)
 
     def _doubled(self) -> Order | None:
-        """The unit of a worker that is much slower than others are, for an idle one; who commits first has done it."""
-        now = time.monotonic()
-        if self._pace is None or now - self._looked_for_slow < _POLL_SECONDS:
+        """The unit of a worker that is much slower than others are, for an idle one; who commits first has built it."""
+        unit = self._stragglers.next_unit(self._orders, self.progress.working, self._is_plain)
+        if unit is None:
             return None
-        self._looked_for_slow = now
-        copies = Counter(order.unit.id for order in self._orders.values())
-        slow: list[tuple[float, Order]] = []
-        for worker, order in self._orders.items():
-            if order.probe is not None or copies[order.unit.id] > 1 or not self._is_plain(order.unit):
-                continue
-            passed = now - self._begun[worker]
-            news = self.progress.working.get(worker)
-            done = news.samples if news is not None else 0
-            left = passed * (order.unit.samples - done) / done if done else passed
-            if left > _SLOW * self._pace * order.unit.samples + _SLOW_SECONDS:
-                slow.append((left, order))
-        if not slow:
-            return None
-        unit = max(slow, key=lambda each: each[0])[1].unit
-        self._doubles.add(unit.id)
         self._warn(f"unit {unit.name} is slow; an idle worker builds it too")
         return Order(unit)
 
@@ -238,35 +205,17 @@ class Supervisor:
         """Whether nothing is suspected in a unit, and nobody has finished it meanwhile."""
         return unit.id not in self._hunts and unit.id not in self._finished
 
-    def _trial(self, worker: int, place: Place) -> Order | None:
-        """What shows whether a doubted place is to blame; None while a worker there is at it.
-
-        Samples that survived elsewhere. As long as there are none, any single one: one that kills is no proof, but
-        they can't all do so.
-        """
-        if place.trial is not None:
-            return None
-        place.trial = worker
-        self._trials[worker] = self._harmless is not None
-        return self._harmless or self._untried()
-
-    def _untried(self) -> Order:
-        units = [hunt.unit for hunt in self._hunts.values()]
-        units += [self._todo[number] for number in range(min(_BARREN_DEATHS, len(self._todo)))]
-        for sample in range(max((unit.samples for unit in units), default=0)):
-            for unit in reversed(units):
-                if sample < unit.samples and (unit.id, sample) not in self._tried:
-                    self._tried.add((unit.id, sample))
-                    return Order(unit, probe=frozenset([sample]))
-        if self._barren_deaths >= _FEW:
-            self._give_up("every sample that there is")
-        return Order(units[0], probe=frozenset())  # at one image, nobody can tell whose fault it is
+    def _unbuilt(self) -> list[Unit]:
+        """Units to try single samples of; last those that are suspected, or in work."""
+        units = [self._todo[number] for number in range(min(_UNITS_TO_TRY, len(self._todo)))]
+        units += [hunt.unit for hunt in self._hunts.values()]
+        return units + list(self._promised.values()) + [order.unit for order in self._orders.values()]
 
     def _give(self, worker: int, order: Order) -> None:
         now = time.monotonic()
         self.progress.queue_wait += now - self._idle.pop(worker)
         self._orders[worker] = order
-        self._begun[worker] = now
+        self._stragglers.begin(worker)
         self._watch.begin(worker)
         _LOG.debug("to worker %d: unit %s%s", worker, order.unit.name, " (a probe)" if order.probe is not None else "")
         self._pool.submit(worker, order)
@@ -313,58 +262,53 @@ class Supervisor:
     def _hear(self, news: Working, order: Order) -> None:
         self._watch.hear(news)
         told = self.progress.working
-        is_double = order.unit.id in self._doubles and any(
+        is_double = order.unit.id in self._stragglers.doubled and any(
             other.unit == news.unit and other.worker != news.worker for other in told.values()
         )
         if order.probe is None and order.unit.id not in self._finished and not is_double:
             told[news.worker] = news
             self._limit.set_working(news.worker, news)
 
-    def _release(self, worker: int) -> tuple[Order | None, Working | None]:
+    def _release(self, worker: int, built: Unit | None = None) -> tuple[Order | None, Working | None]:
         """Its order is over; which that was, and the last that was heard of it."""
         self.progress.working.pop(worker, None)
         self._limit.set_working(worker, None)
-        self._begun.pop(worker, None)
+        self._stragglers.end(worker, built)
         return self._orders.pop(worker, None), self._watch.end(worker)
 
     def _finish(self, worker: int, result: UnitResult | None) -> None:
-        begun = self._begun[worker]
-        order, _ = self._release(worker)
+        unit, place = self._orders[worker].unit, self._places.of(worker)
+        order, _ = self._release(worker, unit if result is not None else None)
         assert order is not None
-        unit, place = order.unit, self._places.of(worker)
         self._idle[worker] = time.monotonic()
-        self._failures_in_a_row = 0
-        self._failed_since_success.clear()
-        if is_trial := self._trials.pop(worker, None) is not None:
-            place.trial = None
-        if order.probe and self._harmless is None:
-            self._harmless = order
+        self._trouble.succeeded()
+        is_trial = self._trials.end(worker, place) is not None
         hunt = None if is_trial else self._hunts.get(unit.id)
-        if result is None and hunt is not None:
-            self._strike(hunt.survived())
-            self._hunts_waiting.appendleft(hunt)
-        if result is not None and unit.id not in self._finished:  # or another worker was faster
-            self._count(unit, result, place, time.monotonic() - begun)
+        if result is None:
+            self._trials.survived(order)
+            if hunt is not None:
+                self._strike(hunt.survived())
+                self._hunts_waiting.appendleft(hunt)
+        elif unit.id not in self._finished:  # or another worker was faster
+            self._count(unit, result, place)
             if hunt is not None:
                 del self._hunts[unit.id]
                 self._strike(hunt.built())
             if result.written:
-                self._harmless = _samples_of(unit, order.poison)
+                self._trials.built(order)
             self._tell(result)
             self._limit.check(self.progress)
         place.doubted = False
         for each in self._hunts.values():
             each.vouch(place.name)
 
-    def _count(self, unit: Unit, result: UnitResult, place: Place, seconds: float) -> None:
+    def _count(self, unit: Unit, result: UnitResult, place: Place) -> None:
         self._finished.add(unit.id)
         self.progress.add(result)
         self._limit.add(result)
         place.tally.units += 1
         place.tally.samples += result.planned
         place.asides = 0
-        pace = seconds / max(1, unit.samples)
-        self._pace = pace if self._pace is None else 0.8 * self._pace + 0.2 * pace
         for worker in [other.worker for other in self.progress.working.values() if other.unit == unit.id]:
             del self.progress.working[worker]
             self._limit.set_working(worker, None)
@@ -384,40 +328,14 @@ class Supervisor:
             raise BuildError(event.message)
         self._idle[event.worker] = time.monotonic()
         place = self._places.of(event.worker)
-        if self._trials.pop(event.worker, None) is not None:
-            place.trial = None
+        self._trials.end(event.worker, place)
         if event.place and self._places.others(place):
             self._warn(f"unit {order.unit.name} is tried elsewhere")
             self._put_aside(place, event.message)
         else:
-            self._rest_after(event, order.unit)
+            self._trouble.failed(event, order.unit, self.progress.workers)
+            self._warn(f"unit {order.unit.name} is tried again: {event.message}")
         self._put_back(order)
-
-    def _rest_after(self, event: Failed, unit: Unit) -> None:
-        """Storage trouble: begin nothing for a while.
-
-        Raises:
-            BuildError: it lasts too long, or this unit alone meets it again and again.
-        """
-        now = time.monotonic()
-        if not self._failures_in_a_row:
-            self._trouble_since = now
-        self._failures_in_a_row += 1
-        if unit.id not in self._failed_since_success:  # while nothing succeeds, that says nothing of this unit
-            self._failed_since_success.add(unit.id)
-            self._failures[unit.id] += 1
-        seconds, in_a_row = now - self._trouble_since, self._failures_in_a_row
-        patience = 0.0 if event.place else self._outage_seconds
-        lasts = seconds >= patience and in_a_row >= max(_TRANSIENT_TRIES, 2 * self.progress.workers)
-        if self._failures[unit.id] >= _TRANSIENT_TRIES:
-            raise BuildError(f"unit {unit.name} failed {_TRANSIENT_TRIES} times, but others don't: {event.message}")
-        if lasts:
-            raise BuildError(
-                f"{in_a_row} tries in a row failed, over {seconds:.0f} s (limits.outage_seconds), the last one at unit "
-                f"{unit.name}: {event.message}"
-            )
-        self._resting_until = now + self._rest(self._failures_in_a_row)
-        self._warn(f"unit {unit.name} is tried again: {event.message}")
 
     def _put_back(self, order: Order) -> None:
         """A unit that wasn't done, unless another worker is at it or has finished it."""
@@ -434,10 +352,9 @@ class Supervisor:
         worker = event.worker
         self._tries[worker] += 1
         tries = self._tries[worker]
-        longest = _LONGEST_LOADING_REST_SECONDS if event.place else _LONGEST_REST_SECONDS
-        waited = sum(self._rest(failures, longest) for failures in range(1, tries))
-        if event.transient and (tries < _TRANSIENT_TRIES or waited < self._outage_seconds):
-            rest = self._rest(tries, longest)
+        longest = _LONGEST_LOADING_REST_SECONDS if event.place else LONGEST_REST_SECONDS
+        if event.transient and not self._trouble.is_over(tries, longest):
+            rest = self._trouble.rest(tries, longest)
             self._replace_in(rest, worker, elsewhere=event.place)
             self._warn(f"a worker failed to start, and is replaced in {rest:g} s: {event.message}")
             return
@@ -449,10 +366,6 @@ class Supervisor:
             raise BuildError(event.message)
         self._warn(f"a worker failed to start; continuing without it: {event.message}")
         self._pool.retire(worker)
-
-    def _rest(self, failures: int, longest: float = _LONGEST_REST_SECONDS) -> float:
-        """Seconds to wait after so many failures in a row."""
-        return min(longest, self._rest_seconds * 2.0 ** (failures - 1))
 
     # Deaths
 
@@ -468,7 +381,8 @@ class Supervisor:
         order, news = self._release(worker)
         place = self._places.leave(worker)
         assert place is not None
-        is_trial, is_harmless = worker in self._trials, self._trials.pop(worker, False)
+        is_trial = worker in self._trials
+        is_harmless = self._trials.end(worker, place)
         self.progress.workers -= 1
         place.tally.deaths += 1
         place.tally.hangs += bool(hung)
@@ -490,7 +404,10 @@ class Supervisor:
             )
             self._suspect(order, place, event, (news.places if news is not None else ()) if hung else None)
         if is_trial and not event.innocent:
-            self._judge(place, cause, is_harmless=is_harmless)
+            if is_harmless:
+                self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")
+            else:
+                self._trials.killed(place, cause)
         self._replace_in(0.0, worker, None if event.innocent else place, elsewhere=is_trial)
 
     def _suspect(self, order: Order, place: Place, event: Died, hung_at: tuple[int, ...] | None) -> None:
@@ -504,25 +421,6 @@ class Supervisor:
             else:
                 hunt.died(place.name)
         self._put_back(order)
-
-    def _judge(self, place: Place, cause: str, *, is_harmless: bool) -> None:
-        """A trial has killed.
-
-        Raises:
-            BuildError: nothing survives anywhere.
-        """
-        if is_harmless:
-            self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")
-        elif self._harmless is None:
-            self._barren_deaths += 1
-            if self._barren_deaths >= _BARREN_DEATHS:
-                self._give_up(f"{self._barren_deaths} different samples, on {place.name} of the last: {cause}")
-
-    def _give_up(self, samples: str) -> NoReturn:
-        raise BuildError(
-            f"workers died of {samples}, and none has survived any. That isn't the samples' fault: look at the "
-            "machine's memory, its GPU, and the models' libraries"
-        )
 
     def _strike(self, names: Iterable[str]) -> None:
         for place in self._places.strike(names):
@@ -545,7 +443,7 @@ class Supervisor:
             raise BuildError(f"{_LOADING_DEATHS} workers died one after another while they loaded models: {cause}")
         self._tries[worker] += not event.innocent
         tries = self._tries[worker]
-        rest = self._rest(tries - 1, _LONGEST_LOADING_REST_SECONDS) if tries > 1 else 0.0
+        rest = self._trouble.rest(tries - 1, _LONGEST_LOADING_REST_SECONDS) if tries > 1 else 0.0
         soon = f" in {rest:g} s" if rest else ""
         self._warn(f"a worker died while it loaded its models, and is replaced{soon}: {cause}")
         self._replace_in(rest, worker, place)
@@ -605,9 +503,3 @@ class Supervisor:
                         self._orders.pop(worker, None)
             self._tell(None)
         return saved
-
-
-def _samples_of(unit: Unit, poison: frozenset[int] = frozenset()) -> Order:
-    """Some samples of a unit that was built without killing anybody, to be looked at again."""
-    step = -(-unit.samples // _HARMLESS_SAMPLES)
-    return Order(unit, probe=frozenset(range(0, unit.samples, step)) - poison)
