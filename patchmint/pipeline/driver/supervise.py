@@ -76,6 +76,24 @@ class Pool(Protocol):
 
 
 @dataclass
+class PlaceTally:
+    """What has happened at one place in this run.
+
+    Attributes:
+        samples, units: finished there.
+        deaths: of workers, hanging ones included.
+        hangs: workers that hung.
+        aside: whether it gets no units for now.
+    """
+
+    samples: int = 0
+    units: int = 0
+    deaths: int = 0
+    hangs: int = 0
+    aside: bool = False
+
+
+@dataclass
 class Progress:
     """How a run stands.
 
@@ -94,6 +112,7 @@ class Progress:
         saved: of `samples`, those that an earlier run had annotated.
         working: by worker, how far it is with a unit that isn't finished.
         workers_wanted: workers that were asked for, without those that were let go because no work was left for them.
+        by_place: by host and device, as in "node7 cuda:3".
     """
 
     units: int
@@ -111,6 +130,7 @@ class Progress:
     saved: int = 0
     working: dict[int, Working] = field(default_factory=dict)
     workers_wanted: int = 0
+    by_place: dict[str, PlaceTally] = field(default_factory=dict)
 
     @property
     def through(self) -> int:
