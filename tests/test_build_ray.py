@@ -127,8 +127,8 @@ def on_ray(*, max_actors=2, min_actors=1, num_cpus=1):
     ]
 
 
-def worker_env(cluster, *, sleep=0, module="", tell=None):
-    env = {"PYTHONPATH": f"{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
+def worker_env(cluster, *, sleep=0, module="", tell=None, package=ROOT):
+    env = {"PYTHONPATH": f"{package}:{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
     return env | {"STAND_IN_SLEEP": str(sleep), "STAND_IN_FAULT": module, "TELL": str(tell or "")}
 
 
@@ -141,10 +141,11 @@ class Driver:
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
         job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)}}
         env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+        cwd = cluster.folder if "package" in for_workers else ROOT  # Ray adds the driver's folder to the workers' paths
         self.out = out
         self._log = cluster.folder / f"{out.name}.log"
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen([*prefix, *BUILD, *options], cwd=ROOT, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*prefix, *BUILD, *options], cwd=cwd, env=env, stdout=log, stderr=log)
         self.started.append(self.process)
 
     @property
@@ -190,7 +191,9 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     env_vars["PYTHONPATH"] = f"tests/stand_in:{cluster.folder / 'modules'}"
     submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard]
     submit += ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": env_vars}), "--"]
-    script = f"python -m where && {relative}; echo relative: $? && {right}"
+    # as a zip with a folder around everything is unpacked
+    topped = f"mkdir -p zip/top && cp -r patchmint zip/top && (cd zip && {right})"
+    script = f"python -m where && {relative}; echo relative: $?; {topped}; echo topped: $?; {right}"
     without = {name: value for name, value in cluster.env.items() if not name.startswith("RAY_AUTH")}
     without |= {"HOME": str(tmp_path)}  # where Ray looks for a token
 
@@ -202,6 +205,8 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert job.result().returncode == 0, log
     assert "relative: 2" in log
     assert "output.uri 'out' is relative" in log
+    assert "topped: 2" in log
+    assert "the job's working directory has patchmint in top/, where Python doesn't look" in log
     assert re.search(r"^plan \w+: 12 samples in 3 units$", log, re.MULTILINE)
     assert re.search(r"^12 of 12 samples, 3 of 3 units: .* 1 rejected, (\d of )?\d workers?$", log, re.MULTILINE)
     assert "12 planned = 11 written + 1 rejected (1 image-damaged), in 3 units" in log
@@ -286,26 +291,41 @@ def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
     check_files(out, reference)
 
 
-def test_programming_error_stops_a_build(cluster, source):
-    out = cluster.folder / "broken"
+def test_programming_error_stops_a_build_and_so_does_another_patchmint(cluster, source, tmp_path):
+    out, mixed = cluster.folder / "broken", cluster.folder / "mixed"
+    shutil.copytree(ROOT / "patchmint", tmp_path / "patchmint", ignore=shutil.ignore_patterns("bundled"))
+    with (tmp_path / "patchmint/errors.py").open("a") as file:
+        file.write("# changed\n")
+    other = Driver(cluster, mixed, [*settings(source, mixed), *on_ray(max_actors=1)], package=tmp_path)
     driver = Driver(cluster, out, [*settings(source, out), *on_ray(max_actors=1)], module="broken")
     assert driver.end() == 1, driver.log
     assert "error: Traceback (most recent call last):" in driver.log
     assert "KeyError: 'no such thing'" in driver.log
     assert clean(out)
+    assert other.end() == 1, other.log
+    words = (
+        rf"error: on \S+: patchmint \S+ in {tmp_path}/patchmint differs from the driver's, \S+ in {ROOT}/patchmint; "
+    )
+    assert re.search(words, other.log), other.log
 
 
-def test_output_that_workers_cannot_see(cluster, source):
-    """The driver sees its own file system in the place of the output, as if no share were mounted."""
-    out = cluster.folder / "unseen"
+def test_output_or_source_that_workers_cannot_see(cluster, source):
+    """The driver sees something else in their places, as if no share were mounted where the workers are."""
+    out, share = cluster.folder / "unseen", cluster.folder / "share"
     out.mkdir()
-    mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {out} && exec "$@"', "sh"]
+    share.mkdir()
+    mounts = f"mount -t tmpfs none {out} && mount --bind {source} {share}"
+    mount = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode:
         pytest.skip("no mount namespaces here")
+    seen = cluster.folder / "seen"
+    blind = Driver(cluster, seen, [*settings(share, seen), *on_ray()], prefix=mount)
     driver = Driver(cluster, out, [*settings(source, out), *on_ray()], prefix=mount)
     assert driver.end() == 1, driver.log
     assert re.search(r"error: on \S+: the worker on \S+ \(pid \d+\) can't see the plan in \S+/unseen", driver.log)
     assert "all of them mount at the same path" in driver.log
+    assert blind.end() == 1, blind.log
+    assert re.search(rf"error: on \S+: the folder {share} on \S+ is empty, and the source is to be read", blind.log)
 
 
 def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,13 +19,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.supervise import Progress
-from patchmint.pipeline.orders import Died, Event, Order, Ready, UnitResult, WorkerSettings, Working
+from patchmint.pipeline.orders import Died, Event, Failed, Order, Ready, UnitResult, WorkerSettings, Working
+from patchmint.pipeline.pools.package import Package, package_here
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
@@ -34,6 +37,12 @@ _NEWS_SECONDS = 0.5
 _BOARD_SECONDS = 10.0
 _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
+_CANNOT_START = "error raised in its creation task"
+"""What Ray says of an actor whose class couldn't be imported, or its constructor run."""
+_SHIP = (
+    "install the same on all machines, or ship one to all: `ray job submit --working-dir` with a folder or zip that "
+    "has patchmint/ at its top"
+)
 
 
 class PatchmintWorker(ServedWorker):
@@ -42,6 +51,10 @@ class PatchmintWorker(ServedWorker):
     def __init__(self, worker: int, board: Any) -> None:
         self._board = board
         super().__init__(worker, self._say, f"on {socket.gethostname()}: ")
+
+    def package(self) -> Package:
+        """Which patchmint this is; asked first, because another one may not understand the rest."""
+        return package_here()
 
     def ping(self) -> None:
         """Show that it lives."""
@@ -102,10 +115,14 @@ class RayPool:
         self._loaded: set[int] = set()
         self._needed = 1
         self._next = 0
+        self._package = package_here()
         self._enough_at = time.monotonic()
         _connect(runner)
-        # needs no room of its own, and is started anew where its node goes away
-        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, name=f"patchmint-{settings.run_id}-board")
+        # needs no room of its own; beside the driver, where this patchmint surely is
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(Board).options(
+            num_cpus=0, max_restarts=-1, name=f"patchmint-{settings.run_id}-board", scheduling_strategy=here
+        )
         self._board = board.remote()
         self._pulse = _Pulse()
         self._metrics = _Metrics()
@@ -191,25 +208,44 @@ class RayPool:
         name = f"patchmint-{self._settings.run_id}-{worker}"
         actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker, self._board)
         self._actors[worker] = actor
-        device = "cuda" if runner.num_gpus else "cpu"
-        self._pending[actor.load.remote(self._settings, device, runner.num_cpus)] = worker
+        self._pending[actor.package.remote()] = worker
         return worker
+
+    def _load(self, worker: int, package: Package) -> Failed | None:
+        """Have a worker load its models, if its patchmint is the driver's."""
+        host, version, folder, digest = package
+        _, our_version, our_folder, our_digest = self._package
+        if digest != our_digest:
+            message = (
+                f"on {host}: patchmint {version} in {folder} differs from the driver's, {our_version} in {our_folder}; "
+                f"{_SHIP}"
+            )
+            return Failed(worker, transient=False, message=message)
+        device = "cuda" if self._runner.num_gpus else "cpu"
+        actor = self._actors[worker]
+        self._pending[actor.load.remote(self._settings, device, self._runner.num_cpus)] = worker
+        return None
 
     def _answer(self, ref: Any) -> Event | None:
         worker = self._pending.pop(ref)
         try:
-            event: Event | None = ray.get(ref)
+            event: Event | Package | None = ray.get(ref)
         except ActorUnavailableError:
             # The connection broke. Whether the process died, its node, or neither, is known some seconds later; to take
             # it for an accident would let a sample kill for ever.
             self._pending[self._actors[worker].ping.remote()] = worker
             return None
-        except ActorDiedError as error:
-            if _node_went_away(error):
-                return self._bury(worker, innocent=True, message=f"its node went away: {_short(error)}")
-            return self._bury(worker, innocent=False, message=_short(error))
         except RayError as error:
-            return self._bury(worker, innocent=False, message=_short(error))
+            raised = isinstance(error, RayTaskError) and worker not in self._loaded
+            if raised or _CANNOT_START in str(error):
+                said = f"{_last_line(error)}; is its patchmint the driver's? {_SHIP}"
+                return Failed(worker, transient=False, message=said)
+            away = isinstance(error, ActorDiedError) and (error.preempted or "its node has died" in str(error))
+            return self._bury(
+                worker, innocent=away, message=f"its node went away: {_short(error)}" if away else _short(error)
+            )
+        if isinstance(event, tuple):
+            return self._load(worker, event)
         if event is None:
             return self._bury(worker, innocent=True, message="the connection to it broke, and its answer is lost")
         if isinstance(event, Ready):
@@ -331,7 +367,13 @@ def _connect(runner: RayRunner) -> None:
             os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # or escape sequences stand in the job's log
         with _own_sigterm():
             ray.init(address=runner.address, log_to_driver=True, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise BuildError(
+                f"there is no Ray cluster, and none can be started here, because its token can't be kept: {error}\n"
+                "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret; on one machine runner.kind: "
+                "local needs no Ray"
+            ) from error
         raise BuildError(
             f"can't reach the Ray cluster: {error}\n`patchmint doctor` looks at Ray and its token; on one machine "
             "runner.kind: local needs no Ray"
@@ -351,10 +393,6 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _node_went_away(error: ActorDiedError) -> bool:
-    return error.preempted or "its node has died" in str(error)
-
-
 def _short(error: RayError) -> str:
     """Ray's message in one line: which process and where, then the cause; not its ids, nor its hints for debugging."""
     lines = str(error).splitlines()
@@ -362,6 +400,12 @@ def _short(error: RayError) -> str:
     cause = " ".join(line.strip() for line in lines if not line.startswith("\t"))
     cause = cause.removeprefix(ActorDiedError.BASE_ERROR_MSG).partition("Some common causes")[0].strip()
     return ", ".join([*where, cause])
+
+
+def _last_line(error: RayError) -> str:
+    """Of the traceback in Ray's message, and where it was."""
+    ip = re.search(r"\bip=([^,\s]+)", str(error))
+    return f"on {ip[1] if ip else 'a machine'}: a worker can't start: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def _shown(resources: Mapping[str, float]) -> str:

@@ -66,6 +66,7 @@ class Worker:
         self._settings = settings
         self._storage = open_storage(config.output.uri)
         self._check_output_visible()
+        source = open_source(config.source)
         check_models(config, settings.models)
         keep_few_kernels()
         keep_freed_memory()
@@ -74,7 +75,6 @@ class Worker:
             torch.cuda.set_device(device)
         if config.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
-        source = open_source(config.source)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
         read = partial(read_unit, self._storage)
