@@ -354,7 +354,8 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
     cluster.kill_second()
     out = cluster.folder / "late"
     options = [*settings(source, out), *on_ray(min_actors=2, max_actors=3)]
-    driver = Driver(cluster, out, options, sleep=0.3, module="who", tell=tmp_path)
+    log = {"PATCHMINT_LOG_FORMAT": "json", "PATCHMINT_LOG_LEVEL": "info"}
+    driver = Driver(cluster, out, options, sleep=0.3, module="who", tell=tmp_path, driver_env=log)
     wait_until(lambda: list(tmp_path.glob("loading-*")), 60, "the first worker loads its models")
     states = sorted(actor["state"] for actor in cluster.actors())
     assert states == ["ALIVE", "PENDING_CREATION", "PENDING_CREATION"]  # demand that an autoscaler sees
@@ -364,6 +365,9 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
     did = {file.name.split("-")[1] for file in tmp_path.glob("did-*")}
     assert did == {cluster.head.mark, cluster.second.mark}
     check_files(out, reference)
+    lines = [json.loads(line) for line in driver.log.splitlines() if line.startswith("{")]
+    assert {"planned", "loading", "progress", "unit"} <= {line["event"] for line in lines}
+    assert {line["worker"] for line in lines if line["message"].startswith("worker on cpu")} == {0, 1}
 
 
 def test_lost_cluster_ends_the_driver(cluster, source):

@@ -15,6 +15,7 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
+from patchmint.logs import know
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Pool, Progress, Reporter, Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
@@ -118,6 +119,7 @@ def build(
             "overwrite each other. If you are sure that only one runs, add --single-driver"
         )
     run_id = new_run_id()
+    know(run=run_id)
     log = RunLog(storage, run_id)
     with _leased(storage, run_id, reporter) as lease, _swept(storage, run_id, log):
 

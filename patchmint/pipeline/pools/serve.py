@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 import traceback
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, StorageError
-from patchmint.logs import start_logging
+from patchmint.logs import know, start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Order, Ready, Saved, WorkerInfo, WorkerSettings
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class ServedWorker:
         """Do an order."""
         assert self._worker is not None
         worker = self._worker
+        know(unit=order.unit.name)
         return self._answer(lambda: Done(self._number, worker.do(order)))
 
     def save(self, seconds: float) -> None:
@@ -71,12 +74,16 @@ class ServedWorker:
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
         wait_briefly()
+        os.environ.update(settings.logs)
         start_logging()
+        know(run=settings.run_id, worker=self._number)
         # torch, which the driver does without
         from patchmint.compute.devices import pick_device
         from patchmint.pipeline.worker.work import Worker
 
-        self._worker = Worker(settings, pick_device(device, slot), threads)
+        picked = pick_device(device, slot)
+        know(place=f"{socket.gethostname()} {picked}")
+        self._worker = Worker(settings, picked, threads)
         return self._worker.info
 
     def _answer(self, act: Callable[[], Event]) -> Event:
