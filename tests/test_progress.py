@@ -86,14 +86,19 @@ def test_rates_count_what_this_run_has_annotated_and_fall_when_nothing_comes(mon
     assert (progress.through, progress.annotated) == (100, 60)
 
 
-def test_status_says_how_many_workers_are_missing():
+def test_status_says_how_many_workers_are_missing_and_where_there_is_trouble():
     names = ("units", "units_done", "planned", "written", "rejected", "left", "in_work", "beat_age", "result_age")
     counts = dict.fromkeys(names, 0)
-    run = {"progress": {"workers": 1, "workers_wanted": 8}}
+    places = {"node7 cuda:3": {"deaths": 3, "hangs": 1, "aside": True}, "node8 cuda:0": {"deaths": 0, "aside": False}}
+    run = {"progress": {"workers": 1, "workers_wanted": 8, "by_place": places}}
     found = BuildStatus("out", "building", **counts, rejects={}, rate=0.0, seconds_left=-1.0, last_run=run)
     assert "workers" not in "".join(_shown("out", found).renderables)
     found = replace(found, driver={"run": "r", "host": "h", "pid": 1})
-    assert "workers  1 of 8 that were asked for" in _shown("out", found).renderables
+    shown = _shown("out", found).renderables
+    assert "workers  1 of 8 that were asked for" in shown
+    assert [line for line in shown if line.startswith("place")] == [
+        "place    node7 cuda:3: 3 deaths, 1 hangs, put aside"
+    ]
 
 
 def test_log_lines_are_shown_from_a_level_on_in_workers_too(tmp_path):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
-from patchmint.pipeline.driver.supervise import Progress
+from patchmint.pipeline.driver.supervise import PlaceTally, Progress
 from patchmint.pipeline.orders import Died, Event, Failed, Order, Ready, UnitResult, WorkerSettings, Working
 from patchmint.pipeline.pools.package import Package, package_here
 from patchmint.pipeline.pools.serve import ServedWorker
@@ -278,12 +279,14 @@ class RayPool:
 
 
 class _Metrics:
-    """Counters for Ray's dashboard and Prometheus: Ray exports them as `ray_patchmint_...` on each node's metrics port.
+    """What Ray's dashboard and Prometheus see: Ray exports it as `ray_patchmint_...` on each node's metrics port.
 
-    They count finished units, so a unit tried twice counts once.
+    Counters count finished units, so a unit tried twice counts once. A place is a host and a device.
     """
 
     def __init__(self) -> None:
+        self._planned = Gauge("patchmint_samples_planned", "Samples in all units of the run.")
+        self._through = Gauge("patchmint_samples_through", "Samples annotated or rejected, also in unfinished units.")
         self._samples = Counter("patchmint_samples_written", "Samples written into shards.")
         self._rejects = Counter("patchmint_samples_rejected", "Samples rejected.", tag_keys=("reason",))
         self._units = Counter("patchmint_units", "Units finished.")
@@ -293,8 +296,19 @@ class _Metrics:
         self._deaths = Counter("patchmint_worker_deaths", "Workers that died and were replaced.")
         self._workers = Gauge("patchmint_workers", "Workers that are ready.")
         self._wanted = Gauge("patchmint_workers_wanted", "Workers that were asked for.")
+        self._aside = Gauge("patchmint_place_aside", "Whether a place gets no units for now.", tag_keys=("place",))
+        self._by_place = {
+            name: Counter(f"patchmint_place_{name}", description, tag_keys=("place",))
+            for name, description in (
+                ("samples", "Samples in the units finished at a place."),
+                ("units", "Units finished at a place."),
+                ("deaths", "Workers that died at a place, hanging ones included."),
+                ("hangs", "Workers that hung at a place."),
+            )
+        }
         self._seen_queue = 0.0
         self._seen_deaths = 0
+        self._seen_places: dict[str, PlaceTally] = {}
 
     def update(self, progress: Progress, result: UnitResult | None) -> None:
         """Take over what has happened since the last call."""
@@ -302,12 +316,17 @@ class _Metrics:
         ended = progress.done == progress.units
         self._workers.set(0 if ended else progress.workers)
         self._wanted.set(0 if ended else progress.workers_wanted)
+        self._planned.set(progress.planned)
+        self._through.set(progress.through)
         if progress.queue_wait > self._seen_queue:
             self._queue.inc(progress.queue_wait - self._seen_queue)
             self._seen_queue = progress.queue_wait
         if progress.deaths > self._seen_deaths:
             self._deaths.inc(progress.deaths - self._seen_deaths)
             self._seen_deaths = progress.deaths
+        for place, tally in progress.by_place.items():
+            if tally != self._seen_places.get(place):
+                self._count_place(place, tally)
         if result is None:
             return
         counts = [(self._samples, result.written), (self._bytes, result.bytes), (self._units, 1)]
@@ -319,6 +338,14 @@ class _Metrics:
         for stage, seconds in result.seconds.items():
             if seconds > 0:
                 self._stages.inc(seconds, tags={"stage": stage})
+
+    def _count_place(self, place: str, tally: PlaceTally) -> None:
+        seen, tags = self._seen_places.get(place, PlaceTally()), {"place": place}
+        for name, counter in self._by_place.items():
+            if (more := getattr(tally, name) - getattr(seen, name)) > 0:
+                counter.inc(more, tags=tags)
+        self._aside.set(tally.aside, tags=tags)
+        self._seen_places[place] = replace(tally)
 
 
 class _Pulse:
