@@ -97,7 +97,7 @@ def test_status_says_how_many_workers_are_missing_and_where_there_is_trouble():
     shown = _shown("out", found).renderables
     assert "workers  1 of 8 that were asked for" in shown
     assert [line for line in shown if line.startswith("place")] == [
-        "place    node7 cuda:3: 3 deaths, 1 hangs, put aside"
+        "place    node7 cuda:3: 3 deaths (1 hung), put aside"
     ]
 
 

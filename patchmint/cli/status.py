@@ -52,7 +52,8 @@ def status(
 def _troubled(places: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The hosts and devices at which workers died or hung, or that are put aside."""
     for place, tally in places.items():
-        found = [f"{count} {name}" for name in ("deaths", "hangs") if (count := int(tally.get(name, 0)))]
+        deaths, hangs = int(tally.get("deaths", 0)), int(tally.get("hangs", 0))
+        found = [f"{deaths} deaths{f' ({hangs} hung)' if hangs else ''}"] if deaths else []
         found += ["put aside"] if tally.get("aside") else []
         if found:
             yield f"{place}: {', '.join(found)}"
