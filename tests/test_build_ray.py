@@ -217,6 +217,9 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         job = threads.submit(run, [*submit, "sh", "-c", script], cluster.env)
         no_job = threads.submit(run, [*submit, "true"], without | {"RAY_ADDRESS": cluster.dashboard})
         no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
+        alone = {name: value for name, value in without.items() if name != "RAY_ADDRESS"}
+        alone |= {"HOME": "/proc", "RAY_TMPDIR": str(tmp_path)}  # no cluster, and no home to write to
+        no_home = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "alone"), *options], alone)
     log = job.result().stdout + job.result().stderr
     assert job.result().returncode == 0, log
     assert "relative: 2" in log
@@ -233,6 +236,8 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert no_driver.result().returncode == 1
     assert "error: can't reach the Ray cluster" in no_driver.result().stderr
     assert "patchmint doctor" in no_driver.result().stderr
+    assert no_home.result().returncode == 1
+    assert "none can be started here, because its token can't be kept" in no_home.result().stderr
     told = [file.read_text().splitlines() for file in tmp_path.glob("where-*")]
     assert len(told) >= 2  # beside the driver, and in a worker
     for folder, patchmint, tokenizers, _ in told:
