@@ -16,6 +16,7 @@ from typing import ClassVar
 import pytest
 from builds import asked, check_files, digests, make_input
 from ray_cluster import ROOT, declared_metrics, ray_cluster, wait_until
+from source_files import put
 
 pytestmark = pytest.mark.ray
 
@@ -322,7 +323,9 @@ def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
 
 
 def test_programming_error_stops_a_build_and_so_does_another_patchmint(cluster, source, tmp_path):
-    out, mixed = cluster.folder / "broken", cluster.folder / "mixed"
+    out, mixed, none = (cluster.folder / name for name in ("broken", "mixed", "none"))
+    put(tmp_path / "none", {"patchmint/__init__.py": "import nothing_like_it"})
+    nowhere = Driver(cluster, none, [*settings(source, none), *on_ray(max_actors=1)], package=tmp_path / "none")
     shutil.copytree(ROOT / "patchmint", tmp_path / "patchmint", ignore=shutil.ignore_patterns("bundled"))
     with (tmp_path / "patchmint/errors.py").open("a") as file:
         file.write("# changed\n")
@@ -337,6 +340,9 @@ def test_programming_error_stops_a_build_and_so_does_another_patchmint(cluster, 
         rf"error: on \S+: patchmint \S+ in {tmp_path}/patchmint differs from the driver's, \S+ in {ROOT}/patchmint; "
     )
     assert re.search(words, other.log), other.log
+    assert nowhere.end() == 1, nowhere.log
+    words = r"^error: on \S+: a worker can't start: ModuleNotFoundError: No module named 'nothing_like_it'; is"
+    assert re.search(words, nowhere.log, re.M), nowhere.log
 
 
 def test_output_or_source_that_workers_cannot_see(cluster, source):
