@@ -5,7 +5,9 @@ Everything public is loaded on first use, so that `import patchmint` is quick an
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchmint.version import __version__
@@ -49,6 +51,17 @@ __all__ = [
     "build",
     "grid_preset",
 ]
+
+
+def _have_home() -> None:
+    """Without HOME and an entry in /etc/passwd it is "/", as in containers: libraries stop where they find none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
+_have_home()
 
 
 def __getattr__(name: str) -> Any:

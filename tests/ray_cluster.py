@@ -97,6 +97,7 @@ class RayCluster:
 
     def start_second(self):
         options = [f"--address={self.address}", "--num-cpus=1", "--num-gpus=0"]
+        options += [f"--metrics-export-port={self._metrics_ports[1]}"]
         try:
             self.second = Node(options, self.env, self.folder / "second.log")
         except AssertionError:  # now and then, on a busy machine, a node that joins hangs; the next one doesn't
@@ -131,19 +132,18 @@ class RayCluster:
         return [actor for actor in actors if actor["class_name"] == "PatchmintWorker" and actor["state"] != "DEAD"]
 
     def metrics(self):
-        """What the head's metrics port tells Prometheus."""
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as reply:
-            return str(reply.read().decode())
+        """What the nodes' metrics ports tell Prometheus: drivers' counts are on the node that they connected to."""
+        return "".join(map(_metrics, self._metrics_ports))
 
     def _start_head(self):
-        port, dashboard, client, self.metrics_port = _free_ports(4)
+        port, dashboard, client, *self._metrics_ports = _free_ports(5)
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.env["RAY_ADDRESS"] = self.address
         env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         options = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1", "--num-gpus=0"]
         options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-        options += [f"--metrics-export-port={self.metrics_port}", f"--temp-dir={self.folder / 't'}"]
+        options += [f"--metrics-export-port={self._metrics_ports[0]}", f"--temp-dir={self.folder / 't'}"]
         self.head = Node(options, env, self.folder / "head.log")
 
 
@@ -160,6 +160,21 @@ def ray_cluster():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def declared_metrics():
+    """Names that `/metrics` is to export, each with the tags that are patchmint's."""
+    from ray.util.metrics import Counter, Metric  # here, for those who start no cluster
+
+    from patchmint.pipeline.pools.ray import _Metrics
+
+    metrics = _Metrics()
+    declared = [*vars(metrics).values(), *metrics._by_place.values()]
+    return {
+        f"ray_{metric.info['name']}{'_total' if isinstance(metric, Counter) else ''}": metric.info["tag_keys"]
+        for metric in declared
+        if isinstance(metric, Metric)
+    }
+
+
 def wait_until(holds, seconds, what):
     """Ask again and again; what was answered once that is true."""
     deadline = time.monotonic() + seconds
@@ -168,6 +183,11 @@ def wait_until(holds, seconds, what):
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.1)
     return answer
+
+
+def _metrics(port):
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+        return str(reply.read().decode())
 
 
 def _free_ports(count):

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from typing import ClassVar
 
 import pytest
 from builds import asked, check_files, digests, make_input
-from ray_cluster import ROOT, ray_cluster, wait_until
+from ray_cluster import ROOT, declared_metrics, ray_cluster, wait_until
+from source_files import put
 
 pytestmark = pytest.mark.ray
 
@@ -39,6 +41,20 @@ def do(self, order):
     Path(os.environ["TELL"], f"did-{os.environ['PATCHMINT_TEST_NODE']}-{order.unit.id}").touch()
     return real(self, order)
 Worker.do = do
+"""
+# A driver in whose run everything has happened.
+EVERYTHING = """
+import ray, time
+from patchmint.pipeline.driver.supervise import PlaceTally, Progress
+from patchmint.pipeline.orders import UnitResult
+from patchmint.pipeline.pools.ray import _Metrics
+ray.init(logging_level="ERROR")
+metrics = _Metrics()
+progress = Progress(2, 9, deaths=1, queue_wait=1.0, by_place={"node7 cuda:3": PlaceTally(2, 1, 1, 0)})
+metrics.update(progress, UnitResult(0, 4, 3, {"text-empty": 1}, 10, seconds={"wait": 1.0}))
+progress.by_place["node7 cuda:3"] = PlaceTally(6, 2, 3, 1, aside=True)
+metrics.update(progress, None)
+time.sleep(60)
 """
 # In the first worker: storage trouble while it sets itself up.
 TROUBLE = """
@@ -135,8 +151,8 @@ def on_ray(*, max_actors=2, min_actors=1, num_cpus=1):
     ]
 
 
-def worker_env(cluster, *, sleep=0, module="", tell=None):
-    env = {"PYTHONPATH": f"{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
+def worker_env(cluster, *, sleep=0, module="", tell=None, package=ROOT):
+    env = {"PYTHONPATH": f"{package}:{cluster.env['PYTHONPATH']}:{cluster.folder / 'modules'}"}
     return env | {"STAND_IN_SLEEP": str(sleep), "STAND_IN_FAULT": module, "TELL": str(tell or "")}
 
 
@@ -149,10 +165,11 @@ class Driver:
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
         job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)}}
         env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+        cwd = cluster.folder if "package" in for_workers else ROOT  # Ray adds the driver's folder to the workers' paths
         self.out = out
         self._log = cluster.folder / f"{out.name}.log"
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen([*prefix, *BUILD, *options], cwd=ROOT, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*prefix, *BUILD, *options], cwd=cwd, env=env, stdout=log, stderr=log)
         self.started.append(self.process)
 
     @property
@@ -198,18 +215,26 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     env_vars["PYTHONPATH"] = f"tests/stand_in:{cluster.folder / 'modules'}"
     submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard]
     submit += ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": env_vars}), "--"]
-    script = f"python -m where && {relative}; echo relative: $? && {right}"
+    # as a zip with a folder around everything is unpacked
+    topped = f"mkdir -p zip/top && cp -r patchmint zip/top && (cd zip && {right})"
+    script = f"python -m where && {relative}; echo relative: $?; {topped}; echo topped: $?; {right}"
     without = {name: value for name, value in cluster.env.items() if not name.startswith("RAY_AUTH")}
     without |= {"HOME": str(tmp_path)}  # where Ray looks for a token
 
+    everything = subprocess.Popen([sys.executable, "-c", EVERYTHING], cwd=ROOT, env=cluster.env)
     with ThreadPoolExecutor() as threads:
         job = threads.submit(run, [*submit, "sh", "-c", script], cluster.env)
         no_job = threads.submit(run, [*submit, "true"], without | {"RAY_ADDRESS": cluster.dashboard})
         no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
+        alone = {name: value for name, value in without.items() if name != "RAY_ADDRESS"}
+        alone |= {"HOME": "/proc", "RAY_TMPDIR": str(tmp_path)}  # no cluster, and no home to write to
+        no_home = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "alone"), *options], alone)
     log = job.result().stdout + job.result().stderr
     assert job.result().returncode == 0, log
     assert "relative: 2" in log
     assert "output.uri 'out' is relative" in log
+    assert "topped: 2" in log
+    assert "the job's working directory has patchmint in top/, where Python doesn't look" in log
     assert re.search(r"^plan \w+: 12 samples in 3 units$", log, re.MULTILINE)
     assert re.search(r"^12 of 12 samples, 3 of 3 units: .* 1 rejected, (\d of )?\d workers?$", log, re.MULTILINE)
     assert "12 planned = 11 written + 1 rejected (1 image-damaged), in 3 units" in log
@@ -220,6 +245,8 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     assert no_driver.result().returncode == 1
     assert "error: can't reach the Ray cluster" in no_driver.result().stderr
     assert "patchmint doctor" in no_driver.result().stderr
+    assert no_home.result().returncode == 1
+    assert "none can be started here, because its token can't be kept" in no_home.result().stderr
     told = [file.read_text().splitlines() for file in tmp_path.glob("where-*")]
     assert len(told) >= 2  # beside the driver, and in a worker
     for folder, patchmint, tokenizers, _ in told:
@@ -229,6 +256,15 @@ def test_job_with_token(cluster, source, reference, tmp_path):
         assert not Path(tokenizers).is_relative_to(ROOT / "patchmint")
         assert "site-packages" in tokenizers
     # Ray itself loses a fresh actor now and then, on a busy machine: then the log says so as well
+    names = declared_metrics()
+    wait_until(
+        lambda: names.keys() <= set(re.findall(r"^ray_patchmint_\w+", cluster.metrics(), re.M)), 20, "all metrics"
+    )
+    everything.kill()
+    everything.wait()
+    at_place = re.findall(r'^ray_patchmint_place_(\w+){.*place="node7 cuda:3".*} (\S+)$', cluster.metrics(), re.M)
+    values = {"samples_total": 6, "units_total": 2, "deaths_total": 3, "hangs_total": 1, "aside": 1}
+    assert {name: float(value) for name, value in at_place} == values
     check_counters(cluster, out, deaths=len(re.findall(r"^an? (?:idle )?worker (?:died|on )", log, re.MULTILINE)))
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
@@ -239,7 +275,7 @@ def check_counters(cluster, out, deaths):
         drivers = driver_metrics(text, "samples_written_total")
         return next((driver for driver, value in drivers.items() if value == 11), "")
 
-    driver = wait_until(mine, 30, "the head's metrics port tells of 11 samples")
+    driver = wait_until(mine, 30, "a metrics port tells of 11 samples")
     text = cluster.metrics()
     size = sum(file.stat().st_size for file in out.rglob("*.tar"))
     assert driver_metrics(text, "units_total")[driver] == 3
@@ -296,26 +332,46 @@ def test_job_stop_then_sigkill_then_the_rest(cluster, source, reference):
     check_files(out, reference)
 
 
-def test_programming_error_stops_a_build(cluster, source):
-    out = cluster.folder / "broken"
+def test_programming_error_stops_a_build_and_so_does_another_patchmint(cluster, source, tmp_path):
+    out, mixed, none = (cluster.folder / name for name in ("broken", "mixed", "none"))
+    put(tmp_path / "none", {"patchmint/__init__.py": "import nothing_like_it"})
+    nowhere = Driver(cluster, none, [*settings(source, none), *on_ray(max_actors=1)], package=tmp_path / "none")
+    shutil.copytree(ROOT / "patchmint", tmp_path / "patchmint", ignore=shutil.ignore_patterns("bundled"))
+    with (tmp_path / "patchmint/errors.py").open("a") as file:
+        file.write("# changed\n")
+    other = Driver(cluster, mixed, [*settings(source, mixed), *on_ray(max_actors=1)], package=tmp_path)
     driver = Driver(cluster, out, [*settings(source, out), *on_ray(max_actors=1)], module="broken")
     assert driver.end() == 1, driver.log
     assert "error: Traceback (most recent call last):" in driver.log
     assert "KeyError: 'no such thing'" in driver.log
     assert clean(out)
+    assert other.end() == 1, other.log
+    words = (
+        rf"error: on \S+: patchmint \S+ in {tmp_path}/patchmint differs from the driver's, \S+ in {ROOT}/patchmint; "
+    )
+    assert re.search(words, other.log), other.log
+    assert nowhere.end() == 1, nowhere.log
+    words = r"^error: on \S+: a worker can't start: ModuleNotFoundError: No module named 'nothing_like_it'; is"
+    assert re.search(words, nowhere.log, re.M), nowhere.log
 
 
-def test_output_that_workers_cannot_see(cluster, source):
-    """The driver sees its own file system in the place of the output, as if no share were mounted."""
-    out = cluster.folder / "unseen"
+def test_output_or_source_that_workers_cannot_see(cluster, source):
+    """The driver sees something else in their places, as if no share were mounted where the workers are."""
+    out, share = cluster.folder / "unseen", cluster.folder / "share"
     out.mkdir()
-    mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {out} && exec "$@"', "sh"]
+    share.mkdir()
+    mounts = f"mount -t tmpfs none {out} && mount --bind {source} {share}"
+    mount = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode:
         pytest.skip("no mount namespaces here")
+    seen = cluster.folder / "seen"
+    blind = Driver(cluster, seen, [*settings(share, seen), *on_ray()], prefix=mount)
     driver = Driver(cluster, out, [*settings(source, out), *on_ray()], prefix=mount)
     assert driver.end() == 1, driver.log
     assert re.search(r"error: on \S+: the worker on \S+ \(pid \d+\) can't see the plan in \S+/unseen", driver.log)
     assert "all of them mount at the same path" in driver.log
+    assert blind.end() == 1, blind.log
+    assert re.search(rf"error: on \S+: the folder {share} on \S+ is empty, and the source is to be read", blind.log)
 
 
 def test_poison_is_found_although_ray_first_calls_the_worker_unavailable(cluster):
@@ -361,7 +417,8 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
     cluster.kill_second()
     out = cluster.folder / "late"
     options = [*settings(source, out), *on_ray(min_actors=2, max_actors=3)]
-    driver = Driver(cluster, out, options, sleep=0.3, module="who", tell=tmp_path)
+    log = {"PATCHMINT_LOG_FORMAT": "json", "PATCHMINT_LOG_LEVEL": "info"}
+    driver = Driver(cluster, out, options, sleep=0.3, module="who", tell=tmp_path, driver_env=log)
     wait_until(lambda: list(tmp_path.glob("loading-*")), 60, "the first worker loads its models")
     states = sorted(actor["state"] for actor in cluster.actors())
     assert states == ["ALIVE", "PENDING_CREATION", "PENDING_CREATION"]  # demand that an autoscaler sees
@@ -371,6 +428,10 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
     did = {file.name.split("-")[1] for file in tmp_path.glob("did-*")}
     assert did == {cluster.head.mark, cluster.second.mark}
     check_files(out, reference)
+    lines = [json.loads(line) for line in driver.log.splitlines() if line.startswith("{")]
+    assert {"planned", "loading", "progress", "unit"} <= {line["event"] for line in lines}
+    assert len({line["worker"] for line in lines if line["message"].startswith("worker on cpu")}) >= 2
+    assert {line["place"] for line in lines if "worker" in line} == {f"{socket.gethostname()} cpu"}
 
 
 def test_lost_cluster_ends_the_driver(cluster, source):

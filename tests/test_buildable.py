@@ -31,6 +31,7 @@ from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.pipeline.plan import discard_plan, make_plan, record_models, to_batches
 from patchmint.pipeline.preflight import CHECKS, check_buildable
+from patchmint.pipeline.run import resolved
 from patchmint.pipeline.sources import open_source
 from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan.arch import TINY
@@ -371,3 +372,14 @@ def test_there_is_nothing_at_an_address(kind, tmp_path, monkeypatch, server):
     with pytest.raises(ConfigError, match=r"there (is|are) no |neither of"):
         source(kind, f"{uri}/no/such/prefix").check()
     source(kind, copy(sources(kind, tmp_path), uri), **(ONE if kind == "llava" else {})).check()
+
+
+@pytest.mark.parametrize("key", ["source.uri", "output.uri"])
+def test_relative_paths_are_refused_in_every_ray_job(key, monkeypatch, tmp_path):
+    """Also in one without a working directory, where they would start at the folder in which Ray was started."""
+    uris = {"source.uri": str(tmp_path), "output.uri": "s3://bucket/out"} | {key: "here"}
+    config = BuildConfig.load(None, {"source.kind": "folder", "models": UNTRAINED, **uris})
+    assert resolved(config)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=f"{key} 'here' is relative, which in a Ray job"):
+        resolved(config)

@@ -1,11 +1,14 @@
 """The command line as a whole: shell completion, and the page of environment variables."""
 
 import ast
+import os
+import pwd
 import re
 from pathlib import Path
 
 import pytest
 
+import patchmint
 from patchmint.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +48,16 @@ def test_the_page_of_environment_variables_is_whole():
     page = (ROOT / "docs" / "environment.md").read_text().partition("Libraries read")[0]
     named = set(re.findall(r"`([A-Z][A-Z0-9_]{3,})`", page))
     assert named == set(variables_read()) - NO_VARIABLES
+
+
+def test_without_a_home_it_is_the_root_as_in_containers(monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setenv("HOME", "/home/me")
+    patchmint._have_home()
+    assert os.environ["HOME"] == "/home/me"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    patchmint._have_home()
+    assert Path.home() == Path("/")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import typer
 import warm
 import yaml
+from ray_cluster import declared_metrics
 from typer.testing import CliRunner
 
 from patchmint.config.build import BuildConfig, RayRunner
@@ -68,9 +70,27 @@ def test_the_selector_trains_and_is_judged(tmp_path, monkeypatch, capsys):
     assert all(0 <= figures[name] <= 1 for name in wanted - {"auc_all", "seconds"})
 
 
+def test_the_dashboard_shows_what_is_exported():
+    """Every metric is shown, and nothing else asked for; that these are exported is `test_build_ray`'s to see."""
+    dashboard = json.loads((EXAMPLES / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    tags = declared_metrics()
+    found = {name for expression in asked for name in re.findall(r"\bray_\w+", expression)}
+    assert found == set(tags)
+    for expression in asked:
+        (*_, last) = re.findall(r"\bray_\w+", expression)
+        by = re.findall(r"\bby \((\w+)\)", expression)
+        assert tuple(by) == tags[last], expression
+    (session,) = [variable for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    assert session["query"]["query"].split("(")[1].split(",")[0] in tags
+    corners = [tuple(panel["gridPos"][side] for side in "xywh") for panel in dashboard["panels"]]
+    cells = [(x, y) for left, top, w, h in corners for x in range(left, left + w) for y in range(top, top + h)]
+    assert len(cells) == len(set(cells))  # panels don't overlap
+
+
 def test_the_readme_names_every_example():
     text = (EXAMPLES / "README.md").read_text()
-    named = [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*selector.py")]
+    named = [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*selector.py"), *EXAMPLES.glob("*.json")]
     assert all(f"**{path.name}**" in text for path in named)
 
 

@@ -1,5 +1,6 @@
 """What people see of a build while it goes on: also within a unit, and from outside."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import builds
 import pytest
 
+from patchmint import logs
 from patchmint.cli.status import _shown
 from patchmint.jobs import progress as shown
 from patchmint.jobs.status import BuildStatus, status
@@ -96,14 +98,19 @@ def test_what_workers_wait_for_is_shown():
     assert shown._Lines().note(progress) == "first batch, 3 workers; 2 waiting: s3://x can't be used (503) for 40 s"
 
 
-def test_status_says_how_many_workers_are_missing():
+def test_status_says_how_many_workers_are_missing_and_where_there_is_trouble():
     names = ("units", "units_done", "planned", "written", "rejected", "left", "in_work", "beat_age", "result_age")
     counts = dict.fromkeys(names, 0)
-    run = {"progress": {"workers": 1, "workers_wanted": 8}}
+    places = {"node7 cuda:3": {"deaths": 3, "hangs": 1, "aside": True}, "node8 cuda:0": {"deaths": 0, "aside": False}}
+    run = {"progress": {"workers": 1, "workers_wanted": 8, "by_place": places}}
     found = BuildStatus("out", "building", **counts, rejects={}, rate=0.0, seconds_left=-1.0, last_run=run)
     assert "workers" not in "".join(_shown("out", found).renderables)
     found = replace(found, driver={"run": "r", "host": "h", "pid": 1})
-    assert "workers  1 of 8 that were asked for" in _shown("out", found).renderables
+    shown = _shown("out", found).renderables
+    assert "workers  1 of 8 that were asked for" in shown
+    assert [line for line in shown if line.startswith("place")] == [
+        "place    node7 cuda:3: 3 deaths (1 hung), put aside"
+    ]
 
 
 def test_planning_shows_its_rate_of_late(monkeypatch, capsys):
@@ -136,14 +143,44 @@ def test_status_says_how_far_planning_is(tmp_path):
 def test_log_lines_are_shown_from_a_level_on_in_workers_too(tmp_path):
     source = builds.make_input(tmp_path / "in", ["a thing"])
     config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out")
-    said = {
-        level: builds.patchmint("--log-level", level, "build", config, "--output.uri", tmp_path / level).stderr
-        for level in ("warning", "info", "debug")
-    }
+
+    def stderr(level, *options):
+        return builds.patchmint(
+            "--log-level", level, *options, "build", config, "--output.uri", tmp_path / level
+        ).stderr
+
+    said = {level: stderr(level) for level in ("warning", "debug")}
     order, worker = (
         "DEBUG patchmint.pipeline.driver.supervise: to worker 0: unit 000000",
         "INFO patchmint.pipeline.worker",
     )
-    assert [order in said[level] for level in said] == [False, False, True]
-    assert [worker in said[level] for level in said] == [False, True, True]
-    assert "worker on cpu, precision auto, 1 threads, batches of 2" in said["info"]
+    assert [order in said[level] for level in said] == [False, True]
+    assert [worker in said[level] for level in said] == [False, True]
+    assert "worker on cpu, precision auto, 1 threads, batches of 2" in said["debug"]
+
+    lines = [json.loads(line) for line in stderr("info", "--log-format", "json").splitlines()]
+    assert all({"time", "level", "event", "message", "pid"} <= line.keys() for line in lines)
+    by_event = {line["event"]: line for line in lines}
+    planned, unit, progress = (by_event[event] for event in ("planned", "unit", "progress"))
+    assert (planned["samples"], planned["units"]) == (1, 1)
+    assert (unit["unit"], unit["written"], unit["rejects"]) == ("000000", 1, {})
+    assert (progress["samples"], progress["units_done"], progress["workers"]) == (1, 1, 1)
+    assert len({line["run"] for line in (planned, unit, progress)}) == 1
+    told = next(line for line in lines if line["message"].startswith("worker on cpu"))
+    assert (told["level"], told["logger"]) == ("info", "patchmint.pipeline.worker.work")
+    assert (told["run"], told["worker"], told["place"].split()[1]) == (unit["run"], 0, "cpu")
+    assert told["pid"] != unit["pid"]
+
+
+def test_a_stderr_of_objects_wraps_what_is_none(monkeypatch):
+    stream = io.StringIO()
+    wrapped = logs._ObjectPerLine(stream)
+    print("half ", end="", file=wrapped)
+    print("a line\n\n[1, 2]", file=wrapped)
+    print('(Worker pid=12, ip=10.0.0.1) {"event": "log"}', file=wrapped)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line.get("message")) for line in lines] == [
+        ("output", "half a line"),
+        ("output", "[1, 2]"),
+        ("log", None),
+    ]

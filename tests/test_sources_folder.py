@@ -187,6 +187,8 @@ def test_what_is_no_table_is_named(tmp_path, name, content, message):
 
 
 def test_missing_table(tmp_path):
+    refused("is empty, and the source .* each machine mounts it", "folder", tmp_path)
+    put(tmp_path, {"a.jpg": b"x"})
     refused(r"there is no 't.csv'.*source.table", "folder", tmp_path, table="t.csv")
     with pytest.raises(ConfigError, match=r"source.table: .* stay within"):
         source("folder", tmp_path, table="../t.csv")

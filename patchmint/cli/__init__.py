@@ -6,6 +6,7 @@ input. `NO_COLOR` is honoured. Where a pipe's reader leaves (`| head`), the comm
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from patchmint.cli.lazy import LazyCommand, examples, lazy_group
 from patchmint.cli.quiet_pipe import quiet_pipe
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import PatchmintError
-from patchmint.logs import LogLevel, start_logging
+from patchmint.logs import LogFormat, LogLevel, in_json, json_line, start_logging
 from patchmint.version import __version__
 
 COMMANDS = {
@@ -44,6 +45,7 @@ COMMANDS = {
         (
             "patchmint build config.yaml",
             "patchmint build config.yaml --dry-run --try 3",
+            "patchmint --log-format json build config.yaml 2> build.jsonl",
             "patchmint build config.yaml --output.uri s3://bucket/out --labels.box-threshold 0.3",
             "ray job submit --working-dir . -- python -m patchmint.jobs.build config.yaml --runner.kind ray",
         ),
@@ -125,8 +127,14 @@ def _root(
             "--log-level", help="Show log lines of patchmint and its libraries on stderr, from this level on."
         ),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format", help="json: everything on stderr, progress too, as one JSON object a line. Default: text."
+        ),
+    ] = None,
 ) -> None:
-    start_logging(log_level)
+    start_logging(log_level, log_format)
 
 
 def main() -> None:
@@ -148,4 +156,7 @@ def _print_error(error: PatchmintError) -> None:
     from patchmint.jobs.printable import printable
 
     message = "\n".join(printable(line) for line in str(error).split("\n"))
+    if in_json():
+        print(json_line("error", message, logging.ERROR), file=sys.stderr)
+        return
     Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -48,6 +49,16 @@ def status(
             time.sleep(_WATCH_SECONDS)
 
 
+def _troubled(places: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The hosts and devices at which workers died or hung, or that are put aside."""
+    for place, tally in places.items():
+        deaths, hangs = int(tally.get("deaths", 0)), int(tally.get("hangs", 0))
+        found = [f"{deaths} deaths{f' ({hangs} hung)' if hangs else ''}"] if deaths else []
+        found += ["put aside"] if tally.get("aside") else []
+        if found:
+            yield f"{place}: {', '.join(found)}"
+
+
 def _shown(out: str, found: BuildStatus) -> Group:
     left = f", {found.left} left" if found.left else ""
     in_work = f" ({found.in_work} of them annotated, in units that aren't finished)" if found.in_work else ""
@@ -67,6 +78,7 @@ def _shown(out: str, found: BuildStatus) -> Group:
         workers, wanted = int(counts.get("workers", 0)), int(counts.get("workers_wanted", 0))
         if workers < wanted:
             lines.append(f"workers  {workers} of {wanted} that were asked for")
+        lines += [f"place    {escape(printable(line))}" for line in _troubled(counts.get("by_place") or {})]
     if found.state == "stopped?":
         lines += [
             "stopped? A driver gives one every 5 s. If this one isn't running any more,",

@@ -32,6 +32,7 @@ from patchmint.errors import (
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import display, say
+from patchmint.logs import start_logging
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.run import resolved, run
 from patchmint.storage.hub import is_on_hub, staging_folder
@@ -171,6 +172,7 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
 
 def main(command: Callable[..., None] = build_command) -> None:
     """Run a job as a command of its own."""
+    start_logging()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

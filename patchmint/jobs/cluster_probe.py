@@ -47,12 +47,14 @@ def probe_cluster(address: str) -> Cluster:
 
 
 def _last_line(said: str) -> str:
+    """The last one, or what a cluster with a token says before Ray's own error, which doesn't mention it."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f": {lines[-1]}" if lines else ""
+    refused = [line.partition("server: ")[2] for line in lines if "Unauthenticated" in line]
+    return f": {(refused or lines)[-1]}" if lines else ""
 
 
 def _main() -> None:
-    ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address=sys.argv[1], logging_level=logging.WARNING, log_to_driver=False)
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     print(json.dumps(asdict(Cluster(nodes, resources.get("CPU", 0), resources.get("GPU", 0)))), flush=True)

@@ -147,8 +147,8 @@ def _ray_token(config: BuildConfig | None) -> Finding:
             )
             return Finding("Ray token", "note", detail, generate)
     detail = (
-        f"from {where}, for clusters on this machine; without RAY_AUTH_MODE=token neither `ray job submit` nor an "
-        "address of a cluster elsewhere uses it"
+        f"from {where}, for clusters on this machine; without RAY_AUTH_MODE=token neither `ray job submit`, nor a node "
+        "that joins (`ray start --address`), nor an address of a cluster elsewhere uses it"
     )
     return Finding("Ray token", "note", detail, "export RAY_AUTH_MODE=token")
 

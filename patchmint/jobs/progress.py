@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from patchmint.jobs.printable import printable
+from patchmint.logs import in_json, json_line
 from patchmint.pipeline.driver.contracts import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
+from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import Plan
 
 _LINE_SECONDS = (1.0, 60.0)
@@ -36,24 +41,29 @@ class Display(Reporter):
     def started(self, plan: Plan, units: int, done: int) -> None:
         """The plan stands."""
         already = f", {done} of them done already" if done else ""
-        self.say(f"plan {plan.digest[:12]}: {plan.total} samples in {units} units{already}")
+        numbers: dict[str, Any] = {"plan": plan.digest, "samples": plan.total, "units": units, "units_done": done}
+        self.say(f"plan {plan.digest[:12]}: {plan.total} samples in {units} units{already}", "planned", **numbers)
 
     def warn(self, line: str) -> None:
         """Something that people should know."""
-        self.say(line)
+        self.say(line, "warning", logging.WARNING)
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         """Show it."""
         raise NotImplementedError
 
-    def say(self, line: str) -> None:
-        """Show a line."""
+    def say(self, line: str, event: str, level: int = logging.INFO, **fields: Any) -> None:
+        """Show a line, as `say` does."""
         raise NotImplementedError
+
+    def rate(self, progress: Progress) -> float:
+        """Samples a second since the first worker was ready."""
+        seconds = time.monotonic() - self._start if self._start else 0.0
+        return progress.annotated / seconds if seconds else 0.0
 
     def note(self, progress: Progress) -> str:
         """Rate, time left, rejects, workers, and what these wait for."""
-        seconds = time.monotonic() - self._start if self._start else 0.0
-        rate = progress.annotated / seconds if seconds else 0.0
+        rate = self.rate(progress)
         speed = f"{speed_of(rate)}, {duration((progress.planned - progress.through) / rate)} left" if rate else ""
         found = progress.all_rejects().total()
         rejects = f", {found} rejected" if found else ""
@@ -79,7 +89,7 @@ def _waits(progress: Progress) -> str:
 def display() -> Iterator[Display]:
     """What tells people on stderr how a build stands."""
     console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if in_json() or not console.is_terminal:
         yield _Lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -113,7 +123,7 @@ class _Bar(Display):
             note=self.note(progress),
         )
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, event: str, level: int = logging.INFO, **fields: Any) -> None:  # noqa: ARG002
         self._console.print(escape(printable(line)), soft_wrap=True)
 
 
@@ -128,30 +138,51 @@ class _Lines(Display):
         since, before = self._planned or (now, samples)
         if now - since >= self._rest(now):
             # the rate of late: what an earlier run has read is there at once
-            self.say(f"planning: {samples} samples, {speed_of((samples - before) / (now - since))}")
+            rate = (samples - before) / (now - since)
+            line = f"planning: {samples} samples, {speed_of(rate)}"
+            self.say(line, "planning", samples=samples, samples_per_second=round(rate, 3))
             since, before = now, samples
         self._planned = since, before
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
+        if result is not None and in_json():
+            numbers = {name: value for name, value in vars(result).items() if name not in ("unit", "profile")}
+            self.say("a unit is finished", "unit", unit=unit_name(result.unit), **numbers)
         finished = result is not None and progress.done == progress.units
         now = time.monotonic()
         if now - self._said < self._rest(now) and not finished:
             return
         self._said = now
         if not progress.workers and not progress.done:
-            self.say(f"loading models: 0 of {progress.workers_wanted} workers ready")
+            self.say(
+                f"loading models: 0 of {progress.workers_wanted} workers ready",
+                "loading",
+                workers=0,
+                workers_wanted=progress.workers_wanted,
+            )
             return
         self.say(
             f"{progress.through} of {progress.planned} samples, {progress.done} of {progress.units} units: "
-            f"{self.note(progress)}"
+            f"{self.note(progress)}",
+            "progress",
+            samples=progress.through,
+            samples_planned=progress.planned,
+            units_done=progress.done,
+            units=progress.units,
+            samples_per_second=round(self.rate(progress), 3),
+            rejects=dict(progress.all_rejects()),
+            workers=progress.workers,
+            workers_wanted=progress.workers_wanted,
+            deaths=progress.deaths,
+            places={place: asdict(tally) for place, tally in progress.by_place.items()},
         )
 
     def _rest(self, now: float) -> float:
         least, most = _LINE_SECONDS
         return min(most, max(least, (now - self._begun) / 10))
 
-    def say(self, line: str) -> None:
-        say(line)
+    def say(self, line: str, event: str, level: int = logging.INFO, **fields: Any) -> None:
+        say(line, event, level, **fields)
 
 
 def speed_of(rate: float) -> str:
@@ -167,6 +198,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def say(line: str) -> None:
-    """A line on stderr, at once: job logs are read while the job runs. What it quotes may come from hostile files."""
-    print("\n".join(printable(part) for part in line.split("\n")), file=sys.stderr, flush=True)
+def say(line: str, event: str = "note", level: int = logging.INFO, **fields: Any) -> None:
+    """A line on stderr, at once: job logs are read while the job runs. What it quotes may come from hostile files.
+
+    Args:
+        line: for people; one that begins with "error: " or "warning: " is that event.
+        event: in a JSON line, what happened.
+        level: in a JSON line, how important it is, as `logging` counts.
+        **fields: of a JSON line besides.
+    """
+    shown = "\n".join(printable(part) for part in line.split("\n"))
+    if in_json():
+        told = next((word for word in ("error", "warning") if shown.startswith(f"{word}: ")), "")
+        shown = shown.removeprefix(f"{told}: ")
+        level = logging.getLevelNamesMapping()[told.upper()] if told else level
+        shown = json_line(told or event, shown, level, **fields)
+    print(shown, file=sys.stderr, flush=True)

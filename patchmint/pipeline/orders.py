@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from patchmint.compute.stages import Timing
 from patchmint.config.build import BuildConfig
+from patchmint.logs import log_variables
 from patchmint.shards.plan import ModelRecord, Unit
 
 STAGES = ("wait", "annotate", "hold", "commit", "write")
@@ -24,6 +25,7 @@ class WorkerSettings:
         plan_digest: which plan the units are of.
         models: the model files that the plan was made with; a worker refuses others.
         profile: whether results are to say where the time went.
+        logs: variables by which it logs as the driver does.
     """
 
     config: BuildConfig
@@ -31,6 +33,7 @@ class WorkerSettings:
     plan_digest: str
     models: Mapping[str, ModelRecord]
     profile: bool = False
+    logs: Mapping[str, str] = field(default_factory=log_variables)
 
 
 @dataclass(frozen=True)

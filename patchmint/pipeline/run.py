@@ -21,6 +21,9 @@ from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
 from patchmint.storage.hub import is_on_hub, pinned, unpinned
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""By this variable of its environment Ray 2.60 tells a job's command its settings."""
+
 
 def build(
     config: Mapping[str, Any] | str | os.PathLike[str] | BuildConfig,
@@ -113,8 +116,8 @@ def resolved(config: BuildConfig) -> BuildConfig:
     """The config as it is for all processes: paths are absolute, and a source on the Hub is at one commit.
 
     Raises:
-        ConfigError: a path is relative to a Ray job's copy of the working directory, which Ray deletes with the job; or
-            the output is on the Hub.
+        ConfigError: the output is on the Hub; or in a Ray job, a path is relative, or the working directory has a
+            patchmint that isn't imported.
         StorageError: the source or the output can't be reached.
     """
     if is_on_hub(config.output.uri):
@@ -122,13 +125,28 @@ def resolved(config: BuildConfig) -> BuildConfig:
             "output.uri: the Hub takes finished data sets; build into a folder or a store, then push it "
             f"(`patchmint build` does both): patchmint push FOLDER {config.output.uri}"
         )
-    for key, uri in (("output.uri", config.output.uri), ("source.uri", config.source.uri)):
-        if "://" not in uri and not Path(uri).is_absolute() and "working_dir_files" in Path.cwd().parts:
-            raise ConfigError(
-                f"{key} {uri!r} is relative, which in a Ray job is a folder that Ray deletes with the job; give an "
-                "absolute path that all machines mount, or a store such as s3://bucket/folder"
-            )
+    if _JOB in os.environ:
+        _check_job(config)
     return _at_one_commit(config.absolute())
+
+
+def _check_job(config: BuildConfig) -> None:
+    """Refuse what a Ray job would take for something else."""
+    for key, uri in (("output.uri", config.output.uri), ("source.uri", config.source.uri)):
+        if "://" not in uri and not Path(uri).expanduser().is_absolute():
+            raise ConfigError(
+                f"{key} {uri!r} is relative, which in a Ray job is a folder of one machine, mostly one that Ray deletes"
+                " with the job; give an absolute path that all machines mount, or a store such as s3://bucket/folder"
+            )
+    here, imported = Path.cwd(), Path(__file__).parents[1]
+    inner = next(here.glob("*/patchmint/__init__.py"), None)
+    if "working_dir_files" in here.parts and inner is not None and not imported.is_relative_to(here):
+        top = inner.parents[1].name
+        raise ConfigError(
+            f"the job's working directory has patchmint in {top}/, where Python doesn't look; this is another one, in "
+            f"{imported}. patchmint/ must be at the top: give --working-dir the folder itself, or zip what is in it "
+            f"(cd {top} && zip -r ../{top}.zip .)"
+        )
 
 
 def _at_one_commit(config: BuildConfig) -> BuildConfig:

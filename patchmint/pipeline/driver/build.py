@@ -15,6 +15,7 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
+from patchmint.logs import know
 from patchmint.pipeline.driver.contracts import Pool, Progress, Reporter
 from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Supervisor
@@ -126,6 +127,7 @@ def build(
     if not syncs_names(storage):
         reporter.warn(UNSYNCED.format(storage.uri))
     run_id = new_run_id()
+    know(run=run_id)
     log = RunLog(storage, run_id)
     with _leased(storage, run_id, reporter) as lease, _swept(storage, run_id, log):
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,16 +16,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchmint.config.build import RayRunner
 from patchmint.errors import BuildError
-from patchmint.pipeline.driver.contracts import Progress
-from patchmint.pipeline.orders import Died, Event, Order, Ready, UnitResult, WorkerSettings, Working
+from patchmint.pipeline.driver.contracts import PlaceTally, Progress
+from patchmint.pipeline.orders import Died, Event, Failed, Order, Ready, UnitResult, WorkerSettings, Working
+from patchmint.pipeline.pools.package import Package, package_here
 from patchmint.pipeline.pools.serve import ServedWorker
 
 _SAY_WAITING_SECONDS = 30
@@ -34,6 +38,12 @@ _NEWS_SECONDS = 0.5
 _BOARD_SECONDS = 10.0
 _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
+_CANNOT_START = "error raised in its creation task"
+"""What Ray says of an actor whose class couldn't be imported, or its constructor run."""
+_SHIP = (
+    "install the same on all machines, or ship one to all: `ray job submit --working-dir` with a folder or zip that "
+    "has patchmint/ at its top"
+)
 
 
 class PatchmintWorker(ServedWorker):
@@ -44,6 +54,10 @@ class PatchmintWorker(ServedWorker):
         node = ray.get_runtime_context().get_node_id()
         # several nodes may run on one machine, and containers may share a name
         super().__init__(worker, self._say, host=f"{socket.gethostname()}/{node[:6]}")
+
+    def package(self) -> Package:
+        """Which patchmint this is; asked first, because another one may not understand the rest."""
+        return package_here()
 
     def ping(self) -> None:
         """Show that it lives."""
@@ -104,10 +118,14 @@ class RayPool:
         self._loaded: set[int] = set()
         self._needed = 1
         self._next = 0
+        self._package = package_here()
         self._enough_at = time.monotonic()
         _connect(runner)
-        # needs no room of its own, and is started anew where its node goes away
-        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, name=f"patchmint-{settings.run_id}-board")
+        # needs no room of its own; beside the driver, where this patchmint surely is
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(Board).options(
+            num_cpus=0, max_restarts=-1, name=f"patchmint-{settings.run_id}-board", scheduling_strategy=here
+        )
         self._board = board.remote()
         self._pulse = _Pulse()
         self._metrics = _Metrics()
@@ -193,25 +211,44 @@ class RayPool:
         name = f"patchmint-{self._settings.run_id}-{worker}"
         actor = ray.remote(PatchmintWorker).options(name=name, **options).remote(worker, self._board)
         self._actors[worker] = actor
-        device = "cuda" if runner.num_gpus else "cpu"
-        self._pending[actor.load.remote(self._settings, device, runner.num_cpus)] = worker
+        self._pending[actor.package.remote()] = worker
         return worker
+
+    def _load(self, worker: int, package: Package) -> Failed | None:
+        """Have a worker load its models, if its patchmint is the driver's."""
+        host, version, folder, digest = package
+        _, our_version, our_folder, our_digest = self._package
+        if digest != our_digest:
+            message = (
+                f"on {host}: patchmint {version} in {folder} differs from the driver's, {our_version} in {our_folder}; "
+                f"{_SHIP}"
+            )
+            return Failed(worker, transient=False, message=message)
+        device = "cuda" if self._runner.num_gpus else "cpu"
+        actor = self._actors[worker]
+        self._pending[actor.load.remote(self._settings, device, self._runner.num_cpus)] = worker
+        return None
 
     def _answer(self, ref: Any) -> Event | None:
         worker = self._pending.pop(ref)
         try:
-            event: Event | None = ray.get(ref)
+            event: Event | Package | None = ray.get(ref)
         except ActorUnavailableError:
             # The connection broke. Whether the process died, its node, or neither, is known some seconds later; to take
             # it for an accident would let a sample kill for ever.
             self._pending[self._actors[worker].ping.remote()] = worker
             return None
-        except ActorDiedError as error:
-            if _node_went_away(error):
-                return self._bury(worker, innocent=True, message=f"its node went away: {_short(error)}")
-            return self._bury(worker, innocent=False, message=_short(error))
         except RayError as error:
-            return self._bury(worker, innocent=False, message=_short(error))
+            raised = isinstance(error, RayTaskError) and worker not in self._loaded
+            if raised or _CANNOT_START in str(error):
+                said = f"{_last_line(error)}; is its patchmint the driver's? {_SHIP}"
+                return Failed(worker, transient=False, message=said)
+            away = isinstance(error, ActorDiedError) and (error.preempted or "its node has died" in str(error))
+            return self._bury(
+                worker, innocent=away, message=f"its node went away: {_short(error)}" if away else _short(error)
+            )
+        if isinstance(event, tuple):
+            return self._load(worker, event)
         if event is None:
             return self._bury(worker, innocent=True, message="the connection to it broke, and its answer is lost")
         if isinstance(event, Ready):
@@ -244,12 +281,14 @@ class RayPool:
 
 
 class _Metrics:
-    """Counters for Ray's dashboard and Prometheus: Ray exports them as `ray_patchmint_...` on each node's metrics port.
+    """What Ray's dashboard and Prometheus see: Ray exports it as `ray_patchmint_...` on each node's metrics port.
 
-    They count finished units, so a unit tried twice counts once.
+    Counters count finished units, so a unit tried twice counts once. A place is a host and a device.
     """
 
     def __init__(self) -> None:
+        self._planned = Gauge("patchmint_samples_planned", "Samples in all units of the run.")
+        self._through = Gauge("patchmint_samples_through", "Samples annotated or rejected, also in unfinished units.")
         self._samples = Counter("patchmint_samples_written", "Samples written into shards.")
         self._rejects = Counter("patchmint_samples_rejected", "Samples rejected.", tag_keys=("reason",))
         self._units = Counter("patchmint_units", "Units finished.")
@@ -259,8 +298,19 @@ class _Metrics:
         self._deaths = Counter("patchmint_worker_deaths", "Workers that died and were replaced.")
         self._workers = Gauge("patchmint_workers", "Workers that are ready.")
         self._wanted = Gauge("patchmint_workers_wanted", "Workers that were asked for.")
+        self._aside = Gauge("patchmint_place_aside", "Whether a place gets no units for now.", tag_keys=("place",))
+        self._by_place = {
+            name: Counter(f"patchmint_place_{name}", description, tag_keys=("place",))
+            for name, description in (
+                ("samples", "Samples in the units finished at a place."),
+                ("units", "Units finished at a place."),
+                ("deaths", "Workers that died at a place, hanging ones included."),
+                ("hangs", "Workers that hung at a place."),
+            )
+        }
         self._seen_queue = 0.0
         self._seen_deaths = 0
+        self._seen_places: dict[str, PlaceTally] = {}
 
     def update(self, progress: Progress, result: UnitResult | None) -> None:
         """Take over what has happened since the last call."""
@@ -268,12 +318,17 @@ class _Metrics:
         ended = progress.done == progress.units
         self._workers.set(0 if ended else progress.workers)
         self._wanted.set(0 if ended else progress.workers_wanted)
+        self._planned.set(progress.planned)
+        self._through.set(progress.through)
         if progress.queue_wait > self._seen_queue:
             self._queue.inc(progress.queue_wait - self._seen_queue)
             self._seen_queue = progress.queue_wait
         if progress.deaths > self._seen_deaths:
             self._deaths.inc(progress.deaths - self._seen_deaths)
             self._seen_deaths = progress.deaths
+        for place, tally in progress.by_place.items():
+            if tally != self._seen_places.get(place):
+                self._count_place(place, tally)
         if result is None:
             return
         counts = [(self._samples, result.written), (self._bytes, result.bytes), (self._units, 1)]
@@ -285,6 +340,14 @@ class _Metrics:
         for stage, seconds in result.seconds.items():
             if seconds > 0:
                 self._stages.inc(seconds, tags={"stage": stage})
+
+    def _count_place(self, place: str, tally: PlaceTally) -> None:
+        seen, tags = self._seen_places.get(place, PlaceTally()), {"place": place}
+        for name, counter in self._by_place.items():
+            if (more := getattr(tally, name) - getattr(seen, name)) > 0:
+                counter.inc(more, tags=tags)
+        self._aside.set(tally.aside, tags=tags)
+        self._seen_places[place] = replace(tally)
 
 
 class _Pulse:
@@ -333,7 +396,13 @@ def _connect(runner: RayRunner) -> None:
             os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # or escape sequences stand in the job's log
         with _own_sigterm():
             ray.init(address=runner.address, log_to_driver=True, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise BuildError(
+                f"there is no Ray cluster, and none can be started here, because its token can't be kept: {error}\n"
+                "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret; on one machine runner.kind: "
+                "local needs no Ray"
+            ) from error
         raise BuildError(
             f"can't reach the Ray cluster: {error}\n`patchmint doctor` looks at Ray and its token; on one machine "
             "runner.kind: local needs no Ray"
@@ -353,10 +422,6 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _node_went_away(error: ActorDiedError) -> bool:
-    return error.preempted or "its node has died" in str(error)
-
-
 def _short(error: RayError) -> str:
     """Ray's message in one line: which process and where, then the cause; not its ids, nor its hints for debugging."""
     lines = str(error).splitlines()
@@ -364,6 +429,12 @@ def _short(error: RayError) -> str:
     cause = " ".join(line.strip() for line in lines if not line.startswith("\t"))
     cause = cause.removeprefix(ActorDiedError.BASE_ERROR_MSG).partition("Some common causes")[0].strip()
     return ", ".join([*where, cause])
+
+
+def _last_line(error: RayError) -> str:
+    """Of the traceback in Ray's message, and where it was."""
+    ip = re.search(r"\bip=([^,\s]+)", str(error))
+    return f"on {ip[1] if ip else 'a machine'}: a worker can't start: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def _shown(resources: Mapping[str, float]) -> str:

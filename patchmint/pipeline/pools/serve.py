@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 import traceback
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from patchmint.compute.threads import wait_briefly
 from patchmint.errors import BucketMissingError, DiskFullError, PatchmintError, PlaceError, StorageError
-from patchmint.logs import start_logging
+from patchmint.logs import know, start_logging
 from patchmint.pipeline.orders import Done, Event, Failed, Loading, Order, Ready, Saved, WorkerInfo, WorkerSettings
 from patchmint.storage.failures import is_full
 
@@ -55,6 +57,7 @@ class ServedWorker:
         """Do an order."""
         assert self._worker is not None
         worker = self._worker
+        know(unit=order.unit.name)
         return self._answer(lambda: Done(self._number, worker.do(order)))
 
     def save(self, seconds: float) -> None:
@@ -76,12 +79,16 @@ class ServedWorker:
 
     def _load(self, settings: WorkerSettings, device: str, threads: int, slot: int) -> WorkerInfo:
         wait_briefly()
+        os.environ.update(settings.logs)
         start_logging()
+        know(run=settings.run_id, worker=self._number)
         # torch, which the driver does without
-        from patchmint.compute.devices import pick_device
+        from patchmint.compute.devices import machine_device, pick_device
         from patchmint.pipeline.worker.work import Worker
 
-        self._worker = Worker(settings, pick_device(device, slot), threads)
+        picked = pick_device(device, slot)
+        know(place=f"{self._host or socket.gethostname()} {machine_device(picked)}")
+        self._worker = Worker(settings, picked, threads)
         info = self._worker.info
         return replace(info, host=self._host) if self._host else info
 

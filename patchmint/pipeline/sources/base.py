@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -198,13 +199,20 @@ def _may_be_of_this_file(error: StorageError) -> bool:
 
 
 def missing_root(storage: Storage) -> str:
-    """What to say if a local source's folder isn't there; else empty."""
-    if not isinstance(storage, LocalStorage) or storage.root.is_dir():
+    """What to say if a local source's folder isn't there, or is empty, as where nothing is mounted; else empty."""
+    if not isinstance(storage, LocalStorage):
         return ""
-    return (
-        f"there is no folder {storage.root} on {socket.gethostname()} to read the source from; check source.uri, and "
-        "that each machine mounts it at the same path"
-    )
+    root = storage.root
+    try:
+        with os.scandir(root) as entries:
+            if next(entries, None) is not None:
+                return ""
+        what = f"the folder {root} on {socket.gethostname()} is empty, and the source is to be read from it"
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"there is no folder {root} on {socket.gethostname()} to read the source from"
+    except OSError:
+        return ""  # whoever reads says why
+    return f"{what}; check source.uri, and that each machine mounts it at the same path"
 
 
 def strange(head: bytes) -> str:

@@ -69,6 +69,7 @@ class Worker:
         outage_seconds = config.limits.outage_seconds
         self._storage = open_storage(config.output.uri, outage_seconds=outage_seconds)
         self._check_output_visible()
+        source = open_source(config.source, outage_seconds=outage_seconds)
         check_models(config, settings.models)
         keep_few_kernels()
         keep_freed_memory()
@@ -77,7 +78,6 @@ class Worker:
             torch.cuda.set_device(device)
         if config.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
-        source = open_source(config.source, outage_seconds=outage_seconds)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
         read = partial(read_unit, self._storage)
