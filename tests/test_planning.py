@@ -144,14 +144,14 @@ def served(server, monkeypatch, proxy, files):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "samples", "share", "a_sample"), [(PHOTOGRAPH, 20, 0.04, 1.3), (THUMBNAIL, 100, 1.02, 0.25)]
+    ("sizes", "samples", "share", "a_sample"), [(PHOTOGRAPH, 14, 0.04, 1.4), (THUMBNAIL, 60, 1.02, 0.3)]
 )
 def test_tars_on_a_store_are_read_by_their_headers(
     server, proxy, monkeypatch, tmp_path, sizes, samples, share, a_sample
 ):
     files = {f"{number}.tar": tar(number, samples, sizes) for number in range(5)}
     bucket, size = served(server, monkeypatch, proxy, files)
-    proxy.latency = 0.02
+    proxy.latency = 0.05
     monkeypatch.setattr(base, "_SECTION_BYTES", 1)
     plan = plan_of(config_of(bucket, tmp_path / "there"))
     assert plan.total == 5 * samples
@@ -163,10 +163,11 @@ def test_tars_on_a_store_are_read_by_their_headers(
     assert [(unit.part, unit.samples) for unit in local.units] == [(unit.part, unit.samples) for unit in plan.units]
 
 
-def test_captions_on_a_store_are_read_many_at_once(server, proxy, monkeypatch, tmp_path, small_sections):
+def test_captions_on_a_store_are_read_many_at_once(server, proxy, monkeypatch, tmp_path):
+    monkeypatch.setattr(folder, "_SECTION_FILES", 40)
     files = {f"{place:03}.{ending}": b"x" for place in range(60) for ending in ("jpg", "txt")}
     bucket, _ = served(server, monkeypatch, proxy, files)
-    proxy.latency = 0.02
+    proxy.latency = 0.2
     assert plan_of(config_of(bucket, tmp_path / "there", "folder")).total == 60
     assert proxy.most_waiting > 16  # as many as one section's threads
 
@@ -191,7 +192,7 @@ def dying(storage, step, after):
 
 
 # six sections, one part, the index
-@pytest.mark.parametrize(("step", "after"), [(0, False), (0, True), (3, False), (5, True), (6, False), (6, True)])
+@pytest.mark.parametrize(("step", "after"), [(0, True), (3, False), (5, True), (6, True)])
 @pytest.mark.parametrize("kind", ["webdataset", "folder"])
 def test_a_planner_that_is_killed_goes_on_after_what_it_has_read(tmp_path, small_sections, kind, step, after):
     root = tmp_path / "in"
@@ -256,9 +257,9 @@ def test_an_end_is_noticed_within_a_section(tmp_path, small_sections):
             release.wait(10)
 
     def stop(samples):
-        assert samples == 3
-        release.set()
-        raise BuildError("stopped")
+        if samples == 3:  # one of each section
+            release.set()
+            raise BuildError("stopped")
 
     with pytest.raises(BuildError, match="stopped"):
         plan_of(config, opened=Instead(opened, in_section=in_section), progress=stop)
@@ -325,30 +326,29 @@ def failing_at(count):
 
 
 def test_a_dry_run_reads_a_part_where_time_is_short(tmp_path, small_sections, monkeypatch):
-    root = tars(tmp_path / "in", 40, 20)
+    root = tars(tmp_path / "in", 40, 10)
     opened = source("webdataset", root)
     everything_read = Sampled(opened)
-    assert len({sample.id for sample in everything_read}) == 800
+    assert len({sample.id for sample in everything_read}) == 400
     assert (everything_read.share, everything_read.listed) == (1.0, True)
     assert [sample.id for sample in Sampled(opened)] == [sample.id for sample in Sampled(opened)]
+    opened.at_once = 1
     clock = count()
     a_second_a_look = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(import_module(Sampled.__module__), "time", a_second_a_look)
-    some = Sampled(opened, 200)
-    assert 150 <= len(samples := list(some)) <= 210
+    some = Sampled(opened, 100)
+    assert 60 <= len(samples := list(some)) <= 110
     assert some.listed
-    assert len(samples) / some.share == pytest.approx(800, rel=0.2)
+    assert len(samples) / some.share == pytest.approx(400, rel=0.2)
     config = config_of(root, tmp_path / "out")
-    dry, _ = estimate(Sampled(opened, 200), config, lambda _: image_bytes())
-    assert dry.samples == pytest.approx(800, rel=0.2)
+    dry, _ = estimate(Sampled(opened, 100), config, lambda _: image_bytes())
+    assert dry.samples == pytest.approx(400, rel=0.2)
     assert (dry.texts, dry.units) == (dry.samples, -(-dry.samples // 7))
     assert dry.image_bytes == pytest.approx(dry.samples * len(image_bytes()), rel=0.01)
     samples, told, *_ = _lines(dry, config)
     assert samples.startswith(f"samples   about {dry.samples} with {dry.texts} texts, in {dry.units} units")
-    assert (
-        told.split() == f"{dry.share:.2g} of the source was read, here and there; these figures follow from it".split()
-    )
+    assert told.strip() == f"{dry.share:.2g} of the source was read, here and there; these figures follow from it"
     few = Sampled(opened, 10)
     assert 5 <= len(samples := list(few)) <= 20
     assert not few.listed
-    assert len(samples) / few.share == pytest.approx(220, rel=0.5)  # of the eleven that were listed
+    assert len(samples) / few.share == pytest.approx(110, rel=0.5)  # of the eleven that were listed
