@@ -29,7 +29,7 @@ _HOMES = {
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
     "Phrase": "patchmint.types",
-    "Reporter": "patchmint.pipeline.driver.supervise",
+    "Reporter": "patchmint.pipeline.driver.contracts",
     "Text": "patchmint.types",
     "UntrainedWarning": "patchmint.errors",
     "build": "patchmint.pipeline.run",
