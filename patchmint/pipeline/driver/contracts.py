@@ -64,15 +64,14 @@ class PlaceTally:
     """What became of the work at one place.
 
     Attributes:
-        units: finished there.
-        samples: in them.
+        samples, units: finished there.
         deaths: of its workers, those by hanging included.
         hangs: of them, the workers that hung.
         aside: whether it gets no work for now, because nothing survived there lately.
     """
 
-    units: int = 0
     samples: int = 0
+    units: int = 0
     deaths: int = 0
     hangs: int = 0
     aside: bool = False
