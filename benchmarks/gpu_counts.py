@@ -40,7 +40,7 @@ _NO_KERNEL = {
     "lift_fresh", "detach", "alias", "expand", "view", "set_", "resize_",
 }  # fmt: skip
 _GATHERS = {"index", "gather", "embedding", "index_select"}
-_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"}
+_WAITS = {"nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"}
 
 
 @dataclass
@@ -144,6 +144,10 @@ class Counter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        if func.overloadpacket.__name__ == "_local_scalar_dense" and isinstance(args[0], FakeTensor):
+            if args[0].device.type == "cuda":
+                self._wait("item", [args[0]])
+            return True if args[0].dtype == torch.bool else 1
         out = func(*args, **kwargs)
         if not self._off and func.namespace != "prim":
             self._note(func, args, kwargs, out)
@@ -173,14 +177,6 @@ class Counter(TorchDispatchMode):
         seconds = max(SHORTEST, moved / BANDWIDTH, flops / rate, gathered / GATHERED) + more * SHORTEST
         count = Count(kernels=1 + more, bytes=moved, flops=flops, seconds=seconds)
         self.kernels.append(Kernel(name, count, tuple(self._inside)))
-
-    def decide(self, tensor: Tensor) -> bool:
-        """In the place of `bool(tensor)`: all is well."""
-        if not isinstance(tensor, FakeTensor):
-            return bool(tensor.item())
-        if tensor.device.type == "cuda":
-            self._wait("bool", [tensor])
-        return True
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
@@ -222,8 +218,23 @@ def _work(
         rows, places = given[0], given[1]
         moved = sum(map(_size, given)) + _size(made[0])
         return moved, 0, 1, 0, places.numel() * rows.shape[-1] * rows.element_size()
-    elif name in ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "fill_", "zero_", "arange", "eye"):
+    elif name in (
+        "zeros",
+        "ones",
+        "full",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "fill_",
+        "zero_",
+        "arange",
+        "eye",
+        "new_zeros",
+        "new_full",
+    ):
         moved = written
+    elif name == "copy_":
+        moved = _size(given[1]) + written
     packet = func.overloadpacket
     if packet not in flop_registry:
         return moved, 0, 1, {"topk": 4, "sort": 4, "native_group_norm": 2, "native_layer_norm": 0}.get(name, 0)
@@ -249,7 +260,6 @@ def counting() -> Iterator[Counter]:
             (torch.cuda, "current_stream", lambda *_: None),
             (Tensor, "pin_memory", lambda self: self),
             (Tensor, "numpy", _numpy),
-            (Tensor, "__bool__", lambda tensor: counter.decide(tensor)),
             (nn.Module, "_apply", _apply),
             (nn.functional, "scaled_dot_product_attention", counter.attend),
         ):

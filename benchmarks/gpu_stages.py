@@ -173,7 +173,7 @@ def _sam_encoder(arch: sam_arch.SamArch, device: torch.device, setting: Setting,
     dtype = resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     encoder = ImageEncoder(_made(device, partial(sam_model.untrained, arch, seed=0)).image_encoder, dtype)
     if compiled:
-        encoder.compile(compiled)
+        encoder.compile()
 
     def at(batch: int) -> Run:
         squares = torch.randn(batch, 3, arch.image_size, arch.image_size, device=device)

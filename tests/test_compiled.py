@@ -1,5 +1,6 @@
 """Compiled networks: the same answers, few shapes, and no harm where nothing can be compiled."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from builds import STAND_IN, build_here, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
-from patchmint.compute.compiled import Compiled, batch_sizes
+from patchmint.compute.compiled import Compiled, CompiledPart, batch_sizes
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
@@ -15,7 +16,7 @@ from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import encoders
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.sam import attention, image_encoder
+from patchmint.labelers.sam import image_encoder
 from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.model import untrained
@@ -44,7 +45,7 @@ class Compiler:
     def __call__(self, graph, inputs):
         names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
         given = (each for name, each in zip(names, inputs, strict=True) if "parameters" not in name)
-        self.sizes.append(next(each.shape[0] for each in given if each.ndim == 4))
+        self.sizes.append(next(each.shape[0] for each in given if getattr(each, "ndim", 0) == 4))
 
         def run(*values):
             if self.fault is not None:
@@ -154,20 +155,20 @@ def test_a_lack_of_memory_is_no_failure_to_compile(compiler, fault, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sams_encoder_compiles_whole(compiler, dtype, monkeypatch, capsys):
-    """With the attention that it has on a GPU."""
-    monkeypatch.setattr(image_encoder, "Compiled", partial(Compiled, backend=compiler))
-    for way in ("_attend_added", "_attend_lengthened"):
-        monkeypatch.setattr(attention, way, attention._attend_fused)
-    encoder = ImageEncoder(untrained(TINY, seed=3).image_encoder, dtype)
-    squares = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), computing_in(dtype, squares.device):
+def test_two_programs_are_sams_encoder(compiler, monkeypatch, capsys):
+    """One for blocks with windows and one for whole pictures, for any batch, with the attention of a GPU."""
+    monkeypatch.setattr(image_encoder, "CompiledPart", partial(CompiledPart, backend=compiler))
+    monkeypatch.setattr(image_encoder, "_fused", lambda x: True)
+    arch = replace(TINY, depth=5, global_attn_indexes=(1, 4))
+    encoder = ImageEncoder(untrained(arch, seed=3).image_encoder, torch.bfloat16)
+    squares = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), computing_in(torch.bfloat16, squares.device):
         expected = encoder(squares)
-        encoder.compile(4)
+        encoder.compile()
         torch.testing.assert_close(encoder(squares), expected)
-        torch.testing.assert_close(encoder(squares[:1]), expected[:1], atol=0.05, rtol=0.05)
-    assert compiler.sizes == [4, 1]
+        for count in (3, 2, 1):
+            torch.testing.assert_close(encoder(squares[:count]), expected[:count], atol=0.05, rtol=0.05)
+    assert len(compiler.sizes) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -222,7 +223,7 @@ def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     models = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
     assert not hasattr(models.segmenter.detector.model, encoders._COMPILED)
-    assert models.segmenter.masker._encoder._run == models.segmenter.masker._encoder._forward
+    assert models.segmenter.masker._encoder._run == image_encoder._Block.__call__
     assert models.tokenizer._encoder is None
 
 

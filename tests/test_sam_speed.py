@@ -52,21 +52,38 @@ def test_embeddings_are_upstreams(window):
         torch.testing.assert_close(ImageEncoder(sam.image_encoder, torch.float32)(squares), expected)
 
 
-@pytest.mark.parametrize("way", ["_attend_fused", "_attend_added", "_attend_lengthened"])
+@pytest.mark.parametrize("way", ["_attend_added", "_attend_lengthened"])
 @pytest.mark.parametrize("at_once", [2**21, 200, 30])
 def test_every_way_of_attending_is_upstreams(way, at_once, monkeypatch):
-    """The fused one is for GPUs, the last for bfloat16; in blocks of heads, of rows, and of both."""
+    """The last is for bfloat16; in blocks of heads, of rows, and of both."""
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", at_once)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, 2, 5, 5, 4, generator=generator) for _ in range(3))
-    rows, cols = (torch.randn(9, 4, generator=generator) for _ in range(2))
-    flat = [part.flatten(0, 1).flatten(1, 2) for part in (query, key, value)]
-    scores = add_decomposed_rel_pos(flat[0] / 2 @ flat[1].transpose(1, 2), flat[0], rows, cols, (5, 5), (5, 5))
-    expected = (scores.softmax(-1) @ flat[2]).view(query.shape)
+    (query, key, value), rows, cols = attended(3, 2, 5, 5, 4)
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, attention.relative_table(rows, 5))
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, attention.relative_table(cols, 5))
     ours = getattr(attention, way)(query / 2, key, value, by_row, by_col)
-    torch.testing.assert_close(ours.view(query.shape), expected)
+    torch.testing.assert_close(ours.view(query.shape), upstreams_attention(query, key, value, rows, cols))
+
+
+def test_attention_for_gpus_is_upstreams():
+    """On windows as they lie in a picture, row-major with the channels last."""
+    pictures, rows, cols = attended(2, 3, 5, 2, 5, 3, 4)
+    windows = [each.permute(0, 1, 3, 5, 2, 4, 6) for each in pictures]
+    ours = attention.attend_fused(*windows, attention.distance_table(rows, cols))
+    theirs = upstreams_attention(*(each.flatten(0, 2) for each in windows), rows, cols)
+    torch.testing.assert_close(ours, theirs.view(ours.shape))
+
+
+def attended(*shape):
+    """Queries, keys and values of a shape, and weights for distances in windows of 5."""
+    generator = torch.Generator().manual_seed(0)
+    distances = (torch.randn(9, 4, generator=generator) for _ in range(2))
+    return [torch.randn(shape, generator=generator) for _ in range(3)], *distances
+
+
+def upstreams_attention(query, key, value, rows, cols):
+    flat = [part.flatten(0, 1).flatten(1, 2) for part in (query, key, value)]
+    scores = add_decomposed_rel_pos(flat[0] / 2 @ flat[1].transpose(1, 2), flat[0], rows, cols, (5, 5), (5, 5))
+    return (scores.softmax(-1) @ flat[2]).view(query.shape)
 
 
 def test_logits_of_boxes_of_several_pictures_are_upstreams(model):

@@ -101,10 +101,7 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
 
 def _feature_maps(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
     """All levels of images of one size, float (B, 3, h, w)."""
-    from groundingdino.util.misc import NestedTensor
-
-    nothing_padded = torch.zeros(batch.shape[0], *batch.shape[2:], dtype=torch.bool, device=batch.device)
-    stages = [stage.tensors for stage in model.backbone[0](NestedTensor(batch, nothing_padded)).values()]
+    stages = model.backbone[0].forward_raw(batch)  # without upstream's class for padding, which can't be compiled
     maps = [model.input_proj[level](stage) for level, stage in enumerate(stages)]
     for level in range(len(maps), model.num_feature_levels):
         maps.append(model.input_proj[level](stages[-1] if level == len(stages) else maps[-1]))

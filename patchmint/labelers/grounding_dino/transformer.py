@@ -206,7 +206,8 @@ def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
 
 def _box_embedding(boxes: torch.Tensor, width: int) -> torch.Tensor:
     """Embed boxes (B, Q, 4) as y, x, width, height: (B, Q, 4 * width)."""
-    return sine_embedding(boxes[..., [1, 0, 2, 3]], width).flatten(-2)
+    # Slices: a list of places would be copied to the device, and waited for.
+    return sine_embedding(torch.cat([boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]], dim=-1), width).flatten(-2)
 
 
 def fuse(

@@ -77,7 +77,7 @@ class SamMasker:
         self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
         self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
         if compiled and model.device.type == "cuda":
-            self._encoder.compile(self._image_batch)
+            self._encoder.compile()
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: resize to the model's input (`resize_longest_side`)."""
