@@ -85,11 +85,13 @@ class Kernel:
 
     Attributes:
         name: of the operation.
+        dtype: of its answer.
         count: what it does.
         inside: names of the functions around it that `Counter.within` was told of.
     """
 
     name: str
+    dtype: torch.dtype
     count: Count
     inside: tuple[str, ...]
 
@@ -101,12 +103,13 @@ class Counter(TorchDispatchMode):
     Attributes:
         kernels: in order.
         waits: what each blocking copy was: operation and shapes.
-        attention: shapes of queries and keys, and whether there was a mask, of each fused attention.
+        attention: of each fused attention the shapes of queries and keys, whether there was a mask, and whether it may
+            be cuDNN's.
     """
 
     kernels: list[Kernel] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
-    attention: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = field(default_factory=list)
+    attention: list[tuple[tuple[int, ...], tuple[int, ...], bool, bool]] = field(default_factory=list)
     _inside: list[str] = field(default_factory=list)
     _off: bool = False
 
@@ -167,16 +170,18 @@ class Counter(TorchDispatchMode):
             self._wait(name, given)
         if name in _NO_KERNEL or func.is_view or copies or name in _WAITS:
             return
-        self._add(name, *_work(func, name, args, kwargs, given, made, out))
+        self._add(name, made[0].dtype, *_work(func, name, args, kwargs, given, made, out))
 
     def _wait(self, name: str, given: list[Tensor]) -> None:
         self.waits.append(f"{name} of {', '.join(str(tuple(each.shape)) for each in given)}")
-        self.kernels.append(Kernel(name, Count(blocking_copies=1), tuple(self._inside)))
+        self.kernels.append(Kernel(name, given[0].dtype, Count(blocking_copies=1), tuple(self._inside)))
 
-    def _add(self, name: str, moved: float, flops: float, rate: float, more: int = 0, gathered: float = 0) -> None:
+    def _add(
+        self, name: str, dtype: torch.dtype, moved: float, flops: float, rate: float, more: int = 0, gathered: float = 0
+    ) -> None:
         seconds = max(SHORTEST, moved / BANDWIDTH, flops / rate, gathered / GATHERED) + more * SHORTEST
         count = Count(kernels=1 + more, bytes=moved, flops=flops, seconds=seconds)
-        self.kernels.append(Kernel(name, count, tuple(self._inside)))
+        self.kernels.append(Kernel(name, dtype, count, tuple(self._inside)))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
@@ -190,8 +195,9 @@ class Counter(TorchDispatchMode):
         moved += 0 if attn_mask is None else _size(attn_mask)
         width = next((width for width in _HEAD_WIDTHS if width >= query.shape[-1]), query.shape[-1])
         flops = 4 * math.prod(query.shape[:-1]) * key.shape[-2] * width
-        self.attention.append((tuple(query.shape), tuple(key.shape), attn_mask is not None))
-        self._add("attention", moved, flops, ATTENTION if query.dtype != torch.float32 else FULL)
+        allowed = torch.backends.cuda.cudnn_sdp_enabled()
+        self.attention.append((tuple(query.shape), tuple(key.shape), attn_mask is not None, allowed))
+        self._add("attention", out.dtype, moved, flops, ATTENTION if query.dtype != torch.float32 else FULL)
         return out
 
 

@@ -82,7 +82,7 @@ def paper() -> dict[str, Any]:
         if name == "vit-h":
             # ten boxes an image are 60 of 64 in a chunk
             stages["SAM decoder, 10 boxes"] = counted.of("decode").per(images)
-    stages["VQGAN, batch 32"] = vqgan(device).per(32)
+    stages["VQGAN, batch 32"] = vqgan(device).total.per(32)
     stages["CLIP-L/14-336"] = vit(device).per(8)
     whole = {
         captions: stages[f"detector, {captions}"].seconds
@@ -139,14 +139,14 @@ def sam(name: str, device: torch.device, images: int | None = None) -> tuple[Cou
     return counter, images
 
 
-def vqgan(device: torch.device, images: int = 32) -> Count:
+def vqgan(device: torch.device, images: int = 32) -> Counter:
     """Count VQGAN f16-16384 on a batch."""
     with counting() as counter:
         model = on_cuda(partial(Vqgan, vqgan_arch.OFFICIAL["vqgan-imagenet-f16-16384"]))
         tokenizer = VqganTokenizer(model, name="", size=256, fit="pad", device=device, precision=torch.float16)
         counter.clear()
         tokenizer.tokenize([np.zeros((256, 256, 3), np.uint8)] * images)
-    return counter.total
+    return counter
 
 
 def vit(device: torch.device, images: int = 8) -> Count:

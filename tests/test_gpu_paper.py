@@ -43,12 +43,29 @@ def test_a_detectors_pass_waits_for_its_answers_only(detector):
     assert detector.waits == ["_to_copy of (1, 900, 12)", "_to_copy of (1, 900, 4)"]
 
 
+def test_attention_of_many_shapes_is_not_cudnns(detector):
+    """It would make a plan for each length of text."""
+    assert len(detector.attention) == 12 + 2 * 6
+    assert sum(masked for _, _, masked, _ in detector.attention) == 12 + 6
+    assert not any(cudnn for *_, cudnn in detector.attention)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_codes_are_chosen_in_true_float32(gpu):
+    """Convolutions of float32 would be TF32."""
+    counter = gpu.paper.vqgan(CUDA, images=2)
+    full = [kernel.name for kernel in counter.kernels if kernel.count.flops and kernel.dtype == torch.float32]
+    assert full == ["addmm"] * 3  # `quant_conv`, and an image at a time among all codes
+    assert counter.waits == ["item of ()", "_to_copy of (2, 16, 16)"]
+
+
 def test_sams_encoder_keeps_to_its_bounds(gpu):
     counter, _ = gpu.paper.sam("vit-b", CUDA, images=2)
     count = counter.of("encode")
     assert counter.waits == []
     assert 150 < count.kernels <= 340
     assert 4.0 < count.bytes / 2 / 1e9 <= 6.5
+    assert [cudnn for *_, cudnn in counter.attention] == [False] * 12
     # One product a block that isn't a linear layer: of queries and distances. A part of a tensor as what `proj` takes
     # would be another, and its bias a pass of its own.
     assert sum(kernel.name == "bmm" for kernel in counter.kernels if "encode" in kernel.inside) == 12

@@ -100,6 +100,23 @@ def computing_fully(device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def attending_to_any_shape(device: torch.device) -> Iterator[None]:
+    """Within it attention on a GPU isn't cuDNN's, which torch prefers on newer ones: for inputs of ever new shapes.
+
+    It makes a plan for each shape, which takes some tenths of a second: more than the images of that shape.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def store_products(module: nn.Module, dtype: torch.dtype) -> None:
     """Keep the weights of a module's linear and convolution layers in `dtype`, in place.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
@@ -120,7 +121,7 @@ class GroundingDino:
             pixels = [self._normalised(image) for image in resized]
             with computing_in(self.precision, self.device):
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
-        with stage("text", self.device), computing_in(self.precision, self.device):
+        with stage("text", self.device), self._in_any_shape():
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -167,8 +168,13 @@ class GroundingDino:
         levels = to_device(resized, self.device).permute(2, 0, 1).float()
         return (levels / self._white - self._mean) / self._std
 
+    @contextmanager
+    def _in_any_shape(self) -> Iterator[None]:
+        with computing_in(self.precision, self.device), attending_to_any_shape(self.device):
+            yield
+
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with stage("transformer", self.device), computing_in(self.precision, self.device):
+        with stage("transformer", self.device), self._in_any_shape():
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()

@@ -233,8 +233,8 @@ def fuse(
     image, text = block.layer_norm_v(image), block.layer_norm_l(text)
     with computing_fully(image.device):
         keys, key_bias, answers = _tokens_to_image_width(block.attn, text.float())
-    # Upstream's clamp: in float16 a score may leave the range.
-    scores = torch.baddbmm(key_bias, keys, image.mT.to(keys.dtype)).float().clamp(-50_000, 50_000)
+        # Upstream's clamp, which it has for float16.
+        scores = torch.baddbmm(key_bias, keys, image.mT).clamp(-50_000, 50_000)
     scores = scores.view(len(scores), block.attn.num_heads, -1, image.shape[1])  # (B, heads, n, S)
     of_tokens = scores.masked_fill(text_padding[:, None, :, None], -torch.inf).softmax(2).flatten(1, 2)
     of_positions = scores.masked_fill(image_padding[:, None, None], -torch.inf).softmax(3).flatten(1, 2)

@@ -11,7 +11,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks
@@ -134,7 +134,8 @@ class SamMasker:
                 pixels = to_device(image, device).permute(2, 0, 1)
                 # Padded when normalised, as upstream does it (`Sam.preprocess`).
                 square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - mean) / std
-            with computing_in(self._precision, device):
+            # Each number of pictures is a shape, and windows are short.
+            with computing_in(self._precision, device), attending_to_any_shape(device):
                 return self._encoder(squares)
 
     def _decode(
