@@ -1,5 +1,6 @@
 """SAM's own forward against upstream's, tensor by tensor, and masks of pictures with many boxes."""
 
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.labelers.sam.masks import PackedMasks, SamMasks
+from patchmint.labelers.sam.masks import Behind, MaskCollector, PackedMasks, SamMasks
 from patchmint.labelers.sam.model import build_sam, untrained
 
 PHOTO = data.astronaut()[:400]  # 400 x 512
@@ -139,6 +140,48 @@ def test_many_boxes_are_compact_and_say_the_same(model, mode):
         np.testing.assert_allclose(ours, theirs, atol=1e-2)  # a pixel whose logit is 0 to within rounding
         assert (np.abs(ours - theirs) > 1e-12).sum() <= 2
     np.testing.assert_allclose(many.coverage([45], placement), last.coverage([5], placement), atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_on_a_gpu_nothing_waits_for_many_masks(model, mode, monkeypatch):
+    """They are made compact in a thread, in order, and few wait for it."""
+    go, makers = threading.Event(), []
+
+    def made_slowly(collector, logits, original=MaskCollector._made_compact):
+        go.wait(20)
+        makers.append(threading.current_thread().name)
+        return original(collector, logits)
+
+    boxes = random_boxes(70)
+    masker = SamMasker(model, coverage=mode, box_chunk=20)
+    (expected,) = masker.masks([PHOTO], [boxes])
+    monkeypatch.setattr(MaskCollector, "_made_compact", made_slowly)
+    masker._behind = Behind(4)
+    (later,) = masker.masks([PHOTO], [boxes])
+    assert len(later) == 70
+    assert makers == []
+    fifth = threading.Thread(target=masker._behind.begin, args=(lambda: ([], None),))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive()
+    go.set()
+    fifth.join()
+    assert later.rles() == expected.rles()
+    assert {name.partition("_")[0] for name in makers} == {"masks"}
+    placement = grid_preset("llava-1.5-finetune").place((400, 512))
+    np.testing.assert_array_equal(later.coverage([3, 50], placement), expected.coverage([3, 50], placement))
+
+
+def test_what_fails_behind_is_told_to_who_asks(model, monkeypatch):
+    def fail(*_):
+        raise MemoryError("too many masks")
+
+    masker = SamMasker(model)
+    masker._behind = Behind(4)
+    monkeypatch.setattr(MaskCollector, "_made_compact", fail)
+    (later,) = masker.masks([PHOTO], [random_boxes(70)])
+    with pytest.raises(MemoryError, match="too many masks"):
+        later.rles()
 
 
 def test_batches_follow_the_size_of_the_model(model):

@@ -17,11 +17,21 @@ from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage, input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masks import (
+    Behind,
+    MaskCollector,
+    MaskCoverage,
+    input_size,
+    resize_longest_side,
+    scale_boxes,
+)
 from patchmint.types import RgbImage
 
 _HELD = 64
 # Masks of a picture that are kept as logits (256 kB each in the official models); more are made compact at once.
+
+_MOST_WAITING = 16
+# Chunks of logits (16 MB each) for which a GPU doesn't wait until they are compact.
 
 _MOST_BOXES = 64
 _MOST_IMAGES = 16
@@ -76,6 +86,8 @@ class SamMasker:
         numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
         self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
         self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
+        # A CPU has no time to win by it.
+        self._behind = Behind(_MOST_WAITING) if model.device.type == "cuda" else None
         if compiled and model.device.type == "cuda":
             self._encoder.compile()
 
@@ -107,7 +119,7 @@ class SamMasker:
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         side = self._encoder.image_size
         collectors = [
-            MaskCollector(len(array), size, side, self._coverage, held=_HELD)
+            MaskCollector(len(array), size, side, self._coverage, held=_HELD, behind=self._behind)
             for array, size in zip(boxes, sizes, strict=True)
         ]
         busy = [index for index, array in enumerate(boxes) if len(array)]
