@@ -134,7 +134,7 @@ def test_pairs_run_with_their_like():
 
 def test_as_many_pairs_at_once_as_memory_is_for(monkeypatch):
     monkeypatch.setitem(canvas._POSITIONS_AT_ONCE, "cpu", 350)
-    assert [len(batch) for batch in like_pairs([(10, 10)] * 7, [5] * 7, CPU)] == [3, 3, 1]
+    assert [len(batch) for batch in like_pairs([(10, 10)] * 7, [5] * 7, CPU)] == [3, 2, 2]
     assert like_pairs([(100, 100)], [5], CPU) == [[0]]
 
 

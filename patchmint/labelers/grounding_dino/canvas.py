@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from patchmint.compute.devices import to_device
+from patchmint.compute.memory import even_parts
 from patchmint.labelers.grounding_dino.deformable import LevelTable, level_table
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 from patchmint.types import Size
@@ -76,20 +78,19 @@ def like_pairs(shapes: Sequence[Sequence[int]], lengths: Sequence[int], device: 
         Of each batch the numbers of its pairs.
     """
     most = _POSITIONS_AT_ONCE.get(device.type, _POSITIONS_AT_ONCE["cpu"])
-    batches: list[list[int]] = []
+    alike: list[list[int]] = []
     for pair in sorted(range(len(shapes)), key=lambda pair: (*shapes[pair], lengths[pair])):
-        # In this order the batch's first pair is the lowest and its last the highest, but any may be the widest.
-        together = [*batches[-1], pair] if batches else []
-        padded = shapes[pair][0] * max((shapes[each][1] for each in together), default=0)
-        if (
-            together
-            and len(together) * padded <= most
-            and padded <= _MOST_PADDED * min(shapes[each][0] * shapes[each][1] for each in together)
-        ):
-            batches[-1].append(pair)
+        together = [*alike[-1], pair] if alike else []
+        if together and _padded(shapes, together) <= _MOST_PADDED * min(math.prod(shapes[each]) for each in together):
+            alike[-1].append(pair)
         else:
-            batches.append([pair])
-    return batches
+            alike.append([pair])
+    return [pairs[part] for pairs in alike for part in even_parts(len(pairs), most // _padded(shapes, pairs))]
+
+
+def _padded(shapes: Sequence[Sequence[int]], pairs: Sequence[int]) -> int:
+    """Positions of each of some pairs when they are padded to each other, of the first level."""
+    return max(shapes[pair][0] for pair in pairs) * max(shapes[pair][1] for pair in pairs)
 
 
 def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:

@@ -11,6 +11,7 @@ import torch
 
 from patchmint.compute.compiled import Compiled
 from patchmint.compute.devices import to_device
+from patchmint.compute.memory import even_parts
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
 
@@ -91,8 +92,8 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
     features: dict[int, ImageFeatures] = {}
     for (height, width), alike in by_size.items():
         count = images_at_once((height, width), pixels[alike[0]].device)
-        for start in range(0, len(alike), count):
-            indices = alike[start : start + count]
+        for part in even_parts(len(alike), count):
+            indices = alike[part]
             levels = maps(torch.stack([pixels[index] for index in indices]))
             for row, index in enumerate(indices):
                 features[index] = ImageFeatures(tuple(each[row] for each in levels))

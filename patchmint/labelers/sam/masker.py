@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
+from patchmint.compute.memory import even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks
@@ -124,8 +125,8 @@ class SamMasker:
         ]
         busy = [index for index, array in enumerate(boxes) if len(array)]
         with torch.inference_mode():
-            for start in range(0, len(busy), self._image_batch):
-                batch = busy[start : start + self._image_batch]
+            for part in even_parts(len(busy), self._image_batch):
+                batch = busy[part]
                 embeddings = self._encode(
                     [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
                 )
@@ -157,8 +158,7 @@ class SamMasker:
         device = embeddings.device
         all_boxes, all_owners = to_device(boxes, device), to_device(owners, device)
         ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
-        for start in range(0, len(boxes), self._box_chunk):
-            part = slice(start, start + self._box_chunk)
+        for part in even_parts(len(boxes), self._box_chunk):
             with stage("decode", device):
                 logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
             ready = (owners[part], *_start_copy(logits))
