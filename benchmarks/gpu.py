@@ -12,8 +12,10 @@ Sections, the most important first; one for which the time is too short is left 
   periods in which a kernel ran) and by the spans of the build's profile.
 - `auto`: each stage by itself at several sizes of batch, and its ratio to upstream's calls in `build`; TFLOP are those
   of upstream's forward, so that work saved counts as speed; shares are of the measured bfloat16 peak.
+  Each also for transformers' `GroundingDinoForObjectDetection` and `SamModel`, in batches and float16 on a GPU, and how
+  the build compares to the sum of these and of our codes: their time without reading, resizing and labelling.
 - `flips`: labels and codes of the build against one in float32, both on the GPU.
-- `compiled`, `float32`: stages again, compiled at their best size, and in float32.
+- `compiled`, `float32`: stages again, compiled at their best size, and in float32. A row's label says what ran.
 
 No Ray is needed. A machine without a network that has torch, torchvision, transformers, timm, OpenCV, pyarrow,
 scikit-image and scikit-learn still wants 9 MB of wheels (its Python's version in the place of 3.12):
@@ -45,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gpu_build import build, compare, prepare, reference  # noqa: E402
-from gpu_stages import Setting, Stage, matmul_tflops, measure, stages  # noqa: E402
+from gpu_stages import DETECTOR, Setting, Stage, matmul_tflops, measure, stages  # noqa: E402
 
 _NOMINAL = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 """bfloat16 TFLOP/s without sparsity, from the data sheets of the SXM parts where there are several."""
@@ -156,6 +158,7 @@ class Run:
         """Stages at all sizes."""
         self._stages("auto", 15, lambda stage: self._measure(stage, stage.batches))
         self.found["ratios_of_stages"] = self._ratios()
+        self.found["to_transformers"] = self._to_transformers()
 
     def _ratios(self) -> dict[str, float]:
         """How many a stage by itself does in the time in which upstream's calls do one."""
@@ -168,14 +171,32 @@ class Run:
         }
         ratios = {}
         for stage, name in names.items():
-            rates = [row["rate"] for row in self.found["rows"] if row["stage"] == name and "rate" in row]
+            rows = [row for row in self.found["rows"] if row["stage"] == name and row["setting"] == "auto"]
+            rates = [row["rate"] for row in rows if "rate" in row]
             if rates and stage in theirs:
                 ratios[name] = max(rates) * theirs[stage] / 1000
         return ratios
 
+    def _to_transformers(self) -> dict[str, float]:
+        """How many ours does in the time in which transformers' classes do one: each stage, and the build."""
+        best: dict[tuple[str, str], float] = {}
+        for row in self.found["rows"]:
+            if "rate" in row and not row["compiled"]:
+                key = row["stage"], row["setting"]
+                best[key] = max(best.get(key, 0.0), row["rate"])
+        theirs = {name: rate for (name, setting), rate in best.items() if setting == "transformers"}
+        ratios = {name: best[name, "auto"] / rate for name, rate in theirs.items() if (name, "auto") in best}
+        build, sam, texts = self.found.get("build"), self.arguments.sam, self.arguments.texts
+        parts = (f"{DETECTOR}, {texts} text{'s' if texts > 1 else ''}", f"SAM {sam} encoder")
+        if build and all(name in theirs for name in parts) and ("VQGAN f16 codes", "auto") in best:
+            seconds = sum(1 / theirs[name] for name in parts) + 1 / best["VQGAN f16 codes", "auto"]
+            ratios["build"] = build["rate"] * seconds
+        return ratios
+
     def float32(self) -> None:
         """Stages in float32, at their best sizes."""
-        self._stages("float32", 20, lambda stage: self._measure(stage, self._best(stage), setting="float32"))
+        ours = [stage for stage in stages(self.arguments.tiny) if stage.ours]
+        self._stages("float32", 20, lambda stage: self._measure(stage, self._best(stage), setting="float32"), ours)
 
     def compiled(self) -> None:
         """Stages compiled, at their best sizes."""
@@ -184,7 +205,8 @@ class Run:
 
     def _stages(self, name: str, needs: float, work: Callable[[Stage], None], some: list[Stage] | None = None) -> None:
         for stage in some if some is not None else stages(self.arguments.tiny):
-            self._try(f"{name}: {stage.name}", needs, lambda stage=stage: work(stage))
+            of = stage.name if stage.ours else f"{stage.name}, transformers"
+            self._try(f"{name}: {of}", needs, lambda stage=stage: work(stage))
 
     def _measure(
         self, stage: Stage, batches: tuple[int, ...], setting: Setting = "auto", *, compiled: bool = False
@@ -203,6 +225,7 @@ class Run:
 
     def _best(self, stage: Stage) -> tuple[int, ...]:
         rows = [row for row in self.found["rows"] if row["stage"] == stage.name and "rate" in row]
+        rows = [row for row in rows if row["setting"] == "auto"]
         return (max(rows, key=lambda row: row["rate"])["batch"],) if rows else stage.batches[-1:]
 
 
@@ -234,9 +257,9 @@ def show(found: dict[str, Any]) -> None:
     if "peak" in found:
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found["peak"]["measured"].items())
         print(f"TFLOP/s of {found['peak']['side']}^3: {rates}; data sheet {found['peak']['nominal_bfloat16']}")
-    print(f"\n{'':24}{'setting':9}{'batch':>6}{'a second':>10}{'TFLOP':>8}{'TFLOP/s':>9}{'of peak':>9}{'MB':>8}")
+    print(f"\n{'':24}{'setting':13}{'batch':>6}{'a second':>10}{'TFLOP':>8}{'TFLOP/s':>9}{'of peak':>9}{'MB':>8}")
     for row in found["rows"]:
-        line = f"{row['stage']:24}{'compiled' if row['compiled'] else row['setting']:9}{row['batch']:6}"
+        line = f"{row['stage']:24}{'compiled' if row['compiled'] else row['setting']:13}{row['batch']:6}"
         if "rate" not in row:
             print(f"{line} {row['error']}")
             continue
@@ -249,6 +272,7 @@ def show(found: dict[str, Any]) -> None:
     for name in (
         "ratio",
         "ratios_of_stages",
+        "to_transformers",
         "ratio_to_float32",
         "agreement",
         "flips",

@@ -9,6 +9,7 @@ from builds import STAND_IN, build_here, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
 from patchmint.compute.compiled import Compiled, CompiledPart, batch_sizes
+from patchmint.compute.compiled import ran as compiled_calls
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # i
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before():
     torch._dynamo.reset()
+    compiled_calls.clear()
     yield
     torch._dynamo.reset()
 
@@ -84,6 +86,7 @@ def test_answers_are_those_of_the_batch_without_its_padding(compiler):
         for ours, theirs in zip(compiled(batch), double(batch), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert compiler.sizes == [8, 1, 4]
+    assert compiled_calls["it"] == 6
     assert torch.equal(compiler.given[0], torch.cat([batch, batch[-1:], batch[-1:]]))  # no zeros, of 6 as 8
 
 
@@ -130,6 +133,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(capsys):
     assert "there is no compiler here" in told.err
     assert told.err.count("\n") == 1
     assert calls == [1]
+    assert not compiled_calls
 
 
 def test_a_network_in_pieces_is_not_taken_for_a_compiled_one(capsys):

@@ -76,6 +76,9 @@ def test_stages_are_measured_with_tiny_models(tmp_path):
     assert found["left_out"] == []
     stages = {"SAM tiny encoder", "VQGAN f16 codes", "SAM mask decoder", "ViT features"}
     assert {row["stage"] for row in found["rows"]} == stages
+    assert {row["compiled"] for row in found["rows"]} == {False}
+    theirs = {row["stage"] for row in found["rows"] if row["setting"] == "transformers"}
+    assert theirs == found["to_transformers"].keys() == {"SAM tiny encoder", "SAM mask decoder"}
     for row in found["rows"]:
         assert row["rate"] > 0
         assert row["tflops"] == pytest.approx(row["rate"] * row["tflop"])

@@ -13,6 +13,7 @@ Compiled kernels are kept on disk by torch, so a worker that starts anew has the
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +33,10 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return (*(2**power for power in range((most - 1).bit_length())), most)
 
 
+ran: Counter[str] = Counter()
+"""Calls that ran compiled, by the name of what ran."""
+
+
 class _Telling:
     """Something that runs compiled until that fails, for whatever reason (no compiler here, say), and then as it is.
 
@@ -45,7 +50,7 @@ class _Telling:
     def _tried(self, run: Callable[[], Answer]) -> Answer | None:
         """Run; None if that can't be done."""
         try:
-            return run()
+            answer = run()
         except torch.AcceleratorError:
             raise  # whoever asks gives the device up
         except Exception as error:
@@ -56,6 +61,8 @@ class _Telling:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
             print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
             return None
+        ran[self._name] += 1
+        return answer
 
 
 class CompiledPart(_Telling):
