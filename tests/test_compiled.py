@@ -15,8 +15,9 @@ from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
-from patchmint.labelers.grounding_dino import encoders
+from patchmint.labelers.grounding_dino import deformable, encoders, transformer
 from patchmint.labelers.grounding_dino import model as dino_model
+from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
 from patchmint.labelers.sam import image_encoder
 from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
@@ -24,6 +25,7 @@ from patchmint.labelers.sam.model import untrained
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
 from patchmint.tokenizers.vqgan import tokenizer as vqgan_tokenizer
+from patchmint.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own, when it looks for compilers
 
@@ -192,6 +194,37 @@ def test_the_detectors_backbone_compiles_whole(compiler, dtype, monkeypatch, cap
         for level, wanted in zip(ours.levels, theirs.levels, strict=True):
             torch.testing.assert_close(level, wanted)
     assert compiler.sizes == [4]  # of one size, 4 and 3 padded; the single one of another runs as it is
+    assert capsys.readouterr().err == ""
+
+
+def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
+    """One for the encoder's layers and two for the decoder's, the last of which moves no box: for any images, texts."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(transformer, "CompiledPart", partial(CompiledPart, backend=backend))
+    for module in (transformer, deformable):
+        monkeypatch.setattr(module, "works_in_parts", lambda device: False)  # as on a GPU
+    model = dino_model.untrained(replace(dino_arch.TINY, encoder_layers=2, decoder_layers=3))
+    vocabulary = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        sizes = [(64, 80), (64, 80), (96, 64), (128, 160)]
+        images = encoders.encode_images(model, [torch.randn(3, *size, generator=generator) for size in sizes])
+        texts = [Text("a red cat"), Text("dogs"), Text("a long text of words"), Text("this")]
+        prompts = encoders.encode_prompts(model, [caption_prompts(text, vocabulary)[0] for text in texts], device)
+        pairs = [(images[:count], prompts[:count]) for count in (2, 3, 4)]
+        expected = [transformer.match(model, *pair) for pair in pairs]
+        transformer.compile_layers(model)
+        for pair, wanted in zip(pairs, expected, strict=True):
+            found = transformer.match(model, *pair)
+            torch.testing.assert_close(found.boxes, wanted.boxes)
+            torch.testing.assert_close(found.logits, wanted.logits)
+    assert len(made) == 3
     assert capsys.readouterr().err == ""
 
 

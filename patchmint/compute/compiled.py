@@ -22,6 +22,7 @@ from torch import Tensor
 
 from patchmint.compute.memory import ran_out
 
+_T = TypeVar("_T")
 Answer = TypeVar("Answer", Tensor, list[Tensor])
 
 _MOST_SHAPES = 8
@@ -47,7 +48,7 @@ class _Telling:
         self._name = name
         self._failed = False
 
-    def _tried(self, run: Callable[[], Answer]) -> Answer | None:
+    def _tried(self, run: Callable[[], _T]) -> _T | None:
         """Run; None if that can't be done."""
         try:
             answer = run()
@@ -71,32 +72,43 @@ class CompiledPart(_Telling):
     A whole network would be compiled anew for each size of batch, and takes minutes; its blocks take seconds.
 
     Example:
-        >>> run = CompiledPart(Block.__call__, name="the encoder")
+        >>> run = CompiledPart(Block.__call__, name="the encoder", axes=[(0,)])
         >>> for block in blocks:
         ...     x = run(block, x)
     """
 
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], *, name: str, backend: str = "inductor") -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        axes: Sequence[tuple[int, ...]],
+        backend: str = "inductor",
+    ) -> None:
         """Nothing is compiled before it is called.
 
         Args:
-            function: of an object and a tensor (B, ...), B of any size. Objects are of one kind if they have the same
+            function: of an object and tensors, the first (B, ...). Objects are of one kind if they have the same
                 numbers and shapes of weights.
             name: of the network, in messages.
+            axes: of each tensor those whose sizes change from call to call; all others are compiled in.
             backend: of `torch.compile`.
         """
         super().__init__(name)
         self._function = function
+        self._axes = axes
         # Whole or not at all: a part in pieces would be slow without a word.
         self._compiled = torch.compile(function, fullgraph=True, backend=backend)
 
-    def __call__(self, part: Any, x: Tensor) -> Tensor:
+    def __call__(self, part: Any, *tensors: Any) -> Any:
         """Run it; a batch of one as it is, for which torch would compile it once more."""
         answer = None
-        if len(x) > 1 and not self._failed:
-            torch._dynamo.mark_dynamic(x, 0)
-            answer = self._tried(lambda: self._compiled(part, x))
-        return self._function(part, x) if answer is None else answer
+        if len(tensors[0]) > 1 and not self._failed:
+            for tensor, axes in zip(tensors, self._axes, strict=True):
+                for axis in axes:
+                    torch._dynamo.mark_dynamic(tensor, axis)
+            answer = self._tried(lambda: self._compiled(part, *tensors))
+        return self._function(part, *tensors) if answer is None else answer
 
 
 class Compiled(_Telling, Generic[Answer]):

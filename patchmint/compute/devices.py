@@ -59,6 +59,11 @@ def to_device(data: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> to
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def works_in_parts(device: torch.device) -> bool:
+    """Whether large work is best cut into parts that stay in a cache; elsewhere each costs the start of kernels."""
+    return device.type == "cpu"
+
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -27,7 +27,7 @@ from patchmint.labelers.grounding_dino.encoders import (
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
-from patchmint.labelers.grounding_dino.transformer import match
+from patchmint.labelers.grounding_dino.transformer import compile_layers, match
 from patchmint.types import RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -56,7 +56,7 @@ class GroundingDino:
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
         device: where to run; the model is moved there.
         precision: number format of the large products; the model's weights for them are kept in it.
-        compiled: compile the image backbone, on a GPU. What comes after it isn't: its shapes change with each batch.
+        compiled: compile the image backbone, and a layer each of encoder and decoder, on a GPU.
 
     Raises:
         WeightsMismatchError: the vocabulary isn't of the size of the model's embedding table.
@@ -90,6 +90,7 @@ class GroundingDino:
         store_reduced(model, precision)
         if compiled and self.device.type == "cuda":
             compile_backbone(model, self.device)
+            compile_layers(model)
 
     @torch.inference_mode()
     def detect(

@@ -39,7 +39,7 @@ class ImageEncoder:
 
     def compile(self) -> None:
         """From the next call on run the blocks compiled (`patchmint.compute.compiled`)."""
-        self._run = CompiledPart(_Block.__call__, name="SAM's image encoder")
+        self._run = CompiledPart(_Block.__call__, name="SAM's image encoder", axes=[(0,)])
 
     @property
     def image_size(self) -> int:
