@@ -40,6 +40,7 @@ _NO_KERNEL = {
     "lift_fresh", "detach", "alias", "expand", "view", "set_", "resize_",
 }  # fmt: skip
 _GATHERS = {"index", "gather", "embedding", "index_select"}
+_ALONE = {"topk", "sort", "native_group_norm"}
 _WAITS = {"nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal"}
 
 
@@ -97,6 +98,22 @@ class Kernel:
 
 
 @dataclass
+class _Op:
+    """An operation inside of something compiled.
+
+    Attributes:
+        kernel: what it would be by itself.
+        alone: whether a compiler leaves it a kernel of its own.
+        reads, writes: bytes by memory.
+    """
+
+    kernel: Kernel
+    alone: bool
+    reads: dict[int, int]
+    writes: dict[int, int]
+
+
+@dataclass
 class Counter(TorchDispatchMode):
     """Counts all that is dispatched while it is on.
 
@@ -112,6 +129,8 @@ class Counter(TorchDispatchMode):
     attention: list[tuple[tuple[int, ...], tuple[int, ...], bool, bool]] = field(default_factory=list)
     _inside: list[str] = field(default_factory=list)
     _off: bool = False
+    _region: list[_Op] | None = None
+    _held: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -139,6 +158,21 @@ class Counter(TorchDispatchMode):
             yield
         finally:
             self._inside.pop()
+
+    def compiled(self, function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        """In the place of `torch.compile`: what it does by itself is counted as a compiler would fuse it."""
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            self._region = []
+            try:
+                answer = function(*arguments, **named)
+                kept = {_memory(leaf) for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)}
+                self.kernels += fused(self._region, kept)
+            finally:
+                self._region, self._held = None, []
+            return answer
+
+        return run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -170,18 +204,25 @@ class Counter(TorchDispatchMode):
             self._wait(name, given)
         if name in _NO_KERNEL or func.is_view or copies or name in _WAITS:
             return
-        self._add(name, made[0].dtype, *_work(func, name, args, kwargs, given, made, out))
+        self._add(name, given, made, *_work(func, name, args, kwargs, given, made, out))
 
     def _wait(self, name: str, given: list[Tensor]) -> None:
         self.waits.append(f"{name} of {', '.join(str(tuple(each.shape)) for each in given)}")
         self.kernels.append(Kernel(name, given[0].dtype, Count(blocking_copies=1), tuple(self._inside)))
 
     def _add(
-        self, name: str, dtype: torch.dtype, moved: float, flops: float, rate: float, more: int = 0, gathered: float = 0
-    ) -> None:
+        self, name: str, given: list[Tensor], made: list[Tensor], moved: float, flops: float, rate: float,
+        more: int = 0, gathered: float = 0,
+    ) -> None:  # fmt: skip
         seconds = max(SHORTEST, moved / BANDWIDTH, flops / rate, gathered / GATHERED) + more * SHORTEST
         count = Count(kernels=1 + more, bytes=moved, flops=flops, seconds=seconds)
-        self.kernels.append(Kernel(name, dtype, count, tuple(self._inside)))
+        kernel = Kernel(name, made[0].dtype, count, tuple(self._inside))
+        if self._region is None:
+            self.kernels.append(kernel)
+            return
+        self._held += [*given, *made]  # or another tensor could get the memory of one that is gone
+        reads, writes = ({_memory(each): _size(each) for each in side} for side in (given, made))
+        self._region.append(_Op(kernel, flops > 0 or gathered > 0 or name in _ALONE, reads, writes))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
@@ -191,14 +232,68 @@ class Counter(TorchDispatchMode):
         self._off = True
         out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
         self._off = False
-        moved = sum(_size(each) for each in (query, key, value, out))
-        moved += 0 if attn_mask is None else _size(attn_mask)
+        given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
+        moved = sum(_size(each) for each in (*given, out))
         width = next((width for width in _HEAD_WIDTHS if width >= query.shape[-1]), query.shape[-1])
         flops = 4 * math.prod(query.shape[:-1]) * key.shape[-2] * width
         allowed = torch.backends.cuda.cudnn_sdp_enabled()
         self.attention.append((tuple(query.shape), tuple(key.shape), attn_mask is not None, allowed))
-        self._add("attention", out.dtype, moved, flops, ATTENTION if query.dtype != torch.float32 else FULL)
+        self._add("attention", given, [out], moved, flops, ATTENTION if query.dtype != torch.float32 else FULL)
         return out
+
+
+def fused(ops: list[_Op], kept: set[int]) -> list[Kernel]:
+    """Kernels that a compiler makes of operations: what only moves numbers joins what it gets them from, or shares.
+
+    Two may be one kernel unless a product of matrices, or the like, lies between them on any way. Such a kernel reads
+    what others made and writes what others read.
+
+    Args:
+        ops: in order.
+        kept: memory of what is given back.
+    """
+    group = list(range(len(ops)))  # of each operation the first one it is joined with
+    level = [0] * len(ops)
+    maker: dict[int, int] = {}
+    readers: dict[tuple[int, int], int] = {}
+
+    def first(op: int) -> int:
+        while group[op] != op:
+            op = group[op]
+        return op
+
+    for number, op in enumerate(ops):
+        sources = [maker[each] for each in op.reads if each in maker]
+        level[number] = max((level[source] + (op.alone or ops[source].alone) for source in sources), default=0)
+        if not op.alone:
+            shared = [readers[key] for each in op.reads if (key := (each, level[number])) in readers]
+            near = [source for source in sources if not ops[source].alone and level[source] == level[number]]
+            for other in (*near, *shared):
+                one, two = sorted((first(number), first(other)))
+                group[two] = one
+            readers.update({(each, level[number]): number for each in op.reads})
+        maker.update(dict.fromkeys(op.writes, number))
+
+    members: dict[int, list[int]] = {}
+    for number in range(len(ops)):
+        members.setdefault(first(number), []).append(number)
+    return [_one([ops[number] for number in each], ops, kept) for each in members.values()]
+
+
+def _one(together: list[_Op], ops: list[_Op], kept: set[int]) -> Kernel:
+    if together[0].alone:
+        return together[0].kernel
+    made = {memory: size for op in together for memory, size in op.writes.items()}
+    read = {memory: size for op in together for memory, size in op.reads.items() if memory not in made}
+    inside = set(map(id, together))
+    wanted = kept | {memory for op in ops if id(op) not in inside for memory in op.reads}
+    moved = sum(read.values()) + sum(size for memory, size in made.items() if memory in wanted)
+    kernel = together[-1].kernel
+    return Kernel("fused", kernel.dtype, Count(1, moved, 0, 0, max(SHORTEST, moved / BANDWIDTH)), kernel.inside)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -262,11 +357,13 @@ def counting() -> Iterator[Counter]:
         for target, name, value in (
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+            (torch._dynamo, "mark_dynamic", lambda *_: None),
             (torch.cuda, "Event", lambda *_, **__: event),
             (torch.cuda, "current_stream", lambda *_: None),
             (Tensor, "pin_memory", lambda self: self),
             (Tensor, "numpy", _numpy),
             (nn.Module, "_apply", _apply),
+            (torch, "compile", counter.compiled),
             (nn.functional, "scaled_dot_product_attention", counter.attend),
         ):
             stack.enter_context(mock.patch.object(target, name, value))

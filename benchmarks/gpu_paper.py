@@ -68,81 +68,79 @@ def main() -> None:
 
 
 def paper() -> dict[str, Any]:
-    """All figures: `stages`, shares of an image; `ms_1`, `ms_5` of the pipeline, and so on."""
+    """All figures: `stages`, shares of an image, as it is and compiled; `ms_1`, `ms_5` of the pipeline, and so on."""
     device = torch.device("cuda")
     stages: dict[str, Count] = {}
-    for captions in (1, 5):
-        with counting() as counter:
-            detect(counter, device, captions)
-        for name in DETECTOR:
-            stages[f"{name}, {captions}"] = counter.of(name).per(IMAGES)
-        stages[f"deformable attention, {captions}"] = counter.of("deformable_attention").per(IMAGES)
-        stages[f"detector, {captions}"] = counter.total.per(IMAGES)
-    for name in ("vit-h", "vit-l", "vit-b"):
-        counted, images = sam(name, device)
-        stages[f"SAM {name} encoder"] = counted.of("encode").per(images)
-        if name == "vit-h":
-            # ten boxes an image are 60 of 64 in a chunk
+    for compiled in (False, True):
+        as_what = ", compiled" if compiled else ""
+        for captions in (1, 5):
+            with counting() as counter:
+                detect(counter, device, captions, compiled=compiled)
+            for name in (*DETECTOR, "deformable attention"):
+                stages[f"{name}, {captions}{as_what}"] = counter.of(name).per(IMAGES)
+            stages[f"detector, {captions}{as_what}"] = counter.total.per(IMAGES)
+        for name in ("vit-h", "vit-l", "vit-b"):
+            counted, images = sam(name, device, compiled=compiled)
+            stages[f"SAM {name} encoder{as_what}"] = counted.of("encode").per(images)
             stages["SAM decoder, 10 boxes"] = counted.of("decode").per(images)
+        stages[f"VQGAN, batch 32{as_what}"] = vqgan(device, compiled=compiled).total.per(32)
     stages["transformers' detector, 1"] = transformers_classes(device, "detector").per(IMAGES)
     stages["transformers' SAM vit-h encoder"] = transformers_classes(device, "sam").per(8)
-    stages["VQGAN, batch 32"] = vqgan(device).total.per(32)
     stages["CLIP-L/14-336"] = vit(device).per(8)
-    whole = {
-        captions: stages[f"detector, {captions}"].seconds
-        + stages["SAM vit-h encoder"].seconds
-        + captions * stages["SAM decoder, 10 boxes"].seconds
-        + stages["VQGAN, batch 32"].seconds
-        for captions in (1, 5)
-    }
-    theirs = {
-        captions: captions * (stages["transformers' detector, 1"].seconds + stages["SAM decoder, 10 boxes"].seconds)
-        + stages["transformers' SAM vit-h encoder"].seconds
-        + stages["VQGAN, batch 32"].seconds
-        for captions in (1, 5)
-    }
-    one = stages["detector, 1"]
-    return {
-        "ms_1": whole[1] * 1e3,
-        "ms_5": whole[5] * 1e3,
-        "transformers_ms_1": theirs[1] * 1e3,
-        "transformers_ms_5": theirs[5] * 1e3,
-        "kernels_detector": round(one.kernels * IMAGES),
-        "gbytes_detector": one.bytes / 1e9,
-        "blocking_copies": round(one.blocking_copies * IMAGES),
-        "stages": {name: count.as_row() for name, count in stages.items()},
-    }
+
+    def pipeline(captions: int, as_what: str = "") -> float:
+        parts = (f"detector, {captions}{as_what}", f"SAM vit-h encoder{as_what}", f"VQGAN, batch 32{as_what}")
+        return 1e3 * sum((stages[name].seconds for name in parts), captions * stages["SAM decoder, 10 boxes"].seconds)
+
+    def theirs(captions: int) -> float:
+        each = stages["transformers' detector, 1"].seconds + stages["SAM decoder, 10 boxes"].seconds
+        parts = ("transformers' SAM vit-h encoder", "VQGAN, batch 32")
+        return 1e3 * sum((stages[name].seconds for name in parts), captions * each)
+
+    found: dict[str, Any] = {}
+    for captions in (1, 5):
+        found[f"ms_{captions}"] = pipeline(captions)
+        found[f"compiled_ms_{captions}"] = pipeline(captions, ", compiled")
+        found[f"transformers_ms_{captions}"] = theirs(captions)
+    for prefix, as_what in (("", ""), ("compiled_", ", compiled")):
+        one = stages[f"detector, 1{as_what}"]
+        found[f"{prefix}kernels_detector"] = round(one.kernels * IMAGES)
+        found[f"{prefix}gbytes_detector"] = one.bytes / 1e9
+    found["blocking_copies"] = round(stages["detector, 1"].blocking_copies * IMAGES)
+    return found | {"stages": {name: count.as_row() for name, count in stages.items()}}
 
 
 def table(found: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{'an image':28}{'ms':>8}{'GB':>8}{'TFLOP':>8}{'kernels':>9}{'waits':>7}"]
+    lines = [f"{'an image':34}{'ms':>8}{'GB':>8}{'TFLOP':>8}{'kernels':>9}{'waits':>7}"]
     for name, row in found["stages"].items():
         lines.append(
-            f"{name:28}{row['ms']:8.2f}{row['gbytes']:8.2f}{row['tflop']:8.3f}{row['kernels']:9.1f}"
+            f"{name:34}{row['ms']:8.2f}{row['gbytes']:8.2f}{row['tflop']:8.3f}{row['kernels']:9.1f}"
             f"{row['blocking_copies']:7.2f}"
         )
     lines.append(", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "stages"))
     return "\n".join(lines)
 
 
-def detect(counter: Counter, device: torch.device, captions: int, images: int = IMAGES) -> None:
+def detect(
+    counter: Counter, device: torch.device, captions: int, images: int = IMAGES, *, compiled: bool = False
+) -> None:
     """Count the detector at official size on a pass of images with so many captions each."""
     arch = dino_arch.OFFICIAL["groundingdino-swint-ogc"]
     model = on_cuda(partial(dino_model.untrained, arch))
     vocabulary = Vocabulary.of_characters(arch.text_vocabulary)
-    detector = GroundingDino(model, arch, vocabulary, device=str(device), precision=torch.bfloat16)
+    detector = GroundingDino(model, arch, vocabulary, device=str(device), precision=torch.bfloat16, compiled=compiled)
     counter.clear()
     texts = [[Text("a" * (WORDS - 3))] * captions] * images
     with _noted(counter, _DINO_PARTS):
         detector.detect([PHOTOGRAPH] * images, texts)
 
 
-def sam(name: str, device: torch.device, images: int | None = None) -> tuple[Counter, int]:
+def sam(name: str, device: torch.device, images: int | None = None, *, compiled: bool = False) -> tuple[Counter, int]:
     """Count SAM on as many pictures as it takes at once, with ten boxes each; how many those are."""
     with counting() as counter:
         model = on_cuda(partial(build_sam, sam_arch.OFFICIAL[f"sam-{name}"]))
-        masker = SamMasker(model, device=str(device), precision=torch.bfloat16)
+        masker = SamMasker(model, device=str(device), precision=torch.bfloat16, compiled=compiled)
         images = images or masker._image_batch
         counter.clear()
         boxes = np.array([[10, 10, 200, 300]] * BOXES, np.float32)
@@ -166,11 +164,12 @@ def transformers_classes(device: torch.device, which: str) -> Count:
     return counter.total
 
 
-def vqgan(device: torch.device, images: int = 32) -> Counter:
+def vqgan(device: torch.device, images: int = 32, *, compiled: bool = False) -> Counter:
     """Count VQGAN f16-16384 on a batch."""
     with counting() as counter:
         model = on_cuda(partial(Vqgan, vqgan_arch.OFFICIAL["vqgan-imagenet-f16-16384"]))
-        tokenizer = VqganTokenizer(model, name="", size=256, fit="pad", device=device, precision=torch.float16)
+        settings: dict[str, Any] = {"size": 256, "fit": "pad", "device": device, "precision": torch.float16}
+        tokenizer = VqganTokenizer(model, name="", **settings, compiled=compiled)
         counter.clear()
         tokenizer.tokenize([np.zeros((256, 256, 3), np.uint8)] * images)
     return counter
@@ -193,7 +192,7 @@ _DINO_PARTS = (
     ("patchmint.labelers.grounding_dino.detector", "encode_prompts", "text"),
     (transformer, "propose", "fusion"),
     (transformer, "refine", "decoder"),
-    (transformer, "deformable_attention", "deformable_attention"),
+    (transformer, "deformable_attention", "deformable attention"),
 )
 
 

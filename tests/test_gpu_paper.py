@@ -71,6 +71,35 @@ def test_sams_encoder_keeps_to_its_bounds(gpu):
     assert sum(kernel.name == "bmm" for kernel in counter.kernels if "encode" in kernel.inside) == 12
 
 
+@pytest.mark.skipif(not torch.__version__.startswith("2.11"), reason="slow; `make test-torch211` runs it")
+def test_what_is_compiled_does_with_half_the_passes(gpu):
+    with gpu.counts.counting() as counter:
+        gpu.paper.detect(counter, CUDA, captions=1, images=5, compiled=True)  # half a pass, or the backbone isn't
+    for stage, kernels, gbytes in (("backbone", 230, 3.5), ("fusion", 750, 6.5), ("decoder", 420, 1.2)):
+        count = counter.of(stage)
+        assert kernels / 2 < count.kernels <= kernels
+        assert gbytes / 2 < count.bytes / 5 / 1e9 <= gbytes
+    encoder, _ = gpu.paper.sam("vit-b", CUDA, images=2, compiled=True)
+    assert encoder.of("encode").bytes / 2 / 1e9 < 5.5
+
+
+def test_fusing_joins_what_no_product_parts(gpu):
+    """A norm, an activation and sums around a product: one kernel before it, one behind it, and what they pass on."""
+    with gpu.counts.counting() as counter, torch.inference_mode():
+        x, weight = torch.empty(64, 32, device=CUDA), torch.empty(32, 32, device=CUDA)
+        counter.clear()
+
+        @counter.compiled
+        def block(x):
+            normed = torch.nn.functional.layer_norm(x * 2 + 1, (32,))
+            return torch.relu(normed @ weight) + x
+
+        block(x)
+    assert [kernel.name for kernel in counter.kernels] == ["fused", "mm", "fused"]
+    size = 64 * 32 * 4
+    assert [kernel.count.bytes for kernel in counter.kernels] == [2 * size, 2 * size + 32 * 32 * 4, 3 * size]
+
+
 def test_counting_sees_waits_and_products(gpu):
     with gpu.counts.counting() as counter, torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         boxes = torch.empty(2, 9, 10, 4, device=CUDA, dtype=torch.bfloat16)
