@@ -75,10 +75,10 @@ def test_sams_encoder_keeps_to_its_bounds(gpu):
 def test_what_is_compiled_does_with_half_the_passes(gpu):
     with gpu.counts.counting() as counter:
         gpu.paper.detect(counter, CUDA, captions=1, images=5, compiled=True)  # half a pass, or the backbone isn't
-    for stage, kernels, gbytes in (("backbone", 230, 3.5), ("fusion", 750, 6.5), ("decoder", 420, 1.2)):
+    for stage, kernels, gbytes in (("backbone", 230, 27.0), ("fusion", 750, 31.0), ("decoder", 420, 6.0)):
         count = counter.of(stage)
         assert kernels / 2 < count.kernels <= kernels
-        assert gbytes / 2 < count.bytes / 5 / 1e9 <= gbytes
+        assert gbytes / 2 < count.bytes / 1e9 <= gbytes  # of the pass; the backbone's is padded to nine images
     encoder, _ = gpu.paper.sam("vit-b", CUDA, images=2, compiled=True)
     assert encoder.of("encode").bytes / 2 / 1e9 < 5.5
 

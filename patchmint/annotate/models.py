@@ -132,7 +132,7 @@ class AnnotationModels:
         Args:
             config: the settings.
             device: "cpu", "cuda" or "cuda:N".
-            compiled: compile the image encoders, on a GPU.
+            compiled: compile the models' large networks, on a GPU.
 
         Raises:
             WeightsError: a checkpoint is missing or can't be used.
