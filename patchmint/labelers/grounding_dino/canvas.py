@@ -107,12 +107,7 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
     own = to_device(torch.tensor([[each.shape[:0:-1] for each in image.levels] for image in images]), device)
     parts: list[tuple[torch.Tensor, ...]] = []
     for level, (height, width) in enumerate(shapes):
-        maps = torch.zeros(len(images), images[0].levels[level].shape[0], height, width, device=device)
-        padding = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
-        for row, image in enumerate(images):
-            h, w = image.levels[level].shape[1:]
-            maps[row, :, :h, :w] = image.levels[level]
-            padding[row, :h, :w] = False
+        maps, padding = _side_by_side([image.levels[level] for image in images], (height, width))
         position = model.backbone[1](NestedTensor(maps, padding)) + model.transformer.level_embed[level][:, None, None]
         proposals, usable = _proposals(own[:, level], (height, width), level)
         parts.append(
@@ -121,6 +116,20 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
     memory, position, padding, proposals, usable = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
     proposals = proposals.masked_fill(~usable[..., None], torch.inf)
     return ImageBatch(shapes, levels, memory, position, padding, own / levels.sizes, proposals, usable)
+
+
+def _side_by_side(maps: Sequence[torch.Tensor], shape: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps (C, h, w) padded with zeros: float32 (B, C, height, width), and bool (B, height, width), True on padding."""
+    device = maps[0].device
+    if all(each.shape[1:] == shape for each in maps):  # as mostly, and two kernels in the place of two a map
+        return torch.stack([*maps]).float(), torch.zeros(len(maps), *shape, dtype=torch.bool, device=device)
+    padded = torch.zeros(len(maps), maps[0].shape[0], *shape, device=device)
+    padding = torch.ones(len(maps), *shape, dtype=torch.bool, device=device)
+    for row, each in enumerate(maps):
+        height, width = each.shape[1:]
+        padded[row, :, :height, :width] = each
+        padding[row, :height, :width] = False
+    return padded, padding
 
 
 def batch_prompts(prompts: Sequence[PromptFeatures]) -> PromptBatch:
