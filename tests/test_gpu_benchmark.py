@@ -70,7 +70,7 @@ def test_parity_sees_a_difference(gpu, monkeypatch):
     assert {name: value for name, value in same.items() if value != name.startswith("equal")} == {}
     formats["of"] = torch.bfloat16
     for name, value in gpu.main.parity(torch.device("cpu"), tiny=True).items():
-        assert 0.8 < value < 1 if name.startswith("equal") else 0 < value < 0.2, (name, value)
+        assert 0.8 < value < 1 if name.startswith("equal") else 0 < value < 0.5, (name, value)
 
 
 def test_stages_are_measured_with_tiny_models(tmp_path):
