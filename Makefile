@@ -3,13 +3,16 @@
 PYTHON ?= python3
 VENV   := .venv
 OVERLAY := .venv-transformers4
+# What a bare GPU machine has: its Python, and its torch and transformers (requirements-torch211.in).
+TORCH211 := .venv-torch211
+PYTHON312 ?= 3.12
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 # uv shows its progress on a terminal; a log gets the lines that say what happens.
 QUIET  := $(shell test -t 2 || echo --quiet)
 INSTALL := $(UV) pip install $(QUIET) --python $(BIN)/python
 
-.PHONY: setup setup-dev demo quickstart docs pictures browser test quick durations check chaos conformance lint types layers format lock relock clean
+.PHONY: setup setup-dev demo quickstart docs pictures browser test test-torch211 quick durations check chaos conformance lint types layers format lock relock clean
 
 # What patchmint runs on; and what its tests and checks need on top.
 setup: $(VENV)/.ready
@@ -69,6 +72,17 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=107374
 test: setup-dev
 	$(TESTS)
 
+$(TORCH211)/.ready: $(UV) requirements-torch211.lock
+	@echo "Making $(TORCH211) for another torch: 2.8 GB to download" >&2
+	test -x $(TORCH211)/bin/python || $(UV) venv $(QUIET) --python $(PYTHON312) $(TORCH211)
+	$(UV) pip install $(QUIET) --python $(TORCH211)/bin/python --require-hashes -r requirements-torch211.lock
+	touch $@
+
+# The models, what is compiled of them, and their kernels on paper, as on a GPU machine; not part of `make test`.
+test-torch211: $(TORCH211)/.ready
+	OMP_NUM_THREADS=1 $(TORCH211)/bin/python -m pytest -n 0 $(patsubst %,tests/test_%.py,$(TORCH211_TESTS))
+TORCH211_TESTS := compiled gpu_benchmark gpu_paper grounding_dino grounding_dino_speed sam sam_speed vqgan vit
+
 # Without models of official size, Ray, Chromium, kills, and cold starts: scripts, measures of memory, mypy on the wheel, the
 # site, transformers 4.
 quick: setup-dev
@@ -105,14 +119,16 @@ format: setup-dev
 # `relock` adds and drops what the requirements do, and keeps every other version; `lock` takes new versions on purpose.
 # --no-emit-index-url keeps registry addresses out of the locks.
 COMPILE = $(UV) pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version 3.11 --no-emit-index-url
+COMPILE12 = $(subst 3.11,3.12,$(COMPILE))
 lock: UPGRADE := --upgrade
 lock relock: $(UV)
 	$(COMPILE) requirements-uv.in -o requirements-uv.lock
 	$(COMPILE) pyproject.toml -o requirements.lock
 	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock -o requirements-dev.lock
 	$(COMPILE) requirements-transformers4.in --no-deps -o requirements-transformers4.lock
+	$(COMPILE12) pyproject.toml --extra dev --override requirements-torch211.in -o requirements-torch211.lock
 	$(COMPILE) tests/conformance/requirements-datasets.in -o tests/conformance/requirements-datasets.lock
 	for reader in ray wids energon; do $(COMPILE) tests/conformance/requirements-$$reader.in --no-deps -o tests/conformance/requirements-$$reader.lock; done
 
 clean:
-	rm -rf $(VENV) $(OVERLAY) .venv-conformance build dist *.egg-info
+	rm -rf $(VENV) $(OVERLAY) $(TORCH211) .venv-conformance build dist *.egg-info

@@ -5,6 +5,7 @@ r"""Everything that is to be known of patchmint on a GPU, in one run of eight mi
 
 Sections, the most important first; one for which the time is too short is left out, and said to be:
 
+- `parity`: what the models say there in the formats of `auto`, against the CPU in float32, on four photographs.
 - `peak`: what the device does in products of matrices.
 - `build`: `patchmint build --profile` (local, one worker, settings as they come) against upstream's calls one image at
   a time in float32 (`reference_loop.py`) on the first of the same images: ratio of images a second once models are
@@ -12,8 +13,11 @@ Sections, the most important first; one for which the time is too short is left 
   periods in which a kernel ran) and by the spans of the build's profile.
 - `auto`: each stage by itself at several sizes of batch, and its ratio to upstream's calls in `build`; TFLOP are those
   of upstream's forward, so that work saved counts as speed; shares are of the measured bfloat16 peak.
+  Each also for transformers' `GroundingDinoForObjectDetection` and `SamModel`, in batches and float16 on a GPU, and how
+  the build compares to the sum of these and of our codes: their time without reading, resizing and labelling.
+- `profile`: the kernels of the slowest of our stages.
 - `flips`: labels and codes of the build against one in float32, both on the GPU.
-- `compiled`, `float32`: stages again, compiled at their best size, and in float32.
+- `compiled`, `float32`: stages again, compiled at their best size, and in float32. A row's label says what ran.
 
 No Ray is needed. A machine without a network that has torch, torchvision, transformers, timm, OpenCV, pyarrow,
 scikit-image and scikit-learn still wants 9 MB of wheels (its Python's version in the place of 3.12):
@@ -45,7 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gpu_build import build, compare, prepare, reference  # noqa: E402
-from gpu_stages import Setting, Stage, matmul_tflops, measure, stages  # noqa: E402
+from gpu_parity import parity  # noqa: E402
+from gpu_stages import DETECTOR, Setting, Stage, matmul_tflops, measure, stages  # noqa: E402
 
 _NOMINAL = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 """bfloat16 TFLOP/s without sparsity, from the data sheets of the SXM parts where there are several."""
@@ -63,6 +68,8 @@ def main() -> None:
         found = run.found | {"seconds": time.monotonic() - run.begun}
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=1))
+        if arguments.table:
+            arguments.table.write_text(table(found))
         show(found)
 
 
@@ -78,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help="all; on a CPU not `compiled`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the stages there, for docs/performance.md")
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -110,6 +118,8 @@ class Run:
             for name, (needs, section) in SECTIONS.items():
                 if name in self.arguments.only:
                     self._try(name, needs, lambda section=section: section(self))
+        self.found["ratios_of_stages"] = self._ratios()
+        self.found["to_transformers"] = self._to_transformers()
 
     def _try(self, name: str, needs: float, work: Callable[[], None]) -> bool:
         """Do a section or a part of one: whether there was time. What fails is kept, and the others go on."""
@@ -123,6 +133,10 @@ class Run:
             self.found["failed"][name] = f"{type(error).__name__}: {error}"[-2000:]
         print(f"{name}: {time.monotonic() - start:.0f} s, {self.left:.0f} s left", file=sys.stderr, flush=True)
         return True
+
+    def parity(self) -> None:
+        """The models against themselves on the CPU."""
+        self.found["parity"] = parity(self.device, tiny=self.arguments.tiny)
 
     def peak(self) -> None:
         """Products of large matrices."""
@@ -155,7 +169,6 @@ class Run:
     def auto(self) -> None:
         """Stages at all sizes."""
         self._stages("auto", 15, lambda stage: self._measure(stage, stage.batches))
-        self.found["ratios_of_stages"] = self._ratios()
 
     def _ratios(self) -> dict[str, float]:
         """How many a stage by itself does in the time in which upstream's calls do one."""
@@ -168,23 +181,56 @@ class Run:
         }
         ratios = {}
         for stage, name in names.items():
-            rates = [row["rate"] for row in self.found["rows"] if row["stage"] == name and "rate" in row]
+            rows = [row for row in self.found["rows"] if row["stage"] == name and row["setting"] == "auto"]
+            rates = [row["rate"] for row in rows if "rate" in row]
             if rates and stage in theirs:
                 ratios[name] = max(rates) * theirs[stage] / 1000
         return ratios
 
+    def _to_transformers(self) -> dict[str, float]:
+        """How many ours does in the time in which transformers' classes do one: each stage, and the build."""
+        best: dict[tuple[str, str], float] = {}
+        for row in self.found["rows"]:
+            if "rate" in row and not row["compiled"]:
+                key = row["stage"], row["setting"]
+                best[key] = max(best.get(key, 0.0), row["rate"])
+        theirs = {name: rate for (name, setting), rate in best.items() if setting == "transformers"}
+        ratios = {name: best[name, "auto"] / rate for name, rate in theirs.items() if (name, "auto") in best}
+        build, sam, texts = self.found.get("build"), self.arguments.sam, self.arguments.texts
+        parts = (f"{DETECTOR}, {texts} text{'s' if texts > 1 else ''}", f"SAM {sam} encoder")
+        if build and all(name in theirs for name in parts) and ("VQGAN f16 codes", "auto") in best:
+            seconds = sum(1 / theirs[name] for name in parts) + 1 / best["VQGAN f16 codes", "auto"]
+            ratios["build"] = build["rate"] * seconds
+        return ratios
+
     def float32(self) -> None:
         """Stages in float32, at their best sizes."""
-        self._stages("float32", 20, lambda stage: self._measure(stage, self._best(stage), setting="float32"))
+        ours = [stage for stage in stages(self.arguments.tiny) if stage.ours]
+        self._stages("float32", 20, lambda stage: self._measure(stage, self._best(stage), setting="float32"), ours)
 
     def compiled(self) -> None:
         """Stages compiled, at their best sizes."""
         made = [stage for stage in stages(self.arguments.tiny) if stage.compiles]
         self._stages("compiled", 90, lambda stage: self._measure(stage, self._best(stage), compiled=True), made)
 
+    def profile(self) -> None:
+        """The kernels of our slowest stage of those measured, at its best size."""
+        rates = {row["stage"]: row["rate"] for row in self.found["rows"] if row["setting"] == "auto" and "rate" in row}
+        ours = [stage for stage in stages(self.arguments.tiny) if stage.ours and stage.unit == "img"]
+        slowest = min(ours, key=lambda stage: rates.get(stage.name, float("inf")))
+        batch = self._best(slowest)[0]
+        run = slowest.make(self.device, "auto", 0)(batch)
+        run()
+        with torch.profiler.profile() as profiler:
+            run()
+        by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=70)
+        self.found["profile"] = {"stage": slowest.name, "batch": batch, "kernels": table}
+
     def _stages(self, name: str, needs: float, work: Callable[[Stage], None], some: list[Stage] | None = None) -> None:
         for stage in some if some is not None else stages(self.arguments.tiny):
-            self._try(f"{name}: {stage.name}", needs, lambda stage=stage: work(stage))
+            of = stage.name if stage.ours else f"{stage.name}, transformers"
+            self._try(f"{name}: {of}", needs, lambda stage=stage: work(stage))
 
     def _measure(
         self, stage: Stage, batches: tuple[int, ...], setting: Setting = "auto", *, compiled: bool = False
@@ -203,15 +249,18 @@ class Run:
 
     def _best(self, stage: Stage) -> tuple[int, ...]:
         rows = [row for row in self.found["rows"] if row["stage"] == stage.name and "rate" in row]
+        rows = [row for row in rows if row["setting"] == "auto"]
         return (max(rows, key=lambda row: row["rate"])["batch"],) if rows else stage.batches[-1:]
 
 
 SECTIONS: dict[str, tuple[float, Callable[[Run], None]]] = {
+    "parity": (60, Run.parity),
     "peak": (10, Run.peak),
-    "build": (120, Run.build),
     "auto": (20, Run.auto),
+    "build": (120, Run.build),
     "flips": (70, Run.flips),
     "compiled": (90, Run.compiled),
+    "profile": (20, Run.profile),
     "float32": (20, Run.float32),
 }
 """Seconds that each needs at least, and what it does."""
@@ -229,14 +278,31 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """Stages at their best sizes, and the build, in Markdown."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found["rows"]:
+        key = row["stage"], "compiled" if row["compiled"] else row["setting"]
+        if row.get("rate", 0) > best.get(key, {"rate": 0})["rate"]:
+            best[key] = row
+    ways = ("transformers", "auto", "compiled", "float32")
+    lines = [f"| a second | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
+    for stage in dict.fromkeys(name for name, _ in best):
+        rates = [f"{best[stage, way]['rate']:.1f}" if (stage, way) in best else "" for way in ways]
+        lines.append(f"| {stage} | {' | '.join(rates)} |")
+    builds = [name for name in ("reference", "build", "build_float32") if name in found]
+    lines += [f"| {name.replace('_', ' in ')} | | {found[name]['rate']:.1f} | | |" for name in builds]
+    return "\n".join([*lines, ""])
+
+
 def show(found: dict[str, Any]) -> None:
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     if "peak" in found:
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found["peak"]["measured"].items())
         print(f"TFLOP/s of {found['peak']['side']}^3: {rates}; data sheet {found['peak']['nominal_bfloat16']}")
-    print(f"\n{'':24}{'setting':9}{'batch':>6}{'a second':>10}{'TFLOP':>8}{'TFLOP/s':>9}{'of peak':>9}{'MB':>8}")
+    print(f"\n{'':24}{'setting':13}{'batch':>6}{'a second':>10}{'TFLOP':>8}{'TFLOP/s':>9}{'of peak':>9}{'MB':>8}")
     for row in found["rows"]:
-        line = f"{row['stage']:24}{'compiled' if row['compiled'] else row['setting']:9}{row['batch']:6}"
+        line = f"{row['stage']:24}{'compiled' if row['compiled'] else row['setting']:13}{row['batch']:6}"
         if "rate" not in row:
             print(f"{line} {row['error']}")
             continue
@@ -246,9 +312,13 @@ def show(found: dict[str, Any]) -> None:
     for name in ("build", "reference", "build_float32"):
         if name in found:
             print(f"\n{name}: {json.dumps(found[name])}")
+    if "profile" in found:
+        print("\n{stage}, {batch} at a time\n{kernels}".format(**found["profile"]))
     for name in (
+        "parity",
         "ratio",
         "ratios_of_stages",
+        "to_transformers",
         "ratio_to_float32",
         "agreement",
         "flips",

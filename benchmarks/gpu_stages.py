@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import gpu_transformers as theirs
 import numpy as np
 import torch
 from gpu_flops import PHOTOGRAPH, decoder_flops, detector_flops, sam_flops, vit_flops, vqgan_flops
 from reference_data import CAPTIONS, write_vocabulary
 
+from patchmint.compute.compiled import ran
 from patchmint.compute.devices import computing_in, resolve_precision
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
@@ -44,6 +46,8 @@ _LEAST, _MOST = 3, 50
 
 _BOXES_A_PICTURE = 16
 
+DETECTOR = "Grounding DINO"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -57,6 +61,7 @@ class Stage:
         flops: gives the floating-point operations of one image (or box) in upstream's own forward.
         unit: what a batch is made of.
         compiles: whether there is a compiled form.
+        ours: patchmint's; else transformers' classes (`gpu_transformers.py`).
     """
 
     name: str
@@ -65,6 +70,7 @@ class Stage:
     flops: Callable[[torch.device], int]
     unit: str = "img"
     compiles: bool = True
+    ours: bool = True
 
 
 def measure(
@@ -77,10 +83,16 @@ def measure(
     with _clean(device):
         at = stage.make(device, setting, max(batches) if compiled else 0)
         for batch in batches:
-            row: dict[str, Any] = {"stage": stage.name, "setting": setting, "compiled": compiled, "batch": batch}
+            row: dict[str, Any] = {
+                "stage": stage.name,
+                "setting": setting if stage.ours else "transformers",
+                "compiled": False,
+                "batch": batch,
+            }
             try:
-                begun = time.perf_counter()
+                begun, before = time.perf_counter(), ran.total()
                 seconds, first = timed(at(batch), device)
+                row["compiled"] = ran.total() > before  # not what was asked for, but what ran
             except torch.OutOfMemoryError:
                 yield row | {"error": "out of memory"}
                 return
@@ -142,7 +154,7 @@ def stages(tiny: bool) -> list[Stage]:
         encoders[0],
         *(
             Stage(
-                f"Grounding DINO, {texts} text{'s' if texts > 1 else ''}",
+                f"{DETECTOR}, {texts} text{'s' if texts > 1 else ''}",
                 partial(_detector, dino, texts),
                 few if tiny else (1, 8, 16),
                 partial(detector_flops, dino, texts),
@@ -160,6 +172,35 @@ def stages(tiny: bool) -> list[Stage]:
         ),
         Stage("ViT features", partial(_vit, vit), few if tiny else (1, 8, 32), partial(vit_flops, vit), compiles=False),
         *encoders[1:],
+        *_transformers(dino, first, next(iter(sams)), few if tiny else (1, 8, 16)),
+    ]
+
+
+def _transformers(
+    dino: dino_arch.GroundingDinoArch, sam: sam_arch.SamArch, name: str, batches: tuple[int, ...]
+) -> list[Stage]:
+    """The contestants of the detector and of SAM: transformers' classes, in batches."""
+
+    def detector(texts: int, device: torch.device, *_: object) -> Callable[[int], Run]:
+        model = theirs.made(partial(theirs.detector_of, dino), device)
+        return theirs.detect(model, dino, texts, device, PHOTOGRAPH)
+
+    def encoder(device: torch.device, *_: object) -> Callable[[int], Run]:
+        return theirs.encode(theirs.made(partial(theirs.sam_of, sam), device), sam, device)
+
+    def decoder(device: torch.device, *_: object) -> Callable[[int], Run]:
+        return theirs.decode(theirs.made(partial(theirs.sam_of, sam), device), sam, device, _BOXES_A_PICTURE)
+
+    detectors = [
+        Stage(name, partial(detector, texts), batches, partial(detector_flops, dino, texts), compiles=False, ours=False)
+        for texts, name in ((1, f"{DETECTOR}, 1 text"), (5, f"{DETECTOR}, 5 texts"))
+    ]
+    flops = partial(sam_flops, sam), partial(decoder_flops, sam)
+    chunks = tuple(_BOXES_A_PICTURE * batch for batch in batches[:2])
+    return [
+        *detectors,
+        Stage(f"SAM {name} encoder", encoder, batches, flops[0], compiles=False, ours=False),
+        Stage("SAM mask decoder", decoder, chunks, flops[1], unit="box", compiles=False, ours=False),
     ]
 
 
@@ -173,7 +214,7 @@ def _sam_encoder(arch: sam_arch.SamArch, device: torch.device, setting: Setting,
     dtype = resolve_precision(setting, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     encoder = ImageEncoder(_made(device, partial(sam_model.untrained, arch, seed=0)).image_encoder, dtype)
     if compiled:
-        encoder.compile(compiled)
+        encoder.compile()
 
     def at(batch: int) -> Run:
         squares = torch.randn(batch, 3, arch.image_size, arch.image_size, device=device)
@@ -213,7 +254,8 @@ def _detector(
 
     def at(batch: int) -> Run:
         pictures = list(generator.integers(0, 255, (batch, *PHOTOGRAPH, 3), dtype=np.uint8))
-        return lambda: detector.detect(pictures, [asked] * batch)
+        resized = [detector.prepare(picture) for picture in pictures]  # in a build that is done ahead, in threads
+        return lambda: detector.detect(pictures, [asked] * batch, resized)
 
     return at
 

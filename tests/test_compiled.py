@@ -1,5 +1,6 @@
 """Compiled networks: the same answers, few shapes, and no harm where nothing can be compiled."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,21 +8,24 @@ import torch
 from builds import STAND_IN, build_here, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
-from patchmint.compute.compiled import Compiled, batch_sizes
+from patchmint.compute.compiled import Compiled, CompiledPart, batch_sizes
+from patchmint.compute.compiled import ran as compiled_calls
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
-from patchmint.labelers.grounding_dino import encoders
+from patchmint.labelers.grounding_dino import deformable, encoders, transformer
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.sam import attention, image_encoder
+from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
+from patchmint.labelers.sam import image_encoder
 from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.model import untrained
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
 from patchmint.tokenizers.vqgan import tokenizer as vqgan_tokenizer
+from patchmint.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own, when it looks for compilers
 
@@ -29,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # i
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before():
     torch._dynamo.reset()
+    compiled_calls.clear()
     yield
     torch._dynamo.reset()
 
@@ -44,7 +49,7 @@ class Compiler:
     def __call__(self, graph, inputs):
         names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
         given = (each for name, each in zip(names, inputs, strict=True) if "parameters" not in name)
-        self.sizes.append(next(each.shape[0] for each in given if each.ndim == 4))
+        self.sizes.append(next(each.shape[0] for each in given if getattr(each, "ndim", 0) == 4))
 
         def run(*values):
             if self.fault is not None:
@@ -83,6 +88,7 @@ def test_answers_are_those_of_the_batch_without_its_padding(compiler):
         for ours, theirs in zip(compiled(batch), double(batch), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert compiler.sizes == [8, 1, 4]
+    assert compiled_calls["it"] == 6
     assert torch.equal(compiler.given[0], torch.cat([batch, batch[-1:], batch[-1:]]))  # no zeros, of 6 as 8
 
 
@@ -129,6 +135,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(capsys):
     assert "there is no compiler here" in told.err
     assert told.err.count("\n") == 1
     assert calls == [1]
+    assert not compiled_calls
 
 
 def test_a_network_in_pieces_is_not_taken_for_a_compiled_one(capsys):
@@ -154,20 +161,20 @@ def test_a_lack_of_memory_is_no_failure_to_compile(compiler, fault, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sams_encoder_compiles_whole(compiler, dtype, monkeypatch, capsys):
-    """With the attention that it has on a GPU."""
-    monkeypatch.setattr(image_encoder, "Compiled", partial(Compiled, backend=compiler))
-    for way in ("_attend_added", "_attend_lengthened"):
-        monkeypatch.setattr(attention, way, attention._attend_fused)
-    encoder = ImageEncoder(untrained(TINY, seed=3).image_encoder, dtype)
-    squares = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), computing_in(dtype, squares.device):
+def test_two_programs_are_sams_encoder(compiler, monkeypatch, capsys):
+    """One for blocks with windows and one for whole pictures, for any batch, with the attention of a GPU."""
+    monkeypatch.setattr(image_encoder, "CompiledPart", partial(CompiledPart, backend=compiler))
+    monkeypatch.setattr(image_encoder, "_fused", lambda x: True)
+    arch = replace(TINY, depth=5, global_attn_indexes=(1, 4))
+    encoder = ImageEncoder(untrained(arch, seed=3).image_encoder, torch.bfloat16)
+    squares = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), computing_in(torch.bfloat16, squares.device):
         expected = encoder(squares)
-        encoder.compile(4)
+        encoder.compile()
         torch.testing.assert_close(encoder(squares), expected)
-        torch.testing.assert_close(encoder(squares[:1]), expected[:1], atol=0.05, rtol=0.05)
-    assert compiler.sizes == [4, 1]
+        for count in (3, 2, 1):
+            torch.testing.assert_close(encoder(squares[:count]), expected[:count], atol=0.05, rtol=0.05)
+    assert len(compiler.sizes) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -187,6 +194,38 @@ def test_the_detectors_backbone_compiles_whole(compiler, dtype, monkeypatch, cap
         for level, wanted in zip(ours.levels, theirs.levels, strict=True):
             torch.testing.assert_close(level, wanted)
     assert compiler.sizes == [4]  # of one size, 4 and 3 padded; the single one of another runs as it is
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.11"), reason="slow; `make test-torch211` runs it")
+def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
+    """One for the encoder's layers and two for the decoder's, the last of which moves no box: for any images, texts."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(transformer, "CompiledPart", partial(CompiledPart, backend=backend))
+    for module in (transformer, deformable):
+        monkeypatch.setattr(module, "works_in_parts", lambda device: False)  # as on a GPU
+    model = dino_model.untrained(replace(dino_arch.TINY, encoder_layers=2, decoder_layers=3))
+    vocabulary = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        sizes = [(64, 80), (64, 80), (96, 64), (128, 160)]
+        images = encoders.encode_images(model, [torch.randn(3, *size, generator=generator) for size in sizes])
+        texts = [Text("a red cat"), Text("dogs"), Text("a long text of words"), Text("this")]
+        prompts = encoders.encode_prompts(model, [caption_prompts(text, vocabulary)[0] for text in texts], device)
+        pairs = [(images[:count], prompts[:count]) for count in (2, 3, 4)]
+        expected = [transformer.match(model, *pair) for pair in pairs]
+        transformer.compile_layers(model)
+        for pair, wanted in zip(pairs, expected, strict=True):
+            found = transformer.match(model, *pair)
+            torch.testing.assert_close(found.boxes, wanted.boxes)
+            torch.testing.assert_close(found.logits, wanted.logits)
+    assert len(made) == 3
     assert capsys.readouterr().err == ""
 
 
@@ -222,7 +261,7 @@ def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     models = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
     assert not hasattr(models.segmenter.detector.model, encoders._COMPILED)
-    assert models.segmenter.masker._encoder._run == models.segmenter.masker._encoder._forward
+    assert models.segmenter.masker._encoder._run == image_encoder._Block.__call__
     assert models.tokenizer._encoder is None
 
 

@@ -60,6 +60,19 @@ def test_what_there_is_no_time_for_is_left_out_and_what_fails_is_told(gpu):
     assert run.found["failed"] == {"b": "ZeroDivisionError: division by zero"}
 
 
+def test_parity_sees_a_difference(gpu, monkeypatch):
+    """On the CPU in float32 there is none; with another format there is a small one."""
+    module = gpu.main.parity.__globals__
+    formats = {"of": torch.float32}
+    monkeypatch.setitem(module, "_precision", lambda *_: formats["of"])
+    monkeypatch.setitem(module, "PHOTOGRAPHS", module["PHOTOGRAPHS"][1:2])
+    same = gpu.main.parity(torch.device("cpu"), tiny=True)
+    assert {name: value for name, value in same.items() if value != name.startswith("equal")} == {}
+    formats["of"] = torch.bfloat16
+    for name, value in gpu.main.parity(torch.device("cpu"), tiny=True).items():
+        assert 0.8 < value < 1 if name.startswith("equal") else 0 < value < 0.5, (name, value)
+
+
 def test_stages_are_measured_with_tiny_models(tmp_path):
     """Without Grounding DINO, which takes seconds, and the builds, which take half a minute."""
     script = (
@@ -76,6 +89,9 @@ def test_stages_are_measured_with_tiny_models(tmp_path):
     assert found["left_out"] == []
     stages = {"SAM tiny encoder", "VQGAN f16 codes", "SAM mask decoder", "ViT features"}
     assert {row["stage"] for row in found["rows"]} == stages
+    assert {row["compiled"] for row in found["rows"]} == {False}
+    theirs = {row["stage"] for row in found["rows"] if row["setting"] == "transformers"}
+    assert theirs == found["to_transformers"].keys() == {"SAM tiny encoder", "SAM mask decoder"}
     for row in found["rows"]:
         assert row["rate"] > 0
         assert row["tflops"] == pytest.approx(row["rate"] * row["tflop"])

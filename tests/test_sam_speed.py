@@ -1,5 +1,6 @@
 """SAM's own forward against upstream's, tensor by tensor, and masks of pictures with many boxes."""
 
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.labelers.sam.masks import PackedMasks, SamMasks
+from patchmint.labelers.sam.masks import Behind, MaskCollector, PackedMasks, SamMasks
 from patchmint.labelers.sam.model import build_sam, untrained
 
 PHOTO = data.astronaut()[:400]  # 400 x 512
@@ -52,21 +53,38 @@ def test_embeddings_are_upstreams(window):
         torch.testing.assert_close(ImageEncoder(sam.image_encoder, torch.float32)(squares), expected)
 
 
-@pytest.mark.parametrize("way", ["_attend_fused", "_attend_added", "_attend_lengthened"])
+@pytest.mark.parametrize("way", ["_attend_added", "_attend_lengthened"])
 @pytest.mark.parametrize("at_once", [2**21, 200, 30])
 def test_every_way_of_attending_is_upstreams(way, at_once, monkeypatch):
-    """The fused one is for GPUs, the last for bfloat16; in blocks of heads, of rows, and of both."""
+    """The last is for bfloat16; in blocks of heads, of rows, and of both."""
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", at_once)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, 2, 5, 5, 4, generator=generator) for _ in range(3))
-    rows, cols = (torch.randn(9, 4, generator=generator) for _ in range(2))
-    flat = [part.flatten(0, 1).flatten(1, 2) for part in (query, key, value)]
-    scores = add_decomposed_rel_pos(flat[0] / 2 @ flat[1].transpose(1, 2), flat[0], rows, cols, (5, 5), (5, 5))
-    expected = (scores.softmax(-1) @ flat[2]).view(query.shape)
+    (query, key, value), rows, cols = attended(3, 2, 5, 5, 4)
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, attention.relative_table(rows, 5))
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, attention.relative_table(cols, 5))
     ours = getattr(attention, way)(query / 2, key, value, by_row, by_col)
-    torch.testing.assert_close(ours.view(query.shape), expected)
+    torch.testing.assert_close(ours.view(query.shape), upstreams_attention(query, key, value, rows, cols))
+
+
+def test_attention_for_gpus_is_upstreams():
+    """On windows as they lie in a picture, row-major with the channels last."""
+    pictures, rows, cols = attended(2, 3, 5, 2, 5, 3, 4)
+    windows = [each.permute(0, 1, 3, 5, 2, 4, 6) for each in pictures]
+    ours = attention.attend_fused(*windows, attention.distance_table(rows, cols))
+    theirs = upstreams_attention(*(each.flatten(0, 2) for each in windows), rows, cols)
+    torch.testing.assert_close(ours, theirs.view(ours.shape))
+
+
+def attended(*shape):
+    """Queries, keys and values of a shape, and weights for distances in windows of 5."""
+    generator = torch.Generator().manual_seed(0)
+    distances = (torch.randn(9, 4, generator=generator) for _ in range(2))
+    return [torch.randn(shape, generator=generator) for _ in range(3)], *distances
+
+
+def upstreams_attention(query, key, value, rows, cols):
+    flat = [part.flatten(0, 1).flatten(1, 2) for part in (query, key, value)]
+    scores = add_decomposed_rel_pos(flat[0] / 2 @ flat[1].transpose(1, 2), flat[0], rows, cols, (5, 5), (5, 5))
+    return (scores.softmax(-1) @ flat[2]).view(query.shape)
 
 
 def test_logits_of_boxes_of_several_pictures_are_upstreams(model):
@@ -124,6 +142,48 @@ def test_many_boxes_are_compact_and_say_the_same(model, mode):
     np.testing.assert_allclose(many.coverage([45], placement), last.coverage([5], placement), atol=1e-2)
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_on_a_gpu_nothing_waits_for_many_masks(model, mode, monkeypatch):
+    """They are made compact in a thread, in order, and few wait for it."""
+    go, makers = threading.Event(), []
+
+    def made_slowly(collector, logits, original=MaskCollector._made_compact):
+        go.wait(20)
+        makers.append(threading.current_thread().name)
+        return original(collector, logits)
+
+    boxes = random_boxes(70)
+    masker = SamMasker(model, coverage=mode, box_chunk=20)
+    (expected,) = masker.masks([PHOTO], [boxes])
+    monkeypatch.setattr(MaskCollector, "_made_compact", made_slowly)
+    masker._behind = Behind(4)
+    (later,) = masker.masks([PHOTO], [boxes])
+    assert len(later) == 70
+    assert makers == []
+    fifth = threading.Thread(target=masker._behind.begin, args=(lambda: ([], None),))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive()
+    go.set()
+    fifth.join()
+    assert later.rles() == expected.rles()
+    assert {name.partition("_")[0] for name in makers} == {"masks"}
+    placement = grid_preset("llava-1.5-finetune").place((400, 512))
+    np.testing.assert_array_equal(later.coverage([3, 50], placement), expected.coverage([3, 50], placement))
+
+
+def test_what_fails_behind_is_told_to_who_asks(model, monkeypatch):
+    def fail(*_):
+        raise MemoryError("too many masks")
+
+    masker = SamMasker(model)
+    masker._behind = Behind(4)
+    monkeypatch.setattr(MaskCollector, "_made_compact", fail)
+    (later,) = masker.masks([PHOTO], [random_boxes(70)])
+    with pytest.raises(MemoryError, match="too many masks"):
+        later.rles()
+
+
 def test_batches_follow_the_size_of_the_model(model):
     """Boxes of all pictures of a batch are decoded together."""
     seen = []
@@ -133,4 +193,4 @@ def test_batches_follow_the_size_of_the_model(model):
             hook = module.register_forward_hook(lambda *seen_by, name=name: seen.append((name, len(seen_by[-1]))))
             hooks.callback(hook.remove)
         SamMasker(model).masks([PHOTO] * 18, [random_boxes(5)] * 18)
-    assert seen == [("pictures", 16), ("boxes", 64), ("boxes", 16), ("pictures", 2), ("boxes", 10)]
+    assert seen == [("pictures", 9), ("boxes", 45)] * 2

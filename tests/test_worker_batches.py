@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_supervise import Pool, supervise, units
 
 from patchmint.annotate.models import AnnotationModels, ModelInputs
-from patchmint.compute.memory import peak_memory
+from patchmint.compute.memory import even_parts, peak_memory
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import LocalRunner, RayRunner
 from patchmint.errors import InputError, StorageError
@@ -132,16 +132,18 @@ def tried(seconds, memory):
 @pytest.mark.parametrize(
     ("seconds", "memory", "budget", "found", "asked"),
     [
-        (lambda n: 1 + 0.01 * n, lambda n: 1, 100, 64, [1, 2, 4, 8, 16, 32, 64]),  # the most there is
-        (lambda n: 1 + 0.01 * n, lambda n: 10 * n, 80, 8, [1, 2, 4, 8]),  # what isn't going to fit isn't tried
-        (lambda n: 1 + 0.01 * n, lambda n: 3 * n * n, 100, 4, [1, 2, 4, 8]),  # memory ran out at 8
-        (lambda n: 1 + 0.01 * n, lambda n: 1.5 * n * n, 90, 4, [1, 2, 4, 8]),  # 8 fitted, but over the budget
-        (lambda n: 0.1 * n, lambda n: 1, 100, 1, [1, 2]),  # no gain
-        (lambda n: max(1, n / 4), lambda n: 1, 100, 4, [1, 2, 4, 8]),  # no gain from 8 on
-        (lambda n: 1, lambda n: 1000, 100, 1, [1]),  # not even one
+        (lambda n: 1 + 0.01 * n, lambda n: 1, 100, 64, [16, 32, 64]),  # the most there is
+        (lambda n: 1 + 0.01 * n, lambda n: 2 * n, 80, 32, [16, 32]),  # what isn't going to fit isn't tried
+        (lambda n: 1 + 0.01 * n, lambda n: n * n / 6, 100, 16, [16, 32]),  # memory ran out at 32
+        (lambda n: 1 + 0.01 * n, lambda n: n * n / 11, 90, 16, [16, 32]),  # 32 fitted, but over the budget
+        (lambda n: 0.1 * n, lambda n: 1, 100, 16, [16, 32]),  # no gain
+        (lambda n: max(1, n / 32), lambda n: 1, 100, 32, [16, 32, 64]),  # no gain from 64 on
+        (lambda n: 1 + 0.01 * n, lambda n: 20 * n, 100, 4, [16, 8, 4]),  # memory is short, and what fits is enough
+        (lambda n: 1 + 0.01 * n, lambda n: 9 * n, 80, 8, [16, 8]),  # over the budget
+        (lambda n: 1, lambda n: 1000, 100, 1, [16, 8, 4, 2]),  # not even two
     ],
 )
-def test_the_size_of_a_batch_is_doubled_while_it_fits_and_pays(seconds, memory, budget, found, asked):
+def test_a_batch_is_halved_until_it_fits_and_doubled_while_it_pays(seconds, memory, budget, found, asked):
     measure, sizes = tried(seconds, memory)
     assert batches._largest_that_pays(measure, budget) == found
     assert sizes == asked
@@ -161,7 +163,7 @@ def test_the_configured_size_counts_and_a_cpu_has_more_where_models_take_images_
 def test_a_gpu_is_tried_out_and_shared(monkeypatch, runner, size):
     """Models that take 3 bytes an image of 64 free ones: a share of 0.8 holds 16."""
     held = []
-    models = SimpleNamespace(ask=lambda images, *_: held.append(3 * len(images)), prepare=lambda image: None)
+    models = SimpleNamespace(rehearse=lambda images, *_: held.append(3 * len(images)), prepare=lambda image: None)
     gpu = fake_gpu(mem_get_info=lambda device: (64, 80), max_memory_allocated=lambda device: 5 + held[-1])
     clock = iter(range(1000))
     monkeypatch.setattr(batches.time, "perf_counter", lambda: next(clock))
@@ -177,14 +179,56 @@ def fake_gpu(**functions):
 
 
 def test_running_out_of_memory_ends_the_trials():
-    def ask(images, texts, inputs):
+    def rehearse(images, texts, inputs, boxes):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (a test's)")
 
-    models = SimpleNamespace(ask=ask, prepare=lambda image: None)
+    models = SimpleNamespace(rehearse=rehearse, prepare=lambda image: None)
     gpu = fake_gpu(max_memory_allocated=lambda device: 7)
     assert batches._tried(models, 2, "cuda", gpu).bytes == 2
     assert batches._tried(models, 4, "cuda", gpu) is None
+
+
+def test_a_trial_does_the_work_of_texts_and_boxes(monkeypatch):
+    """In noise nothing is found, but the masker has its part of time and memory."""
+    monkeypatch.setattr(batches, "_LARGEST", (40, 60))
+    models, asked = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu"), {}
+
+    def note(owner, name, count):
+        original = getattr(owner, name)
+        noted = lambda *given, **named: asked.update({name: count(*given)}) or original(*given, **named)  # noqa: E731
+        monkeypatch.setattr(owner, name, noted)
+
+    note(models.segmenter.detector, "detect", lambda images, texts: [len(each) for each in texts])
+    note(models.segmenter.masker, "masks", lambda images, boxes: [len(each) for each in boxes])
+    note(models.tokenizer, "tokenize", len)
+    assert batches._tried(models, 2, "cpu", fake_gpu(max_memory_allocated=lambda device: 9)).bytes == 4
+    assert asked == {"detect": [5, 5], "masks": [50, 50], "tokenize": 2}
+
+
+def test_a_batch_that_was_halved_grows_again_ever_later():
+    size = batches.BatchSize(16)
+    size.ran_out(16)
+    size.ran_out(8)
+    seen = [size.now]
+    for _ in range(2):
+        for _ in range(200):
+            size.went_well()
+            seen.append(size.now)
+        size.ran_out(16)
+    steps = [place for place in range(1, len(seen)) if seen[place] != seen[place - 1]]
+    assert [seen[place] for place in steps] == [8, 16, 8, 16]
+    assert steps == [64, 128, 201, 201 + 127]
+    size.ran_out(1)
+    assert size.now == 1
+
+
+def test_parts_are_even():
+    for count, most, sizes in ((16, 12, [8, 8]), (10, 9, [5, 5]), (9, 9, [9]), (8, 7, [4, 4]), (7, 3, [3, 2, 2])):
+        assert [part.stop - part.start for part in even_parts(count, most)] == sizes
+        assert [place for part in even_parts(count, most) for place in range(count)[part]] == list(range(count))
+    assert list(even_parts(0, 3)) == []
+    assert len(list(even_parts(3, 0))) == 3
 
 
 def test_peak_memory_is_of_this_process_and_grows():

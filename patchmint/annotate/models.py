@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,15 @@ def _nbytes(prepared: object) -> int:
     return int(getattr(prepared, "nbytes", 0))
 
 
+@runtime_checkable
+class _Rehearses(Protocol):
+    """What our own segmenter has besides: work for a given number of boxes, whatever is found."""
+
+    def rehearse(
+        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], boxes: int, prepared: Any = None
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class ModelAnswers:
     """What the models said of one image.
@@ -123,7 +132,7 @@ class AnnotationModels:
         Args:
             config: the settings.
             device: "cpu", "cuda" or "cuda:N".
-            compiled: compile the image encoders, on a GPU.
+            compiled: compile the models' large networks, on a GPU.
 
         Raises:
             WeightsError: a checkpoint is missing or can't be used.
@@ -209,6 +218,20 @@ class AnnotationModels:
             with stage("features"):
                 features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
         return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
+
+    def rehearse(
+        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs], boxes: int
+    ) -> None:
+        """Do all the work of `ask`, and for as many boxes an image, on whatever images, in which nothing may be found.
+
+        Outside segmenters do what they do on these images.
+        """
+        if isinstance(self.segmenter, _Rehearses):
+            prepared = handed(self.segmenter, [each.segmenter for each in inputs])
+            self.segmenter.rehearse(images, texts, boxes, **prepared)
+            AnnotationModels(None, self.tokenizer, self.encoder, self.grid, 0.0).ask(images, texts, inputs)
+        else:
+            self.ask(images, texts, inputs)
 
     def label(self, answers: ModelAnswers, size: Size, texts: int) -> AnnotatedImage:
         """The rest of `annotate`, for which no model is needed: patch labels from masks, on the CPU.

@@ -13,14 +13,16 @@ Compiled kernels are kept on disk by torch, so a worker that starts anew has the
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from patchmint.compute.memory import ran_out
 
+_T = TypeVar("_T")
 Answer = TypeVar("Answer", Tensor, list[Tensor])
 
 _MOST_SHAPES = 8
@@ -32,11 +34,87 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return (*(2**power for power in range((most - 1).bit_length())), most)
 
 
-class Compiled(Generic[Answer]):
+ran: Counter[str] = Counter()
+"""Calls that ran compiled, by the name of what ran."""
+
+
+class _Telling:
+    """Something that runs compiled until that fails, for whatever reason (no compiler here, say), and then as it is.
+
+    Whoever asked for it is told on stderr.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._failed = False
+
+    def _tried(self, run: Callable[[], _T]) -> _T | None:
+        """Run; None if that can't be done."""
+        try:
+            answer = run()
+        except torch.AcceleratorError:
+            raise  # whoever asks gives the device up
+        except Exception as error:
+            if ran_out(error):
+                raise  # whoever asks takes fewer images
+            # Compilers fail in many ways, none of which whoever runs the network need care about.
+            self._failed = True
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+            print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
+            return None
+        ran[self._name] += 1
+        return answer
+
+
+class CompiledPart(_Telling):
+    """What a network does many times over, compiled once for all places of one kind, and for any batch.
+
+    A whole network would be compiled anew for each size of batch, and takes minutes; its blocks take seconds.
+
+    Example:
+        >>> run = CompiledPart(Block.__call__, name="the encoder", axes=[(0,)])
+        >>> for block in blocks:
+        ...     x = run(block, x)
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        axes: Sequence[tuple[int, ...]],
+        backend: str = "inductor",
+    ) -> None:
+        """Nothing is compiled before it is called.
+
+        Args:
+            function: of an object and tensors, the first (B, ...). Objects are of one kind if they have the same
+                numbers and shapes of weights.
+            name: of the network, in messages.
+            axes: of each tensor those whose sizes change from call to call; all others are compiled in.
+            backend: of `torch.compile`.
+        """
+        super().__init__(name)
+        self._function = function
+        self._axes = axes
+        # Whole or not at all: a part in pieces would be slow without a word.
+        self._compiled = torch.compile(function, fullgraph=True, backend=backend)
+
+    def __call__(self, part: Any, *tensors: Any) -> Any:
+        """Run it; a batch of one as it is, for which torch would compile it once more."""
+        answer = None
+        if len(tensors[0]) > 1 and not self._failed:
+            for tensor, axes in zip(tensors, self._axes, strict=True):
+                for axis in axes:
+                    torch._dynamo.mark_dynamic(tensor, axis)
+            answer = self._tried(lambda: self._compiled(part, *tensors))
+        return self._function(part, *tensors) if answer is None else answer
+
+
+class Compiled(_Telling, Generic[Answer]):
     """A function of a batch of images, compiled; answers are those of the function but for rounding.
 
-    What can't be compiled runs as it is: shapes beyond the bound, and, once compiling has failed for whatever reason
-    (no compiler on this machine, say), everything. Whoever asked for it is told on stderr.
+    What can't be compiled runs as it is: shapes beyond the bound, and, once compiling has failed, everything.
 
     Example:
         >>> encode = Compiled(encoder, name="the encoder", sizes=lambda _: batch_sizes(16))
@@ -64,13 +142,12 @@ class Compiled(Generic[Answer]):
             most_shapes: so many pairs of batch size and (H, W) are compiled, the first that come.
             backend: of `torch.compile`.
         """
+        super().__init__(name)
         self._function: Callable[[Tensor], Answer] = function
-        self._name = name
         self._sizes = sizes
         self._most_shapes = most_shapes
         self._backend = backend
         self._compiled: dict[tuple[int, ...], Callable[[Tensor], Answer]] = {}
-        self._failed = False
 
     def __call__(self, batch: Tensor) -> Answer:
         """Run it on a batch (B, C, H, W)."""
@@ -81,7 +158,7 @@ class Compiled(Generic[Answer]):
             return self._function(batch)
         # Repeated rather than filled up with zeros, on which some norms leave float16's range.
         padded = torch.cat([batch] + [batch[-1:]] * (size - count)) if size > count else batch
-        answer = self._run(padded, shape)
+        answer = self._tried(lambda: self._run(padded, shape))
         if answer is None:
             return self._function(batch)
         return answer if size == count else _cut(answer, count)
@@ -91,24 +168,12 @@ class Compiled(Generic[Answer]):
         size = next((size for size in self._sizes(sides) if size >= count), 0)
         return size if size <= 2 * count else 0
 
-    def _run(self, padded: Tensor, shape: tuple[int, ...]) -> Answer | None:
-        """Run compiled; None if that can't be done."""
-        try:
-            if shape not in self._compiled:
-                # Whole or not at all: a network in pieces would be slow without a word.
-                made = torch.compile(self._function, fullgraph=True, dynamic=False, backend=self._backend)
-                self._compiled[shape] = made
-            return self._compiled[shape](padded)
-        except torch.AcceleratorError:
-            raise  # whoever asks gives the device up
-        except Exception as error:
-            if ran_out(error):
-                raise  # whoever asks takes fewer images
-            # Compilers fail in many ways, none of which whoever runs the network need care about.
-            self._failed = True
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
-            print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
-            return None
+    def _run(self, padded: Tensor, shape: tuple[int, ...]) -> Answer:
+        if shape not in self._compiled:
+            # Whole or not at all: a network in pieces would be slow without a word.
+            made = torch.compile(self._function, fullgraph=True, dynamic=False, backend=self._backend)
+            self._compiled[shape] = made
+        return self._compiled[shape](padded)
 
 
 def _cut(answer: Answer, count: int) -> Answer:

@@ -72,6 +72,11 @@ def to_device(data: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> to
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def works_in_parts(device: torch.device) -> bool:
+    """Whether large work is best cut into parts that stay in a cache; elsewhere each costs the start of kernels."""
+    return device.type == "cpu"
+
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -111,6 +116,23 @@ def computing_fully(device: torch.device) -> Iterator[None]:
     """Within it everything is computed in the format that it comes in: for the sensitive parts of a model."""
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+@contextmanager
+def attending_to_any_shape(device: torch.device) -> Iterator[None]:
+    """Within it attention on a GPU isn't cuDNN's, which torch prefers on newer ones: for inputs of ever new shapes.
+
+    It makes a plan for each shape, which takes some tenths of a second: more than the images of that shape.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def store_products(module: nn.Module, dtype: torch.dtype) -> None:

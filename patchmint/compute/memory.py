@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -51,11 +53,29 @@ def keep_few_kernels() -> None:
         os.environ.setdefault(name, count)
 
 
+def let_memory_grow() -> None:
+    """Have torch grow its blocks of a GPU's memory in place, rather than look for ever new ones as shapes change.
+
+    To be called before the first tensor on a GPU; what the environment says stands.
+    """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def ran_out(error: Exception) -> bool:
     """Whether an error means that there was no memory left, on the device or off it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _ALLOCATION_FAILED)
+
+
+def even_parts(count: int, most: int) -> Iterator[slice]:
+    """Cut `count` things into as few parts of at most `most` as there can be, all of like size.
+
+    Full ones and a rest would leave a device with little to do in the last. At least one of them at a time.
+    """
+    parts = -(-count // max(1, most))
+    bounds = [-(-count * part // parts) for part in range(parts + 1)] if parts else []
+    return (slice(start, end) for start, end in pairwise(bounds))
 
 
 def peak_memory() -> int:

@@ -38,7 +38,7 @@ MOST_BYTES_WAITING = 2**30
 MOST_BYTES_OF_A_BATCH = 2**29
 
 _COMPILE = (
-    "On GPUs, compile the image encoders with torch.compile: tens of seconds at the start, and tried out on no GPU yet."
+    "On GPUs, compile the models' large networks with torch.compile: minutes at the start, and tried out on no GPU yet."
 )
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
 from patchmint.compute.devices import resolve_precision
@@ -64,6 +65,25 @@ class GroundedSam:
             )
             for image, detections, image_masks in zip(images, found, masks, strict=True)
         ]
+
+    def rehearse(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        boxes: int,
+        prepared: Sequence[tuple[RgbImage, RgbImage]] | None = None,
+    ) -> None:
+        """Do all the work of `segment`, as if so many boxes had been found in each image.
+
+        Args:
+            images: any sizes.
+            texts: for each image its texts.
+            boxes: as large as the image.
+            prepared: what `prepare` made of each image; None = nothing was done ahead.
+        """
+        self.detector.detect(images, texts, **_part(prepared, 0))
+        whole = [np.array([[0, 0, image.shape[1], image.shape[0]]] * boxes, np.float32) for image in images]
+        self.masker.masks(images, whole, **_part(prepared, 1))
 
     def batch_key(self, size: Size) -> Hashable:
         """The size that the detector makes of an image: images of one size share its backbone pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from patchmint.compute.devices import to_device
+from patchmint.compute.memory import even_parts
 from patchmint.labelers.grounding_dino.deformable import LevelTable, level_table
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 from patchmint.types import Size
@@ -76,20 +78,19 @@ def like_pairs(shapes: Sequence[Sequence[int]], lengths: Sequence[int], device: 
         Of each batch the numbers of its pairs.
     """
     most = _POSITIONS_AT_ONCE.get(device.type, _POSITIONS_AT_ONCE["cpu"])
-    batches: list[list[int]] = []
+    alike: list[list[int]] = []
     for pair in sorted(range(len(shapes)), key=lambda pair: (*shapes[pair], lengths[pair])):
-        # In this order the batch's first pair is the lowest and its last the highest, but any may be the widest.
-        together = [*batches[-1], pair] if batches else []
-        padded = shapes[pair][0] * max((shapes[each][1] for each in together), default=0)
-        if (
-            together
-            and len(together) * padded <= most
-            and padded <= _MOST_PADDED * min(shapes[each][0] * shapes[each][1] for each in together)
-        ):
-            batches[-1].append(pair)
+        together = [*alike[-1], pair] if alike else []
+        if together and _padded(shapes, together) <= _MOST_PADDED * min(math.prod(shapes[each]) for each in together):
+            alike[-1].append(pair)
         else:
-            batches.append([pair])
-    return batches
+            alike.append([pair])
+    return [pairs[part] for pairs in alike for part in even_parts(len(pairs), most // _padded(shapes, pairs))]
+
+
+def _padded(shapes: Sequence[Sequence[int]], pairs: Sequence[int]) -> int:
+    """Positions of each of some pairs when they are padded to each other, of the first level."""
+    return max(shapes[pair][0] for pair in pairs) * max(shapes[pair][1] for pair in pairs)
 
 
 def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
@@ -106,12 +107,7 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
     own = to_device(torch.tensor([[each.shape[:0:-1] for each in image.levels] for image in images]), device)
     parts: list[tuple[torch.Tensor, ...]] = []
     for level, (height, width) in enumerate(shapes):
-        maps = torch.zeros(len(images), images[0].levels[level].shape[0], height, width, device=device)
-        padding = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
-        for row, image in enumerate(images):
-            h, w = image.levels[level].shape[1:]
-            maps[row, :, :h, :w] = image.levels[level]
-            padding[row, :h, :w] = False
+        maps, padding = _side_by_side([image.levels[level] for image in images], (height, width))
         position = model.backbone[1](NestedTensor(maps, padding)) + model.transformer.level_embed[level][:, None, None]
         proposals, usable = _proposals(own[:, level], (height, width), level)
         parts.append(
@@ -120,6 +116,20 @@ def batch_images(model: Any, images: Sequence[ImageFeatures]) -> ImageBatch:
     memory, position, padding, proposals, usable = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
     proposals = proposals.masked_fill(~usable[..., None], torch.inf)
     return ImageBatch(shapes, levels, memory, position, padding, own / levels.sizes, proposals, usable)
+
+
+def _side_by_side(maps: Sequence[torch.Tensor], shape: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps (C, h, w) padded with zeros: float32 (B, C, height, width), and bool (B, height, width), True on padding."""
+    device = maps[0].device
+    if all(each.shape[1:] == shape for each in maps):  # as mostly, and two kernels in the place of two a map
+        return torch.stack([*maps]).float(), torch.zeros(len(maps), *shape, dtype=torch.bool, device=device)
+    padded = torch.zeros(len(maps), maps[0].shape[0], *shape, device=device)
+    padding = torch.ones(len(maps), *shape, dtype=torch.bool, device=device)
+    for row, each in enumerate(maps):
+        height, width = each.shape[1:]
+        padded[row, :, :height, :width] = each
+        padding[row, :height, :width] = False
+    return padded, padding
 
 
 def batch_prompts(prompts: Sequence[PromptFeatures]) -> PromptBatch:

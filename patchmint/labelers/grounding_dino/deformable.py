@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from patchmint.compute.devices import computing_fully, to_device
+from patchmint.compute.devices import computing_fully, to_device, works_in_parts
 from patchmint.types import Size
 
 _POINTS_AT_ONCE = 2**17
-# On the CPU, so that what belongs to them stays in the cache; elsewhere launches cost more.
+# On the CPU, so that what belongs to them stays in the cache.
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,25 @@ def deformable_attention(
     centre = reference[..., :2] * levels.sizes - 0.5
     # Offsets count in positions around a point, in half box sides, shared out over the points, around a box.
     unit = reference[..., 2:] * levels.sizes * (0.5 / module.num_points) if reference.shape[-1] == 4 else None
-    points = query.shape[0] * module.num_heads * module.num_levels * module.num_points
-    step = max(1, _POINTS_AT_ONCE // points) if query.device.type == "cpu" else query.shape[1]
     weight, bias = _axes_apart(module)
     offsets = module.sampling_offsets.out_features
-    sampled = []
-    for start in range(0, query.shape[1], step):
-        part = slice(start, start + step)
+
+    def sampled(part: slice) -> torch.Tensor:
         with computing_fully(query.device):
             learned = functional.linear(query[:, part].float(), weight, bias)
-        places = learned[..., :offsets].view(*learned.shape[:2], 2, module.num_heads, module.num_levels, -1)
+        places = torch.unflatten(learned[..., :offsets], -1, (2, module.num_heads, module.num_levels, -1))
         if unit is not None:
             places = places * unit[:, part].mT[:, :, :, None, :, None]
         places = places + centre[:, part].mT[:, :, :, None, :, None]
-        shares = learned[..., offsets:].view(*learned.shape[:2], module.num_heads, -1).softmax(-1)
-        sampled.append(_sums(rows, places.flatten(-2), shares, levels, value.shape[1]))
-    return torch.as_tensor(module.output_proj(torch.cat(sampled, dim=1)))
+        shares = torch.unflatten(learned[..., offsets:], -1, (module.num_heads, -1)).softmax(-1)
+        return _sums(rows, places.flatten(-2), shares, levels, value.shape[1])
+
+    if works_in_parts(query.device):
+        points = query.shape[0] * module.num_heads * module.num_levels * module.num_points
+        step = max(1, _POINTS_AT_ONCE // points)
+        parts = [sampled(slice(start, start + step)) for start in range(0, query.shape[1], step)]
+        return torch.as_tensor(module.output_proj(torch.cat(parts, dim=1)))
+    return torch.as_tensor(module.output_proj(sampled(slice(None))))
 
 
 def _axes_apart(module: Any) -> tuple[torch.Tensor, torch.Tensor]:

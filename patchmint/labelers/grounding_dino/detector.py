@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
@@ -26,7 +27,7 @@ from patchmint.labelers.grounding_dino.encoders import (
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
-from patchmint.labelers.grounding_dino.transformer import match
+from patchmint.labelers.grounding_dino.transformer import compile_layers, match
 from patchmint.types import RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -55,7 +56,7 @@ class GroundingDino:
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
         device: where to run; the model is moved there.
         precision: number format of the large products; the model's weights for them are kept in it.
-        compiled: compile the image backbone, on a GPU. What comes after it isn't: its shapes change with each batch.
+        compiled: compile the image backbone, and a layer each of encoder and decoder, on a GPU.
 
     Raises:
         WeightsMismatchError: the vocabulary isn't of the size of the model's embedding table.
@@ -89,6 +90,7 @@ class GroundingDino:
         store_reduced(model, precision)
         if compiled and self.device.type == "cuda":
             compile_backbone(model, self.device)
+            compile_layers(model)
 
     @torch.inference_mode()
     def detect(
@@ -120,7 +122,7 @@ class GroundingDino:
             pixels = [self._normalised(image) for image in resized]
             with computing_in(self.precision, self.device):
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
-        with stage("text", self.device), computing_in(self.precision, self.device):
+        with stage("text", self.device), self._in_any_shape():
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -167,8 +169,13 @@ class GroundingDino:
         levels = to_device(resized, self.device).permute(2, 0, 1).float()
         return (levels / self._white - self._mean) / self._std
 
+    @contextmanager
+    def _in_any_shape(self) -> Iterator[None]:
+        with computing_in(self.precision, self.device), attending_to_any_shape(self.device):
+            yield
+
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with stage("transformer", self.device), computing_in(self.precision, self.device):
+        with stage("transformer", self.device), self._in_any_shape():
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()

@@ -11,6 +11,7 @@ import torch
 
 from patchmint.compute.compiled import Compiled
 from patchmint.compute.devices import to_device
+from patchmint.compute.memory import even_parts
 from patchmint.labelers.grounding_dino.prompts import Prompt
 from patchmint.types import Size
 
@@ -91,8 +92,8 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
     features: dict[int, ImageFeatures] = {}
     for (height, width), alike in by_size.items():
         count = images_at_once((height, width), pixels[alike[0]].device)
-        for start in range(0, len(alike), count):
-            indices = alike[start : start + count]
+        for part in even_parts(len(alike), count):
+            indices = alike[part]
             levels = maps(torch.stack([pixels[index] for index in indices]))
             for row, index in enumerate(indices):
                 features[index] = ImageFeatures(tuple(each[row] for each in levels))
@@ -101,10 +102,7 @@ def encode_images(model: Any, pixels: Sequence[torch.Tensor]) -> list[ImageFeatu
 
 def _feature_maps(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
     """All levels of images of one size, float (B, 3, h, w)."""
-    from groundingdino.util.misc import NestedTensor
-
-    nothing_padded = torch.zeros(batch.shape[0], *batch.shape[2:], dtype=torch.bool, device=batch.device)
-    stages = [stage.tensors for stage in model.backbone[0](NestedTensor(batch, nothing_padded)).values()]
+    stages = model.backbone[0].forward_raw(batch)  # without upstream's class for padding, which can't be compiled
     maps = [model.input_proj[level](stage) for level, stage in enumerate(stages)]
     for level in range(len(maps), model.num_feature_levels):
         maps.append(model.input_proj[level](stages[-1] if level == len(stages) else maps[-1]))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from patchmint.compute.devices import computing_fully
+from patchmint.compute.compiled import CompiledPart
+from patchmint.compute.devices import computing_fully, works_in_parts
 from patchmint.labelers.grounding_dino.canvas import (
     ImageBatch,
     PromptBatch,
@@ -23,12 +24,14 @@ from patchmint.labelers.grounding_dino.canvas import (
     batch_prompts,
     position_centres,
 )
-from patchmint.labelers.grounding_dino.deformable import deformable_attention
+from patchmint.labelers.grounding_dino.deformable import LevelTable, deformable_attention
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 
 _EPSILON = 1e-3
 # Shares are kept this far from 0 and 1 before taking their logit (upstream `misc.py`, `inverse_sigmoid`).
 _ROWS_AT_ONCE = 1024
+
+_COMPILED = "compiled_layer"
 
 
 @dataclass(frozen=True)
@@ -121,20 +124,40 @@ def _rows(table: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def _encode(encoder: Any, image: ImageBatch, prompt: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    memory, text = image.memory, prompt.hidden
+    memory, text = image.memory, prompt.hidden.float()
     reference = _own_places(image)
     text_position = sine_embedding(prompt.positions.float(), text.shape[-1]).transpose(0, 1)
     heads = encoder.text_layers[0].nhead
     # batch-major, as attention wants it; a mask of this shape passes upstream's own tiling by
     blocked = prompt.blocked.repeat_interleave(heads, dim=0)
-    for fusion, text_layer, layer in zip(encoder.fusion_layers, encoder.text_layers, encoder.layers, strict=True):
-        memory, text = fuse(fusion, memory, text, image.padding, prompt.padding)
-        text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
-        attended = deformable_attention(
-            layer.self_attn, memory + image.position, reference, memory, image.levels, image.padding
-        )
-        memory = layer.norm2(_feed_forward(layer, layer.norm1(memory + attended)))
+    run = vars(encoder).get(_COMPILED, _encoder_layer)
+    for layers in zip(encoder.fusion_layers, encoder.text_layers, encoder.layers, strict=True):
+        memory, text = run(
+            layers, memory, text, text_position, blocked, prompt.padding, image.position, reference, image.levels,
+            image.padding,
+        )  # fmt: skip
     return memory, text
+
+
+def _encoder_layer(
+    layers: tuple[Any, Any, Any],
+    memory: torch.Tensor,
+    text: torch.Tensor,
+    text_position: torch.Tensor,
+    blocked: torch.Tensor,
+    no_token: torch.Tensor,
+    position: torch.Tensor,
+    reference: torch.Tensor,
+    levels: LevelTable,
+    padding: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and text look at each other, then each at itself: float (B, S, C) and (B, n, C), both again."""
+    fusion, text_layer, layer = layers
+    memory, text = fuse(fusion, memory, text, padding, no_token)
+    text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
+    attended = deformable_attention(layer.self_attn, memory + position, reference, memory, levels, padding)
+    memory = layer.norm2(_feed_forward(layer, layer.norm1(memory + attended)))
+    return memory, text.contiguous()
 
 
 def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -142,7 +165,9 @@ def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
 
     In parts on the CPU: what lies between is eight times as wide, and would not stay in the cache.
     """
-    parts = torch.split(hidden, _ROWS_AT_ONCE, dim=1) if hidden.device.type == "cpu" else (hidden,)
+    if not works_in_parts(hidden.device):
+        return cast(torch.Tensor, hidden + layer.linear2(layer.linear1(hidden).relu_()))
+    parts = torch.split(hidden, _ROWS_AT_ONCE, dim=1)
     return torch.cat([part + layer.linear2(layer.linear1(part).relu_()) for part in parts], dim=1)
 
 
@@ -158,34 +183,62 @@ def _own_places(image: ImageBatch) -> torch.Tensor:
 def _decode(transformer: Any, proposals: Proposals, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Refine queries and their boxes; gives the last layer's queries (B, Q, 256) and the boxes (B, Q, 4) before it."""
     decoder, image, memory = transformer.decoder, proposals.image, proposals.memory
-    hidden = transformer.tgt_embed.weight[None].expand(memory.shape[0], -1, -1)
+    hidden = transformer.tgt_embed.weight.repeat(memory.shape[0], 1, 1)
     scale = torch.cat([image.valid_ratios, image.valid_ratios], dim=-1)[:, None]
     text_keys = proposals.words["encoded_text"].transpose(0, 1)
-    last = len(decoder.layers) - 1
+    run = vars(decoder).get(_COMPILED, _decoder_layer)
     for index, layer in enumerate(decoder.layers):
-        # Upstream embeds the reference scaled to the padded canvas, which moves with the batch; alone the scale is 1.
-        with computing_fully(hidden.device):
-            position = decoder.ref_point_head(_box_embedding(references, hidden.shape[-1] // 2))
-
-        query = (hidden + position).transpose(0, 1)
-        attended = layer.self_attn(query, query, hidden.transpose(0, 1), need_weights=False)[0]
-        hidden = layer.norm2(hidden + attended.transpose(0, 1))
-
-        query = (hidden + position).transpose(0, 1)
-        attended = layer.ca_text(
-            query, text_keys, text_keys, key_padding_mask=proposals.prompt.padding, need_weights=False
-        )[0]
-        hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
-
-        attended = deformable_attention(
-            layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, image.levels, image.padding
-        )
-        hidden = layer.norm1(hidden + attended)
-        hidden = layer.norm3(_feed_forward(layer, hidden))
-        if index < last:
-            with computing_fully(hidden.device):
-                references = (decoder.bbox_embed[index](hidden) + _logit(references)).sigmoid()
+        box_embed = decoder.bbox_embed[index] if index < len(decoder.layers) - 1 else None
+        hidden, references = run(
+            (layer, decoder.ref_point_head, box_embed), hidden, references, scale, text_keys,
+            proposals.prompt.padding, memory, image.levels, image.padding,
+        )  # fmt: skip
     return decoder.norm(hidden), references
+
+
+def _decoder_layer(
+    modules: tuple[Any, Any, Any],
+    hidden: torch.Tensor,
+    references: torch.Tensor,
+    scale: torch.Tensor,
+    text_keys: torch.Tensor,
+    no_token: torch.Tensor,
+    memory: torch.Tensor,
+    levels: LevelTable,
+    padding: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries look at each other, at the text and at the image, and move their boxes: (B, Q, C) and (B, Q, 4) again."""
+    layer, embed, box_embed = modules
+    # Upstream embeds the reference scaled to the padded canvas, which moves with the batch; alone the scale is 1.
+    with computing_fully(hidden.device):
+        position = embed(_box_embedding(references, hidden.shape[-1] // 2))
+
+    query = (hidden + position).transpose(0, 1)
+    attended = layer.self_attn(query, query, hidden.transpose(0, 1), need_weights=False)[0]
+    hidden = layer.norm2(hidden + attended.transpose(0, 1))
+
+    query = (hidden + position).transpose(0, 1)
+    attended = layer.ca_text(query, text_keys, text_keys, key_padding_mask=no_token, need_weights=False)[0]
+    hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
+
+    attended = deformable_attention(
+        layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, levels, padding
+    )
+    hidden = layer.norm1(hidden + attended)
+    hidden = layer.norm3(_feed_forward(layer, hidden))
+    if box_embed is not None:  # the last layer's boxes are those before it
+        with computing_fully(hidden.device):
+            references = (box_embed(hidden) + _logit(references)).sigmoid()
+    return hidden, references
+
+
+def compile_layers(model: Any) -> None:
+    """Have `match` run the layers of the model's encoder and decoder compiled, in place, for any batch."""
+    for part, function, axes in (
+        (model.transformer.encoder, _encoder_layer, [*[(0, 1)] * 3, (0, 1, 2), *[(0, 1)] * 3, (), (0, 1)]),
+        (model.transformer.decoder, _decoder_layer, [*[(0,)] * 3, *[(0, 1)] * 3, (), (0, 1)]),
+    ):
+        setattr(part, _COMPILED, CompiledPart(function, name="Grounding DINO's transformer", axes=axes))
 
 
 def _logit(share: torch.Tensor) -> torch.Tensor:
@@ -206,7 +259,8 @@ def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
 
 def _box_embedding(boxes: torch.Tensor, width: int) -> torch.Tensor:
     """Embed boxes (B, Q, 4) as y, x, width, height: (B, Q, 4 * width)."""
-    return sine_embedding(boxes[..., [1, 0, 2, 3]], width).flatten(-2)
+    # Slices: a list of places would be copied to the device, and waited for.
+    return sine_embedding(torch.cat([boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]], dim=-1), width).flatten(-2)
 
 
 def fuse(
@@ -232,9 +286,9 @@ def fuse(
     image, text = block.layer_norm_v(image), block.layer_norm_l(text)
     with computing_fully(image.device):
         keys, key_bias, answers = _tokens_to_image_width(block.attn, text.float())
-    # Upstream's clamp: in float16 a score may leave the range.
-    scores = torch.baddbmm(key_bias, keys, image.mT.to(keys.dtype)).float().clamp(-50_000, 50_000)
-    scores = scores.view(len(scores), block.attn.num_heads, -1, image.shape[1])  # (B, heads, n, S)
+        # Upstream's clamp, which it has for float16.
+        scores = torch.baddbmm(key_bias, keys, image.mT).clamp(-50_000, 50_000)
+    scores = torch.unflatten(scores, 1, (block.attn.num_heads, -1))  # (B, heads, n, S)
     of_tokens = scores.masked_fill(text_padding[:, None, :, None], -torch.inf).softmax(2).flatten(1, 2)
     of_positions = scores.masked_fill(image_padding[:, None, None], -torch.inf).softmax(3).flatten(1, 2)
     image_sees = torch.bmm(of_tokens.mT, answers) + block.attn.out_v_proj.bias
@@ -266,5 +320,5 @@ def _positions_to_text(attention: Any, seen: torch.Tensor) -> torch.Tensor:
     """Project what each head of each token has summed up of positions, (B, heads * n, C), to the text: (B, n, C)."""
     heads = attention.num_heads
     weight = attention.values_v_proj.weight.unflatten(0, (heads, -1))
-    seen = torch.einsum("bhnc,hdc->bnhd", seen.float().view(len(seen), heads, -1, seen.shape[-1]), weight).flatten(2)
+    seen = torch.einsum("bhnc,hdc->bnhd", torch.unflatten(seen.float(), 1, (heads, -1)), weight).flatten(2)
     return torch.as_tensor(attention.out_l_proj(seen + attention.values_v_proj.bias))

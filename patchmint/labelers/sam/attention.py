@@ -28,7 +28,7 @@ def relative_table(weights: Tensor, side: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Attend over a square of positions, all products in the dtype of `query`.
+    """Attend over a square of positions on a CPU, all products in the dtype of `query`.
 
     Args:
         query: (groups, heads, side, side, c), not yet scaled.
@@ -43,27 +43,61 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, rows)
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, cols)
     scaled = query * query.shape[-1] ** -0.5
-    if query.is_cuda:
-        mixed = _attend_fused(scaled, key, value, by_row, by_col)
-    elif query.dtype == torch.float32:
-        mixed = _attend_added(scaled, key, value, by_row, by_col)
-    else:
-        mixed = _attend_lengthened(scaled, key, value, by_row, by_col)
-    return mixed.view(query.shape)
+    way = _attend_added if query.dtype == torch.float32 else _attend_lengthened
+    return way(scaled, key, value, by_row, by_col).view(query.shape)
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
-    """One kernel, which never writes scores to memory: (groups, heads, positions, c)."""
-    long_query, long_key = _lengthen(query, key, by_row, by_col)
-    padding = -long_query.shape[-1] % _ALIGNED
-    width = long_query.shape[-1] + padding
-    mixed = functional.scaled_dot_product_attention(
-        functional.pad(long_query, (0, padding)),
-        functional.pad(long_key, (0, padding)),
-        functional.pad(value.flatten(2, 3), (0, width - value.shape[-1])),
-        scale=1.0,
+def distance_table(rows: Tensor, cols: Tensor) -> Tensor:
+    """What `attend_fused` takes of weights learnt for each distance in rows, and in columns, (2 * side - 1, c) each.
+
+    Returns:
+        (c, 4 * side): rising distances from query to key, where the weights' fall, and multiplied by the root of c,
+        since the products will be divided by it.
+    """
+    both = torch.cat([functional.pad(weights.flip(0), (0, 0, 0, 1)) for weights in (rows, cols)])
+    return (both * math.sqrt(both.shape[-1])).mT.contiguous()
+
+
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, distances: Tensor) -> Tensor:
+    """Attend in one kernel, which never writes scores to memory, and with few passes before it: for GPUs.
+
+    Args:
+        query: (B, rows, cols, heads, side, side, c), a window or the whole picture each; any strides.
+        key: the same shape.
+        value: the same shape.
+        distances: `distance_table` in the same dtype.
+
+    Returns:
+        The same shape.
+    """
+    side, c = query.shape[-2:]
+    # (heads, B * rows * side * cols * side, c), where queries of windows lie as rows of the picture: a view.
+    flat = query.permute(3, 0, 1, 4, 2, 5, 6).flatten(1, -2)
+    found = torch.bmm(flat, distances.expand(len(flat), -1, -1))
+    found = found.view(-1, *query.shape[:2], side, query.shape[2], side, distances.shape[1])
+    found = found.permute(1, 2, 4, 0, 3, 5, 6)
+    filling = query.new_zeros(()).expand(*query.shape[:-1], -(c + 2 * side) % _ALIGNED)
+    ones = torch.eye(side, dtype=key.dtype, device=key.device)
+    own_row, own_col = (each.expand(*key.shape[:-1], side) for each in (ones[:, None], ones[None]))
+    parts = (
+        (query, _slanted(found, -3, 0, side), _slanted(found, -2, 2 * side, side), filling),
+        (key, own_row, own_col, filling),
+        (value, filling.new_zeros(()).expand(*value.shape[:-1], 2 * side + filling.shape[-1])),
     )
-    return mixed[..., : value.shape[-1]]
+    # Each in one pass over memory, aligned.
+    long_query, long_key, long_value = (torch.cat(each, dim=-1).flatten(0, 2).flatten(-3, -2) for each in parts)
+    mixed = functional.scaled_dot_product_attention(long_query, long_key, long_value, scale=c**-0.5)
+    return mixed[..., :c].reshape(query.shape)
+
+
+def _slanted(found: Tensor, axis: int, first: int, side: int) -> Tensor:
+    """Of each query's products with all distances those with the distances that there are from its place on an axis.
+
+    A view of a tensor that has its memory to itself: a place further on, the wanted distances begin one earlier.
+    """
+    strides = list(found.stride())
+    strides[axis] -= 1
+    return found.as_strided((*found.shape[:-1], side), strides, first + side - 1)
 
 
 def _attend_lengthened(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from segment_anything.modeling.image_encoder import Attention, Block, ImageEncod
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.compute.compiled import Compiled, batch_sizes
+from patchmint.compute.compiled import CompiledPart
 from patchmint.compute.devices import store_products
-from patchmint.labelers.sam.attention import attend, relative_table
+from patchmint.labelers.sam.attention import attend, attend_fused, distance_table, relative_table
 
 
 class ImageEncoder:
@@ -35,12 +35,11 @@ class ImageEncoder:
         store_products(encoder, dtype)
         self._encoder = encoder
         self._blocks = [_Block(cast(Block, block), encoder.pos_embed.shape[1], dtype) for block in encoder.blocks]
-        self._run: Callable[[Tensor], Tensor] = self._forward
+        self._run: Callable[[_Block, Tensor], Tensor] = _Block.__call__
 
-    def compile(self, most: int) -> None:
-        """From the next call on run compiled, in batches of at most `most` pictures (`patchmint.compute.compiled`)."""
-        sizes = batch_sizes(most)
-        self._run = Compiled(self._forward, name="SAM's image encoder", sizes=lambda _: sizes)
+    def compile(self) -> None:
+        """From the next call on run the blocks compiled (`patchmint.compute.compiled`)."""
+        self._run = CompiledPart(_Block.__call__, name="SAM's image encoder", axes=[(0,)])
 
     @property
     def image_size(self) -> int:
@@ -63,12 +62,9 @@ class ImageEncoder:
         Returns:
             float32 (B, h, w, C): upstream's embeddings with the channels last.
         """
-        return self._run(squares)
-
-    def _forward(self, squares: Tensor) -> Tensor:
         x = self._encoder.patch_embed(squares) + self._encoder.pos_embed
         for block in self._blocks:
-            x = block(x)
+            x = self._run(block, x)
         return self._neck(x)
 
     def _neck(self, x: Tensor) -> Tensor:
@@ -84,10 +80,10 @@ class _Block:
         attention = cast(Attention, block.attn)
         self._block, self._attention = block, attention
         self._side = block.window_size or side
+        learnt = (attention.rel_pos_h, attention.rel_pos_w)
         with torch.no_grad():
-            self._rows, self._cols = (
-                relative_table(weights, self._side).to(dtype) for weights in (attention.rel_pos_h, attention.rel_pos_w)
-            )
+            self._rows, self._cols = (relative_table(weights, self._side).to(dtype) for weights in learnt)
+            self._distances = distance_table(*learnt).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x + self._attend(self._block.norm1(x))
@@ -102,15 +98,27 @@ class _Block:
         padded_size = (windows[0] * self._side, windows[1] * self._side)
         if padded_size != (height, width):
             # Upstream pads what is projected with zeros, of which the bias is all that comes out.
-            padded = self._attention.qkv.bias.to(projected.dtype).expand(batch, *padded_size, -1).contiguous()
+            bias = self._attention.qkv.bias.to(projected.dtype)
+            padded = projected.new_empty(batch, *padded_size, projected.shape[-1])
             padded[:, :height, :width] = projected
+            padded[:, height:] = bias
+            padded[:, :height, width:] = bias
             projected = padded
         parts = projected.view(batch, windows[0], self._side, windows[1], self._side, 3, self._attention.num_heads, -1)
-        query, key, value = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).unbind(0)
-        mixed = attend(query, key, value, self._rows, self._cols)
-        mixed = mixed.view(batch, *windows, self._attention.num_heads, self._side, self._side, -1)
+        parts = parts.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        if _fused(x):
+            mixed = attend_fused(parts[0], parts[1], parts[2], self._distances)
+        else:
+            query, key, value = parts.flatten(1, 3).unbind(0)
+            mixed = attend(query, key, value, self._rows, self._cols).view(parts.shape[1:])
         mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, *padded_size, channels)
-        return cast(Tensor, self._attention.proj(mixed[:, :height, :width]))
+        # A product of a part that doesn't lie together would be taken row by row, and its bias added in another pass.
+        return cast(Tensor, self._attention.proj(mixed[:, :height, :width].contiguous()))
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether to attend as on a GPU."""
+    return x.is_cuda
 
 
 def _norm_channels(x: Tensor, norm: LayerNorm2d) -> Tensor:

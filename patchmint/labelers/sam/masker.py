@@ -11,17 +11,28 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
+from patchmint.compute.memory import even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
-from patchmint.labelers.sam.masks import MaskCollector, MaskCoverage, input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masks import (
+    Behind,
+    MaskCollector,
+    MaskCoverage,
+    input_size,
+    resize_longest_side,
+    scale_boxes,
+)
 from patchmint.types import RgbImage
 
 _HELD = 64
 # Masks of a picture that are kept as logits (256 kB each in the official models); more are made compact at once.
+
+_MOST_WAITING = 16
+# Chunks of logits (16 MB each) for which a GPU doesn't wait until they are compact.
 
 _MOST_BOXES = 64
 _MOST_IMAGES = 16
@@ -76,8 +87,10 @@ class SamMasker:
         numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
         self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
         self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
+        # A CPU has no time to win by it.
+        self._behind = Behind(_MOST_WAITING) if model.device.type == "cuda" else None
         if compiled and model.device.type == "cuda":
-            self._encoder.compile(self._image_batch)
+            self._encoder.compile()
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: resize to the model's input (`resize_longest_side`)."""
@@ -107,13 +120,13 @@ class SamMasker:
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         side = self._encoder.image_size
         collectors = [
-            MaskCollector(len(array), size, side, self._coverage, held=_HELD)
+            MaskCollector(len(array), size, side, self._coverage, held=_HELD, behind=self._behind)
             for array, size in zip(boxes, sizes, strict=True)
         ]
         busy = [index for index, array in enumerate(boxes) if len(array)]
         with torch.inference_mode():
-            for start in range(0, len(busy), self._image_batch):
-                batch = busy[start : start + self._image_batch]
+            for part in even_parts(len(busy), self._image_batch):
+                batch = busy[part]
                 embeddings = self._encode(
                     [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
                 )
@@ -134,7 +147,8 @@ class SamMasker:
                 pixels = to_device(image, device).permute(2, 0, 1)
                 # Padded when normalised, as upstream does it (`Sam.preprocess`).
                 square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - mean) / std
-            with computing_in(self._precision, device):
+            # Each number of pictures is a shape, and windows are short.
+            with computing_in(self._precision, device), attending_to_any_shape(device):
                 return self._encoder(squares)
 
     def _decode(
@@ -144,8 +158,7 @@ class SamMasker:
         device = embeddings.device
         all_boxes, all_owners = to_device(boxes, device), to_device(owners, device)
         ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
-        for start in range(0, len(boxes), self._box_chunk):
-            part = slice(start, start + self._box_chunk)
+        for part in even_parts(len(boxes), self._box_chunk):
             with stage("decode", device):
                 logits = self._decoder(embeddings, all_boxes[part], all_owners[part])
             ready = (owners[part], *_start_copy(logits))

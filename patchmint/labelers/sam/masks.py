@@ -7,8 +7,11 @@ square, padding included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -118,38 +121,99 @@ class PackedMasks:
         return self.made
 
 
+_Compact = tuple[list[Rle], npt.NDArray[np.uint8]]
+# Masks at the picture's size, and the packed bits of their logits where they are needed.
+
+
+class LaterMasks:
+    """A `Masks` that a thread is still at; whoever asks it something waits."""
+
+    def __init__(self, count: int, made: Callable[[], Masks]) -> None:
+        self._count = count
+        self._made = made
+
+    def __len__(self) -> int:
+        return self._count
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
+        """Share of each cell's area under the union of some of the masks; see `patchmint.geometry.rle.Masks`."""
+        return self._now.coverage(members, placement)
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks at the picture's size."""
+        return self._now.rles()
+
+    @cached_property
+    def _now(self) -> Masks:
+        return self._made()
+
+
+class Behind:
+    """A thread for what no model should wait for, one thing after another. Few wait, so that memory stays level."""
+
+    def __init__(self, most: int) -> None:
+        """Let so many wait at most, the one in work included: who brings one more waits, too."""
+        self._free = threading.BoundedSemaphore(most)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
+
+    def begin(self, function: Callable[..., _Compact], *arguments: object) -> Future[_Compact]:
+        """Have it done."""
+        self._free.acquire()
+        future = self._pool.submit(function, *arguments)
+        future.add_done_callback(lambda _: self._free.release())
+        return future
+
+
 class MaskCollector:
     """Takes one picture's logits as they are decoded, and keeps no more than `held` masks' logits of them.
 
     They are the quickest to measure, but take 256 kB a mask. Where there are more, each part becomes runs of pixels
-    (and bits) at once, which give the same coverage.
+    (and bits), which give the same coverage: at once, or in the thread of `behind`.
     """
 
-    def __init__(self, count: int, size: Size, image_size: int, mode: MaskCoverage, *, held: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: Size,
+        image_size: int,
+        mode: MaskCoverage,
+        *,
+        held: int,
+        behind: Behind | None = None,
+    ) -> None:
         """Expect the logits of `count` masks; for the rest see `SamMasks`."""
-        self._size, self._image_size, self._mode = size, image_size, mode
+        self._count, self._size, self._image_size, self._mode = count, size, image_size, mode
         self._compact = count > held
+        self._behind = behind
         self._logits: list[npt.NDArray[np.float32]] = []
-        self._rles: list[Rle] = []
-        self._packed: list[npt.NDArray[np.uint8]] = []
+        self._parts: list[_Compact | Future[_Compact]] = []
 
     def add(self, logits: npt.NDArray[np.float32]) -> None:
         """Take the next masks' logits (M, n, n); of one chunk."""
         if not self._compact:
             self._logits.append(logits)
-            return
-        self._rles += SamMasks(logits, self._size, self._image_size, self._mode).rles()
-        if self._mode == "fast":
-            self._packed.append(np.packbits(logits > 0, axis=-1))
+        elif self._behind is None:
+            self._parts.append(self._made_compact(logits))
+        else:
+            self._parts.append(self._behind.begin(self._made_compact, logits))
 
     def masks(self) -> Masks:
         """All that were added."""
-        if self._mode == "fast" and self._compact:
-            return PackedMasks(tuple(self._rles), np.concatenate(self._packed), self._size, self._image_size)
         if self._compact:
-            return RleMasks(self._rles)
+            return self._joined() if self._behind is None else LaterMasks(self._count, self._joined)
         logits = np.concatenate(self._logits) if self._logits else np.zeros((0, 1, 1), dtype=np.float32)
         return SamMasks(logits, self._size, self._image_size, self._mode)
+
+    def _made_compact(self, logits: npt.NDArray[np.float32]) -> _Compact:
+        rles = SamMasks(logits, self._size, self._image_size, self._mode).rles()
+        return list(rles), np.packbits((logits if self._mode == "fast" else logits[:0]) > 0, axis=-1)
+
+    def _joined(self) -> Masks:
+        made = [part.result() if isinstance(part, Future) else part for part in self._parts]
+        rles = tuple(rle for part, _ in made for rle in part)
+        if self._mode == "exact":
+            return RleMasks(rles)
+        return PackedMasks(rles, np.concatenate([packed for _, packed in made]), self._size, self._image_size)
 
 
 def _coarse_coverage(positive: npt.NDArray[np.bool_], placement: Placement, size: Size, image_size: int) -> Floats:

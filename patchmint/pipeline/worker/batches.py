@@ -25,10 +25,16 @@ from patchmint.types import Text
 _Item = TypeVar("_Item")
 
 _SHARE = 0.8
-"""Of a GPU's free memory. Boxes can't be foreseen; what is left over is for them."""
+"""Of a GPU's free memory. Texts and boxes can't be foreseen; what is left over is for more of them than usual."""
 _LARGEST = (800, 1333)
 """As large as Grounding DINO makes any image, in pixels (height, width)."""
-_MOST_IMAGES = 64
+_LEAST_IMAGES, _MOST_IMAGES = 16, 64
+"""The least is what models have for several passes of their own; fewer only where memory is short."""
+_TEXTS, _BOXES = 5, 50
+"""Of each image of a trial: as many as COCO has captions, and ten boxes each."""
+_CAPTION = "a brown cat is asleep on a small red sofa beside a window"
+_CALM = 16
+"""Batches before a larger one is tried again, the first time."""
 _GAIN = 1.05
 """Images a second of a batch twice as large must be at least this many times those of the smaller one."""
 
@@ -132,14 +138,14 @@ def _sharing(runner: LocalRunner | RayRunner, cuda: Any) -> int:
 
 def _tried(models: AnnotationModels, images: int, device: str, cuda: Any) -> _Trial | None:
     noise = np.random.default_rng(0).integers(0, 255, (*_LARGEST, 3), dtype=np.uint8)
-    batch, texts = [noise] * images, [[Text("a thing")]] * images
+    batch, texts = [noise] * images, [[Text(_CAPTION)] * _TEXTS] * images
     inputs = [models.prepare(noise)] * images  # in a build that is done ahead
     try:
-        models.ask(batch, texts, inputs)  # the first time is slower: kernels are chosen, memory is taken
+        models.rehearse(batch, texts, inputs, _BOXES)  # the first time is slower: kernels are chosen, memory is taken
         cuda.synchronize(device)
         cuda.reset_peak_memory_stats(device)
         before, start = cuda.memory_allocated(device), time.perf_counter()
-        models.ask(batch, texts, inputs)
+        models.rehearse(batch, texts, inputs, _BOXES)
         cuda.synchronize(device)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
@@ -164,7 +170,7 @@ class _Trial:
 
 
 def _largest_that_pays(measure: Callable[[int], _Trial | None], budget: int) -> int:
-    """How many images a batch should have: doubled as long as it fits and pays.
+    """How many images a batch should have: doubled as long as it fits and pays, or halved until it fits.
 
     Args:
         measure: tries a batch of that many of the largest images; None if memory ran out.
@@ -173,10 +179,39 @@ def _largest_that_pays(measure: Callable[[int], _Trial | None], budget: int) -> 
     Returns:
         1 if even two images are too many.
     """
-    best, trial = 1, measure(1)
-    while trial is not None and 2 * best <= _MOST_IMAGES and 2 * trial.bytes <= budget:
+    best, trial = _LEAST_IMAGES, measure(_LEAST_IMAGES)
+    while best > 1 and (trial is None or trial.bytes > budget):
+        best //= 2
+        trial = measure(best) if best > 1 else None
+    while trial is not None and 2 * best <= _MOST_IMAGES and 2 * trial.bytes <= budget and best >= _LEAST_IMAGES:
         twice = measure(2 * best)
         if twice is None or twice.bytes > budget or 2 * trial.seconds < _GAIN * twice.seconds:
             break
         best, trial = 2 * best, twice
     return best
+
+
+class BatchSize:
+    """How many images a batch has: fewer once memory ran out, and more again after a while in which it didn't.
+
+    That while doubles each time: images that are too large for a batch may be few, or all that follow.
+
+    Attributes:
+        now: images.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Begin with the most."""
+        self.now = self._most = most
+        self._calm, self._needed = 0, _CALM
+
+    def ran_out(self, images: int) -> None:
+        """A batch of so many was too large."""
+        self.now = max(1, min(self.now, images // 2))
+        self._calm, self._needed = 0, 2 * self._needed
+
+    def went_well(self) -> None:
+        """A batch wasn't."""
+        self._calm += 1
+        if self.now < self._most and self._calm >= self._needed:
+            self.now, self._calm = min(self._most, 2 * self.now), 0

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,14 @@ import torch
 
 from patchmint.annotate.models import AnnotationModels, ModelAnswers
 from patchmint.compute.devices import machine_device
-from patchmint.compute.memory import device_peak, keep_few_kernels, keep_freed_memory, peak_memory, ran_out
+from patchmint.compute.memory import (
+    device_peak,
+    keep_few_kernels,
+    keep_freed_memory,
+    let_memory_grow,
+    peak_memory,
+    ran_out,
+)
 from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.config.build import BATCHES_AHEAD
 from patchmint.datasets.extension import extended_manifest
@@ -33,7 +41,7 @@ from patchmint.errors import BuildError, NotFoundError, PatchmintError, StorageE
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_source
-from patchmint.pipeline.worker.batches import choose_batch_size, like_batches
+from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches
 from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layout_of
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
@@ -73,6 +81,7 @@ class Worker:
         check_models(config, settings.models)
         keep_few_kernels()
         keep_freed_memory()
+        let_memory_grow()
         torch.set_num_threads(threads)
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
@@ -84,9 +93,9 @@ class Worker:
         self._preparer = Preparer(source, read, config.limits.max_image_megapixels, threads, self._models.prepare)
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
-        self._batch_size = choose_batch_size(self._models, config.runner, device)
+        self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))
         self._device = device
-        formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size}"
+        formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size.now}"
         _LOG.info("worker on %s, %s", device, formats)
         # without a profile only what every result says, which no GPU need be asked for
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
@@ -173,7 +182,7 @@ class Worker:
             if order.probe is None:
                 saved = find_saved(self._storage, order.unit.id, self._settings.plan_digest)
             done = saved.places if saved is not None else set()
-            samples, items = self._preparer.prepared(order, 2 * self._batch_size, done)
+            samples, items = self._preparer.prepared(order, 2 * self._batch_size.now, done)
         if order.probe is not None:
             passed = set(range(len(samples))) - order.probe | order.poison
             with Finisher(self._models, lambda *_: None, self._finishing, passed) as finisher:
@@ -225,7 +234,7 @@ class Worker:
             saved=work.saved,
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
-            batch_size=self._batch_size,
+            batch_size=self._batch_size.now,
             profile=self._profile(timing) if self._settings.profile else None,
         )
 
@@ -247,7 +256,7 @@ class Worker:
         """Give each sample to the unit's shard: rejects of reading at any time, the rest in order."""
         batches = like_batches(
             work.taken(items),
-            size=lambda: self._batch_size,
+            size=lambda: self._batch_size.now,
             key=lambda item: self._models.batch_key(item.image.size),
             weight=lambda item: item.nbytes,
             looked=work.looked,
@@ -260,7 +269,7 @@ class Worker:
             with closing(items):
                 before_last: tuple[int, ...] = ()
                 for batch in batches:
-                    before = self._batch_size
+                    before = copy(self._batch_size)
                     work.places = tuple(place for place, _ in batch)
                     with stage("annotate"):
                         answers = self._ask_or_halve([item for _, item in batch])
@@ -298,11 +307,12 @@ class Worker:
             fault = self._fault_of(error, batch)
         else:
             self._mistakes, self._has_answered = 0, True
+            self._batch_size.went_well()
             return answers
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._batch_size = max(1, min(self._batch_size, len(batch) // 2))
+            self._batch_size.ran_out(len(batch))
         if len(batch) == 1:
             return [fault]
         middle = len(batch) // 2

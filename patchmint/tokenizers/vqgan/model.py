@@ -71,7 +71,11 @@ class Vqgan(nn.Module):
         """
         encoded = (self.encoder if encoder is None else encoder)(pixels)
         with computing_fully(pixels.device):  # codes hang on its last bits
-            return cast("Tensor", self.quant_conv(encoded.float()))
+            if not encoded.is_cuda:
+                return cast("Tensor", self.quant_conv(encoded.float()))
+            # cuDNN's convolutions round float32 to TF32 unless told otherwise, and products of matrices don't.
+            weight = self.quant_conv.weight.flatten(1)
+            return nn.functional.linear(encoded.float().movedim(1, -1), weight, self.quant_conv.bias).movedim(-1, 1)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, among: Tensor | None = None) -> Tensor:
