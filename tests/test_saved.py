@@ -109,8 +109,8 @@ def test_a_build_stopped_at_any_batch_ends_with_the_same_bytes(whole, tmp_path):
 
 def test_a_batch_that_takes_too_long_is_lost_and_the_others_are_saved(whole, tmp_path):
     config, expected = whole
-    whole_batches = save(config, tmp_path / "in time", 4).places
-    saved = save(config, tmp_path / "late", 4, in_time=False).places
+    whole_batches = save(config, tmp_path / "in time", 4).positions
+    saved = save(config, tmp_path / "late", 4, in_time=False).positions
     assert 0 < len(whole_batches - saved) <= 2
     assert saved < whole_batches
     go_on(config, tmp_path / "late", expected)
@@ -118,7 +118,7 @@ def test_a_batch_that_takes_too_long_is_lost_and_the_others_are_saved(whole, tmp
 
 def test_a_build_is_stopped_again_and_again(whole, tmp_path):
     config, expected = whole
-    found = [len(save(config, tmp_path / "out", 2).places) for _ in range(4)]
+    found = [len(save(config, tmp_path / "out", 2).positions) for _ in range(4)]
     assert found == sorted(set(found))
     go_on(config, tmp_path / "out", expected)
 

@@ -42,9 +42,9 @@ class Order:
 
     Attributes:
         unit: which unit.
-        poison: places in the unit, from 0, of samples known to kill workers; they are rejected unseen.
+        poison: positions in the unit, from 0, of samples known to kill workers; they are rejected unseen.
         hanging: those of them at which workers hang instead.
-        probe: None = build the unit; otherwise only annotate the samples in these places and write nothing, to find
+        probe: None = build the unit; otherwise only annotate the samples at these positions and write nothing, to find
             out which of them kills its worker.
         ahead: the unit that this worker is likely to get next: it may begin to read that one while it ends this one.
     """
@@ -149,7 +149,7 @@ class Working:
         saved: of them, those that an earlier run had annotated.
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
-        places: in the unit, of the samples that it is at.
+        positions: in the unit, of the samples that it is at.
         waits_for: the storage trouble that it sits out, and for how long already; "" if none. It doesn't hang then.
     """
 
@@ -159,7 +159,7 @@ class Working:
     saved: int
     rejects: Mapping[str, int]
     doing: str
-    places: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
     waits_for: str = ""
 
 

@@ -36,9 +36,9 @@ class SavedUnit(BaseModel):
     Attributes:
         unit: its number in the plan.
         plan_digest: of the plan that the unit belongs to.
-        samples: places in the unit of the tar's samples, in the tar's order.
-        rejects: places of the rejects, in the table's order.
-        looked: the last place that had been considered for a batch; -1: none had.
+        samples: positions in the unit of the tar's samples, in the tar's order.
+        rejects: positions of the rejects, in the table's order.
+        looked: the last position that had been considered for a batch; -1: none had.
         files: the tar and the table of rejects, by ending.
     """
 
@@ -62,7 +62,7 @@ class SavedUnit(BaseModel):
         return self
 
     @property
-    def places(self) -> set[int]:
+    def positions(self) -> set[int]:
         """Of all that is saved."""
         return {*self.samples, *self.rejects}
 
@@ -76,7 +76,7 @@ class SavedUnit(BaseModel):
             yield from zip(self.samples, iter_samples(storage, self.files["tar"].path), strict=True)
 
     def read_rejects(self, storage: Storage) -> dict[int, Reject]:
-        """Rejects by place. Raises as `read_samples`."""
+        """Rejects by position. Raises as `read_samples`."""
         if not self.rejects:
             return {}
         return dict(zip(self.rejects, read_rejects(storage, self.files["parquet"].path), strict=True))

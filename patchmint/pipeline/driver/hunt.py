@@ -20,7 +20,7 @@ class _Case:
 
     Attributes:
         recent: the places where the whole unit has killed.
-        suspects: places in the unit.
+        suspects: positions in the unit.
         probed: of them, those in the last order; none in a whole unit.
         singly: whether they are probed one by one.
         is_hang: whether a worker hung, rather than died.

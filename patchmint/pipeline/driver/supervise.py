@@ -402,7 +402,7 @@ class Supervisor:
                 f"a worker died at unit {order.unit.name} on {place.name}, and is replaced; the unit is tried again: "
                 f"{cause}"
             )
-            self._suspect(order, place, event, (news.places if news is not None else ()) if hung else None)
+            self._suspect(order, place, event, (news.positions if news is not None else ()) if hung else None)
         if is_trial and not event.innocent:
             if is_harmless:
                 self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")

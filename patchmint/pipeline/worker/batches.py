@@ -85,9 +85,11 @@ def like_batches(
             weighs += weight(item)
         if not window:
             return
-        places = _chosen(window, count, key, weight, most_of_a_batch)
-        weighs -= sum(weight(window[place]) for place in places)
-        yield [(place, window.pop(place)) for place in places]  # nothing here holds a batch that was handed over
+        positions = _chosen(window, count, key, weight, most_of_a_batch)
+        weighs -= sum(weight(window[position]) for position in positions)
+        yield [
+            (position, window.pop(position)) for position in positions
+        ]  # nothing here holds a batch that was handed over
 
 
 def _chosen(

@@ -31,7 +31,7 @@ from patchmint.shards.writer import ShardWriter
 from patchmint.storage import NewFile, Storage
 
 Answered = tuple[int, Prepared, ModelAnswers | Fault]
-"""A sample's place in its unit, the sample, and what the models said or why they couldn't."""
+"""A sample's position in its unit, the sample, and what the models said or why they couldn't."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Finisher:
 
     Args:
         models: make labels.
-        write: takes places and what is finished there, in order; in a thread, but never twice at once.
+        write: takes positions and what is finished there, in order; in a thread, but never twice at once.
         pool: of one thread.
-        passed: places that aren't waited for; the caller adds those of which it learns later.
-        early: what is finished already, by place.
+        passed: positions that aren't waited for; the caller adds those of which it learns later.
+        early: what is finished already, by position.
 
     Attributes:
         finished: how many samples are, in this run.
-        early: what is finished and waits for a place before it. Batches take samples out of their order, but none is
+        early: what is finished and waits for a position before it. Batches take samples out of their order, but none is
             held for longer than `like_batches` looks ahead.
     """
 
@@ -107,8 +107,8 @@ class Finisher:
             job.result()
 
     def _finish(self, batch: Sequence[Answered]) -> None:
-        for place, prepared, answers in batch:
-            self.early[place] = self._finished(prepared, answers)
+        for position, prepared, answers in batch:
+            self.early[position] = self._finished(prepared, answers)
             self.finished += 1
         while self._turn in self.early or self._turn in self._passed:
             if (item := self.early.pop(self._turn, None)) is not None:
@@ -187,8 +187,8 @@ class UnitShard:
         layout: of the samples.
         attempt: owns the files.
         files: closes them.
-        rejects: so far, by place in the unit.
-        written: places of the samples so far, in the shard's order.
+        rejects: so far, by position in the unit.
+        written: positions of the samples so far, in the shard's order.
         tar, writer: None before the first sample.
     """
 
@@ -201,10 +201,10 @@ class UnitShard:
     tar: NewFile | None = None
     writer: ShardWriter | None = None
 
-    def add(self, place: int, item: Finished) -> None:
+    def add(self, position: int, item: Finished) -> None:
         """Write a sample, or note a reject."""
         if isinstance(item, Reject):
-            self.rejects[place] = item
+            self.rejects[position] = item
             return
         with stage("write"):
             if self.writer is None:
@@ -215,7 +215,7 @@ class UnitShard:
                 self.writer.add_stored(item.stored, item.planned.ordinal)
             else:
                 self.writer.add(item)
-            self.written.append(place)
+            self.written.append(position)
 
     def resume(self, saved: SavedUnit, samples: Sequence[PlannedSample], storage: Storage) -> dict[int, Finished]:
         """Begin with what an interrupted run has saved of the unit.
@@ -226,7 +226,7 @@ class UnitShard:
             storage: where it lies.
 
         Returns:
-            By place, what has to wait for a place before it.
+            By position, what has to wait for a position before it.
 
         Raises:
             StorageError, ShardError: it can't be read.
@@ -234,23 +234,23 @@ class UnitShard:
         self.rejects = saved.read_rejects(storage)
         early: dict[int, Finished] = {}
         turn = 0
-        for place, stored in saved.read_samples(storage):
+        for position, stored in saved.read_samples(storage):
             while turn in self.rejects:
                 turn += 1
-            item = SavedSample(samples[place], stored)
-            if place == turn:
-                self.add(place, item)
+            item = SavedSample(samples[position], stored)
+            if position == turn:
+                self.add(position, item)
                 turn += 1
             else:
-                early[place] = item
+                early[position] = item
         return early
 
     def save(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
         """Leave what is annotated to the run that resumes, and write no more.
 
         Args:
-            early: what is finished and waits for a place before it.
-            looked: the last place that was considered for a batch.
+            early: what is finished and waits for a position before it.
+            looked: the last position that was considered for a batch.
             plan_digest: of the plan.
 
         Returns:
@@ -259,8 +259,8 @@ class UnitShard:
         Raises:
             StorageError: it can't be written.
         """
-        for place, item in sorted(early.items()):
-            self.add(place, item)
+        for position, item in sorted(early.items()):
+            self.add(position, item)
         if not self.written and not self.rejects:
             return 0
         self.files.close()

@@ -35,7 +35,7 @@ class Prepared:
     """A sample ready for the models.
 
     Attributes:
-        planned: its place and source.
+        planned: its position and source.
         data: the image file's bytes.
         image: the same, decoded.
         texts: at least one of them says something.
@@ -75,7 +75,7 @@ class Preparer:
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
 
     Attributes:
-        awaited: the place whose sample is waited for now.
+        awaited: the position whose sample is waited for now.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Preparer:
         Args:
             order: which samples; poisoned ones are left out.
             ahead: so many are at work or wait to be taken at most; fewer large ones, but one a thread.
-            done: places whose samples are left out as well.
+            done: positions whose samples are left out as well.
 
         Raises:
             StorageError: the plan or an image couldn't be read; another try may do.
@@ -143,23 +143,23 @@ class Preparer:
         else:  # nothing is known yet
             ahead = min(ahead, 2 * self._threads)
         missing = max(0, ahead - len(begun.waiting))
-        for place in begun.places[begun.taken : begun.taken + missing]:
-            begun.waiting.append((place, self._pool.submit(self._prepare, begun.unit[place])))
+        for position in begun.positions[begun.taken : begun.taken + missing]:
+            begun.waiting.append((position, self._pool.submit(self._prepare, begun.unit[position])))
             begun.taken += 1
 
     def _taken(self, begun: _Begun, ahead: int, following: Unit | None) -> Items:
         try:
             while True:
                 self._fill(begun, ahead)
-                if following is not None and begun.taken == len(begun.places):
+                if following is not None and begun.taken == len(begun.positions):
                     self._next = (following, self._pool.submit(self._begin, following, ahead))
                     following = None
                 if not begun.waiting:
                     return
                 self.awaited, future = begun.waiting.popleft()
                 item = future.result()
-                place, self.awaited = self.awaited, None
-                yield place, item
+                position, self.awaited = self.awaited, None
+                yield position, item
         finally:
             begun.drop()
 
@@ -241,10 +241,10 @@ class Witness:
 
 @dataclass
 class _Begun:
-    """A unit, the places in it to prepare, of which `taken` were handed to threads, and those that wait there."""
+    """A unit, the positions in it to prepare, of which `taken` were handed to threads, and those that wait there."""
 
     unit: Sequence[PlannedSample]
-    places: Sequence[int]
+    positions: Sequence[int]
     waiting: deque[tuple[int, Future[Reject | Prepared]]] = field(default_factory=deque)
     taken: int = 0
 

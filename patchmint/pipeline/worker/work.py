@@ -129,7 +129,7 @@ class Worker:
             saved=work.saved,
             rejects=_reasons(list(work.shard.rejects.values())) if work.shard is not None else {},
             doing=self._stopwatch.doing,
-            places=work.places or ((awaited,) if awaited is not None else ()),
+            positions=work.positions or ((awaited,) if awaited is not None else ()),
             waits_for=waits_for,
         )
         return told
@@ -181,7 +181,7 @@ class Worker:
         with stage("wait"):
             if order.probe is None:
                 saved = find_saved(self._storage, order.unit.id, self._settings.plan_digest)
-            done = saved.places if saved is not None else set()
+            done = saved.positions if saved is not None else set()
             samples, items = self._preparer.prepared(order, 2 * self._batch_size.now, done)
         if order.probe is not None:
             passed = set(range(len(samples))) - order.probe | order.poison
@@ -217,11 +217,11 @@ class Worker:
             with Finisher(self._models, shard.add, self._finishing, passed, early) as finisher:
                 work = _InWork(order.unit.id, shard, finisher, passed)
                 if saved is not None:
-                    work.looked, work.saved = saved.looked, len(saved.places)
+                    work.looked, work.saved = saved.looked, len(saved.positions)
                 self._annotate(items, work)
             with stage("commit"):
                 files.close()
-                poison = (_poisoned(samples[place], hangs=place in order.hanging) for place in order.poison)
+                poison = (_poisoned(samples[position], hangs=position in order.hanging) for position in order.poison)
                 rejects = [*shard.rejects.values(), *poison]
                 won = self._commit(samples, shard, rejects, attempt)
         timing = self._stopwatch.drain()
@@ -260,7 +260,9 @@ class Worker:
             key=lambda item: self._models.batch_key(item.image.size),
             weight=lambda item: item.nbytes,
             looked=work.looked,
-            waiting=work.looked + 1 - sum(place <= work.looked for place in work.passed | work.finisher.early.keys()),
+            waiting=work.looked
+            + 1
+            - sum(position <= work.looked for position in work.passed | work.finisher.early.keys()),
             ahead=BATCHES_AHEAD if self._models.prefers_like_sizes else 1,
         )
         finisher = work.finisher
@@ -270,26 +272,26 @@ class Worker:
                 before_last: tuple[int, ...] = ()
                 for batch in batches:
                     before = copy(self._batch_size)
-                    work.places = tuple(place for place, _ in batch)
+                    work.positions = tuple(position for position, _ in batch)
                     with stage("annotate"):
                         answers = self._ask_or_halve([item for _, item in batch])
                     if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
                         self._batch_size = before  # the fault of a sample that is too large for any batch
                     # what was for the models isn't needed any more
-                    asked = [(place, replace(item, inputs=None)) for place, item in batch]
+                    asked = [(position, replace(item, inputs=None)) for position, item in batch]
                     answered = [(*placed, answer) for placed, answer in zip(asked, answers, strict=True)]
                     # what is waited for is the batch before
-                    before_last, work.places = work.places, before_last
+                    before_last, work.positions = work.positions, before_last
                     with stage("hold"), self._handing_over:
                         finisher.take(answered)
-                    work.places = ()
+                    work.positions = ()
                     if self._stopping.is_set():
                         self._between.set()
                         threading.Event().wait()  # for this process's end
                     del batch, asked, answers, answered  # or they would be held while the next batch is waited for
                 if self._mistakes and not self._has_answered:  # nobody knows yet whether they ever work
                     self._blame_models()
-                work.places = before_last
+                work.positions = before_last
                 with stage("hold"):
                     finisher.take([])  # saved samples may be all that is left
                     finisher.wait()
@@ -387,11 +389,11 @@ class _InWork:
         unit: its id.
         shard: in the making; None for a probe.
         finisher: labels and writes.
-        passed: places that the finisher needn't wait for.
-        looked: the last place that was considered for a batch.
+        passed: positions that the finisher needn't wait for.
+        looked: the last position that was considered for a batch.
         saved: samples that an interrupted run had annotated.
         unreadable: samples that were rejected before the models saw them.
-        places: of the samples that are in work now.
+        positions: of the samples that are in work now.
     """
 
     unit: int
@@ -401,23 +403,23 @@ class _InWork:
     looked: int = -1
     saved: int = 0
     unreadable: int = 0
-    places: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
         """Places and samples that can be annotated; the others are rejected here."""
         while True:
             with stage("wait"):
-                place, item = next(items, (-1, None))
+                position, item = next(items, (-1, None))
             if item is None:
                 return
             if isinstance(item, Reject):
                 if self.shard is not None:
-                    self.shard.add(place, item)
-                self.passed.add(place)
+                    self.shard.add(position, item)
+                self.passed.add(position)
                 self.unreadable += 1
             else:
-                self.looked = max(self.looked, place)
-                yield place, item
+                self.looked = max(self.looked, position)
+                yield position, item
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
