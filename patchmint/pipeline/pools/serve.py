@@ -74,8 +74,10 @@ class ServedWorker:
         start_logging()
         # torch, which the driver does without
         from patchmint.compute.devices import pick_device
+        from patchmint.compute.memory import let_memory_grow
         from patchmint.pipeline.worker.work import Worker
 
+        let_memory_grow()
         self._worker = Worker(settings, pick_device(device, slot), threads)
         return self._worker.info
 
