@@ -30,7 +30,7 @@ def detector(gpu):
 
 @pytest.mark.parametrize(
     ("stage", "kernels", "gbytes"),
-    [("backbone", 600, 7.5), ("text", 250, 0.3), ("fusion", 1150, 14.0), ("decoder", 900, 1.8)],
+    [("backbone", 600, 7.5), ("text", 250, 0.3), ("fusion", 750, 7.5), ("decoder", 600, 1.1)],
 )
 def test_a_stage_of_the_detector_never_waits_and_keeps_to_its_bounds(detector, stage, kernels, gbytes):
     count = detector.of(stage)
