@@ -315,8 +315,8 @@ def _work(
     written = sum(map(_size, made))
     moved: float = sum(map(_size, given)) + written
     if func.namespace == "patchmint":
-        flops, gathered = gpu_kernels.WORK[name](*args, **kwargs)
-        return moved, flops, ATTENTION, 0, gathered
+        flops, rate, gathered = gpu_kernels.WORK[name](*args, **kwargs)
+        return moved, flops, rate, 0, gathered
     if name in _GATHERS:
         moved = 2 * written + sum(_size(each) for each in given if not each.is_floating_point())
     elif name.startswith("_embedding_bag"):

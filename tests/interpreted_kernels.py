@@ -10,6 +10,7 @@ from torch import nn
 from patchmint.compute.compiled import kernels_ran
 from patchmint.labelers.grounding_dino import deformable
 from patchmint.labelers.grounding_dino.deformable import deformable_attention, level_table
+from patchmint.labelers.sam import attention
 
 # numpy tells of a place that is no number, and it is meant to stay none
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -90,3 +91,26 @@ def test_places_that_are_no_numbers_give_none(monkeypatch, module):
     assert ours[0, 1].isnan().all()
     assert ours.isnan().sum() == 24
     torch.testing.assert_close(ours[1, 2], module.output_proj.bias)
+
+
+@pytest.mark.parametrize("width", [16, 48])
+def test_sams_attention_over_a_picture_in_a_kernel_of_our_own_is_that_of_longer_vectors(monkeypatch, width):
+    """Heads as wide as a power of two, and as two of them; rows and columns weigh as much as what they hold.
+
+    In float16 only: the interpreter has no products of bfloat16.
+    """
+    generator = torch.Generator().manual_seed(width)
+    batch, heads, side = 2, 2, 16
+    projected = torch.randn(batch, side, side, 3, heads, width, generator=generator).half()
+    parts = projected.permute(3, 0, 4, 1, 2, 5)[:, :, None, None]
+    rows, cols = torch.randn(2, 2 * side - 1, width, generator=generator)
+    distances = attention.distance_table(rows, cols).half() * width**-0.5
+    before = kernels_ran.total()
+    with torch.inference_mode():
+        ours = attention.attend_fused(*parts, distances)
+        assert kernels_ran.total() == before + 1
+        monkeypatch.setattr(attention, "_by_rows", lambda _: False)
+        theirs = attention.attend_fused(*parts.float(), distances.float())
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.2
+    torch.testing.assert_close(ours.float(), theirs, atol=0.005, rtol=0.005)

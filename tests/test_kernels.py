@@ -30,7 +30,11 @@ def resources(kernel, tmp_path, types, constants, **options):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    aligned = {(place,): [["tt.divisibility", 16]] for place, type_ in enumerate(types.values()) if "*" in type_}
+    # pointers, and strides of official sizes
+    whole = [
+        place for place, name in enumerate(types) if types[name] != "fp32" and name not in ("queries", "positions")
+    ]
+    aligned = {(place,): [["tt.divisibility", 16]] for place in whole}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
     made = triton.compile(source, GPUTarget("cuda", 90, 32), kernels.OPTIONS | options)
     (tmp_path / "cubin").write_bytes(made.asm["cubin"])
@@ -50,3 +54,16 @@ def test_deformable_attention_of_official_size_spills_nothing_on_an_h200(tmp_pat
     assert 16 < registers <= 96
     # a row of 32 channels by threads that read 16 bytes each
     assert ptx.count("ld.global.v4.b32") == {"bf16": 8, "fp32": 16}[dtype]
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_sams_attention_of_official_size_spills_nothing_on_an_h200(tmp_path, width):
+    types = dict.fromkeys(("query", "key", "value", "found", "out"), "*bf16") | {"scale": "fp32"}
+    types |= {f"{each}_{axis}": "i32" for each in ("query", "key", "value") for axis in ("image", "head", "place")}
+    constants = kernels.attention_constants(side=64, heads=16, width=width)
+    kernel, options = kernels.attention_by_rows_kernel, kernels.ATTENTION_OPTIONS
+    registers, spilled, ptx = resources(kernel, tmp_path, types, constants, **options)
+    assert spilled == 0
+    assert 96 < registers <= 224
+    assert "wgmma.mma_async" in ptx
+    assert ("m64n16k16" in ptx) == (width == 80)  # as wide as it is, not padded

@@ -6,6 +6,8 @@ each number of levels, points, heads and channels, in a second or two; other siz
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,8 @@ QUERIES_AT_ONCE = 4
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 """Of Triton's compiler. Without the second some versions warn that others will choose differently."""
+ATTENTION_OPTIONS = OPTIONS | {"num_warps": 8, "num_stages": 3}
+"""Those of `attention_by_rows`."""
 
 
 @triton.jit
@@ -127,3 +131,94 @@ def deformable_constants(heads: int, levels: int, points: int, channels: int, nu
         "QUERIES": QUERIES_AT_ONCE, "CORNERS": triton.next_power_of_2(4 * levels * points),
         "CHANNELS": triton.next_power_of_2(width),
     }  # fmt: skip
+
+
+@triton.jit
+def attention_by_rows_kernel(
+    query, key, value, found, out, scale,
+    query_image, query_head, query_place, key_image, key_head, key_place, value_image, value_head, value_place,
+    SIDE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, LOW: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """Some queries of an image and head: a row of keys at a time, in flash attention's way.
+
+    All rows get the same from their columns. Vectors are a power of two long, or two of them (80 = 64 + 16).
+    """
+    head = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    place = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    column = tl.arange(0, SIDE)
+    low = tl.arange(0, LOW)
+    rest: tl.constexpr = WIDTH - LOW
+
+    # Products with rising distances, of which the wanted ones begin one earlier a place further on.
+    own = found + ((head * tl.num_programs(2) + image) * (SIDE * SIDE) + place) * (4 * SIDE)
+    by_row = own + SIDE - 1 - place // SIDE
+    by_column = tl.load(own[:, None] + (3 * SIDE - 1 - place % SIDE)[:, None] + column[None, :])
+
+    queries = query + image * query_image + head * query_head + place[:, None] * query_place
+    keys = key + image * key_image + head * key_head + column[:, None] * key_place
+    values = value + image * value_image + head * value_head + column[:, None] * value_place
+    asked = tl.load(queries + low[None, :])
+    mixed = tl.zeros((QUERIES, LOW), tl.float32)
+    if rest:
+        high = LOW + tl.arange(0, rest)
+        asked_high = tl.load(queries + high[None, :])
+        mixed_high = tl.zeros((QUERIES, rest), tl.float32)
+    most = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    for row in range(SIDE):
+        scores = tl.dot(asked, tl.trans(tl.load(keys + low[None, :])))
+        if rest:
+            scores = tl.dot(asked_high, tl.trans(tl.load(keys + high[None, :])), scores)
+        scores = (scores + by_column) * scale
+        of_row = tl.load(by_row + row).to(tl.float32) * scale
+        more = tl.maximum(most, tl.max(scores, axis=1) + of_row)
+        shares = tl.exp2(scores - (more - of_row)[:, None])
+        kept = tl.exp2(most - more)
+        most = more
+        total = total * kept + tl.sum(shares, axis=1)
+        shares = shares.to(value.dtype.element_ty)
+        mixed = tl.dot(shares, tl.load(values + low[None, :]), mixed * kept[:, None])
+        if rest:
+            mixed_high = tl.dot(shares, tl.load(values + high[None, :]), mixed_high * kept[:, None])
+        keys += SIDE * key_place
+        values += SIDE * value_place
+
+    answers = out + ((image * (SIDE * SIDE) + place) * HEADS + head)[:, None] * WIDTH
+    tl.store(answers + low[None, :], (mixed / total[:, None]).to(out.dtype.element_ty))
+    if rest:
+        tl.store(answers + high[None, :], (mixed_high / total[:, None]).to(out.dtype.element_ty))
+
+
+def attention_by_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Attention over a square with relative positions by row and column (MViTv2, arXiv 2112.01526, section 4.1).
+
+    What upstream's `Attention` with `add_decomposed_rel_pos` (`image_encoder.py`) does between its projections.
+
+    Args:
+        query: float16 or bfloat16 (B, heads, side * side, c), not yet scaled; read where it lies. Sides are a power of
+            two from 16 on; c is one, or the sum of two.
+        key: the same shape.
+        value: the same shape.
+        found: (heads, B * side * side, 4 * side), each query's products with rows' and columns' distances
+            (`patchmint.labelers.sam.attention.distance_table`).
+
+    Returns:
+        (B, side * side, heads, c).
+    """
+    query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
+    found = found.contiguous()
+    batch, heads, places, width = query.shape
+    out = query.new_empty(batch, places, heads, width)
+    constants = attention_constants(found.shape[-1] // 4, heads, width)
+    scale = width**-0.5 * math.log2(math.e)
+    strides = [step for each in (query, key, value) for step in each.stride()[:3]]
+    grid = (places // constants["QUERIES"], heads, batch)
+    with torch.cuda.device_of(query):
+        attention_by_rows_kernel[grid](query, key, value, found, out, scale, *strides, **constants, **ATTENTION_OPTIONS)
+    return out
+
+
+def attention_constants(side: int, heads: int, width: int) -> dict[str, int]:
+    """What `attention_by_rows_kernel` is compiled for."""
+    return {"SIDE": side, "HEADS": heads, "WIDTH": width, "LOW": 1 << width.bit_length() - 1, "QUERIES": 128}
