@@ -21,7 +21,7 @@ ATTENTION_OPTIONS = OPTIONS | {"num_warps": 8, "num_stages": 3}
 """Those of `attention_by_rows`."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "positions"])  # they change from pass to pass
 def deformable_sums_kernel(
     values, learned, reference, sizes, start, out, queries, positions,
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, WIDTH: tl.constexpr, NUMBERS: tl.constexpr,
