@@ -81,7 +81,7 @@ $(TORCH211)/.ready: $(UV) requirements-torch211.lock
 # The models, what is compiled of them, and their kernels on paper, as on a GPU machine; not part of `make test`.
 test-torch211: $(TORCH211)/.ready
 	OMP_NUM_THREADS=1 $(TORCH211)/bin/python -m pytest -n 0 $(patsubst %,tests/test_%.py,$(TORCH211_TESTS))
-TORCH211_TESTS := compiled gpu_benchmark gpu_paper grounding_dino grounding_dino_speed sam sam_speed vqgan vit
+TORCH211_TESTS := compiled gpu_benchmark gpu_paper kernels grounding_dino grounding_dino_speed sam sam_speed vqgan vit
 
 # Without models of official size, Ray, Chromium, kills, and cold starts: scripts, measures of memory, mypy on the wheel, the
 # site, transformers 4.

@@ -73,21 +73,22 @@ def sam_of(arch: SamArch) -> Any:
 def detect(model: Any, arch: GroundingDinoArch, texts: int, device: torch.device, size: tuple[int, int]) -> Any:
     """What runs the detector on a batch of so many images of a size, (height, width), with so many texts each."""
     height, width = detector_size(size, arch.short_side, arch.long_side)
-    words = [_CLS, *range(200, 200 + _TOKENS - 3), _DOT, _SEP]
 
     def at(batch: int) -> Run:
         rows = batch * texts
         pixels = torch.randn(rows, 3, height, width, device=device)
-        inputs = {
-            "pixel_values": pixels,
-            "pixel_mask": torch.ones(rows, height, width, dtype=torch.int64, device=device),
-            "input_ids": torch.tensor([words] * rows, device=device),
-            "token_type_ids": torch.zeros(rows, len(words), dtype=torch.int64, device=device),
-            "attention_mask": torch.ones(rows, len(words), dtype=torch.int64, device=device),
-        }
+        mask = torch.ones(rows, height, width, dtype=torch.int64, device=device)
+        inputs = {"pixel_values": pixels, "pixel_mask": mask, **words(rows, device)}
         return _within(device, lambda: model(**inputs).logits)
 
     return at
+
+
+def words(rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Texts for the detector, of a caption's length."""
+    tokens = [_CLS, *range(200, 200 + _TOKENS - 3), _DOT, _SEP]
+    ids = torch.tensor([tokens] * rows, device=device)
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}
 
 
 def encode(model: Any, arch: SamArch, device: torch.device) -> Any:

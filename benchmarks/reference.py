@@ -4,6 +4,8 @@
     python benchmarks/reference.py --models official-size --no-ray  # random weights, about half a minute an image
 
 - `reference`: upstream's own calls one image at a time in float32 (`reference_loop.py`).
+- `transformers`, at official size: transformers' classes in batches, with bfloat16 products if the CPU has instructions
+  for them (`reference_transformers.py`); time only.
 - `local`: `patchmint build` with the local runner and one worker, settings as they come.
 - `ray`: `patchmint build` on Ray with two actors, which share the same number of threads.
 
@@ -84,7 +86,8 @@ def shard_size(images: int) -> int:
 
 
 def measure(arguments: argparse.Namespace, made: Path, folder: Path) -> dict[str, Any]:
-    names = ["reference", "local"] + ([] if arguments.no_ray else ["ray"])
+    ours = ["local"] + ([] if arguments.no_ray else ["ray"])
+    names = ["reference", *(["transformers"] if arguments.models == "official-size" else []), *ours]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     if not (made / "contest.json").exists():
         call("prepare", made)
@@ -93,7 +96,7 @@ def measure(arguments: argparse.Namespace, made: Path, folder: Path) -> dict[str
         for name in names:
             out = folder / f"{name}-{turn}"
             start = time.perf_counter()
-            run = call("reference", made, out) if name == "reference" else build(arguments, contest, out, name)
+            run = build(arguments, contest, out, name) if name in ours else call(name, made, out)
             runs[name].append(run | {"whole": time.perf_counter() - start})
             print(f"round {turn + 1}: {name} {run['seconds']:.1f} s", file=sys.stderr)
     medians = {
@@ -109,7 +112,7 @@ def measure(arguments: argparse.Namespace, made: Path, folder: Path) -> dict[str
         "boxes_a_text": runs["reference"][0]["boxes"] / (arguments.images * arguments.texts),
         **medians,
         **{f"ratio_{name}": reference / medians[name]["seconds"] for name in names[1:]},
-        "agreement": {name: agreement(folder / "reference-0", folder / f"{name}-0" / "shards") for name in names[1:]},
+        "agreement": {name: agreement(folder / "reference-0", folder / f"{name}-0" / "shards") for name in ours},
         "peak_mb": {name: round(max(run["peak_mb"] for run in each)) for name, each in runs.items()},
         "stages": {name: stages_an_image(each, arguments.images) for name, each in runs.items()},
     }
@@ -175,7 +178,13 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
     return run(contest, arguments.out, shard_size(arguments.images), arguments.threads)
 
 
-STEPS = {"prepare": prepare, "reference": reference}
+def in_batches(arguments: argparse.Namespace) -> dict[str, Any]:
+    from reference_transformers import run
+
+    return run(Contest.load(arguments.folder / "contest.json"), arguments.sam, arguments.threads)
+
+
+STEPS = {"prepare": prepare, "reference": reference, "transformers": in_batches}
 
 
 def watched(command: list[str]) -> tuple[str, float]:
@@ -256,18 +265,19 @@ def show(found: dict[str, Any]) -> None:
     settings = found["settings"]
     print(", ".join(f"{key} {value}" for key, value in settings.items()))
     print(f"{found['boxes_a_text']:.1f} boxes a text")
-    print(f"\n{'':10} {'seconds':>8} {'img/s':>7} {'whole':>8} {'ratio':>6} {'peak MB':>8} {'patches':>8} {'codes':>7}")
+    print(f"\n{'':12} {'seconds':>8} {'img/s':>7} {'whole':>8} {'ratio':>6} {'peak MB':>8} {'patches':>8} {'codes':>7}")
     for name, peak in found["peak_mb"].items():
         seconds, whole = found[name]["seconds"], found[name]["whole"]
-        line = f"{name:10} {seconds:8.2f} {settings['images'] / seconds:7.2f} {whole:8.2f}"
+        line = f"{name:12} {seconds:8.2f} {settings['images'] / seconds:7.2f} {whole:8.2f}"
         if name == "reference":
             print(f"{line} {'':6} {peak:8}")
             continue
-        same = found["agreement"][name]
-        print(f"{line} {found[f'ratio_{name}']:6.2f} {peak:8} {same['patches']:8.4f} {same['codes']:7.4f}")
+        same = found["agreement"].get(name)
+        equal = f"{same['patches']:8.4f} {same['codes']:7.4f}" if same else ""
+        print(f"{line} {found[f'ratio_{name}']:6.2f} {peak:8} {equal}")
     print("\nms an image")
     for name, stages_of in found["stages"].items():
-        print(f"{name:10} " + ", ".join(f"{stage} {seconds * 1000:.1f}" for stage, seconds in stages_of.items()))
+        print(f"{name:12} " + ", ".join(f"{stage} {seconds * 1000:.1f}" for stage, seconds in stages_of.items()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from builds import STAND_IN, build_here, make_config, make_input
 
 from patchmint.annotate.models import AnnotationModels
-from patchmint.compute.compiled import Compiled, CompiledPart, batch_sizes
+from patchmint.compute.compiled import Compiled, CompiledPart, OwnKernel, batch_sizes, kernels_ran
 from patchmint.compute.compiled import ran as compiled_calls
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
@@ -207,8 +207,9 @@ def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
         return graph.forward
 
     monkeypatch.setattr(transformer, "CompiledPart", partial(CompiledPart, backend=backend))
-    for module in (transformer, deformable):
-        monkeypatch.setattr(module, "works_in_parts", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(transformer, "works_in_parts", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(deformable, "_in_one_kernel", lambda query: True)  # one operation,
+    monkeypatch.setattr(deformable._kernel, "_failed", True)  # in which without a GPU there are others
     model = dino_model.untrained(replace(dino_arch.TINY, encoder_layers=2, decoder_layers=3))
     vocabulary = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)
     generator = torch.Generator().manual_seed(0)
@@ -227,6 +228,19 @@ def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
             torch.testing.assert_close(found.logits, wanted.logits)
     assert len(made) == 3
     assert capsys.readouterr().err == ""
+
+
+def test_without_a_kernel_of_our_own_torchs_run_and_it_is_said_once(capsys):
+    def fail():
+        raise ImportError("there is no Triton")
+
+    kernel = OwnKernel("what it does")
+    before = kernels_ran["what it does"]
+    assert kernel.run(lambda: torch.ones(1), lambda: torch.zeros(1)) == 1
+    for _ in range(2):
+        assert kernel.run(fail, lambda: torch.zeros(1)) == 0
+    assert capsys.readouterr().err.count("what it does could not be compiled") == 1
+    assert kernels_ran["what it does"] == before + 1
 
 
 def test_vqgans_encoder_compiles_whole(compiler, monkeypatch, capsys):

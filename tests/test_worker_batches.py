@@ -21,9 +21,10 @@ from patchmint.annotate.models import AnnotationModels, ModelInputs
 from patchmint.compute.memory import even_parts, peak_memory
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import LocalRunner, RayRunner
-from patchmint.errors import InputError, StorageError
+from patchmint.errors import ConfigError, InputError, StorageError
 from patchmint.images.decode import decode_image
 from patchmint.pipeline.orders import Died, Done, Order, UnitResult
+from patchmint.pipeline.pools.serve import ServedWorker
 from patchmint.pipeline.worker import batches, prepare, work
 from patchmint.pipeline.worker.batches import like_batches
 from patchmint.pipeline.worker.finish import Finisher
@@ -221,6 +222,24 @@ def test_a_batch_that_was_halved_grows_again_ever_later():
     assert steps == [64, 128, 201, 201 + 127]
     size.ran_out(1)
     assert size.now == 1
+
+
+def test_a_worker_lets_a_gpus_memory_grow_before_it_asks_for_one(monkeypatch):
+    seen = []
+
+    def pick(device, slot):
+        seen.append((os.environ.get("PYTORCH_ALLOC_CONF"), os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
+        raise ConfigError("there is none")
+
+    monkeypatch.setattr("patchmint.compute.devices.pick_device", pick)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is as before afterwards
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    ServedWorker(0).load(None, "cuda", 1)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    ServedWorker(0).load(None, "cuda", 1)
+    assert seen == [("expandable_segments:True", None), (None, "backend:native")]
 
 
 def test_parts_are_even():

@@ -36,6 +36,8 @@ def batch_sizes(most: int) -> tuple[int, ...]:
 
 ran: Counter[str] = Counter()
 """Calls that ran compiled, by the name of what ran."""
+kernels_ran: Counter[str] = Counter()
+"""Calls that ran in a kernel of ours, by its name."""
 
 
 class _Telling:
@@ -48,8 +50,8 @@ class _Telling:
         self._name = name
         self._failed = False
 
-    def _tried(self, run: Callable[[], _T]) -> _T | None:
-        """Run; None if that can't be done."""
+    def _tried(self, run: Callable[[], _T], counter: Counter[str] = ran) -> _T | None:
+        """Run, and count it; None if that can't be done."""
         try:
             answer = run()
         except torch.AcceleratorError:
@@ -62,8 +64,17 @@ class _Telling:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
             print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
             return None
-        ran[self._name] += 1
+        counter[self._name] += 1
         return answer
+
+
+class OwnKernel(_Telling):
+    """A kernel of ours for GPUs (`patchmint.compute.kernels`), and what gives the same without it."""
+
+    def run(self, kernel: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
+        """Run the kernel; once that has failed (no Triton here, no compiler), what there is instead."""
+        answer = None if self._failed else self._tried(kernel, kernels_ran)
+        return instead() if answer is None else answer
 
 
 class CompiledPart(_Telling):

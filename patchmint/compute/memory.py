@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+_ALLOCATION = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+# The second is older.
+
 _STATUS = Path("/proc/self/status")
 
 _ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
@@ -56,9 +59,10 @@ def keep_few_kernels() -> None:
 def let_memory_grow() -> None:
     """Have torch grow its blocks of a GPU's memory in place, rather than look for ever new ones as shapes change.
 
-    To be called before the first tensor on a GPU; what the environment says stands.
+    To be called before anything is asked of a GPU; what the environment says stands.
     """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if not any(name in os.environ for name in _ALLOCATION):
+        os.environ[_ALLOCATION[0]] = "expandable_segments:True"
 
 
 def ran_out(error: Exception) -> bool:

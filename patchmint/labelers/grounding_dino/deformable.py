@@ -2,7 +2,7 @@
 
 Upstream's Python fallback, which is all that `groundingdino-py` has, samples every level by itself, and keeps every
 sample until they are weighted. Here one weighted sum of rows of values gives each answer: a point is four rows, its
-nearest positions, in any level.
+nearest positions, in any level. On a GPU all that follows what is learned is one kernel (`patchmint.compute.kernels`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from patchmint.compute.compiled import OwnKernel
 from patchmint.compute.devices import computing_fully, to_device, works_in_parts
 from patchmint.types import Size
 
@@ -77,30 +78,31 @@ def deformable_attention(
     Returns:
         float (B, Q, C).
     """
-    values = module.value_proj(value).float().masked_fill(padding[..., None], 0.0)
-    rows = values.view(-1, values.shape[-1] // module.num_heads)
-    centre = reference[..., :2] * levels.sizes - 0.5
-    # Offsets count in positions around a point, in half box sides, shared out over the points, around a box.
-    unit = reference[..., 2:] * levels.sizes * (0.5 / module.num_points) if reference.shape[-1] == 4 else None
+    values = module.value_proj(value).masked_fill(padding[..., None], 0.0)
     weight, bias = _axes_apart(module)
-    offsets = module.sampling_offsets.out_features
 
-    def sampled(part: slice) -> torch.Tensor:
+    def learned(part: torch.Tensor) -> torch.Tensor:
         with computing_fully(query.device):
-            learned = functional.linear(query[:, part].float(), weight, bias)
-        places = torch.unflatten(learned[..., :offsets], -1, (2, module.num_heads, module.num_levels, -1))
-        if unit is not None:
-            places = places * unit[:, part].mT[:, :, :, None, :, None]
-        places = places + centre[:, part].mT[:, :, :, None, :, None]
-        shares = torch.unflatten(learned[..., offsets:], -1, (module.num_heads, -1)).softmax(-1)
-        return _sums(rows, places.flatten(-2), shares, levels, value.shape[1])
+            return functional.linear(part.float(), weight, bias)
 
-    if works_in_parts(query.device):
+    if _in_one_kernel(query):
+        # written out: some versions of torch can't compile `vars` of a dataclass
+        table = [levels.sizes, levels.last, levels.more, levels.steps, levels.pitch, levels.start]
+        summed = _sums_of_kernel(values, learned(query), reference, module.num_heads, table)
+    elif works_in_parts(query.device):
+        full = values.float()
         points = query.shape[0] * module.num_heads * module.num_levels * module.num_points
         step = max(1, _POINTS_AT_ONCE // points)
-        parts = [sampled(slice(start, start + step)) for start in range(0, query.shape[1], step)]
-        return torch.as_tensor(module.output_proj(torch.cat(parts, dim=1)))
-    return torch.as_tensor(module.output_proj(sampled(slice(None))))
+        parts = zip(torch.split(query, step, dim=1), torch.split(reference, step, dim=1), strict=True)
+        summed = torch.cat([_sums(full, learned(q), r, module.num_heads, levels) for q, r in parts], dim=1)
+    else:
+        summed = _sums(values.float(), learned(query), reference, module.num_heads, levels)
+    return torch.as_tensor(module.output_proj(summed))
+
+
+def _in_one_kernel(query: torch.Tensor) -> bool:
+    """Whether to attend as on a GPU, where nothing is learnt from the answer."""
+    return query.is_cuda and not torch.is_grad_enabled()
 
 
 def _axes_apart(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,22 +112,55 @@ def _axes_apart(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, torch.cat([offsets.bias[0::2], offsets.bias[1::2], shares.bias])
 
 
-def _sums(
-    rows: torch.Tensor, places: torch.Tensor, shares: torch.Tensor, levels: LevelTable, positions: int
+_kernel = OwnKernel("deformable attention")
+
+
+@torch.library.custom_op("patchmint::deformable_sums", mutates_args=())
+def _sums_of_kernel(
+    values: torch.Tensor, learned: torch.Tensor, reference: torch.Tensor, heads: int, levels: list[torch.Tensor]
 ) -> torch.Tensor:
-    """Sums of values at places, bilinear between positions, nothing outside of a level.
+    """As `_sums`, in the dtype of `values`, in one kernel if there can be one; `levels`: a table's attributes."""
+    table = LevelTable(*levels)
+
+    def run() -> torch.Tensor:
+        from patchmint.compute.kernels import deformable_sums
+
+        return deformable_sums(values, learned, reference, table.sizes, table.start, heads)
+
+    return _kernel.run(run, lambda: _sums(values.float(), learned, reference, heads, table).to(values.dtype))
+
+
+@_sums_of_kernel.register_fake
+def _(values: torch.Tensor, learned: torch.Tensor, *_: Any) -> torch.Tensor:
+    return values.new_empty(*learned.shape[:2], values.shape[-1])
+
+
+def _sums(
+    values: torch.Tensor, learned: torch.Tensor, reference: torch.Tensor, heads: int, levels: LevelTable
+) -> torch.Tensor:
+    """Sums of values at learned places, bilinear between positions, nothing outside of a level.
 
     Args:
-        rows: float32 (B * S * heads, C / heads).
-        places: float32 (B, Q, 2, heads, L * points), x and y in positions of the point's level.
-        shares: float32 (B, Q, heads, L * points).
-        levels: of the values.
-        positions: S.
+        values: float32 (B, S, C), 0 where there is no image.
+        learned: float32 (B, Q, 3 * heads * L * points), as `_axes_apart` orders it.
+        reference: float32 (B, Q, L, 2 | 4).
+        heads: of the attention.
+        levels: of the values; none may be empty.
 
     Returns:
         float32 (B, Q, C).
     """
-    batch, queries, _, heads, count = places.shape
+    offsets = 2 * learned.shape[-1] // 3
+    places = torch.unflatten(learned[..., :offsets], -1, (2, heads, len(levels.start), -1))
+    if reference.shape[-1] == 4:
+        # Offsets count in positions around a point, in half box sides, shared out over the points, around a box.
+        unit = reference[..., 2:] * levels.sizes * (0.5 / places.shape[-1])
+        places = places * unit.mT[:, :, :, None, :, None]
+    centre = reference[..., :2] * levels.sizes - 0.5
+    places = (places + centre.mT[:, :, :, None, :, None]).flatten(-2)
+    shares = torch.unflatten(learned[..., offsets:], -1, (heads, -1)).softmax(-1)
+    rows, positions = values.reshape(-1, values.shape[-1] // heads), values.shape[1]
+    batch, queries, _, _, count = places.shape
 
     def of_points(numbers: torch.Tensor) -> torch.Tensor:
         # Written out for all points: elementwise operations are slow on rows as short as the levels are few.

@@ -3,7 +3,8 @@
 The score of query q at (y, x) and key k at (i, j) is q * k + q * rows[y, i] + q * cols[x, j]. Upstream writes both
 terms into a matrix of all scores. Here queries and keys are lengthened instead: a query by what each row and each
 column of keys adds to it, a key by ones at its own row and column. Plain attention of the longer vectors then gives the
-same scores, so that any fused kernel will do.
+same scores, so that any fused kernel will do. Over whole pictures the longer ones cost more than all else; there a GPU
+runs a kernel of ours (`patchmint.compute.kernels`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from patchmint.compute.compiled import OwnKernel
 
 _SCORES_AT_ONCE = 2**21
 # Scores worked out together on a CPU: 4 MiB in bfloat16, which stay in its cache between the three steps.
@@ -70,11 +73,52 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor, distances: Tensor) -
     Returns:
         The same shape.
     """
-    side, c = query.shape[-2:]
     # (heads, B * rows * side * cols * side, c), where queries of windows lie as rows of the picture: a view.
     flat = query.permute(3, 0, 1, 4, 2, 5, 6).flatten(1, -2)
     found = torch.bmm(flat, distances.expand(len(flat), -1, -1))
-    found = found.view(-1, *query.shape[:2], side, query.shape[2], side, distances.shape[1])
+    if _by_rows(query):
+        mixed: Tensor = _attend_by_rows(query, key, value, found)
+        return torch.unflatten(mixed, 1, query.shape[4:6]).permute(0, 3, 1, 2, 4)[:, None, None]
+    return _attend_long(query, key, value, found)
+
+
+def _by_rows(query: Tensor) -> bool:
+    """Whether it is whole pictures, in a dtype and of sizes that the kernel is for."""
+    side, c = query.shape[-2:]
+    rest = c - (1 << c.bit_length() - 1)
+    fits = 16 <= c <= 96 and all(n >= 16 and n.bit_count() == 1 for n in (side, rest or 16))
+    return fits and query.shape[1:3] == (1, 1) and query.dtype in (torch.float16, torch.bfloat16)
+
+
+_kernel = OwnKernel("SAM's attention over whole pictures")
+
+
+@torch.library.custom_op("patchmint::attention_by_rows", mutates_args=())
+def _attend_by_rows(query: Tensor, key: Tensor, value: Tensor, found: Tensor) -> Tensor:
+    """As `_attend_long`, in a kernel of our own if there can be one, but (B, side * side, heads, c)."""
+
+    def run() -> Tensor:
+        from patchmint.compute.kernels import attention_by_rows
+
+        queries, keys, values = (each[:, 0, 0].flatten(2, 3) for each in (query, key, value))
+        return attention_by_rows(queries, keys, values, found)
+
+    def long() -> Tensor:
+        return _attend_long(query, key, value, found)[:, 0, 0].permute(0, 2, 3, 1, 4).flatten(1, 2).contiguous()
+
+    return _kernel.run(run, long)
+
+
+@_attend_by_rows.register_fake
+def _(query: Tensor, *_: Tensor) -> Tensor:
+    batch, heads, side, c = (query.shape[axis] for axis in (0, 3, 4, 6))
+    return query.new_empty(batch, side * side, heads, c)
+
+
+def _attend_long(query: Tensor, key: Tensor, value: Tensor, found: Tensor) -> Tensor:
+    """Attend by lengthened queries and keys; `found` are queries' products with all distances."""
+    side, c = query.shape[-2:]
+    found = found.view(-1, *query.shape[:2], side, query.shape[2], side, found.shape[-1])
     found = found.permute(1, 2, 4, 0, 3, 5, 6)
     filling = query.new_zeros(()).expand(*query.shape[:-1], -(c + 2 * side) % _ALIGNED)
     ones = torch.eye(side, dtype=key.dtype, device=key.device)

@@ -84,8 +84,10 @@ class ServedWorker:
         know(run=settings.run_id, worker=self._number)
         # torch, which the driver does without
         from patchmint.compute.devices import machine_device, pick_device
+        from patchmint.compute.memory import let_memory_grow
         from patchmint.pipeline.worker.work import Worker
 
+        let_memory_grow()
         picked = pick_device(device, slot)
         know(place=f"{self._host or socket.gethostname()} {machine_device(picked)}")
         self._worker = Worker(settings, picked, threads)

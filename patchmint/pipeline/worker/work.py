@@ -30,7 +30,6 @@ from patchmint.compute.memory import (
     device_peak,
     keep_few_kernels,
     keep_freed_memory,
-    let_memory_grow,
     peak_memory,
     ran_out,
 )
@@ -81,7 +80,6 @@ class Worker:
         check_models(config, settings.models)
         keep_few_kernels()
         keep_freed_memory()
-        let_memory_grow()
         torch.set_num_threads(threads)
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
