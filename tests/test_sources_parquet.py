@@ -120,6 +120,7 @@ def test_what_is_no_parquet_is_named(tmp_path, content, message):
 
 
 def test_no_files(tmp_path):
+    put(tmp_path, {"something": "else"})
     refused(r"no \.parquet file", "parquet", tmp_path)
     refused(r"no x\.parquet", "parquet", tmp_path / "x.parquet")
 

@@ -235,10 +235,10 @@ def test_a_worker_lets_a_gpus_memory_grow_before_it_asks_for_one(monkeypatch):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is as before afterwards
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    ServedWorker(0).load(None, "cuda", 1)
+    ServedWorker(0).load(SimpleNamespace(logs={}, run_id="run"), "cuda", 1)
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-    ServedWorker(0).load(None, "cuda", 1)
+    ServedWorker(0).load(SimpleNamespace(logs={}, run_id="run"), "cuda", 1)
     assert seen == [("expandable_segments:True", None), (None, "backend:native")]
 
 
