@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builds import STAND_IN, build_here, digests, make_config, make_input
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_supervise import Pool, supervise, units
 
@@ -63,6 +63,7 @@ def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, m
     assert not left
 
 
+@example([(False, 0), (True, 0), (True, 0)], 2, 1, 1, 1, 0)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=80),
     st.integers(1, 7),

@@ -73,10 +73,12 @@ def like_batches(
     number, weighs = looked, sum(map(weight, window.values()))
     while True:
         count = size()
-        oldest = next(iter(window), number + 1)
         # nothing to choose from for batches of one
-        reach = oldest + count * (ahead if count > 1 else 1)
-        while number + 1 < reach and weighs < (most if len(window) >= count else most_of_a_batch):
+        reach = count * (ahead if count > 1 else 1)
+        # from the oldest item on, not from a gap before it: a run that resumes here knows nothing of the gap
+        while not window or (
+            number + 1 < next(iter(window)) + reach and weighs < (most if len(window) >= count else most_of_a_batch)
+        ):
             found = next(coming, None)
             if found is None:
                 break
@@ -87,9 +89,8 @@ def like_batches(
             return
         positions = _chosen(window, count, key, weight, most_of_a_batch)
         weighs -= sum(weight(window[position]) for position in positions)
-        yield [
-            (position, window.pop(position)) for position in positions
-        ]  # nothing here holds a batch that was handed over
+        # nothing here holds a batch that was handed over
+        yield [(position, window.pop(position)) for position in positions]
 
 
 def _chosen(
