@@ -67,7 +67,7 @@ browser: setup-dev
 # glibc keeps up to 2 GiB of freed blocks, which the next pass of a model would only have to be given, and cleared, again.
 # Python may keep byte code, or each of some hundred processes would compile the package anew.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 \
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3
 
 test: setup-dev
 	$(TESTS)
