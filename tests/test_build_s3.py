@@ -221,7 +221,7 @@ def test_a_killed_build_to_a_store_goes_on(local, store, tmp_path):
 @pytest.mark.kill
 def test_a_stopped_build_to_a_store_saves_what_it_has_annotated(local, store):
     config, expected = local
-    build = builds.start(config, store, "--runner.batch-size=1", STAND_IN_SLEEP="1.5")
+    build = builds.start(config, store, "--runner.batch-size=1", STAND_IN_SLEEP="3")
     assert builds.wait_until(lambda: builds.in_work(store))
     build.send_signal(signal.SIGTERM)
     said = builds.ended(build, 128 + signal.SIGTERM)
