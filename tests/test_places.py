@@ -181,7 +181,7 @@ def test_a_killer_is_condemned_by_two_places_or_by_the_only_one(clock):
         assert run(pool, 12, max_workers=workers).written == 12 * 16 - 1
         assert poisoned(pool) == {3: {7}}
         alone = [place for place, order in pool.orders if order.unit.id == 3 and order.probe == {7}]
-        assert len(alone) == len(set(alone)) == min(workers, 2)
+        assert (len(alone), len(set(alone))) == (2, min(workers, 2))
 
 
 def test_the_last_unit_does_not_stay_on_a_bad_gpu(clock):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class _Case:
         witnesses: against the one suspect that is left: places where it killed alone, and whether something has
             survived there since.
         hung_at: the same against all samples of a batch.
+        kills: how often that suspect has killed alone, by place; to have hung in a batch counts as well.
     """
 
     recent: list[str] = field(default_factory=list)
@@ -36,6 +38,7 @@ class _Case:
     is_hang: bool = False
     witnesses: dict[str, bool] = field(default_factory=dict)
     hung_at: dict[str, bool] = field(default_factory=dict)
+    kills: Counter[str] = field(default_factory=Counter)
 
 
 class Hunt:
@@ -45,8 +48,8 @@ class Hunt:
     there is an elsewhere. After the second, halves of it are probed, each time the half that kills is halved again.
 
     A sample that killed a worker alone is condemned by two witnesses: places where it did so, and where samples known
-    to be harmless survived afterwards. Where there is only one place to work at, that one is enough. Then the unit is
-    built without the sample. More than one killer: the hunt begins anew.
+    to be harmless survived afterwards. Where there is only one place to work at, it has to kill there twice. Then the
+    unit is built without the sample. More than one killer: the hunt begins anew.
 
     A worker that hung has said at which samples: these are probed one by one, at once, because each further hang costs
     as much time as the first; and the place where it hung is a witness against each of them.
@@ -79,7 +82,7 @@ class Hunt:
             awaited = len(self._case.witnesses) > 1 and any(
                 not self._case.witnesses.get(other, True) for other in others
             )
-            if awaited or place in self._case.witnesses:
+            if awaited or (others and place in self._case.witnesses):
                 return None
         elif others and place in self._case.hung_at:
             return None
@@ -118,6 +121,7 @@ class Hunt:
             self._case.singly, self._case.suspects, self._case.hung_at = True, sorted(samples), {place: False}
         elif len(self._case.probed) == 1:
             self._case.witnesses |= self._case.hung_at
+            self._case.kills.update(self._case.hung_at.keys())
         self._case.is_hang = True
         self.died(place)
 
@@ -140,6 +144,7 @@ class Hunt:
         elif len(self._case.probed) == 1:
             self._case.suspects = self._case.probed
             self._case.witnesses[place] = False
+            self._case.kills[place] += 1
         else:
             self._case.suspects = self._case.probed
 
@@ -158,7 +163,7 @@ class Hunt:
 
     def _is_proven(self, place: str, others: Set[str]) -> bool:
         vouched = [witness for witness, is_vouched in self._case.witnesses.items() if is_vouched]
-        return len(vouched) > 1 or (not others and place in vouched)
+        return len(vouched) > 1 or (not others and place in vouched and self._case.kills[place] > 1)
 
     def _condemn(self) -> None:
         culprit = frozenset(self._case.suspects)

@@ -408,7 +408,9 @@ class Supervisor:
                 self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")
             else:
                 self._trials.killed(place, cause)
-        self._replace_in(0.0, worker, None if event.innocent else place, elsewhere=is_trial)
+        # of two witnesses one is elsewhere, if there is an elsewhere
+        is_alone = order is not None and order.unit.id in self._hunts and not self._places.others(place)
+        self._replace_in(0.0, worker, None if event.innocent else place, elsewhere=is_trial or is_alone)
 
     def _suspect(self, order: Order, place: Place, event: Died, hung_at: tuple[int, ...] | None) -> None:
         unit = order.unit
