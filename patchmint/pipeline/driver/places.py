@@ -36,7 +36,6 @@ class Place:
         tally: what became of the work there.
         workers: that are ready there.
         doubted: a worker died there, and nothing has survived since.
-        trial: the worker that finds out whether something does; None while none is at it.
         asides: how many times in a row it was put aside.
         until: when it is tried again, by the monotonic clock.
         why: the last reason for which it was put aside.
@@ -48,7 +47,6 @@ class Place:
     tally: PlaceTally
     workers: set[int] = field(default_factory=set)
     doubted: bool = False
-    trial: int | None = None
     asides: int = 0
     until: float = 0.0
     why: str = ""
@@ -113,8 +111,6 @@ class Places:
         place = coming.place if coming is not None else self._of.pop(worker, None)
         if place is not None:
             place.workers.discard(worker)
-            if place.trial == worker:
-                place.trial = None
         return place
 
     def others(self, than: Place) -> set[str]:
@@ -177,7 +173,7 @@ class Trials:
             harmless: a unit that was built without killing anybody; None if none was.
         """
         self._harmless = _samples_of(harmless) if harmless is not None else None
-        self._running: dict[int, bool] = {}  # by worker: whether its samples are known to be harmless
+        self._running: dict[int, tuple[Place, bool]] = {}  # by worker: where, and whether its samples are harmless
         self._tried: set[tuple[int, int]] = set()
         self._barren_deaths = 0
 
@@ -192,17 +188,15 @@ class Trials:
         Raises:
             BuildError: there is nothing left to try.
         """
-        if place.trial is not None:
+        if any(place is other for other, _ in self._running.values()):
             return None
-        place.trial = worker
-        self._running[worker] = self._harmless is not None
+        self._running[worker] = place, self._harmless is not None
         return self._harmless or self._untried(units())
 
-    def end(self, worker: int, place: Place) -> bool | None:
+    def end(self, worker: int) -> bool | None:
         """A worker's order is over: whether its samples were known to be harmless, None if it was no trial."""
-        if worker in self._running:
-            place.trial = None
-        return self._running.pop(worker, None)
+        _, is_harmless = self._running.pop(worker, (None, None))
+        return is_harmless
 
     def __contains__(self, worker: int) -> bool:
         """Whether a worker is at one."""

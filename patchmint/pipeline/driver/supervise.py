@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from math import inf
 
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.contracts import Pool, Progress
@@ -107,8 +108,7 @@ class Supervisor:
         self._killed: dict[int, tuple[str, float]] = {}  # why a worker that hangs was killed, and when
 
         self._trouble = Trouble(outage_seconds, rest_seconds)
-        # When those that died or failed to set themselves up are replaced, and whether elsewhere rather than there.
-        self._due: dict[int, tuple[float, bool]] = {}
+        self._dead: dict[int, bool] = {}  # to be replaced when `Places.coming` says, elsewhere rather than there or not
         self._tries: Counter[int] = Counter()  # how often, of those that never got as far as to be ready
         self._loading_deaths = 0
 
@@ -282,7 +282,7 @@ class Supervisor:
         assert order is not None
         self._idle[worker] = time.monotonic()
         self._trouble.succeeded()
-        is_trial = self._trials.end(worker, place) is not None
+        is_trial = self._trials.end(worker) is not None
         hunt = None if is_trial else self._hunts.get(unit.id)
         if result is None:
             self._trials.survived(order)
@@ -328,7 +328,7 @@ class Supervisor:
             raise BuildError(event.message)
         self._idle[event.worker] = time.monotonic()
         place = self._places.of(event.worker)
-        self._trials.end(event.worker, place)
+        self._trials.end(event.worker)
         if event.place and self._places.others(place):
             self._warn(f"unit {order.unit.name} is tried elsewhere")
             self._put_aside(place, event.message)
@@ -381,8 +381,8 @@ class Supervisor:
         order, news = self._release(worker)
         place = self._places.leave(worker)
         assert place is not None
-        is_trial = worker in self._trials
-        is_harmless = self._trials.end(worker, place)
+        is_harmless = self._trials.end(worker)
+        is_trial = is_harmless is not None
         self.progress.workers -= 1
         place.tally.deaths += 1
         place.tally.hangs += bool(hung)
@@ -451,19 +451,16 @@ class Supervisor:
         self._replace_in(rest, worker, place)
 
     def _replace_in(self, seconds: float, worker: int, place: Place | None = None, *, elsewhere: bool = False) -> None:
-        due = time.monotonic() + seconds
-        self._due[worker] = due, elsewhere
-        self._places.expect(worker, None if elsewhere else place, due)
+        self._dead[worker] = elsewhere
+        self._places.expect(worker, None if elsewhere else place, time.monotonic() + seconds)
 
     def _replace_dead(self) -> None:
         now = time.monotonic()
-        for worker, (due, elsewhere) in list(self._due.items()):
-            if due <= now:
-                del self._due[worker]
-                place = self._places.leave(worker)
-                new = self._pool.replace(worker, elsewhere=elsewhere)
-                self._places.expect(new, place)
-                self._tries[new] = self._tries.pop(worker, 0)
+        for worker in [worker for worker in self._dead if self._places.coming[worker].since <= now]:
+            place = self._places.leave(worker)
+            new = self._pool.replace(worker, elsewhere=self._dead.pop(worker))
+            self._places.expect(new, place)
+            self._tries[new] = self._tries.pop(worker, 0)
 
     def _end_hanging(self) -> None:
         """Kill the workers that take too long; one that even so doesn't end is given up."""
@@ -478,8 +475,8 @@ class Supervisor:
                 self._pool.kill(worker)
         for worker, (why, since) in list(self._killed.items()):
             if now - since > _KILL_SECONDS:
-                self._killed[worker] = f"{why}, and can't be ended", since
-                self._bury(Died(worker, innocent=False, message=""))
+                self._killed[worker] = f"{why}, and can't be ended", inf
+                self._handle(Died(worker, innocent=False, message=""))  # unless it was replaced for another reason
 
     def _wind_down(self) -> int:
         """Let units end that are nearly done, and workers save what they have annotated of the others.
