@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from patchmint.types import Span, Text
 
@@ -90,6 +92,7 @@ class SourceSample:
         fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
             becomes a reject.
         key: the key that it must keep; empty = one is made from the id.
+        record: the source's own fields of it (columns, JSON), which `where` may ask for. Not part of the plan.
     """
 
     id: str
@@ -98,6 +101,22 @@ class SourceSample:
     conversation: tuple[Turn, ...] = ()
     fault: Fault | None = None
     key: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Something in a source that is no sample and no fault: it is counted by its reason, not rejected.
+
+    Attributes:
+        reason: a short lower-case code to count by, such as "download-failed".
+    """
+
+    reason: str
+
+
+Found = SourceSample | Absent
+"""What a source yields."""
 
 
 @dataclass(frozen=True)
