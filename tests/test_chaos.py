@@ -9,10 +9,12 @@ from patchmint.pipeline.driver.places import Place
 from patchmint.shards.commit import Attempt
 from patchmint.shards.records import CommitRecord
 
+SEEDS_THAT_FOUND_FAULTS = (3081, 4334, 9632, 9819)
 
-@pytest.mark.parametrize("first", range(0, 300, 25))
-def test_nothing_is_lost_stuck_or_blamed_wrongly(first):
-    for seed in range(first, first + 25):
+
+@pytest.mark.parametrize("seeds", [*(range(first, first + 25) for first in range(0, 300, 25)), SEEDS_THAT_FOUND_FAULTS])
+def test_nothing_is_lost_stuck_or_blamed_wrongly(seeds):
+    for seed in seeds:
         try:
             simulate(seed)
         except Exception as error:

@@ -11,6 +11,7 @@ from patchmint.pipeline.orders import Order
 from patchmint.shards.plan import Unit
 
 _DEATHS_BEFORE_SUSPICION = 2
+_WITNESSES = 2
 _MOST_DEATHS = 60
 _MOST_HANGS = 6
 
@@ -64,6 +65,16 @@ class Hunt:
         self._unexplained: list[str] = []
         self._case = _Case()
 
+    @property
+    def suspects(self) -> Sequence[int]:
+        """Positions in the unit that are suspected, if not all are."""
+        return self._case.suspects
+
+    @property
+    def lacks_witnesses(self) -> bool:
+        """Whether what has happened so far has happened at one place."""
+        return len(self._case.witnesses) < _WITNESSES
+
     def next_order(self, place: str, others: Set[str]) -> Order | None:
         """What to give a worker, or None where another place has to try first.
 
@@ -79,9 +90,7 @@ class Hunt:
             self._case.probed = []
             return Order(self.unit, self._poison, self._hanging)
         if self._case.witnesses:
-            awaited = len(self._case.witnesses) > 1 and any(
-                not self._case.witnesses.get(other, True) for other in others
-            )
+            awaited = not self.lacks_witnesses and any(not self._case.witnesses.get(other, True) for other in others)
             if awaited or (others and place in self._case.witnesses):
                 return None
         elif others and place in self._case.hung_at:
@@ -163,7 +172,7 @@ class Hunt:
 
     def _is_proven(self, place: str, others: Set[str]) -> bool:
         vouched = [witness for witness, is_vouched in self._case.witnesses.items() if is_vouched]
-        return len(vouched) > 1 or (not others and place in vouched and self._case.kills[place] > 1)
+        return len(vouched) >= _WITNESSES or (not others and place in vouched and self._case.kills[place] > 1)
 
     def _condemn(self) -> None:
         culprit = frozenset(self._case.suspects)

@@ -7,8 +7,9 @@ to be harmless. If these kill too, it is put aside for a while, and no sample is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NoReturn
 
 from patchmint.errors import BuildError
@@ -23,7 +24,7 @@ _STRIKES = 3
 _STRIKE_UNITS = 10
 _COMING_SECONDS = 600.0
 _HARMLESS_SAMPLES = 8
-_BARREN_DEATHS = 8
+_BARREN_SAMPLES = 8
 _FEW = 3
 
 
@@ -174,16 +175,22 @@ class Trials:
         """
         self._harmless = _samples_of(harmless) if harmless is not None else None
         self._running: dict[int, tuple[Place, bool]] = {}  # by worker: where, and whether its samples are harmless
-        self._tried: set[tuple[int, int]] = set()
-        self._barren_deaths = 0
+        self._tried: dict[tuple[int, int], set[str]] = {}  # by unit and sample: places
 
-    def begin(self, worker: int, place: Place, units: Callable[[], Sequence[Unit]]) -> Order | None:
+    def begin(
+        self,
+        worker: int,
+        place: Place,
+        units: Callable[[], Sequence[Unit]],
+        suspects: Callable[[], Set[tuple[int, int]]],
+    ) -> Order | None:
         """What to give a worker at a doubted place; None while another one there is at it.
 
         Args:
             worker: which.
             place: where it is.
             units: units that aren't built, of which there is at least one.
+            suspects: unit and position of samples that are suspected, and better not tried.
 
         Raises:
             BuildError: there is nothing left to try.
@@ -191,7 +198,7 @@ class Trials:
         if any(place is other for other, _ in self._running.values()):
             return None
         self._running[worker] = place, self._harmless is not None
-        return self._harmless or self._untried(units())
+        return self._harmless or self._untried(place.name, units(), suspects())
 
     def end(self, worker: int) -> bool | None:
         """A worker's order is over: whether its samples were known to be harmless, None if it was no trial."""
@@ -217,18 +224,22 @@ class Trials:
         Raises:
             BuildError: too many have, and none has survived.
         """
-        if self._harmless is None:
-            self._barren_deaths += 1
-            if self._barren_deaths >= _BARREN_DEATHS:
-                self._give_up(f"{self._barren_deaths} different samples, on {place.name} of the last: {cause}")
+        if self._harmless is None and len(self._tried) >= _BARREN_SAMPLES:
+            self._give_up(f"{len(self._tried)} different samples, on {place.name} of the last: {cause}")
 
-    def _untried(self, units: Sequence[Unit]) -> Order:
-        for sample in range(max(unit.samples for unit in units)):
-            for unit in units:
-                if sample < unit.samples and (unit.id, sample) not in self._tried:
-                    self._tried.add((unit.id, sample))
-                    return Order(unit, probe=frozenset([sample]))
-        if self._barren_deaths >= _FEW:
+    def _untried(self, place: str, units: Sequence[Unit], suspects: Set[tuple[int, int]]) -> Order:
+        """Any sample that wasn't tried at a place; first those that weren't tried elsewhere, where all may die."""
+        samples = ((unit, sample) for sample in range(max(unit.samples for unit in units)) for unit in units)
+        untried = [
+            ((unit.id, sample) in suspects, len(tried), unit, sample)
+            for unit, sample in samples
+            if sample < unit.samples and place not in (tried := self._tried.get((unit.id, sample), set()))
+        ]
+        if untried:
+            *_, unit, sample = min(untried, key=itemgetter(0, 1))
+            self._tried.setdefault((unit.id, sample), set()).add(place)
+            return Order(unit, probe=frozenset([sample]))
+        if len(self._tried) >= _FEW:
             self._give_up("every sample that there is")
         return Order(units[0], probe=frozenset())  # at one or two images nobody can tell whose fault it is
 

@@ -164,7 +164,7 @@ class Supervisor:
         if self._places.is_aside(place):
             return None
         if place.doubted:
-            return self._trials.begin(worker, place, self._unbuilt)
+            return self._trials.begin(worker, place, self._unbuilt, self._suspects)
         if self._hunts_waiting:
             others = self._places.others(place)
             for hunt in self._hunts_waiting:
@@ -210,6 +210,9 @@ class Supervisor:
         units = [self._todo[number] for number in range(min(_UNITS_TO_TRY, len(self._todo)))]
         units += [hunt.unit for hunt in self._hunts.values()]
         return units + list(self._promised.values()) + [order.unit for order in self._orders.values()]
+
+    def _suspects(self) -> set[tuple[int, int]]:
+        return {(number, sample) for number, hunt in self._hunts.items() for sample in hunt.suspects}
 
     def _give(self, worker: int, order: Order) -> None:
         now = time.monotonic()
@@ -408,8 +411,9 @@ class Supervisor:
                 self._put_aside(place, f"workers die there of samples that others survive; the last one: {cause}")
             else:
                 self._trials.killed(place, cause)
-        # of two witnesses one is elsewhere, if there is an elsewhere
-        is_alone = order is not None and order.unit.id in self._hunts and not self._places.others(place)
+        # of two witnesses one is elsewhere, if there is an elsewhere; then somebody has to vouch for them
+        hunt = self._hunts.get(order.unit.id) if order is not None else None
+        is_alone = hunt is not None and hunt.lacks_witnesses and not self._places.others(place)
         self._replace_in(0.0, worker, None if event.innocent else place, elsewhere=is_trial or is_alone)
 
     def _suspect(self, order: Order, place: Place, event: Died, hung_at: tuple[int, ...] | None) -> None:
