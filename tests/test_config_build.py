@@ -178,7 +178,7 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track", "sources"}
 
 
 def test_an_unused_model_decides_nothing():
@@ -194,7 +194,7 @@ def test_differences_are_told_key_by_key():
         "grid: seed-224 there, llava-1.5-finetune here",
         'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here',
         "source.kind: coco there, folder here",
-        "source.split: train2017 there, not set here",
+        "source.split: train2017 there, null here",
     }
     assert differences(there, there) == []
 
