@@ -336,7 +336,7 @@ def test_a_dry_run_reads_a_part_where_time_is_short(tmp_path, small_sections, mo
     assert len({sample.id for sample in everything_read}) == 400
     assert (everything_read.share, everything_read.listed) == (1.0, True)
     assert [sample.id for sample in Sampled([opened])] == [sample.id for sample in Sampled([opened])]
-    opened.at_once = 1
+    opened.source.at_once = 1
     clock = count()
     a_second_a_look = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(import_module(Sampled.__module__), "time", a_second_a_look)

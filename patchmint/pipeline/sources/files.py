@@ -32,7 +32,7 @@ _SEARCHED = 1000
 """Most names to look through for one that was meant."""
 
 
-def expand(pattern: str, setting: str) -> list[str]:
+def expand(pattern: str, setting: str = "source.uri") -> list[str]:
     """The names that a pattern with ranges stands for: "{008..010}.tar" is 008.tar, 009.tar, 010.tar.
 
     Raises:

@@ -53,7 +53,7 @@ class WebDatasetSource(StoredImages):
         self._choice = FileChoice(config)
         super().__init__(storage, self._choice)
         _, pattern = split_uri(config.uri)
-        self._names = expand(pattern, "source.uri") if pattern else []
+        self._names = expand(pattern) if pattern else []
         self._reads_fields = bool(config.where.strip())
 
     def check(self) -> None:
