@@ -194,7 +194,7 @@ def test_differences_are_told_key_by_key():
         "grid: seed-224 there, llava-1.5-finetune here",
         'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here',
         "source.kind: coco there, folder here",
-        "source.split: train2017 there, null here",
+        "source.split: train2017 there, not set here",
     }
     assert differences(there, there) == []
 

@@ -239,7 +239,7 @@ def configured(out, *sources):
 def planned(config):
     """Plan as a driver does; the samples."""
     storage = open_storage(config.output.uri)
-    settings = [each.model_dump(mode="json") for each in config.all_sources]
+    settings = [each.deciding() for each in config.all_sources]
     opened = zip(open_sources(config).parts.values(), settings, strict=True)
     with reading(opened, storage, lambda _: None, print) as read:
         plan = make_plan(read, config, record_models(config), storage, absent=read.absent)

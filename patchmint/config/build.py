@@ -223,9 +223,10 @@ class BuildConfig(AnnotatorConfig):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
-        sources = "source" if self.source is not None else "sources"
-        settings = self.model_dump(mode="json", include={sources, "labels", "grid", "tokens", "features", "precision"})
+        settings = self.model_dump(mode="json", include={"labels", "grid", "tokens", "features", "precision"})
+        sources = [source.deciding() for source in self.all_sources]
         return settings | {
+            **({"source": sources[0]} if self.source is not None else {"sources": sources}),
             "output": {"samples_per_shard": self.output.samples_per_shard},
             "models": self.models_used,
             "limits": {"max_image_megapixels": self.limits.max_image_megapixels},

@@ -57,6 +57,12 @@ class CommonSettings(Settings):
     )
     take: int | None = Field(default=None, ge=1, description="Take the first so many of the samples chosen otherwise.")
 
+    def deciding(self) -> dict[str, Any]:
+        """All settings as JSON values, but for those of these that choose nothing."""
+        common = CommonSettings.model_fields
+        told = self.model_dump(mode="json").items()
+        return {key: value for key, value in told if key not in common or getattr(self, key) != common[key].default}
+
 
 class FolderSourceConfig(CommonSettings):
     """A folder of images, with a caption file beside each or one table for all."""

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -27,7 +28,7 @@ _OTHER_SAMPLE = Absent("not-chosen-sample")
 _LOOKED_AT = 100
 """Samples in which a column must be found: a typing error is to be told before the source is read."""
 _ROWS = 1000
-_STABLE = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+_UNSTABLE = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
 
 
 class Condition:
@@ -43,17 +44,9 @@ class Condition:
         Raises:
             ConfigError: it isn't a condition.
         """
-        self._base = sandbox()
+        self.columns = columns_of(written)
+        self._base: duckdb.DuckDBPyConnection | None = None  # workers, which only read images, need none
         self._lock = threading.Lock()
-        try:
-            found = check_expression(self._base, written)
-            unstable = {name for (name,) in self._base.execute(_STABLE).fetchall()} & found.functions
-        except (duckdb.Error, InputError) as error:
-            raise ConfigError(f"source.where: the condition can't be used: {error}") from error
-        if unstable or found.stars:
-            what = f"{min(unstable)!r} gives another answer each time" if unstable else "it must name its columns"
-            raise ConfigError(f"source.where: the condition can't be used: {what}")
-        self.columns = found.columns
         # A line of its own, so that a comment ends with it. It was found to be one expression.
         self._query = f"SELECT coalesce((\n{written}\n)::BOOLEAN, false) AS holds FROM samples"  # noqa: S608
 
@@ -87,6 +80,7 @@ class Condition:
         table = pa.table({"": pa.array(range(len(rows))), **columns})  # the first, lest there be no column
         with self._lock:
             try:
+                self._base = self._base or sandbox()
                 self._base.register("samples", table)
                 return [bool(holds) for (holds,) in self._base.execute(self._query).fetchall()]
             except duckdb.Error as error:
@@ -195,17 +189,19 @@ class Chosen:
 
     def _chosen(self, found: Iterator[Found]) -> Iterator[Found]:
         left = self.take if self._dedupe is None else None
-        for each in self._meeting(found) if self._condition is not None else found:
+        in_files = (each if self._is_in_files(each) else OTHER_FILE for each in found)
+        for each in self._meeting(in_files) if self._condition is not None else in_files:
             if isinstance(each, Absent):
                 yield each
-            elif each.image.path and not self._files.has(each.image.path):
-                yield OTHER_FILE
             elif self._share < 1 and _chance(each.key or each.id) >= self._share:
                 yield _OTHER_SAMPLE
             else:
                 yield replace(each, image=replace(each.image, source=self._name)) if self._name else each
                 if left is not None and not (left := left - 1):
                     return
+
+    def _is_in_files(self, found: Found) -> bool:
+        return isinstance(found, Absent) or not found.image.path or self._files.has(found.image.path)
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""
@@ -219,13 +215,25 @@ class Chosen:
                 yield each if not _has_fields(each) or next(holds) else _OTHER_WHERE
 
 
-def columns_of(where: str) -> frozenset[str]:
-    """The fields that a condition names, in lower case, for a source that needn't read others.
+@lru_cache(maxsize=16)
+def columns_of(where: str) -> tuple[str, ...]:
+    """The fields that a condition names; none where there is no condition.
 
     Raises:
-        ConfigError: it isn't a condition.
+        ConfigError: it isn't one.
     """
-    return frozenset(map(str.casefold, Condition(where).columns)) if where.strip() else frozenset()
+    if not where.strip():
+        return ()
+    with sandbox() as base:
+        try:
+            found = check_expression(base, where)
+            unstable = {name for (name,) in base.execute(_UNSTABLE).fetchall()} & found.functions
+        except (duckdb.Error, InputError) as error:
+            raise ConfigError(f"source.where: the condition can't be used: {error}") from error
+    if unstable or found.stars:
+        what = f"{min(unstable)!r} gives another answer each time" if unstable else "it must name its columns"
+        raise ConfigError(f"source.where: the condition can't be used: {what}")
+    return found.columns
 
 
 def _has_fields(found: Found) -> bool:

@@ -39,7 +39,7 @@ class FolderSource(StoredImages):
         self._choice = FileChoice(config, by_folder=True)
         super().__init__(storage, self._choice)
         self._config = config
-        self._asked = columns_of(config.where)
+        self._asked = {name.casefold() for name in columns_of(config.where)}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
 
     def check(self) -> None:

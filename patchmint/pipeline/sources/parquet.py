@@ -58,7 +58,7 @@ class ParquetSource(StoredImages):
         _, self._name = split_uri(config.uri)
         self._image = config.image_column
         self._texts = config.text_columns
-        self._asked = columns_of(config.where)
+        self._asked = {name.casefold() for name in columns_of(config.where)}
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}

@@ -33,7 +33,7 @@ class PatchmintSource(StoredImages):
     def __init__(self, config: PatchmintSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
         self._uri = config.uri
-        asked = columns_of(config.where)
+        asked = {name.casefold() for name in columns_of(config.where)}
         self._asked = [name for name in SIDECAR.names if name in asked]
 
     def check(self) -> None:

@@ -54,6 +54,7 @@ class WebDatasetSource(StoredImages):
         super().__init__(storage, self._choice)
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
+        self._stats: dict[str, Entry] = {}
         self._reads_fields = bool(config.where.strip())
 
     def check(self) -> None:
@@ -94,27 +95,26 @@ class WebDatasetSource(StoredImages):
 
     def _with_stats(self) -> Iterator[Entry]:
         """The tars, each followed by img2dataset's counts of it if they are there."""
-        tars = self._tars()
-        stats = {entry.path: entry for entry in self._storage.list() if entry.path.endswith(_STATS)}
-        for tar in tars:
+        for tar in self._tars():
             yield tar
-            beside = stats.get(tar.path.removesuffix(".tar") + _STATS)
+            beside = self._stats.get(tar.path.removesuffix(".tar") + _STATS)
             if beside is not None and beside.size <= _MOST_STATS_BYTES and self._choice.has(tar.path):
                 yield beside
 
     def _tars(self) -> list[Entry]:
-        if self._names:
-            if len(self._names) == 1 and self._storage.exists(self._names[0]):
-                return [Entry(self._names[0], self._storage.size(self._names[0]))]
+        if len(self._names) == 1 and self._storage.exists(self._names[0]):
+            tars = [Entry(self._names[0], self._storage.size(self._names[0]))]
+        else:
             there = {entry.path: entry for entry in self._storage.list()}  # cheaper than a question for each
+            self._stats = {path: entry for path, entry in there.items() if path.endswith(_STATS)}
+            names = self._names or [path for path in there if path.endswith(".tar")]
+            tars = [there[name] for name in names if name in there]
             missing = [name for name in self._names if name not in there]
             if missing:
                 raise ConfigError(
                     f"source.uri: {len(missing)} of {len(self._names)} tars aren't in {self._storage.uri}: "
                     f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; get them, or correct the range"
                 )
-            return [there[name] for name in self._names]
-        tars = [entry for entry in self._storage.list() if entry.path.endswith(".tar")]
         if not tars:
             raise ConfigError(f"source.uri: there is no .tar in {self._storage.uri}; unpack .tar.gz files first")
         self._choice.check([tar.path for tar in tars], self._storage.uri)
