@@ -57,7 +57,8 @@ def main() -> None:
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as out:
                 settings = config.model_dump(mode="json")
-                with reading(open_source(config), settings, open_storage(out), lambda _: None, print) as read:
+                parts = [(open_source(config), settings)]
+                with reading(parts, open_storage(out), lambda _: None, print) as read:
                     samples = sum(batch.num_rows for batch in read)
             seconds = time.perf_counter() - start
             found[name] = {

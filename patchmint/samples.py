@@ -22,11 +22,13 @@ class ImageRef:
         path: a file, relative to the source's root.
         start: first byte in that file (a tar), or row (a Parquet file); `WHOLE_FILE` where the file is the image.
         length: number of bytes from `start`; `WHOLE_FILE` where there is no range of bytes.
+        source: name of that source; empty where there is only one, without a name.
     """
 
     path: str
     start: int = WHOLE_FILE
     length: int = WHOLE_FILE
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,28 @@ class Turn:
     content: str
 
 
+PART = "part-"
+
+
 @dataclass(frozen=True)
 class Fault:
     """Why a sample can't be written.
 
     Attributes:
         stage: where it came out: source, read, decode, text, annotate, worker.
-        reason: a short lower-case code to count by, such as "image-missing".
+        reason: a short lower-case code to count by, such as "image-missing"; it begins with `PART` where a text is at
+            fault whose sample has others, and is written.
         message: for people: what, why, what to do.
     """
 
     stage: str
     reason: str
     message: str
+
+
+def count_parts(rejects: Mapping[str, int]) -> int:
+    """How many of some rejects, by reason, are single texts of samples: `limits.max_reject_share` is about samples."""
+    return sum(count for reason, count in rejects.items() if reason.startswith(PART))
 
 
 @dataclass(frozen=True)
@@ -109,14 +120,30 @@ class Absent:
     """Something in a source that is no sample and no fault: it is counted by its reason, not rejected.
 
     Attributes:
-        reason: a short lower-case code to count by, such as "download-failed".
+        reason: a short lower-case code to count by, such as "download-failed"; what the settings leave out begins with
+            `NOT_CHOSEN`.
     """
 
     reason: str
 
 
+NOT_CHOSEN = "not-chosen-"
+
+
 Found = SourceSample | Absent
 """What a source yields."""
+
+
+def describe_absent(counts: Mapping[str, int]) -> str:
+    """What is no sample, for people: "absent: 12 download-failed; not chosen: 30 where"; empty where there is nothing.
+
+    Args:
+        counts: by reason.
+    """
+    absent = [f"{count} {reason}" for reason, count in counts.items() if not reason.startswith(NOT_CHOSEN)]
+    left = [f"{n} {reason.removeprefix(NOT_CHOSEN)}" for reason, n in counts.items() if reason.startswith(NOT_CHOSEN)]
+    told = (("absent", absent), ("not chosen", left))
+    return "; ".join(f"{what}: {', '.join(counted)}" for what, counted in told if counted)
 
 
 @dataclass(frozen=True)

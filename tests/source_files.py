@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from patchmint.config.sources import SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
+from patchmint.samples import PART, SourceSample
 
 FIXTURES = Path(__file__).with_name("sources")
 
@@ -56,14 +57,15 @@ def texts(sample):
 
 
 def faults(samples):
-    """Ids of the samples with faults, by reason."""
+    """Ids of the samples with faults, by reason; those of single texts are told by their ids."""
     found = {}
     for sample in samples:
-        if sample.fault is not None:
-            found.setdefault(sample.fault.reason, set()).add(sample.id)
+        if isinstance(sample, SourceSample) and sample.fault is not None:
+            assert sample.fault.reason.startswith(PART) == ("#fault-" in sample.id)
+            found.setdefault(sample.fault.reason.removeprefix(PART), set()).add(sample.id)
     return found
 
 
 def good(samples):
     """Texts of each sample without a fault."""
-    return [texts(sample) for sample in samples if sample.fault is None]
+    return [texts(sample) for sample in samples if isinstance(sample, SourceSample) and sample.fault is None]

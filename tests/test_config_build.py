@@ -178,7 +178,7 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track", "sources"}
 
 
 def test_an_unused_model_decides_nothing():

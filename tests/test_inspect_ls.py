@@ -134,7 +134,7 @@ def test_unfinished_build(unfinished):
     info = told("info", unfinished)
     assert info["state"] == "unfinished"
     counts = {"units": 3, "units_done": 2, "planned": 7, "written": 3, "texts": 5, "shards": 2}
-    expected = counts | {"rejected": {"image-missing": 1}, "bytes": 0, "label_share": 0}
+    expected = counts | {"rejected": {"image-missing": 1}, "absent": {}, "bytes": 0, "label_share": 0}
     assert info["totals"] | {"bytes": 0, "label_share": 0} == expected
     shown = run("info", unfinished).stdout
     assert "2 of 3 units" in shown

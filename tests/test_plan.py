@@ -116,7 +116,7 @@ def test_the_files_say_what_they_are(tmp_path):
     assert table.schema.names == ["unit", "samples", "first_ordinal", "part", "row_group"]
     assert [str(kind) for kind in table.schema.types] == ["int64", "int64", "int64", "string", "int64"]
     metadata = table.schema.metadata
-    assert metadata[b"patchmint.schema"] == b"patchmint.plan/1"
+    assert metadata[b"patchmint.schema"] == b"patchmint.plan/2"
     assert metadata[b"patchmint.plan_digest"].decode() == plan.digest
     assert json.loads(metadata[b"patchmint.config"])["source"]["uri"] == "photos"
     assert json.loads(metadata[b"patchmint.models"])["masker"]["name"] == UNTRAINED
@@ -424,9 +424,9 @@ def test_a_plan_of_another_version_or_of_another_program_is_refused(tmp_path):
     plan_into(tmp_path)
     path = tmp_path / "plan.parquet"
     table = pq.read_table(path)
-    newer = {**table.schema.metadata, b"patchmint.schema": b"patchmint.plan/2"}
+    newer = {**table.schema.metadata, b"patchmint.schema": b"patchmint.plan/3"}
     for other, message in (
-        (table.replace_schema_metadata(newer), "its schema is 'patchmint.plan/2', this version of patchmint reads"),
+        (table.replace_schema_metadata(newer), "its schema is 'patchmint.plan/3', this version of patchmint reads"),
         (table.replace_schema_metadata(None), "its schema is None"),
         (table.slice(1), "isn't what its digest says"),
         (table.drop_columns("part"), "part"),

@@ -61,10 +61,14 @@ def config_of(uri, out, kind="webdataset"):
 def plan_of(config, *, storage=None, opened=None, progress=lambda _: None, told=None):
     """As a driver plans."""
     storage = storage or open_storage(config.output.uri)
-    settings = config.deciding()["source"]
     said = [] if told is None else told
-    with reading(opened or open_source(config.source), settings, storage, progress, said.append) as read:
-        return make_plan(read, config, record_models(config), storage)
+    with reading(parts(config, opened), storage, progress, said.append) as read:
+        return make_plan(read, config, record_models(config), storage, absent=read.absent)
+
+
+def parts(config, opened=None):
+    """The only source, with its settings."""
+    return [(opened or open_source(config.source), config.deciding()["source"])]
 
 
 def without_kept(out):
@@ -222,7 +226,7 @@ def to_bytes(batches):
 
 def kept_rows(out, config):
     """What is kept of the source, in its order."""
-    with reading(open_source(config.source), config.deciding()["source"], open_storage(out), print, print) as read:
+    with reading(parts(config), open_storage(out), print, print) as read:
         yield from read
 
 
@@ -328,27 +332,27 @@ def failing_at(count):
 def test_a_dry_run_reads_a_part_where_time_is_short(tmp_path, small_sections, monkeypatch):
     root = tars(tmp_path / "in", 40, 10)
     opened = source("webdataset", root)
-    everything_read = Sampled(opened)
+    everything_read = Sampled([opened])
     assert len({sample.id for sample in everything_read}) == 400
     assert (everything_read.share, everything_read.listed) == (1.0, True)
-    assert [sample.id for sample in Sampled(opened)] == [sample.id for sample in Sampled(opened)]
-    opened.at_once = 1
+    assert [sample.id for sample in Sampled([opened])] == [sample.id for sample in Sampled([opened])]
+    opened.source.at_once = 1
     clock = count()
     a_second_a_look = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(import_module(Sampled.__module__), "time", a_second_a_look)
-    some = Sampled(opened, 100)
+    some = Sampled([opened], 100)
     assert 60 <= len(samples := list(some)) <= 110
     assert some.listed
     assert len(samples) / some.share == pytest.approx(400, rel=0.2)
     config = config_of(root, tmp_path / "out")
-    dry, _ = estimate(Sampled(opened, 100), config, lambda _: image_bytes())
+    dry, _ = estimate(Sampled([opened], 100), config, lambda _: image_bytes())
     assert dry.samples == pytest.approx(400, rel=0.2)
     assert (dry.texts, dry.units) == (dry.samples, -(-dry.samples // 7))
     assert dry.image_bytes == pytest.approx(dry.samples * len(image_bytes()), rel=0.01)
     samples, told, *_ = _lines(dry, config)
     assert samples.startswith(f"samples   about {dry.samples} with {dry.texts} texts, in {dry.units} units")
     assert told.strip() == f"{dry.share:.2g} of the source was read, here and there; these figures follow from it"
-    few = Sampled(opened, 10)
+    few = Sampled([opened], 10)
     assert 5 <= len(samples := list(few)) <= 20
     assert not few.listed
     assert len(samples) / few.share == pytest.approx(110, rel=0.5)  # of the eleven that were listed

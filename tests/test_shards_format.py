@@ -49,7 +49,7 @@ def test_the_same_samples_give_the_same_bytes():
     shards = [write_shard([make_sample(i, phrases=bool(i)) for i in range(3)]) for _ in range(2)]
     assert shards[0] == shards[1]
     assert hashlib.sha256(tar_member("a.txt", b"x")).hexdigest()[:16] == "2b7b565783ef3607"
-    assert make_document_bytes().startswith(b'{"schema":"patchmint.sample/1","key":"s0001","id":"Source/1.\xc3\xa9",')
+    assert make_document_bytes().startswith(b'{"schema":"patchmint.sample/2","key":"s0001","id":"Source/1.\xc3\xa9",')
 
 
 def make_document_bytes():
@@ -93,7 +93,7 @@ def test_sidecar_rows():
     tar, sidecar = write_shard(samples)
     table = pq.read_table(io.BytesIO(sidecar))
     assert table.schema.equals(SCHEMA)
-    assert table.schema.metadata == {b"patchmint.schema": b"patchmint.sidecar/1"}
+    assert table.schema.metadata == {b"patchmint.schema": b"patchmint.sidecar/2"}
     rows = table.to_pylist()
     assert [row["key"] for row in rows] == ["s0000", "s0001", "s0002"]
     assert rows[0]["offset"] == 0
@@ -332,7 +332,7 @@ def test_arrays_that_are_not_read():
         lambda document: {name: value for name, value in document.items() if name != "grid"},
         lambda document: {**document, "more": 1},
         lambda document: {**document, "image": {**document["image"], "width": "40"}},
-        lambda document: {**document, "schema": "patchmint.sample/2"},
+        lambda document: {**document, "schema": "patchmint.sample/3"},
         lambda document: {**document, "texts": []},
     ],
 )

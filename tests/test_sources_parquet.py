@@ -71,7 +71,7 @@ def test_neighbours_are_not_read_again(tmp_path, monkeypatch):
     assert sorted(read) == [0, 1, 2]
     opened.read_image(refs[0])
     assert len(read) == 4
-    assert len(opened._groups) == 2
+    assert len(opened.source._groups) == 2
 
 
 def test_plain_bytes_and_lists_of_texts(tmp_path):
@@ -96,7 +96,7 @@ def test_bad_texts_and_missing_bytes(tmp_path):
     hub(tmp_path, "a.parquet", rows, text=pa.string())
     opened = source("parquet", tmp_path)
     samples = list(opened.samples())
-    assert faults(samples) == {"record-malformed": {"0.jpg"}, "text-empty": {"1.jpg"}}
+    assert faults(samples) == {"text-missing": {"0.jpg"}, "text-empty": {"1.jpg"}}
     for sample in samples[3:]:
         with pytest.raises(ImageMissingError, match="holds no image bytes"):
             opened.read_image(sample.image)

@@ -262,6 +262,8 @@ def test_peak_memory_is_of_this_process_and_grows():
 class Slow:
     """A source whose images are read when it is allowed; it counts them."""
 
+    extended = None
+
     def __init__(self, jpeg):
         self.jpeg, self.read, self.allowed = jpeg, [], threading.Event()
         self.allowed.set()

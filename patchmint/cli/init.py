@@ -19,7 +19,7 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.errors import InputError, WeightsMissingError
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.options import described
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.sources.recognise import Recognised, recognise
 from patchmint.storage import open_storage
 
@@ -57,7 +57,7 @@ def init(
     found = recognise(data)
     settings = _settings(found, out or _output(found.source["uri"], name), models)
     config = BuildConfig.load(settings)
-    open_source(config.source).check()
+    open_sources(config).check()
     head = [
         f"# yaml-language-server: $schema={_SCHEMA_FILE}",
         f"# {found.what}. Relative paths are those from the folder where the build is started.",

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from patchmint.jobs.printable import printable
 from patchmint.jobs.progress import duration, speed_of
+from patchmint.samples import describe_absent
 
 if TYPE_CHECKING:
     from patchmint.jobs.status import BuildStatus
@@ -67,6 +68,8 @@ def _shown(out: str, found: BuildStatus) -> Group:
         f"units    {found.units_done} of {found.units} done",
         f"samples  {found.planned} planned = {found.written} written + {found.rejected} rejected{left}{in_work}",
     ]
+    if absent := describe_absent(found.absent):
+        lines.append(f"besides  {absent}")
     if found.state == "planning":
         lines.append(f"planning {found.last_run.get('read', 0)} samples of the source read so far")
     if found.driver:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
 from patchmint.config.parsing import Settings, read_yaml, sections
-from patchmint.config.sources import SourceConfig
+from patchmint.config.sources import AnySource, SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.json_values import canonical_json
 from patchmint.storage.hub import is_on_hub
@@ -139,7 +139,10 @@ def _local_if_unsaid(runner: object) -> object:
 class BuildConfig(AnnotatorConfig):
     """Everything that a build needs to know."""
 
-    source: SourceConfig = Field(description="Where samples come from.")
+    source: AnySource | None = Field(default=None, discriminator="kind", description="Where samples come from.")
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="Several sources, in order, in the place of one: each as under source, with a name."
+    )
     output: OutputConfig = Field(description="Where the data set goes.")
     runner: Annotated[LocalRunner | RayRunner, BeforeValidator(_local_if_unsaid)] = Field(
         default_factory=LocalRunner, discriminator="kind", description="Where workers run."
@@ -150,6 +153,27 @@ class BuildConfig(AnnotatorConfig):
     track: Literal["wandb", "mlflow"] | None = Field(
         default=None, description="Also tell settings and counts to Weights & Biases or MLflow."
     )
+
+    @model_validator(mode="after")
+    def _one_or_several_sources(self) -> Self:
+        if (self.source is None) == (not self.sources):
+            raise ValueError("source: it must be given" if self.source is None else "give source or sources, not both")
+        names = [source.name for source in self.sources]
+        if len({*names, ""}) <= len(names):
+            raise ValueError("sources: each needs a name of its own, such as `name: coco`")
+        if any(source.kind == "patchmint" for source in self.sources):
+            raise ValueError("sources: a data set of patchmint's (kind: patchmint) is extended by itself, as source")
+        return self
+
+    @property
+    def all_sources(self) -> tuple[AnySource, ...]:
+        """The sources, in order; at least one."""
+        return (self.source,) if self.source is not None else self.sources
+
+    def with_sources(self, changed: Callable[[AnySource], AnySource]) -> Self:
+        """The same with other settings of its sources."""
+        one = changed(self.source) if self.source is not None else None
+        return self.model_copy(update={"source": one, "sources": tuple(map(changed, self.sources))})
 
     @model_validator(mode="after")
     def _float16_on_gpus(self) -> Self:
@@ -169,7 +193,7 @@ class BuildConfig(AnnotatorConfig):
 
     @model_validator(mode="after")
     def _no_credentials(self) -> Self:
-        for key, uri in (("source.uri", self.source.uri), ("output.uri", self.output.uri)):
+        for key, uri in (*(("source.uri", source.uri) for source in self.all_sources), ("output.uri", self.output.uri)):
             parts = urlsplit(uri)
             if "://" in uri and ("@" in parts.netloc or parts.query):
                 raise ValueError(
@@ -199,8 +223,10 @@ class BuildConfig(AnnotatorConfig):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
-        settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens", "features", "precision"})
+        settings = self.model_dump(mode="json", include={"labels", "grid", "tokens", "features", "precision"})
+        sources = [source.deciding() for source in self.all_sources]
         return settings | {
+            **({"source": sources[0]} if self.source is not None else {"sources": sources}),
             "output": {"samples_per_shard": self.output.samples_per_shard},
             "models": self.models_used,
             "limits": {"max_image_megapixels": self.limits.max_image_megapixels},
@@ -220,13 +246,14 @@ class BuildConfig(AnnotatorConfig):
         """The same with absolute local paths, for workers that may run in another folder."""
         models = {role: _absolute_file(name) for role, name in self.models.model_dump(exclude_none=True).items()}
         updates: dict[str, Any] = {
-            "source": self.source.model_copy(update={"uri": _absolute(self.source.uri)}),
             "output": self.output.model_copy(update={"uri": _absolute(self.output.uri)}),
             "models": self.models.model_copy(update=models),
         }
         if self.tokens is not None and self.tokens.remap is not None:
             updates["tokens"] = self.tokens.model_copy(update={"remap": _absolute(self.tokens.remap)})
-        return self.model_copy(update=updates)
+        return self.model_copy(update=updates).with_sources(
+            lambda source: source.model_copy(update={"uri": _absolute(source.uri)})
+        )
 
 
 def json_schema() -> str:
@@ -265,6 +292,9 @@ def apply_overrides(model: type[Settings], settings: Mapping[str, Any], override
         if not key:
             merged[section] = overrides[dotted]
             continue
+        if section == "source" and "source" not in merged and isinstance(merged.get("sources"), list):
+            merged["sources"] = [_with_key(each, key, overrides[dotted]) for each in merged["sources"]]
+            continue
         inner = _keys_of(section, merged.get(section))
         if inner is None:
             if section in overrides:
@@ -278,6 +308,10 @@ def apply_overrides(model: type[Settings], settings: Mapping[str, Any], override
     return merged
 
 
+def _with_key(settings: object, key: str, value: object) -> object:
+    return {**settings, key: value} if isinstance(settings, Mapping) else settings
+
+
 def _keys_of(section: str, value: object) -> dict[str, Any] | None:
     if section == "models" and isinstance(value, str) and value in MODEL_PRESETS:
         return MODEL_PRESETS[value].model_dump()
@@ -288,4 +322,5 @@ def _known_to(model: type[Settings], section: str, kind: object, settings: Mappi
     field = model.model_fields.get(section)
     chosen = sections(field).get(str(kind)) if field is not None else None
     known = chosen.model_fields if chosen is not None else settings
-    return {key: value for key, value in settings.items() if key in known}
+    # a split's name is one of its kind's
+    return {key: value for key, value in settings.items() if key in known and key != "split"}

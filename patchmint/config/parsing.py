@@ -66,43 +66,48 @@ def _explanations(error: ValidationError, root: type[Settings]) -> Iterator[str]
 
 
 def _explain(item: Any, root: type[Settings]) -> str:
-    keys, model = _follow(root, item["loc"])
+    keys, model, field = _follow(root, item["loc"])
     place = ".".join(keys)
     match item["type"]:
         case "extra_forbidden":
             known = list(model.model_fields)
             return f"{place}: there is no such setting{did_you_mean(keys[-1], known)} (known: {', '.join(known)})"
-        case "union_tag_invalid" | "union_tag_not_found":
-            kinds = list(sections(model.model_fields[keys[-1]]))
+        case "union_tag_invalid" | "union_tag_not_found" if field is not None:
+            kinds = list(sections(field))
             tag = item["ctx"].get("tag")
             problem = f"there is no kind {tag!r}{did_you_mean(tag, kinds)}" if tag else "it must be given"
             return f"{place}.kind: {problem} (kinds: {', '.join(kinds)})"
         case "missing":
             return f"{place}: it must be given"
-        case "model_type" | "model_attributes_type":
-            found = sections(model.model_fields[keys[-1]]).values()
-            known = list(dict.fromkeys(key for section in found for key in section.model_fields))
+        case "model_type" | "model_attributes_type" if field is not None:
+            known = list(dict.fromkeys(key for section in sections(field).values() for key in section.model_fields))
             return f"{place}: it must be a mapping (keys: {', '.join(known)})"
         case _:
             message = str(item["msg"]).removeprefix("Value error, ")
             return f"{place}: {message}" if place else message
 
 
-def _follow(root: type[Settings], location: tuple[int | str, ...]) -> tuple[list[str], type[Settings]]:
-    """The keys as the user wrote them, without the names of unions' branches, and the model whose key the last is."""
+def _follow(
+    root: type[Settings], location: tuple[int | str, ...]
+) -> tuple[list[str], type[Settings], FieldInfo | None]:
+    """The keys as the user wrote them, without the names of unions' branches; the last one's model and field."""
     keys: list[str] = []
     model = inner = root
+    field: FieldInfo | None = None
     parts = iter(location)
     for part in parts:
-        model = inner
         keys.append(str(part))
-        field = model.model_fields.get(str(part))
+        if isinstance(part, int) and field is not None and get_origin(field.annotation) is tuple:
+            field = FieldInfo.from_annotation(get_args(field.annotation)[0])
+        else:
+            model = inner
+            field = model.model_fields.get(str(part))
         if field is None:
             continue
         found = sections(field)
         branch = str(next(parts, "")) if len(members(field)) > 1 else ""
         inner = found.get(branch) or next(iter(found.values()), model)
-    return keys, model
+    return keys, model, field
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

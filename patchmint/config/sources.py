@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,7 +15,56 @@ def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class FolderSourceConfig(Settings):
+OneOrSeveral = Annotated[
+    tuple[str, ...], BeforeValidator(_one_or_several, json_schema_input_type=str | tuple[str, ...])
+]
+
+
+class CommonSettings(Settings):
+    """What every source takes: its name, and which of its samples are chosen."""
+
+    has_own_split: ClassVar[bool] = False
+    """Whether `split` is a word of the source's own, and not one of those in names of files."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?$",
+        description="Stays in each sample (source.name); needed where there are several sources.",
+    )
+    files: OneOrSeveral = Field(
+        default=(),
+        description="Take only samples in these files (tars, Parquet files, images): globs such as train-*.parquet, or "
+        "ranges such as {00000..00003}.tar. One without a slash holds in every folder.",
+    )
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Take only files of this split, by their names as on the Hugging Face Hub (train-*.parquet, "
+        "train/...): train, validation, test, or all. Null: the files may be of one split only.",
+    )
+    where: str = Field(
+        default="",
+        description="Take only samples for which this holds: SQL (DuckDB's) over the source's own fields of them, and "
+        "id, path and texts. Such as: status = 'success' and similarity > 0.28",
+    )
+    sample: float = Field(
+        default=1.0, gt=0, le=1, description="Take this share of the samples, by their ids: 0.01 is a part of 0.1."
+    )
+    dedupe: Literal["image", "image+text"] | None = Field(
+        default=None,
+        description="Take the first of those whose image files are equal, or also their texts. Planning then reads "
+        "every image.",
+    )
+    take: int | None = Field(default=None, ge=1, description="Take the first so many of the samples chosen otherwise.")
+
+    def deciding(self) -> dict[str, Any]:
+        """All settings as JSON values, but for those of these that choose nothing."""
+        common = CommonSettings.model_fields
+        told = self.model_dump(mode="json").items()
+        return {key: value for key, value in told if key not in common or getattr(self, key) != common[key].default}
+
+
+class FolderSourceConfig(CommonSettings):
     """A folder of images, with a caption file beside each or one table for all."""
 
     kind: Literal["folder"]
@@ -36,7 +85,7 @@ class FolderSourceConfig(Settings):
         return self
 
 
-class WebDatasetSourceConfig(Settings):
+class WebDatasetSourceConfig(CommonSettings):
     """WebDataset tars, as img2dataset writes them."""
 
     kind: Literal["webdataset"]
@@ -45,8 +94,10 @@ class WebDatasetSourceConfig(Settings):
     )
 
 
-class CocoSourceConfig(Settings):
+class CocoSourceConfig(CommonSettings):
     """COCO captions or instances."""
+
+    has_own_split: ClassVar[bool] = True
 
     kind: Literal["coco"]
     uri: str = Field(min_length=1, description=_URI)
@@ -65,7 +116,7 @@ class CocoSourceConfig(Settings):
     )
 
 
-class VisualGenomeSourceConfig(Settings):
+class VisualGenomeSourceConfig(CommonSettings):
     """Visual Genome region descriptions or objects."""
 
     kind: Literal["visual-genome"]
@@ -76,8 +127,10 @@ class VisualGenomeSourceConfig(Settings):
     images: str = Field(default="", description='The folder that holds VG_100K and VG_100K_2; "" is the top.')
 
 
-class ReferencesSourceConfig(Settings):
+class ReferencesSourceConfig(CommonSettings):
     """RefCOCO, RefCOCO+, RefCOCOg: expressions that refer to one thing in an image."""
+
+    has_own_split: ClassVar[bool] = True
 
     kind: Literal["references"]
     uri: str = Field(min_length=1, description=_URI)
@@ -93,7 +146,7 @@ class ReferencesSourceConfig(Settings):
     )
 
 
-class LlavaSourceConfig(Settings):
+class LlavaSourceConfig(CommonSettings):
     """LLaVA 558K and 665K: conversations about images."""
 
     kind: Literal["llava"]
@@ -113,7 +166,7 @@ class LlavaSourceConfig(Settings):
     )
 
 
-class ParquetSourceConfig(Settings):
+class ParquetSourceConfig(CommonSettings):
     """Parquet files that hold the images, as on the Hugging Face Hub."""
 
     kind: Literal["parquet"]
@@ -121,16 +174,14 @@ class ParquetSourceConfig(Settings):
     image_column: str = Field(
         default="image", min_length=1, description="Column of images: bytes, or a struct of bytes and path."
     )
-    text_columns: Annotated[
-        tuple[str, ...], BeforeValidator(_one_or_several, json_schema_input_type=str | tuple[str, ...])
-    ] = Field(
+    text_columns: OneOrSeveral = Field(
         default=(),
         description="Columns of texts: strings or lists of strings. None given: the only one of caption, captions, "
         "text and texts.",
     )
 
 
-class PatchmintSourceConfig(Settings):
+class PatchmintSourceConfig(CommonSettings):
     """A finished data set of patchmint's own.
 
     What the other settings make takes the place of what it has; everything else is carried over as it is.
@@ -140,7 +191,7 @@ class PatchmintSourceConfig(Settings):
     uri: str = Field(min_length=1, description="Folder of the data set, which holds dataset.json.")
 
 
-SourceConfig = Annotated[
+AnySource = (
     FolderSourceConfig
     | WebDatasetSourceConfig
     | CocoSourceConfig
@@ -148,7 +199,7 @@ SourceConfig = Annotated[
     | ReferencesSourceConfig
     | LlavaSourceConfig
     | ParquetSourceConfig
-    | PatchmintSourceConfig,
-    Field(discriminator="kind"),
-]
+    | PatchmintSourceConfig
+)
+SourceConfig = Annotated[AnySource, Field(discriminator="kind")]
 """Where samples come from; `kind` says which of these it is."""

@@ -58,7 +58,7 @@ def check_extension(config: BuildConfig) -> None:
         ShardError, StorageError: as for `extended_manifest`.
     """
     manifest = extended_manifest(config)
-    if manifest is None:
+    if manifest is None or config.source is None:
         return
     carried = [
         name

@@ -65,6 +65,11 @@ class Ledger:
         """Samples of the data set."""
         return self.plans[0].total if self.plans else 0
 
+    @property
+    def absent(self) -> Mapping[str, int]:
+        """What of the source is no sample, by reason."""
+        return self.plans[0].absent if self.plans else {}
+
     @cached_property
     def written(self) -> int:
         """Samples in shards."""
@@ -133,6 +138,7 @@ class Tally:
         units, units_done: of the plan and its retries.
         planned, written, left: samples; the others of `planned` are rejects.
         rejects: standing rejects by reason, in alphabetical order.
+        absent: what of the source is no sample, by reason (`Plan.absent`).
     """
 
     units: int
@@ -141,6 +147,7 @@ class Tally:
     written: int
     left: int
     rejects: Mapping[str, int]
+    absent: Mapping[str, int]
 
     @classmethod
     def read(cls, storage: Storage) -> Tally:
@@ -160,7 +167,8 @@ class Tally:
             written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
             rejects = ledger.rejects()
         left = sum(samples[unit] for unit in samples.keys() - done)
-        return cls(len(samples), len(done), plans[0].total if plans else 0, written, left, rejects)
+        planned, absent = (plans[0].total, plans[0].absent) if plans else (0, {})
+        return cls(len(samples), len(done), planned, written, left, rejects, absent)
 
 
 def _totals(storage: Storage) -> Totals | None:

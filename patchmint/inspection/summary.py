@@ -30,7 +30,7 @@ class Summary:
         held: those that made what the shards hold (`held_settings`).
         layout: grid, min_coverage, tokens, features.
         members: of every sample: ending, dtype, shape; without dataset.json those of the first sample.
-        totals: units, units_done, planned, written, rejected (by reason), texts, label_share, shards, bytes.
+        totals: units, units_done, planned, written, rejected and absent (by reason), texts, label_share, shards, bytes.
     """
 
     dataset: str
@@ -123,7 +123,7 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     from patchmint.shards.manifest import Totals
 
     ledger = Ledger.read(dataset.storage)
-    totals = Totals.of(list(ledger.records.values()), ledger.planned, ledger.rejects())
+    totals = Totals.of(list(ledger.records.values()), ledger.planned, ledger.rejects(), ledger.absent)
     return totals.model_dump() | {"units": len(ledger.units), "units_done": len(ledger.records)}
 
 
@@ -142,6 +142,7 @@ def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
         "planned": None,
         "written": dataset.samples,
         "rejected": None,
+        "absent": None,
         "texts": texts,
         "label_share": mean_share(shares),
         "shards": 1,

@@ -35,6 +35,7 @@ from patchmint.jobs.progress import display, say
 from patchmint.logs import start_logging
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.run import resolved, run
+from patchmint.samples import describe_absent
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.patience import hurry
 
@@ -114,8 +115,9 @@ def carry_out(
         if not dry_run:
             say(f"building in {folder}; it goes to {target} when it is finished")
     build_config = resolved(given)
-    if is_on_hub(build_config.source.uri):
-        say(f"reading {build_config.source.uri}")
+    for source in build_config.all_sources:
+        if is_on_hub(source.uri):
+            say(f"reading {source.uri}")
     if build_config.notice:
         say(f"warning: {build_config.notice}")
     if dry_run:
@@ -155,6 +157,8 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
         + (f" ({reasons})" if reasons else "")
         + f", in {report.units} units"
     )
+    if absent := describe_absent(report.absent):
+        typer.echo(absent)
     if report.profile is not None:
         typer.echo("\n".join(profile_lines(report.profile)))
     if report.missing:
@@ -163,7 +167,7 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
             f"{config.output.uri}"
         )
     elif not report.written:
-        say(f"error: nothing was written; see {config.output.uri}/rejects")
+        say(f"error: nothing was written; this shows why: patchmint inspect find {config.output.uri} --rejects")
     else:
         typer.echo(f"inspect it: patchmint inspect verify {config.output.uri}")
     if url:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -17,6 +17,7 @@ from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import sample_at
 from patchmint.images.decode import decode_image
 from patchmint.inspection.show.overlays import sample_overlay
+from patchmint.samples import describe_absent
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
@@ -112,6 +113,8 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
     yield "## Counts"
     rejected = [(f"rejected: {reason}", f"{count:,}") for reason, count in sorted(totals.rejected.items())]
     yield _table(("samples", ""), [("planned", f"{totals.planned:,}"), ("written", f"{totals.written:,}"), *rejected])
+    if absent := describe_absent(totals.absent):
+        yield f"Not among them: {absent}."
     yield "Rejected samples are in no shard; `rejects/` names each with its reason."
     yield "## Models and settings"
     models = sorted(manifest.models.items())
@@ -131,10 +134,15 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
 def _settings(manifest: Manifest) -> dict[str, Any]:
     """What made the samples; a source's path on somebody's machine is nobody's business."""
     held = held_settings(manifest)
-    source = held.get("source") or {}
-    shown = {key: value for key, value in source.items() if key == "kind" or is_on_hub(str(value))}
+    sources = held.get("source") or {}
+    shown = [_shown(source) for source in sources] if isinstance(sources, list) else _shown(sources)
     kept: dict[str, Any] = {key: held[key] for key in ("labels", "grid", "tokens", "features", "limits") if key in held}
     return {"source": shown, **kept}
+
+
+def _shown(source: Mapping[str, Any]) -> dict[str, Any]:
+    public = ("name", "kind", "files", "split", "where", "sample", "dedupe", "take")
+    return {key: value for key, value in source.items() if value and (key in public or is_on_hub(str(value)))}
 
 
 def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:

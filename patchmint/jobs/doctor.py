@@ -23,7 +23,8 @@ from patchmint.images.decode import decode_image
 from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources import open_sources
+from patchmint.samples import SourceSample, count_parts
 from patchmint.storage import creates_conditionally, open_storage, syncs_names
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.local import LocalStorage, existing_folder
@@ -45,6 +46,8 @@ _PACKAGES = {
 _LOW_DISK = 10e9
 
 _SAMPLES = 1000
+_FOUND = 100_000
+"""Most to look through for samples that are chosen."""
 """Most samples of a source to look at."""
 
 _IMAGES = 5
@@ -213,14 +216,16 @@ def _checks(config: BuildConfig) -> Iterator[Finding]:
 
 def _source(config: BuildConfig) -> Finding:
     """What the first samples of a source are like, once its settings are known to fit."""
-    shown = f"{config.source.kind}, {config.source.uri}"
+    shown = "; ".join(f"{source.kind}, {source.uri}" for source in config.all_sources)
     try:
-        source = open_source(config.source)
+        source = open_sources(config)
         source.check()
     except PatchmintError as error:
         return Finding("source", "note", f"{error}; the plan in {config.output.uri} was made from it before")
     try:
-        samples = list(islice(source.samples(), _SAMPLES + 1))
+        # what isn't chosen may be most of it, and isn't looked through to its end
+        found = islice(source.samples(), _FOUND)
+        samples = list(islice((each for each in found if isinstance(each, SourceSample)), _SAMPLES + 1))
     except PatchmintError as error:
         return Finding("source", "fail", str(error))
     seen = samples[:_SAMPLES]
@@ -247,7 +252,7 @@ def _source(config: BuildConfig) -> Finding:
         return Finding(
             "source", "fail", f"{counted}; none of the first {len(problems)} images can be read", problems[0]
         )
-    if problems or faults.total() > config.limits.max_reject_share * len(seen):
+    if problems or faults.total() - count_parts(faults) > config.limits.max_reject_share * len(seen):
         remedy = problems[0] if problems else "the build stops above limits.max_reject_share"
         return Finding("source", "note", counted, remedy)
     return Finding("source", "ok", counted)

@@ -12,14 +12,18 @@ import typer
 
 from patchmint.config.build import BuildConfig
 from patchmint.errors import WeightsMissingError
+from patchmint.jobs.printable import printable
 from patchmint.jobs.progress import duration, say
 from patchmint.jobs.trial import Trial, spread, try_samples
 from patchmint.pipeline.plan import DryRun, LookedAt, Sampled, estimate
 from patchmint.pipeline.plan.memory import Memory
 from patchmint.pipeline.preflight import CHECKS
-from patchmint.pipeline.sources import open_source
-from patchmint.samples import ImageRef
+from patchmint.pipeline.sources import open_sources
+from patchmint.samples import ImageRef, describe_absent
 from patchmint.weights.registry import CHECKPOINTS
+
+_MESSAGE = 200
+"""Characters of an example's message that are shown."""
 
 
 def describe_plan(config: BuildConfig, *, tries: int = 0, try_out: Path | None = None, as_json: bool = False) -> None:
@@ -36,12 +40,12 @@ def describe_plan(config: BuildConfig, *, tries: int = 0, try_out: Path | None =
         StorageError, WeightsError, PluginError: as a build would, but for weights that can be pulled.
     """
     missing = _missing_weights(config)
-    source = open_source(config.source)
+    sources = open_sources(config)
 
     def read(image: ImageRef) -> bytes:
-        return source.read_image(image)
+        return sources.read_image(image)
 
-    found, looked = estimate(Sampled(source), config, read, _say_count)
+    found, looked = estimate(Sampled(list(sources.parts.values())), config, read, _say_count)
     trial = _trial(looked, config, read, tries, try_out) if tries and not missing else None
     if trial is not None:
         found = replace(found, memory=_at_least(found.memory, trial.peak_bytes))
@@ -99,16 +103,20 @@ def _say_count(samples: int) -> None:
 
 def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     memory = found.memory
+    dedupes = any(source.dedupe for source in config.all_sources)
     about = "" if found.listed and found.share == 1 else "about " if found.listed else "more than "
     lines = [
         f"samples   {about}{found.samples} with {found.texts} texts, in {_many(found.units, 'unit')} of up to "
         f"{config.output.samples_per_shard}",
         *(_sampled_lines(found) if about else []),
+        *([f"besides   {absent}"] if (absent := describe_absent(found.absent)) else []),
+        *(["          dedupe isn't tried; the plan may have fewer"] if dedupes else []),
         f"rejects   {_counted(found.rejects)} for what source and texts say; {_counted(found.looked_at_rejects)} of "
         f"{found.looked_at} images read and decoded",
     ]
     if found.looked_at_rejects and found.looked_at < found.samples - sum(found.rejects.values()):
         lines.append(f"          about {found.reject_share * found.samples:.0f} in all, if the other images are alike")
+    lines += [f"          {reason}, such as {_brief(message)}" for reason, message in found.examples.items()]
     if found.reject_share > config.limits.max_reject_share:
         lines.append(
             f"          the build would stop: about {found.reject_share:.0%} of the samples, and "
@@ -168,6 +176,11 @@ def _parts(memory: Memory) -> str:
         "kept for reuse": memory.kept,
     }
     return ", ".join(f"{size(count)} {name}" for name, count in parts.items() if count)
+
+
+def _brief(message: str) -> str:
+    line = printable(message)
+    return line if len(line) <= _MESSAGE else line[:_MESSAGE] + "..."
 
 
 def _many(count: int, what: str) -> str:

@@ -26,6 +26,7 @@ class BuildStatus:
         planned, written, rejected, left: samples; planned = written + rejected + left.
         in_work: of those left, the ones that are annotated, in units that aren't finished.
         rejects: by reason.
+        absent: what of the source is no sample, or wasn't chosen, by reason; no part of `planned`.
         rate: samples a second of the run that is at work now; 0 if none is.
         seconds_left: at that rate; -1 if not known.
         beat_age: seconds since the driver's last sign of life, which it gives every 5 s; -1 without a driver.
@@ -44,6 +45,7 @@ class BuildStatus:
     left: int
     in_work: int
     rejects: dict[str, int]
+    absent: dict[str, int]
     rate: float
     seconds_left: float
     beat_age: float
@@ -89,6 +91,7 @@ def status(uri: str) -> BuildStatus:
         left=left,
         in_work=in_work,
         rejects=dict(tally.rejects),
+        absent=dict(tally.absent),
         rate=rate,
         seconds_left=round((left - in_work) / rate, 1) if rate else -1.0,
         beat_age=round(silent.seconds, 1) if silent else -1.0,

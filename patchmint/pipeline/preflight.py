@@ -12,7 +12,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.datasets.extension import check_extension
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources import open_sources
 from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
 from patchmint.storage.local import LocalStorage
@@ -33,7 +33,7 @@ def check_buildable(config: BuildConfig) -> None:
 def _check_source(config: BuildConfig) -> None:
     check_extension(config)
     try:
-        open_source(config.source).check()
+        open_sources(config).check()
     except ConfigError:
         plan = load_plan(open_storage(config.output.uri))
         if plan is None or plan.config != config.deciding():  # otherwise it was read, and need not be as it was
@@ -41,19 +41,22 @@ def _check_source(config: BuildConfig) -> None:
 
 
 def _check_output(config: BuildConfig) -> None:
-    source, output = open_storage(config.source.uri), open_storage(config.output.uri)
+    output = open_storage(config.output.uri)
     if isinstance(output, LocalStorage):
         files = [path for path in (output.root, *output.root.parents) if os.path.isfile(path)]  # noqa: PTH113 (no raise)
         if files:
             raise ConfigError(f"output.uri: {files[0]} is a file; give a folder for the data set")
-        inside = isinstance(source, LocalStorage) and output.root.resolve().is_relative_to(source.root.resolve())
-    else:
-        inside = f"{output.uri.rstrip('/')}/".startswith(f"{source.uri.rstrip('/')}/")
-    if inside:
-        raise ConfigError(
-            f"output.uri: {config.output.uri} lies in the source {config.source.uri}, which a build only reads; give "
-            "another folder"
-        )
+    for config_of_source in config.all_sources:
+        source = open_storage(config_of_source.uri)
+        if isinstance(output, LocalStorage):
+            inside = isinstance(source, LocalStorage) and output.root.resolve().is_relative_to(source.root.resolve())
+        else:
+            inside = f"{output.uri.rstrip('/')}/".startswith(f"{source.uri.rstrip('/')}/")
+        if inside:
+            raise ConfigError(
+                f"output.uri: {config.output.uri} lies in the source {config_of_source.uri}, which a build only reads; "
+                "give another folder"
+            )
 
 
 def _check_device(config: BuildConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from patchmint.annotate.preflight import warn_of_models
 from patchmint.compute.threads import default_threads
 from patchmint.config.build import BuildConfig, LocalRunner
+from patchmint.config.sources import AnySource
 from patchmint.errors import ConfigError
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.driver.build import build as drive
@@ -17,7 +18,7 @@ from patchmint.pipeline.driver.contracts import Pool, Reporter
 from patchmint.pipeline.driver.track import tracked
 from patchmint.pipeline.orders import WorkerSettings
 from patchmint.pipeline.pools.local import LocalPool
-from patchmint.shards.plan import load_plan
+from patchmint.shards.plan import load_plan, planned_sources
 from patchmint.storage import open_storage
 from patchmint.storage.hub import is_on_hub, pinned, unpinned
 
@@ -132,7 +133,7 @@ def resolved(config: BuildConfig) -> BuildConfig:
 
 def _check_job(config: BuildConfig) -> None:
     """Refuse what a Ray job would take for something else."""
-    for key, uri in (("output.uri", config.output.uri), ("source.uri", config.source.uri)):
+    for key, uri in (("output.uri", config.output.uri), *(("source.uri", source.uri) for source in config.all_sources)):
         if "://" not in uri and not Path(uri).expanduser().is_absolute():
             raise ConfigError(
                 f"{key} {uri!r} is relative, which in a Ray job is a folder of one machine, mostly one that Ray deletes"
@@ -150,11 +151,16 @@ def _check_job(config: BuildConfig) -> None:
 
 
 def _at_one_commit(config: BuildConfig) -> BuildConfig:
-    """A source on the Hub as it is now, or as it was when the build in the output began, whoever pushes meanwhile."""
-    uri = config.source.uri
-    if not is_on_hub(uri):
+    """Sources on the Hub as they are now, or were when the build in the output began, whoever pushes meanwhile."""
+    if not any(is_on_hub(source.uri) for source in config.all_sources):
         return config
     plan = load_plan(open_storage(config.output.uri))
-    begun = str(plan.config["source"]["uri"]) if plan is not None else ""
-    at = begun if is_on_hub(begun) and unpinned(begun) == uri.rstrip("/") else pinned(uri)
-    return config.model_copy(update={"source": config.source.model_copy(update={"uri": at})})
+    begun = [str(source["uri"]) for source in planned_sources(plan.config)] if plan is not None else []
+
+    def pin(source: AnySource) -> AnySource:
+        if not is_on_hub(source.uri):
+            return source
+        same = (uri for uri in begun if is_on_hub(uri) and unpinned(uri) == source.uri.rstrip("/"))
+        return source.model_copy(update={"uri": next(same, None) or pinned(source.uri)})
+
+    return config.with_sources(pin)

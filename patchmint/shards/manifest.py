@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +15,10 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, mean_share_of
 from patchmint.shards.schema import first_error
+from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
-SCHEMA = "patchmint.dataset/1"
+SCHEMA = schema_name("dataset")
 
 SECTION_OF_ROLE = {
     "detector": "labels",
@@ -30,6 +32,7 @@ SECTION_OF_ROLE = {
 """Which section of the settings a model, by its role, makes."""
 
 _MEGAPIXELS = 100.0
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class _Part(BaseModel):
@@ -60,6 +63,9 @@ class Totals(_Part):
     planned: int = Field(ge=0, description="Samples in the source.")
     written: int = Field(ge=0, description="Samples in the shards.")
     rejected: dict[str, int] = Field(description="Samples that are in no shard, by reason.")
+    absent: dict[str, int] = Field(
+        default={}, description="What of the source is no sample, or wasn't chosen, by reason; not in `planned`."
+    )
     texts: int = Field(ge=0, description="Texts of the samples in the shards.")
     label_share: float | None = Field(
         ge=0, le=1, description="Mean over those texts of the share of their patches that are 1; null without labels."
@@ -68,13 +74,20 @@ class Totals(_Part):
     bytes: int = Field(ge=0, description="Of all tars.")
 
     @classmethod
-    def of(cls, records: Sequence[CommitRecord], planned: int, rejected: Mapping[str, int]) -> Self:
+    def of(
+        cls,
+        records: Sequence[CommitRecord],
+        planned: int,
+        rejected: Mapping[str, int],
+        absent: Mapping[str, int] = _NOTHING,
+    ) -> Self:
         """Add up what commit records say.
 
         Args:
             records: of the units that are done.
             planned: samples in the source.
             rejected: samples that are in no shard, by reason.
+            absent: what of the source is no sample, by reason.
         """
         units = [record.listed() for record in records]
         return cls(
@@ -82,6 +95,7 @@ class Totals(_Part):
             planned=planned,
             written=sum(unit.samples for unit in units),
             rejected=dict(rejected),
+            absent=dict(absent),
             texts=sum(unit.texts for unit in units),
             label_share=mean_share_of((unit.label_share, unit.texts) for unit in units),
             shards=sum(unit.samples > 0 for unit in units),
@@ -92,7 +106,9 @@ class Totals(_Part):
 class Manifest(_Part):
     """dataset.json."""
 
-    schema_: Literal["patchmint.dataset/1"] = Field(default="patchmint.dataset/1", alias="schema")
+    schema_: Literal["patchmint.dataset/2", "patchmint.dataset/1"] = Field(
+        default="patchmint.dataset/2", alias="schema"
+    )
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
     config: dict[str, Any] = Field(description="Without credentials; `extended`: that of what was extended.")
     config_digest: str = Field(description="SHA-256 of what of the config decides the bytes.")
@@ -146,8 +162,9 @@ def held_settings(manifest: Manifest) -> dict[str, Any]:
     `manifest.config` is that of the last command: what an extension carried over is null there.
 
     Returns:
-        As `manifest.config`, without `extended`; the source is the first one. Labels, tokens and features are None
-        where the shards have none, else the settings that made them, with the precision; empty where nobody knows.
+        As `manifest.config`, without `extended`; the source (of several a list) is the first one's. Labels, tokens and
+        features are None where the shards have none, else the settings that made them, with the precision; empty where
+        nobody knows.
     """
     layout, config = manifest.layout, manifest.config
     held = {"labels": layout.min_coverage, "tokens": layout.tokens, "features": layout.features}
@@ -162,7 +179,7 @@ def held_settings(manifest: Manifest) -> dict[str, Any]:
             made = past.get("models") or {}
             models |= {role: name for role, name in made.items() if SECTION_OF_ROLE.get(role) == section}
     *_, first = _history(config)
-    return settings | {"source": first.get("source"), "models": models}
+    return settings | {"source": first.get("sources") or first.get("source"), "models": models}
 
 
 def _history(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 from patchmint.errors import ConfigError, NotFoundError, ShardError
 from patchmint.json_values import canonical_json, differences
 from patchmint.shards.paths import plan_path
+from patchmint.shards.versions import VERSION, schema_name, version_of
 from patchmint.storage import Storage, uri_of
 
 if TYPE_CHECKING:  # takes longer to import than all that readers of plans need
     from patchmint.config.build import BuildConfig
-
-SCHEMA_NAME = "patchmint.plan/1"
 
 _COLUMNS = pa.schema(
     [
@@ -96,6 +95,8 @@ class Plan:
         config_digest: `BuildConfig.digest` with the models' fingerprints.
         models: by role.
         versions: of the libraries that the plan was made with.
+        absent: what of the source is no sample, by reason (`Absent`); of a retry plan nothing.
+        version: of the format.
         digest: SHA-256, hexadecimal, of all this.
         total: number of samples.
     """
@@ -106,6 +107,8 @@ class Plan:
     config_digest: str
     models: Mapping[str, ModelRecord] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
+    absent: Mapping[str, int] = field(default_factory=dict, repr=False)
+    version: int = VERSION
 
     @cached_property
     def total(self) -> int:
@@ -117,7 +120,10 @@ class Plan:
         """SHA-256, hexadecimal, of all the rest; the parts' names stand for their content."""
         units = [[unit.id, unit.samples, unit.first_ordinal, unit.part, unit.row_group] for unit in self.units]
         models = {role: asdict(record) for role, record in self.models.items()}
-        content = [SCHEMA_NAME, self.generation, self.config, self.config_digest, models, dict(self.versions), units]
+        name = schema_name("plan", self.version)
+        content = [name, self.generation, self.config, self.config_digest, models, dict(self.versions), units]
+        if self.version > 1:
+            content.append(dict(self.absent))
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def check_same(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> None:
@@ -130,6 +136,11 @@ class Plan:
         Raises:
             ConfigError: something that decides the bytes differs; the message names each such key.
         """
+        if self.version < VERSION:
+            raise ConfigError(
+                f"the build in {config.output.uri} was begun by an earlier patchmint, in format {self.version}. It can "
+                "be read, inspected and extended; finish it with that patchmint, or build into another output.uri"
+            )
         if self.is_of(config, models):
             return
         raise ConfigError(
@@ -152,6 +163,11 @@ class Plan:
         return lines
 
 
+def planned_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of each source, of a plan's config or a manifest's."""
+    return list(config.get("sources") or [config["source"]])
+
+
 def fingerprints(models: Mapping[str, ModelRecord]) -> dict[str, str]:
     """What tells each model's content, by role."""
     return {role: record.fingerprint for role, record in models.items()}
@@ -160,13 +176,14 @@ def fingerprints(models: Mapping[str, ModelRecord]) -> dict[str, str]:
 def write_index(plan: Plan) -> bytes:
     """The bytes of the plan's index file; equal for equal plans."""
     metadata = {
-        "patchmint.schema": SCHEMA_NAME,
+        "patchmint.schema": schema_name("plan", plan.version),
         "patchmint.generation": str(plan.generation),
         "patchmint.plan_digest": plan.digest,
         "patchmint.config": canonical_json(plan.config),
         "patchmint.config_digest": plan.config_digest,
         "patchmint.models": canonical_json({role: asdict(record) for role, record in plan.models.items()}),
         "patchmint.versions": canonical_json(dict(plan.versions)),
+        "patchmint.absent": canonical_json(dict(plan.absent)),
     }
     columns: dict[str, list[int] | list[str]] = {
         "unit": [unit.id for unit in plan.units],
@@ -230,9 +247,7 @@ def _parse(data: bytes) -> tuple[Plan, str]:
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     table = file.read(use_threads=False)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    schema = metadata.get("patchmint.schema")
-    if schema != SCHEMA_NAME:
-        raise ValueError(f"its schema is {schema!r}, this version of patchmint reads {SCHEMA_NAME!r}")
+    version = version_of("plan", metadata.get("patchmint.schema"))
     columns = table.to_pydict()
     units = [
         Unit(*values)
@@ -252,6 +267,8 @@ def _parse(data: bytes) -> tuple[Plan, str]:
         config_digest=metadata["patchmint.config_digest"],
         models={role: ModelRecord(**record) for role, record in json.loads(metadata["patchmint.models"]).items()},
         versions=json.loads(metadata["patchmint.versions"]),
+        absent=json.loads(metadata["patchmint.absent"]) if version > 1 else {},
+        version=version,
     )
     return plan, metadata["patchmint.plan_digest"]
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.samples import Fault, ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.plan import Unit
+from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
 _STRING = pa.string()
@@ -21,19 +22,24 @@ _SPAN = pa.struct([("start", pa.int64()), ("end", pa.int64())])
 _BOX = pa.struct([("x0", pa.float64()), ("y0", pa.float64()), ("x1", pa.float64()), ("y1", pa.float64())])
 _TEXT = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("boxes", pa.list_(_BOX))])
 
+_IMAGE_1 = pa.struct([("path", _STRING), ("start", pa.int64()), ("length", pa.int64())])
+
 SCHEMA = pa.schema(
     [
         ("ordinal", pa.int64()),
         ("key", _STRING),
         ("id", _STRING),
-        ("image", pa.struct([("path", _STRING), ("start", pa.int64()), ("length", pa.int64())])),
+        ("image", pa.struct([*_IMAGE_1, ("source", _STRING)])),
         ("texts", pa.list_(_TEXT)),
         ("conversation", pa.list_(pa.struct([("role", _STRING), ("content", _STRING)]))),
         ("fault", pa.struct([("stage", _STRING), ("reason", _STRING), ("message", _STRING)])),
     ],
-    metadata={"patchmint.schema": "patchmint.plan-part/1"},
+    metadata={"patchmint.schema": schema_name("plan-part")},
 )
 """Everything that a `PlannedSample` holds; `fault` is null where there is none."""
+
+_SCHEMA_1 = SCHEMA.set(SCHEMA.get_field_index("image"), pa.field("image", _IMAGE_1))
+"""What images have no source in."""
 
 PARTS = "plan"
 """Their folder."""
@@ -118,7 +124,7 @@ def _read(storage: Storage, unit: Unit) -> pa.Table:
         raise _unusable(
             storage, unit, f"it has {table.num_rows} samples of unit {unit.name}, but the plan has {unit.samples}"
         )
-    if not table.schema.equals(SCHEMA):
+    if not table.schema.equals(SCHEMA) and not table.schema.equals(_SCHEMA_1):
         raise _unusable(storage, unit, f"it holds other columns: {', '.join(table.schema.names)}")
     return table
 
@@ -139,7 +145,7 @@ def to_batch(samples: Sequence[PlannedSample]) -> pa.RecordBatch:
         [planned.ordinal for planned in samples],
         [planned.key for planned in samples],
         [sample.id for sample in sources],
-        [(sample.image.path, sample.image.start, sample.image.length) for sample in sources],
+        [(image.path, image.start, image.length, image.source) for image in (sample.image for sample in sources)],
         [[(text.content, text.phrases, text.boxes) for text in sample.texts] for sample in sources],
         [[(turn.role, turn.content) for turn in sample.conversation] for sample in sources],
     ]

@@ -13,6 +13,7 @@ from patchmint.interfaces import Instances
 from patchmint.samples import PlannedSample, SourceText
 from patchmint.shards.layout import Layout
 from patchmint.shards.schema import (
+    SCHEMA,
     AnnotatorDocument,
     GridDocument,
     ImageDocument,
@@ -84,7 +85,7 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
     try:
         annotators = [_annotator(text) for text in source.texts]
         return SampleDocument(
-            schema="patchmint.sample/1",
+            schema=SCHEMA,
             key=planned.key,
             id=source.id,
             notice=layout.notice,
@@ -103,7 +104,7 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
                 preprocessing=tokens.preprocessing if tokens else "",
             ),
             features_json=dump_features(layout.features),
-            source=SourceDocument(path=source.image.path, start=source.image.start),
+            source=SourceDocument(name=source.image.source, path=source.image.path, start=source.image.start),
         )
     except ValueError as error:
         # pydantic may not even show a string with lone surrogates.

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from patchmint.errors import ShardError
 from patchmint.interfaces import FeatureSpec
+from patchmint.shards.versions import schema_name
 from patchmint.types import Phrase
 
-SCHEMA = "patchmint.sample/1"
+SCHEMA: Final = "patchmint.sample/2"
 
 Json = Annotated[str, Field(description="JSON")]
 BoxDocument = tuple[float, float, float, float]
@@ -103,6 +104,7 @@ class TokensDocument(_Document):
 class SourceDocument(_Document):
     """Where the sample comes from."""
 
+    name: str = Field(default="", description="Which of several sources; empty where there is one without a name.")
     path: str = Field(description="File, relative to the source's root.")
     start: int = Field(ge=-1, description="First byte or row in it; -1: the whole file.")
 
@@ -110,7 +112,9 @@ class SourceDocument(_Document):
 class SampleDocument(_Document):
     """KEY.json. `phrases`, `annotators`, `conversation` and `features` read what is JSON in a string."""
 
-    schema_: Literal["patchmint.sample/1"] = Field(alias="schema", description="Name and version of this form.")
+    schema_: Literal["patchmint.sample/2", "patchmint.sample/1"] = Field(
+        alias="schema", description="Name and version of this form."
+    )
     key: str = Field(description="The sample's name in the data set.")
     id: str = Field(description="The source's own name for it.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
@@ -125,6 +129,12 @@ class SampleDocument(_Document):
         description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
     )
     source: SourceDocument
+
+    @model_validator(mode="after")
+    def _has_all_of_its_version(self) -> Self:
+        if self.schema_ != schema_name("sample", 1) and "name" not in self.source.model_fields_set:
+            raise ValueError("source.name: Field required")
+        return self
 
     @property
     def phrases(self) -> tuple[PhraseDocument, ...]:

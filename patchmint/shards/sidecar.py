@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from patchmint.errors import ShardError
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import SampleDocument
+from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
-SIDECAR_SCHEMA = "patchmint.sidecar/1"
+SIDECAR_SCHEMA = schema_name("sidecar")
 
 PARQUET_OPTIONS: dict[str, Any] = {
     "version": "2.6",
@@ -54,6 +55,7 @@ SCHEMA = pa.schema(
             ("scores", _list(pa.float32())),
             ("codes", _list(pa.uint32())),
             ("code_counts", _list(pa.uint32())),
+            ("source_name", pa.string()),
             ("source_path", pa.string()),
             ("source_start", pa.int64()),
         )
@@ -61,6 +63,11 @@ SCHEMA = pa.schema(
     metadata={"patchmint.schema": SIDECAR_SCHEMA},
 )
 """Columns of the sidecar; docs/format.md says what each holds."""
+
+ADDED = {"source_name": ""}
+"""Columns that sidecars of version 1 lack, and what they would hold."""
+
+SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 
 
 def sidecar_row(
@@ -99,6 +106,7 @@ def sidecar_row(
         "scores": np.array([phrase.score for phrase in document.phrases], np.float32).tolist(),
         "codes": distinct,
         "code_counts": counts,
+        "source_name": document.source.name,
         "source_path": document.source.path,
         "source_start": document.source.start,
     }
@@ -121,7 +129,13 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
     with storage.open(path) as file:
         try:
             # Opening twice as fast as pq.read_table, which makes a dataset of the file first.
-            table = pq.ParquetFile(file).read(columns=names, use_threads=False)
+            parquet = pq.ParquetFile(file)
+            added = [name for name in names if name in ADDED and is_of_version_1(parquet)]
+            table = parquet.read(columns=[name for name in names if name not in added], use_threads=False)
+            for name in added:
+                column = pa.repeat(pa.scalar(ADDED[name], schema.field(name).type), parquet.metadata.num_rows)
+                table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
+            table = table.select(names)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise _no_table(storage, path, str(error)) from error
     for name in names:
@@ -129,6 +143,11 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
         if table.column_names.count(name) != 1 or table[name].type != kind or table[name].null_count:
             raise _no_table(storage, path, f"its column {name!r} isn't what the format says")
     return table
+
+
+def is_of_version_1(parquet: pq.ParquetFile) -> bool:
+    """Whether a sidecar lacks the columns of `ADDED`, as its name of its form says."""
+    return (parquet.schema_arrow.metadata or {}).get(b"patchmint.schema") == schema_name("sidecar", 1).encode()
 
 
 def scan_tar(storage: Storage, tar: str) -> pa.Table:

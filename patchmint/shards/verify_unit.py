@@ -19,6 +19,7 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import SCHEMA as REJECTS
+from patchmint.shards.sidecar import ADDED, SCHEMA_1, is_of_version_1
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.storage import Storage
@@ -140,7 +141,7 @@ def _check_sidecar(
         message = f"the record says {record.written} samples, the sidecar has {parquet.metadata.num_rows} rows"
         found.add("counts", message)
     found.extend(_check_texts(parquet, record))
-    return _rows(parquet, path), found.to_list()
+    return ({**ADDED, **row} for row in _rows(parquet, path)), found.to_list()
 
 
 def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tuple[str, str]]:
@@ -185,6 +186,8 @@ def _open(storage: Storage, path: str, file: FileRecord, schema: pa.Schema, foun
     except (pa.ArrowException, OSError) as error:
         found.add("table-form", f"it is no Parquet file that can be read: {error}")
         return None
+    if schema is SIDECAR and is_of_version_1(parquet):
+        schema = SCHEMA_1
     if not parquet.schema_arrow.remove_metadata().equals(schema.remove_metadata()):
         found.add("table-form", "its columns aren't those of the format (docs/format.md)")
         return None

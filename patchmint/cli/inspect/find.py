@@ -63,10 +63,10 @@ def find_command(
     --where and --sort are SQL (DuckDB's) over these columns of the sidecars:
     key, id, ordinal, "offset", size, width, height, format, texts,
     label_shares, phrases, phrase_texts, scores, codes, code_counts,
-    source_path, source_start; with --rejects over those of the rejects:
-    ordinal, key, id, stage, reason, message; and over index, the place in the
-    data set (or among the rejects), from 0 on. A condition sees one sample at
-    a time: no subqueries, window functions or aggregates; but list_max, len, ...
+    source_name, source_path, source_start; with --rejects over those of the
+    rejects: ordinal, key, id, stage, reason, message; and over index, the place
+    in the data set (or among the rejects), from 0 on. A condition sees one sample
+    at a time: no subqueries, window functions or aggregates; but list_max, len, ...
 
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
 from patchmint.jobs.printable import printable
+from patchmint.samples import describe_absent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,8 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.state == "unfinished":
         yield "built", f"{totals['units_done']} of {totals['units']} units; more: patchmint status {summary.dataset}"
     yield "samples", _samples(totals)
+    if absent := describe_absent(totals["absent"] or {}):
+        yield "besides", absent
     yield "texts", _texts(totals)
     yield "size", f"{totals['shards']} shards, {_size(totals['bytes'])} ({totals['bytes']} bytes)"
     known = summary.held or {name: summary.layout.get(name) for name in ("grid", "tokens", "features")}
@@ -92,6 +95,8 @@ def _flat(value: Any) -> str:
         return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_flat(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "; ".join(map(_flat, value))
     if isinstance(value, list | tuple):
         return " x ".join(map(_flat, value))
     return str(value)

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from patchmint.errors import InputError
+from patchmint.sql import check_expression, sandbox
 from patchmint.types import Integers
 
 _TABLE = "shard"
 _NUMBER = "index"
 _DIRECTION = re.compile(r"\s+(asc|desc)\s*$", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
-# Without external access there are no files, no network, no extensions and no variables of this process.
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "threads": "2",
-}
-
-_AGGREGATES = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
-_NODES = {"SUBQUERY": "a subquery", "WINDOW": "a window function"}
-_MULTIPLYING = {"unnest", "generate_subscripts"}
 
 
 class Conditions:
@@ -54,8 +43,7 @@ class Conditions:
     ) -> None:
         self._values = dict(values)
         self._added = 0
-        self._base = duckdb.connect(":memory:", config=_CONFIG)
-        self._base.execute("SET lock_configuration = true")
+        self._base = sandbox(threads=2)
         self._base.register(_TABLE, schema.empty_table())
         described = self._base.execute(f"DESCRIBE {_TABLE}").fetchall()
         self._form = ", ".join(f'"{name}" {kind}' for name, kind, *_ in (*described, (_NUMBER, "BIGINT")))
@@ -132,42 +120,3 @@ def _columns(schema: pa.Schema, written: Sequence[str]) -> list[str]:
     if {"columns", _TABLE} & words or any("#" in part for part in written):
         return list(schema.names)
     return [name for name in schema.names if name in words] or [schema.names[0]]
-
-
-def check_expression(connection: duckdb.DuckDBPyConnection, written: str) -> None:
-    """Refuse what isn't one expression, and what looks at other rows: tables are looked through one at a time.
-
-    Args:
-        connection: whose functions it may call.
-        written: by the user.
-
-    Raises:
-        duckdb.Error: it isn't one expression: it would close our brackets, or begin a statement of its own.
-        InputError: it has a subquery, a window function or an aggregate, or makes several rows of one; or it is
-            nested too deeply to tell.
-    """
-    duckdb.SQLExpression(written)
-    ((parsed,),) = connection.execute("SELECT json_serialize_sql($1)", [f"SELECT ({written}\n)"]).fetchall()
-    aggregates = {name for (name,) in connection.execute(_AGGREGATES).fetchall()}
-    try:
-        nodes = list(_objects(json.loads(parsed)))
-    except RecursionError as error:
-        raise InputError("it is nested too deeply; make it shorter") from error
-    for node in nodes:
-        function = node.get("function_name")
-        why = _NODES.get(node.get("class", ""), "")
-        if not why and function in aggregates:
-            why = f"{function!r} is an aggregate"
-        elif not why and function in _MULTIPLYING:
-            why = f"{function!r} makes several rows of one"
-        if why:
-            raise InputError(f"it sees one sample at a time, but there is more to it: {why}")
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects of a JSON document, outer ones first."""
-    if isinstance(value, dict):
-        yield value
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _objects(inner)

@@ -31,7 +31,8 @@ from patchmint.pipeline.plan import (
     sweep_unplanned,
 )
 from patchmint.pipeline.preflight import check_buildable
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources import open_sources
+from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
@@ -61,6 +62,7 @@ class BuildReport:
         run: id of the run.
         planned, written: samples.
         rejects: by reason, those that still stand.
+        absent: what of the source is no sample, or wasn't chosen, by reason (`Absent`); no part of `planned`.
         units: in the data set.
         done_before: units that earlier runs had finished.
         profile: where the time of this run went (`patchmint.pipeline.driver.runs.Profile.summary`), and `trace`, the
@@ -71,6 +73,7 @@ class BuildReport:
     planned: int
     written: int
     rejects: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, int] = field(default_factory=dict)
     units: int = 0
     done_before: int = 0
     profile: dict[str, Any] | None = None
@@ -153,14 +156,15 @@ def build(
         if ledger.left:
             # a retry is planned only when everything before it is done, so what is left is of one plan
             plan = next(plan for plan in ledger.plans if ledger.left[0] in plan.units)
+            before = ledger.rejects()
             supervisor = Supervisor(
                 make_pool(WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile)),
                 ledger.left,
                 min_workers=min_workers,
                 max_workers=max_workers,
                 max_reject_share=config.limits.max_reject_share,
-                rejected_before=ledger.rejects().total(),
-                samples_before=ledger.planned - sum(unit.samples for unit in ledger.left),
+                rejected_before=before.total() - count_parts(before),
+                samples_before=ledger.planned - sum(unit.samples for unit in ledger.left) - count_parts(before),
                 report=lambda progress, result: _report(progress, result, log, reporter),
                 warn=reporter.warn,
                 should_stop=stop_reason,
@@ -188,6 +192,7 @@ def build(
         planned=ledger.planned,
         written=ledger.written,
         rejects=dict(rejects),
+        absent=dict(ledger.absent),
         units=len(ledger.units),
         done_before=done_before,
         profile=log.record.profile,
@@ -240,12 +245,11 @@ def _planned(
     if not ledger.plans:
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
-        source, settings = (
-            open_source(config.source, outage_seconds=config.limits.outage_seconds),
-            config.deciding()["source"],
-        )
-        with reading(source, settings, storage, planned, reporter.warn) as read:
-            plan = make_plan(read, config, models, storage, lease.is_held)
+        sources = open_sources(config, outage_seconds=config.limits.outage_seconds)
+        settings = [source.deciding() for source in config.all_sources]
+        parts = zip(sources.parts.values(), settings, strict=True)
+        with reading(parts, storage, planned, reporter.warn) as read:
+            plan = make_plan(read, config, models, storage, lease.is_held, read.absent)
         ledger = Ledger.read(storage, [plan])
     ledger.plans[0].check_same(config, models)
     changed = differences(ledger.plans[0].versions, library_versions())
@@ -305,8 +309,8 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     first = next((record for record in records if record.written), None)
     if first is None:
         return  # a data set without a sample has no layout; the build says that nothing was written
-    source = plan.config["source"]
-    extended = finished_manifest(open_storage(source["uri"])) if source["kind"] == "patchmint" else None
+    source = plan.config.get("source")
+    extended = finished_manifest(open_storage(source["uri"])) if source and source["kind"] == "patchmint" else None
     layout = _layout(storage, plan, first, extended)
     manifest = Manifest(
         notice=layout.notice,
@@ -317,7 +321,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
-        totals=Totals.of(records, ledger.planned, rejects),
+        totals=Totals.of(records, ledger.planned, rejects, plan.absent),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
     write_manifest(storage, manifest)

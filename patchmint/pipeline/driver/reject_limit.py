@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.contracts import Progress
 from patchmint.pipeline.orders import UnitResult, Working
+from patchmint.samples import count_parts
 
 MIN_REJECTS_TO_STOP = 10
 """Below this many rejects no share stops a build: one bad photograph of fifteen is no wrong config."""
@@ -37,7 +38,7 @@ class RejectLimit:
 
         Args:
             share: that is allowed.
-            rejected: in units finished in earlier runs.
+            rejected: in units finished in earlier runs; single texts of samples, here and below, aside.
             samples: in those units.
         """
         self._share = share
@@ -50,8 +51,9 @@ class RejectLimit:
 
     def add(self, result: UnitResult) -> None:
         """A unit is finished."""
-        self._rejected += sum(result.rejects.values())
-        self._samples += result.planned
+        parts = count_parts(result.rejects)
+        self._rejected += sum(result.rejects.values()) - parts
+        self._samples += result.planned - parts
         found = _found_at_work(result.rejects)
         self._recent.append((found, result.planned))
         self._recent_rejected += found
@@ -98,7 +100,8 @@ class RejectLimit:
 def _counts(news: Working | None) -> tuple[int, int, int]:
     if news is None:
         return 0, 0, 0
-    return sum(news.rejects.values()), _found_at_work(news.rejects), news.samples
+    parts = count_parts(news.rejects)
+    return sum(news.rejects.values()) - parts, _found_at_work(news.rejects), news.samples - parts
 
 
 def _found_at_work(rejects: Mapping[str, int]) -> int:

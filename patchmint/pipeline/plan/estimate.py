@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, takewhile
 
@@ -20,7 +20,7 @@ from patchmint.images.reading import check_texts, read_sample
 from patchmint.pipeline.plan.make import no_samples
 from patchmint.pipeline.plan.memory import Memory, batch_size, estimate_memory
 from patchmint.pipeline.plan.reading import Divided, Section
-from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
+from patchmint.samples import WHOLE_FILE, Absent, Fault, Found, ImageRef, SourceSample, count_parts
 from patchmint.storage import Entry
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Size
@@ -45,58 +45,88 @@ _CODE_CELL_PX = 16
 
 
 class Sampled:
-    """Samples from all over a source, for as long as there is time: all of them where it is enough.
+    """Samples from all over sources, for as long as there is time: all of them where it is enough.
 
-    Iterate once; a source that can't be divided is read whole.
+    Iterate once; a source that can't be divided is read whole, and one of which a few are taken from its beginning.
 
     Attributes:
-        share: of the listed files' bytes, what was read.
+        shares: of each source's listed files' bytes, what was read.
         listed: whether there was time to list all files.
+        part: number of the source that the last sample was of.
     """
 
-    def __init__(self, source: Divided, seconds: float = _READ_SECONDS) -> None:
-        self.share = 1.0
+    def __init__(self, sources: Sequence[Divided], seconds: float = _READ_SECONDS) -> None:
+        self.shares = [1.0] * len(sources)
         self.listed = True
-        self._source = source
-        self._seconds = seconds
+        self.part = 0
+        self._sources = sources
+        self._seconds = seconds / max(1, len(sources))
         self._deadline = 0.0
 
-    def __iter__(self) -> Iterator[SourceSample]:
+    @property
+    def share(self) -> float:
+        """The least of the shares."""
+        return min(self.shares)
+
+    def __iter__(self) -> Iterator[Found]:
         """Sections in random order, always the same one.
 
         Raises:
-            ConfigError, StorageError: the source can't be read.
+            ConfigError, StorageError: a source can't be read.
         """
-        sections = self._source.sections()
-        if sections is None:
-            yield from self._source.samples()
-            return
+        for part, source in enumerate(self._sources):
+            self.part = part
+            if source.sections() is None:
+                yield from source.samples()
+            elif source.take is not None:
+                yield from self._first(source, source.take)
+            else:
+                yield from self._here_and_there(source)
+
+    def _first(self, source: Divided, take: int) -> Iterator[Found]:
+        """The samples to take, from the first on."""
         self._deadline = time.monotonic() + self._seconds
+        count = 0
+        for found in source.samples():
+            yield found
+            count += isinstance(found, SourceSample)
+            if count == take:  # of a source without duplicates it ends here by itself
+                return
+            if count and time.monotonic() > self._deadline:
+                self.shares[self.part] = count / take
+                return
+
+    def _here_and_there(self, source: Divided) -> Iterator[Found]:
+        self._deadline = time.monotonic() + self._seconds
+        sections = source.sections()
+        assert sections is not None
         found, files = [], 0
         for section in sections:
             found.append(section)
             files += len(section)
             if files >= _LISTED or time.monotonic() > self._deadline:
-                self.listed = next(sections, None) is None
+                self.listed = self.listed and next(sections, None) is None
                 break
         random.Random(0).shuffle(found)  # noqa: S311 (no secret)
         self._deadline = time.monotonic() + self._seconds
-        read, threads = 0, self._source.at_once
-        with closing(done_ahead(self._begin, found, threads=threads, ahead=threads)) as done:
+        read, threads = 0, source.at_once
+        with closing(done_ahead(partial(self._begin, source), found, threads=threads, ahead=threads)) as done:
             for _, (samples, size) in done:
                 read += size
                 yield from samples
-        self.share = read / max(1, _size(chain.from_iterable(found)))
+        self.shares[self.part] = read / max(1, _size(chain.from_iterable(found))) or 1.0
 
-    def _begin(self, section: Section) -> tuple[list[SourceSample], int]:
-        """A section's samples as far as there is time, and of how many of its bytes they are."""
-        samples: list[SourceSample] = []
+    def _begin(self, source: Divided, section: Section) -> tuple[list[Found], int]:
+        """What is in a section as far as there is time, and of how many of its bytes that is."""
+        samples: list[Found] = []
         if time.monotonic() > self._deadline:
             return samples, 0
-        for sample in self._source.in_section(section):
+        for sample in source.in_section(section):
             samples.append(sample)
-            if time.monotonic() > self._deadline and (end := _end(section, sample.image)) is not None:
-                return samples, end
+            if time.monotonic() > self._deadline and isinstance(sample, SourceSample):
+                end = _end(section, sample.image)
+                if end is not None:
+                    return samples, end
         return samples, _size(section)
 
 
@@ -141,6 +171,8 @@ class DryRun:
         rejects: samples that would be rejected for what the source and the texts say, by reason.
         looked_at: of the others, how many images were read and decoded, as a build does: up to 200.
         looked_at_rejects: how many of these would be rejected, by reason.
+        examples: one message for each reason of these rejects.
+        absent: what of the source is no sample, or isn't chosen, by reason. Duplicates aren't looked for.
         image_bytes: all image files together, from the mean of those looked at; 0 if none could be.
         output_bytes: about what the shards would take, image files included.
         memory: about what the processes would take.
@@ -155,6 +187,8 @@ class DryRun:
     rejects: dict[str, int]
     looked_at: int
     looked_at_rejects: dict[str, int]
+    examples: dict[str, str]
+    absent: dict[str, int]
     image_bytes: int
     output_bytes: int
     memory: Memory
@@ -164,14 +198,52 @@ class DryRun:
 
     @property
     def reject_share(self) -> float:
-        """The share of samples that would be rejected, if all images are like those looked at."""
-        planned = sum(self.rejects.values())
+        """The share of samples that would be rejected, single texts aside, if all images are like those looked at."""
+        parts, planned = count_parts(self.rejects), sum(self.rejects.values())
         of_images = sum(self.looked_at_rejects.values()) / self.looked_at if self.looked_at else 0.0
-        return (planned + (self.samples - planned) * of_images) / self.samples
+        whole = max(1, self.samples - parts)
+        return (planned - parts + (self.samples - planned) * of_images) / whole
+
+
+@dataclass
+class _Tally:
+    """What was read of one source."""
+
+    samples: float = 0
+    good: float = 0
+    texts: float = 0
+    text_bytes: float = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    absent: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, sample: SourceSample) -> bool:
+        """Count a sample; whether a build would look at its image."""
+        self.samples += 1
+        self.texts += len(sample.texts)
+        self.text_bytes += sum(len(text.content) for text in sample.texts)
+        self.text_bytes += sum(len(turn.content) for turn in sample.conversation)
+        checked = check_texts(sample)
+        if isinstance(checked, Fault):
+            self.rejects[checked.reason] += 1
+            self.examples.setdefault(checked.reason, f"{sample.id}: {checked.message}")
+            return False
+        self.good += 1
+        return True
+
+    def add_scaled(self, other: _Tally, share: float) -> None:
+        """Add all of a source of which a share was read."""
+        self.samples += other.samples / share
+        self.good += other.good / share
+        self.texts += other.texts / share
+        self.text_bytes += other.text_bytes / share
+        self.examples = other.examples | self.examples
+        self.rejects.update({reason: round(count / share) for reason, count in other.rejects.items()})
+        self.absent.update({reason: round(count / share) for reason, count in other.absent.items()})
 
 
 def estimate(
-    samples: Iterable[SourceSample] | Sampled,
+    samples: Iterable[Found] | Sampled,
     config: BuildConfig,
     read: Callable[[ImageRef], bytes],
     progress: Callable[[int], None] | None = None,
@@ -179,7 +251,7 @@ def estimate(
     """Look at samples as a plan does, and at up to 200 of their images as workers do, and write nothing.
 
     Args:
-        samples: of the source, all or `Sampled`.
+        samples: what the sources yield, all or `Sampled`.
         config: the build.
         read: reads an image file, as `Source.read_image`; called from several threads.
         progress: called now and then with the number of samples read so far.
@@ -191,19 +263,17 @@ def estimate(
         ConfigError: there are no samples.
         StorageError, WeightsError: an image, or a model file of your own, can't be read.
     """
-    count = good = texts = text_bytes = 0
-    rejects: Counter[str] = Counter()
+    tallies: dict[int, _Tally] = {}
+    count = good = 0
     chosen: list[tuple[int, SourceSample]] = []
     dice = random.Random(0)  # noqa: S311 (no secret: the same images are to be looked at each time)
     for sample in samples:
+        tally = tallies.setdefault(samples.part if isinstance(samples, Sampled) else 0, _Tally())
+        if isinstance(sample, Absent):
+            tally.absent[sample.reason] += 1
+            continue
         count += 1
-        texts += len(sample.texts)
-        text_bytes += sum(len(text.content) for text in sample.texts)
-        text_bytes += sum(len(turn.content) for turn in sample.conversation)
-        checked = check_texts(sample)
-        if isinstance(checked, Fault):
-            rejects[checked.reason] += 1
-        else:
+        if tally.add(sample):
             good += 1
             if len(chosen) < _LOOKED_AT:
                 chosen.append((count - 1, sample))
@@ -211,15 +281,16 @@ def estimate(
                 chosen[place] = (count - 1, sample)
         if progress is not None and count % config.output.samples_per_shard == 0:
             progress(count)
+    shares, listed = (samples.shares, samples.listed) if isinstance(samples, Sampled) else ([1.0], True)
+    total = _Tally()
+    for part, tally in tallies.items():
+        total.add_scaled(tally, shares[part])
     if not count:
-        raise no_samples(config)
+        raise no_samples(config, total.absent)
     looked = _look_at(chosen, read, config, dice)
     sound = [each for each in looked if each.fault is None]
     share = len(sound) / len(looked) if looked else 0.0
-    whole, listed = 1.0, True
-    if isinstance(samples, Sampled):
-        whole, listed = samples.share or 1.0, samples.listed
-        count, good, texts, text_bytes = (round(part / whole) for part in (count, good, texts, text_bytes))
+    count, good, texts, text_bytes = map(round, (total.samples, total.good, total.texts, total.text_bytes))
     image_bytes = round(good * share * sum(each.bytes for each in sound) / len(sound)) if sound else 0
     units = -(-count // config.output.samples_per_shard)
     sizes = [each.size for each in sound]
@@ -227,14 +298,17 @@ def estimate(
         samples=count,
         texts=texts,
         units=units,
-        rejects={reason: round(part / whole) for reason, part in rejects.items()},
+        rejects=dict(total.rejects),
         looked_at=len(looked),
         looked_at_rejects=dict(Counter(each.fault.reason for each in looked if each.fault is not None)),
+        examples=total.examples
+        | {each.fault.reason: f"{each.sample.id}: {each.fault.message}" for each in looked if each.fault},
+        absent=dict(sorted(total.absent.items())),
         image_bytes=image_bytes,
         output_bytes=image_bytes + round(share * (2 * text_bytes + _added_bytes(config, good, texts, sizes))),
         memory=estimate_memory(config, sizes, min(good, config.output.samples_per_shard)),
         batch_size=batch_size(config),
-        share=whole,
+        share=min(shares),
         listed=listed,
     )
     return dry, looked
@@ -248,7 +322,7 @@ def _look_at(
 ) -> list[LookedAt]:
     """Read and decode images, in any order, so that those which there is time for say as much of all as they can."""
     decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
-    extending = config.source.kind == "patchmint"
+    extending = any(source.kind == "patchmint" for source in config.all_sources)
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ from patchmint.json_values import differences
 from patchmint.pipeline.plan.keys import Repeats, marked
 from patchmint.pipeline.plan.models import library_versions
 from patchmint.pipeline.plan.reading import KEPT
-from patchmint.samples import PlannedSample
+from patchmint.samples import PlannedSample, describe_absent
 from patchmint.shards.paths import COMMITS, PLAN_PATH, plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
 from patchmint.shards.plan_parts import PARTS, SCHEMA, read_unit, to_batch, write_parts
 from patchmint.shards.records import ATTEMPTS, run_and_unit
 from patchmint.storage import Storage
 
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -34,6 +36,7 @@ def make_plan(
     models: Mapping[str, ModelRecord],
     storage: Storage,
     may_replace: Callable[[], bool] = lambda: False,
+    absent: Mapping[str, int] = _NOTHING,
 ) -> Plan:
     """Write down which samples of the source go into which shard.
 
@@ -47,6 +50,7 @@ def make_plan(
         models: what `record_models` found.
         storage: the output.
         may_replace: whether this driver may take away another plan of which nothing is finished; asked right before.
+        absent: what of the source is no sample, by reason; looked at when all are read (`Reading.absent`).
 
     Returns:
         The plan, as it lies in the output.
@@ -59,7 +63,7 @@ def make_plan(
     with spooled(read, config.output.samples_per_shard) as batches:
         units = tuple(write_parts(batches, storage, first_unit=0))
     if not units:
-        raise no_samples(config)
+        raise no_samples(config, absent)
     plan = Plan(
         generation=0,
         units=units,
@@ -67,16 +71,23 @@ def make_plan(
         config_digest=config.digest(fingerprints(models)),
         models=dict(models),
         versions=library_versions(),
+        absent=dict(sorted((reason, count) for reason, count in absent.items() if count)),
     )
     return _create(storage, plan, lambda other: other.check_same(config, models), may_replace)
 
 
-def no_samples(config: BuildConfig) -> ConfigError:
-    """The error of a source in which there is nothing to build."""
+def no_samples(config: BuildConfig, absent: Mapping[str, int]) -> ConfigError:
+    """The error of sources in which there is nothing to build."""
+    there = ", ".join(source.uri for source in config.all_sources)
+    if told := describe_absent({reason: count for reason, count in absent.items() if count}):
+        return ConfigError(
+            f"there are no samples left in {there} ({told}); choose more with files, split, where and sample of the "
+            "source"
+        )
+    kinds = ", ".join(repr(source.kind) for source in config.all_sources)
     return ConfigError(
-        f"there are no samples in {config.source.uri}: nothing in it is what a source of the kind "
-        f"{config.source.kind!r} reads. Check source.uri and source.kind; docs/sources.md shows the folder that "
-        "each kind expects"
+        f"there are no samples in {there}: nothing in it is what a source of the kind {kinds} reads. Check source.uri "
+        "and source.kind; docs/sources.md shows the folder that each kind expects"
     )
 
 

@@ -45,7 +45,7 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
     records = {role: _record(role, name) for role, name in config.models_used.items()}
     if config.tokens is not None and config.tokens.remap is not None:
         records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
-    if isinstance(config, BuildConfig) and (extended := extended_manifest(config)) is not None:
+    if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
         data = extended.to_bytes()
         records["extended"] = ModelRecord("extended", config.source.uri, hashlib.sha256(data).hexdigest(), len(data))
     return records

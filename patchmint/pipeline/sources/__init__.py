@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from patchmint.config.build import BuildConfig
 from patchmint.config.sources import (
+    AnySource,
     CocoSourceConfig,
     FolderSourceConfig,
     LlavaSourceConfig,
     ParquetSourceConfig,
     PatchmintSourceConfig,
     ReferencesSourceConfig,
-    SourceConfig,
     VisualGenomeSourceConfig,
     WebDatasetSourceConfig,
 )
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import Source, missing_root
+from patchmint.pipeline.sources.choice import Chosen
 from patchmint.pipeline.sources.coco import CocoSource
 from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.llava import LlavaSource
@@ -25,20 +31,54 @@ from patchmint.pipeline.sources.references import ReferencesSource
 from patchmint.pipeline.sources.visual_genome import VisualGenomeSource
 from patchmint.pipeline.sources.webdataset import WebDatasetSource
 from patchmint.pipeline.sources.webdataset import split_uri as split_tar_uri
-from patchmint.storage import open_storage
+from patchmint.samples import Found, ImageRef
+from patchmint.storage import Storage, open_storage
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Chosen", "Source", "Sources", "open_source", "open_sources"]
 
 
-def open_source(config: SourceConfig, *, outage_seconds: float | None = None) -> Source:
-    """The source that the settings describe. Cheap: no annotation file is read before `Source.samples`.
+@dataclass(frozen=True)
+class Sources:
+    """All sources of a build, in order, by name."""
+
+    parts: Mapping[str, Chosen]
+
+    @property
+    def extended(self) -> PatchmintSource | None:
+        """The data set that is extended, if it is that: the only source, then."""
+        source = next(iter(self.parts.values())).source
+        return source if isinstance(source, PatchmintSource) else None
+
+    def check(self) -> None:
+        """As `Source.check`."""
+        for part in self.parts.values():
+            part.check()
+
+    def samples(self) -> Iterator[Found]:
+        """As `Source.samples`, without those that `dedupe` leaves out."""
+        return chain.from_iterable(part.samples() for part in self.parts.values())
+
+    def read_image(self, ref: ImageRef) -> bytes:
+        """As `Source.read_image`."""
+        return self.parts[ref.source].read_image(ref)
+
+
+def open_sources(config: BuildConfig, *, outage_seconds: float | None = None) -> Sources:
+    """All sources of a build, by name. Cheap, as `open_source`, which says what is raised."""
+    parts = ((part.name, open_source(part, outage_seconds=outage_seconds)) for part in config.all_sources)
+    return Sources(dict(parts))
+
+
+def open_source(config: AnySource, *, outage_seconds: float | None = None) -> Chosen:
+    """The samples that the settings of a source choose. Cheap: no annotation file is read before `Source.samples`.
 
     Args:
         config: the settings.
         outage_seconds: as for `open_storage`, of a store. A folder isn't waited for: another machine may see it.
 
     Raises:
-        ConfigError: the folder isn't on this machine, a path in the settings leads out of it, or a pattern is none.
+        ConfigError: the folder isn't on this machine, a path in the settings leads out of it, a pattern is none, or
+            a condition can't be used.
         StorageError: the URI is of an unknown kind.
     """
     root = config.uri
@@ -50,6 +90,10 @@ def open_source(config: SourceConfig, *, outage_seconds: float | None = None) ->
     storage = open_storage(root, outage_seconds=outage_seconds if "://" in root else None)
     if missing := missing_root(storage):
         raise ConfigError(missing)
+    return Chosen(_open(config, storage), config)
+
+
+def _open(config: AnySource, storage: Storage) -> Source:
     match config:
         case FolderSourceConfig():
             return FolderSource(config, storage)

@@ -18,8 +18,9 @@ from patchmint.errors import (
     StorageError,
     did_you_mean,
 )
+from patchmint.pipeline.sources.files import FileChoice
 from patchmint.pipeline.sources.records import inner_path
-from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
+from patchmint.samples import WHOLE_FILE, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
 from patchmint.storage.failures import is_passing
@@ -65,6 +66,9 @@ class Source(Protocol):
     them.
     """
 
+    files: FileChoice | None
+    """Which of its files it reads, where it looks for that itself; others are told from where images are."""
+
     def check(self) -> None:
         """Check that what the settings name is there and begins as it should; no more than beginnings is read.
 
@@ -74,10 +78,10 @@ class Source(Protocol):
         """
         ...
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """Every sample, in an order that depends on the data set's files only.
 
-        What is wrong with a single record becomes a sample with a fault.
+        What is wrong with a single record becomes a sample with a fault; what isn't there without a fault, `Absent`.
 
         Raises:
             ConfigError: a file that the settings name isn't there, or isn't what it should be.
@@ -98,7 +102,7 @@ class Source(Protocol):
         """
         ...
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """The samples of a section; those of all sections are `samples`. Several threads may call this at once.
 
         Raises:
@@ -140,14 +144,15 @@ class StoredImages:
 
     at_once = 1
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, files: FileChoice | None = None) -> None:
         self._storage = storage
+        self.files = files
 
     def sections(self) -> Iterator[Section] | None:
         """As `Source.sections`: it can't be divided."""
         return None
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         raise NotImplementedError(f"this source has no sections: {section}")
 

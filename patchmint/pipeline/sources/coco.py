@@ -19,7 +19,7 @@ from patchmint.pipeline.sources.records import (
     quoted,
     xywh_box,
 )
-from patchmint.samples import Box, SourceSample
+from patchmint.samples import Box, Found, SourceSample
 from patchmint.storage import Storage
 
 _LAYOUT = "annotations/captions_train2017.json, annotations/instances_train2017.json and train2017/*.jpg there"
@@ -45,7 +45,7 @@ class CocoSource(StoredImages):
     def _require(self) -> str:
         return require(self._storage, self._annotations, "source.annotations or source.split", _LAYOUT)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         path = self._require()
         file = CocoFile(self._storage, path, captions=self._captions)
@@ -56,7 +56,7 @@ class CocoSource(StoredImages):
             message = f"{path} has {len(found)} annotations of the image {quoted(image_id)}, which it doesn't list"
             yield faulty(f"image-{image_id}", "image-unlisted", message)
 
-    def _sample(self, file: CocoFile, number: int, record: tuple[str, object]) -> Iterator[SourceSample]:
+    def _sample(self, file: CocoFile, number: int, record: tuple[str, object]) -> Iterator[Found]:
         image_id, name = record
         found = file.annotations.pop(image_id, [])
         sample = Sample(image_id, image_at(self._images, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
@@ -16,9 +17,11 @@ from patchmint.pipeline.sources.base import (
     read_ahead,
     require,
 )
+from patchmint.pipeline.sources.choice import columns_of
+from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, check_unmixed
 from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
 from patchmint.pipeline.sources.tables import Row, rows
-from patchmint.samples import Fault, SourceSample
+from patchmint.samples import Fault, Found
 from patchmint.storage import Entry, Storage
 
 IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif"})
@@ -33,29 +36,38 @@ class FolderSource(StoredImages):
     at_once = 4
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
+        self._choice = FileChoice(config, by_folder=True)
+        super().__init__(storage, self._choice)
         self._config = config
+        self._asked = {name.casefold() for name in columns_of(config.where)}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
 
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
             next(self._rows(self._table), None)
-        elif not any(_ending(entry.path) in IMAGE_ENDINGS for entry in self._files()):
+            return
+        images = (entry.path for entry in self._files() if _ending(entry.path) in IMAGE_ENDINGS)
+        begin = list(islice(images, _SECTION_FILES))  # of a big folder the rest is seen while it is planned
+        if not begin:
             raise ConfigError(
                 f"source.uri: there is no image ({', '.join(sorted(IMAGE_ENDINGS))}) in {self._storage.uri}; correct "
                 "it, or name the source.kind of what lies there"
             )
+        if not self._choice.may_mix:
+            check_unmixed(map(self._choice.split_of, begin), self._storage.uri)
+        elif not any(map(self._choice.has, chain(begin, images))):
+            self._choice.check(begin, self._storage.uri)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
-        return self._with_sidecars(self._files()) if self._table is None else self._with_table(self._table)
+        return self._with_sidecars(self._unmixed()) if self._table is None else self._with_table(self._table)
 
     def sections(self) -> Iterator[Section] | None:
         """As `Source.sections`: images with their texts; with a table it can't be divided."""
-        return _sections(self._files()) if self._table is None else None
+        return _sections(self._unmixed()) if self._table is None else None
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         return self._with_sidecars(section)
 
@@ -64,13 +76,26 @@ class FolderSource(StoredImages):
         entries = self._storage.list()
         return (entry for entry in entries if not any(part.startswith(".") for part in entry.path.split("/")))
 
-    def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[SourceSample]:
+    def _unmixed(self) -> Iterator[Entry]:
+        """The files, until there is one of a second split, where none is chosen."""
+        first = ""
+        for entry in self._files():
+            if not self._choice.may_mix and _ending(entry.path) in IMAGE_ENDINGS:
+                split = self._choice.split_of(entry.path)
+                check_unmixed((first, split), self._storage.uri)
+                first = first or split
+            yield entry
+
+    def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[Found]:
         pairs = (
-            ((image, side), side.path if side and side.size <= MAX_TEXT_BYTES else None)
+            ((image, side), side.path if side and self._choice.has(image) and side.size <= MAX_TEXT_BYTES else None)
             for image, side in _pairs(files)
         )
         for (image, side), data in read_ahead(self._storage, pairs):
-            sample = Sample(image, listed_image(image))
+            if not self._choice.has(image):
+                yield OTHER_FILE
+                continue
+            sample = Sample(image, listed_image(image), _record(side.path, data) if side and data is not None else {})
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
@@ -78,9 +103,10 @@ class FolderSource(StoredImages):
                 sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that isn't a caption")
             yield from sample.finish("there is neither a .txt nor a .json of the same name beside the image")
 
-    def _with_table(self, table: str) -> Iterator[SourceSample]:
+    def _with_table(self, table: str) -> Iterator[Found]:
         config, shown = self._config, f"{table} in {self._storage.uri}"
         texts: dict[str, list[tuple[int, Any]]] = {}
+        asked: dict[str, dict[str, Any]] = {}
         for number, record in self._rows(table):
             if isinstance(record, str):
                 yield faulty(f"{table}:{number}", "record-malformed", record)
@@ -90,22 +116,38 @@ class FolderSource(StoredImages):
                 yield faulty(f"{table}:{number}", path.reason, f"row {number} of {shown}: {path.message}")
             else:
                 texts.setdefault(path, []).append((number, record.get(config.text_column)))
+                if self._asked:  # of several rows for an image the first
+                    asked.setdefault(path, {n: value for n, value in record.items() if n.casefold() in self._asked})
         for entry in self._files():
             if _ending(entry.path) in IMAGE_ENDINGS:
-                yield from self._from_table(entry.path, texts.pop(entry.path, []), shown)
+                found = texts.pop(entry.path, [])
+                yield from self._from_table(entry.path, found, shown, asked.get(entry.path, {}))
         for path, found in texts.items():  # not there, or not called like an image: reading them will tell
-            yield from self._from_table(path, found, shown)
+            yield from self._from_table(path, found, shown, asked.get(path, {}))
 
     def _rows(self, table: str) -> Iterator[Row]:
         require(self._storage, table, "source.table", "a table at that place in the source's folder")
-        return rows(self._storage, table, (self._config.file_column, self._config.text_column))
+        return rows(self._storage, table, (self._config.file_column, self._config.text_column), self._asked)
 
-    def _from_table(self, path: str, found: list[tuple[int, Any]], shown: str) -> Iterator[SourceSample]:
-        sample = Sample(path, listed_image(path))
+    def _from_table(
+        self, path: str, found: list[tuple[int, Any]], shown: str, record: dict[str, Any]
+    ) -> Iterator[Found]:
+        sample = Sample(path, listed_image(path), record)
         for number, value in found:
             for text in value if isinstance(value, list) else [value]:
                 sample.add_text(text, f"the text in row {number} of {shown}")
         yield from sample.finish(f"{shown} has no row with a text for the image")
+
+
+def _record(path: str, data: bytes) -> dict[str, Any]:
+    """The fields of a .json."""
+    if _ending(path) != "json":
+        return {}
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:

@@ -10,7 +10,7 @@ from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, is_unicode, quoted
-from patchmint.samples import SourceSample, Turn
+from patchmint.samples import Found, Turn
 from patchmint.storage import Storage
 
 PRETRAIN = "blip_laion_cc_sbu_558k.json"
@@ -44,7 +44,7 @@ class LlavaSource(StoredImages):
             return self._images
         return "images" if path.endswith(PRETRAIN) else ""
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         path = self._find()
         images = self._images_beside(path)

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 from patchmint.config.sources import ParquetSourceConfig
 from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
+from patchmint.pipeline.sources.choice import columns_of
+from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
 from patchmint.pipeline.sources.records import Sample, listed_image, quoted
 from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
-from patchmint.samples import ImageRef, SourceSample
+from patchmint.samples import Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 USUAL_TEXTS = ("caption", "captions", "text", "texts")
@@ -51,21 +53,23 @@ class ParquetSource(StoredImages):
     at_once = 8
 
     def __init__(self, config: ParquetSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
+        self._choice = FileChoice(config)
+        super().__init__(storage, self._choice)
         _, self._name = split_uri(config.uri)
         self._image = config.image_column
         self._texts = config.text_columns
+        self._asked = {name.casefold() for name in columns_of(config.where)}
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}
 
     def check(self) -> None:
         """As `Source.check`: files are there, and the first has the columns."""
-        path = self._files()[0].path
+        path = next(file.path for file in self._files() if self._choice.has(file.path))
         with parquet_file(self._storage, path) as table:
             self._columns(path, table)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`. Only texts and names are read; images stay where they are."""
         return self.in_section(tuple(self._files()))
 
@@ -73,9 +77,12 @@ class ParquetSource(StoredImages):
         """As `Source.sections`: files."""
         return in_sections(self._files())
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         for file in section:
+            if not self._choice.has(file.path):
+                yield OTHER_FILE
+                continue
             with parquet_file(self._storage, file.path) as table:
                 yield from self._in_file(file.path, table)
 
@@ -85,6 +92,7 @@ class ParquetSource(StoredImages):
             files = [file for file in files if file.path == self._name]
         if not files:
             raise ConfigError(f"source.uri: there is no {self._name or '.parquet file'} in {self._storage.uri}")
+        self._choice.check([file.path for file in files], self._storage.uri)
         return files
 
     def _columns(self, path: str, table: pq.ParquetFile) -> tuple[tuple[str, ...], bool]:
@@ -100,19 +108,23 @@ class ParquetSource(StoredImages):
             _check_texts(shown, name, schema.field(name).type)
         return texts, _check_images(shown, self._image, schema.field(self._image).type)
 
-    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[SourceSample]:
+    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[Found]:
         shown = f"{path} in {self._storage.uri}"
         texts, named = self._columns(path, table)
         columns = [*texts, f"{self._image}.path"] if named else list(texts)
-        for number, row in parquet_rows(self._storage, path, table, columns):
+        asked = [name for name in table.schema_arrow.names if name.casefold() in self._asked and name != self._image]
+        for number, row in parquet_rows(self._storage, path, table, dict.fromkeys([*columns, *asked])):
             given = (row.get(self._image) or {}).get("path") if named else None
             file = listed_image(path)
             image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
-            sample = Sample(given or f"{path}:{number}", image)
+            sample = Sample(given or f"{path}:{number}", image, {name: row[name] for name in asked})
             for name in texts:
                 for value in row[name] if isinstance(row[name], list) else [row[name]]:
-                    sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
-            yield from sample.finish(f"row {number} of {shown} has an empty list of texts")
+                    if value is None:
+                        sample.add_absent("text-null")
+                    else:
+                        sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
+            yield from sample.finish(f"row {number} of {shown} has no text, only nulls or empty lists")
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`. The row group around the image is kept, since its neighbours come next."""

@@ -14,14 +14,17 @@ from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.datasets.extension import finished_manifest
 from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.sources.base import StoredImages
-from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.pipeline.sources.choice import columns_of
+from patchmint.samples import Found, ImageRef, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample, read_sample
+from patchmint.shards.sidecar import ADDED
+from patchmint.shards.sidecar import SCHEMA as SIDECAR
 from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
 
 _READERS = 16
-_COLUMNS = ["key", "id", "offset", "size", "texts"]
+_COLUMNS = ("key", "id", "offset", "size", "texts")
 
 
 class PatchmintSource(StoredImages):
@@ -30,12 +33,14 @@ class PatchmintSource(StoredImages):
     def __init__(self, config: PatchmintSourceConfig, storage: Storage) -> None:
         super().__init__(storage)
         self._uri = config.uri
+        asked = {name.casefold() for name in columns_of(config.where)}
+        self._asked = [name for name in SIDECAR.names if name in asked]
 
     def check(self) -> None:
         """As `Source.check`: the data set is finished."""
         finished_manifest(self._storage)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         count = 0
         sidecars = (entry.path for entry in self._storage.list("shards") if entry.path.endswith(".parquet"))
@@ -87,11 +92,12 @@ class PatchmintSource(StoredImages):
         samples = []
         try:
             with self._storage.open(path) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=_COLUMNS):
+                for batch in pq.ParquetFile(file).iter_batches(columns=list({*_COLUMNS, *self._asked})):
                     for row in batch.to_pylist():
                         texts = tuple(SourceText(text) for text in row["texts"])
                         image = ImageRef(tar, row["offset"], row["size"])
-                        samples.append(SourceSample(row["id"], image, texts, key=row["key"]))
+                        record = {name: row.get(name, ADDED.get(name)) for name in self._asked}
+                        samples.append(SourceSample(row["id"], image, texts, key=row["key"], record=record))
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
                 f"{path} in {self._uri} isn't a readable sidecar: {error}; run `patchmint inspect verify` on it",
@@ -115,7 +121,7 @@ def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
     )
     source = SourceSample(
         id=document.id,
-        image=ImageRef(document.source.path, document.source.start),
+        image=ImageRef(document.source.path, document.source.start, source=document.source.name),
         texts=texts,
         conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
     )

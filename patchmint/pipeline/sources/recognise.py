@@ -22,6 +22,7 @@ from patchmint.pipeline.sources.llava import FINETUNE, PRETRAIN
 from patchmint.pipeline.sources.parquet import USUAL_TEXTS
 from patchmint.pipeline.sources.records import inner_path, quoted
 from patchmint.pipeline.sources.tables import TABLES, parquet_file, rows
+from patchmint.samples import SourceSample
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
 
@@ -279,7 +280,9 @@ class _Folder:
 
     def _images(self) -> Recognised | None:
         images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri), self.storage)
-        if any(sample.fault is None for sample in islice(images.samples(), _LOOKED_AT)):
+        if any(
+            isinstance(found, SourceSample) and found.fault is None for found in islice(images.samples(), _LOOKED_AT)
+        ):
             return self._found("a folder of images with a text beside each", "folder")
         return None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from patchmint.samples import Box, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.samples import PART, Absent, Box, Fault, Found, ImageRef, SourceSample, SourceText, Turn
 from patchmint.types import Text
 
 NO_IMAGE = ImageRef("")
@@ -19,6 +21,7 @@ _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1024
 """Longest key of an S3 object."""
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
 _QUOTED = 200
 
@@ -126,11 +129,17 @@ class Sample:
     A bad text never takes the image's good ones along: it becomes a faulty sample of its own, so that it is counted.
     """
 
-    def __init__(self, name: str, image: ImageRef | Fault) -> None:
+    def __init__(self, name: str, image: ImageRef | Fault, record: Mapping[str, Any] = _NOTHING) -> None:
         self._name = name
         self._image = image
+        self._record = record
+        self._absent: list[Absent] = []
         self._texts: list[SourceText] = []
         self._faults: list[Fault] = []
+
+    def add_absent(self, reason: str) -> None:
+        """Count something that isn't there; no fault, as long as there is a text."""
+        self._absent.append(Absent(reason))
 
     def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
         """Take a text, or note what is wrong with it; `where` says which one it is."""
@@ -148,23 +157,25 @@ class Sample:
         """Note something wrong."""
         self._faults.append(source_fault(reason, message))
 
-    def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[SourceSample]:
+    def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[Found]:
         """The image's sample, then a faulty one for each thing that is wrong beside its good texts.
 
         Args:
             missing: what to say if there is no text at all.
             conversation: the turns that the texts are from.
         """
-        faults = self._faults
+        faults, name = self._faults, printable(self._name)
         if isinstance(self._image, Fault):
-            yield SourceSample(printable(self._name), NO_IMAGE, (), fault=self._image)
+            yield SourceSample(name, NO_IMAGE, (), fault=self._image, record=self._record)
         elif self._texts:
-            yield SourceSample(printable(self._name), self._image, tuple(self._texts), tuple(conversation))
+            yield SourceSample(name, self._image, tuple(self._texts), tuple(conversation), record=self._record)
+            yield from self._absent
         else:
             first, *faults = faults or [source_fault("text-missing", missing)]
-            yield SourceSample(printable(self._name), self._image, (), fault=first)
+            yield SourceSample(name, self._image, (), fault=first, record=self._record)
         for number, fault in enumerate(faults):
-            yield SourceSample(printable(f"{self._name}#fault-{number}"), NO_IMAGE, (), fault=fault)
+            part = replace(fault, reason=PART + fault.reason)
+            yield SourceSample(f"{name}#fault-{number}", NO_IMAGE, (), fault=part, record=self._record)
 
 
 def as_id(value: Any) -> str | None:

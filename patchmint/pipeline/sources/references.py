@@ -10,7 +10,7 @@ from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, quoted, source_fault, xywh_box
-from patchmint.samples import Box, Fault, ImageRef, SourceSample
+from patchmint.samples import Box, Fault, Found, ImageRef
 from patchmint.storage import Storage
 
 _LAYOUT = "refs(unc).json (or another refs*.json), instances.json and train2014/*.jpg there"
@@ -52,7 +52,7 @@ class ReferencesSource(StoredImages):
         next(stream_members(self._storage, instances), None)
         require_images(self._storage, self._images, "source.images")
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         path = self._find_refs()
         require(self._storage, self._instances, "source.instances", _LAYOUT)

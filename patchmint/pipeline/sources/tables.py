@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ _BATCH_ROWS = 1024
 _PARQUET_MAGIC = b"PAR1"
 
 
-def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
+def rows(storage: Storage, path: str, columns: Sequence[str], also: Collection[str] = ()) -> Iterator[Row]:
     """The rows of a table.
 
     Strings that aren't UTF-8 come out with lone surrogates.
@@ -35,6 +35,7 @@ def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
         storage: the source's root.
         path: the table; its name's ending says what it is.
         columns: those that are needed.
+        also: others to read from a Parquet file if they are there, in lower case.
 
     Raises:
         ConfigError: it isn't a table of this kind, or lacks a column.
@@ -46,7 +47,8 @@ def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
     if ending == ".parquet":
         with parquet_file(storage, path) as file:
             require_columns(f"{path} in {storage.uri}", columns, file.schema_arrow.names)
-            yield from parquet_rows(storage, path, file, columns)
+            more = [name for name in file.schema_arrow.names if name.casefold() in also]
+            yield from parquet_rows(storage, path, file, dict.fromkeys([*columns, *more]))
         return
     with open_checked(storage, path, f"a {ending} table") as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -96,7 +98,7 @@ def require_columns(shown: str, needed: Sequence[str], found: Sequence[str]) -> 
 
 
 def parquet_rows(
-    storage: Storage, path: str, table: pq.ParquetFile, columns: Sequence[str]
+    storage: Storage, path: str, table: pq.ParquetFile, columns: Iterable[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a Parquet file, some of its columns only; memory holds a batch of them.
 

@@ -19,7 +19,7 @@ from patchmint.pipeline.sources.records import (
     text_fault,
     xywh_box,
 )
-from patchmint.samples import Box, Fault, ImageRef, SourceSample
+from patchmint.samples import Box, Fault, Found, ImageRef, SourceSample
 from patchmint.storage import Storage
 
 _IMAGES_FILE = "image_data.json"
@@ -43,7 +43,7 @@ class VisualGenomeSource(StoredImages):
             next(stream_list(self._storage, require(self._storage, path, "source.uri", _LAYOUT)), None)
         require_images(self._storage, self._images, "source.images")
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         file = require(self._storage, _FILES[self._texts], "source.uri", _LAYOUT)
         require(self._storage, _IMAGES_FILE, "source.uri", _LAYOUT)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
-from typing import BinaryIO
+from itertools import repeat
+from typing import Any, BinaryIO
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
+from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, expand
 from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
-from patchmint.samples import ImageRef, SourceSample
+from patchmint.samples import Absent, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 _BLOCK = 512
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MAX_TARS = 1_000_000
+_STATS = "_stats.json"
+_MOST_STATS_BYTES = 1 << 20
+_MOST_FAILED = 1_000_000
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -31,31 +32,6 @@ def split_uri(uri: str) -> tuple[str, str]:
     if brace < 0 and not uri.endswith(".tar"):
         return uri, ""
     return uri[:cut] or ".", uri[cut:]
-
-
-def expand(pattern: str) -> list[str]:
-    """The names that a pattern with ranges stands for: "{008..010}.tar" is 008.tar, 009.tar, 010.tar.
-
-    Raises:
-        ConfigError: a brace in it is no range of numbers, a range runs backwards, or there are too many.
-    """
-    ranges = [(match[1], match[2]) for match in _RANGE.finditer(pattern)]
-    fixed = _RANGE.split(pattern)[::3]
-    if any(set(part) & set("{}") for part in fixed) or any(int(first) > int(last) for first, last in ranges):
-        raise ConfigError(
-            f"source.uri: {pattern!r} isn't a range of tars; write the first and the last number with as many digits "
-            "as in the names, as in {00000..00012}.tar"
-        )
-    count = 1
-    for first, last in ranges:
-        count *= int(last) - int(first) + 1
-    if count > _MAX_TARS:
-        raise ConfigError(f"source.uri: {pattern!r} stands for {count} tars; {_MAX_TARS} at most can be named")
-    numbers = ([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)] for first, last in ranges)
-    return [
-        fixed[0] + "".join(number + rest for number, rest in zip(chosen, fixed[1:], strict=True))
-        for chosen in product(*numbers)
-    ]
 
 
 @dataclass
@@ -74,52 +50,77 @@ class WebDatasetSource(StoredImages):
     at_once = 64
 
     def __init__(self, config: WebDatasetSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
+        self._choice = FileChoice(config)
+        super().__init__(storage, self._choice)
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
+        self._stats: dict[str, Entry] = {}
+        self._reads_fields = bool(config.where.strip())
 
     def check(self) -> None:
         """As `Source.check`: all tars are there, and the first one is one."""
-        next(self._samples_of(self._tars()[0].path), None)
+        next(self._samples_of(next(tar.path for tar in self._tars() if self._choice.has(tar.path))), None)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
-        return self.in_section(tuple(self._tars()))
+        return self.in_section(tuple(self._with_stats()))
 
     def sections(self) -> Iterator[Section]:
         """As `Source.sections`: tars."""
-        return in_sections(self._tars())
+        return in_sections(self._with_stats())
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
-        for tar in section:
-            yield from self._samples_of(tar.path)
+        for file in section:
+            if file.path.endswith(_STATS):
+                yield from self._failed(file.path)
+            elif self._choice.has(file.path):
+                yield from self._samples_of(file.path)
+            else:
+                yield OTHER_FILE
 
-    def _samples_of(self, name: str) -> Iterator[SourceSample]:
+    def _failed(self, path: str) -> Iterator[Absent]:
+        """What img2dataset couldn't get for a tar."""
+        counts = _record(self._storage.read(path).decode("utf-8", "replace"))
+        for name, reason in (("failed_to_download", "download-failed"), ("failed_to_resize", "resize-failed")):
+            count = counts.get(name)
+            yield from repeat(Absent(reason), count if isinstance(count, int) and 0 < count <= _MOST_FAILED else 0)
+
+    def _samples_of(self, name: str) -> Iterator[Found]:
         with self._storage.open(name, skipping=True) as file:
             check_head(file, f"{name} in {self._storage.uri}", "a tar")
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             yield from self._in_tar(name, file, size)
 
+    def _with_stats(self) -> Iterator[Entry]:
+        """The tars, each followed by img2dataset's counts of it if they are there."""
+        for tar in self._tars():
+            yield tar
+            beside = self._stats.get(tar.path.removesuffix(".tar") + _STATS)
+            if beside is not None and beside.size <= _MOST_STATS_BYTES and self._choice.has(tar.path):
+                yield beside
+
     def _tars(self) -> list[Entry]:
-        if self._names:
-            if len(self._names) == 1 and self._storage.exists(self._names[0]):
-                return [Entry(self._names[0], self._storage.size(self._names[0]))]
+        if len(self._names) == 1 and self._storage.exists(self._names[0]):
+            tars = [Entry(self._names[0], self._storage.size(self._names[0]))]
+        else:
             there = {entry.path: entry for entry in self._storage.list()}  # cheaper than a question for each
+            self._stats = {path: entry for path, entry in there.items() if path.endswith(_STATS)}
+            names = self._names or [path for path in there if path.endswith(".tar")]
+            tars = [there[name] for name in names if name in there]
             missing = [name for name in self._names if name not in there]
             if missing:
                 raise ConfigError(
                     f"source.uri: {len(missing)} of {len(self._names)} tars aren't in {self._storage.uri}: "
                     f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; get them, or correct the range"
                 )
-            return [there[name] for name in self._names]
-        tars = [entry for entry in self._storage.list() if entry.path.endswith(".tar")]
         if not tars:
             raise ConfigError(f"source.uri: there is no .tar in {self._storage.uri}; unpack .tar.gz files first")
+        self._choice.check([tar.path for tar in tars], self._storage.uri)
         return tars
 
-    def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[SourceSample]:
+    def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[Found]:
         """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest."""
         group: _Group | None = None
         count, end = 0, 0
@@ -148,22 +149,28 @@ class WebDatasetSource(StoredImages):
                 "leave the rest out",
             )
 
-    def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[SourceSample]:
+    def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[Found]:
         where = f"{quoted(group.key)} in {name}"
+        record: Mapping[str, Any] = {}
+        if group.json and (self._reads_fields or not group.text or not group.images):
+            record = _record(_text_of(file, group.json))
+        if not group.images and record.get("status", "success") != "success":
+            yield Absent("download-failed")  # as img2dataset notes it
+            return
         if len(group.images) != 1:
             what = "several images" if group.images else "no image"
             reason = "record-malformed" if group.images else "no-image"
             yield faulty(f"{name}/{group.key}", reason, f"{where} has {what}; a key holds one")
             return
         image = group.images[0]
-        sample = Sample(group.key, ImageRef(name, image.offset_data, image.size))
+        sample = Sample(group.key, ImageRef(name, image.offset_data, image.size), record)
         member = group.text or group.json
         if member is not None and member.size > MAX_TEXT_BYTES:
             sample.add_fault("text-too-long", f"the .txt or .json of {where} has {member.size} bytes")
-        elif member is not None:
-            file.seek(member.offset_data)
-            text = file.read(member.size).decode("utf-8-sig", "surrogateescape")
-            sample.add_text(text.strip() if group.text else _caption(text), f"the caption of {where}")
+        elif group.text is not None:
+            sample.add_text(_text_of(file, group.text).strip(), f"the caption of {where}")
+        elif group.json is not None:
+            sample.add_text(record.get("caption"), f"the caption of {where}")
         yield from sample.finish(f"{where} has neither a .txt nor a .json")
 
 
@@ -211,9 +218,16 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending.lower() if stem else ""
 
 
-def _caption(text: str) -> object:
+def _text_of(file: BinaryIO, member: tarfile.TarInfo) -> str:
+    if member.size > MAX_TEXT_BYTES:
+        return ""
+    file.seek(member.offset_data)
+    return file.read(member.size).decode("utf-8-sig", "surrogateescape")
+
+
+def _record(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return record.get("caption") if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}

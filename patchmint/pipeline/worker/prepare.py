@@ -22,8 +22,7 @@ from patchmint.errors import (
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
-from patchmint.pipeline.sources import Source
-from patchmint.pipeline.sources.patchmint import PatchmintSource
+from patchmint.pipeline.sources import Sources
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject
 from patchmint.shards.plan import Unit
 from patchmint.shards.reader import StoredSample
@@ -80,13 +79,13 @@ class Preparer:
 
     def __init__(
         self,
-        source: Source,
+        source: Sources,
         read: Callable[[Unit], Sequence[PlannedSample]],
         max_megapixels: float,
         threads: int,
         prepare: Callable[[RgbImage], ModelInputs | None],
     ) -> None:
-        self._source = source
+        self._extended = source.extended
         self._witness = Witness(source.read_image)
         self._read_unit = read
         self._max_megapixels = max_megapixels
@@ -165,10 +164,10 @@ class Preparer:
 
     def _prepare(self, planned: PlannedSample) -> Reject | Prepared:
         extended: StoredSample | None = None
-        if planned.sample.fault is None and isinstance(self._source, PatchmintSource):
+        if planned.sample.fault is None and self._extended is not None:
             try:
                 with stage("read"):
-                    planned, extended = self._source.read_whole(planned)
+                    planned, extended = self._extended.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
         found = read_sample(

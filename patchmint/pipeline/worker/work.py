@@ -39,7 +39,7 @@ from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, NotFoundError, PatchmintError, StorageError
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
-from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches
 from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layout_of
 from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
@@ -76,7 +76,7 @@ class Worker:
         outage_seconds = config.limits.outage_seconds
         self._storage = open_storage(config.output.uri, outage_seconds=outage_seconds)
         self._check_output_visible()
-        source = open_source(config.source, outage_seconds=outage_seconds)
+        source = open_sources(config, outage_seconds=outage_seconds)
         check_models(config, settings.models)
         keep_few_kernels()
         keep_freed_memory()

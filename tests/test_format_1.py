@@ -1,0 +1,83 @@
+"""Data sets of format 1, as patchmint wrote them before format 2 (`shards/versions`): read, verified and extended.
+
+`fixtures/format1` was built by that code from three photographs and a damaged one, with stand-ins' labels and codes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from builds import make_config, make_input, patchmint
+from inspect_data import answer
+from shard_data import stored
+
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.rows import iter_tables
+from patchmint.errors import ShardError
+from patchmint.shards.manifest import read_manifest
+from patchmint.shards.plan import load_plan
+from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.schema import SampleDocument
+from patchmint.shards.verify import verify
+from patchmint.storage import open_storage
+from patchmint.training import StageDataset
+
+OLD = Path(__file__).parent / "fixtures/format1"
+
+
+@pytest.fixture
+def old(tmp_path):
+    return shutil.copytree(OLD, tmp_path / "old")
+
+
+def test_it_is_read(old):
+    storage = open_storage(old)
+    assert read_manifest(storage).schema_ == "patchmint.dataset/1"
+    samples = list(stored(old))
+    assert {sample.document.schema_ for sample in samples} == {"patchmint.sample/1"}
+    assert {sample.document.source.name for sample in samples} == {""}
+    assert [sample.selector.shape[0] for sample in samples] == [1, 1, 1]
+    plan = load_plan(storage)
+    assert (plan.version, plan.absent, plan.total) == (1, {}, 4)
+    assert [planned.sample.image.source for planned in read_unit(storage, plan.units[0])] == ["", "", ""]
+    tables = [table for _, table in iter_tables(open_dataset(old), ["source_name"])]
+    assert [name for table in tables for name in table["source_name"].to_pylist()] == ["", "", ""]
+    assert len(StageDataset(str(old), stage=1)) == 3
+
+
+def test_it_verifies_and_is_searched(old):
+    assert list(verify(open_storage(old))) == []
+    assert answer("find", old, "--where", "source_name = '' and source_path <> ''")["found"] == 3
+    assert answer("find", old, "--rejects", "--reason", "image-damaged")["found"] == 1
+    assert answer("info", old)["totals"]["absent"] == {}
+    assert answer("ls", old)
+    (old / "shards/000000.parquet").write_bytes(b"no table")
+    assert any(finding.code == "table-form" for finding in verify(open_storage(old)))
+
+
+def test_it_is_extended_to_format_2(old, tmp_path):
+    options = ("--features.connector", "dci", "--features.pool", 12, "--models.vit", "untrained-tiny")
+    patchmint("extend", old, tmp_path / "new", *options)
+    assert list(verify(open_storage(tmp_path / "new"))) == []
+    before, after = list(stored(old)), list(stored(tmp_path / "new"))
+    assert [sample.members["selector.npy"] for sample in after] == [sample.members["selector.npy"] for sample in before]
+    assert {sample.document.schema_ for sample in after} == {"patchmint.sample/2"}
+    assert read_manifest(open_storage(tmp_path / "new")).schema_ == "patchmint.dataset/2"
+
+
+def test_its_build_is_not_gone_on_with(old, tmp_path):
+    said = patchmint(
+        "build", make_config(tmp_path / "c.json", make_input(tmp_path / "in", ["a thing"]), old), rc=2
+    ).stderr
+    assert "was begun by an earlier patchmint, in format 1" in said
+
+
+def test_a_document_of_2_has_all_of_2(old):
+    (first, *_) = stored(old)
+    document = json.loads(first.members["json"])
+    newer = {**document, "schema": "patchmint.sample/2"}
+    with pytest.raises(ShardError, match=r"source\.name"):
+        SampleDocument.from_bytes(json.dumps(newer).encode())
+    newer["source"]["name"] = "photos"
+    assert SampleDocument.from_bytes(json.dumps(newer).encode()).source.name == "photos"
