@@ -7,7 +7,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_files import faults, good, image_bytes, put, read, refused, source, texts
+from source_files import absent, faults, good, image_bytes, put, read, refused, samples_of, source, texts
 
 from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableError
 from patchmint.pipeline.sources import base
@@ -108,18 +108,18 @@ def test_tables(tmp_path, ending):
     rows = [("b/c.png", "one, with a comma"), ("a.jpg", "two\nlines"), ("./b//c.png", "three"), ("raw", "four")]
     table(tmp_path, ending, [*rows, ("gone.jpg", "five"), ("../x.jpg", "six")])
     opened = source("folder", tmp_path, table=f"t.{ending}")
-    samples = list(opened.samples())
+    samples = samples_of(opened)
     assert [(sample.id, texts(sample)) for sample in samples[1:]] == [
         ("a.jpg", ["two\nlines"]),
         ("b/c.png", ["one, with a comma", "three"]),
-        ("d.jpg", []),
         ("raw", ["four"]),
         ("gone.jpg", ["five"]),
     ]
-    assert faults(samples) == {"path-outside-source": {f"t.{ending}:6"}, "text-missing": {"d.jpg"}}
-    assert opened.read_image(samples[4].image) == b"image of another name"
+    assert faults(samples) == {"path-outside-source": {f"t.{ending}:6"}}
+    assert absent("folder", tmp_path, table=f"t.{ending}") == {"not-annotated": 1}
+    assert opened.read_image(samples[3].image) == b"image of another name"
     with pytest.raises(ImageMissingError):
-        opened.read_image(samples[5].image)
+        opened.read_image(samples[4].image)
 
 
 def test_tables_with_columns_of_another_name(tmp_path):

@@ -102,9 +102,9 @@ def test_which_member_is_what(tmp_path):
         "12": ("last", b"last"),
     }
     assert faults(samples) == {
-        "record-malformed": {"a.tar/4", "9", "11"},
+        "record-malformed": {"a.tar/4", "11"},
         "no-image": {"a.tar/5", "a.tar/7", "a.tar/8"},
-        "text-missing": {"6"},
+        "text-missing": {"6", "9"},
         "text-not-unicode": {"10"},
     }
 

@@ -24,6 +24,7 @@ from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_source
+from patchmint.samples import SourceSample
 from patchmint.storage import creates_conditionally, open_storage, syncs_names
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.local import LocalStorage, existing_folder
@@ -220,7 +221,8 @@ def _source(config: BuildConfig) -> Finding:
     except PatchmintError as error:
         return Finding("source", "note", f"{error}; the plan in {config.output.uri} was made from it before")
     try:
-        samples = list(islice(source.samples(), _SAMPLES + 1))
+        found = (each for each in source.samples() if isinstance(each, SourceSample))
+        samples = list(islice(found, _SAMPLES + 1))
     except PatchmintError as error:
         return Finding("source", "fail", str(error))
     seen = samples[:_SAMPLES]

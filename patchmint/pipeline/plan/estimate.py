@@ -69,7 +69,7 @@ class Sampled:
         """
         sections = self._source.sections()
         if sections is None:
-            yield from self._source.samples()
+            yield from (each for each in self._source.samples() if isinstance(each, SourceSample))
             return
         self._deadline = time.monotonic() + self._seconds
         found, files = [], 0
@@ -94,6 +94,8 @@ class Sampled:
         if time.monotonic() > self._deadline:
             return samples, 0
         for sample in self._source.in_section(section):
+            if not isinstance(sample, SourceSample):
+                continue
             samples.append(sample)
             if time.monotonic() > self._deadline and (end := _end(section, sample.image)) is not None:
                 return samples, end

@@ -21,7 +21,7 @@ from patchmint.errors import BuildError, NotFoundError, StorageError
 from patchmint.json_values import canonical_json
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.pipeline.plan.models import library_versions
-from patchmint.samples import PlannedSample, SourceSample
+from patchmint.samples import Found, PlannedSample, SourceSample
 from patchmint.shards.plan_parts import SCHEMA, storable, to_batch
 from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
@@ -48,16 +48,16 @@ class Divided(Protocol):
     @property
     def at_once(self) -> int: ...  # noqa: D102
 
-    def samples(self) -> Iterator[SourceSample]: ...  # noqa: D102
+    def samples(self) -> Iterator[Found]: ...  # noqa: D102
 
     def sections(self) -> Iterator[Section] | None: ...  # noqa: D102
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]: ...  # noqa: D102
+    def in_section(self, section: Section) -> Iterator[Found]: ...  # noqa: D102
 
 
-def to_batches(samples: Iterable[SourceSample]) -> Iterator[pa.RecordBatch]:
+def to_batches(samples: Iterable[Found]) -> Iterator[pa.RecordBatch]:
     """Samples as batches of `plan_parts.SCHEMA`, keys not yet unique, ordinals not yet right."""
-    coming = map(storable, samples)
+    coming = (storable(each) for each in samples if isinstance(each, SourceSample))
     while chunk := [PlannedSample(0, each.key or key_of(each.id), each) for each in islice(coming, _ROWS)]:
         yield to_batch(chunk)
 
@@ -172,7 +172,7 @@ class _Counted:
             self._tell(self._notes.popleft())
         self._progress(self._count)
 
-    def each(self, samples: Iterator[SourceSample], *, report: bool = False) -> Iterator[SourceSample]:
+    def each(self, samples: Iterator[Found], *, report: bool = False) -> Iterator[Found]:
         number = 0
         try:
             for number, sample in enumerate(samples, 1):

@@ -19,7 +19,7 @@ from patchmint.errors import (
     did_you_mean,
 )
 from patchmint.pipeline.sources.records import inner_path
-from patchmint.samples import WHOLE_FILE, Fault, ImageRef, SourceSample
+from patchmint.samples import WHOLE_FILE, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
 from patchmint.storage.failures import is_passing
@@ -74,10 +74,10 @@ class Source(Protocol):
         """
         ...
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """Every sample, in an order that depends on the data set's files only.
 
-        What is wrong with a single record becomes a sample with a fault.
+        What is wrong with a single record becomes a sample with a fault; what isn't there without a fault, `Absent`.
 
         Raises:
             ConfigError: a file that the settings name isn't there, or isn't what it should be.
@@ -98,7 +98,7 @@ class Source(Protocol):
         """
         ...
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """The samples of a section; those of all sections are `samples`. Several threads may call this at once.
 
         Raises:
@@ -147,7 +147,7 @@ class StoredImages:
         """As `Source.sections`: it can't be divided."""
         return None
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         raise NotImplementedError(f"this source has no sections: {section}")
 

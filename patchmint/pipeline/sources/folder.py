@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import (
-    MAX_TEXT_BYTES,
-    Section,
-    StoredImages,
-    inner_setting,
-    read_ahead,
-    require,
-)
-from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
+from patchmint.images import IMAGE_ENDINGS
+from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, inner_setting, read_ahead, require
+from patchmint.pipeline.sources.images import NamedImages, joined
+from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted
 from patchmint.pipeline.sources.tables import Row, rows
-from patchmint.samples import Fault, SourceSample
+from patchmint.samples import Fault, Found
 from patchmint.storage import Entry, Storage
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif"})
 _SECTION_FILES = 8192
 _SIDECAR_ENDINGS = ("txt", "json")
 _TEXT_KEYS = ("caption", "text", "texts")
 
 
-class FolderSource(StoredImages):
+class FolderSource(NamedImages):
     """Images in the order of their paths."""
 
     at_once = 4
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
         self._config = config
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
+        super().__init__(config, storage, folder_of(self._table or ""))
 
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
             next(self._rows(self._table), None)
+            self.check_images()
         elif not any(_ending(entry.path) in IMAGE_ENDINGS for entry in self._files()):
             raise ConfigError(
                 f"source.uri: there is no image ({', '.join(sorted(IMAGE_ENDINGS))}) in {self._storage.uri}; correct "
                 "it, or name the source.kind of what lies there"
             )
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         return self._with_sidecars(self._files()) if self._table is None else self._with_table(self._table)
 
@@ -55,16 +51,16 @@ class FolderSource(StoredImages):
         """As `Source.sections`: images with their texts; with a table it can't be divided."""
         return _sections(self._files()) if self._table is None else None
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         return self._with_sidecars(section)
 
-    def _files(self) -> Iterator[Entry]:
+    def _files(self, folder: str = "") -> Iterator[Entry]:
         """Without hidden files, such as the ._NAME.jpg that macOS leaves in archives."""
-        entries = self._storage.list()
+        entries = self._storage.list(folder)
         return (entry for entry in entries if not any(part.startswith(".") for part in entry.path.split("/")))
 
-    def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[SourceSample]:
+    def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[Found]:
         pairs = (
             ((image, side), side.path if side and side.size <= MAX_TEXT_BYTES else None)
             for image, side in _pairs(files)
@@ -78,34 +74,55 @@ class FolderSource(StoredImages):
                 sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that isn't a caption")
             yield from sample.finish("there is neither a .txt nor a .json of the same name beside the image")
 
-    def _with_table(self, table: str) -> Iterator[SourceSample]:
+    def _with_table(self, table: str) -> Iterator[Found]:
         config, shown = self._config, f"{table} in {self._storage.uri}"
-        texts: dict[str, list[tuple[int, Any]]] = {}
+        named: dict[str, _Named] = {}
         for number, record in self._rows(table):
             if isinstance(record, str):
                 yield faulty(f"{table}:{number}", "record-malformed", record)
                 continue
-            path = inner_path(record.get(config.file_column))
-            if isinstance(path, Fault):
-                yield faulty(f"{table}:{number}", path.reason, f"row {number} of {shown}: {path.message}")
+            image = self.image_at(record.pop(config.file_column, None))
+            text = record.pop(config.text_column, None)
+            if isinstance(image, Fault):
+                yield faulty(f"{table}:{number}", image.reason, f"row {number} of {shown}: {image.message}")
             else:
-                texts.setdefault(path, []).append((number, record.get(config.text_column)))
-        for entry in self._files():
-            if _ending(entry.path) in IMAGE_ENDINGS:
-                yield from self._from_table(entry.path, texts.pop(entry.path, []), shown)
-        for path, found in texts.items():  # not there, or not called like an image: reading them will tell
+                named.setdefault(image.path, _Named(record)).texts.append((number, text))
+        first = self._folders[0]
+        for folder in self._folders:
+            for entry in self._files(folder):
+                if _ending(entry.path) in IMAGE_ENDINGS:
+                    found = named.pop(joined(first, entry.path[len(folder) :].lstrip("/")), None)
+                    yield from [NOT_ANNOTATED] if found is None else self._from_table(entry.path, found, shown)
+        for path, found in named.items():  # not there, or not called like an image: reading them will tell
             yield from self._from_table(path, found, shown)
 
     def _rows(self, table: str) -> Iterator[Row]:
+        config = self._config
         require(self._storage, table, "source.table", "a table at that place in the source's folder")
-        return rows(self._storage, table, (self._config.file_column, self._config.text_column))
+        needed = [config.file_column, config.text_column, *([config.id_column] if config.id_column else [])]
+        return rows(self._storage, table, needed)
 
-    def _from_table(self, path: str, found: list[tuple[int, Any]], shown: str) -> Iterator[SourceSample]:
-        sample = Sample(path, listed_image(path))
-        for number, value in found:
+    def _from_table(self, path: str, found: _Named, shown: str) -> Iterator[Found]:
+        own = as_id(found.record.get(self._config.id_column)) if self._config.id_column else None
+        sample = Sample(own or path, listed_image(path), found.record)
+        for number, value in found.texts:
             for text in value if isinstance(value, list) else [value]:
                 sample.add_text(text, f"the text in row {number} of {shown}")
         yield from sample.finish(f"{shown} has no row with a text for the image")
+
+
+@dataclass
+class _Named:
+    """An image that a table names: the first row's other fields, and the texts of all its rows with their numbers."""
+
+    record: dict[str, Any]
+    texts: list[tuple[int, Any]] = field(default_factory=list)
+
+
+def folder_of(table: str) -> str:
+    """The folder that paths in a table start from: its own for the Hub's metadata.csv, metadata.jsonl, ..."""
+    folder, _, name = table.rpartition("/")
+    return folder if name.startswith("metadata.") else ""
 
 
 def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:

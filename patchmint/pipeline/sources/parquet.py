@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from patchmint.config.sources import ParquetSourceConfig
 from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
-from patchmint.pipeline.sources.records import Sample, listed_image, quoted
+from patchmint.pipeline.sources.records import Sample, as_id, listed_image, quoted
 from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
-from patchmint.samples import ImageRef, SourceSample
+from patchmint.samples import Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 USUAL_TEXTS = ("caption", "captions", "text", "texts")
@@ -55,6 +55,7 @@ class ParquetSource(StoredImages):
         _, self._name = split_uri(config.uri)
         self._image = config.image_column
         self._texts = config.text_columns
+        self._id = config.id_column
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}
@@ -65,7 +66,7 @@ class ParquetSource(StoredImages):
         with parquet_file(self._storage, path) as table:
             self._columns(path, table)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`. Only texts and names are read; images stay where they are."""
         return self.in_section(tuple(self._files()))
 
@@ -73,7 +74,7 @@ class ParquetSource(StoredImages):
         """As `Source.sections`: files."""
         return in_sections(self._files())
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         for file in section:
             with parquet_file(self._storage, file.path) as table:
@@ -94,21 +95,22 @@ class ParquetSource(StoredImages):
             ConfigError: a column isn't there, or holds something else.
         """
         shown, schema = f"{path} in {self._storage.uri}", table.schema_arrow
-        require_columns(shown, (self._image, *self._texts), schema.names)
+        require_columns(shown, (self._image, *self._texts, *([self._id] if self._id else [])), schema.names)
         texts = self._texts or _only_usual(shown, schema.names)
         for name in texts:
             _check_texts(shown, name, schema.field(name).type)
         return texts, _check_images(shown, self._image, schema.field(self._image).type)
 
-    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[SourceSample]:
+    def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[Found]:
         shown = f"{path} in {self._storage.uri}"
         texts, named = self._columns(path, table)
-        columns = [*texts, f"{self._image}.path"] if named else list(texts)
+        columns = [*texts, *([self._id] if self._id else []), *([f"{self._image}.path"] if named else [])]
         for number, row in parquet_rows(self._storage, path, table, columns):
             given = (row.get(self._image) or {}).get("path") if named else None
             file = listed_image(path)
             image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
-            sample = Sample(given or f"{path}:{number}", image)
+            own = as_id(row.get(self._id)) if self._id else given
+            sample = Sample(own or f"{path}:{number}", image)
             for name in texts:
                 for value in row[name] if isinstance(row[name], list) else [row[name]]:
                     sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
@@ -125,6 +127,8 @@ class ParquetSource(StoredImages):
             )
         value = self._row_group(ref.path, number)[ref.start - starts[number]]
         value = value.as_py()
+        if isinstance(value, list):  # of one image, as a column of images has it
+            value = value[0] if value else None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise ImageMissingError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from patchmint.samples import Box, Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.samples import Absent, Box, Fault, Found, ImageRef, SourceSample, SourceText, Turn
 from patchmint.types import Text
 
 NO_IMAGE = ImageRef("")
@@ -18,6 +18,9 @@ _MAX_NAME_BYTES = 255
 
 _MAX_PATH_BYTES = 1024
 """Longest key of an S3 object."""
+
+NOT_ANNOTATED = Absent("not-annotated")
+"""An image that the annotations of others don't speak of."""
 
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
 _QUOTED = 200
@@ -71,12 +74,10 @@ def inner_path(path: object) -> str | Fault:
     return "/".join(parts)
 
 
-def image_at(folder: str, path: object) -> ImageRef | Fault:
-    """The image at a path from an annotation, which starts from `folder`."""
-    inner = inner_path(path)
-    if isinstance(inner, Fault):
-        return inner
-    return ImageRef(f"{folder.strip('/')}/{inner}" if folder.strip("/") else inner)
+def path_of(url: object) -> object:
+    """An image's folder and name, which are the last two parts of its address; the address itself is never asked."""
+    parts = url.split("/")[-2:] if isinstance(url, str) else []
+    return "/".join(parts) if len(parts) == 2 and all(parts) else url
 
 
 def listed_image(path: str) -> ImageRef | Fault:
@@ -102,16 +103,32 @@ def text_fault(value: object, where: str) -> Fault | None:
 
 def xywh_box(value: object) -> Box | None:
     """XYXY from a list of x, y, width and height; None if it isn't such a list."""
+    numbers = _four_numbers(value)
+    if numbers is None:
+        return None
+    x, y, width, height = numbers
+    return xyxy_box((x, y, x + width, y + height))
+
+
+def xyxy_box(value: object) -> Box | None:
+    """XYXY from a list of two corners; None if it isn't such a list."""
+    numbers = _four_numbers(value)
+    if numbers is None or not all(map(math.isfinite, numbers)):
+        return None
+    left, top, right, bottom = numbers
+    return numbers if left <= right and top <= bottom else None
+
+
+def _four_numbers(value: object) -> Box | None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         return None
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
         return None
     try:
-        x, y, width, height = (float(number) for number in value)
+        first, second, third, fourth = (float(number) for number in value)
     except OverflowError:
         return None
-    box = (x, y, x + width, y + height)
-    return box if all(map(math.isfinite, box)) and width >= 0 and height >= 0 else None
+    return first, second, third, fourth
 
 
 def listing(names: Sequence[str], boxes: Sequence[Box]) -> SourceText:
@@ -126,11 +143,20 @@ class Sample:
     A bad text never takes the image's good ones along: it becomes a faulty sample of its own, so that it is counted.
     """
 
-    def __init__(self, name: str, image: ImageRef | Fault) -> None:
+    def __init__(self, name: str, image: ImageRef | Fault, record: Mapping[str, Any] | None = None) -> None:
+        """Begin one.
+
+        Args:
+            name: the source's own name for it.
+            image: where its bytes are, or why they can't be read.
+            record: the source's own fields of it.
+        """
         self._name = name
         self._image = image
+        self._record = record or {}
         self._texts: list[SourceText] = []
         self._faults: list[Fault] = []
+        self._absent: list[Absent] = []
 
     def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
         """Take a text, or note what is wrong with it; `where` says which one it is."""
@@ -148,7 +174,11 @@ class Sample:
         """Note something wrong."""
         self._faults.append(source_fault(reason, message))
 
-    def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[SourceSample]:
+    def add_absent(self, reason: str) -> None:
+        """Note that something beside the texts is absent or can't be used, such as a box."""
+        self._absent.append(Absent(reason))
+
+    def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[Found]:
         """The image's sample, then a faulty one for each thing that is wrong beside its good texts.
 
         Args:
@@ -156,19 +186,26 @@ class Sample:
             conversation: the turns that the texts are from.
         """
         faults = self._faults
+        name = printable(self._name)
         if isinstance(self._image, Fault):
-            yield SourceSample(printable(self._name), NO_IMAGE, (), fault=self._image)
+            yield SourceSample(name, NO_IMAGE, (), fault=self._image, record=self._record)
         elif self._texts:
-            yield SourceSample(printable(self._name), self._image, tuple(self._texts), tuple(conversation))
+            yield SourceSample(name, self._image, tuple(self._texts), tuple(conversation), record=self._record)
         else:
             first, *faults = faults or [source_fault("text-missing", missing)]
-            yield SourceSample(printable(self._name), self._image, (), fault=first)
+            yield SourceSample(name, self._image, (), fault=first, record=self._record)
         for number, fault in enumerate(faults):
             yield SourceSample(printable(f"{self._name}#fault-{number}"), NO_IMAGE, (), fault=fault)
+        yield from self._absent
 
 
 def as_id(value: Any) -> str | None:
-    """A source's own name for something: a text or a whole number, as text; None if it is something else."""
+    """A source's own name for something: a text or a whole number, as text; None if it is something else.
+
+    9.0 is 9, as pycocotools and pandas have it.
+    """
     if isinstance(value, str) and value:
         return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""Tables of any size (CSV, TSV, JSONL, Parquet), row by row."""
+"""Tables of any size (CSV, TSV, JSONL, a list in JSON, Parquet), row by row."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import check_head, open_checked
+from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import quoted
 from patchmint.storage import Storage
 
 Row = tuple[int, dict[str, Any] | str]
 """Number of a row (from 1, the head not counted; in JSONL the line), and its values by column, or why it has none."""
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 _BATCH_ROWS = 1024
+_BLANK = object()
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -34,7 +36,7 @@ def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
     Args:
         storage: the source's root.
         path: the table; its name's ending says what it is.
-        columns: those that are needed.
+        columns: those that are needed; others come with them.
 
     Raises:
         ConfigError: it isn't a table of this kind, or lacks a column.
@@ -46,12 +48,17 @@ def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
     if ending == ".parquet":
         with parquet_file(storage, path) as file:
             require_columns(f"{path} in {storage.uri}", columns, file.schema_arrow.names)
-            yield from parquet_rows(storage, path, file, columns)
+            yield from parquet_rows(
+                storage, path, file, [item.name for item in file.schema_arrow if _is_plain(item.type)]
+            )
+        return
+    if ending == ".json":
+        yield from _records(stream_list(storage, path), f"{path} in {storage.uri}", columns)
         return
     with open_checked(storage, path, f"a {ending} table") as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         if ending == ".jsonl":
-            yield from _json_lines(text, f"{path} in {storage.uri}", columns)
+            yield from _records(_json_lines(text), f"{path} in {storage.uri}", columns)
         else:
             yield from _csv(text, f"{path} in {storage.uri}", columns, "\t" if ending == ".tsv" else ",")
 
@@ -142,23 +149,34 @@ def _text_of(value: Any) -> Any:
             return value
 
 
-def _json_lines(text: io.TextIOWrapper, shown: str, columns: Sequence[str]) -> Iterator[Row]:
-    sound = False
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
+def _json_lines(text: io.TextIOWrapper) -> Iterator[Any]:
+    """What each line holds; one that isn't JSON as the text that it is. Blank lines count, but hold nothing."""
+    for line in text:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"line {number} of {shown} isn't JSON: {error}"
+            yield json.loads(line) if line.strip() else _BLANK
+        except (ValueError, RecursionError):
+            yield line
+
+
+def _records(records: Iterator[Any], shown: str, columns: Sequence[str]) -> Iterator[Row]:
+    sound = False
+    for number, record in enumerate(records, 1):
+        if record is _BLANK:
             continue
         if not isinstance(record, dict):
-            yield number, f"line {number} of {shown} is {quoted(record)}, not an object"
+            yield number, f"record {number} of {shown} is {quoted(record)}, not an object in JSON"
             continue
-        if not sound:  # a wrong name of a column would otherwise make every line a fault
+        if not sound:  # a wrong name of a column would otherwise make every record a fault
             require_columns(shown, columns, list(record))
             sound = True
         yield number, record
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column is of text, numbers and the like, and not of bytes."""
+    if pa.types.is_nested(kind):
+        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _csv(text: io.TextIOWrapper, shown: str, columns: Sequence[str], delimiter: str) -> Iterator[Row]:

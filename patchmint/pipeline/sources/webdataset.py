@@ -9,17 +9,18 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
-from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
-from patchmint.samples import ImageRef, SourceSample
+from patchmint.samples import Absent, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 _BLOCK = 512
+_FIELD = "json:"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_TARS = 1_000_000
 
@@ -58,14 +59,23 @@ def expand(pattern: str) -> list[str]:
     ]
 
 
+class _Member(NamedTuple):
+    """A member of a tar: what follows its key's dot, and where it lies."""
+
+    ending: str
+    start: int
+    size: int
+
+
 @dataclass
 class _Group:
-    """The members of one key that lie side by side."""
+    """The members of one key that can be an image or a text."""
 
     key: str
-    images: list[tarfile.TarInfo] = field(default_factory=list)
-    text: tarfile.TarInfo | None = None
-    json: tarfile.TarInfo | None = None
+    members: list[_Member] = field(default_factory=list)
+
+    def of(self, *endings: str) -> list[_Member]:
+        return [member for member in self.members if member.ending in endings]
 
 
 class WebDatasetSource(StoredImages):
@@ -77,12 +87,14 @@ class WebDatasetSource(StoredImages):
         super().__init__(storage)
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
+        self._image = config.image_member
+        self._texts = tuple(config.texts)
 
     def check(self) -> None:
         """As `Source.check`: all tars are there, and the first one is one."""
         next(self._samples_of(self._tars()[0].path), None)
 
-    def samples(self) -> Iterator[SourceSample]:
+    def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         return self.in_section(tuple(self._tars()))
 
@@ -90,12 +102,12 @@ class WebDatasetSource(StoredImages):
         """As `Source.sections`: tars."""
         return in_sections(self._tars())
 
-    def in_section(self, section: Section) -> Iterator[SourceSample]:
+    def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         for tar in section:
             yield from self._samples_of(tar.path)
 
-    def _samples_of(self, name: str) -> Iterator[SourceSample]:
+    def _samples_of(self, name: str) -> Iterator[Found]:
         with self._storage.open(name, skipping=True) as file:
             check_head(file, f"{name} in {self._storage.uri}", "a tar")
             size = file.seek(0, os.SEEK_END)
@@ -119,10 +131,28 @@ class WebDatasetSource(StoredImages):
             raise ConfigError(f"source.uri: there is no .tar in {self._storage.uri}; unpack .tar.gz files first")
         return tars
 
-    def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[SourceSample]:
-        """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest."""
+    def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[Found]:
+        """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest.
+
+        A key without an image or a text waits for the end of the tar: its other members may not lie beside these.
+        """
         group: _Group | None = None
+        waiting: dict[str, _Group] = {}
         count, end = 0, 0
+
+        def close(group: _Group) -> Iterator[Found]:
+            nonlocal count
+            earlier = waiting.pop(group.key, None)
+            if earlier is not None and self._belong_together(earlier, group):
+                group.members[:0] = earlier.members
+            elif earlier is not None:
+                yield from self._from_group(name, file, earlier)
+            if self._is_whole(group):
+                count += 1
+                yield from self._from_group(name, file, group)
+            else:
+                waiting[group.key] = group
+
         for member, following in _members(file, f"{name} in {self._storage.uri}"):
             if member.offset_data + member.size > size:
                 break
@@ -131,14 +161,17 @@ class WebDatasetSource(StoredImages):
             if not ending or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
                 continue
             if group is not None and key != group.key:
-                yield from self._from_group(name, file, group)
-                count, group = count + 1, None
+                yield from close(group)
+                group = None
             group = group or _Group(key)
-            _put(group, ending, member)
+            if self._is_of_use(ending):
+                group.members.append(_Member(ending, member.offset_data, member.size))
         whole = _ends_here(file, end)
-        if group is not None and (whole or (group.images and (group.text or group.json))):
-            yield from self._from_group(name, file, group)
-            count, group = count + 1, None
+        if group is not None and (whole or self._is_whole(group)):
+            yield from close(group)
+            group = None
+        for left in waiting.values():
+            yield from self._from_group(name, file, left)
         if not whole:
             lost = f", in the middle of {quoted(group.key)}" if group is not None else ""
             yield faulty(
@@ -148,33 +181,112 @@ class WebDatasetSource(StoredImages):
                 "leave the rest out",
             )
 
-    def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[SourceSample]:
-        where = f"{quoted(group.key)} in {name}"
-        if len(group.images) != 1:
-            what = "several images" if group.images else "no image"
-            reason = "record-malformed" if group.images else "no-image"
-            yield faulty(f"{name}/{group.key}", reason, f"{where} has {what}; a key holds one")
+    def _is_of_use(self, ending: str) -> bool:
+        """Members of other kinds are left alone, and pickles (.pyd, .pkl, .pth) with them: nothing opens those."""
+        return ending.rpartition(".")[2] in (*IMAGE_ENDINGS, "txt", "json") or ending in (self._image, *self._texts)
+
+    def _images(self, group: _Group) -> list[_Member]:
+        if self._image is None:
+            return group.of(*IMAGE_ENDINGS)
+        return group.of(self._image, *(f"{self._image}.{ending}" for ending in IMAGE_ENDINGS))
+
+    def _text_members(self, group: _Group) -> list[_Member]:
+        named = ["json" if text.startswith(_FIELD) else text for text in self._texts]
+        return group.of(*(named or ("txt", "json")))
+
+    def _is_whole(self, group: _Group) -> bool:
+        return bool(self._images(group) and self._text_members(group)) or bool(self._dotted(group))
+
+    def _belong_together(self, one: _Group, other: _Group) -> bool:
+        images, texts = [bool(of(one)) and bool(of(other)) for of in (self._images, self._text_members)]
+        return not images and not texts
+
+    def _dotted(self, group: _Group) -> list[_Group]:
+        """The samples of a group whose names have dots of their own: img.v2.jpg and img.v2.txt are the key img.v2.
+
+        None if that isn't certain: a key has an image before its first dot, or an image or text of its own only.
+        """
+        if self._image is not None or self._texts or self._images(group):
+            return []
+        groups: dict[str, _Group] = {}
+        for member in group.members:
+            stem, _, ending = member.ending.rpartition(".")
+            key = f"{group.key}.{stem}" if stem else group.key
+            groups.setdefault(key, _Group(key)).members.append(member._replace(ending=ending))
+        sure = all(len(self._images(each)) == 1 and self._text_members(each) for each in groups.values())
+        return list(groups.values()) if sure else []
+
+    def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[Found]:
+        if dotted := self._dotted(group):
+            for each in dotted:
+                yield from self._from_group(name, file, each)
             return
-        image = group.images[0]
-        sample = Sample(group.key, ImageRef(name, image.offset_data, image.size))
-        member = group.text or group.json
-        if member is not None and member.size > MAX_TEXT_BYTES:
-            sample.add_fault("text-too-long", f"the .txt or .json of {where} has {member.size} bytes")
-        elif member is not None:
-            file.seek(member.offset_data)
-            text = file.read(member.size).decode("utf-8-sig", "surrogateescape")
-            sample.add_text(text.strip() if group.text else _caption(text), f"the caption of {where}")
-        yield from sample.finish(f"{where} has neither a .txt nor a .json")
+        where = f"{quoted(group.key)} in {name}"
+        record = self._record(file, group)
+        images = self._images(group)
+        if not images and record is not None and record.get("status", "success") != "success":  # img2dataset's
+            yield Absent("download-failed")
+            return
+        if len(images) != 1:
+            endings = ", ".join(quoted(member.ending) for member in group.members[:8])
+            what = "several images" if images else "no image"
+            reason = "record-malformed" if images else "no-image"
+            message = f"{where} has {what} among its members ({endings}): a key ends at the first dot, and holds one "
+            yield faulty(f"{name}/{group.key}", reason, f"{message}image. source.image_member says which member it is")
+            return
+        sample = Sample(group.key, ImageRef(name, images[0].start, images[0].size), record)
+        texts = self._texts or ("txt" if group.of("txt") else f"{_FIELD}caption",)
+        missing = [text for text in texts if not self._add_text(sample, text, group, record, file, where)]
+        if len(missing) < len(texts):
+            for _ in missing:
+                sample.add_absent("text-null")
+        yield from sample.finish(f"{where} has no {' and no '.join(missing)}")
+
+    def _record(self, file: BinaryIO, group: _Group) -> dict[str, Any] | None:
+        """What is in KEY.json; None if there is none, or something else in it."""
+        found = group.of("json")
+        if not found or found[0].size > MAX_TEXT_BYTES:
+            return None
+        try:
+            record = json.loads(_text_of(file, found[0]))
+        except (ValueError, RecursionError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def _add_text(
+        self, sample: Sample, text: str, group: _Group, record: dict[str, Any] | None, file: BinaryIO, where: str
+    ) -> bool:
+        """Add what `texts` names; whether it is there."""
+        is_field = text.startswith(_FIELD)
+        found = group.of("json" if is_field else text)
+        if not found:
+            return False
+        value: object = None
+        if found[0].size > MAX_TEXT_BYTES:
+            sample.add_fault("text-too-long", f"the {found[0].ending} of {where} has {found[0].size} bytes")
+        elif not is_field:
+            sample.add_text(_text_of(file, found[0]).strip(), f"the {text} of {where}")
+        elif record is None:
+            sample.add_fault("record-malformed", f"the .json of {where} isn't a JSON object")
+        elif (value := _field(record, text.removeprefix(_FIELD))) is None:
+            return False
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            sample.add_text(each, f"{quoted(text)} of {where}")
+        return True
 
 
-def _put(group: _Group, ending: str, member: tarfile.TarInfo) -> None:
-    """Members of other kinds are left alone, and pickles (.pyd, .pkl, .pth) with them: nothing opens those."""
-    if ending in IMAGE_ENDINGS:
-        group.images.append(member)
-    elif ending == "txt":
-        group.text = member
-    elif ending == "json":
-        group.json = member
+def _text_of(file: BinaryIO, member: _Member) -> str:
+    file.seek(member.start)
+    return file.read(member.size).decode("utf-8-sig", "surrogateescape")
+
+
+def _field(record: dict[str, Any], name: str) -> object:
+    """A field of a record: of that name, or by the names of the objects that it is in, with dots between them."""
+    if name in record or "." not in name:
+        return record.get(name)
+    first, _, rest = name.partition(".")
+    inner = record.get(first)
+    return _field(inner, rest) if isinstance(inner, dict) else None
 
 
 def _members(file: BinaryIO, shown: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -209,11 +321,3 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return f"{folder}{slash}{stem}", ending.lower() if stem else ""
-
-
-def _caption(text: str) -> object:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return record.get("caption") if isinstance(record, dict) else None
