@@ -360,6 +360,35 @@ def test_captions_file_in_the_place_of_instances():
     refused("no categories: it isn't a COCO file of instances", "coco", FIXTURES / "coco", **settings)
 
 
+def test_instances_in_the_place_of_captions():
+    settings = {"annotations": "annotations/instances_train2017.json"}
+    refused("holds instances, not captions.*source.texts: categories", "coco", FIXTURES / "coco", **settings)
+
+
+def test_ids_that_pandas_made_floats_join(tmp_path):
+    document = {
+        "images": [{"id": 9, "file_name": "9.jpg"}, {"id": 1e3, "file_name": "1000.jpg"}, {"id": 1.5}],
+        "annotations": [{"image_id": 9.0, "caption": "nine"}, {"image_id": "1000", "caption": "thousand"}],
+    }
+    samples = read("coco", coco(tmp_path, document))
+    assert [(sample.id, texts(sample)) for sample in samples if not sample.fault] == [
+        ("9", ["nine"]),
+        ("1000", ["thousand"]),
+    ]
+    assert faults(samples) == {"record-malformed": {"images-2"}}
+
+
+def test_json_lines_in_the_place_of_lists(tmp_path):
+    for name, folder, kind in (
+        ("region_descriptions.json", VG, "visual-genome"),
+        ("refs(unc).json", REFERENCES, "references"),
+    ):
+        copied = fixture(folder.name, tmp_path)
+        records = json.loads((copied / name).read_text())
+        put(copied, {name: "\n".join(map(json.dumps, records))})
+        assert read(kind, copied) == read(kind, folder)
+
+
 def test_order_and_contents_are_the_same_each_time():
     for kind, folder in (("coco", FIXTURES / "coco"), ("visual-genome", VG), ("references", REFERENCES)):
         assert read(kind, folder) == read(kind, folder)

@@ -167,9 +167,11 @@ class WebDatasetSource(StoredImages):
             if self._is_of_use(ending):
                 group.members.append(_Member(ending, member.offset_data, member.size))
         whole = _ends_here(file, end)
-        if group is not None and (whole or self._is_whole(group)):
-            yield from close(group)
-            group = None
+        if group is not None:
+            earlier = waiting.get(group.key, _Group(group.key))
+            if whole or self._is_whole(_Group(group.key, [*earlier.members, *group.members])):
+                yield from close(group)
+                group = None
         for left in waiting.values():
             yield from self._from_group(name, file, left)
         if not whole:
