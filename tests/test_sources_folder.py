@@ -174,6 +174,7 @@ def test_parquet_strings_in_another_encoding(tmp_path):
         ("t.csv", b'file_name,text\na.jpg,"a"b\n', "isn't a sound table"),
         ("t.jsonl", b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         ("t.jsonl", b'{"a": 1}\n', "no column 'file_name'"),
+        ("t.json", b'{"file_name": "a.jpg", "text": "x"}', "no list of records"),
         ("t.parquet", b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         ("t.parquet", b"PAR1 and no more", "isn't a sound Parquet file"),
         ("t.parquet", b"something else", "isn't a sound Parquet file"),

@@ -127,6 +127,11 @@ def test_lines_of_one_image_are_one_sample(tmp_path):
     assert faults(samples) == {"text-missing": {"y.jpg"}, "record-malformed": {"line-3", "line-5"}}
 
 
+def test_a_list_is_odvg_too(tmp_path):
+    put(tmp_path, {"a.json": json.dumps([region("one"), region("two")])})
+    assert [texts(sample) for sample in read("grounding", tmp_path, annotations="a.json")] == [["one", "two"]]
+
+
 def test_detections(tmp_path):
     instances = [{"category": "cat", "bbox": [0, 0, 1, 1]}, {"category": "dog"}, {"bbox": [0, 0, 1, 1], "label": 3}]
     odvg(tmp_path, {"filename": "x.jpg", "detection": {"instances": instances}})

@@ -124,7 +124,7 @@ def test_members_of_a_key_need_not_lie_side_by_side(tmp_path):
     opened = source("webdataset", tmp_path)
     samples = list(opened.samples())
     found = [(*texts(sample), opened.read_image(sample.image)) for sample in samples if not sample.fault]
-    assert found == [("c", b"c"), ("b", b"b"), ("a", b"a"), ("e", b"e"), ("e", b"again")]
+    assert found == [("c", b"c"), ("b", b"b"), ("a", b"a"), ("e", b"e"), ("again", b"again")]
     assert faults(samples) == {"text-missing": {"d"}, "no-image": {"a.tar/f"}}
     tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.txt", b"x")])  # two, not one of two
     samples = read("webdataset", tmp_path)

@@ -19,10 +19,10 @@ from patchmint.config.sources import ConversationsSourceConfig, ParquetSourceCon
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import Section, in_sections, inner_setting, require
 from patchmint.pipeline.sources.images import NamedImages
-from patchmint.pipeline.sources.json_stream import LINES, stream_list
+from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, is_unicode, listed_image, quoted
-from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
+from patchmint.pipeline.sources.tables import JSON, parquet_file, parquet_rows, require_columns
 from patchmint.samples import WHOLE_FILE, Absent, Fault, Found, ImageRef, Turn
 from patchmint.storage import Entry, Storage
 
@@ -128,8 +128,7 @@ class ConversationsSource(NamedImages):
         if not found and (parquets := self._parquet_below("")):
             return parquets
         if not found:
-            endings = (".json", *LINES)
-            found = [path for entry in storage.list() if "/" not in (path := entry.path) and path.endswith(endings)]
+            found = [path for entry in storage.list() if "/" not in (path := entry.path) and path.endswith(JSON)]
         if len(found) != 1:
             what = f"several JSON files ({', '.join(found)})" if found else "neither JSON nor Parquet files"
             raise ConfigError(

@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from patchmint.config.sources import GroundingSourceConfig
+from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import inner_setting, require
 from patchmint.pipeline.sources.coco import CocoFile
 from patchmint.pipeline.sources.images import NamedImages
-from patchmint.pipeline.sources.json_stream import LINES, stream_list, stream_members
+from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.records import (
     NOT_ANNOTATED,
     Sample,
@@ -38,18 +39,26 @@ class GroundingSource(NamedImages):
     def __init__(self, config: GroundingSourceConfig, storage: Storage) -> None:
         super().__init__(config, storage)
         self._annotations = inner_setting(config.annotations, "source.annotations")
-        self._lines = self._annotations.lower().endswith(LINES)
 
     def check(self) -> None:
         """As `Source.check`."""
         path = require(self._storage, self._annotations, "source.annotations", _LAYOUT)
-        next((stream_list if self._lines else stream_members)(self._storage, path), None)
+        if not self._is_odvg(path):
+            next(stream_members(self._storage, path), None)
         self.check_images()
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         path = require(self._storage, self._annotations, "source.annotations", _LAYOUT)
-        return self._odvg(path) if self._lines else self._mdetr(path)
+        return self._odvg(path) if self._is_odvg(path) else self._mdetr(path)
+
+    def _is_odvg(self, path: str) -> bool:
+        """Whether there are records side by side."""
+        try:
+            next(stream_list(self._storage, path), None)
+        except ConfigError:
+            return False
+        return True
 
     def _odvg(self, path: str) -> Iterator[Found]:
         for name, group in groupby(enumerate(stream_list(self._storage, path)), key=lambda item: _name_of(item[1])):

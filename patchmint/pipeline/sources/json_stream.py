@@ -38,7 +38,7 @@ def stream_list(storage: Storage, path: str) -> Iterator[Any]:
     """
     with open_checked(storage, path, "a JSON list") as file:
         reader = _Reader(file, f"{path} in {storage.uri}")
-        if reader.begins_with("{"):
+        if reader.begins_with("{") or (path.lower().endswith(LINES) and not reader.begins_with("[")):
             file.seek(0)
             yield from _lines(file, path, storage.uri)
             return
@@ -48,17 +48,19 @@ def stream_list(storage: Storage, path: str) -> Iterator[Any]:
 
 
 def _lines(file: BinaryIO, path: str, uri: str) -> Iterator[Any]:
-    """JSON Lines; not an object over several lines, or the only one in a file that isn't called .jsonl."""
+    """JSON Lines. In a file that isn't called so, the first line must be an object, and not the only one."""
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
-        lines = (line for line in iter(lambda: text.readline(_MAX_RECORD), "") if line.strip())
-        first, second = next(lines), next(lines, None)
-        only = second is None and not path.lower().endswith(LINES)
-        if only or not isinstance(_parsed(first), dict):
-            raise ConfigError(
-                f"{path} in {uri} has no list of records at the top level, and isn't JSON Lines. Files with `images` "
-                "and `annotations` are read with source.kind coco, grounding or karpathy; of others, take the list out"
-            )
-        for line in chain([first], [] if second is None else [second], lines):
+        lines: Iterator[str] = (line for line in iter(lambda: text.readline(_MAX_RECORD), "") if line.strip())
+        if not path.lower().endswith(LINES):
+            first, second = next(lines), next(lines, None)
+            if second is None or not isinstance(_parsed(first), dict):
+                raise ConfigError(
+                    f"{path} in {uri} has no list of records at the top level, and isn't JSON Lines. Files with "
+                    "`images` and `annotations` are read with source.kind coco, grounding or karpathy; of others, take "
+                    "the list out"
+                )
+            lines = chain([first, second], lines)
+        for line in lines:
             yield _parsed(line)
 
 

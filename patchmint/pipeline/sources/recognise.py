@@ -20,11 +20,11 @@ from patchmint.pipeline.sources.base import missing_root
 from patchmint.pipeline.sources.conversations import FINETUNE, IMAGES, MARK, PRETRAIN, TURNS, images_of
 from patchmint.pipeline.sources.folder import FolderSource, folder_of
 from patchmint.pipeline.sources.images import joined
-from patchmint.pipeline.sources.json_stream import LINES, stream_list, stream_members
+from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.parquet import USUAL_TEXTS
 from patchmint.pipeline.sources.records import inner_path, path_of, quoted
 from patchmint.pipeline.sources.references import NAMES as REFERENCES
-from patchmint.pipeline.sources.tables import TABLES, parquet_file, rows
+from patchmint.pipeline.sources.tables import JSON, TABLES, parquet_file, rows
 from patchmint.samples import SourceSample
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
@@ -102,9 +102,7 @@ def _file(folder: str, name: str) -> Recognised:
         one = {"uri": f"{folder}/{name}"} if found.source["kind"] == "parquet" else {"annotations": name}
         return replace(found, source={**found.source, **one})
     above, last = _split(folder)
-    if (
-        found is None and last and name.endswith((".json", *LINES))
-    ):  # annotations/my.json, with the images beside that folder
+    if found is None and last and name.endswith(JSON):  # annotations/my.json, with the images beside that folder
         found = _Folder(open_storage(above), above).annotations(f"{last}/{name}")
     if found is None:
         raise _unrecognised(f"{folder}/{name}", beside)
@@ -154,7 +152,7 @@ class _Folder:
                 return found
         if found := self._flickr():
             return found
-        jsons = [name for name in self.names if name.endswith((".json", *LINES)) and name.count("/") <= 2]
+        jsons = [name for name in self.names if name.endswith(JSON) and name.count("/") <= 2]
         if there("instances.json") and (found := self._references(jsons)):
             return found
         likely = [name for name in jsons if "/" not in name or "annotations" in name.split("/")[:-1]]
@@ -187,7 +185,7 @@ class _Folder:
 
     def annotations(self, path: str) -> Recognised | None:
         """A JSON file of conversations, of COCO or of its kin."""
-        if not path.endswith((".json", *LINES)):
+        if not path.endswith(JSON):
             return None
         try:
             return self._of_records(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,17 +13,17 @@ import pyarrow.parquet as pq
 
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import check_head, open_checked
-from patchmint.pipeline.sources.json_stream import stream_list
+from patchmint.pipeline.sources.json_stream import LINES, stream_list
 from patchmint.pipeline.sources.records import quoted
 from patchmint.storage import Storage
 
 Row = tuple[int, dict[str, Any] | str]
-"""Number of a row (from 1, the head not counted; in JSONL the line), and its values by column, or why it has none."""
+"""Number of a row (from 1, the head not counted), and its values by column, or why it has none."""
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+JSON = (".json", *LINES)
+TABLES = (".csv", ".tsv", *JSON, ".parquet")
 
 _BATCH_ROWS = 1024
-_BLANK = object()
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -52,15 +51,12 @@ def rows(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[Row]:
                 storage, path, file, [item.name for item in file.schema_arrow if _is_plain(item.type)]
             )
         return
-    if ending == ".json":
+    if ending in JSON:
         yield from _records(stream_list(storage, path), f"{path} in {storage.uri}", columns)
         return
     with open_checked(storage, path, f"a {ending} table") as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        if ending == ".jsonl":
-            yield from _records(_json_lines(text), f"{path} in {storage.uri}", columns)
-        else:
-            yield from _csv(text, f"{path} in {storage.uri}", columns, "\t" if ending == ".tsv" else ",")
+        yield from _csv(text, f"{path} in {storage.uri}", columns, "\t" if ending == ".tsv" else ",")
 
 
 @contextmanager
@@ -149,20 +145,9 @@ def _text_of(value: Any) -> Any:
             return value
 
 
-def _json_lines(text: io.TextIOWrapper) -> Iterator[Any]:
-    """What each line holds; one that isn't JSON as the text that it is. Blank lines count, but hold nothing."""
-    for line in text:
-        try:
-            yield json.loads(line) if line.strip() else _BLANK
-        except (ValueError, RecursionError):
-            yield line
-
-
 def _records(records: Iterator[Any], shown: str, columns: Sequence[str]) -> Iterator[Row]:
     sound = False
     for number, record in enumerate(records, 1):
-        if record is _BLANK:
-            continue
         if not isinstance(record, dict):
             yield number, f"record {number} of {shown} is {quoted(record)}, not an object in JSON"
             continue
