@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +21,7 @@ from patchmint.storage import Entry, Storage
 
 _BLOCK = 512
 _FIELD = "json:"
+_USUAL = IMAGE_ENDINGS | {"txt", "json"}
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_TARS = 1_000_000
 
@@ -74,7 +75,7 @@ class _Group:
     key: str
     members: list[_Member] = field(default_factory=list)
 
-    def of(self, *endings: str) -> list[_Member]:
+    def of(self, endings: Collection[str]) -> list[_Member]:
         return [member for member in self.members if member.ending in endings]
 
 
@@ -87,8 +88,12 @@ class WebDatasetSource(StoredImages):
         super().__init__(storage)
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
-        self._image = config.image_member
-        self._texts = tuple(config.texts)
+        image, texts = config.image_member, config.texts
+        self._images = IMAGE_ENDINGS if image is None else {image, *(f"{image}.{ending}" for ending in IMAGE_ENDINGS)}
+        self._text_fields = tuple(texts)
+        self._texts = {"json" if text.startswith(_FIELD) else text for text in texts} or {"txt", "json"}
+        self._may_have_dots = image is None and not texts
+        self._reads_fields = bool(getattr(config, "where", ""))  # few tars are chosen from, and it costs a quarter
 
     def check(self) -> None:
         """As `Source.check`: all tars are there, and the first one is one."""
@@ -185,37 +190,27 @@ class WebDatasetSource(StoredImages):
 
     def _is_of_use(self, ending: str) -> bool:
         """Members of other kinds are left alone, and pickles (.pyd, .pkl, .pth) with them: nothing opens those."""
-        return ending.rpartition(".")[2] in (*IMAGE_ENDINGS, "txt", "json") or ending in (self._image, *self._texts)
-
-    def _images(self, group: _Group) -> list[_Member]:
-        if self._image is None:
-            return group.of(*IMAGE_ENDINGS)
-        return group.of(self._image, *(f"{self._image}.{ending}" for ending in IMAGE_ENDINGS))
-
-    def _text_members(self, group: _Group) -> list[_Member]:
-        named = ["json" if text.startswith(_FIELD) else text for text in self._texts]
-        return group.of(*(named or ("txt", "json")))
+        return ending.rpartition(".")[2] in _USUAL or ending in self._images or ending in self._texts
 
     def _is_whole(self, group: _Group) -> bool:
-        return bool(self._images(group) and self._text_members(group)) or bool(self._dotted(group))
+        return bool(group.of(self._images) and group.of(self._texts)) or bool(self._dotted(group))
 
     def _belong_together(self, one: _Group, other: _Group) -> bool:
-        images, texts = [bool(of(one)) and bool(of(other)) for of in (self._images, self._text_members)]
-        return not images and not texts
+        return not any(one.of(endings) and other.of(endings) for endings in (self._images, self._texts))
 
     def _dotted(self, group: _Group) -> list[_Group]:
         """The samples of a group whose names have dots of their own: img.v2.jpg and img.v2.txt are the key img.v2.
 
         None if that isn't certain: a key has an image before its first dot, or an image or text of its own only.
         """
-        if self._image is not None or self._texts or self._images(group):
+        if not self._may_have_dots or group.of(self._images):
             return []
         groups: dict[str, _Group] = {}
         for member in group.members:
             stem, _, ending = member.ending.rpartition(".")
             key = f"{group.key}.{stem}" if stem else group.key
             groups.setdefault(key, _Group(key)).members.append(member._replace(ending=ending))
-        sure = all(len(self._images(each)) == 1 and self._text_members(each) for each in groups.values())
+        sure = all(len(each.of(self._images)) == 1 and each.of(self._texts) for each in groups.values())
         return list(groups.values()) if sure else []
 
     def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[Found]:
@@ -224,8 +219,10 @@ class WebDatasetSource(StoredImages):
                 yield from self._from_group(name, file, each)
             return
         where = f"{quoted(group.key)} in {name}"
-        record = self._record(file, group)
-        images = self._images(group)
+        images = group.of(self._images)
+        texts = self._text_fields or ("txt" if group.of(("txt",)) else f"{_FIELD}caption",)
+        needed = self._reads_fields or not images or any(text.startswith(_FIELD) for text in texts)
+        record = self._record(file, group) if needed else None
         if not images and record is not None and record.get("status", "success") != "success":  # img2dataset's
             yield Absent("download-failed")
             return
@@ -237,7 +234,6 @@ class WebDatasetSource(StoredImages):
             yield faulty(f"{name}/{group.key}", reason, f"{message}image. source.image_member says which member it is")
             return
         sample = Sample(group.key, ImageRef(name, images[0].start, images[0].size), record)
-        texts = self._texts or ("txt" if group.of("txt") else f"{_FIELD}caption",)
         missing = [text for text in texts if not self._add_text(sample, text, group, record, file, where)]
         if len(missing) < len(texts):
             for _ in missing:
@@ -246,7 +242,7 @@ class WebDatasetSource(StoredImages):
 
     def _record(self, file: BinaryIO, group: _Group) -> dict[str, Any] | None:
         """What is in KEY.json; None if there is none, or something else in it."""
-        found = group.of("json")
+        found = group.of(("json",))
         if not found or found[0].size > MAX_TEXT_BYTES:
             return None
         try:
@@ -260,7 +256,7 @@ class WebDatasetSource(StoredImages):
     ) -> bool:
         """Add what `texts` names; whether it is there."""
         is_field = text.startswith(_FIELD)
-        found = group.of("json" if is_field else text)
+        found = group.of(("json" if is_field else text,))
         if not found:
             return False
         value: object = None
