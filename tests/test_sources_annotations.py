@@ -257,6 +257,17 @@ def test_references_bad_records(tmp_path):
     }
 
 
+def test_expressions_of_several_things_or_none(tmp_path):
+    root = fixture("references", tmp_path)
+    given = {"both": [1719310, 1719311], "none": [-1], "one gone": [1719310, 5]}
+    refs = [{"image_id": 581857, "ann_id": ids, "sentences": [{"sent": sent}]} for sent, ids in given.items()]
+    (root / "refs(unc).json").unlink()
+    put(root, {"grefs(unc).json": json.dumps(refs)})
+    (sample,) = read("references", root)
+    assert [(text.content, len(text.boxes)) for text in sample.texts] == [("both", 2), ("none", 0), ("one gone", 1)]
+    assert absent("references", root) == {"box-missing": 1}
+
+
 class Dangerous:
     def __reduce__(self):
         return (Path.touch, (Path("opened"),))

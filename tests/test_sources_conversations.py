@@ -8,6 +8,8 @@ import pytest
 from source_files import absent, faults, image_bytes, put, read, refused, source, texts
 
 from patchmint.errors import ImageMissingError
+from patchmint.pipeline.sources import conversations
+from patchmint.pipeline.sources.tables import parquet_rows
 from patchmint.samples import Turn
 
 ASKED, SAID = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}
@@ -128,6 +130,21 @@ def test_parquet_with_lists_of_images(tmp_path):
     assert opened.read_image(samples[0].image) == image_bytes()
     assert faults(samples) == {"several-images": {"data/train.parquet:3"}}
     assert absent("conversations", tmp_path) == {"text-only": 1}
+
+
+def test_planning_leaves_the_bytes_of_images_alone(tmp_path, monkeypatch):
+    read_columns = []
+
+    def recorded(storage, path, table, columns):
+        read_columns.append(columns)
+        return parquet_rows(storage, path, table, columns)
+
+    monkeypatch.setattr(conversations, "parquet_rows", recorded)
+    stored = {"bytes": image_bytes(), "path": None}
+    for name, images in (("image", pa.array([stored], STORED)), ("images", pa.array([[stored]], pa.list_(STORED)))):
+        parquet(tmp_path / name, conversations=[TALK], **{name: images})
+        assert len(read("conversations", tmp_path / name)) == 1
+    assert read_columns == [["conversations", "image.path"], ["conversations", "images.list.element.path"]]
 
 
 def test_parquet_with_other_images(tmp_path):

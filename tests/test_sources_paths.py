@@ -84,12 +84,15 @@ def test_addresses_in_the_place_of_names(tmp_path):
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_image_folders_of_the_hub(tmp_path, ending):
     put(tmp_path, {"train/a.jpg": b"a", "train/x/b.png": b"b", "train/c.jpg": b"c", "test/a.jpg": b"test"})
-    rows = [{"file_name": "a.jpg", "text": "one", "n": 1}, {"file_name": "x/b.png", "text": "two", "n": 2}]
-    rows += [{"file_name": "gone.jpg", "text": "three", "n": 3}]
+    rows = [
+        {"file_name": "a.jpg", "text": "one", "n": 1, "by": "x"},
+        {"file_name": "x/b.png", "text": "two", "n": 2, "by": "y"},
+    ]
+    rows += [{"file_name": "gone.jpg", "text": "three", "n": 3, "by": "z"}]
     table = f"train/metadata.{ending}"
     if ending == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / table)
-    lines = ["file_name,text,n", *(",".join(map(str, row.values())) for row in rows)]
+    lines = ["file_name,text,n,by", *(",".join(map(str, row.values())) for row in rows)]
     put(
         tmp_path, {"csv": {table: "\n".join(lines)}, "jsonl": {table: "\n".join(map(json.dumps, rows))}}.get(ending, {})
     )
@@ -99,7 +102,7 @@ def test_image_folders_of_the_hub(tmp_path, ending):
         *(("1", "train/a.jpg"), ("2", "train/x/b.png"), ("3", "train/gone.jpg"))
     ]
     assert opened.read_image(samples[0].image) == b"a"
-    assert str(samples[0].record["n"]) == "1"
+    assert [sample.record["by"] for sample in samples] == ["x", "y", "z"]
     assert absent("folder", tmp_path, table=table) == {"not-annotated": 1}
 
 

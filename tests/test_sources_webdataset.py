@@ -145,14 +145,20 @@ def test_keys_with_dots(tmp_path):
         ("img.v3.jpg", b"3"),
         ("img.v3.json", b'{"caption": "three"}'),
     ]
-    members += [("a.seg.png", b"mask"), ("a.txt", b"of which image?"), ("0.25_b.jpg", b"b"), ("0.25_b.txt", b"b")]
+    members += [
+        ("a.seg.png", b"mask"),
+        ("a.txt", b"of which image?"),
+        ("0.25_b.jpg", b"b"),
+        ("0.25_b.txt", b"b"),
+        ("0.9.jpg", b"x"),
+    ]
     tar(tmp_path / "a.tar", members)
     opened = source("webdataset", tmp_path)
     samples = list(opened.samples())
     found = [(sample.id, *texts(sample), opened.read_image(sample.image)) for sample in samples if not sample.fault]
     assert found == [("img.v2", "two", b"2"), ("img.v3", "three", b"3"), ("0.25_b", "b", b"b")]
-    (fault,) = [sample.fault for sample in samples if sample.fault]
-    assert fault.reason == "no-image"
+    assert faults(samples) == {"no-image": {"a.tar/a"}, "text-missing": {"0.9"}}
+    fault = next(sample.fault for sample in samples if sample.id == "a.tar/a")
     assert "no image among its members ('seg.png', 'txt')" in fault.message
     assert "source.image_member" in fault.message
 

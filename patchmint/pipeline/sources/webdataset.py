@@ -201,7 +201,7 @@ class WebDatasetSource(StoredImages):
     def _dotted(self, group: _Group) -> list[_Group]:
         """The samples of a group whose names have dots of their own: img.v2.jpg and img.v2.txt are the key img.v2.
 
-        None if that isn't certain: a key has an image before its first dot, or an image or text of its own only.
+        None where nothing speaks for that: the key has an image before its first dot, or no stem has image and text.
         """
         if not self._may_have_dots or group.of(self._images):
             return []
@@ -210,8 +210,8 @@ class WebDatasetSource(StoredImages):
             stem, _, ending = member.ending.rpartition(".")
             key = f"{group.key}.{stem}" if stem else group.key
             groups.setdefault(key, _Group(key)).members.append(member._replace(ending=ending))
-        sure = all(len(each.of(self._images)) == 1 and each.of(self._texts) for each in groups.values())
-        return list(groups.values()) if sure else []
+        whole = any(each.of(self._images) and each.of(self._texts) for each in groups.values())
+        return list(groups.values()) if whole else []
 
     def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[Found]:
         if dotted := self._dotted(group):
