@@ -8,6 +8,7 @@ import pytest
 from source_files import FIXTURES, absent, faults, fixture, put, read, refused, samples_of, source, texts
 
 from patchmint.errors import ConfigError, ImageMissingError
+from patchmint.pipeline.sources.recognise import recognise
 
 
 def coco(folder, *names):
@@ -49,6 +50,15 @@ def test_prefixes_come_off(tmp_path):
     coco(tmp_path, "COCO_train2014_c.jpg")
     stripped = source("coco", tmp_path, **settings | {"strip_prefix": "COCO_train2014_"})
     assert contents(stripped) == {"COCO_train2014_c.jpg": b"c"}
+
+
+@pytest.mark.parametrize("name", ["/data/coco/train2017/a.jpg", "https://host/train2017/a.jpg", "coco/train2017/a.jpg"])
+def test_prefixes_are_recognised(tmp_path, name):
+    coco(tmp_path, name)
+    put(tmp_path, {"pictures/train2017/a.jpg": b"a"})
+    found = recognise(str(tmp_path)).source
+    assert (found["images"], found["strip_prefix"]) == ("pictures", name.removesuffix("train2017/a.jpg"))
+    assert contents(source(**found)) == {name: b"a"}
 
 
 def test_other_endings(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
@@ -19,6 +20,7 @@ from patchmint.storage import Entry, Storage
 
 _SECTION_FILES = 8192
 _SIDECAR_ENDINGS = ("txt", "json")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _TEXT_KEYS = ("caption", "text", "texts")
 
 
@@ -86,7 +88,7 @@ class FolderSource(NamedImages):
             if isinstance(image, Fault):
                 yield faulty(f"{table}:{number}", image.reason, f"row {number} of {shown}: {image.message}")
             else:
-                named.setdefault(image.path, _Named(record)).texts.append((number, text))
+                named.setdefault(image.path, _Named(record or _NOTHING)).texts.append((number, text))
         first = self._folders[0]
         for folder in self._folders:
             for entry in self._files(folder):
@@ -111,11 +113,11 @@ class FolderSource(NamedImages):
         yield from sample.finish(f"{shown} has no row with a text for the image")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Named:
     """An image that a table names: the first row's other fields, and the texts of all its rows with their numbers."""
 
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     texts: list[tuple[int, Any]] = field(default_factory=list)
 
 

@@ -6,7 +6,8 @@ Only names and beginnings are read. What is recognised is a guess that `Source.c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -140,6 +141,8 @@ class _Folder:
         self._names: list[str] | None = None
         self.lacking: list[str] = []
         """Files of annotations whose images aren't here."""
+        self._prefix = ""
+        """What the image paths that were looked at begin with, and the folder doesn't have."""
 
     def recognise(self) -> Recognised | None:
         there = self.storage.exists
@@ -174,6 +177,8 @@ class _Folder:
         return self._names
 
     def _found(self, what: str, kind: str, **settings: Any) -> Recognised:
+        if self._prefix and "images" in settings:
+            settings["strip_prefix"] = self._prefix
         return Recognised(what, {"kind": kind, "uri": self._uri, **settings})
 
     def _is_ours(self) -> bool:
@@ -246,7 +251,7 @@ class _Folder:
             return None
         usual = path == f"annotations/{kind}_{split}.json"
         named = {"split": split} if usual else {"annotations": path}
-        if not usual or images != split:
+        if not usual or images != split or self._prefix:
             named["images"] = images
         return self._found(f"COCO {kind}", "coco", texts=texts, **named)
 
@@ -334,7 +339,9 @@ class _Folder:
             paths: as that file has them.
             usual: folders to try first.
         """
-        inner = [path for path in map(inner_path, paths) if isinstance(path, str)]
+        given = [path for path in paths if isinstance(path, str)]
+        inner = [path for path in map(inner_path, given) if isinstance(path, str)]
+        self._prefix = ""
         for folder in usual:
             if any(self.storage.exists(f"{folder}/{path}" if folder else path) for path in inner[:_SHOWN]):
                 return folder
@@ -342,10 +349,22 @@ class _Folder:
         for name in self.names:
             if name.endswith(endings):
                 return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+        for path, rest in _ends_of(given[:_SHOWN]):
+            if found := next((name for name in self.names if f"/{name}".endswith(f"/{rest}")), None):
+                self._prefix = path.removesuffix(rest)
+                return found.removesuffix(rest).rstrip("/")
         self.lacking.append(
-            f"{listing} names images such as {quoted(inner[0])}" if inner else f"{listing} names no image"
+            f"{listing} names images such as {quoted(given[0])}" if given else f"{listing} names no image"
         )
         return None
+
+
+def _ends_of(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each path with its last parts, longest first: it may be one of another machine."""
+    for path in paths:
+        for match in re.finditer("/+", path):
+            if rest := path[match.end() :]:
+                yield path, rest
 
 
 def _file_of(record: Mapping[str, Any]) -> object:
