@@ -56,10 +56,10 @@ class SourceText:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation (LLaVA's `conversations`).
+    """One turn of a conversation.
 
     Attributes:
-        role: "human" or "gpt", as in the source.
+        role: "human", "gpt" or "system", whatever the source calls them.
         content: as in the source, with its "<image>" mark.
     """
 
@@ -99,7 +99,7 @@ class SourceSample:
         id: the source's own name for it, any string.
         image: where its bytes are.
         texts: at least one, unless there is a fault.
-        conversation: LLaVA's turns; empty for other sources.
+        conversation: its turns, where the source has conversations.
         fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
             becomes a reject.
         key: the key that it must keep; empty = one is made from the id.

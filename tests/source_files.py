@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from patchmint.config.sources import SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
-from patchmint.samples import PART, SourceSample
+from patchmint.samples import PART, Absent, SourceSample
 
 FIXTURES = Path(__file__).with_name("sources")
 
@@ -21,8 +22,18 @@ def source(kind, uri, **settings):
     return open_source(TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings}))
 
 
+def samples_of(opened):
+    return [found for found in opened.samples() if isinstance(found, SourceSample)]
+
+
 def read(kind, uri, **settings):
-    return list(source(kind, uri, **settings).samples())
+    return samples_of(source(kind, uri, **settings))
+
+
+def absent(kind, uri, **settings):
+    """How often each reason of something absent comes."""
+    found = source(kind, uri, **settings).samples()
+    return Counter(each.reason for each in found if isinstance(each, Absent))
 
 
 def refused(message, kind, uri, **settings):

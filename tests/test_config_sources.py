@@ -7,7 +7,8 @@ from patchmint.config.build import BuildConfig
 from patchmint.config.sources import CocoSourceConfig, SourceConfig
 from patchmint.errors import ConfigError
 
-KINDS = ["folder", "webdataset", "coco", "visual-genome", "references", "llava", "parquet"]
+KINDS = ["folder", "webdataset", "coco", "karpathy", "flickr30k-entities", "visual-genome", "references", "parquet"]
+KINDS += ["conversations", "llava"]
 ADAPTER = TypeAdapter(SourceConfig)
 
 
@@ -41,7 +42,7 @@ def test_one_column_of_texts_or_several():
         ({"kind": "coco", "uri": "x", "texts": "captions"}, "source.texts"),
         ({"kind": "cocoa", "uri": "x"}, "did you mean 'coco'"),
         ({"uri": "x"}, "source.kind"),
-        ({"kind": "folder", "uri": "x", "text_column": "caption"}, "source: file_column and text_column are a table's"),
+        ({"kind": "folder", "uri": "x", "text_column": "caption"}, "source: text_column is about a table"),
         ({"kind": "llava"}, "source.uri"),
         ({"kind": "llava", "uri": ""}, "source.uri"),
     ],

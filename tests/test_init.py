@@ -67,7 +67,8 @@ def references(here):
 
 
 def llava(here):
-    record = {"id": "1", "image": "7/a.jpg", "conversations": [{"from": "gpt", "value": "A cat."}]}
+    record = {"id": "1", "image": "7/a.jpg", "conversations": [{"role": "user", "content": "?"}]}
+    record["conversations"].append({"role": "assistant", "content": "A cat."})
     return put(here / "mix", {"mine.json": json.dumps([{"id": "0"}, record]), "pictures/7/a.jpg": PHOTO})
 
 
@@ -122,7 +123,11 @@ KINDS = {
     "coco elsewhere": (my_coco, "coco", {"annotations": "mine.json", "images": "pictures"}),
     "visual genome": (visual_genome, "visual-genome", {"texts": "regions", "images": "images"}),
     "references": (references, "references", {"images": "images/train2014"}),
-    "llava": (llava, "llava", {"annotations": "mine.json", "images": "pictures"}),
+    "llava": (
+        llava,
+        "conversations",
+        {"annotations": "mine.json", "images": "pictures", "missing_mark": "prepend"},
+    ),
     "parquet": (parquet, "parquet", {"image_column": "picture", "text_columns": ("words",)}),
     "patchmint": (dataset, "patchmint", {}),
 }
@@ -196,7 +201,9 @@ def test_a_table_in_this_folder_puts_its_output_elsewhere(here, monkeypatch):
 
 def test_what_isnt_recognised_is_told_what_was_looked_for(here):
     put(here / "odd", {"notes.md": "no data", "a.json": '{"a": 1}', "b.csv": "x,y\n1,2\n", "c.jpg": PHOTO})
-    with pytest.raises(ConfigError, match=r"(?s)a known kind.*webdataset .*llava .*There is: 'a\.json', 'b\.csv'"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)a known kind.*webdataset .*conversations .*There is: 'a\.json', 'b\.csv'"
+    ):
         init("odd")
     folder = coco(here)
     shutil.rmtree(folder / "train2017")

@@ -70,6 +70,8 @@ def test_only_what_was_given_is_set():
         ("--source.uri", "null", "source.uri", "null"),
         ("--models.segmenter", "null", "models.segmenter", None),
         ("--source.images", "", "source.images", ""),
+        ("--source.images", "2017", "source.images", "2017"),
+        ("--source.images", '["", b]', "source.images", ["", "b"]),
         ("--source.text-columns", "[a, b]", "source.text_columns", ["a", "b"]),
         ("--source.kind", "visual-genome", "source.kind", "visual-genome"),
     ],
@@ -112,7 +114,7 @@ def test_every_setting_is_an_option_with_help():
 
 def test_help_tells_kinds_choices_and_defaults():
     text = " ".join(re.sub("[│\n]", " ", help_text()).split())
-    assert "One of folder, webdataset, coco, visual-genome, references, llava, parquet, patchmint." in text
+    assert "One of folder, webdataset, coco, karpathy, grounding, flickr30k-entities, visual-genome, " in text
     assert "One of caption, phrases. Default: caption." in text
     assert "Minimum score of a box's best word. Default: 0.35." in text
     assert "ray: GPUs per actor. 0.5: two share one; 0: on the CPU. Default: 1." in text

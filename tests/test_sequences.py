@@ -106,6 +106,12 @@ class TestConversations:
         asked = [(kit.text(said), False) for said in ("Be brief.", "[hi]", " -> ")]
         check(made, *asked, (kit.text("ho"), True), (kit.eos, True))
 
+    def test_a_system_turn_takes_the_place_of_the_template_s(self):
+        kit = Kit(gpt2_like, template=ConversationTemplate(system="Be brief.", human="[", after_human="]", gpt=" -> "))
+        made = kit.build.conversation([Turn("system", "Be kind."), Turn("human", "hi"), Turn("gpt", "ho")], [])
+        asked = [(kit.text(said), False) for said in ("Be kind.]", "[hi]", " -> ")]
+        check(made, *asked, (kit.text("ho"), True), (kit.eos, True))
+
     def test_a_mark_in_an_answer_is_text(self):
         kit = Kit(gpt2_like)
         made = kit.build.conversation([Turn("human", "which tag? <image>"), Turn("gpt", "<image>")], [CODES])
@@ -115,7 +121,7 @@ class TestConversations:
     @pytest.mark.parametrize(
         ("turns", "says"),
         [
-            ([Turn("user", "hi")], "role is 'user'; human and gpt"),
+            ([Turn("user", "hi")], "role is 'user'; human, gpt and system"),
             ([], "nothing is learnt"),
             ([Turn("human", "hi")], "nothing is learnt"),
         ],

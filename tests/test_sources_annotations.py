@@ -8,7 +8,20 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from source_files import FIXTURES, faults, fixture, good, image_bytes, put, read, refused, source, texts
+from source_files import (
+    FIXTURES,
+    absent,
+    faults,
+    fixture,
+    good,
+    image_bytes,
+    put,
+    read,
+    refused,
+    samples_of,
+    source,
+    texts,
+)
 
 from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.samples import ImageRef, SourceText, Turn
@@ -28,17 +41,18 @@ def test_coco_captions(tmp_path):
     root = fixture("coco", tmp_path)
     put(root, {"train2017/000000000009.jpg": image_bytes("chelsea")})
     opened = source("coco", root)
-    samples = list(opened.samples())
-    assert places(samples) == [(f"{number}", f"train2017/{number:012}.jpg") for number in (25, 9, 30)]
+    samples = samples_of(opened)
+    assert places(samples) == [(f"{number}", f"train2017/{number:012}.jpg") for number in (25, 9)]
     assert texts(samples[0]) == ["A woman in an orange suit smiles.", "An astronaut before a flag."]
     assert texts(samples[1]) == ["A cat lies beside a lamp.", "The cat looks into the camera. "]
-    assert faults(samples) == {"text-missing": {"30"}}
+    assert (faults(samples), absent("coco", root)) == ({}, {"not-annotated": 1})
+    assert samples[1].record["file_name"] == "000000000009.jpg"
     assert opened.read_image(samples[1].image) == image_bytes("chelsea")
     with pytest.raises(ImageMissingError, match="000000000025"):
         opened.read_image(samples[0].image)
 
 
-def test_coco_categories(tmp_path):
+def test_coco_categories():
     samples = read("coco", FIXTURES / "coco", texts="categories")
     assert samples[0].texts == (
         SourceText(
@@ -48,7 +62,7 @@ def test_coco_categories(tmp_path):
         ),
     )
     assert samples[1].texts == (SourceText("cat", phrases=((0, 3),), boxes=((2.0, 3.0, 4.0, 9.0),)),)
-    assert faults(samples) == {"text-missing": {"30"}}
+    assert (faults(samples), absent("coco", FIXTURES / "coco", texts="categories")) == ({}, {"not-annotated": 1})
 
 
 def test_coco_other_places(tmp_path):
@@ -103,7 +117,8 @@ def test_coco_bad_boxes_and_categories(tmp_path):
     samples = read("coco", coco(tmp_path, document, "instances"), texts="categories")
     whole = [sample.texts for sample in samples if sample.fault is None]
     assert whole == [(SourceText("cat", ((0, 3),), ((0.0, 0.0, 0.0, 1.0),)),)]
-    assert len(samples) == len(whole) + len(boxes) + 2
+    assert len(samples) == len(whole) + 2
+    assert absent("coco", tmp_path, texts="categories") == {"box-malformed": len(boxes)}
 
 
 OUTSIDE = ("../../etc/passwd", "a/../../b.jpg", "/etc/passwd", "C:/x.jpg", "a\\..\\b.jpg", "a\0.jpg", ".")
@@ -121,10 +136,11 @@ def test_paths_stay_in_the_source(tmp_path, path, reason):
     (sample,) = source("coco", coco(tmp_path, document)).samples()
     assert (sample.fault.reason, sample.image, sample.texts) == (reason, ImageRef(""), ())
     assert sample.fault.message.isascii()
-    entry = {"id": "1", "image": path, "conversations": [{"from": "gpt", "value": "x"}]}
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    entry = {"id": "1", "image": path or [path], "conversations": turns}
     put(tmp_path, {"llava_v1_5_mix665k.json": json.dumps([entry])})
     (sample,) = source("llava", tmp_path).samples()
-    assert sample.fault.reason == ("no-image" if path is None else reason)
+    assert sample.fault.reason == ("no-image" if path in ("", None) else reason)
 
 
 def test_settings_stay_in_the_source(tmp_path):
@@ -161,14 +177,15 @@ def test_workers_never_read_annotations(tmp_path):
 
 def test_visual_genome_regions(tmp_path):
     samples = read("visual-genome", VG)
-    paths = {"1": "VG_100K_2/1.jpg", "2": "VG_100K/2.jpg", "2#fault-0": "", "3": "VG_100K/3.jpg"}
+    paths = {"1": "VG_100K_2/1.jpg", "2": "VG_100K/2.jpg", "2#fault-0": ""}
     assert places(samples) == list(paths.items())
     assert samples[0].texts == (
         SourceText("the clock is green in colour", boxes=((4.0, 5.0, 24.0, 35.0),)),
         SourceText("shade is along the street ", boxes=((41.0, 12.0, 48.0, 21.0),)),
     )
     assert texts(samples[1]) == ["man with a beard"]
-    assert faults(samples) == {"text-empty": {"2#fault-0"}, "text-missing": {"3"}}
+    assert (faults(samples), absent("visual-genome", VG)) == ({"text-empty": {"2#fault-0"}}, {"not-annotated": 1})
+    assert samples[1].record["coco_id"] == 547168
 
 
 def test_visual_genome_objects(tmp_path):
@@ -181,13 +198,13 @@ def test_visual_genome_objects(tmp_path):
         ),
     )
     assert samples[0].image.path == "vg/VG_100K_2/1.jpg"
-    assert faults(samples) == {"text-missing": {"2", "3"}}
+    assert (faults(samples), absent("visual-genome", VG, texts="objects")) == ({}, {"not-annotated": 2})
 
 
 def test_visual_genome_bad_records(tmp_path):
     root = fixture("visual_genome", tmp_path)
     region = {"x": 1, "y": 1, "width": 1, "height": 1, "phrase": "a hat"}
-    objects = [{"names": []}, {"names": ["hat"]}, {"x": 1, "y": 1, "w": 1, "h": 1, "names": ["hat"]}, 3]
+    objects = [{"names": []}, {"names": ["cap"]}, {"x": 1, "y": 1, "w": 1, "h": 1, "names": ["hat"]}, 3]
     images = [{"image_id": 1, "url": "https://h/../../1.jpg"}, {"image_id": 2}, {"url": "x"}, {"image_id": 1}]
     regions = [{"id": 1, "regions": [region]}, {"id": 9, "regions": [region]}, {"id": 2}, {"id": 2, "regions": [5]}]
     put(root, {"image_data.json": json.dumps(images), "region_descriptions.json": json.dumps(regions)})
@@ -199,8 +216,9 @@ def test_visual_genome_bad_records(tmp_path):
     }
     put(root, {"image_data.json": '[{"image_id": 2, "url": "https://h/VG_100K/2.jpg"}]'})
     samples = read("visual-genome", root, texts="objects")
-    assert good(samples) == [["hat"]]
-    assert len(samples) == 1 + 3
+    assert good(samples) == [["cap . hat"]]
+    assert len(samples) == 1 + 2
+    assert absent("visual-genome", root, texts="objects") == {"box-malformed": 1}
 
 
 def test_references(tmp_path):
@@ -211,6 +229,7 @@ def test_references(tmp_path):
         SourceText("lady w back to us", boxes=((1.5, 2.0, 11.5, 22.0),)),
         SourceText("man on right", boxes=((30.0, 2.0, 38.0, 22.0),)),
     )
+    assert absent("references", REFERENCES, split="val") == {"not-chosen-split": 2}
     (sample,) = read("references", REFERENCES, split="val")
     assert (sample.id, texts(sample)) == ("1234", ["left cat"])
     refused(r"no references of 'test'; it has 'train', 'val'", "references", REFERENCES, split="test")
@@ -229,12 +248,24 @@ def test_references_bad_records(tmp_path):
     ]
     put(root, {"refs(unc).json": json.dumps(refs)})
     samples = read("references", root)
-    assert good(samples) == [["raw only"]]
+    assert good(samples) == [["a hat", "raw only"]]  # without a box a text is good all the same
+    assert absent("references", root) == {"box-missing": 1}
     assert faults(samples) == {
-        "record-malformed": {"ref-4", "ref-5", "1234#fault-0", "1234#fault-1", "1234#fault-2"},
+        "record-malformed": {"ref-4", "ref-5", "1234#fault-0", "1234#fault-1"},
         "image-unlisted": {"6"},
         "text-missing": {"581857"},
     }
+
+
+def test_expressions_of_several_things_or_none(tmp_path):
+    root = fixture("references", tmp_path)
+    given = {"both": [1719310, 1719311], "none": [-1], "one gone": [1719310, 5]}
+    refs = [{"image_id": 581857, "ann_id": ids, "sentences": [{"sent": sent}]} for sent, ids in given.items()]
+    (root / "refs(unc).json").unlink()
+    put(root, {"grefs(unc).json": json.dumps(refs)})
+    (sample,) = read("references", root)
+    assert [(text.content, len(text.boxes)) for text in sample.texts] == [("both", 2), ("none", 0), ("one gone", 1)]
+    assert absent("references", root) == {"box-missing": 1}
 
 
 class Dangerous:
@@ -282,13 +313,13 @@ def test_llava_pretrain(tmp_path):
 
 def test_llava_finetune(tmp_path):
     opened = source("llava", LLAVA, annotations="llava_v1_5_mix665k.json")
-    samples = list(opened.samples())
-    assert [sample.id for sample in samples] == ["000000033471", "1", "wgByO4Y_0", "000000033471"]
+    samples = samples_of(opened)
+    assert [sample.id for sample in samples] == ["000000033471", "1", "000000033471"]
     assert [sample.image.path for sample in samples[:2]] == ["coco/train2017/000000033471.jpg", "vg/VG_100K_2/1.jpg"]
     assert texts(samples[0]) == ["The bus in the image is white and red.", "Yes"]
-    assert texts(samples[3]) == ["B"]
+    assert texts(samples[2]) == ["B"]
     assert len(samples[0].conversation) == 4
-    assert faults(samples) == {"no-image": {"wgByO4Y_0"}}
+    assert (faults(samples), absent("llava", LLAVA, annotations="llava_v1_5_mix665k.json")) == ({}, {"text-only": 1})
     with pytest.raises(ImageMissingError):
         opened.read_image(samples[0].image)
     every = texts(read("llava", LLAVA, annotations="llava_v1_5_mix665k.json", texts="all")[0])
@@ -297,18 +328,18 @@ def test_llava_finetune(tmp_path):
 
 def test_llava_which_file(tmp_path):
     put(tmp_path, {"something": "else"})
-    refused("both blip", "llava", LLAVA)
-    refused("neither of LLaVA's files", "llava", tmp_path)
+    refused(r"several JSON files \(blip", "llava", LLAVA)
+    refused("neither JSON nor Parquet files", "llava", tmp_path)
     refused(r"there is no 'x\.json'", "llava", tmp_path, annotations="x.json")
 
 
 def test_llava_bad_records(tmp_path):
-    sound, image = [{"from": "gpt", "value": "x"}], "a.jpg"
+    sound, image = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}], "a.jpg"
     entries = [
         {"id": "a", "image": image, "conversations": [{"from": "bot", "value": "x"}]},
         {"id": "b", "image": image, "conversations": [{"from": "gpt", "value": None}]},
         {"id": "c", "image": image},
-        {"id": "d", "image": image, "conversations": []},
+        {"id": "d", "image": image, "conversations": sound[:1]},
         {"id": "e", "image": image, "conversations": [{"from": "gpt", "value": ""}, *sound]},
         {"id": "f", "image": image, "conversations": [{"from": "human", "value": "\udc80"}, *sound]},
         {"id": "\ud800", "image": image, "conversations": sound},
@@ -319,7 +350,8 @@ def test_llava_bad_records(tmp_path):
     put(tmp_path, {"llava_v1_5_mix665k.json": json.dumps(entries)})
     samples = read("llava", tmp_path)
     assert faults(samples) == {
-        "record-malformed": {"entry-0", "entry-1", "entry-2", "g", "entry-9"},
+        "record-malformed": {"entry-0", "entry-1", "entry-2", "entry-9"},
+        "several-images": {"g"},
         "text-missing": {"d"},
         "text-empty": {"e#fault-0"},
         "text-not-unicode": {"f"},
@@ -337,6 +369,35 @@ def test_missing_annotation_files_say_what_was_expected(tmp_path, kind):
 def test_captions_file_in_the_place_of_instances():
     settings = {"texts": "categories", "annotations": "annotations/captions_train2017.json"}
     refused("no categories: it isn't a COCO file of instances", "coco", FIXTURES / "coco", **settings)
+
+
+def test_instances_in_the_place_of_captions():
+    settings = {"annotations": "annotations/instances_train2017.json"}
+    refused("holds instances, not captions.*source.texts: categories", "coco", FIXTURES / "coco", **settings)
+
+
+def test_ids_that_pandas_made_floats_join(tmp_path):
+    document = {
+        "images": [{"id": 9, "file_name": "9.jpg"}, {"id": 1e3, "file_name": "1000.jpg"}, {"id": 1.5}],
+        "annotations": [{"image_id": 9.0, "caption": "nine"}, {"image_id": "1000", "caption": "thousand"}],
+    }
+    samples = read("coco", coco(tmp_path, document))
+    assert [(sample.id, texts(sample)) for sample in samples if not sample.fault] == [
+        ("9", ["nine"]),
+        ("1000", ["thousand"]),
+    ]
+    assert faults(samples) == {"record-malformed": {"images-2"}}
+
+
+def test_json_lines_in_the_place_of_lists(tmp_path):
+    for name, folder, kind in (
+        ("region_descriptions.json", VG, "visual-genome"),
+        ("refs(unc).json", REFERENCES, "references"),
+    ):
+        copied = fixture(folder.name, tmp_path)
+        records = json.loads((copied / name).read_text())
+        put(copied, {name: "\n".join(map(json.dumps, records))})
+        assert read(kind, copied) == read(kind, folder)
 
 
 def test_order_and_contents_are_the_same_each_time():

@@ -7,7 +7,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_files import faults, good, image_bytes, put, read, refused, source, texts
+from source_files import absent, faults, good, image_bytes, put, read, refused, samples_of, source, texts
 
 from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableError
 from patchmint.pipeline.sources import base
@@ -108,18 +108,18 @@ def test_tables(tmp_path, ending):
     rows = [("b/c.png", "one, with a comma"), ("a.jpg", "two\nlines"), ("./b//c.png", "three"), ("raw", "four")]
     table(tmp_path, ending, [*rows, ("gone.jpg", "five"), ("../x.jpg", "six")])
     opened = source("folder", tmp_path, table=f"t.{ending}")
-    samples = list(opened.samples())
+    samples = samples_of(opened)
     assert [(sample.id, texts(sample)) for sample in samples[1:]] == [
         ("a.jpg", ["two\nlines"]),
         ("b/c.png", ["one, with a comma", "three"]),
-        ("d.jpg", []),
         ("raw", ["four"]),
         ("gone.jpg", ["five"]),
     ]
-    assert faults(samples) == {"path-outside-source": {f"t.{ending}:6"}, "text-missing": {"d.jpg"}}
-    assert opened.read_image(samples[4].image) == b"image of another name"
+    assert faults(samples) == {"path-outside-source": {f"t.{ending}:6"}}
+    assert absent("folder", tmp_path, table=f"t.{ending}") == {"not-annotated": 1}
+    assert opened.read_image(samples[3].image) == b"image of another name"
     with pytest.raises(ImageMissingError):
-        opened.read_image(samples[5].image)
+        opened.read_image(samples[4].image)
 
 
 def test_tables_with_columns_of_another_name(tmp_path):
@@ -174,6 +174,7 @@ def test_parquet_strings_in_another_encoding(tmp_path):
         ("t.csv", b'file_name,text\na.jpg,"a"b\n', "isn't a sound table"),
         ("t.jsonl", b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         ("t.jsonl", b'{"a": 1}\n', "no column 'file_name'"),
+        ("t.json", b'{"file_name": "a.jpg", "text": "x"}', "no list of records"),
         ("t.parquet", b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         ("t.parquet", b"PAR1 and no more", "isn't a sound Parquet file"),
         ("t.parquet", b"something else", "isn't a sound Parquet file"),

@@ -70,6 +70,23 @@ def test_memory_stays_flat(tmp_path):
         tracemalloc.stop()
 
 
+def test_lines_whatever_they_are_called(tmp_path):
+    good = json.dumps({"a": 1})
+    assert streamed(tmp_path, f"{good}\n\n{good}\r\n") == [{"a": 1}, {"a": 1}]
+    assert streamed(tmp_path, f'{good}\n{{"a": \n5') == [{"a": 1}, '{"a": \n', 5]
+    for name, content, found in (
+        ("a.jsonl", "[1,\n 2]", [1, 2]),
+        ("b.JSONL", "cut}\n5", ["cut}\n", 5]),
+        ("c.ndjson", "{}", [{}]),
+    ):
+        assert list(stream_list(open_storage(put(tmp_path, {name: content})), name)) == found
+
+
+def test_a_list_in_the_place_of_an_object(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a list, and should be .*kind: conversations.*kind: folder"):
+        list(stream_members(open_storage(put(tmp_path, {"a.json": "[{}]"})), "a.json"))
+
+
 def test_other_encodings_come_out_marked(tmp_path):
     assert streamed(tmp_path, b'["caf\xe9", "good"]') == ["caf\udce9", "good"]
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from shard_data import copy
-from source_files import fixture, image_bytes, put, read, refused, source
+from source_files import fixture, image_bytes, put, read, refused, samples_of, source
 
 from patchmint.errors import ImageMissingError
 from patchmint.pipeline.sources.recognise import recognise
@@ -51,17 +51,20 @@ def data_set(kind, folder):
             images = {f"train2014/COCO_train2014_{n:012}.jpg": b"x" for n in (581857, 1234)}
             return put(fixture("references", folder), images)
         case _:
-            entry = {"id": 1, "image": "a.jpg", "conversations": [{"from": "gpt", "value": "hello"}]}
+            turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "hello"}]
+            entry = {"id": 1, "image": "a.jpg", "conversations": turns}
             return put(folder, {"llava_v1_5_mix665k.json": json.dumps([entry]), "a.jpg": b"x"})
 
 
-@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet", "coco", "visual-genome", "references", "llava"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "webdataset", "parquet", "coco", "visual-genome", "references", "conversations"]
+)
 def test_the_same_as_from_a_folder(tmp_path, brought, kind):
     root = data_set(kind, tmp_path)
     bucket = brought(root)
     here, there = source(kind, root), source(kind, bucket)
-    samples = list(here.samples())
-    assert [(s.id, s.image, s.texts) for s in there.samples()] == [(s.id, s.image, s.texts) for s in samples]
+    samples = samples_of(here)
+    assert [(s.id, s.image, s.texts) for s in samples_of(there)] == [(s.id, s.image, s.texts) for s in samples]
     recognised = dict(recognise(bucket).source)
     assert (recognised["kind"], recognised["uri"]) == (kind, bucket)
     assert read(**recognised) == samples

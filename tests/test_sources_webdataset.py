@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import webdataset
-from source_files import faults, image_bytes, put, read, refused, source, texts
+from source_files import absent, faults, good, image_bytes, put, read, refused, samples_of, source, texts
 
 from patchmint.errors import ConfigError, StorageError
 from patchmint.pipeline.sources.webdataset import expand, split_uri
@@ -102,11 +102,99 @@ def test_which_member_is_what(tmp_path):
         "12": ("last", b"last"),
     }
     assert faults(samples) == {
-        "record-malformed": {"a.tar/4", "9", "11"},
+        "record-malformed": {"a.tar/4", "11"},
         "no-image": {"a.tar/5", "a.tar/7", "a.tar/8"},
-        "text-missing": {"6"},
+        "text-missing": {"6", "9"},
         "text-not-unicode": {"10"},
     }
+
+
+def test_members_of_a_key_need_not_lie_side_by_side(tmp_path):
+    keys = ("a", "b", "c", "d")
+    members = [(f"{key}.jpg", key.encode()) for key in keys] + [(f"{key}.txt", key.encode()) for key in ("c", "b", "a")]
+    members += [
+        ("e.jpg", b"e"),
+        ("e.txt", b"e"),
+        ("d.json", b"{}"),
+        ("e.jpg", b"again"),
+        ("e.txt", b"again"),
+        ("f.txt", b"f"),
+    ]
+    tar(tmp_path / "a.tar", members)
+    opened = source("webdataset", tmp_path)
+    samples = list(opened.samples())
+    found = [(*texts(sample), opened.read_image(sample.image)) for sample in samples if not sample.fault]
+    assert found == [("c", b"c"), ("b", b"b"), ("a", b"a"), ("e", b"e"), ("again", b"again")]
+    assert faults(samples) == {"text-missing": {"d"}, "no-image": {"a.tar/f"}}
+    tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.txt", b"x")])  # two, not one of two
+    samples = read("webdataset", tmp_path)
+    assert (good(samples), faults(samples)) == ([["x"]], {"text-missing": {"a", "b"}})
+
+
+def test_a_cut_tar_of_scattered_members(tmp_path):
+    path = tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("a.txt", b"a"), ("b.txt", b"b" * 9000)])
+    path.write_bytes(path.read_bytes()[:6000])
+    samples = read("webdataset", tmp_path)
+    assert (good(samples), faults(samples)) == ([["a"]], {"text-missing": {"b"}, "tar-cut": {"a.tar#rest"}})
+
+
+def test_keys_with_dots(tmp_path):
+    members = [
+        ("img.v2.jpg", b"2"),
+        ("img.v2.txt", b"two"),
+        ("img.v3.jpg", b"3"),
+        ("img.v3.json", b'{"caption": "three"}'),
+    ]
+    members += [
+        ("a.seg.png", b"mask"),
+        ("a.txt", b"of which image?"),
+        ("0.25_b.jpg", b"b"),
+        ("0.25_b.txt", b"b"),
+        ("0.9.jpg", b"x"),
+    ]
+    tar(tmp_path / "a.tar", members)
+    opened = source("webdataset", tmp_path)
+    samples = list(opened.samples())
+    found = [(sample.id, *texts(sample), opened.read_image(sample.image)) for sample in samples if not sample.fault]
+    assert found == [("img.v2", "two", b"2"), ("img.v3", "three", b"3"), ("0.25_b", "b", b"b")]
+    assert faults(samples) == {"no-image": {"a.tar/a"}, "text-missing": {"0.9"}}
+    fault = next(sample.fault for sample in samples if sample.id == "a.tar/a")
+    assert "no image among its members ('seg.png', 'txt')" in fault.message
+    assert "source.image_member" in fault.message
+
+
+def test_members_that_are_named(tmp_path):
+    record = {"title": "three", "more": ["four", None, "five"], "meta": {"alt": "six"}, "n": 7}
+    members = [
+        ("1.input.png", b"in"),
+        ("1.output.png", b"out"),
+        ("1.edit.txt", b"one"),
+        ("1.json", json.dumps(record).encode()),
+    ]
+    members += [("2.input.jpg", b"in2"), ("2.edit.txt", b"two"), ("2.json", b"{")]
+    members += [("3.input.jpg", b"in3"), ("3.json", b"{}"), ("4.jpg", b"no input"), ("4.edit.txt", b"x")]
+    tar(tmp_path / "a.tar", members)
+    settings = {"image_member": "input", "texts": ["edit.txt", "json:title", "json:more", "json:meta.alt"]}
+    opened = source("webdataset", tmp_path, **settings)
+    samples = samples_of(opened)
+    assert texts(samples[0]) == ["one", "three", "four", "five", "six"]
+    assert (opened.read_image(samples[0].image), samples[0].record) == (b"in", record)
+    assert faults(samples) == {
+        "record-malformed": {"1#fault-0", "2#fault-0", "2#fault-1", "2#fault-2"},
+        "text-missing": {"3"},
+        "no-image": {"a.tar/4"},
+    }
+    assert good(read("webdataset", tmp_path, image_member="output.png", texts="json:n")) == []
+    assert good(read("webdataset", tmp_path, texts=["txt", "edit.txt"])) == [["x"]]
+    assert absent("webdataset", tmp_path, texts=["txt", "edit.txt"]) == {"text-null": 1}
+
+
+def test_what_img2dataset_could_not_get_is_absent(tmp_path):
+    failed = {"status": "failed_to_download", "caption": "x", "url": "https://host/x.jpg"}
+    members = [("1.json", json.dumps(failed).encode()), ("1.txt", b"x"), ("2.jpg", b"2"), ("2.txt", b"two")]
+    tar(tmp_path / "a.tar", members)
+    assert good(read("webdataset", tmp_path)) == [["two"]]
+    assert absent("webdataset", tmp_path) == {"download-failed": 1}
 
 
 def test_long_names_and_pax_headers(tmp_path):

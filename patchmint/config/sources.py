@@ -64,7 +64,27 @@ class CommonSettings(Settings):
         return {key: value for key, value in told if key not in common or getattr(self, key) != common[key].default}
 
 
-class FolderSourceConfig(CommonSettings):
+Folders = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class ImagesSettings(CommonSettings):
+    """Where the images are whose paths the annotations name."""
+
+    images: Folders | None = Field(
+        default=None,
+        description='The folder that image paths start from, or several, which are tried in order; "" is the top. '
+        "Null: the top.",
+    )
+    strip_prefix: OneOrSeveral = Field(
+        default=(), description="What to take off the beginning of image paths, such as /data/coco/; one or several."
+    )
+    other_endings: bool = Field(
+        default=False,
+        description="Where an image isn't there, take one that differs in its ending only: a .gif for a .jpg.",
+    )
+
+
+class FolderSourceConfig(ImagesSettings):
     """A folder of images, with a caption file beside each or one table for all."""
 
     kind: Literal["folder"]
@@ -72,16 +92,27 @@ class FolderSourceConfig(CommonSettings):
     table: str | None = Field(
         default=None,
         min_length=1,
-        description="A .csv, .tsv, .jsonl or .parquet table in the folder, a row per image and text. Null: a .txt or "
-        ".json beside each image.",
+        description="A .csv, .tsv, .jsonl, .json or .parquet table in the folder, a row per image and text. Null: a "
+        ".txt or .json beside each image.",
     )
-    file_column: str = Field(default="file_name", description="The table's column of image paths within the folder.")
+    file_column: str = Field(default="file_name", description="The table's column of image paths.")
     text_column: str = Field(default="text", description="The table's column of texts.")
+    id_column: str | None = Field(
+        default=None, min_length=1, description="The table's column of ids. Null: an image's path."
+    )
+    images: Folders | None = Field(
+        default=None,
+        description='The folder that a table\'s paths start from, or several, which are tried in order; "" is the top. '
+        "Null: the folder of a table that is called metadata, as on the Hub; else the top.",
+    )
 
     @model_validator(mode="after")
     def _columns_are_a_tables(self) -> Self:
-        if self.table is None and (self.file_column, self.text_column) != ("file_name", "text"):
-            raise ValueError("file_column and text_column are a table's, and none is given; name it in table")
+        fields = type(self).model_fields
+        of_tables = ("file_column", "text_column", "id_column", "images", "strip_prefix", "other_endings")
+        given = [name for name in of_tables if getattr(self, name) != fields[name].default]
+        if self.table is None and given:
+            raise ValueError(f"{given[0]} is about a table, and none is given; name it in table")
         return self
 
 
@@ -92,10 +123,21 @@ class WebDatasetSourceConfig(CommonSettings):
     uri: str = Field(
         min_length=1, description="A folder of tars, one tar, or a range of tars such as data/{00000..00012}.tar."
     )
+    image_member: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which member is the image, by what follows the key's dot: input.jpg, or input for any ending of "
+        "images. Null: the only one that is called KEY.jpg, KEY.png, ...",
+    )
+    texts: OneOrSeveral = Field(
+        default=(),
+        description="Which members are texts, by what follows the key's dot: txt, output.txt; or fields of KEY.json: "
+        "json:caption, json:meta.title. All that are named become texts. None given: .txt, or else json:caption.",
+    )
 
 
-class CocoSourceConfig(CommonSettings):
-    """COCO captions or instances."""
+class CocoSourceConfig(ImagesSettings):
+    """COCO captions or instances; LVIS."""
 
     has_own_split: ClassVar[bool] = True
 
@@ -111,12 +153,57 @@ class CocoSourceConfig(CommonSettings):
         min_length=1,
         description="The annotation file. Null: annotations/captions_SPLIT.json or annotations/instances_SPLIT.json.",
     )
-    images: str | None = Field(
-        default=None, description='The folder that file names start from; "" is the top. Null: SPLIT.'
+    images: Folders | None = Field(
+        default=None,
+        description='The folder that file names start from, or several, which are tried in order; "" is the top. Null: '
+        "SPLIT, or for images that only have a coco_url the top.",
     )
 
 
-class VisualGenomeSourceConfig(CommonSettings):
+class KarpathySourceConfig(ImagesSettings):
+    """Karpathy's splits of COCO, Flickr30k and Flickr8k: dataset_coco.json and the like."""
+
+    has_own_split: ClassVar[bool] = True
+
+    kind: Literal["karpathy"]
+    uri: str = Field(min_length=1, description=_URI)
+    annotations: str | None = Field(
+        default=None, min_length=1, description="The JSON file. Null: the only dataset*.json at the top."
+    )
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Take only the images of this split: train, val, test; or of several: train+restval. Null: all.",
+    )
+
+
+class GroundingSourceConfig(ImagesSettings):
+    """Phrases of captions with boxes: ODVG (JSON Lines) and MDETR (JSON)."""
+
+    kind: Literal["grounding"]
+    uri: str = Field(min_length=1, description=_URI)
+    annotations: str = Field(min_length=1, description="The file: ODVG's .jsonl, or MDETR's .json.")
+
+
+class FlickrSourceConfig(ImagesSettings):
+    """Flickr30k Entities: five captions for an image, with phrases and their boxes."""
+
+    has_own_split: ClassVar[bool] = True
+
+    kind: Literal["flickr30k-entities"]
+    uri: str = Field(min_length=1, description=_URI)
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Take only images that SPLIT.txt lists: train, val or test. Null: all.",
+    )
+    images: Folders = Field(
+        default="flickr30k-images",
+        description='The folder of the images, or several, which are tried in order; "" is the top.',
+    )
+
+
+class VisualGenomeSourceConfig(ImagesSettings):
     """Visual Genome region descriptions or objects."""
 
     kind: Literal["visual-genome"]
@@ -124,21 +211,27 @@ class VisualGenomeSourceConfig(CommonSettings):
     texts: Literal["regions", "objects"] = Field(
         default="regions", description="Each region's description is a text; or one text lists the image's objects."
     )
-    images: str = Field(default="", description='The folder that holds VG_100K and VG_100K_2; "" is the top.')
+    images: Folders = Field(
+        default="",
+        description='The folder that holds VG_100K and VG_100K_2, or several, which are tried in order; "" is the top.',
+    )
 
 
-class ReferencesSourceConfig(CommonSettings):
-    """RefCOCO, RefCOCO+, RefCOCOg: expressions that refer to one thing in an image."""
+class ReferencesSourceConfig(ImagesSettings):
+    """RefCOCO, RefCOCO+, RefCOCOg: expressions that refer to one thing in an image; gRefCOCO: to several, or none."""
 
     has_own_split: ClassVar[bool] = True
 
     kind: Literal["references"]
     uri: str = Field(min_length=1, description=_URI)
     refs: str | None = Field(
-        default=None, min_length=1, description="The JSON list of references. Null: the only refs*.json at the top."
+        default=None, min_length=1, description="The JSON list of references. Null: the only (g)refs*.json at the top."
     )
     instances: str = Field(default="instances.json", min_length=1, description="Images and boxes, as COCO instances.")
-    images: str = Field(default="train2014", description='The folder that file names start from; "" is the top.')
+    images: Folders = Field(
+        default="train2014",
+        description='The folder that file names start from, or several, which are tried in order; "" is the top.',
+    )
     split: str | None = Field(
         default=None,
         min_length=1,
@@ -146,23 +239,35 @@ class ReferencesSourceConfig(CommonSettings):
     )
 
 
-class LlavaSourceConfig(CommonSettings):
-    """LLaVA 558K and 665K: conversations about images."""
+class ConversationsSourceConfig(ImagesSettings):
+    """Conversations about images: LLaVA, ShareGPT, OpenAI's messages, the_cauldron; JSON, JSON Lines or Parquet."""
 
-    kind: Literal["llava"]
+    kind: Literal["conversations", "llava"]
     uri: str = Field(min_length=1, description=_URI)
     texts: Literal["answers", "questions", "all"] = Field(
-        default="answers", description="Which turns become texts: those of gpt, those of human, or both."
+        default="answers",
+        description="Which turns become texts: those of gpt (assistant), those of human (user), or both.",
     )
     annotations: str | None = Field(
         default=None,
         min_length=1,
-        description="The JSON file. Null: blip_laion_cc_sbu_558k.json or llava_v1_5_mix665k.json, whichever is there.",
+        description="The .json, .jsonl or .parquet file, or a folder of Parquet files. Null: "
+        "blip_laion_cc_sbu_558k.json or llava_v1_5_mix665k.json, whichever is there; else all Parquet files; else the "
+        "only JSON file at the top.",
     )
-    images: str | None = Field(
+    images: Folders | None = Field(
         default=None,
-        description='The folder that image paths start from; "" is the top. Null: images for the 558K file, else the '
-        "top.",
+        description='The folder that image paths start from, or several, which are tried in order; "" is the top. '
+        "Null: images for the 558K file, else the top.",
+    )
+    image_column: str | None = Field(
+        default=None, min_length=1, description="Field or column of the image. Null: image or images."
+    )
+    id_column: str = Field(default="id", min_length=1, description="Field or column of the id, where there is one.")
+    missing_mark: Literal["reject", "prepend"] = Field(
+        default="reject",
+        description="What to do with a conversation about an image in which no turn of a human has an <image> mark: "
+        "reject it, or put the mark before the first question.",
     )
 
 
@@ -178,6 +283,9 @@ class ParquetSourceConfig(CommonSettings):
         default=(),
         description="Columns of texts: strings or lists of strings. None given: the only one of caption, captions, "
         "text and texts.",
+    )
+    id_column: str | None = Field(
+        default=None, min_length=1, description="Column of ids. Null: the path beside the image, or file and row."
     )
 
 
@@ -195,9 +303,12 @@ AnySource = (
     FolderSourceConfig
     | WebDatasetSourceConfig
     | CocoSourceConfig
+    | KarpathySourceConfig
+    | GroundingSourceConfig
+    | FlickrSourceConfig
     | VisualGenomeSourceConfig
     | ReferencesSourceConfig
-    | LlavaSourceConfig
+    | ConversationsSourceConfig
     | ParquetSourceConfig
     | PatchmintSourceConfig
 )

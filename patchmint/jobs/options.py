@@ -50,13 +50,20 @@ class _Setting:
         """Whether what is typed is the value itself: "012" stays text, and is no number."""
         return all(_is_text(member) for field in self.fields.values() for member in members(field))
 
+    @property
+    def takes_names(self) -> bool:
+        """Whether what is typed is a name, unless it is a list of names."""
+        return all(_is_text(member) or _is_names(member) for field in self.fields.values() for member in members(field))
+
     def value(self, typed: str) -> Any:
         """The value that was typed."""
         if self.takes_text:
             nullable = any(type(None) in get_args(field.annotation) for field in self.fields.values())
             return None if nullable and typed == "null" else typed
         try:
-            return yaml.safe_load(typed)
+            value = yaml.safe_load(typed)
+            is_list = isinstance(value, list | None) and bool(typed)  # "" is a name, null is none
+            return value if is_list or not self.takes_names else typed
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"{self.option} {typed!r}: this isn't a YAML value; write a plain word or number, null, or a mapping "
@@ -174,6 +181,11 @@ def _metavar(setting: _Setting) -> str:
         return "TEXT"
     numbers = all(member in (int, float) for field in setting.fields.values() for member in members(field))
     return "NUMBER" if numbers else "YAML"
+
+
+def _is_names(member: Any) -> bool:
+    inner = get_args(member)[0] if get_origin(member) is Annotated else member
+    return get_origin(inner) is tuple and get_args(inner)[0] is str
 
 
 def _is_text(member: Any) -> bool:

@@ -78,8 +78,8 @@ class AnnotatorDocument(_Document):
 class TurnDocument(_Document):
     """One turn of a conversation."""
 
-    role: str = Field(description="As in the source: human or gpt.")
-    content: str = Field(description="As in the source, with its <image> mark.")
+    role: str = Field(description="Who speaks: human, gpt or system.")
+    content: str = Field(description="What is said; the <image> mark is where the image is.")
 
 
 class GridDocument(_Document):

@@ -43,7 +43,7 @@ class Turn(Protocol):
 
     @property
     def role(self) -> str:
-        """Who speaks: human or gpt."""
+        """Who speaks: human, gpt or system."""
 
     @property
     def content(self) -> str:
@@ -55,7 +55,7 @@ class ConversationTemplate:
     """What stands around the turns of a conversation.
 
     Attributes:
-        system: before the first turn.
+        system: before the first turn, unless the conversation has a system's turn; that is followed by `after_human`.
         human: before what a human says.
         after_human: after it.
         gpt: before an answer. An answer ends with EOS.
@@ -228,7 +228,7 @@ class SequenceBuilder:
         """A conversation; the answers are learnt, each with EOS after it.
 
         Args:
-            turns: of roles human and gpt. `<image>` stands for an image where a human says it.
+            turns: of roles human, gpt and system. `<image>` stands for an image where a human says it.
             images: codes of each image, in order.
 
         Raises:
@@ -240,15 +240,18 @@ class SequenceBuilder:
         said = [template.human + turn.content + template.after_human for turn in turns if turn.role == "human"]
         _check_count(sum(text.count(IMAGE_MARK) for text in said), len(images), "the humans' turns")
         humans, left = iter(said), iter(images)
-        segments = [self._written(template.system, learnt=False)]
+        own_system = any(turn.role == "system" for turn in turns)
+        segments = [self._written("" if own_system else template.system, learnt=False)]
         for turn in turns:
             if turn.role == "human":
                 segments += self._mixed(next(humans), left, learnt=False)
             elif turn.role == "gpt":
                 segments += [self._written(template.gpt, learnt=False), self._written(turn.content, learnt=True)]
                 segments.append(self._eos(learnt=True))
+            elif turn.role == "system":
+                segments.append(self._written(turn.content + template.after_human, learnt=False))
             else:
-                raise InputError(f"a turn's role is {turn.role[:40]!r}; human and gpt are known")
+                raise InputError(f"a turn's role is {turn.role[:40]!r}; human, gpt and system are known")
         return self._joined(segments)
 
     def _image(self, codes: npt.ArrayLike) -> _Segment:

@@ -10,8 +10,11 @@ from patchmint.config.build import BuildConfig
 from patchmint.config.sources import (
     AnySource,
     CocoSourceConfig,
+    ConversationsSourceConfig,
+    FlickrSourceConfig,
     FolderSourceConfig,
-    LlavaSourceConfig,
+    GroundingSourceConfig,
+    KarpathySourceConfig,
     ParquetSourceConfig,
     PatchmintSourceConfig,
     ReferencesSourceConfig,
@@ -22,8 +25,11 @@ from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import Source, missing_root
 from patchmint.pipeline.sources.choice import Chosen
 from patchmint.pipeline.sources.coco import CocoSource
+from patchmint.pipeline.sources.conversations import ConversationsSource
+from patchmint.pipeline.sources.flickr import FlickrSource
 from patchmint.pipeline.sources.folder import FolderSource
-from patchmint.pipeline.sources.llava import LlavaSource
+from patchmint.pipeline.sources.grounding import GroundingSource
+from patchmint.pipeline.sources.karpathy import KarpathySource
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
 from patchmint.pipeline.sources.patchmint import PatchmintSource
@@ -105,8 +111,14 @@ def _open(config: AnySource, storage: Storage) -> Source:
             return VisualGenomeSource(config, storage)
         case ReferencesSourceConfig():
             return ReferencesSource(config, storage)
-        case LlavaSourceConfig():
-            return LlavaSource(config, storage)
+        case KarpathySourceConfig():
+            return KarpathySource(config, storage)
+        case GroundingSourceConfig():
+            return GroundingSource(config, storage)
+        case FlickrSourceConfig():
+            return FlickrSource(config, storage)
+        case ConversationsSourceConfig():
+            return ConversationsSource(config, storage)
         case ParquetSourceConfig():
             return ParquetSource(config, storage)
         case PatchmintSourceConfig():

@@ -132,7 +132,7 @@ class Chosen:
         self.source = source
         self.take = config.take
         self._name = config.name
-        self._files = source.files or FileChoice(config, by_folder=True)
+        self._files = FileChoice(config, by_folder=True)
         self._condition = Condition(config.where) if config.where.strip() else None
         self._share = config.sample
         self._dedupe = config.dedupe
@@ -201,7 +201,9 @@ class Chosen:
                     return
 
     def _is_in_files(self, found: Found) -> bool:
-        return isinstance(found, Absent) or not found.image.path or self._files.has(found.image.path)
+        if isinstance(found, Absent) or not found.image.path or self.source.files is not None:
+            return True
+        return self._files.has(found.image.path)
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""

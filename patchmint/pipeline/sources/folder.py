@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
 from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import (
-    MAX_TEXT_BYTES,
-    Section,
-    StoredImages,
-    inner_setting,
-    read_ahead,
-    require,
-)
+from patchmint.images import IMAGE_ENDINGS
+from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, inner_setting, read_ahead, require
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, check_unmixed
-from patchmint.pipeline.sources.records import Sample, faulty, inner_path, listed_image, quoted
+from patchmint.pipeline.sources.images import NamedImages, joined
+from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted
 from patchmint.pipeline.sources.tables import Row, rows
 from patchmint.samples import Fault, Found
 from patchmint.storage import Entry, Storage
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif"})
 _SECTION_FILES = 8192
 _SIDECAR_ENDINGS = ("txt", "json")
 _TEXT_KEYS = ("caption", "text", "texts")
 
 
-class FolderSource(StoredImages):
+class FolderSource(NamedImages):
     """Images in the order of their paths."""
 
     at_once = 4
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
         self._choice = FileChoice(config, by_folder=True)
-        super().__init__(storage, self._choice)
         self._config = config
-        self._asked = {name.casefold() for name in columns_of(config.where)}
+        asked = columns_of(config.where) + (() if config.id_column is None else (config.id_column,))
+        self._asked = {name.casefold() for name in asked}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
+        super().__init__(config, storage, folder_of(self._table or ""), self._choice if self._table is None else None)
 
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
             next(self._rows(self._table), None)
+            self.check_images()
             return
         images = (entry.path for entry in self._files() if _ending(entry.path) in IMAGE_ENDINGS)
         begin = list(islice(images, _SECTION_FILES))  # of a big folder the rest is seen while it is planned
@@ -71,9 +68,9 @@ class FolderSource(StoredImages):
         """As `Source.in_section`."""
         return self._with_sidecars(section)
 
-    def _files(self) -> Iterator[Entry]:
+    def _files(self, folder: str = "") -> Iterator[Entry]:
         """Without hidden files, such as the ._NAME.jpg that macOS leaves in archives."""
-        entries = self._storage.list()
+        entries = self._storage.list(folder)
         return (entry for entry in entries if not any(part.startswith(".") for part in entry.path.split("/")))
 
     def _unmixed(self) -> Iterator[Entry]:
@@ -105,35 +102,40 @@ class FolderSource(StoredImages):
 
     def _with_table(self, table: str) -> Iterator[Found]:
         config, shown = self._config, f"{table} in {self._storage.uri}"
-        texts: dict[str, list[tuple[int, Any]]] = {}
-        asked: dict[str, dict[str, Any]] = {}
+        named: dict[str, _Named] = {}
         for number, record in self._rows(table):
             if isinstance(record, str):
                 yield faulty(f"{table}:{number}", "record-malformed", record)
                 continue
-            path = inner_path(record.get(config.file_column))
-            if isinstance(path, Fault):
-                yield faulty(f"{table}:{number}", path.reason, f"row {number} of {shown}: {path.message}")
+            image = self.image_at(record.pop(config.file_column, None))
+            text = record.pop(config.text_column, None)
+            if isinstance(image, Fault):
+                yield faulty(f"{table}:{number}", image.reason, f"row {number} of {shown}: {image.message}")
             else:
-                texts.setdefault(path, []).append((number, record.get(config.text_column)))
-                if self._asked:  # of several rows for an image the first
-                    asked.setdefault(path, {n: value for n, value in record.items() if n.casefold() in self._asked})
-        for entry in self._files():
-            if _ending(entry.path) in IMAGE_ENDINGS:
-                found = texts.pop(entry.path, [])
-                yield from self._from_table(entry.path, found, shown, asked.get(entry.path, {}))
-        for path, found in texts.items():  # not there, or not called like an image: reading them will tell
-            yield from self._from_table(path, found, shown, asked.get(path, {}))
+                named.setdefault(image.path, _Named(self._asked_of(record))).texts.append((number, text))
+        first = self._folders[0]
+        for folder in self._folders:
+            for entry in self._files(folder):
+                if _ending(entry.path) in IMAGE_ENDINGS:
+                    found = named.pop(joined(first, entry.path[len(folder) :].lstrip("/")), None)
+                    yield from [NOT_ANNOTATED] if found is None else self._from_table(entry.path, found, shown)
+        for path, found in named.items():  # not there, or not called like an image: reading them will tell
+            yield from self._from_table(path, found, shown)
 
     def _rows(self, table: str) -> Iterator[Row]:
+        config = self._config
         require(self._storage, table, "source.table", "a table at that place in the source's folder")
-        return rows(self._storage, table, (self._config.file_column, self._config.text_column), self._asked)
+        needed = (config.file_column, config.text_column, *((config.id_column,) if config.id_column else ()))
+        return rows(self._storage, table, needed, self._asked)
 
-    def _from_table(
-        self, path: str, found: list[tuple[int, Any]], shown: str, record: dict[str, Any]
-    ) -> Iterator[Found]:
-        sample = Sample(path, listed_image(path), record)
-        for number, value in found:
+    def _asked_of(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of the fields of a row those that somebody will look at: there may be a hundred million rows."""
+        return {name: value for name, value in record.items() if name.casefold() in self._asked}
+
+    def _from_table(self, path: str, found: _Named, shown: str) -> Iterator[Found]:
+        own = as_id(found.record.get(self._config.id_column)) if self._config.id_column else None
+        sample = Sample(own or path, listed_image(path), found.record)
+        for number, value in found.texts:
             for text in value if isinstance(value, list) else [value]:
                 sample.add_text(text, f"the text in row {number} of {shown}")
         yield from sample.finish(f"{shown} has no row with a text for the image")
@@ -148,6 +150,20 @@ def _record(path: str, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+@dataclass(slots=True)
+class _Named:
+    """An image that a table names: the first row's other fields, and the texts of all its rows with their numbers."""
+
+    record: Mapping[str, Any]
+    texts: list[tuple[int, Any]] = field(default_factory=list)
+
+
+def folder_of(table: str) -> str:
+    """The folder that paths in a table start from: its own for the Hub's metadata.csv, metadata.jsonl, ..."""
+    folder, _, name = table.rpartition("/")
+    return folder if name.startswith("metadata.") else ""
 
 
 def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:

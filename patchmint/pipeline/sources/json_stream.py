@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import open_checked
 from patchmint.storage import Storage
+
+LINES = (".jsonl", ".ndjson")
+"""What JSON Lines are called."""
 
 _CHUNK = 1 << 20
 _MAX_RECORD = 64 << 20
@@ -22,9 +27,10 @@ _NEAR_END = 16
 
 
 def stream_list(storage: Storage, path: str) -> Iterator[Any]:
-    """The records of a file whose top level is a list.
+    """The records of a file whose top level is a list, or of JSON Lines, whatever its name.
 
-    Bytes that aren't UTF-8 come out as lone surrogates, so that the records around them aren't lost.
+    Bytes that aren't UTF-8 come out as lone surrogates, so that the records around them aren't lost. A line that isn't
+    JSON comes out as the text that it is.
 
     Raises:
         ConfigError: the file isn't JSON, is cut, or has something else at its top level.
@@ -32,9 +38,37 @@ def stream_list(storage: Storage, path: str) -> Iterator[Any]:
     """
     with open_checked(storage, path, "a JSON list") as file:
         reader = _Reader(file, f"{path} in {storage.uri}")
+        if reader.begins_with("{") or (path.lower().endswith(LINES) and not reader.begins_with("[")):
+            file.seek(0)
+            yield from _lines(file, path, storage.uri)
+            return
         reader.expect("[", "a list of records at the top level")
         yield from reader.elements()
         reader.finish()
+
+
+def _lines(file: BinaryIO, path: str, uri: str) -> Iterator[Any]:
+    """JSON Lines. In a file that isn't called so, the first line must be an object, and not the only one."""
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
+        lines: Iterator[str] = (line for line in iter(lambda: text.readline(_MAX_RECORD), "") if line.strip())
+        if not path.lower().endswith(LINES):
+            first, second = next(lines), next(lines, None)
+            if second is None or not isinstance(_parsed(first), dict):
+                raise ConfigError(
+                    f"{path} in {uri} has no list of records at the top level, and isn't JSON Lines. Files with "
+                    "`images` and `annotations` are read with source.kind coco, grounding or karpathy; of others, take "
+                    "the list out"
+                )
+            lines = chain([first, second], lines)
+        for line in lines:
+            yield _parsed(line)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line
 
 
 def stream_members(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
@@ -48,6 +82,12 @@ def stream_members(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
     """
     with open_checked(storage, path, "a JSON object") as file:
         reader = _Reader(file, f"{path} in {storage.uri}")
+        if reader.begins_with("["):
+            raise ConfigError(
+                f"{path} in {storage.uri} is a list, and should be an object with lists of records at the top level, "
+                "such as `images` and `annotations`. A list of conversations is read with source.kind: conversations, "
+                "one of file names and texts with source.kind: folder and source.table (as .jsonl)"
+            )
         reader.expect("{", "an object with lists of records at the top level")
         yield from reader.members()
         reader.finish()
@@ -63,6 +103,9 @@ class _Reader:
         self._at = 0
         self._before = 0  # characters dropped from the front of the text
         self._ended = False
+
+    def begins_with(self, mark: str) -> bool:
+        return self._peek() == mark
 
     def expect(self, mark: str, what: str) -> None:
         if self._peek() != mark:

@@ -19,7 +19,7 @@ from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
-from patchmint.pipeline.sources.records import Sample, listed_image, quoted
+from patchmint.pipeline.sources.records import Sample, as_id, listed_image, quoted
 from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
 from patchmint.samples import Found, ImageRef
 from patchmint.storage import Entry, Storage
@@ -59,6 +59,7 @@ class ParquetSource(StoredImages):
         self._image = config.image_column
         self._texts = config.text_columns
         self._asked = {name.casefold() for name in columns_of(config.where)}
+        self._id = config.id_column
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}
@@ -102,7 +103,7 @@ class ParquetSource(StoredImages):
             ConfigError: a column isn't there, or holds something else.
         """
         shown, schema = f"{path} in {self._storage.uri}", table.schema_arrow
-        require_columns(shown, (self._image, *self._texts), schema.names)
+        require_columns(shown, (self._image, *self._texts, *([self._id] if self._id else [])), schema.names)
         texts = self._texts or _only_usual(shown, schema.names)
         for name in texts:
             _check_texts(shown, name, schema.field(name).type)
@@ -111,13 +112,14 @@ class ParquetSource(StoredImages):
     def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[Found]:
         shown = f"{path} in {self._storage.uri}"
         texts, named = self._columns(path, table)
-        columns = [*texts, f"{self._image}.path"] if named else list(texts)
+        columns = [*texts, *([self._id] if self._id else []), *([f"{self._image}.path"] if named else [])]
         asked = [name for name in table.schema_arrow.names if name.casefold() in self._asked and name != self._image]
         for number, row in parquet_rows(self._storage, path, table, dict.fromkeys([*columns, *asked])):
             given = (row.get(self._image) or {}).get("path") if named else None
             file = listed_image(path)
             image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
-            sample = Sample(given or f"{path}:{number}", image, {name: row[name] for name in asked})
+            own = as_id(row.get(self._id)) if self._id else given
+            sample = Sample(own or f"{path}:{number}", image, {name: row[name] for name in asked})
             for name in texts:
                 for value in row[name] if isinstance(row[name], list) else [row[name]]:
                     if value is None:
@@ -137,6 +139,8 @@ class ParquetSource(StoredImages):
             )
         value = self._row_group(ref.path, number)[ref.start - starts[number]]
         value = value.as_py()
+        if isinstance(value, list):  # of one image, as a column of images has it
+            value = value[0] if value else None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise ImageMissingError(

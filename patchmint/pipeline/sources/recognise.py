@@ -6,7 +6,8 @@ Only names and beginnings are read. What is recognised is a guess that `Source.c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -15,13 +16,16 @@ import pyarrow as pa
 
 from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import missing_root
-from patchmint.pipeline.sources.folder import IMAGE_ENDINGS, FolderSource
+from patchmint.pipeline.sources.conversations import FINETUNE, IMAGES, MARK, PRETRAIN, TURNS, images_of
+from patchmint.pipeline.sources.folder import FolderSource, folder_of
+from patchmint.pipeline.sources.images import joined
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
-from patchmint.pipeline.sources.llava import FINETUNE, PRETRAIN
 from patchmint.pipeline.sources.parquet import USUAL_TEXTS
-from patchmint.pipeline.sources.records import inner_path, quoted
-from patchmint.pipeline.sources.tables import TABLES, parquet_file, rows
+from patchmint.pipeline.sources.records import inner_path, path_of, quoted
+from patchmint.pipeline.sources.references import NAMES as REFERENCES
+from patchmint.pipeline.sources.tables import JSON, TABLES, parquet_file, rows
 from patchmint.samples import SourceSample
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
@@ -38,15 +42,19 @@ _FILE_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename",
 _TEXT_COLUMNS = ("text", "caption", "texts", "captions", "description", "prompt")
 
 LOOKED_FOR = f"""\
-  folder         images ({", ".join(sorted(IMAGE_ENDINGS))}) with a .txt or .json of the same name beside each,
-                 or a {", ".join(TABLES)} table at the top with columns of file names and texts
-  webdataset     .tar files
-  coco           a .json object with `images` and `annotations`, at the top or in annotations/
-  visual-genome  image_data.json and region_descriptions.json or objects.json
-  references     refs*.json and instances.json
-  llava          a .json list of records with `conversations`
-  parquet        .parquet files with a column of images (bytes, or a struct of bytes and path) and one of texts
-  patchmint      {MANIFEST_PATH} of a finished data set"""
+  folder              images ({", ".join(sorted(IMAGE_ENDINGS))}) with a .txt or .json of the same name beside each,
+                      or a {", ".join(TABLES)} table with columns of file names and texts
+  webdataset          .tar files
+  coco                a .json object with `images` and `annotations`, at the top or in annotations/
+  karpathy            a .json object with `images` that have `sentences`
+  grounding           a .jsonl of records with `grounding` or `detection`, a .json with `tokens_positive`
+  flickr30k-entities  Sentences/*.txt and Annotations/*.xml
+  visual-genome       image_data.json and region_descriptions.json or objects.json
+  references          refs*.json or grefs*.json, and instances.json
+  conversations       a .json list or .jsonl of records with `conversations` or `messages`, or .parquet files with such
+                      a column
+  parquet             .parquet files with a column of images (bytes, or a struct of bytes and path) and one of texts
+  patchmint           {MANIFEST_PATH} of a finished data set"""
 """What makes a data set one of each kind, for messages."""
 
 
@@ -90,11 +98,12 @@ def _file(folder: str, name: str) -> Recognised:
     beside = _Folder(open_storage(folder), folder)
     if not beside.storage.exists(name):
         raise ConfigError(f"there is no {name!r} in {beside.storage.uri}; check the path")
-    found = beside.annotations(name) if name.endswith(".json") else beside.table(name)
-    if found is not None and found.source["kind"] == "parquet":
-        return replace(found, source={**found.source, "uri": f"{folder}/{name}"})
+    found = beside.annotations(name) or beside.table(name)
+    if found is not None and name.endswith(".parquet") and found.source["kind"] != "folder":
+        one = {"uri": f"{folder}/{name}"} if found.source["kind"] == "parquet" else {"annotations": name}
+        return replace(found, source={**found.source, **one})
     above, last = _split(folder)
-    if found is None and last and name.endswith(".json"):  # annotations/my.json, with the images beside that folder
+    if found is None and last and name.endswith(JSON):  # annotations/my.json, with the images beside that folder
         found = _Folder(open_storage(above), above).annotations(f"{last}/{name}")
     if found is None:
         raise _unrecognised(f"{folder}/{name}", beside)
@@ -132,6 +141,8 @@ class _Folder:
         self._names: list[str] | None = None
         self.lacking: list[str] = []
         """Files of annotations whose images aren't here."""
+        self._prefix = ""
+        """What the image paths that were looked at begin with, and the folder doesn't have."""
 
     def recognise(self) -> Recognised | None:
         there = self.storage.exists
@@ -142,7 +153,9 @@ class _Folder:
         for name in (PRETRAIN, FINETUNE):
             if there(name) and (found := self.annotations(name)):
                 return found
-        jsons = [name for name in self.names if name.endswith(".json") and name.count("/") <= 2]
+        if found := self._flickr():
+            return found
+        jsons = [name for name in self.names if name.endswith(JSON) and name.count("/") <= 2]
         if there("instances.json") and (found := self._references(jsons)):
             return found
         likely = [name for name in jsons if "/" not in name or "annotations" in name.split("/")[:-1]]
@@ -152,7 +165,7 @@ class _Folder:
         if any(name.endswith(".tar") for name in self.names):
             return self._found("WebDataset tars", "webdataset")
         tables = [name for name in self.names if name.endswith(TABLES) and not _hidden(name)]
-        for name in tables[:_SHOWN]:
+        for name in sorted(tables, key=lambda name: (name.count("/"), "train" not in name, name))[:_SHOWN]:
             if found := self.table(name):
                 return found
         return self._images()
@@ -164,6 +177,8 @@ class _Folder:
         return self._names
 
     def _found(self, what: str, kind: str, **settings: Any) -> Recognised:
+        if self._prefix and "images" in settings:
+            settings["strip_prefix"] = self._prefix
         return Recognised(what, {"kind": kind, "uri": self._uri, **settings})
 
     def _is_ours(self) -> bool:
@@ -174,9 +189,11 @@ class _Folder:
         return isinstance(manifest, dict) and str(manifest.get("schema")).startswith("patchmint.")
 
     def annotations(self, path: str) -> Recognised | None:
-        """A JSON file of conversations or of COCO."""
+        """A JSON file of conversations, of COCO or of its kin."""
+        if not path.endswith(JSON):
+            return None
         try:
-            return self._llava(path)
+            return self._of_records(path)
         except ConfigError:  # it is an object, or no JSON
             pass
         try:
@@ -184,32 +201,47 @@ class _Folder:
         except ConfigError:
             return None
 
-    def _llava(self, path: str) -> Recognised | None:
-        records = list(islice(stream_list(self.storage, path), _LOOKED_AT))
-        if not any(isinstance(record, dict) and isinstance(record.get("conversations"), list) for record in records):
+    def _of_records(self, path: str) -> Recognised | None:
+        records = [each for each in islice(stream_list(self.storage, path), _LOOKED_AT) if isinstance(each, dict)]
+        if any(isinstance(record.get(key), dict) for record in records for key in ("grounding", "detection")):
+            names = [record.get("filename", record.get("file_name")) for record in records]
+            images = self._start_of(path, names, "images", "")
+            settings = {"annotations": path, "images": images}
+            return None if images is None else self._found("ODVG phrases with boxes", "grounding", **settings)
+        said = [record for record in records if any(isinstance(record.get(key), list) for key in TURNS)]
+        if not said:
             return None
-        images = self._start_of(
-            path, [record.get("image") for record in records if isinstance(record, dict)], "images", ""
-        )
+        shown = [record for record in said if images_of(record)]
+        images = self._start_of(path, [image for record in shown for image in images_of(record)], "images", "")
         if images is None:
             return None
-        named = {} if path in (PRETRAIN, FINETUNE) else {"annotations": path}
-        found = self._found("LLaVA conversations", "llava", texts="answers", **named, images=images)
-        # about 6 % of the published file's entries have no image
-        return replace(found, settings={"limits.max_reject_share": 0.1} if path == FINETUNE else {})
+        settings = {} if path in (PRETRAIN, FINETUNE) else {"annotations": path}
+        if not any(MARK in json.dumps(record) for record in shown if not _has_parts(record)):
+            settings["missing_mark"] = "prepend"
+        return self._found("conversations", "conversations", texts="answers", **settings, images=images)
 
     def _coco(self, path: str) -> Recognised | None:
         files: list[object] = []
         annotation: Any = None
+        sentences = False
         for key, record in islice(stream_members(self.storage, path), _RECORDS):
             if key == "images" and isinstance(record, dict) and len(files) < _LOOKED_AT:
-                files.append(record.get("file_name"))
+                sentences = "sentences" in record
+                files.append(_file_of(record))
             elif key == "annotations" and annotation is None:
                 annotation = record
-            if annotation is not None and len(files) == _LOOKED_AT:
+            if (annotation is not None or sentences) and len(files) == _LOOKED_AT:
                 break
+        if files and sentences:
+            images = self._start_of(path, files, "", "images")
+            found = self._found("Karpathy's sentences", "karpathy", annotations=path, images=images)
+            return None if images is None else found
         if not files or not isinstance(annotation, dict):
             return None
+        if "tokens_positive" in annotation:
+            images = self._start_of(path, files, "", "images")
+            found = self._found("MDETR phrases with boxes", "grounding", annotations=path, images=images)
+            return None if images is None else found
         texts = "caption" if "caption" in annotation else "categories"
         kind = "captions" if texts == "caption" else "instances"
         stem = path.rpartition("/")[2].removesuffix(".json")
@@ -219,16 +251,24 @@ class _Folder:
             return None
         usual = path == f"annotations/{kind}_{split}.json"
         named = {"split": split} if usual else {"annotations": path}
-        if not usual or images != split:
+        if not usual or images != split or self._prefix:
             named["images"] = images
         return self._found(f"COCO {kind}", "coco", texts=texts, **named)
+
+    def _flickr(self) -> Recognised | None:
+        names = [entry.path for entry in islice(self.storage.list("Sentences"), _LOOKED_AT)]
+        files = [f"{name.removeprefix('Sentences/').removesuffix('.txt')}.jpg" for name in names]
+        images = self._start_of("Sentences", files, "flickr30k-images", "images", "") if files else None
+        if images is None:
+            return None
+        return self._found("Flickr30k Entities", "flickr30k-entities", images=images)
 
     def _visual_genome(self) -> Recognised | None:
         files = {"regions": "region_descriptions.json", "objects": "objects.json"}
         texts = next((texts for texts, name in files.items() if self.storage.exists(name)), None)
         records = islice(stream_list(self.storage, "image_data.json"), _LOOKED_AT)
         urls = [str(record.get("url")) for record in records if isinstance(record, dict)]
-        images = self._start_of("image_data.json", ["/".join(url.split("/")[-2:]) for url in urls], "")
+        images = self._start_of("image_data.json", map(path_of, urls), "")
         if texts is None or images is None:
             return None
         found = self._found(f"Visual Genome {texts}", "visual-genome", texts=texts, images=images)
@@ -236,7 +276,7 @@ class _Folder:
         return replace(found, settings={"output.samples_per_shard": 500})
 
     def _references(self, jsons: Sequence[str]) -> Recognised | None:
-        refs = next((name for name in jsons if name.startswith("refs") and "/" not in name), None)
+        refs = next((name for name in jsons if name.startswith(REFERENCES) and "/" not in name), None)
         if refs is None:
             return None
         members = islice(stream_members(self.storage, "instances.json"), _RECORDS)
@@ -262,7 +302,7 @@ class _Folder:
         except ConfigError:
             return None
         for row in first:
-            files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name])]
+            files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name], folder_of(path))]
             texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list)]
             if files and (texts := [name for name in texts if name != files[0]]):
                 columns = {"file_column": files[0], "text_column": texts[0]}
@@ -270,6 +310,8 @@ class _Folder:
         return None
 
     def _parquet(self, schema: Any) -> Recognised | None:
+        if any(item.name in TURNS and _has_structs(item.type) for item in schema) and set(IMAGES) & set(schema.names):
+            return self._found("conversations in Parquet", "conversations", texts="answers")
         images = [item.name for item in schema if _holds_images(item.type)]
         texts = [item.name for item in schema if item.name in USUAL_TEXTS]
         texts = texts or [item.name for item in schema if _is_string(item.type)][:1]
@@ -280,15 +322,14 @@ class _Folder:
 
     def _images(self) -> Recognised | None:
         images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri), self.storage)
-        if any(
-            isinstance(found, SourceSample) and found.fault is None for found in islice(images.samples(), _LOOKED_AT)
-        ):
+        found = islice(images.samples(), _LOOKED_AT)
+        if any(isinstance(each, SourceSample) and each.fault is None for each in found):
             return self._found("a folder of images with a text beside each", "folder")
         return None
 
-    def _is_image(self, value: object) -> bool:
+    def _is_image(self, value: object, folder: str) -> bool:
         path = inner_path(value)
-        return isinstance(path, str) and self.storage.exists(path)
+        return isinstance(path, str) and self.storage.exists(joined(folder, path))
 
     def _start_of(self, listing: str, paths: Iterable[object], *usual: str) -> str | None:
         """The folder that annotated image paths start from, or None if none of these images is here.
@@ -298,7 +339,9 @@ class _Folder:
             paths: as that file has them.
             usual: folders to try first.
         """
-        inner = [path for path in map(inner_path, paths) if isinstance(path, str)]
+        given = [path for path in paths if isinstance(path, str)]
+        inner = [path for path in map(inner_path, given) if isinstance(path, str)]
+        self._prefix = ""
         for folder in usual:
             if any(self.storage.exists(f"{folder}/{path}" if folder else path) for path in inner[:_SHOWN]):
                 return folder
@@ -306,10 +349,41 @@ class _Folder:
         for name in self.names:
             if name.endswith(endings):
                 return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+        for path, rest in _ends_of(given[:_SHOWN]):
+            if found := next((name for name in self.names if f"/{name}".endswith(f"/{rest}")), None):
+                self._prefix = path.removesuffix(rest)
+                return found.removesuffix(rest).rstrip("/")
         self.lacking.append(
-            f"{listing} names images such as {quoted(inner[0])}" if inner else f"{listing} names no image"
+            f"{listing} names images such as {quoted(given[0])}" if given else f"{listing} names no image"
         )
         return None
+
+
+def _ends_of(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each path with its last parts, longest first: it may be one of another machine."""
+    for path in paths:
+        for match in re.finditer("/+", path):
+            if rest := path[match.end() :]:
+                yield path, rest
+
+
+def _file_of(record: Mapping[str, Any]) -> object:
+    """An image's path in a record of COCO, LVIS or Karpathy."""
+    name = record.get("file_name", record.get("filename"))
+    if name is None:
+        return path_of(record.get("coco_url"))
+    folder = record.get("filepath")
+    return f"{folder}/{name}" if folder else name
+
+
+def _has_parts(record: Mapping[str, Any]) -> bool:
+    """Whether turns are made of parts, of which images are some, instead of having marks."""
+    turns = next(record[key] for key in TURNS if isinstance(record.get(key), list))
+    return any(isinstance(turn, dict) and isinstance(turn.get("content"), list) for turn in turns)
+
+
+def _has_structs(kind: Any) -> bool:
+    return bool(hasattr(kind, "value_type") and pa.types.is_struct(kind.value_type))
 
 
 def _hidden(path: str) -> bool:

@@ -22,6 +22,9 @@ _MAX_PATH_BYTES = 1024
 """Longest key of an S3 object."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOT_ANNOTATED = Absent("not-annotated")
+"""An image that the annotations of others don't speak of."""
+
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
 _QUOTED = 200
 
@@ -74,12 +77,10 @@ def inner_path(path: object) -> str | Fault:
     return "/".join(parts)
 
 
-def image_at(folder: str, path: object) -> ImageRef | Fault:
-    """The image at a path from an annotation, which starts from `folder`."""
-    inner = inner_path(path)
-    if isinstance(inner, Fault):
-        return inner
-    return ImageRef(f"{folder.strip('/')}/{inner}" if folder.strip("/") else inner)
+def path_of(url: object) -> object:
+    """An image's folder and name, which are the last two parts of its address; the address itself is never asked."""
+    parts = url.split("/")[-2:] if isinstance(url, str) else []
+    return "/".join(parts) if len(parts) == 2 and all(parts) else url
 
 
 def listed_image(path: str) -> ImageRef | Fault:
@@ -105,16 +106,32 @@ def text_fault(value: object, where: str) -> Fault | None:
 
 def xywh_box(value: object) -> Box | None:
     """XYXY from a list of x, y, width and height; None if it isn't such a list."""
+    numbers = _four_numbers(value)
+    if numbers is None:
+        return None
+    x, y, width, height = numbers
+    return xyxy_box((x, y, x + width, y + height))
+
+
+def xyxy_box(value: object) -> Box | None:
+    """XYXY from a list of two corners; None if it isn't such a list."""
+    numbers = _four_numbers(value)
+    if numbers is None or not all(map(math.isfinite, numbers)):
+        return None
+    left, top, right, bottom = numbers
+    return numbers if left <= right and top <= bottom else None
+
+
+def _four_numbers(value: object) -> Box | None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         return None
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
         return None
     try:
-        x, y, width, height = (float(number) for number in value)
+        first, second, third, fourth = (float(number) for number in value)
     except OverflowError:
         return None
-    box = (x, y, x + width, y + height)
-    return box if all(map(math.isfinite, box)) and width >= 0 and height >= 0 else None
+    return first, second, third, fourth
 
 
 def listing(names: Sequence[str], boxes: Sequence[Box]) -> SourceText:
@@ -130,15 +147,22 @@ class Sample:
     """
 
     def __init__(self, name: str, image: ImageRef | Fault, record: Mapping[str, Any] = _NOTHING) -> None:
+        """Begin one.
+
+        Args:
+            name: the source's own name for it.
+            image: where its bytes are, or why they can't be read.
+            record: the source's own fields of it.
+        """
         self._name = name
         self._image = image
         self._record = record
-        self._absent: list[Absent] = []
         self._texts: list[SourceText] = []
         self._faults: list[Fault] = []
+        self._absent: list[Absent] = []
 
     def add_absent(self, reason: str) -> None:
-        """Count something that isn't there; no fault, as long as there is a text."""
+        """Count something that is absent or can't be used, such as a box; no fault, as long as there is a text."""
         self._absent.append(Absent(reason))
 
     def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
@@ -179,7 +203,12 @@ class Sample:
 
 
 def as_id(value: Any) -> str | None:
-    """A source's own name for something: a text or a whole number, as text; None if it is something else."""
+    """A source's own name for something: a text or a whole number, as text; None if it is something else.
+
+    9.0 is 9, as pycocotools and pandas have it.
+    """
     if isinstance(value, str) and value:
         return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

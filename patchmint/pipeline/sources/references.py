@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one thing in an image."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one thing in an image; gRefCOCO: to any number."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 from patchmint.config.sources import ReferencesSourceConfig
 from patchmint.errors import ConfigError
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
+from patchmint.pipeline.sources.base import inner_setting, require
+from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
-from patchmint.pipeline.sources.records import Sample, as_id, faulty, image_at, quoted, source_fault, xywh_box
-from patchmint.samples import Box, Fault, Found, ImageRef
+from patchmint.pipeline.sources.records import Sample, as_id, faulty, quoted, source_fault, xywh_box
+from patchmint.samples import Absent, Box, Fault, Found, ImageRef
 from patchmint.storage import Storage
 
+NAMES = ("refs", "grefs")
 _LAYOUT = "refs(unc).json (or another refs*.json), instances.json and train2014/*.jpg there"
 
 _CONVERSION = """
@@ -26,17 +28,20 @@ _CONVERSION = """
         json.dump(PlainData(source, encoding="utf-8").load(), target)
 """
 
+_NO_TARGET = -1
+"""What gRefCOCO gives as the annotation of an expression that fits nothing in its image."""
+
 _Ref = tuple[int, dict[str, Any]]
+_ImagesById = dict[str, tuple[ImageRef | Fault, dict[str, Any]]]
 
 
-class ReferencesSource(StoredImages):
+class ReferencesSource(NamedImages):
     """Images in the order in which references first speak of them; all references to one image are one sample."""
 
     def __init__(self, config: ReferencesSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
+        super().__init__(config, storage)
         self._refs = None if config.refs is None else inner_setting(config.refs, "source.refs")
         self._instances = inner_setting(config.instances, "source.instances")
-        self._images = inner_setting(config.images, "source.images")
         self._split = config.split
 
     def check(self) -> None:
@@ -50,7 +55,7 @@ class ReferencesSource(StoredImages):
         self._check_split(path, splits)
         instances = require(self._storage, self._instances, "source.instances", _LAYOUT)
         next(stream_members(self._storage, instances), None)
-        require_images(self._storage, self._images, "source.images")
+        self.check_images()
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
@@ -67,11 +72,14 @@ class ReferencesSource(StoredImages):
             splits.add(_split_of(ref))
             if self._split in (None, _split_of(ref)):
                 by_image.setdefault(image_id, []).append((number, ref))
+            else:
+                yield Absent("not-chosen-split")
         self._check_split(path, splits)
         images, boxes = self._read_instances()
         for image_id, refs in by_image.items():
             missing = source_fault("image-unlisted", f"{self._instances} doesn't list image {quoted(image_id)}")
-            sample = Sample(image_id, images.get(image_id, missing))
+            image, own = images.get(image_id, (missing, {}))
+            sample = Sample(image_id, image, own)
             for number, ref in refs:
                 _add_ref(sample, ref, boxes, f"reference {number} of {path}")
             yield from sample.finish(f"no reference to image {quoted(image_id)} has a sentence")
@@ -87,7 +95,7 @@ class ReferencesSource(StoredImages):
             raise _refused(top)
         if top:
             return require(self._storage, top, "source.refs", _LAYOUT)
-        names = [name for entry in self._storage.list() if "/" not in (name := entry.path) and name.startswith("refs")]
+        names = [name for entry in self._storage.list() if "/" not in (name := entry.path) and name.startswith(NAMES)]
         found = [name for name in names if name.endswith(".json")]
         if len(found) == 1:
             return found[0]
@@ -97,16 +105,16 @@ class ReferencesSource(StoredImages):
         what = f"several refs*.json ({', '.join(found)})" if found else "no refs*.json"
         raise ConfigError(f"source.refs: there are {what} in {self._storage.uri}; name the file. Expected {_LAYOUT}")
 
-    def _read_instances(self) -> tuple[dict[str, ImageRef | Fault], dict[str, Box]]:
+    def _read_instances(self) -> tuple[_ImagesById, dict[str, Box]]:
         """Images by id and boxes by annotation id. What is wrong here shows in the references that need it."""
-        images: dict[str, ImageRef | Fault] = {}
+        images: _ImagesById = {}
         boxes: dict[str, Box] = {}
         for key, record in stream_members(self._storage, self._instances):
             given = as_id(record.get("id")) if isinstance(record, dict) else None
             if given is None:
                 continue
             if key == "images":
-                images[given] = image_at(self._images, record.get("file_name"))
+                images[given] = (self.image_at(record.get("file_name")), record)
             elif key == "annotations" and (box := xywh_box(record.get("bbox"))) is not None:
                 boxes[given] = box
         return images, boxes
@@ -117,15 +125,16 @@ def _split_of(ref: Any) -> str:
 
 
 def _add_ref(sample: Sample, ref: dict[str, Any], boxes: dict[str, Box], where: str) -> None:
-    box = boxes.get(as_id(ref.get("ann_id")) or "")
-    if box is None:
-        message = f"{where} is about annotation {quoted(ref.get('ann_id'))}, which has no box among the instances"
-        sample.add_fault("record-malformed", message)
-        return
+    given = ref.get("ann_id")
+    targets = [target for target in (given if isinstance(given, list) else [given]) if target != _NO_TARGET]
+    found = [boxes.get(as_id(target) or "") for target in targets]
+    about = tuple(box for box in found if box is not None)
+    if len(about) < len(found):  # the expression is good all the same
+        sample.add_absent("box-missing")
     for position, sentence in enumerate(ref["sentences"]):
         # `sent` is the cleaned form of `raw`, and what models are trained on
         text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, dict) else None
-        sample.add_text(text, f"sentence {position} of {where}", (box,))
+        sample.add_text(text, f"sentence {position} of {where}", about)
 
 
 def _refused(name: str) -> ConfigError:

@@ -1,10 +1,9 @@
-"""Tables of any size (CSV, TSV, JSONL, Parquet), row by row."""
+"""Tables of any size (CSV, TSV, JSONL, a list in JSON, Parquet), row by row."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +13,15 @@ import pyarrow.parquet as pq
 
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import check_head, open_checked
+from patchmint.pipeline.sources.json_stream import LINES, stream_list
 from patchmint.pipeline.sources.records import quoted
 from patchmint.storage import Storage
 
 Row = tuple[int, dict[str, Any] | str]
-"""Number of a row (from 1, the head not counted; in JSONL the line), and its values by column, or why it has none."""
+"""Number of a row (from 1, the head not counted), and its values by column, or why it has none."""
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+JSON = (".json", *LINES)
+TABLES = (".csv", ".tsv", *JSON, ".parquet")
 
 _BATCH_ROWS = 1024
 _PARQUET_MAGIC = b"PAR1"
@@ -50,12 +51,12 @@ def rows(storage: Storage, path: str, columns: Sequence[str], also: Collection[s
             more = [name for name in file.schema_arrow.names if name.casefold() in also]
             yield from parquet_rows(storage, path, file, dict.fromkeys([*columns, *more]))
         return
+    if ending in JSON:
+        yield from _records(stream_list(storage, path), f"{path} in {storage.uri}", columns)
+        return
     with open_checked(storage, path, f"a {ending} table") as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        if ending == ".jsonl":
-            yield from _json_lines(text, f"{path} in {storage.uri}", columns)
-        else:
-            yield from _csv(text, f"{path} in {storage.uri}", columns, "\t" if ending == ".tsv" else ",")
+        yield from _csv(text, f"{path} in {storage.uri}", columns, "\t" if ending == ".tsv" else ",")
 
 
 @contextmanager
@@ -144,23 +145,23 @@ def _text_of(value: Any) -> Any:
             return value
 
 
-def _json_lines(text: io.TextIOWrapper, shown: str, columns: Sequence[str]) -> Iterator[Row]:
+def _records(records: Iterator[Any], shown: str, columns: Sequence[str]) -> Iterator[Row]:
     sound = False
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"line {number} of {shown} isn't JSON: {error}"
-            continue
+    for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            yield number, f"line {number} of {shown} is {quoted(record)}, not an object"
+            yield number, f"record {number} of {shown} is {quoted(record)}, not an object in JSON"
             continue
-        if not sound:  # a wrong name of a column would otherwise make every line a fault
+        if not sound:  # a wrong name of a column would otherwise make every record a fault
             require_columns(shown, columns, list(record))
             sound = True
         yield number, record
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column is of text, numbers and the like, and not of bytes."""
+    if pa.types.is_nested(kind):
+        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _csv(text: io.TextIOWrapper, shown: str, columns: Sequence[str], delimiter: str) -> Iterator[Row]:

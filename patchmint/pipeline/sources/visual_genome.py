@@ -6,42 +6,43 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchmint.config.sources import VisualGenomeSourceConfig
-from patchmint.pipeline.sources.base import StoredImages, inner_setting, require, require_images
+from patchmint.pipeline.sources.base import require
+from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import (
+    NOT_ANNOTATED,
     Sample,
     as_id,
     faulty,
-    image_at,
     listing,
+    path_of,
     quoted,
     source_fault,
     text_fault,
     xywh_box,
 )
-from patchmint.samples import Box, Fault, Found, ImageRef, SourceSample
+from patchmint.samples import Box, Fault, Found, ImageRef
 from patchmint.storage import Storage
 
 _IMAGES_FILE = "image_data.json"
 _FILES = {"regions": "region_descriptions.json", "objects": "objects.json"}
 _LAYOUT = "image_data.json, region_descriptions.json, objects.json, VG_100K/*.jpg and VG_100K_2/*.jpg there"
 
-_ImagesById = dict[str, ImageRef | Fault]
+_ImagesById = dict[str, tuple[ImageRef | Fault, dict[str, Any]]]
 
 
-class VisualGenomeSource(StoredImages):
+class VisualGenomeSource(NamedImages):
     """Images in the order of the regions' or objects' file, then those that it lacks."""
 
     def __init__(self, config: VisualGenomeSourceConfig, storage: Storage) -> None:
-        super().__init__(storage)
+        super().__init__(config, storage)
         self._texts = config.texts
-        self._images = inner_setting(config.images, "source.images")
 
     def check(self) -> None:
         """As `Source.check`."""
         for path in (_FILES[self._texts], _IMAGES_FILE):
             next(stream_list(self._storage, require(self._storage, path, "source.uri", _LAYOUT)), None)
-        require_images(self._storage, self._images, "source.images")
+        self.check_images()
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
@@ -61,33 +62,29 @@ class VisualGenomeSource(StoredImages):
             unlisted = source_fault(
                 "image-unlisted", f"{_IMAGES_FILE} doesn't list image {quoted(image_id)} of {where}"
             )
-            sample = Sample(image_id, images.get(image_id, unlisted))
+            image, own = images.get(image_id, (unlisted, {}))
+            sample = Sample(image_id, image, own)
             seen.add(image_id)
+            if not found:
+                yield NOT_ANNOTATED
+                continue
             (_add_regions if self._texts == "regions" else _add_objects)(sample, found, where)
-            yield from sample.finish(f"{where} is an empty list of {self._texts}")
-        for image_id, image in images.items():
-            if image_id not in seen:
-                yield from Sample(image_id, image).finish(f"{file} has nothing about image {quoted(image_id)}")
+            yield from sample.finish(f"{where} has no {self._texts} that can be used")
+        yield from (NOT_ANNOTATED for image_id in images if image_id not in seen)
 
-    def _read_images(self, images: _ImagesById) -> Iterator[SourceSample]:
+    def _read_images(self, images: _ImagesById) -> Iterator[Found]:
         for number, record in enumerate(stream_list(self._storage, _IMAGES_FILE)):
             image_id = _image_id(record)
             if image_id is None or image_id in images:
                 message = f"record {number} of {_IMAGES_FILE} has no image_id, or that of a record before it"
                 yield faulty(f"image-{number}", "record-malformed", message)
             else:
-                images[image_id] = image_at(self._images, _path_of(record.get("url")))
+                images[image_id] = (self.image_at(path_of(record.get("url"))), record)
 
 
 def _image_id(record: Any) -> str | None:
     """Releases and files differ in what they call it."""
     return as_id(record.get("image_id", record.get("id"))) if isinstance(record, dict) else None
-
-
-def _path_of(url: object) -> object:
-    """The image's folder and name, which are the last two parts of its address; the address itself is never asked."""
-    parts = url.split("/")[-2:] if isinstance(url, str) else []
-    return "/".join(parts) if len(parts) == 2 and all(parts) else url
 
 
 def _box_of(thing: dict[str, Any]) -> Box | None:
@@ -98,27 +95,29 @@ def _box_of(thing: dict[str, Any]) -> Box | None:
 
 def _add_regions(sample: Sample, regions: list[Any], where: str) -> None:
     for position, region in enumerate(regions):
-        box = _box_of(region) if isinstance(region, dict) else None
+        if not isinstance(region, dict):
+            sample.add_fault("record-malformed", f"region {position} of {where} isn't an object")
+            continue
+        box = _box_of(region)
+        sample.add_text(region.get("phrase"), f"the phrase of region {position} of {where}", (box,) if box else ())
         if box is None:
-            sample.add_fault("record-malformed", f"region {position} of {where} has no x, y, width and height")
-        else:
-            sample.add_text(region.get("phrase"), f"the phrase of region {position} of {where}", (box,))
+            sample.add_absent("box-malformed")
 
 
 def _add_objects(sample: Sample, objects: list[Any], where: str) -> None:
     names: list[str] = []
     boxes: list[Box] = []
     for position, thing in enumerate(objects):
-        box = _box_of(thing) if isinstance(thing, dict) else None
         given = thing.get("names") if isinstance(thing, dict) else None
         name = given[0] if isinstance(given, list) and given else None
         fault = text_fault(name, f"the name of object {position} of {where}")
         if fault is not None:
             sample.add_fault(fault.reason, fault.message)
-        elif box is None:
-            sample.add_fault("record-malformed", f"object {position} of {where} has no x, y, w and h")
+            continue
+        names.append(str(name))
+        if (box := _box_of(thing)) is None:
+            sample.add_absent("box-malformed")
         else:
-            names.append(str(name))
             boxes.append(box)
     if names:
         sample.add(listing(names, boxes))

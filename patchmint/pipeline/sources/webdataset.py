@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, expand
-from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
 from patchmint.samples import Absent, Found, ImageRef
 from patchmint.storage import Entry, Storage
@@ -23,6 +23,8 @@ _BLOCK = 512
 _STATS = "_stats.json"
 _MOST_STATS_BYTES = 1 << 20
 _MOST_FAILED = 1_000_000
+_FIELD = "json:"
+_USUAL = IMAGE_ENDINGS | {"txt", "json"}
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -34,14 +36,23 @@ def split_uri(uri: str) -> tuple[str, str]:
     return uri[:cut] or ".", uri[cut:]
 
 
+class _Member(NamedTuple):
+    """A member of a tar: what follows its key's dot, and where it lies."""
+
+    ending: str
+    start: int
+    size: int
+
+
 @dataclass
 class _Group:
-    """The members of one key that lie side by side."""
+    """The members of one key that can be an image or a text."""
 
     key: str
-    images: list[tarfile.TarInfo] = field(default_factory=list)
-    text: tarfile.TarInfo | None = None
-    json: tarfile.TarInfo | None = None
+    members: list[_Member] = field(default_factory=list)
+
+    def of(self, endings: Collection[str]) -> list[_Member]:
+        return [member for member in self.members if member.ending in endings]
 
 
 class WebDatasetSource(StoredImages):
@@ -55,7 +66,12 @@ class WebDatasetSource(StoredImages):
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
         self._stats: dict[str, Entry] = {}
-        self._reads_fields = bool(config.where.strip())
+        image, texts = config.image_member, config.texts
+        self._images = IMAGE_ENDINGS if image is None else {image, *(f"{image}.{ending}" for ending in IMAGE_ENDINGS)}
+        self._text_fields = tuple(texts)
+        self._texts = {"json" if text.startswith(_FIELD) else text for text in texts} or {"txt", "json"}
+        self._may_have_dots = image is None and not texts
+        self._reads_fields = bool(config.where.strip())  # few tars are chosen from, and it costs a quarter
 
     def check(self) -> None:
         """As `Source.check`: all tars are there, and the first one is one."""
@@ -81,7 +97,7 @@ class WebDatasetSource(StoredImages):
 
     def _failed(self, path: str) -> Iterator[Absent]:
         """What img2dataset couldn't get for a tar."""
-        counts = _record(self._storage.read(path).decode("utf-8", "replace"))
+        counts = _record_of(self._storage.read(path).decode("utf-8", "replace")) or {}
         for name, reason in (("failed_to_download", "download-failed"), ("failed_to_resize", "resize-failed")):
             count = counts.get(name)
             yield from repeat(Absent(reason), count if isinstance(count, int) and 0 < count <= _MOST_FAILED else 0)
@@ -121,9 +137,27 @@ class WebDatasetSource(StoredImages):
         return tars
 
     def _in_tar(self, name: str, file: BinaryIO, size: int) -> Iterator[Found]:
-        """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest."""
+        """Samples of one tar. A cut one gives those that are whole, then a fault that stands for the rest.
+
+        A key without an image or a text waits for the end of the tar: its other members may not lie beside these.
+        """
         group: _Group | None = None
+        waiting: dict[str, _Group] = {}
         count, end = 0, 0
+
+        def close(group: _Group) -> Iterator[Found]:
+            nonlocal count
+            earlier = waiting.pop(group.key, None)
+            if earlier is not None and self._belong_together(earlier, group):
+                group.members[:0] = earlier.members
+            elif earlier is not None:
+                yield from self._from_group(name, file, earlier)
+            if self._is_whole(group):
+                count += 1
+                yield from self._from_group(name, file, group)
+            else:
+                waiting[group.key] = group
+
         for member, following in _members(file, f"{name} in {self._storage.uri}"):
             if member.offset_data + member.size > size:
                 break
@@ -132,14 +166,19 @@ class WebDatasetSource(StoredImages):
             if not ending or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
                 continue
             if group is not None and key != group.key:
-                yield from self._from_group(name, file, group)
-                count, group = count + 1, None
+                yield from close(group)
+                group = None
             group = group or _Group(key)
-            _put(group, ending, member)
+            if self._is_of_use(ending):
+                group.members.append(_Member(ending, member.offset_data, member.size))
         whole = _ends_here(file, end)
-        if group is not None and (whole or (group.images and (group.text or group.json))):
-            yield from self._from_group(name, file, group)
-            count, group = count + 1, None
+        if group is not None:
+            earlier = waiting.get(group.key, _Group(group.key))
+            if whole or self._is_whole(_Group(group.key, [*earlier.members, *group.members])):
+                yield from close(group)
+                group = None
+        for left in waiting.values():
+            yield from self._from_group(name, file, left)
         if not whole:
             lost = f", in the middle of {quoted(group.key)}" if group is not None else ""
             yield faulty(
@@ -149,39 +188,99 @@ class WebDatasetSource(StoredImages):
                 "leave the rest out",
             )
 
+    def _is_of_use(self, ending: str) -> bool:
+        """Members of other kinds are left alone, and pickles (.pyd, .pkl, .pth) with them: nothing opens those."""
+        return ending.rpartition(".")[2] in _USUAL or ending in self._images or ending in self._texts
+
+    def _is_whole(self, group: _Group) -> bool:
+        return bool(group.of(self._images) and group.of(self._texts)) or bool(self._dotted(group))
+
+    def _belong_together(self, one: _Group, other: _Group) -> bool:
+        return not any(one.of(endings) and other.of(endings) for endings in (self._images, self._texts))
+
+    def _dotted(self, group: _Group) -> list[_Group]:
+        """The samples of a group whose names have dots of their own: img.v2.jpg and img.v2.txt are the key img.v2.
+
+        None where nothing speaks for that: the key has an image before its first dot, or no stem has image and text.
+        """
+        if not self._may_have_dots or group.of(self._images):
+            return []
+        groups: dict[str, _Group] = {}
+        for member in group.members:
+            stem, _, ending = member.ending.rpartition(".")
+            key = f"{group.key}.{stem}" if stem else group.key
+            groups.setdefault(key, _Group(key)).members.append(member._replace(ending=ending))
+        whole = any(each.of(self._images) and each.of(self._texts) for each in groups.values())
+        return list(groups.values()) if whole else []
+
     def _from_group(self, name: str, file: BinaryIO, group: _Group) -> Iterator[Found]:
+        if dotted := self._dotted(group):
+            for each in dotted:
+                yield from self._from_group(name, file, each)
+            return
         where = f"{quoted(group.key)} in {name}"
-        record: Mapping[str, Any] = {}
-        if group.json and (self._reads_fields or not group.text or not group.images):
-            record = _record(_text_of(file, group.json))
-        if not group.images and record.get("status", "success") != "success":
-            yield Absent("download-failed")  # as img2dataset notes it
+        images = group.of(self._images)
+        texts = self._text_fields or ("txt" if group.of(("txt",)) else f"{_FIELD}caption",)
+        needed = self._reads_fields or not images or any(text.startswith(_FIELD) for text in texts)
+        record = self._record(file, group) if needed else None
+        if not images and record is not None and record.get("status", "success") != "success":  # img2dataset's
+            yield Absent("download-failed")
             return
-        if len(group.images) != 1:
-            what = "several images" if group.images else "no image"
-            reason = "record-malformed" if group.images else "no-image"
-            yield faulty(f"{name}/{group.key}", reason, f"{where} has {what}; a key holds one")
+        if len(images) != 1:
+            endings = ", ".join(quoted(member.ending) for member in group.members[:8])
+            what = "several images" if images else "no image"
+            reason = "record-malformed" if images else "no-image"
+            message = f"{where} has {what} among its members ({endings}): a key ends at the first dot, and holds one "
+            yield faulty(f"{name}/{group.key}", reason, f"{message}image. source.image_member says which member it is")
             return
-        image = group.images[0]
-        sample = Sample(group.key, ImageRef(name, image.offset_data, image.size), record)
-        member = group.text or group.json
-        if member is not None and member.size > MAX_TEXT_BYTES:
-            sample.add_fault("text-too-long", f"the .txt or .json of {where} has {member.size} bytes")
-        elif group.text is not None:
-            sample.add_text(_text_of(file, group.text).strip(), f"the caption of {where}")
-        elif group.json is not None:
-            sample.add_text(record.get("caption"), f"the caption of {where}")
-        yield from sample.finish(f"{where} has neither a .txt nor a .json")
+        sample = Sample(group.key, ImageRef(name, images[0].start, images[0].size), record or {})
+        missing = [text for text in texts if not self._add_text(sample, text, group, record, file, where)]
+        if len(missing) < len(texts):
+            for _ in missing:
+                sample.add_absent("text-null")
+        yield from sample.finish(f"{where} has no {' and no '.join(missing)}")
+
+    def _record(self, file: BinaryIO, group: _Group) -> dict[str, Any] | None:
+        """What is in KEY.json; None if there is none, or something else in it."""
+        found = group.of(("json",))
+        if not found or found[0].size > MAX_TEXT_BYTES:
+            return None
+        return _record_of(_text_of(file, found[0]))
+
+    def _add_text(
+        self, sample: Sample, text: str, group: _Group, record: dict[str, Any] | None, file: BinaryIO, where: str
+    ) -> bool:
+        """Add what `texts` names; whether it is there."""
+        is_field = text.startswith(_FIELD)
+        found = group.of(("json" if is_field else text,))
+        if not found:
+            return False
+        value: object = None
+        if found[0].size > MAX_TEXT_BYTES:
+            sample.add_fault("text-too-long", f"the {found[0].ending} of {where} has {found[0].size} bytes")
+        elif not is_field:
+            sample.add_text(_text_of(file, found[0]).strip(), f"the {text} of {where}")
+        elif record is None:
+            sample.add_fault("record-malformed", f"the .json of {where} isn't a JSON object")
+        elif (value := _field(record, text.removeprefix(_FIELD))) is None:
+            return False
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            sample.add_text(each, f"{quoted(text)} of {where}")
+        return True
 
 
-def _put(group: _Group, ending: str, member: tarfile.TarInfo) -> None:
-    """Members of other kinds are left alone, and pickles (.pyd, .pkl, .pth) with them: nothing opens those."""
-    if ending in IMAGE_ENDINGS:
-        group.images.append(member)
-    elif ending == "txt":
-        group.text = member
-    elif ending == "json":
-        group.json = member
+def _text_of(file: BinaryIO, member: _Member) -> str:
+    file.seek(member.start)
+    return file.read(member.size).decode("utf-8-sig", "surrogateescape")
+
+
+def _field(record: dict[str, Any], name: str) -> object:
+    """A field of a record: of that name, or by the names of the objects that it is in, with dots between them."""
+    if name in record or "." not in name:
+        return record.get(name)
+    first, _, rest = name.partition(".")
+    inner = record.get(first)
+    return _field(inner, rest) if isinstance(inner, dict) else None
 
 
 def _members(file: BinaryIO, shown: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -218,16 +317,9 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending.lower() if stem else ""
 
 
-def _text_of(file: BinaryIO, member: tarfile.TarInfo) -> str:
-    if member.size > MAX_TEXT_BYTES:
-        return ""
-    file.seek(member.offset_data)
-    return file.read(member.size).decode("utf-8-sig", "surrogateescape")
-
-
-def _record(text: str) -> dict[str, Any]:
+def _record_of(text: str) -> dict[str, Any] | None:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,378 @@
+"""Conversations about images: LLaVA, ShareGPT, OpenAI's messages, the_cauldron; JSON, JSON Lines or Parquet.
+
+Whatever the form, a conversation becomes turns of human, gpt and system, and its image one `<image>` mark in a turn of
+a human. Training reads nothing else, so whatever doesn't come to that is rejected here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchmint.config.sources import ConversationsSourceConfig, ParquetSourceConfig
+from patchmint.errors import ConfigError
+from patchmint.pipeline.sources.base import Section, in_sections, inner_setting, require
+from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
+from patchmint.pipeline.sources.images import NamedImages
+from patchmint.pipeline.sources.json_stream import stream_list
+from patchmint.pipeline.sources.parquet import ParquetSource
+from patchmint.pipeline.sources.records import Sample, as_id, faulty, is_unicode, listed_image, quoted
+from patchmint.pipeline.sources.tables import JSON, parquet_file, parquet_rows, require_columns
+from patchmint.samples import WHOLE_FILE, Absent, Fault, Found, ImageRef, Turn
+from patchmint.storage import Entry, Storage
+
+PRETRAIN = "blip_laion_cc_sbu_558k.json"
+FINETUNE = "llava_v1_5_mix665k.json"
+TURNS = ("conversations", "messages", "conversation", "texts")
+"""Fields of turns."""
+IMAGES = ("image", "images")
+"""Fields of images."""
+MARK = "<image>"
+"""Stands for the image in what a human says."""
+
+_LAYOUT = (
+    f"{PRETRAIN} with images/, {FINETUNE} with coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images and "
+    "vg/VG_100K, another .json or .jsonl with conversations or messages, or .parquet files there"
+)
+_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+_TEXTS = {"answers": ("gpt",), "questions": ("human",), "all": ("human", "gpt")}
+
+
+class _Wrong(Exception):  # noqa: N818
+    """A conversation can't be used: the reason and the message."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class _Said:
+    """What an entry says.
+
+    Attributes:
+        turns: with `<image>` marks.
+        images: those that parts of turns name, as they stand there.
+        marked: whether its form has marks at all.
+    """
+
+    turns: list[Turn]
+    images: list[object]
+    marked: bool = True
+
+
+class ConversationsSource(NamedImages):
+    """Entries in the order of the file, or of the Parquet files, one at a time."""
+
+    at_once = 8
+
+    def __init__(self, config: ConversationsSourceConfig, storage: Storage) -> None:
+        super().__init__(config, storage)
+        self._config = config
+        self._choice = FileChoice(config)
+        given = config.annotations
+        self._annotations = None if given is None else inner_setting(given, "source.annotations")
+        self._stored: ParquetSource | None = None
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """As `Source.check`."""
+        files = self._files()
+        first = next((file.path for file in files if self._choice.has(file.path)), files[0].path)
+        if not first.endswith(".parquet"):
+            next(stream_list(self._storage, first), None)
+            self.check_images(folder=self._folder_of(first))
+        else:
+            with parquet_file(self._storage, first) as table:
+                if not self._columns(first, table).embedded:
+                    self.check_images()
+
+    def samples(self) -> Iterator[Found]:
+        """As `Source.samples`."""
+        return self.in_section(tuple(self._files()))
+
+    def sections(self) -> Iterator[Section] | None:
+        """As `Source.sections`: Parquet files; a JSON file can't be divided."""
+        files = self._files()
+        return in_sections(files) if files[0].path.endswith(".parquet") else None
+
+    def in_section(self, section: Section) -> Iterator[Found]:
+        """As `Source.in_section`."""
+        for file in section:
+            if not file.path.endswith(".parquet"):
+                yield from self._in_json(file.path)
+            elif self._choice.has(file.path):
+                yield from self._in_parquet(file.path)
+            else:
+                yield OTHER_FILE
+
+    def read_image(self, ref: ImageRef) -> bytes:
+        """As `Source.read_image`."""
+        if ref.start == WHOLE_FILE:
+            return super().read_image(ref)
+        with self._lock:
+            if self._stored is None:
+                with parquet_file(self._storage, ref.path) as table:
+                    column = self._columns(ref.path, table).image
+                config = ParquetSourceConfig(kind="parquet", uri=self._config.uri, image_column=column)
+                self._stored = ParquetSource(config, self._storage)
+        return self._stored.read_image(ref)
+
+    def _files(self) -> list[Entry]:
+        """The JSON file, or all Parquet files."""
+        storage, given = self._storage, self._annotations
+        if given is not None and not (parquets := self._parquet_below(given)):
+            path = require(storage, given, "source.annotations", _LAYOUT)
+            return [Entry(path, storage.size(path))]
+        if given is not None:
+            return parquets
+        found = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
+        if not found and (parquets := self._parquet_below("")):
+            return parquets
+        if not found:
+            found = [path for entry in storage.list() if "/" not in (path := entry.path) and path.endswith(JSON)]
+        if len(found) != 1:
+            what = f"several JSON files ({', '.join(found)})" if found else "neither JSON nor Parquet files"
+            raise ConfigError(
+                f"source.annotations: there are {what} in {storage.uri}; name the one to read. Expected {_LAYOUT}"
+            )
+        return [Entry(found[0], storage.size(found[0]))]
+
+    def _parquet_below(self, folder: str) -> list[Entry]:
+        """Parquet files, if there are any: then `files` and `split` choose from them, and not from the images."""
+        found = [entry for entry in self._storage.list(folder) if entry.path.endswith(".parquet")]
+        if found:
+            self._choice.check([entry.path for entry in found], self._storage.uri)
+            self.files = self._choice
+        return found
+
+    def _folder_of(self, path: str) -> str | None:
+        """The folder that image paths of a file start from, where the settings don't say."""
+        return "images" if self._config.images is None and path.endswith(PRETRAIN) else None
+
+    def _in_json(self, path: str) -> Iterator[Found]:
+        folder = self._folder_of(path)
+        fields = IMAGES if self._config.image_column is None else (self._config.image_column,)
+        for number, entry in enumerate(stream_list(self._storage, path)):
+            where, name = f"entry {number} of {path}", f"entry-{number}"
+            if not isinstance(entry, dict):
+                yield faulty(name, "record-malformed", f"{where} isn't an object: {quoted(entry)}")
+                continue
+            images = [self.image_at(image, folder) for image in _of_fields(entry, fields)]
+            yield from self._entry(entry, images, where, name, folder)
+
+    def _in_parquet(self, path: str) -> Iterator[Found]:
+        with parquet_file(self._storage, path) as table:
+            columns = self._columns(path, table)
+            file = listed_image(path)
+            for number, row in parquet_rows(self._storage, path, table, columns.read):
+                named: list[object] = _listed(row.get(columns.image)) if columns.asked else [None]
+                images: list[ImageRef | Fault] = [
+                    replace(file, start=number - 1) if isinstance(file, ImageRef) else file for _ in named
+                ]
+                if not columns.embedded:
+                    images = [self.image_at(image) for image in named]
+                row.pop(columns.image, None)
+                yield from self._entry(row, images, f"row {number} of {path}", f"{path}:{number}")
+
+    def _columns(self, path: str, table: pq.ParquetFile) -> _Columns:
+        """Which columns hold what.
+
+        Raises:
+            ConfigError: one is missing.
+        """
+        shown, schema = f"{path} in {self._storage.uri}", table.schema_arrow
+        if not any(name in schema.names for name in TURNS):
+            raise ConfigError(
+                f"{shown} has no column of turns ({', '.join(TURNS)}); its columns: "
+                f"{', '.join(map(quoted, schema.names))}. Tables with a text for each image are read with source.kind: "
+                "parquet"
+            )
+        given = self._config.image_column
+        image = given or next((name for name in IMAGES if name in schema.names), IMAGES[0])
+        require_columns(shown, [image], schema.names)
+        kind = schema.field(image).type
+        item = kind.value_type if _is_list(kind) else kind
+        others = [name for name in schema.names if name != image]
+        if not pa.types.is_struct(item) and not _is_bytes(item):
+            return _Columns(image, [*others, image], asked=True, embedded=False)
+        leaves = [table.schema.column(index).path for index in range(len(table.schema.names))]
+        # how many images there are shows beside the bytes, which are left alone
+        beside = [leaf for leaf in leaves if leaf.startswith(f"{image}.") and leaf.endswith(".path")]
+        asked = beside or ([image] if _is_list(kind) else [])
+        return _Columns(image, [*others, *asked], asked=bool(asked), embedded=True)
+
+    def _entry(
+        self,
+        entry: Mapping[str, Any],
+        images: list[ImageRef | Fault],
+        where: str,
+        unnamed: str,
+        folder: str | None = None,
+    ) -> Iterator[Found]:
+        own = {key: value for key, value in entry.items() if key not in TURNS}
+        # ids aren't unique in the published file, and needn't be
+        name = as_id(entry.get(self._config.id_column)) or unnamed
+        try:
+            said = _said(entry, where)
+            # images that parts name have their place in the turns; a list beside them only repeats them
+            images = [self.image_at(image, folder) for image in said.images] or images
+            if not images:
+                if _marks(said.turns):
+                    raise _Wrong("no-image", f"{where} has an {MARK} mark, but names no image")
+                yield Absent("text-only")
+                return
+            if len(images) > 1:
+                raise _Wrong("several-images", f"{where} is about {len(images)} images; one can be read so far")
+            turns = _with_mark(said, where, prepend=self._config.missing_mark == "prepend" or not said.marked)
+        except _Wrong as wrong:
+            malformed = wrong.reason == "record-malformed"
+            yield replace(faulty(unnamed if malformed else name, wrong.reason, str(wrong)), record=own)
+            return
+        sample = Sample(name, images[0], own)
+        roles = _TEXTS[self._config.texts]
+        for position, turn in enumerate(turns):
+            text = turn.content.replace(MARK, "").strip() if turn.role == "human" else turn.content.strip()
+            if turn.role in roles and (text or MARK not in turn.content):  # the mark alone asks nothing
+                sample.add_text(text, f"turn {position} of {where}")
+        yield from sample.finish(f"{where} has no turn of {' or '.join(roles)} with words in it", turns)
+
+
+def images_of(entry: Mapping[str, Any]) -> list[object]:
+    """The images that an entry of a JSON file names, as they stand there; none if it is no conversation."""
+    try:
+        return _said(entry, "").images or _of_fields(entry, IMAGES)
+    except _Wrong:
+        return []
+
+
+def _of_fields(entry: Mapping[str, Any], fields: Iterable[str]) -> list[object]:
+    return _listed(next((entry[field] for field in fields if entry.get(field) is not None), None))
+
+
+class _Columns(NamedTuple):
+    """What to read of a Parquet file while planning.
+
+    Attributes:
+        image: the column of images.
+        read: columns, and parts of columns, to read.
+        asked: whether the images' column, or what is beside the bytes in it, is among them.
+        embedded: whether it holds images, not paths.
+    """
+
+    image: str
+    read: list[str]
+    asked: bool
+    embedded: bool
+
+
+def _said(entry: Mapping[str, Any], where: str) -> _Said:
+    """The turns of an entry, in any of the forms.
+
+    Raises:
+        _Wrong: it has none, or one isn't a text of a known role.
+    """
+    field = next((field for field in TURNS if entry.get(field) is not None), None)
+    given = None if field is None else entry[field]
+    if isinstance(given, str):  # some tables keep it as JSON
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            given = None
+    if not isinstance(given, list):
+        raise _Wrong("record-malformed", f"{where} has no list of {', '.join(TURNS[:2])}")
+    said = _Said([], [])
+    system = entry.get("system")
+    if isinstance(system, str) and system:
+        given = [{"role": "system", "content": system}, *given]
+    for position, turn in enumerate(given):
+        if isinstance(turn, dict) and "user" in turn and "assistant" in turn:  # the_cauldron: two turns, no marks
+            said.marked = False
+            pairs: list[tuple[object, object]] = [("user", turn["user"]), ("assistant", turn["assistant"])]
+        elif isinstance(turn, dict):
+            value = turn.get("value")
+            pairs = [(turn.get("from") or turn.get("role"), turn.get("content") if value is None else value)]
+        else:
+            pairs = [(None, None)]
+        for role, value in pairs:
+            known = _ROLES.get(role.lower()) if isinstance(role, str) else None
+            content = _content(value, said.images)
+            if known is None or content is None:
+                message = f"turn {position} of {where} isn't a text or parts of text and images from human (user), gpt "
+                raise _Wrong("record-malformed", f"{message}(assistant) or system: {quoted(turn)}")
+            if not is_unicode(content):
+                raise _Wrong("text-not-unicode", f"{where} isn't valid Unicode; save the file as UTF-8")
+            said.turns.append(Turn(known, content))
+    return said
+
+
+def _content(value: object, images: list[object]) -> str | None:
+    """What a turn says, as one text; images that its parts name are added to `images`. None: it is something else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return None
+    pieces: list[str] = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        match kind:
+            case "text" if isinstance(part.get("text"), str):
+                pieces.append(part["text"])
+            case "image" | "image_url":
+                pieces.append(MARK)
+                given = part.get("image_url") or part.get("image") or part.get("path") or part.get("url")
+                named = given.get("url") if isinstance(given, dict) else given
+                if named is not None:
+                    images.append(named)
+            case _:
+                return None
+    return "\n".join(pieces)
+
+
+def _marks(turns: Iterable[Turn]) -> int:
+    """How many marks stand for images: those of humans. In an answer a mark is text, for training, too."""
+    return sum(turn.content.count(MARK) for turn in turns if turn.role == "human")
+
+
+def _with_mark(said: _Said, where: str, *, prepend: bool) -> list[Turn]:
+    """The turns with one mark.
+
+    Raises:
+        _Wrong: they have none, or several.
+    """
+    turns = said.turns
+    marks = _marks(turns)
+    if marks > 1:
+        raise _Wrong("mark-repeated", f"{where} has {marks} {MARK} marks for one image; leave one of them")
+    if marks:
+        return turns
+    if not prepend:
+        raise _Wrong(
+            "mark-missing",
+            f"{where} is about an image, but no turn of a human has an {MARK} mark; source.missing_mark: prepend puts "
+            "it before the first question",
+        )
+    first = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    if first < len(turns) and turns[first].role == "human":
+        return [*turns[:first], Turn("human", f"{MARK}\n{turns[first].content}"), *turns[first + 1 :]]
+    return [*turns[:first], Turn("human", MARK), *turns[first:]]
+
+
+def _listed(named: object) -> list[object]:
+    """Images as a list: of none, one or several."""
+    items = named if isinstance(named, list) else [named]
+    return [item for item in items if item is not None and item != ""]
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
