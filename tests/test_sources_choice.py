@@ -7,7 +7,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_files import fixture, image_bytes, put, refused, source, texts
+from source_files import fixture, image_bytes, put, refused, samples_of, source, texts
 from test_planning import config_of, plan_of
 
 from patchmint.config.build import BuildConfig
@@ -139,7 +139,7 @@ def test_files_of_annotated_images(tmp_path):
     """Where samples come from one annotation file, their images' files are meant."""
     root = fixture("coco", tmp_path)
     everything, _ = chosen("coco", root)
-    (first, *_) = (each for each in source("coco", root).samples() if each.image.path)
+    (first, *_) = (each for each in samples_of(source("coco", root)) if each.image.path)
     assert chosen("coco", root, files=first.image.path.rpartition("/")[2])[0][0] == first.id
     assert len(everything) > 1
 
