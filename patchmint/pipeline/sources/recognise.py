@@ -279,7 +279,7 @@ class _Folder:
         return self._found("Parquet files with images", "parquet", image_column=image, text_columns=texts)
 
     def _images(self) -> Recognised | None:
-        images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri), self.storage)
+        images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri, split="all"), self.storage)
         if any(
             isinstance(found, SourceSample) and found.fault is None for found in islice(images.samples(), _LOOKED_AT)
         ):
