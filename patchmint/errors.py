@@ -129,6 +129,18 @@ class ConfigError(InputError):
         self.problems = tuple(problems) or (message,)
 
 
+class MixedSplitsError(ConfigError):
+    """A source holds several splits, and none is chosen.
+
+    Attributes:
+        splits: that were found; of a big folder not all.
+    """
+
+    def __init__(self, message: str = "", *, splits: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.splits = tuple(splits)
+
+
 class WeightsError(PatchmintError):
     """A checkpoint is missing or can't be used."""
 

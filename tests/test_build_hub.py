@@ -72,6 +72,12 @@ def test_from_the_hub_to_the_hub(hub, photos, tmp_path, monkeypatch):
     assert resolved(BuildConfig.load(config, {"output.uri": str(built)})).source.uri == f"{SOURCE}@{commit}"
     assert resolved(BuildConfig.load(config, {"output.uri": str(tmp_path / "n")})).source.uri == f"{SOURCE}@{repo.head}"
     assert asked("status", TARGET, "--json")["state"] == "finished"
+    several = [
+        {"name": "hub", "kind": "parquet", "uri": SOURCE},
+        {"name": "here", "kind": "folder", "uri": str(photos)},
+    ]
+    pinned = resolved(BuildConfig.parse({"sources": several, "output": {"uri": str(built)}})).sources
+    assert [source.uri for source in pinned] == [f"{SOURCE}@{commit}", str(photos)]
 
 
 def digests_of(files):

@@ -19,6 +19,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
+from patchmint.samples import SourceSample
 
 PHOTO = image_bytes()
 
@@ -79,6 +80,17 @@ def tars(here):
         for name in ("a.jpg", "a.txt"):
             tar.add(folder / name, name)
     return here / "tars"
+
+
+def test_one_of_several_splits_is_chosen(here):
+    for split in ("test", "train"):
+        folder = put(here / "splits" / split, {f"{split}.jpg": PHOTO, f"{split}.txt": "a text"})
+    said = init(folder.parent)
+    assert "with the splits test, train: source.split says which is read" in said
+    config = BuildConfig.load("splits.yaml")
+    assert config.source.split == "train"
+    samples = open_source(config.source).samples()
+    assert [found.id for found in samples if isinstance(found, SourceSample)] == ["train/train.jpg"]
 
 
 def parquet(here):

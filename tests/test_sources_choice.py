@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,6 +226,8 @@ def test_few_samples_are_taken_without_reading_the_rest(tmp_path):
             assert [each.sample.id for each in planned(config)] == ids
     finally:
         base._SECTION_BYTES = base_bytes
+    opened = source("webdataset", root, take=3)
+    assert len(list(opened.in_section(next(opened.sections())))) == 3
     with pytest.raises(ConfigError, match="isn't a tar"):
         list(source("webdataset", root, take=51).samples())
 
@@ -265,7 +268,9 @@ def test_equal_images_are_planned_once(tmp_path, monkeypatch):
     both = configured(tmp_path / "b", given | {"dedupe": "image+text"})
     assert len(planned(both)) == 6
     taken = configured(tmp_path / "c", given | {"take": 2})
+    put(tmp_path / "p", {"0b.parquet": "isn't read"})
     assert [each.sample.id for each in planned(taken)] == ["0.jpg", "1.jpg"]
+    (tmp_path / "p/0b.parquet").unlink()
     two = configured(tmp_path / "d", given | {"name": "a"}, given | {"name": "b"})
     assert [(each.sample.id, each.sample.image.source) for each in planned(two)] == [
         *((name, "a") for name in kept),
@@ -288,6 +293,7 @@ def test_what_is_absent_is_counted_in_the_plan_also_after_a_kill(tmp_path, monke
     (tmp_path / "out/plan.parquet").unlink()
     planned(config)
     assert load_plan(open_storage(config.output.uri)) == plan
+    assert replace(plan, absent={}).digest != plan.digest
     nothing = configured(tmp_path / "none", given | {"where": "n > 9"})
     with pytest.raises(ConfigError, match=r"left in .*absent: .*4 download-failed.*; not chosen: .*10 where"):
         planned(nothing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from patchmint.config import SMALL
 from patchmint.config.build import BuildConfig, json_schema
 from patchmint.config.parsing import Settings, sections
 from patchmint.datasets.extension import finished_manifest
-from patchmint.errors import InputError, WeightsMissingError
+from patchmint.errors import InputError, MixedSplitsError, WeightsMissingError
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.options import described
 from patchmint.pipeline.sources import open_sources
@@ -55,12 +56,18 @@ def init(
     if path.exists() and not force:
         raise InputError(f"{path} exists; --force overwrites it, --output-config chooses another name")
     found = recognise(data)
+    config = BuildConfig.load(_settings(found, out or _output(found.source["uri"], name), models))
+    splits = ""
+    try:
+        open_sources(config).check()
+    except MixedSplitsError as error:
+        split = "train" if "train" in error.splits else error.splits[0]
+        found = replace(found, source={**found.source, "split": split})
+        splits = f", with the splits {', '.join(error.splits)}: source.split says which is read"
     settings = _settings(found, out or _output(found.source["uri"], name), models)
-    config = BuildConfig.load(settings)
-    open_sources(config).check()
     head = [
         f"# yaml-language-server: $schema={_SCHEMA_FILE}",
-        f"# {found.what}. Relative paths are those from the folder where the build is started.",
+        f"# {found.what}{splits}. Relative paths are those from the folder where the build is started.",
         "# Each setting is also an option: patchmint build CONFIG.yaml --labels.box-threshold 0.3",
     ]
     try:
@@ -68,7 +75,7 @@ def init(
         path.with_name(_SCHEMA_FILE).write_text(json_schema(), encoding="utf-8")
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror}; choose another --output-config") from error
-    typer.echo(f"{path}: {found.what}")
+    typer.echo(f"{path}: {found.what}{splits}")
     for command in _next(config, settings["models"], path):
         typer.echo(f"  {command}")
 

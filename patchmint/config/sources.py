@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from patchmint.config.parsing import Settings
 
@@ -56,6 +56,11 @@ class CommonSettings(Settings):
         "every image.",
     )
     take: int | None = Field(default=None, ge=1, description="Take the first so many of the samples chosen otherwise.")
+
+    @model_serializer(mode="wrap")
+    def _own_first(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told = serialized(self)
+        return dict(sorted(told.items(), key=lambda item: item[0] in CommonSettings.model_fields))
 
     def deciding(self) -> dict[str, Any]:
         """All settings as JSON values, but for those of these that choose nothing."""

@@ -22,7 +22,7 @@ from patchmint.pipeline.sources import open_sources
 from patchmint.samples import ImageRef, describe_absent
 from patchmint.weights.registry import CHECKPOINTS
 
-_MESSAGE = 200
+_MESSAGE = 120
 """Characters of an example's message that are shown."""
 
 

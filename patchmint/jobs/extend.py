@@ -30,7 +30,7 @@ from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, made_by
 from patchmint.storage import open_storage
 
 
-@with_settings(BuildConfig, but=("source", "output"))
+@with_settings(BuildConfig, but=("source", "sources", "output"))
 def extend_command(
     *,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],

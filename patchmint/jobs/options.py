@@ -124,7 +124,9 @@ def _settings(model: type[Settings]) -> Iterator[_Setting]:
         for kind, inner in sections(field).items():
             for name, inner_field in inner.model_fields.items():
                 fields.setdefault(name, {})[kind if field.discriminator else ""] = inner_field
-        yield from (_Setting(f"{section}.{name}", kinds) for name, kinds in fields.items())
+        for name, kinds in fields.items():
+            same = len(kinds) == len(sections(field)) and len(set(map(described, kinds.values()))) == 1
+            yield _Setting(f"{section}.{name}", {"": next(iter(kinds.values()))} if same and name != "kind" else kinds)
 
 
 def _parameter(setting: _Setting) -> inspect.Parameter:

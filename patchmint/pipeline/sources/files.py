@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from patchmint.config.sources import CommonSettings
-from patchmint.errors import ConfigError, did_you_mean
+from patchmint.errors import ConfigError, MixedSplitsError, did_you_mean
 from patchmint.pipeline.sources.records import quoted
 from patchmint.samples import Absent
 
@@ -145,16 +145,17 @@ def check_unmixed(splits: Iterable[str], uri: str) -> None:
     """Refuse files of several splits, of which nobody has chosen one.
 
     Raises:
-        ConfigError: there are two.
+        MixedSplitsError: there are two.
     """
     found: list[str] = []
     for split in splits:
         if split and split not in found:
             found.append(split)
     if len(found) > 1:
-        raise ConfigError(
+        raise MixedSplitsError(
             f"source.split: {uri} holds the splits {', '.join(found)} side by side; take one (split: {found[0]}), all "
-            "of them (split: all), or choose by name (files: train-*.parquet)"
+            "of them (split: all), or choose by name (files: train-*.parquet)",
+            splits=found,
         )
 
 

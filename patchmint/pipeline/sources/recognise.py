@@ -321,7 +321,7 @@ class _Folder:
         return self._found("Parquet files with images", "parquet", image_column=image, text_columns=texts)
 
     def _images(self) -> Recognised | None:
-        images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri), self.storage)
+        images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri, split="all"), self.storage)
         found = islice(images.samples(), _LOOKED_AT)
         if any(isinstance(each, SourceSample) and each.fault is None for each in found):
             return self._found("a folder of images with a text beside each", "folder")
