@@ -20,8 +20,8 @@ from patchmint.storage import Entry, Storage
 
 _SECTION_FILES = 8192
 _NO_SIDECAR = (
-    "there is neither a .txt nor a .json of the same name beside the image; if a table (metadata.csv, ...) has the texts, "
-    "name it in source.table"
+    "there is neither a .txt nor a .json of the same name beside the image; if a table (metadata.csv, ...) has the "
+    "texts, name it in source.table"
 )
 _SIDECAR_ENDINGS = ("txt", "json")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
