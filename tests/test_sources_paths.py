@@ -34,6 +34,8 @@ def test_folders_are_tried_in_order(tmp_path):
     assert contents(opened) == {"a.jpg": b"1a", "b.jpg": b"2b", "x/c.jpg": b"c", "d.jpg": None}
     assert {sample.image.path.split("/")[0] for sample in samples_of(opened)} == {"one"}
     opened.check()
+    with pytest.raises(ImageMissingError, match=r"'one/d.jpg'.* the other 2 places"):
+        opened.read_image(samples_of(opened)[3].image)
     with pytest.raises(ConfigError, match="nothing in the folder 'three'"):
         source("coco", tmp_path, annotations="my.json", images=["one", "three"]).check()
     with pytest.raises(ConfigError, match="stay within"):
@@ -95,14 +97,14 @@ def test_addresses_in_the_place_of_names(tmp_path):
 def test_image_folders_of_the_hub(tmp_path, ending):
     put(tmp_path, {"train/a.jpg": b"a", "train/x/b.png": b"b", "train/c.jpg": b"c", "test/a.jpg": b"test"})
     rows = [
-        {"file_name": "a.jpg", "text": "one", "n": 1, "by": "x"},
-        {"file_name": "x/b.png", "text": "two", "n": 2, "by": "y"},
+        {"file_name": "a.jpg", "text": "one", "n": 1, "who": "x"},
+        {"file_name": "x/b.png", "text": "two", "n": 2, "who": "y"},
     ]
-    rows += [{"file_name": "gone.jpg", "text": "three", "n": 3, "by": "z"}]
+    rows += [{"file_name": "gone.jpg", "text": "three", "n": 3, "who": "z"}]
     table = f"train/metadata.{ending}"
     if ending == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / table)
-    lines = ["file_name,text,n,by", *(",".join(map(str, row.values())) for row in rows)]
+    lines = ["file_name,text,n,who", *(",".join(map(str, row.values())) for row in rows)]
     put(
         tmp_path, {"csv": {table: "\n".join(lines)}, "jsonl": {table: "\n".join(map(json.dumps, rows))}}.get(ending, {})
     )
@@ -112,7 +114,7 @@ def test_image_folders_of_the_hub(tmp_path, ending):
         *(("1", "train/a.jpg"), ("2", "train/x/b.png"), ("3", "train/gone.jpg"))
     ]
     assert opened.read_image(samples[0].image) == b"a"
-    assert [sample.record["by"] for sample in samples] == ["x", "y", "z"]
+    assert [sample.record["who"] for sample in samples] == ["x", "y", "z"]
     assert absent("folder", tmp_path, table=table) == {"not-annotated": 1}
 
 

@@ -53,7 +53,7 @@ def test_flickr_marks():
 
 def test_flickr_files(tmp_path):
     flickr(tmp_path, a=BOXES.format(1), b=BOXES.format("x"), c=BOXES.format(9), d="<annotation>", e="")
-    put(tmp_path, {"Sentences/f.txt": "\n", "train.txt": "b\na\nz\n"})
+    put(tmp_path, {"Sentences/f.txt": "\n", "train.txt": "b\na.jpg\nz\n"})
     samples = read("flickr30k-entities", tmp_path)
     assert [sample.texts[0].boxes for sample in samples if not sample.fault] == [
         ((1.0, 2.0, 3.0, 4.0),),

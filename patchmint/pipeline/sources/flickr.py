@@ -66,7 +66,8 @@ class FlickrSource(NamedImages):
         if self._split is None:
             return None
         path = require(self._storage, f"{self._split}.txt", "source.split", _LAYOUT)
-        return set(self._storage.read(path).decode("utf-8-sig", "surrogateescape").split())
+        names = self._storage.read(path).decode("utf-8-sig", "surrogateescape").split()
+        return {name.removesuffix(".jpg") for name in names}
 
     def _sample(self, image: str, sentences: bytes, annotation: bytes | None) -> Iterator[Found]:
         sample = Sample(image, self.image_at(f"{image}.jpg"))

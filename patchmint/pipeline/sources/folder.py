@@ -21,6 +21,10 @@ from patchmint.samples import Fault, Found
 from patchmint.storage import Entry, Storage
 
 _SECTION_FILES = 8192
+_NO_SIDECAR = (
+    "there is neither a .txt nor a .json of the same name beside the image; if a table (metadata.csv, ...) has the "
+    "texts, name it in source.table"
+)
 _SIDECAR_ENDINGS = ("txt", "json")
 _TEXT_KEYS = ("caption", "text", "texts")
 
@@ -98,7 +102,7 @@ class FolderSource(NamedImages):
                     sample.add_text(text, where)
             elif side is not None:
                 sample.add_fault("text-too-long", f"{quoted(side.path)} has {side.size} bytes: that isn't a caption")
-            yield from sample.finish("there is neither a .txt nor a .json of the same name beside the image")
+            yield from sample.finish(_NO_SIDECAR)
 
     def _with_table(self, table: str) -> Iterator[Found]:
         config, shown = self._config, f"{table} in {self._storage.uri}"

@@ -72,12 +72,19 @@ class NamedImages(StoredImages):
         try:
             return super().read_image(ref)
         except ImageMissingError as missing:
-            for path in self._elsewhere(ref):
+            others = list(self._elsewhere(ref))
+            for path in others:
                 try:
                     return super().read_image(replace(ref, path=path))
                 except ImageMissingError:
                     continue
-            raise missing
+            if not others:
+                raise
+            raise ImageMissingError(
+                f"{missing}. Nor is it at the other {len(others)} places that source.images and source.other_endings "
+                "stand for",
+                path=ref.path,
+            ) from None
 
     def _elsewhere(self, ref: ImageRef) -> Iterator[str]:
         if ref.start != WHOLE_FILE:

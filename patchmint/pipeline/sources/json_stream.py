@@ -143,7 +143,9 @@ class _Reader:
 
     def finish(self) -> None:
         if self._peek():
-            raise self._broken("something follows the end of the JSON; was another file appended?")
+            raise self._broken(
+                "something follows the end of the JSON; was another file appended, or are these JSON Lines?"
+            )
 
     def _separator(self, closing: str) -> bool:
         mark = self._peek()
