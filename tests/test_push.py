@@ -16,6 +16,7 @@ from patchmint.errors import InputError, ShardError, StorageError
 from patchmint.jobs import card
 from patchmint.jobs import push as module
 from patchmint.jobs.push import push
+from patchmint.shards.readme import MARK
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 from patchmint.training import StageDataset
@@ -238,7 +239,7 @@ def test_the_card(hub, folder, monkeypatch):
     assert f'StageDataset("{URI}"' in body
     assert "shards/{000000..000002}.tar" in body
     assert push(str(folder), URI).files == 0, "the licence is still known"
-    edited = repo.files["README.md"].replace(module.MARK.encode(), b"") + b"mine"
+    edited = repo.files["README.md"].replace(MARK.encode(), b"") + b"mine"
     repo.commit({"README.md": edited})
     assert not push(str(folder), URI).card
     assert repo.files["README.md"] == edited

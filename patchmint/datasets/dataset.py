@@ -69,6 +69,7 @@ class Dataset:
         finished: dataset.json is there and covers all units.
         list_digest: SHA-256 of the list of shards that was used; empty where there is none.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
+        foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
     """
 
@@ -80,6 +81,7 @@ class Dataset:
     finished: bool = False
     list_digest: str = ""
     scanned: Any = field(default=None, repr=False)
+    foreign: bool = False
     extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
 
     @cached_property
@@ -345,12 +347,15 @@ def _shards(
 
 def _open_tar(uri: str) -> Dataset:
     """A tar by itself: its rows are those of the sidecar beside it, or made by reading it through."""
-    from patchmint.shards.sidecar import SCHEMA, read_table, scan_tar
+    from patchmint.shards.foreign import is_foreign, scan_foreign
+    from patchmint.shards.sidecar import SCHEMA, is_sidecar, read_table, scan_tar
 
     storage, name = open_tar(uri)
     sidecar, size = sidecar_of(name), storage.size(name)
-    if storage.exists(sidecar):
+    if is_sidecar(storage, sidecar):
         rows = read_table(storage, sidecar, SCHEMA, ["key"]).num_rows
         return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size, storage.size(sidecar)),))
-    table = scan_tar(storage, name)
-    return Dataset(uri, storage, None, (Shard(0, name, "", table.num_rows, 0, size),), scanned=table)
+    foreign = is_foreign(storage, name)
+    table = (scan_foreign if foreign else scan_tar)(storage, name)
+    shard = Shard(0, name, "", table.num_rows, 0, size)
+    return Dataset(uri, storage, None, (shard,), scanned=table, foreign=foreign)

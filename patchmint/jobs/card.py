@@ -21,10 +21,9 @@ from patchmint.shards.codec import Array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.readme import MARK, README, configs, front_matter
 from patchmint.storage.hub import is_on_hub
 
-CARD = "README.md"
-MARK = "<!-- Written by patchmint push, which replaces it. Without this line it is kept as it is. -->"
 PICTURES = "card"
 
 _LOOKED_AT = 24
@@ -55,11 +54,11 @@ def make_card(dataset: Dataset, manifest: Manifest, repo: str, licence: str) -> 
     """
     pictures = {f"{PICTURES}/{number}.jpg": data for number, data in enumerate(_pictures(dataset), start=1)}
     parts = [
-        f"---\n{yaml.safe_dump(_metadata(manifest, repo, licence), sort_keys=False, allow_unicode=True)}---",
+        front_matter(_metadata(manifest, repo, licence)),
         MARK,
         *_body(dataset, manifest, repo, licence, pictures),
     ]
-    return {CARD: ("\n\n".join(parts) + "\n").encode(), **pictures}
+    return {README: ("\n\n".join(parts) + "\n").encode(), **pictures}
 
 
 def licence_of(card: bytes) -> str:
@@ -83,8 +82,7 @@ def _metadata(manifest: Manifest, repo: str, licence: str) -> dict[str, Any]:
         "tags": tags,
         "task_categories": tasks,
         "size_categories": [next((name for most, name in _SIZES if written < most), "n>10M")],
-        # without it the sidecars would be taken for data, too
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]}],
+        "configs": configs(),
     }
 
 

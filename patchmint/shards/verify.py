@@ -33,6 +33,9 @@ _Result = TypeVar("_Result")
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS + 1
 
+_TAKEN_UP = {"shards": (".tar", ".parquet"), "rejects": ("",), "commits": ("",)}
+"""Endings of what readers would take for a part of the data set. Other programs write indexes beside the tars."""
+
 
 def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None) -> Iterator[Finding]:
     """Check a whole data set: every byte against its record, every sample against the format, every count.
@@ -130,7 +133,7 @@ def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
         room, _, rest = path.partition("/")
         if room == "attempts":
             attempts[rest.partition("/")[0]] += 1
-        elif room in ("shards", "rejects", "commits") and path not in named:
+        elif room in ("shards", "rejects", "commits") and path not in named and path.endswith(_TAKEN_UP[room]):
             message = "no record names this file; readers that take all tars of the folder would read it: remove it"
             yield Finding(path, "", "file-stray", message)
     for attempt, files in sorted(attempts.items()):

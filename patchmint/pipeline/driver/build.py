@@ -39,6 +39,7 @@ from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Tot
 from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
+from patchmint.shards.readme import write_readmes
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
@@ -49,6 +50,10 @@ MakePool = Callable[[WorkerSettings], Pool]
 UNSYNCED = (
     "the file system of {} syncs no folders: after a power cut there, files that were committed shortly before may be "
     "gone; patchmint inspect verify finds them"
+)
+_DARK = (
+    "{} images are nearly black: they have 16 bits, use the lowest twelve at most, and don't say so; scale them to 16 "
+    "bits, or add the chunk sBIT (docs/bad-input.md)"
 )
 _TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
 
@@ -173,6 +178,8 @@ def build(
                 supervisor.run()
             finally:
                 log.work_ended(supervisor.progress)
+                if dark := supervisor.progress.dark:
+                    reporter.warn(_DARK.format(dark))
             if not lease.is_held():  # the beat would notice too late for a driver that woke up for its last unit
                 raise BuildError(_TAKEN_OVER)
             roll_forward(storage)
@@ -320,6 +327,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         totals=Totals.of(records, ledger.planned, rejects),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
+    write_readmes(storage, manifest)
     write_manifest(storage, manifest)
 
 

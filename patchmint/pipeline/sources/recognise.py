@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import missing_root
-from patchmint.pipeline.sources.folder import IMAGE_ENDINGS, FolderSource
+from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.llava import FINETUNE, PRETRAIN
 from patchmint.pipeline.sources.parquet import USUAL_TEXTS

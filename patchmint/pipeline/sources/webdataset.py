@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
-from patchmint.pipeline.sources.folder import IMAGE_ENDINGS
 from patchmint.pipeline.sources.records import Sample, faulty, quoted
 from patchmint.samples import ImageRef, SourceSample
 from patchmint.storage import Entry, Storage

@@ -233,6 +233,7 @@ class Worker:
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size.now,
+            dark=work.dark,
             profile=self._profile(timing) if self._settings.profile else None,
         )
 
@@ -391,6 +392,7 @@ class _InWork:
         looked: the last position that was considered for a batch.
         saved: samples that an interrupted run had annotated.
         unreadable: samples that were rejected before the models saw them.
+        dark: images, as in `UnitResult`.
         positions: of the samples that are in work now.
     """
 
@@ -401,6 +403,7 @@ class _InWork:
     looked: int = -1
     saved: int = 0
     unreadable: int = 0
+    dark: int = 0
     positions: tuple[int, ...] = ()
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
@@ -417,6 +420,7 @@ class _InWork:
                 self.unreadable += 1
             else:
                 self.looked = max(self.looked, position)
+                self.dark += item.image.dark
                 yield position, item
 
 
