@@ -248,7 +248,8 @@ def _from_file(file: IO[bytes], name: str, limit: float) -> DecodedImage:
             file.seek(0)
             decoded = decode_jpeg(file.read())
             if decoded is not None and image.mode != "CMYK":
-                return DecodedImage(_turned(Image.fromarray(decoded), turn), kind, orientation, image.mode)
+                pixels = decoded if turn == 1 else _turned(Image.fromarray(decoded), turn)
+                return DecodedImage(pixels, kind, orientation, image.mode)
             file.seek(at)
         image.load()
         pixels = _rgb_pixels(image, turn, name, bits)

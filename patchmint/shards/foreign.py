@@ -16,7 +16,6 @@ from patchmint.images.decode import ImageHeader, read_header
 from patchmint.shards.endings import CAPTION, DOCUMENT
 from patchmint.shards.reader import StoredSample, group_members, is_own, iter_members
 from patchmint.shards.schema import (
-    SCHEMA,
     AnnotatorDocument,
     GridDocument,
     ImageDocument,
@@ -26,7 +25,7 @@ from patchmint.shards.schema import (
     dump_features,
     dump_list,
 )
-from patchmint.shards.sidecar import SCHEMA as SIDECAR
+from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import Storage
 
 _TEXTS = ("caption", "text", "texts")
@@ -69,7 +68,7 @@ class ForeignSample(StoredSample):
         header, texts = self.header, self.texts or ("",)
         height, width = header.size
         return SampleDocument(
-            schema=SCHEMA,
+            schema="patchmint.sample/1",
             key=self.key,
             id=self.key,
             notice="",
@@ -131,7 +130,7 @@ def scan_foreign(storage: Storage, tar: str) -> pa.Table:
         ShardError: it isn't a complete tar.
     """
     rows = [sample.row(ordinal) for ordinal, sample in enumerate(iter_foreign(storage, tar))]
-    return pa.Table.from_pylist(rows, schema=SIDECAR)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def parse_foreign(data: bytes, tar: str, offset: int) -> ForeignSample:

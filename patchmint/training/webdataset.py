@@ -62,7 +62,11 @@ class SampleDecoder:
             conversation=False,
         )
         self._maker = SampleMaker([dataset], fields, text, seed=0)
-        self._types = {SELECTOR: np.dtype("u1"), COVERAGE: np.dtype("u1"), FEATURES: np.dtype("<f2")}
+        self._types: dict[str, np.dtype[Any]] = {
+            SELECTOR: np.dtype("u1"),
+            COVERAGE: np.dtype("u1"),
+            FEATURES: np.dtype("<f2"),
+        }
         if layout.tokens is not None:
             self._types[f"{layout.tokens.member}.npy"] = layout.tokens.dtype
 
