@@ -110,5 +110,5 @@ class SampleDecoder:
         raise InputError(
             f"member {ending!r} came as {type(value).__name__}, not as bytes; tell the reader not to decode it "
             "(webdataset: no .decode(); Ray Data: decoder=None; datasets: .cast_column('jpg', "
-            "datasets.Image(decode=False)); Energon: auto_decode: false)"
+            "datasets.Image(decode=False)); Energon: decoder: null)"
         )

@@ -15,7 +15,7 @@ from megatron.energon import WorkerConfig, get_loader, get_val_dataset
 CRUDE = """
 __module__: megatron.energon
 __class__: CrudeWebdataset
-auto_decode: false
+decoder: null
 """
 FIELDS = '{"image":"jpg","caption":"txt"}'
 # `lint` ends with 0 on a corrupt JPEG, so what it prints is read too.
