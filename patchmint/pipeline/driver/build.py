@@ -52,8 +52,8 @@ UNSYNCED = (
     "gone; patchmint inspect verify finds them"
 )
 _DARK = (
-    "{} images are nearly black: they have 16 bits, use the lowest twelve at most, and don't say so; scale them to 16 "
-    "bits, or add the chunk sBIT (docs/bad-input.md)"
+    "nearly black images: {}. They have 16 bits, use the lowest twelve at most, and don't say so; scale them to 16, or "
+    "add the chunk sBIT (docs/bad-input.md)"
 )
 _TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
 
