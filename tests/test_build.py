@@ -78,11 +78,12 @@ def test_a_build_labels_as_the_api_does(photographs, tmp_path):
 
     out = tmp_path / "out"
     tar = photographs / "img2dataset" / "{00000..00000}.tar"
-    options = ["--source.uri", tar, "--output.uri", out, "--source.kind", "webdataset"]
+    options = ["--source.uri", tar, "--output.uri", out, "--output.prefix", "tiny-", "--source.kind", "webdataset"]
     patchmint("build", "--models", "untrained-tiny", *options, "--runner.num-cpus", "2", "--runner.batch-size", "1")
     with pytest.warns(UserWarning, match="untrained"):
         annotator = Annotator.from_preset("untrained-tiny", device="cpu")
-    samples = list(iter_samples(open_storage(out), "shards/000000.tar"))
+    patchmint("inspect", "verify", out)
+    samples = list(iter_samples(open_storage(out), "shards/tiny-000000.tar"))
     assert len(samples) == 6
     for sample in samples[:3]:
         annotation = annotator.annotate(sample.image, list(sample.document.texts))

@@ -20,6 +20,7 @@ from patchmint.inspection.show.overlays import sample_overlay
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
+from patchmint.shards.paths import unit_name
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.readme import MARK, README, configs, front_matter
 from patchmint.storage.hub import is_on_hub
@@ -137,9 +138,12 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 
 def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
     arrays = [entry.ending for entry in manifest.members if entry.ending.endswith(".npy")]
-    names = [shard.tar.removesuffix(".tar").rpartition("/")[2] for shard in dataset.shards if shard.samples]
-    whole = int(names[-1]) - int(names[0]) + 1 == len(names)
-    tars = f"{{{names[0]}..{names[-1]}}}" if whole and len(names) > 1 else names[0]
+    shards = [shard for shard in dataset.shards if shard.samples]
+    names = [shard.tar.removesuffix(".tar").rpartition("/")[2] for shard in shards]
+    first, last = (shard.unit for shard in (shards[0], shards[-1]))
+    prefix, number = names[0][: -len(unit_name(first))], unit_name(first)
+    whole = last - first + 1 == len(names)
+    tars = f"{prefix}{{{number}..{unit_name(last)}}}" if whole and len(names) > 1 else names[0]
     yield "With patchmint, typed; a copy (`hf download`) is read faster:"
     yield _code(
         "from patchmint.training import StageDataset, StageLoader",

@@ -36,7 +36,6 @@ from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
-from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.readme import write_readmes
@@ -326,7 +325,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         members=describe_members(layout),
         totals=Totals.of(records, ledger.planned, rejects),
     )
-    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
+    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records], records[0].prefix)
     write_readmes(storage, manifest)
     write_manifest(storage, manifest)
 
@@ -344,7 +343,7 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
-    sample = next(iter_samples(storage, f"shards/{unit_name(record.unit)}.tar"))
+    sample = next(iter_samples(storage, record.paths[-1]))
     document = sample.document
     labels = plan.config["labels"]
     carried = extended.layout.min_coverage if extended else None

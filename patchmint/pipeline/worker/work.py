@@ -186,7 +186,8 @@ class Worker:
             with Finisher(self._models, lambda *_: None, self._finishing, passed) as finisher:
                 self._annotate(items, _InWork(order.unit.id, None, finisher, passed))
             return None
-        attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
+        prefix = self._settings.config.output.prefix
+        attempt = Attempt(self._storage, order.unit.id, self._settings.run_id, prefix)
         try:
             result = self._build(order, samples, items, attempt, saved)
             if saved is not None:
