@@ -170,8 +170,8 @@ def is_mid_shard(out):
 
 
 def digests(out):
-    """SHA-256 of every file that may not vary from run to run, and that readers see: no temporary files."""
-    paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
+    """SHA-256 of every file that may not vary from run to run, and that a record, or the driver, answers for."""
+    paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.R]*")]
     paths += [*out.glob("plan*.parquet"), *out.glob("[!l]*.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -184,7 +184,7 @@ def committed(out):
 def leftovers(out):
     """What a finished build may not leave: attempts, temporary files, a lease, files without a purpose."""
     rooms = {"shards", "rejects", "plan", "commits", "runs"}
-    wanted = {"plan.parquet", "shards.json", "dataset.json", *rooms}
+    wanted = {"plan.parquet", "shards.json", "dataset.json", "README.md", *rooms}
     found = {path.relative_to(out) for path in out.rglob("*")}
     return sorted(
         str(path) for path in found if path.parts[0] not in wanted or path.name.startswith(".") or len(path.parts) > 2

@@ -101,26 +101,27 @@ def tar_of(members):
     return data + tar_end(len(data))
 
 
-def write_plan(folder, units, generation=0):
+def write_plan(folder, units, generation=0, **config):
     """The plan's index, or that of a retry; there are no parts."""
     listed = [Unit(unit, samples, 0, "none", 0) for unit, samples in units.items()]
-    plan = Plan(generation, listed, config={}, config_digest="", models={}, versions={})
+    plan = Plan(generation, listed, config=config, config_digest="", models={}, versions={})
     open_storage(folder).write(plan_path(generation), write_index(plan))
 
 
-def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes):
+def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes, prefix=""):
     """Write and publish a unit as a worker does; `damage` changes the tar before it is hashed."""
     storage = open_storage(folder)
     (plan,) = (plan for plan in load_plans(storage) if unit in {planned.id for planned in plan.units})
-    attempt = Attempt(storage, unit, "run")
+    attempt = Attempt(storage, unit, "run", prefix)
+    table, own, name = attempt.paths
     tar, sidecar = write_shard(samples, layout)
-    files = {f"shards/{unit:06}.tar": damage(tar), f"shards/{unit:06}.parquet": sidecar} if samples else {}
+    files = {name: damage(tar), own: sidecar} if samples else {}
     for name, data in files.items():
         with attempt.new_file(name) as file:
             file.write(data)
     reasons = {"image-missing": len(rejects)} if rejects else {}
     if rejects:
-        with attempt.new_file(f"rejects/{unit:06}.parquet") as file:
+        with attempt.new_file(table) as file:
             write_rejects(file, rejects)
     selectors = [sample.selector for sample in samples if sample.selector is not None]
     share = mean_share([float(np.float32(share)) for one in selectors for share in one.mean(axis=(1, 2))])
@@ -145,7 +146,7 @@ def finish(folder, units, planned, rejected, layout=LAYOUT):
         members=describe_members(layout),
         totals=totals,
     )
-    write_shard_list(storage, len(plans), [record.listed() for record in records])
+    write_shard_list(storage, len(plans), [record.listed() for record in records], records[0].prefix if records else "")
     write_manifest(storage, manifest)
 
 

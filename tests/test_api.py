@@ -262,7 +262,7 @@ def test_an_empty_batch_is_none_and_a_batch_of_none_is_refused(annotator):
     [
         ("missing.jpg", ImageDecodeError, "missing.jpg"),
         (b"", ImageDecodeError, "no bytes|empty|zero bytes"),
-        (b"hello, I am a text file\n" * 50, ImageDecodeError, "JPEG, PNG, WebP, BMP or GIF"),
+        (b"hello, I am a text file\n" * 50, ImageDecodeError, "JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"),
         (png(PHOTO)[:5000], ImageDecodeError, "cut short|truncated|damaged"),
         (np.zeros((0, 10, 3), np.uint8), ImageDecodeError, "pixel"),
         (np.full((10, 10, 3), np.nan), ImageDecodeError, "uint8"),

@@ -78,11 +78,12 @@ def test_a_build_labels_as_the_api_does(photographs, tmp_path):
 
     out = tmp_path / "out"
     tar = photographs / "img2dataset" / "{00000..00000}.tar"
-    options = ["--source.uri", tar, "--output.uri", out, "--source.kind", "webdataset"]
+    options = ["--source.uri", tar, "--output.uri", out, "--output.prefix", "tiny-", "--source.kind", "webdataset"]
     patchmint("build", "--models", "untrained-tiny", *options, "--runner.num-cpus", "2", "--runner.batch-size", "1")
     with pytest.warns(UserWarning, match="untrained"):
         annotator = Annotator.from_preset("untrained-tiny", device="cpu")
-    samples = list(iter_samples(open_storage(out), "shards/000000.tar"))
+    patchmint("inspect", "verify", out)
+    samples = list(iter_samples(open_storage(out), "shards/tiny-000000.tar"))
     assert len(samples) == 6
     for sample in samples[:3]:
         annotation = annotator.annotate(sample.image, list(sample.document.texts))
@@ -109,6 +110,7 @@ def rough(tmp_path_factory):
     (source / "010.jpg").write_bytes((source / "010.jpg").read_bytes()[:300])
     (source / "011.jpg").write_bytes(b"<html>not found</html>")
     (source / "013.txt").unlink()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(source / "014.jpg", "png")
     Image.new("1", (12_000, 9_000)).save(source / "bomb.png")
     (source / "bomb.txt").write_text("too large")
     (source / "Sub Dir.v1").mkdir()
@@ -136,6 +138,11 @@ def test_every_bad_sample_is_rejected_alone_with_its_reason(rough):
     assert (*counts(report), report["missing"]) == (43, 36, 7, 0)
     assert "worker died" in done.stderr
     patchmint("inspect", "verify", out)
+
+
+def test_images_of_12_bits_that_dont_say_so_are_counted(rough):
+    _, _, done = rough
+    assert "nearly black images: 1. They have 16 bits" in done.stderr
 
 
 def test_keys_are_lawful_and_unique_and_the_id_is_kept(rough):

@@ -41,7 +41,7 @@ def digests(uri):
     """As `builds.digests`, of a bucket."""
     storage = open_storage(uri)
     chosen = ("shards", "rejects/", "plan", "dataset.json")
-    paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen)]
+    paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen) and "README" not in entry.path]
     return {path: hashlib.sha256(storage.read(path)).hexdigest() for path in paths}
 
 
@@ -50,7 +50,8 @@ def check(uri, expected):
     assert digests(uri) == expected
     storage = open_storage(uri)
     rest = {entry.path.split("/")[0] for entry in storage.list()}
-    assert rest == {"shards", "rejects", "plan", "plan.parquet", "shards.json", "dataset.json", "commits", "runs"}
+    own = {"plan.parquet", "shards.json", "dataset.json", "README.md"}
+    assert rest == {"shards", "rejects", "plan", "commits", "runs", *own}
     assert [entry.path for entry in storage.list("commits/")] == [f"commits/{unit:06d}.json" for unit in range(5)]
     assert builds.asked("inspect", "verify", uri, "--json")["findings"] == []
     status = builds.asked("status", uri, "--json")

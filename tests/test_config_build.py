@@ -50,7 +50,7 @@ def test_defaults():
         ({"source": {"kind": "coco", "uri": "x", "split_": "y"}}, "source.split_: .*did you mean 'split'"),
         ({"outputs": {}}, "outputs: there is no such setting; did you mean 'output'"),
         ({"output": {"uri": "x", "samples_per_shard": 0}}, "output.samples_per_shard"),
-        ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard\)"),
+        ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard, prefix\)"),
         ({"grid": {"rows": 2, "colums": 2}}, "grid.colums: there is no such setting; did you mean 'cols'"),
         ({"grid": {"rows": 2, "cols": 2, "patch_px": 14}}, "^grid.fit: it must be given$"),
         ({"features": {"connector": "cdi"}}, "features.connector"),

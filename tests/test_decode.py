@@ -7,6 +7,7 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from patchmint.images.decode import decode_image
 PHOTO = np.ascontiguousarray(skimage.data.chelsea()[:120:2, :160:2])
 """60 x 80 pixels of a cat."""
 
-FILE_FORMATS = ("jpeg", "png", "webp", "bmp", "gif")
+FILE_FORMATS = ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avif")
 
 TURNS = {
     1: lambda a: a,
@@ -82,7 +83,7 @@ def test_path_string_bytes_and_pil_agree_whatever_the_extension(tmp_path, files)
 
 def test_the_first_frame_of_an_animation():
     red, blue = (Image.new("RGB", (9, 7), colour) for colour in ((255, 0, 0), (0, 0, 255)))
-    for kind in ("gif", "webp", "png"):
+    for kind in ("gif", "webp", "png", "avif"):
         decoded = decode_image(encode(red, kind, save_all=True, append_images=[blue], duration=50))
         assert decoded.size == (7, 9)
         assert (decoded.pixels[..., 0] > 240).all()
@@ -108,7 +109,7 @@ def test_decoding_in_threads(files):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "pil"])
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "tiff", "avif", "pil"])
 def test_orientation_is_applied(kind, orientation):
     image = Image.fromarray(PHOTO)
     options = {"webp": {"lossless": True}, "jpeg": {"quality": 100, "subsampling": 0}}.get(kind, {})
@@ -229,6 +230,91 @@ def test_16_bit_grey_is_scaled_not_clipped():
     assert decode_image(png(5, 1, depth=16, data=b"\0" + samples)).pixels[..., 0].tolist() == [[0, 0, 1, 128, 255]]
 
 
+def test_16_bit_files_that_say_how_many_bits_are_in_use():
+    def decoded(bits, *values, colour=0):
+        samples = np.array(values, ">u2").repeat(3 if colour == 2 else 1).tobytes()
+        chunk = [png_chunk(b"sBIT", bytes([bits] * (3 if colour == 2 else 1)))] if bits else []
+        image = decode_image(png(len(values), 1, *chunk, depth=16, colour=colour, data=b"\0" + samples))
+        return image.pixels[0, :, 0].tolist(), image.dark
+
+    assert decoded(10, 0, 512, 1023) == ([0, 128, 255], False)
+    assert decoded(12, 0, 2048, 4095) == ([0, 128, 255], False)
+    assert decoded(12, 0, 0x8000, 0xFFF0) == ([0, 128, 255], False), "scaled, as the specification asks"
+    assert decoded(0, 0, 0x8000, 0xFFFF) == ([0, 128, 255], False)
+    assert decoded(0, 0, 2048, 4095) == ([0, 8, 15], True), "nothing says that this is 12 bits"
+    assert decoded(0, 0, 2048, 4095, colour=2) == ([0, 8, 15], True)
+    assert decode_image(Image.fromarray(np.array([[0, 4095]], np.uint16))).dark
+    assert not decode_image(Image.new("RGB", (2, 2))).dark
+
+
+def tiff(values, *entries, bits=8, compression=1):
+    """A grey TIFF file of one strip; entries are more of its tags, (tag, value)."""
+    height, width = values.shape
+    fields = [(256, width), (257, height), (258, bits), (259, compression), (262, 1), (273, 0), (277, 1), (278, height)]
+    fields = sorted({**dict(fields), **dict(entries)}.items())
+    start = 8 + 2 + 12 * len(fields) + 4
+    found = [struct.pack("<HHLL", tag, 4, 1, start if tag == 273 else value) for tag, value in fields]
+    return b"II*\0" + struct.pack("<LH", 8, len(fields)) + b"".join(found) + bytes(4) + values.tobytes()
+
+
+def test_a_tiff_of_12_bits_floats_or_cmyk():
+    packed = np.array([[0x80, 0x0F, 0xFF]], np.uint8)  # 2048 and 4095
+    twelve = tiff(packed, (256, 2), bits=12)
+    assert decode_image(twelve).pixels[0, :, 0].tolist() == [128, 255]
+    photo = Image.fromarray(PHOTO)
+    cmyk = decode_image(encode(photo.convert("CMYK"), "tiff", compression="tiff_lzw"))
+    assert (cmyk.mode, cmyk.format) == ("CMYK", "tiff")
+    assert np.abs(cmyk.pixels.astype(int) - PHOTO).mean() < 4
+    with pytest.raises(ImageDecodeError, match="float pixels"):
+        decode_image(encode(photo.convert("F"), "tiff"))
+
+
+@pytest.mark.parametrize("compression", ["raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_compressions_of_tiff(compression):
+    decoded = decode_image(encode(Image.fromarray(PHOTO), "tiff", compression=compression)).pixels
+    assert np.abs(decoded.astype(int) - PHOTO).mean() < (4 if compression == "jpeg" else 0.001)
+
+
+def test_tiff_that_isnt_read():
+    photo = Image.fromarray(PHOTO)
+    with pytest.raises(ImageDecodeError, match="several pages"):
+        decode_image(encode(photo, "tiff", save_all=True, append_images=[photo]))
+    for compression in ("zstd", "lzma"):
+        with pytest.raises(ImageDecodeError, match=f"compressed as '{compression}'"):
+            decode_image(encode(photo, "tiff", compression=compression))
+    grey = np.zeros((16, 16), np.uint8)
+    with pytest.raises(ImageTooLargeError, match=r"a tile of .* 60000 x 60000"):
+        decode_image(tiff(grey, (322, 60000), (323, 60000), (324, 8), (325, 1), compression=5))
+
+
+def scans(quality, **options):
+    data = encode(Image.fromarray(PHOTO), "jpeg", quality=quality, **options)
+    return data, data.index(b"\xff\xda") + 14
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+def test_a_jpeg_whose_scan_is_holed_or_cut_and_closed_again(options):
+    data, start = scans(90, **options)
+    middle = (start + len(data)) // 2
+    for harmed in (data[:middle] + b"\xff\xd9", data[:middle] + data[middle + 300 :]):
+        with Image.open(io.BytesIO(harmed)) as image:
+            image.load()  # Pillow says nothing
+        with pytest.raises(ImageDecodeError, match=r"damaged or incomplete JPEG file .*a part of the picture"):
+            decode_image(harmed)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_sound_jpegs_stay_whatever_encoders_and_cameras_do(mode):
+    photo = Image.fromarray(PHOTO).convert(mode)
+    kinds = [{"progressive": True}, {"optimize": True}, {"restart_marker_rows": 1}, {"keep_rgb": mode == "RGB"}]
+    for quality, options in product((1, 30, 75, 100), kinds):
+        data = encode(photo, "jpeg", quality=quality, **options)
+        expected = decode_image(data).pixels
+        other_version = data.replace(b"JFIF\0\1", b"JFIF\0\7", 1)
+        for kept in (data + bytes(5000) + data, data[:-2] + b"\0\0" + data[-2:], other_version):
+            assert np.array_equal(decode_image(kept).pixels, expected)
+
+
 def test_32_bit_integers_hold_8_or_16_bits():
     def decoded(*values):
         return decode_image(Image.fromarray(np.array([values], dtype=np.int32))).pixels[0, :, 0].tolist()
@@ -292,8 +378,10 @@ def test_wrong_arrays_and_images_say_what_to_do(source, hint):
         (b"", "zero bytes"),
         (b"a cat on a sofa\n", "not a JPEG"),
         (b"\n <!DOCTYPE HTML><html><body>404</body></html>", "web page"),
-        (encode(Image.new("RGB", (2, 2)), "tiff"), "isn't allowed"),
-        (encode(Image.new("RGB", (2, 2)), "avif"), "isn't allowed"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "isn't allowed"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "isn't allowed"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "damaged or incomplete AVIF"),
+        (b"II*\0", "damaged or incomplete TIFF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "isn't allowed"),
         (encode(Image.new("RGB", (2, 2)), "ppm"), "not a JPEG"),
         (encode(Image.new("RGB", (2, 2)), "ico"), "not a JPEG"),
@@ -443,7 +531,14 @@ def _bombs():
         struct.pack_into("<L", content, 21, (bits & ~0xFFFFFFF) | 8999 << 14 | 8999)
         return bytes(content)
 
+    def avif():
+        content = bytearray(encode(Image.new("RGB", (64, 64)), "avif"))
+        struct.pack_into(">LL", content, content.index(b"ispe") + 8, 9000, 9000)
+        return bytes(content)
+
     return {
+        "tiff": lambda: tiff(np.zeros((9000, 9000), np.uint8)[:1], (257, 9000), (278, 9000)),
+        "avif": avif,
         "png": lambda: png(20000, 20000, data=bytes(10**6)),
         "jpeg": patched("jpeg", 0, ">HH"),
         "bmp": patched("bmp", 18, "<LL"),

@@ -24,9 +24,9 @@ NAMES = {
         WeightsError WeightsMismatchError WeightsMissingError WeightsUnsafeError""",
     "patchmint.geometry": """Fit GRID_PRESETS PatchGrid Placement RleMasks adaptive_bins coverage_from_logits
         coverage_share coverage_to_uint8 fit_image grid_preset pool_coverage""",
-    "patchmint.training": """Codebook ConversationTemplate PatchSelector SequenceBuilder StageBatch StageDataset
-        StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches recall_at_keep
-        resize_embeddings selector_loss""",
+    "patchmint.training": """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch
+        StageDataset StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches
+        recall_at_keep resize_embeddings selector_loss shard_urls""",
     "patchmint.interfaces": """FeatureEncoder FeatureSpec Instances PrefersLikeSizes PreparesImages Segmenter Tokenizer
         TokenizerSpec Tokens""",
 }

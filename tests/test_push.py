@@ -16,6 +16,8 @@ from patchmint.errors import InputError, ShardError, StorageError
 from patchmint.jobs import card
 from patchmint.jobs import push as module
 from patchmint.jobs.push import push
+from patchmint.shards.manifest import read_manifest
+from patchmint.shards.readme import MARK, write_readmes
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 from patchmint.training import StageDataset
@@ -238,7 +240,19 @@ def test_the_card(hub, folder, monkeypatch):
     assert f'StageDataset("{URI}"' in body
     assert "shards/{000000..000002}.tar" in body
     assert push(str(folder), URI).files == 0, "the licence is still known"
-    edited = repo.files["README.md"].replace(module.MARK.encode(), b"") + b"mine"
+    edited = repo.files["README.md"].replace(MARK.encode(), b"") + b"mine"
     repo.commit({"README.md": edited})
     assert not push(str(folder), URI).card
     assert repo.files["README.md"] == edited
+
+
+def test_a_card_that_lies_in_the_data_set_is_sent(hub, folder):
+    storage = open_storage(folder)
+    write_readmes(storage, read_manifest(storage))
+    push(str(folder), URI)
+    repo = hub.repos["org/name"]
+    assert b"## Loading" in repo.files["README.md"], "what a build writes gives way to the card"
+    (folder / "README.md").write_text("my own")
+    push(str(folder), URI)
+    assert repo.files["README.md"] == b"my own"
+    assert "shards/README.md" not in repo.files

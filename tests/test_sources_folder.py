@@ -49,6 +49,19 @@ def test_sidecars(tmp_path):
     assert opened.read_image(samples[3].image) == image_bytes()
 
 
+def test_every_ending_is_read_or_rejected(tmp_path):
+    images = ("a.JPG", "b.jfif", "c.jpe", "d.tif", "e.TIFF", "f.avif")
+    others = ("g.heic", "h.svg", "i.jpg.bak")
+    beside = ("a.npy", "a.json.bak", "notes.md", "alone.txt")
+    put(tmp_path, dict.fromkeys((*images, *others, *beside), b"x"))
+    put(tmp_path, {f"{name.rpartition('.')[0]}.txt": name for name in (*images, *others)})
+    samples = read("folder", tmp_path)
+    assert good(samples) == [[name] for name in images]
+    assert faults(samples) == {"image-format": set(others)}
+    (heic,) = (sample for sample in samples if sample.id == "g.heic")
+    assert "convert it, or rename it" in heic.fault.message
+
+
 def test_bad_sidecars(tmp_path, monkeypatch):
     monkeypatch.setattr("patchmint.pipeline.sources.folder.MAX_TEXT_BYTES", 100)
     sidecars = {

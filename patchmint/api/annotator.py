@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice, zip_longest
@@ -145,6 +146,9 @@ class Annotator:
 
 def _taken(image: ImageSource, text: TextSource | Sequence[TextSource], max_megapixels: float) -> _Input:
     decoded = image if isinstance(image, DecodedImage) else decode_image(image, max_megapixels=max_megapixels)
+    if decoded.dark:
+        message = "the image is nearly black: of its 16 bits only the lowest are in use; scale its values to 16 bits"
+        warnings.warn(message, stacklevel=3)
     return decoded, as_texts(text)
 
 

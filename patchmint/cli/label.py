@@ -48,7 +48,7 @@ _ONLY_BUILDS = BuildConfig.model_fields.keys() - AnnotatorConfig.model_fields.ke
 )
 def label(
     *,
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP or GIF.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF.")],
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
     config: Annotated[
         Path | None,

@@ -51,6 +51,12 @@ class OutputConfig(Settings):
         description="Folder for the data set: a local path, s3://, gs:// or az://; or hf://datasets/ORG/NAME.",
     )
     samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples per shard.")
+    prefix: str = Field(
+        default="",
+        pattern=r"^([a-z0-9_-]{0,39}[a-z_-])?$",  # as shards.paths.PREFIX
+        description="What shards' names begin with, such as coco-: readers that cache tars by their names (wids) would "
+        "take those of two data sets for each other. Lower-case letters, digits, - and _, no digit at the end.",
+    )
 
 
 BatchSize = Annotated[
@@ -225,9 +231,10 @@ class BuildConfig(AnnotatorConfig):
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
         settings = self.model_dump(mode="json", include={"labels", "grid", "tokens", "features", "precision"})
         sources = [source.deciding() for source in self.all_sources]
+        prefix: dict[str, Any] = {"prefix": self.output.prefix} if self.output.prefix else {}
         return settings | {
             **({"source": sources[0]} if self.source is not None else {"sources": sources}),
-            "output": {"samples_per_shard": self.output.samples_per_shard},
+            "output": {"samples_per_shard": self.output.samples_per_shard} | prefix,
             "models": self.models_used,
             "limits": {"max_image_megapixels": self.limits.max_image_megapixels},
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError, about
-from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, canonical_paths, plan_path, record_path
+from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, canonical_paths, plan_path, prefix_and_unit, record_path
 from patchmint.shards.shard_list import ShardList, read_shard_list
 from patchmint.storage import Storage, open_storage
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from patchmint.types import Integers
 
 _STORE_THREADS = 16
-_TAR = re.compile(r"shards/([0-9]{6,})\.tar")
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Dataset:
         finished: dataset.json is there and covers all units.
         list_digest: SHA-256 of the list of shards that was used; empty where there is none.
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
+        foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
     """
 
@@ -80,6 +79,7 @@ class Dataset:
     finished: bool = False
     list_digest: str = ""
     scanned: Any = field(default=None, repr=False)
+    foreign: bool = False
     extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
 
     @cached_property
@@ -201,7 +201,7 @@ def _open_folder(uri: str, check_files: bool) -> Dataset:
     if listed is not None and not storage.exists(plan_path(listed.plans)):
         if check_files:
             counts = [(unit.unit, unit.samples, unit.rejected, unit.label_share) for unit in listed.units]
-            shards = tuple(_shards(storage, counts, published_sizes(storage)))
+            shards = tuple(_shards(storage, counts, published_sizes(storage), listed.prefix))
         else:
             shards = tuple(_listed_shards(listed))
         return Dataset(uri, storage, manifest, shards, finished=True, list_digest=listed.digest)
@@ -253,7 +253,7 @@ def _totals(manifest: bytes) -> tuple[int, int]:
 
 def _listed_shards(listed: ShardList) -> Iterator[Shard]:
     for unit in listed.units:
-        _, sidecar, tar = canonical_paths(unit.unit)
+        _, sidecar, tar = canonical_paths(unit.unit, listed.prefix)
         sizes = unit.bytes, unit.table_bytes
         yield Shard(unit.unit, tar, sidecar, unit.samples, unit.rejected, *sizes, label_share=unit.label_share)
 
@@ -269,7 +269,9 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
     from patchmint.shards.commit import committed_units, read_records
     from patchmint.shards.plan import load_plans
 
-    planned = {unit.id: unit.samples for plan in load_plans(storage) for unit in plan.units}
+    plans = load_plans(storage)
+    planned = {unit.id: unit.samples for plan in plans for unit in plan.units}
+    prefix = str(plans[0].config.get("output", {}).get("prefix", "")) if plans else ""
     covered, written = (0, 0) if manifest is None else _totals(manifest)
     sizes = published_sizes(storage)
     if not planned:
@@ -277,7 +279,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
             raise InputError(
                 f"{uri} holds no data set (no {PLAN_PATH}); give the output folder of `patchmint build`, or a tar"
             )
-        planned = _count_rows(storage, sizes)
+        prefix, planned = _count_rows(storage, sizes)
         done, finished, known = sorted(planned), True, planned
     else:
         finished = manifest is not None and covered >= len(planned)
@@ -285,7 +287,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
         done = sorted(planned) if finished else sorted(committed_units(storage) & planned.keys())
         known = {unit.unit: unit.samples for unit in listed.units} if listed is not None else {}
         # Units without rejects wrote what was planned: only the others' records are read.
-        unclear = [unit for unit in done if unit not in known and _is_unclear(unit, sizes)]
+        unclear = [unit for unit in done if unit not in known and _is_unclear(unit, sizes, prefix)]
         known |= {record.unit: record.written for record in read_records(storage, unclear)}
     counts = []
     for unit in done:
@@ -296,7 +298,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
                 f"{planned[unit]}; it is of another build, or damaged; delete it and run the build's command again"
             )
         counts.append((unit, count, planned[unit] - count, None))
-    shards = tuple(_shards(storage, counts, sizes))
+    shards = tuple(_shards(storage, counts, sizes, prefix))
     before_retries = set(sorted(planned)[:covered])
     found = sum(shard.samples for shard in shards if shard.unit in before_retries)
     if found != written:
@@ -309,30 +311,32 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
     return Dataset(uri, storage, manifest, shards, unbuilt=unbuilt, finished=finished, list_digest=digest)
 
 
-def _is_unclear(unit: int, sizes: Mapping[str, int]) -> bool:
+def _is_unclear(unit: int, sizes: Mapping[str, int], prefix: str) -> bool:
     """Whether files alone don't tell how many samples of a unit were written."""
-    rejects, _, tar = canonical_paths(unit)
+    rejects, _, tar = canonical_paths(unit, prefix)
     return rejects in sizes or tar not in sizes
 
 
-def _count_rows(storage: Storage, sizes: Mapping[str, int]) -> dict[int, int]:
-    """Samples by unit, from the sidecars."""
+def _count_rows(storage: Storage, sizes: Mapping[str, int]) -> tuple[str, dict[int, int]]:
+    """What shards' names begin with, and samples by unit, from the sidecars."""
     from patchmint.shards.sidecar import SCHEMA, read_table
 
-    units = sorted(int(match[1]) for path in sizes if (match := _TAR.fullmatch(path)))
-    paths = [path for unit in units if (path := canonical_paths(unit)[1]) in sizes]
+    named = sorted(found for path in sizes if (found := prefix_and_unit(path)))
+    prefix = named[0][0] if named else ""
+    units = [unit for own, unit in named if own == prefix]
+    paths = [path for unit in units if (path := canonical_paths(unit, prefix)[1]) in sizes]
     with ThreadPoolExecutor(1 if storage.is_local else _STORE_THREADS) as pool:
         counts = pool.map(lambda path: read_table(storage, path, SCHEMA, ["offset"]).num_rows, paths)
-        found = dict(zip(paths, counts, strict=True))
-    return {unit: found.get(canonical_paths(unit)[1], 1) for unit in units}
+        rows = dict(zip(paths, counts, strict=True))
+    return prefix, {unit: rows.get(canonical_paths(unit, prefix)[1], 1) for unit in units}
 
 
 def _shards(
-    storage: Storage, counts: Sequence[tuple[int, int, int, float | None]], sizes: Mapping[str, int]
+    storage: Storage, counts: Sequence[tuple[int, int, int, float | None]], sizes: Mapping[str, int], prefix: str
 ) -> Iterator[Shard]:
     """Shards of units (number, written, rejected, label share), whose files must be there."""
     for unit, written, rejected, share in counts:
-        rejects, sidecar, tar = canonical_paths(unit)
+        rejects, sidecar, tar = canonical_paths(unit, prefix)
         wanted = ((sidecar, tar) if written else ()) + ((rejects,) if rejected else ())
         if missing := [path for path in wanted if path not in sizes]:
             raise ShardError(
@@ -345,12 +349,15 @@ def _shards(
 
 def _open_tar(uri: str) -> Dataset:
     """A tar by itself: its rows are those of the sidecar beside it, or made by reading it through."""
-    from patchmint.shards.sidecar import SCHEMA, read_table, scan_tar
+    from patchmint.shards.foreign import is_foreign, scan_foreign
+    from patchmint.shards.sidecar import SCHEMA, is_sidecar, read_table, scan_tar
 
     storage, name = open_tar(uri)
     sidecar, size = sidecar_of(name), storage.size(name)
-    if storage.exists(sidecar):
+    if is_sidecar(storage, sidecar):
         rows = read_table(storage, sidecar, SCHEMA, ["key"]).num_rows
         return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size, storage.size(sidecar)),))
-    table = scan_tar(storage, name)
-    return Dataset(uri, storage, None, (Shard(0, name, "", table.num_rows, 0, size),), scanned=table)
+    foreign = is_foreign(storage, name)
+    table = (scan_foreign if foreign else scan_tar)(storage, name)
+    shard = Shard(0, name, "", table.num_rows, 0, size)
+    return Dataset(uri, storage, None, (shard,), scanned=table, foreign=foreign)

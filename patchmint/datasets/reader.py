@@ -14,6 +14,7 @@ import numpy as np
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.datasets.rows import read_table, rows_at
 from patchmint.errors import ShardError, about
+from patchmint.shards.foreign import parse_foreign
 from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
 from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
@@ -141,7 +142,7 @@ class SampleReader:
         dataset = self._datasets[ref.dataset]
         file = self._files.at(ref.dataset, dataset.storage, extent.tar)
         read = partial(_read_at, file, dataset.storage, extent.tar)
-        if self._endings is None:
+        if self._endings is None or dataset.foreign:
             return _parsed(dataset, extent, read(extent.offset, extent.size), None)
         with about(uri_of(dataset.storage, extent.tar)):
             return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
@@ -216,6 +217,8 @@ def _read_columns(datasets: Sequence[Dataset], number: int, shard: Shard) -> dic
 
 def _parsed(dataset: Dataset, extent: Extent, data: bytes, endings: Collection[str] | None) -> StoredSample:
     with about(uri_of(dataset.storage, extent.tar)):
+        if dataset.foreign:
+            return parse_foreign(data, extent.tar, extent.offset)
         return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
 
 

@@ -1,14 +1,15 @@
 """Image files, bytes, PIL images and arrays -> RGB pixels, safely.
 
-- Five formats and no others: JPEG (with the MPO files that phones write: their first picture), PNG, WebP, BMP and GIF
-  (of an animation the first frame). What a file is called doesn't matter, what it holds does.
+- Seven formats and no others: JPEG (with the MPO files that phones write: their first picture), PNG, WebP, GIF and AVIF
+  (of an animation the first frame), BMP, TIFF of one page. What a file is called doesn't matter, what it holds does.
 - The pixel cap is held against the header, before a decoder allocates anything. Pillow's plug-ins are called directly,
   not through `Image.open`: that warns from 89 megapixels on and refuses from 179 on, limits that are global to the
   process and can't be lifted for one call without a race between threads.
 - Pixels are what `exif_transpose` and `.convert("RGB")` give, since that is how the consumers of labels read images
   (transformers' `load_image`, LLaVA): alpha is dropped, colour profiles are ignored. One exception: 16-bit grey keeps
-  its high byte, as Pillow does for 16-bit colour; `.convert` would clip nearly all of it to white.
+  the highest eight of its significant bits, as Pillow does for 16-bit colour; `.convert` would clip it to white.
 - Whatever else is wrong with the image ends in an `ImageDecodeError`: a truncated file too, never half a picture.
+  libjpeg makes up what a damaged scan lacks, and Pillow hides its warnings: `images/jpeg` minds them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,20 +26,30 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from patchmint.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from patchmint.images.headers import ORIENTATIONS, exif_orientation, gif_size, webp_size
+from patchmint.images import FileFormat
+from patchmint.images.headers import ORIENTATIONS, exif_orientation, gif_size, is_avif, png_significant_bits, webp_size
+from patchmint.images.jpeg import decode_jpeg
 from patchmint.types import RgbImage, Size
 
-FileFormat = Literal["jpeg", "png", "webp", "bmp", "gif"]
+_ALLOWED = "a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF file"
 
-_ALLOWED = "a JPEG, PNG, WebP, BMP or GIF file"
+_TIFF_COMPRESSIONS = frozenset(
+    ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "jpeg", "tiff_ccitt", "group3", "group4")
+)
+"""Those in common use. The others are rare, or whole decoders of their own within libtiff."""
+
+_DARK = 16
+"""A 16-bit image whose high bytes are all smaller uses twelve bits or fewer, and shows as black."""
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,17 +71,47 @@ class DecodedImage:
         format: what the file was; "array" for pixels that were in memory already (arrays and PIL images).
         orientation: EXIF orientation of the source, 1..8; 1 = as stored, also where there is none or it is damaged.
         mode: Pillow's name for the source's pixels, such as "CMYK", "P" or "I;16".
+        dark: its file has 16 bits, uses the lowest twelve at most, and doesn't say so: the pixels are nearly black.
     """
 
     pixels: RgbImage
     format: FileFormat | Literal["array"]
     orientation: int
     mode: str
+    dark: bool = False
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels, after orientation."""
         return self.pixels.shape[0], self.pixels.shape[1]
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the beginning of an image file says: `format`, `mode` and `orientation` as in a `DecodedImage`.
+
+    Attributes:
+        size: (height, width) in pixels, after orientation.
+    """
+
+    format: FileFormat
+    mode: str
+    orientation: int
+    size: Size
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Read an image file's header; no pixels are decoded, so they may be damaged.
+
+    Raises:
+        ImageDecodeError: it is no image of an allowed format, or its header is damaged.
+        ImageTooLargeError: it has more than 1000 megapixels.
+    """
+    with _opened(io.BytesIO(data), "the image (bytes)", 1e9) as (image, kind):
+        orientation = _orientation(image)
+        is_turned = orientation >= 5 and kind != "tiff"  # Pillow tells a TIFF's size as it is displayed
+        size = (image.width, image.height) if is_turned else (image.height, image.width)
+        return ImageHeader(kind, image.mode, orientation, size)
 
 
 def decode_image(
@@ -140,6 +182,8 @@ _PLUGINS: dict[FileFormat, Callable[[IO[bytes]], ImageFile]] = {
     "webp": WebPImageFile,
     "bmp": BmpImageFile,
     "gif": GifImageFile,
+    "tiff": TiffImageFile,
+    "avif": AvifImageFile,
 }
 
 
@@ -154,10 +198,14 @@ def _sniff(head: bytes) -> FileFormat | None:
         return "bmp"
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
-    return None
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "tiff"
+    return "avif" if is_avif(head) else None
 
 
-def _from_file(file: IO[bytes], name: str, limit: float) -> DecodedImage:
+@contextmanager
+def _opened(file: IO[bytes], name: str, limit: float) -> Iterator[tuple[ImageFile, FileFormat]]:
+    """An image file whose header is read, and its format; whatever goes wrong with it becomes an ImageError."""
     kind = None
     try:
         head = file.read(64)
@@ -171,9 +219,7 @@ def _from_file(file: IO[bytes], name: str, limit: float) -> DecodedImage:
         file.seek(0)
         with _PLUGINS[kind](file) as image:
             _check_size((image.height, image.width), limit, name)
-            image.load()
-            orientation = exif_orientation(image.info)
-            return DecodedImage(_rgb_pixels(image, orientation, name), kind, orientation, image.mode)
+            yield image, kind
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -186,14 +232,46 @@ def _from_file(file: IO[bytes], name: str, limit: float) -> DecodedImage:
         ) from error
 
 
+def _from_file(file: IO[bytes], name: str, limit: float) -> DecodedImage:
+    with _opened(file, name, limit) as (image, kind):
+        bits = 16
+        if isinstance(image, TiffImageFile):
+            _check_tiff(image, limit, name)
+            bits = max(image.tag_v2.get(BITSPERSAMPLE, (16,)))
+        elif kind == "png":
+            bits = png_significant_bits(file)
+        deep = any(";16" in str(tile.args) for tile in image.tile[:1])
+        orientation = _orientation(image)
+        turn = 1 if kind == "tiff" else orientation  # Pillow turns a TIFF
+        if kind == "jpeg":
+            at = file.tell()
+            file.seek(0)
+            decoded = decode_jpeg(file.read())
+            if decoded is not None and image.mode != "CMYK":
+                pixels = decoded if turn == 1 else _turned(Image.fromarray(decoded), turn)
+                return DecodedImage(pixels, kind, orientation, image.mode)
+            file.seek(at)
+        image.load()
+        pixels = _rgb_pixels(image, turn, name, bits)
+        return DecodedImage(pixels, kind, orientation, image.mode, deep and int(pixels.max()) < _DARK)
+
+
+def _orientation(image: ImageFile) -> int:
+    """By the header, before pixels are loaded: that takes it out of a TIFF."""
+    if not isinstance(image, TiffImageFile):
+        return exif_orientation(image.info)
+    value = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+    return value if value in ORIENTATIONS else 1
+
+
 def _what_else(head: bytes) -> str:
     start = head.lstrip().lower()
     if not head:
         return "is empty (zero bytes); the download or copy that made it probably failed"
     if start.startswith((b"<!doctype html", b"<html")):
         return "is a web page, not an image; the download probably ended at an error or login page"
-    if head.startswith((b"II*\0", b"MM\0*")) or head[4:8] == b"ftyp" or start.startswith((b"<svg", b"<?xml", b"%pdf")):
-        return f"is of a kind that isn't allowed (TIFF, HEIC, AVIF, SVG, PDF...); convert it to {_ALLOWED}"
+    if head[4:8] == b"ftyp" or start.startswith((b"<svg", b"<?xml", b"%pdf")):
+        return f"is of a kind that isn't allowed (HEIC, SVG, PDF, a video...); convert it to {_ALLOWED}"
     return f"is not {_ALLOWED}; it begins with {head[:16]!r}"
 
 
@@ -208,6 +286,22 @@ def _check_size(size: Size, limit: float, name: str) -> None:
         )
 
 
+def _check_tiff(image: TiffImageFile, limit: float, name: str) -> None:
+    """Refuse what can't be decoded safely, or isn't one picture."""
+    tags, compression = image.tag_v2, image.info["compression"]
+    if image.is_animated:
+        raise ImageDecodeError(
+            f"{name} is a TIFF file of several pages or resolutions, and which of them is meant isn't known; save the "
+            "one that is as a file of its own"
+        )
+    if compression not in _TIFF_COMPRESSIONS:
+        raise ImageDecodeError(
+            f"{name} is a TIFF file compressed as {compression!r}, which isn't read; save it with LZW or deflate"
+        )
+    if TILEWIDTH in tags or TILELENGTH in tags:  # libtiff has memory for a whole tile, however small the image
+        _check_size((tags.get(TILELENGTH, 1), tags.get(TILEWIDTH, 1)), limit, f"a tile of {name}")
+
+
 def _from_pil(image: Image.Image, limit: float) -> DecodedImage:
     name = "the image (PIL)"
     _check_size((image.height, image.width), limit, name)
@@ -217,14 +311,16 @@ def _from_pil(image: Image.Image, limit: float) -> DecodedImage:
         orientation = _orientation_in_memory(image)
         if "transparency" in image.info:  # taken out below; the caller's image stays as it is
             image = image.copy()
-        return DecodedImage(_rgb_pixels(image, orientation, name), "array", orientation, mode)
+        pixels = _rgb_pixels(image, orientation, name)
+        dark = mode.startswith("I;16") and int(pixels.max()) < _DARK
+        return DecodedImage(pixels, "array", orientation, mode, dark)
     except ImageError:
         raise
     except Exception as error:  # the image may be a file that isn't loaded yet
         raise ImageDecodeError(f"{name} can't be used: {error}") from error
 
 
-def _rgb_pixels(image: Image.Image, orientation: int, name: str) -> RgbImage:
+def _rgb_pixels(image: Image.Image, orientation: int, name: str, bits: int = 16) -> RgbImage:
     # `convert` would translate a transparent colour, and fails or warns where it is out of range or a table.
     image.info.pop("transparency", None)
     match image.mode:
@@ -239,15 +335,21 @@ def _rgb_pixels(image: Image.Image, orientation: int, name: str) -> RgbImage:
         case "La":  # Pillow converts it no further than this
             rgb = image.convert("LA").convert("RGB")
         case mode if mode.startswith("I;16"):
-            rgb = _from_16_bits(np.asarray(image))
+            rgb = _from_16_bits(np.asarray(image), bits)
         case _:
             rgb = image.convert("RGB")
+    return _turned(rgb, orientation)
+
+
+def _turned(image: Image.Image, orientation: int) -> RgbImage:
     transpose = _TRANSPOSES.get(orientation)
-    return np.array(rgb if transpose is None else rgb.transpose(transpose))
+    return np.array(image if transpose is None else image.transpose(transpose))
 
 
-def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+def _from_16_bits(values: npt.NDArray[Any], bits: int = 16) -> Image.Image:
+    """The highest eight of the bits in use: `bits`, unless a value is larger because it was scaled to 16 already."""
+    shift = bits - 8 if 8 <= bits < 16 and not int(values.max()) >> bits else 8
+    return Image.fromarray((values >> shift).astype(np.uint8)).convert("RGB")
 
 
 def _from_integers(values: npt.NDArray[Any], name: str) -> Image.Image:

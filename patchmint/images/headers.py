@@ -16,6 +16,8 @@ ORIENTATIONS = range(1, 9)
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _INTEGERS = {3: "H", 4: "L"}
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"mif1", b"msf1", b"miaf")
 
 
 def webp_size(head: bytes) -> Size:
@@ -51,6 +53,31 @@ def gif_size(file: IO[bytes]) -> Size:
             raise ValueError("no picture in it")
     x, y, frame_width, frame_height = struct.unpack("<HHHH", file.read(8))
     return max(height, y + frame_height), max(width, x + frame_width)
+
+
+def is_avif(head: bytes) -> bool:
+    """Whether the first 64 bytes are those of an AVIF file: its own brand comes first, or a general one and then it."""
+    size = int.from_bytes(head[:4])
+    brands = [head[at : at + 4] for at in (8, *range(16, min(size, len(head)) - 3, 4))]
+    return head[4:8] == b"ftyp" and (brands[0] in _AVIF_BRANDS or (brands[0] in _HEIF_BRANDS and b"avif" in brands))
+
+
+def png_significant_bits(file: IO[bytes]) -> int:
+    """Bits in use of a 16-bit sample, by the chunk sBIT (PNG specification, section 11.3.2.4); 16 where there is none.
+
+    Writers are to scale such samples to 16 bits, and many don't: only the values tell.
+    """
+    at = file.tell()
+    file.seek(8)
+    bits = 16
+    while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
+        length = int.from_bytes(header[:4])
+        if header[4:] == b"sBIT":
+            bits = max(file.read(min(length, 4)), default=16)
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(at)
+    return bits
 
 
 def exif_orientation(info: dict[Any, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchmint.datasets.dataset import Dataset, open_tar, sidecar_of
 from patchmint.shards.reader import Member, iter_members, read_sample
-from patchmint.shards.sidecar import SCHEMA, read_table
+from patchmint.shards.sidecar import SCHEMA, is_sidecar, read_table
 from patchmint.storage import Storage
 
 if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
@@ -90,7 +90,7 @@ def _by_samples(dataset: Dataset) -> Summary:
         versions={},
         config={},
         held={},
-        layout=_layout(first) if first else {},
+        layout=_layout(first) if first and not dataset.foreign else {},
         members=_members(first) if first else [],
         totals=_totals_of_tar(dataset) if lone else _totals_so_far(dataset),
     )
@@ -177,7 +177,7 @@ def list_tar(uri: str) -> Iterator[ListedSample]:
     """
     storage, name = open_tar(uri)
     sidecar = sidecar_of(name)
-    return _from_sidecar(storage, name, sidecar) if storage.exists(sidecar) else _from_headers(storage, name)
+    return _from_sidecar(storage, name, sidecar) if is_sidecar(storage, sidecar) else _from_headers(storage, name)
 
 
 def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedSample]:

@@ -21,11 +21,11 @@ from patchmint.samples import describe_absent
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
+from patchmint.shards.paths import unit_name
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.readme import MARK, README, configs, front_matter
 from patchmint.storage.hub import is_on_hub
 
-CARD = "README.md"
-MARK = "<!-- Written by patchmint push, which replaces it. Without this line it is kept as it is. -->"
 PICTURES = "card"
 
 _LOOKED_AT = 24
@@ -56,11 +56,11 @@ def make_card(dataset: Dataset, manifest: Manifest, repo: str, licence: str) -> 
     """
     pictures = {f"{PICTURES}/{number}.jpg": data for number, data in enumerate(_pictures(dataset), start=1)}
     parts = [
-        f"---\n{yaml.safe_dump(_metadata(manifest, repo, licence), sort_keys=False, allow_unicode=True)}---",
+        front_matter(_metadata(manifest, repo, licence)),
         MARK,
         *_body(dataset, manifest, repo, licence, pictures),
     ]
-    return {CARD: ("\n\n".join(parts) + "\n").encode(), **pictures}
+    return {README: ("\n\n".join(parts) + "\n").encode(), **pictures}
 
 
 def licence_of(card: bytes) -> str:
@@ -84,8 +84,7 @@ def _metadata(manifest: Manifest, repo: str, licence: str) -> dict[str, Any]:
         "tags": tags,
         "task_categories": tasks,
         "size_categories": [next((name for most, name in _SIZES if written < most), "n>10M")],
-        # without it the sidecars would be taken for data, too
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]}],
+        "configs": configs(),
     }
 
 
@@ -147,9 +146,12 @@ def _shown(source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
     arrays = [entry.ending for entry in manifest.members if entry.ending.endswith(".npy")]
-    names = [shard.tar.removesuffix(".tar").rpartition("/")[2] for shard in dataset.shards if shard.samples]
-    whole = int(names[-1]) - int(names[0]) + 1 == len(names)
-    tars = f"{{{names[0]}..{names[-1]}}}" if whole and len(names) > 1 else names[0]
+    shards = [shard for shard in dataset.shards if shard.samples]
+    names = [shard.tar.removesuffix(".tar").rpartition("/")[2] for shard in shards]
+    first, last = (shard.unit for shard in (shards[0], shards[-1]))
+    prefix, number = names[0][: -len(unit_name(first))], unit_name(first)
+    whole = last - first + 1 == len(names)
+    tars = f"{prefix}{{{number}..{unit_name(last)}}}" if whole and len(names) > 1 else names[0]
     yield "With patchmint, typed; a copy (`hf download`) is read faster:"
     yield _code(
         "from patchmint.training import StageDataset, StageLoader",

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.ledger import Ledger
 from patchmint.errors import InputError, PatchmintError, ShardError, StorageError
-from patchmint.jobs.card import CARD, MARK, PICTURES, licence_of, make_card
+from patchmint.jobs.card import PICTURES, licence_of, make_card
 from patchmint.jobs.progress import say
 from patchmint.shards.manifest import Manifest
 from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, plan_path, record_path
+from patchmint.shards.readme import README, is_ours, read_readme
 from patchmint.storage import Storage, uri_of
 from patchmint.storage.failures import explain_hub, explain_place, is_passing
 from patchmint.storage.hub import HubAddress, HubStorage, connect, explained
@@ -39,7 +40,7 @@ _COMMIT_BYTES = 5 << 30
 _PAUSES = (1.0, 5.0, 20.0, 60.0, 180.0)
 """Seconds before a commit that failed is tried again. The Hub allows so many an hour."""
 _ROOMS = ("shards/", "rejects/", f"{COMMITS}/", "plan/", f"{PICTURES}/")
-_LAST = (SHARDS_PATH, CARD, MANIFEST_PATH)
+_LAST = (SHARDS_PATH, README, MANIFEST_PATH)
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ def push(
             f"{uri} holds {occupied}, and not the plan of {dataset}: another data set; push to another repository, or "
             "take its files away with --replace"
         )
-    past = target.read(CARD) if CARD in target.files else b""
-    card = {
-        path: _File(path, len(data), hashlib.sha256(data).hexdigest(), data)
-        for path, data in make_card(opened, manifest, address.repo, licence or licence_of(past)).items()
-    }
-    edited = bool(past) and MARK.encode() not in past
+    past = target.read(README) if README in target.files else b""
+    made = make_card(opened, manifest, address.repo, licence or licence_of(past))
+    if not is_ours(own := read_readme(opened.storage)):
+        made[README] = own
+    edited = not is_ours(past)
     if edited:
-        card.pop(CARD)
+        made.pop(README)
+    card = {path: _File(path, len(data), hashlib.sha256(data).hexdigest(), data) for path, data in made.items()}
     work = _Work(opened.storage, _in_order(plan, [*files.values(), *card.values()]))
     todo = work.todo(target)
     stale = work.stale(target)

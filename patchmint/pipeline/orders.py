@@ -90,6 +90,7 @@ class UnitResult:
         seconds: by stage, of `STAGES`.
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
+        dark: images that are nearly black because nothing says which of their 16 bits are in use.
         profile: None unless it was asked for.
     """
 
@@ -102,6 +103,7 @@ class UnitResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     won: bool = True
     batch_size: int = 0
+    dark: int = 0
     profile: WorkerProfile | None = None
 
 

@@ -32,21 +32,25 @@ class Attempt:
     Attributes:
         id: unique to this try.
         unit: its number.
+        paths: under which its files are to be published, as `canonical_paths`.
     """
 
-    def __init__(self, storage: Storage, unit: int, run_id: str) -> None:
+    def __init__(self, storage: Storage, unit: int, run_id: str, prefix: str = "") -> None:
         """Begin; nothing is written yet.
 
         Args:
             storage: the data set's.
             unit: its number.
             run_id: of the run that tries: a-z, 0-9 and "-".
+            prefix: what the shard's name begins with.
 
         Raises:
             ValueError: the run's id has other characters in it.
         """
         self.id = f"{run_id}-{unit:06d}-{secrets.token_hex(8)}"
         self.unit = unit
+        self.paths = canonical_paths(unit, prefix)
+        self._prefix = prefix
         if run_and_unit(self.id) is None:
             raise ValueError(f"{run_id!r} isn't a run id; use a-z, 0-9 and '-'")
         self._storage = storage
@@ -67,7 +71,7 @@ class Attempt:
             ValueError: a unit has no file of that name.
             StorageError: it can't be written.
         """
-        if canonical not in canonical_paths(self.unit):
+        if canonical not in self.paths:
             raise ValueError(f"{canonical!r} isn't a file of unit {self.unit}")
         path = attempt_path(self.id, canonical)
         with self._storage.new_file(path) as file:
@@ -113,7 +117,8 @@ class Attempt:
             texts=texts,
             label_share=label_share,
             rejects=dict(sorted(rejects.items())),
-            files={name: self._files[name] for name in canonical_paths(self.unit) if name in self._files},
+            prefix=self._prefix,
+            files={name: self._files[name] for name in self.paths if name in self._files},
             seconds=round(time.monotonic() - self._begun, 3),
             host=socket.gethostname(),
         )
@@ -136,7 +141,7 @@ class Attempt:
             StorageError: the storage failed.
         """
         saved: dict[str, FileRecord] = {}
-        table, _, tar = canonical_paths(self.unit)
+        table, _, tar = self.paths
         for ending, canonical in (("parquet", table), ("tar", tar)):
             if canonical in self._files:
                 path = saved_path(self.unit, ending)
@@ -209,7 +214,7 @@ def publish(storage: Storage, record: CommitRecord) -> None:
         ShardError: a file is gone, or another one has its name.
         StorageError: the storage failed; call again.
     """
-    for canonical in canonical_paths(record.unit):
+    for canonical in record.paths:
         if canonical not in record.files:
             continue
         file = record.files[canonical]
@@ -218,7 +223,7 @@ def publish(storage: Storage, record: CommitRecord) -> None:
         except NotFoundError:
             _check_published(storage, canonical, file, record)
     # Left over where somebody deleted a damaged record and had the unit done again.
-    storage.delete([canonical for canonical in canonical_paths(record.unit) if canonical not in record.files])
+    storage.delete([canonical for canonical in record.paths if canonical not in record.files])
 
 
 def _check_published(storage: Storage, canonical: str, file: FileRecord, record: CommitRecord) -> None:

@@ -8,6 +8,10 @@ MANIFEST_PATH = "dataset.json"
 SHARDS_PATH = "shards.json"
 PLAN_PATH = "plan.parquet"
 COMMITS = "commits"
+PREFIX = r"([a-z0-9_-]{0,39}[a-z_-])?"
+"""What shards' names may begin with: not with a last digit, or the unit's number couldn't be told from it."""
+
+_TAR = re.compile(rf"shards/({PREFIX[1:-2]}|)([0-9]{{6,}})\.tar")
 _RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
 
 
@@ -33,7 +37,18 @@ def unit_of_record(path: str) -> int | None:
     return unit if unit >= 0 and record_path(unit) == path else None
 
 
-def canonical_paths(unit: int) -> tuple[str, ...]:
-    """The names under which a unit's files are published, in the order of publishing: readers look for the tar."""
+def canonical_paths(unit: int, prefix: str = "") -> tuple[str, ...]:
+    """The names under which a unit's files are published, in the order of publishing: readers look for the tar.
+
+    Args:
+        unit: its number.
+        prefix: what shards' names begin with (`output.prefix`).
+    """
     name = unit_name(unit)
-    return f"rejects/{name}.parquet", f"shards/{name}.parquet", f"shards/{name}.tar"
+    return f"rejects/{name}.parquet", f"shards/{prefix}{name}.parquet", f"shards/{prefix}{name}.tar"
+
+
+def prefix_and_unit(path: str) -> tuple[str, int] | None:
+    """What a shard's name begins with, and its unit; None where the path is no shard's."""
+    match = _TAR.fullmatch(path)
+    return (match[1], int(match[2])) if match else None

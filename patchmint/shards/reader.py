@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
@@ -146,6 +147,15 @@ class StoredSample:
         return self.members[ending]
 
 
+def is_own(sample: StoredSample) -> bool:
+    """Whether the sample says that it is of our format."""
+    try:
+        document = json.loads(sample.members.get(DOCUMENT, b""))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and str(document.get("schema", "")).startswith("patchmint.sample/")
+
+
 def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
     """Read a shard's samples in order; only one is in memory at a time.
 
@@ -158,7 +168,7 @@ def iter_samples(storage: Storage, path: str) -> Iterator[StoredSample]:
         ShardError: it isn't a complete tar, or holds what isn't a regular file, or a name twice.
     """
     with storage.open(path) as file, about(uri_of(storage, path)):
-        yield from _group(iter_members(file, path), path)
+        yield from group_members(iter_members(file, path), path)
 
 
 def read_sample(storage: Storage, path: str, offset: int, size: int) -> StoredSample:
@@ -213,7 +223,7 @@ def walk_sample(
         ShardError: there isn't exactly one sample of regular members.
         Whatever `read` raises.
     """
-    samples = list(_group(_walk(read, path, offset, offset + size, endings), path))
+    samples = list(group_members(_walk(read, path, offset, offset + size, endings), path))
     if len(samples) != 1:
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
     if endings is None:
@@ -257,7 +267,12 @@ def _read_header(header: bytes, path: str) -> tuple[str, int, str]:
     return info.name, info.size, "special file" if info.type == tarfile.GNUTYPE_SPARSE else _kind(info)
 
 
-def _group(members: Iterable[Member], path: str) -> Iterator[StoredSample]:
+def group_members(members: Iterable[Member], path: str) -> Iterator[StoredSample]:
+    """Samples: members that stand together and share a key.
+
+    Raises:
+        ShardError: one isn't a regular file, or is there twice.
+    """
     key, offset, end = "", 0, 0
     data: dict[str, bytes] = {}
     for member in members:

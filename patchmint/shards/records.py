@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchmint.errors import ShardError
-from patchmint.shards.paths import canonical_paths
+from patchmint.shards.paths import PREFIX, canonical_paths
 from patchmint.shards.schema import first_error
 from patchmint.shards.shard_list import ListedUnit
 
@@ -83,6 +83,7 @@ class CommitRecord(BaseModel):
         texts: of those samples.
         label_share: mean of their label shares, 0..1; None where there are no labels, or no texts.
         rejects: samples that weren't written, by reason.
+        prefix: what the shard's name begins with.
         files: by canonical path.
         seconds: from the attempt's beginning to the record.
         host: who did it.
@@ -98,6 +99,7 @@ class CommitRecord(BaseModel):
     texts: _Count
     label_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
     rejects: dict[str, _Count]
+    prefix: Annotated[str, Field(pattern=f"^{PREFIX}$")] = ""
     files: dict[str, FileRecord]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     host: str
@@ -109,16 +111,21 @@ class CommitRecord(BaseModel):
         parsed = run_and_unit(self.attempt)
         if parsed is None or parsed[1] != self.unit:
             raise ValueError("the attempt isn't one at this unit")
-        if unknown := self.files.keys() - set(canonical_paths(self.unit)):
+        if unknown := self.files.keys() - set(self.paths):
             raise ValueError(f"{min(unknown)!r} isn't a file of this unit")
         # A record decides what is moved and deleted, so it can't name any path it likes.
         if any(file.path != attempt_path(self.attempt, name) for name, file in self.files.items()):
             raise ValueError("a file lies outside the attempt")
         return self
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`canonical_paths` of the unit."""
+        return canonical_paths(self.unit, self.prefix)
+
     def listed(self) -> ListedUnit:
         """What shards.json says of the unit."""
-        _, sidecar, tar = (self.files.get(path) for path in canonical_paths(self.unit))
+        _, sidecar, tar = (self.files.get(path) for path in self.paths)
         return ListedUnit(
             unit=self.unit,
             samples=self.written,

@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from patchmint.errors import ShardError
+from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
 from patchmint.shards.versions import schema_name
 from patchmint.types import Phrase
@@ -37,7 +38,7 @@ class ImageDocument(_Document):
 
     width: int = Field(ge=1, description="Pixels, EXIF orientation applied.")
     height: int = Field(ge=1, description="Pixels, EXIF orientation applied.")
-    format: Literal["jpeg", "png", "webp", "bmp", "gif"] = Field(description="What the bytes of KEY.jpg are.")
+    format: FileFormat = Field(description="What the bytes of KEY.jpg are.")
     mode: str = Field(description="Pillow's name for the file's pixels, such as RGB, P or CMYK.")
     orientation: int = Field(ge=1, le=8, description="EXIF orientation of the file: sizes and boxes have it applied.")
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from patchmint.errors import NotFoundError, ShardError
-from patchmint.shards.paths import SHARDS_PATH
+from patchmint.shards.paths import PREFIX, SHARDS_PATH
 from patchmint.storage import Storage, uri_of
 
 SCHEMA = "patchmint.shards/1"
@@ -50,22 +51,25 @@ class ShardList:
     Attributes:
         plans: how many plans it covers: the first one and its retries.
         units: in order of their numbers.
+        prefix: what shards' names begin with.
         digest: SHA-256 of the file, in hex.
     """
 
     plans: int
     units: tuple[ListedUnit, ...]
+    prefix: str = ""
     digest: str = field(default="", compare=False)
 
 
-def write_shard_list(storage: Storage, plans: int, units: Iterable[ListedUnit]) -> None:
+def write_shard_list(storage: Storage, plans: int, units: Iterable[ListedUnit], prefix: str = "") -> None:
     """Write shards.json, a line a unit.
 
     Raises:
         StorageError: it can't be written.
     """
     lines = ",\n".join(json.dumps(asdict(unit)) for unit in units)
-    storage.write(SHARDS_PATH, f'{{"schema": "{SCHEMA}", "plans": {plans}, "units": [\n{lines}\n]}}\n'.encode())
+    head = f'"schema": "{SCHEMA}", "plans": {plans}' + (f', "prefix": "{prefix}"' if prefix else "")
+    storage.write(SHARDS_PATH, f'{{{head}, "units": [\n{lines}\n]}}\n'.encode())
 
 
 def read_shard_list(storage: Storage) -> ShardList | None:
@@ -86,13 +90,16 @@ def read_shard_list(storage: Storage) -> ShardList | None:
         units = tuple(ListedUnit(**entry) for entry in document["units"])
         if not _is_count(document["plans"]) or not all(map(_is_sound, units)):
             raise ValueError("a number is none, or out of range")
+        prefix = document.get("prefix", "")
+        if not re.fullmatch(PREFIX, prefix):
+            raise ValueError(f"shards' names can't begin with {prefix!r}")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ShardError(
             f"{SHARDS_PATH} of {storage.uri} isn't of the form {SCHEMA} ({error}); run the build's command again, "
             "which writes it again",
             uri=uri_of(storage, SHARDS_PATH),
         ) from error
-    return ShardList(document["plans"], units, hashlib.sha256(data).hexdigest())
+    return ShardList(document["plans"], units, prefix, hashlib.sha256(data).hexdigest())
 
 
 def _is_sound(unit: ListedUnit) -> bool:

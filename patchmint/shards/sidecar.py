@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchmint.errors import ShardError
+from patchmint.errors import NotFoundError, ShardError
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.schema import SampleDocument
 from patchmint.shards.versions import schema_name
@@ -150,8 +150,24 @@ def is_of_version_1(parquet: pq.ParquetFile) -> bool:
     return (parquet.schema_arrow.metadata or {}).get(b"patchmint.schema") == schema_name("sidecar", 1).encode()
 
 
+def is_sidecar(storage: Storage, path: str) -> bool:
+    """Whether a table beside a tar is ours, as far as it says what it is: img2dataset's has the same name.
+
+    Raises:
+        StorageError: it can't be read.
+    """
+    try:
+        with storage.open(path) as file:
+            metadata = pq.read_metadata(file)
+    except NotFoundError:
+        return False
+    except (pa.ArrowException, OSError):  # who reads it says what is wrong
+        return True
+    return b"patchmint.schema" in (metadata.metadata or {})
+
+
 def scan_tar(storage: Storage, tar: str) -> pa.Table:
-    """The sidecar of a tar that has none, from the samples themselves: the tar is read through.
+    """The sidecar of a tar of ours that has none, from the samples themselves: the tar is read through.
 
     Raises:
         ShardError: the tar is damaged, or no shard of patchmint.
@@ -168,9 +184,7 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
         try:
             row = sidecar_row(sample.document, sample.selector, sample.codes, **place)
         except ShardError as error:
-            raise ShardError(
-                f"{tar} isn't a patchmint shard ({error}); only `ls` and `verify` read tars that other programs wrote"
-            ) from error
+            raise ShardError(f"{tar} isn't a patchmint shard throughout: {error}") from error
         rows.append(row | {"key": sample.key})  # whatever its document says
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 

@@ -33,6 +33,9 @@ _Result = TypeVar("_Result")
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS + 1
 
+_TAKEN_UP = {"shards": (".tar", ".parquet"), "rejects": ("",), "commits": ("",)}
+"""Endings of what readers would take for a part of the data set. Other programs write indexes beside the tars."""
+
 
 def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None) -> Iterator[Finding]:
     """Check a whole data set: every byte against its record, every sample against the format, every count.
@@ -70,10 +73,10 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     yield from keys.duplicates(storage)
     named = {path for record in records for path in record.files}
     yield from _strays(sizes, named | {record_path(unit) for unit in units})
-    if len(records) == len(units):
+    if records and len(records) == len(units):
         yield from _check_totals(records, plans, manifest)
         if manifest is not None:
-            yield from _check_list(storage, len(plans), [record.listed() for record in records])
+            yield from _check_list(storage, len(plans), [record.listed() for record in records], records[0].prefix)
 
 
 def verify_tars(
@@ -130,7 +133,7 @@ def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
         room, _, rest = path.partition("/")
         if room == "attempts":
             attempts[rest.partition("/")[0]] += 1
-        elif room in ("shards", "rejects", "commits") and path not in named:
+        elif room in ("shards", "rejects", "commits") and path not in named and path.endswith(_TAKEN_UP[room]):
             message = "no record names this file; readers that take all tars of the folder would read it: remove it"
             yield Finding(path, "", "file-stray", message)
     for attempt, files in sorted(attempts.items()):
@@ -138,7 +141,7 @@ def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
         yield Finding(f"attempts/{attempt}", "", "attempt-stray", message)
 
 
-def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> Iterator[Finding]:
+def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit], prefix: str) -> Iterator[Finding]:
     """Whether shards.json says what the records say."""
     try:
         listed = read_shard_list(storage)
@@ -151,7 +154,7 @@ def _check_list(storage: Storage, plans: int, units: Sequence[ListedUnit]) -> It
     again = "run the build's command again, which writes it again"
     if listed is None:
         yield Finding(SHARDS_PATH, "", "list-missing", f"there is no list of the shards; {again}")
-    elif listed != ShardList(plans, tuple(units)):
+    elif listed != ShardList(plans, tuple(units), prefix):
         others = [one.unit for one, other in zip(units, listed.units, strict=False) if one != other]
         where = f"unit {others[0]}" if others else f"{len(listed.units)} units, it is {len(units)} of {plans} plans"
         yield Finding(SHARDS_PATH, "", "counts", f"the list doesn't agree with the records ({where}); {again}")

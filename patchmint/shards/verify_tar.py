@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import Any, BinaryIO
 
 from patchmint.errors import PatchmintError, ShardError, StorageError
+from patchmint.images import IMAGE_ENDINGS
 from patchmint.shards.checks import Array, Finding, Findings, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import decode_array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
-from patchmint.shards.reader import Member, StoredSample, iter_members
+from patchmint.shards.reader import Member, StoredSample, is_own, iter_members
 from patchmint.shards.schema import SampleDocument, dump_features
 from patchmint.shards.sidecar import sidecar_row
 from patchmint.storage import Storage
@@ -28,8 +29,6 @@ _TAIL = 1 << 16
 _END = 1024
 _FOLDER = "folder"  # as the reader calls it
 _PICKLES = re.compile(r"\.(pkl|pickle|pyd|pt|pth|joblib)(\.|$)", re.IGNORECASE)
-
-_IMAGES = (IMAGE, "jpeg", "png", "webp", "bmp", "gif")
 
 
 @dataclass(frozen=True)
@@ -235,15 +234,6 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def is_own(sample: StoredSample) -> bool:
-    """Whether the sample says that it is of our format."""
-    try:
-        document = json.loads(sample.members.get(DOCUMENT, b""))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and str(document.get("schema", "")).startswith("patchmint.sample/")
-
-
 def check_own(sample: StoredSample, layout: Layout | None) -> Iterator[Problem]:
     """A sample of our format: members, document, arrays, caption.
 
@@ -292,9 +282,7 @@ def check_image(sample: StoredSample, decode: Callable[[bytes], tuple[int, int]]
         sample: as read.
         decode: an image file's bytes -> (height, width); raises a PatchmintError where it can't.
     """
-    for ending in _IMAGES:
-        if ending not in sample.members:
-            continue
+    for ending in sorted(sample.members.keys() & IMAGE_ENDINGS):
         try:
             height, width = decode(sample.members[ending])
         except PatchmintError as error:

@@ -67,13 +67,13 @@ def check_unit(
         layout: what every sample has; None where there is no manifest.
         decode: decodes each image; None: images aren't looked into.
     """
-    rejects, sidecar, tar = canonical_paths(unit)
-    report = UnitReport(tar)
+    report = UnitReport(canonical_paths(unit)[-1])
     found = Findings(record_path(unit))
     record = report.record = _read(storage, unit, found)
     if record is None:
         report.findings = found.to_list()
         return report
+    rejects, sidecar, report.tar = record.paths
     found.extend(_check_record(record, planned, digests))
     missing = [path for path in record.files if path not in present]
     for path in missing:
@@ -87,10 +87,10 @@ def check_unit(
     if sidecar in files:
         rows, findings = _check_sidecar(storage, sidecar, files[sidecar], record)
         report.findings += findings
-    if tar in files:
-        checked = check_tar(storage, tar, layout=layout, rows=rows, decode=decode)
-        found = Findings(tar)
-        found.extend(_check_sum(files[tar], checked.size, checked.sha256))
+    if report.tar in files:
+        checked = check_tar(storage, report.tar, layout=layout, rows=rows, decode=decode)
+        found = Findings(report.tar)
+        found.extend(_check_sum(files[report.tar], checked.size, checked.sha256))
         if checked.samples != record.written:
             found.add("counts", f"the record says {record.written} samples, the tar has {checked.samples}")
         report.findings += found.to_list() + checked.findings
@@ -111,7 +111,7 @@ def _read(storage: Storage, unit: int, found: Findings) -> CommitRecord | None:
 
 
 def _check_record(record: CommitRecord, planned: int, digests: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rejects, sidecar, tar = canonical_paths(record.unit)
+    rejects, sidecar, tar = record.paths
     if record.plan_digest not in digests:
         yield "plan-digest", "the record is of another plan than the one that is here; build into an empty folder"
     if record.planned != planned:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from patchmint.training.selector import PatchSelector, auc, keep_patches, recall_at_keep, selector_loss
     from patchmint.training.sequences import ConversationTemplate, SequenceBuilder, TokenSequence
     from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
+    from patchmint.training.webdataset import SampleDecoder, shard_urls
 
 _HOMES = {
     "Codebook": "vocabulary",
     "ConversationTemplate": "sequences",
     "PatchSelector": "selector",
+    "SampleDecoder": "webdataset",
     "SequenceBuilder": "sequences",
     "StageBatch": "loader",
     "StageDataset": "dataset",
@@ -34,12 +36,14 @@ _HOMES = {
     "recall_at_keep": "selector",
     "resize_embeddings": "vocabulary",
     "selector_loss": "selector",
+    "shard_urls": "webdataset",
 }
 
 __all__ = [
     "Codebook",
     "ConversationTemplate",
     "PatchSelector",
+    "SampleDecoder",
     "SequenceBuilder",
     "StageBatch",
     "StageDataset",
@@ -54,6 +58,7 @@ __all__ = [
     "recall_at_keep",
     "resize_embeddings",
     "selector_loss",
+    "shard_urls",
 ]
 
 

@@ -96,7 +96,7 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [open_finished(uri) for uri in uris]
+        self._datasets = [with_extents(open_finished(uri)) for uri in uris]
         self._fields = fields_of(stage, images, self._datasets)
         self._maker = SampleMaker(self._datasets, self._fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
@@ -276,7 +276,7 @@ class StageDataset(IterableDataset[StageSample]):
 
 
 def open_finished(uri: Uri) -> Dataset:
-    """Open a finished data set that is whole, with the place of every sample in memory.
+    """Open a finished data set that is whole.
 
     Raises:
         ConfigError: there is no finished data set, or no sample was written.
@@ -307,7 +307,7 @@ def open_finished(uri: Uri) -> Dataset:
             f"{uri} has {shards} shards of {size} bytes, its {MANIFEST_PATH} says {totals.shards} of {totals.bytes}: "
             f"the copy isn't complete; run `patchmint inspect verify {uri}`"
         )
-    return with_extents(dataset)
+    return dataset
 
 
 def _counts(dataset: Dataset) -> Integers:

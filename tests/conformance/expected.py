@@ -1,4 +1,4 @@
-"""What every reader must see, and the comparison with what it saw. Runs in every reader's environment: numpy only."""
+"""What every reader must see, and the comparison with what it saw. Runs in every reader's environment."""
 
 import hashlib
 import io
@@ -40,8 +40,38 @@ class Expected:
             assert len(members) == 3 + len(want["arrays"]), key
         self.check_count(count)
 
+    def samples_of(self, reader):
+        """What `samples` are in the block of docs/training.md about a reader, with another data set."""
+        page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+        code = page.partition(f"\n**{reader}**")[2].partition("```python\n")[2].partition("```")[0]
+        names = {}
+        exec(code.replace("out/coco", str(self.dataset)), names)
+        return names["samples"]
+
+    def check_decoded(self, rows):
+        """What `SampleDecoder` made of samples, after the reader's own way of handing rows on."""
+        count = 0
+        for row in rows:
+            count += 1
+            want = self.samples[row["key"]]
+            assert row["text"] == want["document"]["texts"][0], row["key"]
+            assert np.asarray(row["pixels"]).shape == (1, 3, 56, 84), row["key"]
+            for name in ("selector", "coverage"):
+                first = np.array(want["arrays"][f"{name}.npy"]["values"])[:1]
+                assert np.array_equal(np.asarray(row[name]), first), (row["key"], name)
+            self.check_array(row["key"], "vqgan.npy", row["codes"])
+        self.check_count(count)
+
     def check_array(self, key, ending, array):
         assert np.array_equal(np.asarray(array), np.array(self.samples[key]["arrays"][ending]["values"])), (key, ending)
+
+    def check_no_strays(self, folder):
+        """Whether `verify` puts up with what the reader has written beside the tars."""
+        from patchmint.shards.verify import verify
+        from patchmint.storage import open_storage
+
+        strays = [finding for finding in verify(open_storage(folder)) if finding.code == "file-stray"]
+        assert not strays, strays
 
     def check_count(self, count):
         assert count == len(self.samples), f"{count} samples instead of {len(self.samples)}"

@@ -1,4 +1,4 @@
-"""Megatron Energon: its commands on a copy (it writes beside the tars), then its own loader."""
+"""Megatron Energon: its commands on a copy (it writes beside the tars), its own loader, and a cooker with ours."""
 
 import os
 import re
@@ -6,11 +6,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 from expected import Expected
 from megatron.energon import WorkerConfig, get_loader, get_val_dataset
 
+CRUDE = """
+__module__: megatron.energon
+__class__: CrudeWebdataset
+decoder: null
+"""
 FIELDS = '{"image":"jpg","caption":"txt"}'
 # `lint` ends with 0 on a corrupt JPEG, so what it prints is read too.
 TROUBLE = re.compile(r"traceback|error|exception|cannot identify|truncated|skipping .*sample", re.IGNORECASE)
@@ -34,9 +40,9 @@ def energon(*arguments):
 
 def main():
     expected = Expected.from_command_line()
-    with tempfile.TemporaryDirectory() as copy:
-        for tar in expected.tars:
-            shutil.copy(tar, copy)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = shutil.copytree(expected.dataset, Path(folder) / "dataset")
+        copy = str(whole / "shards")
         energon(
             *("prepare", "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CaptioningSample"),
             *("--field-map", FIELDS, copy),
@@ -56,6 +62,10 @@ def main():
             assert tuple(sample.image.shape) == (3, image["height"], image["width"]), sample.__key__
             read += 1
         expected.check_count(read)
+        (whole / "shards" / ".nv-meta" / "dataset.yaml").write_text(CRUDE)
+        endless = Expected(whole, Path(sys.argv[2])).samples_of("Energon")
+        expected.check_decoded(islice(endless, count))
+        expected.check_no_strays(whole)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray Data's own reader, without its decoder."""
+"""Ray Data's own reader, without its decoder: of the tars, and of the folder that they are in."""
 
 import ray
 from expected import Expected
@@ -6,7 +6,11 @@ from expected import Expected
 expected = Expected.from_command_line()
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, address="local")
 ray.data.DataContext.get_current().enable_progress_bars = False
-rows = ray.data.read_webdataset(expected.tars, decoder=None).take_all()
-expected.check_members(
-    (row["__key__"], {name: data for name, data in row.items() if not name.startswith("__")}) for row in rows
-)
+folder = str(expected.dataset / "shards")
+for paths, options in ((expected.tars, {}), (folder, {"file_extensions": ["tar"]})):
+    read = ray.data.read_webdataset(paths, decoder=None, **options)
+    expected.check_members(
+        (row["__key__"], {name: data for name, data in row.items() if not name.startswith("__")})
+        for row in read.take_all()
+    )
+expected.check_decoded(expected.samples_of("Ray Data"))

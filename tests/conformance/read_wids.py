@@ -1,5 +1,6 @@
-"""wids: random access to tars, by number. Raw members, then our own decoding."""
+"""wids: random access to tars, by number, by an index beside them. Raw members, then our own decoding."""
 
+import json
 import random
 
 from expected import Expected
@@ -9,7 +10,9 @@ from wids.wids_mmtar import MMIndexedTar
 expected = Expected.from_command_line()
 per_shard = [len({name.partition(".")[0] for name in MMIndexedTar(tar).names()}) for tar in expected.tars]
 shards = [{"url": tar, "nsamples": count} for tar, count in zip(expected.tars, per_shard, strict=True)]
-read = ShardListDataset(shards, transformations=[], localname=lambda url: url, keep=True)
+index = expected.dataset / "shards" / "index.json"
+index.write_text(json.dumps({"wids_version": 1, "shardlist": shards}))
+read = ShardListDataset(str(index), transformations=[], localname=lambda url: url, keep=True)
 order = list(range(len(read)))
 random.Random(0).shuffle(order)
 expected.check_members(
@@ -17,5 +20,6 @@ expected.check_members(
         sample["__key__"],
         {name.removeprefix("."): data.read() for name, data in sample.items() if not name.startswith("__")},
     )
-    for sample in (read[index] for index in order)
+    for sample in (read[number] for number in order)
 )
+expected.check_no_strays(expected.dataset)

@@ -20,9 +20,12 @@ sys.path.insert(0, str(HERE.parent))
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from shard_data import make_dataset, make_sample  # noqa: E402
+from shard_data import make_sample  # noqa: E402
+from training_data import finished  # noqa: E402
 
+from patchmint.shards.manifest import read_manifest  # noqa: E402
 from patchmint.shards.reader import iter_samples  # noqa: E402
+from patchmint.shards.readme import write_readmes  # noqa: E402
 from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
@@ -42,7 +45,7 @@ class Reader:
 READERS = (
     Reader("webdataset"),
     Reader("ray", own=True, on_main=True),
-    Reader("datasets", own=True),
+    Reader("datasets", own=True, on_main=True),
     Reader("wids", own=True, on_main=True),
     Reader("energon", own=True, on_main=True),
 )
@@ -73,12 +76,15 @@ def main():
 
 
 def write_dataset(folder):
-    """40 samples in three shards."""
+    """40 samples in three shards; one unit wrote nothing."""
     samples = [
         make_sample(ordinal, phrases=ordinal >= BARE, kind="png" if ordinal % 3 == 1 else "jpeg")
         for ordinal in range(SAMPLES)
     ]
-    return make_dataset(folder, [samples[:14], samples[14:28], samples[28:]])
+    finished(folder, [samples[:14], samples[14:28], [], samples[28:]])
+    storage = open_storage(folder)
+    write_readmes(storage, read_manifest(storage))
+    return folder
 
 
 def write_expected(dataset, file):
@@ -133,7 +139,7 @@ def read(reader, python, dataset, expected, home):
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [python, HERE / f"read_{reader.name}.py", dataset, expected],
-        env={**variables, "HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        env={**variables, "HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent.parent)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -58,8 +58,11 @@ def _facts(dataset: Dataset, found: Found) -> Iterator[str]:
     within = f" at {source.start}" if source.start >= 0 else ""
     yield f"{sample.key}  (#{found.index}, id {document.id})"
     yield f"image   {image.width} x {image.height} {image.format} {image.mode}{turned}, {len(sample.image)} bytes"
-    yield f"source  {f'{source.name}: ' if source.name else ''}{source.path}{within}"
+    if source.path:
+        yield f"source  {f'{source.name}: ' if source.name else ''}{source.path}{within}"
     yield f"shard   {shard.tar}, {sample.size} bytes from {sample.offset} on: {' '.join(sample.members)}"
+    if dataset.foreign:
+        return
     views = f", {grid.views} views" if grid.views > 1 else ""
     yield f"grid    {grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.fit}{views}"
 

@@ -37,9 +37,9 @@ from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
-from patchmint.shards.paths import unit_name
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
+from patchmint.shards.readme import write_readmes
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
@@ -50,6 +50,10 @@ MakePool = Callable[[WorkerSettings], Pool]
 UNSYNCED = (
     "the file system of {} syncs no folders: after a power cut there, files that were committed shortly before may be "
     "gone; patchmint inspect verify finds them"
+)
+_DARK = (
+    "nearly black images: {}. They have 16 bits, use the lowest twelve at most, and don't say so; scale them to 16, or "
+    "add the chunk sBIT (docs/bad-input.md)"
 )
 _TAKEN_OVER = "another driver has taken over this output (this one was silent for a while); it continues there"
 
@@ -177,6 +181,8 @@ def build(
                 supervisor.run()
             finally:
                 log.work_ended(supervisor.progress)
+                if dark := supervisor.progress.dark:
+                    reporter.warn(_DARK.format(dark))
             if not lease.is_held():  # the beat would notice too late for a driver that woke up for its last unit
                 raise BuildError(_TAKEN_OVER)
             roll_forward(storage)
@@ -323,7 +329,8 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         members=describe_members(layout),
         totals=Totals.of(records, ledger.planned, rejects, plan.absent),
     )
-    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records])
+    write_shard_list(storage, len(ledger.plans), [record.listed() for record in records], records[0].prefix)
+    write_readmes(storage, manifest)
     write_manifest(storage, manifest)
 
 
@@ -340,7 +347,7 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
-    sample = next(iter_samples(storage, f"shards/{unit_name(record.unit)}.tar"))
+    sample = next(iter_samples(storage, record.paths[-1]))
     document = sample.document
     labels = plan.config["labels"]
     carried = extended.layout.min_coverage if extended else None

@@ -25,6 +25,7 @@ _LIBRARIES = (
     "transformers",
     "groundingdino-py",
     "segment-anything",
+    "simplejpeg",
     "taming-transformers",
     "numpy",
     "pillow",

@@ -15,9 +15,9 @@ from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, inner_setti
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, check_unmixed
 from patchmint.pipeline.sources.images import NamedImages, joined
-from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted
+from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted, source_fault
 from patchmint.pipeline.sources.tables import Row, rows
-from patchmint.samples import Fault, Found
+from patchmint.samples import Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 _SECTION_FILES = 8192
@@ -52,8 +52,8 @@ class FolderSource(NamedImages):
         begin = list(islice(images, _SECTION_FILES))  # of a big folder the rest is seen while it is planned
         if not begin:
             raise ConfigError(
-                f"source.uri: there is no image ({', '.join(sorted(IMAGE_ENDINGS))}) in {self._storage.uri}; correct "
-                "it, or name the source.kind of what lies there"
+                f"source.uri: there is no image ({_shown_endings()}) in {self._storage.uri}; correct it, or name the "
+                "source.kind of what lies there"
             )
         if not self._choice.may_mix:
             check_unmixed(map(self._choice.split_of, begin), self._storage.uri)
@@ -96,7 +96,7 @@ class FolderSource(NamedImages):
             if not self._choice.has(image):
                 yield OTHER_FILE
                 continue
-            sample = Sample(image, listed_image(image), _record(side.path, data) if side and data is not None else {})
+            sample = Sample(image, _image(image), _record(side.path, data) if side and data is not None else {})
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
@@ -193,6 +193,20 @@ def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:
     return [(f"the text in {quoted(path)}", value)]
 
 
+def _image(path: str) -> ImageRef | Fault:
+    if _ending(path) in IMAGE_ENDINGS:
+        return listed_image(path)
+    return source_fault(
+        "image-format",
+        f"{quoted(path)} has a text beside it, and isn't called like an image that is read ({_shown_endings()}); "
+        "convert it, or rename it if it is one",
+    )
+
+
+def _shown_endings() -> str:
+    return ", ".join(sorted(IMAGE_ENDINGS))
+
+
 def _ending(path: str) -> str:
     _, dot, ending = path.rpartition("/")[2].rpartition(".")
     return ending.lower() if dot else ""
@@ -210,7 +224,7 @@ def _sections(entries: Iterable[Entry]) -> Iterator[Section]:
 
 
 def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
-    """Each image's path with its sidecar, if it has one."""
+    """Each image's path with its sidecar, if it has one; and what else has a sidecar, where no image has it."""
     for cluster in _clusters(entries):
         yield from _paired(cluster)
 
@@ -233,9 +247,14 @@ def _clusters(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:
     by_path = {entry.path: entry for entry in cluster}
+    described = {_stem(path) for path in by_path if _ending(path) in IMAGE_ENDINGS}
     for path in by_path:
-        if _ending(path) not in IMAGE_ENDINGS:
-            continue
-        stem = path.rpartition(".")[0]
-        sidecars = (by_path.get(f"{stem}.{ending}") for ending in _SIDECAR_ENDINGS)
-        yield path, next((sidecar for sidecar in sidecars if sidecar is not None), None)
+        stem, ending = _stem(path), _ending(path)
+        sidecars = (by_path.get(f"{stem}.{text}") for text in _SIDECAR_ENDINGS)
+        sidecar = next((sidecar for sidecar in sidecars if sidecar is not None), None)
+        if ending in IMAGE_ENDINGS or (sidecar and stem not in described and ending not in _SIDECAR_ENDINGS):
+            yield path, sidecar
+
+
+def _stem(path: str) -> str:
+    return path[: len(path) - len(_ending(path)) - 1] if _ending(path) else path

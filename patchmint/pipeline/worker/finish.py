@@ -208,8 +208,9 @@ class UnitShard:
             return
         with stage("write"):
             if self.writer is None:
-                self.tar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.tar"))
-                sidecar = self.files.enter_context(self.attempt.new_file(f"shards/{self.unit}.parquet"))
+                _, table, tar = self.attempt.paths
+                self.tar = self.files.enter_context(self.attempt.new_file(tar))
+                sidecar = self.files.enter_context(self.attempt.new_file(table))
                 self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
             if isinstance(item, SavedSample):
                 self.writer.add_stored(item.stored, item.planned.ordinal)

@@ -186,7 +186,8 @@ class Worker:
             with Finisher(self._models, lambda *_: None, self._finishing, passed) as finisher:
                 self._annotate(items, _InWork(order.unit.id, None, finisher, passed))
             return None
-        attempt = Attempt(self._storage, order.unit.id, self._settings.run_id)
+        prefix = self._settings.config.output.prefix
+        attempt = Attempt(self._storage, order.unit.id, self._settings.run_id, prefix)
         try:
             result = self._build(order, samples, items, attempt, saved)
             if saved is not None:
@@ -233,6 +234,7 @@ class Worker:
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
             won=won,
             batch_size=self._batch_size.now,
+            dark=work.dark,
             profile=self._profile(timing) if self._settings.profile else None,
         )
 
@@ -391,6 +393,7 @@ class _InWork:
         looked: the last position that was considered for a batch.
         saved: samples that an interrupted run had annotated.
         unreadable: samples that were rejected before the models saw them.
+        dark: images, as in `UnitResult`.
         positions: of the samples that are in work now.
     """
 
@@ -401,6 +404,7 @@ class _InWork:
     looked: int = -1
     saved: int = 0
     unreadable: int = 0
+    dark: int = 0
     positions: tuple[int, ...] = ()
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
@@ -417,6 +421,7 @@ class _InWork:
                 self.unreadable += 1
             else:
                 self.looked = max(self.looked, position)
+                self.dark += item.image.dark
                 yield position, item
 
 

@@ -1,0 +1,114 @@
+"""For people with a loader of their own: which tars there are, and samples of other readers decoded as ours are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchmint.datasets.reader import SampleRef
+from patchmint.errors import ConfigError, InputError
+from patchmint.shards.codec import encode_array
+from patchmint.shards.endings import COVERAGE, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.reader import StoredSample
+from patchmint.storage import uri_of
+from patchmint.training.dataset import Uri, open_finished
+from patchmint.training.fields import SampleMaker, StageFields, TextChoice, manifest_of
+
+
+def shard_urls(data: Uri) -> list[str]:
+    """The tars of a finished data set, in order: paths, or URIs of a store. A unit that wrote nothing has none.
+
+    Raises:
+        ConfigError: there is no finished data set.
+        ShardError: it is damaged or incomplete.
+        StorageError: it can't be read.
+    """
+    dataset = open_finished(data)
+    return [uri_of(dataset.storage, shard.tar) for shard in dataset.shards if shard.samples]
+
+
+class SampleDecoder:
+    """Turns a sample of another reader into a dict with the fields of a `StageSample`, as NumPy arrays.
+
+    It is a function for `map`: of webdataset, Ray Data, `datasets`, or in a cooker of Energon. Images come as bytes, so
+    those readers shouldn't decode them; JSON, text and arrays may be decoded. Fields that the data set doesn't have are
+    absent. Can be pickled.
+
+    Args:
+        data: the folder or URI of the finished data set that the samples are of.
+        images: whether `pixels` are made.
+        text: which of a sample's texts: the "first", or a "random" one each time.
+
+    Raises:
+        ConfigError: there is no finished data set, or a setting is wrong.
+        ShardError: it is damaged or incomplete.
+        StorageError: it can't be read.
+    """
+
+    def __init__(self, data: Uri, *, images: bool = True, text: TextChoice = "first") -> None:
+        if text not in ("random", "first"):
+            raise ConfigError(f"text is random or first, not {text!r}")
+        dataset = open_finished(data)
+        self._layout = layout = manifest_of(dataset).layout
+        fields = StageFields(
+            pixels=images,
+            labels=layout.min_coverage is not None,
+            codes=layout.tokens is not None,
+            features=layout.features is not None,
+            conversation=False,
+        )
+        self._maker = SampleMaker([dataset], fields, text, seed=0)
+        self._types: dict[str, np.dtype[Any]] = {
+            SELECTOR: np.dtype("u1"),
+            COVERAGE: np.dtype("u1"),
+            FEATURES: np.dtype("<f2"),
+        }
+        if layout.tokens is not None:
+            self._types[f"{layout.tokens.member}.npy"] = layout.tokens.dtype
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Decode a sample.
+
+        Args:
+            sample: members by their endings ("jpg", "json", "selector.npy", ...); others are passed over.
+
+        Returns:
+            `key`, `text`, `text_index`, and what the data set has of `pixels`, `selector`, `coverage`, `codes`,
+            `features`, `feature_selector` and `feature_coverage`, shaped as in a `StageSample`, and `conversation`, a
+            list of dicts with `role` and `content`.
+
+        Raises:
+            InputError: a member was decoded to something that can't be used.
+            ShardError: the sample isn't what its data set says.
+        """
+        held = [ending for ending in self._layout.members if ending in sample]
+        members = {ending: self._as_bytes(ending, sample[ending]) for ending in held}
+        stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
+        draw = int(np.random.default_rng().integers(2**32))
+        made = self._maker.make(SampleRef(0, draw, 0), stored)
+        found = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, torch.Tensor)}
+        turns = [turn.model_dump() for turn in stored.document.conversation]
+        names = {"key": stored.document.key, "text": made.text, "text_index": made.text_index}
+        return names | found | ({"conversation": turns} if turns else {})
+
+    def _as_bytes(self, ending: str, value: Any) -> bytes:
+        match value:
+            case bytes():
+                return value
+            case {"bytes": bytes(data)}:  # of `datasets`, where it doesn't decode images
+                return data
+            case str():
+                return value.encode()
+            case Mapping() if ending != IMAGE:
+                return json.dumps(value).encode()
+        if ending in self._types:
+            return encode_array(np.asarray(value, self._types[ending]))
+        raise InputError(
+            f"member {ending!r} came as {type(value).__name__}, not as bytes; tell the reader not to decode it "
+            "(webdataset: no .decode(); Ray Data: decoder=None; datasets: .cast_column('jpg', "
+            "datasets.Image(decode=False)); Energon: decoder: null)"
+        )
