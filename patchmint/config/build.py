@@ -38,7 +38,8 @@ MOST_BYTES_WAITING = 2**30
 MOST_BYTES_OF_A_BATCH = 2**29
 
 _COMPILE = (
-    "On GPUs, compile the models' large networks with torch.compile: minutes at the start, and tried out on no GPU yet."
+    "On GPUs, compile the models' large networks with torch.compile: minutes at the start. null: if the plan has so "
+    "many samples that it pays."
 )
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -71,7 +72,7 @@ class LocalRunner(Settings):
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     batch_size: BatchSize = None
-    compile: bool = Field(default=False, description=_COMPILE)
+    compile: bool | None = Field(default=None, description=_COMPILE)
 
 
 class RayRunner(Settings):
@@ -89,7 +90,7 @@ class RayRunner(Settings):
     num_gpus: float = Field(default=1.0, ge=0, description="GPUs per actor. 0.5: two share one; 0: on the CPU.")
     num_cpus: int = Field(default=4, ge=1, description="CPU cores, and threads, per actor.")
     batch_size: BatchSize = None
-    compile: bool = Field(default=False, description=_COMPILE)
+    compile: bool | None = Field(default=None, description=_COMPILE)
 
     @field_validator("num_gpus")
     @classmethod
