@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
@@ -24,6 +24,7 @@ from patchmint.labelers.grounding_dino.encoders import (
     compile_backbone,
     encode_images,
     encode_prompts,
+    fuse_windows,
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
@@ -88,6 +89,8 @@ class GroundingDino:
         self.box_threshold = box_threshold
         self.text_threshold = text_threshold
         store_reduced(model, precision)
+        if self.device.type == "cuda":
+            fuse_windows(model, precision)
         if compiled and self.device.type == "cuda":
             compile_backbone(model, self.device)
             compile_layers(model)
@@ -120,7 +123,7 @@ class GroundingDino:
         resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
         with stage("backbone", self.device):
             pixels = [self._normalised(image) for image in resized]
-            with computing_in(self.precision, self.device):
+            with self._in_any_shape():
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
         with stage("text", self.device), self._in_any_shape():
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
@@ -159,7 +162,8 @@ class GroundingDino:
             HWC uint8 RGB of `detector_size`.
         """
         height, width = detector_size((image.shape[0], image.shape[1]), self.arch.short_side, self.arch.long_side)
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return ready_for(self.device, np.asarray(resized))
 
     def preprocess(self, image: RgbImage) -> torch.Tensor:
         """Resize and normalise: float (3, h, w), on the device."""
