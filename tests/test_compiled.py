@@ -230,6 +230,7 @@ def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
         pairs = [(images[:count], prompts[:count]) for count in (2, 3, 4)]
         expected = [transformer.match(model, *pair) for pair in pairs]
         transformer.compile_layers(model)
+        delattr(model.transformer, transformer._GRAPH)
         for pair, wanted in zip(pairs, expected, strict=True):
             found = transformer.match(model, *pair)
             torch.testing.assert_close(found.boxes, wanted.boxes)
@@ -321,6 +322,7 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, capsys):
 def test_the_detectors_decoder_is_a_graph_for_pairs_of_many_sizes(graphs, monkeypatch, capsys):
     """Padded to more pairs, positions and words, which none of them sees."""
     monkeypatch.setattr(transformer, "_POSITIONS_A_STEP", 256)
+    monkeypatch.setattr(transformer, "pairs_at_once", lambda *_: 32)
     monkeypatch.setattr(transformer, "CompiledPart", lambda function, **_: function)
     model = dino_model.untrained(dino_arch.TINY)
     shake(model)

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from patchmint.compute.compiled import CompiledPart, Graphed, batch_sizes
+from patchmint.compute.compiled import CompiledPart, Graphed
 from patchmint.compute.devices import computing_fully, works_in_parts
 from patchmint.compute.norms import norm_of_sum
 from patchmint.labelers.grounding_dino.canvas import (
@@ -36,9 +36,11 @@ _ROWS_AT_ONCE = 1024
 
 _COMPILED = "compiled_layer"
 _GRAPH = "decoder_graph"
+_BATCHES = 8
 _POSITIONS_A_STEP = 2**12
 _FEWEST_WORDS = 16
-# A graph of the decoder is for a number of pairs, for positions in such steps, and for this many tokens or twice, ...
+# A graph of the decoder is for one of so many numbers of pairs, for positions in such steps, and for so many tokens or
+# twice, four times as many.
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,8 @@ def _bucket(image: ImageBatch, tensors: Sequence[torch.Tensor]) -> list[tuple[in
     No query looks at a position behind the levels, or at a token that isn't there.
     """
     batch, positions, words = len(tensors[0]), tensors[4].shape[1], tensors[2].shape[1]
-    most = pairs_at_once(math.prod(image.shapes[0]), tensors[0].device)
-    batch = next((size for size in batch_sizes(most) if size >= batch), batch)
+    step = max(1, pairs_at_once(math.prod(image.shapes[0]), tensors[0].device) // _BATCHES)
+    batch = -(-batch // step) * step
     positions = -(-positions // _POSITIONS_A_STEP) * _POSITIONS_A_STEP
     words = max(_FEWEST_WORDS, 1 << (words - 1).bit_length())
     lengths = (tensors[0].shape[1], 1, words, words, positions, positions)
