@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from patchmint.compute.devices import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
+from patchmint.geometry.rle import ChosenMasks
 from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
@@ -52,8 +54,12 @@ class GroundedSam:
         """
         with stage("detect"):
             found = self.detector.detect(images, texts, **_part(prepared, 0))
+        boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"):
-            masks = self.masker.masks(images, [detections.boxes for detections in found], **_part(prepared, 1))
+            masks = [
+                once if chosen is None else ChosenMasks(once, chosen)
+                for once, chosen in zip(self.masker.masks(images, boxes, **_part(prepared, 1)), repeated, strict=True)
+            ]
         return [
             Instances(
                 image_size=(image.shape[0], image.shape[1]),
@@ -92,6 +98,15 @@ class GroundedSam:
             size: (height, width) of an image.
         """
         return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
+
+
+def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:
+    """Boxes (N, 4), each once where several phrases lead to it, and the number of each; None if none is repeated."""
+    numbers: dict[bytes, int] = {}
+    chosen = tuple(numbers.setdefault(box.tobytes(), len(numbers)) for box in boxes)
+    if len(numbers) == len(boxes):
+        return boxes, None
+    return boxes[[chosen.index(number) for number in range(len(numbers))]], chosen
 
 
 def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:

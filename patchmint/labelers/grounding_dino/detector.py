@@ -229,7 +229,8 @@ def select(
     Upstream takes the best score over all tokens, `[CLS]` and "." included, and decodes every token over the text
     threshold, which gives empty names, words merged from different places and `##` fragments. Here a query's score is
     that of its best readable token, and its phrase is the unbroken run of whole words around that token that are over
-    the text threshold; where phrases were asked for, the one that token belongs to.
+    the text threshold. Where phrases were asked for, each gets all queries that a readable token of its own claims, as
+    if it were alone: a query may answer to several.
 
     Args:
         scores: float32 (queries, 256), sigmoid of the logits.
@@ -243,21 +244,37 @@ def select(
     readable = np.array([token.readable for token in prompt.tokens])
     of_tokens = np.where(readable, scores[:, prompt.places], -1.0)
     best = of_tokens.argmax(axis=1)
-    best_scores = of_tokens[np.arange(len(best)), best]
-    kept = np.flatnonzero(best_scores > box_threshold)
-    kept = kept[np.argsort(-best_scores[kept], kind="stable")]
+    claims = _scores_of_phrases(of_tokens, prompt) if prompt.phrases else of_tokens.max(axis=1, keepdims=True)
+    queries, claimants = np.nonzero(claims > box_threshold)
+    # of equal scores the first query's comes first, and of one query the first phrase's
+    order = np.argsort(-claims[queries, claimants], kind="stable")
+    queries, claimants = queries[order], claimants[order]
     spans = [
-        prompt.phrases[prompt.phrase_of[best[query]]]
+        prompt.phrases[claimant]
         if prompt.phrases
         else _run_of_words(prompt, of_tokens[query] > text_threshold, int(best[query]))
-        for query in kept
+        for query, claimant in zip(queries, claimants, strict=True)
     ]
     return Detections(
-        boxes=_to_pixels(boxes[kept], image_size),
-        scores=best_scores[kept].astype(np.float32),
+        boxes=_to_pixels(boxes[queries], image_size),
+        scores=claims[queries, claimants].astype(np.float32),
         spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
-        text_index=np.full(len(kept), text_index, dtype=np.int64),
+        text_index=np.full(len(queries), text_index, dtype=np.int64),
     )
+
+
+def _scores_of_phrases(of_tokens: npt.NDArray[np.floating], prompt: Prompt) -> npt.NDArray[np.floating]:
+    """Of each query and phrase the best score of a token: (queries, phrases). Equal phrases score alike.
+
+    They do so by the model, too, but for rounding, which differs between batches.
+    """
+    scores = np.full((len(of_tokens), len(prompt.phrases)), -1.0, of_tokens.dtype)
+    columns: dict[tuple[int, ...], int] = {}
+    for phrase in range(len(prompt.phrases)):
+        own = np.flatnonzero(prompt.phrase_of == phrase)
+        first = columns.setdefault(tuple(prompt.tokens[token].id for token in own), phrase)
+        scores[:, phrase] = of_tokens[:, own].max(axis=1) if first == phrase else scores[:, first]
+    return scores
 
 
 def merge(parts: list[Detections]) -> Detections:
