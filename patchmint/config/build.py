@@ -201,6 +201,9 @@ class BuildConfig(AnnotatorConfig):
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the data set's bytes, as JSON values: not where it goes nor what does the work."""
         settings = self.model_dump(mode="json", include={"source", "labels", "grid", "tokens", "features", "precision"})
+        if labels := settings["labels"]:
+            # What is off is left out: plans say what they did before one could choose.
+            settings["labels"] = {key: value for key, value in labels.items() if not (value is None or value is False)}
         return settings | {
             "output": {"samples_per_shard": self.output.samples_per_shard},
             "models": self.models_used,
