@@ -166,7 +166,8 @@ def test_masks_are_of_some_size(segmenters):
         kept = [place for place, share in enumerate(own) if limits[0] <= share <= limits[1]]
         np.testing.assert_array_equal(ours.boxes, theirs.boxes[kept])
         np.testing.assert_array_equal(ours.text_index, theirs.text_index[kept])
-        assert ours.masks.rles() == tuple(theirs.masks.rles()[place] for place in kept)
+        rles = theirs.masks.rles()
+        assert ours.masks.rles() == tuple(rles[place] for place in kept)
     assert limits[0] > ranked[0]
 
 
