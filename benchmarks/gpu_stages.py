@@ -20,7 +20,7 @@ from gpu_flops import PHOTOGRAPH, decoder_flops, detector_flops, sam_flops, vit_
 from reference_data import CAPTIONS, write_vocabulary
 
 from patchmint.compute.compiled import ran
-from patchmint.compute.devices import computing_in, resolve_precision
+from patchmint.compute.devices import computing_in, reduced_copy, resolve_precision
 from patchmint.features import arch as vit_arch
 from patchmint.features.model import untrained_vit
 from patchmint.geometry import grid_preset
@@ -33,7 +33,7 @@ from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.mask_decoder import MaskDecoder
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
-from patchmint.tokenizers.vqgan.model import compiled_encoder, untrained_vqgan
+from patchmint.tokenizers.vqgan.model import compiled_encoder, encoder_for, untrained_vqgan
 from patchmint.types import Text
 
 Setting = Literal["auto", "float32"]
@@ -263,7 +263,8 @@ def _detector(
 def _vqgan(arch: vqgan_arch.VqganArch, device: torch.device, setting: Setting, compiled: int) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.float32, gpu=torch.float16)
     model = _made(device, partial(untrained_vqgan, arch, seed=0)).to(memory_format=torch.channels_last)
-    encode = compiled_encoder(model, compiled) if compiled else None
+    encoder = encoder_for(model, dtype, device)
+    encode = compiled_encoder(encoder, compiled) if compiled else encoder
 
     def at(batch: int) -> Run:
         pixels = torch.rand(batch, 3, arch.resolution, arch.resolution, device=device) * 2 - 1
@@ -281,7 +282,7 @@ def _vqgan(arch: vqgan_arch.VqganArch, device: torch.device, setting: Setting, c
 
 def _vit(arch: vit_arch.VitArch, device: torch.device, setting: Setting, _: int) -> Callable[[int], Run]:
     dtype = resolve_precision(setting, device, cpu=torch.float32, gpu=torch.float16)
-    model = _made(device, partial(untrained_vit, arch, seed=0)).eval()
+    model = reduced_copy(_made(device, partial(untrained_vit, arch, seed=0)).eval(), dtype, device)
 
     def at(batch: int) -> Run:
         pixels = torch.randn(batch, 3, arch.image_px, arch.image_px, device=device)

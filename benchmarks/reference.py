@@ -1,7 +1,7 @@
 """`patchmint build` against what people run today, on the same images, texts and weights, in one run.
 
     python benchmarks/reference.py                                  # demo models, about ten minutes on 2 cores
-    python benchmarks/reference.py --models official-size --no-ray  # random weights, about half a minute an image
+    python benchmarks/reference.py --models official-size --no-ray  # random weights, about six minutes an image
 
 - `reference`: upstream's own calls one image at a time in float32 (`reference_loop.py`).
 - `transformers`, at official size: transformers' classes in batches, with bfloat16 products if the CPU has instructions
@@ -15,6 +15,9 @@ its descendants at most, without mapped files (libraries), looked at ten times a
 `codes` are the shares of labels and codes that equal the reference's, from the written shards. Labels differ even in
 float32: upstream lets "[CLS]" and "." claim boxes, and doesn't cut boxes at the image's border. Medians of several
 rounds, the contestants taking turns.
+
+With `--texts 1 5`, as at official size, all of it is done for each number of texts. `--json` prints `runs`, one for
+each, and how many times as fast as others the local build is: `to_reference`, `to_transformers`, by number of texts.
 """
 
 from __future__ import annotations
@@ -46,22 +49,37 @@ def main() -> None:
     if arguments.step:
         print(json.dumps(STEPS[arguments.step](arguments)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        kept = (arguments.keep or Path(folder)).absolute() / "-".join(
-            str(part) for part in (arguments.models, arguments.sam, arguments.images, arguments.texts)
-        )
-        found = measure(arguments, kept, Path(folder))
+    runs = []
+    for texts in arguments.texts:
+        with tempfile.TemporaryDirectory() as folder:
+            named = (arguments.models, arguments.sam, arguments.images, texts)
+            kept = (arguments.keep or Path(folder)).absolute() / "-".join(map(str, named))
+            runs.append(measure(arguments, texts, kept, Path(folder)))
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({"runs": runs} | ratios(runs), indent=1))
     else:
-        show(found)
+        for found in runs:
+            show(found)
+
+
+def ratios(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How many times as fast as others the local build is, by the number of texts."""
+    return {
+        f"to_{name}": {
+            str(found["settings"]["texts"]): found[name]["seconds"] / found["local"]["seconds"] for found in runs
+        }
+        for name in ("reference", "transformers")
+        if name in runs[0]
+    }
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=("demo", "official-size"), default="demo")
     parser.add_argument("--sam", choices=("vit-b", "vit-l", "vit-h"), default="vit-b", help="for official-size")
-    parser.add_argument("--texts", type=int, choices=(1, 5), default=1, help="of an image")
+    parser.add_argument(
+        "--texts", type=int, choices=(1, 5), nargs="+", help="of an image; 1 with demo models, 1 5 at official size"
+    )
     parser.add_argument("--images", type=int, help="192 with demo models, 4 at official size")
     parser.add_argument("--rounds", type=int, help="3 with demo models, 1 at official size")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contestant")
@@ -77,6 +95,7 @@ def parse() -> argparse.Namespace:
     demo = arguments.models == "demo"
     arguments.images = arguments.images or (192 if demo else 4)
     arguments.rounds = arguments.rounds or (3 if demo else 1)
+    arguments.texts = arguments.texts or ([1] if demo else [1, 5])
     return arguments
 
 
@@ -85,18 +104,18 @@ def shard_size(images: int) -> int:
     return -(-images // 2)
 
 
-def measure(arguments: argparse.Namespace, made: Path, folder: Path) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, texts: int, made: Path, folder: Path) -> dict[str, Any]:
     ours = ["local"] + ([] if arguments.no_ray else ["ray"])
     names = ["reference", *(["transformers"] if arguments.models == "official-size" else []), *ours]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     if not (made / "contest.json").exists():
-        call("prepare", made)
+        call("prepare", made, texts)
     contest = Contest.load(made / "contest.json")
     for turn in range(arguments.rounds):
         for name in names:
             out = folder / f"{name}-{turn}"
             start = time.perf_counter()
-            run = build(arguments, contest, out, name) if name in ours else call(name, made, out)
+            run = build(arguments, contest, out, name) if name in ours else call(name, made, texts, out)
             runs[name].append(run | {"whole": time.perf_counter() - start})
             print(f"round {turn + 1}: {name} {run['seconds']:.1f} s", file=sys.stderr)
     medians = {
@@ -106,12 +125,12 @@ def measure(arguments: argparse.Namespace, made: Path, folder: Path) -> dict[str
     reference = medians["reference"]["seconds"]
     return {
         "settings": {
-            key: getattr(arguments, key)
-            for key in ("models", "sam", "texts", "images", "rounds", "threads", "precision")
+            "texts": texts,
+            **{key: getattr(arguments, key) for key in ("models", "sam", "images", "rounds", "threads", "precision")},
         },
-        "boxes_a_text": runs["reference"][0]["boxes"] / (arguments.images * arguments.texts),
+        "boxes_a_text": runs["reference"][0]["boxes"] / (arguments.images * texts),
         **medians,
-        **{f"ratio_{name}": reference / medians[name]["seconds"] for name in names[1:]},
+        "ratios": {name: reference / medians[name]["seconds"] for name in names[1:]},
         "agreement": {name: agreement(folder / "reference-0", folder / f"{name}-0" / "shards") for name in ours},
         "peak_mb": {name: round(max(run["peak_mb"] for run in each)) for name, each in runs.items()},
         "stages": {name: stages_an_image(each, arguments.images) for name, each in runs.items()},
@@ -154,9 +173,9 @@ def stages(run: dict[str, Any]) -> dict[str, float]:
     return dict(run["progress"]["seconds"])
 
 
-def call(step: str, folder: Path, out: Path | None = None) -> dict[str, Any]:
+def call(step: str, folder: Path, texts: int, out: Path | None = None) -> dict[str, Any]:
     """Run a step of this script in a process of its own."""
-    own = ["--step", step, "--folder", str(folder), *(["--out", str(out)] if out else [])]
+    own = ["--step", step, "--folder", str(folder), "--texts", str(texts), *(["--out", str(out)] if out else [])]
     text, peak = watched([sys.executable, __file__, *sys.argv[1:], *own])
     return {**json.loads(text.strip().splitlines()[-1]), "peak_mb": peak}
 
@@ -165,7 +184,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     from reference_weights import demo_contest, official_contest
 
     arguments.folder.mkdir(parents=True)
-    make = (arguments.folder, arguments.images, arguments.texts)
+    make = (arguments.folder, arguments.images, arguments.texts[0])
     contest = demo_contest(*make) if arguments.models == "demo" else official_contest(*make, arguments.sam)
     contest.save(arguments.folder / "contest.json")  # last: its presence says that all is there
     return {}
@@ -274,7 +293,7 @@ def show(found: dict[str, Any]) -> None:
             continue
         same = found["agreement"].get(name)
         equal = f"{same['patches']:8.4f} {same['codes']:7.4f}" if same else ""
-        print(f"{line} {found[f'ratio_{name}']:6.2f} {peak:8} {equal}")
+        print(f"{line} {found['ratios'][name]:6.2f} {peak:8} {equal}")
     print("\nms an image")
     for name, stages_of in found["stages"].items():
         print(f"{name:12} " + ", ".join(f"{stage} {seconds * 1000:.1f}" for stage, seconds in stages_of.items()))

@@ -7,7 +7,7 @@ import re
 import jsonschema
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage import data
 
 from patchmint import Annotator, DemoWarning, Text, UntrainedWarning
@@ -337,3 +337,31 @@ def test_a_text_that_is_no_unicode_has_a_name(annotator):
 
 def test_repr_tells_what_it_is(annotation):
     assert repr(annotation).startswith("<Annotation of a 226 x 150 image: 2 texts")
+
+
+def test_overlapping_and_equal_phrases_have_their_boxes_each_outlined_once(monkeypatch):
+    """On scenes with a red circle, in which "circle" took them all."""
+    with pytest.warns(DemoWarning):
+        annotator = Annotator.from_config({"tokens": None}, device="cpu")
+    segmenter = annotator._models.segmenter
+    outlined = []
+    masks = segmenter.masker.masks
+
+    def spy(images, boxes, **prepared):
+        outlined.append([len(each) for each in boxes])
+        return masks(images, boxes, **prepared)
+
+    monkeypatch.setattr(segmenter.masker, "masks", spy)
+    image = Image.new("RGB", (256, 256), (240, 240, 240))
+    ImageDraw.Draw(image).ellipse((60, 60, 180, 180), fill=(220, 30, 30))
+    image = np.asarray(image)
+    text = Text.from_phrases(["circle", "red circle", "circle"])
+    found = segmenter.segment([image], [[text]])[0]
+    assert {tuple(span) for span in found.spans.tolist()} == set(text.phrases)
+    assert outlined == [[len(np.unique(found.boxes, axis=0))]]
+    rles = found.masks.rles()
+    assert len(rles) == len(found.boxes) > outlined[0][0]
+    for box in np.unique(found.boxes, axis=0):
+        assert len({rles[i]["counts"] for i in np.flatnonzero((found.boxes == box).all(1))}) == 1
+    alone = segmenter.segment([image], [[Text.from_phrases(["red circle"])]])[0]
+    assert len(alone.boxes) == 1

@@ -6,13 +6,17 @@ from functools import partial
 import pytest
 import torch
 from builds import STAND_IN, build_here, make_config, make_input
+from seeded_weights import shake
 
 from patchmint.annotate.models import AnnotationModels
-from patchmint.compute.compiled import Compiled, CompiledPart, OwnKernel, batch_sizes, kernels_ran
+from patchmint.cli.status import _shown
+from patchmint.compute import compiled as compiled_module
+from patchmint.compute.compiled import Compiled, CompiledPart, Graphed, OwnKernel, batch_sizes, kernels_ran
 from patchmint.compute.compiled import ran as compiled_calls
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
+from patchmint.jobs.status import status
 from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import deformable, encoders, transformer
@@ -22,6 +26,9 @@ from patchmint.labelers.sam import image_encoder
 from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.model import untrained
+from patchmint.pipeline.driver import build as driver
+from patchmint.pipeline.plan import models
+from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
 from patchmint.tokenizers.vqgan import tokenizer as vqgan_tokenizer
@@ -182,8 +189,9 @@ def test_two_programs_are_sams_encoder(compiler, monkeypatch, capsys):
 def test_the_detectors_backbone_compiles_whole(compiler, dtype, monkeypatch, capsys):
     monkeypatch.setattr(encoders, "Compiled", partial(Compiled, backend=compiler))
     monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
-    model = dino_model.untrained(dino_arch.TINY)
+    model = dino_model.untrained(replace(dino_arch.TINY, swin_depths=(2, 1, 1, 1)))
     dino_model.store_reduced(model, dtype)
+    encoders.fuse_windows(model, dtype)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randn(3, *size, generator=generator) for size in [(64, 80)] * 7 + [(80, 64)]]
     with torch.inference_mode(), computing_in(dtype, torch.device("cpu")):
@@ -222,6 +230,7 @@ def test_three_programs_are_the_detectors_transformer(monkeypatch, capsys):
         pairs = [(images[:count], prompts[:count]) for count in (2, 3, 4)]
         expected = [transformer.match(model, *pair) for pair in pairs]
         transformer.compile_layers(model)
+        delattr(model.transformer, transformer._GRAPH)
         for pair, wanted in zip(pairs, expected, strict=True):
             found = transformer.match(model, *pair)
             torch.testing.assert_close(found.boxes, wanted.boxes)
@@ -243,10 +252,104 @@ def test_without_a_kernel_of_our_own_torchs_run_and_it_is_said_once(capsys):
     assert kernels_ran["what it does"] == before + 1
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs without a GPU: each replay computes anew, into the memory of the first answers."""
+    made = []
+
+    def cuda_graph(run):
+        made.append(answers := run())
+
+        def replay():
+            for kept, answer in zip(answers, run(), strict=True):
+                kept.copy_(answer)
+            return answers
+
+        return replay
+
+    monkeypatch.setattr(compiled_module, "cuda_graph", cuda_graph)
+    return made
+
+
+def of_rows(x, hidden):
+    """For each row, of what isn't hidden."""
+    return x.masked_fill(hidden, 0).sum(1), (~hidden).sum(1)
+
+
+def test_a_graph_gives_what_the_function_does_for_tensors_of_fewer_rows_and_columns(graphs):
+    graphed = Graphed(of_rows, name="it")
+    generator = torch.Generator().manual_seed(0)
+    given = []
+    for rows, columns in ((3, 5), (4, 8), (2, 3), (4, 5), (3, 8)):
+        tensors = torch.rand(rows, columns, generator=generator), torch.rand(rows, columns, generator=generator) < 0.3
+        given.append((graphed(tensors, [(4, 8), (4, 8)]), of_rows(*tensors)))
+    for ours, theirs in given:  # after all replays: no answer is another's memory
+        torch.testing.assert_close(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+    assert len(graphs) == 1
+    assert [len(answer) for answer in graphs[0]] == [4, 4]
+    assert compiled_calls["it"] == 4  # a graph is made of what comes twice
+
+
+def test_there_are_so_many_graphs_and_no_more(graphs):
+    graphed = Graphed(of_rows, name="it", most_shapes=2)
+    for columns in (1, 1, 2, 3, 3, 2, 2, 1, 3):
+        x = torch.ones(2, columns)
+        assert graphed((x, x > 1), [(2, columns)] * 2)[0].tolist() == [columns] * 2
+    assert [answer.shape for answer, _ in graphs] == [(2,), (2,)]
+    assert compiled_calls["it"] == 4  # of 1 and 3
+
+
+def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, capsys):
+    fault = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    def cuda_graph(run):
+        raise fault
+
+    monkeypatch.setattr(compiled_module, "cuda_graph", cuda_graph)
+    x = torch.ones(2, 2)
+    graphed = Graphed(of_rows, name="it")
+    for _ in range(3):
+        assert graphed((x, x > 1), [(2, 2)] * 2)[0].tolist() == [2, 2]
+    assert capsys.readouterr().err.count("it could not be compiled") == 1
+    for fault in (torch.AcceleratorError("CUDA error: an illegal memory access"), torch.OutOfMemoryError("too much")):
+        graphed = Graphed(of_rows, name="it")
+        graphed((x, x > 1), [(2, 2)] * 2)
+        with pytest.raises(type(fault)):
+            graphed((x, x > 1), [(2, 2)] * 2)
+
+
+def test_the_detectors_decoder_is_a_graph_for_pairs_of_many_sizes(graphs, monkeypatch, capsys):
+    """Padded to more pairs, positions and words, which none of them sees."""
+    monkeypatch.setattr(transformer, "_POSITIONS_A_STEP", 256)
+    monkeypatch.setattr(transformer, "pairs_at_once", lambda *_: 32)
+    monkeypatch.setattr(transformer, "CompiledPart", lambda function, **_: function)
+    model = dino_model.untrained(dino_arch.TINY)
+    shake(model)
+    vocabulary = Vocabulary.of_characters(dino_arch.TINY.text_vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        sizes = [(96, 64), (64, 80), (64, 96), (96, 80), (64, 80)]
+        images = encoders.encode_images(model, [torch.randn(3, *size, generator=generator) for size in sizes])
+        texts = [Text(text) for text in ("a cat", "dogs", "a red fox", "this", "big")]
+        prompts = [caption_prompts(text, vocabulary)[0] for text in texts]
+        features = encoders.encode_prompts(model, prompts, torch.device("cpu"))
+        pairs = [(images[start:end], features[start:end]) for start, end in ((0, 3), (1, 4), (0, 4), (2, 5))]
+        expected = [transformer.match(model, *pair) for pair in pairs]
+        transformer.compile_layers(model)
+        found = [transformer.match(model, *pair) for pair in pairs]
+    assert [len(answer) for answer, _ in graphs] == [4]  # four pairs, of three
+    assert compiled_calls.total() == 3
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.boxes, wanted.boxes, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.logits, wanted.logits, atol=1e-3, rtol=1e-4)
+    assert capsys.readouterr().err == ""
+
+
 def test_vqgans_encoder_compiles_whole(compiler, monkeypatch, capsys):
     monkeypatch.setattr(vqgan_model, "Compiled", partial(Compiled, backend=compiler))
     model = vqgan_model.untrained_vqgan(vqgan_arch.TINY, seed=0).to(memory_format=torch.channels_last)
-    encode = vqgan_model.compiled_encoder(model, 4)
+    encode = vqgan_model.compiled_encoder(model.encoder, 4)
     with torch.inference_mode():
         for count in (4, 3):
             pixels = images(count, side=64).contiguous(memory_format=torch.channels_last)
@@ -273,10 +376,10 @@ def test_the_setting_reaches_every_network(wanted, monkeypatch):
 
 def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
-    models = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
-    assert not hasattr(models.segmenter.detector.model, encoders._COMPILED)
-    assert models.segmenter.masker._encoder._run == image_encoder._Block.__call__
-    assert models.tokenizer._encoder is None
+    loaded = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
+    assert not hasattr(loaded.segmenter.detector.model, encoders._COMPILED)
+    assert loaded.segmenter.masker._encoder._run == image_encoder._Block.__call__
+    assert loaded.tokenizer._encoder is loaded.tokenizer._model.encoder
 
 
 def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):
@@ -289,16 +392,34 @@ def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):
 
     monkeypatch.setattr(AnnotationModels, "load", load)
     monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setattr(driver, "runs_on_gpu", lambda config: True)
     make_input(tmp_path / "in", ["one thing", "another"])
-    runner = {"kind": "local", "num_cpus": 1, "device": "cpu", "compile": True}
-    build_here(make_config(tmp_path / "build.yaml", tmp_path / "in", tmp_path / "out", runner=runner), tmp_path / "out")
-    assert told == [{"compiled": True}]
+    for name, wanted, pays in (("a", True, 10), ("b", None, 10), ("c", None, -1), ("d", False, -1)):
+        monkeypatch.setattr(models, "_PAYS", pays)
+        runner = {"kind": "local", "num_cpus": 1, "device": "cpu", "compile": wanted}
+        build_here(
+            make_config(tmp_path / f"{name}.yaml", tmp_path / "in", tmp_path / name, runner=runner), tmp_path / name
+        )
+        found = status(str(tmp_path / name))
+        assert told.pop() == {"compiled": found.last_run["compiled"]} == {"compiled": name in "ac"}
+        said = "".join(map(str, _shown(name, found).renderables))
+        assert ("not compiled on GPUs" in said) == (name in "bd")
+
+
+@pytest.mark.parametrize(("units", "role", "size", "pays"), [
+    (4000, "masker", 2_564_550_879, False), (5000, "masker", 2_564_550_879, True),
+    (5000, "masker", 25_000_000, False), (5000, "vit", 2_564_550_879, False),
+])  # fmt: skip
+def test_whether_compiling_pays_follows_from_the_plan_alone(units, role, size, pays):
+    """In units of 1000 samples; a vision encoder isn't compiled."""
+    plan = Plan(0, [Unit(0, 1000, 0, "", 0)] * units, {}, "", {role: ModelRecord(role, "its name", size=size)}, {})
+    assert models.compile_pays(plan) is pays
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_the_setting_decides_nothing_of_the_data_set(kind):
     base = {"source": {"kind": "coco", "uri": "x"}, "output": {"uri": "out"}}
     plain, compiled = (BuildConfig.parse(base | {"runner": {"kind": kind, "compile": each}}) for each in (False, True))
-    assert BuildConfig.parse(base | {"runner": {"kind": kind}}).runner.compile is False
+    assert BuildConfig.parse(base | {"runner": {"kind": kind}}).runner.compile is None
     assert compiled.runner.compile is True
     assert plain.digest({}) == compiled.digest({})

@@ -271,11 +271,45 @@ def test_a_stop_or_the_start_names_nothing(vocabulary):
     assert len(found.scores) == 0
 
 
-def test_asked_phrases_win_over_their_words(vocabulary):
-    text = Text.from_phrases(["a red car", "a dog"])
+def test_each_asked_phrase_gets_what_its_own_words_claim(vocabulary):
+    """Against all pairs of queries and phrases, one by one; overlapping and equal phrases take nothing from others."""
+    text = Text.from_phrases(["circle", "red circle", "a dog", "circle"])
     prompt = phrase_prompts(text, vocabulary)[0]
-    found = chosen(scores_for(prompt, {"car": 0.8, "dog": 0.5}, text.content), prompt)
-    assert [text.content[start:end] for start, end in found.spans] == ["a red car"]
+    scores = np.random.default_rng(0).random((40, 256), dtype=np.float32) ** 4
+    equal = [[t for t, of in enumerate(prompt.phrase_of) if of == phrase] for phrase in (0, 3)]
+    noise = 1e-6 * np.random.default_rng(1).random((40, 6), dtype=np.float32)
+    scores[:, prompt.places[equal[1]]] = scores[:, prompt.places[equal[0]]] + noise
+    boxes = np.random.default_rng(2).random((40, 4), dtype=np.float32)
+    found = select(scores, boxes, prompt, image_size=(1, 1), text_index=0, box_threshold=0.5, text_threshold=0.25)
+    pairs = []
+    for query in range(40):
+        for phrase, span in enumerate(prompt.phrases):
+            own = [t for t, of in enumerate(prompt.phrase_of) if of == (0 if phrase == 3 else phrase)]
+            score = max(scores[query, prompt.places[t]] for t in own if prompt.tokens[t].readable)
+            if score > 0.5:
+                pairs.append((-score, query, phrase, span))
+    pairs.sort()
+    assert len({span for *_, span in pairs}) == 4
+    assert 20 < len(pairs) < 160
+    assert [tuple(span) for span in found.spans.tolist()] == [span for *_, span in pairs]
+    assert found.scores.tolist() == [-score for score, *_ in pairs]
+    upper_left = boxes[:, :2] - boxes[:, 2:] / 2
+    np.testing.assert_array_equal(found.boxes[:, :2], upper_left[[query for _, query, *_ in pairs]].clip(0, 1))
+
+
+def test_equal_phrases_get_the_same_boxes_alone_and_in_a_batch(model, vocabulary, photographs):
+    detector = GroundingDino(model, TINY, vocabulary, box_threshold=0.1)
+    text = Text.from_phrases(["a cat", "cat", "a dog", "a cat"])
+    alone = detector.detect(photographs[:1], [[text]])[0]
+    batch = detector.detect(photographs[:2], [[text, Text("something else")], [Text("a very long text of words")]])[0]
+    first, second, length = text.phrases[0], text.phrases[3], len(alone.scores)
+    for found in (alone, batch):
+        spans, own = found.spans.tolist(), found.text_index == 0
+        of = [[i for i, span in enumerate(spans) if own[i] and tuple(span) == wanted] for wanted in (first, second)]
+        assert len(of[0])
+        np.testing.assert_array_equal(found.boxes[of[0]], found.boxes[of[1]])
+        np.testing.assert_array_equal(found.scores[of[0]], found.scores[of[1]])
+    assert batch.spans[:length].tolist() == alone.spans.tolist()
 
 
 @pytest.mark.parametrize(

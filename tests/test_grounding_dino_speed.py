@@ -1,11 +1,14 @@
 """What makes Grounding DINO fast changes none of its numbers: each short cut against upstream's own long way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from seeded_weights import shake
 from skimage import data
 
+from patchmint.compute.devices import computing_in
 from patchmint.labelers.grounding_dino import canvas, deformable, encoders
 from patchmint.labelers.grounding_dino.arch import TINY
 from patchmint.labelers.grounding_dino.canvas import like_pairs
@@ -27,6 +30,21 @@ def model():
     model = untrained(TINY)
     shake(model)
     return model
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_windows_that_attend_in_one_kernel_give_what_upstreams_do(dtype, atol):
+    """Shifted and not, of several images, padded windows among them."""
+    model = untrained(replace(TINY, swin_depths=(2, 1, 2, 1)), seed=2)
+    shake(model)
+    pixels = torch.randn(3, 3, 72, 100, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), computing_in(dtype, CPU):
+        theirs = model.backbone[0].forward_raw(pixels)
+        encoders.fuse_windows(model, dtype)
+        ours = model.backbone[0].forward_raw(pixels)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found.float(), expected.float(), atol=atol, rtol=0.03)
 
 
 @pytest.fixture

@@ -31,9 +31,8 @@ def resources(kernel, tmp_path, types, constants, **options):
     from triton.compiler import ASTSource
 
     # pointers, and strides of official sizes
-    whole = [
-        place for place, name in enumerate(types) if types[name] != "fp32" and name not in ("queries", "positions")
-    ]
+    counts = ("queries", "positions", "rows", "places")
+    whole = [place for place, name in enumerate(types) if types[name] != "fp32" and name not in counts]
     aligned = {(place,): [["tt.divisibility", 16]] for place in whole}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
     made = triton.compile(source, GPUTarget("cuda", 90, 32), kernels.OPTIONS | options)
@@ -67,3 +66,27 @@ def test_sams_attention_of_official_size_spills_nothing_on_an_h200(tmp_path, wid
     assert 96 < registers <= 224
     assert "wgmma.mma_async" in ptx
     assert ("m64n16k16" in ptx) == (width == 80)  # as wide as it is, not padded
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1280, "bf16"), (256, "fp32")])
+def test_norms_of_sums_of_official_size_spill_nothing_on_an_h200(tmp_path, channels, dtype):
+    types = {"x": "*fp32", "y": "*bf16", "weight": "*fp32", "bias": "*fp32", "summed": "*fp32", "normed": f"*{dtype}"}
+    types |= {"epsilon": "fp32", "rows": "i32"}
+    constants = kernels.norm_constants(channels, keep=True)
+    registers, spilled, ptx = resources(kernels.norm_of_sum_kernel, tmp_path, types, constants)
+    assert spilled == 0
+    assert 16 < registers <= 128
+    assert "ld.global.v4.b32" in ptx
+
+
+@pytest.mark.parametrize("channels", [128, 512])
+def test_group_norms_of_official_size_spill_nothing_on_an_h200(tmp_path, channels):
+    constants = kernels.group_constants(channels, groups=32)
+    types = {"x": "*fp16", "moments": "*fp32", "places": "i32"}
+    assert resources(kernels.group_moments_kernel, tmp_path, types, constants)[1] == 0
+    types = {"x": "*fp16", "moments": "*fp32", "weight": "*fp32", "bias": "*fp32", "out": "*fp16"}
+    types |= {"epsilon": "fp32", "places": "i32"}
+    registers, spilled, ptx = resources(kernels.silu_of_norm_kernel, tmp_path, types, constants)
+    assert spilled == 0
+    assert registers <= 168
+    assert "ld.global.v4.b32" in ptx

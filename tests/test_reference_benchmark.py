@@ -80,6 +80,18 @@ def test_agreement_is_the_share_that_is_equal(yardstick, made, tmp_path):
         reference.agreement(theirs, tmp_path)
 
 
+def test_ratios_are_by_the_number_of_texts(yardstick):
+    reference, _, _ = yardstick
+    runs = [
+        {"settings": {"texts": texts}} | {name: {"seconds": seconds} for name, seconds in times.items()}
+        for texts, times in (
+            (1, {"reference": 8, "local": 2, "transformers": 5}),
+            (5, {"reference": 40, "local": 8, "transformers": 24}),
+        )
+    ]
+    assert reference.ratios(runs) == {"to_reference": {"1": 4, "5": 5}, "to_transformers": {"1": 2.5, "5": 3}}
+
+
 def test_labels_are_what_the_mask_touches(yardstick):
     _, loop, _ = yardstick
     mask = np.zeros((48, 96), dtype=bool)  # cells of 4 pixels, 24 rows of padding above and below

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from patchmint.errors import InputError
+from patchmint.geometry import Fit, PatchGrid
 from patchmint.geometry.rle import (
     MAX_MASK_PIXELS,
+    ChosenMasks,
+    RleMasks,
     area,
     bounding_box,
     decode_mask,
@@ -189,3 +192,15 @@ def test_fuzzed_json(value):
     check_reads_well_or_is_refused(value)
     check_reads_well_or_is_refused({"size": value, "counts": value})
     check_reads_well_or_is_refused({"size": [6, 5], "counts": value})
+
+
+def test_some_masks_of_others_each_as_often_as_named():
+    placement = PatchGrid(2, 2, 4, Fit.SQUASH).place((8, 8))
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[0, :4, :4] = masks[1, 4:, :4] = masks[2, :4, 4:] = 1
+    others = RleMasks(encode_masks(masks))
+    chosen = ChosenMasks(others, (2, 0, 2))
+    assert len(chosen) == 3
+    assert chosen.rles() == tuple(others.rles()[number] for number in (2, 0, 2))
+    np.testing.assert_array_equal(chosen.coverage([0, 2], placement), [[0, 1], [0, 0]])
+    np.testing.assert_array_equal(chosen.coverage([0, 1], placement), [[1, 1], [0, 0]])

@@ -250,7 +250,7 @@ def test_pixels_are_the_published_processors(name, family, grid):
     spec = plan_features(FeaturesConfig(), arch, "the-encoder")
     encoder = VitFeatureEncoder(untrained_vit(arch, seed=0), spec, place)
     image = np.random.default_rng(2).integers(0, 256, (500, 640, 3), dtype=np.uint8)
-    pixels = encoder.pixel_values(fit_image(image, place))
+    pixels = encoder.pixel_values(encoder.prepare(image))
     assert pixels.dtype == torch.float32
     expected = processed(name, image)
     np.testing.assert_allclose(pixels[: len(expected)].numpy(), expected, rtol=0, atol=2e-6)
@@ -264,7 +264,7 @@ def test_features_are_float16_of_the_selected_state(family):
     for features, image in zip(encoder.encode(given), given, strict=True):
         assert features.dtype == np.float16
         assert features.shape == (25, 16)
-        pixels = encoder.pixel_values(fit_image(image, GRIDS[family]))
+        pixels = encoder.pixel_values(encoder.prepare(image))
         expected = list(model.states(pixels, 2))[2][0, model.arch.leading :]
         np.testing.assert_allclose(features, expected.numpy(), rtol=1e-3, atol=1e-4)
 

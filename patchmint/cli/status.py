@@ -82,6 +82,8 @@ def _shown(out: str, found: BuildStatus) -> Group:
         if workers < wanted:
             lines.append(f"workers  {workers} of {wanted} that were asked for")
         lines += [f"place    {escape(printable(line))}" for line in _troubled(counts.get("by_place") or {})]
+    if (compiled := found.last_run.get("compiled")) is not None:
+        lines.append(f"models   {'compiled' if compiled else 'not compiled'} on GPUs (runner.compile)")
     if found.state == "stopped?":
         lines += [
             "stopped? A driver gives one every 5 s. If this one isn't running any more,",

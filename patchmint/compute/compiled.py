@@ -1,12 +1,12 @@
-"""Networks compiled for a GPU by `torch.compile`, for a bounded number of input shapes.
+"""Networks compiled for a GPU by `torch.compile`, or captured as CUDA graphs, for a bounded number of input shapes.
 
 A compiled network has fewer kernels and passes over memory between its products. Each shape of input is a program of
 its own (`dynamic=False`: kernels for shapes that are known are faster), which takes tens of seconds to make, so shapes
 must be few: a batch is padded up to one of a few sizes, and beyond a number of shapes the network runs as it is.
 
-Mode "default", without CUDA graphs: they save the launching of kernels, which for these networks takes a fraction of
-the time that the kernels run, while each shape would hold memory of its own and overwrite its answers in the next call.
-And without "max-autotune", which tries out products for minutes, in each worker, where the vendor's are near the peak.
+Mode "default", without "max-autotune", which tries out products for minutes, in each worker, where the vendor's are
+near the peak; and without CUDA graphs. These save the launching of kernels, a fraction of the time that most networks'
+kernels run, while each shape holds memory of its own. What has many short kernels is captured by itself (`Graphed`).
 Compiled kernels are kept on disk by torch, so a worker that starts anew has them in seconds.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from patchmint.compute.memory import ran_out
 
 _T = TypeVar("_T")
 Answer = TypeVar("Answer", Tensor, list[Tensor])
+Tensors = tuple[Tensor, ...]
 
 _MOST_SHAPES = 8
 """`torch._dynamo.config.recompile_limit`, beyond which torch itself gives up."""
@@ -60,21 +62,124 @@ class _Telling:
             if ran_out(error):
                 raise  # whoever asks takes fewer images
             # Compilers fail in many ways, none of which whoever runs the network need care about.
-            self._failed = True
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
-            print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
+            self._fail(error)
             return None
         counter[self._name] += 1
         return answer
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+        print(f"patchmint: {self._name} could not be compiled and runs as it is: {reason}", file=sys.stderr)
 
 
 class OwnKernel(_Telling):
     """A kernel of ours for GPUs (`patchmint.compute.kernels`), and what gives the same without it."""
 
-    def run(self, kernel: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
+    def run(self, kernel: Callable[[], _T], instead: Callable[[], _T]) -> _T:
         """Run the kernel; once that has failed (no Triton here, no compiler), what there is instead."""
         answer = None if self._failed else self._tried(kernel, kernels_ran)
         return instead() if answer is None else answer
+
+
+def cuda_graph(run: Callable[[], Tensors]) -> Callable[[], Tensors]:
+    """Capture what is handed to a GPU, and give what hands all of it over again at once.
+
+    Args:
+        run: reads and writes the same memory each time. The tensors that it gives are overwritten by the next replay,
+            of any graph.
+    """
+    stream = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(stream)
+    with torch.cuda.stream(aside):
+        for _ in range(2):  # kernels are chosen and compiled, and libraries take their memory
+            run()
+    stream.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # Of this thread only: others pin memory meanwhile, which a capture of all threads forbids.
+    with torch.cuda.graph(graph, pool=_graphs_memory(), capture_error_mode="thread_local"):
+        answers = run()
+
+    def replay() -> Tensors:
+        graph.replay()
+        return answers
+
+    return replay
+
+
+@cache
+def _graphs_memory() -> Any:
+    """That all graphs compute in, which run one after another."""
+    return torch.cuda.graph_pool_handle()
+
+
+class Graphed(_Telling):
+    """A function of tensors as CUDA graphs, for what has many short kernels: the host starts all of them at once.
+
+    Each set of shapes is a graph of its own, captured when it comes for the second time, and holds memory. So shapes
+    must be few: tensors are padded up to shapes that the caller chooses, and beyond a number of graphs, or once
+    capturing has failed, the function runs as it is.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], *, name: str, most_shapes: int = _MOST_SHAPES) -> None:
+        """Nothing is captured before it is called.
+
+        Args:
+            function: of tensors; gives some that begin with the first one's first axis, the batch. It must not wait
+                for the device.
+            name: of the network, in messages.
+            most_shapes: so many graphs, of the first shapes that come twice.
+        """
+        super().__init__(name)
+        self._function = function
+        self._most_shapes = most_shapes
+        self._seen: Counter[tuple[tuple[int, ...], ...]] = Counter()
+        self._graphs: dict[tuple[tuple[int, ...], ...], tuple[list[Tensor], Callable[[], Tensors]]] = {}
+
+    def __call__(self, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensors:
+        """Run it.
+
+        Args:
+            tensors: to run it on; always of the same types.
+            shapes: to which they are padded, at the end of each axis: along the first with copies of the last row,
+                along others with zeros, or True. The batch's own answers must not depend on that.
+        """
+        key = tuple(shapes)
+        self._seen[key] += 1
+        has_room = len(self._graphs) < self._most_shapes and self._seen[key] > 1
+        answers = None
+        if not self._failed and (key in self._graphs or has_room):
+            answers = self._tried(lambda: self._replayed(tensors, key))
+        return self._function(*tensors) if answers is None else answers
+
+    def _tried(self, run: Callable[[], _T], counter: Counter[str] = ran) -> _T | None:
+        try:
+            return super()._tried(run, counter)
+        except torch.AcceleratorError as error:
+            if "captur" not in str(error):
+                raise
+            self._fail(error)  # the device is sound, and only forbids something while a graph is captured
+            return None
+
+    def _replayed(self, tensors: Sequence[Tensor], shapes: tuple[tuple[int, ...], ...]) -> Tensors:
+        if shapes not in self._graphs:
+            made = [each.new_empty(shape) for each, shape in zip(tensors, shapes, strict=True)]
+            _fill(made, tensors)
+            self._graphs[shapes] = made, cuda_graph(lambda: self._function(*made))
+        buffers, replay = self._graphs[shapes]
+        _fill(buffers, tensors)
+        return tuple(each[: len(tensors[0])].clone() for each in replay())
+
+
+def _fill(buffers: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        count = len(tensor)
+        if buffer.shape[1:] != tensor.shape[1:]:
+            buffer.fill_(tensor.dtype == torch.bool)
+        buffer[tuple(map(slice, tensor.shape))] = tensor
+        if len(buffer) > count:
+            buffer[count:] = buffer[count - 1]
 
 
 class CompiledPart(_Telling):

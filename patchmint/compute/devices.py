@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from torch import nn
 
 from patchmint.errors import ConfigError
 from patchmint.types import Precision
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(device: str, slot: int = 0) -> str:
@@ -63,10 +66,22 @@ def describe_devices() -> list[str]:
     return lines
 
 
+def ready_for(device: torch.device, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture's pixels as an array of their own, for `to_device`; in any thread.
+
+    For a GPU they lie in pinned memory, so that the thread that asks the models doesn't have to copy them there.
+    """
+    if device.type != "cuda":
+        return pixels.copy()
+    pinned: npt.NDArray[np.uint8] = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True).numpy()
+    pinned[...] = pixels
+    return pinned
+
+
 def to_device(data: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """An array, or a tensor on the CPU, as a tensor on a device.
 
-    To a GPU it goes by pinned memory, and nobody waits for the copy.
+    To a GPU it goes by pinned memory, where it may lie already (`ready_for`), and nobody waits for the copy.
     """
     tensor = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -143,6 +158,15 @@ def store_products(module: nn.Module, dtype: torch.dtype) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             layer.to(dtype)
+
+
+def reduced_copy(module: Module, dtype: torch.dtype, device: torch.device) -> Module:
+    """A copy with `store_products`, for a model that is also needed as it is; on a CPU, or for float32, no copy."""
+    if dtype == torch.float32 or device.type != "cuda":
+        return module
+    reduced = copy.deepcopy(module)
+    store_products(reduced, dtype)
+    return reduced
 
 
 def _has_bfloat16(kind: str) -> bool:

@@ -17,6 +17,8 @@ QUERIES_AT_ONCE = 4
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 """Of Triton's compiler. Without the second some versions warn that others will choose differently."""
+NUMBERS_AT_ONCE = 2**12
+"""In a program of `norm_of_sum` or `silu_of_norm`: 32 a thread."""
 ATTENTION_OPTIONS = OPTIONS | {"num_warps": 8, "num_stages": 3}
 """Those of `attention_by_rows`."""
 
@@ -222,3 +224,160 @@ def attention_by_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 def attention_constants(side: int, heads: int, width: int) -> dict[str, int]:
     """What `attention_by_rows_kernel` is compiled for."""
     return {"SIDE": side, "HEADS": heads, "WIDTH": width, "LOW": 1 << width.bit_length() - 1, "QUERIES": 128}
+
+
+@triton.jit(do_not_specialize=["rows"])
+def norm_of_sum_kernel(
+    x, y, weight, bias, summed, normed, epsilon, rows,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Some rows, whole."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, WIDTH)
+    is_channel = channel < CHANNELS
+    there = (row < rows)[:, None] & is_channel[None, :]
+    place = row[:, None] * CHANNELS + channel[None, :]
+    total = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    total += tl.load(y + place, mask=there, other=0.0).to(tl.float32)
+    if KEEP:
+        tl.store(summed + place, total, mask=there)
+    away = tl.where(there, total - (tl.sum(total, axis=1) / CHANNELS)[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(away * away, axis=1) / CHANNELS + epsilon)
+    own = tl.load(weight + channel, mask=is_channel, other=0.0)
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0)
+    answer = away * scale[:, None] * own[None, :] + shift[None, :]
+    tl.store(normed + place, answer.to(normed.dtype.element_ty), mask=there)
+
+
+def norm_of_sum(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
+    *,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer norm (arXiv 1607.06450) of a sum, computed in float32.
+
+    Args:
+        x: (..., C), any floats, contiguous.
+        y: the same, contiguous.
+        weight: float32 (C,).
+        bias: float32 (C,).
+        epsilon: is added to the variance.
+        dtype: of the norm.
+        keep: whether the sum is wanted.
+
+    Returns:
+        The sum in the dtype of `x`, (0,) if it isn't wanted; the norm.
+    """
+    summed, normed = x.new_empty(x.shape if keep else 0), x.new_empty(x.shape, dtype=dtype)
+    constants = norm_constants(x.shape[-1], keep=keep)
+    rows = x.numel() // x.shape[-1]
+    with torch.cuda.device_of(x):
+        norm_of_sum_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
+            x, y, weight, bias, summed, normed, epsilon, rows, **constants, **OPTIONS
+        )
+    return summed, normed
+
+
+def norm_constants(channels: int, *, keep: bool) -> dict[str, int]:
+    """What `norm_of_sum_kernel` is compiled for."""
+    width = triton.next_power_of_2(channels)
+    return {"CHANNELS": channels, "WIDTH": width, "ROWS": max(1, NUMBERS_AT_ONCE // width), "KEEP": int(keep)}
+
+
+@triton.jit(do_not_specialize=["places"])
+def group_moments_kernel(
+    x, moments, places, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr
+):
+    """Means and squared distances from them of each group in a part of an image, tile by tile (Chan's sums)."""
+    part, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    each: tl.constexpr = CHANNELS // GROUPS
+    mean = tl.zeros((GROUPS,), tl.float32)
+    apart = tl.zeros((GROUPS,), tl.float32)
+    count = 0.0
+    length = tl.cdiv(places, PARTS)
+    end = tl.minimum(places, (part + 1) * length)
+    for first in range(part * length, end, ROWS):
+        row = first + tl.arange(0, ROWS)
+        there = (row < end)[:, None]
+        tile = tl.load(x + (image * places + row[:, None]) * CHANNELS + tl.arange(0, CHANNELS)[None, :], there, 0.0)
+        tile = tl.reshape(tile.to(tl.float32), (ROWS, GROUPS, each))
+        more = tl.minimum(end - first, ROWS) * each * 1.0
+        own = tl.sum(tl.sum(tile, axis=2), axis=0) / more
+        away = tl.where(there[:, :, None], tile - own[None, :, None], 0.0)
+        moved = (own - mean) * (more / (count + more))
+        apart += tl.sum(tl.sum(away * away, axis=2), axis=0) + (own - mean) * moved * count
+        mean += moved
+        count += more
+    found = moments + ((image * PARTS + part) * 2) * GROUPS + tl.arange(0, GROUPS)
+    tl.store(found, mean)
+    tl.store(found + GROUPS, apart)
+
+
+@triton.jit(do_not_specialize=["places"])
+def silu_of_norm_kernel(
+    x, moments, weight, bias, out, epsilon, places,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """A tile of an image, from the moments of all parts of it."""
+    image = tl.program_id(1).to(tl.int64)
+    each: tl.constexpr = CHANNELS // GROUPS
+    part, group = tl.arange(0, PARTS), tl.arange(0, GROUPS)
+    length = tl.cdiv(places, PARTS)
+    counts = tl.maximum(tl.minimum(places - part * length, length), 0).to(tl.float32)[:, None] * each
+    found = moments + ((image * PARTS + part[:, None]) * 2) * GROUPS + group[None, :]
+    means = tl.load(found)
+    count = places * each * 1.0
+    mean = tl.sum(means * counts, axis=0) / count
+    away = means - mean[None, :]
+    apart = tl.sum(tl.load(found + GROUPS) + away * away * counts, axis=0)
+    scale = tl.rsqrt(apart / count + epsilon)
+
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, CHANNELS)
+    there = (row < places)[:, None]
+    place = (image * places + row[:, None]) * CHANNELS + channel[None, :]
+    tile = tl.reshape(tl.load(x + place, there, 0.0).to(tl.float32), (ROWS, GROUPS, each))
+    own = tl.reshape(tl.load(weight + channel), (GROUPS, each))
+    shift = tl.reshape(tl.load(bias + channel), (GROUPS, each))
+    normed = (tile - mean[None, :, None]) * scale[None, :, None] * own[None, :, :] + shift[None, :, :]
+    answer = tl.reshape(normed / (1 + tl.exp(-normed)), (ROWS, CHANNELS))
+    tl.store(out + place, answer.to(out.dtype.element_ty), there)
+
+
+def silu_of_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, epsilon: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """SiLU of a group norm (arXiv 1803.08494), computed in float32.
+
+    Args:
+        x: (B, C, H, W), channels-last, any floats; C is a power of two.
+        weight: float32 (C,).
+        bias: float32 (C,).
+        groups: of channels; a power of two.
+        epsilon: is added to the variance.
+        dtype: of the answer.
+
+    Returns:
+        (B, C, H, W), channels-last.
+    """
+    batch, places = x.shape[0], x.shape[2] * x.shape[3]
+    constants = group_constants(x.shape[1], groups)
+    moments = x.new_empty(batch, constants["PARTS"], 2, groups, dtype=torch.float32)
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+    with torch.cuda.device_of(x):
+        group_moments_kernel[(constants["PARTS"], batch)](x, moments, places, **constants, **OPTIONS)
+        silu_of_norm_kernel[(triton.cdiv(places, constants["ROWS"]), batch)](
+            x, moments, weight, bias, out, epsilon, places, **constants, **OPTIONS
+        )
+    return out
+
+
+def group_constants(channels: int, groups: int) -> dict[str, int]:
+    """What `group_moments_kernel` and `silu_of_norm_kernel` are compiled for."""
+    rows = max(1, NUMBERS_AT_ONCE // channels)
+    return {"CHANNELS": channels, "GROUPS": groups, "ROWS": rows, "PARTS": 16}

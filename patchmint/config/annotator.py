@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from patchmint.config.parsing import Settings, parse_settings
 from patchmint.errors import ConfigError, did_you_mean
@@ -99,6 +99,15 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
 _DEMO_MODELS = frozenset(MODEL_PRESETS[DEMO].used(labels=True, tokens=True).values())
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
+    if limits is not None and limits[0] > limits[1]:
+        raise ValueError(f"give the least first: {list(limits[::-1])}")
+    return limits
+
+
 class LabelsConfig(Settings):
     """How patches are labelled."""
 
@@ -116,6 +125,28 @@ class LabelsConfig(Settings):
     coverage: Literal["exact", "fast"] = Field(
         default="exact",
         description="exact: as from full-size masks; fast: nearly the same (docs/quality.md).",
+    )
+
+    phrase_thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        default=None,
+        description="Minimum scores of single phrases, instead of box_threshold: {cat: 0.5, red car: 0.3}.",
+    )
+    negative_phrases: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        default=None,
+        description="Phrases to look for in each image, too: a box is dropped if one of theirs, with a better score, "
+        "overlaps it by more than half (IoU).",
+    )
+    nms: float | None = Field(
+        default=None, ge=0, lt=1, description="Of a phrase's boxes that overlap by more than this IoU, the best stays."
+    )
+    box_area: Annotated[tuple[_Share, _Share] | None, AfterValidator(_rising)] = Field(
+        default=None, description="The least and the most of an image that a box may cover: [0.001, 0.9]."
+    )
+    mask_area: Annotated[tuple[_Share, _Share] | None, AfterValidator(_rising)] = Field(
+        default=None, description="The same of a mask; full-size masks are made for it."
+    )
+    clip_to_box: bool = Field(
+        default=False, description="Cut masks off at their boxes; full-size masks are made for it."
     )
 
     @field_validator("min_coverage")

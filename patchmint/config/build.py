@@ -38,7 +38,8 @@ MOST_BYTES_WAITING = 2**30
 MOST_BYTES_OF_A_BATCH = 2**29
 
 _COMPILE = (
-    "On GPUs, compile the models' large networks with torch.compile: minutes at the start, and tried out on no GPU yet."
+    "On GPUs, compile the models' large networks with torch.compile: minutes at the start. null: if the plan has so "
+    "many samples that it pays."
 )
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -77,7 +78,7 @@ class LocalRunner(Settings):
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     batch_size: BatchSize = None
-    compile: bool = Field(default=False, description=_COMPILE)
+    compile: bool | None = Field(default=None, description=_COMPILE)
 
 
 class RayRunner(Settings):
@@ -95,7 +96,7 @@ class RayRunner(Settings):
     num_gpus: float = Field(default=1.0, ge=0, description="GPUs per actor. 0.5: two share one; 0: on the CPU.")
     num_cpus: int = Field(default=4, ge=1, description="CPU cores, and threads, per actor.")
     batch_size: BatchSize = None
-    compile: bool = Field(default=False, description=_COMPILE)
+    compile: bool | None = Field(default=None, description=_COMPILE)
 
     @field_validator("num_gpus")
     @classmethod
@@ -232,6 +233,9 @@ class BuildConfig(AnnotatorConfig):
         settings = self.model_dump(mode="json", include={"labels", "grid", "tokens", "features", "precision"})
         sources = [source.deciding() for source in self.all_sources]
         prefix: dict[str, Any] = {"prefix": self.output.prefix} if self.output.prefix else {}
+        if labels := settings["labels"]:
+            # What is off is left out: plans say what they did before one could choose.
+            settings["labels"] = {key: value for key, value in labels.items() if not (value is None or value is False)}
         return settings | {
             **({"source": sources[0]} if self.source is not None else {"sources": sources}),
             "output": {"samples_per_shard": self.output.samples_per_shard} | prefix,

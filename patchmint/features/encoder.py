@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import computing_in, ready_for, reduced_copy, to_device
 from patchmint.compute.memory import even_parts
 from patchmint.errors import ConfigError, InputError
 from patchmint.features.arch import VitArch
@@ -73,8 +73,8 @@ class VitFeatureEncoder:
         self._grid = grid
         self._device = torch.device(device)
         self._precision = precision
-        # On a GPU a pass begins with the weights, which are cast.
         self._batch_size = batch_size or (32 if self._device.type == "cuda" else 8)
+        self._reduced = reduced_copy(self._model, precision, self._device)
         self._last = max(max(part) for part in spec.layers)
         self._mean, self._std = (torch.tensor(values).to(device) for values in _MEAN_STD[model.arch.family])
 
@@ -85,7 +85,7 @@ class VitFeatureEncoder:
 
     def prepare(self, image: RgbImage) -> list[RgbImage]:
         """What can be done ahead, on the CPU, in any thread: fit an image to the grid, a HWC uint8 RGB array a view."""
-        return fit_image(image, self._grid)
+        return [ready_for(self._device, view) for view in fit_image(image, self._grid)]
 
     def encode(
         self, images: Sequence[RgbImage], prepared: Sequence[list[RgbImage]] | None = None
@@ -122,7 +122,7 @@ class VitFeatureEncoder:
         Returns:
             float32 (B, 3, H, W).
         """
-        levels = to_device(np.stack(views), self._device)
+        levels = torch.stack([to_device(view, self._device) for view in views])
         return ((levels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
@@ -143,7 +143,8 @@ class VitFeatureEncoder:
     def _features(self, pixels: Tensor, precision: torch.dtype) -> Tensor:
         with computing_in(precision, self._device):
             # States come one by one, as they are asked for.
-            return features_of(self._model.states(pixels, self._last), self._spec, self._model.arch)
+            model = self._model if precision == torch.float32 else self._reduced
+            return features_of(model.states(pixels, self._last), self._spec, model.arch)
 
 
 def features_of(states: Iterable[Tensor], spec: FeatureSpec, arch: VitArch) -> Tensor:

@@ -12,6 +12,7 @@ are decoded and checked here first, for every mask that comes from outside this 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +77,31 @@ class RleMasks:
     def rles(self) -> tuple[Rle, ...]:
         """All masks."""
         return self._rles
+
+
+@dataclass(frozen=True)
+class ChosenMasks:
+    """A `Masks` of some of another's, each as often as it is named.
+
+    Attributes:
+        masks: the others.
+        chosen: their numbers.
+    """
+
+    masks: Masks
+    chosen: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
+        """Share of each cell's area under the union of some of the masks; see `Masks`."""
+        return self.masks.coverage(sorted({self.chosen[member] for member in members}), placement)
+
+    def rles(self) -> tuple[Rle, ...]:
+        """All masks."""
+        rles = self.masks.rles()
+        return tuple(rles[number] for number in self.chosen)
 
 
 def encode_masks(masks: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> tuple[Rle, ...]:

@@ -5,30 +5,47 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from patchmint.compute.devices import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
+from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, area, decode_mask, encode_masks
 from patchmint.interfaces import Instances
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode
+from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, PromptMode
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import Precision, RgbImage, Size, Text
+from patchmint.types import Precision, RgbImage, Rle, Size, Text
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
 
 class GroundedSam:
-    """A `Segmenter` made of a detector and a masker (Grounded SAM, arXiv 2401.14159)."""
+    """A `Segmenter` made of a detector and a masker (Grounded SAM, arXiv 2401.14159).
 
-    def __init__(self, detector: GroundingDino, masker: SamMasker) -> None:
+    Args:
+        detector: finds boxes.
+        masker: makes masks of them.
+        mask_area: shares of the image that a mask has at least, and at most; None = any.
+        clip_to_box: whether masks end at their boxes.
+    """
+
+    def __init__(
+        self,
+        detector: GroundingDino,
+        masker: SamMasker,
+        *,
+        mask_area: tuple[float, float] | None = None,
+        clip_to_box: bool = False,
+    ) -> None:
         self.detector = detector
         self.masker = masker
+        self._mask_area, self._clip_to_box = mask_area, clip_to_box
 
     def prepare(self, image: RgbImage) -> tuple[RgbImage, RgbImage]:
         """Resize an image for the detector and for the masker; for any thread.
@@ -52,19 +69,33 @@ class GroundedSam:
         """
         with stage("detect"):
             found = self.detector.detect(images, texts, **_part(prepared, 0))
+        boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"):
-            masks = self.masker.masks(images, [detections.boxes for detections in found], **_part(prepared, 1))
+            masks = [
+                once if chosen is None else ChosenMasks(once, chosen)
+                for once, chosen in zip(self.masker.masks(images, boxes, **_part(prepared, 1)), repeated, strict=True)
+            ]
         return [
-            Instances(
-                image_size=(image.shape[0], image.shape[1]),
-                masks=image_masks,
-                text_index=detections.text_index,
-                scores=detections.scores,
-                boxes=detections.boxes,
-                spans=detections.spans,
-            )
+            self._instances((image.shape[0], image.shape[1]), detections, image_masks)
             for image, detections, image_masks in zip(images, found, masks, strict=True)
         ]
+
+    def _instances(self, size: Size, detections: Detections, masks: Masks) -> Instances:
+        if self._clip_to_box:
+            masks = RleMasks([_clipped(*pair) for pair in zip(masks.rles(), detections.boxes, strict=True)])
+        if self._mask_area is not None:
+            least, most = self._mask_area
+            shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
+            kept = (shares >= least) & (shares <= most)
+            detections, masks = detections.only(kept), ChosenMasks(masks, tuple(np.flatnonzero(kept).tolist()))
+        return Instances(
+            image_size=size,
+            masks=masks,
+            text_index=detections.text_index,
+            scores=detections.scores,
+            boxes=detections.boxes,
+            spans=detections.spans,
+        )
 
     def rehearse(
         self,
@@ -94,6 +125,24 @@ class GroundedSam:
         return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
 
 
+def _clipped(rle: Rle, box: npt.NDArray[np.float32]) -> Rle:
+    """A mask without the pixels that lie outside of its box, XYXY, entirely."""
+    mask = decode_mask(rle)
+    (left, top), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    inside = np.zeros_like(mask)
+    inside[top:bottom, left:right] = mask[top:bottom, left:right]
+    return encode_masks(inside[None])[0]
+
+
+def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:
+    """Boxes (N, 4), each once where several phrases lead to it, and the number of each; None if none is repeated."""
+    numbers: dict[bytes, int] = {}
+    chosen = tuple(numbers.setdefault(box.tobytes(), len(numbers)) for box in boxes)
+    if len(numbers) == len(boxes):
+        return boxes, None
+    return boxes[[chosen.index(number) for number in range(len(numbers))]], chosen
+
+
 def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:
     """The keyword that hands one of the two models its part; none where nothing was done ahead."""
     return {} if prepared is None else {"prepared": [parts[place] for parts in prepared]}
@@ -110,6 +159,8 @@ def build_grounded_sam(
     return GroundedSam(
         _build_detector(models, labels, device, precision, compiled=compiled),
         build_masker(models, labels, device, precision, compiled=compiled),
+        mask_area=labels.mask_area,
+        clip_to_box=labels.clip_to_box,
     )
 
 
@@ -132,6 +183,7 @@ def _build_detector(
         prompt=PromptMode(labels.prompt),
         box_threshold=labels.box_threshold,
         text_threshold=labels.text_threshold,
+        rules=BoxRules(labels.phrase_thresholds or {}, labels.negative_phrases or (), labels.nms, labels.box_area),
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
         compiled=compiled,

@@ -25,6 +25,7 @@ class WorkerSettings:
         plan_digest: which plan the units are of.
         models: the model files that the plan was made with; a worker refuses others.
         profile: whether results are to say where the time went.
+        compiled: whether models are compiled where they run on a GPU.
         logs: variables by which it logs as the driver does.
     """
 
@@ -33,6 +34,7 @@ class WorkerSettings:
     plan_digest: str
     models: Mapping[str, ModelRecord]
     profile: bool = False
+    compiled: bool = False
     logs: Mapping[str, str] = field(default_factory=log_variables)
 
 

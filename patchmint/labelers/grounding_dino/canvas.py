@@ -77,7 +77,6 @@ def like_pairs(shapes: Sequence[Sequence[int]], lengths: Sequence[int], device: 
     Returns:
         Of each batch the numbers of its pairs.
     """
-    most = _POSITIONS_AT_ONCE.get(device.type, _POSITIONS_AT_ONCE["cpu"])
     alike: list[list[int]] = []
     for pair in sorted(range(len(shapes)), key=lambda pair: (*shapes[pair], lengths[pair])):
         together = [*alike[-1], pair] if alike else []
@@ -85,7 +84,13 @@ def like_pairs(shapes: Sequence[Sequence[int]], lengths: Sequence[int], device: 
             alike[-1].append(pair)
         else:
             alike.append([pair])
-    return [pairs[part] for pairs in alike for part in even_parts(len(pairs), most // _padded(shapes, pairs))]
+    parts = ((pairs, even_parts(len(pairs), pairs_at_once(_padded(shapes, pairs), device))) for pairs in alike)
+    return [pairs[part] for pairs, all_parts in parts for part in all_parts]
+
+
+def pairs_at_once(positions: int, device: torch.device) -> int:
+    """How many pairs run together whose images have so many positions of the first level, at least 1."""
+    return max(1, _POSITIONS_AT_ONCE.get(device.type, _POSITIONS_AT_ONCE["cpu"]) // positions)
 
 
 def _padded(shapes: Sequence[Sequence[int]], pairs: Sequence[int]) -> int:

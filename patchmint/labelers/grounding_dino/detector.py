@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.ops import box_iou
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
@@ -24,6 +25,7 @@ from patchmint.labelers.grounding_dino.encoders import (
     compile_backbone,
     encode_images,
     encode_prompts,
+    fuse_windows,
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
@@ -34,6 +36,8 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 # ImageNet's, as in upstream `inference.py`, `load_image`.
 
+_HALF = 0.5
+
 
 class PromptMode(StrEnum):
     """What is looked for of a text that names no phrases itself."""
@@ -42,6 +46,27 @@ class PromptMode(StrEnum):
     """The whole text; the model decides which words name things."""
     PHRASES = "phrases"
     """What stands between its ".", each on its own."""
+
+
+@dataclass(frozen=True)
+class BoxRules:
+    """Which boxes count, beside their scores over the threshold of all; each rule is off by default.
+
+    Attributes:
+        thresholds: of single phrases, instead.
+        negative: phrases that are looked for in each image as well: a box is dropped if one of theirs scores better,
+            and overlaps it by more than half (IoU).
+        nms: of a phrase's boxes that overlap by more than this IoU, the best stays.
+        area: shares of the image that a box has at least, and at most.
+    """
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    negative: tuple[str, ...] = ()
+    nms: float | None = None
+    area: tuple[float, float] | None = None
+
+
+NO_RULES = BoxRules()
 
 
 class GroundingDino:
@@ -54,6 +79,7 @@ class GroundingDino:
         prompt: what of a text is looked for.
         box_threshold: a box is kept if its best word scores over this (upstream's default 0.35).
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
+        rules: which of the boxes count.
         device: where to run; the model is moved there.
         precision: number format of the large products; the model's weights for them are kept in it.
         compiled: compile the image backbone, and a layer each of encoder and decoder, on a GPU.
@@ -71,6 +97,7 @@ class GroundingDino:
         prompt: PromptMode = PromptMode.CAPTION,
         box_threshold: float = 0.35,
         text_threshold: float = 0.25,
+        rules: BoxRules = NO_RULES,
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
         compiled: bool = False,
@@ -87,7 +114,12 @@ class GroundingDino:
         self.prompt = PromptMode(prompt)
         self.box_threshold = box_threshold
         self.text_threshold = text_threshold
+        self._rules = rules
+        self._thresholds = {_plain(phrase): threshold for phrase, threshold in rules.thresholds.items()}
+        self._negative = [Text.from_phrases(rules.negative)] if rules.negative else []
         store_reduced(model, precision)
+        if self.device.type == "cuda":
+            fuse_windows(model, precision)
         if compiled and self.device.type == "cuda":
             compile_backbone(model, self.device)
             compile_layers(model)
@@ -113,14 +145,14 @@ class GroundingDino:
         pairs = [
             (index, text_index, prompt)
             for index, image_texts in enumerate(texts)
-            for text_index, text in enumerate(image_texts)
+            for text_index, text in enumerate([*image_texts, *self._negative])
             for prompt in self.prompts(text)
         ]
         wanted = sorted({index for index, _, _ in pairs})
         resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
         with stage("backbone", self.device):
             pixels = [self._normalised(image) for image in resized]
-            with computing_in(self.precision, self.device):
+            with self._in_any_shape():
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
         with stage("text", self.device), self._in_any_shape():
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
@@ -138,11 +170,36 @@ class GroundingDino:
                         prompt,
                         image_size=(images[index].shape[0], images[index].shape[1]),
                         text_index=text_index,
-                        box_threshold=self.box_threshold,
+                        box_threshold=min(self.box_threshold, *self._thresholds.values(), 1),
                         text_threshold=self.text_threshold,
                     )
                 )
-        return [merge(parts) for parts in found]
+        merged = zip(map(merge, found), texts, images, strict=True)
+        return [self._kept(each, asked_for, image) for each, asked_for, image in merged]
+
+    def _kept(self, found: Detections, texts: Sequence[Text], image: RgbImage) -> Detections:
+        """What the rules leave of an image's boxes."""
+        rules = self._rules
+        if rules == NO_RULES:
+            return found
+        asked = [*texts, *self._negative]
+        places = zip(found.text_index, found.spans, strict=True)
+        named = [_plain(asked[text].content[start:end]) for text, (start, end) in places]
+        limits = [self._thresholds.get(phrase, self.box_threshold) for phrase in named]
+        found = found.only(found.scores > np.array(limits, np.float32))
+        if self._negative:
+            theirs = np.asarray(found.text_index == len(texts))
+            against, found = found.only(theirs), found.only(~theirs)
+            better = against.scores > found.scores[:, None]
+            beaten = better & (_overlaps(found.boxes, against.boxes) > _HALF)
+            found = found.only(np.asarray(~beaten.any(axis=1)))
+        if rules.nms is not None:
+            found = found.only(_best_of_alike(found, rules.nms))
+        if rules.area is not None:
+            sides = found.boxes[:, 2:] - found.boxes[:, :2]
+            share = sides.prod(axis=1) / (image.shape[0] * image.shape[1])
+            found = found.only((share >= rules.area[0]) & (share <= rules.area[1]))
+        return found
 
     def prompts(self, text: Text) -> list[Prompt]:
         """Make the prompts of a text: of its phrases where it names some, else by this detector's mode."""
@@ -159,7 +216,8 @@ class GroundingDino:
             HWC uint8 RGB of `detector_size`.
         """
         height, width = detector_size((image.shape[0], image.shape[1]), self.arch.short_side, self.arch.long_side)
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return ready_for(self.device, np.asarray(resized))
 
     def preprocess(self, image: RgbImage) -> torch.Tensor:
         """Resize and normalise: float (3, h, w), on the device."""
@@ -209,6 +267,10 @@ class Detections:
             np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
         )
 
+    def only(self, kept: npt.NDArray[np.bool_]) -> Detections:
+        """Those for which `kept`, bool (N,), is true."""
+        return Detections(self.boxes[kept], self.scores[kept], self.spans[kept], self.text_index[kept])
+
 
 def select(
     scores: npt.NDArray[np.float32],
@@ -225,7 +287,8 @@ def select(
     Upstream takes the best score over all tokens, `[CLS]` and "." included, and decodes every token over the text
     threshold, which gives empty names, words merged from different places and `##` fragments. Here a query's score is
     that of its best readable token, and its phrase is the unbroken run of whole words around that token that are over
-    the text threshold; where phrases were asked for, the one that token belongs to.
+    the text threshold. Where phrases were asked for, each gets all queries that a readable token of its own claims, as
+    if it were alone: a query may answer to several.
 
     Args:
         scores: float32 (queries, 256), sigmoid of the logits.
@@ -239,21 +302,37 @@ def select(
     readable = np.array([token.readable for token in prompt.tokens])
     of_tokens = np.where(readable, scores[:, prompt.places], -1.0)
     best = of_tokens.argmax(axis=1)
-    best_scores = of_tokens[np.arange(len(best)), best]
-    kept = np.flatnonzero(best_scores > box_threshold)
-    kept = kept[np.argsort(-best_scores[kept], kind="stable")]
+    claims = _scores_of_phrases(of_tokens, prompt) if prompt.phrases else of_tokens.max(axis=1, keepdims=True)
+    queries, claimants = np.nonzero(claims > box_threshold)
+    # of equal scores the first query's comes first, and of one query the first phrase's
+    order = np.argsort(-claims[queries, claimants], kind="stable")
+    queries, claimants = queries[order], claimants[order]
     spans = [
-        prompt.phrases[prompt.phrase_of[best[query]]]
+        prompt.phrases[claimant]
         if prompt.phrases
         else _run_of_words(prompt, of_tokens[query] > text_threshold, int(best[query]))
-        for query in kept
+        for query, claimant in zip(queries, claimants, strict=True)
     ]
     return Detections(
-        boxes=_to_pixels(boxes[kept], image_size),
-        scores=best_scores[kept].astype(np.float32),
+        boxes=_to_pixels(boxes[queries], image_size),
+        scores=claims[queries, claimants].astype(np.float32),
         spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
-        text_index=np.full(len(kept), text_index, dtype=np.int64),
+        text_index=np.full(len(queries), text_index, dtype=np.int64),
     )
+
+
+def _scores_of_phrases(of_tokens: npt.NDArray[np.floating], prompt: Prompt) -> npt.NDArray[np.floating]:
+    """Of each query and phrase the best score of a token: (queries, phrases). Equal phrases score alike.
+
+    They do so by the model, too, but for rounding, which differs between batches.
+    """
+    scores = np.full((len(of_tokens), len(prompt.phrases)), -1.0, of_tokens.dtype)
+    columns: dict[tuple[int, ...], int] = {}
+    for phrase in range(len(prompt.phrases)):
+        own = np.flatnonzero(prompt.phrase_of == phrase)
+        first = columns.setdefault(tuple(prompt.tokens[token].id for token in own), phrase)
+        scores[:, phrase] = of_tokens[:, own].max(axis=1) if first == phrase else scores[:, first]
+    return scores
 
 
 def merge(parts: list[Detections]) -> Detections:
@@ -269,6 +348,26 @@ def merge(parts: list[Detections]) -> Detections:
         spans=np.concatenate([part.spans for part in parts])[order],
         text_index=text_index[order],
     )
+
+
+def _plain(phrase: str) -> str:
+    """A phrase as it is compared with others."""
+    return " ".join(phrase.casefold().split())
+
+
+def _overlaps(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Intersection over union of boxes (N, 4) and others (M, 4): (N, M)."""
+    return np.asarray(box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy())
+
+
+def _best_of_alike(found: Detections, most: float) -> npt.NDArray[np.bool_]:
+    """Non-maximum suppression within each phrase of each text: bool (N,); those found are best first."""
+    overlaps = _overlaps(found.boxes, found.boxes)
+    names = np.concatenate([found.text_index[:, None], found.spans], axis=1)
+    kept = np.zeros(len(names), dtype=np.bool_)
+    for number, name in enumerate(names):
+        kept[number] = not (kept & (names == name).all(axis=1) & (overlaps[number] > most)).any()
+    return kept
 
 
 def _run_of_words(prompt: Prompt, over: npt.NDArray[np.bool_], best: int) -> Span:

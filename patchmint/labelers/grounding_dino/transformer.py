@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, cast
 
 import torch
 
-from patchmint.compute.compiled import CompiledPart
+from patchmint.compute.compiled import CompiledPart, Graphed
 from patchmint.compute.devices import computing_fully, works_in_parts
+from patchmint.compute.norms import norm_of_sum
 from patchmint.labelers.grounding_dino.canvas import (
     ImageBatch,
     PromptBatch,
     batch_images,
     batch_prompts,
+    pairs_at_once,
     position_centres,
 )
 from patchmint.labelers.grounding_dino.deformable import LevelTable, deformable_attention
@@ -32,6 +35,12 @@ _EPSILON = 1e-3
 _ROWS_AT_ONCE = 1024
 
 _COMPILED = "compiled_layer"
+_GRAPH = "decoder_graph"
+_BATCHES = 8
+_POSITIONS_A_STEP = 2**12
+_FEWEST_WORDS = 16
+# A graph of the decoder is for one of so many numbers of pairs, for positions in such steps, and for so many tokens or
+# twice, four times as many.
 
 
 @dataclass(frozen=True)
@@ -156,19 +165,29 @@ def _encoder_layer(
     memory, text = fuse(fusion, memory, text, padding, no_token)
     text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
     attended = deformable_attention(layer.self_attn, memory + position, reference, memory, levels, padding)
-    memory = layer.norm2(_feed_forward(layer, layer.norm1(memory + attended)))
+    memory = _feed_forward(layer, norm_of_sum(memory, attended, layer.norm1), layer.norm2)
     return memory, text.contiguous()
 
 
-def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Two linear layers with a ReLU between, added to what they take: float (B, S, C).
+def _feed_forward(layer: Any, hidden: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
+    """Two linear layers with a ReLU between, added to what they take, and normed: float (B, S, C).
 
     In parts on the CPU: what lies between is eight times as wide, and would not stay in the cache.
     """
     if not works_in_parts(hidden.device):
-        return cast(torch.Tensor, hidden + layer.linear2(layer.linear1(hidden).relu_()))
+        return norm_of_sum(hidden, layer.linear2(_rectified(layer.linear1, hidden)), norm)
     parts = torch.split(hidden, _ROWS_AT_ONCE, dim=1)
-    return torch.cat([part + layer.linear2(layer.linear1(part).relu_()) for part in parts], dim=1)
+    return cast(
+        torch.Tensor, norm(torch.cat([part + layer.linear2(layer.linear1(part).relu_()) for part in parts], dim=1))
+    )
+
+
+def _rectified(linear: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """ReLU of a linear layer, which a GPU's product does by the way: another pass would take as long."""
+    if torch.compiler.is_compiling():
+        return cast(torch.Tensor, linear(hidden).relu_())
+    rows = hidden.to(linear.weight.dtype).flatten(0, -2)
+    return torch.unflatten(torch._addmm_activation(linear.bias, rows, linear.weight.mT), 0, hidden.shape[:-1])
 
 
 def _own_places(image: ImageBatch) -> torch.Tensor:
@@ -182,18 +201,50 @@ def _own_places(image: ImageBatch) -> torch.Tensor:
 
 def _decode(transformer: Any, proposals: Proposals, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Refine queries and their boxes; gives the last layer's queries (B, Q, 256) and the boxes (B, Q, 4) before it."""
-    decoder, image, memory = transformer.decoder, proposals.image, proposals.memory
-    hidden = transformer.tgt_embed.weight.repeat(memory.shape[0], 1, 1)
+    image, text = proposals.image, proposals.words["encoded_text"]
     scale = torch.cat([image.valid_ratios, image.valid_ratios], dim=-1)[:, None]
-    text_keys = proposals.words["encoded_text"].transpose(0, 1)
+    levels = [getattr(image.levels, each.name) for each in fields(LevelTable)]
+    tensors = [references, scale, text, proposals.prompt.padding, proposals.memory, image.padding, *levels]
+    graph: Graphed | None = vars(transformer).get(_GRAPH)
+    if graph is None:
+        hidden, references = _run_layers(transformer, *tensors)
+    else:
+        hidden, references = graph(tensors, [*_bucket(image, tensors[:6]), *(tuple(each.shape) for each in levels)])
+    return transformer.decoder.norm(hidden), references
+
+
+def _bucket(image: ImageBatch, tensors: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+    """Few shapes to pad queries' boxes, scales, text, its padding, positions and theirs to.
+
+    No query looks at a position behind the levels, or at a token that isn't there.
+    """
+    batch, positions, words = len(tensors[0]), tensors[4].shape[1], tensors[2].shape[1]
+    step = max(1, pairs_at_once(math.prod(image.shapes[0]), tensors[0].device) // _BATCHES)
+    batch = -(-batch // step) * step
+    positions = -(-positions // _POSITIONS_A_STEP) * _POSITIONS_A_STEP
+    words = max(_FEWEST_WORDS, 1 << (words - 1).bit_length())
+    lengths = (tensors[0].shape[1], 1, words, words, positions, positions)
+    return [(batch, length, *each.shape[2:]) for each, length in zip(tensors, lengths, strict=True)]
+
+
+def _run_layers(
+    transformer: Any,
+    references: torch.Tensor,
+    scale: torch.Tensor,
+    text: torch.Tensor,
+    no_token: torch.Tensor,
+    memory: torch.Tensor,
+    padding: torch.Tensor,
+    *levels: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    decoder, text_keys, table = transformer.decoder, text.transpose(0, 1), LevelTable(*levels)
+    hidden = transformer.tgt_embed.weight.repeat(memory.shape[0], 1, 1)
     run = vars(decoder).get(_COMPILED, _decoder_layer)
     for index, layer in enumerate(decoder.layers):
         box_embed = decoder.bbox_embed[index] if index < len(decoder.layers) - 1 else None
-        hidden, references = run(
-            (layer, decoder.ref_point_head, box_embed), hidden, references, scale, text_keys,
-            proposals.prompt.padding, memory, image.levels, image.padding,
-        )  # fmt: skip
-    return decoder.norm(hidden), references
+        modules = (layer, decoder.ref_point_head, box_embed)
+        hidden, references = run(modules, hidden, references, scale, text_keys, no_token, memory, table, padding)
+    return hidden, references
 
 
 def _decoder_layer(
@@ -215,17 +266,17 @@ def _decoder_layer(
 
     query = (hidden + position).transpose(0, 1)
     attended = layer.self_attn(query, query, hidden.transpose(0, 1), need_weights=False)[0]
-    hidden = layer.norm2(hidden + attended.transpose(0, 1))
+    hidden = norm_of_sum(hidden, attended.transpose(0, 1), layer.norm2)
 
     query = (hidden + position).transpose(0, 1)
     attended = layer.ca_text(query, text_keys, text_keys, key_padding_mask=no_token, need_weights=False)[0]
-    hidden = layer.catext_norm(hidden + attended.transpose(0, 1))
+    hidden = norm_of_sum(hidden, attended.transpose(0, 1), layer.catext_norm)
 
     attended = deformable_attention(
         layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, levels, padding
     )
-    hidden = layer.norm1(hidden + attended)
-    hidden = layer.norm3(_feed_forward(layer, hidden))
+    hidden = norm_of_sum(hidden, attended, layer.norm1)
+    hidden = _feed_forward(layer, hidden, layer.norm3)
     if box_embed is not None:  # the last layer's boxes are those before it
         with computing_fully(hidden.device):
             references = (box_embed(hidden) + _logit(references)).sigmoid()
@@ -233,12 +284,17 @@ def _decoder_layer(
 
 
 def compile_layers(model: Any) -> None:
-    """Have `match` run the layers of the model's encoder and decoder compiled, in place, for any batch."""
+    """Have `match` run the layers of the model's encoder and decoder compiled, in place, for any batch.
+
+    On a GPU the decoder's are a CUDA graph as well: they are hundreds of short kernels.
+    """
     for part, function, axes in (
         (model.transformer.encoder, _encoder_layer, [*[(0, 1)] * 3, (0, 1, 2), *[(0, 1)] * 3, (), (0, 1)]),
         (model.transformer.decoder, _decoder_layer, [*[(0,)] * 3, *[(0, 1)] * 3, (), (0, 1)]),
     ):
         setattr(part, _COMPILED, CompiledPart(function, name="Grounding DINO's transformer", axes=axes))
+    run = partial(_run_layers, model.transformer)
+    setattr(model.transformer, _GRAPH, Graphed(run, name="Grounding DINO's decoder as a CUDA graph"))
 
 
 def _logit(share: torch.Tensor) -> torch.Tensor:
@@ -294,7 +350,8 @@ def fuse(
     image_sees = torch.bmm(of_tokens.mT, answers) + block.attn.out_v_proj.bias
     with computing_fully(image.device):
         text_sees = _positions_to_text(block.attn, torch.bmm(of_positions, image))
-    return image + block.gamma_v * image_sees, text + block.gamma_l * text_sees
+    image = torch.addcmul(image, block.gamma_v, image_sees) if image.is_cuda else image + block.gamma_v * image_sees
+    return image, text + block.gamma_l * text_sees
 
 
 def _tokens_to_image_width(attention: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

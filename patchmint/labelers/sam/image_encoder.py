@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from patchmint.compute.compiled import CompiledPart
 from patchmint.compute.devices import store_products
+from patchmint.compute.norms import add_and_norm
 from patchmint.labelers.sam.attention import attend, attend_fused, distance_table, relative_table
 
 
@@ -35,11 +36,11 @@ class ImageEncoder:
         store_products(encoder, dtype)
         self._encoder = encoder
         self._blocks = [_Block(cast(Block, block), encoder.pos_embed.shape[1], dtype) for block in encoder.blocks]
-        self._run: Callable[[_Block, Tensor], Tensor] = _Block.__call__
+        self._run: Callable[[_Block, Tensor, Tensor], tuple[Tensor, Tensor]] = _Block.__call__
 
     def compile(self) -> None:
         """From the next call on run the blocks compiled (`patchmint.compute.compiled`)."""
-        self._run = CompiledPart(_Block.__call__, name="SAM's image encoder", axes=[(0,)])
+        self._run = CompiledPart(_Block.__call__, name="SAM's image encoder", axes=[(0,), (0,)])
 
     @property
     def image_size(self) -> int:
@@ -62,10 +63,11 @@ class ImageEncoder:
         Returns:
             float32 (B, h, w, C): upstream's embeddings with the channels last.
         """
-        x = self._encoder.patch_embed(squares) + self._encoder.pos_embed
+        more = self._encoder.patch_embed(squares).contiguous()
+        x = self._encoder.pos_embed.expand(more.shape).contiguous()
         for block in self._blocks:
-            x = self._run(block, x)
-        return self._neck(x)
+            x, more = self._run(block, x, more)
+        return self._neck(x + more)
 
     def _neck(self, x: Tensor) -> Tensor:
         narrow, norm, mix, last_norm = cast(tuple[nn.Conv2d, LayerNorm2d, nn.Conv2d, LayerNorm2d], self._encoder.neck)
@@ -78,18 +80,20 @@ class _Block:
 
     def __init__(self, block: Block, side: int, dtype: torch.dtype) -> None:
         attention = cast(Attention, block.attn)
-        self._block, self._attention = block, attention
+        self._block, self._attention, self._dtype = block, attention, dtype
         self._side = block.window_size or side
         learnt = (attention.rel_pos_h, attention.rel_pos_w)
         with torch.no_grad():
             self._rows, self._cols = (relative_table(weights, self._side).to(dtype) for weights in learnt)
             self._distances = distance_table(*learnt).to(dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x + self._attend(self._block.norm1(x))
+    def __call__(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """Take and give a picture's tensor in two parts: float32, and what the last layer adds to it."""
+        x, normed = add_and_norm(x, more, cast(nn.LayerNorm, self._block.norm1), self._dtype)
+        x, normed = add_and_norm(x, self._attend(normed), cast(nn.LayerNorm, self._block.norm2), self._dtype)
         mlp = self._block.mlp
         # Products give `dtype` to a function that works in float32 inside, and needs no copies around it.
-        return x + cast(Tensor, mlp.lin2(mlp.act(mlp.lin1(self._block.norm2(x)))))
+        return x, cast(Tensor, mlp.lin2(mlp.act(mlp.lin1(normed))))
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape

@@ -11,7 +11,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
 from patchmint.compute.memory import even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
@@ -94,7 +94,7 @@ class SamMasker:
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: resize to the model's input (`resize_longest_side`)."""
-        return resize_longest_side(image, self._encoder.image_size)
+        return ready_for(self._model.device, resize_longest_side(image, self._encoder.image_size))
 
     def masks(
         self,

@@ -239,7 +239,7 @@ def resize_longest_side(image: RgbImage, image_size: int) -> RgbImage:
     The same pixels as upstream's `ResizeLongestSide.apply_image`, which gets there through torchvision.
     """
     height, width = input_size((image.shape[0], image.shape[1]), image_size)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def scale_boxes(boxes: npt.NDArray[np.float32], size: Size, target: Size) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ Crash at any point and run it again: what is committed stays, the rest is done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import (
+    compile_pays,
     discard_plan,
     is_whole,
     library_versions,
@@ -30,6 +32,7 @@ from patchmint.pipeline.plan import (
     record_models,
     sweep_unplanned,
 )
+from patchmint.pipeline.plan.memory import runs_on_gpu
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_sources
 from patchmint.samples import count_parts
@@ -44,6 +47,8 @@ from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
+
+_LOG = logging.getLogger(__name__)
 
 MakePool = Callable[[WorkerSettings], Pool]
 
@@ -156,13 +161,15 @@ def build(
         ledger.check()
         done_before = len(ledger.records)
         reporter.started(ledger.plans[0], len(ledger.units), done_before)
-        log.building()
+        # a retry is planned only when everything before it is done, so what is left is of one plan
+        plan = next((plan for plan in ledger.plans if ledger.left and ledger.left[0] in plan.units), ledger.plans[-1])
+        compiled = _compiled(config, plan)
+        log.building(compiled=compiled if runs_on_gpu(config) else None)
         if ledger.left:
-            # a retry is planned only when everything before it is done, so what is left is of one plan
-            plan = next(plan for plan in ledger.plans if ledger.left[0] in plan.units)
             before = ledger.rejects()
+            settings = WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile, compiled)
             supervisor = Supervisor(
-                make_pool(WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile)),
+                make_pool(settings),
                 ledger.left,
                 min_workers=min_workers,
                 max_workers=max_workers,
@@ -203,6 +210,16 @@ def build(
         done_before=done_before,
         profile=log.record.profile,
     )
+
+
+def _compiled(config: BuildConfig, plan: Plan) -> bool:
+    """Whether workers compile their models where they run on a GPU."""
+    wanted = config.runner.compile
+    compiled = compile_pays(plan) if wanted is None else wanted
+    if runs_on_gpu(config):
+        why = f"the plan has {plan.total} samples" if wanted is None else "runner.compile says so"
+        _LOG.info("models are %s: %s", "compiled" if compiled else "not compiled", why)
+    return compiled
 
 
 def _report(progress: Progress, result: UnitResult | None, log: RunLog, reporter: Reporter) -> None:

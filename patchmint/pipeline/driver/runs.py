@@ -54,6 +54,7 @@ class RunRecord:
         through: samples annotated or rejected, also in units that aren't finished.
         advanced: when that was last seen to grow; empty before. ISO 8601, UTC.
         progress: counts of this run.
+        compiled: whether its workers compile their models; None before that is known, and where they run on no GPU.
         profile: as in `BuildReport`.
     """
 
@@ -70,6 +71,7 @@ class RunRecord:
     through: int = 0
     advanced: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
+    compiled: bool | None = None
     profile: dict[str, Any] | None = None
     patchmint: str = __version__
     python: str = field(default_factory=platform.python_version)
@@ -93,10 +95,10 @@ class RunLog:
         if time.monotonic() - self._written > max(_WRITE_SECONDS):
             self.write()
 
-    def building(self) -> None:
-        """The plan stands; units are handed out from now on."""
+    def building(self, *, compiled: bool | None = None) -> None:
+        """The plan stands; units are handed out from now on, to workers that compile their models or don't."""
         self._building_since = time.monotonic()
-        self.record.state = "building"
+        self.record.state, self.record.compiled = "building", compiled
         self.write()
 
     def update(self, progress: Progress, result: UnitResult | None = None) -> None:

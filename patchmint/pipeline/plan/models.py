@@ -13,7 +13,7 @@ from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.plugins import Group, find_plugin, is_outside_tokenizer
-from patchmint.shards.plan import ModelRecord
+from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
@@ -31,6 +31,13 @@ _LIBRARIES = (
     "pillow",
     "pyarrow",
 )
+
+_SAVED_BY_COMPILING = {"detector": 1.0e-3, "masker": 0.27e-3}
+"""Seconds of an image on a GPU, for each GB of the model's file: modelled (docs/performance.md), for one text."""
+_COMPILING_SECONDS = 300
+"""Of a worker, at most; the next one on the same machine finds most of it on disk."""
+_PAYS = 10
+"""Times that; for so many workers it still doesn't cost more than it gains."""
 
 
 def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
@@ -67,6 +74,16 @@ def check_models(config: AnnotatorConfig, planned: Mapping[str, ModelRecord]) ->
                 f"the {role} {record.name!r} on {socket.gethostname()} isn't the one that the plan was made with "
                 f"({record.fingerprint} here, {wanted} in the plan); put the same file or package on every machine"
             )
+
+
+def compile_pays(plan: Plan) -> bool:
+    """Whether a build on GPUs should compile its models where the settings leave that open.
+
+    Follows from the plan alone: every worker, and every run that resumes the build, does the same.
+    """
+    gigabytes = {role: record.size / 1e9 for role, record in plan.models.items()}
+    saved = sum(gigabytes.get(role, 0.0) * seconds for role, seconds in _SAVED_BY_COMPILING.items())
+    return plan.total * saved > _PAYS * _COMPILING_SECONDS
 
 
 def library_versions() -> dict[str, str]:

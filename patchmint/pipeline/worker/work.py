@@ -86,7 +86,7 @@ class Worker:
         if config.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._models = AnnotationModels.load(config, device, compiled=config.runner.compile)
+        self._models = AnnotationModels.load(config, device, compiled=settings.compiled)
         read = partial(read_unit, self._storage)
         self._preparer = Preparer(source, read, config.limits.max_image_megapixels, threads, self._models.prepare)
         extended = extended_manifest(config)

@@ -11,7 +11,8 @@ from taming.modules.diffusionmodules import model as upstream
 from torch import Tensor, nn
 
 from patchmint.compute.compiled import Compiled, batch_sizes
-from patchmint.compute.devices import computing_fully
+from patchmint.compute.devices import computing_fully, reduced_copy
+from patchmint.compute.norms import silu_of_norm
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch, codebook_shape
 from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook
@@ -103,10 +104,37 @@ class Vqgan(nn.Module):
         return cast("Tensor", self.decoder(self.post_quant_conv(self.quantize.vectors(codes))))
 
 
-def compiled_encoder(model: Vqgan, most: int) -> Compiled[Tensor]:
-    """The model's encoder, compiled for batches of at most `most` images, for `Vqgan.latents`."""
+class _NormedBlock(nn.Module):
+    """Upstream's `ResnetBlock` with norms and activations in one, for inference on a GPU."""
+
+    def __init__(self, block: upstream.ResnetBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.block, self._dtype = block, dtype
+
+    def forward(self, x: Tensor, temb: None) -> Tensor:  # noqa: ARG002 (an encoder has no timestep)
+        block = self.block
+        hidden = block.conv1(silu_of_norm(x, block.norm1, self._dtype))
+        hidden = block.conv2(silu_of_norm(hidden, block.norm2, self._dtype))
+        if block.in_channels != block.out_channels:
+            x = block.nin_shortcut(x)
+        return cast("Tensor", x + hidden)
+
+
+def encoder_for(model: Vqgan, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The model's encoder for calls within `computing_in(dtype, device)`; the model stays as it is."""
+    encoder = reduced_copy(model.encoder, dtype, device)
+    if encoder is not model.encoder:
+        for part in [*encoder.modules()]:
+            for name, child in [*part.named_children()]:
+                if isinstance(child, upstream.ResnetBlock):
+                    setattr(part, name, _NormedBlock(child, dtype))
+    return encoder
+
+
+def compiled_encoder(encoder: nn.Module, most: int) -> Compiled[Tensor]:
+    """A model's encoder, compiled for batches of at most `most` images, for `Vqgan.latents`."""
     sizes = batch_sizes(most)
-    return Compiled(model.encoder, name="VQGAN's encoder", sizes=lambda _: sizes)
+    return Compiled(encoder, name="VQGAN's encoder", sizes=lambda _: sizes)
 
 
 def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VqganArch:

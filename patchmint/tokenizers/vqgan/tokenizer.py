@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from patchmint.compute.devices import computing_in, to_device
+from patchmint.compute.devices import computing_in, ready_for, to_device
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import TokenizerSpec, Tokens
-from patchmint.tokenizers.vqgan.model import Vqgan, compiled_encoder
+from patchmint.tokenizers.vqgan.model import Vqgan, compiled_encoder, encoder_for
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import RgbImage
 
@@ -79,7 +79,8 @@ class VqganTokenizer:
         self._precision = precision
         # A CPU is quickest where activations stay near its cache.
         self._batch_size = batch_size or (32 if on_gpu else 2)
-        self._encoder = compiled_encoder(model, self._batch_size) if compiled and on_gpu else None
+        encoder = encoder_for(model, precision, self._device)
+        self._encoder = compiled_encoder(encoder, self._batch_size) if compiled and on_gpu else encoder
         self._remap = remap
         self._among = torch.from_numpy(remap.used).to(device) if remap is not None and arch.gumbel else None
         self._cells = PatchGrid(rows=side, cols=side, patch_px=arch.factor, fit=Fit(fit))
@@ -99,7 +100,7 @@ class VqganTokenizer:
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: fit an image to the model's square, HWC uint8 RGB."""
-        return fit_image(image, self._cells)[0]
+        return ready_for(self._device, fit_image(image, self._cells)[0])
 
     def tokenize(self, images: Sequence[RgbImage], prepared: Sequence[RgbImage] | None = None) -> list[Tokens]:
         """Encode images.
@@ -114,8 +115,8 @@ class VqganTokenizer:
         tokens: list[Tokens] = []
         fitted = prepared if prepared is not None else [self.prepare(image) for image in images]
         for start in range(0, len(fitted), self._batch_size):
-            levels = np.stack(fitted[start : start + self._batch_size])
-            codes = self._codes(to_device(levels, self._device)).cpu().numpy()
+            batch = [to_device(levels, self._device) for levels in fitted[start : start + self._batch_size]]
+            codes = self._codes(torch.stack(batch)).cpu().numpy()
             if self._remap is not None:
                 codes = self._remap.to_used(codes)
             tokens += [Tokens(grid[..., None].astype(np.int32)) for grid in codes]
