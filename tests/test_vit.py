@@ -20,7 +20,8 @@ from patchmint.features.arch import OFFICIAL, VitArch, infer_arch
 from patchmint.features.encoder import VitFeatureEncoder
 from patchmint.features.model import load_vit, untrained_vit
 from patchmint.features.plan import build_feature_encoder, check_features, plan_features
-from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
+from patchmint.geometry import Fit, PatchGrid, fit_image, grid_preset
+from patchmint.geometry.presets import fixed_presets
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
 
@@ -330,7 +331,7 @@ def test_settings_of_the_encoder_are_checked():
         encoder_of(model, "siglip")
 
 
-@pytest.mark.parametrize("preset", GRID_PRESETS)
+@pytest.mark.parametrize("preset", fixed_presets())
 def test_the_untrained_encoder_takes_every_preset(preset):
     grid = grid_preset(preset)
     encoder = build_feature_encoder(ModelsConfig(vit=UNTRAINED), FeaturesConfig(connector="sti", pool=8), grid, "cpu")
