@@ -36,7 +36,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 
 from patchmint.errors import InputError
-from patchmint.geometry import GRID_PRESETS, Placement, grid_of_processor
+from patchmint.geometry import GRID_PRESETS, Grid, Placement, grid_of_processor
 from patchmint.images.decode import decode_image
 
 Floats = npt.NDArray[np.float64]
@@ -288,15 +288,12 @@ class Tally:
             self.examples.append(words)
 
 
-def check(name: str, sizes: Sequence[Size], seed: int = 0) -> Tally:
+def check(consumer: Consumer, grid: Grid, sizes: Sequence[Size]) -> Tally:
     """Plant marks in images of these sizes, and look for them in a consumer's tokens."""
-    consumer, tally = CONSUMERS[name], Tally(sizes=len(sizes))
-    grid = GRID_PRESETS[name]
-    if grid_of_processor(consumer.file()) != grid:
-        tally.miss("the processor's file gives another grid than the preset")
+    tally = Tally(sizes=len(sizes))
     processor = consumer.processor()
     for number, size in enumerate(sizes):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng(number)
         try:
             placement = grid.place(size)
         except InputError:
@@ -508,7 +505,9 @@ def main() -> None:
     sizes, found, seconds = sizes_of(arguments.sizes), {}, {}
     for name in arguments.only or CONSUMERS:
         start = time.perf_counter()
-        found[name] = check(name, sizes)
+        found[name] = check(CONSUMERS[name], GRID_PRESETS[name], sizes)
+        if grid_of_processor(CONSUMERS[name].file()) != GRID_PRESETS[name]:
+            found[name].miss("the processor's file gives another grid than the preset")
         seconds[name] = round(time.perf_counter() - start, 1)
         if not arguments.json:
             tally = found[name]
