@@ -238,7 +238,7 @@ CONSUMERS: dict[str, Consumer] = {
     "glm-4.6v": Consumer("Glm46VImageProcessor", _area(12544, 9633792), flattened(2)),
     "ernie-4.5-vl": Consumer("Ernie4_5_VLMoeImageProcessor", {}, flattened(2)),
     "video-llama3": Consumer("VideoLlama3ImageProcessor", {}, flattened(1)),
-    "paddleocr-vl": Consumer("PaddleOCRVLImageProcessor", {}, by_rows(2)),
+    "paddleocr-vl": Consumer("PaddleOCRVLImageProcessor", _area(147384, 2822400), by_rows(2)),
     "pixtral": Consumer("PixtralImageProcessor", {}, blocks(16)),
     "mistral3": Consumer(
         "PixtralImageProcessor",
@@ -248,6 +248,13 @@ CONSUMERS: dict[str, Consumer] = {
         {"patch_size": _square(28)},
     ),
     "siglip2-naflex": Consumer("Siglip2ImageProcessor", {}, naflex),
+    "siglip2-so400m-512": Consumer("SiglipImageProcessor", {"size": _square(512)}, blocks(16), {"patch_size": 16}),
+    "smolvlm2": Consumer(
+        "Idefics3ImageProcessor",
+        {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
+        blocks(16, 4),
+        {"patch_size": 16, "scale_factor": 4},
+    ),
 }
 """By preset."""
 

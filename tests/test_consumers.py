@@ -5,6 +5,7 @@ And the same grids from the files that consumers publish.
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -209,6 +210,21 @@ def test_an_annotator_labels_on_every_kind(grid):
     labels = annotation.selector[0].reshape(-1)[placement.token_order()]
     assert labels.shape == (placement.tokens,)
     assert annotation.overlay().size[0] >= 560
+
+
+def test_the_documented_table_is_true():
+    """A row for each preset, with the cells of a photograph of 640 x 480, and how often a benchmark checks it."""
+    lines = (Path(__file__).parent.parent / "docs" / "grids.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.count("|") == 8]
+    table = {row[0].strip("`"): row for row in rows if row[0].startswith("`") and row[0] != "`grid`"}
+    assert list(table) == list(GRID_PRESETS)
+    for name, (_, _, kind, _, cells, tokens, _) in table.items():
+        placement = grid_preset(name).place((480, 640))
+        sizes = [f"{view.rows} x {view.cols}" for view in placement.views]
+        words = [f"{sizes.count(size)} x ({size})" if sizes.count(size) > 1 else size for size in dict.fromkeys(sizes)]
+        assert (cells, tokens) == (" + ".join(words), str(placement.tokens)), name
+        if name in consumers.CONSUMERS:
+            assert kind.split()[0] == consumers.CONSUMERS[name].kind, name
 
 
 def test_consumers_refusals_are_input_errors():

@@ -349,7 +349,7 @@ def test_the_untrained_encoder_takes_every_preset(preset):
             "clip-vit-l-14-336",
             "siglip-so400m-384",
             {},
-            r"336 x 336 px .*llava-1.5-pretrain, llava-1.5-finetune, llava-1.6",
+            r"336 x 336 px .*llava-1.5-pretrain, llava-1.5-finetune, .*llava-1.6-original",
         ),
         ("siglip-so400m-384", "llava-1.5-finetune", {}, r"384 x 384 px .* fit: siglip-so400m-384"),
         ("clip-vit-l-14-336", "seed-224", {}, "an input of 224 x 224 px"),

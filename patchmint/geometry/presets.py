@@ -82,7 +82,7 @@ GRID_PRESETS: Mapping[str, Grid] = MappingProxyType(
         "glm-4.6v": NativeGrid(14, 2, 28, Resize.FRAMES, 12544, 9633792),
         "ernie-4.5-vl": NativeGrid(14, 2, 28, Resize.SMART, 3136, 4842768),
         "video-llama3": NativeGrid(14, 1, 14, Resize.SMART, 3136, 1003520),
-        "paddleocr-vl": NativeGrid(14, 2, 28, Resize.GROWN, 147456, 2359296),
+        "paddleocr-vl": NativeGrid(14, 2, 28, Resize.GROWN, 147384, 2822400),
         "pixtral": NativeGrid(16, 1, 16, Resize.EDGE, 0, 1024),
         "mistral3": NativeGrid(14, 2, 28, Resize.EDGE, 0, 1540),
     }
