@@ -140,6 +140,7 @@ def test_published_files_of_earlier_years_are_read():
         ({}, "there is no image_processor_type"),
         ({"image_processor_type": "SiglipImageProcessor", "size": 384}, r"patch_size isn't given.*config\.json"),
         ({"image_processor_type": "Qwen2VLImageProcessor", "merge_size": 1.5}, r"merge_size is 1\.5, not a whole"),
+        ({"image_processor_type": "Qwen2VLImageProcessor", "max_pixels": 1e300}, r"max_pixels is 1e\+300, not a whole"),
         ({"image_processor_type": "GotOcr2ImageProcessor"}, "model_type"),
         ({"image_processor_type": "SiglipImageProcessor", "size": {"height": 2, "width": 3}}, "aren't square"),
         ({"image_processor_type": "Molmo2ImageProcessor", "pooling_size": 2}, "can't be read"),

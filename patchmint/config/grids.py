@@ -60,11 +60,11 @@ class GridConfig(_GivenOnly):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        sides = [self.rows * self.patch_px, self.cols * self.patch_px, *(self.input_size or ())]
-        if max(sides) > _MAX_INPUT_PX:
+        height, width = self.input_size or (self.rows * self.patch_px, self.cols * self.patch_px)
+        if max(height, width) > _MAX_INPUT_PX:
             raise ValueError(
-                f"{self.rows} x {self.cols} patches of {self.patch_px} px need an input with a side of {max(sides)} "
-                f"px; {_MAX_INPUT_PX} px a side are the most"
+                f"{self.rows} x {self.cols} patches of {self.patch_px} px are an input of {height} x {width} px; "
+                f"{_MAX_INPUT_PX} px a side are the most"
             )
         return self
 

@@ -43,6 +43,10 @@ MODEL_KEYS = (
 """What grids need of a model's `config.json`, at its top or in its `vision_config`."""
 
 
+_MOST = 2**28
+# Pixels of an input, far more than encoders read.
+
+
 class _Settings:
     """Settings by name, that must be whole numbers of at least 1 or be left out."""
 
@@ -86,8 +90,8 @@ class _Settings:
 
 
 def _whole(value: Any, name: str, file: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        found = "isn't given" if value is None else f"is {value!r}, not a whole number of at least 1"
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not 1 <= value <= _MOST:
+        found = "isn't given" if value is None else f"is {value!r}, not a whole number from 1 to {_MOST}"
         raise ConfigError(f"{name} {found}; it belongs in the consumer's {file}")
     return int(value)
 
@@ -188,9 +192,9 @@ def _molmo(of: _Settings) -> Grid:
 def _smart(resize: Resize) -> Callable[[_Settings], Grid]:
     def read(of: _Settings) -> Grid:
         merge = of.number("merge_size")
-        least = of.get("min_pixels") or of.edge("size", "shortest_edge")
-        most = of.get("max_pixels") or of.edge("size", "longest_edge")
-        return NativeGrid(of.patch_px, merge, of.patch_px * merge, resize, int(least), int(most))
+        least = of.number("min_pixels") if of.get("min_pixels") else of.edge("size", "shortest_edge")
+        most = of.number("max_pixels") if of.get("max_pixels") else of.edge("size", "longest_edge")
+        return NativeGrid(of.patch_px, merge, of.patch_px * merge, resize, least, most)
 
     return read
 
