@@ -229,10 +229,10 @@ class BusyError(BuildError):
     """Another driver is building into the same folder."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
     """The end of a message about an unknown name: "; did you mean 'x'?", or nothing where no known name is near."""
-    near = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = [repr(name) for name in get_close_matches(word.lower(), known, n=most, cutoff=0.5)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 @contextmanager

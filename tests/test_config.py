@@ -3,7 +3,7 @@
 import pytest
 
 from patchmint.config import MODEL_PRESETS, UNTRAINED, AnnotatorConfig, LabelsConfig
-from patchmint.config.annotator import resolve_grid
+from patchmint.config.grids import resolve_grid
 from patchmint.errors import ConfigError
 from patchmint.geometry import Fit, PatchGrid
 

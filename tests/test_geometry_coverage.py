@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -15,20 +15,33 @@ from patchmint.errors import InputError
 from patchmint.geometry import (
     GRID_PRESETS,
     Fit,
+    NativeGrid,
+    OverlapGrid,
     PatchGrid,
+    Resize,
+    TileGrid,
     coverage_from_logits,
     coverage_share,
     coverage_to_uint8,
     grid_preset,
 )
 from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.geometry.tiles import BestFit, NearestAspect, PanAndScan
 
 SMALL = {
     "pad": PatchGrid(3, 3, 5, Fit.PAD),
     "crop": PatchGrid(5, 5, 3, Fit.CROP, input_size=(17, 17)),
     "squash": PatchGrid(3, 7, 2, Fit.SQUASH, input_size=(7, 14)),
     "anyres": PatchGrid(2, 2, 4, Fit.ANYRES, canvases=((8, 24), (24, 8), (16, 16), (8, 8))),
+    "interpolated": PatchGrid(4, 5, 3, Fit.ANYRES, (13, 16), ((26, 32),), max_tiles=1),
+    "tiles": TileGrid(13, 4, 2, NearestAspect(1, 6), "last"),
+    "padded tiles": TileGrid(12, 4, 1, BestFit(4), "last"),
+    "crops": TileGrid(8, 4, 1, PanAndScan(4, 3, 1.2), "first"),
+    "overlap": OverlapGrid(20, 4, 2, 4, 2),
+    "native": NativeGrid(4, 2, 8, Resize.SMART, 64, 400),
+    "edge": NativeGrid(3, 1, 3, Resize.EDGE, 0, 40),
 }
+PRESETS = ["llava-1.5-pretrain", "llava-1.5-finetune", "llava-1.6-original", "siglip-so400m-384", "seed-224"]
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (13, 13), (15, 17), (19, 14), (3, 60), (60, 3), (23, 31)]
 
 
@@ -36,11 +49,10 @@ def exact_borders(grid, size, frame):
     """For each view the cell borders as fractions of mask pixels: (rows + 1), (cols + 1)."""
     for view in grid.place(size).views:
         yield [
-            [
-                Fraction(k * grid.patch_px * axis.numerator - axis.shift, axis.denominator) * seen / length
-                for k in range(cells + 1)
-            ]
-            for axis, cells, seen, length in zip((view.y, view.x), (grid.rows, grid.cols), frame, size, strict=True)
+            [Fraction(border * axis.numerator - axis.shift, axis.denominator) * seen / length for border in borders]
+            for axis, borders, seen, length in zip(
+                (view.y, view.x), (view.y_borders, view.x_borders), frame, size, strict=True
+            )
         ]
 
 
@@ -58,7 +70,8 @@ def exact_coverage(mask, grid, size):
                             covered += (min(right, i + 1) - max(left, i)) * (min(bottom, j + 1) - max(top, j))
                 row.append(covered / ((right - left) * (bottom - top)))
             rows.append(row)
-    return rows
+    widest = max(map(len, rows))  # a narrower view is filled up with cells that are nowhere
+    return [row + [Fraction(0)] * (widest - len(row)) for row in rows]
 
 
 def check(mask, grid, size):
@@ -116,7 +129,7 @@ def test_equals_fractions_on_any_grid(grid, size, frame, seed, density):
     check(np.random.default_rng(seed).random(frame or size) < density, grid, size)
 
 
-@pytest.mark.parametrize("name", GRID_PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(
     ("size", "frame"),
     [
@@ -156,9 +169,15 @@ def test_agrees_with_supersampling(name, size, frame):
     assert expected.max() > 0
 
 
-@pytest.mark.parametrize("name", GRID_PRESETS)
 @pytest.mark.parametrize(
-    "size", [(1, 1), (336, 336), (427, 640), (333, 481), (97, 1999), (1999, 97), (1, 5000), (3001, 1000)], ids=str
+    ("name", "size"),
+    [
+        *product(
+            PRESETS, [(1, 1), (336, 336), (427, 640), (333, 481), (97, 1999), (1999, 97), (1, 5000), (3001, 1000)]
+        ),
+        *((name, size) for name in GRID_PRESETS if name not in PRESETS for size in ((333, 481), (1501, 1203))),
+    ],
+    ids=str,
 )
 def test_full_and_empty_masks_are_exact(name, size):
     placement = grid_preset(name).place(size)
@@ -191,7 +210,7 @@ def test_borders_on_pixel_borders_leave_no_sliver(grid, factor):
 
 
 @pytest.mark.parametrize("size", [(427, 640), (333, 481), (1999, 97), (3000, 4000)], ids=str)
-@pytest.mark.parametrize("name", GRID_PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_one_pixel_touches_the_cells_it_overlaps_and_no_other(name, size):
     grid = grid_preset(name)
     placement = grid.place(size)
@@ -265,7 +284,7 @@ def low_res_logits(kind, n, seed):
     return (8 * smooth + 0.3 * noise)[0, 0].numpy()
 
 
-@pytest.mark.parametrize("name", GRID_PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("kind", ["objects", "noise"])
 @pytest.mark.parametrize(
     ("size", "low", "side"),
@@ -277,8 +296,18 @@ def low_res_logits(kind, n, seed):
     ids=str,
 )
 def test_logits_give_the_coverage_of_the_full_resolution_mask(name, kind, size, low, side):
+    check_logits(grid_preset(name).place(size), kind, low, side)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_logits_give_it_on_every_kind_of_grid(kind):
+    for size in ((23, 31), (60, 13)):
+        check_logits(SMALL[kind].place(size), "objects", 16, 64)
+
+
+def check_logits(placement, kind, low, side):
+    size = placement.image_size
     used = tuple(max(1, int(edge * side / max(size) + 0.5)) for edge in size)
-    placement = grid_preset(name).place(size)
     for seed in range(2):
         logits = np.stack([low_res_logits(kind, low, seed), low_res_logits(kind, low, seed + 100)])
         made = [postprocess_masks(each, side, used, size) for each in logits]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchmint.errors import ConfigError
-from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, grid_preset
+from patchmint.geometry import Fit, PatchGrid, grid_preset
+from patchmint.geometry.presets import fixed_presets
 
 SIZES = [
     *[(1, 1), (1, 7), (7, 1), (2, 3), (335, 336), (336, 336), (337, 335), (427, 640), (481, 333), (333, 481)],
@@ -32,10 +33,11 @@ def reference_offset_and_scale(grid, size):
         paste_y, paste_x = (side - height) // 2, (side - width) // 2
         yield (Fraction(-paste_y), Fraction(side, in_h)), (Fraction(-paste_x), Fraction(side, in_w))
     elif grid.fit is Fit.CROP:
+        edge = grid.short_edge or in_h
         if height <= width:
-            new_h, new_w = in_h, int(in_h * width / height)
+            new_h, new_w = edge, int(edge * width / height)
         else:
-            new_h, new_w = int(in_h * height / width), in_h
+            new_h, new_w = int(edge * height / width), edge
         top, left = int((new_h - in_h) / 2.0), int((new_w - in_w) / 2.0)
         scale_y, scale_x = Fraction(height, new_h), Fraction(width, new_w)
         yield (top * scale_y, scale_y), (left * scale_x, scale_x)
@@ -73,7 +75,7 @@ def reference_boxes(grid, size):
 
 
 GRIDS = {
-    **GRID_PRESETS,
+    **fixed_presets(),
     "small pad": PatchGrid(3, 3, 5, Fit.PAD),
     "small crop": PatchGrid(5, 5, 3, Fit.CROP, input_size=(17, 17)),
     "oblong squash": PatchGrid(3, 7, 2, Fit.SQUASH, input_size=(7, 14)),
@@ -187,6 +189,8 @@ def test_anyres_canvas(size, canvas, resized):
         ({"canvases": ((28, 28),)}, "list of canvases"),
         ({"fit": "anyres", "canvases": ((28, 30),)}, "a multiple"),
         ({"fit": "anyres", "canvases": ((0, 28),)}, "a multiple"),
+        ({"short_edge": 40}, "short_edge is for fit crop"),
+        ({"fit": "crop", "short_edge": 20}, "at least the input's side of 28 px"),
     ],
 )
 def test_contradictory_grids_are_refused(fields, message):
@@ -210,5 +214,7 @@ def test_an_image_without_pixels_is_refused():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean 'llava-1\.5-pretrain'"):
         grid_preset("llava-1.5-pretrian")
-    with pytest.raises(ConfigError, match=r"patch_px and fit$"):
+    with pytest.raises(ConfigError, match=r"did you mean 'llava-1\.5-hf' or 'llava-1\.5-\w+' or 'llava-1\.5-\w+'\? "):
+        grid_preset("llava-1.5")
+    with pytest.raises(ConfigError, match=r"patch_px and fit, or a processor$"):
         grid_preset("")

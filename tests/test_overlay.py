@@ -17,7 +17,7 @@ from patchmint.geometry.rle import encode_masks
 from patchmint.pictures import text as text_module
 from patchmint.pictures.fonts import SystemFont
 from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
-from patchmint.pictures.overlay import TRUTH, draw_overlay, legend_facts
+from patchmint.pictures.overlay import TRUTH, draw_overlay, legend_facts, shade_patches
 from patchmint.pictures.text import Lettering
 from patchmint.types import Phrase
 
@@ -418,14 +418,29 @@ def test_the_notice_is_a_band_across_the_top() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (1, 3000), (3000, 1), (64, 1280), (1500, 2100), (400, 400)])
-@pytest.mark.parametrize("preset", GRID_PRESETS)
-def test_every_size_and_preset(size: tuple[int, int], preset: str) -> None:
+@pytest.mark.parametrize("preset", ["llava-1.5-pretrain", "llava-1.5-finetune", "llava-1.6-original", "seed-224"])
+def test_every_size(size: tuple[int, int], preset: str) -> None:
     image = np.full((*size, 3), GREY, dtype=np.uint8)
     phrases = [Phrase("a cat", 0, (0, 5), (0, 0, size[1], size[0]), 0.87)]
     picture = draw(image, grid_preset(preset), [(0, 0)], phrases=phrases, caption="a cat")
     assert 560 <= picture.shape[1] <= 1280
     assert picture.shape[0] <= 1280 + 150
     assert picture.flags.c_contiguous
+
+
+@pytest.mark.parametrize("preset", GRID_PRESETS)
+def test_every_preset_shows_the_whole_image(preset: str) -> None:
+    """Of tiles the one that shows all is drawn, wherever in the order it is: a kept cell of it is bright."""
+    image = np.full((1200, 900, 3), GREY, dtype=np.uint8)
+    placement = grid_preset(preset).place((1200, 900))
+    selector = np.zeros(placement.shape, dtype=np.uint8)
+    rows, cols = placement.cells_of(placement.overview)
+    selector[rows, cols] = 1
+    kept = shade_patches(image, placement, selector[rows, cols] != 0, np.ones(selector[rows, cols].shape, np.float32))
+    assert (kept[600, 450] != kept[600, 450, 0]).any()
+    facts = legend_facts(placement, selector, "")
+    views = len(placement.views)
+    assert (f" {views} views of " in facts[0]) == (views > 1)
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:

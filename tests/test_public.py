@@ -22,8 +22,9 @@ NAMES = {
         ImageDecodeError ImageError ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError
         PatchmintError PlaceError PluginError ShardError StorageError TextError UntrainedWarning WeightsCorruptError
         WeightsError WeightsMismatchError WeightsMissingError WeightsUnsafeError""",
-    "patchmint.geometry": """Fit GRID_PRESETS PatchGrid Placement RleMasks adaptive_bins coverage_from_logits
-        coverage_share coverage_to_uint8 fit_image grid_preset pool_coverage""",
+    "patchmint.geometry": """Fit GRID_PRESETS Grid NativeGrid OverlapGrid PatchGrid Placement Resize RleMasks TileGrid
+        adaptive_bins coverage_from_logits coverage_share coverage_to_uint8 fit_image grid_of_processor grid_preset
+        pool_coverage""",
     "patchmint.training": """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch
         StageDataset StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches
         recall_at_keep resize_embeddings selector_loss shard_urls""",

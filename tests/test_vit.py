@@ -20,7 +20,8 @@ from patchmint.features.arch import OFFICIAL, VitArch, infer_arch
 from patchmint.features.encoder import VitFeatureEncoder
 from patchmint.features.model import load_vit, untrained_vit
 from patchmint.features.plan import build_feature_encoder, check_features, plan_features
-from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_preset
+from patchmint.geometry import Fit, PatchGrid, fit_image, grid_preset
+from patchmint.geometry.presets import fixed_presets
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
 
@@ -330,7 +331,7 @@ def test_settings_of_the_encoder_are_checked():
         encoder_of(model, "siglip")
 
 
-@pytest.mark.parametrize("preset", GRID_PRESETS)
+@pytest.mark.parametrize("preset", fixed_presets())
 def test_the_untrained_encoder_takes_every_preset(preset):
     grid = grid_preset(preset)
     encoder = build_feature_encoder(ModelsConfig(vit=UNTRAINED), FeaturesConfig(connector="sti", pool=8), grid, "cpu")
@@ -348,7 +349,7 @@ def test_the_untrained_encoder_takes_every_preset(preset):
             "clip-vit-l-14-336",
             "siglip-so400m-384",
             {},
-            r"336 x 336 px .*llava-1.5-pretrain, llava-1.5-finetune, llava-1.6",
+            r"336 x 336 px .*llava-1.5-pretrain, llava-1.5-finetune, .*llava-1.6-original",
         ),
         ("siglip-so400m-384", "llava-1.5-finetune", {}, r"384 x 384 px .* fit: siglip-so400m-384"),
         ("clip-vit-l-14-336", "seed-224", {}, "an input of 224 x 224 px"),

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
-from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import CPU_BATCH_SIZES, CPU_INPUT_BYTES
+from patchmint.config.grids import resolve_grid
 from patchmint.errors import PluginError
-from patchmint.geometry import PatchGrid, Placement
+from patchmint.geometry import Grid, Placement
 from patchmint.interfaces import (
     FeatureEncoder,
     Instances,
@@ -114,7 +114,7 @@ class AnnotationModels:
         segmenter: Segmenter | None,
         tokenizer: Tokenizer | None,
         encoder: FeatureEncoder | None,
-        grid: PatchGrid,
+        grid: Grid,
         min_coverage: float,
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:

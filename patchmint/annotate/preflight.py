@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
-from patchmint.config.annotator import resolve_grid
+from patchmint.config.grids import resolve_grid
 from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter

@@ -15,7 +15,7 @@ from PIL import Image
 from patchmint.annotate.models import AnnotatedImage
 from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument
 from patchmint.config import AnnotatorConfig
-from patchmint.config.annotator import resolve_grid
+from patchmint.config.grids import resolve_grid
 from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
@@ -166,7 +166,13 @@ class Annotation:
             texts=[text.content for text in self.texts],
             phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
             grid=GridDocument(
-                rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=self._fit, views=len(grid.views)
+                rows=grid.rows,
+                cols=grid.cols,
+                patch_px=grid.patch_px,
+                fit=self._fit,
+                views=len(grid.views),
+                view_cells=[(view.rows, view.cols) for view in grid.views],
+                token_order=grid.token_order().tolist(),
             ),
             selector=labels.selector.tolist() if labels else [],
             coverage=labels.coverage.tolist() if labels else [],
@@ -196,7 +202,7 @@ class Annotation:
 
     @property
     def _fit(self) -> str:
-        return resolve_grid(self._config.grid).fit.value
+        return str(resolve_grid(self._config.grid).fit)
 
     @property
     def _labels(self) -> PatchLabels:

@@ -27,11 +27,20 @@ class ImageDocument(_Document):
 class GridDocument(_Document):
     """The patch grid."""
 
-    rows: int = Field(description="Patch rows of one view.")
-    cols: int = Field(description="Patch columns.")
-    patch_px: int = Field(description="Side of a patch in pixels of the encoder's input.")
-    fit: Literal["pad", "crop", "squash", "anyres"] = Field(description="How the image becomes the encoder's input.")
+    rows: int = Field(description="Rows of cells of the first view.")
+    cols: int = Field(description="Columns of cells of the first view.")
+    patch_px: int = Field(description="Side of a cell of the first view in pixels of the encoder's input.")
+    fit: Literal["pad", "crop", "squash", "anyres", "tiles", "native"] = Field(
+        description="How the image becomes the encoder's input."
+    )
     views: int = Field(ge=1, description="Inputs of the encoder; their grids are stacked from top to bottom.")
+    view_cells: list[tuple[int, int]] = Field(
+        description="Rows and columns of each view. All rows together, and the most columns, are the labels' shape."
+    )
+    token_order: list[int] = Field(
+        description="For each of the consumer's image tokens the cell that it shows, counted row-major in the labels' "
+        "shape; -1 where it shows none (LLaVA's newlines)."
+    )
 
 
 class AnnotationDocument(_Document):
@@ -45,9 +54,11 @@ class AnnotationDocument(_Document):
     phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
     grid: GridDocument
     selector: list[list[list[int]]] = Field(
-        description="(T, rows * views, cols): 1 = the patch shows what the text names."
+        description="(T, rows, cols) of all views: 1 = the patch shows what the text names."
     )
-    coverage: list[list[list[int]]] = Field(description="(T, rows * views, cols): covered share, 0..255, rounded up.")
+    coverage: list[list[list[int]]] = Field(
+        description="(T, rows, cols) of all views: covered share, 0..255, rounded up."
+    )
     codes: list[Any] = Field(description="The tokenizer's grid of codes, row-major; (rows, cols) for VQGAN.")
 
 

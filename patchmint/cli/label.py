@@ -13,8 +13,8 @@ from rich.table import Table
 
 from patchmint.annotate.preflight import check_loadable
 from patchmint.config import AnnotatorConfig, BuildConfig
-from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import apply_overrides
+from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import read_yaml
 from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage, decode_image

@@ -10,12 +10,12 @@ from patchmint.config.annotator import (
     UNTRAINED_NOTICE,
     AnnotatorConfig,
     FeaturesConfig,
-    GridConfig,
     LabelsConfig,
     ModelsConfig,
     TokensConfig,
 )
 from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
+from patchmint.config.grids import GridConfig
 
 __all__ = [
     "DEMO",

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from patchmint.config.parsing import Settings, parse_settings
+from patchmint.config.grids import AnyGridConfig, resolve_grid
+from patchmint.config.parsing import ONE_OR_TWO, Settings, parse_settings
 from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.coverage import LEVELS, coverage_to_uint8
-from patchmint.geometry.grid import Fit, PatchGrid, grid_preset
 from patchmint.types import Precision
 
 UNTRAINED = "untrained-tiny"
@@ -37,9 +37,6 @@ DEMO_NOTICE = (
 """What every output of a demo model says."""
 
 _DEMO_DETECTOR, _DEMO_VOCABULARY = "demo-detector", "demo-vocabulary"
-
-_MAX_INPUT_PX = 16384
-"""Side of an encoder's input, far beyond what encoders read."""
 
 
 def _vocabulary_of(models: Mapping[str, Any]) -> str:
@@ -160,48 +157,12 @@ class LabelsConfig(Settings):
         return value
 
 
-class GridConfig(Settings):
-    """A patch grid spelled out."""
-
-    rows: int = Field(ge=1, le=1024, description="Patch rows.")
-    cols: int = Field(ge=1, le=1024, description="Patch columns.")
-    patch_px: int = Field(ge=1, le=1024, description="Side of a patch in pixels of the encoder's input.")
-    fit: Literal["pad", "crop", "squash"] = Field(description="How an image becomes the encoder's input.")
-
-    @model_validator(mode="after")
-    def _readable(self) -> Self:
-        if max(self.rows, self.cols) * self.patch_px > _MAX_INPUT_PX:
-            raise ValueError(
-                f"{self.rows} x {self.cols} patches of {self.patch_px} px are an input of {self.rows * self.patch_px} "
-                f"x {self.cols * self.patch_px} px; {_MAX_INPUT_PX} px a side are the most"
-            )
-        return self
-
-
-def resolve_grid(grid: str | GridConfig) -> PatchGrid:
-    """The patch grid that a config names or spells out; a parsed config has one.
-
-    Raises:
-        ConfigError: there is no such preset, or the numbers make no grid.
-    """
-    if isinstance(grid, str):
-        return grid_preset(grid)
-    return PatchGrid(grid.rows, grid.cols, grid.patch_px, Fit(grid.fit))
-
-
 class TokensConfig(Settings):
     """How images are turned into codes."""
 
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
     remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
-
-
-def _square(value: object) -> object:
-    return (value, value) if isinstance(value, int) else value
-
-
-_ONE_OR_TWO = BeforeValidator(_square, json_schema_input_type=int | tuple[int, int] | None)
 
 
 class FeaturesConfig(Settings):
@@ -222,7 +183,7 @@ class FeaturesConfig(Settings):
         description="The connector's further parts, a list of hidden states each; dci takes their mean. Null: the "
         "paper's.",
     )
-    pool: Annotated[tuple[int, int] | None, _ONE_OR_TWO] = Field(
+    pool: Annotated[tuple[int, int] | None, ONE_OR_TWO] = Field(
         default=None, description="Rows and columns to pool each view's patches to (DeCo), or one number for both."
     )
     pool_when: Literal["before", "after"] = Field(
@@ -256,8 +217,10 @@ class AnnotatorConfig(Settings):
         "doesn't name are the official ones. Default: demo.",
     )
     labels: LabelsConfig | None = Field(default_factory=LabelsConfig, description="Null: no patch labels.")
-    grid: str | GridConfig = Field(
-        default="llava-1.5-finetune", description="A preset's name, or {rows, cols, patch_px, fit}."
+    grid: AnyGridConfig = Field(
+        default="llava-1.5-finetune",
+        description="A preset's name; {rows, cols, patch_px, fit}; or {processor: PATH}, the consumer's own files "
+        "(docs/grids.md).",
     )
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
     features: FeaturesConfig | None = Field(
@@ -271,7 +234,7 @@ class AnnotatorConfig(Settings):
 
     @field_validator("grid")
     @classmethod
-    def _is_a_grid(cls, grid: str | GridConfig) -> str | GridConfig:
+    def _is_a_grid(cls, grid: AnyGridConfig) -> AnyGridConfig:
         try:
             resolve_grid(grid)
         except ConfigError as error:

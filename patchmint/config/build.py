@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
+from patchmint.config.grids import resolve_fixed_grid
 from patchmint.config.parsing import Settings, read_yaml, sections
 from patchmint.config.sources import AnySource, SourceConfig
 from patchmint.errors import ConfigError
@@ -187,6 +188,14 @@ class BuildConfig(AnnotatorConfig):
         on_cpu = self.runner.device == "cpu" if isinstance(self.runner, LocalRunner) else self.runner.num_gpus == 0
         if self.precision == "float16" and on_cpu:
             raise ValueError("precision: float16 is for GPUs, and the runner has none; use bfloat16, float32 or auto")
+        return self
+
+    @model_validator(mode="after")
+    def _grid_can_be_stored(self) -> Self:
+        try:
+            resolve_fixed_grid(self.grid)
+        except ConfigError as error:
+            raise ValueError(f"grid: {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -6,10 +6,10 @@ import os
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from patchmint.errors import ConfigError, did_you_mean
@@ -20,6 +20,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+ONE_OR_TWO = BeforeValidator(
+    lambda value: (value, value) if isinstance(value, int) else value,
+    json_schema_input_type=int | tuple[int, int] | None,
+)
+"""Two numbers, or one that stands for both."""
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -45,7 +51,8 @@ def members(field: FieldInfo) -> tuple[Any, ...]:
     """The types that a field may have: those of a union, without None."""
     is_union = get_origin(field.annotation) in (Union, UnionType)
     union = get_args(field.annotation) if is_union else (field.annotation,)
-    return tuple(member for member in union if member is not NoneType)
+    plain = (get_args(member)[0] if get_origin(member) is Annotated else member for member in union)
+    return tuple(member for member in plain if member is not NoneType)
 
 
 def sections(field: FieldInfo) -> dict[str, type[Settings]]:

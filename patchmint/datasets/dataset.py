@@ -114,14 +114,13 @@ class Dataset:
         Raises:
             ShardError: they name none, or another one than the layout; or there is no dataset.json.
         """
-        from patchmint.config.annotator import resolve_grid
-        from patchmint.datasets.extension import stored_grid
+        from patchmint.config.grids import resolve_fixed_grid, stored_grid
         from patchmint.shards.layout import GridLayout
 
         if self.manifest is None:
             raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid", uri=self.uri)
         try:
-            grid = resolve_grid(stored_grid(self.manifest))
+            grid = resolve_fixed_grid(stored_grid(self.manifest.config.get("grid")))
         except ConfigError as error:
             message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
             raise ShardError(message, uri=self.uri) from error

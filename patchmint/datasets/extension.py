@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from patchmint.config.annotator import GridConfig, resolve_grid
 from patchmint.config.build import BuildConfig
-from patchmint.config.parsing import parse_settings
+from patchmint.config.grids import resolve_grid, stored_grid
 from patchmint.config.sources import PatchmintSourceConfig
 from patchmint.errors import ConfigError, NotFoundError
 from patchmint.shards.manifest import Manifest, read_manifest
@@ -40,16 +39,6 @@ def finished_manifest(storage: Storage) -> Manifest:
         ) from error
 
 
-def stored_grid(manifest: Manifest) -> str | GridConfig:
-    """The patch grid of a finished data set, as its settings say it.
-
-    Raises:
-        ConfigError: they say none.
-    """
-    grid = manifest.config.get("grid")
-    return grid if isinstance(grid, str) else parse_settings(GridConfig, grid)  # type: ignore[arg-type]
-
-
 def check_extension(config: BuildConfig) -> None:
     """Check that what is carried over and what is made lie on one patch grid.
 
@@ -68,7 +57,7 @@ def check_extension(config: BuildConfig) -> None:
         )
         if there and made is None
     ]
-    there = stored_grid(manifest)
+    there = stored_grid(manifest.config.get("grid"))
     if carried and resolve_grid(there) != resolve_grid(config.grid):
         shown = there if isinstance(there, str) else there.model_dump()
         raise ConfigError(

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.geometry import GRID_PRESETS, PatchGrid
+from patchmint.geometry import PatchGrid
+from patchmint.geometry.presets import fixed_presets
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 
 Tensor = TypeVar("Tensor")
@@ -119,7 +120,7 @@ class VitArch(Architecture):
         """
         if self.fits(grid):
             return
-        presets = [preset for preset, other in GRID_PRESETS.items() if self.fits(other)]
+        presets = [name for name, other in fixed_presets().items() if self.fits(other)]
         raise ConfigError(
             f"the vision encoder {name} reads {self.image_px} x {self.image_px} px in {self.side} x {self.side} "
             f"patches of {self.patch_px} px, but the grid has {grid.rows} x {grid.cols} patches of {grid.patch_px} px "
@@ -178,7 +179,7 @@ def untrained_arch(grid: PatchGrid) -> VitArch:
         raise ConfigError(
             f"features need a grid that is square and fills its input, not {grid.rows} x {grid.cols} patches of "
             f"{grid.patch_px} px in {grid.input_size[0]} x {grid.input_size[1]} px; choose a preset: "
-            f"{', '.join(GRID_PRESETS)}"
+            f"{', '.join(fixed_presets())}"
         )
     return arch
 

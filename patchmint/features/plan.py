@@ -13,7 +13,8 @@ from types import MappingProxyType
 from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig
 from patchmint.errors import ConfigError
 from patchmint.features.arch import OFFICIAL, TINY_LAYERS, VitArch, infer_arch, untrained_arch
-from patchmint.geometry import PatchGrid
+from patchmint.geometry import Grid, PatchGrid
+from patchmint.geometry.presets import require_fixed
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
 from patchmint.types import Precision
 from patchmint.weights.store import read_arch
@@ -160,7 +161,7 @@ def _text(grid: tuple[int, int]) -> str:
     return f"{grid[0]} x {grid[1]}"
 
 
-def check_features(models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid) -> FeatureSpec:
+def check_features(models: ModelsConfig, features: FeaturesConfig, grid: Grid) -> FeatureSpec:
     """Check the settings without loading weights: of a file of your own only the header is read.
 
     Returns:
@@ -170,13 +171,14 @@ def check_features(models: ModelsConfig, features: FeaturesConfig, grid: PatchGr
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's.
         WeightsError: the file is missing, damaged, unsafe or of another architecture.
     """
+    grid = require_fixed(grid, "features")
     name = models.vit
     known = untrained_arch(grid) if name == UNTRAINED else OFFICIAL.get(name)
     return _plan(features, known or read_arch(name, infer_arch), grid, name)
 
 
 def build_feature_encoder(
-    models: ModelsConfig, features: FeaturesConfig, grid: PatchGrid, device: str, precision: Precision = "auto"
+    models: ModelsConfig, features: FeaturesConfig, grid: Grid, device: str, precision: Precision = "auto"
 ) -> FeatureEncoder:
     """Build the feature encoder that the settings name, and load its weights.
 
@@ -192,6 +194,7 @@ def build_feature_encoder(
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's; raised before weights are read.
     """
     check_features(models, features, grid)
+    grid = require_fixed(grid, "features")
     # torch and transformers take seconds to import, which checking settings need not wait for
     import torch
 

@@ -58,7 +58,7 @@ def coverage_share(
         turned = mask.flags.f_contiguous
         counts = _count_blocks(ones.T, cols, rows).T if turned else _count_blocks(ones, rows, cols)
         parts.append(shares_from_counts(counts, rows, cols))
-    return np.concatenate(parts)
+    return placement.stack(parts)
 
 
 def coverage_to_uint8(share: Floats) -> npt.NDArray[np.uint8]:

@@ -69,7 +69,7 @@ def coverage_from_logits(logits: Float32s, placement: Placement, *, input_side: 
         counts[mixed] = _count_positive(padded, votes, y, x, *mixed)
         by_row = np.add.reduceat(counts, y.segment_starts, axis=0)
         parts.append(shares_from_counts(np.add.reduceat(by_row, x.segment_starts, axis=1), rows, cols))
-    return np.concatenate(parts)
+    return placement.stack(parts)
 
 
 @dataclass(frozen=True)

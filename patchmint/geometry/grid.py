@@ -1,14 +1,15 @@
-"""A patch grid as a value: how an encoder cuts an image into patches, whatever the image; and published ones."""
+"""A patch grid as a value: how an encoder of a fixed input cuts an image into patches, whatever the image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import MappingProxyType
+from typing import Literal
 
-from patchmint.errors import ConfigError, did_you_mean
-from patchmint.geometry.placement import AxisMap, Placement, View
+from patchmint.errors import ConfigError, InputError
+from patchmint.geometry.placement import AxisMap, Borders, Placement, View, cell_borders, require_pixels
 from patchmint.types import Size
 
 
@@ -25,9 +26,13 @@ class Fit(StrEnum):
     """The whole image squashed, then tiles of the image resized and centred on the best-fitting canvas (LLaVA-NeXT)."""
 
 
+_MOST_TOO_MANY = 1.1
+# Times `max_tiles`: LLaVA-OneVision lets a few more tokens pass (`pack_image_features`).
+
+
 @dataclass(frozen=True)
 class PatchGrid:
-    """How an encoder cuts an image into patches.
+    """How an encoder of a fixed input cuts an image into patches.
 
     Attributes:
         rows: patch rows in one input of the encoder.
@@ -37,9 +42,14 @@ class PatchGrid:
         input_size: (height, width) of the encoder's input in pixels; `(rows, cols) * patch_px` where not given. It may
             be larger: SigLIP SO400M reads 384 px in 27 patches of 14 px and never looks at the last 6.
         canvases: (height, width) choices of `anyres`, multiples of `input_size`, in order of preference on ties.
+        short_edge: what `crop` resizes the short edge to before it crops; the input's side where not given (DINOv2
+            resizes to 256 and crops 224).
+        max_tiles: of `anyres`, the tiles' worth of tokens beyond which they are interpolated to fewer (LLaVA-OneVision:
+            9); 0 = never.
+        reading: whose code drops the padding's tokens of `anyres`: Hugging Face's rounds before it cuts to an integer.
 
     Raises:
-        ConfigError: a number is out of range, the fit is unknown, `crop` has an input that isn't square, or canvases
+        ConfigError: a number is out of range, the fit is unknown, `crop` has an input that isn't square, or settings
             and fit contradict each other.
     """
 
@@ -49,6 +59,9 @@ class PatchGrid:
     fit: Fit
     input_size: Size = (0, 0)
     canvases: tuple[Size, ...] = ()
+    short_edge: int = 0
+    max_tiles: int = 0
+    reading: Literal["original", "hf"] = "original"
 
     def __post_init__(self) -> None:
         if min(self.rows, self.cols, self.patch_px) < 1:
@@ -66,6 +79,11 @@ class PatchGrid:
             raise ConfigError(f"an input of {self.input_size} pixels is smaller than its {covered} pixels of patches")
         if self.fit is Fit.CROP and self.input_size[0] != self.input_size[1]:
             raise ConfigError(f"fit crop needs a square input (CLIP defines no other), not {self.input_size}")
+        if self.short_edge and (self.fit is not Fit.CROP or self.short_edge < self.input_size[0]):
+            raise ConfigError(
+                f"short_edge is for fit crop, and at least the input's side of {self.input_size[0]} px, not "
+                f"{self.short_edge} px with fit {self.fit}"
+            )
         if (self.fit is Fit.ANYRES) != bool(self.canvases):
             raise ConfigError("fit anyres needs a list of canvases, and no other fit takes one")
         for height, width in self.canvases:
@@ -80,66 +98,106 @@ class PatchGrid:
 
         Raises:
             ConfigError: the image has no pixels.
+            InputError: it is so oblong that the consumer refuses it.
         """
-        if min(image_size) < 1:
-            raise ConfigError(f"an image of size {image_size} has no pixels to lay a grid on")
+        require_pixels(image_size)
         match self.fit:
             case Fit.PAD:
-                views: tuple[View, ...] = (self._padded(image_size),)
+                view = self._view(*self._padded(image_size))
             case Fit.CROP:
-                views = (self._cropped(image_size),)
+                view = self._view(*self._cropped(image_size))
             case Fit.SQUASH:
-                views = (self._squashed(image_size),)
+                view = self._squashed(image_size)
             case Fit.ANYRES:
-                views = (self._squashed(image_size), *self._tiles(image_size))
-        return Placement(image_size=image_size, rows=self.rows, cols=self.cols, patch_px=self.patch_px, views=views)
+                return self._anyres(image_size)
+        return Placement.in_order(image_size, [view])
 
-    def _padded(self, image_size: Size) -> View:
+    def _view(self, y: AxisMap, x: AxisMap) -> View:
+        return View(y, x, cell_borders(self.rows, self.patch_px), cell_borders(self.cols, self.patch_px))
+
+    def _padded(self, image_size: Size) -> Iterator[AxisMap]:
         side = max(image_size)
         # A pixel p of the input lies at p * side / input in the padded square, which starts `before` pixels early.
-        return View(
-            *(
-                AxisMap(side, target, (side - length) // 2 * target)
-                for length, target in zip(image_size, self.input_size, strict=True)
-            )
-        )
+        for length, target in zip(image_size, self.input_size, strict=True):
+            yield AxisMap(side, target, (side - length) // 2 * target)
 
-    def _cropped(self, image_size: Size) -> View:
-        resized = self.crop_resize(image_size)
-        return View(
-            *(
-                AxisMap(length, new, -((new - target) // 2) * length)
-                for length, new, target in zip(image_size, resized, self.input_size, strict=True)
-            )
-        )
+    def _cropped(self, image_size: Size) -> Iterator[AxisMap]:
+        for length, new, target in zip(image_size, self.crop_resize(image_size), self.input_size, strict=True):
+            yield AxisMap(length, new, -((new - target) // 2) * length)
 
     def _squashed(self, image_size: Size) -> View:
-        return View(*(AxisMap(length, new, 0) for length, new in zip(image_size, self.input_size, strict=True)))
+        return self._view(*(AxisMap(length, new, 0) for length, new in zip(image_size, self.input_size, strict=True)))
 
-    def _tiles(self, image_size: Size) -> list[View]:
+    def _anyres(self, image_size: Size) -> Placement:
+        """The whole image, then tiles, whose patches have their tokens row by row of the canvas.
+
+        Each row ends with a newline token, and rows or columns that show the canvas's padding have none (LLaVA
+        `llava_arch.py`, `spatial_unpad`; transformers `pack_image_features`).
+        """
         canvas, resized = self.anyres_canvas(image_size)
-        corners = [
-            (top, left)
-            for top in range(0, canvas[0], self.input_size[0])
-            for left in range(0, canvas[1], self.input_size[1])
-        ]
-        return [
-            View(
-                *(
-                    AxisMap(length, new, ((side - new) // 2 - start) * length)
-                    for length, new, side, start in zip(image_size, resized, canvas, corner, strict=True)
-                )
+        sides = tuple(zip(image_size, resized, canvas, self.input_size, (self.rows, self.cols), strict=True))
+        whole = self._squashed(image_size)
+        (top, bottom), (left, right) = self._unpadded(
+            image_size, tuple(side // tile * patches for _, _, side, tile, patches in sides)
+        )
+        first, stride = self.rows * self.cols, right - left + 1
+        ratio = math.sqrt((bottom - top) * (right - left) / (self.max_tiles * self.rows**2)) if self.max_tiles else 0
+        if ratio > _MOST_TOO_MANY:
+            (y, y_borders), (x, x_borders) = (
+                self._interpolated(*of_axis, kept, int((kept[1] - kept[0]) // ratio))
+                for of_axis, kept in zip(sides, ((top, bottom), (left, right)), strict=True)
             )
-            for corner in corners
-        ]
+            if min(len(y_borders), len(x_borders)) < 2:
+                raise InputError(f"an image of {image_size} px is so oblong that this grid's consumer leaves no tokens")
+            mosaic = View(y, x, y_borders, x_borders, token=first, stride=len(x_borders))
+            return Placement(image_size, (whole, mosaic), first + mosaic.rows * mosaic.stride)
+        views = [whole]
+        for row in range(canvas[0] // self.input_size[0]):
+            for col in range(canvas[1] // self.input_size[1]):
+                above, before = row * self.rows, col * self.cols
+                y, x = (
+                    AxisMap(length, new, ((side - new) // 2 - index * tile) * length)
+                    for (length, new, side, tile, _), index in zip(sides, (row, col), strict=True)
+                )
+                seen = (*_part(top, bottom, above, self.rows), *_part(left, right, before, self.cols))
+                token = first + (above - top) * stride + before - left
+                views.append(replace(self._view(y, x), token=token, stride=stride, seen=seen))
+        return Placement(image_size, tuple(views), first + (bottom - top) * stride)
+
+    def _unpadded(self, image_size: Size, patches: tuple[int, ...]) -> tuple[Size, Size]:
+        """Rows and columns [start, end) of a canvas's patches that are left when padding is dropped."""
+        (height, width), (rows, cols) = image_size, patches
+        if width / height > cols / rows:
+            cut = (rows - self._whole(height * (cols / width))) // 2
+            return (cut, rows - cut), (0, cols)
+        cut = (cols - self._whole(width * (rows / height))) // 2
+        return (0, rows), (cut, cols - cut)
+
+    def _whole(self, length: float) -> int:
+        return int(round(length, 7) if self.reading == "hf" else length)
+
+    def _interpolated(
+        self, length: int, new: int, side: int, tile: int, patches: int, kept: Size, cells: int
+    ) -> tuple[AxisMap, Borders]:
+        """An axis of the canvas whose patches `kept` become fewer cells; its unit is 1 / cells of an input pixel.
+
+        A cell reaches from where its first patch begins to where its last one ends. What no patch at a tile's border
+        looks at belongs to the cell around it.
+        """
+        whole, count = patches * cells, kept[1] - kept[0]
+        places = [kept[0] * cells + index * count for index in range(cells)]
+        last = kept[1] * cells - 1
+        borders = [place // whole * tile * cells + place % whole * self.patch_px for place in places]
+        borders.append(last // whole * tile * cells + (last % whole + 1) * self.patch_px)
+        return AxisMap(length, new * cells, (side - new) // 2 * length * cells), tuple(borders)
 
     def crop_resize(self, image_size: Size) -> Size:
         """Size that `crop` resizes an image to before it crops.
 
-        The short edge becomes the input's, the long edge is cut to an integer (transformers, `image_transforms.py`,
+        The short edge becomes `short_edge`, the long edge is cut to an integer (transformers, `image_transforms.py`,
         `get_resize_output_image_size`).
         """
-        edge = self.input_size[0]
+        edge = self.short_edge or self.input_size[0]
         short, long = min(image_size), max(image_size)
         new_long = int(edge * long / short)
         return (edge, new_long) if image_size[0] <= image_size[1] else (new_long, edge)
@@ -172,35 +230,7 @@ def _ceil(value: float) -> int:
     return -int(-value // 1)
 
 
-GRID_PRESETS: Mapping[str, PatchGrid] = MappingProxyType(
-    {
-        # LLaVA 1.5: CLIP ViT-L/14 at 336 px. Pre-training sets no aspect ratio (= CLIP's own crop), fine-tuning pads.
-        "llava-1.5-pretrain": PatchGrid(24, 24, 14, Fit.CROP),
-        "llava-1.5-finetune": PatchGrid(24, 24, 14, Fit.PAD),
-        # LLaVA-NeXT: the grid pinpoints of llava-v1.6, there (width, height), here (height, width).
-        "llava-1.6": PatchGrid(
-            24,
-            24,
-            14,
-            Fit.ANYRES,
-            canvases=((672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336)),
-        ),
-        "siglip-so400m-384": PatchGrid(27, 27, 14, Fit.SQUASH, input_size=(384, 384)),
-        "seed-224": PatchGrid(16, 16, 14, Fit.SQUASH),
-    }
-)
-
-
-def grid_preset(name: str) -> PatchGrid:
-    """Look a grid up by name.
-
-    Raises:
-        ConfigError: there is no such preset; the message names one that is near.
-    """
-    grid = GRID_PRESETS.get(name)
-    if grid is None:
-        raise ConfigError(
-            f"there is no grid preset {name!r}{did_you_mean(name, GRID_PRESETS)} (presets: {', '.join(GRID_PRESETS)}); "
-            "a grid spelled out has rows, cols, patch_px and fit"
-        )
-    return grid
+def _part(start: int, end: int, first: int, count: int) -> Size:
+    """What of `[start, end)` lies in `[first, first + count)`, counted from there."""
+    low = min(max(start - first, 0), count)
+    return low, max(min(end - first, count), low)

@@ -71,7 +71,7 @@ def draw_overlay(
 
     From top to bottom: the notice, the title, the photo, a legend, the caption with its phrases in the colours of their
     boxes. Kept patches are bright, and the greener the more of them is covered; the others are dimmed; what the encoder
-    doesn't see is hatched. Of an `anyres` grid the first view (the whole image) is drawn. Texts may be anything: they
+    doesn't see is hatched. Of several views the one that shows the whole image is drawn. Texts may be anything: they
     are cut to a few lines, and the cut is marked.
 
     Args:
@@ -104,9 +104,9 @@ def draw_overlay(
     lettering = Lettering(letter_px)
     colours = _colours(phrases)
 
-    rows = placement.rows
-    kept = selector[:rows] != 0
-    strength = np.full(kept.shape, 0.6) if coverage is None else coverage[:rows] / 255
+    drawn = placement.cells_of(placement.overview)
+    kept = selector[drawn] != 0
+    strength = np.full(kept.shape, 0.6) if coverage is None else coverage[drawn] / 255
     shaded = shade_patches(photo, placement, kept, strength.astype(np.float32))
     for phrase, rle in zip(phrases, masks, strict=False):
         shaded[outline(decode_mask(rle), height, width)] = colours[phrase.text]
@@ -207,15 +207,18 @@ def _highlights(caption: str, phrases: Sequence[Phrase], colours: dict[str, Colo
 
 def legend_facts(placement: Placement, selector: npt.NDArray[np.uint8], fit: str) -> list[str]:
     """What the legend says about the patches: how many are kept of how many, and which view the picture shows."""
-    facts = [f"kept patches {np.count_nonzero(selector)} of {selector.size}"]
-    grid = f"{placement.rows}x{placement.cols} {fit}".strip()
-    views = len(placement.views)
-    if views == 1:
-        return [f"{facts[0]} · {grid}"]
-    first = selector[: placement.rows]
+    sizes = [(view.rows, view.cols) for view in placement.views]
+    cells = sum(rows * cols for rows, cols in sizes)
+    kept = f"kept patches {np.count_nonzero(selector)} of {cells}"
+    rows, cols = sizes[0]
+    grid = f"{rows}x{cols} {fit}".strip() if len(set(sizes)) == 1 else f"up to {max(sizes)[0]}x{max(sizes)[1]} {fit}"
+    if len(sizes) == 1:
+        return [f"{kept} · {grid}"]
+    drawn = selector[placement.cells_of(placement.overview)]
+    place = {0: "first", len(sizes) - 1: "last"}.get(placement.overview, "largest")
     return [
-        f"{facts[0]} · {views} views of {grid}",
-        f"drawn: the first view, the whole image, {np.count_nonzero(first)} of its {first.size} kept",
+        f"{kept} · {len(sizes)} views of {grid}",
+        f"drawn: the {place} view, the whole image, {np.count_nonzero(drawn)} of its {drawn.size} kept",
     ]
 
 
@@ -305,7 +308,7 @@ def _centred(picture: Image.Image, width: int) -> Image.Image:
 def shade_patches(
     photo: RgbImage, placement: Placement, kept: npt.NDArray[np.bool_], strength: npt.NDArray[np.float32]
 ) -> RgbImage:
-    """Draw the first view's patches on a photo.
+    """Draw on a photo the patches of the view that shows the whole image.
 
     Args:
         photo: HWC uint8 RGB, the whole image at any scale.
@@ -317,7 +320,7 @@ def shade_patches(
         HWC uint8 RGB of the photo's size.
     """
     height, width = photo.shape[:2]
-    y_edges, x_edges = placement.edges(placement.views[0], (height, width))
+    y_edges, x_edges = placement.edges(placement.views[placement.overview], (height, width))
     row, row_seen = _cell_of_pixels(y_edges, height)
     col, col_seen = _cell_of_pixels(x_edges, width)
     seen = row_seen[:, None] & col_seen[None]
@@ -349,11 +352,8 @@ def outline(mask: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray
 
 
 def unseen_share(placement: Placement) -> float:
-    """Share of the image that lies outside the first view, 0..1."""
-    seen = 1.0
-    for edges, length in zip(placement.edges(placement.views[0]), placement.image_size, strict=True):
-        seen *= max(min(edges[-1], length) - max(edges[0], 0), 0) / length
-    return 1 - seen
+    """Share of the image that lies outside the view that is drawn, 0..1."""
+    return 1 - placement.share_seen(placement.views[placement.overview])
 
 
 def _cell_of_pixels(edges: npt.NDArray[np.float64], length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from patchmint.demo import score
 from patchmint.demo.scenes import Scene
 from patchmint.demo.score import LabelFigures, touched_patches
-from patchmint.geometry import PatchGrid, Placement, RleMasks
+from patchmint.geometry import Grid, Placement, RleMasks
 from patchmint.geometry.rle import Masks, encode_masks
 from patchmint.interfaces import Segmenter
 from patchmint.labelers.patches import label_texts
@@ -19,7 +19,7 @@ from patchmint.types import RgbImage, Size, Text
 _LEAST_IOU = 0.1
 
 
-def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: PatchGrid, *, phrases: bool) -> LabelFigures:
+def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: Grid, *, phrases: bool) -> LabelFigures:
     """Label scenes and compare.
 
     Args:

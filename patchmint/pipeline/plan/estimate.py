@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, takewhile
 
-from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import BuildConfig
+from patchmint.config.grids import resolve_fixed_grid
 from patchmint.errors import ShardError
 from patchmint.features.plan import check_features
 from patchmint.images.decode import decode_image
@@ -344,7 +344,7 @@ def _look_at(
 
 def _added_bytes(config: BuildConfig, samples: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts."""
-    grid = resolve_grid(config.grid)
+    grid = resolve_fixed_grid(config.grid)
     seen = sizes or [_TYPICAL_SIZE]
     views = sum(len(grid.place(size).views) for size in seen) / len(seen)
     fixed = float(_DOCUMENT + 3 * _TAR_BYTES_A_MEMBER)

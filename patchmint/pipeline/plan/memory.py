@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 
 from patchmint.config import UNTRAINED
-from patchmint.config.annotator import resolve_grid
 from patchmint.config.build import (
     BATCHES_AHEAD,
     CPU_BATCH_SIZES,
@@ -20,6 +19,7 @@ from patchmint.config.build import (
     BuildConfig,
     LocalRunner,
 )
+from patchmint.config.grids import resolve_fixed_grid
 from patchmint.features import arch as vit
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.sam import arch as sam
@@ -220,7 +220,7 @@ def _masker(name: str) -> sam.SamArch:
 
 def _encoder(config: BuildConfig) -> vit.VitArch:
     name = config.models.vit
-    known = vit.untrained_arch(resolve_grid(config.grid)) if name == UNTRAINED else vit.OFFICIAL.get(name)
+    known = vit.untrained_arch(resolve_fixed_grid(config.grid)) if name == UNTRAINED else vit.OFFICIAL.get(name)
     return known or read_arch(name, vit.infer_arch)
 
 
@@ -245,7 +245,7 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
         return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * config.tokens.size**2
     if role == "vit":
         encoder = _encoder(config)
-        views = min(_ENCODER_VIEWS, batch * len(resolve_grid(config.grid).place(size).views))
+        views = min(_ENCODER_VIEWS, batch * len(resolve_fixed_grid(config.grid).place(size).views))
         return _FLOAT * views * encoder.side**2 * (6 * encoder.hidden + 2 * encoder.mlp)
     return 0
 
@@ -283,6 +283,6 @@ def _inputs(config: BuildConfig, size: Size) -> int:
     if "tokenizer" in used and config.tokens is not None and not is_outside_tokenizer(used["tokenizer"]):
         total += config.tokens.size**2
     if "vit" in used:
-        grid = resolve_grid(config.grid)
+        grid = resolve_fixed_grid(config.grid)
         total += prod(grid.input_size) * len(grid.place(size).views)
     return 3 * total

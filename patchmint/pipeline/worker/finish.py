@@ -16,6 +16,7 @@ from patchmint.compute.memory import ran_out
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
+from patchmint.geometry.presets import require_fixed
 from patchmint.pipeline.worker.prepare import Prepared, reject
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import Fault, PlannedSample, Reject
@@ -307,7 +308,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
 
 
 def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
-    grid = models.grid
+    grid = require_fixed(models.grid, "a data set")
     tokens = None
     if models.tokenizer is not None:
         spec = models.tokenizer.spec
