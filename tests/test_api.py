@@ -337,3 +337,9 @@ def test_a_text_that_is_no_unicode_has_a_name(annotator):
 
 def test_repr_tells_what_it_is(annotation):
     assert repr(annotation).startswith("<Annotation of a 226 x 150 image: 2 texts")
+
+
+def test_an_image_of_12_bits_that_doesnt_say_so_warns(annotator):
+    image = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    with pytest.warns(UserWarning, match="nearly black"):
+        annotator.annotate(image, "a cat")
