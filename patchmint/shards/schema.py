@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -18,7 +18,7 @@ from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
 from patchmint.types import Phrase
 
-SCHEMA = "patchmint.sample/1"
+SCHEMA: Final = "patchmint.sample/1"
 
 Json = Annotated[str, Field(description="JSON")]
 BoxDocument = tuple[float, float, float, float]
