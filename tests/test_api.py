@@ -365,3 +365,9 @@ def test_overlapping_and_equal_phrases_have_their_boxes_each_outlined_once(monke
         assert len({rles[i]["counts"] for i in np.flatnonzero((found.boxes == box).all(1))}) == 1
     alone = segmenter.segment([image], [[Text.from_phrases(["red circle"])]])[0]
     assert len(alone.boxes) == 1
+
+
+def test_an_image_of_12_bits_that_doesnt_say_so_warns(annotator):
+    image = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    with pytest.warns(UserWarning, match="nearly black"):
+        annotator.annotate(image, "a cat")

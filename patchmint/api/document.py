@@ -19,7 +19,7 @@ class ImageDocument(_Document):
 
     width: int = Field(description="Pixels, EXIF orientation applied.")
     height: int = Field(description="Pixels, EXIF orientation applied.")
-    format: str = Field(description="jpeg, png, webp, bmp, gif, or array.")
+    format: str = Field(description="jpeg, png, webp, bmp, gif, tiff, avif, or array.")
     mode: str = Field(description="Pillow's name for the source's pixels, such as RGB, P or CMYK.")
     orientation: int = Field(ge=1, le=8, description="EXIF orientation of the source.")
 

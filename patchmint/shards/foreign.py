@@ -15,6 +15,7 @@ from patchmint.images import IMAGE_ENDINGS
 from patchmint.images.decode import ImageHeader, read_header
 from patchmint.shards.endings import CAPTION, DOCUMENT
 from patchmint.shards.reader import StoredSample, group_members, is_own, iter_members
+from patchmint.shards.schema import SCHEMA as SAMPLE_SCHEMA
 from patchmint.shards.schema import (
     AnnotatorDocument,
     GridDocument,
@@ -29,6 +30,10 @@ from patchmint.shards.sidecar import SCHEMA
 from patchmint.storage import Storage
 
 _TEXTS = ("caption", "text", "texts")
+_BLANK = {
+    field.name: () if pa.types.is_list(field.type) else "" if pa.types.is_string(field.type) else -1 for field in SCHEMA
+}
+"""A row without anything."""
 
 
 class ForeignSample(StoredSample):
@@ -68,7 +73,7 @@ class ForeignSample(StoredSample):
         header, texts = self.header, self.texts or ("",)
         height, width = header.size
         return SampleDocument(
-            schema="patchmint.sample/1",
+            schema=SAMPLE_SCHEMA,
             key=self.key,
             id=self.key,
             notice="",
@@ -92,10 +97,9 @@ class ForeignSample(StoredSample):
         except ShardError:
             header = None
         height, width = header.size if header is not None else (0, 0)
-        empty = dict.fromkeys(("label_shares", "phrases", "phrase_texts", "scores", "codes", "code_counts"), ())
         names = {"key": self.key, "id": self.key, "ordinal": ordinal, "offset": self.offset, "size": self.size}
         shape = {"width": width, "height": height, "format": header.format if header is not None else "unreadable"}
-        return names | shape | empty | {"texts": self.texts, "source_path": "", "source_start": -1}
+        return _BLANK | names | shape | {"texts": self.texts}
 
 
 def iter_foreign(storage: Storage, tar: str) -> Iterator[ForeignSample]:
