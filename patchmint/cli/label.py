@@ -132,7 +132,8 @@ def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
 
 
 def _describe_text(console: Console, annotation: Annotation, index: int) -> None:
-    selector, coverage = annotation.selector[index], annotation.coverage[index]
+    placement = annotation.placement
+    coverage = annotation.coverage[index][placement.cells_of(placement.overview)]
     console.print(f"[bold]{escape(printable(annotation.texts[index].content))}[/]")
     table = Table("phrase", "score", "box (x0 y0 x1 y1)")
     for phrase in annotation.phrases:
@@ -146,6 +147,8 @@ def _describe_text(console: Console, annotation: Annotation, index: int) -> None
     console.print(table)
     # two characters a patch, where there is room: a terminal's cells are twice as high as wide
     wide = 2 if 2 * coverage.shape[-1] <= console.width else 1
-    console.print(f"{int(selector.sum())} of {selector.size} patches kept")
+    cells = sum(view.rows * view.cols for view in placement.views)
+    drawn = f" in {len(placement.views)} views; drawn: the whole image" if len(placement.views) > 1 else ""
+    console.print(f"{int(annotation.selector[index].sum())} of {cells} patches kept{drawn}")
     for row in coverage:
         console.print("".join(_SHADES[-(-int(value) * 4 // 255)] * wide for value in row), markup=False)

@@ -201,7 +201,7 @@ class LongestEdge:
 class BestFit:
     """Llama 4: the canvas that enlarges least, else shrinks least; the image keeps its shape, at the top left.
 
-    `image_processing_llama4.py`. Its float32 is kept, in which canvases tie that wouldn't in float64.
+    `image_processing_llama4.py`. Its float32 is kept: float64 would now and then resize by a pixel more or less.
     """
 
     most: int
