@@ -132,7 +132,7 @@ class Chosen:
         self.source = source
         self.take = config.take
         self._name = config.name
-        self._files = source.files or FileChoice(config, by_folder=True)
+        self._files = None if source.chooses_files else FileChoice(config, by_folder=True)
         self._condition = Condition(config.where) if config.where.strip() else None
         self._share = config.sample
         self._dedupe = config.dedupe
@@ -189,8 +189,9 @@ class Chosen:
 
     def _chosen(self, found: Iterator[Found]) -> Iterator[Found]:
         left = self.take if self._dedupe is None else None
-        in_files = (each if self._is_in_files(each) else OTHER_FILE for each in found)
-        for each in self._meeting(in_files) if self._condition is not None else in_files:
+        if (files := self._files) is not None:
+            found = (each if _is_in(files, each) else OTHER_FILE for each in found)
+        for each in self._meeting(found) if self._condition is not None else found:
             if isinstance(each, Absent):
                 yield each
             elif self._share < 1 and _chance(each.key or each.id) >= self._share:
@@ -199,9 +200,6 @@ class Chosen:
                 yield replace(each, image=replace(each.image, source=self._name)) if self._name else each
                 if left is not None and not (left := left - 1):
                     return
-
-    def _is_in_files(self, found: Found) -> bool:
-        return isinstance(found, Absent) or not found.image.path or self._files.has(found.image.path)
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""
@@ -234,6 +232,10 @@ def columns_of(where: str) -> tuple[str, ...]:
         what = f"{min(unstable)!r} gives another answer each time" if unstable else "it must name its columns"
         raise ConfigError(f"source.where: the condition can't be used: {what}")
     return found.columns
+
+
+def _is_in(files: FileChoice, found: Found) -> bool:
+    return isinstance(found, Absent) or not found.image.path or files.has(found.image.path)
 
 
 def _has_fields(found: Found) -> bool:

@@ -36,8 +36,9 @@ class FolderSource(StoredImages):
     at_once = 4
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
         self._choice = FileChoice(config, by_folder=True)
-        super().__init__(storage, self._choice)
+        self.chooses_files = config.table is None
         self._config = config
         self._asked = {name.casefold() for name in columns_of(config.where)}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
