@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builds import make_config, make_input, patchmint
+from builds import asked, make_config, make_input, patchmint
 from inspect_data import answer
 from shard_data import stored
 
@@ -51,7 +51,9 @@ def test_it_verifies_and_is_searched(old):
     assert answer("find", old, "--where", "source_name = '' and source_path <> ''")["found"] == 3
     assert answer("find", old, "--rejects", "--reason", "image-damaged")["found"] == 1
     assert answer("info", old)["totals"]["absent"] == {}
-    assert answer("ls", old)
+    assert answer("ls", old)["samples"] == 3
+    assert (found := asked("status", old, "--json"))["absent"] == {}
+    assert (found["state"], found["written"], found["rejects"]) == ("finished", 3, {"image-damaged": 1})
     (old / "shards/000000.parquet").write_bytes(b"no table")
     assert any(finding.code == "table-form" for finding in verify(open_storage(old)))
 
