@@ -34,6 +34,7 @@ def old(tmp_path):
 def test_it_is_read(old):
     storage = open_storage(old)
     assert read_manifest(storage).schema_ == "patchmint.dataset/1"
+    assert read_manifest(storage).to_bytes() == (old / "dataset.json").read_bytes()
     samples = list(stored(old))
     assert {sample.document.schema_ for sample in samples} == {"patchmint.sample/1"}
     assert {sample.document.source.name for sample in samples} == {""}
@@ -73,6 +74,11 @@ def test_its_build_is_not_gone_on_with(old, tmp_path):
         "build", make_config(tmp_path / "c.json", make_input(tmp_path / "in", ["a thing"]), old), rc=2
     ).stderr
     assert "was begun by an earlier patchmint, in format 1" in said
+    for done in ("commits", "shards", "rejects", "dataset.json", "shards.json"):
+        shutil.move(old / done, tmp_path / done)
+    said = patchmint("build", tmp_path / "c.json")
+    assert "nothing is finished, is replaced: it is of format 1" in said.stderr
+    assert "1 planned = 1 written" in said.stdout
 
 
 def test_a_document_of_2_has_all_of_2(old):
