@@ -136,8 +136,8 @@ class MixedSplitsError(ConfigError):
         splits: that were found; of a big folder not all.
     """
 
-    def __init__(self, message: str = "", *, splits: Sequence[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", *, problems: Sequence[str] = (), splits: Sequence[str] = ()) -> None:
+        super().__init__(message, problems=problems)
         self.splits = tuple(splits)
 
 

@@ -9,8 +9,11 @@ from builds import asked, build_here, digests, make_config, make_input, patchmin
 from inspect_data import answer
 from shard_data import stored
 
+from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import BuildError
+from patchmint.jobs.card import make_card
 from patchmint.pipeline.driver import build as driver
+from patchmint.shards.manifest import read_manifest
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 
@@ -81,6 +84,11 @@ def test_counts_and_names_are_found(built):
     shown = patchmint("inspect", "info", out).stdout
     assert "besides   absent: 6 text-null; not chosen: 2 where" in shown
     assert "name photos" in shown
+    storage = open_storage(out)
+    card = make_card(open_dataset(out), read_manifest(storage), "org/x", "")["README.md"].decode()
+    assert "Not among them: absent: 6 text-null; not chosen: 2 where." in card
+    assert "where: score >= 2" in card
+    assert str(out.parent) not in card
     document = json.loads((out / "dataset.json").read_text())
     assert (document["schema"], document["totals"]["absent"]) == ("patchmint.dataset/2", counts)
     document["totals"]["absent"] = {}

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builds import make_config, make_input, patchmint
+from builds import asked, make_config, make_input, patchmint
 from inspect_data import answer
 from shard_data import stored
 
@@ -34,6 +34,7 @@ def old(tmp_path):
 def test_it_is_read(old):
     storage = open_storage(old)
     assert read_manifest(storage).schema_ == "patchmint.dataset/1"
+    assert read_manifest(storage).to_bytes() == (old / "dataset.json").read_bytes()
     samples = list(stored(old))
     assert {sample.document.schema_ for sample in samples} == {"patchmint.sample/1"}
     assert {sample.document.source.name for sample in samples} == {""}
@@ -51,7 +52,9 @@ def test_it_verifies_and_is_searched(old):
     assert answer("find", old, "--where", "source_name = '' and source_path <> ''")["found"] == 3
     assert answer("find", old, "--rejects", "--reason", "image-damaged")["found"] == 1
     assert answer("info", old)["totals"]["absent"] == {}
-    assert answer("ls", old)
+    assert answer("ls", old)["samples"] == 3
+    assert (found := asked("status", old, "--json"))["absent"] == {}
+    assert (found["state"], found["written"], found["rejects"]) == ("finished", 3, {"image-damaged": 1})
     (old / "shards/000000.parquet").write_bytes(b"no table")
     assert any(finding.code == "table-form" for finding in verify(open_storage(old)))
 
@@ -71,6 +74,11 @@ def test_its_build_is_not_gone_on_with(old, tmp_path):
         "build", make_config(tmp_path / "c.json", make_input(tmp_path / "in", ["a thing"]), old), rc=2
     ).stderr
     assert "was begun by an earlier patchmint, in format 1" in said
+    for done in ("commits", "shards", "rejects", "dataset.json", "shards.json"):
+        shutil.move(old / done, tmp_path / done)
+    said = patchmint("build", tmp_path / "c.json")
+    assert "nothing is finished, is replaced: it is of format 1" in said.stderr
+    assert "1 planned = 1 written" in said.stdout
 
 
 def test_a_document_of_2_has_all_of_2(old):

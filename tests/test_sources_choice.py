@@ -165,6 +165,19 @@ def test_a_condition_over_json_fields(tmp_path):
     assert chosen("webdataset", root, where="width > 5") == (["b"], {"not-chosen-where": 3})
 
 
+def test_fields_of_mixed_kinds_are_text(tmp_path):
+    values = {"a": 1, "b": "x", "c": {"d": [1]}, "d": "\ud800", "e": None, "f": 10**30, "g": [1, "x"]}
+    root = downloaded(tmp_path / "0.tar", {key: {"n": value} for key, value in values.items()})
+    for where, left in (
+        ("n = 'x'", "b"),
+        ("n = '1'", "a"),
+        ("n is null", "e"),
+        ("n like '{%'", "c"),
+        ("n = n", "abcdfg"),
+    ):
+        assert chosen("webdataset", root, where=where)[0] == list(left), where
+
+
 def test_a_condition_that_cannot_be_used_is_refused_before_the_source_is_read(tmp_path):
     root = downloaded(tmp_path / "0.tar", {str(n): {"similarity": 0.5, "word": "x"} for n in range(300)})
     for where, why in (

@@ -121,7 +121,10 @@ class Manifest(_Part):
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+        told = self.model_dump(mode="json")
+        if self.schema_ == schema_name("dataset", 1):
+            del told["totals"]["absent"]
+        return (json.dumps(told, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:

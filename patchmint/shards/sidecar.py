@@ -135,7 +135,7 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
             for name in added:
                 column = pa.repeat(pa.scalar(ADDED[name], schema.field(name).type), parquet.metadata.num_rows)
                 table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
-            table = table.select(names)
+            table = table.select(names) if added else table
         except (pa.ArrowException, OSError, KeyError) as error:
             raise _no_table(storage, path, str(error)) from error
     for name in names:

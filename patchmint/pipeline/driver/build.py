@@ -46,6 +46,7 @@ from patchmint.shards.readme import write_readmes
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
+from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
 
 _LOG = logging.getLogger(__name__)
@@ -300,7 +301,9 @@ def _is_replaced(
         return False
     (plan,) = ledger.plans
     why = ["not all of its parts are there"] if not is_whole(ledger.storage, plan) else []
-    if not plan.is_of(config, models):
+    if plan.version < VERSION:
+        why = [f"it is of format {plan.version}"]
+    elif not plan.is_of(config, models):
         why = ["it was made with other settings", *plan.changes(config, models)]
     if not why or not lease.is_held() or not discard_plan(ledger.storage):
         return False

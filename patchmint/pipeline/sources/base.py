@@ -18,7 +18,6 @@ from patchmint.errors import (
     StorageError,
     did_you_mean,
 )
-from patchmint.pipeline.sources.files import FileChoice
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import WHOLE_FILE, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
@@ -66,8 +65,8 @@ class Source(Protocol):
     them.
     """
 
-    files: FileChoice | None
-    """Which of its files it reads, where it looks for that itself; others are told from where images are."""
+    chooses_files: bool
+    """Whether it reads the files that `files` and `split` choose only; else its images' files are looked at."""
 
     def check(self) -> None:
         """Check that what the settings name is there and begins as it should; no more than beginnings is read.
@@ -143,10 +142,10 @@ class StoredImages:
     """Images that are files of their own, or ranges of bytes in bigger ones. Base of the sources."""
 
     at_once = 1
+    chooses_files = False
 
-    def __init__(self, storage: Storage, files: FileChoice | None = None) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self.files = files
 
     def sections(self) -> Iterator[Section] | None:
         """As `Source.sections`: it can't be divided."""

@@ -189,8 +189,9 @@ class Chosen:
 
     def _chosen(self, found: Iterator[Found]) -> Iterator[Found]:
         left = self.take if self._dedupe is None else None
-        in_files = (each if self._is_in_files(each) else OTHER_FILE for each in found)
-        for each in self._meeting(in_files) if self._condition is not None else in_files:
+        if not self.source.chooses_files:
+            found = (each if _is_in(self._files, each) else OTHER_FILE for each in found)
+        for each in self._meeting(found) if self._condition is not None else found:
             if isinstance(each, Absent):
                 yield each
             elif self._share < 1 and _chance(each.key or each.id) >= self._share:
@@ -199,11 +200,6 @@ class Chosen:
                 yield replace(each, image=replace(each.image, source=self._name)) if self._name else each
                 if left is not None and not (left := left - 1):
                     return
-
-    def _is_in_files(self, found: Found) -> bool:
-        if isinstance(found, Absent) or not found.image.path or self.source.files is not None:
-            return True
-        return self._files.has(found.image.path)
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""
@@ -236,6 +232,10 @@ def columns_of(where: str) -> tuple[str, ...]:
         what = f"{min(unstable)!r} gives another answer each time" if unstable else "it must name its columns"
         raise ConfigError(f"source.where: the condition can't be used: {what}")
     return found.columns
+
+
+def _is_in(files: FileChoice, found: Found) -> bool:
+    return isinstance(found, Absent) or not found.image.path or files.has(found.image.path)
 
 
 def _has_fields(found: Found) -> bool:

@@ -149,7 +149,7 @@ class ConversationsSource(NamedImages):
         found = [entry for entry in self._storage.list(folder) if entry.path.endswith(".parquet")]
         if found:
             self._choice.check([entry.path for entry in found], self._storage.uri)
-            self.files = self._choice
+            self.chooses_files = True
         return found
 
     def _folder_of(self, path: str) -> str | None:

@@ -36,11 +36,12 @@ class FolderSource(NamedImages):
 
     def __init__(self, config: FolderSourceConfig, storage: Storage) -> None:
         self._choice = FileChoice(config, by_folder=True)
+        self.chooses_files = config.table is None
         self._config = config
         asked = columns_of(config.where) + (() if config.id_column is None else (config.id_column,))
         self._asked = {name.casefold() for name in asked}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
-        super().__init__(config, storage, folder_of(self._table or ""), self._choice if self._table is None else None)
+        super().__init__(config, storage, folder_of(self._table or ""))
 
     def check(self) -> None:
         """As `Source.check`."""

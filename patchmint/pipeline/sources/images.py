@@ -9,7 +9,6 @@ from patchmint.config.sources import ImagesSettings
 from patchmint.errors import ImageMissingError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import StoredImages, inner_setting, require_images
-from patchmint.pipeline.sources.files import FileChoice
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import WHOLE_FILE, Fault, ImageRef
 from patchmint.storage import Storage
@@ -22,21 +21,18 @@ class NamedImages(StoredImages):
     the other folders, then other endings.
     """
 
-    def __init__(
-        self, config: ImagesSettings, storage: Storage, default: str = "", files: FileChoice | None = None
-    ) -> None:
+    def __init__(self, config: ImagesSettings, storage: Storage, default: str = "") -> None:
         """Take the settings.
 
         Args:
             config: of the source.
             storage: the source's root.
             default: the folder that paths start from where the settings name none.
-            files: as `Source.files`.
 
         Raises:
             ConfigError: a folder is outside of the source.
         """
-        super().__init__(storage, files)
+        super().__init__(storage)
         given = (default,) if config.images is None else config.images
         folders = (given,) if isinstance(given, str) else given
         self._folders = [inner_setting(folder, "source.images") for folder in folders]

@@ -51,10 +51,11 @@ class ParquetSource(StoredImages):
     """Rows in order, file by file in the order of their names."""
 
     at_once = 8
+    chooses_files = True
 
     def __init__(self, config: ParquetSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
         self._choice = FileChoice(config)
-        super().__init__(storage, self._choice)
         _, self._name = split_uri(config.uri)
         self._image = config.image_column
         self._texts = config.text_columns

@@ -59,10 +59,11 @@ class WebDatasetSource(StoredImages):
     """Samples in the order of the tars' names, and in each tar in its own order."""
 
     at_once = 64
+    chooses_files = True
 
     def __init__(self, config: WebDatasetSourceConfig, storage: Storage) -> None:
+        super().__init__(storage)
         self._choice = FileChoice(config)
-        super().__init__(storage, self._choice)
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
         self._stats: dict[str, Entry] = {}
