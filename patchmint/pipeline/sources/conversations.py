@@ -32,6 +32,7 @@ TURNS = ("conversations", "messages", "conversation", "texts")
 """Fields of turns."""
 IMAGES = ("image", "images")
 """Fields of images."""
+_OTHERS = ("video", "videos", "audio", "audios")
 MARK = "<image>"
 """Stands for the image in what a human says."""
 
@@ -213,6 +214,8 @@ class ConversationsSource(NamedImages):
             if not images:
                 if _marks(said.turns):
                     raise _Wrong("no-image", f"{where} has an {MARK} mark, but names no image")
+                if any(entry.get(field) for field in _OTHERS):
+                    raise _Wrong("no-image", f"{where} is about a video or a sound, not about an image")
                 yield Absent("text-only")
                 return
             if len(images) > 1:
