@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -82,8 +83,8 @@ class ConversationsSource(NamedImages):
 
     def check(self) -> None:
         """As `Source.check`."""
-        first = self._files()[0].path
-        if not first.endswith(".parquet"):
+        first = self._files[0].path
+        if not _in_rows(self._files[0]):
             next(stream_list(self._storage, first), None)
             self.check_images(folder=self._folder_of(first))
         else:
@@ -93,17 +94,16 @@ class ConversationsSource(NamedImages):
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
-        return self.in_section(tuple(self._files()))
+        return self.in_section(tuple(self._files))
 
     def sections(self) -> Iterator[Section] | None:
         """As `Source.sections`: Parquet files; a JSON file can't be divided."""
-        files = self._files()
-        return in_sections(files) if files[0].path.endswith(".parquet") else None
+        return in_sections(self._files) if _in_rows(self._files[0]) else None
 
     def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         for file in section:
-            yield from self._in_parquet(file.path) if file.path.endswith(".parquet") else self._in_json(file.path)
+            yield from self._in_parquet(file.path) if _in_rows(file) else self._in_json(file.path)
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`."""
@@ -117,28 +117,32 @@ class ConversationsSource(NamedImages):
                 self._stored = ParquetSource(config, self._storage)
         return self._stored.read_image(ref)
 
+    @cached_property
     def _files(self) -> list[Entry]:
         """The JSON file, or all Parquet files."""
         storage, given = self._storage, self._annotations
-        if given is not None and not (parquets := self._parquet_below(given)):
-            path = require(storage, given, "source.annotations", _LAYOUT)
-            return [Entry(path, storage.size(path))]
-        if given is not None:
+        if given is None:
+            names = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
+            found = [Entry(name, storage.size(name)) for name in names] or self._below("")
+        else:
+            found = self._below(given)
+            if not found:
+                path = require(storage, given, "source.annotations", _LAYOUT)
+                found = [Entry(path, storage.size(path))]
+        if parquets := [entry for entry in found if _in_rows(entry)]:
             return parquets
-        found = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
-        if not found and (parquets := self._parquet_below("")):
-            return parquets
-        if not found:
-            found = [path for entry in storage.list() if "/" not in (path := entry.path) and path.endswith(JSON)]
         if len(found) != 1:
-            what = f"several JSON files ({', '.join(found)})" if found else "neither JSON nor Parquet files"
+            names = [entry.path for entry in found]
+            what = f"several JSON files ({', '.join(names)})" if found else "neither JSON nor Parquet files"
             raise ConfigError(
                 f"source.annotations: there are {what} in {storage.uri}; name the one to read. Expected {_LAYOUT}"
             )
-        return [Entry(found[0], storage.size(found[0]))]
+        return found
 
-    def _parquet_below(self, folder: str) -> list[Entry]:
-        return [entry for entry in self._storage.list(folder) if entry.path.endswith(".parquet")]
+    def _below(self, folder: str) -> list[Entry]:
+        """Parquet files in a folder at any depth, and JSON files at the top: images may be there in millions."""
+        listed = self._storage.list(folder)
+        return [entry for entry in listed if _in_rows(entry) or ("/" not in entry.path and entry.path.endswith(JSON))]
 
     def _folder_of(self, path: str) -> str | None:
         """The folder that image paths of a file start from, where the settings don't say."""
@@ -352,6 +356,10 @@ def _with_mark(said: _Said, where: str, *, prepend: bool) -> list[Turn]:
     if first < len(turns) and turns[first].role == "human":
         return [*turns[:first], Turn("human", f"{MARK}\n{turns[first].content}"), *turns[first + 1 :]]
     return [*turns[:first], Turn("human", MARK), *turns[first:]]
+
+
+def _in_rows(file: Entry) -> bool:
+    return file.path.endswith(".parquet")
 
 
 def _listed(named: object) -> list[object]:
