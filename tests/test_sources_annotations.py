@@ -106,19 +106,21 @@ def test_coco_bad_boxes_and_categories(tmp_path):
     boxes = [[0, 0, size, 1] for size in (nan, float("inf"), -1, True, 10**400)]
     boxes += [[0, 0, 1], "0011", [nan, 0, 1, 1], None]
     document = {
-        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "images": [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": " "}],
         "annotations": [
             *({"image_id": 1, "category_id": 1, "bbox": box} for box in boxes),
             {"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1]},
             {"image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 1]},
+            {"image_id": 2, "bbox": [0, 0, 0, 1]},
         ],
     }
     samples = read("coco", coco(tmp_path, document, "instances"), texts="categories")
     whole = [sample.texts for sample in samples if sample.fault is None]
     assert whole == [(SourceText("cat", ((0, 3),), ((0.0, 0.0, 0.0, 1.0),)),)]
-    assert len(samples) == len(whole) + 2
-    assert absent("coco", tmp_path, texts="categories") == {"box-malformed": len(boxes)}
+    last = f"annotations-{len(boxes) + 2}"
+    assert faults(samples) == {"record-malformed": {"categories-1", "1#fault-0", last}}
+    assert absent("coco", tmp_path, texts="categories") == {"box-malformed": len(boxes), "not-annotated": 1}
 
 
 OUTSIDE = ("../../etc/passwd", "a/../../b.jpg", "/etc/passwd", "C:/x.jpg", "a\\..\\b.jpg", "a\0.jpg", ".")

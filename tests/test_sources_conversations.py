@@ -75,6 +75,11 @@ def test_images_of_an_entry(tmp_path):
         assert faults(read("conversations", tmp_path)) == {"no-image": {"entry-0"}}
 
 
+def test_what_is_about_something_else_is_no_text(tmp_path):
+    entries(tmp_path, {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}, SAID]})
+    assert faults(read("conversations", tmp_path)) == {"no-image": {"entry-0"}}
+
+
 def test_other_places_of_turns(tmp_path):
     said = {"image": "a.jpg", "conversations": json.dumps(TALK), "system": "Be kind."}
     entries(tmp_path, said, {"image": "a.jpg", "conversations": "[not JSON"}, {"image": "a.jpg", "texts": ["a cat"]})

@@ -63,6 +63,15 @@ def test_prefixes_are_recognised(tmp_path, name):
     assert contents(source(**found)) == {name: b"a"}
 
 
+def test_several_folders_are_recognised(tmp_path):
+    names = [f"{number}.jpg" for number in range(9)]
+    coco(tmp_path, *names)
+    put(tmp_path, {f"{'train' if number % 2 else 'val'}/{number}.jpg": b"x" for number in range(8)})
+    found = recognise(str(tmp_path)).source
+    assert found["images"] == ["train", "val"]
+    assert list(contents(source(**found)).values()) == [b"x"] * 8 + [None]
+
+
 def test_other_endings(tmp_path):
     coco(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d")
     put(tmp_path, {"one/a.jpg": b"a", "two/a.gif": b"no", "one/b.gif": b"b", "two/c.png": b"c", "one/d.gif": b"no"})

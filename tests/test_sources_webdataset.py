@@ -185,7 +185,7 @@ def test_members_that_are_named(tmp_path):
         "no-image": {"a.tar/4"},
     }
     assert good(read("webdataset", tmp_path, image_member="output.png", texts="json:n")) == []
-    assert good(read("webdataset", tmp_path, texts=["txt", "edit.txt"])) == [["x"]]
+    assert good(read("webdataset", tmp_path, texts=[".txt", "Edit.TXT"])) == [["x"]]
     assert absent("webdataset", tmp_path, texts=["txt", "edit.txt"]) == {"text-null": 1}
 
 

@@ -188,7 +188,8 @@ class CocoFile:
                 image_id = as_id(record.get("image_id"))
                 if image_id is None:
                     raise ValueError("has no image_id")
-                self.annotations.setdefault(image_id, []).append((position, self._value_of(record)))
+                value = self._value_of(record)
+                self.annotations.setdefault(image_id, []).append((position, value))
 
     def _take_image(self, record: dict[str, Any]) -> None:
         image_id = as_id(record.get("id"))

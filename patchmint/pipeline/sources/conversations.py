@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ TURNS = ("conversations", "messages", "conversation", "texts")
 """Fields of turns."""
 IMAGES = ("image", "images")
 """Fields of images."""
+_OTHERS = ("video", "videos", "audio", "audios")
 MARK = "<image>"
 """Stands for the image in what a human says."""
 
@@ -83,9 +85,9 @@ class ConversationsSource(NamedImages):
 
     def check(self) -> None:
         """As `Source.check`."""
-        files = self._files()
-        first = next((file.path for file in files if self._choice.has(file.path)), files[0].path)
-        if not first.endswith(".parquet"):
+        found = next((file for file in self._files if self._choice.has(file.path)), self._files[0])
+        first = found.path
+        if not _in_rows(found):
             next(stream_list(self._storage, first), None)
             self.check_images(folder=self._folder_of(first))
         else:
@@ -95,17 +97,16 @@ class ConversationsSource(NamedImages):
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
-        return self.in_section(tuple(self._files()))
+        return self.in_section(tuple(self._files))
 
     def sections(self) -> Iterator[Section] | None:
         """As `Source.sections`: Parquet files; a JSON file can't be divided."""
-        files = self._files()
-        return in_sections(files) if files[0].path.endswith(".parquet") else None
+        return in_sections(self._files) if _in_rows(self._files[0]) else None
 
     def in_section(self, section: Section) -> Iterator[Found]:
         """As `Source.in_section`."""
         for file in section:
-            if not file.path.endswith(".parquet"):
+            if not _in_rows(file):
                 yield from self._in_json(file.path)
             elif self._choice.has(file.path):
                 yield from self._in_parquet(file.path)
@@ -124,33 +125,34 @@ class ConversationsSource(NamedImages):
                 self._stored = ParquetSource(config, self._storage)
         return self._stored.read_image(ref)
 
+    @cached_property
     def _files(self) -> list[Entry]:
-        """The JSON file, or all Parquet files."""
+        """The JSON file, or all Parquet files: then `files` and `split` choose from these, and not from the images."""
         storage, given = self._storage, self._annotations
-        if given is not None and not (parquets := self._parquet_below(given)):
-            path = require(storage, given, "source.annotations", _LAYOUT)
-            return [Entry(path, storage.size(path))]
-        if given is not None:
+        if given is None:
+            names = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
+            found = [Entry(name, storage.size(name)) for name in names] or self._below("")
+        else:
+            found = self._below(given)
+            if not found:
+                path = require(storage, given, "source.annotations", _LAYOUT)
+                found = [Entry(path, storage.size(path))]
+        if parquets := [entry for entry in found if _in_rows(entry)]:
+            self._choice.check([entry.path for entry in parquets], storage.uri)
+            self.chooses_files = True
             return parquets
-        found = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
-        if not found and (parquets := self._parquet_below("")):
-            return parquets
-        if not found:
-            found = [path for entry in storage.list() if "/" not in (path := entry.path) and path.endswith(JSON)]
         if len(found) != 1:
-            what = f"several JSON files ({', '.join(found)})" if found else "neither JSON nor Parquet files"
+            names = [entry.path for entry in found]
+            what = f"several JSON files ({', '.join(names)})" if found else "neither JSON nor Parquet files"
             raise ConfigError(
                 f"source.annotations: there are {what} in {storage.uri}; name the one to read. Expected {_LAYOUT}"
             )
-        return [Entry(found[0], storage.size(found[0]))]
-
-    def _parquet_below(self, folder: str) -> list[Entry]:
-        """Parquet files, if there are any: then `files` and `split` choose from them, and not from the images."""
-        found = [entry for entry in self._storage.list(folder) if entry.path.endswith(".parquet")]
-        if found:
-            self._choice.check([entry.path for entry in found], self._storage.uri)
-            self.chooses_files = True
         return found
+
+    def _below(self, folder: str) -> list[Entry]:
+        """Parquet files in a folder at any depth, and JSON files at the top: images may be there in millions."""
+        listed = self._storage.list(folder)
+        return [entry for entry in listed if _in_rows(entry) or ("/" not in entry.path and entry.path.endswith(JSON))]
 
     def _folder_of(self, path: str) -> str | None:
         """The folder that image paths of a file start from, where the settings don't say."""
@@ -226,6 +228,8 @@ class ConversationsSource(NamedImages):
             if not images:
                 if _marks(said.turns):
                     raise _Wrong("no-image", f"{where} has an {MARK} mark, but names no image")
+                if any(entry.get(field) for field in _OTHERS):
+                    raise _Wrong("no-image", f"{where} is about a video or a sound, not about an image")
                 yield Absent("text-only")
                 return
             if len(images) > 1:
@@ -362,6 +366,10 @@ def _with_mark(said: _Said, where: str, *, prepend: bool) -> list[Turn]:
     if first < len(turns) and turns[first].role == "human":
         return [*turns[:first], Turn("human", f"{MARK}\n{turns[first].content}"), *turns[first + 1 :]]
     return [*turns[:first], Turn("human", MARK), *turns[first:]]
+
+
+def _in_rows(file: Entry) -> bool:
+    return file.path.endswith(".parquet")
 
 
 def _listed(named: object) -> list[object]:

@@ -250,7 +250,7 @@ class _Folder:
         if images is None:
             return None
         usual = path == f"annotations/{kind}_{split}.json"
-        named = {"split": split} if usual else {"annotations": path}
+        named: dict[str, Any] = {"split": split} if usual else {"annotations": path}
         if not usual or images != split or self._prefix:
             named["images"] = images
         return self._found(f"COCO {kind}", "coco", texts=texts, **named)
@@ -331,8 +331,8 @@ class _Folder:
         path = inner_path(value)
         return isinstance(path, str) and self.storage.exists(joined(folder, path))
 
-    def _start_of(self, listing: str, paths: Iterable[object], *usual: str) -> str | None:
-        """The folder that annotated image paths start from, or None if none of these images is here.
+    def _start_of(self, listing: str, paths: Iterable[object], *usual: str) -> str | list[str] | None:
+        """The folder that annotated image paths start from, or several, or None if none of these images is here.
 
         Args:
             listing: the file that names them.
@@ -342,13 +342,15 @@ class _Folder:
         given = [path for path in paths if isinstance(path, str)]
         inner = [path for path in map(inner_path, given) if isinstance(path, str)]
         self._prefix = ""
+        shown = inner[:: max(1, len(inner) // _SHOWN)]
         for folder in usual:
-            if any(self.storage.exists(f"{folder}/{path}" if folder else path) for path in inner[:_SHOWN]):
-                return folder
+            if any(self.storage.exists(joined(folder, path)) for path in shown):
+                return self._with_others(folder, shown)
         endings = tuple(f"/{path}" for path in inner)
         for name in self.names:
             if name.endswith(endings):
-                return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+                folder = name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+                return self._with_others(folder, shown)
         for path, rest in _ends_of(given[:_SHOWN]):
             if found := next((name for name in self.names if f"/{name}".endswith(f"/{rest}")), None):
                 self._prefix = path.removesuffix(rest)
@@ -357,6 +359,13 @@ class _Folder:
             f"{listing} names images such as {quoted(given[0])}" if given else f"{listing} names no image"
         )
         return None
+
+    def _with_others(self, folder: str, paths: Iterable[str]) -> str | list[str]:
+        """A folder, with those that hold images that aren't in it."""
+        lacking = [path for path in paths if not self.storage.exists(joined(folder, path))]
+        found = ((name, f"/{path}") for path in lacking for name in self.names)
+        others = {name.removesuffix(ending) for name, ending in found if name.endswith(ending)}
+        return [folder, *sorted(others)] if others else folder
 
 
 def _ends_of(paths: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -67,7 +67,8 @@ class WebDatasetSource(StoredImages):
         _, pattern = split_uri(config.uri)
         self._names = expand(pattern) if pattern else []
         self._stats: dict[str, Entry] = {}
-        image, texts = config.image_member, config.texts
+        image = None if config.image_member is None else _ending(config.image_member)
+        texts = [text if text.startswith(_FIELD) else _ending(text) for text in config.texts]
         self._images = IMAGE_ENDINGS if image is None else {image, *(f"{image}.{ending}" for ending in IMAGE_ENDINGS)}
         self._text_fields = tuple(texts)
         self._texts = {"json" if text.startswith(_FIELD) else text for text in texts} or {"txt", "json"}
@@ -268,6 +269,11 @@ class WebDatasetSource(StoredImages):
         for each in value if isinstance(value, list) else [] if value is None else [value]:
             sample.add_text(each, f"{quoted(text)} of {where}")
         return True
+
+
+def _ending(setting: str) -> str:
+    """The ending of members that a setting names, as `_key_and_ending` has it."""
+    return setting.removeprefix(".").lower()
 
 
 def _text_of(file: BinaryIO, member: _Member) -> str:
