@@ -171,15 +171,15 @@ def test_a_network_activates_group_norms_with_the_kernel_or_without(monkeypatch)
         torch.testing.assert_close(ours.float(), expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize(("channels", "groups", "sides"), [(16, 4, (9, 7)), (8, 8, (3, 2)), (32, 2, (16, 16))])
+@pytest.mark.parametrize(("channels", "groups", "sides"), [(16, 4, (9, 7)), (8, 8, (3, 2)), (32, 2, (8, 8))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_activation_of_a_group_norm_in_two_kernels_is_torchs(monkeypatch, channels, groups, sides, dtype):
     """Also of fewer places than parts, and of an image of nearly one value, on whose last bits codes hang."""
-    monkeypatch.setattr(kernels, "NUMBERS_AT_ONCE", 4 * channels)
+    monkeypatch.setattr(kernels, "NUMBERS_AT_ONCE", 2 * channels)
     generator = torch.Generator().manual_seed(channels)
     x = torch.randn(3, channels, *sides, generator=generator)
     x[1] = 3 + 1e-2 * x[1]
-    x[2, :, 1:] += 100
+    x[2] += torch.linspace(0, 50, sides[0] * sides[1]).view(sides)  # parts, and tiles of a part, differ
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     norm = nn.GroupNorm(groups, channels, eps=1e-6)
     nn.init.normal_(norm.weight, generator=generator)

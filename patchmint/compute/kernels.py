@@ -291,8 +291,9 @@ def norm_constants(channels: int, *, keep: bool) -> dict[str, int]:
 
 @triton.jit(do_not_specialize=["places"])
 def group_moments_kernel(
-    x, moments, places, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr
-):
+    x, moments, places,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
     """Means and squared distances from them of each group in a part of an image, tile by tile (Chan's sums)."""
     part, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     each: tl.constexpr = CHANNELS // GROUPS
@@ -301,15 +302,16 @@ def group_moments_kernel(
     count = 0.0
     length = tl.cdiv(places, PARTS)
     end = tl.minimum(places, (part + 1) * length)
-    for first in range(part * length, end, ROWS):
+    for step in range(STEPS):
+        first = part * length + step * ROWS
         row = first + tl.arange(0, ROWS)
         there = (row < end)[:, None]
         tile = tl.load(x + (image * places + row[:, None]) * CHANNELS + tl.arange(0, CHANNELS)[None, :], there, 0.0)
         tile = tl.reshape(tile.to(tl.float32), (ROWS, GROUPS, each))
-        more = tl.minimum(end - first, ROWS) * each * 1.0
-        own = tl.sum(tl.sum(tile, axis=2), axis=0) / more
+        more = tl.maximum(tl.minimum(end - first, ROWS), 0) * each * 1.0
+        own = tl.sum(tl.sum(tile, axis=2), axis=0) / tl.maximum(more, 1.0)
         away = tl.where(there[:, :, None], tile - own[None, :, None], 0.0)
-        moved = (own - mean) * (more / (count + more))
+        moved = (own - mean) * (more / tl.maximum(count + more, 1.0))
         apart += tl.sum(tl.sum(away * away, axis=2), axis=0) + (own - mean) * moved * count
         mean += moved
         count += more
@@ -370,7 +372,8 @@ def silu_of_norm(
     moments = x.new_empty(batch, constants["PARTS"], 2, groups, dtype=torch.float32)
     out = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
     with torch.cuda.device_of(x):
-        group_moments_kernel[(constants["PARTS"], batch)](x, moments, places, **constants, **OPTIONS)
+        steps = triton.cdiv(triton.cdiv(places, constants["PARTS"]), constants["ROWS"])
+        group_moments_kernel[(constants["PARTS"], batch)](x, moments, places, **constants, STEPS=steps, **OPTIONS)
         silu_of_norm_kernel[(triton.cdiv(places, constants["ROWS"]), batch)](
             x, moments, weight, bias, out, epsilon, places, **constants, **OPTIONS
         )
