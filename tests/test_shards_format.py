@@ -67,7 +67,7 @@ def test_document_says_what_the_sample_is():
     assert document.conversation[1].content == "a cat"
     assert document.grid.model_dump() == {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash", "views": 1}
     assert document.tokens.codebook_sizes == (16384,)
-    assert document.source.model_dump() == {"path": "images/1.jpeg", "start": -1}
+    assert document.source.model_dump() == {"name": "", "path": "images/1.jpeg", "start": -1}
 
 
 def columns(value, path=""):
@@ -339,7 +339,7 @@ def test_arrays_that_are_not_read():
 def test_documents_of_another_form_are_refused(change):
     document = json.loads(make_document_bytes())
     SampleDocument.from_bytes(json.dumps(document).encode())
-    with pytest.raises(ShardError, match=r"patchmint\.sample/1"):
+    with pytest.raises(ShardError, match=r"patchmint\.sample/2"):
         SampleDocument.from_bytes(json.dumps(change(document)).encode())
 
 
@@ -392,6 +392,7 @@ def test_manifest(tmp_path):
         "written": 2,
         "texts": 3,
         "rejected": {"image-missing": 1},
+        "absent": {},
         "shards": 2,
     }
     assert [m.model_dump() for m in manifest.members][3] == {

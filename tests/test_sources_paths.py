@@ -117,7 +117,7 @@ def test_image_folders_of_the_hub(tmp_path, ending):
     put(
         tmp_path, {"csv": {table: "\n".join(lines)}, "jsonl": {table: "\n".join(map(json.dumps, rows))}}.get(ending, {})
     )
-    opened = source("folder", tmp_path, table=table, id_column="n", where="\"by\" <> ''")
+    opened = source("folder", tmp_path, table=table, id_column="n", where="who <> ''")
     samples = samples_of(opened)
     assert [(sample.id, sample.image.path) for sample in samples] == [
         *(("1", "train/a.jpg"), ("2", "train/x/b.png"), ("3", "train/gone.jpg"))
