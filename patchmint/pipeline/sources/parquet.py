@@ -119,12 +119,14 @@ class ParquetSource(StoredImages):
             file = listed_image(path)
             image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
             sample = Sample(given or f"{path}:{number}", image, {name: row[name] for name in asked})
-            for name in texts:
-                for value in row[name] if isinstance(row[name], list) else [row[name]]:
-                    if value is None:
-                        sample.add_absent("text-null")
-                    else:
-                        sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
+            values = [
+                (name, value) for name in texts for value in (row[name] if isinstance(row[name], list) else [row[name]])
+            ]
+            for name, value in values:
+                if value is not None:
+                    sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
+                elif any(other is not None for _, other in values):
+                    sample.add_absent("text-null")
             yield from sample.finish(f"row {number} of {shown} has no text, only nulls or empty lists")
 
     def read_image(self, ref: ImageRef) -> bytes:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 from patchmint.samples import PART, Absent, Box, Fault, Found, ImageRef, SourceSample, SourceText, Turn
@@ -21,7 +20,6 @@ _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1024
 """Longest key of an S3 object."""
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
 _QUOTED = 200
 
@@ -129,17 +127,20 @@ class Sample:
     A bad text never takes the image's good ones along: it becomes a faulty sample of its own, so that it is counted.
     """
 
-    def __init__(self, name: str, image: ImageRef | Fault, record: Mapping[str, Any] = _NOTHING) -> None:
+    def __init__(self, name: str, image: ImageRef | Fault, record: Mapping[str, Any] | None = None) -> None:
+        """Begin one.
+
+        Args:
+            name: the source's own name for it.
+            image: where its bytes are, or why they can't be read.
+            record: the source's own fields of it.
+        """
         self._name = name
         self._image = image
-        self._record = record
-        self._absent: list[Absent] = []
+        self._record = record or {}
         self._texts: list[SourceText] = []
         self._faults: list[Fault] = []
-
-    def add_absent(self, reason: str) -> None:
-        """Count something that isn't there; no fault, as long as there is a text."""
-        self._absent.append(Absent(reason))
+        self._absent: list[Absent] = []
 
     def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
         """Take a text, or note what is wrong with it; `where` says which one it is."""
@@ -157,6 +158,10 @@ class Sample:
         """Note something wrong."""
         self._faults.append(source_fault(reason, message))
 
+    def add_absent(self, reason: str) -> None:
+        """Note that something beside the texts is absent or can't be used, such as a box."""
+        self._absent.append(Absent(reason))
+
     def finish(self, missing: str, conversation: Sequence[Turn] = ()) -> Iterator[Found]:
         """The image's sample, then a faulty one for each thing that is wrong beside its good texts.
 
@@ -164,18 +169,19 @@ class Sample:
             missing: what to say if there is no text at all.
             conversation: the turns that the texts are from.
         """
-        faults, name = self._faults, printable(self._name)
+        faults = self._faults
+        name = printable(self._name)
         if isinstance(self._image, Fault):
             yield SourceSample(name, NO_IMAGE, (), fault=self._image, record=self._record)
         elif self._texts:
             yield SourceSample(name, self._image, tuple(self._texts), tuple(conversation), record=self._record)
-            yield from self._absent
         else:
             first, *faults = faults or [source_fault("text-missing", missing)]
             yield SourceSample(name, self._image, (), fault=first, record=self._record)
         for number, fault in enumerate(faults):
             part = replace(fault, reason=PART + fault.reason)
             yield SourceSample(f"{name}#fault-{number}", NO_IMAGE, (), fault=part, record=self._record)
+        yield from self._absent
 
 
 def as_id(value: Any) -> str | None:
