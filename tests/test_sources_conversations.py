@@ -177,3 +177,16 @@ def test_which_file(tmp_path):
     assert [sample.id for sample in read("conversations", tmp_path)] == ["data/train.parquet:1"]
     for given in ("data", "data/train.parquet"):
         assert len(read("conversations", tmp_path, annotations=given)) == 1
+
+
+def test_splits_of_parquet(tmp_path):
+    for split in ("train", "validation"):
+        parquet(tmp_path, f"data/{split}-00000-of-00001.parquet", image=["a.jpg"], conversations=[TALK], id=[split])
+    refused("the splits train, validation side by side", "conversations", tmp_path)
+    assert [sample.id for sample in read("conversations", tmp_path, split="train")] == ["train"]
+    assert [sample.id for sample in read("conversations", tmp_path, files="validation-*")] == ["validation"]
+    assert len(read("conversations", tmp_path, split="all", where="id <> 'train'")) == 1
+    entries(tmp_path / "json", *({"image": f"{name}/a.jpg", "conversations": TALK} for name in ("x", "train", "test")))
+    for settings in ({"split": "train"}, {"files": "train/*"}):
+        (sample,) = read("conversations", tmp_path / "json", **settings)
+        assert sample.image.path == "train/a.jpg"

@@ -231,3 +231,9 @@ def test_a_file_that_cannot_be_read_is_tried_again(tmp_path, monkeypatch, number
     else:
         assert read_image(ImageRef("a.jpg")) == (tmp_path / "a.jpg").read_bytes()
     assert len(tried) == reads
+
+
+def test_texts_alone_are_counted(tmp_path):
+    put(tmp_path, {"a.jpg": b"a", "a.txt": b"one", "b.txt": b"two", "c.json": b"{}", "d.txt": b"four", "d.heic": b"d"})
+    assert [sample.id for sample in read("folder", tmp_path)] == ["a.jpg", "d.heic"]
+    assert absent("folder", tmp_path) == {"text-without-image": 1}

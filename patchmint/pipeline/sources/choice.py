@@ -132,7 +132,7 @@ class Chosen:
         self.source = source
         self.take = config.take
         self._name = config.name
-        self._files = FileChoice(config, by_folder=True)
+        self._files = None if source.chooses_files else FileChoice(config, by_folder=True)
         self._condition = Condition(config.where) if config.where.strip() else None
         self._share = config.sample
         self._dedupe = config.dedupe
@@ -189,8 +189,8 @@ class Chosen:
 
     def _chosen(self, found: Iterator[Found]) -> Iterator[Found]:
         left = self.take if self._dedupe is None else None
-        if not self.source.chooses_files:
-            found = (each if _is_in(self._files, each) else OTHER_FILE for each in found)
+        if (files := self._files) is not None:
+            found = (each if _is_in(files, each) else OTHER_FILE for each in found)
         for each in self._meeting(found) if self._condition is not None else found:
             if isinstance(each, Absent):
                 yield each

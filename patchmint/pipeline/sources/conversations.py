@@ -73,11 +73,13 @@ class ConversationsSource(NamedImages):
     """Entries in the order of the file, or of the Parquet files, one at a time."""
 
     at_once = 8
+    chooses_files = True  # Parquet files, or images of a JSON file
 
     def __init__(self, config: ConversationsSourceConfig, storage: Storage) -> None:
+        self._choice = FileChoice(config)
+        self._choice_of_images = FileChoice(config, by_folder=True)
         super().__init__(config, storage)
         self._config = config
-        self._choice = FileChoice(config)
         given = config.annotations
         self._annotations = None if given is None else inner_setting(given, "source.annotations")
         self._stored: ParquetSource | None = None
@@ -85,9 +87,9 @@ class ConversationsSource(NamedImages):
 
     def check(self) -> None:
         """As `Source.check`."""
-        found = next((file for file in self._files if self._choice.has(file.path)), self._files[0])
-        first = found.path
-        if not _in_rows(found):
+        read = next(file for file in self._files if self._choice.has(file.path) or not _in_rows(file))
+        first = read.path
+        if not _in_rows(read):
             next(stream_list(self._storage, first), None)
             self.check_images(folder=self._folder_of(first))
         else:
@@ -127,7 +129,7 @@ class ConversationsSource(NamedImages):
 
     @cached_property
     def _files(self) -> list[Entry]:
-        """The JSON file, or all Parquet files: then `files` and `split` choose from these, and not from the images."""
+        """The JSON file, or all Parquet files."""
         storage, given = self._storage, self._annotations
         if given is None:
             names = [name for name in (PRETRAIN, FINETUNE) if storage.exists(name)]
@@ -139,7 +141,6 @@ class ConversationsSource(NamedImages):
                 found = [Entry(path, storage.size(path))]
         if parquets := [entry for entry in found if _in_rows(entry)]:
             self._choice.check([entry.path for entry in parquets], storage.uri)
-            self.chooses_files = True
             return parquets
         if len(found) != 1:
             names = [entry.path for entry in found]
@@ -167,6 +168,9 @@ class ConversationsSource(NamedImages):
                 yield faulty(name, "record-malformed", f"{where} isn't an object: {quoted(entry)}")
                 continue
             images = [self.image_at(image, folder) for image in _of_fields(entry, fields)]
+            if not all(isinstance(image, Fault) or self._choice_of_images.has(image.path) for image in images):
+                yield OTHER_FILE
+                continue
             yield from self._entry(entry, images, where, name, folder)
 
     def _in_parquet(self, path: str) -> Iterator[Found]:

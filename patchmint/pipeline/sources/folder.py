@@ -17,7 +17,7 @@ from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, check_unmix
 from patchmint.pipeline.sources.images import NamedImages, joined
 from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted, source_fault
 from patchmint.pipeline.sources.tables import Row, rows
-from patchmint.samples import Fault, Found, ImageRef
+from patchmint.samples import Absent, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 _SECTION_FILES = 8192
@@ -27,6 +27,7 @@ _NO_SIDECAR = (
 )
 _SIDECAR_ENDINGS = ("txt", "json")
 _TEXT_KEYS = ("caption", "text", "texts")
+_TEXT_ALONE = Absent("text-without-image")
 
 
 class FolderSource(NamedImages):
@@ -38,8 +39,7 @@ class FolderSource(NamedImages):
         self._choice = FileChoice(config, by_folder=True)
         self.chooses_files = config.table is None
         self._config = config
-        asked = columns_of(config.where) + (() if config.id_column is None else (config.id_column,))
-        self._asked = {name.casefold() for name in asked}
+        self._asked = {name.casefold() for name in columns_of(config.where)}
         self._table = None if config.table is None else inner_setting(config.table, "source.table")
         super().__init__(config, storage, folder_of(self._table or ""))
 
@@ -97,6 +97,9 @@ class FolderSource(NamedImages):
             if not self._choice.has(image):
                 yield OTHER_FILE
                 continue
+            if side is None and _ending(image) in _SIDECAR_ENDINGS:
+                yield _TEXT_ALONE
+                continue
             sample = Sample(image, _image(image), _record(side.path, data) if side and data is not None else {})
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
@@ -112,12 +115,15 @@ class FolderSource(NamedImages):
             if isinstance(record, str):
                 yield faulty(f"{table}:{number}", "record-malformed", record)
                 continue
-            image = self.image_at(record.pop(config.file_column, None))
-            text = record.pop(config.text_column, None)
+            image = self.image_at(record.get(config.file_column))
             if isinstance(image, Fault):
                 yield faulty(f"{table}:{number}", image.reason, f"row {number} of {shown}: {image.message}")
             else:
-                named.setdefault(image.path, _Named(self._asked_of(record))).texts.append((number, text))
+                own = as_id(record.get(config.id_column)) if config.id_column else None
+                # of a row only what somebody will look at: there may be a hundred million
+                asked = {name: value for name, value in record.items() if name.casefold() in self._asked}
+                texts = named.setdefault(image.path, _Named(asked, own)).texts
+                texts.append((number, record.get(config.text_column)))
         first = self._folders[0]
         for folder in self._folders:
             for entry in self._files(folder):
@@ -133,13 +139,8 @@ class FolderSource(NamedImages):
         needed = (config.file_column, config.text_column, *((config.id_column,) if config.id_column else ()))
         return rows(self._storage, table, needed, self._asked)
 
-    def _asked_of(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Of the fields of a row those that somebody will look at: there may be a hundred million rows."""
-        return {name: value for name, value in record.items() if name.casefold() in self._asked}
-
     def _from_table(self, path: str, found: _Named, shown: str) -> Iterator[Found]:
-        own = as_id(found.record.get(self._config.id_column)) if self._config.id_column else None
-        sample = Sample(own or path, listed_image(path), found.record)
+        sample = Sample(found.id or path, listed_image(path), found.record)
         for number, value in found.texts:
             for text in value if isinstance(value, list) else [value]:
                 sample.add_text(text, f"the text in row {number} of {shown}")
@@ -159,9 +160,10 @@ def _record(path: str, data: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Named:
-    """An image that a table names: the first row's other fields, and the texts of all its rows with their numbers."""
+    """An image that a table names: what is asked for of its first row, its id, and all its texts with their rows."""
 
     record: Mapping[str, Any]
+    id: str | None
     texts: list[tuple[int, Any]] = field(default_factory=list)
 
 
@@ -225,7 +227,7 @@ def _sections(entries: Iterable[Entry]) -> Iterator[Section]:
 
 
 def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
-    """Each image's path with its sidecar, if it has one; and what else has a sidecar, where no image has it."""
+    """Each image's path with its sidecar, if it has one; what else has one, where no image has it; texts alone."""
     for cluster in _clusters(entries):
         yield from _paired(cluster)
 
@@ -255,6 +257,8 @@ def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:
         sidecar = next((sidecar for sidecar in sidecars if sidecar is not None), None)
         if ending in IMAGE_ENDINGS or (sidecar and stem not in described and ending not in _SIDECAR_ENDINGS):
             yield path, sidecar
+        elif ending == "txt" and len(cluster) == 1:
+            yield path, None
 
 
 def _stem(path: str) -> str:

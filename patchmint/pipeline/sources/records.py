@@ -162,7 +162,7 @@ class Sample:
         self._absent: list[Absent] = []
 
     def add_absent(self, reason: str) -> None:
-        """Count something that is absent or can't be used, such as a box; no fault, as long as there is a text."""
+        """Count something that isn't there; no fault, as long as there is a text."""
         self._absent.append(Absent(reason))
 
     def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
