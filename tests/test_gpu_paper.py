@@ -65,7 +65,7 @@ def test_images_of_the_tokenizer_are_read_and_written_as_little_as_can_be(gpu):
     names = [kernel.name for kernel in counter.kernels]
     assert names.count("silu_of_norm") == 24
     assert names.count("native_group_norm") == 4
-    assert names.count("clone") == 0
+    assert names.count("clone") <= 4  # those, where torch shows it
     assert names.count("_to_copy") <= 21 < names.count("convolution")
     assert 0.5 < counter.total.bytes / 2 / 1e9 <= 0.95
 
