@@ -296,14 +296,17 @@ def small_disk(folder):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def warm_up():
+@contextmanager
+def warmed():
     """Import what builds find through entry points, and look for these once: that is half of a build's time."""
-    sys.path.insert(0, str(STAND_IN))
-    import stand_in_models  # noqa: F401
-
     from patchmint import plugins
 
-    plugins.entry_points = cache(plugins.entry_points)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.syspath_prepend(STAND_IN)
+        import stand_in_models  # noqa: F401
+
+        patches.setattr(plugins, "entry_points", cache(plugins.entry_points))
+        yield
 
 
 def fork(work):

@@ -355,25 +355,24 @@ def test_samples_that_kill_are_rejected_alone(tmp_path, killers, workers):
 
 if __name__ == "__main__":
     what, given, *paths = sys.argv[1:]
-    builds.warm_up()
-    if what == "killed":
-        whole, folder, share = paths
-        for scene in ("fresh", "committed", "replaced"):
-            room = Path(folder) / f"{scene}-{share}"
-            room.mkdir()
-            print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
-    else:
-        print(full_at_any_moment(Path(given), *map(Path, paths)))
+    with builds.warmed():
+        if what == "killed":
+            whole, folder, share = paths
+            for scene in ("fresh", "committed", "replaced"):
+                room = Path(folder) / f"{scene}-{share}"
+                room.mkdir()
+                print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
+        else:
+            print(full_at_any_moment(Path(given), *map(Path, paths)))
 
-
-def test_a_sample_that_hangs_is_rejected_and_the_others_are_written(tmp_path):
-    texts = ["HANG" if place == 30 else f"thing number {place}" for place in range(50)]
-    source = builds.make_input(tmp_path / "in", texts)
-    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 50)
-    said = builds.run(config, tmp_path / "out", "--runner.batch-size=8", "--limits.sample-timeout=2")
-    assert said.count("it hung: no sample was finished for 2 s in annotate") == 2
-    (record,) = builds.committed(tmp_path / "out").values()
-    assert (record["written"], record["rejects"]) == (49, {"hangs-worker": 1})
-    (rejected,) = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
-    assert rejected["ordinal"] == 30
-    assert "limits.sample_timeout" in rejected["message"]
+    def test_a_sample_that_hangs_is_rejected_and_the_others_are_written(tmp_path):
+        texts = ["HANG" if place == 30 else f"thing number {place}" for place in range(50)]
+        source = builds.make_input(tmp_path / "in", texts)
+        config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 50)
+        said = builds.run(config, tmp_path / "out", "--runner.batch-size=8", "--limits.sample-timeout=2")
+        assert said.count("it hung: no sample was finished for 2 s in annotate") == 2
+        (record,) = builds.committed(tmp_path / "out").values()
+        assert (record["written"], record["rejects"]) == (49, {"hangs-worker": 1})
+        (rejected,) = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
+        assert rejected["ordinal"] == 30
+        assert "limits.sample_timeout" in rejected["message"]

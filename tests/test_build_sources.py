@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builds import asked, build_here, digests, make_config, make_input, patchmint, warm_up
+from builds import asked, build_here, digests, make_config, make_input, patchmint, warmed
 from inspect_data import answer
 from shard_data import stored
 
@@ -16,6 +16,12 @@ from patchmint.pipeline.driver import build as driver
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
+
+
+@pytest.fixture
+def stand_ins():
+    with warmed():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +104,8 @@ def test_counts_and_names_are_found(built):
     assert list(verify(open_storage(out))) == []
 
 
+@pytest.mark.usefixtures("stand_ins")
 def test_a_build_of_several_sources_is_resumed_to_the_same_bytes(data, built, tmp_path, monkeypatch):
-    warm_up()
     out, _ = built
     config = config_of(tmp_path / "c.json", tmp_path / "out", two(data))
     reports = []
@@ -155,9 +161,9 @@ def test_a_dry_run_counts_both_and_shows_why(data, tmp_path):
     assert (found["samples"], found["share"]) == (4, 1.0)
 
 
+@pytest.mark.usefixtures("stand_ins")
 def test_a_share_of_rejects_is_one_of_samples(tmp_path):
     """Bad texts beside good ones, many of them, don't stop a build; what was written nothing of is shown how to see."""
-    warm_up()
     root = make_input(tmp_path / "in", ["x"] * 6)
     for path in root.glob("*.txt"):
         path.unlink()

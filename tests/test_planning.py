@@ -308,14 +308,14 @@ def test_progress_counts_what_threads_have_read(tmp_path, small_sections):
 
 
 def test_a_build_sweeps_what_its_planning_kept(tmp_path, small_sections):
-    builds.warm_up()
     root = put(tmp_path / "in", {f"{n:03}.{ending}": f"{n}" for n in range(12) for ending in ("jpg", "txt")})
     config = builds.make_config(tmp_path / "c.json", root, tmp_path / "out", limits={"max_reject_share": 1.0})
     parsed = BuildConfig.load(config)
-    with pytest.raises(BuildError):
+    with builds.warmed(), pytest.raises(BuildError):
         plan_of(parsed, progress=failing_at(12))
     assert len(list((tmp_path / "out/planning").iterdir())) == 3
-    report = builds.build_here(config, tmp_path / "out")
+    with builds.warmed():
+        report = builds.build_here(config, tmp_path / "out")
     assert (report.planned, report.rejects) == (12, {"image-damaged": 12})
     assert not (tmp_path / "out/planning").exists()
     assert load_plan(open_storage(tmp_path / "out")).total == 12

@@ -103,7 +103,7 @@ def test_status_says_how_many_workers_are_missing_and_where_there_is_trouble():
     counts = dict.fromkeys(names, 0)
     places = {"node7 cuda:3": {"deaths": 3, "hangs": 1, "aside": True}, "node8 cuda:0": {"deaths": 0, "aside": False}}
     run = {"progress": {"workers": 1, "workers_wanted": 8, "by_place": places}}
-    found = BuildStatus("out", "building", **counts, rejects={}, rate=0.0, seconds_left=-1.0, last_run=run)
+    found = BuildStatus("out", "building", **counts, rejects={}, absent={}, rate=0.0, seconds_left=-1.0, last_run=run)
     assert "workers" not in "".join(_shown("out", found).renderables)
     found = replace(found, driver={"run": "r", "host": "h", "pid": 1})
     shown = _shown("out", found).renderables

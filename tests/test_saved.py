@@ -75,12 +75,12 @@ def stopped(config, out, batches, *, in_time):
 def whole(tmp_path_factory):
     """A config with one unit, and the digests of what an undisturbed build makes of it."""
     folder = tmp_path_factory.mktemp("saved")
-    builds.warm_up()
     texts = ["ALONE" if place == 9 else text for place, text in enumerate(TEXTS)]
     source = builds.make_input(folder / "in", texts, DAMAGED)
     config = builds.make_config(folder / "config.yaml", source, folder / "whole", 24)
-    assert builds.exit_code(builds.fork(lambda: built(config, folder / "whole"))) == 0
-    return config, builds.digests(folder / "whole")
+    with builds.warmed():
+        assert builds.exit_code(builds.fork(lambda: built(config, folder / "whole"))) == 0
+        yield config, builds.digests(folder / "whole")
 
 
 def save(config, out, batches, *, in_time=True):
