@@ -101,6 +101,7 @@ def test_the_cauldron_has_no_marks():
         "texts": [{"user": "Same?", "assistant": "No.", "source": "s"}],
     }
     assert shown(read(record)) == ["human:", 0, "\n", 1, "\nSame?", "gpt:", "No."]
+    assert read(record | {"images": [None]}) == Absent("text-only")
 
 
 def test_frames_stand_for_one_video():
@@ -232,6 +233,8 @@ def test_texts_of_an_image_in_a_document():
     assert texts_of(document, (), "all") == (texts, [[0, 1, 2]] * 3)
     plain = Document("x", (ImageRef("a"),), (Part("one"), Part(" \n"), Part(image=0), Part("two")))
     assert texts_of(plain, (), "own") == (["one", "two"], [[0, 1]])
+    longer = Document("x", (ImageRef("a"),), (Part("zero"), *plain.parts, Part("three")))
+    assert texts_of(longer, (), "neighbours") == (["zero", "one", "two", "three"], [[1, 2]])
 
 
 def test_no_turn_is_lost():
