@@ -215,6 +215,20 @@ def test_keys_of_tars():
     assert counted.images[3].reason == "image-missing"
 
 
+def test_mint_1t_pdf_has_its_images_in_one_file():
+    record = {
+        "images": ["page_0_image_85", None, "page_1_image_3", None],
+        "texts": [None, "Figure 1", None, "and 2"],
+        "image_metadata": [{"height": 1234, "page": 0, "sha256": "03", "width": 3111, "xref": 85}] * 2,
+        "language_id_whole_page_fasttext": {"en": 0.9},
+        "url": "http://example.com/a.pdf",
+    }
+    document = read_key("ef8e", {"tiff": ImageRef("0.tar", 512, 9)}, record, None, "'ef8e' in 0.tar")
+    assert shown(document) == [0, "Figure 1", 1, "and 2"]
+    assert document.images[0] == ImageRef("0.tar", 512, 9)
+    assert document.images[1].reason == "image-missing"  # its pages can't be told apart yet
+
+
 def test_texts_of_an_image_in_a_conversation():
     document = read(talk("<image>\nIs it <image> ?", "No.", "And <image>?", "Yes.", image=["a.jpg", "b.jpg", "a.jpg"]))
     said = ["Is it ?", "No.", "And ?", "Yes."]
