@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchmint.types import Span, Text
@@ -113,6 +113,57 @@ class SourceSample:
     fault: Fault | None = None
     key: str = ""
     record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+NO_NUMBER = -1
+"""Number of the image of a part that is a text."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text of a document, or the place of one of its images.
+
+    Attributes:
+        text: as in the source, without marks; "" where it is an image's place.
+        image: number of the image; `NO_NUMBER` where it is a text.
+        role: "human", "gpt" or "system", who begins to speak with this part; "": it goes on with the turn before, or
+            nobody speaks.
+    """
+
+    text: str = ""
+    image: int = NO_NUMBER
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Texts and images in their order, as a source describes them.
+
+    Attributes:
+        id: the source's own name for it.
+        images: each once, however often it is shown; a fault in the place of one that can't be read.
+        parts: in order. Of a conversation, the first part has a role.
+        captioned: whether each image belongs to the text that follows it (MMC4's matched texts).
+    """
+
+    id: str
+    images: tuple[ImageRef | Fault, ...]
+    parts: tuple[Part, ...]
+    captioned: bool = False
+
+    def without(self, bad: Collection[int]) -> Document:
+        """The document without some of its images and all their places; the others are numbered anew.
+
+        A turn that was only such an image stays, with an empty text.
+        """
+        kept = [number for number in range(len(self.images)) if number not in bad]
+        parts = []
+        for part in self.parts:
+            if part.image in bad:
+                parts += [Part(role=part.role)] if part.role else []
+            else:
+                parts.append(part if part.image == NO_NUMBER else replace(part, image=kept.index(part.image)))
+        return replace(self, images=tuple(self.images[number] for number in kept), parts=tuple(parts))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, SceneObject, draw
+from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, SceneObject, Sprite, draw
 from patchmint.demo.texts import SceneText, write_texts
 from patchmint.types import RgbImage, Size
 
@@ -85,10 +86,28 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
     size = size or draw_size(rng)
     pixels = _paint_background(size, rng)
     objects, ids = _place(size, pixels, rng)
-    jpeg = _to_jpeg(pixels, rng)
-    with Image.open(io.BytesIO(jpeg)) as opened:
-        image = np.asarray(opened.convert("RGB"))
+    jpeg, image = _to_jpeg(pixels, rng)
     return Scene(jpeg, image, objects, ids, write_texts(objects, texts, rng))
+
+
+def draw_scene(size: Size, objects: Sequence[SceneObject], seed: Sequence[int]) -> Scene:
+    """Draw a scene of given objects, without texts.
+
+    Equal seeds give equal backgrounds, and equal objects in them look alike, whatever else is there.
+
+    Args:
+        size: (height, width) in pixels.
+        objects: from back to front, each within the scene.
+        seed: numbers, not negative.
+    """
+    rng = np.random.default_rng((*seed, 0))
+    pixels = _paint_background(size, rng)
+    ids = np.full(size, NOTHING, dtype=np.int8)
+    for number, thing in enumerate(objects):
+        own = np.random.default_rng((*seed, *(round(1000 * value) for value in thing.centre)))
+        _paint(draw(thing, own), number, pixels, ids)
+    jpeg, image = _to_jpeg(pixels, rng)
+    return Scene(jpeg, image, tuple(objects), ids, ())
 
 
 def draw_size(rng: np.random.Generator) -> Size:
@@ -111,19 +130,23 @@ def _place(
         for _ in range(_TRIES):
             thing = _draw_lot(size, objects, rng)
             sprite = draw(thing, rng)
-            window = np.s_[sprite.top : sprite.top + len(sprite.alpha), sprite.left : sprite.left + len(sprite.alpha)]
-            covered = ids[window][sprite.alpha > (0.5 if overlapping else 0)]
+            covered = ids[sprite.window][sprite.alpha > (0.5 if overlapping else 0)]
             if _leaves_enough(ids, covered, areas, overlapping):
                 break
         else:
             break
-        alpha = sprite.alpha[..., None]
-        pixels[window] += (sprite.rgb - pixels[window]) * alpha
-        solid = sprite.alpha >= 0.5
-        ids[window][solid] = len(objects)
-        areas.append(int(solid.sum()))
+        areas.append(_paint(sprite, len(objects), pixels, ids))
         objects.append(thing)
     return tuple(objects), ids
+
+
+def _paint(sprite: Sprite, number: int, pixels: npt.NDArray[np.float32], ids: npt.NDArray[np.int8]) -> int:
+    """Paint an object onto `pixels` and `ids`; how many pixels it covers."""
+    seen, alpha = pixels[sprite.window], sprite.alpha[..., None]
+    seen += (sprite.rgb - seen) * alpha
+    solid = sprite.alpha >= 0.5
+    ids[sprite.window][solid] = number
+    return int(solid.sum())
 
 
 def _draw_lot(size: Size, others: list[SceneObject], rng: np.random.Generator) -> SceneObject:
@@ -151,11 +174,13 @@ def _leaves_enough(
     return all(left >= _LEAST_VISIBLE * area for left, area in zip(seen, areas, strict=True))
 
 
-def _to_jpeg(pixels: npt.NDArray[np.float32], rng: np.random.Generator) -> bytes:
+def _to_jpeg(pixels: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[bytes, RgbImage]:
+    """The file, and its pixels as it has them."""
     file = io.BytesIO()
     image = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
     image.save(file, "JPEG", quality=_QUALITIES[rng.integers(len(_QUALITIES))])
-    return file.getvalue()
+    with Image.open(file) as opened:
+        return file.getvalue(), np.asarray(opened.convert("RGB"))
 
 
 def _paint_background(size: Size, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -73,6 +73,12 @@ class Sprite:
     alpha: npt.NDArray[np.float32]
     rgb: npt.NDArray[np.float32]
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The rows and columns of the scene that it covers."""
+        height, width = self.alpha.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
 
 def draw(thing: SceneObject, rng: np.random.Generator) -> Sprite:
     """Draw an object, smooth-edged; it may reach out of its scene if its centre is near the border."""

@@ -46,8 +46,8 @@ _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "
 _TEXTS = {"answers": ("gpt",), "questions": ("human",), "all": ("human", "gpt")}
 
 
-class _Wrong(Exception):  # noqa: N818
-    """A conversation can't be used: the reason and the message."""
+class Wrong(Exception):  # noqa: N818
+    """A record can't be used: the reason and the message."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class _Wrong(Exception):  # noqa: N818
 
 
 @dataclass
-class _Said:
+class Said:
     """What an entry says.
 
     Attributes:
@@ -167,7 +167,7 @@ class ConversationsSource(NamedImages):
             if not isinstance(entry, dict):
                 yield faulty(name, "record-malformed", f"{where} isn't an object: {quoted(entry)}")
                 continue
-            images = [self.image_at(image, folder) for image in _of_fields(entry, fields)]
+            images = [self.image_at(image, folder) for image in of_fields(entry, fields)]
             if not all(isinstance(image, Fault) or self._choice_of_images.has(image.path) for image in images):
                 yield OTHER_FILE
                 continue
@@ -226,20 +226,20 @@ class ConversationsSource(NamedImages):
         # ids aren't unique in the published file, and needn't be
         name = as_id(entry.get(self._config.id_column)) or unnamed
         try:
-            said = _said(entry, where)
+            said = read_turns(entry, where)
             # images that parts name have their place in the turns; a list beside them only repeats them
             images = [self.image_at(image, folder) for image in said.images] or images
             if not images:
-                if _marks(said.turns):
-                    raise _Wrong("no-image", f"{where} has an {MARK} mark, but names no image")
+                if count_marks(said.turns):
+                    raise Wrong("no-image", f"{where} has an {MARK} mark, but names no image")
                 if any(entry.get(field) for field in _OTHERS):
-                    raise _Wrong("no-image", f"{where} is about a video or a sound, not about an image")
+                    raise Wrong("no-image", f"{where} is about a video or a sound, not about an image")
                 yield Absent("text-only")
                 return
             if len(images) > 1:
-                raise _Wrong("several-images", f"{where} is about {len(images)} images; one can be read so far")
-            turns = _with_mark(said, where, prepend=self._config.missing_mark == "prepend" or not said.marked)
-        except _Wrong as wrong:
+                raise Wrong("several-images", f"{where} is about {len(images)} images; one can be read so far")
+            turns = with_marks(said, 1, where, prepend=self._config.missing_mark == "prepend")
+        except Wrong as wrong:
             malformed = wrong.reason == "record-malformed"
             yield replace(faulty(unnamed if malformed else name, wrong.reason, str(wrong)), record=own)
             return
@@ -255,12 +255,13 @@ class ConversationsSource(NamedImages):
 def images_of(entry: Mapping[str, Any]) -> list[object]:
     """The images that an entry of a JSON file names, as they stand there; none if it is no conversation."""
     try:
-        return _said(entry, "").images or _of_fields(entry, IMAGES)
-    except _Wrong:
+        return read_turns(entry, "").images or of_fields(entry, IMAGES)
+    except Wrong:
         return []
 
 
-def _of_fields(entry: Mapping[str, Any], fields: Iterable[str]) -> list[object]:
+def of_fields(entry: Mapping[str, Any], fields: Iterable[str]) -> list[object]:
+    """What the first of some fields that an entry has lists; a single value is a list of one."""
     return _listed(next((entry[field] for field in fields if entry.get(field) is not None), None))
 
 
@@ -280,11 +281,15 @@ class _Columns(NamedTuple):
     embedded: bool
 
 
-def _said(entry: Mapping[str, Any], where: str) -> _Said:
-    """The turns of an entry, in any of the forms.
+def read_turns(entry: Mapping[str, Any], where: str) -> Said:
+    """The turns of an entry.
+
+    Args:
+        entry: in any of the forms.
+        where: which one that is, for messages.
 
     Raises:
-        _Wrong: it has none, or one isn't a text of a known role.
+        Wrong: it has none, or one isn't a text of a known role.
     """
     field = next((field for field in TURNS if entry.get(field) is not None), None)
     given = None if field is None else entry[field]
@@ -294,8 +299,8 @@ def _said(entry: Mapping[str, Any], where: str) -> _Said:
         except (ValueError, RecursionError):
             given = None
     if not isinstance(given, list):
-        raise _Wrong("record-malformed", f"{where} has no list of {', '.join(TURNS[:2])}")
-    said = _Said([], [])
+        raise Wrong("record-malformed", f"{where} has no list of {', '.join(TURNS[:2])}")
+    said = Said([], [])
     system = entry.get("system")
     if isinstance(system, str) and system:
         given = [{"role": "system", "content": system}, *given]
@@ -313,9 +318,9 @@ def _said(entry: Mapping[str, Any], where: str) -> _Said:
             content = _content(value, said.images)
             if known is None or content is None:
                 message = f"turn {position} of {where} isn't a text or parts of text and images from human (user), gpt "
-                raise _Wrong("record-malformed", f"{message}(assistant) or system: {quoted(turn)}")
+                raise Wrong("record-malformed", f"{message}(assistant) or system: {quoted(turn)}")
             if not is_unicode(content):
-                raise _Wrong("text-not-unicode", f"{where} isn't valid Unicode; save the file as UTF-8")
+                raise Wrong("text-not-unicode", f"{where} isn't valid Unicode; save the file as UTF-8")
             said.turns.append(Turn(known, content))
     return said
 
@@ -343,33 +348,42 @@ def _content(value: object, images: list[object]) -> str | None:
     return "\n".join(pieces)
 
 
-def _marks(turns: Iterable[Turn]) -> int:
+def count_marks(turns: Iterable[Turn]) -> int:
     """How many marks stand for images: those of humans. In an answer a mark is text, for training, too."""
     return sum(turn.content.count(MARK) for turn in turns if turn.role == "human")
 
 
-def _with_mark(said: _Said, where: str, *, prepend: bool) -> list[Turn]:
-    """The turns with one mark.
+def with_marks(said: Said, images: int, where: str, *, prepend: bool) -> list[Turn]:
+    """The turns with a mark for each image.
+
+    Args:
+        said: turns and images.
+        images: how many, at least one.
+        where: which conversation that is, for messages.
+        prepend: put the marks before the first question if there are none, or if its form has none.
 
     Raises:
-        _Wrong: they have none, or several.
+        Wrong: there are more marks than images, or fewer.
     """
-    turns = said.turns
-    marks = _marks(turns)
-    if marks > 1:
-        raise _Wrong("mark-repeated", f"{where} has {marks} {MARK} marks for one image; leave one of them")
-    if marks:
+    turns, marks = said.turns, count_marks(said.turns)
+    if marks == images:
         return turns
-    if not prepend:
-        raise _Wrong(
+    many = "one image" if images == 1 else f"{images} images"
+    if marks > images:
+        raise Wrong("mark-repeated", f"{where} has {marks} {MARK} marks for {many}; each image has one mark")
+    if marks:
+        raise Wrong("mark-missing", f"{where} has {marks} {MARK} marks for {many}; each image has one mark")
+    if not prepend and said.marked:
+        raise Wrong(
             "mark-missing",
-            f"{where} is about an image, but no turn of a human has an {MARK} mark; source.missing_mark: prepend puts "
-            "it before the first question",
+            f"{where} is about {many}, but no turn of a human has an {MARK} mark; source.missing_mark: prepend puts "
+            "one for each before the first question",
         )
+    put = "\n".join([MARK] * images)
     first = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if first < len(turns) and turns[first].role == "human":
-        return [*turns[:first], Turn("human", f"{MARK}\n{turns[first].content}"), *turns[first + 1 :]]
-    return [*turns[:first], Turn("human", MARK), *turns[first:]]
+        return [*turns[:first], Turn("human", f"{put}\n{turns[first].content}"), *turns[first + 1 :]]
+    return [*turns[:first], Turn("human", put), *turns[first:]]
 
 
 def _in_rows(file: Entry) -> bool:

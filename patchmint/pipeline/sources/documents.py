@@ -1,0 +1,257 @@
+"""Documents of several images: conversations, MMC4, OBELICS, MINT-1T, and keys of tars with several images.
+
+What a record says becomes a `Document`: its parts in order, and each image once. No source reads documents yet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from patchmint.pipeline.sources.conversations import (
+    IMAGES,
+    MARK,
+    TURNS,
+    Said,
+    Wrong,
+    count_marks,
+    of_fields,
+    read_turns,
+    with_marks,
+)
+from patchmint.pipeline.sources.records import is_unicode, quoted, source_fault
+from patchmint.samples import NO_NUMBER, Absent, Document, Fault, ImageRef, Part, Turn
+
+Locate = Callable[[object, int], ImageRef | Fault]
+"""Where an image is: from what the record has in its place, and its number among the record's images."""
+
+Spread = Literal["all", "neighbours", "own"]
+"""Which texts label an image, see `texts_of`."""
+
+_FRAMES = ("video", "frames")
+_FRAMES_MARK = "<video>"
+_DIGITS = re.compile(r"(\d+)")
+
+
+class _Making:
+    """A document in the making."""
+
+    def __init__(self, name: str, where: str, locate: Locate) -> None:
+        self.where = where
+        self._name = name
+        self._locate = locate
+        self._images: dict[ImageRef | Fault, int] = {}
+        self._parts: list[Part] = []
+
+    def add_text(self, text: object, role: str = "") -> None:
+        if not isinstance(text, str):
+            raise Wrong("record-malformed", f"part {len(self._parts)} of {self.where} is {quoted(text)}, not a text")
+        if not is_unicode(text):
+            raise Wrong("text-not-unicode", f"{self.where} isn't valid Unicode; save the file as UTF-8")
+        self._parts.append(Part(text, role=role))
+
+    def add_image(self, given: object, number: int, role: str = "") -> None:
+        image = self._locate(given, number)
+        self._parts.append(Part(image=self._images.setdefault(image, len(self._images)), role=role))
+
+    def finish(self, *, captioned: bool = False) -> Document | Absent:
+        if not self._images:
+            return Absent("text-only")
+        return Document(self._name, tuple(self._images), tuple(self._parts), captioned)
+
+
+def read_document(
+    record: Mapping[str, Any], name: str, where: str, locate: Locate, *, prepend: bool = False
+) -> Document | Fault | Absent:
+    """Read a record of any of the forms.
+
+    - MMC4: `text_list`, and `image_info` with `image_name` and `matched_text_index`. An image stands before its text.
+    - OBELICS, MINT-1T: lists `images` and `texts` of equal length. At each place is an image or a text, or neither.
+    - Conversations: as `read_turns` says. The images are in `image` or `images`, in parts of turns, or the frames of
+      `video` or `frames`, which stand for one `<video>` mark.
+
+    In a human's turns there are as many `<image>` marks as images, or none (`prepend`). A mark anywhere else is text.
+
+    Args:
+        record: an object of a JSON file, or a row.
+        name: the source's name for it.
+        where: which record that is, for messages.
+        locate: finds its images.
+        prepend: put missing marks before the first question.
+
+    Returns:
+        The document; what is wrong with it; or that it has no image.
+    """
+    making = _Making(name, where, locate)
+    try:
+        if isinstance(record.get("text_list"), list) and isinstance(record.get("image_info"), list):
+            return _matched(record["text_list"], record["image_info"], making)
+        if _is_interleaved(record):
+            return _interleaved(record["images"], record["texts"], making)
+        return _conversation(record, making, prepend=prepend)
+    except Wrong as wrong:
+        return source_fault(wrong.reason, str(wrong))
+
+
+def read_key(
+    key: str,
+    images: Mapping[str, ImageRef],
+    record: Mapping[str, Any] | None,
+    text: str | None,
+    where: str,
+) -> Document | Fault | Absent:
+    """Read a key of a tar: its images are those of its record, if that is one of `read_document`, else of its text.
+
+    A record names images by their members (`KEY.0.jpg` or `0.jpg`), else they are taken in order: 2.jpg before 10.jpg.
+    A text has a mark for each image, or none: then the images stand before it.
+
+    Args:
+        key: of the members.
+        images: by member's ending.
+        record: what is in KEY.json, if it is an object.
+        text: what is in KEY.txt, or the caption in the record; if there is one.
+        where: which key that is, for messages.
+    """
+    ordered = [images[ending] for ending in sorted(images, key=_natural)]
+
+    def locate(given: object, number: int) -> ImageRef | Fault:
+        file = given.rpartition("/")[2] if isinstance(given, str) else ""
+        named = images.get(file.removeprefix(f"{key}.").lower())
+        if named is None and number < len(ordered):
+            named = ordered[number]
+        message = f"{where} has {len(ordered)} images, its record another, {quoted(given)}"
+        return named or Fault("source", "image-missing", message)
+
+    if record is not None and (_is_interleaved(record) or any(field in record for field in (*TURNS, "text_list"))):
+        return read_document(record, key, where, locate, prepend=True)
+    if text is None:
+        return source_fault("text-missing", f"{where} has no text and no record of a document")
+    making = _Making(key, where, locate)
+    try:
+        marked = with_marks(Said([Turn("human", text)], [], marked=False), len(ordered), where, prepend=True)
+        _add_turn(marked[0].content, "", iter(enumerate(ordered)), making)
+        return making.finish()
+    except Wrong as wrong:
+        return source_fault(wrong.reason, str(wrong))
+
+
+def texts_of(document: Document, roles: Collection[str], spread: Spread) -> tuple[list[str], list[list[int]]]:
+    """The texts of a document that say something, and which of them label each image.
+
+    A turn of a conversation is one text, without its marks; elsewhere each part is.
+
+    Args:
+        document: read from a record.
+        roles: whose turns are texts; of what nobody speaks, all are.
+        spread: "all": every text labels every image, as MaVEn has a question guide all images. "neighbours": in a
+            conversation the turns from one human's to the next, elsewhere the nearest texts before and after the image,
+            wherever it is shown. "own": as neighbours, but of MMC4's documents the text that the image was matched to.
+
+    Returns:
+        Texts, and a list of their numbers for each image, ascending.
+    """
+    said: list[tuple[str, str, int]] = []  # text, role, number of the exchange
+    shown: list[tuple[int, int, int]] = []  # image, exchange, texts before it
+    exchange, speaks = 0, ""
+    for part in document.parts:
+        begins, speaks = bool(part.role), part.role or speaks
+        exchange += begins and speaks == "human"
+        if part.image != NO_NUMBER:
+            shown.append((part.image, exchange, len(said)))
+        elif speaks and said and not begins and said[-1][1:] == (speaks, exchange):
+            said[-1] = (f"{said[-1][0].rstrip()} {part.text.lstrip()}".strip(), speaks, exchange)
+        else:
+            said.append((part.text.strip(), speaks, exchange))
+    kept = [number for number, (text, role, _) in enumerate(said) if text and (not role or role in roles)]
+    labels: list[set[int]] = [set() for _ in document.images]
+    for image, at, before in shown:
+        if spread == "all":
+            labels[image].update(kept)
+        elif speaks:
+            labels[image].update(number for number in kept if said[number][2] == at)
+        else:
+            behind = [number for number in kept if number >= before][:1]
+            ahead = [number for number in kept if number < before][-1:]
+            labels[image].update(behind if spread == "own" and document.captioned else ahead + behind)
+    return [said[number][0] for number in kept], [[kept.index(number) for number in sorted(own)] for own in labels]
+
+
+def _is_interleaved(record: Mapping[str, Any]) -> bool:
+    """Whether texts and images are parallel lists; the_cauldron's `texts` are objects, and beside its images."""
+    images, texts = record.get("images"), record.get("texts")
+    return (
+        isinstance(images, list)
+        and isinstance(texts, list)
+        and len(images) == len(texts)
+        and not any(isinstance(text, dict) for text in texts)
+        and not any(image is not None and text is not None for image, text in zip(images, texts, strict=True))
+    )
+
+
+def _interleaved(images: Sequence[object], texts: Sequence[object], making: _Making) -> Document | Absent:
+    number = 0
+    for image, text in zip(images, texts, strict=True):
+        if text is not None:
+            making.add_text(text)
+        elif image is not None:
+            making.add_image(image, number)
+            number += 1
+    return making.finish()
+
+
+def _matched(texts: Sequence[object], infos: Sequence[object], making: _Making) -> Document | Absent:
+    before: dict[int, list[tuple[object, int]]] = defaultdict(list)
+    for number, info in enumerate(infos):
+        index = info.get("matched_text_index") if isinstance(info, dict) else None
+        if not isinstance(info, dict) or type(index) is not int or not 0 <= index < len(texts):
+            what = f"image {number} of {making.where} is matched to none of its {len(texts)} texts: {quoted(info)}"
+            raise Wrong("record-malformed", what)
+        before[index].append((info.get("image_name"), number))
+    for index, text in enumerate(texts):
+        for name, number in before[index]:
+            making.add_image(name, number)
+        making.add_text(text)
+    return making.finish(captioned=True)
+
+
+def _conversation(record: Mapping[str, Any], making: _Making, *, prepend: bool) -> Document | Absent:
+    said, where = read_turns(record, making.where), making.where
+    named = said.images or of_fields(record, IMAGES)
+    frames = next((record[field] for field in _FRAMES if record.get(field)), None)
+    if not named and isinstance(frames, list):
+        named, mark = frames, "\n".join([MARK] * len(frames))
+        said.turns = [
+            Turn(turn.role, turn.content.replace(_FRAMES_MARK, mark, 1) if turn.role == "human" else turn.content)
+            for turn in said.turns
+        ]
+    if not named:
+        if frames or count_marks(said.turns):
+            raise Wrong("no-image", f"{where} has a video or an {MARK} mark, but names no image")
+        return making.finish()
+    left = iter(enumerate(named))
+    for turn in with_marks(said, len(named), where, prepend=prepend):
+        if turn.role == "human":
+            _add_turn(turn.content, turn.role, left, making)
+        else:
+            making.add_text(turn.content, turn.role)
+    return making.finish()
+
+
+def _add_turn(content: str, role: str, images: Iterator[tuple[int, object]], making: _Making) -> None:
+    """Take a text with its marks apart. A turn that says nothing at all is an empty text."""
+    pieces = content.split(MARK)
+    for position, text in enumerate(pieces):
+        if position:
+            number, image = next(images)
+            making.add_image(image, number, role)
+            role = ""
+        if text or len(pieces) == 1:
+            making.add_text(text, role)
+            role = ""
+
+
+def _natural(ending: str) -> list[tuple[bool, int, str]]:
+    """What sorts numbers in names by their size."""
+    return [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in _DIGITS.split(ending)]
