@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 from functools import partial
+from pathlib import Path
 
 import builds
 import numpy as np
@@ -60,24 +62,18 @@ def _build(made):
         builds.build_here(config, out)
 
 
-def token_cells(document):
-    """Which cell each token shows, as docs/format.md says: without patchmint."""
-    told = json.loads(document["grid"]["placement_json"])
-    order, above = [-1] * told["tokens"], 0
-    cols = max(len(view["x_borders"]) - 1 for view in told["views"])
-    for view in told["views"]:
-        top, bottom, left, right = view["seen"]
-        block, stride = view["block"], view["stride"]
-        for row in range(top, bottom):
-            for col in range(left, right):
-                corner = view["token"] + row // block * block * stride + col // block * block**2
-                order[corner + row % block * block + col % block] = (above + row) * cols + col
-        above += len(view["y_borders"]) - 1
-    return order
+@pytest.fixture(scope="module")
+def documented():
+    """The reader of token orders in docs/format.md, which doesn't use patchmint."""
+    page = (Path(__file__).parent.parent / "docs/format.md").read_text()
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def token_order" in part)
+    names = {"json": json, "np": np}
+    exec(code, names)
+    return names["token_order"]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_samples_tell_their_grid(built, grid):
+def test_samples_tell_their_grid(built, grid, documented):
     samples = list(stored(built[grid]))
     # an image that the consumer refuses is a reject
     assert len(samples) == len(SIZES) + (not grid.startswith("qwen"))
@@ -87,7 +83,7 @@ def test_samples_tell_their_grid(built, grid):
         placed = grid_preset(grid).place((document.image.height, document.image.width))
         assert sample.selector.shape == sample.coverage.shape == (1, *placed.shape)
         assert document.placement.token_order().tolist() == placed.token_order().tolist()
-        assert token_cells(json.loads(sample.members["json"])) == placed.token_order().tolist()
+        assert documented(json.loads(sample.members["json"])["grid"]).tolist() == placed.token_order().tolist()
         assert document.placement.cell_box(0, 0) == placed.cell_box(0, 0)
         assert (document.grid.rows, document.grid.cols, document.grid.views) == (
             placed.rows,
@@ -237,7 +233,7 @@ def test_extending_labels_another_grid(built, tmp_path):
         assert sample.document.grid == theirs[sample.key].document.grid
     assert list(verify(open_storage(tmp_path / "out"))) == []
     given = json.loads(config.read_text())
-    with pytest.raises(ConfigError, match="labels that are carried over .* lie on"):
+    with pytest.raises(ConfigError, match=r"labels that are carried over .* lie on"):
         check_extension(BuildConfig.parse(given | {"labels": None, "tokens": {}}))
     with pytest.raises(ConfigError, match="features can't have this grid yet"):
         BuildConfig.parse(given | {"features": {"connector": "dci"}})

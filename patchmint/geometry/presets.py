@@ -132,8 +132,8 @@ def require_fixed(grid: Grid, what: str) -> PatchGrid:
     """
     if not has_fixed_cells(grid):
         raise ConfigError(
-            f"{what} can't have this grid yet: its rows and columns aren't the same for every image. `patchmint label` "
-            f"and `Annotator` can use it. Grids that are the same: {', '.join(fixed_presets())}, or one spelled out"
+            f"{what} can't have this grid yet: its rows and columns aren't the same for every image. Labels "
+            f"and codes can use it. Grids that are the same: {', '.join(fixed_presets())}, or one spelled out"
         )
     return grid
 
