@@ -87,7 +87,7 @@ class ForeignSample(StoredSample):
             grid=GridDocument(rows=1, cols=1, patch_px=1, fit="", views=1),
             tokens=TokensDocument(member="", grid=(), codebook_sizes=(), preprocessing=""),
             features_json=dump_features(None),
-            source=SourceDocument(path="", start=-1),
+            source=SourceDocument(name="", path="", start=-1),
         )
 
     def row(self, ordinal: int) -> dict[str, Any]:
