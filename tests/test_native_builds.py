@@ -170,11 +170,11 @@ def test_they_are_looked_into(built, tmp_path):
 
 def test_positions_are_relative(built):
     """What is kept of an image that is all one thing is kept everywhere."""
-    positions = answer("stats", built["molmo2"])["positions"]
+    positions = answer("stats", built["internvl3"])["positions"]
     selector = np.array(positions["selector"])
     assert selector.shape == (24, 24)
     whole = []
-    for sample in stored(built["molmo2"]):
+    for sample in stored(built["internvl3"]):
         placement = sample.document.placement
         rows, cols = placement.cells_of(placement.overview)
         view = placement.views[placement.overview]
