@@ -159,8 +159,8 @@ def test_they_are_looked_into(built, tmp_path):
         assert answer("stats", out)["positions"]["relative"] == (grid != "llava-next-hf")
         assert inspect("show", out, "#2", rc=0).stdout
         assert inspect("show", out, "#2", "--png", tmp_path / f"{grid}.png", rc=0)
-        inspect("gallery", out, tmp_path / f"gallery-{grid}", rc=0)
     qwen = built["qwen3-vl"]
+    inspect("gallery", built["molmo2"], tmp_path / "gallery", rc=0)
     assert answer("find", qwen, "--where", "rows * cols > 200")["found"] == sum(
         np.prod(grid_preset("qwen3-vl").place(size[::-1]).shape) > 200 for size in SIZES
     )
@@ -243,7 +243,7 @@ def test_extending_labels_another_grid(built, tmp_path):
 def test_killed_in_the_middle_it_ends_the_same(built, tmp_path):
     expected = builds.digests(built["internvl3"])
     config = built["internvl3"].with_suffix(".yaml")
-    for step in (5, 20, 40):
+    for step in (20, 40):
         out = tmp_path / str(step)
         assert builds.exit_code(builds.fork(partial(_killed, config, out, step))) == -signal.SIGKILL
         builds.check_half_done(out, expected)
