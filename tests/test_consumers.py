@@ -188,12 +188,13 @@ def test_limits_of_pixels_and_grids_spelled_out():
 
 
 @pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
-def test_data_sets_and_features_refuse_what_they_cannot_hold():
+def test_features_refuse_what_they_cannot_lie_on():
     build = {"source": {"kind": "folder", "uri": "in"}, "output": {"uri": "out"}, "models": UNTRAINED}
     for grid in ("qwen3-vl", "internvl3", "molmo2", "llava-onevision-hf", {"preset": "siglip2-naflex"}):
-        with pytest.raises(ConfigError, match=r"grid: a data set can't have this grid yet.*llava-1\.5-finetune"):
-            BuildConfig.parse(build | {"grid": grid})
-    assert BuildConfig.parse(build | {"grid": "llava-next-hf"}).grid == "llava-next-hf"
+        assert BuildConfig.parse(build | {"grid": grid, "features": None}).features is None
+        with pytest.raises(ConfigError, match=r"grid: features can't have this grid yet.*llava-1\.5-finetune"):
+            BuildConfig.parse(build | {"grid": grid, "features": {}})
+    assert BuildConfig.parse(build | {"grid": "llava-next-hf", "features": {}}).grid == "llava-next-hf"
     with pytest.raises(ConfigError, match="features can't have this grid yet"):
         Annotator.from_preset(UNTRAINED, grid="qwen3-vl", features={})
 

@@ -85,7 +85,7 @@ def test_what_other_stages_are_given(rich, plain):
         (3, rich, True, {"features", "pixels"}),
         (3, plain, True, {"pixels"}),
         (4, plain, None, {"pixels", "codes"}),
-        (1, plain, False, {"selector", "coverage", "codes"}),
+        (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes"}),
         (2, plain, True, {"pixels", "codes"}),
     ):
         for sample in StageDataset(data, stage, images=images):

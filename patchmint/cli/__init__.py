@@ -71,7 +71,7 @@ COMMANDS = {
     "demo": LazyCommand(
         "patchmint.cli.demo:demo",
         "Make scenes with known truth, build them into shards with the bundled models, and score the shards.",
-        ("patchmint demo out/demo", "patchmint demo out/demo --scenes 50 --json"),
+        ("patchmint demo out/demo", "patchmint demo out/demo-qwen --scenes 50 --grid qwen3-vl --json"),
     ),
     "status": LazyCommand(
         "patchmint.cli.status:status",

@@ -35,6 +35,9 @@ def demo(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes; the limits are meant for 200.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; the default was never trained on.")] = DEMO_SEED,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes; each loads the models.")] = 1,
+    grid: Annotated[
+        str, typer.Option(help="Grid of the labels, a preset's name; docs/grids.md lists them.")
+    ] = "llava-1.5-finetune",
     overlays: Annotated[int, typer.Option(min=0, help="Scenes to draw with their labels and the truth.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -52,7 +55,7 @@ def demo(
     if seed in (TRAINING_SEED, HELD_OUT_SEED):
         say(f"warning: the models were trained or tuned on scenes of seed {seed}; fresh ones may do worse")
     out = out.expanduser().absolute()
-    config = _config(out, workers)
+    config = _config(out, workers, grid)
     with _progress("making scenes", scenes) as made:
         truth = obtain_scenes(out / "scenes", seed=seed, count=scenes, progress=made)
     report = run_build(config)
@@ -74,11 +77,12 @@ def demo(
         raise typer.Exit(1)
 
 
-def _config(out: Path, workers: int) -> BuildConfig:
+def _config(out: Path, workers: int, grid: str) -> BuildConfig:
     return BuildConfig.parse(
         {
             "source": {"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"},
             "output": {"uri": str(out / "dataset"), "samples_per_shard": _SAMPLES_PER_SHARD},
+            "grid": grid,
             "models": DEMO,
             "runner": {"kind": "local", "workers": workers},
         }

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
-from patchmint.config.grids import resolve_fixed_grid
+from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import Settings, read_yaml, sections
 from patchmint.config.sources import AnySource, SourceConfig
 from patchmint.errors import ConfigError
+from patchmint.geometry.presets import require_fixed
 from patchmint.json_values import canonical_json
 from patchmint.storage.hub import is_on_hub
 
@@ -193,7 +194,9 @@ class BuildConfig(AnnotatorConfig):
     @model_validator(mode="after")
     def _grid_can_be_stored(self) -> Self:
         try:
-            resolve_fixed_grid(self.grid)
+            grid = resolve_grid(self.grid)
+            if self.features is not None:
+                require_fixed(grid, "features")
         except ConfigError as error:
             raise ValueError(f"grid: {error}") from error
         return self

@@ -154,13 +154,13 @@ def resolve_grid(grid: str | GridConfig | ConsumerGridConfig) -> Grid:
     return found if grid.merge is None else merged(found, grid.merge)
 
 
-def resolve_fixed_grid(grid: str | GridConfig | ConsumerGridConfig, what: str = "a data set") -> PatchGrid:
-    """The grid of a config, for what needs the same rows and columns for every image.
+def resolve_fixed_grid(grid: str | GridConfig | ConsumerGridConfig) -> PatchGrid:
+    """The grid of a config, for features, which need the same rows and columns for every image.
 
     Raises:
         ConfigError: as for `resolve_grid`; or they depend on the image.
     """
-    return require_fixed(resolve_grid(grid), what)
+    return require_fixed(resolve_grid(grid), "features")
 
 
 def stored_grid(grid: Any) -> str | GridConfig | ConsumerGridConfig:

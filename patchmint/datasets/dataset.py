@@ -19,7 +19,7 @@ from patchmint.shards.shard_list import ShardList, read_shard_list
 from patchmint.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from patchmint.geometry import PatchGrid
+    from patchmint.geometry import Grid
     from patchmint.shards.manifest import Manifest
     from patchmint.types import Integers
 
@@ -108,24 +108,25 @@ class Dataset:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
     @cached_property
-    def grid(self) -> PatchGrid:
-        """The patch grid on which labels lie, as the build's settings name it: the layout doesn't tell canvases.
+    def grid(self) -> Grid:
+        """The grid on which labels lie, as the build's settings name it.
 
         Raises:
             ShardError: they name none, or another one than the layout; or there is no dataset.json.
         """
-        from patchmint.config.grids import resolve_fixed_grid, stored_grid
+        from patchmint.config.grids import resolve_grid, stored_grid
         from patchmint.shards.layout import GridLayout
 
         if self.manifest is None:
             raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid", uri=self.uri)
         try:
-            grid = resolve_fixed_grid(stored_grid(self.manifest.config.get("grid")))
+            grid = resolve_grid(stored_grid(self.manifest.config.get("grid")))
         except ConfigError as error:
             message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
             raise ShardError(message, uri=self.uri) from error
-        layout = GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value)
-        if layout != self.manifest.layout.grid:
+        layout = GridLayout.of(grid)
+        # Version 1 has no settings of the grid.
+        if self.manifest.layout.grid not in (layout, layout.model_copy(update={"settings": {}})):
             raise ShardError(
                 f"{MANIFEST_PATH} of {self.uri} names the grid {self.manifest.config.get('grid')!r}, its labels lie "
                 f"on {self.manifest.layout.grid!r}; it was changed by hand, or by another version of patchmint",

@@ -207,6 +207,8 @@ def sample_placement(sample: StoredSample) -> Placement:
     Raises:
         ShardError: its document can't be read, or names no grid of ours.
     """
+    if sample.document.placement is not None:
+        return sample.document.placement
     grid, image = sample.document.grid, sample.document.image
     try:
         fit = Fit(grid.fit)

@@ -62,6 +62,7 @@ class NativeGrid:
     fit: ClassVar = "native"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "resize", Resize(self.resize))  # a plain string, from settings, becomes the enum
         if min(self.patch_px, self.merge) < 1 or self.multiple_px % (self.patch_px * self.merge):
             raise ConfigError(
                 f"sides that are multiples of {self.multiple_px} px have no whole cells of {self.merge} x {self.merge} "

@@ -7,10 +7,11 @@ the processors and the models of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from enum import StrEnum
 from types import MappingProxyType
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
 from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.grid import Fit, PatchGrid
@@ -129,18 +130,76 @@ def require_fixed(grid: Grid, what: str) -> PatchGrid:
     Raises:
         ConfigError: it isn't one.
     """
-    if not _is_fixed(grid):
+    if not has_fixed_cells(grid):
         raise ConfigError(
-            f"{what} can't have this grid yet: its rows and columns aren't the same for every image. `patchmint label` "
-            f"and `Annotator` can use it. Grids that are the same: {', '.join(fixed_presets())}, or one spelled out"
+            f"{what} can't have this grid yet: its rows and columns aren't the same for every image. Labels "
+            f"and codes can use it. Grids that are the same: {', '.join(fixed_presets())}, or one spelled out"
         )
     return grid
 
 
 def fixed_presets() -> dict[str, PatchGrid]:
     """The presets with the same rows and columns in every view of every image."""
-    return {name: grid for name, grid in GRID_PRESETS.items() if _is_fixed(grid)}
+    return {name: grid for name, grid in GRID_PRESETS.items() if has_fixed_cells(grid)}
 
 
-def _is_fixed(grid: Grid) -> TypeGuard[PatchGrid]:
+def is_one_input(grid: Grid) -> TypeGuard[PatchGrid]:
+    """Whether every image becomes one input of the same size."""
+    return isinstance(grid, PatchGrid) and grid.fit is not Fit.ANYRES
+
+
+def grid_settings(grid: Grid) -> dict[str, Any]:
+    """A grid's kind and numbers as plain values of JSON: what `grid_of_settings` reads."""
+    return cast(dict[str, Any], _plain(grid))
+
+
+def grid_of_settings(settings: Mapping[str, Any]) -> Grid:
+    """The grid that `grid_settings` described.
+
+    Raises:
+        ConfigError: they describe none.
+    """
+    try:
+        grid = _built(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"these settings describe no grid: {error!r}") from error
+    if not isinstance(grid, PatchGrid | TileGrid | OverlapGrid | NativeGrid):
+        raise ConfigError(f"these settings describe no grid, but a {type(grid).__name__}")
+    return grid
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        own = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **own}
+    if isinstance(value, StrEnum):
+        return value.value
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _KINDS[value["kind"]](**{name: _built(each) for name, each in value.items() if name != "kind"})
+    return tuple(map(_built, value)) if isinstance(value, list) else value
+
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind
+    for kind in (
+        PatchGrid,
+        TileGrid,
+        OverlapGrid,
+        NativeGrid,
+        NearestAspect,
+        MostCovered,
+        LeastScaling,
+        LongestEdge,
+        BestFit,
+        PanAndScan,
+    )
+}
+
+
+def has_fixed_cells(grid: Grid) -> TypeGuard[PatchGrid]:
+    """Whether every view of every image has the same rows and columns."""
     return isinstance(grid, PatchGrid) and not grid.max_tiles

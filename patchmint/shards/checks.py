@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.errors import ShardError
+from patchmint.errors import InputError, ShardError
 from patchmint.shards.endings import COVERAGE, FEATURES, MAX_KEY_LENGTH, SELECTOR, VALID_KEY
-from patchmint.shards.layout import Layout, TokensLayout
-from patchmint.shards.schema import PhraseDocument, SampleDocument, dump_features
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.schema import GridDocument, PhraseDocument, SampleDocument, dump_features
 
 Array = npt.NDArray[Any]
 Problem = tuple[str, str]
@@ -67,8 +67,11 @@ def check_arrays(document: SampleDocument, arrays: Mapping[str, Array], layout: 
         arrays: by ending, such as "selector.npy"; what isn't there isn't checked.
         layout: of the data set; None where it isn't known, and then any one threshold will do.
     """
-    grid = document.grid
-    shape = (len(document.texts), grid.rows * grid.views, grid.cols)
+    try:
+        shape = (len(document.texts), *document.label_shape)
+    except ShardError as error:
+        yield "document-grid", str(error)
+        return
     problems = []
     for ending in (SELECTOR, COVERAGE):
         if ending in arrays:
@@ -86,13 +89,28 @@ def check_arrays(document: SampleDocument, arrays: Mapping[str, Array], layout: 
 def _check_against_layout(document: SampleDocument, layout: Layout) -> Iterator[Problem]:
     if document.notice != layout.notice:
         yield "document-notice", f"notice {document.notice!r}, the data set's is {layout.notice!r}"
-    if document.grid.model_dump(exclude={"views"}) != layout.grid.model_dump():
-        yield "document-grid", f"grid {document.grid!r}, the data set's is {layout.grid!r}"
+    yield from _check_grid(document, layout.grid)
     expected = layout.tokens.model_dump() if layout.tokens else {"member": "", "grid": (), "codebook_sizes": ()}
     if document.tokens.model_dump() != {"preprocessing": "", **expected}:
         yield "document-tokens", f"tokens {document.tokens!r}, the data set's are {layout.tokens!r}"
     if document.features_json != dump_features(layout.features):
         yield "document-features", f"features {document.features_json[:200]}, the data set's are {layout.features!r}"
+
+
+def _check_grid(document: SampleDocument, layout: GridLayout) -> Iterator[Problem]:
+    if not layout.settings:
+        if document.grid.model_dump(exclude={"views"}) != layout.model_dump():
+            yield "document-grid", f"grid {document.grid!r}, the data set's is {layout!r}"
+        return
+    try:
+        grid = layout.grid
+        assert grid is not None
+        placed = GridDocument.of(grid.place((document.image.height, document.image.width)), layout.fit)
+    except InputError as error:
+        yield "document-grid", f"the data set's grid can't be laid on this image: {error}"
+        return
+    if document.grid != placed:
+        yield "document-grid", f"grid {document.grid!r}, the data set's makes {placed!r} of this image"
 
 
 def _check_phrase(index: int, phrase: PhraseDocument, document: SampleDocument) -> Iterator[Problem]:

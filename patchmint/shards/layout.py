@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Annotated
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from patchmint.geometry import coverage_to_uint8
+from patchmint.geometry import Grid, PatchGrid, coverage_to_uint8
+from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 
@@ -27,12 +28,38 @@ class _Layout(BaseModel):
 
 
 class GridLayout(_Layout):
-    """The patch grid of one view of an image."""
+    """The grid."""
 
-    rows: int = Field(ge=1, le=_MAX_SIDE, description="Patch rows of one view.")
-    cols: int = Field(ge=1, le=_MAX_SIDE, description="Patch columns.")
-    patch_px: int = Field(ge=1, le=_MAX_SIDE, description="Side of a patch in pixels of the encoder's input.")
-    fit: str = Field(description="How an image becomes the encoder's input: pad, crop, squash or anyres.")
+    rows: int = Field(ge=0, le=_MAX_SIDE, description="Rows of one view; 0: they depend on the image.")
+    cols: int = Field(ge=0, le=_MAX_SIDE, description="Columns; 0: they depend on the image.")
+    patch_px: int = Field(ge=1, le=_MAX_SIDE, description="Side of a cell in pixels of the encoder's input.")
+    fit: str = Field(description="How an image becomes the input: pad, crop, squash, anyres, tiles or native.")
+    settings: dict[str, Any] = Field(
+        default={},
+        exclude_if=lambda settings: not settings,
+        description="The grid's kind and numbers, where its cells or their tokens depend on the image; else absent.",
+    )
+
+    @classmethod
+    def of(cls, grid: Grid) -> Self:
+        """The layout of a grid."""
+        rows, cols = (grid.rows, grid.cols) if has_fixed_cells(grid) else (0, 0)
+        return cls(
+            rows=rows,
+            cols=cols,
+            patch_px=grid.patch_px if isinstance(grid, PatchGrid) else grid.patch_px * grid.merge,
+            fit=str(grid.fit),
+            settings={} if is_one_input(grid) else grid_settings(grid),
+        )
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """The grid that `settings` describe; None without them.
+
+        Raises:
+            ConfigError: they describe none.
+        """
+        return grid_of_settings(self.settings) if self.settings else None
 
 
 class TokensLayout(_Layout):

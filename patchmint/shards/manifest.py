@@ -130,7 +130,8 @@ class Manifest(_Part):
 def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     """Every member of a sample, with type and shape."""
     views = "*views" if layout.grid.fit == "anyres" else ""
-    labels = ("uint8", ("T", f"{layout.grid.rows}{views}", str(layout.grid.cols)))
+    cells = (f"{layout.grid.rows}{views}", str(layout.grid.cols)) if layout.grid.rows else ("rows", "cols")
+    labels = ("uint8", ("T", *cells))
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         IMAGE: ("bytes", ()),
         DOCUMENT: ("text", ()),

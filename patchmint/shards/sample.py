@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
+from patchmint.geometry import Placement
 from patchmint.interfaces import Instances
 from patchmint.samples import PlannedSample, SourceText
 from patchmint.shards.layout import Layout
@@ -38,10 +39,11 @@ class ShardSample:
         planned: its key, and what its source says.
         data: the image file's bytes, which are written as they are.
         image: what the image is.
-        views: inputs of the encoder that the grid has on this image; 1 unless its fit is anyres.
+        views: inputs of the encoder that the grid has on this image.
+        placement: the grid on this image; needed where the layout's grid has settings.
         phrases: what was found, texts in order, best first within each (`phrases_of`).
-        selector: uint8 (T, rows * views, cols), 0 or 1; None exactly where the layout has no labels.
-        coverage: uint8 (T, rows * views, cols); None exactly where the layout has no labels.
+        selector: uint8 (T, rows of all views, cols), 0 or 1; None exactly where the layout has no labels.
+        coverage: uint8 (T, rows of all views, cols); None exactly where the layout has no labels.
         codes: integers (*grid, codebooks), or (*grid,) where there is one codebook; None exactly where the layout has
             no tokens.
         features: float16 (views * tokens, channels); None exactly where the layout has no features.
@@ -51,6 +53,7 @@ class ShardSample:
     data: bytes = field(repr=False)
     image: ImageDocument
     views: int = 1
+    placement: Placement | None = None
     phrases: tuple[PhraseDocument, ...] = ()
     selector: npt.NDArray[Any] | None = field(default=None, repr=False)
     coverage: npt.NDArray[Any] | None = field(default=None, repr=False)
@@ -96,7 +99,7 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
             conversation_json=dump_list(
                 TurnDocument(role=turn.role, content=turn.content) for turn in source.conversation
             ),
-            grid=GridDocument(**layout.grid.model_dump(), views=sample.views),
+            grid=_grid(sample, layout),
             tokens=TokensDocument(
                 member=tokens.member if tokens else "",
                 grid=tokens.grid if tokens else (),
@@ -110,6 +113,14 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
         # pydantic may not even show a string with lone surrogates.
         encode_text(planned.sample.id, f"the id of sample {planned.key!r}")
         raise ShardError(f"sample {planned.key!r} can't be stored: {error}; it is a reject") from error
+
+
+def _grid(sample: ShardSample, layout: Layout) -> GridDocument:
+    if not layout.grid.settings:
+        return GridDocument(**layout.grid.model_dump(), views=sample.views)
+    if sample.placement is None:
+        raise ShardError(f"sample {sample.planned.key!r} needs a placement: its grid depends on the image")
+    return GridDocument.of(sample.placement, layout.grid.fit)
 
 
 def _annotator(text: SourceText) -> AnnotatorDocument:

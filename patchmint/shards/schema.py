@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+from math import prod
 from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from patchmint.errors import ShardError
+from patchmint.geometry.placement import AxisMap, Placement, View
 from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
 from patchmint.shards.versions import schema_name
-from patchmint.types import Phrase
+from patchmint.types import Phrase, Size
 
 SCHEMA: Final = "patchmint.sample/2"
 
@@ -41,6 +45,14 @@ class ImageDocument(_Document):
     format: FileFormat = Field(description="What the bytes of KEY.jpg are.")
     mode: str = Field(description="Pillow's name for the file's pixels, such as RGB, P or CMYK.")
     orientation: int = Field(ge=1, le=8, description="EXIF orientation of the file: sizes and boxes have it applied.")
+
+
+# As in layouts: what a hostile KEY.json says is made room for, so it has to end somewhere.
+_MAX_SIDE = 1 << 13
+_MAX_CELLS = 1 << 20
+_MAX_TOKENS = 1 << 20
+_Axis = tuple[int, int, int]
+_Borders = Annotated[tuple[int, ...], Field(min_length=2, max_length=_MAX_SIDE)]
 
 
 class PhraseDocument(_Document):
@@ -83,14 +95,117 @@ class TurnDocument(_Document):
     content: str = Field(description="What is said; the <image> mark is where the image is.")
 
 
-class GridDocument(_Document):
-    """The patch grid on this image."""
+class ViewDocument(_Document):
+    """One input of the encoder: borders of its cells, how they lie on the image, and their tokens.
 
-    rows: int = Field(ge=1, description="Patch rows of one view.")
-    cols: int = Field(ge=1, description="Patch columns.")
-    patch_px: int = Field(ge=1, description="Side of a patch in pixels of the encoder's input.")
-    fit: str = Field(description="How the image becomes the encoder's input: pad, crop, squash or anyres.")
+    Border `b` of an axis (n, d, s) is at `(b * n - s) / d` pixels of the image. Cell (row, col) has the token
+    `token + row // block * block * stride + col // block * block ** 2 + row % block * block + col % block`, if `seen`
+    has it.
+    """
+
+    y: _Axis = Field(description="Map of the rows to the image: numerator, denominator, shift.")
+    x: _Axis = Field(description="Map of the columns.")
+    y_borders: _Borders = Field(description="Of the rows of cells, rising: one more than there are rows.")
+    x_borders: _Borders = Field(description="Of the columns.")
+    token: int = Field(ge=0, le=_MAX_TOKENS, description="Token of cell (0, 0), if that has one.")
+    stride: int = Field(ge=1, le=_MAX_TOKENS, description="Tokens from a cell to the one below it.")
+    block: int = Field(ge=1, le=_MAX_SIDE, description="Side of the blocks of cells whose tokens follow each other.")
+    seen: tuple[int, int, int, int] = Field(description="Cells with tokens: first row, end, first column, end.")
+
+    @classmethod
+    def of(cls, view: View) -> Self:
+        """The document of a view."""
+        return cls(
+            y=(view.y.numerator, view.y.denominator, view.y.shift),
+            x=(view.x.numerator, view.x.denominator, view.x.shift),
+            y_borders=tuple(view.y_borders),
+            x_borders=tuple(view.x_borders),
+            token=view.token,
+            stride=view.stride or view.cols,
+            block=view.block,
+            seen=view.seen or (0, view.rows, 0, view.cols),
+        )
+
+    @property
+    def view(self) -> View:
+        """The same as geometry has it."""
+        return View(
+            AxisMap(*self.y),
+            AxisMap(*self.x),
+            self.y_borders,
+            self.x_borders,
+            self.token,
+            self.stride,
+            self.block,
+            self.seen,
+        )
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        for axis, borders in ((self.y, self.y_borders), (self.x, self.x_borders)):
+            if axis[0] < 1 or axis[1] < 1 or any(a >= b for a, b in pairwise(borders)):
+                raise ValueError("its borders don't rise, or its maps aren't positive")
+        top, bottom, left, right = self.seen
+        if not (0 <= top <= bottom < len(self.y_borders) and 0 <= left <= right < len(self.x_borders)):
+            raise ValueError("it has tokens for cells that it hasn't")
+        return self
+
+
+class PlacementDocument(_Document):
+    """A grid on one image: `KEY.json`'s `grid.placement_json`."""
+
+    tokens: int = Field(ge=0, le=_MAX_TOKENS, description="Image tokens of the language model.")
+    views: tuple[ViewDocument, ...] = Field(
+        min_length=1, max_length=_MAX_SIDE, description="In the order in which arrays have them, from top to bottom."
+    )
+
+    @classmethod
+    def of(cls, placement: Placement) -> Self:
+        """The document of a placement."""
+        return cls(tokens=placement.tokens, views=tuple(map(ViewDocument.of, placement.views)))
+
+    def placement(self, image_size: Size) -> Placement:
+        """The same as geometry has it."""
+        return Placement(image_size, tuple(view.view for view in self.views), self.tokens)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        placement = self.placement((1, 1))
+        if prod(placement.shape) > _MAX_CELLS:
+            raise ValueError(f"it has more than {_MAX_CELLS} cells")
+        try:
+            placement.token_order()
+        except IndexError as error:
+            raise ValueError("its cells have tokens beyond the last one") from error
+        return self
+
+
+class GridDocument(_Document):
+    """The grid on this image."""
+
+    rows: int = Field(ge=1, description="Rows of one view; of the first, where views differ.")
+    cols: int = Field(ge=1, description="Columns.")
+    patch_px: int = Field(ge=1, description="Side of a cell in pixels of the encoder's input.")
+    fit: str = Field(description="How the image becomes the input: pad, crop, squash, anyres, tiles or native.")
     views: int = Field(ge=1, description="Inputs of the encoder; their grids are stacked from top to bottom.")
+    placement_json: Json = Field(
+        default="",
+        exclude_if=lambda text: not text,
+        description="Where cells lie, and which tokens show them, as JSON; absent where every image becomes one input "
+        "of the same size.",
+    )
+
+    @classmethod
+    def of(cls, placement: Placement, fit: str) -> Self:
+        """The document of a grid that depends on the image."""
+        return cls(
+            rows=placement.rows,
+            cols=placement.cols,
+            patch_px=placement.patch_px,
+            fit=fit,
+            views=len(placement.views),
+            placement_json=_dump(PlacementDocument.of(placement).model_dump()),
+        )
 
 
 class TokensDocument(_Document):
@@ -152,6 +267,25 @@ class SampleDocument(_Document):
         """LLaVA's turns."""
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
+    @cached_property
+    def placement(self) -> Placement | None:
+        """The grid on the image; None where the document doesn't tell (one input of the same size, or format 1)."""
+        if not self.grid.placement_json:
+            return None
+        told = _parse(_PLACEMENT, self.grid.placement_json, "grid.placement_json")
+        placement = Placement(
+            (self.image.height, self.image.width), tuple(view.view for view in told.views), told.tokens
+        )
+        if (placement.rows, placement.cols, len(placement.views)) != (self.grid.rows, self.grid.cols, self.grid.views):
+            raise ShardError("grid.placement_json tells of other rows, columns or views than grid")
+        return placement
+
+    @property
+    def label_shape(self) -> Size:
+        """(rows, cols) of a text's labels, views stacked; a ShardError where `placement` can't be read."""
+        grid = self.grid
+        return self.placement.shape if self.placement is not None else (grid.rows * grid.views, grid.cols)
+
     @property
     def features(self) -> FeatureSpec | None:
         """What the features are; None where there are none."""
@@ -182,6 +316,7 @@ _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])
 _ANNOTATORS = TypeAdapter(tuple[AnnotatorDocument, ...])
 _CONVERSATION = TypeAdapter(tuple[TurnDocument, ...])
 _FEATURES = TypeAdapter(FeatureSpec)
+_PLACEMENT = TypeAdapter(PlacementDocument)
 
 
 def dump_features(features: FeatureSpec | None) -> str:

@@ -48,6 +48,9 @@ SCHEMA = pa.schema(
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("format", pa.string()),
+            ("rows", pa.int32()),
+            ("cols", pa.int32()),
+            ("views", pa.int32()),
             ("texts", _list(pa.string())),
             ("label_shares", _list(pa.float32())),
             ("phrases", _list(pa.string())),
@@ -64,7 +67,7 @@ SCHEMA = pa.schema(
 )
 """Columns of the sidecar; docs/format.md says what each holds."""
 
-ADDED = {"source_name": ""}
+ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": ""}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
@@ -99,6 +102,9 @@ def sidecar_row(
         "width": document.image.width,
         "height": document.image.height,
         "format": document.image.format,
+        "rows": document.grid.rows,
+        "cols": document.grid.cols,
+        "views": document.grid.views,
         "texts": list(document.texts),
         "label_shares": [] if selector is None else selector.mean(axis=(1, 2)).astype(np.float32).tolist(),
         "phrases": [phrase.text for phrase in document.phrases],

@@ -19,8 +19,8 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.sidecar import ADDED, SCHEMA_1, is_of_version_1
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
+from patchmint.shards.sidecar import SCHEMA_1, is_of_version_1
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.storage import Storage
 
@@ -141,7 +141,7 @@ def _check_sidecar(
         message = f"the record says {record.written} samples, the sidecar has {parquet.metadata.num_rows} rows"
         found.add("counts", message)
     found.extend(_check_texts(parquet, record))
-    return ({**ADDED, **row} for row in _rows(parquet, path)), found.to_list()
+    return _rows(parquet, path), found.to_list()
 
 
 def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tuple[str, str]]:

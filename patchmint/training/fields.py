@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, ImageError, ShardError
+from patchmint.geometry import Placement
 from patchmint.geometry.coverage import pool_coverage
+from patchmint.geometry.presets import has_fixed_cells
 from patchmint.geometry.processing import fit_image
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import FeatureSpec
@@ -43,9 +46,15 @@ class StageSample:
         text_index: which one that is.
         conversation: the turns (stage 4); else empty.
         pixels: uint8 (views, 3, height, width), RGB, 0..255: the image fitted to the data set's patch grid, so that the
-            labels lie on it.
-        selector: uint8 (views, rows, cols), 0 or 1: whether the text talks about the patch.
+            labels lie on it; None where the grid depends on the image.
+        image: uint8 (3, height, width), RGB, 0..255: the upright image, which the consumer's own processor fits; only
+            where the grid depends on the image.
+        selector: uint8 (views, rows, cols), 0 or 1: whether the text talks about the patch. Views smaller than others
+            are filled up at the right and the bottom.
         coverage: uint8 (views, rows, cols), 0..255: how much of the patch is covered.
+        patch_mask: bool (views, rows, cols): whether the patch shows any of the image; False for padding.
+        token_order: int64 (tokens,): which patch of `selector.reshape(-1)` each image token of the consumer shows; -1
+            for newlines.
         codes: int64 (*grid[, codebooks]), before any vocabulary offset.
         features: float16 (views, tokens, channels).
         feature_selector: uint8 (views, rows, cols): the selector on the grid of the features, which is another where
@@ -60,8 +69,11 @@ class StageSample:
     text_index: int
     conversation: tuple[Turn, ...] = ()
     pixels: torch.Tensor | None = None
+    image: torch.Tensor | None = None
     selector: torch.Tensor | None = None
     coverage: torch.Tensor | None = None
+    patch_mask: torch.Tensor | None = None
+    token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     features: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
@@ -116,8 +128,9 @@ def _check_mixable(stage: Stage, fields: StageFields, first: Dataset, other: Dat
     ours, theirs = manifest_of(first).layout, manifest_of(other).layout
     pairs: dict[str, tuple[object, object]] = {}
     if fields.pixels or fields.labels:
-        pairs["patch grids"] = (ours.grid, theirs.grid)
-    if fields.pixels:
+        without: dict[str, Any] = {"settings": {}}  # format 1 has none
+        pairs["patch grids"] = (ours.grid.model_copy(update=without), theirs.grid.model_copy(update=without))
+    if fields.pixels or not (ours.grid.rows and theirs.grid.rows):
         pairs["ways of fitting images"] = (first.grid, other.grid)
     if fields.labels:
         pairs["thresholds of labels (min_coverage)"] = (ours.min_coverage, theirs.min_coverage)
@@ -195,9 +208,9 @@ class SampleMaker:
         if fields.conversation:
             given["conversation"] = _conversation(stored)
         if fields.pixels:
-            given["pixels"] = _pixels(stored, dataset)
+            given |= _pixels(stored, dataset)
         if fields.labels:
-            given |= _labels(stored, layout, index, with_features=fields.features)
+            given |= _labels(stored, dataset, index, with_features=fields.features)
         if fields.codes and layout.tokens is not None:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
@@ -223,7 +236,7 @@ def _conversation(stored: StoredSample) -> tuple[Turn, ...]:
     return turns
 
 
-def _pixels(stored: StoredSample, dataset: Dataset) -> torch.Tensor:
+def _pixels(stored: StoredSample, dataset: Dataset) -> dict[str, torch.Tensor]:
     document = stored.document
     try:
         image = decode_image(stored.image, max_megapixels=dataset.max_megapixels)
@@ -234,30 +247,49 @@ def _pixels(stored: StoredSample, dataset: Dataset) -> torch.Tensor:
             f"its image has {image.size[1]} x {image.size[0]} pixels, its KEY.json says "
             f"{document.image.width} x {document.image.height}, on which the labels lie"
         )
+    if not has_fixed_cells(dataset.grid):
+        return {"image": torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))}
     views = np.stack(fit_image(image.pixels, dataset.grid))
     if len(views) != document.grid.views:
         raise ShardError(f"its image has {len(views)} views, its KEY.json says {document.grid.views}")
-    return torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
+    return {"pixels": torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))}
 
 
-def _labels(stored: StoredSample, layout: Layout, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
-    document, rows = stored.document, layout.grid.rows
-    shape = (len(document.texts), document.grid.views * rows, layout.grid.cols)
+def _labels(stored: StoredSample, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
+    document, layout = stored.document, manifest_of(dataset).layout
+    placement = document.placement or dataset.grid.place((document.image.height, document.image.width))
+    shape = (len(document.texts), *placement.shape)
     selector = _checked(stored, SELECTOR, shape, np.dtype("u1"))[text]
     coverage = _checked(stored, COVERAGE, shape, np.dtype("u1"))[text]
-    given = {"selector": _by_view(selector, rows), "coverage": _by_view(coverage, rows)}
+    cells = {"selector": selector, "coverage": coverage, "patch_mask": placement.inside > 0}
+    given = {name: torch.from_numpy(_by_view(array, placement)) for name, array in cells.items()}
+    given["token_order"] = torch.from_numpy(_token_order(placement))
     if with_features and layout.features is not None:
         pooled = layout.features.grid
-        if pooled != (rows, layout.grid.cols):
-            coverage = pool_coverage(coverage[None], rows, pooled)[0]
+        if pooled != (placement.rows, placement.cols):
+            coverage = pool_coverage(coverage[None], placement.rows, pooled)[0]
             selector = (coverage > (layout.threshold or 0)).astype(np.uint8)
-        given["feature_selector"] = _by_view(selector, pooled[0])
-        given["feature_coverage"] = _by_view(coverage, pooled[0])
+        given["feature_selector"] = torch.from_numpy(selector.reshape(-1, *pooled).copy())
+        given["feature_coverage"] = torch.from_numpy(coverage.reshape(-1, *pooled).copy())
     return given
 
 
-def _by_view(grid: npt.NDArray[np.uint8], rows: int) -> torch.Tensor:
-    return torch.from_numpy(grid.reshape(-1, rows, grid.shape[1]).copy())
+def _by_view(cells: npt.NDArray[Any], placement: Placement) -> npt.NDArray[Any]:
+    """An array (rows, cols) of all views as (views, rows, cols), 0 where a view has no cell."""
+    views = placement.views
+    apart = np.zeros((len(views), max(view.rows for view in views), placement.shape[1]), cells.dtype)
+    for index, view in enumerate(views):
+        apart[index, : view.rows, : view.cols] = cells[placement.cells_of(index)]
+    return apart
+
+
+def _token_order(placement: Placement) -> npt.NDArray[np.int64]:
+    """The token order over the cells of `_by_view`."""
+    order, cells = placement.token_order(), prod(placement.shape)
+    stood = _by_view(np.arange(1, cells + 1).reshape(placement.shape), placement).reshape(-1)
+    moved = np.full(cells + 1, -1, np.int64)  # its last is that of -1, a newline
+    moved[stood[stood > 0] - 1] = np.flatnonzero(stood)
+    return moved[order]
 
 
 def _checked(stored: StoredSample, ending: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -29,7 +29,7 @@ from patchmint.types import Integers
 NO_STATE = -1
 """Stands for "this sequence has no global state"."""
 
-_BY_VIEW = ("pixels", "selector", "coverage", "features", "feature_selector", "feature_coverage")
+_BY_VIEW = ("pixels", "selector", "coverage", "patch_mask", "features", "feature_selector", "feature_coverage")
 _EMPTY_IN_A_ROW = 100
 # So many batches of nothing but damaged samples are no accident.
 
@@ -38,7 +38,8 @@ _EMPTY_IN_A_ROW = 100
 class StageBatch:
     """A batch of B samples; what the stage doesn't have is None.
 
-    Images with fewer views than V are padded with views of zeros, which `view_mask` leaves out.
+    Images with fewer views than V are padded with views of zeros, which `view_mask` leaves out; those with fewer rows
+    or columns with patches of zeros, which `patch_mask` leaves out.
 
     Attributes:
         keys: names of the samples in their data sets.
@@ -49,8 +50,12 @@ class StageBatch:
         skipped: messages of damaged samples that were left out of this batch (`on_error="skip"`).
         view_mask: bool (B, V), True for real views; None where nothing has views.
         pixels: uint8 (B, V, 3, height, width).
+        images: uint8 (3, height, width) each, where the grid depends on the image; else empty.
         selector: uint8 (B, V, rows, cols), 0 or 1.
         coverage: uint8 (B, V, rows, cols), 0..255.
+        patch_mask: bool (B, V, rows, cols), True for patches that show any of the image.
+        token_order: int64 (B, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
+            for newlines, and after the image's last token.
         codes: int64 (B, *grid[, codebooks]).
         features: float16 (B, V, tokens, channels).
         feature_selector: uint8 (B, V, rows, cols) of the features' grid.
@@ -67,10 +72,13 @@ class StageBatch:
     text_indices: tuple[int, ...]
     conversations: tuple[tuple[Turn, ...], ...]
     skipped: tuple[str, ...] = ()
+    images: tuple[torch.Tensor, ...] = ()
     view_mask: torch.Tensor | None = None
     pixels: torch.Tensor | None = None
     selector: torch.Tensor | None = None
     coverage: torch.Tensor | None = None
+    patch_mask: torch.Tensor | None = None
+    token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     features: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
@@ -94,6 +102,7 @@ class StageBatch:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         changed: dict[str, Any] = {name: change(value) for name, value in values if torch.is_tensor(value)}
+        changed["images"] = tuple(map(change, self.images))
         return replace(self, **changed)
 
 
@@ -116,6 +125,9 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         if given:
             tensors[name] = _padded(given)
             tensors["view_mask"] = _mask([len(value) for value in given])
+    orders = [_moved(sample, tensors["selector"]) for sample in samples if sample.token_order is not None]
+    if orders:
+        tensors["token_order"] = torch.from_numpy(_filled(orders, -1))
     codes = [sample.codes for sample in samples if sample.codes is not None]
     if codes:
         tensors["codes"] = torch.stack(codes)
@@ -129,19 +141,29 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         text_indices=tuple(sample.text_index for sample in samples),
         conversations=tuple(sample.conversation for sample in samples),
         skipped=skipped,
+        images=tuple(sample.image for sample in samples if sample.image is not None),
         **tensors,
     )
 
 
 def _padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack along a new first axis; what is shorter along its own first axis is filled up with zeros."""
-    longest = max(map(len, values))
-    if all(len(value) == longest for value in values):
+    """Stack along a new first axis; what is shorter along an axis of its own is filled up with zeros."""
+    shape = [max(lengths) for lengths in zip(*(value.shape for value in values), strict=True)]
+    if all(list(value.shape) == shape for value in values):
         return torch.stack(list(values))
-    padded = values[0].new_zeros((len(values), longest, *values[0].shape[1:]))
+    padded = values[0].new_zeros((len(values), *shape))
     for row, value in zip(padded, values, strict=True):
-        row[: len(value)] = value
+        row[tuple(map(slice, value.shape))] = value
     return padded
+
+
+def _moved(sample: StageSample, padded: torch.Tensor) -> Integers:
+    """A sample's token order over the patches of the batch, whose views may have more rows and columns."""
+    assert sample.token_order is not None
+    assert sample.selector is not None
+    order = sample.token_order.numpy()
+    places = np.unravel_index(order.clip(0), sample.selector.shape)
+    return np.where(order < 0, -1, np.ravel_multi_index(places, padded.shape[1:]))
 
 
 def _mask(lengths: Sequence[int]) -> torch.Tensor:
@@ -152,18 +174,18 @@ def _sequences(sequences: Sequence[TokenSequence], pad_id: int) -> dict[str, tor
     lengths = [len(sequence.input_ids) for sequence in sequences]
     states = [NO_STATE if one.state_position is None else one.state_position for one in sequences]
     return {
-        "input_ids": _filled([sequence.input_ids for sequence in sequences], pad_id),
-        "labels": _filled([sequence.labels for sequence in sequences], NOT_LEARNT),
+        "input_ids": torch.from_numpy(_filled([sequence.input_ids for sequence in sequences], pad_id)),
+        "labels": torch.from_numpy(_filled([sequence.labels for sequence in sequences], NOT_LEARNT)),
         "attention_mask": _mask(lengths).long(),
         "state_positions": torch.tensor(states),
     }
 
 
-def _filled(rows: Sequence[Integers], value: int) -> torch.Tensor:
+def _filled(rows: Sequence[Integers], value: int) -> Integers:
     filled = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for line, row in zip(filled, rows, strict=True):
         line[: len(row)] = row
-    return torch.from_numpy(filled)
+    return filled
 
 
 class StageLoader:

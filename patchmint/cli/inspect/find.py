@@ -61,8 +61,8 @@ def find_command(
     """Find samples, or rejects, that are like this; all conditions must hold.
 
     --where and --sort are SQL (DuckDB's) over these columns of the sidecars:
-    key, id, ordinal, "offset", size, width, height, format, texts,
-    label_shares, phrases, phrase_texts, scores, codes, code_counts,
+    key, id, ordinal, "offset", size, width, height, format, rows, cols, views,
+    texts, label_shares, phrases, phrase_texts, scores, codes, code_counts,
     source_name, source_path, source_start; with --rejects over those of the
     rejects: ordinal, key, id, stage, reason, message; and over index, the place
     in the data set (or among the rejects), from 0 on. A condition sees one sample

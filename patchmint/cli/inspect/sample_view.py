@@ -14,7 +14,14 @@ from patchmint.cli.inspect.shared import console_for_data
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
-from patchmint.inspection.show.labels import Kept, mark_phrases, phrase_colours, phrases_of_text, text_labels
+from patchmint.inspection.show.labels import (
+    Kept,
+    mark_phrases,
+    phrase_colours,
+    phrases_of_text,
+    text_labels,
+    whole_view,
+)
 from patchmint.inspection.show.lookup import Found
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE, score_words
@@ -130,10 +137,12 @@ def _print_phrases(console: Console, phrases: Sequence[PhraseDocument], colours:
 def _print_labels(console: Console, sample: StoredSample, number: int) -> None:
     grid = sample.document.grid
     every, coverage = text_labels(sample, number)
-    kept, covered = every[: grid.rows], coverage[: grid.rows] if coverage is not None else None
+    view, cells = whole_view(sample.document)
+    kept, covered = every[cells], coverage[cells] if coverage is not None else None
     all_views = Kept.of(every)
     share = f"{all_views.patches} of {all_views.all} patches kept ({all_views.share})"
-    first = f"; drawn: the first of {grid.views} views, the whole image" if grid.views > 1 else ""
+    which = f"the {'last' if view else 'first'} of {grid.views} views"
+    first = f"; drawn: {which}, the whole image" if grid.views > 1 else ""
     typer.echo(f"{share}{first}")
     typer.echo("\n".join(draw_labels(kept, covered, console.width, titles=("selector", "coverage"))))
     console.print(Text(legend(covered is not None), "dim"))

@@ -143,8 +143,9 @@ def _print_positions(console: Console, positions: Positions) -> None:
         if positions.centre_bias is None
         else f"; the middle is kept {positions.centre_bias:.1f}× as often as the rest"
     )
+    whole = " in the image" if positions.relative else ""
     console.print(
-        f"where labels lie, from {positions.texts:,} texts of {positions.samples:,} samples (darkest: kept by "
+        f"where labels lie{whole}, from {positions.texts:,} texts of {positions.samples:,} samples (darkest: kept by "
         f"{highest:.1%} of the texts{bias}):",
         highlight=False,
     )

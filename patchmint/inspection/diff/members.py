@@ -197,7 +197,8 @@ def _labels_obstacle(a: StoredSample, b: StoredSample) -> str:
     if has_a != has_b:
         return f"{'A' if has_b else 'B'} has no labels"
     grids = [(grid.rows, grid.cols, grid.fit) for grid in (a.document.grid, b.document.grid)]
-    if has_a and grids[0] != grids[1]:
+    told = [sample.document.grid.placement_json for sample in (a, b)]
+    if has_a and (grids[0] != grids[1] or (all(told) and told[0] != told[1])):
         shown = ["{} x {} patches ({})".format(*grid) for grid in grids]
         return f"other grids: {shown[0]} in A, {shown[1]} in B"
     return ""

@@ -17,7 +17,7 @@ from patchmint.datasets.reader import dataset_notice
 from patchmint.datasets.rows import rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.gallery.remake import Offer
-from patchmint.inspection.show.labels import Kept, phrase_colours, phrases_of_text, text_labels
+from patchmint.inspection.show.labels import Kept, phrase_colours, phrases_of_text, text_labels, whole_view
 from patchmint.inspection.show.overlays import sample_placement
 from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.shards.reader import StoredSample
@@ -159,28 +159,28 @@ def _parts(text: str, phrases: Sequence[PhraseDocument], colours: Mapping[str, i
 
 
 def _labels(dataset: Dataset, sample: StoredSample, document: SampleDocument) -> dict[str, Any]:
-    """The first view's patches: their borders in image pixels, what is kept, and how much of each is covered."""
+    """Patches of the view that shows the whole: their borders in image pixels, what is kept, how much covered."""
     if sample.selector is None:
         return {"labels": None}
     texts = [text_labels(sample, text) for text in range(len(document.texts))]
     selectors = [selector != 0 for selector, _ in texts]
     coverages = [coverage for _, coverage in texts if coverage is not None]
-    rows = document.grid.rows
+    _, view = whole_view(document)
     kept = [Kept.of(selector) for selector, _ in texts]
     labels: dict[str, Any] = {
         "kept": [{"kept": own.patches, "all": own.all, "share": own.share} for own in kept],
-        "selector": _packed_first(selectors, rows),
-        "coverage": _packed_first(coverages, rows) if len(coverages) == len(texts) else None,
+        "selector": _packed([selector[view] for selector in selectors]),
+        "coverage": _packed([coverage[view] for coverage in coverages]) if len(coverages) == len(texts) else None,
     }
     return {"labels": labels, "grid": _grid(dataset, document)}
 
 
-def _packed_first(grids: Sequence[npt.NDArray[Any]], rows: int) -> str:
-    return packed(np.array([grid[:rows] for grid in grids], np.uint8))
+def _packed(grids: Sequence[npt.NDArray[Any]]) -> str:
+    return packed(np.array(grids, np.uint8))
 
 
 def _grid(dataset: Dataset, document: SampleDocument) -> dict[str, Any]:
-    """Borders of the first view's cells; without them, the reason why they aren't known."""
+    """Borders of that view's cells; without them, the reason why they aren't known."""
     grid = document.grid
     facts: dict[str, Any] = {"rows": grid.rows, "cols": grid.cols, "views": grid.views, "fit": grid.fit}
     try:
@@ -189,7 +189,9 @@ def _grid(dataset: Dataset, document: SampleDocument) -> dict[str, Any]:
         return facts | {"problem": str(error)}
     if (placement.rows, placement.cols) != (grid.rows, grid.cols):
         return facts | {"problem": f"the build's grid is {placement.rows} x {placement.cols}; run verify"}
-    y, x = placement.edges(placement.views[0])
+    view = placement.views[whole_view(document)[0]]
+    facts |= {"rows": view.rows, "cols": view.cols}
+    y, x = placement.edges(view)
     return facts | {"y": np.round(y, 3).tolist(), "x": np.round(x, 3).tolist()}
 
 

@@ -49,13 +49,15 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
 def sample_placement(dataset: Dataset, document: SampleDocument) -> Placement:
     """Lay the data set's grid on a sample's image.
 
-    The build's settings tell the grid exactly. Without them (a lone tar, an unfinished build) it is the document's, and
-    of `anyres` the first view only: a document doesn't tell the canvases.
+    The document tells it where it depends on the image, else the build's settings do. Without them (a lone tar, an
+    unfinished build) it is the document's, and in format 1 of `anyres` the first view only.
 
     Raises:
         ShardError: the document, or dataset.json, names no grid of ours.
     """
     size = (document.image.height, document.image.width)
+    if document.placement is not None:
+        return document.placement
     if dataset.manifest is not None:
         return dataset.grid.place(size)
     grid = document.grid

@@ -16,10 +16,11 @@ from patchmint.datasets.ledger import RejectCount, count_rejects
 from patchmint.datasets.reader import dataset_notice, iter_stored, sample_at
 from patchmint.datasets.rows import iter_tables
 from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Placement
 from patchmint.inspection.codes.index import book_starts, code_entries, tokens_layout
 from patchmint.inspection.stats.distributions import Counts, Distribution
-from patchmint.shards.endings import COVERAGE, SELECTOR
-from patchmint.shards.layout import TokensLayout
+from patchmint.shards.endings import COVERAGE, DOCUMENT, SELECTOR
+from patchmint.shards.layout import GridLayout, TokensLayout
 from patchmint.types import Integers, Progress
 
 _COLUMNS = (
@@ -36,6 +37,8 @@ _COLUMNS = (
 )
 _ROWS = 4096
 _SHARE_STEPS = 10_000
+_PARTS = 24
+# Of a side of the image, where positions are relative.
 _KILOBYTE = 1000
 
 _Array = npt.NDArray[Any]
@@ -149,11 +152,12 @@ def _tokens(dataset: Dataset) -> TokensLayout | None:
 
 @dataclass(frozen=True)
 class Positions:
-    """Mean labels by position. Of `anyres` grids the first view only: the whole image.
+    """Mean labels by position, of the view that shows the whole image.
 
     Attributes:
         samples: that were read, evenly spread over the data set.
         texts: of these.
+        relative: positions are equal parts of the image, since rows and columns depend on the image; else patches.
         selector: (rows, cols), share of the texts that keep the patch, 0..1.
         coverage: (rows, cols), mean covered share of the patch, 0..1.
         centre_bias: mean of `selector` over the middle (half the rows and half the columns), over that of the rest;
@@ -162,6 +166,7 @@ class Positions:
 
     samples: int
     texts: int
+    relative: bool
     selector: tuple[tuple[float, ...], ...]
     coverage: tuple[tuple[float, ...], ...]
     centre_bias: float | None
@@ -180,30 +185,44 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
         StorageError: one can't be read.
     """
     grid = dataset.manifest.layout.grid if dataset.manifest is not None else sample_at(dataset, 0).document.grid
+    relative = grid.rows == 0 if isinstance(grid, GridLayout) else bool(grid.placement_json)
     # Grows with the first sample: a grid may be said to be of any size.
-    sums = np.zeros((2, 1, 1), np.int64)
+    sums: _Array = np.zeros((2, 1, 1))
     texts = 0
     chosen = spread(dataset.samples, samples)
-    for _, sample in iter_stored(dataset, chosen, (SELECTOR, COVERAGE), progress):
+    members = (DOCUMENT, SELECTOR, COVERAGE) if relative else (SELECTOR, COVERAGE)
+    for _, sample in iter_stored(dataset, chosen, members, progress):
         selector, coverage = sample.selector, sample.coverage
-        if (
-            selector is None
-            or coverage is None
-            or selector.ndim != 3
-            or selector.shape != coverage.shape
-            or selector.shape[1] % grid.rows
-            or selector.shape[2] != grid.cols
-        ):
+        placement = sample.document.placement if relative else None
+        if selector is None or coverage is None or selector.ndim != 3 or selector.shape != coverage.shape:
+            fits = False
+        elif placement is not None:
+            fits = selector.shape[1:] == placement.shape
+        else:
+            fits = not relative and not selector.shape[1] % grid.rows and selector.shape[2] == grid.cols
+        if not fits or selector is None or coverage is None:
+            shown = "its grid" if relative else f"{grid.rows} x {grid.cols} patches"
             raise ShardError(
-                f"sample {sample.key!r} of {dataset.uri} has no labels of {grid.rows} x {grid.cols} patches; run "
+                f"sample {sample.key!r} of {dataset.uri} has no labels of {shown}; run "
                 f"`patchmint inspect verify {dataset.uri}`"
             )
         texts += len(selector)
-        kept, covered = selector[:, : grid.rows] != 0, coverage[:, : grid.rows]
-        sums = sums + np.stack([kept.sum(0, np.int64), covered.sum(0, np.int64)])
+        rows, cols = placement.cells_of(placement.overview) if placement else (slice(grid.rows), slice(None))
+        summed = np.stack([(selector[:, rows, cols] != 0).sum(0, np.int64), coverage[:, rows, cols].sum(0, np.int64)])
+        sums = sums + (_on_parts(summed, placement) if placement else summed)
     means = sums / max(texts, 1) / np.array([1, 255])[:, None, None]
     selectors, coverages = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
-    return Positions(len(chosen), texts, selectors, coverages, _centre_bias(means[0]))
+    return Positions(len(chosen), texts, relative, selectors, coverages, _centre_bias(means[0]))
+
+
+def _on_parts(labels: _Array, placement: Placement) -> _Array:
+    """Means of (n, rows, cols), of the view that shows the whole, over equal parts of the image, by area."""
+    edges = placement.edges(placement.views[placement.overview])
+    for axis, (borders, length) in enumerate(zip(edges, placement.image_size, strict=True), start=1):
+        parts = np.linspace(0, length, _PARTS + 1)[:, None]
+        shared = np.minimum(parts[1:], borders[1:]) - np.maximum(parts[:-1], borders[:-1])
+        labels = np.moveaxis(np.tensordot(shared.clip(0) * _PARTS / length, labels, (1, axis)), 0, axis)
+    return labels
 
 
 def _centre_bias(kept: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:

@@ -57,9 +57,10 @@ def panels(stats: Stats) -> list[Panel]:
     """The plots that the statistics have numbers for. No text of the data set is in them."""
     found = []
     if stats.positions is not None:
+        what = "part of the image" if stats.positions.relative else "patch"
         found += [
-            _map("texts that keep the patch", stats.positions.selector),
-            _map("mean coverage of the patch", stats.positions.coverage),
+            _map(f"texts that keep the {what}", stats.positions.selector),
+            _map(f"mean coverage of the {what}", stats.positions.coverage),
         ]
     if stats.labels is not None:
         found.append(_histogram("label share", "share of the patches", "texts", stats.labels.shares))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchmint.config.build import BuildConfig
+from patchmint.config.grids import resolve_grid, stored_grid
 from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
@@ -374,9 +375,8 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
     tokens = None
     if document.tokens.member:
         tokens = TokensLayout(**document.tokens.model_dump())
-    grid = document.grid
     return Layout(
-        grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit),
+        grid=GridLayout.of(resolve_grid(stored_grid(plan.config["grid"]))),
         min_coverage=labels["min_coverage"] if labels else carried,
         tokens=tokens,
         features=document.features,

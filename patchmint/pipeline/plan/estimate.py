@@ -10,11 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, takewhile
+from math import prod
 
 from patchmint.config.build import BuildConfig
-from patchmint.config.grids import resolve_fixed_grid
-from patchmint.errors import ShardError
+from patchmint.config.grids import resolve_grid
+from patchmint.errors import InputError, ShardError
 from patchmint.features.plan import check_features
+from patchmint.geometry import Grid, Placement
 from patchmint.images.decode import decode_image
 from patchmint.images.reading import check_texts, read_sample
 from patchmint.pipeline.plan.make import no_samples
@@ -342,18 +344,27 @@ def _look_at(
     return sorted(looked, key=lambda each: each.ordinal)
 
 
+def _placed(grid: Grid, size: Size) -> Placement | None:
+    """A grid on an image; None where the consumer refuses the image, which will be a reject."""
+    try:
+        return grid.place(size)
+    except InputError:
+        return None
+
+
 def _added_bytes(config: BuildConfig, samples: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts."""
-    grid = resolve_fixed_grid(config.grid)
-    seen = sizes or [_TYPICAL_SIZE]
-    views = sum(len(grid.place(size).views) for size in seen) / len(seen)
+    grid = resolve_grid(config.grid)
+    placed = [placement for size in sizes or [_TYPICAL_SIZE] if (placement := _placed(grid, size)) is not None]
+    cells = sum(prod(placement.shape) for placement in placed) / max(len(placed), 1)
     fixed = float(_DOCUMENT + 3 * _TAR_BYTES_A_MEMBER)
     each_text = 0.0
     if config.labels is not None:
         fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
-        each_text = 2 * grid.rows * grid.cols * views + _PHRASES
+        each_text = 2 * cells + _PHRASES
     if config.features is not None:
         spec = check_features(config.models, config.features, grid)
+        views = sum(len(each.views) for each in placed) / max(len(placed), 1)
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.tokens * spec.channels * views
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2

@@ -16,7 +16,6 @@ from patchmint.compute.memory import ran_out
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
-from patchmint.geometry.presets import require_fixed
 from patchmint.pipeline.worker.prepare import Prepared, reject
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import Fault, PlannedSample, Reject
@@ -160,6 +159,7 @@ def stored_sample(prepared: Prepared, annotated: AnnotatedImage) -> ShardSample:
             width=width, height=height, format=image.format, mode=image.mode, orientation=image.orientation
         ),
         views=len(annotated.placement.views),
+        placement=annotated.placement,
         phrases=phrases_of(found, prepared.planned.sample.texts) if found is not None else (),
         selector=labels.selector if labels else None,
         coverage=labels.coverage if labels else None,
@@ -308,7 +308,6 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
 
 
 def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
-    grid = require_fixed(models.grid, "a data set")
     tokens = None
     if models.tokenizer is not None:
         spec = models.tokenizer.spec
@@ -319,7 +318,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
             preprocessing=spec.preprocessing,
         )
     return Layout(
-        grid=GridLayout(rows=grid.rows, cols=grid.cols, patch_px=grid.patch_px, fit=grid.fit.value),
+        grid=GridLayout.of(models.grid),
         min_coverage=config.labels.min_coverage if config.labels else None,
         tokens=tokens,
         features=models.encoder.spec if models.encoder else None,
