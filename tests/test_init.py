@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from shard_data import configure, make_dataset, make_sample
-from source_files import fixture, image_bytes, put
+from source_files import fixture, image_bytes, put, samples_of
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -19,7 +19,6 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
-from patchmint.samples import SourceSample
 
 PHOTO = image_bytes()
 
@@ -89,8 +88,7 @@ def test_one_of_several_splits_is_chosen(here):
     assert "with the splits test, train: source.split says which is read" in said
     config = BuildConfig.load("splits.yaml")
     assert config.source.split == "train"
-    samples = open_source(config.source).samples()
-    assert [found.id for found in samples if isinstance(found, SourceSample)] == ["train/train.jpg"]
+    assert [found.id for found in samples_of(open_source(config.source))] == ["train/train.jpg"]
 
 
 def parquet(here):
@@ -134,7 +132,7 @@ KINDS = {
     "coco instances": (lambda here: coco(here, "instances"), "coco", {"texts": "categories"}),
     "coco elsewhere": (my_coco, "coco", {"annotations": "mine.json", "images": "pictures"}),
     "visual genome": (visual_genome, "visual-genome", {"texts": "regions", "images": "images"}),
-    "references": (references, "references", {"images": "images/train2014"}),
+    "references": (references, "references", {"images": "images/train2014", "split": "train"}),
     "llava": (
         llava,
         "conversations",
@@ -158,7 +156,7 @@ def test_every_kind_is_recognised(here, make, kind, settings):
     assert (config.source.kind, config.source.uri) == (kind, folder.name)
     assert {key: getattr(config.source, key) for key in settings} == settings
     check_buildable(config)
-    assert any(sample.fault is None for sample in open_source(config.source).samples())
+    assert any(sample.fault is None for sample in samples_of(open_source(config.source)))
 
 
 @pytest.mark.parametrize("data", ["captions_train2017.json", "{here}/coco/annotations/captions_train2017.json"])

@@ -91,15 +91,17 @@ def test_splits_are_told_from_names_as_on_the_hub(path, split):
     assert split_of(path) == split
 
 
-def test_splits_side_by_side_are_refused_with_both_remedies(hub):
+def test_splits_side_by_side_are_refused_with_the_remedies(hub):
     message = str(refused("splits", "parquet", hub))
-    for word in ("test, train, validation", "split: test", "split: all", "files: train-*.parquet"):
+    for word in ("test, train, validation", "split: train)", "split: test+train)", "split: all"):
         assert word in message
     with pytest.raises(ConfigError, match="side by side"):
         source("parquet", hub).check()
     assert chosen("parquet", hub, split="validation") == (["3.jpg"], {"not-chosen-files": 2})
     assert chosen("parquet", hub, split="val")[0] == ["3.jpg"]
     assert len(chosen("parquet", hub, split="all")[0]) == 6
+    assert chosen("parquet", hub, split="val+test") == (["4.jpg", "5.jpg", "3.jpg"], {"not-chosen-files": 1})
+    refused("no file .* is of the split 'dev2'", "parquet", hub, split="train+dev2")
     assert chosen("parquet", hub, files="train-*.parquet") == (["0.jpg", "1.jpg", "2.jpg"], {"not-chosen-files": 2})
     refused("no file .* is of the split 'dev2'.* test, train, validation", "parquet", hub, split="dev2")
     assert chosen("parquet", hub / "data/test-00000-of-00001.parquet")[0] == ["4.jpg", "5.jpg"]

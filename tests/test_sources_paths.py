@@ -84,7 +84,8 @@ def test_other_endings(tmp_path):
 @pytest.mark.parametrize("kind", ["visual-genome", "references", "llava"])
 def test_every_source_of_paths_has_folders(tmp_path, kind):
     folder = fixture({"visual-genome": "visual_genome"}.get(kind, kind), tmp_path)
-    settings = {"annotations": "llava_v1_5_mix665k.json"} if kind == "llava" else {}
+    given = {"llava": {"annotations": "llava_v1_5_mix665k.json"}, "references": {"split": "all"}}
+    settings = given.get(kind, {})
     first = read(kind, folder, images="", **settings)[0].image.path
     put(folder, {"one/x": b"", f"two/{first}": b"image"})
     opened = source(kind, folder, images=["one", "two"], **settings)

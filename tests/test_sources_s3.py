@@ -62,12 +62,13 @@ def data_set(kind, folder):
 def test_the_same_as_from_a_folder(tmp_path, brought, kind):
     root = data_set(kind, tmp_path)
     bucket = brought(root)
-    here, there = source(kind, root), source(kind, bucket)
+    given = {"split": "all"} if kind == "references" else {}
+    here, there = source(kind, root, **given), source(kind, bucket, **given)
     samples = samples_of(here)
     assert [(s.id, s.image, s.texts) for s in samples_of(there)] == [(s.id, s.image, s.texts) for s in samples]
     recognised = dict(recognise(bucket).source)
     assert (recognised["kind"], recognised["uri"]) == (kind, bucket)
-    assert read(**recognised) == samples
+    assert read(**recognised, **given) == samples
     good = [sample.image for sample in samples if sample.fault is None]
     assert good
     assert [there.read_image(ref) for ref in good] == [here.read_image(ref) for ref in good]
