@@ -109,6 +109,19 @@ def dataset(here):
     return configure(folder, **BuildConfig.parse(settings).deciding())
 
 
+def exported(here):
+    """COCO files in the folders of their images, as Roboflow and others export them."""
+    document = json.loads((coco(here, "instances") / "annotations/instances_train2017.json").read_text())
+    name = document["images"][1]["file_name"]
+    files = {f"{split}/_annotations.coco.json": json.dumps(document) for split in ("test", "train")}
+    return put(here / "exported", files | {f"{split}/{name}": PHOTO for split in ("test", "train")})
+
+
+def table_beside(here):
+    files = {"results.csv": "image_name| comment_number| comment\na.jpg| 0| a cat\n", "flickr30k_images/a.jpg": PHOTO}
+    return put(here / "flickr", files)
+
+
 KINDS = {
     "folder": (lambda here: put(here / "photos", {"x/a.jpg": PHOTO, "x/a.txt": "a cat", "b.jpg": PHOTO}), "folder", {}),
     "json lines": (
@@ -130,6 +143,12 @@ KINDS = {
     "tars": (tars, "webdataset", {}),
     "coco": (coco, "coco", {"texts": "caption", "split": "train2017", "images": None}),
     "coco instances": (lambda here: coco(here, "instances"), "coco", {"texts": "categories"}),
+    "coco as exported": (exported, "coco", {"annotations": "train/_annotations.coco.json", "images": "train"}),
+    "table beside images": (
+        table_beside,
+        "folder",
+        {"file_column": "image_name", "text_column": "comment", "images": "flickr30k_images"},
+    ),
     "coco elsewhere": (my_coco, "coco", {"annotations": "mine.json", "images": "pictures"}),
     "visual genome": (visual_genome, "visual-genome", {"texts": "regions", "images": "images"}),
     "references": (references, "references", {"images": "images/train2014", "split": "train"}),

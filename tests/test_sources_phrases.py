@@ -24,7 +24,7 @@ def test_karpathy(tmp_path):
     samples = read("karpathy", tmp_path, split="all")
     assert faults(samples) == {"record-malformed": {"image-4", "0#fault-1"}, "text-empty": {"0#fault-0"}}
     assert (samples[0].id, samples[0].image.path, texts(samples[0])) == ("0", "0.jpg", ["a cat"])
-    assert samples[0].record == {"filename": "0.jpg", "imgid": 0, "split": "train"}
+    assert samples[0].record["split"] == "train"
     chosen = read("karpathy", tmp_path, split="train+restval")
     assert [sample.id for sample in chosen if not sample.fault] == ["0", "2"]
     assert absent("karpathy", tmp_path, split="train+restval") == {"not-chosen-split": 2}

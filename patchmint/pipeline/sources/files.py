@@ -206,10 +206,10 @@ def check_unmixed(splits: Iterable[str], uri: str) -> None:
         if split and split not in found:
             found.append(split)
     if len(found) > 1:
+        likely = sorted(found, key=lambda split: (split != "train", split.startswith("test")))
         raise MixedSplitsError(
-            f"source.split: {uri} holds the splits {', '.join(found)} side by side; take one "
-            f"(split: {'train' if 'train' in found else found[0]}), several (split: {'+'.join(found[:2])}), or all of "
-            "them (split: all)",
+            f"source.split: {uri} holds the splits {', '.join(found)} side by side; take one (split: {likely[0]}), "
+            f"several (split: {'+'.join(likely[:2])}), or all of them (split: all)",
             splits=found,
         )
 

@@ -89,18 +89,23 @@ class FolderSource(NamedImages):
             yield entry
 
     def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[Found]:
-        pairs = (
-            ((image, side), side.path if side and self._choice.has(image) and side.size <= MAX_TEXT_BYTES else None)
-            for image, side in _pairs(files)
+        asked = (
+            (found, entry.path if entry and self._choice.has(found[0]) and entry.size <= MAX_TEXT_BYTES else None)
+            for found in _pairs(files)
+            for entry in (found[1], found[2] if self._asked else None)  # a condition looks into a .json beside a .txt
         )
-        for (image, side), data in read_ahead(self._storage, pairs):
+        contents = read_ahead(self._storage, asked)
+        while pair := list(islice(contents, 2)):
+            ((image, side, beside), data), (_, fields) = pair
             if not self._choice.has(image):
                 yield OTHER_FILE
                 continue
             if side is None and _ending(image) in _SIDECAR_ENDINGS:
                 yield _TEXT_ALONE
                 continue
-            sample = Sample(image, _image(image), _record(side.path, data) if side and data is not None else {})
+            described, content = (beside, fields) if fields is not None else (side, data)
+            own = _record(described.path, content) if described and content is not None else {}
+            sample = Sample(image, _image(image), own)
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
@@ -226,7 +231,11 @@ def _sections(entries: Iterable[Entry]) -> Iterator[Section]:
         yield tuple(section)
 
 
-def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
+_Pair = tuple[str, Entry | None, Entry | None]
+"""An image's path, the file of its texts, and a .json beside a .txt."""
+
+
+def _pairs(entries: Iterable[Entry]) -> Iterator[_Pair]:
     """Each image's path with its sidecar, if it has one; what else has one, where no image has it; texts alone."""
     for cluster in _clusters(entries):
         yield from _paired(cluster)
@@ -248,17 +257,17 @@ def _clusters(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield cluster
 
 
-def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:
+def _paired(cluster: list[Entry]) -> Iterator[_Pair]:
     by_path = {entry.path: entry for entry in cluster}
     described = {_stem(path) for path in by_path if _ending(path) in IMAGE_ENDINGS}
     for path in by_path:
         stem, ending = _stem(path), _ending(path)
-        sidecars = (by_path.get(f"{stem}.{text}") for text in _SIDECAR_ENDINGS)
-        sidecar = next((sidecar for sidecar in sidecars if sidecar is not None), None)
+        text, record = (by_path.get(f"{stem}.{side}") for side in _SIDECAR_ENDINGS)
+        sidecar = text or record
         if ending in IMAGE_ENDINGS or (sidecar and stem not in described and ending not in _SIDECAR_ENDINGS):
-            yield path, sidecar
+            yield path, sidecar, record if text else None
         elif ending == "txt" and len(cluster) == 1:
-            yield path, None
+            yield path, None, None
 
 
 def _stem(path: str) -> str:

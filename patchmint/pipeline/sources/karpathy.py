@@ -59,8 +59,7 @@ class KarpathySource(NamedImages):
         folder, name = record.get("filepath"), record.get("filename")
         path = f"{folder}/{name}" if folder and isinstance(name, str) else name
         known = as_id(record.get("cocoid")) or as_id(record.get("imgid"))
-        own = {key: value for key, value in record.items() if key != "sentences"}
-        sample = Sample(known or f"image-{number}", self.image_at(path), own)
+        sample = Sample(known or f"image-{number}", self.image_at(path), record)
         for position, sentence in enumerate(record["sentences"]):
             text = sentence.get("raw") if isinstance(sentence, dict) else None
             sample.add_text(text, f"sentence {position} of {where}")
