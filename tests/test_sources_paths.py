@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_files import FIXTURES, absent, faults, fixture, put, read, refused, samples_of, source, texts
 
-from patchmint.errors import ConfigError, ImageMissingError
+from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError
 from patchmint.pipeline.sources.recognise import recognise
 
 
@@ -126,6 +126,19 @@ def test_image_folders_of_the_hub(tmp_path, ending):
     assert opened.read_image(samples[0].image) == b"a"
     assert [sample.record["who"] for sample in samples] == ["x", "y", "z"]
     assert absent("folder", tmp_path, table=table) == {"not-annotated": 1}
+
+
+def test_one_metadata_file_of_several_splits(tmp_path):
+    table = "file_name,text\n" + "".join(f"{split}/a.jpg,{split}\n" for split in ("test", "train"))
+    put(tmp_path, {"test/a.jpg": b"a", "train/a.jpg": b"b", "metadata.csv": table, "all.csv": table})
+    refused("the splits test, train side by side", "folder", tmp_path, table="metadata.csv")
+    with pytest.raises(MixedSplitsError):
+        source("folder", tmp_path, table="metadata.csv").check()
+    for settings, left in (({"split": "train"}, ["train"]), ({"split": "all"}, ["test", "train"])):
+        assert [texts(sample) for sample in read("folder", tmp_path, table="metadata.csv", **settings)] == [
+            [split] for split in left
+        ]
+    assert len(read("folder", tmp_path, table="all.csv")) == 2  # its folders may mean anything
 
 
 def test_folders_of_a_table(tmp_path):

@@ -46,7 +46,7 @@ class FolderSource(NamedImages):
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
-            next(self._rows(self._table), None)
+            self._check_unmixed(self._table, self._paths(islice(self._rows(self._table), _SECTION_FILES)))
             self.check_images()
             return
         images = (entry.path for entry in self._files() if _ending(entry.path) in IMAGE_ENDINGS)
@@ -129,6 +129,7 @@ class FolderSource(NamedImages):
                 asked = {name: value for name, value in record.items() if name.casefold() in self._asked}
                 texts = named.setdefault(image.path, _Named(asked, own)).texts
                 texts.append((number, record.get(config.text_column)))
+        self._check_unmixed(table, named)
         first = self._folders[0]
         for folder in self._folders:
             for entry in self._files(folder):
@@ -137,6 +138,15 @@ class FolderSource(NamedImages):
                     yield from [NOT_ANNOTATED] if found is None else self._from_table(entry.path, found, shown)
         for path, found in named.items():  # not there, or not called like an image: reading them will tell
             yield from self._from_table(path, found, shown)
+
+    def _check_unmixed(self, table: str, paths: Iterable[str]) -> None:
+        """As the Hub has it, one table may be about images in the folders of several splits."""
+        if _is_metadata(table) and not self._choice.may_mix:
+            check_unmixed(map(self._choice.split_of, paths), self._storage.uri)
+
+    def _paths(self, rows: Iterable[Row]) -> Iterator[str]:
+        images = (self.image_at(row.get(self._config.file_column)) for _, row in rows if not isinstance(row, str))
+        return (image.path for image in images if isinstance(image, ImageRef))
 
     def _rows(self, table: str) -> Iterator[Row]:
         config = self._config
@@ -174,8 +184,11 @@ class _Named:
 
 def folder_of(table: str) -> str:
     """The folder that paths in a table start from: its own for the Hub's metadata.csv, metadata.jsonl, ..."""
-    folder, _, name = table.rpartition("/")
-    return folder if name.startswith("metadata.") else ""
+    return table.rpartition("/")[0] if _is_metadata(table) else ""
+
+
+def _is_metadata(table: str) -> bool:
+    return table.rpartition("/")[2].startswith("metadata.")
 
 
 def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:
