@@ -9,6 +9,7 @@ from source_files import FIXTURES, absent, faults, fixture, put, read, refused, 
 
 from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError
 from patchmint.pipeline.sources.recognise import recognise
+from patchmint.samples import ImageRef
 
 
 def coco(folder, *names):
@@ -77,6 +78,9 @@ def test_other_endings(tmp_path):
     put(tmp_path, {"one/a.jpg": b"a", "two/a.gif": b"no", "one/b.gif": b"b", "two/c.png": b"c", "one/d.gif": b"no"})
     settings = {"annotations": "my.json", "images": ["one", "two"]}
     assert contents(source("coco", tmp_path, **settings))["b.jpg"] is None
+    opened = source("coco", tmp_path, annotations="my.json", images="one")
+    with pytest.raises(ImageMissingError, match=r"set source\.other_endings"):
+        opened.read_image(ImageRef("one/b.jpg"))
     found = contents(source("coco", tmp_path, other_endings=True, **settings))
     assert found == {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c", "d": None}
 
