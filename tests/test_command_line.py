@@ -22,7 +22,7 @@ NO_VARIABLES = {"SHA256", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAIL
         ("", [*COMMANDS]),
         ("ins", ["inspect"]),
         ("models pull --t", ["--to"]),
-        ("build --labels.box", ["--labels.box-threshold"]),
+        ("build --labels.box-t", ["--labels.box-threshold"]),
         ("inspect ga", ["gallery"]),
     ],
 )
