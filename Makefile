@@ -98,7 +98,8 @@ check: lint types layers test
 chaos: setup-dev
 	cd tests && PYTHONPATH=.. $(abspath $(BIN))/python -m simulation.run --seeds 10000
 
-# Five other readers on our shards, as lists and as folders, and the blocks of docs/training.md; some need environments of their own, made below .venv-conformance.
+# Five other readers on our shards, as lists and as folders, and the blocks of docs/training.md; then builds of what
+# `datasets` writes. Some need environments of their own, made below .venv-conformance.
 conformance: setup-dev
 	$(BIN)/python tests/conformance/run.py
 

@@ -328,6 +328,7 @@ def sources(kind, folder):
 
 
 ONE = {"annotations": "llava_v1_5_mix665k.json"}
+GIVEN = {"llava": ONE, "references": {"split": "all"}}
 
 
 @pytest.mark.parametrize(
@@ -343,10 +344,20 @@ ONE = {"annotations": "llava_v1_5_mix665k.json"}
         ("coco", {"texts": "categories"}, {"annotations": "empty.json"}, "empty.json in .* an object with lists"),
         ("coco", {}, {"images": "val2017"}, "there is nothing in the folder 'val2017' of"),
         ("visual-genome", {"texts": "objects"}, {"images": "photos"}, "there is nothing in the folder 'photos' of"),
-        ("references", {}, {"refs": "refs.json"}, r"no 'refs.json' in .*; did you mean 'refs\(unc\).json'"),
-        ("references", {"split": "train"}, {"split": "vol"}, "has no references of 'vol'; it has '"),
-        ("references", {}, {"instances": "gone.json"}, "no 'gone.json'"),
-        ("references", {}, {"images": "train"}, "there is nothing in the folder 'train' of"),
+        (
+            "references",
+            {"split": "all"},
+            {"refs": "refs.json"},
+            r"no 'refs.json' in .*; did you mean 'refs\(unc\).json'",
+        ),
+        ("references", {"split": "train"}, {"split": "vol"}, "is of the split 'vol'; it has '"),
+        ("references", {"split": "all"}, {"split": "all", "instances": "gone.json"}, "no 'gone.json'"),
+        (
+            "references",
+            {"split": "all"},
+            {"split": "all", "images": "train"},
+            "there is nothing in the folder 'train' of",
+        ),
         ("llava", ONE, {"annotations": "mix.json"}, "no 'mix.json' in"),
         ("llava", ONE, {}, r"several JSON files \(blip_laion_cc_sbu_558k.json, llava_v1_5_mix665k.json\) in"),
         ("llava", ONE, ONE | {"images": "pictures"}, "there is nothing in the folder 'pictures' of"),
@@ -371,7 +382,7 @@ def test_there_is_nothing_at_an_address(kind, tmp_path, monkeypatch, server):
     uri = server.new_bucket(monkeypatch)
     with pytest.raises(ConfigError, match=r"there (is|are) (no|neither) "):
         source(kind, f"{uri}/no/such/prefix").check()
-    source(kind, copy(sources(kind, tmp_path), uri), **(ONE if kind == "llava" else {})).check()
+    source(kind, copy(sources(kind, tmp_path), uri), **GIVEN.get(kind, {})).check()
 
 
 @pytest.mark.parametrize("key", ["source.uri", "output.uri"])

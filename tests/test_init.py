@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from shard_data import configure, make_dataset, make_sample
-from source_files import fixture, image_bytes, put
+from source_files import fixture, image_bytes, put, samples_of
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -19,7 +19,6 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_source
-from patchmint.samples import SourceSample
 
 PHOTO = image_bytes()
 
@@ -89,8 +88,7 @@ def test_one_of_several_splits_is_chosen(here):
     assert "with the splits test, train: source.split says which is read" in said
     config = BuildConfig.load("splits.yaml")
     assert config.source.split == "train"
-    samples = open_source(config.source).samples()
-    assert [found.id for found in samples if isinstance(found, SourceSample)] == ["train/train.jpg"]
+    assert [found.id for found in samples_of(open_source(config.source))] == ["train/train.jpg"]
 
 
 def parquet(here):
@@ -109,6 +107,19 @@ def dataset(here):
     settings = {"source": {"kind": "folder", "uri": "photos"}, "output": {"uri": "finished"}, "models": "demo"}
     folder = make_dataset(here / "finished", [[make_sample(0)]])
     return configure(folder, **BuildConfig.parse(settings).deciding())
+
+
+def exported(here):
+    """COCO files in the folders of their images, as Roboflow and others export them."""
+    document = json.loads((coco(here, "instances") / "annotations/instances_train2017.json").read_text())
+    name = document["images"][1]["file_name"]
+    files = {f"{split}/_annotations.coco.json": json.dumps(document) for split in ("test", "train")}
+    return put(here / "exported", files | {f"{split}/{name}": PHOTO for split in ("test", "train")})
+
+
+def table_beside(here):
+    files = {"results.csv": "image_name| comment_number| comment\na.jpg| 0| a cat\n", "flickr30k_images/a.jpg": PHOTO}
+    return put(here / "flickr", files)
 
 
 KINDS = {
@@ -132,9 +143,15 @@ KINDS = {
     "tars": (tars, "webdataset", {}),
     "coco": (coco, "coco", {"texts": "caption", "split": "train2017", "images": None}),
     "coco instances": (lambda here: coco(here, "instances"), "coco", {"texts": "categories"}),
+    "coco as exported": (exported, "coco", {"annotations": "train/_annotations.coco.json", "images": "train"}),
+    "table beside images": (
+        table_beside,
+        "folder",
+        {"file_column": "image_name", "text_column": "comment", "images": "flickr30k_images"},
+    ),
     "coco elsewhere": (my_coco, "coco", {"annotations": "mine.json", "images": "pictures"}),
     "visual genome": (visual_genome, "visual-genome", {"texts": "regions", "images": "images"}),
-    "references": (references, "references", {"images": "images/train2014"}),
+    "references": (references, "references", {"images": "images/train2014", "split": "train"}),
     "llava": (
         llava,
         "conversations",
@@ -158,7 +175,7 @@ def test_every_kind_is_recognised(here, make, kind, settings):
     assert (config.source.kind, config.source.uri) == (kind, folder.name)
     assert {key: getattr(config.source, key) for key in settings} == settings
     check_buildable(config)
-    assert any(sample.fault is None for sample in open_source(config.source).samples())
+    assert any(sample.fault is None for sample in samples_of(open_source(config.source)))
 
 
 @pytest.mark.parametrize("data", ["captions_train2017.json", "{here}/coco/annotations/captions_train2017.json"])

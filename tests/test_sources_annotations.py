@@ -23,7 +23,7 @@ from source_files import (
     texts,
 )
 
-from patchmint.errors import ConfigError, ImageMissingError, StorageError
+from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError, StorageError
 from patchmint.samples import ImageRef, SourceText, Turn
 
 VG, REFERENCES, LLAVA = FIXTURES / "visual_genome", FIXTURES / "references", FIXTURES / "llava"
@@ -224,7 +224,7 @@ def test_visual_genome_bad_records(tmp_path):
 
 
 def test_references(tmp_path):
-    samples = read("references", REFERENCES)
+    samples = read("references", REFERENCES, split="all")
     assert places(samples) == [(f"{n}", f"train2014/COCO_train2014_{n:012}.jpg") for n in (581857, 1234)]
     assert samples[0].texts == (
         SourceText("the lady with the blue shirt", boxes=((1.5, 2.0, 11.5, 22.0),)),
@@ -234,7 +234,11 @@ def test_references(tmp_path):
     assert absent("references", REFERENCES, split="val") == {"not-chosen-split": 2}
     (sample,) = read("references", REFERENCES, split="val")
     assert (sample.id, texts(sample)) == ("1234", ["left cat"])
-    refused(r"no references of 'test'; it has 'train', 'val'", "references", REFERENCES, split="test")
+    refused(r"is of the split 'test'; it has 'train', 'val'", "references", REFERENCES, split="test")
+    assert len(read("references", REFERENCES, split="train+val")) == len(samples)
+    refused("the splits train, val side by side", "references", REFERENCES)
+    with pytest.raises(MixedSplitsError):
+        source("references", REFERENCES).check()
 
 
 def test_references_bad_records(tmp_path):
@@ -249,9 +253,9 @@ def test_references_bad_records(tmp_path):
         None,
     ]
     put(root, {"refs(unc).json": json.dumps(refs)})
-    samples = read("references", root)
+    samples = read("references", root, split="all")
     assert good(samples) == [["a hat", "raw only"]]  # without a box a text is good all the same
-    assert absent("references", root) == {"box-missing": 1}
+    assert absent("references", root, split="all") == {"box-missing": 1}
     assert faults(samples) == {
         "record-malformed": {"ref-4", "ref-5", "1234#fault-0", "1234#fault-1"},
         "image-unlisted": {"6"},
@@ -265,9 +269,9 @@ def test_expressions_of_several_things_or_none(tmp_path):
     refs = [{"image_id": 581857, "ann_id": ids, "sentences": [{"sent": sent}]} for sent, ids in given.items()]
     (root / "refs(unc).json").unlink()
     put(root, {"grefs(unc).json": json.dumps(refs)})
-    (sample,) = read("references", root)
+    (sample,) = read("references", root, split="all")
     assert [(text.content, len(text.boxes)) for text in sample.texts] == [("both", 2), ("none", 0), ("one gone", 1)]
-    assert absent("references", root) == {"box-missing": 1}
+    assert absent("references", root, split="all") == {"box-missing": 1}
 
 
 class Dangerous:
@@ -290,7 +294,7 @@ def test_pickled_references_are_refused_and_the_advice_works(tmp_path, monkeypat
     assert not (root / "opened").exists()
     put(root, {"refs(unc).p": pickle.dumps(refs, protocol=0)})
     subprocess.run([sys.executable, "-c", advice], cwd=root, check=True)
-    assert [sample.id for sample in read("references", root)] == ["581857", "1234"]
+    assert [sample.id for sample in read("references", root, split="all")] == ["581857", "1234"]
     assert textwrap.indent(advice.strip(), " " * 4) in (Path(__file__).parents[1] / "docs/sources.md").read_text()
 
 
@@ -298,7 +302,7 @@ def test_references_by_two_names(tmp_path):
     root = fixture("references", tmp_path)
     put(root, {"refs(google).json": "[]"})
     refused(r"several refs\*.json", "references", root)
-    assert len(read("references", root, refs="refs(unc).json")) == 2
+    assert len(read("references", root, refs="refs(unc).json", split="all")) == 2
 
 
 def test_llava_pretrain(tmp_path):
@@ -399,9 +403,14 @@ def test_json_lines_in_the_place_of_lists(tmp_path):
         copied = fixture(folder.name, tmp_path)
         records = json.loads((copied / name).read_text())
         put(copied, {name: "\n".join(map(json.dumps, records))})
-        assert read(kind, copied) == read(kind, folder)
+        given = {"split": "all"} if kind == "references" else {}
+        assert read(kind, copied, **given) == read(kind, folder, **given)
 
 
 def test_order_and_contents_are_the_same_each_time():
-    for kind, folder in (("coco", FIXTURES / "coco"), ("visual-genome", VG), ("references", REFERENCES)):
-        assert read(kind, folder) == read(kind, folder)
+    for kind, folder, given in (
+        ("coco", FIXTURES / "coco", {}),
+        ("visual-genome", VG, {}),
+        ("references", REFERENCES, {"split": "all"}),
+    ):
+        assert read(kind, folder, **given) == read(kind, folder, **given)

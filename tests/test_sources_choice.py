@@ -91,15 +91,17 @@ def test_splits_are_told_from_names_as_on_the_hub(path, split):
     assert split_of(path) == split
 
 
-def test_splits_side_by_side_are_refused_with_both_remedies(hub):
+def test_splits_side_by_side_are_refused_with_the_remedies(hub):
     message = str(refused("splits", "parquet", hub))
-    for word in ("test, train, validation", "split: test", "split: all", "files: train-*.parquet"):
+    for word in ("test, train, validation", "split: train)", "split: train+validation)", "split: all"):
         assert word in message
     with pytest.raises(ConfigError, match="side by side"):
         source("parquet", hub).check()
     assert chosen("parquet", hub, split="validation") == (["3.jpg"], {"not-chosen-files": 2})
     assert chosen("parquet", hub, split="val")[0] == ["3.jpg"]
     assert len(chosen("parquet", hub, split="all")[0]) == 6
+    assert chosen("parquet", hub, split="val+test") == (["4.jpg", "5.jpg", "3.jpg"], {"not-chosen-files": 1})
+    refused("no file .* is of the split 'dev2'", "parquet", hub, split="train+dev2")
     assert chosen("parquet", hub, files="train-*.parquet") == (["0.jpg", "1.jpg", "2.jpg"], {"not-chosen-files": 2})
     refused("no file .* is of the split 'dev2'.* test, train, validation", "parquet", hub, split="dev2")
     assert chosen("parquet", hub / "data/test-00000-of-00001.parquet")[0] == ["4.jpg", "5.jpg"]
@@ -210,6 +212,33 @@ def test_a_condition_over_columns_reads_only_those(tmp_path):
     settings = {"table": "t.csv", "where": "try_cast(score as int) > 6"}
     assert chosen("folder", root, **settings) == (["1.jpg"], {"not-chosen-where": 2})
     refused("has 'points'", "folder", root, table="t.csv", where="points > 1")
+
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+
+
+def test_a_condition_sees_what_the_texts_are_made_of(tmp_path):
+    """Lists of objects are JSON, whatever the file: one batch may have other types than the next."""
+    talks = [{"id": name, "image": "a.jpg", "conversations": TURNS * n} for n, name in ((1, "a"), (2, "b"))]
+    stored = [talk | {"image": {"bytes": b"x", "path": None}} for talk in talks]
+    files = {"json/talks.json": json.dumps(talks), "json/a.jpg": "x", "odvg/a.jpg": "x", "photos/a.jpg": "x"}
+    images = [{"imgid": n, "filename": "a.jpg", "sentences": [{"raw": "a cat"}] * n} for n in (1, 2)]
+    files["karpathy/dataset_x.json"] = json.dumps({"images": images})
+    grounded = [{"filename": f"{name}.jpg", "grounding": {"caption": name, "regions": []}} for name in "ab"]
+    files["odvg/a.jsonl"] = "\n".join(map(json.dumps, grounded))
+    files |= {f"photos/{name}.{end}": text for name in "bc" for end, text in (("jpg", "x"), ("txt", name))}
+    put(tmp_path, files | {"photos/c.json": '{"score": 2}', "photos/b.json": '{"score": 1}', "photos/a.txt": "a"})
+    parquet(tmp_path / "hub/0.parquet", stored)
+    long = {"where": "json_array_length(conversations) > 2"}
+    for folder, kind, settings, left in (
+        ("json", "conversations", long | {"missing_mark": "prepend"}, "b"),
+        ("hub", "conversations", long, "b"),
+        ("karpathy", "karpathy", {"where": "json_array_length(sentences) > 1"}, "2"),
+        ("odvg", "grounding", {"where": "grounding->>'caption' = 'b'", "annotations": "a.jsonl"}, "b.jpg"),
+        ("photos", "folder", {"where": "score > 1"}, "c.jpg"),
+    ):
+        assert chosen(kind, tmp_path / folder, **settings)[0] == [left], folder
+    assert [texts(sample) for sample in samples_of(source("folder", tmp_path / "photos", where="score = 1"))] == [["b"]]
 
 
 def test_a_fault_of_no_sample_stays_whatever_is_chosen(tmp_path):

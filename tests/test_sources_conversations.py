@@ -66,7 +66,7 @@ def test_images_of_an_entry(tmp_path):
         assert [sample.image.path for sample in read("conversations", tmp_path)] == ["a.jpg"]
     entries(tmp_path, {"img": "a.jpg", "conversations": TALK, "uid": 7.0})
     (sample,) = read("conversations", tmp_path, image_column="img", id_column="uid")
-    assert (sample.id, sample.image.path, sample.record) == ("7", "a.jpg", {"img": "a.jpg", "uid": 7.0})
+    assert (sample.id, sample.image.path, sample.record["uid"]) == ("7", "a.jpg", 7.0)
     bare = [{"from": "human", "value": "Hello"}, SAID]
     for images in ({}, {"image": ""}, {"images": []}, {"image": None}):
         entries(tmp_path, images | {"conversations": bare})

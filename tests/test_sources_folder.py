@@ -115,6 +115,16 @@ def table(folder, ending, rows):
             put(folder, {f"t.{ending}": "\ufeff" + "\r\n".join(lines) + "\r\n"})
 
 
+def test_columns_parted_by_other_characters(tmp_path):
+    """As open_clip, spreadsheets and Flickr30k's results.csv have it."""
+    put(tmp_path, {"a.jpg": b"a"})
+    for table in ("file_name\ttext\na.jpg\tone, two\n", "file_name;text\na.jpg;one, two\n"):
+        put(tmp_path, {"t.csv": table})
+        assert good(read("folder", tmp_path, table="t.csv")) == [["one, two"]]
+    put(tmp_path, {"t.csv": 'file_name| number| text\na.jpg| 0| "One" man\na.jpg| 1| two\n'})
+    assert good(read("folder", tmp_path, table="t.csv")) == [['"One" man', "two"]]
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables(tmp_path, ending):
     put(tmp_path, {"a.jpg": b"a", "b/c.png": b"c", "d.jpg": b"d", "d.txt": "ignored", "raw": b"image of another name"})

@@ -334,10 +334,8 @@ FORMS = {
     ),
     "RefCOCO, RefCOCO+, RefCOCOg": Form(
         with_image("references", "train2014/COCO_train2014_000000001234.jpg"),
-        "references",
-        ["left cat"],
-        {},
-        ((0.0, 0.0, 5.0, 5.0),),
+        *("references", ["left cat"], {"split": "val"}, ((0.0, 0.0, 5.0, 5.0),)),
+        set_by_hand=("split",),
     ),
     "gRefCOCO": Form(
         of({"grefs(unc).json": GREFS, "instances.json": INSTANCES}, "train2014/COCO_train2014_000000000005.jpg"),

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from source_files import FIXTURES, absent, faults, fixture, put, read, refused, samples_of, source, texts
 
-from patchmint.errors import ConfigError, ImageMissingError
+from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError
 from patchmint.pipeline.sources.recognise import recognise
+from patchmint.samples import ImageRef
 
 
 def coco(folder, *names):
@@ -77,6 +78,9 @@ def test_other_endings(tmp_path):
     put(tmp_path, {"one/a.jpg": b"a", "two/a.gif": b"no", "one/b.gif": b"b", "two/c.png": b"c", "one/d.gif": b"no"})
     settings = {"annotations": "my.json", "images": ["one", "two"]}
     assert contents(source("coco", tmp_path, **settings))["b.jpg"] is None
+    opened = source("coco", tmp_path, annotations="my.json", images="one")
+    with pytest.raises(ImageMissingError, match=r"set source\.other_endings"):
+        opened.read_image(ImageRef("one/b.jpg"))
     found = contents(source("coco", tmp_path, other_endings=True, **settings))
     assert found == {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c", "d": None}
 
@@ -84,7 +88,8 @@ def test_other_endings(tmp_path):
 @pytest.mark.parametrize("kind", ["visual-genome", "references", "llava"])
 def test_every_source_of_paths_has_folders(tmp_path, kind):
     folder = fixture({"visual-genome": "visual_genome"}.get(kind, kind), tmp_path)
-    settings = {"annotations": "llava_v1_5_mix665k.json"} if kind == "llava" else {}
+    given = {"llava": {"annotations": "llava_v1_5_mix665k.json"}, "references": {"split": "all"}}
+    settings = given.get(kind, {})
     first = read(kind, folder, images="", **settings)[0].image.path
     put(folder, {"one/x": b"", f"two/{first}": b"image"})
     opened = source(kind, folder, images=["one", "two"], **settings)
@@ -125,6 +130,19 @@ def test_image_folders_of_the_hub(tmp_path, ending):
     assert opened.read_image(samples[0].image) == b"a"
     assert [sample.record["who"] for sample in samples] == ["x", "y", "z"]
     assert absent("folder", tmp_path, table=table) == {"not-annotated": 1}
+
+
+def test_one_metadata_file_of_several_splits(tmp_path):
+    table = "file_name,text\n" + "".join(f"{split}/a.jpg,{split}\n" for split in ("test", "train"))
+    put(tmp_path, {"test/a.jpg": b"a", "train/a.jpg": b"b", "metadata.csv": table, "all.csv": table})
+    refused("the splits test, train side by side", "folder", tmp_path, table="metadata.csv")
+    with pytest.raises(MixedSplitsError):
+        source("folder", tmp_path, table="metadata.csv").check()
+    for settings, left in (({"split": "train"}, ["train"]), ({"split": "all"}, ["test", "train"])):
+        assert [texts(sample) for sample in read("folder", tmp_path, table="metadata.csv", **settings)] == [
+            [split] for split in left
+        ]
+    assert len(read("folder", tmp_path, table="all.csv")) == 2  # its folders may mean anything
 
 
 def test_folders_of_a_table(tmp_path):

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from source_files import absent, faults, put, read, refused, texts
+from source_files import absent, faults, put, read, refused, samples_of, source, texts
 
+from patchmint.errors import MixedSplitsError
 from patchmint.pipeline.sources.flickr import entity_boxes, marked
 from patchmint.samples import SourceText
 
@@ -20,14 +21,17 @@ def karpathy(folder, *splits):
 
 def test_karpathy(tmp_path):
     karpathy(tmp_path, "train", "val", "restval", "test")
-    samples = read("karpathy", tmp_path)
+    samples = read("karpathy", tmp_path, split="all")
     assert faults(samples) == {"record-malformed": {"image-4", "0#fault-1"}, "text-empty": {"0#fault-0"}}
     assert (samples[0].id, samples[0].image.path, texts(samples[0])) == ("0", "0.jpg", ["a cat"])
-    assert samples[0].record == {"filename": "0.jpg", "imgid": 0, "split": "train"}
+    assert samples[0].record["split"] == "train"
     chosen = read("karpathy", tmp_path, split="train+restval")
     assert [sample.id for sample in chosen if not sample.fault] == ["0", "2"]
     assert absent("karpathy", tmp_path, split="train+restval") == {"not-chosen-split": 2}
-    refused("no images of 'dev'; it has 'restval', 'test', 'train', 'val'", "karpathy", tmp_path, split="dev")
+    refused("holds the splits train, val side by side", "karpathy", tmp_path)
+    with pytest.raises(MixedSplitsError, match=r"restval, test, train, val side by side; take one \(split: train\)"):
+        source("karpathy", tmp_path).check()
+    refused("is of the split 'dev'; it has 'restval', 'test', 'train', 'val'", "karpathy", tmp_path, split="dev")
     put(tmp_path, {"dataset_coco.json": "{}"})
     refused(r"several dataset\*.json", "karpathy", tmp_path)
 
@@ -54,7 +58,7 @@ def test_flickr_marks():
 def test_flickr_files(tmp_path):
     flickr(tmp_path, a=BOXES.format(1), b=BOXES.format("x"), c=BOXES.format(9), d="<annotation>", e="")
     put(tmp_path, {"Sentences/f.txt": "\n", "train.txt": "b\na.jpg\nz\n"})
-    samples = read("flickr30k-entities", tmp_path)
+    samples = read("flickr30k-entities", tmp_path)  # of which there is one split only
     assert [sample.texts[0].boxes for sample in samples if not sample.fault] == [
         ((1.0, 2.0, 3.0, 4.0),),
         (),
@@ -68,6 +72,15 @@ def test_flickr_files(tmp_path):
     assert ([sample.id for sample in chosen], faults(chosen)) == (["z", "a", "b"], {"text-missing": {"z"}})
     assert absent("flickr30k-entities", tmp_path, split="train") == {"not-chosen-split": 4, "boxes-malformed": 1}
     refused("no 'val.txt'", "flickr30k-entities", tmp_path, split="val")
+    put(tmp_path, {"val.txt": "e"})
+    assert [sample.id for sample in read("flickr30k-entities", tmp_path, split="train+val")] == ["z", "a", "b", "e"]
+    for split, expected in (("all", 6), (None, "side by side")):
+        opened = source("flickr30k-entities", tmp_path, split=split)
+        if split is None:
+            with pytest.raises(MixedSplitsError, match=expected):
+                opened.check()
+        else:
+            assert len(samples_of(opened)) == expected
 
 
 def test_xml_that_declares_entities_is_not_expanded():

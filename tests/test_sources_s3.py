@@ -9,7 +9,9 @@ import webdataset
 from shard_data import copy
 from source_files import fixture, image_bytes, put, read, refused, samples_of, source
 
+from patchmint.config.build import BuildConfig
 from patchmint.errors import ImageMissingError
+from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.sources.recognise import recognise
 from patchmint.samples import ImageRef
 
@@ -62,12 +64,13 @@ def data_set(kind, folder):
 def test_the_same_as_from_a_folder(tmp_path, brought, kind):
     root = data_set(kind, tmp_path)
     bucket = brought(root)
-    here, there = source(kind, root), source(kind, bucket)
+    given = {"split": "all"} if kind == "references" else {}
+    here, there = source(kind, root, **given), source(kind, bucket, **given)
     samples = samples_of(here)
     assert [(s.id, s.image, s.texts) for s in samples_of(there)] == [(s.id, s.image, s.texts) for s in samples]
     recognised = dict(recognise(bucket).source)
     assert (recognised["kind"], recognised["uri"]) == (kind, bucket)
-    assert read(**recognised) == samples
+    assert read(**recognised, **given) == samples
     good = [sample.image for sample in samples if sample.fault is None]
     assert good
     assert [there.read_image(ref) for ref in good] == [here.read_image(ref) for ref in good]
@@ -81,3 +84,18 @@ def test_ranges_and_single_files(tmp_path, brought):
     assert len(read("webdataset", f"{bucket}/{{00000..00001}}.tar")) == 4
     assert len(read("webdataset", f"{bucket}/00001.tar")) == 2
     refused("1 of 3 tars", "webdataset", f"{bucket}/{{00000..00002}}.tar")
+
+
+def test_several_sources_in_stores_and_folders(tmp_path, brought):
+    """Of equal ids each reads its own image."""
+    for name in ("one", "two"):
+        put(tmp_path / name, {"a.jpg": name, "a.txt": name})
+    given = [{"name": "one", "uri": brought(tmp_path / "one")}, {"name": "two", "uri": str(tmp_path / "two")}]
+    config = {"sources": [{"kind": "folder"} | each for each in given], "output": {"uri": str(tmp_path / "out")}}
+    sources = open_sources(BuildConfig.parse(config | {"models": "demo"}))
+    sources.check()
+    samples = samples_of(sources)
+    assert [(sample.id, sources.read_image(sample.image)) for sample in samples] == [
+        ("a.jpg", b"one"),
+        ("a.jpg", b"two"),
+    ]

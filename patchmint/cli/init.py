@@ -75,7 +75,8 @@ def init(
         path.with_name(_SCHEMA_FILE).write_text(json_schema(), encoding="utf-8")
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror}; choose another --output-config") from error
-    typer.echo(f"{path}: {found.what}{splits}")
+    named = next((f" in {found.source[key]}" for key in ("annotations", "refs", "table") if key in found.source), "")
+    typer.echo(f"{path}: {found.what}{named}{splits}")
     for command in _next(config, settings["models"], path):
         typer.echo(f"  {command}")
 

@@ -118,7 +118,10 @@ class LimitsConfig(Settings):
     """Limits that stop a build or reject a sample."""
 
     max_reject_share: float = Field(
-        default=0.05, ge=0, le=1, description="The build stops if a larger share of samples is rejected."
+        default=0.05,
+        ge=0,
+        le=1,
+        description="The build stops if a larger share of samples is rejected, and more than 10.",
     )
     max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
     sample_timeout: float | None = Field(

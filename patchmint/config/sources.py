@@ -40,7 +40,7 @@ class CommonSettings(Settings):
         default=None,
         min_length=1,
         description="Take only files of this split, by their names as on the Hugging Face Hub (train-*.parquet, "
-        "train/...): train, validation, test, or all. Null: the files may be of one split only.",
+        "train/...): train, validation, test; several: train+validation; or all. Null: they may be of one split only.",
     )
     where: str = Field(
         default="",
@@ -178,7 +178,8 @@ class KarpathySourceConfig(ImagesSettings):
     split: str | None = Field(
         default=None,
         min_length=1,
-        description="Take only the images of this split: train, val, test; or of several: train+restval. Null: all.",
+        description="Take only the images of this split: train, val, test; of several: train+restval; or all. Null: "
+        "they may be of one split only.",
     )
 
 
@@ -200,7 +201,8 @@ class FlickrSourceConfig(ImagesSettings):
     split: str | None = Field(
         default=None,
         min_length=1,
-        description="Take only images that SPLIT.txt lists: train, val or test. Null: all.",
+        description="Take only images that SPLIT.txt lists: train, val, test; of several: train+val; or all. Null: "
+        "there may be one such file only.",
     )
     images: Folders = Field(
         default="flickr30k-images",
@@ -240,7 +242,8 @@ class ReferencesSourceConfig(ImagesSettings):
     split: str | None = Field(
         default=None,
         min_length=1,
-        description="Take only the references of this split: train, val, testA, ... Null: all.",
+        description="Take only the references of this split: train, val, testA, ...; of several: train+val; or all. "
+        "Null: they may be of one split only.",
     )
 
 

@@ -15,6 +15,7 @@ from patchmint.errors import WeightsMissingError
 from patchmint.jobs.printable import printable
 from patchmint.jobs.progress import duration, say
 from patchmint.jobs.trial import Trial, spread, try_samples
+from patchmint.pipeline.driver.reject_limit import MIN_REJECTS_TO_STOP
 from patchmint.pipeline.plan import DryRun, LookedAt, Sampled, estimate
 from patchmint.pipeline.plan.memory import Memory
 from patchmint.pipeline.preflight import CHECKS
@@ -114,10 +115,11 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"rejects   {_counted(found.rejects)} for what source and texts say; {_counted(found.looked_at_rejects)} of "
         f"{found.looked_at} images read and decoded",
     ]
+    rejected = found.reject_share * found.samples
     if found.looked_at_rejects and found.looked_at < found.samples - sum(found.rejects.values()):
-        lines.append(f"          about {found.reject_share * found.samples:.0f} in all, if the other images are alike")
+        lines.append(f"          about {rejected:.0f} in all, if the other images are alike")
     lines += [f"          {reason}, such as {_brief(message)}" for reason, message in found.examples.items()]
-    if found.reject_share > config.limits.max_reject_share:
+    if rejected > max(MIN_REJECTS_TO_STOP, config.limits.max_reject_share * found.samples):
         lines.append(
             f"          the build would stop: about {found.reject_share:.0%} of the samples, and "
             f"limits.max_reject_share is {config.limits.max_reject_share:.0%}"

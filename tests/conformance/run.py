@@ -1,7 +1,8 @@
 """Do the readers that people use accept our shards, unchanged? `make conformance`.
 
-Writes a small data set through the real writer and reads it with each reader in an environment of its own. Ends with 1
-if a reader sees something else than what was written.
+Writes a small data set through the real writer and reads it with each reader in an environment of its own. Then the
+other way round: data sets in layouts of the Hub, written by Hugging Face `datasets`, are recognised and built. Ends
+with 1 if a reader, or a build, sees something else than what was written.
 """
 
 import argparse
@@ -23,6 +24,9 @@ from rich.table import Table  # noqa: E402
 from shard_data import make_sample  # noqa: E402
 from training_data import finished  # noqa: E402
 
+from patchmint.config import BuildConfig  # noqa: E402
+from patchmint.pipeline.sources import open_source  # noqa: E402
+from patchmint.samples import SourceSample  # noqa: E402
 from patchmint.shards.manifest import read_manifest  # noqa: E402
 from patchmint.shards.reader import iter_samples  # noqa: E402
 from patchmint.shards.readme import write_readmes  # noqa: E402
@@ -30,6 +34,7 @@ from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
 BARE = 10
+PATCHMINT = (sys.executable, "-c", "from patchmint.cli import main; main()")
 """The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
 
 
@@ -71,6 +76,10 @@ def main():
             trouble = read(reader, python, dataset, expected, home=Path(folder))
             failed |= bool(trouble)
             table.add_row(reader.name, trouble or "reads them all")
+            if reader.name == "datasets":
+                trouble = trouble or build_from(python, Path(folder) / "hub")
+                failed |= bool(trouble)
+                table.add_row("from datasets", trouble or "each split of each layout, and nothing else")
     Console().print(table)
     return int(failed)
 
@@ -136,9 +145,14 @@ def read(reader, python, dataset, expected, home):
 
     Its home is a temporary folder: Ray writes a token there, others their caches.
     """
+    return run([python, HERE / f"read_{reader.name}.py", dataset, expected], home)
+
+
+def run(command, home):
+    """Run a script; what it ended with if it isn't content."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        [python, HERE / f"read_{reader.name}.py", dataset, expected],
+        command,
         env={**variables, "HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent.parent)},
         capture_output=True,
         text=True,
@@ -149,6 +163,45 @@ def read(reader, python, dataset, expected, home):
         return ""
     print(done.stdout, done.stderr, file=sys.stderr)
     return ((done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+def build_from(python, folder):
+    """Build the layouts of the Hub that `datasets` writes, as `patchmint init` says; what is wrong, if anything.
+
+    The split that init chooses is built, with untrained models; of the others the source is read.
+    """
+    folder.mkdir()
+    if trouble := run([python, HERE / "write_datasets.py", folder], folder):
+        return trouble
+    for name, splits in json.loads((folder / "texts.json").read_text()).items():
+        config = folder / f"{name}.yaml"
+        out = folder / f"{name}-built"
+        options = ("--output-config", config, "--models", "untrained-tiny", "--out", out)
+        for command in (["init", folder / name, *options], ["build", config]):
+            if trouble := run([*PATCHMINT, *command], folder):
+                return f"{name}: {trouble}"
+        storage = open_storage(out)
+        tars = [entry.path for entry in storage.list("shards") if entry.path.endswith(".tar")]
+        built = [sample.caption for tar in tars for sample in iter_samples(storage, tar)]
+        if built != splits["train"]:
+            return f"{name}: built {built}, and `datasets` reads {splits['train']}"
+        settings = BuildConfig.load(config).source
+        for split, texts in splits.items():
+            source = open_source(settings.model_copy(update=of_split(settings, split)))
+            source.check()
+            found = [
+                text.content for sample in source.samples() if isinstance(sample, SourceSample) for text in sample.texts
+            ]
+            if found != texts:
+                return f"{name}, {split}: {found}, and `datasets` reads {texts}"
+    return ""
+
+
+def of_split(settings, split):
+    """The settings of a source that choose another split than train."""
+    if settings.kind == "folder":
+        return {"table": settings.table.replace("train", split)}
+    return {"split": split}
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _flat(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(part)}" for name, part in value.items() if part is not None)
+        return ", ".join(f"{name} {_flat(part)}" for name, part in value.items() if part not in (None, [], ""))
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return "; ".join(map(_flat, value))
     if isinstance(value, list | tuple):

@@ -102,13 +102,17 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _array(values: list[Any]) -> pa.Array:
-    """A column of values from JSON: objects, and columns of mixed types, are text."""
-    if not any(isinstance(value, dict) for value in values):
+    """A column of values from JSON: objects, lists of them, and columns of mixed types, are text."""
+    if not any(_has_objects(value) for value in values):
         try:
             return pa.array(values)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             pass
     return pa.array([value if value is None else _text(value) for value in values], pa.string())
+
+
+def _has_objects(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def _text(value: object) -> str:

@@ -222,7 +222,7 @@ class ConversationsSource(NamedImages):
         unnamed: str,
         folder: str | None = None,
     ) -> Iterator[Found]:
-        own = {key: value for key, value in entry.items() if key not in TURNS}
+        own = {key: value for key, value in entry.items() if key != "texts"}  # in a condition these are ours
         # ids aren't unique in the published file, and needn't be
         name = as_id(entry.get(self._config.id_column)) or unnamed
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
+from typing import Any
 
 from patchmint.config.sources import CommonSettings
 from patchmint.errors import ConfigError, MixedSplitsError, did_you_mean
@@ -83,8 +85,7 @@ class FileChoice:
         Raises:
             ConfigError: a pattern is none.
         """
-        split = "" if config.has_own_split else config.split or ""
-        self._split = _SPLIT_OF_WORD.get(split, split)
+        self._splits = OwnSplits(None if config.has_own_split else config.split, _SPLIT_OF_WORD)
         self._by_folder = by_folder
         self._given = bool(config.files)
         names = [name.removeprefix("./") for glob in config.files for name in expand(glob, "source.files")]
@@ -99,12 +100,12 @@ class FileChoice:
             or any(glob.fullmatch(path) for glob in self._globs.values())
         ):
             return False
-        return self._split in ("", _ALL) or self.split_of(path) == self._split
+        return self._splits.has(self.split_of(path))
 
     @property
     def may_mix(self) -> bool:
         """Whether files of several splits may be read together: nobody said which, or somebody did."""
-        return self._given or bool(self._split)
+        return self._given or self._splits.given
 
     def split_of(self, path: str) -> str:
         """The split that a file belongs to; empty where names don't tell."""
@@ -129,16 +130,69 @@ class FileChoice:
                 f"{did_you_mean(missing[0], paths[:_SEARCHED])}; correct it, or get them. There is {_listed(paths)}"
             )
         chosen = [path for path in paths if self.has(path)]
-        if not chosen:
+        lacking = self._splits.lacking(map(self.split_of, chosen))
+        if lacking:
             splits = sorted({self.split_of(path) for path in paths} - {""})
             there = f"of the splits {', '.join(splits)}" if splits else f"such as {_listed(paths)}, of no split"
+            named = lacking[0]
             raise ConfigError(
                 f"source.split: no file{' of those named' if self._given else ''} in {uri} is of the split "
-                f"{self._split!r}; there are files {there}. Name another, or choose by source.files"
+                f"{named!r}; there are files {there}. Name another, or choose by source.files"
             )
         if not self.may_mix:
             check_unmixed((self.split_of(path) for path in chosen), uri)
         return chosen
+
+
+class OwnSplits:
+    """`split`: one split, several (train+val), or all.
+
+    Attributes:
+        given: whether the settings name any.
+        names: of those that are read; none: all are.
+    """
+
+    def __init__(self, given: str | None, known_as: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Read the setting.
+
+        Args:
+            given: as it stands there.
+            known_as: names of splits by their other names.
+        """
+        self.given = given is not None
+        self.names = [] if given in (None, _ALL) else [known_as.get(name, name) for name in given.split("+")]
+
+    @staticmethod
+    def of(record: Any) -> str:
+        """The split that a record of annotations says it is of; empty where it doesn't."""
+        return str(record.get("split") or "") if isinstance(record, dict) else ""
+
+    def has(self, split: str) -> bool:
+        """Whether what is of this split is read."""
+        return not self.names or split in self.names
+
+    def lacking(self, found: Iterable[str]) -> list[str]:
+        """Those that are named and not among those found."""
+        there = set(found)
+        return [name for name in self.names if name not in there]
+
+    def check(self, found: Iterable[str], path: str, *, all_read: bool = True) -> None:
+        """Refuse a file of annotations that doesn't have these splits, or several of which nobody has chosen.
+
+        Args:
+            found: the splits that its records are of.
+            path: the file.
+            all_read: whether these are all of its records, and not its first.
+
+        Raises:
+            ConfigError: a split that is named isn't there, or several are, and none is named.
+        """
+        splits = sorted({*found} - {""})
+        if not self.given:
+            check_unmixed(splits, path)
+        if all_read and (lacking := self.lacking(splits)):
+            there = ", ".join(map(quoted, splits))
+            raise ConfigError(f"source.split: nothing in {path} is of the split {lacking[0]!r}; it has {there}")
 
 
 def check_unmixed(splits: Iterable[str], uri: str) -> None:
@@ -152,9 +206,10 @@ def check_unmixed(splits: Iterable[str], uri: str) -> None:
         if split and split not in found:
             found.append(split)
     if len(found) > 1:
+        likely = sorted(found, key=lambda split: (split != "train", split.startswith("test")))
         raise MixedSplitsError(
-            f"source.split: {uri} holds the splits {', '.join(found)} side by side; take one (split: {found[0]}), all "
-            "of them (split: all), or choose by name (files: train-*.parquet)",
+            f"source.split: {uri} holds the splits {', '.join(found)} side by side; take one (split: {likely[0]}), "
+            f"several (split: {'+'.join(likely[:2])}), or all of them (split: all)",
             splits=found,
         )
 

@@ -11,6 +11,7 @@ from xml.parsers import expat
 from patchmint.config.sources import FlickrSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import read_ahead, require
+from patchmint.pipeline.sources.files import OwnSplits
 from patchmint.pipeline.sources.grounding import Thing, add_grounded
 from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.records import Sample, faulty, quoted, xyxy_box
@@ -20,6 +21,7 @@ from patchmint.storage import Storage
 _LAYOUT = "Sentences/*.txt, Annotations/*.xml and flickr30k-images/*.jpg"
 _PHRASE = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]*)\]")
 _NOT_VISUAL = "0"
+_SPLITS = ("test", "train", "val")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -28,12 +30,13 @@ class FlickrSource(NamedImages):
 
     def __init__(self, config: FlickrSourceConfig, storage: Storage) -> None:
         super().__init__(config, storage)
-        self._split = config.split
+        self._splits = OwnSplits(config.split)
 
     def check(self) -> None:
         """As `Source.check`."""
-        if self._split is not None:
-            require(self._storage, f"{self._split}.txt", "source.split", f"{_LAYOUT} and {self._split}.txt there")
+        for name in self._splits.names:
+            require(self._storage, f"{name}.txt", "source.split", f"{_LAYOUT} and {name}.txt there")
+        self._splits.check((name for name in _SPLITS if self._storage.exists(f"{name}.txt")), self._storage.uri)
         if next(self._storage.list("Sentences"), None) is None:
             raise ConfigError(
                 f"source.uri: there is nothing in Sentences in {self._storage.uri}; expected {_LAYOUT} there. Unpack "
@@ -50,7 +53,11 @@ class FlickrSource(NamedImages):
         chosen = [image for image in ids if listed is None or image in listed]
         yield from (Absent("not-chosen-split") for _ in range(len(ids) - len(chosen)))
         for image in sorted((listed or set()) - set(ids)):
-            yield faulty(image, "text-missing", f"{self._split}.txt lists it, and there is no Sentences/{image}.txt")
+            yield faulty(
+                image,
+                "text-missing",
+                f"{'.txt, '.join(self._splits.names)}.txt lists it, and there is no Sentences/{image}.txt",
+            )
         pairs = (
             (image, path if path in {text} or path in boxes else None)
             for image in chosen
@@ -63,11 +70,11 @@ class FlickrSource(NamedImages):
             yield from self._sample(image, sentences or b"", annotation)
 
     def _listed(self) -> set[str] | None:
-        if self._split is None:
+        if not self._splits.names:
             return None
-        path = require(self._storage, f"{self._split}.txt", "source.split", _LAYOUT)
-        names = self._storage.read(path).decode("utf-8-sig", "surrogateescape").split()
-        return {name.removesuffix(".jpg") for name in names}
+        paths = [require(self._storage, f"{name}.txt", "source.split", _LAYOUT) for name in self._splits.names]
+        lists = [self._storage.read(path).decode("utf-8-sig", "surrogateescape").split() for path in paths]
+        return {name.removesuffix(".jpg") for names in lists for name in names}
 
     def _sample(self, image: str, sentences: bytes, annotation: bytes | None) -> Iterator[Found]:
         sample = Sample(image, self.image_at(f"{image}.jpg"))

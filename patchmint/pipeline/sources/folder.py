@@ -46,7 +46,7 @@ class FolderSource(NamedImages):
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
-            next(self._rows(self._table), None)
+            self._check_unmixed(self._table, self._paths(islice(self._rows(self._table), _SECTION_FILES)))
             self.check_images()
             return
         images = (entry.path for entry in self._files() if _ending(entry.path) in IMAGE_ENDINGS)
@@ -89,18 +89,23 @@ class FolderSource(NamedImages):
             yield entry
 
     def _with_sidecars(self, files: Iterable[Entry]) -> Iterator[Found]:
-        pairs = (
-            ((image, side), side.path if side and self._choice.has(image) and side.size <= MAX_TEXT_BYTES else None)
-            for image, side in _pairs(files)
+        asked = (
+            (found, entry.path if entry and self._choice.has(found[0]) and entry.size <= MAX_TEXT_BYTES else None)
+            for found in _pairs(files)
+            for entry in (found[1], found[2] if self._asked else None)  # a condition looks into a .json beside a .txt
         )
-        for (image, side), data in read_ahead(self._storage, pairs):
+        contents = read_ahead(self._storage, asked)
+        while pair := list(islice(contents, 2)):
+            ((image, side, beside), data), (_, fields) = pair
             if not self._choice.has(image):
                 yield OTHER_FILE
                 continue
             if side is None and _ending(image) in _SIDECAR_ENDINGS:
                 yield _TEXT_ALONE
                 continue
-            sample = Sample(image, _image(image), _record(side.path, data) if side and data is not None else {})
+            described, content = (beside, fields) if fields is not None else (side, data)
+            own = _record(described.path, content) if described and content is not None else {}
+            sample = Sample(image, _image(image), own)
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
@@ -124,6 +129,7 @@ class FolderSource(NamedImages):
                 asked = {name: value for name, value in record.items() if name.casefold() in self._asked}
                 texts = named.setdefault(image.path, _Named(asked, own)).texts
                 texts.append((number, record.get(config.text_column)))
+        self._check_unmixed(table, named)
         first = self._folders[0]
         for folder in self._folders:
             for entry in self._files(folder):
@@ -132,6 +138,15 @@ class FolderSource(NamedImages):
                     yield from [NOT_ANNOTATED] if found is None else self._from_table(entry.path, found, shown)
         for path, found in named.items():  # not there, or not called like an image: reading them will tell
             yield from self._from_table(path, found, shown)
+
+    def _check_unmixed(self, table: str, paths: Iterable[str]) -> None:
+        """As the Hub has it, one table may be about images in the folders of several splits."""
+        if _is_metadata(table) and not self._choice.may_mix:
+            check_unmixed(map(self._choice.split_of, paths), self._storage.uri)
+
+    def _paths(self, rows: Iterable[Row]) -> Iterator[str]:
+        images = (self.image_at(row.get(self._config.file_column)) for _, row in rows if not isinstance(row, str))
+        return (image.path for image in images if isinstance(image, ImageRef))
 
     def _rows(self, table: str) -> Iterator[Row]:
         config = self._config
@@ -169,8 +184,11 @@ class _Named:
 
 def folder_of(table: str) -> str:
     """The folder that paths in a table start from: its own for the Hub's metadata.csv, metadata.jsonl, ..."""
-    folder, _, name = table.rpartition("/")
-    return folder if name.startswith("metadata.") else ""
+    return table.rpartition("/")[0] if _is_metadata(table) else ""
+
+
+def _is_metadata(table: str) -> bool:
+    return table.rpartition("/")[2].startswith("metadata.")
 
 
 def sidecar_texts(path: str, data: bytes) -> Iterable[tuple[str, object]]:
@@ -226,7 +244,11 @@ def _sections(entries: Iterable[Entry]) -> Iterator[Section]:
         yield tuple(section)
 
 
-def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry | None]]:
+_Pair = tuple[str, Entry | None, Entry | None]
+"""An image's path, the file of its texts, and a .json beside a .txt."""
+
+
+def _pairs(entries: Iterable[Entry]) -> Iterator[_Pair]:
     """Each image's path with its sidecar, if it has one; what else has one, where no image has it; texts alone."""
     for cluster in _clusters(entries):
         yield from _paired(cluster)
@@ -248,17 +270,17 @@ def _clusters(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield cluster
 
 
-def _paired(cluster: list[Entry]) -> Iterator[tuple[str, Entry | None]]:
+def _paired(cluster: list[Entry]) -> Iterator[_Pair]:
     by_path = {entry.path: entry for entry in cluster}
     described = {_stem(path) for path in by_path if _ending(path) in IMAGE_ENDINGS}
     for path in by_path:
         stem, ending = _stem(path), _ending(path)
-        sidecars = (by_path.get(f"{stem}.{text}") for text in _SIDECAR_ENDINGS)
-        sidecar = next((sidecar for sidecar in sidecars if sidecar is not None), None)
+        text, record = (by_path.get(f"{stem}.{side}") for side in _SIDECAR_ENDINGS)
+        sidecar = text or record
         if ending in IMAGE_ENDINGS or (sidecar and stem not in described and ending not in _SIDECAR_ENDINGS):
-            yield path, sidecar
+            yield path, sidecar, record if text else None
         elif ending == "txt" and len(cluster) == 1:
-            yield path, None
+            yield path, None, None
 
 
 def _stem(path: str) -> str:

@@ -68,8 +68,7 @@ class GroundingSource(NamedImages):
                 for number, _ in numbered:
                     yield faulty(f"line-{number}", "record-malformed", f"record {number} of {path} isn't an object")
                 continue
-            own = {key: value for key, value in first.items() if key not in ("grounding", "detection")}
-            sample = Sample(name if isinstance(name, str) and name else f"line-{number}", self.image_at(name), own)
+            sample = Sample(name if isinstance(name, str) and name else f"line-{number}", self.image_at(name), first)
             for number, record in numbered:
                 _add_odvg(sample, record, f"record {number} of {path}")
             yield from sample.finish(f"record {number} of {path} has neither a grounding nor a detection")

@@ -75,7 +75,12 @@ class NamedImages(StoredImages):
                 except ImageMissingError:
                     continue
             if not others:
-                raise
+                if ref.start != WHOLE_FILE:
+                    raise
+                raise ImageMissingError(
+                    f"{missing}. If it has another ending there, such as .gif for .jpg, set source.other_endings",
+                    path=ref.path,
+                ) from None
             raise ImageMissingError(
                 f"{missing}. Nor is it at the other {len(others)} places that source.images and source.other_endings "
                 "stand for",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from patchmint.config.sources import KarpathySourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import inner_setting, require
+from patchmint.pipeline.sources.files import OwnSplits
 from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_members
-from patchmint.pipeline.sources.records import Sample, as_id, faulty, quoted
+from patchmint.pipeline.sources.records import Sample, as_id, faulty
 from patchmint.samples import Absent, Found
 from patchmint.storage import Storage
 
 _LAYOUT = "dataset_coco.json (or another dataset*.json) and the images that it names there"
+_BEGINNING = 1000
+"""Images of the file among which splits are looked for before it is read."""
 
 
 class KarpathySource(NamedImages):
@@ -24,11 +28,14 @@ class KarpathySource(NamedImages):
         super().__init__(config, storage)
         given = config.annotations
         self._annotations = None if given is None else inner_setting(given, "source.annotations")
-        self._splits = config.split.split("+") if config.split else []
+        self._splits = OwnSplits(config.split)
 
     def check(self) -> None:
         """As `Source.check`."""
-        next(self._records(self._find()), None)
+        path = self._find()
+        self._splits.check(
+            map(OwnSplits.of, islice(self._records(path), _BEGINNING)), f"{path} in {self._storage.uri}", all_read=False
+        )
         self.check_images()
 
     def samples(self) -> Iterator[Found]:
@@ -40,21 +47,19 @@ class KarpathySource(NamedImages):
             if not isinstance(record, dict) or not isinstance(record.get("sentences"), list):
                 yield faulty(f"image-{number}", "record-malformed", f"{where} isn't an object with sentences")
                 continue
-            splits.add(str(record.get("split")))
-            if self._splits and record.get("split") not in self._splits:
+            splits.add(OwnSplits.of(record))
+            self._splits.check(splits, f"{path} in {self._storage.uri}", all_read=False)
+            if not self._splits.has(OwnSplits.of(record)):
                 yield Absent("not-chosen-split")
                 continue
             yield from self._sample(record, where, number)
-        if lacking := [split for split in self._splits if split not in splits]:
-            found = ", ".join(map(quoted, sorted(splits)))
-            raise ConfigError(f"source.split: {path} has no images of {lacking[0]!r}; it has {found}")
+        self._splits.check(splits, f"{path} in {self._storage.uri}")
 
     def _sample(self, record: dict[str, Any], where: str, number: int) -> Iterator[Found]:
         folder, name = record.get("filepath"), record.get("filename")
         path = f"{folder}/{name}" if folder and isinstance(name, str) else name
         known = as_id(record.get("cocoid")) or as_id(record.get("imgid"))
-        own = {key: value for key, value in record.items() if key != "sentences"}
-        sample = Sample(known or f"image-{number}", self.image_at(path), own)
+        sample = Sample(known or f"image-{number}", self.image_at(path), record)
         for position, sentence in enumerate(record["sentences"]):
             text = sentence.get("raw") if isinstance(sentence, dict) else None
             sample.add_text(text, f"sentence {position} of {where}")

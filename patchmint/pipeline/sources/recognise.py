@@ -39,7 +39,7 @@ _RECORDS = 1_000_000
 _LOOKED_AT = 200
 _SHOWN = 8
 _FILE_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "key")
-_TEXT_COLUMNS = ("text", "caption", "texts", "captions", "description", "prompt")
+_TEXT_COLUMNS = ("text", "caption", "texts", "captions", "description", "prompt", "title", "comment")
 
 LOOKED_FOR = f"""\
   folder              images ({", ".join(sorted(IMAGE_ENDINGS))}) with a .txt or .json of the same name beside each,
@@ -158,7 +158,7 @@ class _Folder:
         jsons = [name for name in self.names if name.endswith(JSON) and name.count("/") <= 2]
         if there("instances.json") and (found := self._references(jsons)):
             return found
-        likely = [name for name in jsons if "/" not in name or "annotations" in name.split("/")[:-1]]
+        likely = [name for name in jsons if "/" not in name or "annotations" in name]  # train/_annotations.coco.json
         for name in sorted(likely, key=lambda name: ("captions" not in name, "train" not in name, name))[:_SHOWN]:
             if found := self.annotations(name):
                 return found
@@ -246,7 +246,7 @@ class _Folder:
         kind = "captions" if texts == "caption" else "instances"
         stem = path.rpartition("/")[2].removesuffix(".json")
         split = stem.removeprefix(f"{kind}_")
-        images = self._start_of(path, files, split, "", "images")
+        images = self._start_of(path, files, split, path.rpartition("/")[0], "", "images")
         if images is None:
             return None
         usual = path == f"annotations/{kind}_{split}.json"
@@ -301,12 +301,13 @@ class _Folder:
             first = [row for _, row in islice(rows(self.storage, path, names), _SHOWN) if isinstance(row, dict)]
         except ConfigError:
             return None
-        for row in first:
-            files = [name for name in _first(_FILE_COLUMNS, row) if self._is_image(row[name], folder_of(path))]
-            texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list)]
-            if files and (texts := [name for name in texts if name != files[0]]):
-                columns = {"file_column": files[0], "text_column": texts[0]}
-                return self._found("a folder of images with a table of texts", "folder", table=path, **columns)
+        for row, file in ((each, name) for each in first for name in _first(_FILE_COLUMNS, each)):
+            images = self._folder_of(row[file], folder_of(path))
+            texts = [name for name in _first(_TEXT_COLUMNS, row) if isinstance(row[name], str | list) and name != file]
+            if images is not None and texts:
+                settings = {"file_column": file, "text_column": texts[0]}
+                settings |= {} if images == folder_of(path) else {"images": images}
+                return self._found("a folder of images with a table of texts", "folder", table=path, **settings)
         return None
 
     def _parquet(self, schema: Any) -> Recognised | None:
@@ -327,9 +328,14 @@ class _Folder:
             return self._found("a folder of images with a text beside each", "folder")
         return None
 
-    def _is_image(self, value: object, folder: str) -> bool:
+    def _folder_of(self, value: object, usual: str) -> str | None:
+        """Where a value of a table is an image's path: in the usual folder, or in another; None if nowhere."""
         path = inner_path(value)
-        return isinstance(path, str) and self.storage.exists(joined(folder, path))
+        if not isinstance(path, str):
+            return None
+        if self.storage.exists(joined(usual, path)):
+            return usual
+        return next((name.removesuffix(f"/{path}") for name in self.names if name.endswith(f"/{path}")), None)
 
     def _start_of(self, listing: str, paths: Iterable[object], *usual: str) -> str | list[str] | None:
         """The folder that annotated image paths start from, or several, or None if none of these images is here.

@@ -8,6 +8,7 @@ from typing import Any
 from patchmint.config.sources import ReferencesSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources.base import inner_setting, require
+from patchmint.pipeline.sources.files import OwnSplits
 from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, quoted, source_fault, xywh_box
@@ -42,17 +43,17 @@ class ReferencesSource(NamedImages):
         super().__init__(config, storage)
         self._refs = None if config.refs is None else inner_setting(config.refs, "source.refs")
         self._instances = inner_setting(config.instances, "source.instances")
-        self._split = config.split
+        self._splits = OwnSplits(config.split)
 
     def check(self) -> None:
-        """As `Source.check`; a split is looked for as far as its first reference."""
+        """As `Source.check`; splits are looked for as far as the first reference of each that is named."""
         path = self._find_refs()
         splits: set[str] = set()
         for ref in stream_list(self._storage, path):
-            splits.add(_split_of(ref))
-            if self._split in (None, *splits):
+            splits.add(OwnSplits.of(ref))
+            if self._splits.given and not self._splits.lacking(splits):
                 break
-        self._check_split(path, splits)
+        self._splits.check(splits, f"{path} in {self._storage.uri}")
         instances = require(self._storage, self._instances, "source.instances", _LAYOUT)
         next(stream_members(self._storage, instances), None)
         self.check_images()
@@ -69,12 +70,12 @@ class ReferencesSource(NamedImages):
                 message = f"reference {number} of {path} isn't an object with an image_id and a list of sentences"
                 yield faulty(f"ref-{number}", "record-malformed", message)
                 continue
-            splits.add(_split_of(ref))
-            if self._split in (None, _split_of(ref)):
+            splits.add(OwnSplits.of(ref))
+            if self._splits.has(OwnSplits.of(ref)):
                 by_image.setdefault(image_id, []).append((number, ref))
             else:
                 yield Absent("not-chosen-split")
-        self._check_split(path, splits)
+        self._splits.check(splits, f"{path} in {self._storage.uri}")
         images, boxes = self._read_instances()
         for image_id, refs in by_image.items():
             missing = source_fault("image-unlisted", f"{self._instances} doesn't list image {quoted(image_id)}")
@@ -83,11 +84,6 @@ class ReferencesSource(NamedImages):
             for number, ref in refs:
                 _add_ref(sample, ref, boxes, f"reference {number} of {path}")
             yield from sample.finish(f"no reference to image {quoted(image_id)} has a sentence")
-
-    def _check_split(self, path: str, splits: set[str]) -> None:
-        if self._split not in (None, *splits):
-            found = ", ".join(map(quoted, sorted(splits)))
-            raise ConfigError(f"source.split: {path} has no references of {self._split!r}; it has {found}")
 
     def _find_refs(self) -> str:
         top = self._refs or ""
@@ -118,10 +114,6 @@ class ReferencesSource(NamedImages):
             elif key == "annotations" and (box := xywh_box(record.get("bbox"))) is not None:
                 boxes[given] = box
         return images, boxes
-
-
-def _split_of(ref: Any) -> str:
-    return str(ref.get("split")) if isinstance(ref, dict) else ""
 
 
 def _add_ref(sample: Sample, ref: dict[str, Any], boxes: dict[str, Box], where: str) -> None:

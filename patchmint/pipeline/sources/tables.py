@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,17 @@ JSON = (".json", *LINES)
 TABLES = (".csv", ".tsv", *JSON, ".parquet")
 
 _BATCH_ROWS = 1024
+_DELIMITERS = ("\t", ";", "|", ",")
+"""What may part the columns of a table in place of what its ending says."""
+
+
+class _Bars(csv.excel):
+    """A blank follows each bar, and quotes are the texts' own."""
+
+    quoting = csv.QUOTE_NONE
+    skipinitialspace = True
+
+
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -165,7 +177,10 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _csv(text: io.TextIOWrapper, shown: str, columns: Sequence[str], delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    first = text.readline()
+    if delimiter not in first:  # open_clip's .csv have tabs, Flickr30k's bars, those of many a spreadsheet semicolons
+        delimiter = next((other for other in _DELIMITERS if other in first), delimiter)
+    reader = csv.reader(chain([first], text), _Bars if delimiter == "|" else "excel", delimiter=delimiter, strict=True)
     number = 0
     try:
         head = next(reader, [])
