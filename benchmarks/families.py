@@ -97,17 +97,17 @@ class Gumbel(Taming):
 
 
 def chameleon(size: Size) -> nn.Module:
-    """transformers' class, which has the keys of Meta's, without its decoder."""
+    """The class in transformers, which has the keys of Meta's, without its decoder."""
     return ChameleonVQVAE(ChameleonVQVAEConfig(**size.transformers(), attn_resolutions=[]))
 
 
 def janus(size: Size) -> nn.Module:
-    """transformers' class: the layers of LlamaGen and Janus under other names."""
+    """The class in transformers: the layers of LlamaGen and Janus under other names."""
     return JanusVQVAE(JanusVQVAEConfig(**size.transformers(), num_patches=8))
 
 
 def nearest(model: Any, latents: Tensor) -> Tensor:
-    """taming's and transformers' modules, each its own way."""
+    """The modules of taming-transformers and transformers, each its own way."""
     answer = model.quantize(latents)[2]
     return answer if isinstance(answer, Tensor) else answer[2]
 
@@ -146,7 +146,7 @@ def averaged(state: State, folder: Path) -> Path:
 
 
 def in_llamagens_words(state: State) -> State:
-    """transformers' names of Janus -> LlamaGen's and DeepSeek's."""
+    """Names of Janus in transformers -> LlamaGen's and DeepSeek's."""
     numbers = {"block_1": "0", "attn_1": "1", "block_2": "2"}
     renamed = {}
     for name, tensor in state.items():
@@ -240,12 +240,15 @@ def reference(family: Family, size: Size, images: list[RgbImage]) -> tuple[Any, 
     """The publisher's model, its codes (N, rows, cols), and the latents. Its codebook lies where the latents are."""
     torch.manual_seed(11)
     model: Any = family.make(size).eval()
-    for parameter in model.parameters():  # transformers starts with zeros and ones that would hide a mistake
-        parameter.normal_(1, 0.2) if parameter.ndim == 1 else nn.init.kaiming_uniform_(parameter, a=5**0.5)
+    for name, parameter in model.named_parameters():  # zeros and ones would hide a mistake
+        if parameter.ndim == 1:
+            parameter.normal_(float("norm" in name and name.endswith("weight")), 0.1)
     pixels = torch.from_numpy((np.stack(images) / 127.5 - 1.0).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     latents = torch.cat([model.quant_conv(model.encoder(part)) for part in pixels.split(_AT_ONCE)])
-    if family.rule != "logit":
-        seen = latents.permute(0, 2, 3, 1).reshape(-1, size.dim)
+    seen = latents.permute(0, 2, 3, 1).reshape(-1, size.dim)
+    if family.rule == "logit":  # around the mean, or one code would always win
+        model.quantize.proj.bias.copy_(-model.quantize.proj.weight.flatten(1) @ seen.mean(0))
+    else:
         entries = seen[torch.randint(len(seen), (size.codes,))] + 0.5 * seen.std(0) * torch.randn(size.codes, size.dim)
         if family.rule == "dot":
             entries -= seen.mean(0)  # or the longest one would always win
@@ -274,9 +277,7 @@ def measure(name: str, count: int, px: int) -> dict[str, Any]:
         rules = {"nearest": nearest, "dot": dot, "cosine": cosine}
         few = latents[:_AT_ONCE]
         others = {
-            rule: float(
-                (choose(model, few).reshape(-1) == torch.from_numpy(expected[:_AT_ONCE]).reshape(-1)).float().mean()
-            )
+            rule: float((choose(model, few).flatten().numpy() == expected[:_AT_ONCE].flatten()).mean())
             for rule, choose in rules.items()
             if rule != family.rule
         }

@@ -311,7 +311,8 @@ def test_nothing_heavy_is_imported_to_tell(files):
     code = (
         "import sys, json; from patchmint.annotate.preflight import check_loadable as c;"
         "from patchmint.config import AnnotatorConfig as A;"
-        "c(A.parse({'models': json.loads(sys.argv[1]), 'grid': 'seed-224', 'features': {}, 'tokens': {'rule': 'dot'}}));"
+        "m, t = json.loads(sys.argv[1]), {'rule': 'dot'};"
+        "c(A.parse({'models': m, 'grid': 'seed-224', 'features': {}, 'tokens': t}));"
         "print({'torch', 'transformers', 'taming', 'segment_anything', 'groundingdino'} & set(sys.modules))"
     )
     models = {role: files[role] for role in ("detector", "masker", "vit")} | {"tokenizer": files["last"]}

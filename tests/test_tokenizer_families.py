@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, TINY, codes_of, photographs, reference, tokenizer_of
+from builds import benchmark_modules
 
 from patchmint.errors import WeightsMismatchError, WeightsUnsafeError
 from patchmint.interfaces import Tokens
 from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.vqgan.arch import infer_arch
 
+(families,) = benchmark_modules("families")
+FAMILIES, TINY = families.FAMILIES, families.TINY
+codes_of, tokenizer_of = families.codes_of, families.tokenizer_of
 PX = 64
-IMAGES = photographs(4, PX)
+IMAGES = families.photographs(4, PX)
 
 
 def tiny(name):
@@ -31,7 +35,7 @@ def made():
 
     def make(name):
         if name not in known:
-            known[name] = reference(FAMILIES[name], tiny(name), IMAGES)
+            known[name] = families.reference(FAMILIES[name], tiny(name), IMAGES)
         return known[name]
 
     return make
@@ -91,8 +95,8 @@ def test_transformers_janus_by_itself_may_be_two_rules(made, tmp_path):
 @pytest.mark.parametrize(
     ("name", "rule", "message"),
     [
-        ("llamagen-ds16", "nearest", "is of the rule cosine|of the rule cosine"),
-        ("chameleon", "logit", "rule logit|is logit"),
+        ("llamagen-ds16", "nearest", "holds a VQGAN of the rule cosine"),
+        ("chameleon", "logit", "tokens.rule is logit"),
     ],
 )
 def test_a_rule_that_the_file_contradicts_is_refused(name, rule, message, made, tmp_path):
@@ -101,17 +105,15 @@ def test_a_rule_that_the_file_contradicts_is_refused(name, rule, message, made, 
         vqgan_of(str(path), rule)
 
 
-def test_a_setting_goes_before_what_shapes_tell(tmp_path):
-    """The official shapes are told from the header, without memory for the numbers."""
-    family = FAMILIES["ibq-1024"]
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.shapes_tell])
+def test_official_shapes_tell_the_rule_unless_the_settings_do(name):
+    family = FAMILIES[name]
     with torch.device("meta"):
         state = dict(family.make(family.size).state_dict())
-    one = torch.zeros(1)
-    path = family.save({name: one.expand(tensor.shape) for name, tensor in state.items()}, tmp_path)
-    assert path.stat().st_size < 10e6
-    found = vqgan_of(str(path))
-    assert (found.rule, found.n_embed, found.num_res_blocks) == ("dot", 1024, 4)
-    assert vqgan_of(str(path), "cosine") == replace(found, rule="cosine")
+    assert infer_arch(state, {}).rule == family.rule
+    assert infer_arch(state, {}, rule="cosine") == replace(infer_arch(state, {}), rule="cosine")
+    with pytest.raises(WeightsMismatchError, match="don't say how it chooses codes"):
+        infer_arch(state | {"quantize.embedding.weight": torch.empty(77, 256, device="meta")}, {})
 
 
 class Hostile:

@@ -37,8 +37,8 @@ _PREFIXES = ("gen_vision_model.", "model.vqmodel.", "vqmodel.")
 class VqganArch(Architecture):
     """The shape of a VQGAN for RGB images, and the rule by which it chooses codes.
 
-    Chameleon, LlamaGen, Janus and IBQ have taming-transformers' encoder with other numbers (its `ddconfig`). Fixed, as in
-    every published RGB model: 3 channels in and out, `double_z` False, dropout 0, resampling by convolution.
+    Chameleon, LlamaGen, Janus and IBQ have taming-transformers' encoder with other numbers (its `ddconfig`). Fixed, as
+    in every published RGB model: 3 channels in and out, `double_z` False, dropout 0, resampling by convolution.
 
     Attributes:
         ch: channels of the first level, a multiple of 32 (upstream's GroupNorm has 32 groups).
