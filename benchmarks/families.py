@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -307,12 +308,12 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=50)
     parser.add_argument("--size", type=int, default=64, help="pixels of a photograph's side")
     options = parser.parse_args()
-    found = [measure(name, options.photographs, options.size) for name in options.only]
+    found = []
+    for name in options.only:
+        found.append(measure(name, options.photographs, options.size))
+        print("  ".join(f"{key} {value}" for key, value in found[-1].items()), file=sys.stderr)
     if options.json:
         print(json.dumps({"families": found}, indent=1))
-        return
-    for each in found:
-        print("  ".join(f"{key} {value}" for key, value in each.items()))
 
 
 if __name__ == "__main__":
