@@ -109,6 +109,7 @@ class TokenizerSpec:
         preprocessing: short name of how pixels are prepared, such as "pad-256-bicubic"; codes of two data sets may
             only be mixed where it is the same.
         can_decode: whether `decode` works.
+        rule: how a code is chosen (`tokens.rule`); empty where that is the model's own affair.
     """
 
     name: str
@@ -117,6 +118,7 @@ class TokenizerSpec:
     cells: PatchGrid | None
     preprocessing: str
     can_decode: bool = False
+    rule: str = ""
 
 
 class FeatureSpec(BaseModel):

@@ -258,8 +258,8 @@ def check(models, **settings):
 
 def test_right_settings_of_files_are_found_right(files):
     check({role: files[role] for role in ("detector", "masker")})
-    for name in ("tokenizer", "last"):
-        check({"tokenizer": files[name]}, tokens={"size": 72, "remap": files["used"]})
+    for name, rule in (("tokenizer", None), ("last", "nearest")):
+        check({"tokenizer": files[name]}, tokens={"size": 72, "remap": files["used"], "rule": rule})
     check({"vit": files["vit"]}, features={"pool": 8})
 
 
@@ -267,8 +267,24 @@ def test_right_settings_of_files_are_found_right(files):
     ("models", "settings", "message"),
     [
         ({"tokenizer": "tokenizer"}, {"tokens": {"size": 100}}, "tokens.size: 100 px can't be cut into cells of 8 px"),
-        ({"tokenizer": "last"}, {"tokens": {"size": 100}}, r"cells of 8 px, which .*last.ckpt has; .* such as 96"),
-        ({"tokenizer": "last"}, {"tokens": {"remap": "beyond"}}, r"tokens.remap: .*beyond.npy: .*from 0 to 63"),
+        ({"tokenizer": "last"}, {"tokens": {}}, r"last.ckpt: .* rule .* `tokens: {rule: nearest}`"),
+        (
+            {"tokenizer": "last"},
+            {"tokens": {"size": 100, "rule": "dot"}},
+            r"cells of 8 px, which .*last.ckpt has; .* such as 96",
+        ),
+        (
+            {"tokenizer": "last"},
+            {"tokens": {"remap": "beyond", "rule": "dot"}},
+            r"tokens.remap: .*beyond.npy: .*from 0 to 63",
+        ),
+        ({"tokenizer": "tokenizer"}, {"tokens": {"rule": "dot"}}, "tokens.rule is dot, .* of the rule nearest; leave"),
+        ({"tokenizer": "demo-tokenizer"}, {"tokens": {"rule": "cosine"}}, "tokens.rule is cosine"),
+        (
+            {"tokenizer": UNTRAINED},
+            {"tokens": {"rule": "dot"}},
+            "tokens.rule is dot, but .*untrained-tiny has the rule",
+        ),
         ({"tokenizer": UNTRAINED}, {"tokens": {"remap": "beyond"}}, r"tokens.remap: .*from 0 to 63"),
         ({"vit": "vit"}, {"features": {}, "grid": "llava-1.6"}, "reads 224 x 224 px in 16 x 16 patches"),
         ({"vit": "vit"}, {"features": {"select_layer": 5}}, "features.select_layer: this encoder has"),
@@ -295,7 +311,8 @@ def test_nothing_heavy_is_imported_to_tell(files):
     code = (
         "import sys, json; from patchmint.annotate.preflight import check_loadable as c;"
         "from patchmint.config import AnnotatorConfig as A;"
-        "c(A.parse({'models': json.loads(sys.argv[1]), 'grid': 'seed-224', 'features': {}}));"
+        "m, t = json.loads(sys.argv[1]), {'rule': 'dot'};"
+        "c(A.parse({'models': m, 'grid': 'seed-224', 'features': {}, 'tokens': t}));"
         "print({'torch', 'transformers', 'taming', 'segment_anything', 'groundingdino'} & set(sys.modules))"
     )
     models = {role: files[role] for role in ("detector", "masker", "vit")} | {"tokenizer": files["last"]}

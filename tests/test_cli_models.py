@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -70,7 +71,8 @@ def test_list_shows_every_name_on_stdout() -> None:
     assert result.exit_code == 0
     for name in CHECKPOINTS:
         assert name in result.stdout
-    assert result.stdout.count("not published") == 2  # size and sha256 of one VQGAN
+    assert result.stdout.count("not published") == 2 * 8  # size and sha256 of one VQGAN of taming, LlamaGen's, IBQ's
+    assert re.search(r"ibq-262144 +│ vqgan \(dot\)", result.stdout)
     assert "PATCHMINT_WEIGHTS" in result.stderr
     assert "Preset official (4.2 GB): groundingdino-swint-ogc " in result.stderr
     assert "Preset small (over 1.1 GB): groundingdino-swint-ogc " in result.stderr

@@ -21,13 +21,13 @@ from patchmint.interfaces import Tokenizer, Tokens
 from patchmint.tokenizers.vqgan import quantize
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY
 from patchmint.tokenizers.vqgan.model import Vqgan, infer_arch, load_vqgan, untrained_vqgan
-from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, NearestCodebook, best_codes
+from patchmint.tokenizers.vqgan.quantize import MAX_SCORES, EntriesCodebook, best_codes
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import StateFile
 
-GUMBEL = replace(TINY, gumbel=True)
+GUMBEL = replace(TINY, rule="logit")
 SIZE = TINY.resolution
 # Upstream's own words for TINY, written out so that a slip in `upstream_config` shows.
 DDCONFIG = {
@@ -164,7 +164,7 @@ class Largest(TorchDispatchMode):
 
 def test_search_never_holds_all_distances():
     torch.manual_seed(0)
-    codebook = NearestCodebook(16384, 8)
+    codebook = EntriesCodebook(16384, 8)
     latents = torch.randn(1, 8, 64, 64) / 16384
     with torch.no_grad(), Largest() as largest:
         codes = codebook.codes(latents)
@@ -185,7 +185,7 @@ def test_chunks_do_not_change_codes(max_scores, monkeypatch):
 
 
 def test_lowest_code_wins_a_tie_and_no_positions_are_no_error():
-    codebook = NearestCodebook(6, 2)
+    codebook = EntriesCodebook(6, 2)
     codebook.embedding.weight.data = torch.tensor([[9.0, 9], [1, 0], [0, 1], [1, 0], [0, 1], [-1, 0]])
     latents = torch.tensor([[1.0, 0], [0, 1], [0, 0]]).t().reshape(1, 2, 1, 3)
     assert codebook.codes(latents).tolist() == [[[1, 2, 1]]]
@@ -408,7 +408,7 @@ def shapes_of(arch):
     "arch", [*OFFICIAL.values(), replace(OFFICIAL["vqgan-imagenet-f16-1024"], n_embed=8192)], ids=[*OFFICIAL, "coco"]
 )
 def test_official_architectures_are_told_from_their_weights(arch):
-    assert infer_arch({**shapes_of(arch), "loss.logvar": torch.zeros(())}, {}) == arch
+    assert infer_arch({**shapes_of(arch), "loss.logvar": torch.zeros(())}, {}, told=arch.rule) == arch
 
 
 def test_metadata_names_the_architecture():
@@ -416,8 +416,8 @@ def test_metadata_names_the_architecture():
 
 
 def test_unknown_weights_name_the_known_architectures():
-    for tensors in (shapes_of(TINY), shapes_of(GUMBEL), {"quantize.embedding.weight": torch.zeros(3)}, {}):
-        with pytest.raises(WeightsMismatchError, match="vqgan-imagenet-f16-16384, vqgan-gumbel-f8-8192"):
+    for tensors in (shapes_of(TINY), {"quantize.embedding.weight": torch.zeros(3)}, {}):
+        with pytest.raises(WeightsMismatchError, match="vqgan-imagenet-f16-16384, vqgan-gumbel-f8-8192, llamagen"):
             infer_arch(tensors, {})
 
 
@@ -433,7 +433,8 @@ def test_unknown_weights_name_the_known_architectures():
         {"ch_mult": []},
         {"ch_mult": [1] * 10_000},
         {"resolution": 63},
-        {"gumbel": True, "embed_dim": 16},
+        {"rule": "logit", "embed_dim": 16},
+        {"rule": "random"},
         {"n_embed": 65},
         *["", "[]", "{}", "[" * 100_000],
     ],

@@ -36,8 +36,8 @@ def a_file(path):
 
 
 def test_the_registry_is_consistent():
-    assert len(CHECKPOINTS) == 15
-    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 15
+    assert len(CHECKPOINTS) == 22
+    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 22
     for name, checkpoint in CHECKPOINTS.items():
         assert name == checkpoint.name
         assert urlsplit(checkpoint.url).scheme == ("" if checkpoint.bundled else "https")

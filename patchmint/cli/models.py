@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from patchmint.cli.lazy import examples
 from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
+from patchmint.tokenizers.vqgan.arch import OFFICIAL as OFFICIAL_VQGANS
 from patchmint.weights.download import ProgressCall, pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint, total_size
 from patchmint.weights.store import (
@@ -56,7 +57,8 @@ def list_models(as_json: JsonOption = False) -> None:
     for checkpoint in CHECKPOINTS.values():
         sha256 = checkpoint.sha256[:12] + "..." if checkpoint.sha256 else _NOT_PUBLISHED
         size, present = _shown_size(checkpoint.size), _presence(checkpoint)
-        table.add_row(checkpoint.name, checkpoint.kind, size, present, sha256, checkpoint.licence)
+        rule = f" ({OFFICIAL_VQGANS[checkpoint.name].rule})" if checkpoint.name in OFFICIAL_VQGANS else ""
+        table.add_row(checkpoint.name, checkpoint.kind + rule, size, present, sha256, checkpoint.licence)
     _print_table(table)
     typer.echo(
         f"Folder: {weights_folder()} ({FOLDER_VARIABLE} chooses another). Addresses, checksums: --json", err=True

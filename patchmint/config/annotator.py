@@ -59,7 +59,8 @@ class ModelsConfig(Settings):
     )
     masker: str = Field(default="sam-vit-h", description="SAM.")
     tokenizer: str = Field(
-        default="vqgan-imagenet-f16-16384", description="VQGAN, or a tokenizer plug-in (entry point)."
+        default="vqgan-imagenet-f16-16384",
+        description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
     vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
 
@@ -157,12 +158,21 @@ class LabelsConfig(Settings):
         return value
 
 
+Rule = Literal["nearest", "dot", "cosine", "logit"]
+"""How a codebook's entry is chosen for a vector (`patchmint.tokenizers.vqgan.arch.VqganArch`)."""
+
+
 class TokensConfig(Settings):
     """How images are turned into codes."""
 
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
     remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
+    rule: Rule | None = Field(
+        default=None,
+        description="How a VQGAN of your own chooses codes: nearest (taming), dot (IBQ), cosine (LlamaGen) or logit "
+        "(Gumbel). Null: as its file says; one that doesn't is refused.",
+    )
 
 
 class FeaturesConfig(Settings):

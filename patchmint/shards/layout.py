@@ -73,6 +73,9 @@ class TokensLayout(_Layout):
         min_length=1, max_length=_MAX_BOOKS, description="Number of codes in each codebook."
     )
     preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
+    rule: str = Field(
+        default="", description="How a code was chosen: nearest, dot, cosine or logit; empty for a plug-in's."
+    )
 
     @field_validator("grid")
     @classmethod

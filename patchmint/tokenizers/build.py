@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
+from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError
 from patchmint.interfaces import Tokenizer
 from patchmint.plugins import is_outside_tokenizer, load_plugin
-from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, cell_and_codes
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch, infer_arch, rule_of_config
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import Precision
-from patchmint.weights.store import read_arch
+from patchmint.weights.store import locate, read_arch
+
+_MOST_CONFIG = 1 << 20
 
 
 def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
@@ -24,17 +29,49 @@ def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
     """
     name = models.tokenizer
     if is_outside_tokenizer(name):
-        if tokens.remap is not None:
-            raise ConfigError(f"tokens.remap is for VQGAN, but the tokenizer {name} is a plug-in; leave it out")
+        for setting in ("remap", "rule"):
+            if getattr(tokens, setting) is not None:
+                raise ConfigError(f"tokens.{setting} is for VQGAN, but the tokenizer {name} is a plug-in; leave it out")
         return
-    arch = {UNTRAINED: TINY, **OFFICIAL}.get(name)
-    cell, codes = (arch.factor, arch.n_embed) if arch is not None else read_arch(name, cell_and_codes)
+    arch = vqgan_of(name, tokens.rule)
+    cell = arch.factor
     if tokens.size % cell:
         raise ConfigError(
             f"tokens.size: {tokens.size} px can't be cut into cells of {cell} px, which the tokenizer {name} has; "
             f"give a multiple of {cell}, such as {max(1, round(tokens.size / cell)) * cell}"
         )
-    _remap(tokens, codes)
+    _remap(tokens, arch.n_embed)
+
+
+def vqgan_of(name: str, rule: Rule | None = None) -> VqganArch:
+    """What the VQGAN of this name or path is, from the name or the file's header.
+
+    Args:
+        name: `models.tokenizer`.
+        rule: `tokens.rule`.
+
+    Raises:
+        ConfigError: `rule` isn't that of a known model.
+        WeightsError: the file is missing, damaged, unsafe or no VQGAN, or its rule can't be told.
+    """
+    known = {UNTRAINED: TINY, **OFFICIAL}.get(name)
+    if known is None:
+        return read_arch(name, partial(infer_arch, rule=rule, told=_told(name)))
+    if rule not in (None, known.rule):
+        raise ConfigError(f"tokens.rule is {rule}, but the tokenizer {name} has the rule {known.rule}; leave it out")
+    return known
+
+
+def _told(name: str) -> Rule | None:
+    """The rule that a published name tells, or the config.json beside a file, as in transformers' layout."""
+    if name in OFFICIAL:
+        return OFFICIAL[name].rule
+    beside = locate(name).with_name("config.json")
+    try:
+        config = json.loads(beside.read_bytes()[:_MOST_CONFIG])
+    except (OSError, ValueError, RecursionError):
+        return None
+    return rule_of_config(config) if isinstance(config, dict) else None
 
 
 def build_tokenizer(
@@ -61,7 +98,10 @@ def build_tokenizer(
     from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
     from patchmint.weights.loading import load_named
 
-    model = untrained_vqgan(TINY, seed=0) if name == UNTRAINED else load_vqgan(load_named(name))
+    if name == UNTRAINED:
+        model = untrained_vqgan(TINY, seed=0)
+    else:
+        model = load_vqgan(load_named(name), rule=tokens.rule, told=_told(name))
     dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
     return VqganTokenizer(
         model,

@@ -43,7 +43,7 @@ _INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "ome
 """Old Lightning checkpoints name classes of these, such as the `ModelCheckpoint` in the official VQGAN files."""
 
 _INERT_NAMES = frozenset(
-    {"typing.Any", "collections.defaultdict"}
+    {"typing.Any", "collections.defaultdict", "argparse.Namespace"}
     # the element types that omegaconf's containers note
     | {f"builtins.{name}" for name in ("dict", "list", "tuple", "str", "int", "float", "bool", "object")}
 )

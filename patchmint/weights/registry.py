@@ -69,6 +69,21 @@ def _sam(name: str, filename: str, size: int, sha256: str) -> Checkpoint:
     return Checkpoint(name, "sam", filename, f"{_SAM_FOLDER}/{filename}", size, sha256, "Apache-2.0", _SAM_SOURCE)
 
 
+def _llamagen(name: str, folder: str, filename: str) -> Checkpoint:
+    url = f"https://huggingface.co/{folder}/resolve/main/{filename}"
+    source = "address: FoundationVision/LlamaGen, README; no exact size or checksum found"
+    return Checkpoint(name, "vqgan", f"llamagen_{filename}", url, None, None, "MIT (the repository's)", source)
+
+
+def _ibq(codes: int) -> Checkpoint:
+    filename = f"imagenet256_{codes}.ckpt"
+    url = f"https://huggingface.co/TencentARC/IBQ-Tokenizer-{codes}/resolve/main/{filename}"
+    source = "address: TencentARC/SEED-Voken, docs/IBQ.md; no exact size or checksum found"
+    return Checkpoint(
+        f"ibq-{codes}", "vqgan", f"ibq_{filename}", url, None, None, "Apache-2.0 (the repository's)", source
+    )
+
+
 def _demo(name: str, kind: CheckpointKind, filename: str) -> Checkpoint:
     """A file that lies in the package."""
     size, sha256 = _DEMO_FIGURES[filename]
@@ -141,6 +156,10 @@ _ALL = (
         "pxlpshr/pytti-models and Somnai/pytti-vqgan-checkpoints (Hugging Face; there called openimages) agree, and so "
         "does a third project's record of its last.ckpt",
     ),
+    _llamagen("llamagen-vq-ds16-c2i", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
+    _llamagen("llamagen-vq-ds16-t2i", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt"),
+    _llamagen("llamagen-vq-ds8-c2i", "FoundationVision/LlamaGen", "vq_ds8_c2i.pt"),
+    *map(_ibq, (1024, 8192, 16384, 262144)),
     Checkpoint(
         name="clip-vit-l-14-336",
         kind="vit",

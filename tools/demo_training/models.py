@@ -81,7 +81,7 @@ TOKENIZER = VqganArch(
     z_channels=64,
     embed_dim=32,
     n_embed=512,
-    gumbel=False,
+    rule="nearest",
 )
 """f16, as the official ones: 256 px become 16 x 16 codes."""
 

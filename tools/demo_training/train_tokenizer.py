@@ -18,7 +18,7 @@ from patchmint.demo.scenes import make_scene
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.processing import fit_image
 from patchmint.tokenizers.vqgan.model import Vqgan, untrained_vqgan
-from patchmint.tokenizers.vqgan.quantize import NearestCodebook
+from patchmint.tokenizers.vqgan.quantize import EntriesCodebook
 from patchmint.tokenizers.vqgan.tokenizer import VqganTokenizer
 from tools.demo_training.evaluate import psnr_and_use
 from tools.demo_training.models import FILES, TOKENIZER, save_weights
@@ -86,7 +86,7 @@ class TokenizerTask:
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
     def _quantize(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        codebook = cast(NearestCodebook, self.vqgan.quantize)
+        codebook = cast(EntriesCodebook, self.vqgan.quantize)
         vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
         if step == _SMOOTH_STEPS:
             self._lay_out(codebook)
@@ -98,7 +98,7 @@ class TokenizerTask:
         return latents + (quantized - latents).detach(), commitment
 
     @torch.no_grad()
-    def _lay_out(self, codebook: NearestCodebook) -> None:
+    def _lay_out(self, codebook: EntriesCodebook) -> None:
         """Spread the codes over the latents of a few hundred scenes (k-means)."""
         parts = []
         for extra in range(40):

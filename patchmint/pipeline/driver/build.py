@@ -36,6 +36,7 @@ from patchmint.pipeline.plan import (
 from patchmint.pipeline.plan.memory import runs_on_gpu
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_sources
+from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -49,6 +50,7 @@ from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
+from patchmint.tokenizers.build import vqgan_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -366,6 +368,15 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
     }
 
 
+def _rule(plan: Plan, extended: Manifest | None) -> str:
+    """How codes were chosen, which samples don't say; empty where a plug-in chose them."""
+    settings = plan.config["tokens"]
+    if settings is None:
+        return extended.layout.tokens.rule if extended and extended.layout.tokens else ""
+    name = plan.config["models"]["tokenizer"]
+    return "" if is_outside_tokenizer(name) else vqgan_of(name, settings["rule"]).rule
+
+
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
     sample = next(iter_samples(storage, record.paths[-1]))
@@ -374,7 +385,7 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
     carried = extended.layout.min_coverage if extended else None
     tokens = None
     if document.tokens.member:
-        tokens = TokensLayout(**document.tokens.model_dump())
+        tokens = TokensLayout(**document.tokens.model_dump(), rule=_rule(plan, extended))
     return Layout(
         grid=GridLayout.of(resolve_grid(stored_grid(plan.config["grid"]))),
         min_coverage=labels["min_coverage"] if labels else carried,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -24,9 +24,9 @@ from patchmint.features import arch as vit
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.tokenizers.vqgan import arch as vqgan
+from patchmint.tokenizers.build import vqgan_of
 from patchmint.types import Size
-from patchmint.weights.container import TensorShape, read_header
+from patchmint.weights.container import read_header
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate, read_arch
 
@@ -65,6 +65,13 @@ _MODEL_BYTES = {
     "vqgan-imagenet-f16-1024": 288_566_796,
     "vqgan-imagenet-f16-16384": 304_295_436,
     "vqgan-gumbel-f8-8192": 275_983_884,
+    "llamagen-vq-ds16-c2i": 287_533_612,
+    "llamagen-vq-ds16-t2i": 287_533_612,
+    "llamagen-vq-ds8-c2i": 280_439_340,
+    "ibq-1024": 428_199_436,
+    "ibq-8192": 435_539_468,
+    "ibq-16384": 443_928_076,
+    "ibq-262144": 695_586_316,
     "clip-vit-l-14-336": 1_214_029_824,
     "siglip-so400m-384": 1_712_902_400,
 }
@@ -224,11 +231,6 @@ def _encoder(config: BuildConfig) -> vit.VitArch:
     return known or read_arch(name, vit.infer_arch)
 
 
-def _tokenizer_width(tensors: Mapping[str, TensorShape], metadata: Mapping[str, str]) -> int:
-    arch = vqgan.VqganArch.from_metadata(metadata)
-    return arch.ch if arch is not None else tensors["encoder.conv_in.weight"].shape[0]
-
-
 def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
     """Bytes that a model computes with on a CPU, for a batch of images of one size."""
     name = config.models_used[role]
@@ -240,8 +242,7 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
         boxes = min(_MASKER_NUMBERS, _MOST_BOXES * positions * shape.out_chans)
         return _TENSORS * _FLOAT * max(boxes, positions * shape.embed_dim)
     if role == "tokenizer" and config.tokens is not None:
-        known = {UNTRAINED: vqgan.TINY, **vqgan.OFFICIAL}.get(name)
-        width = known.ch if known is not None else read_arch(name, _tokenizer_width)
+        width = vqgan_of(name, config.tokens.rule).ch
         return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * config.tokens.size**2
     if role == "vit":
         encoder = _encoder(config)

@@ -316,6 +316,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
             grid=spec.grid_shape,
             codebook_sizes=spec.codebook_sizes,
             preprocessing=spec.preprocessing,
+            rule=spec.rule,
         )
     return Layout(
         grid=GridLayout.of(models.grid),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from patchmint.compute.compiled import Compiled, batch_sizes
 from patchmint.compute.devices import computing_fully, reduced_copy
 from patchmint.compute.norms import silu_of_norm
-from patchmint.errors import ConfigError, WeightsMismatchError
-from patchmint.tokenizers.vqgan.arch import OFFICIAL, VqganArch, codebook_shape
-from patchmint.tokenizers.vqgan.quantize import Codebook, GumbelCodebook, NearestCodebook
-from patchmint.weights.architecture import ARCH_METADATA_KEY
+from patchmint.config.annotator import Rule
+from patchmint.tokenizers.vqgan.arch import VqganArch, by_upstreams_names, infer_arch
+from patchmint.tokenizers.vqgan.quantize import Codebook, EntriesCodebook, LogitCodebook
 from patchmint.weights.loading import StateFile, load_into
-
-IGNORED_KEYS = ("loss.", "colorize")
-"""Starts of keys in official checkpoints that inference doesn't need: the discriminator and LPIPS, and the random
-projection that upstream draws segmentations with."""
 
 
 def _say_nothing(*_: object) -> None:
@@ -36,11 +31,11 @@ upstream.nonlinearity = nn.functional.silu
 
 
 class Vqgan(nn.Module):
-    """Upstream's `VQModel` or `GumbelVQ` (taming/models/vqgan.py) for inference.
+    """Upstream's `VQModel` or `GumbelVQ` (taming/models/vqgan.py) for inference, with any rule.
 
-    Keys of the state dict are those of the official checkpoints without `loss.*`: `encoder.*`, `decoder.*`,
-    `quant_conv.*`, `post_quant_conv.*`, and `quantize.embedding.weight` or, for Gumbel, `quantize.proj.*` and
-    `quantize.embed.weight`.
+    Keys of the state dict are those of upstream's checkpoints without `loss.*`: `encoder.*`, `decoder.*`,
+    `quant_conv.*`, `post_quant_conv.*`, and `quantize.embedding.weight` or, for the rule logit, `quantize.proj.*` and
+    `quantize.embed.weight`. Without a decoder `decoder` and `post_quant_conv` are missing.
 
     Codes always come as a grid, (B, rows, cols); upstream returns them flat unless its `sane_index_shape` is set, so
     that setting has no meaning here. Positions are batch-major, then row-major, as upstream's.
@@ -50,13 +45,15 @@ class Vqgan(nn.Module):
         super().__init__()
         self.arch = arch
         self.encoder: nn.Module = upstream.Encoder(**arch.upstream_config())
-        self.decoder: nn.Module = upstream.Decoder(**arch.upstream_config())
+        if arch.decodes:
+            self.decoder: nn.Module = upstream.Decoder(**arch.upstream_config())
         self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, kernel_size=1)
-        self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, kernel_size=1)
+        if arch.decodes:
+            self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, kernel_size=1)
         self.quantize: Codebook = (
-            GumbelCodebook(arch.n_embed, arch.embed_dim, arch.z_channels)
-            if arch.gumbel
-            else NearestCodebook(arch.n_embed, arch.embed_dim)
+            LogitCodebook(arch.n_embed, arch.embed_dim, arch.z_channels)
+            if arch.rule == "logit"
+            else EntriesCodebook(arch.n_embed, arch.embed_dim, arch.rule)
         )
 
     @torch.no_grad()
@@ -80,7 +77,7 @@ class Vqgan(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, among: Tensor | None = None) -> Tensor:
-        """Choose a code for each cell of the images. Deterministic, for Gumbel too.
+        """Choose a code for each cell of the images. Deterministic, by every rule.
 
         Args:
             pixels: as for `latents`.
@@ -93,7 +90,7 @@ class Vqgan(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Draw the images that codes stand for.
+        """Draw the images that codes stand for; `arch.decodes` is True.
 
         Args:
             codes: int64 (B, rows, cols), 0..n_embed-1.
@@ -137,53 +134,26 @@ def compiled_encoder(encoder: nn.Module, most: int) -> Compiled[Tensor]:
     return Compiled(encoder, name="VQGAN's encoder", sizes=lambda _: sizes)
 
 
-def infer_arch(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VqganArch:
-    """Tell the architecture from a state dict.
-
-    The size of the codebook and its kind are read off the weights; the rest must be that of a published model, which
-    the encoder's weights tell. A metadata entry `ARCH_METADATA_KEY` wins over that, and must agree with the weights.
+def load_vqgan(state: StateFile, *, rule: Rule | None = None, told: Rule | None = None) -> Vqgan:
+    """Build the VQGAN that a checkpoint holds and load it: every key that it needs is there, and none is left over.
 
     Args:
-        tensors: the state dict, with upstream's key names.
-        metadata: a safetensors file's metadata; empty where there is none.
-
-    Raises:
-        WeightsMismatchError: the weights are of no known architecture, or not of the one that the metadata names.
-    """
-    arch = VqganArch.from_metadata(metadata)
-    if arch is not None:
-        if not _fits(arch, tensors):
-            raise WeightsMismatchError(
-                f"its weights are not of the architecture that its metadata ({ARCH_METADATA_KEY}) names, {arch}; "
-                "write the file again from the model that it holds"
-            )
-        return arch
-    n_embed, embed_dim = codebook_shape(tensors)
-    for published in OFFICIAL.values():
-        try:
-            arch = replace(published, n_embed=n_embed, embed_dim=embed_dim, gumbel="quantize.proj.weight" in tensors)
-        except ConfigError:
-            continue
-        if _fits(arch, tensors):
-            return arch
-    raise WeightsMismatchError(
-        f"the file holds a VQGAN with {n_embed} codes of length {embed_dim} whose encoder is none of the known "
-        f"architectures: {', '.join(OFFICIAL)}. For another one, give a safetensors file with the metadata entry "
-        f"{ARCH_METADATA_KEY} (VqganArch.to_json)"
-    )
-
-
-def load_vqgan(state: StateFile) -> Vqgan:
-    """Build the VQGAN that a checkpoint holds and load it: every key but `IGNORED_KEYS` is there and none is left over.
+        state: the file, with its publisher's names.
+        rule: as for `infer_arch`.
+        told: as for `infer_arch`.
 
     Returns:
         The model on the CPU, float32, in eval mode.
 
     Raises:
-        WeightsMismatchError: the checkpoint is of no known architecture, or not a whole model.
+        WeightsMismatchError: as `infer_arch`, or not a whole model.
     """
-    model = _empty(infer_arch(state.tensors, state.metadata)).to_empty(device="cpu")
-    load_into(model, state, what="VQGAN", ignored=IGNORED_KEYS)
+    arch = infer_arch(state.tensors, state.metadata, rule=rule, told=told)
+    tensors, _ = by_upstreams_names(state.tensors)
+    model = _empty(arch).to_empty(device="cpu")
+    load_into(
+        model, replace(state, tensors=tensors), what="VQGAN", ignored=() if arch.decodes else ("post_quant_conv.",)
+    )
     return model.eval()
 
 
@@ -204,13 +174,3 @@ def _empty(arch: VqganArch) -> Vqgan:
     """A model with shapes but without memory: building one is quick and draws no random numbers."""
     with torch.device("meta"):
         return Vqgan(arch)
-
-
-def _fits(arch: VqganArch, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the encoder's and the codebook's keys and shapes are those of `arch`.
-
-    Equal shapes mean an equal function: levels, blocks, attention and resampling all show in the keys.
-    """
-    parts = ("encoder.", "quantize.")
-    expected = {key: value.shape for key, value in _empty(arch).state_dict().items() if key.startswith(parts)}
-    return expected == {key: value.shape for key, value in tensors.items() if key.startswith(parts)}

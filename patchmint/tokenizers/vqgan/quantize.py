@@ -1,10 +1,12 @@
 """Codebooks: which code fits a latent vector best, and which vector a code stands for.
 
-Both kinds of VQGAN choose the code with the highest score of one linear map, so one bounded search serves them:
+By every rule the code has the highest score of one linear map, so one bounded search serves all:
 
-- by distance (upstream's `VectorQuantizer`): |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2), and |z|^2 is the same for every
-  code, so the nearest entry has the highest `z.e - |e|^2 / 2`.
-- Gumbel (upstream's `GumbelQuantize`, without the noise it adds even in eval mode): the highest logit `w.z + b`.
+- nearest (upstream's `VectorQuantizer`): |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2), and |z|^2 is the same for every code,
+  so the nearest entry has the highest `z.e - |e|^2 / 2`.
+- dot (IBQ's `IndexPropagationQuantize`): the highest `z.e`.
+- cosine (LlamaGen's and Janus's `VectorQuantizer` with `l2_norm`): the highest `z.e / |e|`; |z| changes no rank.
+- logit (upstream's `GumbelQuantize`, without the noise it adds even in eval mode): the highest `w.z + b`.
 
 The module and parameter names are those of the official checkpoints.
 """
@@ -15,6 +17,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+
+from patchmint.config.annotator import Rule
 
 MAX_SCORES = 1 << 22
 """Scores (float32) held at a time by `best_codes`: 16 MiB."""
@@ -84,24 +88,25 @@ class Codebook(nn.Module, ABC):
         return nn.functional.embedding(codes, self.entries()).permute(0, 3, 1, 2).contiguous()
 
 
-class NearestCodebook(Codebook):
-    """The code is the nearest entry (upstream's `VectorQuantizer`, `VectorQuantizer2`)."""
+class EntriesCodebook(Codebook):
+    """The code is chosen by its entry, by the rule nearest, dot or cosine."""
 
-    def __init__(self, n_embed: int, embed_dim: int) -> None:
+    def __init__(self, n_embed: int, embed_dim: int, rule: Rule = "nearest") -> None:
         super().__init__()
         self.embedding = _embedding(n_embed, embed_dim)
+        self.rule = rule
 
     def scorer(self) -> tuple[Tensor, Tensor]:
-        """Weight e and bias -|e|^2 / 2, in float32."""
+        """The entries, and -|e|^2 / 2 for the rule nearest, else 0, in float32."""
         entries = self.entries().float()
-        return entries, entries.square().sum(dim=1) / -2
+        return entries, entries.square().sum(dim=1) / -2 if self.rule == "nearest" else entries.new_zeros(len(entries))
 
     def entries(self) -> Tensor:
-        """Float (K, D)."""
-        return self.embedding.weight
+        """Float (K, D); of length 1 for the rule cosine."""
+        return nn.functional.normalize(self.embedding.weight) if self.rule == "cosine" else self.embedding.weight
 
 
-class GumbelCodebook(Codebook):
+class LogitCodebook(Codebook):
     """The code has the highest logit of a learnt 1 x 1 convolution (upstream's `GumbelQuantize`, without noise)."""
 
     def __init__(self, n_embed: int, embed_dim: int, z_channels: int) -> None:

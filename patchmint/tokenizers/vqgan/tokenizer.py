@@ -38,8 +38,8 @@ class VqganTokenizer:
         precision: number format of the encoder's large products; codes are always chosen in float32, and an image that
             overflows float16 is encoded in float32.
         batch_size: images in one pass of the model; None = 2 on a CPU, 32 on a GPU.
-        remap: writes codes as positions in a list. A Gumbel model then chooses among the list's codes only, as
-            upstream's does; the other kind chooses among all, and one outside the list becomes `remap`'s unknown.
+        remap: writes codes as positions in a list. One of the rule logit then chooses among the list's codes only, as
+            upstream's does; the others choose among all, and one outside the list becomes `remap`'s unknown.
         compiled: compile the encoder, on a GPU.
 
     Raises:
@@ -82,7 +82,7 @@ class VqganTokenizer:
         encoder = encoder_for(model, precision, self._device)
         self._encoder = compiled_encoder(encoder, self._batch_size) if compiled and on_gpu else encoder
         self._remap = remap
-        self._among = torch.from_numpy(remap.used).to(device) if remap is not None and arch.gumbel else None
+        self._among = torch.from_numpy(remap.used).to(device) if remap is not None and arch.rule == "logit" else None
         self._cells = PatchGrid(rows=side, cols=side, patch_px=arch.factor, fit=Fit(fit))
         self._spec = TokenizerSpec(
             name=name,
@@ -90,7 +90,8 @@ class VqganTokenizer:
             codebook_sizes=(arch.n_embed if remap is None else remap.size,),
             cells=self._cells,
             preprocessing=f"{fit}-{size}-bicubic",
-            can_decode=True,
+            can_decode=arch.decodes,
+            rule=arch.rule,
         )
 
     @property
@@ -144,7 +145,10 @@ class VqganTokenizer:
 
         Raises:
             InputError: codes of another shape or type, or outside this tokenizer's codebook.
+            NotImplementedError: the model has no decoder.
         """
+        if not self._spec.can_decode:
+            raise NotImplementedError(f"{self._spec.name} has no decoder, so it can't draw codes")
         previews: list[RgbImage] = []
         for start in range(0, len(tokens), self._batch_size):
             grids = np.stack([self._checked(item.codes) for item in tokens[start : start + self._batch_size]])
