@@ -152,6 +152,19 @@ class LabelsConfig(Settings):
         default=False, description="Cut masks off at their boxes; full-size masks are made for it."
     )
 
+    tiles: int | None = Field(
+        default=None,
+        ge=64,
+        description="Side in pixels of overlapping tiles that are looked at besides the whole image, for small things "
+        "in images larger than that. Null: none.",
+    )
+
+    @model_validator(mode="after")
+    def _areas_of_whole_images(self) -> Self:
+        if self.tiles is not None and (self.box_area is not None or self.mask_area is not None):
+            raise ValueError("box_area and mask_area are shares of a whole image; leave them out, or tiles")
+        return self
+
     @property
     def needs_detector(self) -> bool:
         """Whether boxes are looked for."""

@@ -55,4 +55,9 @@ def build_segmenter(
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
     from patchmint.labelers.grounded_sam import build_grounded_sam
 
-    return build_grounded_sam(models, labels, device, precision, compiled=compiled)
+    segmenter = build_grounded_sam(models, labels, device, precision, compiled=compiled)
+    if labels.tiles is None:
+        return segmenter
+    from patchmint.labelers.tiled import TiledSegmenter
+
+    return TiledSegmenter(segmenter, labels.tiles)
