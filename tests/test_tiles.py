@@ -13,6 +13,7 @@ from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.labelers.grounding_dino.detector import overlaps
 from patchmint.labelers.tiled import TiledSegmenter
+from patchmint.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
 
@@ -43,14 +44,18 @@ def test_small_things_are_found_once_and_where_they_are(annotators):
     scores = []
     for scene, place in zip(SCENES, [(150, 300), (60, 110), (430, 470)], strict=True):
         canvas, boxes, truth = pasted(scene, place)
-        made = [annotator.annotate(canvas, scene.texts[0].content) for annotator in annotators]
+        texts = [Text("what isn't looked for", boxes=((0, 0, 50, 50),)), scene.texts[0].content]
+        made = [annotator.annotate(canvas, texts) for annotator in annotators]
         expected = RleMasks(encode_masks(truth[None])).coverage([0], made[0].placement) > 0
-        scores.append([f1_and_iou(each.selector[0] > 0, expected)[0] for each in made])
-        found = np.float32([phrase.box for phrase in made[1].phrases])
+        scores.append([f1_and_iou(each.selector[1] > 0, expected)[0] for each in made])
+        assert [phrase.text_index for phrase in made[1].phrases[:2]] == [0, 1]
+        found = np.float32([phrase.box for phrase in made[1].phrases[1:]])
         # of each thing one box, though it lies in several tiles
         assert ((overlaps(found, boxes) > 0.5).sum(axis=0) <= 1).all()
         assert (overlaps(found, boxes) > 0.5).any()
-        for (left, top, right, bottom), mask in zip(found.astype(int), map(decode_mask, made[1].masks), strict=True):
+        for (left, top, right, bottom), mask in zip(
+            found.astype(int), map(decode_mask, made[1].masks[1:]), strict=True
+        ):
             assert mask[top:bottom, left:right].sum() > 0.5 * mask.sum() > 0
     plain, tiled = np.mean(scores, axis=0)
     assert tiled >= 0.85 > plain
