@@ -38,7 +38,8 @@ class SourceText:
     Attributes:
         content: the text, as it stands in the source.
         phrases: spans that name things, where the source knows them; then these and nothing else are looked for.
-        boxes: what the source's annotators say that the text is about. Carried along for comparison, never a label.
+        boxes: what the source's annotators say that the text is about. Kept beside the labels; what `labels.boxes`
+            may make labels of.
     """
 
     content: str

@@ -7,7 +7,8 @@ pixels, continuous coordinates (a pixel `x` covers `[x, x+1)`). Sizes are `(heig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -56,13 +57,18 @@ class Text:
         content: the text as the user gave it.
         phrases: character spans in `content`; empty = not known. Where they are given, these and nothing else are
             looked for.
+        boxes: what the text is about, XYXY in original pixels; empty = not known. Where they are given, nothing is
+            looked for.
+        masks: the same, of the image's size; where they are given, boxes don't count.
 
     Raises:
-        TextError: a span is empty or lies outside the text, or the text isn't valid Unicode.
+        TextError: a span is empty or lies outside the text, the text isn't valid Unicode, or a box isn't one.
     """
 
     content: str
     phrases: tuple[Span, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    masks: tuple[Rle, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         try:
@@ -78,6 +84,9 @@ class Text:
                     f"phrase span ({start}, {end}) lies outside the text of {len(self.content)} characters; "
                     "spans are half-open character ranges [start, end)"
                 )
+        for box in self.boxes:
+            if len(box) != 4 or not all(map(isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+                raise TextError(f"{box} isn't a box: give left, top, right, bottom in pixels")
 
     @classmethod
     def from_phrases(cls, phrases: Sequence[str]) -> Text:

@@ -58,7 +58,7 @@ def check_loadable(config: AnnotatorConfig) -> None:
         if config.features is not None:
             check_features(config.models, config.features, resolve_grid(config.grid))
         if config.labels is not None:
-            check_segmenter(config.models)
+            check_segmenter(config.models, config.labels)
     except WeightsMissingError:
         if not missing:
             raise

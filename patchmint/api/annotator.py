@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -20,8 +21,9 @@ from patchmint.compute.devices import pick_device
 from patchmint.compute.threads import limit_threads
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
+from patchmint.geometry.rle import encode_masks, from_coco
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.types import Text, as_texts
+from patchmint.types import Rle, Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
 TextSource = str | Text
@@ -86,7 +88,13 @@ class Annotator:
         return cls(AnnotatorConfig.parse(settings), device)
 
     def annotate(
-        self, image: ImageSource, text: TextSource | Sequence[TextSource], *, max_megapixels: float = 100
+        self,
+        image: ImageSource,
+        text: TextSource | Sequence[TextSource],
+        *,
+        boxes: Any = None,
+        masks: Any = None,
+        max_megapixels: float = 100,
     ) -> Annotation:
         """Annotate one image.
 
@@ -94,16 +102,26 @@ class Annotator:
             image: path, bytes of a file, PIL image, HWC uint8 RGB array, or what `decode_image` made of one.
             text: one text, or a list of texts. For phrases of your own pass `Text(content, phrases=...)` or
                 `Text.from_phrases([...])`.
+            boxes: your own, instead of the detector's: (N, 4), XYXY in pixels of the upright image. Of several texts a
+                list with those of each; None or an empty one = to be found.
+            masks: your own: (N, H, W), bool or uint8, or N COCO RLEs, of the upright image's size. Of several texts as
+                `boxes`.
             max_megapixels: larger images are refused.
 
         Returns:
-            Labels and codes. A text that names nothing in the image gets an all-zero grid, which is no error.
+            Labels and codes. A text that names nothing in the image gets an all-zero grid, which is no error. Boxes and
+            masks of your own have the score -1.
 
         Raises:
             ImageError: the image can't be read or is too large.
-            TextError: there is no text, or one is blank.
+            TextError: there is no text, one is blank, or a box isn't one.
+            InputError: boxes or masks aren't of these shapes, don't fit the image or the number of texts, or the
+                models are a segmenter plug-in.
         """
-        return self._annotate([_taken(image, text, max_megapixels)])[0]
+        decoded, texts = _taken(image, text, max_megapixels)
+        several = not isinstance(text, str | Text)
+        texts = _with_own(texts, boxes if several else [boxes], masks if several else [masks])
+        return self._annotate([(decoded, texts)])[0]
 
     def annotate_batch(
         self,
@@ -140,6 +158,10 @@ class Annotator:
         return annotations
 
     def _annotate(self, inputs: Sequence[_Input]) -> list[Annotation]:
+        if self.config.models.segmenter and any(text.boxes or text.masks for _, texts in inputs for text in texts):
+            raise InputError(
+                f"the segmenter plug-in {self.config.models.segmenter} takes no boxes or masks of your own"
+            )
         annotated = self._models.annotate([image.pixels for image, _ in inputs], [texts for _, texts in inputs])
         return [Annotation(*taken, made, self.config) for taken, made in zip(inputs, annotated, strict=True)]
 
@@ -150,6 +172,43 @@ def _taken(image: ImageSource, text: TextSource | Sequence[TextSource], max_mega
         message = "the image is nearly black: of its 16 bits only the lowest are in use; scale its values to 16 bits"
         warnings.warn(message, stacklevel=3)
     return decoded, as_texts(text)
+
+
+def _with_own(texts: Sequence[Text], boxes: Any, masks: Any) -> list[Text]:
+    """The texts with boxes and masks of the user's own; see `Annotator.annotate`."""
+    for name, given in (("boxes", boxes), ("masks", masks)):
+        if given is not None and len(given) != len(texts):
+            raise InputError(f"there are {len(texts)} texts and {name} of {len(given)}; give a list with those of each")
+    own = zip(
+        texts,
+        [None] * len(texts) if boxes is None else boxes,
+        [None] * len(texts) if masks is None else masks,
+        strict=True,
+    )
+    return [
+        replace(
+            text,
+            boxes=text.boxes if its_boxes is None else _own_boxes(its_boxes),
+            masks=text.masks if its_masks is None else _own_masks(its_masks),
+        )
+        for text, its_boxes, its_masks in own
+    ]
+
+
+def _own_boxes(given: Any) -> tuple[tuple[float, float, float, float], ...]:
+    try:
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"boxes must be numbers (N, 4), XYXY in pixels: {error}") from error
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
+        raise InputError(f"boxes must be (N, 4), XYXY in pixels, not of shape {array.shape}")
+    return tuple((left, top, right, bottom) for left, top, right, bottom in array.reshape(-1, 4).tolist())
+
+
+def _own_masks(given: Any) -> tuple[Rle, ...]:
+    if isinstance(given, np.ndarray):
+        return encode_masks(given)
+    return tuple(from_coco(mask) for mask in given)
 
 
 def _all_taken(

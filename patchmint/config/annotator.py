@@ -57,19 +57,20 @@ class ModelsConfig(Settings):
         default_factory=_vocabulary_of,
         description="The detector's vocab.txt. Default: bert-base-uncased-vocab; demo-vocabulary for demo-detector.",
     )
-    masker: str = Field(default="sam-vit-h", description="SAM.")
+    masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
     vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
 
-    def used(self, *, labels: bool, tokens: bool, features: bool = False) -> dict[str, str]:
+    def used(self, *, labels: bool, tokens: bool, features: bool = False, detector: bool = True) -> dict[str, str]:
         """The models that take part, by role: an outside segmenter stands for detector, vocabulary and masker."""
         if self.segmenter is not None:
             labelers = {"segmenter": self.segmenter}
         else:
-            labelers = {"detector": self.detector, "vocabulary": self.vocabulary, "masker": self.masker}
+            labelers = {"detector": self.detector, "vocabulary": self.vocabulary} if detector else {}
+            labelers |= {"masker": self.masker} if self.masker is not None else {}
         return (
             (labelers if labels else {})
             | ({"tokenizer": self.tokenizer} if tokens else {})
@@ -109,6 +110,11 @@ def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
 class LabelsConfig(Settings):
     """How patches are labelled."""
 
+    boxes: Literal["detector", "annotators", "annotators-else-detector"] = Field(
+        default="detector",
+        description="Whose boxes: the detector's; the source's annotators', without a detector; or these, and the "
+        "detector's for texts that have none.",
+    )
     prompt: Literal["caption", "phrases"] = Field(
         default="caption",
         description="Detect the whole text, or each phrase between full stops (unless the text names phrases).",
@@ -146,6 +152,24 @@ class LabelsConfig(Settings):
     clip_to_box: bool = Field(
         default=False, description="Cut masks off at their boxes; full-size masks are made for it."
     )
+
+    tiles: int | None = Field(
+        default=None,
+        ge=64,
+        description="Side in pixels of overlapping tiles that are looked at besides the whole image, for small things "
+        "in images larger than that. Null: none.",
+    )
+
+    @model_validator(mode="after")
+    def _areas_of_whole_images(self) -> Self:
+        if self.tiles is not None and (self.box_area is not None or self.mask_area is not None):
+            raise ValueError("box_area and mask_area are shares of a whole image; leave them out, or tiles")
+        return self
+
+    @property
+    def needs_detector(self) -> bool:
+        """Whether boxes are looked for."""
+        return self.boxes != "annotators"
 
     @field_validator("min_coverage")
     @classmethod
@@ -258,6 +282,15 @@ class AnnotatorConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _boxes_for_our_own(self) -> Self:
+        if self.labels is not None and self.labels.boxes != "detector" and self.models.segmenter is not None:
+            raise ValueError(
+                f"labels.boxes: {self.labels.boxes} is for a detector and a masker, and the segmenter plug-in "
+                f"{self.models.segmenter} stands for both; leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _right_vocabulary(self) -> Self:
         used = self.models_used
         detector, vocabulary = used.get("detector"), used.get("vocabulary")
@@ -273,7 +306,10 @@ class AnnotatorConfig(Settings):
     def models_used(self) -> dict[str, str]:
         """Name or path of each model that takes part, by role."""
         return self.models.used(
-            labels=self.labels is not None, tokens=self.tokens is not None, features=self.features is not None
+            labels=self.labels is not None,
+            tokens=self.tokens is not None,
+            features=self.features is not None,
+            detector=self.labels is None or self.labels.needs_detector,
         )
 
     @property

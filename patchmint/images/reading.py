@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from patchmint.errors import (
     ImageDecodeError,
@@ -13,8 +13,8 @@ from patchmint.errors import (
     TextError,
 )
 from patchmint.images.decode import DecodedImage
-from patchmint.samples import Fault, ImageRef, SourceSample
-from patchmint.types import Text
+from patchmint.samples import Box, Fault, ImageRef, SourceSample
+from patchmint.types import Size, Text
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,34 @@ def read_sample(
         return Fault(where, "image-too-large", f"{path}: {error}")
     except ImageDecodeError as error:
         return Fault(where, "image-damaged", f"{path}: {error}")
+
+
+def with_boxes(texts: Sequence[Text], sample: SourceSample, image: DecodedImage) -> list[Text]:
+    """The texts with their annotators' boxes, which are turned as the image was; boxes without an area are left out.
+
+    Args:
+        texts: all of the sample's, in order.
+        sample: what its source says.
+        image: the sample's, upright.
+    """
+    return [
+        replace(text, boxes=tuple(_turned(box, image.orientation, image.size) for box in said.boxes if _is_wide(box)))
+        for text, said in zip(texts, sample.texts, strict=True)
+    ]
+
+
+def _is_wide(box: Box) -> bool:
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def _turned(box: Box, orientation: int, size: Size) -> Box:
+    """A box of the image as it is stored, in the upright image, of which `size` is (height, width)."""
+    height, width = size
+    left, top, right, bottom = box
+    if orientation >= 5:  # first mirrored at the diagonal
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom

@@ -14,6 +14,7 @@ from patchmint.compute.threads import default_threads, limit_threads
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import DemoWarning, InputError, UntrainedWarning
 from patchmint.images.decode import decode_image
+from patchmint.images.reading import with_boxes
 from patchmint.pipeline.plan import LookedAt
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.samples import ImageRef
@@ -106,7 +107,10 @@ def try_samples(
     overlays: list[str] = []
     for number, tried in enumerate(samples):
         image = decode_image(read(tried.sample.image), max_megapixels=config.limits.max_image_megapixels)
-        ready.append((image, [text.to_text() for text in tried.sample.texts if text.content.strip()]))
+        texts = [text.to_text() for text in tried.sample.texts]
+        if config.labels is not None and config.labels.boxes != "detector":
+            texts = with_boxes(texts, tried.sample, image)
+        ready.append((image, [text for text in texts if text.content.strip()]))
         annotation = annotator.annotate(*ready[-1])
         if number == 0:
             start = time.perf_counter() - start

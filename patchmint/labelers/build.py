@@ -14,7 +14,7 @@ from patchmint.types import Precision
 from patchmint.weights.store import locate, read_arch
 
 
-def check_segmenter(models: ModelsConfig) -> None:
+def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     """Check the models without loading weights: of a file the header is read, of a published model nothing.
 
     Raises:
@@ -24,8 +24,10 @@ def check_segmenter(models: ModelsConfig) -> None:
     if models.segmenter is not None:
         find_plugin("patchmint.segmenters", models.segmenter)
         return
-    if models.masker not in (UNTRAINED, *sam.OFFICIAL):
+    if models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
         read_arch(models.masker, sam.infer_arch)
+    if not labels.needs_detector:
+        return
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
     arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
     if models.vocabulary != UNTRAINED:
@@ -53,4 +55,9 @@ def build_segmenter(
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
     from patchmint.labelers.grounded_sam import build_grounded_sam
 
-    return build_grounded_sam(models, labels, device, precision, compiled=compiled)
+    segmenter = build_grounded_sam(models, labels, device, precision, compiled=compiled)
+    if labels.tiles is None:
+        return segmenter
+    from patchmint.labelers.tiled import TiledSegmenter
+
+    return TiledSegmenter(segmenter, labels.tiles)

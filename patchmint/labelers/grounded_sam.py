@@ -1,8 +1,13 @@
-"""Grounded SAM: Grounding DINO finds boxes for a text, SAM makes masks of them. One segmenter out of two models."""
+"""Grounded SAM: Grounding DINO finds boxes for a text, SAM makes masks of them. One segmenter out of two models.
+
+Either model may be left out: boxes, and masks, may come with the texts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +18,10 @@ from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
 from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, area, decode_mask, encode_masks
 from patchmint.interfaces import Instances
+from patchmint.labelers.given import BoxMasks, JoinedMasks, given_boxes, given_masks
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, PromptMode
+from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, PromptMode, merge
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
@@ -24,21 +30,24 @@ from patchmint.types import Precision, RgbImage, Rle, Size, Text
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
+Prepared = tuple[RgbImage | None, RgbImage | None]
+"""An image resized for the detector and for the masker; None for one that is left out."""
+
 
 class GroundedSam:
     """A `Segmenter` made of a detector and a masker (Grounded SAM, arXiv 2401.14159).
 
     Args:
-        detector: finds boxes.
-        masker: makes masks of them.
+        detector: finds boxes for texts that have none; None = nothing is found for these.
+        masker: makes masks of boxes; None = the boxes are the masks.
         mask_area: shares of the image that a mask has at least, and at most; None = any.
         clip_to_box: whether masks end at their boxes.
     """
 
     def __init__(
         self,
-        detector: GroundingDino,
-        masker: SamMasker,
+        detector: GroundingDino | None,
+        masker: SamMasker | None,
         *,
         mask_area: tuple[float, float] | None = None,
         clip_to_box: bool = False,
@@ -47,18 +56,21 @@ class GroundedSam:
         self.masker = masker
         self._mask_area, self._clip_to_box = mask_area, clip_to_box
 
-    def prepare(self, image: RgbImage) -> tuple[RgbImage, RgbImage]:
+    def prepare(self, image: RgbImage) -> Prepared:
         """Resize an image for the detector and for the masker; for any thread.
 
-        The masker gets it in vain where nothing is found, which costs milliseconds of a thread that has time.
+        They get it in vain where nothing is looked for, or found, which costs milliseconds of a thread that has time.
         """
-        return self.detector.prepare(image), self.masker.prepare(image)
+        return (
+            self.detector.prepare(image) if self.detector is not None else None,
+            self.masker.prepare(image) if self.masker is not None else None,
+        )
 
     def segment(
         self,
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
-        prepared: Sequence[tuple[RgbImage, RgbImage]] | None = None,
+        prepared: Sequence[Prepared] | None = None,
     ) -> list[Instances]:
         """Find what each text talks about; see `patchmint.interfaces.Segmenter`.
 
@@ -68,17 +80,48 @@ class GroundedSam:
             prepared: what `prepare` made of each image; None = nothing was done ahead.
         """
         with stage("detect"):
-            found = self.detector.detect(images, texts, **_part(prepared, 0))
+            found = self._boxes(images, texts, prepared)
         boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"):
-            masks = [
+            masks: list[Masks] = [
                 once if chosen is None else ChosenMasks(once, chosen)
-                for once, chosen in zip(self.masker.masks(images, boxes, **_part(prepared, 1)), repeated, strict=True)
+                for once, chosen in zip(self._masks(images, boxes, prepared), repeated, strict=True)
             ]
-        return [
-            self._instances((image.shape[0], image.shape[1]), detections, image_masks)
-            for image, detections, image_masks in zip(images, found, masks, strict=True)
-        ]
+        answers = []
+        for image, image_texts, detections, image_masks in zip(images, texts, found, masks, strict=True):
+            size = (image.shape[0], image.shape[1])
+            if any(text.masks for text in image_texts):
+                detections, image_masks = _joined((detections, image_masks), given_masks(image_texts, size))
+            answers.append(self._instances(size, detections, image_masks))
+        return answers
+
+    def _boxes(
+        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], prepared: Sequence[Prepared] | None
+    ) -> list[Detections]:
+        """Of each image the boxes that come with its texts, and those that are found for the other texts."""
+        given = [given_boxes(each, (image.shape[0], image.shape[1])) for each, image in zip(texts, images, strict=True)]
+        asked = [[index for index, text in enumerate(each) if not text.boxes and not text.masks] for each in texts]
+        looked = [index for index, wanted in enumerate(asked) if wanted]
+        if self.detector is not None and looked:
+            found = self.detector.detect(
+                [images[index] for index in looked],
+                [[texts[index][text] for text in asked[index]] for index in looked],
+                **_part([prepared[index] for index in looked] if prepared is not None else None, 0),
+            )
+            for index, detections in zip(looked, found, strict=True):
+                numbered = replace(detections, text_index=np.array(asked[index])[detections.text_index])
+                given[index] = merge([given[index], numbered])
+        return given
+
+    def _masks(
+        self,
+        images: Sequence[RgbImage],
+        boxes: Sequence[npt.NDArray[np.float32]],
+        prepared: Sequence[Prepared] | None,
+    ) -> Sequence[Masks]:
+        if self.masker is not None:
+            return self.masker.masks(images, boxes, **_part(prepared, 1))
+        return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
 
     def _instances(self, size: Size, detections: Detections, masks: Masks) -> Instances:
         if self._clip_to_box:
@@ -102,7 +145,7 @@ class GroundedSam:
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
         boxes: int,
-        prepared: Sequence[tuple[RgbImage, RgbImage]] | None = None,
+        prepared: Sequence[Prepared] | None = None,
     ) -> None:
         """Do all the work of `segment`, as if so many boxes had been found in each image.
 
@@ -112,16 +155,19 @@ class GroundedSam:
             boxes: as large as the image.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
         """
-        self.detector.detect(images, texts, **_part(prepared, 0))
+        if self.detector is not None:
+            self.detector.detect(images, texts, **_part(prepared, 0))
         whole = [np.array([[0, 0, image.shape[1], image.shape[0]]] * boxes, np.float32) for image in images]
-        self.masker.masks(images, whole, **_part(prepared, 1))
+        self._masks(images, whole, prepared)
 
     def batch_key(self, size: Size) -> Hashable:
-        """The size that the detector makes of an image: images of one size share its backbone pass.
+        """The size that the detector makes of an image: images of one size share its backbone pass. None without one.
 
         Args:
             size: (height, width) of an image.
         """
+        if self.detector is None:
+            return None
         return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
 
 
@@ -143,7 +189,14 @@ def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tupl
     return boxes[[chosen.index(number) for number in range(len(numbers))]], chosen
 
 
-def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> dict[str, list[RgbImage]]:
+def _joined(model: tuple[Detections, Masks], given: tuple[Detections, Masks]) -> tuple[Detections, Masks]:
+    """Both of an image's, texts in order."""
+    order = np.argsort(np.concatenate([model[0].text_index, given[0].text_index]), kind="stable")
+    masks = ChosenMasks(JoinedMasks(model[1], given[1]), tuple(order.tolist()))
+    return merge([model[0], given[0]]), masks
+
+
+def _part(prepared: Sequence[Prepared] | None, place: int) -> dict[str, Any]:
     """The keyword that hands one of the two models its part; none where nothing was done ahead."""
     return {} if prepared is None else {"prepared": [parts[place] for parts in prepared]}
 
@@ -151,14 +204,17 @@ def _part(prepared: Sequence[tuple[RgbImage, RgbImage]] | None, place: int) -> d
 def build_grounded_sam(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> GroundedSam:
-    """Build detector and masker, and load their weights; see `patchmint.labelers.build.build_segmenter`.
+    """Build what is needed of detector and masker, and load weights; see `patchmint.labelers.build.build_segmenter`.
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
     """
+    detector = None
+    if labels.needs_detector:
+        detector = _build_detector(models, labels, device, precision, compiled=compiled)
     return GroundedSam(
-        _build_detector(models, labels, device, precision, compiled=compiled),
-        build_masker(models, labels, device, precision, compiled=compiled),
+        detector,
+        build_masker(models, labels, device, precision, compiled=compiled) if models.masker is not None else None,
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
     )
@@ -193,11 +249,12 @@ def _build_detector(
 def build_masker(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> SamMasker:
-    """Build the masker alone, and load its weights.
+    """Build the masker alone, which the settings must name, and load its weights.
 
     Raises:
         WeightsError: as `build_grounded_sam`.
     """
+    assert models.masker is not None
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:

@@ -59,6 +59,8 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     models = parse_settings(ModelsConfig, config["models"])
     if models.segmenter is not None:
         return Offer(None, f"the segmenter plug-in {models.segmenter!r} made them; its masks aren't stored")
+    if models.masker is None:
+        return Offer(None, "there are none: the labels are those of the boxes' areas (models.masker: null)")
     # The same number format as the build's, as far as this machine has it.
     settings = (models, parse_settings(LabelsConfig, config["labels"]), _precision(config))
     return _offer(manifest, "masker", models.masker, settings)

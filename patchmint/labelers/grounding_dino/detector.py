@@ -191,7 +191,7 @@ class GroundingDino:
             theirs = np.asarray(found.text_index == len(texts))
             against, found = found.only(theirs), found.only(~theirs)
             better = against.scores > found.scores[:, None]
-            beaten = better & (_overlaps(found.boxes, against.boxes) > _HALF)
+            beaten = better & (overlaps(found.boxes, against.boxes) > _HALF)
             found = found.only(np.asarray(~beaten.any(axis=1)))
         if rules.nms is not None:
             found = found.only(_best_of_alike(found, rules.nms))
@@ -355,18 +355,18 @@ def _plain(phrase: str) -> str:
     return " ".join(phrase.casefold().split())
 
 
-def _overlaps(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def overlaps(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Intersection over union of boxes (N, 4) and others (M, 4): (N, M)."""
     return np.asarray(box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy())
 
 
 def _best_of_alike(found: Detections, most: float) -> npt.NDArray[np.bool_]:
     """Non-maximum suppression within each phrase of each text: bool (N,); those found are best first."""
-    overlaps = _overlaps(found.boxes, found.boxes)
+    alike = overlaps(found.boxes, found.boxes)
     names = np.concatenate([found.text_index[:, None], found.spans], axis=1)
     kept = np.zeros(len(names), dtype=np.bool_)
     for number, name in enumerate(names):
-        kept[number] = not (kept & (names == name).all(axis=1) & (overlaps[number] > most)).any()
+        kept[number] = not (kept & (names == name).all(axis=1) & (alike[number] > most)).any()
     return kept
 
 

@@ -20,7 +20,7 @@ from patchmint.errors import (
     ShardError,
 )
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.images.reading import read_sample
+from patchmint.images.reading import read_sample, with_boxes
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Sources
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject
@@ -72,6 +72,7 @@ class Preparer:
         max_megapixels: larger images are rejected.
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
+        boxes: whether texts get their annotators' boxes.
 
     Attributes:
         awaited: the position whose sample is waited for now.
@@ -84,12 +85,15 @@ class Preparer:
         max_megapixels: float,
         threads: int,
         prepare: Callable[[RgbImage], ModelInputs | None],
+        *,
+        boxes: bool = False,
     ) -> None:
         self._extended = source.extended
         self._witness = Witness(source.read_image)
         self._read_unit = read
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
+        self._boxes = boxes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._threads = threads
         self._heaviest = 0
@@ -175,7 +179,8 @@ class Preparer:
         )
         if isinstance(found, Fault):
             return reject(planned, found)
-        prepared = self._with_inputs(Prepared(planned, found.data, found.image, found.texts, extended))
+        texts = with_boxes(found.texts, planned.sample, found.image) if self._boxes else found.texts
+        prepared = self._with_inputs(Prepared(planned, found.data, found.image, texts, extended))
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 

@@ -88,7 +88,14 @@ class Worker:
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._models = AnnotationModels.load(config, device, compiled=settings.compiled)
         read = partial(read_unit, self._storage)
-        self._preparer = Preparer(source, read, config.limits.max_image_megapixels, threads, self._models.prepare)
+        self._preparer = Preparer(
+            source,
+            read,
+            config.limits.max_image_megapixels,
+            threads,
+            self._models.prepare,
+            boxes=config.labels is not None and config.labels.boxes != "detector",
+        )
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
         self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))

@@ -1,0 +1,86 @@
+"""Small things in large images, found in tiles."""
+
+import numpy as np
+import pytest
+
+from patchmint.api import Annotator
+from patchmint.config import AnnotatorConfig
+from patchmint.demo import FRESH_SEED
+from patchmint.demo.scenes import make_scene
+from patchmint.demo.score import f1_and_iou
+from patchmint.errors import ConfigError
+from patchmint.geometry import RleMasks
+from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.labelers.grounding_dino.detector import overlaps
+from patchmint.labelers.tiled import TiledSegmenter
+from patchmint.types import Text
+
+pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
+
+SIDE = 320
+SIZE = (700, 900)
+SCENES = [make_scene(FRESH_SEED, number, texts=1) for number in (1, 5, 10)]
+
+
+@pytest.fixture(scope="module")
+def annotators():
+    """Without tiles, and with."""
+    settings = {"models": "demo", "tokens": None}
+    return [Annotator.from_config({**settings, "labels": {"tiles": side}}, device="cpu") for side in (None, SIDE)]
+
+
+def pasted(scene, place):
+    """The scene in a large plain image; the boxes and masks of what its text names."""
+    top, left = place
+    canvas, ids = np.full((*SIZE, 3), scene.image[0, 0], np.uint8), np.full(SIZE, -1)
+    height, width = scene.size
+    canvas[top : top + height, left : left + width] = scene.image
+    ids[top : top + height, left : left + width] = scene.ids
+    things = sorted({thing for phrase in scene.texts[0].phrases for thing in phrase.objects})
+    return canvas, scene.boxes()[things] + np.float32([left, top, left, top]), np.isin(ids, things)
+
+
+def test_small_things_are_found_once_and_where_they_are(annotators):
+    scores = []
+    for scene, place in zip(SCENES, [(150, 300), (60, 110), (430, 470)], strict=True):
+        canvas, boxes, truth = pasted(scene, place)
+        texts = [Text("what isn't looked for", boxes=((0, 0, 50, 50),)), scene.texts[0].content]
+        made = [annotator.annotate(canvas, texts) for annotator in annotators]
+        expected = RleMasks(encode_masks(truth[None])).coverage([0], made[0].placement) > 0
+        scores.append([f1_and_iou(each.selector[1] > 0, expected)[0] for each in made])
+        assert [phrase.text_index for phrase in made[1].phrases[:2]] == [0, 1]
+        found = np.float32([phrase.box for phrase in made[1].phrases[1:]])
+        # of each thing one box, though it lies in several tiles
+        assert ((overlaps(found, boxes) > 0.5).sum(axis=0) <= 1).all()
+        assert (overlaps(found, boxes) > 0.5).any()
+        for (left, top, right, bottom), mask in zip(
+            found.astype(int), map(decode_mask, made[1].masks[1:]), strict=True
+        ):
+            assert mask[top:bottom, left:right].sum() > 0.5 * mask.sum() > 0
+    plain, tiled = np.mean(scores, axis=0)
+    assert tiled >= 0.85 > plain
+
+
+def test_images_no_larger_than_a_tile_have_the_same_labels(annotators):
+    (scene,) = [scene for scene in SCENES if max(scene.size) <= SIDE]
+    plain, tiled = (annotator.annotate(scene.jpeg, scene.texts[0].content) for annotator in annotators)
+    assert plain.phrases == tiled.phrases != []
+    assert plain.masks == tiled.masks
+    np.testing.assert_array_equal(plain.coverage, tiled.coverage)
+
+
+@pytest.mark.parametrize("size", [(64, 65), (100, 300), (333, 200), (64, 1000)])
+def test_what_is_no_larger_than_half_a_tile_lies_whole_in_one(size):
+    tiles = [
+        (*place, *tile.shape[:2]) for place, tile in TiledSegmenter(None, 64)._tiles(np.zeros((*size, 3), np.uint8))
+    ]
+    assert all(tile[2:] == (64, 64) for tile in tiles)
+    for top in range(size[0] - 31):
+        assert any(start <= top and top + 32 <= start + height for start, _, height, _ in tiles)
+    for left in range(size[1] - 31):
+        assert any(start <= left and left + 32 <= start + width for _, start, _, width in tiles)
+
+
+def test_shares_of_the_image_are_refused_with_tiles():
+    with pytest.raises(ConfigError, match="leave them out, or tiles"):
+        AnnotatorConfig.parse({"labels": {"tiles": 640, "box_area": [0, 0.5]}})
