@@ -192,7 +192,7 @@ def test_differences_are_told_key_by_key():
     assert set(differences(there, here)) >= {
         "labels.box_threshold: 0.35 there, 0.3 here",
         "grid: seed-224 there, llava-1.5-finetune here",
-        'tokens: {"size": 256, "fit": "pad", "remap": null} there, null here',
+        'tokens: {"size": 256, "fit": "pad", "remap": null, "rule": null} there, null here',
         "source.kind: coco there, folder here",
         "source.split: train2017 there, not set here",
     }
