@@ -57,9 +57,9 @@ def built(tmp_path_factory):
 
 
 def _build(made):
-    builds.warm_up()
-    for config, out in made.items():
-        builds.build_here(config, out)
+    with builds.warmed():
+        for config, out in made.items():
+            builds.build_here(config, out)
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +252,12 @@ def test_killed_in_the_middle_it_ends_the_same(built, tmp_path):
 
 
 def _killed(config, out, step):
-    builds.warm_up()
-    import faults
+    with builds.warmed():
+        import faults
 
-    steps = iter(range(10_000))
-    faults.watch(lambda when, name: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == step else None)
-    builds.build_here(config, out)
+        steps = iter(range(10_000))
+        faults.watch(lambda when, name: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == step else None)
+        builds.build_here(config, out)
 
 
 def test_a_dry_run_counts_the_cells(built):

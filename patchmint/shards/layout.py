@@ -74,7 +74,9 @@ class TokensLayout(_Layout):
     )
     preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
     rule: str = Field(
-        default="", description="How a code was chosen: nearest, dot, cosine or logit; empty for a plug-in's."
+        default="",
+        description="How a code was chosen: nearest, dot, cosine or logit; absent for a plug-in's.",
+        exclude_if=lambda rule: not rule,
     )
 
     @field_validator("grid")

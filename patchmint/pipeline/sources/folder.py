@@ -46,20 +46,21 @@ class FolderSource(NamedImages):
     def check(self) -> None:
         """As `Source.check`."""
         if self._table is not None:
-            self._check_unmixed(self._table, self._paths(islice(self._rows(self._table), _SECTION_FILES)))
+            begin = islice(self._rows(self._table), _SECTION_FILES if _is_metadata(self._table) else 1)
+            self._check_unmixed(self._table, list(self._paths(begin)))
             self.check_images()
             return
         images = (entry.path for entry in self._files() if _ending(entry.path) in IMAGE_ENDINGS)
-        begin = list(islice(images, _SECTION_FILES))  # of a big folder the rest is seen while it is planned
-        if not begin:
+        paths = list(islice(images, _SECTION_FILES))  # of a big folder the rest is seen while it is planned
+        if not paths:
             raise ConfigError(
                 f"source.uri: there is no image ({_shown_endings()}) in {self._storage.uri}; correct it, or name the "
                 "source.kind of what lies there"
             )
         if not self._choice.may_mix:
-            check_unmixed(map(self._choice.split_of, begin), self._storage.uri)
-        elif not any(map(self._choice.has, chain(begin, images))):
-            self._choice.check(begin, self._storage.uri)
+            check_unmixed(map(self._choice.split_of, paths), self._storage.uri)
+        elif not any(map(self._choice.has, chain(paths, images))):
+            self._choice.check(paths, self._storage.uri)
 
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
