@@ -407,9 +407,9 @@ def test_dead_node_is_no_poison(cluster, source, reference):
     wait_until(lambda: driver.at_work(2), 60, "two workers write shards")
     cluster.kill_second()
     assert driver.end() == 0, driver.log
-    assert re.search(
-        r"^a worker died at unit \d+ on \S+ cpu, .* its node went away: .*its node has died", driver.log, re.M
-    )
+    # now and then Ray sees that the process has gone, or the connection, before it sees that the node has
+    went = r"its node went away: .*its node has died|the connection to it broke|pid: \d+, ip: .*worker process has died"
+    assert re.search(rf"^a worker died at unit \d+ on \S+ cpu, .* ({went})", driver.log, re.M), driver.log
     check_files(out, reference)
 
 
