@@ -85,14 +85,25 @@ def tar_sample(key: str, members: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join(tar_member(f"{key}.{ending}", data) for ending, data in members)
 
 
+_TRIES = 9
+
+
 @lru_cache(maxsize=256)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type; a data set has few different headers, and numpy takes 0.1 ms to parse one."""
     file = io.BytesIO(header)
-    version = np.lib.format.read_magic(file)
+    version, start = np.lib.format.read_magic(file), file.tell()
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, column_major, dtype = read(file, max_header_size=_MAX_HEADER)
-    return shape, column_major, dtype
+    tries = 0
+    while True:
+        try:
+            shape, column_major, dtype = read(file, max_header_size=_MAX_HEADER)
+            return shape, column_major, dtype
+        except SystemError:  # Python 3.11's own parser fails now and then while other threads use it, too (gh-106905)
+            tries += 1
+            if tries == _TRIES:
+                raise
+            file.seek(start)
 
 
 @lru_cache(maxsize=256)
