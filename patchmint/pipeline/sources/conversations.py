@@ -24,7 +24,7 @@ from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.records import Sample, as_id, faulty, is_unicode, listed_image, quoted
-from patchmint.pipeline.sources.tables import JSON, parquet_file, parquet_rows, require_columns
+from patchmint.pipeline.sources.tables import JSON, is_bytes, parquet_file, parquet_rows, require_columns
 from patchmint.samples import WHOLE_FILE, Absent, Fault, Found, ImageRef, Turn
 from patchmint.storage import Entry, Storage
 
@@ -206,7 +206,7 @@ class ConversationsSource(NamedImages):
         kind = schema.field(image).type
         item = kind.value_type if _is_list(kind) else kind
         others = [name for name in schema.names if name != image]
-        if not pa.types.is_struct(item) and not _is_bytes(item):
+        if not pa.types.is_struct(item) and not is_bytes(item):
             return _Columns(image, [*others, image], asked=True, embedded=False)
         leaves = [table.schema.column(index).path for index in range(len(table.schema.names))]
         # how many images there are shows beside the bytes, which are left alone
@@ -398,7 +398,3 @@ def _listed(named: object) -> list[object]:
 
 def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _is_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -15,7 +15,16 @@ from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, inner_setti
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, check_unmixed
 from patchmint.pipeline.sources.images import NamedImages, joined
-from patchmint.pipeline.sources.records import NOT_ANNOTATED, Sample, as_id, faulty, listed_image, quoted, source_fault
+from patchmint.pipeline.sources.records import (
+    NOT_ANNOTATED,
+    Sample,
+    as_id,
+    faulty,
+    json_object,
+    listed_image,
+    quoted,
+    source_fault,
+)
 from patchmint.pipeline.sources.tables import Row, rows
 from patchmint.samples import Absent, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
@@ -105,8 +114,12 @@ class FolderSource(NamedImages):
                 yield _TEXT_ALONE
                 continue
             described, content = (beside, fields) if fields is not None else (side, data)
-            own = _record(described.path, content) if described and content is not None else {}
-            sample = Sample(image, _image(image), own)
+            own = (
+                json_object(content)
+                if described and content is not None and _ending(described.path) == "json"
+                else None
+            )
+            sample = Sample(image, _image(image), own or {})
             if side is not None and data is not None:
                 for where, text in sidecar_texts(side.path, data):
                     sample.add_text(text, where)
@@ -161,17 +174,6 @@ class FolderSource(NamedImages):
             for text in value if isinstance(value, list) else [value]:
                 sample.add_text(text, f"the text in row {number} of {shown}")
         yield from sample.finish(f"{shown} has no row with a text for the image")
-
-
-def _record(path: str, data: bytes) -> dict[str, Any]:
-    """The fields of a .json."""
-    if _ending(path) != "json":
-        return {}
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 @dataclass(slots=True)

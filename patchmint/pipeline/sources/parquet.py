@@ -20,7 +20,7 @@ from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
 from patchmint.pipeline.sources.records import Sample, as_id, listed_image, quoted
-from patchmint.pipeline.sources.tables import parquet_file, parquet_rows, require_columns
+from patchmint.pipeline.sources.tables import is_bytes, parquet_file, parquet_rows, require_columns
 from patchmint.samples import Found, ImageRef
 from patchmint.storage import Entry, Storage
 
@@ -227,15 +227,11 @@ def _check_images(shown: str, column: str, kind: Any) -> bool:
     if pa.types.is_struct(kind):
         fields = {item.name: item.type for item in kind}
         data, path = fields.get("bytes"), fields.get("path")
-        if data is not None and _is_bytes(data):
+        if data is not None and is_bytes(data):
             return path is not None and (pa.types.is_string(path) or pa.types.is_large_string(path))
-    elif _is_bytes(kind):
+    elif is_bytes(kind):
         return False
     raise ConfigError(
         f"source.image_column: column {column!r} of {shown} is of type {kind}, not bytes or a struct of bytes and "
         "path; name the right column, or read files that are beside their table with kind: folder"
     )
-
-
-def _is_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

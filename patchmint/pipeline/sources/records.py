@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,6 +201,15 @@ class Sample:
         for number, fault in enumerate(faults):
             part = replace(fault, reason=PART + fault.reason)
             yield SourceSample(f"{name}#fault-{number}", NO_IMAGE, (), fault=part, record=self._record)
+
+
+def json_object(data: str | bytes) -> dict[str, Any] | None:
+    """The fields of an object in JSON; None if it is something else."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def as_id(value: Any) -> str | None:

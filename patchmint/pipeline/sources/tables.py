@@ -129,6 +129,11 @@ def parquet_rows(
         raise broken_parquet(storage, path, error) from error
 
 
+def is_bytes(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _python_values(column: Any) -> list[Any]:
     try:
         return list(column.to_pylist())
@@ -167,13 +172,6 @@ def _records(records: Iterator[Any], shown: str, columns: Sequence[str]) -> Iter
             require_columns(shown, columns, list(record))
             sound = True
         yield number, record
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether a column is of text, numbers and the like, and not of bytes."""
-    if pa.types.is_nested(kind):
-        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
-    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _csv(text: io.TextIOWrapper, shown: str, columns: Sequence[str], delimiter: str) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Collection, Iterator
@@ -15,7 +14,7 @@ from patchmint.errors import ConfigError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, expand
-from patchmint.pipeline.sources.records import Sample, faulty, quoted
+from patchmint.pipeline.sources.records import Sample, faulty, json_object, quoted
 from patchmint.samples import Absent, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
@@ -99,7 +98,7 @@ class WebDatasetSource(StoredImages):
 
     def _failed(self, path: str) -> Iterator[Absent]:
         """What img2dataset couldn't get for a tar."""
-        counts = _record_of(self._storage.read(path).decode("utf-8", "replace")) or {}
+        counts = json_object(self._storage.read(path).decode("utf-8", "replace")) or {}
         for name, reason in (("failed_to_download", "download-failed"), ("failed_to_resize", "resize-failed")):
             count = counts.get(name)
             yield from repeat(Absent(reason), count if isinstance(count, int) and 0 < count <= _MOST_FAILED else 0)
@@ -247,7 +246,7 @@ class WebDatasetSource(StoredImages):
         found = group.of(("json",))
         if not found or found[0].size > MAX_TEXT_BYTES:
             return None
-        return _record_of(_text_of(file, found[0]))
+        return json_object(_text_of(file, found[0]))
 
     def _add_text(
         self, sample: Sample, text: str, group: _Group, record: dict[str, Any] | None, file: BinaryIO, where: str
@@ -322,11 +321,3 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return f"{folder}{slash}{stem}", ending.lower() if stem else ""
-
-
-def _record_of(text: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
