@@ -133,7 +133,7 @@ def make_sample(ordinal: int, picture: bytes, rng: np.random.Generator, often: i
     codes = rng.integers(0, CODES, CELLS)
     codes.flat[:often] = CODE
     name, text = f"k{ordinal:09d}", f"a photograph of thing {ordinal}"
-    source = SourceSample(id=f"thing-{ordinal}", image=ImageRef(f"{name}.jpg"), texts=(SourceText(text),))
+    source = SourceSample(id=f"thing-{ordinal}", images=(ImageRef(f"{name}.jpg"),), texts=(SourceText(text),))
     found = PhraseDocument(text="thing", text_index=0, start=16, end=21, box=(10.0, 20.0, 300.0, 200.0), score=0.5)
     return ShardSample(
         planned=PlannedSample(ordinal, name, source),

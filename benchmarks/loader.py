@@ -174,7 +174,7 @@ def make_sample(ordinal: int, picture: bytes, rng: np.random.Generator) -> Shard
     name = f"thing-{ordinal:09d}"
     texts = (SourceText(f"a photograph of thing {ordinal}"),)
     return ShardSample(
-        planned=PlannedSample(ordinal, name, SourceSample(id=name, image=ImageRef(f"{name}.jpg"), texts=texts)),
+        planned=PlannedSample(ordinal, name, SourceSample(id=name, images=(ImageRef(f"{name}.jpg"),), texts=texts)),
         data=picture,
         image=ImageDocument(width=SIZE[0], height=SIZE[1], format="jpeg", mode="RGB", orientation=1),
         selector=(coverage > 0).astype(np.uint8),

@@ -60,7 +60,7 @@ def synthetic(count: int) -> Iterator[SourceSample]:
         name = f"{number - number % 100 if number % 100 == 50 else number:012d}"
         yield SourceSample(
             id=f"train2017/{name}.jpg" if number % 8 == 0 else name,
-            image=ImageRef(f"train2017/{number:012d}.jpg"),
+            images=(ImageRef(f"train2017/{number:012d}.jpg"),),
             texts=tuple(
                 SourceText(f"Caption {caption} of image {number}: a cat and a dog on a sofa.") for caption in range(5)
             ),

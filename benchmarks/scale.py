@@ -151,7 +151,7 @@ def make_output(folder: Path, units: int) -> Path:
 
 def samples(count: int):
     for place in range(count):
-        yield SourceSample(f"{place:09d}", ImageRef(f"{place:09d}.jpg"), (SourceText(f"thing number {place}"),))
+        yield SourceSample(f"{place:09d}", (ImageRef(f"{place:09d}.jpg"),), (SourceText(f"thing number {place}"),))
 
 
 class Pool:

@@ -92,30 +92,6 @@ def count_parts(rejects: Mapping[str, int]) -> int:
     return sum(count for reason, count in rejects.items() if reason.startswith(PART))
 
 
-@dataclass(frozen=True)
-class SourceSample:
-    """An image with its texts, as a source describes it.
-
-    Attributes:
-        id: the source's own name for it, any string.
-        image: where its bytes are.
-        texts: at least one, unless there is a fault.
-        conversation: its turns, where the source has conversations.
-        fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
-            becomes a reject.
-        key: the key that it must keep; empty = one is made from the id.
-        record: the source's own fields of it (columns, JSON), which `where` may ask for. Not part of the plan.
-    """
-
-    id: str
-    image: ImageRef
-    texts: tuple[SourceText, ...]
-    conversation: tuple[Turn, ...] = ()
-    fault: Fault | None = None
-    key: str = ""
-    record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
 NO_NUMBER = -1
 """Number of the image of a part that is a text."""
 
@@ -137,8 +113,64 @@ class Part:
 
 
 @dataclass(frozen=True)
+class SourceSample:
+    """A picture or a document with its texts, as a source describes it.
+
+    Attributes:
+        id: the source's own name for it, any string.
+        images: where the bytes of each are, each once, however often a document shows it; a fault in the place of one
+            that can't be read. A picture has exactly one.
+        texts: at least one, unless there is a fault.
+        conversation: its turns, where the source has conversations. Those of a document are in its parts.
+        fault: what the source found wrong already (a path that leads outside, say); such a sample is planned and
+            becomes a reject.
+        key: the key that it must keep; empty = one is made from the id.
+        record: the source's own fields of it (columns, JSON), which `where` may ask for. Not part of the plan.
+        parts: texts and images of a document in their order; empty = it is a picture.
+        image_texts: for each image of a document the numbers of the texts that label it, ascending; empty: all texts
+            label the one image.
+    """
+
+    id: str
+    images: tuple[ImageRef | Fault, ...]
+    texts: tuple[SourceText, ...]
+    conversation: tuple[Turn, ...] = ()
+    fault: Fault | None = None
+    key: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    parts: tuple[Part, ...] = ()
+    image_texts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def image(self) -> ImageRef:
+        """Where the bytes of the first image are; of a picture, its only one."""
+        image = self.images[0]
+        assert isinstance(image, ImageRef)  # without the bad ones, if it is a document
+        return image
+
+    def without(self, bad: Collection[int]) -> SourceSample:
+        """The document without some of its images and all their places; the others are numbered anew.
+
+        Its texts stay. A turn that was only such an image stays, too, with an empty text.
+        """
+        kept = [number for number in range(len(self.images)) if number not in bad]
+        parts = []
+        for part in self.parts:
+            if part.image in bad:
+                parts += [Part(role=part.role)] if part.role else []
+            else:
+                parts.append(part if part.image == NO_NUMBER else replace(part, image=kept.index(part.image)))
+        return replace(
+            self,
+            images=tuple(self.images[number] for number in kept),
+            parts=tuple(parts),
+            image_texts=tuple(self.image_texts[number] for number in kept),
+        )
+
+
+@dataclass(frozen=True)
 class Document:
-    """Texts and images in their order, as a source describes them.
+    """Texts and images in their order, as a record has them: a `SourceSample` in the making.
 
     Attributes:
         id: the source's own name for it.
@@ -151,20 +183,6 @@ class Document:
     images: tuple[ImageRef | Fault, ...]
     parts: tuple[Part, ...]
     captioned: bool = False
-
-    def without(self, bad: Collection[int]) -> Document:
-        """The document without some of its images and all their places; the others are numbered anew.
-
-        A turn that was only such an image stays, with an empty text.
-        """
-        kept = [number for number in range(len(self.images)) if number not in bad]
-        parts = []
-        for part in self.parts:
-            if part.image in bad:
-                parts += [Part(role=part.role)] if part.role else []
-            else:
-                parts.append(part if part.image == NO_NUMBER else replace(part, image=kept.index(part.image)))
-        return replace(self, images=tuple(self.images[number] for number in kept), parts=tuple(parts))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     spans, boxes = (((0, 3),), ((1.0, 2.0, 3.0, 4.0),)) if phrases else ((), ())
     source = SourceSample(
         id=f"Source/{ordinal}.é",
-        image=ImageRef(f"images/{ordinal}.{kind}"),
+        images=(ImageRef(f"images/{ordinal}.{kind}"),),
         texts=tuple(SourceText(text, spans, boxes) for text in texts),
         conversation=(Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if phrases else (),
     )

@@ -127,7 +127,7 @@ def test_annotators_boxes_are_turned_with_the_image(orientation):
     image.save(file, "PNG", exif=exif)
     decoded = decode_image(file.getvalue())
     said = SourceText("a", boxes=(box, (3, 3, 3, 9)))
-    (text,) = with_boxes([Text("a")], SourceSample("a", ImageRef("a"), (said,)), decoded)
+    (text,) = with_boxes([Text("a")], SourceSample("a", (ImageRef("a"),), (said,)), decoded)
     rows, columns = np.nonzero(decoded.pixels[..., 0])
     assert text.boxes == ((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1),)
 

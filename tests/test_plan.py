@@ -57,15 +57,15 @@ from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
 
 PLAIN = [
-    SourceSample(f"{number:06d}", ImageRef(f"{number}.jpg"), (SourceText(f"text {number}"),)) for number in range(25)
+    SourceSample(f"{number:06d}", (ImageRef(f"{number}.jpg"),), (SourceText(f"text {number}"),)) for number in range(25)
 ]
 RICH = [
     SourceSample(
-        "0", ImageRef("a/b.jpg"), (SourceText("a cat . a dog", ((0, 5), (8, 13)), ((0.5, 1, 1 / 3, 1e300),)),)
+        "0", (ImageRef("a/b.jpg"),), (SourceText("a cat . a dog", ((0, 5), (8, 13)), ((0.5, 1, 1 / 3, 1e300),)),)
     ),
-    SourceSample("1", ImageRef("t.tar", 512, 1 << 40), (SourceText(""), SourceText("猫\x00\n\U0001f600"))),
-    SourceSample("2", ImageRef("rows.parquet", 7), (), (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))),
-    SourceSample("3", ImageRef(""), (), (), Fault("source", "text-missing", "no text; give one")),
+    SourceSample("1", (ImageRef("t.tar", 512, 1 << 40),), (SourceText(""), SourceText("猫\x00\n\U0001f600"))),
+    SourceSample("2", (ImageRef("rows.parquet", 7),), (), (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))),
+    SourceSample("3", (ImageRef(""),), (), (), Fault("source", "text-missing", "no text; give one")),
 ]
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_unicode_becomes_a_fault(tmp_path):
     lone = "caf\udce9"
     hostile = [
         replace(PLAIN[0], id=lone),
-        replace(PLAIN[0], image=ImageRef(lone)),
+        replace(PLAIN[0], images=(ImageRef(lone),)),
         replace(PLAIN[0], texts=(SourceText(lone),)),
         replace(PLAIN[0], conversation=(Turn("human", lone),)),
         replace(PLAIN[0], fault=Fault("source", "odd", lone)),
@@ -558,7 +558,7 @@ def photo(width=64, height=48):
 
 
 def test_an_estimate_counts_and_looks_at_some_images():
-    samples = [replace(PLAIN[0], image=ImageRef(f"{number}.jpg")) for number in range(1000)]
+    samples = [replace(PLAIN[0], images=(ImageRef(f"{number}.jpg"),)) for number in range(1000)]
     samples += [replace(PLAIN[0], fault=Fault("source", "text-missing", "none")) for _ in range(50)]
     samples += [replace(PLAIN[0], texts=(SourceText(" "),)) for _ in range(30)]
     sound, lock, asked = photo(), threading.Lock(), []

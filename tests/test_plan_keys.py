@@ -29,7 +29,7 @@ hostile_ids = st.one_of(
 
 
 def planned_keys(ids, unit=3):
-    samples = [SourceSample(sample_id, ImageRef("a.jpg"), ()) for sample_id in ids]
+    samples = [SourceSample(sample_id, (ImageRef("a.jpg"),), ()) for sample_id in ids]
     with spooled(to_batches(samples), unit) as batches:
         return [key for batch in batches for key in batch["key"].to_pylist()]
 
@@ -97,7 +97,7 @@ def test_repeats_are_found_in_any_number_of_rounds(monkeypatch, at_once):
 
 
 def test_units_keep_their_size_and_order():
-    samples = [SourceSample(f"{number}", ImageRef("a.jpg"), ()) for number in range(7)]
+    samples = [SourceSample(f"{number}", (ImageRef("a.jpg"),), ()) for number in range(7)]
     ordinals = [[0, 1, 2], [3, 4, 5], [6]]
     for pieces in ([7], [1, 6], [3, 4], [2, 2, 2, 1], [1] * 7):
         coming = iter(samples)

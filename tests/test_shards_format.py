@@ -208,7 +208,7 @@ def test_refuses_what_is_not_unicode_and_what_is_not_finite():
     sample = make_sample(0)
     source = sample.planned.sample
     for changed in (
-        replace(source, image=ImageRef("a\udcff.jpg")),
+        replace(source, images=(ImageRef("a\udcff.jpg"),)),
         replace(source, id="\udcff"),
         replace(source, texts=(SourceText("a", (), ((0.0, 0.0, float("nan"), 1.0),)),)),
         replace(source, texts=()),

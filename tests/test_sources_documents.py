@@ -8,7 +8,7 @@ import pytest
 
 from patchmint.pipeline.sources.documents import read_document, read_key, texts_of
 from patchmint.pipeline.sources.records import inner_path
-from patchmint.samples import Absent, Document, Fault, ImageRef, Part, Turn
+from patchmint.samples import Absent, Document, Fault, ImageRef, Part, SourceSample, Turn
 
 ALL = ("human", "gpt", "system")
 
@@ -189,10 +189,11 @@ def test_missing_marks_are_put_before_the_first_question_on_demand():
 def test_a_bad_image_leaves_with_its_marks():
     document = read(talk("<image>", "A.", "<image>, <image>, <image>?", "B.", image=["../a", "b.jpg", "../a", "c.jpg"]))
     assert paths(document) == ["path-outside-source", "b.jpg", "c.jpg"]
-    left = document.without({0})
-    assert paths(left) == ["b.jpg", "c.jpg"]
+    sample = SourceSample("x", document.images, (), parts=document.parts, image_texts=((0, 1), (0,), (1,)))
+    left = sample.without({0})
+    assert (paths(left), left.image_texts) == (["b.jpg", "c.jpg"], ((0,), (1,)))
     assert shown(left) == ["human:", "", "gpt:", "A.", "human:", 0, ", ", ", ", 1, "?", "gpt:", "B."]
-    assert document.without({0, 1, 2}).images == ()
+    assert sample.without({0, 1, 2}).images == ()
 
 
 def test_keys_of_tars():

@@ -183,7 +183,7 @@ def storable(sample: SourceSample) -> SourceSample:
     )
     return SourceSample(
         id=_escaped(sample.id),
-        image=replace(sample.image, path=_escaped(sample.image.path)),
+        images=(replace(sample.image, path=_escaped(sample.image.path)),),
         texts=(),
         fault=Fault("source", "not-unicode", message),
     )
@@ -216,7 +216,7 @@ def _escaped(string: str) -> str:
 def _sample(row: dict[str, Any]) -> PlannedSample:
     sample = SourceSample(
         id=row["id"],
-        image=ImageRef(**row["image"]),
+        images=(ImageRef(**row["image"]),),
         texts=tuple(_text(text) for text in row["texts"]),
         conversation=tuple(Turn(**turn) for turn in row["conversation"]),
         fault=Fault(**row["fault"]) if row["fault"] is not None else None,

@@ -60,7 +60,7 @@ def planned(units):
     world = World(0)
     storage = SimulatedStorage(world, {}, latency=1e-9)
     samples = (
-        SourceSample(f"{number:04}", ImageRef(f"{number:04}.jpg"), (SourceText("a thing"),))
+        SourceSample(f"{number:04}", (ImageRef(f"{number:04}.jpg"),), (SourceText("a thing"),))
         for number in range(units * _SAMPLES)
     )
     task = world.start("plan", lambda: make_plan(to_batches(samples), config(), {}, storage))

@@ -19,7 +19,7 @@ from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableErro
 from patchmint.pipeline.sources.base import Section, Source
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
 from patchmint.pipeline.sources.records import printable, quoted
-from patchmint.samples import Absent, Found, ImageRef, SourceSample
+from patchmint.samples import Absent, Fault, Found, ImageRef, SourceSample
 from patchmint.sql import check_expression, sandbox
 
 _OTHER_WHERE = Absent("not-chosen-where")
@@ -201,9 +201,15 @@ class Chosen:
             elif self._share < 1 and _chance(each.key or each.id) >= self._share:
                 yield _OTHER_SAMPLE
             else:
-                yield replace(each, image=replace(each.image, source=self._name)) if self._name else each
+                yield self._named(each)
                 if left is not None and not (left := left - 1):
                     return
+
+    def _named(self, sample: SourceSample) -> SourceSample:
+        if not self._name:
+            return sample
+        images = (image if isinstance(image, Fault) else replace(image, source=self._name) for image in sample.images)
+        return replace(sample, images=tuple(images))
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""

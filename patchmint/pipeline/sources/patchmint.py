@@ -97,7 +97,7 @@ class PatchmintSource(StoredImages):
                         texts = tuple(SourceText(text) for text in row["texts"])
                         image = ImageRef(tar, row["offset"], row["size"])
                         record = {name: row.get(name, ADDED.get(name)) for name in self._asked}
-                        samples.append(SourceSample(row["id"], image, texts, key=row["key"], record=record))
+                        samples.append(SourceSample(row["id"], (image,), texts, key=row["key"], record=record))
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
                 f"{path} in {self._uri} isn't a readable sidecar: {error}; run `patchmint inspect verify` on it",
@@ -121,7 +121,7 @@ def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
     )
     source = SourceSample(
         id=document.id,
-        image=ImageRef(document.source.path, document.source.start, source=document.source.name),
+        images=(ImageRef(document.source.path, document.source.start, source=document.source.name),),
         texts=texts,
         conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
     )

@@ -37,7 +37,7 @@ def source_fault(reason: str, message: str) -> Fault:
 
 def faulty(name: str, reason: str, message: str) -> SourceSample:
     """A sample that only says what is wrong, under the source's name for it."""
-    return SourceSample(printable(name), NO_IMAGE, (), fault=source_fault(reason, message))
+    return SourceSample(printable(name), (NO_IMAGE,), (), fault=source_fault(reason, message))
 
 
 def printable(text: str) -> str:
@@ -191,16 +191,16 @@ class Sample:
         """
         faults, name = self._faults, printable(self._name)
         if isinstance(self._image, Fault):
-            yield SourceSample(name, NO_IMAGE, (), fault=self._image, record=self._record)
+            yield SourceSample(name, (NO_IMAGE,), (), fault=self._image, record=self._record)
         elif self._texts:
-            yield SourceSample(name, self._image, tuple(self._texts), tuple(conversation), record=self._record)
+            yield SourceSample(name, (self._image,), tuple(self._texts), tuple(conversation), record=self._record)
             yield from self._absent
         else:
             first, *faults = faults or [source_fault("text-missing", missing)]
-            yield SourceSample(name, self._image, (), fault=first, record=self._record)
+            yield SourceSample(name, (self._image,), (), fault=first, record=self._record)
         for number, fault in enumerate(faults):
             part = replace(fault, reason=PART + fault.reason)
-            yield SourceSample(f"{name}#fault-{number}", NO_IMAGE, (), fault=part, record=self._record)
+            yield SourceSample(f"{name}#fault-{number}", (NO_IMAGE,), (), fault=part, record=self._record)
 
 
 def json_object(data: str | bytes) -> dict[str, Any] | None:
