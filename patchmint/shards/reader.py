@@ -109,7 +109,7 @@ class StoredImage:
         """The image file, as its source had it; `info.format` says what it is."""
         return _member(self.members, self.key, self._ending(IMAGE))
 
-    @property
+    @cached_property
     def info(self) -> EntryDocument:
         """What the image is, with its placement."""
         return self.key_json.images[self.number]
