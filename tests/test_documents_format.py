@@ -23,6 +23,9 @@ from shard_data import (
 )
 from test_shards_verify import check, codes, decode
 
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.reader import SampleReader
+from patchmint.datasets.rows import read_table
 from patchmint.errors import ShardError
 from patchmint.samples import Part
 from patchmint.shards.codec import encode_array
@@ -99,6 +102,21 @@ def test_sidecars_have_every_image_and_are_what_a_scan_makes(folder, made):
         np.testing.assert_allclose(row["label_shares"], shares, rtol=1e-6)
         assert row["phrase_images"] == list(range(images))
         assert sum(row["code_counts"]) == images * DOCUMENTS.tokens.codes
+
+
+def test_data_sets_of_documents_are_opened(folder, made):
+    dataset = open_dataset(folder)
+    assert dataset.has_documents
+    tables = [read_table(dataset, shard, ["key", "images"]) for shard in dataset.shards]
+    assert [row["images"] for table in tables for row in table.to_pylist()] == [1, 2, 6, MANY, 3]
+    reader = SampleReader([dataset], {"json", "selector.npy"})
+    for number, sample in enumerate(made):
+        read = reader.sample(number)
+        assert len(read.members) == 1 + len(sample.images)
+        np.testing.assert_array_equal(read.images[-1].selector, sample.images[-1].selector)
+    lone = open_dataset(folder / "shards" / "000001.tar")
+    assert lone.has_documents
+    assert read_table(lone, lone.shards[0], ["images"]).to_pylist() == [{"images": MANY}]
 
 
 def test_an_image_that_no_text_labels(tmp_path):
