@@ -29,7 +29,7 @@ from patchmint.pipeline.sources import open_source  # noqa: E402
 from patchmint.samples import SourceSample  # noqa: E402
 from patchmint.shards.manifest import read_manifest  # noqa: E402
 from patchmint.shards.reader import iter_samples  # noqa: E402
-from patchmint.shards.readme import write_readmes  # noqa: E402
+from patchmint.shards.readme import write_readme  # noqa: E402
 from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
@@ -92,7 +92,7 @@ def write_dataset(folder):
     ]
     finished(folder, [samples[:14], samples[14:28], [], samples[28:]])
     storage = open_storage(folder)
-    write_readmes(storage, read_manifest(storage))
+    write_readme(storage, read_manifest(storage))
     return folder
 
 
