@@ -111,7 +111,6 @@ def write_expected(dataset, file):
             },
         }
         for entry in storage.list("shards")
-        if entry.path.endswith(".tar")
         for sample in iter_samples(storage, entry.path)
     }
     file.write_text(json.dumps(samples), encoding="utf-8")
@@ -181,7 +180,7 @@ def build_from(python, folder):
             if trouble := run([*PATCHMINT, *command], folder):
                 return f"{name}: {trouble}"
         storage = open_storage(out)
-        tars = [entry.path for entry in storage.list("shards") if entry.path.endswith(".tar")]
+        tars = [entry.path for entry in storage.list("shards")]
         built = [sample.caption for tar in tars for sample in iter_samples(storage, tar)]
         if built != splits["train"]:
             return f"{name}: built {built}, and `datasets` reads {splits['train']}"
