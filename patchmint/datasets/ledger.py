@@ -11,16 +11,14 @@ import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, published_sizes
 from patchmint.errors import BuildError, NotFoundError, ShardError
-from patchmint.samples import Reject
+from patchmint.samples import NO_NUMBER, Reject
 from patchmint.shards.commit import committed_units, publish, read_records
 from patchmint.shards.manifest import Totals, read_manifest
 from patchmint.shards.paths import canonical_paths, record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.records import ATTEMPTS, CommitRecord, run_and_unit
-from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.rejects import read_rejects
-from patchmint.shards.sidecar import read_table
+from patchmint.shards.rejects import read_rejects, read_rejects_table
 from patchmint.storage import Storage
 
 
@@ -86,7 +84,11 @@ class Ledger:
             for unit in plan.units:
                 record = self.records.get(unit.id)
                 if record is not None and record.rejects:
-                    standing |= {reject.ordinal: reject.fault.reason for reject in self._rejects(record)}
+                    standing |= {
+                        reject.ordinal: reject.fault.reason
+                        for reject in self._rejects(record)
+                        if reject.image == NO_NUMBER
+                    }
         return standing
 
     def rejects(self) -> Counter[str]:
@@ -199,6 +201,8 @@ def _tried(storage: Storage) -> dict[str, int]:
 def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
     """Tables of standing rejects, units in order: what a retry rejected again is there once, as it was last.
 
+    Images that documents were written without stand always.
+
     Yields:
         Arrow tables of `patchmint.shards.rejects.SCHEMA`; of a lone tar none.
 
@@ -210,18 +214,19 @@ def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
     plans = load_plans(dataset.storage) if paths else []
     if len(plans) < 2:
         for path in paths:
-            yield read_table(dataset.storage, path, REJECTS)
+            yield read_rejects_table(dataset.storage, path)
         return
     standing = Ledger.read(dataset.storage, plans).standing_rejects()
     last = {
         ordinal: path
         for path in paths
-        for ordinal in read_table(dataset.storage, path, REJECTS, ["ordinal"])["ordinal"].to_pylist()
+        for ordinal in read_rejects_table(dataset.storage, path, ["ordinal"])["ordinal"].to_pylist()
         if ordinal in standing
     }
     for path in paths:
-        table = read_table(dataset.storage, path, REJECTS)
-        yield table.filter(pa.array([last.get(ordinal) == path for ordinal in table["ordinal"].to_pylist()]))
+        table = read_rejects_table(dataset.storage, path)
+        rows = zip(table["ordinal"].to_pylist(), table["image"].to_pylist(), strict=True)
+        yield table.filter(pa.array([image != NO_NUMBER or last.get(ordinal) == path for ordinal, image in rows]))
 
 
 @dataclass(frozen=True)
