@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from patchmint.shards.plan import Plan, Unit, load_plans, write_index
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import mean_share
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardSample
+from patchmint.shards.sample import ShardImage
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.writer import ShardWriter
@@ -40,6 +40,17 @@ CAPTIONS = (
     "قطة على الأريكة",
     "a 🐈 & <b>bold</b>\n\t'quote'",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Picture(ShardImage):
+    """A sample and its only image in one, which `replace` changes."""
+
+    planned: PlannedSample | None = None
+
+    @property
+    def images(self):
+        return (self,)
 
 
 def image_bytes(ordinal, kind, size=(40, 30)):
@@ -66,7 +77,7 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     codes = None
     if tokens := layout.tokens:
         codes = rng.integers(0, min(tokens.codebook_sizes), (*tokens.grid, len(tokens.codebook_sizes)))
-    return ShardSample(
+    return Picture(
         planned=PlannedSample(ordinal, f"s{ordinal:04}", source),
         data=image_bytes(ordinal, kind),
         image=ImageDocument(width=40, height=30, format=kind, mode="RGB", orientation=1),

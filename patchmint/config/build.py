@@ -162,6 +162,9 @@ class BuildConfig(AnnotatorConfig):
     limits: LimitsConfig = Field(
         default_factory=LimitsConfig, description="Limits that stop a build or reject a sample."
     )
+    on_bad_image: Literal["reject", "drop"] = Field(
+        default="reject", description="A document with a bad image is rejected, or written without it."
+    )
     track: Literal["wandb", "mlflow"] | None = Field(
         default=None, description="Also tell settings and counts to Weights & Biases or MLflow."
     )

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError
-from patchmint.shards.reader import iter_samples
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.schema import KeyJson
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
@@ -76,9 +76,9 @@ SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 
 
 def sidecar_row(
-    document: SampleDocument,
-    selector: npt.NDArray[Any] | None,
-    codes: npt.NDArray[Any] | None,
+    told: KeyJson,
+    selectors: Sequence[npt.NDArray[Any]],
+    codes: Sequence[npt.NDArray[Any]],
     *,
     ordinal: int,
     offset: int,
@@ -87,37 +87,47 @@ def sidecar_row(
     """A sample's row, as plain values.
 
     Args:
-        document: its KEY.json.
-        selector: uint8 (T, rows, cols); None where there are no labels.
-        codes: as stored; None where there are no tokens.
+        told: its KEY.json.
+        selectors: of each image uint8 (texts that label it, rows, cols); none where there are no labels.
+        codes: of each image as stored; none where there are no tokens.
         ordinal: position in the source's order.
         offset: first byte of its first member's header in the tar.
         size: bytes of all its members, headers and padding included.
     """
-    distinct, counts = _histogram(codes, document.tokens.codebook_sizes)
+    distinct, counts = _histogram(codes, told.tokens.codebook_sizes)
+    (image,), phrases = told.images, told.phrases
     return {
-        "key": document.key,
-        "id": document.id,
+        "key": told.key,
+        "id": told.id,
         "ordinal": ordinal,
         "offset": offset,
         "size": size,
-        "width": document.image.width,
-        "height": document.image.height,
-        "format": document.image.format,
-        "rows": document.grid.rows,
-        "cols": document.grid.cols,
-        "views": document.grid.views,
-        "texts": list(document.texts),
-        "label_shares": [] if selector is None else selector.mean(axis=(1, 2)).astype(np.float32).tolist(),
-        "phrases": [phrase.text for phrase in document.phrases],
-        "phrase_texts": [phrase.text_index for phrase in document.phrases],
-        "scores": np.array([phrase.score for phrase in document.phrases], np.float32).tolist(),
+        "width": image.width,
+        "height": image.height,
+        "format": image.format,
+        "rows": image.grid.rows,
+        "cols": image.grid.cols,
+        "views": image.grid.views,
+        "texts": list(told.texts),
+        "label_shares": [
+            share for labels in selectors for share in labels.mean(axis=(1, 2)).astype(np.float32).tolist()
+        ],
+        "phrases": [phrase.text for phrase in phrases],
+        "phrase_texts": [phrase.text_index for phrase in phrases],
+        "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
         "codes": distinct,
         "code_counts": counts,
-        "source_name": document.source.name,
-        "source_path": document.source.path,
-        "source_start": document.source.start,
+        "source_name": image.source.name,
+        "source_path": image.source.path,
+        "source_start": image.source.start,
     }
+
+
+def stored_row(sample: StoredSample, ordinal: int) -> dict[str, Any]:
+    """The row of a sample as it lies in its shard. Raises a ShardError, as the sample does."""
+    labels = [image.selector for image in sample.images if image.selector is not None]
+    codes = [image.codes for image in sample.images if image.codes is not None]
+    return sidecar_row(sample.key_json, labels, codes, ordinal=ordinal, offset=sample.offset, size=sample.size)
 
 
 def read_table(
@@ -198,9 +208,8 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
                 f"{tar} was packed again with extended (PAX or GNU) headers, which shards don't have; pack it with "
                 "`tar --format=ustar`, or get the shard as it was built"
             )
-        place = {"ordinal": ordinal, "offset": sample.offset, "size": sample.size}
         try:
-            row = sidecar_row(sample.document, sample.selector, sample.codes, **place)
+            row = stored_row(sample, ordinal)
         except ShardError as error:
             raise ShardError(f"{tar} isn't a patchmint shard throughout: {error}") from error
         rows.append(row | {"key": sample.key})  # whatever its document says
@@ -243,11 +252,11 @@ class TableWriter:
         self._rows = []
 
 
-def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _histogram(codes: Sequence[npt.NDArray[Any]], codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Distinct codes, ascending, and how often each is there; codebook k's codes come after those before it."""
-    if codes is None:
+    if not codes:
         return [], []
-    wide = codes.astype(np.int64)
+    wide = np.stack(codes).astype(np.int64)
     if len(codebook_sizes) > 1:
         wide += np.array([0, *accumulate(codebook_sizes[:-1])])
     distinct, counts = np.unique(wide, return_counts=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any, TypeVar
@@ -107,7 +107,7 @@ def _chosen(
     count: Callable[[_Item], int],
     most: int,
 ) -> list[int]:
-    """The oldest item, those like it, then the oldest others, as long as they aren't too many or too heavy; in order."""
+    """The oldest item, those like it, then the oldest others, until they are too many or too heavy; in order."""
     keys = {number: key(item) for number, item in window.items()}
     wanted = next(iter(keys.values()))
     ranked = sorted(keys, key=lambda number: (keys[number] != wanted, number))
@@ -115,6 +115,28 @@ def _chosen(
     counts = accumulate(count(window[number]) for number in ranked[:size])
     fitting = sum(total <= most and images <= size for total, images in zip(weights, counts, strict=True))
     return sorted(ranked[: max(1, fitting)])
+
+
+def pieces(
+    items: Sequence[_Item], size: int, weight: Callable[[_Item], int], most: int = MOST_BYTES_OF_A_BATCH
+) -> Iterator[list[_Item]]:
+    """Cut a batch with a document of more images than it should have: in order, none too long or too heavy.
+
+    Args:
+        items: images.
+        size: of a piece.
+        weight: bytes of an item.
+        most: a piece weighs no more, but for one of a single item.
+    """
+    piece, weighs = list[_Item](), 0
+    for item in items:
+        if piece and (len(piece) >= size or weighs + weight(item) > most):
+            yield piece
+            piece, weighs = [], 0
+        piece.append(item)
+        weighs += weight(item)
+    if piece:
+        yield piece
 
 
 def choose_batch_size(

@@ -74,6 +74,10 @@ class Prepared:
         """Bytes of pixels that its images hold."""
         return sum(image.nbytes for image in self.images)
 
+    def without_inputs(self) -> Prepared:
+        """The same, once the models have answered."""
+        return replace(self, images=tuple(replace(image, inputs=None) for image in self.images))
+
 
 _MOST_UNREADABLE = 8
 """So many images in a row that can't be read, on a machine that has read none yet, are the machine's fault."""
