@@ -273,7 +273,7 @@ def _planned(
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
         sources = open_sources(config, outage_seconds=config.limits.outage_seconds)
-        settings = [source.deciding() for source in config.all_sources]
+        settings = [source.deciding() | config.deciding()["limits"] for source in config.all_sources]
         parts = zip(sources.parts.values(), settings, strict=True)
         with reading(parts, storage, planned, reporter.warn) as read:
             plan = make_plan(read, config, models, storage, lease.is_held, read.absent)

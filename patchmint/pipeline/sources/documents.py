@@ -1,6 +1,6 @@
 """Documents of several images: conversations, MMC4, OBELICS, MINT-1T, and keys of tars with several images.
 
-What a record says becomes a `Document`: its parts in order, and each image once. No source reads documents yet.
+What a record says becomes a `Document`: its parts in order, and each image once. Sources make samples of it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from patchmint.pipeline.sources.conversations import (
@@ -21,14 +22,28 @@ from patchmint.pipeline.sources.conversations import (
     read_turns,
     with_marks,
 )
-from patchmint.pipeline.sources.records import is_unicode, quoted, source_fault
-from patchmint.samples import NO_NUMBER, Absent, Document, Fault, ImageRef, Part, Turn
+from patchmint.pipeline.sources.records import faulty, is_unicode, printable, quoted, source_fault
+from patchmint.samples import (
+    NO_NUMBER,
+    Absent,
+    Document,
+    Fault,
+    Found,
+    ImageRef,
+    Part,
+    SourceSample,
+    SourceText,
+    Turn,
+)
 
 Locate = Callable[[object, int], ImageRef | Fault]
 """Where an image is: from what the record has in its place, and its number among the record's images."""
 
 Spread = Literal["all", "neighbours", "own"]
 """Which texts label an image, see `texts_of`."""
+
+TALKERS = ("human", "gpt")
+"""Who speaks about images; systems give orders."""
 
 _FRAMES = ("video", "frames")
 _FRAMES_MARK = "<video>"
@@ -56,10 +71,10 @@ class _Making:
         image = self._locate(given, number)
         self._parts.append(Part(image=self._images.setdefault(image, len(self._images)), role=role))
 
-    def finish(self, *, captioned: bool = False) -> Document | Absent:
+    def finish(self, *, flowing: bool = False, captioned: bool = False) -> Document | Absent:
         if not self._images:
             return Absent("text-only")
-        return Document(self._name, tuple(self._images), tuple(self._parts), captioned)
+        return Document(self._name, tuple(self._images), tuple(self._parts), flowing, captioned)
 
 
 def read_document(
@@ -132,9 +147,45 @@ def read_key(
     try:
         marked = with_marks(Said([Turn("human", text)], [], marked=False), len(ordered), where, prepend=True)
         _add_turn(marked[0].content, "", iter(enumerate(ordered)), making)
-        return making.finish()
+        return making.finish(flowing=MARK in text)
     except Wrong as wrong:
         return source_fault(wrong.reason, str(wrong))
+
+
+def to_sample(
+    found: Document | Fault | Absent,
+    name: str,
+    record: Mapping[str, Any],
+    where: str,
+    *,
+    spread: Spread | None,
+    roles: Collection[str] = TALKERS,
+) -> Found:
+    """A document as a sample.
+
+    Args:
+        found: what `read_document` or `read_key` gave.
+        name: what a faulty one is called.
+        record: the source's own fields.
+        where: which document that is, for messages.
+        spread: as for `texts_of`; None: "neighbours" where texts flow around images, else "all".
+        roles: as for `texts_of`.
+    """
+    if isinstance(found, Absent):
+        return found
+    if isinstance(found, Document):
+        texts, labels = texts_of(found, roles, spread or ("neighbours" if found.flowing else "all"))
+        if any(labels):
+            return SourceSample(
+                printable(found.id),
+                found.images,
+                tuple(map(SourceText, texts)),
+                record=record,
+                parts=found.parts,
+                image_texts=tuple(map(tuple, labels)),
+            )
+        found = source_fault("text-missing", f"{where} has no text that says something of its images")
+    return replace(faulty(name, found.reason, found.message), record=record)
 
 
 def texts_of(document: Document, roles: Collection[str], spread: Spread) -> tuple[list[str], list[list[int]]]:
@@ -198,7 +249,7 @@ def _interleaved(images: Sequence[object], texts: Sequence[object], making: _Mak
         elif image is not None:
             making.add_image(image, number)
             number += 1
-    return making.finish()
+    return making.finish(flowing=True)
 
 
 def _matched(texts: Sequence[object], infos: Sequence[object], making: _Making) -> Document | Absent:
@@ -213,7 +264,7 @@ def _matched(texts: Sequence[object], infos: Sequence[object], making: _Making) 
         for name, number in before[index]:
             making.add_image(name, number)
         making.add_text(text)
-    return making.finish(captioned=True)
+    return making.finish(flowing=True, captioned=True)
 
 
 def _conversation(record: Mapping[str, Any], making: _Making, *, prepend: bool) -> Document | Absent:
