@@ -13,7 +13,7 @@ from typing import BinaryIO
 from patchmint.errors import ShardError, about
 from patchmint.samples import Part
 from patchmint.shards.codec import Array, decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, unnumbered
 from patchmint.shards.schema import (
     EntryDocument,
     GridDocument,
@@ -313,7 +313,7 @@ def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] |
         data: headers, members and padding, from a sidecar's `offset` to its `size`.
         path: of the tar, for errors.
         offset: where in it they begin.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: they aren't exactly one sample of regular members.
@@ -335,7 +335,7 @@ def walk_sample(
         path: of the tar, for errors.
         offset: the sidecar's `offset`.
         size: the sidecar's `size`.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: there isn't exactly one sample of regular members.
@@ -346,7 +346,7 @@ def walk_sample(
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
     if endings is None:
         return samples[0]
-    kept = {ending: data for ending, data in samples[0].members.items() if ending in endings}
+    kept = {ending: data for ending, data in samples[0].members.items() if unnumbered(ending) in endings}
     return StoredSample(samples[0].key, offset, size, kept)
 
 
@@ -362,7 +362,7 @@ def _walk(
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
         data = None
         if kind == "file":
-            wanted = endings is None or name.rpartition("/")[2].partition(".")[2] in endings
+            wanted = endings is None or unnumbered(name.rpartition("/")[2].partition(".")[2]) in endings
             data = read(start + block, size) if wanted else b""
         yield Member(name, start, end, data, kind)
         start = end
