@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from patchmint.shards.manifest import Totals, read_manifest
 from patchmint.shards.paths import canonical_paths, record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
-from patchmint.shards.records import ATTEMPTS, CommitRecord, run_and_unit
+from patchmint.shards.records import ATTEMPTS, CommitRecord, ImageCounts, run_and_unit
 from patchmint.shards.rejects import read_rejects, read_rejects_table
 from patchmint.storage import Storage
 
@@ -72,6 +72,11 @@ class Ledger:
     def written(self) -> int:
         """Samples in shards."""
         return sum(record.written for record in self.records.values())
+
+    @property
+    def planned_images(self) -> int:
+        """Images of the data set's documents; 0 where samples are pictures."""
+        return self.plans[0].images if self.plans else 0
 
     def standing_rejects(self) -> dict[int, str]:
         """Reason by ordinal, of rejects that no retry has taken up, and of those that a retry rejected again."""
@@ -141,6 +146,7 @@ class Tally:
         planned, written, left: samples; the others of `planned` are rejects.
         rejects: standing rejects by reason, in alphabetical order.
         absent: what of the source is no sample, by reason (`Plan.absent`).
+        images: of documents, in units that are done; None where samples are pictures.
     """
 
     units: int
@@ -150,6 +156,7 @@ class Tally:
     left: int
     rejects: Mapping[str, int]
     absent: Mapping[str, int]
+    images: ImageCounts | None = None
 
     @classmethod
     def read(cls, storage: Storage) -> Tally:
@@ -159,7 +166,7 @@ class Tally:
         done = committed_units(storage) & samples.keys()
         totals = _totals(storage) if len(done) == len(samples) else None
         if totals is not None and totals.units == len(samples):
-            written, rejects = totals.written, totals.rejected
+            written, rejects, images = totals.written, totals.rejected, totals.images
         else:
             # What is published without rejects was written whole; rejects that appear in between are listed last.
             unpublished = _tried(storage).values()
@@ -168,9 +175,18 @@ class Tally:
             ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
             written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
             rejects = ledger.rejects()
+            images = _count_images(ledger, done.difference(unclear))
         left = sum(samples[unit] for unit in samples.keys() - done)
         planned, absent = (plans[0].total, plans[0].absent) if plans else (0, {})
-        return cls(len(samples), len(done), planned, written, left, rejects, absent)
+        return cls(len(samples), len(done), planned, written, left, rejects, absent, images)
+
+
+def _count_images(ledger: Ledger, whole: Collection[int]) -> ImageCounts | None:
+    """Of documents; `whole` are units of which all images were written, whose records weren't read."""
+    if not ledger.planned_images:
+        return None
+    found = ImageCounts.of(ledger.planned_images, ledger.records.values()) or ImageCounts(ledger.planned_images)
+    return replace(found, written=found.written + sum(unit.images for unit in ledger.units if unit.id in whole))
 
 
 def _totals(storage: Storage) -> Totals | None:

@@ -64,6 +64,7 @@ class ImageCounts:
         planned: images of planned documents.
         written: images in shards.
         dropped: images that documents were written without.
+        most: of one written document.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -71,9 +72,31 @@ class ImageCounts:
     planned: _Count = 0
     written: _Count = 0
     dropped: _Count = 0
+    most: _Count = 0
 
-    def __add__(self, other: ImageCounts) -> ImageCounts:
-        return ImageCounts(self.planned + other.planned, self.written + other.written, self.dropped + other.dropped)
+    @classmethod
+    def of(cls, planned: int, records: Iterable[CommitRecord]) -> Self | None:
+        """Add up what commit records say, of `planned` images; None where samples are pictures."""
+        told = [record.images for record in records if record.images is not None]
+        return (
+            cls(
+                planned=planned,
+                written=sum(images.written for images in told),
+                dropped=sum(images.dropped for images in told),
+                most=max(images.most for images in told),
+            )
+            if told
+            else None
+        )
+
+
+def describe_images(images: ImageCounts) -> str:
+    """The images of documents, for people: "images: 30 planned = 24 written + 2 dropped + 4 of rejected documents"."""
+    rest = images.planned - images.written - images.dropped
+    return (
+        f"images: {images.planned} planned = {images.written} written + {images.dropped} dropped + {rest} of rejected "
+        "documents"
+    )
 
 
 class FileRecord(BaseModel):

@@ -348,6 +348,7 @@ class UnitShard:
         rejects: so far, by position in the unit.
         dropped: images that documents were written without, by position.
         images: written so far.
+        most: images of one written sample.
         written: positions of the samples so far, in the shard's order.
         tar, writer: None before the first sample.
     """
@@ -359,6 +360,7 @@ class UnitShard:
     rejects: dict[int, Reject] = field(default_factory=dict)
     dropped: dict[int, Sequence[Reject]] = field(default_factory=dict)
     images: int = 0
+    most: int = 0
     written: list[int] = field(default_factory=list)
     tar: NewFile | None = None
     writer: ShardWriter | None = None
@@ -375,13 +377,14 @@ class UnitShard:
                 sidecar = self.files.enter_context(self.attempt.new_file(table))
                 self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
             if isinstance(item, SavedSample):
+                images = len(item.stored.images)
                 self.writer.add_stored(item.stored, item.planned.ordinal)
-                self.images += len(item.stored.images)
             else:
+                images = len(item.sample.images)
                 self.writer.add(item.sample)
-                self.images += len(item.sample.images)
                 if item.dropped:
                     self.dropped[position] = item.dropped
+            self.images, self.most = self.images + images, max(self.most, images)
             self.written.append(position)
 
     @property
@@ -479,6 +482,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
         return made
     return made.model_copy(
         update={
+            "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,

@@ -109,7 +109,8 @@ class Worker:
             drop=config.on_bad_image == "drop",
         )
         extended = extended_manifest(config)
-        self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
+        made = layout_of(config, self._models, extended.layout if extended is not None else None)
+        self._layout = made.model_copy(update={"documents": True}) if config.gives_documents else made
         self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))
         self._device = device
         formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size.now}"
@@ -249,7 +250,9 @@ class Worker:
                 files.close()
                 poison = (_poisoned(samples[position], hangs=position in order.hanging) for position in order.poison)
                 rejects = [*shard.rejects.values(), *poison]
-                images = self._count_images(samples, shard)
+                images = None
+                if self._layout.documents:
+                    images = ImageCounts(order.unit.images, shard.images, len(shard.dropped_images), shard.most)
                 won = self._commit(samples, shard, rejects, images, attempt)
         timing = self._stopwatch.drain()
         return UnitResult(
@@ -266,12 +269,6 @@ class Worker:
             dark=work.dark,
             profile=self._profile(timing) if self._settings.profile else None,
         )
-
-    def _count_images(self, samples: Sequence[PlannedSample], shard: UnitShard) -> ImageCounts | None:
-        if not self._layout.documents:
-            return None
-        planned = sum(len(planned.sample.images) for planned in samples)
-        return ImageCounts(planned, shard.images, len(shard.dropped_images))
 
     def _commit(
         self,
