@@ -146,7 +146,8 @@ class Tally:
         planned, written, left: samples; the others of `planned` are rejects.
         rejects: standing rejects by reason, in alphabetical order.
         absent: what of the source is no sample, by reason (`Plan.absent`).
-        images: of documents, in units that are done; None where samples are pictures.
+        images: of documents, in units that are done; None where samples are pictures. `most` is of those whose records
+            were read.
     """
 
     units: int
@@ -175,17 +176,18 @@ class Tally:
             ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
             written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
             rejects = ledger.rejects()
-            images = _count_images(ledger, done.difference(unclear))
+            images = _count_images(ledger, done, done.difference(unclear))
         left = sum(samples[unit] for unit in samples.keys() - done)
         planned, absent = (plans[0].total, plans[0].absent) if plans else (0, {})
         return cls(len(samples), len(done), planned, written, left, rejects, absent, images)
 
 
-def _count_images(ledger: Ledger, whole: Collection[int]) -> ImageCounts | None:
-    """Of documents; `whole` are units of which all images were written, whose records weren't read."""
+def _count_images(ledger: Ledger, done: Collection[int], whole: Collection[int]) -> ImageCounts | None:
+    """Of documents; of `whole`, some of the units that are `done`, all images were written, and no record was read."""
     if not ledger.planned_images:
         return None
-    found = ImageCounts.of(ledger.planned_images, ledger.records.values()) or ImageCounts(ledger.planned_images)
+    planned = sum(unit.images for unit in ledger.plans[0].units if unit.id in done)
+    found = ImageCounts.of(planned, ledger.records.values()) or ImageCounts(planned)
     return replace(found, written=found.written + sum(unit.images for unit in ledger.units if unit.id in whole))
 
 

@@ -159,7 +159,7 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
         + f", in {report.units} units"
     )
     if report.images is not None:
-        typer.echo(describe_images(report.images))
+        typer.echo(f"images: {describe_images(report.images)}")
     if absent := describe_absent(report.absent):
         typer.echo(absent)
     if report.profile is not None:

@@ -13,7 +13,7 @@ from patchmint.errors import ShardError, about
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
-from patchmint.shards.records import CommitRecord, mean_share_of
+from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
 from patchmint.shards.schema import first_error
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of

@@ -91,11 +91,10 @@ class ImageCounts:
 
 
 def describe_images(images: ImageCounts) -> str:
-    """The images of documents, for people: "images: 30 planned = 24 written + 2 dropped + 4 of rejected documents"."""
+    """The images of documents, for people: "30 planned = 24 written + 2 dropped + 4 of rejected documents"."""
     rest = images.planned - images.written - images.dropped
     return (
-        f"images: {images.planned} planned = {images.written} written + {images.dropped} dropped + {rest} of rejected "
-        "documents"
+        f"{images.planned} planned = {images.written} written + {images.dropped} dropped + {rest} of rejected documents"
     )
 
 
