@@ -14,7 +14,7 @@ from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.codec import tar_end
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
-from patchmint.shards.sample import ShardSample
+from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import ListedUnit, write_shard_list
 from patchmint.shards.sidecar import PARQUET_OPTIONS, SCHEMA
@@ -135,8 +135,7 @@ def make_sample(ordinal: int, picture: bytes, rng: np.random.Generator, often: i
     name, text = f"k{ordinal:09d}", f"a photograph of thing {ordinal}"
     source = SourceSample(id=f"thing-{ordinal}", images=(ImageRef(f"{name}.jpg"),), texts=(SourceText(text),))
     found = PhraseDocument(text="thing", text_index=0, start=16, end=21, box=(10.0, 20.0, 300.0, 200.0), score=0.5)
-    return ShardSample(
-        planned=PlannedSample(ordinal, name, source),
+    image = ShardImage(
         data=picture,
         image=ImageDocument(width=SIZE[0], height=SIZE[1], format="jpeg", mode="RGB", orientation=1),
         phrases=(found,),
@@ -144,6 +143,7 @@ def make_sample(ordinal: int, picture: bytes, rng: np.random.Generator, often: i
         coverage=coverage,
         codes=codes,
     )
+    return ShardSample(PlannedSample(ordinal, name, source), (image,))
 
 
 def make_picture() -> bytes:

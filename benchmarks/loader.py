@@ -37,7 +37,7 @@ from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.reader import StoredSample
-from patchmint.shards.sample import ShardSample
+from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -173,14 +173,15 @@ def make_sample(ordinal: int, picture: bytes, rng: np.random.Generator) -> Shard
     coverage = rng.integers(0, 256, (1, 24, 24), dtype=np.uint8) * (rng.random((1, 24, 24)) < 0.2)
     name = f"thing-{ordinal:09d}"
     texts = (SourceText(f"a photograph of thing {ordinal}"),)
-    return ShardSample(
-        planned=PlannedSample(ordinal, name, SourceSample(id=name, images=(ImageRef(f"{name}.jpg"),), texts=texts)),
+    image = ShardImage(
         data=picture,
         image=ImageDocument(width=SIZE[0], height=SIZE[1], format="jpeg", mode="RGB", orientation=1),
         selector=(coverage > 0).astype(np.uint8),
         coverage=coverage.astype(np.uint8),
         codes=rng.integers(0, 16384, (16, 16, 1)),
     )
+    source = SourceSample(id=name, images=(ImageRef(f"{name}.jpg"),), texts=texts)
+    return ShardSample(PlannedSample(ordinal, name, source), (image,))
 
 
 def make_pictures() -> list[bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shard_data import write_shard
+from shard_data import Picture, write_shard
 
 from patchmint.cli.demo import demo as demo_command
 from patchmint.config import MODEL_PRESETS, TokensConfig
@@ -23,7 +23,6 @@ from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.pictures.overlay import TRUTH
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.sample import ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.storage import open_storage
 from patchmint.tokenizers.build import build_tokenizer
@@ -58,9 +57,11 @@ def perfect():
         placement = GRID.place(scene.size)
         selector = np.stack([true_patches(scene, text.objects, placement) for text in scene.texts]).astype(np.uint8)
         height, width = scene.size
-        source = SourceSample(str(number), ImageRef(f"{number}.jpg"), tuple(SourceText(t.content) for t in scene.texts))
+        source = SourceSample(
+            str(number), (ImageRef(f"{number}.jpg"),), tuple(SourceText(t.content) for t in scene.texts)
+        )
         named = [(index, p.span) for index, text in enumerate(scene.texts) for p in text.phrases if p.objects]
-        sample = ShardSample(
+        sample = Picture(
             planned=PlannedSample(number, f"s{number}", source),
             data=scene.jpeg,
             image=ImageDocument(width=width, height=height, format="jpeg", mode="RGB", orientation=1),

@@ -24,7 +24,7 @@ from patchmint.geometry import GRID_PRESETS, grid_preset
 from patchmint.geometry.presets import grid_of_settings, grid_settings
 from patchmint.shards.layout import GridLayout
 from patchmint.shards.manifest import read_manifest
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.schema import read_key_json
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
 from patchmint.training import StageDataset, collate
@@ -140,7 +140,7 @@ def test_placements_that_cannot_be_are_found(built, tmp_path, changes):
     assert {finding.code for finding in found} & {"document-grid", "array-shape"}, found
     document = members_of(tar.read_bytes())[1][1]
     with pytest.raises(ShardError):
-        _ = SampleDocument.from_bytes(document).placement.rows
+        _ = read_key_json(document).placement.rows
 
 
 def test_a_placement_of_another_image_is_found(built):

@@ -23,7 +23,7 @@ from patchmint.shards.manifest import describe_members, read_manifest
 from patchmint.shards.reader import iter_samples, read_sample
 from patchmint.shards.rejects import read_rejects, write_rejects
 from patchmint.shards.sample import phrases_of
-from patchmint.shards.schema import SampleDocument, json_schema
+from patchmint.shards.schema import json_schema, read_key_json
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
@@ -57,7 +57,7 @@ def make_document_bytes():
 
 
 def test_document_says_what_the_sample_is():
-    document = SampleDocument.from_bytes(make_document_bytes())
+    document = read_key_json(make_document_bytes())
     assert document.key == "s0001"
     assert document.id == "Source/1.é"
     assert document.texts == ("eine Straße in Zürich", "second text")
@@ -273,7 +273,7 @@ def test_random_access_refuses_another_place(tmp_path):
 def test_the_reader_names_what_is_missing(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_member("a.txt", b"\xff") + bytes(1024))
     (sample,) = iter_samples(open_storage(tmp_path), "a.tar")
-    for name in ("image", "document", "caption"):
+    for name in ("image", "document", "images", "codes", "caption"):
         with pytest.raises(ShardError, match=r"jpg|json|UTF-8"):
             getattr(sample, name)
     assert sample.selector is None
@@ -354,9 +354,9 @@ def test_arrays_that_are_not_read():
 )
 def test_documents_of_another_form_are_refused(change):
     document = json.loads(make_document_bytes())
-    SampleDocument.from_bytes(json.dumps(document).encode())
+    read_key_json(json.dumps(document).encode())
     with pytest.raises(ShardError, match=r"patchmint\.sample/2"):
-        SampleDocument.from_bytes(json.dumps(change(document)).encode())
+        read_key_json(json.dumps(change(document)).encode())
 
 
 def test_the_kept_json_schema_is_current(request):

@@ -10,9 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError, ShardError
-from patchmint.shards.endings import COVERAGE, FEATURES, MAX_KEY_LENGTH, SELECTOR, VALID_KEY
+from patchmint.samples import NO_NUMBER, ROLES
+from patchmint.shards.endings import COVERAGE, FEATURES, MAX_DOCUMENT_KEY, MAX_KEY_LENGTH, SELECTOR, VALID_KEY, numbered
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.schema import GridDocument, PhraseDocument, SampleDocument, dump_features
+from patchmint.shards.schema import (
+    EntryDocument,
+    GridDocument,
+    KeyJson,
+    PhraseDocument,
+    SampleDocument,
+    SequenceDocument,
+    dump_features,
+)
 
 Array = npt.NDArray[Any]
 Problem = tuple[str, str]
@@ -34,92 +43,146 @@ def check_key(key: str) -> Iterator[Problem]:
         )
 
 
-def check_document(document: SampleDocument, key: str, layout: Layout | None) -> Iterator[Problem]:
-    """Does the document agree with itself, with its sample's key, and with the data set?
+def check_document(told: KeyJson, key: str, layout: Layout | None) -> Iterator[Problem]:
+    """Does KEY.json agree with itself, with its sample's key, and with the data set?
 
     Args:
-        document: KEY.json.
+        told: KEY.json.
         key: the sample's name in its shard.
         layout: of the data set; None where it isn't known.
     """
-    if document.key != key:
-        yield "document-key", f"KEY.json says key {document.key[:120]!r}"
+    if told.key != key:
+        yield "document-key", f"KEY.json says key {told.key[:120]!r}"
     if layout is not None:
-        yield from _check_against_layout(document, layout)
+        yield from _check_against_layout(told, layout)
     try:
-        for index, phrase in enumerate(document.phrases):
-            yield from _check_phrase(index, phrase, document)
-        if len(document.annotators) != len(document.texts):
+        for index, phrase in enumerate(told.phrases):
+            yield from _check_phrase(index, phrase, told)
+        if len(told.annotators) != len(told.texts):
             yield (
                 "document-texts",
-                f"{len(document.texts)} texts, but annotators_json has {len(document.annotators)} entries",
+                f"{len(told.texts)} texts, but annotators_json has {len(told.annotators)} entries",
             )
-        _ = document.conversation
+        if isinstance(told, SampleDocument):
+            _ = told.conversation
+        else:
+            yield from _check_sequence(told)
     except ShardError as error:
         yield "document-form", str(error)
 
 
-def check_arrays(document: SampleDocument, arrays: Mapping[str, Array], layout: Layout | None) -> Iterator[Problem]:
+def _check_sequence(told: SequenceDocument) -> Iterator[Problem]:
+    """Does a document show each of its images, and do its turns and the texts of its images agree with it?"""
+    if len(told.key) > MAX_DOCUMENT_KEY:
+        yield "key-invalid", f"its key has {len(told.key)} characters; a document's has at most {MAX_DOCUMENT_KEY}"
+    shown = {part.image for part in told.sequence if part.image != NO_NUMBER}
+    if wrong := sorted(shown ^ set(range(len(told.images)))):
+        yield (
+            "sequence-images",
+            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong}",
+        )
+    if any(part.text for part in told.sequence if part.image != NO_NUMBER):
+        yield "sequence-part", "a part of the sequence is a text and an image"
+    roles = [part.role for part in told.sequence]
+    if unknown := {role[:40] for role in roles} - {"", *ROLES}:
+        yield "sequence-role", f"the sequence has roles {sorted(unknown)}; {', '.join(ROLES)} are known"
+    elif any(roles) and not roles[0]:
+        yield "sequence-role", "the first part of the sequence has no role, and a later one has"
+    for number, texts in enumerate(told.image_texts):
+        if list(texts) != sorted(set(texts)) or (texts and texts[-1] >= len(told.texts)):
+            yield (
+                "image-texts",
+                f"image {number} has texts {list(texts)[:20]}: not ascending, or beyond {len(told.texts)}",
+            )
+    for index, phrase in enumerate(told.phrases):
+        if phrase.image < len(told.images) and phrase.text_index not in told.image_texts[phrase.image]:
+            message = f"phrase {index} is of text {phrase.text_index}, which doesn't label its image {phrase.image}"
+            yield "phrase-text", message
+
+
+def check_arrays(told: KeyJson, arrays: Mapping[str, Array], layout: Layout | None) -> Iterator[Problem]:
     """Have the arrays the types and shapes that the document says, and do they agree with each other?
 
     Args:
-        document: KEY.json.
+        told: KEY.json.
         arrays: by ending, such as "selector.npy"; what isn't there isn't checked.
         layout: of the data set; None where it isn't known, and then any one threshold will do.
     """
+    for number in range(len(told.images)):
+        yield from _check_arrays_of(told, number, arrays, layout.threshold if layout else None)
+
+
+def _check_arrays_of(
+    told: KeyJson, number: int, arrays: Mapping[str, Array], threshold: int | None
+) -> Iterator[Problem]:
+    image = told.images[number]
     try:
-        shape = (len(document.texts), *document.label_shape)
+        shape = (len(told.image_texts[number]), *image.label_shape)
     except ShardError as error:
         yield "document-grid", str(error)
         return
+    selector, coverage, features = (_ending(told, number, ending) for ending in (SELECTOR, COVERAGE, FEATURES))
     problems = []
-    for ending in (SELECTOR, COVERAGE):
+    for ending in (selector, coverage):
         if ending in arrays:
             problems += _check_form(ending, arrays[ending], _LABEL_TYPE, shape)
     yield from problems
-    if not problems and SELECTOR in arrays:
-        yield from _check_selector(arrays[SELECTOR], arrays.get(COVERAGE), layout.threshold if layout else None)
-    ending = f"{document.tokens.member}.npy"
-    if document.tokens.member and ending in arrays:
-        yield from _check_codes(document, ending, arrays[ending])
-    if FEATURES in arrays:
-        yield from _check_features(document, arrays[FEATURES])
+    if not problems and selector in arrays:
+        yield from _check_selector(selector, arrays[selector], arrays.get(coverage), threshold)
+    ending = _ending(told, number, f"{told.tokens.member}.npy")
+    if told.tokens.member and ending in arrays:
+        yield from _check_codes(told, ending, arrays[ending])
+    if features in arrays:
+        yield from _check_features(told, image.grid.views, features, arrays[features])
 
 
-def _check_against_layout(document: SampleDocument, layout: Layout) -> Iterator[Problem]:
-    if document.notice != layout.notice:
-        yield "document-notice", f"notice {document.notice!r}, the data set's is {layout.notice!r}"
-    yield from _check_grid(document, layout.grid)
+def _ending(told: KeyJson, number: int, ending: str) -> str:
+    return numbered(number, ending) if isinstance(told, SequenceDocument) else ending
+
+
+def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
+    if told.notice != layout.notice:
+        yield "document-notice", f"notice {told.notice!r}, the data set's is {layout.notice!r}"
+    if isinstance(told, SequenceDocument) != layout.documents:
+        yield (
+            "document-kind",
+            f"it is {'a picture' if layout.documents else 'a document'}, the data set's samples aren't",
+        )
+    for image in told.images:
+        yield from _check_grid(image, layout.grid)
     expected: dict[str, object] = {"member": "", "grid": (), "codebook_sizes": (), "preprocessing": ""}
     if layout.tokens:
         expected = layout.tokens.model_dump(exclude={"rule"})
-    if document.tokens.model_dump() != expected:
-        yield "document-tokens", f"tokens {document.tokens!r}, the data set's are {layout.tokens!r}"
-    if document.features_json != dump_features(layout.features):
-        yield "document-features", f"features {document.features_json[:200]}, the data set's are {layout.features!r}"
+    if told.tokens.model_dump() != expected:
+        yield "document-tokens", f"tokens {told.tokens!r}, the data set's are {layout.tokens!r}"
+    if told.features_json != dump_features(layout.features):
+        yield "document-features", f"features {told.features_json[:200]}, the data set's are {layout.features!r}"
 
 
-def _check_grid(document: SampleDocument, layout: GridLayout) -> Iterator[Problem]:
+def _check_grid(image: EntryDocument, layout: GridLayout) -> Iterator[Problem]:
     if not layout.settings:
-        if document.grid.model_dump(exclude={"views"}) != layout.model_dump():
-            yield "document-grid", f"grid {document.grid!r}, the data set's is {layout!r}"
+        if image.grid.model_dump(exclude={"views"}) != layout.model_dump():
+            yield "document-grid", f"grid {image.grid!r}, the data set's is {layout!r}"
         return
     try:
         grid = layout.grid
         assert grid is not None
-        placed = GridDocument.of(grid.place((document.image.height, document.image.width)), layout.fit)
+        placed = GridDocument.of(grid.place((image.height, image.width)), layout.fit)
     except InputError as error:
         yield "document-grid", f"the data set's grid can't be laid on this image: {error}"
         return
-    if document.grid != placed:
-        yield "document-grid", f"grid {document.grid!r}, the data set's makes {placed!r} of this image"
+    if image.grid != placed:
+        yield "document-grid", f"grid {image.grid!r}, the data set's makes {placed!r} of this image"
 
 
-def _check_phrase(index: int, phrase: PhraseDocument, document: SampleDocument) -> Iterator[Problem]:
-    if phrase.text_index >= len(document.texts):
-        yield "phrase-text", f"phrase {index} is of text {phrase.text_index}; there are {len(document.texts)} texts"
+def _check_phrase(index: int, phrase: PhraseDocument, told: KeyJson) -> Iterator[Problem]:
+    if phrase.image >= len(told.images):
+        yield "phrase-image", f"phrase {index} is of image {phrase.image}; there are {len(told.images)}"
         return
-    text = document.texts[phrase.text_index]
+    if phrase.text_index >= len(told.texts):
+        yield "phrase-text", f"phrase {index} is of text {phrase.text_index}; there are {len(told.texts)} texts"
+        return
+    text = told.texts[phrase.text_index]
     if not phrase.start < phrase.end <= len(text):
         yield (
             "phrase-span",
@@ -128,8 +191,9 @@ def _check_phrase(index: int, phrase: PhraseDocument, document: SampleDocument) 
     elif text[phrase.start : phrase.end] != phrase.text:
         yield "phrase-span", f"phrase {index} says {phrase.text[:80]!r}, but its span holds other words"
     x0, y0, x1, y1 = phrase.box
-    if not (0 <= x0 <= x1 <= document.image.width and 0 <= y0 <= y1 <= document.image.height):
-        size = f"{document.image.width} x {document.image.height}"
+    image = told.images[phrase.image]
+    if not (0 <= x0 <= x1 <= image.width and 0 <= y0 <= y1 <= image.height):
+        size = f"{image.width} x {image.height}"
         yield "phrase-box", f"phrase {index} has box {phrase.box}, which isn't inside the image of {size} pixels"
     if phrase.score < 0 and phrase.score != -1:
         yield "phrase-score", f"phrase {index} has score {phrase.score}; 0..1, or -1 for none"
@@ -144,9 +208,9 @@ def _check_form(ending: str, array: Array, dtype: np.dtype[Any], shape: tuple[in
     return problems
 
 
-def _check_selector(selector: Array, coverage: Array | None, threshold: int | None) -> Iterator[Problem]:
+def _check_selector(ending: str, selector: Array, coverage: Array | None, threshold: int | None) -> Iterator[Problem]:
     if selector.size and selector.max() > 1:
-        yield "selector-values", f"selector.npy holds {selector.max()}; it must be 0 or 1"
+        yield "selector-values", f"{ending} holds {selector.max()}; it must be 0 or 1"
     if coverage is None:
         return
     if threshold is None:  # of a lone tar: some threshold must part what is kept from what isn't
@@ -159,9 +223,9 @@ def _check_selector(selector: Array, coverage: Array | None, threshold: int | No
         yield "selector-coverage", f"{wrong} patches have a selector other than coverage > {threshold}"
 
 
-def _check_codes(document: SampleDocument, ending: str, codes: Array) -> Iterator[Problem]:
+def _check_codes(told: KeyJson, ending: str, codes: Array) -> Iterator[Problem]:
     try:
-        tokens = TokensLayout(**document.tokens.model_dump())
+        tokens = TokensLayout(**told.tokens.model_dump())
     except ValueError as error:
         yield "document-tokens", f"KEY.json's tokens can't be: {error}"
         return
@@ -174,17 +238,17 @@ def _check_codes(document: SampleDocument, ending: str, codes: Array) -> Iterato
         yield "codes-range", f"{ending} holds {codes.max()}; the codebooks have {tokens.codebook_sizes} codes"
 
 
-def _check_features(document: SampleDocument, features: Array) -> Iterator[Problem]:
+def _check_features(told: KeyJson, views: int, ending: str, features: Array) -> Iterator[Problem]:
     try:
-        form = document.features
+        form = told.features
     except ShardError as error:
         yield "document-features", str(error)
         return
     if form is None:
         return  # said already: the member doesn't belong to the sample
-    yield from _check_form(FEATURES, features, _FEATURE_TYPE, (document.grid.views * form.tokens, form.channels))
+    yield from _check_form(ending, features, _FEATURE_TYPE, (views * form.tokens, form.channels))
     if not np.isfinite(features).all():
-        yield "features-values", f"{FEATURES} holds numbers that aren't finite"
+        yield "features-values", f"{ending} holds numbers that aren't finite"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MAX_KEY_LENGTH = 80
 """With the longest member's ending a name still fits the 100 bytes of a USTAR header."""
@@ -22,6 +23,38 @@ FEATURES = "features.npy"
 
 VQGAN = "vqgan"
 """Name of the tokens' member where VQGAN made them: `KEY.vqgan.npy`."""
+
+MAX_IMAGES = 999
+"""Images of a document."""
+
+MAX_DOCUMENT_KEY = MAX_KEY_LENGTH - len("999.")
+"""Characters of a document's key: the endings of its images' members begin with their numbers."""
+
+
+def numbered(image: int, ending: str) -> str:
+    """Ending of a member that belongs to one image of a document."""
+    return f"{image}.{ending}"
+
+
+def unnumbered(ending: str) -> str:
+    """An ending without the number of an image."""
+    number, dot, rest = ending.partition(".")
+    return rest if dot and number.isdecimal() else ending
+
+
+def sample_endings(arrays: Sequence[str], images: int, *, documents: bool) -> tuple[str, ...]:
+    """Endings of a sample's members, in the order in which they are written.
+
+    Args:
+        arrays: endings of what was made of each image.
+        images: how many the sample has.
+        documents: of a document: "0.jpg", "1.jpg", ..., "json", "txt", "0.selector.npy", "1.selector.npy", ...
+    """
+    if not documents:
+        return (IMAGE, DOCUMENT, CAPTION, *arrays)
+    made = (numbered(image, ending) for ending in arrays for image in range(images))
+    return (*(numbered(image, IMAGE) for image in range(images)), DOCUMENT, CAPTION, *made)
+
 
 _TAKEN = frozenset({"selector", "coverage", "features", VQGAN})
 

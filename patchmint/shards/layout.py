@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from patchmint.geometry import Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
 
 _UINT16_CODES = 1 << 16
 # Far above what models have; what a damaged or hostile dataset.json says is made room for, so it has to end somewhere.
@@ -122,6 +122,11 @@ class Layout(_Layout):
     tokens: TokensLayout | None = Field(description="Null: no codes.")
     features: FeatureSpec | None = Field(default=None, description="Null: no features.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
+    documents: bool = Field(
+        default=False,
+        exclude_if=lambda documents: not documents,
+        description="True: a sample is a document, of one or more images; absent: a picture.",
+    )
 
     @property
     def threshold(self) -> int | None:
@@ -129,12 +134,25 @@ class Layout(_Layout):
         return None if self.min_coverage is None else _level(self.min_coverage)
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """Endings of a sample's members, in the order in which they are written."""
+    def arrays(self) -> tuple[str, ...]:
+        """Endings of what was made of each image, in the order in which it is written."""
         labels = (SELECTOR, COVERAGE) if self.min_coverage is not None else ()
         tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
         features = (FEATURES,) if self.features else ()
-        return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens, *features)
+        return (*labels, *tokens, *features)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Endings of a sample's members in their order; of a document without the images' numbers."""
+        return (IMAGE, DOCUMENT, CAPTION, *self.arrays)
+
+    def members_of(self, images: int) -> tuple[str, ...]:
+        """Endings of the members of a sample of so many images, in the order in which they are written."""
+        return sample_endings(self.arrays, images, documents=self.documents)
+
+    def ending_of(self, image: int, ending: str) -> str:
+        """Ending of a member that belongs to one image of a sample."""
+        return numbered(image, ending) if self.documents else ending
 
 
 @lru_cache(maxsize=8)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
 
 from patchmint.errors import ShardError, about
+from patchmint.samples import Part
 from patchmint.shards.codec import Array, decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, unnumbered
+from patchmint.shards.schema import (
+    EntryDocument,
+    GridDocument,
+    KeyJson,
+    PhraseDocument,
+    SampleDocument,
+    SequenceDocument,
+    SourceDocument,
+    read_key_json,
+)
 from patchmint.storage import Storage, uri_of
 
 MAX_MEMBER_BYTES = 1 << 30
@@ -79,11 +89,86 @@ def iter_members(file: BinaryIO, name: str, *, headers_only: bool = False) -> It
 
 
 @dataclass(frozen=True)
+class StoredImage:
+    """An image of a stored sample, and what was made of it. It is parsed, and fails, as a sample is.
+
+    Attributes:
+        number: among the sample's images.
+        key: the sample's.
+        key_json: the sample's KEY.json.
+        members: the sample's.
+    """
+
+    number: int
+    key: str
+    key_json: KeyJson = field(repr=False)
+    members: Mapping[str, bytes] = field(repr=False)
+
+    @property
+    def data(self) -> bytes:
+        """The image file, as its source had it; `info.format` says what it is."""
+        return _member(self.members, self.key, self._ending(IMAGE))
+
+    @cached_property
+    def info(self) -> EntryDocument:
+        """What the image is, with its placement."""
+        return self.key_json.images[self.number]
+
+    @property
+    def grid(self) -> GridDocument:
+        """The grid on it."""
+        return self.info.grid
+
+    @property
+    def source(self) -> SourceDocument:
+        """Where it comes from."""
+        return self.info.source
+
+    @property
+    def texts(self) -> tuple[int, ...]:
+        """Numbers of the texts that label it, ascending: `selector` and `coverage` have one entry for each."""
+        return self.key_json.image_texts[self.number]
+
+    @property
+    def phrases(self) -> tuple[PhraseDocument, ...]:
+        """What was found in it, texts in order, best first."""
+        return tuple(phrase for phrase in self.key_json.phrases if phrase.image == self.number)
+
+    @cached_property
+    def selector(self) -> Array | None:
+        """Patch labels: uint8 (texts, rows * views, cols), 0 or 1; None where the data set has no labels."""
+        return self._array(SELECTOR)
+
+    @cached_property
+    def coverage(self) -> Array | None:
+        """Covered share: uint8 (texts, rows * views, cols), 0..255; None where the data set has no labels."""
+        return self._array(COVERAGE)
+
+    @cached_property
+    def codes(self) -> Array | None:
+        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
+        member = self.key_json.tokens.member
+        return self._array(f"{member}.npy") if member else None
+
+    @cached_property
+    def features(self) -> Array | None:
+        """Features: float16 (views * tokens, channels); None where the data set has none."""
+        return self._array(FEATURES)
+
+    def _ending(self, ending: str) -> str:
+        return numbered(self.number, ending) if isinstance(self.key_json, SequenceDocument) else ending
+
+    def _array(self, ending: str) -> Array | None:
+        return _array(self.members, self.key, self._ending(ending))
+
+
+@dataclass(frozen=True)
 class StoredSample:
     """A sample as it lies in a shard. What it holds is parsed when it is asked for.
 
     Every property and method raises a ShardError where its member can't be read safely, or is of another form; image,
-    document and caption also where there is none.
+    document and caption also where there is none. A picture and a document are both read by `images`, `parts` and
+    `key_json`; what is of the only image is a picture's alone.
 
     Attributes:
         key: its name.
@@ -97,54 +182,87 @@ class StoredSample:
     size: int
     members: dict[str, bytes] = field(repr=False)
 
-    @property
-    def image(self) -> bytes:
-        """The image file, as its source had it; `document.image.format` says what it is."""
-        return self._member(IMAGE)
+    @cached_property
+    def key_json(self) -> KeyJson:
+        """KEY.json."""
+        return read_key_json(_member(self.members, self.key, DOCUMENT))
 
     @cached_property
-    def document(self) -> SampleDocument:
-        """KEY.json."""
-        return SampleDocument.from_bytes(self._member(DOCUMENT))
+    def images(self) -> tuple[StoredImage, ...]:
+        """The images, by number; a picture has one."""
+        told = self.key_json
+        return tuple(StoredImage(number, self.key, told, self.members) for number in range(len(told.images)))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Texts and images of a document in their order; empty: it is a picture."""
+        return self.key_json.parts
+
+    @property
+    def phrases(self) -> tuple[PhraseDocument, ...]:
+        """What was found in all images: images in order, texts in order, best first."""
+        return self.key_json.phrases
 
     @property
     def caption(self) -> str:
         """The first text."""
         try:
-            return self._member(CAPTION).decode()
+            return _member(self.members, self.key, CAPTION).decode()
         except UnicodeDecodeError as error:
             raise ShardError(f"{self.key}.{CAPTION} isn't UTF-8: {error}") from error
 
-    @cached_property
+    @property
+    def image(self) -> bytes:
+        """The image file, as its source had it; `document.image.format` says what it is."""
+        return _member(self.members, self.key, IMAGE)
+
+    @property
+    def document(self) -> SampleDocument:
+        """KEY.json of a picture."""
+        if isinstance(self.key_json, SampleDocument):
+            return self.key_json
+        raise ShardError(f"sample {self.key!r} is a document of images and texts, not a picture; read its `images`")
+
+    @property
     def selector(self) -> Array | None:
         """Patch labels: uint8 (T, rows * views, cols), 0 or 1; None where the data set has no labels."""
-        return self.array(SELECTOR)
+        return self._of_picture(SELECTOR)
 
-    @cached_property
+    @property
     def coverage(self) -> Array | None:
         """Covered share: uint8 (T, rows * views, cols), 0..255; None where the data set has no labels."""
-        return self.array(COVERAGE)
+        return self._of_picture(COVERAGE)
 
-    @cached_property
+    @property
     def codes(self) -> Array | None:
         """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
         member = self.document.tokens.member
         return self.array(f"{member}.npy") if member else None
 
-    @cached_property
+    @property
     def features(self) -> Array | None:
         """Features: float16 (views * tokens, channels); None where the data set has none."""
-        return self.array(FEATURES)
+        return self._of_picture(FEATURES)
 
     def array(self, ending: str) -> Array | None:
         """One of the arrays, read-only; None where there is no such member."""
-        data = self.members.get(ending)
-        return None if data is None else decode_array(data, f"{self.key}.{ending}")
+        return _array(self.members, self.key, ending)
 
-    def _member(self, ending: str) -> bytes:
-        if ending not in self.members:
-            raise ShardError(f"sample {self.key!r} has no member {ending!r}; run `patchmint inspect verify` on it")
-        return self.members[ending]
+    def _of_picture(self, ending: str) -> Array | None:
+        if DOCUMENT in self.members:  # it may have been read without
+            _ = self.document
+        return self.array(ending)
+
+
+def _array(members: Mapping[str, bytes], key: str, ending: str) -> Array | None:
+    data = members.get(ending)
+    return None if data is None else decode_array(data, f"{key}.{ending}")
+
+
+def _member(members: Mapping[str, bytes], key: str, ending: str) -> bytes:
+    if ending not in members:
+        raise ShardError(f"sample {key!r} has no member {ending!r}; run `patchmint inspect verify` on it")
+    return members[ending]
 
 
 def is_own(sample: StoredSample) -> bool:
@@ -195,7 +313,7 @@ def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] |
         data: headers, members and padding, from a sidecar's `offset` to its `size`.
         path: of the tar, for errors.
         offset: where in it they begin.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: they aren't exactly one sample of regular members.
@@ -217,7 +335,7 @@ def walk_sample(
         path: of the tar, for errors.
         offset: the sidecar's `offset`.
         size: the sidecar's `size`.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: there isn't exactly one sample of regular members.
@@ -228,7 +346,7 @@ def walk_sample(
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
     if endings is None:
         return samples[0]
-    kept = {ending: data for ending, data in samples[0].members.items() if ending in endings}
+    kept = {ending: data for ending, data in samples[0].members.items() if unnumbered(ending) in endings}
     return StoredSample(samples[0].key, offset, size, kept)
 
 
@@ -244,7 +362,7 @@ def _walk(
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
         data = None
         if kind == "file":
-            wanted = endings is None or name.rpartition("/")[2].partition(".")[2] in endings
+            wanted = endings is None or unnumbered(name.rpartition("/")[2].partition(".")[2]) in endings
             data = read(start + block, size) if wanted else b""
         yield Member(name, start, end, data, kind)
         start = end

@@ -1,4 +1,4 @@
-"""A sample as it is handed to the writer, and the document that goes with it."""
+"""A sample as it is handed to the writer, and the KEY.json that goes with it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import numpy.typing as npt
 from patchmint.errors import ShardError
 from patchmint.geometry import Placement
 from patchmint.interfaces import Instances
-from patchmint.samples import PlannedSample, SourceText
+from patchmint.samples import ImageRef, PlannedSample, SourceText
 from patchmint.shards.layout import Layout
 from patchmint.shards.schema import (
     SCHEMA,
     AnnotatorDocument,
+    EntryDocument,
     GridDocument,
     ImageDocument,
+    KeyJson,
+    PartDocument,
     PhraseDocument,
     SampleDocument,
+    SequenceDocument,
     SourceDocument,
     TokensDocument,
     TurnDocument,
     dump_features,
     dump_list,
+    dump_numbers,
+    dump_phrases,
     encode_text,
     round_box,
     round_score,
@@ -32,24 +38,23 @@ from patchmint.shards.schema import (
 
 
 @dataclass(frozen=True, eq=False)
-class ShardSample:
-    """A sample to be written.
+class ShardImage:
+    """An image of a sample to be written, and what was made of it.
 
     Attributes:
-        planned: its key, and what its source says.
         data: the image file's bytes, which are written as they are.
         image: what the image is.
         views: inputs of the encoder that the grid has on this image.
         placement: the grid on this image; needed where the layout's grid has settings.
         phrases: what was found, texts in order, best first within each (`phrases_of`).
-        selector: uint8 (T, rows of all views, cols), 0 or 1; None exactly where the layout has no labels.
-        coverage: uint8 (T, rows of all views, cols); None exactly where the layout has no labels.
+        selector: uint8 (texts that label it, rows of all views, cols), 0 or 1; None exactly where the layout has no
+            labels.
+        coverage: uint8 (texts that label it, rows of all views, cols); None exactly where the layout has no labels.
         codes: integers (*grid, codebooks), or (*grid,) where there is one codebook; None exactly where the layout has
             no tokens.
         features: float16 (views * tokens, channels); None exactly where the layout has no features.
     """
 
-    planned: PlannedSample
     data: bytes = field(repr=False)
     image: ImageDocument
     views: int = 1
@@ -59,6 +64,19 @@ class ShardSample:
     coverage: npt.NDArray[Any] | None = field(default=None, repr=False)
     codes: npt.NDArray[Any] | None = field(default=None, repr=False)
     features: npt.NDArray[Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSample:
+    """A sample to be written.
+
+    Attributes:
+        planned: its key, and what its source says; of a document without the images that can't be written.
+        images: those of the source's sample, in its order; a picture has one.
+    """
+
+    planned: PlannedSample
+    images: tuple[ShardImage, ...]
 
 
 def phrases_of(instances: Instances, texts: Sequence[SourceText]) -> tuple[PhraseDocument, ...]:
@@ -75,39 +93,53 @@ def phrases_of(instances: Instances, texts: Sequence[SourceText]) -> tuple[Phras
     )
 
 
-def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
-    """The document that becomes KEY.json.
+def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
+    """What becomes KEY.json.
 
     Raises:
-        ShardError: the source's texts or boxes can't be stored.
+        ShardError: the source's texts or boxes can't be stored, or it is no sample of this layout.
     """
     planned, source = sample.planned, sample.planned.sample
     if not source.texts:
         raise ShardError(f"sample {planned.key!r} has no text; a sample without one is a reject")
+    if len(sample.images) != len(source.images) or bool(source.parts) != layout.documents:
+        kind = "documents" if layout.documents else "pictures"
+        held = f"{len(sample.images)} of its source's {len(source.images)} images and {len(source.parts)} parts"
+        raise ShardError(f"sample {planned.key!r} has {held}; the data set is of {kind}")
     tokens = layout.tokens
     try:
-        annotators = [_annotator(text) for text in source.texts]
-        return SampleDocument(
-            schema=SCHEMA,
-            key=planned.key,
-            id=source.id,
-            notice=layout.notice,
-            image=sample.image,
-            texts=tuple(text.content for text in source.texts),
-            phrases_json=dump_list(sample.phrases),
-            annotators_json=dump_list(annotators),
-            conversation_json=dump_list(
-                TurnDocument(role=turn.role, content=turn.content) for turn in source.conversation
-            ),
-            grid=_grid(sample, layout),
-            tokens=TokensDocument(
+        entries = tuple(_entry(sample, number, layout) for number in range(len(sample.images)))
+        common: dict[str, Any] = {
+            "schema": SCHEMA,
+            "key": planned.key,
+            "id": source.id,
+            "notice": layout.notice,
+            "texts": tuple(text.content for text in source.texts),
+            "annotators_json": dump_list(_annotator(text) for text in source.texts),
+            "tokens": TokensDocument(
                 member=tokens.member if tokens else "",
                 grid=tokens.grid if tokens else (),
                 codebook_sizes=tokens.codebook_sizes if tokens else (),
                 preprocessing=tokens.preprocessing if tokens else "",
             ),
-            features_json=dump_features(layout.features),
-            source=SourceDocument(name=source.image.source, path=source.image.path, start=source.image.start),
+            "features_json": dump_features(layout.features),
+        }
+        if layout.documents:
+            return SequenceDocument(
+                **common,
+                phrases_json=dump_phrases(image.phrases for image in sample.images),
+                images=entries,
+                sequence=tuple(PartDocument(text=part.text, image=part.image, role=part.role) for part in source.parts),
+                image_texts_json=dump_numbers(source.image_texts),
+            )
+        turns = (TurnDocument(role=turn.role, content=turn.content) for turn in source.conversation)
+        return SampleDocument(
+            **common,
+            image=sample.images[0].image,
+            phrases_json=dump_list(sample.images[0].phrases),
+            conversation_json=dump_list(turns),
+            grid=entries[0].grid,
+            source=entries[0].source,
         )
     except ValueError as error:
         # pydantic may not even show a string with lone surrogates.
@@ -115,12 +147,17 @@ def document_of(sample: ShardSample, layout: Layout) -> SampleDocument:
         raise ShardError(f"sample {planned.key!r} can't be stored: {error}; it is a reject") from error
 
 
-def _grid(sample: ShardSample, layout: Layout) -> GridDocument:
+def _entry(sample: ShardSample, number: int, layout: Layout) -> EntryDocument:
+    image, ref = sample.images[number], sample.planned.sample.images[number]
+    assert isinstance(ref, ImageRef)  # of a fault there are no bytes
     if not layout.grid.settings:
-        return GridDocument(**layout.grid.model_dump(), views=sample.views)
-    if sample.placement is None:
+        grid = GridDocument(**layout.grid.model_dump(), views=image.views)
+    elif image.placement is None:
         raise ShardError(f"sample {sample.planned.key!r} needs a placement: its grid depends on the image")
-    return GridDocument.of(sample.placement, layout.grid.fit)
+    else:
+        grid = GridDocument.of(image.placement, layout.grid.fit)
+    source = SourceDocument(name=ref.source, path=ref.path, start=ref.start)
+    return EntryDocument(**dict(image.image), grid=grid, source=source)
 
 
 def _annotator(text: SourceText) -> AnnotatorDocument:

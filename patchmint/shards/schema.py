@@ -8,6 +8,7 @@ the first full one. Lists that may be empty (phrases, annotators, conversation) 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -20,6 +21,8 @@ from patchmint.errors import ShardError
 from patchmint.geometry.placement import AxisMap, Placement, View
 from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
+from patchmint.samples import Part
+from patchmint.shards.endings import MAX_IMAGES
 from patchmint.shards.versions import schema_name
 from patchmint.types import Phrase, Size
 
@@ -66,6 +69,7 @@ class PhraseDocument(_Document):
     end: int = Field(ge=0, description="One past the last character.")
     box: BoxDocument = Field(description="XYXY in original pixels.")
     score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
+    image: int = Field(default=0, ge=0, exclude=True, description="Which image; only a document says it.")
 
     @property
     def phrase(self) -> Phrase:
@@ -225,58 +229,21 @@ class SourceDocument(_Document):
     start: int = Field(ge=-1, description="First byte or row in it; -1: the whole file.")
 
 
-class SampleDocument(_Document):
-    """KEY.json. `phrases`, `annotators`, `conversation` and `features` read what is JSON in a string."""
+class EntryDocument(ImageDocument):
+    """An image of a document, with its grid and its source."""
 
-    schema_: Literal["patchmint.sample/2", "patchmint.sample/1"] = Field(
-        alias="schema", description="Name and version of this form."
-    )
-    key: str = Field(description="The sample's name in the data set.")
-    id: str = Field(description="The source's own name for it.")
-    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
-    image: ImageDocument
-    texts: tuple[str, ...] = Field(min_length=1, description="The texts, as the source has them.")
-    phrases_json: Json = Field(description="What was found, texts in order, best first: a list of phrases, as JSON.")
-    annotators_json: Json = Field(description="What the source's annotators say, an entry a text, as JSON.")
-    conversation_json: Json = Field(description="LLaVA's turns, as JSON; an empty list for other sources.")
     grid: GridDocument
-    tokens: TokensDocument
-    features_json: Json = Field(
-        description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
-    )
     source: SourceDocument
-
-    @model_validator(mode="after")
-    def _has_all_of_its_version(self) -> Self:
-        if self.schema_ != schema_name("sample", 1) and "name" not in self.source.model_fields_set:
-            raise ValueError("source.name: Field required")
-        return self
-
-    @property
-    def phrases(self) -> tuple[PhraseDocument, ...]:
-        """What was found; a ShardError where the string isn't JSON of that form, as for the other three."""
-        return _parse(_PHRASES, self.phrases_json, "phrases_json")
-
-    @property
-    def annotators(self) -> tuple[AnnotatorDocument, ...]:
-        """What the source's annotators say, an entry a text."""
-        return _parse(_ANNOTATORS, self.annotators_json, "annotators_json")
-
-    @property
-    def conversation(self) -> tuple[TurnDocument, ...]:
-        """LLaVA's turns."""
-        return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
     @cached_property
     def placement(self) -> Placement | None:
-        """The grid on the image; None where the document doesn't tell (one input of the same size, or format 1)."""
-        if not self.grid.placement_json:
+        """The grid on the image; None where nothing tells (one input of the same size, or format 1)."""
+        grid = self.grid
+        if not grid.placement_json:
             return None
-        told = _parse(_PLACEMENT, self.grid.placement_json, "grid.placement_json")
-        placement = Placement(
-            (self.image.height, self.image.width), tuple(view.view for view in told.views), told.tokens
-        )
-        if (placement.rows, placement.cols, len(placement.views)) != (self.grid.rows, self.grid.cols, self.grid.views):
+        told = _parse(_PLACEMENT, grid.placement_json, "grid.placement_json")
+        placement = told.placement((self.height, self.width))
+        if (placement.rows, placement.cols, len(placement.views)) != (grid.rows, grid.cols, grid.views):
             raise ShardError("grid.placement_json tells of other rows, columns or views than grid")
         return placement
 
@@ -286,32 +253,154 @@ class SampleDocument(_Document):
         grid = self.grid
         return self.placement.shape if self.placement is not None else (grid.rows * grid.views, grid.cols)
 
+
+class PartDocument(_Document):
+    """A text of a document, or the place of one of its images."""
+
+    text: str = Field(description="The text; empty where it is the place of an image.")
+    image: int = Field(ge=-1, description="Number of the image; -1 where it is a text.")
+    role: str = Field(description="Who begins to speak with this part: human, gpt or system; empty: it goes on.")
+
+
+class _KeyJson(_Document):
+    """What KEY.json of a picture and of a document have in common."""
+
+    schema_: Literal["patchmint.sample/2", "patchmint.sample/1"] = Field(
+        alias="schema", description="Name and version of this form."
+    )
+    key: str = Field(description="The sample's name in the data set.")
+    id: str = Field(description="The source's own name for it.")
+    notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
+    texts: tuple[str, ...] = Field(min_length=1, description="The texts, as the source has them.")
+    phrases_json: Json = Field(description="What was found, texts in order, best first: a list of phrases, as JSON.")
+    annotators_json: Json = Field(description="What the source's annotators say, an entry a text, as JSON.")
+    tokens: TokensDocument
+    features_json: Json = Field(
+        description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
+    )
+
+    @property
+    def phrases(self) -> tuple[PhraseDocument, ...]:
+        """What was found; a ShardError where the string isn't JSON of that form, as for all such strings."""
+        return _parse(_PHRASES, self.phrases_json, "phrases_json")
+
+    @property
+    def annotators(self) -> tuple[AnnotatorDocument, ...]:
+        """What the source's annotators say, an entry a text."""
+        return _parse(_ANNOTATORS, self.annotators_json, "annotators_json")
+
     @property
     def features(self) -> FeatureSpec | None:
         """What the features are; None where there are none."""
         return None if self.features_json == _NO_FEATURES else _parse(_FEATURES, self.features_json, "features_json")
 
+
+class SampleDocument(_KeyJson):
+    """KEY.json of a picture. `phrases`, `annotators`, `conversation` and `features` read what is JSON in a string."""
+
+    image: ImageDocument
+    conversation_json: Json = Field(description="LLaVA's turns, as JSON; an empty list for other sources.")
+    grid: GridDocument
+    source: SourceDocument
+
+    @model_validator(mode="after")
+    def _has_all_of_its_version(self) -> Self:
+        if self.schema_ != schema_name("sample", 1) and "name" not in self.source.model_fields_set:
+            raise ValueError("source.name: Field required")
+        return self
+
+    @property
+    def conversation(self) -> tuple[TurnDocument, ...]:
+        """LLaVA's turns."""
+        return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
+
+    @property
+    def images(self) -> tuple[EntryDocument, ...]:
+        """The only image, as a document has it."""
+        return (EntryDocument.model_construct(**dict(self.image), grid=self.grid, source=self.source),)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """None: it is no document."""
+        return ()
+
+    @property
+    def image_texts(self) -> tuple[tuple[int, ...], ...]:
+        """All texts label the image."""
+        return (tuple(range(len(self.texts))),)
+
+    @cached_property
+    def placement(self) -> Placement | None:
+        """The grid on the image; None where the document doesn't tell (one input of the same size, or format 1)."""
+        return self.images[0].placement
+
+    @property
+    def label_shape(self) -> Size:
+        """(rows, cols) of a text's labels, views stacked; a ShardError where `placement` can't be read."""
+        return self.images[0].label_shape
+
     def to_bytes(self) -> bytes:
-        """The member's bytes: UTF-8, fields in order of the schema, no spaces.
+        """The member's bytes: UTF-8, fields in order of the format, no spaces.
 
         Raises:
             ShardError: a text isn't valid Unicode.
         """
+        told = self.model_dump()
+        return encode_text(_dump({name: told[name] for name in _FIELDS}), "KEY.json")
+
+
+class SequenceDocument(_KeyJson):
+    """KEY.json of a document. `phrases`, `annotators`, `image_texts` and `features` read what is JSON in a string."""
+
+    images: tuple[EntryDocument, ...] = Field(min_length=1, max_length=MAX_IMAGES, description="By number.")
+    sequence: tuple[PartDocument, ...] = Field(min_length=1, description="Texts and images in their order.")
+    image_texts_json: Json = Field(
+        description="For each image the numbers of the texts that label it, ascending: a list of lists, as JSON."
+    )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Texts and images in their order."""
+        return tuple(Part(part.text, part.image, part.role) for part in self.sequence)
+
+    @cached_property
+    def image_texts(self) -> tuple[tuple[int, ...], ...]:
+        """For each image the numbers of the texts that label it."""
+        told = _parse(_IMAGE_TEXTS, self.image_texts_json, "image_texts_json")
+        if len(told) != len(self.images):
+            raise ShardError(f"image_texts_json has {len(told)} entries for {len(self.images)} images")
+        return told
+
+    def to_bytes(self) -> bytes:
+        """The member's bytes, as a picture's. Raises a ShardError, as that does."""
         return encode_text(_dump(self.model_dump()), "KEY.json")
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SampleDocument:
-        """Read the member's bytes.
 
-        Raises:
-            ShardError: it isn't JSON of this form: not a dict at the top, a field absent, null or of another type.
-        """
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise ShardError(f"KEY.json isn't of the form {SCHEMA}: {first_error(error)}") from error
+KeyJson = SampleDocument | SequenceDocument
+"""KEY.json of a picture or of a document."""
 
 
+def read_key_json(data: bytes) -> KeyJson:
+    """Read the bytes of KEY.json; only a document's has a `sequence`.
+
+    Raises:
+        ShardError: it isn't JSON of its form: not a dict at the top, a field absent, null or of another type.
+    """
+    try:
+        # Quotes inside strings are escaped, so what is found is a field.
+        if _SEQUENCE.search(data):
+            return SequenceDocument.model_validate_json(data)
+        return SampleDocument.model_validate_json(data)
+    except ValidationError as error:
+        raise ShardError(f"KEY.json isn't of the form {SCHEMA}: {first_error(error)}") from error
+
+
+_SEQUENCE = re.compile(rb'"sequence"\s*:')
+_FIELDS = (
+    *("schema", "key", "id", "notice", "image", "texts", "phrases_json", "annotators_json", "conversation_json"),
+    *("grid", "tokens", "features_json", "source"),
+)
+_IMAGE_TEXTS = TypeAdapter(tuple[tuple[Annotated[int, Field(ge=0)], ...], ...])
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])
 _ANNOTATORS = TypeAdapter(tuple[AnnotatorDocument, ...])
 _CONVERSATION = TypeAdapter(tuple[TurnDocument, ...])
@@ -327,6 +416,16 @@ def dump_features(features: FeatureSpec | None) -> str:
 def dump_list(items: Iterable[BaseModel]) -> str:
     """A list of documents as the JSON that goes into a string."""
     return _dump([item.model_dump() for item in items])
+
+
+def dump_phrases(images: Iterable[Iterable[PhraseDocument]]) -> str:
+    """What was found in each image of a document as the JSON that goes into a string."""
+    return _dump([phrase.model_dump() | {"image": n} for n, phrases in enumerate(images) for phrase in phrases])
+
+
+def dump_numbers(lists: Iterable[Iterable[int]]) -> str:
+    """Lists of numbers as the JSON that goes into a string."""
+    return _dump([list(numbers) for numbers in lists])
 
 
 def round_box(box: Iterable[float]) -> BoxDocument:
@@ -374,8 +473,8 @@ def _parse(adapter: TypeAdapter[_Items], text: str, field: str) -> _Items:
 
 
 def json_schema() -> str:
-    """The document's JSON Schema, as kept in docs/schemas/sample.schema.json."""
-    return json.dumps(SampleDocument.model_json_schema(mode="serialization"), indent=2) + "\n"
+    """The JSON Schema of both, as kept in docs/schemas/sample.schema.json."""
+    return json.dumps(TypeAdapter(KeyJson).json_schema(mode="serialization"), indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError
-from patchmint.shards.reader import iter_samples
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.schema import KeyJson, SampleDocument
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
@@ -36,36 +36,60 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("key", pa.string()),
-            ("id", pa.string()),
-            ("ordinal", pa.int64()),
-            ("offset", pa.int64()),
-            ("size", pa.int64()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("format", pa.string()),
-            ("rows", pa.int32()),
-            ("cols", pa.int32()),
-            ("views", pa.int32()),
-            ("texts", _list(pa.string())),
-            ("label_shares", _list(pa.float32())),
-            ("phrases", _list(pa.string())),
-            ("phrase_texts", _list(pa.int32())),
-            ("scores", _list(pa.float32())),
-            ("codes", _list(pa.uint32())),
-            ("code_counts", _list(pa.uint32())),
-            ("source_name", pa.string()),
-            ("source_path", pa.string()),
-            ("source_start", pa.int64()),
-        )
-    ],
-    metadata={"patchmint.schema": SIDECAR_SCHEMA},
+_NUMBERS, _SHARES, _STRINGS = _list(pa.int32()), _list(pa.float32()), _list(pa.string())
+_SAMPLE = {"key": pa.string(), "id": pa.string(), "ordinal": pa.int64(), "offset": pa.int64(), "size": pa.int64()}
+_FOUND = {"phrases": _STRINGS, "phrase_texts": _NUMBERS}
+_CODES = {"scores": _SHARES, "codes": _list(pa.uint32()), "code_counts": _list(pa.uint32())}
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    return pa.schema(fields, metadata={"patchmint.schema": SIDECAR_SCHEMA})
+
+
+SCHEMA = _schema(
+    {
+        **_SAMPLE,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "format": pa.string(),
+        "rows": pa.int32(),
+        "cols": pa.int32(),
+        "views": pa.int32(),
+        "texts": _STRINGS,
+        "label_shares": _SHARES,
+        **_FOUND,
+        **_CODES,
+        "source_name": pa.string(),
+        "source_path": pa.string(),
+        "source_start": pa.int64(),
+    }
 )
-"""Columns of the sidecar; docs/format.md says what each holds."""
+"""Columns of a picture's row; docs/format.md says what each holds."""
+
+DOCUMENTS = _schema(
+    {
+        **_SAMPLE,
+        "images": pa.int32(),
+        "widths": _NUMBERS,
+        "heights": _NUMBERS,
+        "formats": _STRINGS,
+        "rows": _NUMBERS,
+        "cols": _NUMBERS,
+        "views": _NUMBERS,
+        "texts": _STRINGS,
+        "label_shares": _SHARES,
+        "share_images": _NUMBERS,
+        "share_texts": _NUMBERS,
+        **_FOUND,
+        "phrase_images": _NUMBERS,
+        **_CODES,
+        "source_name": pa.string(),
+        "source_paths": _STRINGS,
+        "source_starts": _list(pa.int64()),
+    }
+)
+"""Columns of a document's row."""
 
 ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": ""}
 """Columns that sidecars of version 1 lack, and what they would hold."""
@@ -74,9 +98,9 @@ SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 
 
 def sidecar_row(
-    document: SampleDocument,
-    selector: npt.NDArray[Any] | None,
-    codes: npt.NDArray[Any] | None,
+    told: KeyJson,
+    selectors: Sequence[npt.NDArray[Any]],
+    codes: Sequence[npt.NDArray[Any]],
     *,
     ordinal: int,
     offset: int,
@@ -85,37 +109,64 @@ def sidecar_row(
     """A sample's row, as plain values.
 
     Args:
-        document: its KEY.json.
-        selector: uint8 (T, rows, cols); None where there are no labels.
-        codes: as stored; None where there are no tokens.
+        told: its KEY.json.
+        selectors: of each image uint8 (texts that label it, rows, cols); none where there are no labels.
+        codes: of each image as stored; none where there are no tokens.
         ordinal: position in the source's order.
         offset: first byte of its first member's header in the tar.
         size: bytes of all its members, headers and padding included.
     """
-    distinct, counts = _histogram(codes, document.tokens.codebook_sizes)
-    return {
-        "key": document.key,
-        "id": document.id,
+    distinct, counts = _histogram(codes, told.tokens.codebook_sizes)
+    phrases = told.phrases
+    sample: dict[str, Any] = {
+        "key": told.key,
+        "id": told.id,
         "ordinal": ordinal,
         "offset": offset,
         "size": size,
-        "width": document.image.width,
-        "height": document.image.height,
-        "format": document.image.format,
-        "rows": document.grid.rows,
-        "cols": document.grid.cols,
-        "views": document.grid.views,
-        "texts": list(document.texts),
-        "label_shares": [] if selector is None else selector.mean(axis=(1, 2)).astype(np.float32).tolist(),
-        "phrases": [phrase.text for phrase in document.phrases],
-        "phrase_texts": [phrase.text_index for phrase in document.phrases],
-        "scores": np.array([phrase.score for phrase in document.phrases], np.float32).tolist(),
+        "texts": list(told.texts),
+        "label_shares": [float(share) for labels in selectors for share in _shares(labels)],
+        "phrases": [phrase.text for phrase in phrases],
+        "phrase_texts": [phrase.text_index for phrase in phrases],
+        "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
         "codes": distinct,
         "code_counts": counts,
-        "source_name": document.source.name,
-        "source_path": document.source.path,
-        "source_start": document.source.start,
+        "source_name": told.images[0].source.name,
     }
+    each: dict[str, list[Any]] = {
+        "width": [image.width for image in told.images],
+        "height": [image.height for image in told.images],
+        "format": [image.format for image in told.images],
+        "rows": [image.grid.rows for image in told.images],
+        "cols": [image.grid.cols for image in told.images],
+        "views": [image.grid.views for image in told.images],
+        "source_path": [image.source.path for image in told.images],
+        "source_start": [image.source.start for image in told.images],
+    }
+    if isinstance(told, SampleDocument):
+        return sample | {name: value for name, (value,) in each.items()}
+    labelled = [(image, text) for image, texts in enumerate(told.image_texts) for text in texts] if selectors else []
+    return (
+        sample
+        | {name if name in DOCUMENTS.names else f"{name}s": values for name, values in each.items()}
+        | {
+            "images": len(told.images),
+            "share_images": [image for image, _ in labelled],
+            "share_texts": [text for _, text in labelled],
+            "phrase_images": [phrase.image for phrase in phrases],
+        }
+    )
+
+
+def _shares(selector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.asarray(selector.mean(axis=(1, 2)), np.float32)
+
+
+def stored_row(sample: StoredSample, ordinal: int) -> dict[str, Any]:
+    """The row of a sample as it lies in its shard. Raises a ShardError, as the sample does."""
+    labels = [image.selector for image in sample.images if image.selector is not None]
+    codes = [image.codes for image in sample.images if image.codes is not None]
+    return sidecar_row(sample.key_json, labels, codes, ordinal=ordinal, offset=sample.offset, size=sample.size)
 
 
 def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -149,6 +200,20 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
         if table.column_names.count(name) != 1 or table[name].type != kind or table[name].null_count:
             raise _no_table(storage, path, f"its column {name!r} isn't what the format says")
     return table
+
+
+def schema_of(storage: Storage, path: str) -> pa.Schema:
+    """Which of the two forms a sidecar has: `SCHEMA` or `DOCUMENTS`.
+
+    Raises:
+        NotFoundError, StorageError: it can't be read.
+        ShardError: it is damaged.
+    """
+    with storage.open(path) as file:
+        try:
+            return DOCUMENTS if "images" in pq.read_schema(file).names else SCHEMA
+        except (pa.ArrowException, OSError) as error:
+            raise _no_table(storage, path, str(error)) from error
 
 
 def is_of_version_1(parquet: pq.ParquetFile) -> bool:
@@ -186,13 +251,14 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
                 f"{tar} was packed again with extended (PAX or GNU) headers, which shards don't have; pack it with "
                 "`tar --format=ustar`, or get the shard as it was built"
             )
-        place = {"ordinal": ordinal, "offset": sample.offset, "size": sample.size}
         try:
-            row = sidecar_row(sample.document, sample.selector, sample.codes, **place)
+            row = stored_row(sample, ordinal)
         except ShardError as error:
             raise ShardError(f"{tar} isn't a patchmint shard throughout: {error}") from error
         rows.append(row | {"key": sample.key})  # whatever its document says
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    if len({"images" in row for row in rows}) > 1:
+        raise ShardError(f"{tar} holds pictures and documents; a shard of patchmint holds one of them")
+    return pa.Table.from_pylist(rows, schema=DOCUMENTS if rows and "images" in rows[0] else SCHEMA)
 
 
 class TableWriter:
@@ -231,11 +297,11 @@ class TableWriter:
         self._rows = []
 
 
-def _histogram(codes: npt.NDArray[Any] | None, codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _histogram(codes: Sequence[npt.NDArray[Any]], codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Distinct codes, ascending, and how often each is there; codebook k's codes come after those before it."""
-    if codes is None:
+    if not codes:
         return [], []
-    wide = codes.astype(np.int64)
+    wide = np.stack(codes).astype(np.int64)
     if len(codebook_sizes) > 1:
         wide += np.array([0, *accumulate(codebook_sizes[:-1])])
     distinct, counts = np.unique(wide, return_counts=True)

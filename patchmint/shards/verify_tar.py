@@ -14,11 +14,11 @@ from patchmint.errors import PatchmintError, ShardError, StorageError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.shards.checks import Array, Finding, Findings, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import Member, StoredSample, is_own, iter_members
-from patchmint.shards.schema import SampleDocument, dump_features
-from patchmint.shards.sidecar import sidecar_row
+from patchmint.shards.schema import KeyJson, SequenceDocument, dump_features
+from patchmint.shards.sidecar import stored_row
 from patchmint.storage import Storage
 
 Decode = Callable[[bytes], tuple[int, int]]
@@ -157,18 +157,18 @@ class _State:
             self._compare_row(sample, trouble)
         if self.decode is not None:
             self.findings.extend(check_image(sample, self.decode), shown)
-        elif held.get(IMAGE) == b"":
-            self.findings.add("image-damaged", "the image is an empty file", shown)
+        else:
+            empty = [ending for ending, data in held.items() if not data and ending.rpartition(".")[2] == IMAGE]
+            self.findings.extend((("image-damaged", f"{ending} is an empty file") for ending in empty), shown)
 
     def _compare_row(self, sample: StoredSample, trouble: bool) -> None:
         row = next(self.rows, None) if self.rows is not None else None
         if row is None:
             self.findings.add("sidecar-rows", "the sidecar has no row for this sample", sample.key[:120])
             return
-        place = {"offset": sample.offset, "size": sample.size}
-        expected: dict[str, Any] = {"key": sample.key, **place}
+        expected: dict[str, Any] = {"key": sample.key, "offset": sample.offset, "size": sample.size}
         if not trouble:
-            expected = sidecar_row(sample.document, sample.selector, sample.codes, ordinal=row["ordinal"], **place)
+            expected = stored_row(sample, row["ordinal"])
         # A sidecar of version 1 has fewer columns.
         wrong = [name for name, value in expected.items() if name in row and row[name] != value]
         if wrong:
@@ -243,10 +243,10 @@ def check_own(sample: StoredSample, layout: Layout | None) -> Iterator[Problem]:
         layout: of its data set; None: only what the sample says of itself is held against it.
     """
     yield from check_key(sample.key)
-    document: SampleDocument | None = None
+    document: KeyJson | None = None
     if DOCUMENT in sample.members:
         try:
-            document = sample.document
+            document = sample.key_json
         except ShardError as error:
             yield "document-form", str(error)
     yield from _check_endings(sample, _expected(sample, document, layout))
@@ -283,32 +283,41 @@ def check_image(sample: StoredSample, decode: Callable[[bytes], tuple[int, int]]
         sample: as read.
         decode: an image file's bytes -> (height, width); raises a PatchmintError where it can't.
     """
-    for ending in sorted(sample.members.keys() & IMAGE_ENDINGS):
+    try:
+        told = sample.key_json
+        documents = isinstance(told, SequenceDocument)
+        sizes = {numbered(n, IMAGE) if documents else IMAGE: image for n, image in enumerate(told.images)}
+    except ShardError:  # said already, or not ours
+        sizes = {}
+    for ending in sample.members:
+        number, _, kind = ending.rpartition(".")
+        if kind not in IMAGE_ENDINGS or (number and not number.isdecimal()):
+            continue
         try:
             height, width = decode(sample.members[ending])
         except PatchmintError as error:
             yield "image-damaged", f"{ending} can't be decoded: {error}"
             continue
-        try:
-            image = sample.document.image
-        except ShardError:  # said already, or not ours
-            continue
-        if (image.height, image.width) != (height, width):
+        image = sizes.get(ending)
+        if image is not None and (image.height, image.width) != (height, width):
             yield (
                 "image-size",
-                f"the image has {width} x {height} pixels, KEY.json says {image.width} x {image.height}",
+                f"{ending} has {width} x {height} pixels, KEY.json says {image.width} x {image.height}",
             )
 
 
-def _expected(sample: StoredSample, document: SampleDocument | None, layout: Layout | None) -> tuple[str, ...] | None:
+def _expected(sample: StoredSample, told: KeyJson | None, layout: Layout | None) -> tuple[str, ...] | None:
+    if told is None:
+        return None if layout is None or layout.documents else layout.members
+    images = len(told.images)
     if layout is not None:
-        return layout.members
-    if document is None:
-        return None
-    labels = (SELECTOR, COVERAGE) if {SELECTOR, COVERAGE} & sample.members.keys() else ()
-    tokens = (f"{document.tokens.member}.npy",) if document.tokens.member else ()
-    features = (FEATURES,) if document.features_json != dump_features(None) else ()
-    return (IMAGE, DOCUMENT, CAPTION, *labels, *tokens, *features)
+        return layout.members_of(images)
+    documents = isinstance(told, SequenceDocument)
+    first = numbered(0, "") if documents else ""
+    labels = (SELECTOR, COVERAGE) if {first + SELECTOR, first + COVERAGE} & sample.members.keys() else ()
+    tokens = (f"{told.tokens.member}.npy",) if told.tokens.member else ()
+    features = (FEATURES,) if told.features_json != dump_features(None) else ()
+    return sample_endings((*labels, *tokens, *features), images, documents=documents)
 
 
 def _check_endings(sample: StoredSample, expected: tuple[str, ...] | None) -> Iterator[Problem]:
@@ -337,7 +346,7 @@ def _read_arrays(sample: StoredSample, arrays: dict[str, Array]) -> Iterator[Pro
                 yield "array-form", str(error)
 
 
-def _check_caption(sample: StoredSample, document: SampleDocument) -> Iterator[Problem]:
+def _check_caption(sample: StoredSample, document: KeyJson) -> Iterator[Problem]:
     if CAPTION not in sample.members:
         return
     try:

@@ -15,9 +15,9 @@ from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAG
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
-from patchmint.shards.sample import ShardSample, document_of
-from patchmint.shards.schema import SampleDocument, encode_text
-from patchmint.shards.sidecar import SCHEMA, TableWriter, sidecar_row
+from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
+from patchmint.shards.schema import KeyJson, encode_text
+from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, TableWriter, sidecar_row
 
 
 class ShardWriter:
@@ -33,7 +33,7 @@ class ShardWriter:
 
     def __init__(self, tar: BinaryIO, sidecar: BinaryIO, layout: Layout) -> None:
         self._tar = tar
-        self._table = TableWriter(sidecar, SCHEMA)
+        self._table = TableWriter(sidecar, DOCUMENTS if layout.documents else SCHEMA)
         self._layout = layout
         self._keys: set[str] = set()
         self._size = 0
@@ -57,16 +57,15 @@ class ShardWriter:
             ShardError: the sample isn't what layout and format say (its key is unlawful or taken, an array is missing
                 or of another type or shape, a box lies outside the image, ...); nothing of it is written.
         """
-        document = document_of(sample, self._layout)
-        arrays = _arrays(sample, self._layout)
-        self._check(document, arrays)
+        told, arrays = key_json_of(sample, self._layout), _arrays(sample, self._layout)
+        self._check(told, arrays)
         data = {
-            IMAGE: sample.data,
-            DOCUMENT: document.to_bytes(),
-            CAPTION: encode_text(document.texts[0], "KEY.txt"),
+            **{self._layout.ending_of(number, IMAGE): image.data for number, image in enumerate(sample.images)},
+            DOCUMENT: told.to_bytes(),
+            CAPTION: encode_text(told.texts[0], "KEY.txt"),
             **{ending: encode_array(array) for ending, array in arrays.items()},
         }
-        self._append(document, arrays, data, sample.planned.ordinal)
+        self._append(told, arrays, data, sample.planned.ordinal)
 
     def add_stored(self, sample: StoredSample, ordinal: int) -> None:
         """Write a sample as another shard of the same data set holds it.
@@ -78,25 +77,25 @@ class ShardWriter:
         Raises:
             ShardError: as for `add`, or a member is damaged.
         """
-        found = {ending: sample.array(ending) for ending in self._layout.members[3:]}
+        endings = [ending for ending in self._layout.members_of(len(sample.images)) if ending.endswith(".npy")]
+        found = {ending: sample.array(ending) for ending in endings}
         arrays = {ending: array for ending, array in found.items() if array is not None}
-        self._check(sample.document, arrays)
-        self._append(sample.document, arrays, sample.members, ordinal)
+        self._check(sample.key_json, arrays)
+        self._append(sample.key_json, arrays, sample.members, ordinal)
 
-    def _append(
-        self, document: SampleDocument, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int
-    ) -> None:
-        members = tar_sample(document.key, ((ending, data[ending]) for ending in self._layout.members))
-        tokens = self._layout.tokens
-        codes = arrays[f"{tokens.member}.npy"] if tokens else None
-        place = {"ordinal": ordinal, "offset": self._size, "size": len(members)}
-        row = sidecar_row(document, arrays.get(SELECTOR), codes, **place)
+    def _append(self, told: KeyJson, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int) -> None:
+        layout, images = self._layout, range(len(told.images))
+        members = tar_sample(told.key, ((ending, data[ending]) for ending in layout.members_of(len(images))))
+        labels = [] if layout.threshold is None else [arrays[layout.ending_of(image, SELECTOR)] for image in images]
+        member = f"{layout.tokens.member}.npy" if layout.tokens else ""
+        codes = [arrays[layout.ending_of(image, member)] for image in images] if member else []
+        row = sidecar_row(told, labels, codes, ordinal=ordinal, offset=self._size, size=len(members))
         self._table.add(row)
         self._texts += len(row["texts"])
         self._label_shares += row["label_shares"]
         self._tar.write(members)
         self._size += len(members)
-        self._keys.add(document.key)
+        self._keys.add(told.key)
 
     def close(self) -> None:
         """Write the tar's end and the sidecar's footer."""
@@ -112,38 +111,39 @@ class ShardWriter:
         if kind is None:
             self.close()
 
-    def _check(self, document: SampleDocument, arrays: dict[str, Array]) -> None:
-        for _, message in self._problems(document, arrays):
-            raise ShardError(f"sample {document.key!r} can't be written: {message}")
+    def _check(self, told: KeyJson, arrays: Mapping[str, Array]) -> None:
+        for _, message in self._problems(told, arrays):
+            raise ShardError(f"sample {told.key!r} can't be written: {message}")
 
-    def _problems(self, document: SampleDocument, arrays: dict[str, Array]) -> Iterator[Problem]:
-        yield from check_key(document.key)
-        if document.key in self._keys:
+    def _problems(self, told: KeyJson, arrays: Mapping[str, Array]) -> Iterator[Problem]:
+        yield from check_key(told.key)
+        if told.key in self._keys:
             yield "key-duplicate", "its key is in this shard already"
-        yield from check_document(document, document.key, self._layout)
-        yield from check_arrays(document, arrays, self._layout)
+        yield from check_document(told, told.key, self._layout)
+        yield from check_arrays(told, arrays, self._layout)
 
 
 def _arrays(sample: ShardSample, layout: Layout) -> dict[str, Array]:
     """The arrays by ending, in the form in which they are stored."""
-    given: dict[str, Array | None] = {
-        SELECTOR: sample.selector,
-        COVERAGE: sample.coverage,
-        FEATURES: sample.features,
+    return {
+        layout.ending_of(number, ending): array
+        for number, image in enumerate(sample.images)
+        for ending, array in _arrays_of(image, sample.planned.key, layout).items()
     }
+
+
+def _arrays_of(image: ShardImage, key: str, layout: Layout) -> dict[str, Array]:
+    given: dict[str, Array | None] = {SELECTOR: image.selector, COVERAGE: image.coverage, FEATURES: image.features}
     if layout.tokens is not None:
-        codes = sample.codes
+        codes = image.codes
         if codes is not None and len(layout.tokens.codebook_sizes) == 1 and codes.ndim == len(layout.tokens.grid) + 1:
             codes = codes[..., 0]
         given[f"{layout.tokens.member}.npy"] = codes
-    elif sample.codes is not None:
-        raise ShardError(f"sample {sample.planned.key!r} has codes, the data set has none")
+    elif image.codes is not None:
+        raise ShardError(f"sample {key!r} has codes, the data set has none")
     arrays = {ending: array for ending, array in given.items() if array is not None}
-    wanted = set(layout.members[3:])
-    if arrays.keys() != wanted:
-        raise ShardError(
-            f"sample {sample.planned.key!r} has arrays {sorted(arrays)}, the data set has {sorted(wanted)}"
-        )
+    if arrays.keys() != set(layout.arrays):
+        raise ShardError(f"sample {key!r} has arrays {sorted(arrays)}, the data set has {sorted(layout.arrays)}")
     if layout.tokens is not None:
         _narrow(arrays, f"{layout.tokens.member}.npy", layout.tokens.dtype)
     return arrays

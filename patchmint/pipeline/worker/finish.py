@@ -24,7 +24,7 @@ from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardSample, phrases_of
+from patchmint.shards.sample import ShardImage, ShardSample, phrases_of
 from patchmint.shards.saved import SavedUnit
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
@@ -152,8 +152,7 @@ def stored_sample(prepared: Prepared, annotated: AnnotatedImage) -> ShardSample:
     image, labels, found, tokens = prepared.image, annotated.labels, annotated.instances, annotated.tokens
     assert image.format != "array"  # it was decoded from a file's bytes
     height, width = image.size
-    made = ShardSample(
-        planned=prepared.planned,
+    made = ShardImage(
         data=prepared.data,
         image=ImageDocument(
             width=width, height=height, format=image.format, mode=image.mode, orientation=image.orientation
@@ -166,17 +165,17 @@ def stored_sample(prepared: Prepared, annotated: AnnotatedImage) -> ShardSample:
         codes=tokens.codes if tokens else None,
         features=annotated.features,
     )
-    extended = prepared.extended
-    if extended is None:
-        return made
-    return replace(
-        made,
-        phrases=made.phrases if made.selector is not None else extended.document.phrases,
-        selector=made.selector if made.selector is not None else extended.selector,
-        coverage=made.coverage if made.coverage is not None else extended.coverage,
-        codes=made.codes if made.codes is not None else extended.codes,
-        features=made.features if made.features is not None else extended.features,
-    )
+    if prepared.extended is not None:
+        (extended,) = prepared.extended.images
+        made = replace(
+            made,
+            phrases=made.phrases if made.selector is not None else extended.phrases,
+            selector=made.selector if made.selector is not None else extended.selector,
+            coverage=made.coverage if made.coverage is not None else extended.coverage,
+            codes=made.codes if made.codes is not None else extended.codes,
+            features=made.features if made.features is not None else extended.features,
+        )
+    return ShardSample(prepared.planned, (made,))
 
 
 @dataclass
