@@ -86,8 +86,8 @@ class Fault:
 
     Attributes:
         stage: where it came out: source, read, decode, text, annotate, worker.
-        reason: a short lower-case code to count by, such as "image-missing"; it begins with `PART` where a text is at
-            fault whose sample has others, and is written.
+        reason: a short lower-case code to count by, such as "image-missing"; it begins with `PART` where a text or an
+            image is at fault whose sample has others, and is written.
         message: for people: what, why, what to do.
     """
 
@@ -240,9 +240,18 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class Reject:
-    """A planned sample that wasn't written, and why."""
+    """A planned sample that wasn't written, or an image of a document that was written without it, and why.
+
+    Attributes:
+        ordinal: the sample's.
+        key: the sample's.
+        id: the sample's.
+        fault: what is wrong. Of an image, its reason begins with `PART`.
+        image: number of the image among those planned; `NO_NUMBER`: the sample itself wasn't written.
+    """
 
     ordinal: int
     key: str
     id: str
     fault: Fault
+    image: int = NO_NUMBER
