@@ -327,6 +327,9 @@ class InterleavedSourceConfig(InterleavedSettings, ImagesSettings):
         description="A .jsonl, .json or .parquet file, or a folder of them. Null: all Parquet files, else all JSON "
         "files at the top.",
     )
+    image_column: str | None = Field(
+        default=None, min_length=1, description="Field or column of the images. Null: image or images; MMC4's own."
+    )
     id_column: str = Field(
         default="id", min_length=1, description="Field or column of the id, where there is one. Else: file and number."
     )

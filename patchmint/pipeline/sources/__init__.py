@@ -14,6 +14,7 @@ from patchmint.config.sources import (
     FlickrSourceConfig,
     FolderSourceConfig,
     GroundingSourceConfig,
+    InterleavedSourceConfig,
     KarpathySourceConfig,
     ParquetSourceConfig,
     PatchmintSourceConfig,
@@ -29,6 +30,7 @@ from patchmint.pipeline.sources.conversations import ConversationsSource
 from patchmint.pipeline.sources.flickr import FlickrSource
 from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.grounding import GroundingSource
+from patchmint.pipeline.sources.interleaved import InterleavedSource
 from patchmint.pipeline.sources.karpathy import KarpathySource
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
@@ -71,8 +73,7 @@ class Sources:
 
 def open_sources(config: BuildConfig, *, outage_seconds: float | None = None) -> Sources:
     """All sources of a build, by name. Cheap, as `open_source`, which says what is raised."""
-    most = config.limits.max_images
-    sources = config.all_sources
+    most, sources = config.limits.max_images, config.all_sources
     return Sources({part.name: open_source(part, outage_seconds=outage_seconds, max_images=most) for part in sources})
 
 
@@ -121,6 +122,8 @@ def _open(config: AnySource, storage: Storage) -> Source:
             return FlickrSource(config, storage)
         case ConversationsSourceConfig():
             return ConversationsSource(config, storage)
+        case InterleavedSourceConfig():
+            return InterleavedSource(config, storage)
         case ParquetSourceConfig():
             return ParquetSource(config, storage)
         case PatchmintSourceConfig():
