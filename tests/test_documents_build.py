@@ -141,7 +141,7 @@ def test_all_that_is_planned_is_written_or_accounted_for_and_nothing_is_asked_tw
     assert counts == {name: images[name] for name in counts}
     assert read_manifest(storage).totals.images == report.images == status(str(out)).images
     assert (images["dropped"] > 0) == (on_bad_image == "drop")
-    assert list(verify(storage, decode=decode_image)) == []
+    assert list(verify(storage)) == []
 
 
 def check_sample(found, wanted, source):
