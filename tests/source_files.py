@@ -14,6 +14,13 @@ from patchmint.config.sources import SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import PART, Absent, SourceSample
+from patchmint.types import Instance
+
+
+def drawn(*boxes, span=None):
+    """Instances that have these boxes."""
+    return tuple(Instance(tuple(map(float, box)), span) for box in boxes)
+
 
 FIXTURES = Path(__file__).with_name("sources")
 

@@ -18,6 +18,7 @@ from patchmint.shards.schema import (
     AnnotatorDocument,
     GridDocument,
     ImageDocument,
+    InstanceDocument,
     PhraseDocument,
     SampleDocument,
     SourceDocument,
@@ -124,4 +125,4 @@ def _grid(sample: ShardSample, layout: Layout) -> GridDocument:
 
 
 def _annotator(text: SourceText) -> AnnotatorDocument:
-    return AnnotatorDocument(spans=text.phrases, boxes=tuple(round_box(box) for box in text.boxes))
+    return AnnotatorDocument(spans=text.phrases, instances=tuple(map(InstanceDocument.of, text.instances)))
