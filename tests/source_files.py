@@ -25,8 +25,9 @@ def drawn(*boxes, span=None):
 FIXTURES = Path(__file__).with_name("sources")
 
 
-def source(kind, uri, **settings):
-    return open_source(TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings}))
+def source(kind, uri, masks=False, **settings):
+    config = TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings})
+    return open_source(config, masks=masks)
 
 
 def samples_of(opened):

@@ -25,7 +25,8 @@ from source_files import (
 )
 
 from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError, StorageError
-from patchmint.samples import ImageRef, SourceText, Turn
+from patchmint.geometry.rle import box_of, from_coco
+from patchmint.samples import Absent, ImageRef, SourceText, Turn
 
 VG, REFERENCES, LLAVA = FIXTURES / "visual_genome", FIXTURES / "references", FIXTURES / "llava"
 
@@ -264,6 +265,33 @@ def test_references_bad_records(tmp_path):
         "image-unlisted": {"6"},
         "text-missing": {"581857"},
     }
+
+
+@pytest.mark.parametrize("kind", ["coco", "references", "grounding"])
+def test_masks_are_read_where_they_are_wanted(tmp_path, kind):
+    """COCO's polygons mean the size that the file gives; a bad mask leaves its box, and a bad box its mask."""
+    shapes = [[[1, 2, 30, 4, 5, 16]], {"size": [40, 30], "counts": [200, 1000]}, None, [[1, 2]], [[1, 2, 9, 4, 5, 6]]]
+    boxes = [[1, 2, 29, 14]] * 4 + [None]
+    records = [
+        {"id": n, "image_id": 1, "category_id": 3, "bbox": box, "segmentation": shape, "tokens_positive": [[0, 3]]}
+        for n, (shape, box) in enumerate(zip(shapes, boxes, strict=True))
+    ]
+    image = {"id": 1, "file_name": "1.jpg", "height": 40, "width": 30, "caption": "cat"}
+    file = {"images": [image], "annotations": records, "categories": [{"id": 3, "name": "cat"}]}
+    refs = [{"image_id": 1, "split": "train", "ann_id": list(range(5)), "sentences": [{"sent": "cat"}]}]
+    put(tmp_path, {"file.json": json.dumps(file), "refs.json": json.dumps(refs)})
+    settings = {
+        "coco": {"annotations": "file.json", "texts": "categories"},
+        "references": {"instances": "file.json", "refs": "refs.json"},
+        "grounding": {"annotations": "file.json"},
+    }[kind]
+    sample, *others = source(kind, tmp_path, masks=True, **settings).samples()
+    expected = [from_coco(shape, (40, 30)) if shape in (shapes[0], shapes[1], shapes[4]) else None for shape in shapes]
+    assert [each.mask for each in sample.texts[0].instances] == expected
+    assert [each.box for each in sample.texts[0].instances] == [(1, 2, 30, 16)] * 4 + [box_of(expected[4])]
+    assert others == [Absent("mask-malformed"), Absent("box-malformed")]
+    plain, *_ = source(kind, tmp_path, **settings).samples()
+    assert [each.mask for each in plain.texts[0].instances] == [None] * 4
 
 
 def test_expressions_of_several_things_or_none(tmp_path):
