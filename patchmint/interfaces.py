@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
 from patchmint.geometry.rle import Masks
-from patchmint.types import Phrase, RgbImage, Size, Text
+from patchmint.types import Origin, Phrase, RgbImage, Size, Text
 
 __all__ = [
     "FeatureEncoder",
@@ -42,9 +42,10 @@ class Instances:
         scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
+        origins: whose each is; empty = all are the model's.
 
     Raises:
-        PluginError: the arrays don't have N rows each.
+        PluginError: there aren't N of each.
     """
 
     image_size: Size
@@ -53,6 +54,7 @@ class Instances:
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int64]
+    origins: tuple[Origin, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.masks)
@@ -62,6 +64,8 @@ class Instances:
                 f"a segmenter gave {n} masks, but text_index, scores, boxes and spans of shapes {shapes}; "
                 f"they must be ({n},), ({n},), ({n}, 4) and ({n}, 2)"
             )
+        if len(self.origins) not in (0, n):
+            raise PluginError(f"a segmenter gave {n} masks and {len(self.origins)} origins; give one a mask, or none")
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -72,7 +76,9 @@ class Instances:
         Args:
             texts: the image's texts.
         """
-        rows = zip(self.text_index, self.spans, self.boxes, self.scores, strict=True)
+        model: Origin = "model"
+        origins = self.origins or (model,) * len(self)
+        rows = zip(self.text_index, self.spans, self.boxes, self.scores, origins, strict=True)
         return [
             Phrase(
                 text=texts[text][start:end],
@@ -80,8 +86,9 @@ class Instances:
                 span=(int(start), int(end)),
                 box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
                 score=float(score),
+                origin=origin,
             )
-            for text, (start, end), box, score in rows
+            for text, (start, end), box, score, origin in rows
         ]
 
 

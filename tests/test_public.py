@@ -16,7 +16,7 @@ from patchmint.version import __version__
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "patchmint": """Annotation Annotator BuildReport DemoWarning PatchGrid PatchmintError Phrase Reporter Text
+    "patchmint": """Annotation Annotator BuildReport DemoWarning Instance PatchGrid PatchmintError Phrase Reporter Text
         UntrainedWarning __version__ build grid_preset""",
     "patchmint.errors": """BucketMissingError BuildError BusyError ConfigError DemoWarning DiskFullError
         ImageDecodeError ImageError ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError

@@ -13,7 +13,7 @@ from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.labelers.grounding_dino.detector import overlaps
 from patchmint.labelers.tiled import TiledSegmenter
-from patchmint.types import Text
+from patchmint.types import Instance, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
 
@@ -44,7 +44,7 @@ def test_small_things_are_found_once_and_where_they_are(annotators):
     scores = []
     for scene, place in zip(SCENES, [(150, 300), (60, 110), (430, 470)], strict=True):
         canvas, boxes, truth = pasted(scene, place)
-        texts = [Text("what isn't looked for", boxes=((0, 0, 50, 50),)), scene.texts[0].content]
+        texts = [Text("what isn't looked for", instances=(Instance((0, 0, 50, 50)),)), scene.texts[0].content]
         made = [annotator.annotate(canvas, texts) for annotator in annotators]
         expected = RleMasks(encode_masks(truth[None])).coverage([0], made[0].placement) > 0
         scores.append([f1_and_iou(each.selector[1] > 0, expected)[0] for each in made])

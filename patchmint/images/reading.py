@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from patchmint.errors import (
     ImageDecodeError,
     ImageMissingError,
     ImageTooLargeError,
     ImageUnreadableError,
+    InputError,
     TextError,
 )
+from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.images.decode import DecodedImage
-from patchmint.samples import Box, Fault, ImageRef, SourceSample
-from patchmint.types import Size, Text
+from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.types import Box, Instance, Rle, Size, Text
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ def check_texts(sample: SourceSample) -> list[Text] | Fault:
 
 
 def read_sample(
-    sample: SourceSample, read: Callable[[ImageRef], bytes], decode: Callable[[bytes], DecodedImage]
+    sample: SourceSample,
+    read: Callable[[ImageRef], bytes],
+    decode: Callable[[bytes], DecodedImage],
+    drawn: Collection[str] = (),
 ) -> ReadSample | Fault:
     """Check a sample's texts, read its image and decode it.
 
@@ -54,6 +61,7 @@ def read_sample(
         sample: of a source.
         read: gives an image file's bytes, as `Source.read_image`.
         decode: `decode_image` with its limit.
+        drawn: as for `with_instances`.
 
     Raises:
         StorageError: reading failed; another try may do.
@@ -65,7 +73,8 @@ def read_sample(
     try:
         data = read(sample.image)
         where = "decode"
-        return ReadSample(texts, data, decode(data))
+        image = decode(data)
+        return ReadSample(with_instances(texts, sample, image, drawn), data, image)
     except ImageUnreadableError as error:
         return Fault(where, "image-unreadable", str(error))
     except MemoryError:
@@ -76,24 +85,66 @@ def read_sample(
         return Fault(where, "image-too-large", f"{path}: {error}")
     except ImageDecodeError as error:
         return Fault(where, "image-damaged", f"{path}: {error}")
+    except InputError as error:
+        return Fault(where, "mask-misfit", f"{path}: {error}")
 
 
-def with_boxes(texts: Sequence[Text], sample: SourceSample, image: DecodedImage) -> list[Text]:
-    """The texts with their annotators' boxes, which are turned as the image was; boxes without an area are left out.
+def with_instances(
+    texts: Sequence[Text], sample: SourceSample, image: DecodedImage, drawn: Collection[str]
+) -> list[Text]:
+    """The texts with what annotators drew, turned as the image was; boxes without an area are left out.
 
     Args:
         texts: all of the sample's, in order.
         sample: what its source says.
         image: the sample's, upright.
+        drawn: what of it counts: "boxes", "masks"; of an instance with both, the mask.
+
+    Raises:
+        InputError: a mask isn't of the image's size.
     """
+    if not drawn:
+        return list(texts)
     return [
-        replace(text, boxes=tuple(_turned(box, image.orientation, image.size) for box in said.boxes if _is_wide(box)))
+        replace(text, instances=tuple(_upright(each, image, drawn) for each in said.instances if _counts(each, drawn)))
         for text, said in zip(texts, sample.texts, strict=True)
     ]
 
 
-def _is_wide(box: Box) -> bool:
-    return box[0] < box[2] and box[1] < box[3]
+def _counts(instance: Instance, drawn: Collection[str]) -> bool:
+    left, top, right, bottom = instance.box
+    return (instance.mask is not None and "masks" in drawn) or ("boxes" in drawn and left < right and top < bottom)
+
+
+def _upright(instance: Instance, image: DecodedImage, drawn: Collection[str]) -> Instance:
+    mask = upright_mask(instance.mask, image.orientation, image.size) if instance.mask and "masks" in drawn else None
+    return replace(instance, box=_turned(instance.box, image.orientation, image.size), mask=mask)
+
+
+def upright_mask(mask: Rle, orientation: int, size: Size) -> Rle:
+    """A mask of the image as it is stored, in the upright image.
+
+    Args:
+        mask: of the stored pixels.
+        orientation: EXIF's, 1..8.
+        size: (height, width) of the upright image.
+
+    Raises:
+        InputError: it isn't of the image's size, or is damaged.
+    """
+    stored = size if orientation < 5 else size[::-1]
+    if tuple(mask["size"]) != stored:
+        raise InputError(
+            "its annotators' masks are {} x {} pixels (height x width), and the image is {} x {}: it was resized, or "
+            "the annotations are of another one".format(*mask["size"], *stored)
+        )
+    if orientation == 1:
+        return mask
+    pixels = decode_mask(mask)
+    if orientation >= 5:
+        pixels = pixels.T
+    rows, columns = (-1 if orientation in those else 1 for those in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return encode_masks(np.ascontiguousarray(pixels[None, ::rows, ::columns]))[0]
 
 
 def _turned(box: Box, orientation: int, size: Size) -> Box:

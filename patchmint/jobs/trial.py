@@ -14,7 +14,7 @@ from patchmint.compute.threads import default_threads, limit_threads
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import DemoWarning, InputError, UntrainedWarning
 from patchmint.images.decode import decode_image
-from patchmint.images.reading import with_boxes
+from patchmint.images.reading import with_instances
 from patchmint.pipeline.plan import LookedAt
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.samples import ImageRef
@@ -107,9 +107,7 @@ def try_samples(
     overlays: list[str] = []
     for number, tried in enumerate(samples):
         image = decode_image(read(tried.sample.image), max_megapixels=config.limits.max_image_megapixels)
-        texts = [text.to_text() for text in tried.sample.texts]
-        if config.labels is not None and config.labels.boxes != "detector":
-            texts = with_boxes(texts, tried.sample, image)
+        texts = with_instances([text.to_text() for text in tried.sample.texts], tried.sample, image, config.drawn)
         ready.append((image, [text for text in texts if text.content.strip()]))
         annotation = annotator.annotate(*ready[-1])
         if number == 0:

@@ -24,7 +24,7 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     if models.segmenter is not None:
         find_plugin("patchmint.segmenters", models.segmenter)
         return
-    if models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
+    if labels.needs_masker and models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
         read_arch(models.masker, sam.infer_arch)
     if not labels.needs_detector:
         return

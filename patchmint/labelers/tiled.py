@@ -60,7 +60,7 @@ class TiledSegmenter:
         self, found: Instances, image: RgbImage, texts: Sequence[Text], prepared: Sequence[Prepared]
     ) -> Instances:
         tiles = list(self._tiles(image))
-        asked = np.array([index for index, text in enumerate(texts) if not text.boxes and not text.masks], np.int64)
+        asked = np.array([index for index, text in enumerate(texts) if not text.instances], np.int64)
         if not tiles or not len(asked):
             return found
         parts = [found]
@@ -136,6 +136,7 @@ def _moved(
         scores=found.scores[kept],
         boxes=found.boxes[kept] + np.array([left, top, left, top], np.float32),
         spans=found.spans[kept],
+        origins=tuple(found.origins[number] for number in kept),
     )
 
 
@@ -162,6 +163,7 @@ def _merged(parts: Sequence[Instances]) -> Instances:
         kept[number] = not (kept & alike[number]).any()
     order = np.lexsort((-scores, texts))
     order = order[kept[order]]
+    origins = [origin for part in parts for origin in part.origins]
     return replace(
         parts[0],
         masks=ChosenMasks(masks, tuple(order.tolist())),
@@ -169,4 +171,5 @@ def _merged(parts: Sequence[Instances]) -> Instances:
         scores=scores[order],
         boxes=boxes[order],
         spans=spans[order],
+        origins=tuple(origins[number] for number in order),
     )

@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
             ("phrases", _list(pa.string())),
             ("phrase_texts", _list(pa.int32())),
             ("scores", _list(pa.float32())),
+            ("origins", _list(pa.string())),
             ("codes", _list(pa.uint32())),
             ("code_counts", _list(pa.uint32())),
             ("source_name", pa.string()),
@@ -67,7 +68,7 @@ SCHEMA = pa.schema(
 )
 """Columns of the sidecar; docs/format.md says what each holds."""
 
-ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": ""}
+ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
@@ -113,6 +114,7 @@ def sidecar_row(
         "phrases": [phrase.text for phrase in phrases],
         "phrase_texts": [phrase.text_index for phrase in phrases],
         "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
+        "origins": [phrase.origin for phrase in phrases],
         "codes": distinct,
         "code_counts": counts,
         "source_name": image.source.name,

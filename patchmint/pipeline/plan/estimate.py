@@ -328,7 +328,7 @@ def _look_at(
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:
-            found = read_sample(numbered[1], read, decode)
+            found = read_sample(numbered[1], read, decode, config.drawn)
         except ShardError as error:
             found = Fault("read", "sample-damaged", str(error))
         if isinstance(found, Fault):

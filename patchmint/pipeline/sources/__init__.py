@@ -71,16 +71,18 @@ class Sources:
 
 def open_sources(config: BuildConfig, *, outage_seconds: float | None = None) -> Sources:
     """All sources of a build, by name. Cheap, as `open_source`, which says what is raised."""
-    parts = ((part.name, open_source(part, outage_seconds=outage_seconds)) for part in config.all_sources)
+    masks = "masks" in config.drawn
+    parts = ((part.name, open_source(part, outage_seconds=outage_seconds, masks=masks)) for part in config.all_sources)
     return Sources(dict(parts))
 
 
-def open_source(config: AnySource, *, outage_seconds: float | None = None) -> Chosen:
+def open_source(config: AnySource, *, outage_seconds: float | None = None, masks: bool = False) -> Chosen:
     """The samples that the settings of a source choose. Cheap: no annotation file is read before `Source.samples`.
 
     Args:
         config: the settings.
         outage_seconds: as for `open_storage`, of a store. A folder isn't waited for: another machine may see it.
+        masks: whether annotators' masks are read; planning takes longer for them.
 
     Raises:
         ConfigError: the folder isn't on this machine, a path in the settings leads out of it, a pattern is none, or
@@ -96,25 +98,25 @@ def open_source(config: AnySource, *, outage_seconds: float | None = None) -> Ch
     storage = open_storage(root, outage_seconds=outage_seconds if "://" in root else None)
     if missing := missing_root(storage):
         raise ConfigError(missing)
-    return Chosen(_open(config, storage), config)
+    return Chosen(_open(config, storage, masks), config)
 
 
-def _open(config: AnySource, storage: Storage) -> Source:
+def _open(config: AnySource, storage: Storage, masks: bool) -> Source:
     match config:
         case FolderSourceConfig():
             return FolderSource(config, storage)
         case WebDatasetSourceConfig():
             return WebDatasetSource(config, storage)
         case CocoSourceConfig():
-            return CocoSource(config, storage)
+            return CocoSource(config, storage, masks=masks)
         case VisualGenomeSourceConfig():
             return VisualGenomeSource(config, storage)
         case ReferencesSourceConfig():
-            return ReferencesSource(config, storage)
+            return ReferencesSource(config, storage, masks=masks)
         case KarpathySourceConfig():
             return KarpathySource(config, storage)
         case GroundingSourceConfig():
-            return GroundingSource(config, storage)
+            return GroundingSource(config, storage, masks=masks)
         case FlickrSourceConfig():
             return FlickrSource(config, storage)
         case ConversationsSourceConfig():

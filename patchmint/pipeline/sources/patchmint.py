@@ -118,7 +118,7 @@ def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
     if len(document.annotators) != len(document.texts):
         raise ShardError(f"{len(document.texts)} texts, but annotators_json has {len(document.annotators)} entries")
     texts = tuple(
-        SourceText(content, annotator.spans, annotator.boxes)
+        SourceText(content, annotator.spans, annotator.drawn)
         for content, annotator in zip(document.texts, document.annotators, strict=True)
     )
     source = SourceSample(

@@ -20,7 +20,7 @@ from patchmint.errors import (
     ShardError,
 )
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.images.reading import read_sample, with_boxes
+from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Sources
 from patchmint.samples import Fault, ImageRef, PlannedSample, Reject
@@ -72,7 +72,7 @@ class Preparer:
         max_megapixels: larger images are rejected.
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
-        boxes: whether texts get their annotators' boxes.
+        drawn: what annotators drew and texts get: "boxes", "masks".
 
     Attributes:
         awaited: the position whose sample is waited for now.
@@ -86,14 +86,14 @@ class Preparer:
         threads: int,
         prepare: Callable[[RgbImage], ModelInputs | None],
         *,
-        boxes: bool = False,
+        drawn: Collection[str] = (),
     ) -> None:
         self._extended = source.extended
         self._witness = Witness(source.read_image)
         self._read_unit = read
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
-        self._boxes = boxes
+        self._drawn = drawn
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._threads = threads
         self._heaviest = 0
@@ -175,12 +175,14 @@ class Preparer:
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
         found = read_sample(
-            planned.sample, lambda image: extended.image if extended is not None else self._read(image), self._decode
+            planned.sample,
+            lambda image: extended.image if extended is not None else self._read(image),
+            self._decode,
+            self._drawn,
         )
         if isinstance(found, Fault):
             return reject(planned, found)
-        texts = with_boxes(found.texts, planned.sample, found.image) if self._boxes else found.texts
-        prepared = self._with_inputs(Prepared(planned, found.data, found.image, texts, extended))
+        prepared = self._with_inputs(Prepared(planned, found.data, found.image, found.texts, extended))
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 

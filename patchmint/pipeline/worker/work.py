@@ -94,7 +94,7 @@ class Worker:
             config.limits.max_image_megapixels,
             threads,
             self._models.prepare,
-            boxes=config.labels is not None and config.labels.boxes != "detector",
+            drawn=config.drawn,
         )
         extended = extended_manifest(config)
         self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
