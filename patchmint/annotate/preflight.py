@@ -88,7 +88,7 @@ def _is_missing(role: str, name: str) -> bool:
             f"models.{role}: {name} is of the kind {kinds[name]}; choose one of {', '.join(fitting)}, or give a path"
         )
     try:
-        locate(name)
+        locate(name, role)
     except WeightsMissingError as error:
         if name in kinds and not CHECKPOINTS[name].bundled:
             return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -40,13 +42,19 @@ _DEMO_DETECTOR, _DEMO_VOCABULARY = "demo-detector", "demo-vocabulary"
 
 
 def _vocabulary_of(models: Mapping[str, Any]) -> str:
-    return _DEMO_VOCABULARY if models.get("detector") == _DEMO_DETECTOR else "bert-base-uncased-vocab"
+    detector = models.get("detector", "")
+    if detector == _DEMO_DETECTOR:
+        return _DEMO_VOCABULARY
+    with suppress(OSError, RuntimeError):  # too long a name, no such user
+        if Path(detector).expanduser().is_dir():
+            return str(detector)
+    return "bert-base-uncased-vocab"
 
 
 class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
-    Those that a mapping doesn't name are the official ones.
+    A path may be that of a folder in Hugging Face's layout. Those that a mapping doesn't name are the official ones.
     """
 
     segmenter: str | None = Field(
@@ -55,7 +63,8 @@ class ModelsConfig(Settings):
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
-        description="The detector's vocab.txt. Default: bert-base-uncased-vocab; demo-vocabulary for demo-detector.",
+        description="The detector's vocab.txt. Default: that in the detector's folder; demo-vocabulary for "
+        "demo-detector; else bert-base-uncased-vocab.",
     )
     masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(

@@ -31,7 +31,7 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
     arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
     if models.vocabulary != UNTRAINED:
-        Vocabulary.from_file(locate(models.vocabulary)).check_fits(arch)
+        Vocabulary.from_file(locate(models.vocabulary, "vocabulary")).check_fits(arch)
 
 
 def build_segmenter(

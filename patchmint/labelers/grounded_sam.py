@@ -230,7 +230,7 @@ def _build_detector(
     vocabulary = (
         Vocabulary.of_characters(arch.text_vocabulary)
         if models.vocabulary == UNTRAINED
-        else Vocabulary.from_file(locate(models.vocabulary))
+        else Vocabulary.from_file(locate(models.vocabulary, "vocabulary"))
     )
     return GroundingDino(
         model,

@@ -22,6 +22,7 @@ from patchmint.errors import (
     WeightsMissingError,
     WeightsUnsafeError,
 )
+from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import Checkpoint
 
 Tensor = TypeVar("Tensor")
@@ -103,7 +104,7 @@ class Header:
 
     Attributes:
         tensors: shapes by name, named as `patchmint.weights.loading.StateFile` names them.
-        metadata: a safetensors header's; empty for torch files.
+        metadata: a safetensors header's entries, and the JSON files beside the file (`patchmint.weights.folder`).
     """
 
     tensors: Mapping[str, TensorShape]
@@ -206,7 +207,7 @@ def read_header(path: Path) -> Header:
         raise _corrupt(path, f"damaged: {error}") from error
     state = state_dict_in(loaded)
     shapes = {name: shape for name, shape in state.items() if isinstance(shape, TensorShape)}
-    return Header(without_module(shapes), {})
+    return Header(without_module(shapes), notes_beside(path))
 
 
 def state_dict_in(loaded: object) -> dict[str, Any]:
@@ -300,7 +301,7 @@ def _read_safetensors(path: Path) -> Header:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {name: TensorShape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-            return Header(shapes, dict(file.metadata() or {}))
+            return Header(shapes, dict(file.metadata() or {}) | notes_beside(path))
     except safetensors.SafetensorError as error:
         raise _corrupt(path, f"a cut or damaged safetensors file ({error})") from error
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.weights.container import inspect, is_inert, state_dict_in, without_module
+from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import locate
 
@@ -29,7 +30,7 @@ class StateFile:
     Attributes:
         path: where it came from.
         tensors: by name, on the CPU, detached. Those of a zip container are mapped from the file: it must stay.
-        metadata: a safetensors header's; empty for torch files.
+        metadata: as of a `Header`.
     """
 
     path: Path
@@ -82,7 +83,7 @@ def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
     if contents.kind == "safetensors":
         return _load_safetensors(path)
     loaded = _load_torch(path, frozenset(filter(is_inert, contents.names)), mapped=contents.kind == "zip")
-    return StateFile(path, without_module(_unwrap(loaded, path)), {})
+    return StateFile(path, without_module(_unwrap(loaded, path)), notes_beside(path))
 
 
 def load_named(name_or_path: str) -> StateFile:
@@ -133,7 +134,7 @@ def _load_safetensors(path: Path) -> StateFile:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return StateFile(path, tensors, dict(file.metadata() or {}))
+            return StateFile(path, tensors, dict(file.metadata() or {}) | notes_beside(path))
     except safetensors.SafetensorError as error:
         raise WeightsCorruptError(f"{path} is a damaged safetensors file ({error}); get it again") from error
 

@@ -21,6 +21,7 @@ from patchmint.storage.stores import SCHEMES
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.fetch import fetched
+from patchmint.weights.folder import VOCABULARY, WEIGHTS, file_in
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 
 Arch = TypeVar("Arch")
@@ -85,11 +86,12 @@ def _unknown(name: str) -> WeightsMissingError:
     )
 
 
-def locate(name_or_path: str) -> Path:
+def locate(name_or_path: str, role: str = "") -> Path:
     """Find the file that a name or a path means; one of a store is brought into this machine's cache.
 
     Args:
         name_or_path: a registry name, a local path (has a separator or a suffix, or exists), or the URI of an object.
+        role: what it is for: of a folder in Hugging Face's layout a `vocabulary` is meant, or else the weights.
 
     Returns:
         The path of an existing file; its content isn't looked at.
@@ -121,7 +123,7 @@ def locate(name_or_path: str) -> Path:
         message = f"{name_or_path[:200]!r} isn't the path of a weights file: {error}"
         raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
-        raise WeightsMissingError(f"{path} is a folder; give the weights file in it", names=[name_or_path])
+        return file_in(path, VOCABULARY if role == "vocabulary" else WEIGHTS)
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(
             f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows",

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
+from patchmint.weights.folder import described
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
@@ -102,6 +104,10 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     written = SamArch.from_metadata(metadata)
     if written is not None:
         return written
+    config = described(metadata)
+    if config.get("model_type") == "sam":
+        return _of_config(config)
+    tensors = by_upstreams_names(tensors)
     known = ", ".join(OFFICIAL)
     patches = tensors.get(_PATCH_EMBEDDING)
     if patches is None or not patches.ndim:
@@ -117,3 +123,22 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
         f"the checkpoint is a SAM of width {patches.shape[0]}, which is none of the known ones ({known}); "
         f"for another size, save it as safetensors with {ARCH_METADATA_KEY!r} in its metadata"
     )
+
+
+def _of_config(config: Mapping[str, Any]) -> SamArch:
+    """The architecture in the words of transformers' `SamConfig`; what isn't said there is as in that class."""
+    vision, decoder = config.get("vision_config") or {}, config.get("mask_decoder_config") or {}
+    try:
+        return SamArch(
+            embed_dim=vision.get("hidden_size", 768),
+            depth=vision.get("num_hidden_layers", 12),
+            num_heads=vision.get("num_attention_heads", 12),
+            global_attn_indexes=tuple(vision.get("global_attn_indexes", (2, 5, 8, 11))),
+            image_size=vision.get("image_size", 1024),
+            patch_size=vision.get("patch_size", 16),
+            window_size=vision.get("window_size", 14),
+            out_chans=vision.get("output_channels", 256),
+            decoder_mlp_dim=decoder.get("mlp_dim", 2048),
+        )
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise WeightsMismatchError(f"the config.json beside the file describes no SAM: {error}") from error

@@ -104,7 +104,7 @@ def _record(role: str, name: str) -> ModelRecord:
         return _plugin_record(role, name, "patchmint.tokenizers")
     if name == UNTRAINED:
         return ModelRecord(role, name)
-    return _file_record(role, name, locate(name))
+    return _file_record(role, name, locate(name, role))
 
 
 def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:

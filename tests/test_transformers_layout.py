@@ -1,0 +1,152 @@
+"""Detectors and maskers in Hugging Face's layout: transformers' answers, and those of upstream's file."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from builds import benchmark_modules
+from skimage import data
+
+from patchmint import Annotator
+from patchmint.annotate.preflight import check_loadable
+from patchmint.config import AnnotatorConfig, LabelsConfig
+from patchmint.demo.scenes import make_scene
+from patchmint.errors import WeightsMismatchError, WeightsMissingError
+from patchmint.labelers.grounded_sam import build_grounded_sam
+from patchmint.labelers.grounding_dino import arch as dino
+from patchmint.labelers.grounding_dino import hugging_face as dino_names
+from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.sam import arch as sam
+from patchmint.labelers.sam import hugging_face as sam_names
+from patchmint.pipeline.plan import record_models
+from patchmint.types import Text
+from patchmint.weights.checksums import sha256_of
+from patchmint.weights.loading import load_named
+from patchmint.weights.store import locate
+
+families, theirs = benchmark_modules("labeler_families", "gpu_transformers")
+IMAGES = (data.astronaut()[60:172], data.coffee()[100:280, :200])
+
+
+@pytest.mark.parametrize("name", families.DETECTORS)
+def test_boxes_are_those_of_transformers(name, tmp_path):
+    found = families.compare_detector(name, IMAGES, tmp_path, tiny=True)
+    assert found["spread_of_logits"] > 0.5
+    assert found["max_difference"] < 1e-4
+    assert found["batch_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("name", families.MASKERS)
+def test_masks_are_those_of_transformers(name, tmp_path):
+    found = families.compare_masker(name, IMAGES, tmp_path, tiny=True)
+    assert 0.02 < found["covered"][0] < found["covered"][1] < 0.98
+    assert found["mask_iou"] > 0.999
+    assert found["batch_difference"] == 0
+
+
+def converted(folder, state, by_upstreams_names):
+    """Fill a saved model with weights that have upstream's names. Where each number goes is seen from where the reader
+    takes it; that it takes it from the right place, the tests above show."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    places = torch.arange(sum(tensor.numel() for tensor in tensors.values()))
+    numbered = dict(zip(tensors, places.split([tensor.numel() for tensor in tensors.values()]), strict=True))
+    numbered = {name: numbered[name].view(tensor.shape) for name, tensor in tensors.items()}
+    values = torch.zeros(len(places))
+    for name, taken in by_upstreams_names(numbered).items():
+        values[taken] = state[name].float()
+    written = {name: values[taken] for name, taken in numbered.items()}
+    safetensors.torch.save_file(written, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's detector and masker as folders of transformers."""
+    detector, masker = load_named("demo-detector"), load_named("demo-masker")
+    arch = dino.infer_arch(detector.tensors, detector.metadata)
+    vit = sam.infer_arch(masker.tensors, masker.metadata)
+    folders = {role: tmp_path_factory.mktemp(role) for role in ("detector", "masker")}
+    families.saved(theirs.detector_of(arch, 0), folders["detector"], arch)
+    families.saved(theirs.sam_of(vit), folders["masker"])
+    converted(folders["detector"], detector.tensors, partial(dino_names.by_upstreams_names, arch=arch))
+    converted(folders["masker"], masker.tensors, sam_names.by_upstreams_names)
+    shutil.copy(locate("demo-vocabulary"), folders["detector"] / "vocab.txt")
+    return {role: str(folder) for role, folder in folders.items()}
+
+
+def config_of(**models):
+    return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.errors.DemoWarning")
+def test_the_demo_labels_alike_through_the_layout(demo):
+    scenes = [make_scene(23, number) for number in range(3)]
+    texts = [[text.content for text in scene.texts] for scene in scenes]
+    found = []
+    for models in ({"detector": "demo-detector", "masker": "demo-masker"}, demo):
+        annotator = Annotator(config_of(**models), "cpu")
+        found.append(annotator.annotate_batch([scene.image for scene in scenes], texts))
+    for one, other in zip(*found, strict=True):
+        assert one.selector.any()
+        np.testing.assert_array_equal(one.selector, other.selector)
+        np.testing.assert_allclose(one.coverage, other.coverage, atol=1e-3)
+
+
+def test_transformers_finds_the_demos_boxes_in_the_folder(demo):
+    """So the folder is the demo's detector, and not only what our reader takes for it."""
+    model = theirs.GroundingDinoForObjectDetection.from_pretrained(demo["detector"]).eval()
+    detector = build_grounded_sam(config_of(**demo).models, LabelsConfig(), "cpu", "float32").detector
+    scene = make_scene(23, 0)
+    pixels, prompts = [detector.preprocess(scene.image)], detector.prompts(Text(scene.texts[0].content))
+    expected = families.their_detections(model, detector, pixels, prompts)
+    ours = families.our_detections(detector, pixels, prompts, expected)
+    assert expected[0].logits.sigmoid().max() > 0.5
+    assert ours[0].differ(expected[0]) < 1e-3
+
+
+def test_a_build_records_the_weights_and_finds_the_vocabulary(demo):
+    config = config_of(**demo)
+    check_loadable(config)
+    records = record_models(config)
+    assert config.models.vocabulary == records["vocabulary"].name == demo["detector"]
+    for role, file in {"detector": "model.safetensors", "masker": "model.safetensors"}.items():
+        assert records[role].sha256 == sha256_of(Path(demo[role], file))
+    assert records["vocabulary"].sha256 == sha256_of(locate("demo-vocabulary"))
+
+
+def test_a_tokenizer_json_is_a_vocabulary_too(demo, tmp_path):
+    text = Path(demo["detector"], "vocab.txt").read_text()
+    pieces = {piece: number for number, piece in enumerate(text.splitlines())}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": pieces}}))
+    ours, known = (
+        Vocabulary.from_file(locate(str(tmp_path), "vocabulary")),
+        Vocabulary.from_file(locate("demo-vocabulary")),
+    )
+    assert ours.tokenize("a red circle.") == known.tokenize("a red circle.")
+
+
+def test_other_folders_are_refused_in_words(demo, tmp_path):
+    with pytest.raises(WeightsMissingError, match=r"no model\.safetensors or pytorch_model\.bin"):
+        locate(str(tmp_path))
+    shutil.copytree(demo["detector"], tmp_path / "other")
+    written = tmp_path / "other" / "config.json"
+    config = json.loads(written.read_text())
+    for change, message in (
+        ({"max_text_len": 128}, "max_text_len.*128"),
+        ({"num_queries": 10**9}, "queries of 1000000000 is out of range"),
+        ({"text_config": [1]}, "describes no Grounding DINO"),
+        ({"model_type": "deformable_detr"}, "missing or of another model"),
+        (None, "missing or of another model"),
+        ({"encoder_layers": 3}, r"missing \(transformer\.encoder\.layers\.2"),
+    ):
+        written.write_text(json.dumps(config | change) if change else "{")
+        with pytest.raises(WeightsMismatchError, match=message):
+            build_grounded_sam(config_of(detector=str(tmp_path / "other")).models, LabelsConfig(), "cpu")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / "model-00001-of-00002.safetensors")
+    (tmp_path / "other" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsMissingError, match="in several files"):
+        locate(str(tmp_path / "other"))
