@@ -154,6 +154,11 @@ def test_a_placement_of_another_image_is_found(built):
     assert [code for code, _ in check_document(wrong, ours.key, layout)] == ["document-grid"]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
+
+
 def test_they_are_looked_into(built, tmp_path):
     for grid, out in built.items():
         assert answer("stats", out)["positions"]["relative"] == (grid != "llava-next-hf")
