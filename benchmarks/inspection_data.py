@@ -119,6 +119,7 @@ def made_up_rows(first: int, count: int, rng: np.random.Generator, drawn: np.nda
         "width": pa.array(np.full(count, SIZE[0]), pa.int32()),
         "height": pa.array(np.full(count, SIZE[1]), pa.int32()),
         "format": pa.array(["jpeg"] * count),
+        **{name: pa.array([1] * count, pa.int32()) for name in ("rows", "cols", "views")},
         "texts": lists(ones, pa.array([f"a photograph of thing {ordinal}" for ordinal in ordinals]), "texts"),
         "label_shares": lists(ones, pa.array(rng.random(count, np.float32)), "label_shares"),
         "phrases": lists(twos, phrases, "phrases"),
@@ -126,6 +127,7 @@ def made_up_rows(first: int, count: int, rng: np.random.Generator, drawn: np.nda
         "scores": lists(twos, pa.array(rng.random(2 * count, np.float32)), "scores"),
         "codes": lists(ends, pa.array(codes.ravel()[starts]), "codes"),
         "code_counts": lists(ends, pa.array(repeats), "code_counts"),
+        "source_name": pa.array([""] * count),
         "source_path": pa.array([f"{ordinal:09d}.jpg" for ordinal in ordinals]),
         "source_start": pa.array(np.full(count, -1), pa.int64()),
     }
