@@ -272,7 +272,7 @@ def test_references_bad_records(tmp_path):
 def test_masks_are_read_where_they_are_wanted(tmp_path, kind):
     """COCO's polygons mean the size that the file gives; a bad mask leaves its box, and a bad box its mask."""
     shapes = [[[1, 2, 30, 4, 5, 16]], {"size": [40, 30], "counts": [200, 1000]}, None, [[1, 2]], [[1, 2, 9, 4, 5, 6]]]
-    boxes = [[1, 2, 29, 14]] * 4 + [None]
+    boxes = [*([1, 2, 29, 14 + n] for n in range(4)), None]
     records = [
         {"id": n, "image_id": 1, "category_id": 3, "bbox": box, "segmentation": shape, "tokens_positive": [[0, 3]]}
         for n, (shape, box) in enumerate(zip(shapes, boxes, strict=True))
@@ -289,7 +289,10 @@ def test_masks_are_read_where_they_are_wanted(tmp_path, kind):
     sample, *others = source(kind, tmp_path, masks=True, **settings).samples()
     expected = [from_coco(shape, (40, 30)) if shape in (shapes[0], shapes[1], shapes[4]) else None for shape in shapes]
     assert [each.mask for each in sample.texts[0].instances] == expected
-    assert [each.box for each in sample.texts[0].instances] == [(1, 2, 30, 16)] * 4 + [box_of(expected[4])]
+    assert [each.box for each in sample.texts[0].instances] == [
+        *((1, 2, 30, 16 + n) for n in range(4)),
+        box_of(expected[4]),
+    ]
     assert others == [Absent("mask-malformed"), Absent("box-malformed")]
     plain, *_ = source(kind, tmp_path, **settings).samples()
     assert [each.mask for each in plain.texts[0].instances] == [None] * 4
