@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from gpu_transformers import detector_of, sam_of
 from torch import Tensor
-from transformers import SamImageProcessor
+from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, SamImageProcessor
 
 from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.geometry.rle import Masks, decode_mask
@@ -50,7 +50,33 @@ def _sam(arch: sam.SamArch) -> tuple[Any, Any]:
     return sam_of(arch), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
 
 
-MASKERS = {"sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY))}
+def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], everywhere: Sequence[int]) -> Any:
+    """SAM 2.1's tiny, the smallest published one, or a smaller one."""
+    hiera = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": width,
+        "image_size": [side, side],
+        "blocks_per_stage": list(depths),
+        "embed_dim_per_stage": [width << stage for stage in range(4)],
+        "window_size_per_stage": list(windows),
+        "global_attention_blocks": list(everywhere),
+    }
+    vision = {
+        "backbone_config": hiera,
+        "backbone_channel_list": [width << stage for stage in (3, 2, 1, 0)],
+        "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
+    }
+    config = Sam2Config(vision_config=vision, prompt_encoder_config={"image_size": side})
+    return Sam2Model(config), Sam2ImageProcessor(size={"height": side, "width": side})
+
+
+MASKERS = {
+    "sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY)),
+    "sam2.1": (
+        partial(_sam2, 1024, 96, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9)),
+        partial(_sam2, 128, 16, (1, 1, 2, 1), (8, 4, 5, 2), (3,)),
+    ),
+}
 """By name: what makes a model of official size and its processor, and what makes tiny ones."""
 
 

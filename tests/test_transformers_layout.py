@@ -15,22 +15,29 @@ from skimage import data
 from patchmint import Annotator
 from patchmint.annotate.preflight import check_loadable
 from patchmint.config import AnnotatorConfig, LabelsConfig
+from patchmint.config.build import BuildConfig
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import WeightsMismatchError, WeightsMissingError
-from patchmint.labelers.grounded_sam import build_grounded_sam
+from patchmint.geometry import RleMasks, grid_preset
+from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino import hugging_face as dino_names
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam
 from patchmint.labelers.sam import hugging_face as sam_names
 from patchmint.pipeline.plan import record_models
+from patchmint.pipeline.plan.memory import estimate_memory
 from patchmint.types import Text
 from patchmint.weights.checksums import sha256_of
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
 families, theirs = benchmark_modules("labeler_families", "gpu_transformers")
-IMAGES = (data.astronaut()[60:172], data.coffee()[100:280, :200])
+IMAGES = (data.astronaut()[60:172], data.coffee()[100:292, :128])
+
+
+def config_of(**models):
+    return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
 
 
 @pytest.mark.parametrize("name", families.DETECTORS)
@@ -47,6 +54,64 @@ def test_masks_are_those_of_transformers(name, tmp_path):
     assert 0.02 < found["covered"][0] < found["covered"][1] < 0.98
     assert found["mask_iou"] > 0.999
     assert found["batch_difference"] == 0
+
+
+@pytest.fixture(scope="module")
+def sam2(tmp_path_factory):
+    """A folder of SAM 2.1 as published: of a model for films, whose other parts are left alone."""
+    folder = tmp_path_factory.mktemp("sam2")
+    model, processor = families.MASKERS["sam2.1"][True]()
+    processor.save_pretrained(families.saved(families.shaken(model), folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "sam2_video"
+    (folder / "config.json").write_text(json.dumps(config | {"num_maskmem": 7}))
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors["shared_image_embedding.positional_embedding"]
+    tensors |= {"memory_encoder.feature_projection.weight": torch.zeros(4), "no_object_pointer": torch.zeros(1)}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def masker_of(folder, **labels):
+    return build_masker(config_of(masker=folder).models, LabelsConfig(**labels), "cpu", "float32")
+
+
+@pytest.mark.parametrize("grid", ["llava-1.5-pretrain", "llava-1.6"])
+def test_coverage_by_sam2_is_that_of_its_masks(sam2, grid):
+    """Of few boxes from logits, of many from runs of pixels."""
+    image = IMAGES[1]
+    size = image.shape[:2]
+    boxes = np.concatenate([families.some_boxes(size)] * 14)
+    placement = grid_preset(grid).place(size)
+    for masks in masker_of(sam2).masks([image, image], [boxes[:3], boxes]):
+        made = RleMasks(masks.rles())
+        for members in ([0], [1, 2]):
+            np.testing.assert_allclose(masks.coverage(members, placement), made.coverage(members, placement), atol=1e-9)
+        assert 0.02 < made.coverage([1], placement).mean() < 0.9
+
+
+def test_a_build_with_sam2_is_checked_and_counted_before_it_starts(sam2, tmp_path):
+    config = BuildConfig.parse(
+        {
+            "models": {"detector": "demo-detector", "masker": sam2},
+            "tokens": None,
+            "source": {"kind": "folder", "uri": "x"},
+            "output": {"uri": "y"},
+        }
+    )
+    check_loadable(config)
+    assert estimate_memory(config, [(480, 640)], 100).worker > 1e8
+    shutil.copytree(sam2, tmp_path / "other")
+    written = tmp_path / "other" / "config.json"
+    config = json.loads(written.read_text())
+    for part, change, message in (
+        ("vision_config", {"backbone_config": {"blocks_per_stage": [10**9] * 4}}, "no SAM 2 that patchmint can build"),
+        ("prompt_encoder_config", {"image_size": "big"}, "no SAM 2 that patchmint can build"),
+        ("mask_decoder_config", {"hidden_size": 24}, "describes no SAM 2|doesn't fit SAM 2"),
+    ):
+        written.write_text(json.dumps(config | {part: config[part] | change}))
+        with pytest.raises(WeightsMismatchError, match=message):
+            masker_of(str(tmp_path / "other"))
 
 
 def converted(folder, state, by_upstreams_names):
@@ -76,10 +141,6 @@ def demo(tmp_path_factory):
     converted(folders["masker"], masker.tensors, sam_names.by_upstreams_names)
     shutil.copy(locate("demo-vocabulary"), folders["detector"] / "vocab.txt")
     return {role: str(folder) for role, folder in folders.items()}
-
-
-def config_of(**models):
-    return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
 
 
 @pytest.mark.filterwarnings("ignore::patchmint.errors.DemoWarning")

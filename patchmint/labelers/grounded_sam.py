@@ -266,11 +266,19 @@ def build_masker(
         WeightsError: as `build_grounded_sam`.
     """
     assert models.masker is not None
+    make: type[SamMasker] = SamMasker
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:
-        model = sam_model.load_sam(load_named(models.masker))
-    return SamMasker(
+        state = load_named(models.masker)
+        arch = sam_arch.infer_arch(state.tensors, state.metadata)
+        if isinstance(arch, sam_arch.Sam2Arch):
+            from patchmint.labelers.sam.sam2 import Sam2Masker, load_sam2  # takes seconds to import
+
+            make, model = Sam2Masker, load_sam2(state, arch)
+        else:
+            model = sam_model.load_sam(state)
+    return make(
         model,
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),

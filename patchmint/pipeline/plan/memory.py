@@ -221,7 +221,7 @@ def _detector(name: str) -> dino.GroundingDinoArch:
     return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, dino.infer_arch)
 
 
-def _masker(name: str) -> sam.SamArch:
+def _masker(name: str) -> sam.SamArch | sam.Sam2Arch:
     return {UNTRAINED: sam.TINY, **sam.OFFICIAL}.get(name) or read_arch(name, sam.infer_arch)
 
 
@@ -279,8 +279,9 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         arch = _detector(used["detector"])
         total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
     if "masker" in used:
-        side = _masker(used["masker"]).image_size
-        total += round(side * side * min(size) / max(size))
+        masker = _masker(used["masker"])
+        squashed = isinstance(masker, sam.Sam2Arch)
+        total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "tokenizer" in used and config.tokens is not None and not is_outside_tokenizer(used["tokenizer"]):
         total += config.tokens.size**2
     if "vit" in used:
