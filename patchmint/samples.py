@@ -53,6 +53,10 @@ class SourceText:
         return Text(self.content, self.phrases)
 
 
+ROLES = ("human", "gpt", "system")
+"""Who speaks."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn of a conversation.

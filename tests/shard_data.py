@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from s3_server import shared_server
 
-from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText, Turn
+from patchmint.samples import Fault, ImageRef, Part, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.codec import tar_end, tar_member
 from patchmint.shards.commit import Attempt, read_records
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -21,7 +21,7 @@ from patchmint.shards.plan import Plan, Unit, load_plans, write_index
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.records import mean_share
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardImage
+from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.writer import ShardWriter
@@ -89,6 +89,47 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     )
 
 
+DOCUMENTS = LAYOUT.model_copy(update={"documents": True})
+
+
+def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg"):
+    """A document whose last image is shown twice; odd images are labelled by the second text alone.
+
+    With `turns` a conversation, else texts and images that nobody speaks. The same ordinal always gives the same.
+    """
+    rng = np.random.default_rng(1000 + ordinal)
+    asked, told = CAPTIONS[ordinal % len(CAPTIONS)], f"The answer to {ordinal}."
+    shown = [Part(image=number) for number in range(images)]
+    parts = [*shown, Part(asked), shown[-1], Part(told)]
+    if turns:
+        parts = [replace(parts[0], role="human"), *parts[1:-1], replace(parts[-1], role="gpt")]
+    image_texts = tuple((0, 1) if number % 2 == 0 else (1,) for number in range(images))
+    source = SourceSample(
+        id=f"Document/{ordinal}.é",
+        images=tuple(ImageRef(f"images/{ordinal}-{number}.{kind}") for number in range(images)),
+        texts=(SourceText(asked, ((0, 3),), ((1.0, 2.0, 3.0, 4.0),)), SourceText(told)),
+        parts=tuple(parts),
+        image_texts=image_texts,
+    )
+    made = []
+    for number, texts in enumerate(image_texts):
+        coverage = rng.integers(0, 60, (len(texts), layout.grid.rows, layout.grid.cols)).astype(np.uint8)
+        box, score = (0.0, 1.5, 20.25, 30.0), 0.25 + number / 1000
+        found = PhraseDocument(text=told[:3], text_index=1, start=0, end=3, box=box, score=score)
+        picture = make_sample(1000 * ordinal + number, layout=layout, kind=kind)
+        made.append(
+            ShardImage(
+                data=picture.data,
+                image=picture.image,
+                phrases=(found,) if layout.threshold is not None else (),
+                selector=(coverage > layout.threshold).astype(np.uint8) if layout.threshold is not None else None,
+                coverage=coverage if layout.threshold is not None else None,
+                codes=picture.codes,
+            )
+        )
+    return ShardSample(PlannedSample(ordinal, f"d{ordinal:04}", source), tuple(made))
+
+
 def make_reject(ordinal):
     return Reject(ordinal, f"s{ordinal:04}", f"Source/{ordinal}", Fault("read", "image-missing", "it isn't there"))
 
@@ -135,7 +176,7 @@ def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes, 
     if rejects:
         with attempt.new_file(table) as file:
             write_rejects(file, rejects)
-    selectors = [sample.selector for sample in samples if sample.selector is not None]
+    selectors = [image.selector for sample in samples for image in sample.images if image.selector is not None]
     share = mean_share([float(np.float32(share)) for one in selectors for share in one.mean(axis=(1, 2))])
     texts = sum(len(sample.planned.sample.texts) for sample in samples)
     attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, texts=texts, label_share=share)

@@ -31,6 +31,8 @@ from patchmint.shards.versions import VERSION, version_of
 from patchmint.storage import Storage, open_storage
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from patchmint.geometry import Grid
     from patchmint.shards.manifest import Manifest
     from patchmint.types import Integers
@@ -145,6 +147,28 @@ class Dataset:
                 uri=self.uri,
             )
         return grid
+
+    @cached_property
+    def columns(self) -> pa.Schema:
+        """Columns of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`.
+
+        Raises:
+            ShardError: dataset.json or, without one, the first sidecar is damaged.
+            StorageError: that can't be read.
+        """
+        from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, schema_of
+
+        if self.scanned is not None:
+            return self.scanned.schema
+        if self.manifest is not None:
+            return DOCUMENTS if self.manifest.layout.documents else SCHEMA
+        sidecar = next((shard.sidecar for shard in self.shards if shard.samples), "")
+        return schema_of(self.storage, sidecar) if sidecar else SCHEMA
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether its samples are documents, not pictures. Raises as `columns`."""
+        return "images" in self.columns.names
 
     @property
     def max_megapixels(self) -> float:

@@ -71,8 +71,8 @@ class SampleReader:
 
         Args:
             datasets: where the samples lie.
-            endings: members that samples come with, such as "selector.npy" (`patchmint.shards.endings`); those that a
-                sample lacks are left out. None: all.
+            endings: members that samples come with, such as "selector.npy" (`patchmint.shards.endings`), of a document
+                those of each image; those that a sample lacks are left out. None: all.
         """
         self._datasets = datasets
         self._endings = endings
@@ -208,7 +208,7 @@ def dataset_notice(dataset: Dataset) -> str:
     """
     if dataset.manifest is not None:
         return dataset.manifest.notice
-    return sample_at(dataset, 0).document.notice if dataset.samples else ""
+    return sample_at(dataset, 0).key_json.notice if dataset.samples else ""
 
 
 def _read_columns(datasets: Sequence[Dataset], number: int, shard: Shard) -> dict[str, list[Any]]:

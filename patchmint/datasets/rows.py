@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.errors import ShardError
-from patchmint.shards.sidecar import SCHEMA
 from patchmint.shards.sidecar import read_table as read_sidecar
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
@@ -28,17 +27,17 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
     Args:
         dataset: that has the shard.
         shard: one of its shards.
-        columns: of `patchmint.shards.sidecar.SCHEMA`; None: all.
+        columns: of `dataset.columns`; None: all.
 
     Raises:
         ShardError: the sidecar is damaged, or of another tar.
         StorageError: it can't be read.
     """
     if not shard.samples:
-        return SCHEMA.empty_table().select(columns or SCHEMA.names)
+        return dataset.columns.empty_table().select(columns or dataset.columns.names)
     if dataset.scanned is not None:
-        return dataset.scanned.select(columns or SCHEMA.names)
-    table = read_sidecar(dataset.storage, shard.sidecar, SCHEMA, columns)
+        return dataset.scanned.select(columns or dataset.columns.names)
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.columns, columns)
     if table.num_rows != shard.samples:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "

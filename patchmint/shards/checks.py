@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError, ShardError
-from patchmint.shards.endings import COVERAGE, FEATURES, MAX_KEY_LENGTH, SELECTOR, VALID_KEY, numbered
+from patchmint.samples import NO_NUMBER, ROLES
+from patchmint.shards.endings import COVERAGE, FEATURES, MAX_DOCUMENT_KEY, MAX_KEY_LENGTH, SELECTOR, VALID_KEY, numbered
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.schema import (
     EntryDocument,
@@ -64,8 +65,39 @@ def check_document(told: KeyJson, key: str, layout: Layout | None) -> Iterator[P
             )
         if isinstance(told, SampleDocument):
             _ = told.conversation
+        else:
+            yield from _check_sequence(told)
     except ShardError as error:
         yield "document-form", str(error)
+
+
+def _check_sequence(told: SequenceDocument) -> Iterator[Problem]:
+    """Does a document show each of its images, and do its turns and the texts of its images agree with it?"""
+    if len(told.key) > MAX_DOCUMENT_KEY:
+        yield "key-invalid", f"its key has {len(told.key)} characters; a document's has at most {MAX_DOCUMENT_KEY}"
+    shown = {part.image for part in told.sequence if part.image != NO_NUMBER}
+    if wrong := sorted(shown ^ set(range(len(told.images)))):
+        yield (
+            "sequence-images",
+            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong}",
+        )
+    if any(part.text for part in told.sequence if part.image != NO_NUMBER):
+        yield "sequence-part", "a part of the sequence is a text and an image"
+    roles = [part.role for part in told.sequence]
+    if unknown := {role[:40] for role in roles} - {"", *ROLES}:
+        yield "sequence-role", f"the sequence has roles {sorted(unknown)}; {', '.join(ROLES)} are known"
+    elif any(roles) and not roles[0]:
+        yield "sequence-role", "the first part of the sequence has no role, and a later one has"
+    for number, texts in enumerate(told.image_texts):
+        if list(texts) != sorted(set(texts)) or (texts and texts[-1] >= len(told.texts)):
+            yield (
+                "image-texts",
+                f"image {number} has texts {list(texts)[:20]}: not ascending, or beyond {len(told.texts)}",
+            )
+    for index, phrase in enumerate(told.phrases):
+        if phrase.image < len(told.images) and phrase.text_index not in told.image_texts[phrase.image]:
+            message = f"phrase {index} is of text {phrase.text_index}, which doesn't label its image {phrase.image}"
+            yield "phrase-text", message
 
 
 def check_arrays(told: KeyJson, arrays: Mapping[str, Array], layout: Layout | None) -> Iterator[Problem]:

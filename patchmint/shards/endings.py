@@ -36,6 +36,12 @@ def numbered(image: int, ending: str) -> str:
     return f"{image}.{ending}"
 
 
+def unnumbered(ending: str) -> str:
+    """An ending without the number of an image."""
+    number, dot, rest = ending.partition(".")
+    return rest if dot and number.isdecimal() else ending
+
+
 def sample_endings(arrays: Sequence[str], images: int, *, documents: bool) -> tuple[str, ...]:
     """Endings of a sample's members, in the order in which they are written.
 

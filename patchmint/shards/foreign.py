@@ -13,8 +13,8 @@ import pyarrow as pa
 from patchmint.errors import ImageError, ShardError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.images.decode import ImageHeader, read_header
-from patchmint.shards.endings import CAPTION, DOCUMENT
-from patchmint.shards.reader import StoredSample, group_members, is_own, iter_members
+from patchmint.shards.endings import CAPTION, DOCUMENT, IMAGE
+from patchmint.shards.reader import StoredImage, StoredSample, group_members, is_own, iter_members
 from patchmint.shards.schema import SCHEMA as SAMPLE_SCHEMA
 from patchmint.shards.schema import (
     AnnotatorDocument,
@@ -67,8 +67,18 @@ class ForeignSample(StoredSample):
         except ImageError as error:
             raise ShardError(f"the image of sample {self.key!r} can't be read: {error}") from error
 
-    @cached_property
+    @property
     def document(self) -> SampleDocument:
+        """As `key_json`."""
+        return self.key_json
+
+    @cached_property
+    def images(self) -> tuple[StoredImage, ...]:
+        """The only image."""
+        return (StoredImage(0, self.key, self.key_json, {IMAGE: self.image}),)
+
+    @cached_property
+    def key_json(self) -> SampleDocument:
         """Its names, image and texts, without labels, codes and features. A grid that nothing lies on has no fit."""
         header, texts = self.header, self.texts or ("",)
         height, width = header.size

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from patchmint.errors import ShardError, about
 from patchmint.samples import Part
 from patchmint.shards.codec import Array, decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, unnumbered
 from patchmint.shards.schema import (
     EntryDocument,
     GridDocument,
@@ -107,7 +107,7 @@ class StoredImage:
     @property
     def data(self) -> bytes:
         """The image file, as its source had it; `info.format` says what it is."""
-        return _member(self.members, self.key, self._ending(IMAGE))
+        return _member(self.members, self.key, self.ending_of(IMAGE))
 
     @cached_property
     def info(self) -> EntryDocument:
@@ -137,29 +137,31 @@ class StoredImage:
     @cached_property
     def selector(self) -> Array | None:
         """Patch labels: uint8 (texts, rows * views, cols), 0 or 1; None where the data set has no labels."""
-        return self._array(SELECTOR)
+        return self.array(SELECTOR)
 
     @cached_property
     def coverage(self) -> Array | None:
         """Covered share: uint8 (texts, rows * views, cols), 0..255; None where the data set has no labels."""
-        return self._array(COVERAGE)
+        return self.array(COVERAGE)
 
     @cached_property
     def codes(self) -> Array | None:
         """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
         member = self.key_json.tokens.member
-        return self._array(f"{member}.npy") if member else None
+        return self.array(f"{member}.npy") if member else None
 
     @cached_property
     def features(self) -> Array | None:
         """Features: float16 (views * tokens, channels); None where the data set has none."""
-        return self._array(FEATURES)
+        return self.array(FEATURES)
 
-    def _ending(self, ending: str) -> str:
+    def array(self, ending: str) -> Array | None:
+        """One of its arrays, read-only, by the ending that a picture's has; None where there is no such member."""
+        return _array(self.members, self.key, self.ending_of(ending))
+
+    def ending_of(self, ending: str) -> str:
+        """What a picture's ending is for this image."""
         return numbered(self.number, ending) if isinstance(self.key_json, SequenceDocument) else ending
-
-    def _array(self, ending: str) -> Array | None:
-        return _array(self.members, self.key, self._ending(ending))
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def parse_sample(data: bytes, path: str, offset: int, endings: Collection[str] |
         data: headers, members and padding, from a sidecar's `offset` to its `size`.
         path: of the tar, for errors.
         offset: where in it they begin.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: they aren't exactly one sample of regular members.
@@ -335,7 +337,7 @@ def walk_sample(
         path: of the tar, for errors.
         offset: the sidecar's `offset`.
         size: the sidecar's `size`.
-        endings: of the members to keep; None: all.
+        endings: of the members to keep, of a document without the images' numbers; None: all.
 
     Raises:
         ShardError: there isn't exactly one sample of regular members.
@@ -346,7 +348,7 @@ def walk_sample(
         raise ShardError(f"{path} has no sample at byte {offset}; the sidecar belongs to another tar: run verify")
     if endings is None:
         return samples[0]
-    kept = {ending: data for ending, data in samples[0].members.items() if ending in endings}
+    kept = {ending: data for ending, data in samples[0].members.items() if unnumbered(ending) in endings}
     return StoredSample(samples[0].key, offset, size, kept)
 
 
@@ -362,7 +364,7 @@ def _walk(
             raise ShardError(f"{path} has a member that ends outside its sample; run `patchmint inspect verify` on it")
         data = None
         if kind == "file":
-            wanted = endings is None or name.rpartition("/")[2].partition(".")[2] in endings
+            wanted = endings is None or unnumbered(name.rpartition("/")[2].partition(".")[2]) in endings
             data = read(start + block, size) if wanted else b""
         yield Member(name, start, end, data, kind)
         start = end

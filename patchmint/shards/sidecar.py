@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError
 from patchmint.shards.reader import StoredSample, iter_samples
-from patchmint.shards.schema import KeyJson
+from patchmint.shards.schema import KeyJson, SampleDocument
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
@@ -36,37 +36,60 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("key", pa.string()),
-            ("id", pa.string()),
-            ("ordinal", pa.int64()),
-            ("offset", pa.int64()),
-            ("size", pa.int64()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("format", pa.string()),
-            ("rows", pa.int32()),
-            ("cols", pa.int32()),
-            ("views", pa.int32()),
-            ("texts", _list(pa.string())),
-            ("label_shares", _list(pa.float32())),
-            ("phrases", _list(pa.string())),
-            ("phrase_texts", _list(pa.int32())),
-            ("scores", _list(pa.float32())),
-            ("origins", _list(pa.string())),
-            ("codes", _list(pa.uint32())),
-            ("code_counts", _list(pa.uint32())),
-            ("source_name", pa.string()),
-            ("source_path", pa.string()),
-            ("source_start", pa.int64()),
-        )
-    ],
-    metadata={"patchmint.schema": SIDECAR_SCHEMA},
+_NUMBERS, _SHARES, _STRINGS = _list(pa.int32()), _list(pa.float32()), _list(pa.string())
+_SAMPLE = {"key": pa.string(), "id": pa.string(), "ordinal": pa.int64(), "offset": pa.int64(), "size": pa.int64()}
+_FOUND = {"phrases": _STRINGS, "phrase_texts": _NUMBERS}
+_CODES = {"scores": _SHARES, "origins": _STRINGS, "codes": _list(pa.uint32()), "code_counts": _list(pa.uint32())}
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    return pa.schema(fields, metadata={"patchmint.schema": SIDECAR_SCHEMA})
+
+
+SCHEMA = _schema(
+    {
+        **_SAMPLE,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "format": pa.string(),
+        "rows": pa.int32(),
+        "cols": pa.int32(),
+        "views": pa.int32(),
+        "texts": _STRINGS,
+        "label_shares": _SHARES,
+        **_FOUND,
+        **_CODES,
+        "source_name": pa.string(),
+        "source_path": pa.string(),
+        "source_start": pa.int64(),
+    }
 )
-"""Columns of the sidecar; docs/format.md says what each holds."""
+"""Columns of a picture's row; docs/format.md says what each holds."""
+
+DOCUMENTS = _schema(
+    {
+        **_SAMPLE,
+        "images": pa.int32(),
+        "widths": _NUMBERS,
+        "heights": _NUMBERS,
+        "formats": _STRINGS,
+        "rows": _NUMBERS,
+        "cols": _NUMBERS,
+        "views": _NUMBERS,
+        "texts": _STRINGS,
+        "label_shares": _SHARES,
+        "share_images": _NUMBERS,
+        "share_texts": _NUMBERS,
+        **_FOUND,
+        "phrase_images": _NUMBERS,
+        **_CODES,
+        "source_name": pa.string(),
+        "source_paths": _STRINGS,
+        "source_starts": _list(pa.int64()),
+    }
+)
+"""Columns of a document's row."""
 
 ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
@@ -94,33 +117,50 @@ def sidecar_row(
         size: bytes of all its members, headers and padding included.
     """
     distinct, counts = _histogram(codes, told.tokens.codebook_sizes)
-    (image,), phrases = told.images, told.phrases
-    return {
+    phrases = told.phrases
+    sample: dict[str, Any] = {
         "key": told.key,
         "id": told.id,
         "ordinal": ordinal,
         "offset": offset,
         "size": size,
-        "width": image.width,
-        "height": image.height,
-        "format": image.format,
-        "rows": image.grid.rows,
-        "cols": image.grid.cols,
-        "views": image.grid.views,
         "texts": list(told.texts),
-        "label_shares": [
-            share for labels in selectors for share in labels.mean(axis=(1, 2)).astype(np.float32).tolist()
-        ],
+        "label_shares": [float(share) for labels in selectors for share in _shares(labels)],
         "phrases": [phrase.text for phrase in phrases],
         "phrase_texts": [phrase.text_index for phrase in phrases],
         "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
         "origins": [phrase.origin for phrase in phrases],
         "codes": distinct,
         "code_counts": counts,
-        "source_name": image.source.name,
-        "source_path": image.source.path,
-        "source_start": image.source.start,
+        "source_name": told.images[0].source.name,
     }
+    each: dict[str, list[Any]] = {
+        "width": [image.width for image in told.images],
+        "height": [image.height for image in told.images],
+        "format": [image.format for image in told.images],
+        "rows": [image.grid.rows for image in told.images],
+        "cols": [image.grid.cols for image in told.images],
+        "views": [image.grid.views for image in told.images],
+        "source_path": [image.source.path for image in told.images],
+        "source_start": [image.source.start for image in told.images],
+    }
+    if isinstance(told, SampleDocument):
+        return sample | {name: value for name, (value,) in each.items()}
+    labelled = [(image, text) for image, texts in enumerate(told.image_texts) for text in texts] if selectors else []
+    return (
+        sample
+        | {name if name in DOCUMENTS.names else f"{name}s": values for name, values in each.items()}
+        | {
+            "images": len(told.images),
+            "share_images": [image for image, _ in labelled],
+            "share_texts": [text for _, text in labelled],
+            "phrase_images": [phrase.image for phrase in phrases],
+        }
+    )
+
+
+def _shares(selector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.asarray(selector.mean(axis=(1, 2)), np.float32)
 
 
 def stored_row(sample: StoredSample, ordinal: int) -> dict[str, Any]:
@@ -163,6 +203,20 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
     return table
 
 
+def schema_of(storage: Storage, path: str) -> pa.Schema:
+    """Which of the two forms a sidecar has: `SCHEMA` or `DOCUMENTS`.
+
+    Raises:
+        NotFoundError, StorageError: it can't be read.
+        ShardError: it is damaged.
+    """
+    with storage.open(path) as file:
+        try:
+            return DOCUMENTS if "images" in pq.read_schema(file).names else SCHEMA
+        except (pa.ArrowException, OSError) as error:
+            raise _no_table(storage, path, str(error)) from error
+
+
 def is_of_version_1(parquet: pq.ParquetFile) -> bool:
     """Whether a sidecar lacks the columns of `ADDED`, as its name of its form says."""
     return (parquet.schema_arrow.metadata or {}).get(b"patchmint.schema") == schema_name("sidecar", 1).encode()
@@ -203,7 +257,9 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
         except ShardError as error:
             raise ShardError(f"{tar} isn't a patchmint shard throughout: {error}") from error
         rows.append(row | {"key": sample.key})  # whatever its document says
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    if len({"images" in row for row in rows}) > 1:
+        raise ShardError(f"{tar} holds pictures and documents; a shard of patchmint holds one of them")
+    return pa.Table.from_pylist(rows, schema=DOCUMENTS if rows and "images" in rows[0] else SCHEMA)
 
 
 class TableWriter:

@@ -157,8 +157,9 @@ class _State:
             self._compare_row(sample, trouble)
         if self.decode is not None:
             self.findings.extend(check_image(sample, self.decode), shown)
-        elif held.get(IMAGE) == b"":
-            self.findings.add("image-damaged", "the image is an empty file", shown)
+        else:
+            empty = [ending for ending, data in held.items() if not data and ending.rpartition(".")[2] == IMAGE]
+            self.findings.extend((("image-damaged", f"{ending} is an empty file") for ending in empty), shown)
 
     def _compare_row(self, sample: StoredSample, trouble: bool) -> None:
         row = next(self.rows, None) if self.rows is not None else None
@@ -282,20 +283,26 @@ def check_image(sample: StoredSample, decode: Callable[[bytes], tuple[int, int]]
         sample: as read.
         decode: an image file's bytes -> (height, width); raises a PatchmintError where it can't.
     """
-    for ending in sorted(sample.members.keys() & IMAGE_ENDINGS):
+    try:
+        told = sample.key_json
+        documents = isinstance(told, SequenceDocument)
+        sizes = {numbered(n, IMAGE) if documents else IMAGE: image for n, image in enumerate(told.images)}
+    except ShardError:  # said already, or not ours
+        sizes = {}
+    for ending in sample.members:
+        number, _, kind = ending.rpartition(".")
+        if kind not in IMAGE_ENDINGS or (number and not number.isdecimal()):
+            continue
         try:
             height, width = decode(sample.members[ending])
         except PatchmintError as error:
             yield "image-damaged", f"{ending} can't be decoded: {error}"
             continue
-        try:
-            image = sample.document.image
-        except ShardError:  # said already, or not ours
-            continue
-        if (image.height, image.width) != (height, width):
+        image = sizes.get(ending)
+        if image is not None and (image.height, image.width) != (height, width):
             yield (
                 "image-size",
-                f"the image has {width} x {height} pixels, KEY.json says {image.width} x {image.height}",
+                f"{ending} has {width} x {height} pixels, KEY.json says {image.width} x {image.height}",
             )
 
 

@@ -19,8 +19,8 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import SCHEMA as REJECTS
+from patchmint.shards.sidecar import DOCUMENTS, SCHEMA_1, is_of_version_1
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
-from patchmint.shards.sidecar import SCHEMA_1, is_of_version_1
 from patchmint.shards.verify_tar import Decode, check_tar
 from patchmint.storage import Storage
 
@@ -85,7 +85,7 @@ def check_unit(
         report.findings += _check_rejects(storage, rejects, files[rejects], record)
     rows: Rows | None = None
     if sidecar in files:
-        rows, findings = _check_sidecar(storage, sidecar, files[sidecar], record)
+        rows, findings = _check_sidecar(storage, sidecar, files[sidecar], record, layout)
         report.findings += findings
     if report.tar in files:
         checked = check_tar(storage, report.tar, layout=layout, rows=rows, decode=decode)
@@ -131,10 +131,11 @@ def _check_sum(file: FileRecord, size: int, sha256: str) -> Iterator[tuple[str, 
 
 
 def _check_sidecar(
-    storage: Storage, path: str, file: FileRecord, record: CommitRecord
+    storage: Storage, path: str, file: FileRecord, record: CommitRecord, layout: Layout | None
 ) -> tuple[Rows | None, list[Finding]]:
     found = Findings(path)
-    parquet = _open(storage, path, file, SIDECAR, found)
+    schemas = [SIDECAR, DOCUMENTS] if layout is None else [DOCUMENTS if layout.documents else SIDECAR]
+    parquet = _open(storage, path, file, schemas, found)
     if parquet is None:
         return None, found.to_list()
     if parquet.metadata.num_rows != record.written:
@@ -163,7 +164,7 @@ def _texts(count: int, label_share: float | None) -> str:
 
 def _check_rejects(storage: Storage, path: str, file: FileRecord, record: CommitRecord) -> list[Finding]:
     found = Findings(path)
-    parquet = _open(storage, path, file, REJECTS, found)
+    parquet = _open(storage, path, file, [REJECTS], found)
     if parquet is not None:
         try:
             reasons = Counter(row["reason"] for row in _rows(parquet, path))
@@ -174,8 +175,10 @@ def _check_rejects(storage: Storage, path: str, file: FileRecord, record: Commit
     return found.to_list()
 
 
-def _open(storage: Storage, path: str, file: FileRecord, schema: pa.Schema, found: Findings) -> pq.ParquetFile | None:
-    """Hold a table against its record and its schema; these are small, so they are read whole."""
+def _open(
+    storage: Storage, path: str, file: FileRecord, schemas: Sequence[pa.Schema], found: Findings
+) -> pq.ParquetFile | None:
+    """Hold a table against its record and the schemas it may have; these are small, so they are read whole."""
     try:
         data = storage.read(path)
         found.extend(_check_sum(file, len(data), hashlib.sha256(data).hexdigest()))
@@ -186,9 +189,10 @@ def _open(storage: Storage, path: str, file: FileRecord, schema: pa.Schema, foun
     except (pa.ArrowException, OSError) as error:
         found.add("table-form", f"it is no Parquet file that can be read: {error}")
         return None
-    if schema is SIDECAR and is_of_version_1(parquet):
-        schema = SCHEMA_1
-    if not parquet.schema_arrow.remove_metadata().equals(schema.remove_metadata()):
+    if SIDECAR in schemas and is_of_version_1(parquet):
+        schemas = [SCHEMA_1]
+    columns = parquet.schema_arrow.remove_metadata()
+    if not any(columns.equals(schema.remove_metadata()) for schema in schemas):
         found.add("table-form", "its columns aren't those of the format (docs/format.md)")
         return None
     return parquet

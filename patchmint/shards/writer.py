@@ -17,7 +17,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
 from patchmint.shards.schema import KeyJson, encode_text
-from patchmint.shards.sidecar import SCHEMA, TableWriter, sidecar_row
+from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, TableWriter, sidecar_row
 
 
 class ShardWriter:
@@ -33,7 +33,7 @@ class ShardWriter:
 
     def __init__(self, tar: BinaryIO, sidecar: BinaryIO, layout: Layout) -> None:
         self._tar = tar
-        self._table = TableWriter(sidecar, SCHEMA)
+        self._table = TableWriter(sidecar, DOCUMENTS if layout.documents else SCHEMA)
         self._layout = layout
         self._keys: set[str] = set()
         self._size = 0
