@@ -10,6 +10,9 @@ from patchmint.types import Instance, Span, Text
 
 WHOLE_FILE = -1
 
+NO_NUMBER = -1
+"""Number of an image where there is only one, or none."""
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -20,12 +23,14 @@ class ImageRef:
         start: first byte in that file (a tar), or row (a Parquet file); `WHOLE_FILE` where the file is the image.
         length: number of bytes from `start`; `WHOLE_FILE` where there is no range of bytes.
         source: name of that source; empty where there is only one, without a name.
+        number: which of several images there: in the list of a row, or among the pages of a file; else `NO_NUMBER`.
     """
 
     path: str
     start: int = WHOLE_FILE
     length: int = WHOLE_FILE
     source: str = ""
+    number: int = NO_NUMBER
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class Fault:
 
     Attributes:
         stage: where it came out: source, read, decode, text, annotate, worker.
-        reason: a short lower-case code to count by, such as "image-missing"; it begins with `PART` where a text is at
-            fault whose sample has others, and is written.
+        reason: a short lower-case code to count by, such as "image-missing"; it begins with `PART` where a text or an
+            image is at fault whose sample has others, and is written.
         message: for people: what, why, what to do.
     """
 
@@ -92,10 +97,6 @@ class Fault:
 def count_parts(rejects: Mapping[str, int]) -> int:
     """How many of some rejects, by reason, are single texts of samples: `limits.max_reject_share` is about samples."""
     return sum(count for reason, count in rejects.items() if reason.startswith(PART))
-
-
-NO_NUMBER = -1
-"""Number of the image of a part that is a text."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,14 @@ class Document:
         id: the source's own name for it.
         images: each once, however often it is shown; a fault in the place of one that can't be read.
         parts: in order. Of a conversation, the first part has a role.
+        flowing: whether its texts stand around its images, so that only those beside an image are about it.
         captioned: whether each image belongs to the text that follows it (MMC4's matched texts).
     """
 
     id: str
     images: tuple[ImageRef | Fault, ...]
     parts: tuple[Part, ...]
+    flowing: bool = False
     captioned: bool = False
 
 
@@ -235,9 +238,18 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class Reject:
-    """A planned sample that wasn't written, and why."""
+    """A planned sample that wasn't written, or an image of a document that was written without it, and why.
+
+    Attributes:
+        ordinal: the sample's.
+        key: the sample's.
+        id: the sample's.
+        fault: what is wrong. Of an image, its reason begins with `PART`.
+        image: number of the image among those planned; `NO_NUMBER`: the sample itself wasn't written.
+    """
 
     ordinal: int
     key: str
     id: str
     fault: Fault
+    image: int = NO_NUMBER

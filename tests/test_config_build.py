@@ -50,13 +50,26 @@ def test_defaults():
         ({"source": {"kind": "coco", "uri": "x", "split_": "y"}}, "source.split_: .*did you mean 'split'"),
         ({"outputs": {}}, "outputs: there is no such setting; did you mean 'output'"),
         ({"output": {"uri": "x", "samples_per_shard": 0}}, "output.samples_per_shard"),
-        ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard, prefix\)"),
+        ({"output": None}, r"output: it must be a mapping \(keys: uri, samples_per_shard, images_per_shard, prefix\)"),
         ({"grid": {"rows": 2, "colums": 2}}, "grid.colums: there is no such setting; did you mean 'cols'"),
         ({"grid": {"rows": 2, "cols": 2, "patch_px": 14}}, "^grid.fit: it must be given$"),
         ({"features": {"connector": "cdi"}}, "features.connector"),
         ({"features": {"pool": [12]}}, "features.pool"),
         ({"limits": {"max_reject_share": 1.5}}, "limits.max_reject_share"),
         ({"labels": None, "tokens": None}, "nothing to make"),
+        ({"source": {"kind": "parquet", "uri": "x", "image_texts": "own"}}, "source: image_texts is about documents"),
+        ({"source": {"kind": "interleaved", "uri": "x", "dedupe": "image"}}, "source.dedupe: it compares pictures"),
+        ({"output": {"uri": "x", "images_per_shard": 9}}, "output.images_per_shard is about documents"),
+        (
+            {
+                "source": None,
+                "sources": [
+                    {"kind": "interleaved", "uri": "x", "name": "a"},
+                    {"kind": "coco", "uri": "x", "name": "b"},
+                ],
+            },
+            "sources: some give documents, some pictures",
+        ),
     ],
 )
 def test_errors_name_the_setting(changes, message):
@@ -178,7 +191,14 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track", "sources"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track", "sources", "on_bad_image"}
+    source = {"kind": "parquet", "uri": "x", "documents": True}
+    decided = parse(source=source).deciding()
+    assert (decided["on_bad_image"], decided["limits"]["max_images"]) == ("reject", 100)
+    others = [{"on_bad_image": "drop"}, {"limits": {"max_images": 9}}, {"source": source | {"image_texts": "own"}}]
+    others.append({"output": BASE["output"] | {"images_per_shard": 9}})
+    digests = [parse(**({"source": source} | changes)).digest({}) for changes in ({}, *others)]
+    assert len({*digests, parse(source=source | {"documents": False}).digest({})}) == 6
 
 
 def test_an_unused_model_decides_nothing():

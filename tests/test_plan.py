@@ -47,7 +47,7 @@ from patchmint.pipeline.plan import (
     to_batches,
 )
 from patchmint.pipeline.plan.memory import estimate_memory, weights_of
-from patchmint.samples import Fault, ImageRef, SourceSample, SourceText, Turn
+from patchmint.samples import Fault, ImageRef, Part, SourceSample, SourceText, Turn
 from patchmint.shards import plan_parts as parts
 from patchmint.shards.plan import ModelRecord, load_plan, load_plans
 from patchmint.shards.plan_parts import read_unit
@@ -70,6 +70,13 @@ RICH = [
     SourceSample("1", (ImageRef("t.tar", 512, 1 << 40),), (SourceText(""), SourceText("猫\x00\n\U0001f600"))),
     SourceSample("2", (ImageRef("rows.parquet", 7),), (), (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))),
     SourceSample("3", (ImageRef(""),), (), (), Fault("source", "text-missing", "no text; give one")),
+    SourceSample(
+        "4",
+        (ImageRef("rows.parquet", 7, number=2), Fault("source", "path-outside-source", "no"), ImageRef("a.jpg")),
+        (SourceText("Which?"), SourceText("This.")),
+        parts=(Part(image=0, role="human"), Part(image=2), Part("Which?"), Part(image=1), Part("This.", role="gpt")),
+        image_texts=((0, 1), (), (1,)),
+    ),
 ]
 
 
@@ -114,11 +121,37 @@ def test_units_are_slices_of_the_source(tmp_path):
         assert load_plans(open_storage(folder)) == plans
 
 
+def document(number, images):
+    refs = tuple(ImageRef(f"{number}-{image}.jpg") for image in range(images))
+    parts = tuple(Part(image=image) for image in range(images))
+    return SourceSample(f"{number}", refs, (SourceText("a"),), parts=parts, image_texts=((0,),) * images)
+
+
+def test_units_of_documents_end_at_samples_or_images(tmp_path, monkeypatch):
+    for module in (make, sys.modules[to_batches.__module__]):
+        monkeypatch.setattr(module, "_ROWS", 3)  # a unit ends within a batch, at its end, and behind it
+    source = {"kind": "conversations", "uri": "x", "documents": True}
+    images = [2, 2, 3, 9, 1, 1, 1, 1, 1, 1, 4]
+    bad = PLAIN[20:22]  # has no images
+    samples = [document(number, count) for number, count in enumerate(images)] + bad
+    output = {"uri": str(tmp_path), "samples_per_shard": 5, "images_per_shard": 5}
+    config = build_config(source=source, output=output)
+    plan = make_plan(to_batches(samples), config, record_models(config), open_storage(tmp_path))
+    told = [(unit.samples, unit.images, unit.first_ordinal) for unit in plan.units]
+    assert told == [(2, 4, 0), (1, 3, 2), (1, 9, 3), (5, 5, 4), (4, 5, 9)]
+    assert (plan.images, plan.total) == (sum(images), len(samples))
+    assert load_plan(open_storage(tmp_path)) == plan
+    assert samples_in(open_storage(tmp_path), *plan.units) == samples
+    retry = make_retry_plan(open_storage(tmp_path), [plan], range(2, 11))
+    assert [(unit.samples, unit.images) for unit in retry.units] == [(1, 3), (1, 9), (5, 5), (2, 5)]
+    assert replace(plan, units=[replace(unit, images=0) for unit in plan.units]).digest != plan.digest
+
+
 def test_the_files_say_what_they_are(tmp_path):
     plan = plan_into(tmp_path)
     table = pq.read_table(tmp_path / "plan.parquet")
-    assert table.schema.names == ["unit", "samples", "first_ordinal", "part", "row_group"]
-    assert [str(kind) for kind in table.schema.types] == ["int64", "int64", "int64", "string", "int64"]
+    assert table.schema.names == ["unit", "samples", "first_ordinal", "part", "row_group", "images"]
+    assert [str(kind) for kind in table.schema.types] == ["int64", "int64", "int64", "string", "int64", "int64"]
     metadata = table.schema.metadata
     assert metadata[b"patchmint.schema"] == b"patchmint.plan/2"
     assert metadata[b"patchmint.plan_digest"].decode() == plan.digest

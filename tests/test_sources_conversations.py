@@ -8,7 +8,7 @@ import pytest
 from source_files import absent, faults, image_bytes, put, read, refused, source, texts
 
 from patchmint.errors import ImageMissingError
-from patchmint.pipeline.sources import conversations
+from patchmint.pipeline.sources import image_records
 from patchmint.pipeline.sources.tables import parquet_rows
 from patchmint.samples import Turn
 
@@ -147,7 +147,7 @@ def test_planning_leaves_the_bytes_of_images_alone(tmp_path, monkeypatch):
         read_columns.append(columns)
         return parquet_rows(storage, path, table, columns)
 
-    monkeypatch.setattr(conversations, "parquet_rows", recorded)
+    monkeypatch.setattr(image_records, "parquet_rows", recorded)
     stored = {"bytes": image_bytes(), "path": None}
     for name, images in (("image", pa.array([stored], STORED)), ("images", pa.array([[stored]], pa.list_(STORED)))):
         parquet(tmp_path / name, conversations=[TALK], **{name: images})

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchmint.pipeline.sources.documents import read_document, read_key, texts_of
+from patchmint.pipeline.sources.documents import in_order, is_document, read_document, read_key, read_texts, texts_of
 from patchmint.pipeline.sources.records import inner_path
 from patchmint.samples import Absent, Document, Fault, ImageRef, Part, SourceSample, Turn
 
@@ -200,20 +200,28 @@ def test_keys_of_tars():
     images = {f"{number}.jpg": ImageRef("0.tar", 512 * number, 9) for number in (10, 2, 0)}
 
     def key(record=None, text=None):
-        return read_key("000017", images, record, text, "'000017' in 0.tar")
+        if record is not None:
+            return read_key("000017", images, record, "'000017' in 0.tar")
+        return read_texts("000017", in_order(images), [text], "'000017' in 0.tar")
 
     document = key(text="Before <image>, <image> and <image>")
     assert [image.start for image in document.images] == [0, 1024, 5120]  # 2 before 10
     assert shown(document) == ["Before ", 0, ", ", 1, " and ", 2]
     assert shown(key(text="Three cats"))[-1] == "\nThree cats"
     assert key(text="One <image>").reason == "mark-missing"
-    assert key(record={"status": "success"}).reason == "text-missing"
+    assert not is_document({"status": "success", "caption": "a"})
     named = key(record={"images": ["000017.10.jpg", None, "2.JPG"], "texts": [None, "and", None]})
     assert [image.start for image in named.images] == [5120, 1024]
-    addresses = [f"https://e.com/{n}" for n in range(4)]
-    counted = key(record={"images": [*addresses, None], "texts": [None] * 4 + ["end"]})
-    assert [image.start for image in counted.images[:3]] == [0, 1024, 5120]
-    assert counted.images[3].reason == "image-missing"
+
+    def addressed(count):
+        addresses = [f"https://e.com/{n}" for n in range(count)]
+        found = key(record={"images": [*addresses, None], "texts": [None] * count + ["end"]}).images
+        return [image.reason if isinstance(image, Fault) else image.start for image in found]
+
+    assert addressed(3) == [0, 1024, 5120]
+    assert addressed(4) == [0, "image-missing", 1024, "image-missing"]  # 0.jpg and 2.jpg are there
+    said = key(record=talk("<image><image><image> Alike?", "No."))
+    assert [image.start for image in said.images] == [0, 1024, 5120]
 
 
 def test_mint_1t_pdf_has_its_images_in_one_file():
@@ -224,10 +232,9 @@ def test_mint_1t_pdf_has_its_images_in_one_file():
         "language_id_whole_page_fasttext": {"en": 0.9},
         "url": "http://example.com/a.pdf",
     }
-    document = read_key("ef8e", {"tiff": ImageRef("0.tar", 512, 9)}, record, None, "'ef8e' in 0.tar")
+    document = read_key("ef8e", {"tiff": ImageRef("0.tar", 512, 9)}, record, "'ef8e' in 0.tar")
     assert shown(document) == [0, "Figure 1", 1, "and 2"]
-    assert document.images[0] == ImageRef("0.tar", 512, 9)
-    assert document.images[1].reason == "image-missing"  # its pages can't be told apart yet
+    assert document.images == (ImageRef("0.tar", 512, 9, number=0), ImageRef("0.tar", 512, 9, number=1))
 
 
 def test_texts_of_an_image_in_a_conversation():

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
 
@@ -28,8 +29,8 @@ from patchmint.pipeline.pools.serve import ServedWorker
 from patchmint.pipeline.worker import batches, prepare, work
 from patchmint.pipeline.worker.batches import like_batches
 from patchmint.pipeline.worker.finish import Finisher
-from patchmint.pipeline.worker.prepare import Preparer
-from patchmint.samples import Reject
+from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Preparer
+from patchmint.samples import ImageRef, PlannedSample, Reject, SourceSample, SourceText
 from patchmint.shards.plan import Unit
 from patchmint.types import Text
 
@@ -275,9 +276,8 @@ class Slow:
 
 
 def planned(number):
-    text = SimpleNamespace(to_text=lambda: SimpleNamespace(content="a thing"))
-    sample = SimpleNamespace(fault=None, image=SimpleNamespace(path=f"{number}.jpg"), texts=[text], id=str(number))
-    return SimpleNamespace(sample=sample, ordinal=number, key=str(number))
+    sample = SourceSample(str(number), (ImageRef(f"{number}.jpg"),), (SourceText("a thing"),))
+    return PlannedSample(number, str(number), sample)
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ def test_what_the_models_want_ahead_is_made_in_the_decoding_threads_and_weighed(
     threads = set()
     (_, first), (_, second) = made(Slow(jpeg), 2, prepare=prepare).prepared(Order(unit(0, 2)), 2)[1]
     assert threads == {"decode"}
-    assert first.inputs.nbytes == second.inputs.nbytes == 12
+    assert first.images[0].inputs.nbytes == second.images[0].inputs.nbytes == 12
     assert first.nbytes == 40 * 50 * 3 + 12
 
 
@@ -407,7 +407,7 @@ def test_what_fails_ahead_is_left_to_the_models(jpeg, error):
         raise error
 
     ((_, item),) = made(Slow(jpeg), 1, prepare=prepare).prepared(Order(unit(0, 1)), 1)[1]
-    assert item.inputs is None
+    assert item.images[0].inputs is None
     assert item.nbytes == 40 * 50 * 3
 
 
@@ -462,15 +462,23 @@ class Labels:
 
 @pytest.fixture
 def finishing(monkeypatch):
-    monkeypatch.setattr("patchmint.pipeline.worker.finish.stored_sample", lambda prepared, labelled: labelled)
+    monkeypatch.setattr("patchmint.pipeline.worker.finish.made_image", lambda image, labelled: labelled)
+    monkeypatch.setattr("patchmint.pipeline.worker.finish.made_sample", lambda prepared, images, _: images[0].number)
     with ThreadPoolExecutor(1) as pool:
         yield pool
 
 
 def item(number, answers=None):
-    image = SimpleNamespace(size=(1, 1))
-    prepared = SimpleNamespace(planned=planned(number), data=b"", image=image, texts=[], extended=None)
-    return number, prepared, number if answers is None else answers
+    image = PreparedImage(0, b"", SimpleNamespace(size=(1, 1)), [])
+    return number, Prepared(planned(number), (image,)), [Made(number) if answers is None else answers]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is made of an image, here."""
+
+    number: int
+    data: bytes = b""
 
 
 def test_samples_are_written_in_order_while_the_next_batch_is_made(finishing):

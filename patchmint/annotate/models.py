@@ -17,7 +17,7 @@ from patchmint.config import AnnotatorConfig
 from patchmint.config.build import CPU_BATCH_SIZES, CPU_INPUT_BYTES
 from patchmint.config.grids import resolve_grid
 from patchmint.errors import PluginError
-from patchmint.geometry import Grid, Placement
+from patchmint.geometry import Grid, Placement, RleMasks
 from patchmint.interfaces import (
     FeatureEncoder,
     Instances,
@@ -159,22 +159,32 @@ class AnnotationModels:
     def _segment(
         self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
     ) -> list[Instances]:
-        """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels."""
+        """Ask the segmenter; texts that say nothing (data sets have them) are kept from it and get empty labels.
+
+        So are images without a text: no text is about some of a document's.
+        """
         assert self.segmenter is not None
-        saying = [
-            [index for index, text in enumerate(image_texts) if text.content.strip()] or [0] for image_texts in texts
-        ]
-        asked = [[image_texts[i] for i in kept] for image_texts, kept in zip(texts, saying, strict=True)]
-        prepared = handed(self.segmenter, [each.segmenter for each in inputs])
-        with _named(self._names.get("segmenter")):
-            answers = self.segmenter.segment(images, asked, **prepared)
-            _check_answers(len(images), answers)
-            for image, answer, image_texts in zip(images, answers, asked, strict=True):
-                _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
-        return [
-            replace(answer, text_index=np.array(kept, dtype=np.int64)[answer.text_index])
-            for answer, kept in zip(answers, saying, strict=True)
-        ]
+        saying = [[index for index, text in enumerate(own) if text.content.strip()] for own in texts]
+        asked = [[own[index] for index in kept] for own, kept in zip(texts, saying, strict=True) if kept]
+        seen = [image for image, kept in zip(images, saying, strict=True) if kept]
+        answers: list[Instances] = []
+        if seen:
+            prepared = handed(
+                self.segmenter, [each.segmenter for each, kept in zip(inputs, saying, strict=True) if kept]
+            )
+            with _named(self._names.get("segmenter")):
+                answers = self.segmenter.segment(seen, asked, **prepared)
+                _check_answers(len(seen), answers)
+                for image, answer, image_texts in zip(seen, answers, asked, strict=True):
+                    _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
+        found, left = list[Instances](), iter(answers)
+        for image, kept in zip(images, saying, strict=True):
+            if kept:
+                answer = next(left)
+                found.append(replace(answer, text_index=np.array(kept, dtype=np.int64)[answer.text_index]))
+            else:
+                found.append(_nothing_in((image.shape[0], image.shape[1])))
+        return found
 
     def annotate(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[AnnotatedImage]:
         """Label, tokenise and encode a batch.
@@ -290,6 +300,12 @@ def _named(model: str | None) -> Iterator[None]:
     except PluginError as error:
         error.name = model
         raise
+
+
+def _nothing_in(size: Size) -> Instances:
+    none = np.zeros(0, dtype=np.int64)
+    boxes, spans = np.zeros((0, 4), dtype=np.float32), np.zeros((0, 2), dtype=np.int64)
+    return Instances(size, RleMasks([]), none, np.zeros(0, dtype=np.float32), boxes, spans)
 
 
 def _check_answers(images: int, answer: object) -> None:

@@ -61,6 +61,8 @@ def _troubled(places: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _shown(out: str, found: BuildStatus) -> Group:
+    from patchmint.shards.records import describe_images  # pydantic, not needed for --help
+
     left = f", {found.left} left" if found.left else ""
     in_work = f" ({found.in_work} of them annotated, in units that aren't finished)" if found.in_work else ""
     lines = [
@@ -68,6 +70,8 @@ def _shown(out: str, found: BuildStatus) -> Group:
         f"units    {found.units_done} of {found.units} done",
         f"samples  {found.planned} planned = {found.written} written + {found.rejected} rejected{left}{in_work}",
     ]
+    if found.images is not None:
+        lines.append(f"images   {describe_images(found.images)}")
     if absent := describe_absent(found.absent):
         lines.append(f"besides  {absent}")
     if found.state == "planning":

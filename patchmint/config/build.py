@@ -54,6 +54,12 @@ class OutputConfig(Settings):
         description="Folder for the data set: a local path, s3://, gs:// or az://; or hf://datasets/ORG/NAME.",
     )
     samples_per_shard: int = Field(default=1000, ge=1, le=100_000, description="Samples per shard.")
+    images_per_shard: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Of documents, most images per shard, unless a single one has more. Null: any number.",
+    )
     prefix: str = Field(
         default="",
         pattern=r"^([a-z0-9_-]{0,39}[a-z_-])?$",  # as shards.paths.PREFIX
@@ -124,6 +130,7 @@ class LimitsConfig(Settings):
         description="The build stops if a larger share of samples is rejected, and more than 10.",
     )
     max_image_megapixels: float = Field(default=100.0, ge=1e-6, le=1000, description="Larger images are rejected.")
+    max_images: int = Field(default=100, ge=1, le=999, description="Documents of more images are rejected.")
     sample_timeout: float | None = Field(
         default=None,
         gt=0,
@@ -162,6 +169,11 @@ class BuildConfig(AnnotatorConfig):
     limits: LimitsConfig = Field(
         default_factory=LimitsConfig, description="Limits that stop a build or reject a sample."
     )
+    on_bad_image: Literal["reject", "drop"] = Field(
+        default="reject",
+        description="What to do with a document of which an image can't be used: reject it, or drop the image and its "
+        "places. Without any good image it is rejected.",
+    )
     track: Literal["wandb", "mlflow"] | None = Field(
         default=None, description="Also tell settings and counts to Weights & Biases or MLflow."
     )
@@ -176,6 +188,21 @@ class BuildConfig(AnnotatorConfig):
         if any(source.kind == "patchmint" for source in self.sources):
             raise ValueError("sources: a data set of patchmint's (kind: patchmint) is extended by itself, as source")
         return self
+
+    @model_validator(mode="after")
+    def _pictures_or_documents(self) -> Self:
+        if len({source.gives_documents for source in self.all_sources}) > 1:
+            raise ValueError("sources: some give documents, some pictures; a data set is of one or the other")
+        if self.gives_documents and any(source.dedupe for source in self.all_sources):
+            raise ValueError("source.dedupe: it compares pictures, and can't be used with documents")
+        if not self.gives_documents and self.output.images_per_shard and self.all_sources[0].kind != "patchmint":
+            raise ValueError("output.images_per_shard is about documents, and the source gives pictures")
+        return self
+
+    @property
+    def gives_documents(self) -> bool:
+        """Whether its sources give documents of several images. Of a data set that is extended, it knows itself."""
+        return self.all_sources[0].gives_documents
 
     @property
     def all_sources(self) -> tuple[AnySource, ...]:
@@ -248,14 +275,17 @@ class BuildConfig(AnnotatorConfig):
         settings = self.model_dump(mode="json", include={"labels", "grid", "tokens", "features", "precision"})
         sources = [source.deciding() for source in self.all_sources]
         prefix: dict[str, Any] = {"prefix": self.output.prefix} if self.output.prefix else {}
+        images = {"images_per_shard": self.output.images_per_shard} if self.output.images_per_shard else {}
+        documents = {"max_images": self.limits.max_images} if self.gives_documents else {}
         if labels := settings["labels"]:
             # What is off is left out: plans say what they did before one could choose.
             settings["labels"] = {key: value for key, value in labels.items() if not (value is None or value is False)}
         return settings | {
             **({"source": sources[0]} if self.source is not None else {"sources": sources}),
-            "output": {"samples_per_shard": self.output.samples_per_shard} | prefix,
+            "output": {"samples_per_shard": self.output.samples_per_shard} | images | prefix,
             "models": self.models_used,
-            "limits": {"max_image_megapixels": self.limits.max_image_megapixels},
+            "limits": {"max_image_megapixels": self.limits.max_image_megapixels} | documents,
+            **({"on_bad_image": self.on_bad_image} if self.gives_documents else {}),
         }
 
     def digest(self, model_digests: Mapping[str, str]) -> str:

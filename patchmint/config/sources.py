@@ -57,16 +57,53 @@ class CommonSettings(Settings):
     )
     take: int | None = Field(default=None, ge=1, description="Take the first so many of the samples chosen otherwise.")
 
+    @property
+    def gives_documents(self) -> bool:
+        """Whether its samples are documents of several images, and not pictures."""
+        return False
+
     @model_serializer(mode="wrap")
     def _own_first(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        common = (*DocumentsSettings.model_fields, *CommonSettings.model_fields)
         told = serialized(self)
-        return dict(sorted(told.items(), key=lambda item: item[0] in CommonSettings.model_fields))
+        return dict(sorted(told.items(), key=lambda item: common.index(item[0]) if item[0] in common else -1))
 
     def deciding(self) -> dict[str, Any]:
         """All settings as JSON values, but for those of these that choose nothing."""
-        common = CommonSettings.model_fields
+        silent = {**CommonSettings.model_fields, **DocumentsSettings.model_fields}
         told = self.model_dump(mode="json").items()
-        return {key: value for key, value in told if key not in common or getattr(self, key) != common[key].default}
+        return {key: value for key, value in told if key not in silent or getattr(self, key) != silent[key].default}
+
+
+class InterleavedSettings(Settings):
+    """Which texts of a document label its images."""
+
+    image_texts: Literal["all", "neighbours", "own"] | None = Field(
+        default=None,
+        description="Which texts of a document label an image: all of them; its neighbours (the texts before and after "
+        "it, in a conversation the question and its answers); or its own (as neighbours, but in MMC4 the text that it "
+        "was matched to). Null: all, but neighbours where texts stand around images.",
+    )
+
+
+class DocumentsSettings(InterleavedSettings):
+    """Whether samples are documents."""
+
+    documents: bool = Field(
+        default=False,
+        description="Read documents of any number of images, in place of pictures: a data set is of one or the other.",
+    )
+
+    @property
+    def gives_documents(self) -> bool:
+        """As for all sources."""
+        return self.documents
+
+    @model_validator(mode="after")
+    def _image_texts_are_of_documents(self) -> Self:
+        if self.image_texts is not None and not self.documents:
+            raise ValueError("image_texts is about documents; set documents: true")
+        return self
 
 
 Folders = str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -121,7 +158,7 @@ class FolderSourceConfig(ImagesSettings):
         return self
 
 
-class WebDatasetSourceConfig(CommonSettings):
+class WebDatasetSourceConfig(DocumentsSettings, CommonSettings):
     """WebDataset tars, as img2dataset writes them."""
 
     kind: Literal["webdataset"]
@@ -247,7 +284,7 @@ class ReferencesSourceConfig(ImagesSettings):
     )
 
 
-class ConversationsSourceConfig(ImagesSettings):
+class ConversationsSourceConfig(DocumentsSettings, ImagesSettings):
     """Conversations about images: LLaVA, ShareGPT, OpenAI's messages, the_cauldron; JSON, JSON Lines or Parquet."""
 
     kind: Literal["conversations", "llava"]
@@ -279,13 +316,39 @@ class ConversationsSourceConfig(ImagesSettings):
     )
 
 
-class ParquetSourceConfig(CommonSettings):
+class InterleavedSourceConfig(InterleavedSettings, ImagesSettings):
+    """Documents whose texts stand around their images: MMC4, OBELICS, MINT-1T; JSON Lines, JSON or Parquet."""
+
+    kind: Literal["interleaved"]
+    uri: str = Field(min_length=1, description=_URI)
+    annotations: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A .jsonl, .json or .parquet file, or a folder of them. Null: all Parquet files, else all JSON "
+        "files at the top.",
+    )
+    image_column: str | None = Field(
+        default=None, min_length=1, description="Field or column of the images. Null: image or images; MMC4's own."
+    )
+    id_column: str = Field(
+        default="id", min_length=1, description="Field or column of the id, where there is one. Else: file and number."
+    )
+
+    @property
+    def gives_documents(self) -> bool:
+        """As for all sources."""
+        return True
+
+
+class ParquetSourceConfig(DocumentsSettings, CommonSettings):
     """Parquet files that hold the images, as on the Hugging Face Hub."""
 
     kind: Literal["parquet"]
     uri: str = Field(min_length=1, description="A folder of .parquet files, or one such file.")
     image_column: str = Field(
-        default="image", min_length=1, description="Column of images: bytes, or a struct of bytes and path."
+        default="image",
+        min_length=1,
+        description="Column of images: bytes, or a struct of bytes and path; of documents, also of lists of them.",
     )
     text_columns: OneOrSeveral = Field(
         default=(),
@@ -317,6 +380,7 @@ AnySource = (
     | VisualGenomeSourceConfig
     | ReferencesSourceConfig
     | ConversationsSourceConfig
+    | InterleavedSourceConfig
     | ParquetSourceConfig
     | PatchmintSourceConfig
 )

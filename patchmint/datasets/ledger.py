@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, published_sizes
 from patchmint.errors import BuildError, NotFoundError, ShardError
-from patchmint.samples import Reject
+from patchmint.samples import NO_NUMBER, Reject
 from patchmint.shards.commit import committed_units, publish, read_records
 from patchmint.shards.manifest import Totals, read_manifest
 from patchmint.shards.paths import canonical_paths, record_path, unit_name
 from patchmint.shards.plan import Plan, Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
-from patchmint.shards.records import ATTEMPTS, CommitRecord, run_and_unit
-from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.rejects import read_rejects
-from patchmint.shards.sidecar import read_table
+from patchmint.shards.records import ATTEMPTS, CommitRecord, ImageCounts, run_and_unit
+from patchmint.shards.rejects import read_rejects, read_rejects_table
 from patchmint.storage import Storage
 
 
@@ -75,6 +73,11 @@ class Ledger:
         """Samples in shards."""
         return sum(record.written for record in self.records.values())
 
+    @property
+    def planned_images(self) -> int:
+        """Images of the data set's documents; 0 where samples are pictures."""
+        return self.plans[0].images if self.plans else 0
+
     def standing_rejects(self) -> dict[int, str]:
         """Reason by ordinal, of rejects that no retry has taken up, and of those that a retry rejected again."""
         standing: dict[int, str] = {}
@@ -86,7 +89,11 @@ class Ledger:
             for unit in plan.units:
                 record = self.records.get(unit.id)
                 if record is not None and record.rejects:
-                    standing |= {reject.ordinal: reject.fault.reason for reject in self._rejects(record)}
+                    standing |= {
+                        reject.ordinal: reject.fault.reason
+                        for reject in self._rejects(record)
+                        if reject.image == NO_NUMBER
+                    }
         return standing
 
     def rejects(self) -> Counter[str]:
@@ -139,6 +146,8 @@ class Tally:
         planned, written, left: samples; the others of `planned` are rejects.
         rejects: standing rejects by reason, in alphabetical order.
         absent: what of the source is no sample, by reason (`Plan.absent`).
+        images: of documents, in units that are done; None where samples are pictures. `most` is of those whose records
+            were read.
     """
 
     units: int
@@ -148,6 +157,7 @@ class Tally:
     left: int
     rejects: Mapping[str, int]
     absent: Mapping[str, int]
+    images: ImageCounts | None = None
 
     @classmethod
     def read(cls, storage: Storage) -> Tally:
@@ -157,7 +167,7 @@ class Tally:
         done = committed_units(storage) & samples.keys()
         totals = _totals(storage) if len(done) == len(samples) else None
         if totals is not None and totals.units == len(samples):
-            written, rejects = totals.written, totals.rejected
+            written, rejects, images = totals.written, totals.rejected, totals.images
         else:
             # What is published without rejects was written whole; rejects that appear in between are listed last.
             unpublished = _tried(storage).values()
@@ -166,9 +176,19 @@ class Tally:
             ledger = Ledger(storage, plans, {record.unit: record for record in read_records(storage, unclear)})
             written = ledger.written + sum(samples[unit] for unit in done.difference(unclear))
             rejects = ledger.rejects()
+            images = _count_images(ledger, done, done.difference(unclear))
         left = sum(samples[unit] for unit in samples.keys() - done)
         planned, absent = (plans[0].total, plans[0].absent) if plans else (0, {})
-        return cls(len(samples), len(done), planned, written, left, rejects, absent)
+        return cls(len(samples), len(done), planned, written, left, rejects, absent, images)
+
+
+def _count_images(ledger: Ledger, done: Collection[int], whole: Collection[int]) -> ImageCounts | None:
+    """Of documents; of `whole`, some of the units that are `done`, all images were written, and no record was read."""
+    if not ledger.planned_images:
+        return None
+    planned = sum(unit.images for unit in ledger.plans[0].units if unit.id in done)
+    found = ImageCounts.of(planned, ledger.records.values()) or ImageCounts(planned)
+    return replace(found, written=found.written + sum(unit.images for unit in ledger.units if unit.id in whole))
 
 
 def _totals(storage: Storage) -> Totals | None:
@@ -199,6 +219,8 @@ def _tried(storage: Storage) -> dict[str, int]:
 def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
     """Tables of standing rejects, units in order: what a retry rejected again is there once, as it was last.
 
+    Images that documents were written without stand always.
+
     Yields:
         Arrow tables of `patchmint.shards.rejects.SCHEMA`; of a lone tar none.
 
@@ -210,18 +232,19 @@ def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
     plans = load_plans(dataset.storage) if paths else []
     if len(plans) < 2:
         for path in paths:
-            yield read_table(dataset.storage, path, REJECTS)
+            yield read_rejects_table(dataset.storage, path)
         return
     standing = Ledger.read(dataset.storage, plans).standing_rejects()
     last = {
         ordinal: path
         for path in paths
-        for ordinal in read_table(dataset.storage, path, REJECTS, ["ordinal"])["ordinal"].to_pylist()
+        for ordinal in read_rejects_table(dataset.storage, path, ["ordinal"])["ordinal"].to_pylist()
         if ordinal in standing
     }
     for path in paths:
-        table = read_table(dataset.storage, path, REJECTS)
-        yield table.filter(pa.array([last.get(ordinal) == path for ordinal in table["ordinal"].to_pylist()]))
+        table = read_rejects_table(dataset.storage, path)
+        rows = zip(table["ordinal"].to_pylist(), table["image"].to_pylist(), strict=True)
+        yield table.filter(pa.array([image != NO_NUMBER or last.get(ordinal) == path for ordinal, image in rows]))
 
 
 @dataclass(frozen=True)

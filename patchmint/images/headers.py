@@ -14,8 +14,11 @@ from patchmint.types import Size
 ORIENTATIONS = range(1, 9)
 """EXIF orientations; 1 = as stored."""
 
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_INTEGERS = {3: "H", 4: "L"}
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+"""Bytes of a value of a TIFF, by its type (TIFF 6.0, section 2)."""
+INTEGERS = {3: "H", 4: "L"}
+"""How `struct` has those that are whole numbers without a sign."""
+
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"mif1", b"msf1", b"miaf")
 
@@ -113,13 +116,13 @@ def _tiff_orientation(exif: bytes) -> int | None:
         outside = 0
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
             tag, kind, count, offset = struct.unpack_from(f"{order}HHLL", block, entry)
-            length = count * _TYPE_BYTES.get(kind, 0)
+            length = count * TYPE_BYTES.get(kind, 0)
             if length > 4:
                 outside += length
                 if outside <= len(block) < offset + length:
                     return None
-            elif tag == ExifTags.Base.Orientation and kind in _INTEGERS and length > 0:
-                return int(struct.unpack_from(order + _INTEGERS[kind], block, entry + 8)[0])
+            elif tag == ExifTags.Base.Orientation and kind in INTEGERS and length > 0:
+                return int(struct.unpack_from(order + INTEGERS[kind], block, entry + 8)[0])
     except struct.error:  # the block is cut short
         return None
     return None

@@ -1,8 +1,8 @@
-"""A sample's texts and image, or what is wrong with them: what a build rejects, and a dry run foresees."""
+"""A sample's texts and images, or what is wrong with them: what a build rejects, and a dry run foresees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,18 +22,33 @@ from patchmint.types import Box, Instance, Rle, Size, Text
 
 
 @dataclass(frozen=True)
+class ReadImage:
+    """An image of a sample.
+
+    Attributes:
+        number: among the sample's images.
+        data: the file's bytes.
+        image: the same, decoded.
+        texts: those that label it; of a document there may be none.
+    """
+
+    number: int
+    data: bytes
+    image: DecodedImage
+    texts: list[Text]
+
+
+@dataclass(frozen=True)
 class ReadSample:
     """A sample that the models can be asked about.
 
     Attributes:
-        texts: at least one of them says something.
-        data: the image file's bytes.
-        image: the same, decoded.
+        images: at least one, in order; a picture's only one.
+        dropped: what is wrong with the document's other images, by number.
     """
 
-    texts: list[Text]
-    data: bytes
-    image: DecodedImage
+    images: tuple[ReadImage, ...]
+    dropped: Mapping[int, Fault]
 
 
 def check_texts(sample: SourceSample) -> list[Text] | Fault:
@@ -51,30 +66,61 @@ def check_texts(sample: SourceSample) -> list[Text] | Fault:
 
 def read_sample(
     sample: SourceSample,
-    read: Callable[[ImageRef], bytes],
+    read: Callable[[int, ImageRef], bytes],
     decode: Callable[[bytes], DecodedImage],
+    *,
     drawn: Collection[str] = (),
+    drop: bool = False,
 ) -> ReadSample | Fault:
-    """Check a sample's texts, read its image and decode it.
+    """Check a sample's texts, read its images and decode them.
 
     Args:
         sample: of a source.
-        read: gives an image file's bytes, as `Source.read_image`.
+        read: gives an image file's bytes from its number and reference, as `Source.read_image`.
         decode: `decode_image` with its limit.
         drawn: as for `with_instances`.
+        drop: do without the bad images of a document that has good ones.
+
+    Returns:
+        What was read; or the sample's fault, its first bad image's where that rejects it.
 
     Raises:
         StorageError: reading failed; another try may do.
     """
-    texts, path = check_texts(sample), sample.image.path
+    texts = check_texts(sample)
     if isinstance(texts, Fault):
         return texts
-    where = "read"
+    images: list[ReadImage] = []
+    dropped: dict[int, Fault] = {}
+    for number, ref in enumerate(sample.images):
+        found = ref if isinstance(ref, Fault) else _read_image(sample, texts, number, ref, read, decode, drawn)
+        if isinstance(found, ReadImage):
+            images.append(found)
+        elif drop:
+            dropped[number] = found
+        else:
+            return found
+    return ReadSample(tuple(images), dropped) if images else dropped[0]
+
+
+def _read_image(
+    sample: SourceSample,
+    texts: Sequence[Text],
+    number: int,
+    ref: ImageRef,
+    read: Callable[[int, ImageRef], bytes],
+    decode: Callable[[bytes], DecodedImage],
+    drawn: Collection[str],
+) -> ReadImage | Fault:
+    where, path = "read", ref.path
     try:
-        data = read(sample.image)
+        data = read(number, ref)
         where = "decode"
         image = decode(data)
-        return ReadSample(with_instances(texts, sample, image, drawn), data, image)
+        labelling = with_instances(texts, sample, image, drawn)
+        if sample.image_texts:
+            labelling = [labelling[text] for text in sample.image_texts[number]]
+        return ReadImage(number, data, image, labelling)
     except ImageUnreadableError as error:
         return Fault(where, "image-unreadable", str(error))
     except MemoryError:

@@ -123,7 +123,9 @@ def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
     from patchmint.shards.manifest import Totals
 
     ledger = Ledger.read(dataset.storage)
-    totals = Totals.of(list(ledger.records.values()), ledger.planned, ledger.rejects(), ledger.absent)
+    totals = Totals.of(
+        list(ledger.records.values()), ledger.planned, ledger.rejects(), ledger.absent, ledger.planned_images
+    )
     return totals.model_dump() | {"units": len(ledger.units), "units_done": len(ledger.records)}
 
 

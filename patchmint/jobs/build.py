@@ -36,6 +36,7 @@ from patchmint.logs import start_logging
 from patchmint.pipeline.driver.build import BuildReport
 from patchmint.pipeline.run import resolved, run
 from patchmint.samples import describe_absent
+from patchmint.shards.records import describe_images
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.patience import hurry
 
@@ -157,6 +158,8 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
         + (f" ({reasons})" if reasons else "")
         + f", in {report.units} units"
     )
+    if report.images is not None:
+        typer.echo(f"images: {describe_images(report.images)}")
     if absent := describe_absent(report.absent):
         typer.echo(absent)
     if report.profile is not None:

@@ -146,7 +146,7 @@ class _Lines(Display):
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         if result is not None and in_json():
-            numbers = {name: value for name, value in vars(result).items() if name not in ("unit", "profile")}
+            numbers = {name: value for name, value in asdict(result).items() if name not in ("unit", "profile")}
             self.say("a unit is finished", "unit", unit=unit_name(result.unit), **numbers)
         finished = result is not None and progress.done == progress.units
         now = time.monotonic()

@@ -11,6 +11,7 @@ from patchmint.datasets.ledger import Tally
 from patchmint.errors import BuildError
 from patchmint.pipeline.driver.runs import read_run
 from patchmint.shards.lease import LeaseRecord, read_lease, silence
+from patchmint.shards.records import ImageCounts
 from patchmint.storage import open_storage
 from patchmint.storage.hub import is_on_hub, staging_folder
 
@@ -27,6 +28,8 @@ class BuildStatus:
         in_work: of those left, the ones that are annotated, in units that aren't finished.
         rejects: by reason.
         absent: what of the source is no sample, or wasn't chosen, by reason; no part of `planned`.
+        images: of documents, in units that are done: planned, written, dropped; the rest are of rejected documents.
+            None where samples are pictures.
         rate: samples a second of the run that is at work now; 0 if none is.
         seconds_left: at that rate; -1 if not known.
         beat_age: seconds since the driver's last sign of life, which it gives every 5 s; -1 without a driver.
@@ -50,6 +53,7 @@ class BuildStatus:
     seconds_left: float
     beat_age: float
     result_age: float
+    images: ImageCounts | None = None
     driver: dict[str, Any] = field(default_factory=dict)
     last_run: dict[str, Any] = field(default_factory=dict)
 
@@ -92,6 +96,7 @@ def status(uri: str) -> BuildStatus:
         in_work=in_work,
         rejects=dict(tally.rejects),
         absent=dict(tally.absent),
+        images=tally.images,
         rate=rate,
         seconds_left=round((left - in_work) / rate, 1) if rate else -1.0,
         beat_age=round(silent.seconds, 1) if silent else -1.0,

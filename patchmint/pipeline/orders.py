@@ -9,6 +9,7 @@ from patchmint.compute.stages import Timing
 from patchmint.config.build import BuildConfig
 from patchmint.logs import log_variables
 from patchmint.shards.plan import ModelRecord, Unit
+from patchmint.shards.records import ImageCounts
 
 STAGES = ("wait", "annotate", "hold", "commit", "write")
 """By which a worker's time is told: waiting for decoded images, asking the models, waiting until the batch before is
@@ -87,6 +88,7 @@ class UnitResult:
         planned: samples in it.
         written: samples in its shard.
         rejects: number of rejects by reason.
+        images: of documents; None where samples are pictures.
         bytes: size of the shard's tar.
         saved: of the planned samples, those that an earlier run had annotated.
         seconds: by stage, of `STAGES`.
@@ -107,6 +109,7 @@ class UnitResult:
     batch_size: int = 0
     dark: int = 0
     profile: WorkerProfile | None = None
+    images: ImageCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Working:
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
         positions: in the unit, of the samples that it is at.
+        images: the most that one of these has.
         waits_for: the storage trouble that it sits out, and for how long already; "" if none. It doesn't hang then.
     """
 
@@ -164,6 +168,7 @@ class Working:
     rejects: Mapping[str, int]
     doing: str
     positions: tuple[int, ...] = ()
+    images: int = 1
     waits_for: str = ""
 
 

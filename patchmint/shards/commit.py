@@ -19,7 +19,7 @@ from functools import partial
 
 from patchmint.errors import NotFoundError, ShardError, StorageError, about
 from patchmint.shards.paths import COMMITS, canonical_paths, record_path, unit_of_record
-from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, attempt_path, run_and_unit
+from patchmint.shards.records import ATTEMPTS, CommitRecord, FileRecord, ImageCounts, attempt_path, run_and_unit
 from patchmint.shards.saved import SavedUnit, saved_path
 from patchmint.storage import NewFile, Storage, uri_of
 
@@ -87,6 +87,7 @@ class Attempt:
         *,
         texts: int = 0,
         label_share: float | None = None,
+        images: ImageCounts | None = None,
     ) -> bool:
         """Make this attempt the unit's, unless another is; then publish whichever it is.
 
@@ -97,6 +98,7 @@ class Attempt:
             plan_digest: of the plan.
             texts: of the written samples.
             label_share: mean over those texts; None where there are no labels.
+            images: of documents; None where samples are pictures.
 
         Returns:
             Whether the unit's record names this attempt. If it names another one, that one is published, and this one's
@@ -117,6 +119,7 @@ class Attempt:
             texts=texts,
             label_share=label_share,
             rejects=dict(sorted(rejects.items())),
+            images=images,
             prefix=self._prefix,
             files={name: self._files[name] for name in self.paths if name in self._files},
             seconds=round(time.monotonic() - self._begun, 3),

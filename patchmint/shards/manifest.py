@@ -13,7 +13,7 @@ from patchmint.errors import ShardError, about
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
-from patchmint.shards.records import CommitRecord, mean_share_of
+from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
 from patchmint.shards.schema import first_error
 from patchmint.shards.versions import schema_name, version_of
 from patchmint.storage import Storage, uri_of
@@ -72,6 +72,9 @@ class Totals(_Part):
     )
     shards: int = Field(ge=0, description="Units with at least one sample written.")
     bytes: int = Field(ge=0, description="Of all tars.")
+    images: ImageCounts | None = Field(
+        default=None, exclude_if=lambda images: images is None, description="Of documents; absent: they are pictures."
+    )
 
     @classmethod
     def of(
@@ -80,6 +83,7 @@ class Totals(_Part):
         planned: int,
         rejected: Mapping[str, int],
         absent: Mapping[str, int] = _NOTHING,
+        images: int = 0,
     ) -> Self:
         """Add up what commit records say.
 
@@ -88,6 +92,7 @@ class Totals(_Part):
             planned: samples in the source.
             rejected: samples that are in no shard, by reason.
             absent: what of the source is no sample, by reason.
+            images: of the source's documents.
         """
         units = [record.listed() for record in records]
         return cls(
@@ -100,6 +105,7 @@ class Totals(_Part):
             label_share=mean_share_of((unit.label_share, unit.texts) for unit in units),
             shards=sum(unit.samples > 0 for unit in units),
             bytes=sum(unit.bytes for unit in units),
+            images=ImageCounts.of(images, records),
         )
 
 

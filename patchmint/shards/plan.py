@@ -29,6 +29,7 @@ _COLUMNS = pa.schema(
         pa.field("first_ordinal", pa.int64(), nullable=False),
         pa.field("part", pa.string(), nullable=False),
         pa.field("row_group", pa.int64(), nullable=False),
+        pa.field("images", pa.int64(), nullable=False),
     ]
 )
 
@@ -70,6 +71,7 @@ class Unit:
         first_ordinal: ordinal of its first sample. In a retry plan the others don't follow it without gaps.
         part: path of the file with its samples.
         row_group: where in that file.
+        images: of its documents, those that can't be read included; 0 of pictures.
     """
 
     id: int
@@ -77,6 +79,7 @@ class Unit:
     first_ordinal: int
     part: str
     row_group: int
+    images: int = 0
 
     @property
     def name(self) -> str:
@@ -99,6 +102,7 @@ class Plan:
         version: of the format.
         digest: SHA-256, hexadecimal, of all this.
         total: number of samples.
+        images: number of images of documents; 0 where samples are pictures.
     """
 
     generation: int
@@ -116,9 +120,17 @@ class Plan:
         return sum(unit.samples for unit in self.units)
 
     @cached_property
+    def images(self) -> int:
+        """Number of images of the documents in all units."""
+        return sum(unit.images for unit in self.units)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256, hexadecimal, of all the rest; the parts' names stand for their content."""
-        units = [[unit.id, unit.samples, unit.first_ordinal, unit.part, unit.row_group] for unit in self.units]
+        units = [
+            [unit.id, unit.samples, unit.first_ordinal, unit.part, unit.row_group, *([unit.images] * bool(unit.images))]
+            for unit in self.units
+        ]
         models = {role: asdict(record) for role, record in self.models.items()}
         name = schema_name("plan", self.version)
         content = [name, self.generation, self.config, self.config_digest, models, dict(self.versions), units]
@@ -191,6 +203,7 @@ def write_index(plan: Plan) -> bytes:
         "first_ordinal": [unit.first_ordinal for unit in plan.units],
         "part": [unit.part for unit in plan.units],
         "row_group": [unit.row_group for unit in plan.units],
+        "images": [unit.images for unit in plan.units],
     }
     buffer = BytesIO()
     table = pa.table(columns, schema=_COLUMNS.with_metadata(metadata))
@@ -249,17 +262,8 @@ def _parse(data: bytes) -> tuple[Plan, str]:
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = version_of("plan", metadata.get("patchmint.schema"))
     columns = table.to_pydict()
-    units = [
-        Unit(*values)
-        for values in zip(
-            columns["unit"],
-            columns["samples"],
-            columns["first_ordinal"],
-            columns["part"],
-            columns["row_group"],
-            strict=True,
-        )
-    ]
+    named = [columns[name] for name in _COLUMNS.names if name != "images"]
+    units = [Unit(*values) for values in zip(*named, columns.get("images", [0] * table.num_rows), strict=True)]
     plan = Plan(
         generation=int(metadata["patchmint.generation"]),
         units=tuple(units),

@@ -8,11 +8,13 @@ from dataclasses import replace
 from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import ShardError
-from patchmint.samples import Fault, ImageRef, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.samples import Fault, ImageRef, Part, PlannedSample, SourceSample, SourceText, Turn
 from patchmint.shards.plan import Unit
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
@@ -28,25 +30,29 @@ _TEXT_1 = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("boxes
 
 _NO_SPAN, _NO_MASK = (0, 0), (0, 0, b"")
 
-_IMAGE_1 = pa.struct([("path", _STRING), ("start", pa.int64()), ("length", pa.int64())])
+_FAULT = pa.struct([("stage", _STRING), ("reason", _STRING), ("message", _STRING)])
+_PLACE = [("path", _STRING), ("start", pa.int64()), ("length", pa.int64())]
+_IMAGE = pa.struct([*_PLACE, ("source", _STRING), ("number", pa.int64()), ("fault", _FAULT)])
 
 SCHEMA = pa.schema(
     [
         ("ordinal", pa.int64()),
         ("key", _STRING),
         ("id", _STRING),
-        ("image", pa.struct([*_IMAGE_1, ("source", _STRING)])),
+        ("images", pa.list_(_IMAGE)),
         ("texts", pa.list_(_TEXT)),
         ("conversation", pa.list_(pa.struct([("role", _STRING), ("content", _STRING)]))),
-        ("fault", pa.struct([("stage", _STRING), ("reason", _STRING), ("message", _STRING)])),
+        ("parts", pa.list_(pa.struct([("text", _STRING), ("image", pa.int32()), ("role", _STRING)]))),
+        ("image_texts", pa.list_(pa.list_(pa.int32()))),
+        ("fault", _FAULT),
     ],
     metadata={"patchmint.schema": schema_name("plan-part")},
 )
-"""Everything that a `PlannedSample` holds; `fault` is null where there is none, unknown spans and masks are empty."""
+"""Everything that a `PlannedSample` holds; a `fault` is null where there is none, unknown spans and masks are empty."""
 
-_FIELDS_1 = {"image": _IMAGE_1, "texts": pa.list_(_TEXT_1)}
-_SCHEMA_1 = pa.schema([pa.field(each.name, _FIELDS_1.get(each.name, each.type)) for each in SCHEMA])
-"""What images have no source in, and texts boxes only."""
+_FIELDS_1 = {"images": pa.field("image", pa.struct(_PLACE)), "texts": pa.field("texts", pa.list_(_TEXT_1))}
+_SCHEMA_1 = pa.schema([_FIELDS_1.get(each.name, each) for each in SCHEMA if each.name not in ("parts", "image_texts")])
+"""One image a sample, without the name of its source; texts with boxes only."""
 
 PARTS = "plan"
 """Their folder."""
@@ -93,7 +99,7 @@ class _Part:
     """A part in the making."""
 
     def __init__(self) -> None:
-        self.units: list[tuple[int, int]] = []
+        self.units: list[tuple[int, int, int]] = []
         self._buffer = pa.BufferOutputStream()
         # statistics nobody asks for would put two texts a column into the footer, which every worker reads
         self._writer = pq.ParquetWriter(
@@ -102,7 +108,7 @@ class _Part:
 
     def add(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
-        self.units.append((batch.num_rows, batch["ordinal"][0].as_py()))
+        self.units.append((batch.num_rows, batch["ordinal"][0].as_py(), int(image_counts(batch).sum())))
 
     @property
     def is_full(self) -> bool:
@@ -115,8 +121,8 @@ class _Part:
         data = self._buffer.getvalue().to_pybytes()
         path = f"{PARTS}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         storage.write(path, data)
-        for row_group, (samples, first_ordinal) in enumerate(self.units):
-            yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group)
+        for row_group, (samples, first_ordinal, images) in enumerate(self.units):
+            yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group, images)
 
 
 def _read(storage: Storage, unit: Unit) -> pa.Table:
@@ -131,7 +137,7 @@ def _read(storage: Storage, unit: Unit) -> pa.Table:
         raise _unusable(
             storage, unit, f"it has {table.num_rows} samples of unit {unit.name}, but the plan has {unit.samples}"
         )
-    if not table.schema.equals(SCHEMA) and not table.schema.equals(_SCHEMA_1):
+    if not any(table.schema.equals(schema) for schema in (SCHEMA, _SCHEMA_1)):
         raise _unusable(storage, unit, f"it holds other columns: {', '.join(table.schema.names)}")
     return table
 
@@ -144,19 +150,27 @@ def _unusable(storage: Storage, unit: Unit, why: str) -> ShardError:
     )
 
 
+def image_counts(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """How many images each document of a batch of `SCHEMA` has, int64 (rows,); 0 of a picture."""
+    images, parts = (batch[name].value_lengths().to_numpy() for name in ("images", "parts"))
+    return np.where(parts > 0, images, 0).astype(np.int64)
+
+
 def to_batch(samples: Sequence[PlannedSample]) -> pa.RecordBatch:
     """Samples as one batch of `SCHEMA`. Each must be `storable`."""
     sources = [planned.sample for planned in samples]
-    faults = [vars(sample.fault) if sample.fault is not None else None for sample in sources]
+    faults = [sample.fault and vars(sample.fault) for sample in sources]
     columns: list[list[Any]] = [
         [planned.ordinal for planned in samples],
         [planned.key for planned in samples],
         [sample.id for sample in sources],
-        [(image.path, image.start, image.length, image.source) for image in (sample.image for sample in sources)],
+        [[*map(_place, sample.images)] for sample in sources],
         [[(text.content, text.phrases, _instances(text)) for text in sample.texts] for sample in sources],
         [[(turn.role, turn.content) for turn in sample.conversation] for sample in sources],
+        [[(part.text, part.image, part.role) for part in sample.parts] for sample in sources],
+        [sample.image_texts for sample in sources],
     ]
-    arrays = [*map(_array, columns, SCHEMA.types), pa.array(faults, SCHEMA.field("fault").type)]
+    arrays = [*map(_array, columns, SCHEMA.types), pa.array(faults, _FAULT)]
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
@@ -167,9 +181,17 @@ def _instances(text: SourceText) -> list[tuple[Any, ...]]:
     ]
 
 
+_NOWHERE = ImageRef("")
+
+
+def _place(image: ImageRef | Fault) -> tuple[object, ...]:
+    fault, ref = (image, _NOWHERE) if isinstance(image, Fault) else (None, image)
+    return ref.path, ref.start, ref.length, ref.source, ref.number, fault and vars(fault)
+
+
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Values of which structs are tuples; pyarrow itself takes structs as dicts only, in twice the time."""
-    if pa.types.is_struct(kind):
+    if pa.types.is_struct(kind) and kind != _FAULT:
         columns = zip(*values, strict=True) if values else [()] * kind.num_fields
         arrays = [_array(column, field.type) for column, field in zip(columns, kind, strict=True)]
         return pa.StructArray.from_arrays(arrays, fields=list(kind))
@@ -195,9 +217,10 @@ def storable(sample: SourceSample) -> SourceSample:
         f"the name, the path or a text of {_escaped(sample.id)} isn't valid Unicode (mostly bytes of another encoding)"
         "; rename the file, or write its annotation in UTF-8"
     )
+    image = next((image for image in sample.images if isinstance(image, ImageRef)), _NOWHERE)
     return SourceSample(
         id=_escaped(sample.id),
-        images=(replace(sample.image, path=_escaped(sample.image.path)),),
+        images=(replace(image, path=_escaped(image.path)),),
         texts=(),
         fault=Fault("source", "not-unicode", message),
     )
@@ -205,7 +228,10 @@ def storable(sample: SourceSample) -> SourceSample:
 
 def _strings(sample: SourceSample) -> Iterator[str]:
     yield sample.id
-    yield sample.image.path
+    for image in sample.images:
+        yield image.message if isinstance(image, Fault) else image.path
+    for part in sample.parts:
+        yield part.text
     for text in sample.texts:
         yield text.content
     for turn in sample.conversation:
@@ -230,12 +256,19 @@ def _escaped(string: str) -> str:
 def _sample(row: dict[str, Any]) -> PlannedSample:
     sample = SourceSample(
         id=row["id"],
-        images=(ImageRef(**row["image"]),),
+        images=tuple(map(_image, row["images"] if "images" in row else [row["image"]])),
         texts=tuple(_text(text) for text in row["texts"]),
         conversation=tuple(Turn(**turn) for turn in row["conversation"]),
         fault=Fault(**row["fault"]) if row["fault"] is not None else None,
+        parts=tuple(Part(**part) for part in row.get("parts", ())),
+        image_texts=tuple(map(tuple, row.get("image_texts", ()))),
     )
     return PlannedSample(row["ordinal"], row["key"], sample)
+
+
+def _image(row: dict[str, Any]) -> ImageRef | Fault:
+    fault = row.pop("fault", None)
+    return ImageRef(**row) if fault is None else Fault(**fault)
 
 
 def _text(row: dict[str, Any]) -> SourceText:

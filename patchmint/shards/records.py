@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,6 +56,48 @@ def mean_share_of(parts: Iterable[tuple[float | None, int]]) -> float | None:
     return round(math.fsum(share * texts for share, texts in labelled) / sum(texts for _, texts in labelled), 6)
 
 
+@dataclass(frozen=True)
+class ImageCounts:
+    """What became of the images of documents: those planned are written, dropped, or of rejected documents.
+
+    Attributes:
+        planned: images of planned documents.
+        written: images in shards.
+        dropped: images that documents were written without.
+        most: of one written document.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    planned: _Count = 0
+    written: _Count = 0
+    dropped: _Count = 0
+    most: _Count = 0
+
+    @classmethod
+    def of(cls, planned: int, records: Iterable[CommitRecord]) -> Self | None:
+        """Add up what commit records say, of `planned` images; None where samples are pictures."""
+        told = [record.images for record in records if record.images is not None]
+        return (
+            cls(
+                planned=planned,
+                written=sum(images.written for images in told),
+                dropped=sum(images.dropped for images in told),
+                most=max(images.most for images in told),
+            )
+            if told
+            else None
+        )
+
+
+def describe_images(images: ImageCounts) -> str:
+    """The images of documents, for people: "30 planned = 24 written + 2 dropped + 4 of rejected documents"."""
+    rest = images.planned - images.written - images.dropped
+    return (
+        f"{images.planned} planned = {images.written} written + {images.dropped} dropped + {rest} of rejected documents"
+    )
+
+
 class FileRecord(BaseModel):
     """A file of a unit.
 
@@ -83,6 +126,7 @@ class CommitRecord(BaseModel):
         texts: of those samples.
         label_share: mean of their label shares, 0..1; None where there are no labels, or no texts.
         rejects: samples that weren't written, by reason.
+        images: of documents; None where samples are pictures.
         prefix: what the shard's name begins with.
         files: by canonical path.
         seconds: from the attempt's beginning to the record.
@@ -99,6 +143,7 @@ class CommitRecord(BaseModel):
     texts: _Count
     label_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
     rejects: dict[str, _Count]
+    images: ImageCounts | None = Field(default=None, exclude_if=lambda images: images is None)
     prefix: Annotated[str, Field(pattern=f"^{PREFIX}$")] = ""
     files: dict[str, FileRecord]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -108,6 +153,8 @@ class CommitRecord(BaseModel):
     def _agrees(self) -> Self:
         if self.planned != self.written + sum(self.rejects.values()):
             raise ValueError("planned isn't written plus rejects")
+        if self.images is not None and self.images.planned < self.images.written + self.images.dropped:
+            raise ValueError("more images are written and dropped than planned")
         parsed = run_and_unit(self.attempt)
         if parsed is None or parsed[1] != self.unit:
             raise ValueError("the attempt isn't one at this unit")

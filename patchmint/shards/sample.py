@@ -36,6 +36,7 @@ from patchmint.shards.schema import (
     round_box,
     round_score,
 )
+from patchmint.types import Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class ShardSample:
     images: tuple[ShardImage, ...]
 
 
-def phrases_of(instances: Instances, texts: Sequence[SourceText]) -> tuple[PhraseDocument, ...]:
+def phrases_of(instances: Instances, texts: Sequence[Text]) -> tuple[PhraseDocument, ...]:
     """What a segmenter found, as it is stored: boxes to two decimals, scores to four.
 
     Args:

@@ -7,13 +7,14 @@ depends on these files: without them, or where they don't fit, the unit is annot
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchmint.errors import NotFoundError
-from patchmint.samples import Reject
+from patchmint.samples import NO_NUMBER, Reject
 from patchmint.shards.paths import unit_name
 from patchmint.shards.reader import StoredSample, iter_samples
 from patchmint.shards.records import FileRecord
@@ -37,7 +38,7 @@ class SavedUnit(BaseModel):
         unit: its number in the plan.
         plan_digest: of the plan that the unit belongs to.
         samples: positions in the unit of the tar's samples, in the tar's order.
-        rejects: positions of the rejects, in the table's order.
+        rejects: positions of the rejects, in the table's order; of dropped images, their samples'.
         looked: the last position that had been considered for a batch; -1: none had.
         files: the tar and the table of rejects, by ending.
     """
@@ -75,11 +76,17 @@ class SavedUnit(BaseModel):
         if self.samples:
             yield from zip(self.samples, iter_samples(storage, self.files["tar"].path), strict=True)
 
-    def read_rejects(self, storage: Storage) -> dict[int, Reject]:
-        """Rejects by position. Raises as `read_samples`."""
-        if not self.rejects:
-            return {}
-        return dict(zip(self.rejects, read_rejects(storage, self.files["parquet"].path), strict=True))
+    def read_rejects(self, storage: Storage) -> tuple[dict[int, Reject], dict[int, list[Reject]]]:
+        """Rejected samples by position, and the dropped images of others. Raises as `read_samples`."""
+        samples: dict[int, Reject] = {}
+        images: defaultdict[int, list[Reject]] = defaultdict(list)
+        rejects = read_rejects(storage, self.files["parquet"].path) if self.rejects else []
+        for position, reject in zip(self.rejects, rejects, strict=True):
+            if reject.image == NO_NUMBER:
+                samples[position] = reject
+            else:
+                images[position].append(reject)
+        return samples, dict(images)
 
 
 def find_saved(storage: Storage, unit: int, plan_digest: str) -> SavedUnit | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,6 +31,7 @@ PARQUET_OPTIONS: dict[str, Any] = {
 """Fixed, so that equal rows give equal bytes (from one version of pyarrow to the next they may differ)."""
 
 _ROWS = 1000
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
@@ -170,7 +172,13 @@ def stored_row(sample: StoredSample, ordinal: int) -> dict[str, Any]:
     return sidecar_row(sample.key_json, labels, codes, ordinal=ordinal, offset=sample.offset, size=sample.size)
 
 
-def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    storage: Storage,
+    path: str,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    defaults: Mapping[str, object] = _NOTHING,
+) -> pa.Table:
     """A whole table of a data set: a sidecar, or samples that were rejected.
 
     Args:
@@ -178,6 +186,7 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
         path: of the table.
         schema: what it must be.
         columns: those wanted; None: all.
+        defaults: by name, values of columns that may be absent.
 
     Raises:
         NotFoundError, StorageError: it can't be read.
@@ -188,10 +197,13 @@ def read_table(storage: Storage, path: str, schema: pa.Schema, columns: Sequence
         try:
             # Opening twice as fast as pq.read_table, which makes a dataset of the file first.
             parquet = pq.ParquetFile(file)
-            added = [name for name in names if name in ADDED and is_of_version_1(parquet)]
+            absent = (ADDED if is_of_version_1(parquet) else {}) | {
+                name: value for name, value in defaults.items() if name not in parquet.schema_arrow.names
+            }
+            added = [name for name in names if name in absent]
             table = parquet.read(columns=[name for name in names if name not in added], use_threads=False)
             for name in added:
-                column = pa.repeat(pa.scalar(ADDED[name], schema.field(name).type), parquet.metadata.num_rows)
+                column = pa.repeat(pa.scalar(absent[name], schema.field(name).type), parquet.metadata.num_rows)
                 table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
             table = table.select(names) if added else table
         except (pa.ArrowException, OSError, KeyError) as error:

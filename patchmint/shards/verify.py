@@ -180,10 +180,11 @@ def _check_totals(
     if manifest is None:
         return
     said = manifest.totals.model_dump() | {"rejected": sum(manifest.totals.rejected.values())}
-    held = Totals.of(records, plans[0].total, {}, plans[0].absent).model_dump() | {"rejected": rejected}
+    plan = plans[0]
+    held = Totals.of(records, plan.total, {}, plan.absent, plan.images).model_dump() | {"rejected": rejected}
     for name, value in held.items():
-        if said[name] != value:
-            yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said[name]}, it is {value}")
+        if said.get(name) != value:
+            yield Finding(MANIFEST_PATH, "", "counts", f"the manifest says {name} {said.get(name)}, it is {value}")
 
 
 class KeyTable:

@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError, StorageError
+from patchmint.samples import NO_NUMBER
 from patchmint.shards.checks import Finding, Findings
 from patchmint.shards.commit import read_record
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
+from patchmint.shards.rejects import PICTURES_SCHEMA
 from patchmint.shards.rejects import SCHEMA as REJECTS
 from patchmint.shards.sidecar import DOCUMENTS, SCHEMA_1, is_of_version_1
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
@@ -118,7 +120,8 @@ def _check_record(record: CommitRecord, planned: int, digests: Sequence[str]) ->
         yield "counts", f"the plan gives the unit {planned} samples, the record says {record.planned}"
     if not record.written and (record.texts or record.label_share is not None):
         yield "counts", f"the record says {_texts(record.texts, record.label_share)}, but no sample was written"
-    wanted = ({sidecar, tar} if record.written else set()) | ({rejects} if record.rejects else set())
+    dropped = record.images.dropped if record.images is not None else 0
+    wanted = ({sidecar, tar} if record.written else set()) | ({rejects} if record.rejects or dropped else set())
     if wanted != record.files.keys():
         yield "record-form", f"the record names {sorted(record.files)}, its counts ask for {sorted(wanted)}"
 
@@ -164,12 +167,16 @@ def _texts(count: int, label_share: float | None) -> str:
 
 def _check_rejects(storage: Storage, path: str, file: FileRecord, record: CommitRecord) -> list[Finding]:
     found = Findings(path)
-    parquet = _open(storage, path, file, [REJECTS], found)
+    parquet = _open(storage, path, file, [PICTURES_SCHEMA, REJECTS], found)
     if parquet is not None:
         try:
-            reasons = Counter(row["reason"] for row in _rows(parquet, path))
+            rows = [(row["reason"], row.get("image", NO_NUMBER) != NO_NUMBER) for row in _rows(parquet, path)]
+            reasons = Counter(reason for reason, is_image in rows if not is_image)
             if reasons != Counter(record.rejects):
                 found.add("counts", f"the record says rejects {record.rejects}, the table has {dict(reasons)}")
+            dropped = sum(is_image for _, is_image in rows)
+            if dropped != (said := record.images.dropped if record.images is not None else 0):
+                found.add("counts", f"the record says {said} dropped images, the table has {dropped}")
         except ShardError as error:
             found.add("table-form", str(error))
     return found.to_list()

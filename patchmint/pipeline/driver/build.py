@@ -45,7 +45,7 @@ from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Tot
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.readme import write_readme
-from patchmint.shards.records import CommitRecord
+from patchmint.shards.records import CommitRecord, ImageCounts
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
@@ -76,6 +76,7 @@ class BuildReport:
         planned, written: samples.
         rejects: by reason, those that still stand.
         absent: what of the source is no sample, or wasn't chosen, by reason (`Absent`); no part of `planned`.
+        images: of documents: planned, written, dropped; those of rejected documents are the rest. None of pictures.
         units: in the data set.
         done_before: units that earlier runs had finished.
         profile: where the time of this run went (`patchmint.pipeline.driver.runs.Profile.summary`), and `trace`, the
@@ -87,6 +88,7 @@ class BuildReport:
     written: int
     rejects: dict[str, int] = field(default_factory=dict)
     absent: dict[str, int] = field(default_factory=dict)
+    images: ImageCounts | None = None
     units: int = 0
     done_before: int = 0
     profile: dict[str, Any] | None = None
@@ -210,6 +212,7 @@ def build(
         written=ledger.written,
         rejects=dict(rejects),
         absent=dict(ledger.absent),
+        images=ImageCounts.of(ledger.planned_images, ledger.records.values()),
         units=len(ledger.units),
         done_before=done_before,
         profile=log.record.profile,
@@ -273,7 +276,7 @@ def _planned(
         if retry_failed:
             raise ConfigError(f"{storage.uri} holds no build whose rejects could be retried; build first")
         sources = open_sources(config, outage_seconds=config.limits.outage_seconds)
-        settings = [source.deciding() for source in config.all_sources]
+        settings = [source.deciding() | config.deciding()["limits"] for source in config.all_sources]
         parts = zip(sources.parts.values(), settings, strict=True)
         with reading(parts, storage, planned, reporter.warn) as read:
             plan = make_plan(read, config, models, storage, lease.is_held, read.absent)
@@ -350,7 +353,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
-        totals=Totals.of(records, ledger.planned, rejects, plan.absent),
+        totals=Totals.of(records, ledger.planned, rejects, plan.absent, plan.images),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records], records[0].prefix)
     write_readme(storage, manifest)
@@ -380,18 +383,19 @@ def _rule(plan: Plan, extended: Manifest | None) -> str:
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
     sample = next(iter_samples(storage, record.paths[-1]))
-    document = sample.document
+    told = sample.key_json
     labels = plan.config["labels"]
     carried = extended.layout.min_coverage if extended else None
     tokens = None
-    if document.tokens.member:
-        tokens = TokensLayout(**document.tokens.model_dump(), rule=_rule(plan, extended))
+    if told.tokens.member:
+        tokens = TokensLayout(**told.tokens.model_dump(), rule=_rule(plan, extended))
     return Layout(
         grid=GridLayout.of(resolve_grid(stored_grid(plan.config["grid"]))),
         min_coverage=labels["min_coverage"] if labels else carried,
         tokens=tokens,
-        features=document.features,
-        notice=document.notice,
+        features=told.features,
+        notice=told.notice,
+        documents=bool(sample.parts),
     )
 
 

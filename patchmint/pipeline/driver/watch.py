@@ -54,7 +54,8 @@ class Watch:
             limit = max(_LEAST_TIMEOUT_SECONDS, _MOST_GAPS * self._longest) if self._longest else _FIRST_TIMEOUT_SECONDS
         now = time.monotonic()
         for worker, moved in list(self._moved.items()):
-            if now - moved > limit:
-                news = self._news.get(worker)
+            news = self._news.get(worker)
+            patience = limit * (news.images if news is not None else 1)
+            if now - moved > patience:
                 where = f" in {news.doing}" if news is not None and news.doing else ""
-                yield worker, f"it hung: no sample was finished for {limit:.0f} s{where} (limits.sample_timeout)"
+                yield worker, f"it hung: no sample was finished for {patience:.0f} s{where} (limits.sample_timeout)"

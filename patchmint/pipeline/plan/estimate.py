@@ -328,13 +328,14 @@ def _look_at(
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:
-            found = read_sample(numbered[1], read, decode, config.drawn)
+            found = read_sample(numbered[1], lambda _, image: read(image), decode, drawn=config.drawn)
         except ShardError as error:
             found = Fault("read", "sample-damaged", str(error))
         if isinstance(found, Fault):
             return LookedAt(*numbered, fault=found)
         # an extension carries over what is stored with the image as well
-        return LookedAt(*numbered, numbered[1].image.length if extending else len(found.data), found.image.size)
+        held = numbered[1].image.length if extending else sum(len(image.data) for image in found.images)
+        return LookedAt(*numbered, held, found.images[0].image.size)
 
     looked, start = [], time.monotonic()
     for _, each in done_ahead(look, dice.sample(chosen, len(chosen)), threads=_READERS, ahead=_READERS):

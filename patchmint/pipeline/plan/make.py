@@ -22,11 +22,12 @@ from patchmint.pipeline.plan.reading import KEPT
 from patchmint.samples import PlannedSample, describe_absent
 from patchmint.shards.paths import COMMITS, PLAN_PATH, PUBLISHED, plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
-from patchmint.shards.plan_parts import PARTS, SCHEMA, read_unit, to_batch, write_parts
+from patchmint.shards.plan_parts import PARTS, SCHEMA, image_counts, read_unit, to_batch, write_parts
 from patchmint.shards.records import ATTEMPTS, run_and_unit
 from patchmint.storage import Storage
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
+_ROWS = 500
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -60,7 +61,7 @@ def make_plan(
         BuildError: the output holds a plan of another state of the source.
         StorageError: the output can't be written, or the disk for temporary files is full.
     """
-    with spooled(read, config.output.samples_per_shard) as batches:
+    with spooled(read, config.output.samples_per_shard, config.output.images_per_shard) as batches:
         units = tuple(write_parts(batches, storage, first_unit=0))
     if not units:
         raise no_samples(config, absent)
@@ -169,10 +170,12 @@ def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[
             f"samples {ordinals[0]} to {ordinals[-1]} are to be tried again, but the plan of {storage.uri} has "
             f"{plan.total}; the rejects belong to another plan"
         )
-    batches = _batches(_chosen(storage, plan, ordinals), int(plan.config["output"]["samples_per_shard"]))
+    output = plan.config["output"]
+    batches = _batches(_chosen(storage, plan, ordinals))
+    cut = map(pa.concat_batches, cut_units(batches, output["samples_per_shard"], output.get("images_per_shard")))
     retry = Plan(
         generation=len(plans),
-        units=tuple(write_parts(batches, storage, first_unit=plans[-1].units[-1].id + 1)),
+        units=tuple(write_parts(cut, storage, first_unit=plans[-1].units[-1].id + 1)),
         config=plan.config,
         config_digest=plan.config_digest,
         models=plan.models,
@@ -215,18 +218,21 @@ def _chosen(storage: Storage, plan: Plan, ordinals: npt.NDArray[np.int64]) -> It
         start = end
 
 
-def _batches(samples: Iterator[PlannedSample], size: int) -> Iterator[pa.RecordBatch]:
-    while chunk := list(islice(samples, size)):
+def _batches(samples: Iterator[PlannedSample]) -> Iterator[pa.RecordBatch]:
+    while chunk := list(islice(samples, _ROWS)):
         yield to_batch(chunk)
 
 
 @contextmanager
-def spooled(read: Iterable[pa.RecordBatch], samples_per_unit: int) -> Iterator[Iterator[pa.RecordBatch]]:
+def spooled(
+    read: Iterable[pa.RecordBatch], samples_per_unit: int, images_per_unit: int | None = None
+) -> Iterator[Iterator[pa.RecordBatch]]:
     """Number the samples and give each a unique key; they pass through temporary files, a unit in memory at a time.
 
     Args:
         read: the samples, as for `make_plan`.
-        samples_per_unit: rows of each batch; the last may have fewer.
+        samples_per_unit: most rows of each batch.
+        images_per_unit: most images of documents in each, unless a single one has more; None: any number.
 
     Yields:
         The units' batches, of `plan_parts.SCHEMA`.
@@ -238,7 +244,10 @@ def spooled(read: Iterable[pa.RecordBatch], samples_per_unit: int) -> Iterator[I
     with _disk_space(), tempfile.TemporaryFile(prefix="patchmint-plan-") as file:
         with Repeats() as repeats:
             with pa.ipc.new_stream(file, SCHEMA, options=_OPTIONS) as stream:
-                for unit in _units(read, samples_per_unit):
+                first = 0
+                for rows in cut_units(read, samples_per_unit, images_per_unit):
+                    unit = _numbered(rows, first)
+                    first += unit.num_rows
                     repeats.add(unit["key"].to_pylist())
                     stream.write_batch(unit)
             bits = repeats.find()
@@ -246,21 +255,27 @@ def spooled(read: Iterable[pa.RecordBatch], samples_per_unit: int) -> Iterator[I
         yield _with_marks(pa.ipc.open_stream(file), bits)
 
 
-def _units(read: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The same rows, numbered, in batches of a unit each."""
+def cut_units(read: Iterable[pa.RecordBatch], samples: int, images: int | None) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows, those of a unit together: it ends before it has more samples, or more images, than it may."""
     rows: list[pa.RecordBatch] = []
-    free, first = size, 0
+    free, free_images = samples, images
     for batch in read:
-        start = 0
+        start, ends = 0, np.cumsum(image_counts(batch))
         while start < batch.num_rows:
-            rows.append(batch.slice(start, free))
-            start += rows[-1].num_rows
-            free -= rows[-1].num_rows
-            if not free:
-                yield _numbered(rows, first)
-                rows, free, first = [], size, first + size
+            count = min(free, batch.num_rows - start)
+            if free_images is not None:
+                before = int(ends[start - 1]) if start else 0
+                count = min(count, int(np.searchsorted(ends[start:], before + free_images, "right")))
+                count = count or int(not rows)  # one that alone has too many
+                free_images -= int(ends[start + count - 1]) - before if count else 0
+            if count:
+                rows.append(batch.slice(start, count))
+            start, free = start + count, free - count
+            if not free or start < batch.num_rows:
+                yield rows
+                rows, free, free_images = [], samples, images
     if rows:
-        yield _numbered(rows, first)
+        yield rows
 
 
 def _numbered(rows: list[pa.RecordBatch], first: int) -> pa.RecordBatch:

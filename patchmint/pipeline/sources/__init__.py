@@ -14,6 +14,7 @@ from patchmint.config.sources import (
     FlickrSourceConfig,
     FolderSourceConfig,
     GroundingSourceConfig,
+    InterleavedSourceConfig,
     KarpathySourceConfig,
     ParquetSourceConfig,
     PatchmintSourceConfig,
@@ -29,6 +30,7 @@ from patchmint.pipeline.sources.conversations import ConversationsSource
 from patchmint.pipeline.sources.flickr import FlickrSource
 from patchmint.pipeline.sources.folder import FolderSource
 from patchmint.pipeline.sources.grounding import GroundingSource
+from patchmint.pipeline.sources.interleaved import InterleavedSource
 from patchmint.pipeline.sources.karpathy import KarpathySource
 from patchmint.pipeline.sources.parquet import ParquetSource
 from patchmint.pipeline.sources.parquet import split_uri as split_parquet_uri
@@ -71,18 +73,25 @@ class Sources:
 
 def open_sources(config: BuildConfig, *, outage_seconds: float | None = None) -> Sources:
     """All sources of a build, by name. Cheap, as `open_source`, which says what is raised."""
-    masks = "masks" in config.drawn
-    parts = ((part.name, open_source(part, outage_seconds=outage_seconds, masks=masks)) for part in config.all_sources)
-    return Sources(dict(parts))
+    most, masks = config.limits.max_images, "masks" in config.drawn
+    return Sources(
+        {
+            part.name: open_source(part, outage_seconds=outage_seconds, max_images=most, masks=masks)
+            for part in config.all_sources
+        }
+    )
 
 
-def open_source(config: AnySource, *, outage_seconds: float | None = None, masks: bool = False) -> Chosen:
+def open_source(
+    config: AnySource, *, outage_seconds: float | None = None, max_images: int | None = None, masks: bool = False
+) -> Chosen:
     """The samples that the settings of a source choose. Cheap: no annotation file is read before `Source.samples`.
 
     Args:
         config: the settings.
         outage_seconds: as for `open_storage`, of a store. A folder isn't waited for: another machine may see it.
         masks: whether annotators' masks are read; planning takes longer for them.
+        max_images: documents of more have a fault; None: of any number are good.
 
     Raises:
         ConfigError: the folder isn't on this machine, a path in the settings leads out of it, a pattern is none, or
@@ -98,7 +107,7 @@ def open_source(config: AnySource, *, outage_seconds: float | None = None, masks
     storage = open_storage(root, outage_seconds=outage_seconds if "://" in root else None)
     if missing := missing_root(storage):
         raise ConfigError(missing)
-    return Chosen(_open(config, storage, masks), config)
+    return Chosen(_open(config, storage, masks), config, max_images)
 
 
 def _open(config: AnySource, storage: Storage, masks: bool) -> Source:
@@ -121,6 +130,8 @@ def _open(config: AnySource, storage: Storage, masks: bool) -> Source:
             return FlickrSource(config, storage)
         case ConversationsSourceConfig():
             return ConversationsSource(config, storage)
+        case InterleavedSourceConfig():
+            return InterleavedSource(config, storage)
         case ParquetSourceConfig():
             return ParquetSource(config, storage)
         case PatchmintSourceConfig():

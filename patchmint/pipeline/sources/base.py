@@ -18,8 +18,9 @@ from patchmint.errors import (
     StorageError,
     did_you_mean,
 )
+from patchmint.images.pages import page_of
 from patchmint.pipeline.sources.records import inner_path
-from patchmint.samples import WHOLE_FILE, Fault, Found, ImageRef
+from patchmint.samples import NO_NUMBER, WHOLE_FILE, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 from patchmint.storage.ahead import done_ahead
 from patchmint.storage.failures import is_passing
@@ -114,6 +115,7 @@ class Source(Protocol):
 
         Raises:
             ImageMissingError: the image isn't there; the sample can't be written.
+            ImageDecodeError: its page can't be told from others.
             ImageUnreadableError: it is there, and can't be read, also a second later.
             StorageError: reading failed; another try may do.
         """
@@ -156,9 +158,9 @@ class StoredImages:
         raise NotImplementedError(f"this source has no sections: {section}")
 
     def read_image(self, ref: ImageRef) -> bytes:
-        """As `Source.read_image`."""
+        """As `Source.read_image`. A page is made a file of its own."""
         try:
-            return self._read_bytes(ref)
+            data = self._read_bytes(ref)
         except StorageError as error:
             if _may_be_of_this_file(error):
                 raise ImageUnreadableError(
@@ -177,6 +179,10 @@ class StoredImages:
                 "or leave the sample among the rejects",
                 path=ref.path,
             ) from error
+        page = data if ref.number == NO_NUMBER else page_of(data, ref.number)
+        if page is None:
+            raise ImageMissingError(f"{ref.path} in {self._storage.uri} has no page {ref.number}", path=ref.path)
+        return page
 
     def _read_bytes(self, ref: ImageRef) -> bytes:
         def read() -> bytes:

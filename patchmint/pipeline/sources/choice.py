@@ -18,7 +18,7 @@ from patchmint.config.sources import CommonSettings
 from patchmint.errors import ConfigError, ImageMissingError, ImageUnreadableError, InputError, did_you_mean
 from patchmint.pipeline.sources.base import Section, Source
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
-from patchmint.pipeline.sources.records import printable, quoted
+from patchmint.pipeline.sources.records import faulty, printable, quoted
 from patchmint.samples import Absent, Fault, Found, ImageRef, SourceSample
 from patchmint.sql import check_expression, sandbox
 
@@ -91,8 +91,9 @@ class Condition:
 
 
 def _fields(sample: SourceSample) -> Mapping[str, Any]:
-    own = {"id": sample.id, "path": sample.image.path, "texts": [text.content for text in sample.texts]}
-    return {**own, **sample.record}
+    paths = [image.path for image in sample.images if isinstance(image, ImageRef)]
+    own = {"id": sample.id, "path": paths[0] if paths else "", "texts": [text.content for text in sample.texts]}
+    return {**own, **({"paths": paths} if sample.parts else {}), **sample.record}
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:
@@ -127,8 +128,13 @@ class Chosen:
         take: at most so many samples are to be taken, in order, of those that aren't `dedupe`d.
     """
 
-    def __init__(self, source: Source, config: CommonSettings) -> None:
+    def __init__(self, source: Source, config: CommonSettings, max_images: int | None = None) -> None:
         """Read the settings.
+
+        Args:
+            source: to choose from.
+            config: its settings.
+            max_images: documents of more have a fault; None: of any number are good.
 
         Raises:
             ConfigError: one can't be used.
@@ -136,6 +142,7 @@ class Chosen:
         self.source = source
         self.take = config.take
         self._name = config.name
+        self._max_images = max_images
         self._files = None if source.chooses_files else FileChoice(config, by_folder=True)
         self._condition = Condition(config.where) if config.where.strip() else None
         self._share = config.sample
@@ -206,10 +213,14 @@ class Chosen:
                     return
 
     def _named(self, sample: SourceSample) -> SourceSample:
+        images = len(sample.images)
+        if self._max_images is not None and images > self._max_images:
+            message = f"{quoted(sample.id)} has {images} images, and limits.max_images is {self._max_images}"
+            return replace(faulty(sample.id, "too-many-images", message), record=sample.record)
         if not self._name:
             return sample
-        images = (image if isinstance(image, Fault) else replace(image, source=self._name) for image in sample.images)
-        return replace(sample, images=tuple(images))
+        named = (image if isinstance(image, Fault) else replace(image, source=self._name) for image in sample.images)
+        return replace(sample, images=tuple(named))
 
     def _meeting(self, found: Iterator[Found]) -> Iterator[Found]:
         """What meets the condition, looked at in batches that grow. Faults of no sample (a tar's rest) stay."""

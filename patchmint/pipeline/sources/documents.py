@@ -1,16 +1,19 @@
 """Documents of several images: conversations, MMC4, OBELICS, MINT-1T, and keys of tars with several images.
 
-What a record says becomes a `Document`: its parts in order, and each image once. No source reads documents yet.
+What a record says becomes a `Document`: its parts in order, and each image once. Sources make samples of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeGuard
 
-from patchmint.pipeline.sources.conversations import (
+from patchmint.pipeline.sources.records import faulty, is_unicode, printable, quoted, source_fault
+from patchmint.pipeline.sources.turns import (
+    FRAMES,
     IMAGES,
     MARK,
     TURNS,
@@ -21,8 +24,18 @@ from patchmint.pipeline.sources.conversations import (
     read_turns,
     with_marks,
 )
-from patchmint.pipeline.sources.records import is_unicode, quoted, source_fault
-from patchmint.samples import NO_NUMBER, Absent, Document, Fault, ImageRef, Part, Turn
+from patchmint.samples import (
+    NO_NUMBER,
+    Absent,
+    Document,
+    Fault,
+    Found,
+    ImageRef,
+    Part,
+    SourceSample,
+    SourceText,
+    Turn,
+)
 
 Locate = Callable[[object, int], ImageRef | Fault]
 """Where an image is: from what the record has in its place, and its number among the record's images."""
@@ -30,7 +43,10 @@ Locate = Callable[[object, int], ImageRef | Fault]
 Spread = Literal["all", "neighbours", "own"]
 """Which texts label an image, see `texts_of`."""
 
-_FRAMES = ("video", "frames")
+TALKERS = ("human", "gpt")
+"""Who speaks about images; systems give orders."""
+
+_PAGED = ("tif", "tiff")
 _FRAMES_MARK = "<video>"
 _DIGITS = re.compile(r"(\d+)")
 
@@ -45,21 +61,24 @@ class _Making:
         self._images: dict[ImageRef | Fault, int] = {}
         self._parts: list[Part] = []
 
-    def add_text(self, text: object, role: str = "") -> None:
+    def checked(self, text: object) -> str:
         if not isinstance(text, str):
             raise Wrong("record-malformed", f"part {len(self._parts)} of {self.where} is {quoted(text)}, not a text")
         if not is_unicode(text):
             raise Wrong("text-not-unicode", f"{self.where} isn't valid Unicode; save the file as UTF-8")
-        self._parts.append(Part(text, role=role))
+        return text
+
+    def add_text(self, text: object, role: str = "") -> None:
+        self._parts.append(Part(self.checked(text), role=role))
 
     def add_image(self, given: object, number: int, role: str = "") -> None:
         image = self._locate(given, number)
         self._parts.append(Part(image=self._images.setdefault(image, len(self._images)), role=role))
 
-    def finish(self, *, captioned: bool = False) -> Document | Absent:
+    def finish(self, *, flowing: bool = False, captioned: bool = False) -> Document | Absent:
         if not self._images:
             return Absent("text-only")
-        return Document(self._name, tuple(self._images), tuple(self._parts), captioned)
+        return Document(self._name, tuple(self._images), tuple(self._parts), flowing, captioned)
 
 
 def read_document(
@@ -98,43 +117,123 @@ def read_document(
 def read_key(
     key: str,
     images: Mapping[str, ImageRef],
-    record: Mapping[str, Any] | None,
-    text: str | None,
+    record: Mapping[str, Any],
     where: str,
 ) -> Document | Fault | Absent:
-    """Read a key of a tar: its images are those of its record, if that is one of `read_document`, else of its text.
+    """Read a key of a tar by its record, as `read_document`.
 
-    A record names images by their members (`KEY.0.jpg` or `0.jpg`), else they are taken in order: 2.jpg before 10.jpg.
-    A text has a mark for each image, or none: then the images stand before it.
+    The record names images by their members (`KEY.0.jpg` or `0.jpg`), or they are as many as the record's, and taken in
+    order: 2.jpg before 10.jpg; or the record's image 2 is 2.jpg, whichever others are lacking. All of a record may be
+    pages of a single TIFF (MINT-1T's PDFs).
 
     Args:
         key: of the members.
         images: by member's ending.
-        record: what is in KEY.json, if it is an object.
-        text: what is in KEY.txt, or the caption in the record; if there is one.
+        record: what is in KEY.json.
         where: which key that is, for messages.
     """
-    ordered = [images[ending] for ending in sorted(images, key=_natural)]
+    ordered = in_order(images)
+    if not any(record.get(field) for field in (*IMAGES, *FRAMES, "text_list")):
+        record = {**record, IMAGES[0]: sorted(images, key=_natural)}
+    named: list[ImageRef] = []
+
+    def count(_: object, number: int) -> ImageRef:
+        named.append(ImageRef("", number))
+        return named[-1]
 
     def locate(given: object, number: int) -> ImageRef | Fault:
         file = given.rpartition("/")[2] if isinstance(given, str) else ""
-        named = images.get(file.removeprefix(f"{key}.").lower())
-        if named is None and number < len(ordered):
-            named = ordered[number]
-        message = f"{where} has {len(ordered)} images, its record another, {quoted(given)}"
-        return named or Fault("source", "image-missing", message)
+        found = images.get(file.removeprefix(f"{key}.").lower())
+        if found is None and len(ordered) == len(named):
+            found = ordered[number]
+        elif found is None and paged is not None:
+            found = replace(paged, number=number)
+        found = found or next((image for ending, image in images.items() if ending.split(".")[0] == str(number)), None)
+        message = f"{where} has {len(ordered)} images, its record {len(named)}, and {quoted(given)} isn't among those"
+        return found or source_fault("image-missing", message)
 
-    if record is not None and (_is_interleaved(record) or any(field in record for field in (*TURNS, "text_list"))):
-        return read_document(record, key, where, locate, prepend=True)
-    if text is None:
-        return source_fault("text-missing", f"{where} has no text and no record of a document")
-    making = _Making(key, where, locate)
+    paged = next((images[ending] for ending in images if len(images) == 1 and ending.endswith(_PAGED)), None)
+    read_document(record, key, where, count, prepend=True)
+    return read_document(record, key, where, locate, prepend=True)
+
+
+def read_texts(
+    name: str, images: Sequence[ImageRef | Fault], texts: Sequence[object], where: str
+) -> Document | Fault | Absent:
+    """Read texts with a mark for each image, or without marks: then the images stand before the first.
+
+    Args:
+        name: the source's name for the document.
+        images: in order.
+        texts: in order; at least one.
+        where: which document that is, for messages.
+    """
+    if not images:
+        return Absent("text-only")
+    making = _Making(name, where, lambda _, number: images[number])
     try:
-        marked = with_marks(Said([Turn("human", text)], [], marked=False), len(ordered), where, prepend=True)
-        _add_turn(marked[0].content, "", iter(enumerate(ordered)), making)
-        return making.finish()
+        said = [Turn("human", making.checked(text)) for text in texts]
+        left: Iterator[tuple[int, object]] = iter(enumerate(images))
+        for turn in with_marks(Said(said, [], marked=False), len(images), where, prepend=True):
+            _add_turn(turn.content, "", left, making)
+        return making.finish(flowing=count_marks(said) > 0)
     except Wrong as wrong:
         return source_fault(wrong.reason, str(wrong))
+
+
+def to_sample(
+    found: Document | Fault | Absent,
+    name: str,
+    record: Mapping[str, Any],
+    where: str,
+    *,
+    spread: Spread | None,
+    roles: Collection[str] = TALKERS,
+) -> Found:
+    """A document as a sample.
+
+    Args:
+        found: what `read_document` or `read_key` gave.
+        name: what a faulty one is called.
+        record: the source's own fields.
+        where: which document that is, for messages.
+        spread: as for `texts_of`; None: "neighbours" where texts flow around images, else "all".
+        roles: as for `texts_of`.
+    """
+    if isinstance(found, Absent):
+        return found
+    if isinstance(found, Document):
+        texts, labels = texts_of(found, roles, spread or ("neighbours" if found.flowing else "all"))
+        if any(labels):
+            return SourceSample(
+                printable(found.id),
+                found.images,
+                tuple(map(SourceText, texts)),
+                record=record,
+                parts=found.parts,
+                image_texts=tuple(map(tuple, labels)),
+            )
+        found = source_fault("text-missing", f"{where} has no text that says something of its images")
+    return replace(faulty(name, found.reason, found.message), record=record)
+
+
+def as_documents(
+    found: Iterable[Found], images: Sequence[ImageRef | Fault], where: str, spread: Spread | None
+) -> Iterator[Found]:
+    """What `records.Sample` collected of texts that stand beside several images, as documents.
+
+    Args:
+        found: what it gives in the end.
+        images: in order.
+        where: which document that is, for messages.
+        spread: as for `to_sample`.
+    """
+    for each in found:
+        if isinstance(each, SourceSample) and each.texts:
+            said = read_texts(each.id, images, [text.content for text in each.texts], where)
+            yield to_sample(said, each.id, each.record, where, spread=spread)
+        else:
+            yield each
 
 
 def texts_of(document: Document, roles: Collection[str], spread: Spread) -> tuple[list[str], list[list[int]]]:
@@ -178,6 +277,16 @@ def texts_of(document: Document, roles: Collection[str], spread: Spread) -> tupl
     return [said[number][0] for number in kept], [[kept.index(number) for number in sorted(own)] for own in labels]
 
 
+def is_document(record: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a record is in any of the forms of `read_document`."""
+    return record is not None and (_is_interleaved(record) or any(field in record for field in (*TURNS, "text_list")))
+
+
+def in_order(images: Mapping[str, ImageRef]) -> list[ImageRef]:
+    """Images by the endings of their members: 2.jpg before 10.jpg."""
+    return [images[ending] for ending in sorted(images, key=_natural)]
+
+
 def _is_interleaved(record: Mapping[str, Any]) -> bool:
     """Whether texts and images are parallel lists; the_cauldron's `texts` are objects, and beside its images."""
     images, texts = record.get("images"), record.get("texts")
@@ -198,7 +307,7 @@ def _interleaved(images: Sequence[object], texts: Sequence[object], making: _Mak
         elif image is not None:
             making.add_image(image, number)
             number += 1
-    return making.finish()
+    return making.finish(flowing=True)
 
 
 def _matched(texts: Sequence[object], infos: Sequence[object], making: _Making) -> Document | Absent:
@@ -213,13 +322,13 @@ def _matched(texts: Sequence[object], infos: Sequence[object], making: _Making) 
         for name, number in before[index]:
             making.add_image(name, number)
         making.add_text(text)
-    return making.finish(captioned=True)
+    return making.finish(flowing=True, captioned=True)
 
 
 def _conversation(record: Mapping[str, Any], making: _Making, *, prepend: bool) -> Document | Absent:
     said, where = read_turns(record, making.where), making.where
     named = said.images or of_fields(record, IMAGES)
-    frames = next((record[field] for field in _FRAMES if record.get(field)), None)
+    frames = next((record[field] for field in FRAMES if record.get(field)), None)
     if not named and isinstance(frames, list):
         named, mark = frames, "\n".join([MARK] * len(frames))
         said.turns = [

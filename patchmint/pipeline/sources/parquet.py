@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,10 +18,12 @@ from patchmint.config.sources import ParquetSourceConfig
 from patchmint.errors import ConfigError, ImageMissingError, StorageError
 from patchmint.pipeline.sources.base import Section, StoredImages, in_sections
 from patchmint.pipeline.sources.choice import columns_of
+from patchmint.pipeline.sources.documents import as_documents
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice
-from patchmint.pipeline.sources.records import Sample, as_id, listed_image, quoted
+from patchmint.pipeline.sources.records import NO_IMAGE, Sample, as_id, listed_image, quoted
 from patchmint.pipeline.sources.tables import is_bytes, parquet_file, parquet_rows, require_columns
-from patchmint.samples import Found, ImageRef
+from patchmint.pipeline.sources.turns import listed
+from patchmint.samples import NO_NUMBER, Fault, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
 USUAL_TEXTS = ("caption", "captions", "text", "texts")
@@ -37,6 +39,58 @@ def split_uri(uri: str) -> tuple[str, str]:
         return uri, ""
     cut = uri.rfind("/") + 1
     return uri[:cut] or ".", uri[cut:]
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """A column of images, or of lists of images, or of their paths.
+
+    Attributes:
+        name: of the column.
+        counted: what to read of it while planning, to know how many images there are; not their bytes, if possible.
+        embedded: whether it holds images, not paths.
+    """
+
+    name: str
+    counted: tuple[str, ...]
+    embedded: bool
+
+    def images_of(self, row: dict[str, Any], file: ImageRef | Fault, number: int) -> Any:
+        """Images of a row, one or a list: references to those that it holds, or their paths. None: there is none."""
+
+        def image(item: Any, place: int = NO_NUMBER) -> object:
+            if item is None or not self.embedded:
+                return item["path"] if isinstance(item, dict) else item
+            return file if isinstance(file, Fault) else replace(file, start=number, number=place)
+
+        value = row.get(self.name, True if not self.counted else None)
+        return [image(item, place) for place, item in enumerate(value)] if isinstance(value, list) else image(value)
+
+
+def image_column(table: pq.ParquetFile, name: str) -> ImageColumn:
+    """Where a Parquet file has its images, of which the column is known to be there."""
+    kind = table.schema_arrow.field(name).type
+    many = hasattr(kind, "value_type") and not pa.types.is_dictionary(kind)
+    item = kind.value_type if many else kind
+    if not pa.types.is_struct(item) and not is_bytes(item):
+        return ImageColumn(name, (name,), embedded=False)
+    leaves = {table.schema.column(index).path: index for index in range(len(table.schema.names))}
+    own = {leaf: index for leaf, index in leaves.items() if leaf.startswith(f"{name}.")}
+    paths = tuple(leaf for leaf in own if leaf.endswith(".path"))
+    if paths and all(_is_null(table, index) for leaf, index in own.items() if leaf.endswith(".bytes")):
+        return ImageColumn(name, paths, embedded=False)
+    return ImageColumn(name, paths or ((name,) if many else ()), embedded=True)
+
+
+def _is_null(table: pq.ParquetFile, leaf: int) -> bool:
+    """Whether a leaf column says that it holds nothing at all."""
+    groups = (table.metadata.row_group(group).column(leaf) for group in range(table.num_row_groups))
+    return all(
+        chunk.statistics is not None
+        and chunk.statistics.has_null_count
+        and chunk.statistics.null_count == chunk.num_values
+        for chunk in groups
+    )
 
 
 @dataclass
@@ -61,6 +115,8 @@ class ParquetSource(StoredImages):
         self._texts = config.text_columns
         self._asked = {name.casefold() for name in columns_of(config.where)}
         self._id = config.id_column
+        self._documents = config.documents
+        self._spread = config.image_texts
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
         self._starts: dict[str, list[int]] = {}
@@ -97,8 +153,8 @@ class ParquetSource(StoredImages):
         self._choice.check([file.path for file in files], self._storage.uri)
         return files
 
-    def _columns(self, path: str, table: pq.ParquetFile) -> tuple[tuple[str, ...], bool]:
-        """The columns of texts, and whether the images' column has paths beside its bytes.
+    def _columns(self, path: str, table: pq.ParquetFile) -> tuple[tuple[str, ...], ImageColumn]:
+        """The columns of texts, and that of images.
 
         Raises:
             ConfigError: a column isn't there, or holds something else.
@@ -108,26 +164,33 @@ class ParquetSource(StoredImages):
         texts = self._texts or _only_usual(shown, schema.names)
         for name in texts:
             _check_texts(shown, name, schema.field(name).type)
-        return texts, _check_images(shown, self._image, schema.field(self._image).type)
+        _check_images(shown, self._image, schema.field(self._image).type, lists=self._documents)
+        return texts, image_column(table, self._image)
 
     def _in_file(self, path: str, table: pq.ParquetFile) -> Iterator[Found]:
         shown = f"{path} in {self._storage.uri}"
-        texts, named = self._columns(path, table)
-        columns = [*texts, *([self._id] if self._id else []), *([f"{self._image}.path"] if named else [])]
+        texts, images = self._columns(path, table)
+        columns = [*texts, *([self._id] if self._id else []), *images.counted]
         asked = [name for name in table.schema_arrow.names if name.casefold() in self._asked and name != self._image]
+        file = listed_image(path)
         for number, row in parquet_rows(self._storage, path, table, dict.fromkeys([*columns, *asked])):
-            given = (row.get(self._image) or {}).get("path") if named else None
-            file = listed_image(path)
-            image = ImageRef(path, number - 1) if isinstance(file, ImageRef) else file
-            own = as_id(row.get(self._id)) if self._id else given
-            sample = Sample(own or f"{path}:{number}", image, {name: row[name] for name in asked})
+            given = row.get(self._image)
+            named = given.get("path") if isinstance(given, dict) else None
+            own = (as_id(row.get(self._id)) if self._id else named) or f"{path}:{number}"
+            record = {name: row[name] for name in asked}
+            image = replace(file, start=number - 1) if isinstance(file, ImageRef) else file
+            sample = Sample(own, NO_IMAGE if self._documents else image, record)
             for name in texts:
                 for value in row[name] if isinstance(row[name], list) else [row[name]]:
                     if value is None:
                         sample.add_absent("text-null")
                     else:
                         sample.add_text(value, f"{quoted(name)} in row {number} of {shown}")
-            yield from sample.finish(f"row {number} of {shown} has no text, only nulls or empty lists")
+            found = sample.finish(f"row {number} of {shown} has no text, only nulls or empty lists")
+            if self._documents:
+                held: list[Any] = listed(images.images_of(row, file, number - 1))
+                found = as_documents(found, held, f"row {number} of {shown}", self._spread)
+            yield from found
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`. The row group around the image is kept, since its neighbours come next."""
@@ -140,8 +203,8 @@ class ParquetSource(StoredImages):
             )
         value = self._row_group(ref.path, number)[ref.start - starts[number]]
         value = value.as_py()
-        if isinstance(value, list):  # of one image, as a column of images has it
-            value = value[0] if value else None
+        if isinstance(value, list):
+            value = value[ref.number] if 0 <= ref.number < len(value) else None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise ImageMissingError(
@@ -177,6 +240,7 @@ class ParquetSource(StoredImages):
     def _read_group(self, path: str, number: int) -> list[Any]:
         with self._opened(path) as table:
             kind = table.schema_arrow.field(self._image).type
+            # of lists, all is read: there is no name for the bytes in them that every writer uses
             column = f"{self._image}.bytes" if pa.types.is_struct(kind) else self._image
             # batches, because a row group of more than 2 GB of structs doesn't come in one piece
             batches = table.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[column], use_threads=False)
@@ -218,20 +282,17 @@ def _check_texts(shown: str, column: str, kind: Any) -> None:
         )
 
 
-def _check_images(shown: str, column: str, kind: Any) -> bool:
-    """Whether the column's images have paths beside their bytes.
+def _check_images(shown: str, column: str, kind: Any, *, lists: bool) -> None:
+    """Refuse a column that doesn't hold images, or lists of them, where there may be such.
 
     Raises:
-        ConfigError: it doesn't hold images.
+        ConfigError: it is that.
     """
-    if pa.types.is_struct(kind):
-        fields = {item.name: item.type for item in kind}
-        data, path = fields.get("bytes"), fields.get("path")
-        if data is not None and is_bytes(data):
-            return path is not None and (pa.types.is_string(path) or pa.types.is_large_string(path))
-    elif is_bytes(kind):
-        return False
-    raise ConfigError(
-        f"source.image_column: column {column!r} of {shown} is of type {kind}, not bytes or a struct of bytes and "
-        "path; name the right column, or read files that are beside their table with kind: folder"
-    )
+    item = kind.value_type if lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)) else kind
+    data = {each.name: each.type for each in item}.get("bytes") if pa.types.is_struct(item) else item
+    if data is None or not is_bytes(data):
+        raise ConfigError(
+            f"source.image_column: column {column!r} of {shown} is of type {kind}, not bytes or a struct of bytes and "
+            "path; name the right column, or read files that are beside their table with kind: folder. Lists of images "
+            "are read with documents: true"
+        )

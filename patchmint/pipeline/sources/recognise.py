@@ -18,7 +18,7 @@ from patchmint.config.sources import FolderSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import missing_root
-from patchmint.pipeline.sources.conversations import FINETUNE, IMAGES, MARK, PRETRAIN, TURNS, images_of
+from patchmint.pipeline.sources.conversations import FINETUNE, PRETRAIN
 from patchmint.pipeline.sources.folder import FolderSource, folder_of
 from patchmint.pipeline.sources.images import joined
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
@@ -26,6 +26,7 @@ from patchmint.pipeline.sources.parquet import USUAL_TEXTS
 from patchmint.pipeline.sources.records import inner_path, path_of, quoted
 from patchmint.pipeline.sources.references import NAMES as REFERENCES
 from patchmint.pipeline.sources.tables import JSON, TABLES, parquet_file, rows
+from patchmint.pipeline.sources.turns import IMAGES, MARK, TURNS, images_of
 from patchmint.samples import SourceSample
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage

@@ -13,8 +13,9 @@ from patchmint.config.sources import WebDatasetSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import MAX_TEXT_BYTES, Section, StoredImages, check_head, in_sections
+from patchmint.pipeline.sources.documents import as_documents, in_order, is_document, read_key, to_sample
 from patchmint.pipeline.sources.files import OTHER_FILE, FileChoice, expand
-from patchmint.pipeline.sources.records import Sample, faulty, json_object, quoted
+from patchmint.pipeline.sources.records import NO_IMAGE, Sample, faulty, json_object, quoted
 from patchmint.samples import Absent, Found, ImageRef
 from patchmint.storage import Entry, Storage
 
@@ -68,10 +69,13 @@ class WebDatasetSource(StoredImages):
         self._stats: dict[str, Entry] = {}
         image = None if config.image_member is None else _ending(config.image_member)
         texts = [text if text.startswith(_FIELD) else _ending(text) for text in config.texts]
+        self._image = image
+        self._documents = config.documents
+        self._spread = config.image_texts
         self._images = IMAGE_ENDINGS if image is None else {image, *(f"{image}.{ending}" for ending in IMAGE_ENDINGS)}
         self._text_fields = tuple(texts)
         self._texts = {"json" if text.startswith(_FIELD) else text for text in texts} or {"txt", "json"}
-        self._may_have_dots = image is None and not texts
+        self._may_have_dots = image is None and not texts and not config.documents
         self._reads_fields = bool(config.where.strip())  # few tars are chosen from, and it costs a quarter
 
     def check(self) -> None:
@@ -194,10 +198,21 @@ class WebDatasetSource(StoredImages):
         return ending.rpartition(".")[2] in _USUAL or ending in self._images or ending in self._texts
 
     def _is_whole(self, group: _Group) -> bool:
-        return bool(group.of(self._images) and group.of(self._texts)) or bool(self._dotted(group))
+        return bool(self._images_of(group) and group.of(self._texts)) or bool(self._dotted(group))
 
     def _belong_together(self, one: _Group, other: _Group) -> bool:
-        return not any(one.of(endings) and other.of(endings) for endings in (self._images, self._texts))
+        both_have_images = self._images_of(one) and self._images_of(other)
+        return not both_have_images and not (one.of(self._texts) and other.of(self._texts))
+
+    def _images_of(self, group: _Group) -> list[_Member]:
+        """The members that are images; of a document also those with a number or a name of their own before."""
+        if not self._documents:
+            return group.of(self._images)
+        chosen = group.members if self._image is None else [m for m in group.members if self._is_named(m.ending)]
+        return [member for member in chosen if member.ending.rpartition(".")[2] in IMAGE_ENDINGS]
+
+    def _is_named(self, ending: str) -> bool:
+        return ending == self._image or ending.startswith(f"{self._image}.")
 
     def _dotted(self, group: _Group) -> list[_Group]:
         """The samples of a group whose names have dots of their own: img.v2.jpg and img.v2.txt are the key img.v2.
@@ -220,26 +235,34 @@ class WebDatasetSource(StoredImages):
                 yield from self._from_group(name, file, each)
             return
         where = f"{quoted(group.key)} in {name}"
-        images = group.of(self._images)
+        images = self._images_of(group)
         texts = self._text_fields or ("txt" if group.of(("txt",)) else f"{_FIELD}caption",)
-        needed = self._reads_fields or not images or any(text.startswith(_FIELD) for text in texts)
+        fields = any(text.startswith(_FIELD) for text in texts)
+        needed = self._reads_fields or self._documents or not images or fields
         record = self._record(file, group) if needed else None
         if not images and record is not None and record.get("status", "success") != "success":  # img2dataset's
             yield Absent("download-failed")
             return
-        if len(images) != 1:
+        if not self._documents and len(images) != 1:
             endings = ", ".join(quoted(member.ending) for member in group.members[:8])
             what = "several images" if images else "no image"
             reason = "record-malformed" if images else "no-image"
             message = f"{where} has {what} among its members ({endings}): a key ends at the first dot, and holds one "
-            yield faulty(f"{name}/{group.key}", reason, f"{message}image. source.image_member says which member it is")
+            which = "image. source.image_member says which member it is; source.documents: true reads several"
+            yield faulty(f"{name}/{group.key}", reason, message + which)
             return
-        sample = Sample(group.key, ImageRef(name, images[0].start, images[0].size), record or {})
+        refs = {member.ending: ImageRef(name, member.start, member.size) for member in images}
+        if self._documents and not self._text_fields and is_document(record):
+            found = read_key(group.key, refs, record, where)
+            yield to_sample(found, f"{name}/{group.key}", record, where, spread=self._spread)
+            return
+        sample = Sample(group.key, next(iter(refs.values()), NO_IMAGE), record or {})
         missing = [text for text in texts if not self._add_text(sample, text, group, record, file, where)]
         if len(missing) < len(texts):
             for _ in missing:
                 sample.add_absent("text-null")
-        yield from sample.finish(f"{where} has no {' and no '.join(missing)}")
+        told = sample.finish(f"{where} has no {' and no '.join(missing)}")
+        yield from as_documents(told, in_order(refs), where, self._spread) if self._documents else told
 
     def _record(self, file: BinaryIO, group: _Group) -> dict[str, Any] | None:
         """What is in KEY.json; None if there is none, or something else in it."""

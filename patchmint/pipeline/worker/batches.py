@@ -1,9 +1,9 @@
-"""Batches of images that are alike, out of a bounded stretch of a unit; and how large they are."""
+"""Batches of samples whose images are alike, out of a bounded stretch of a unit; and how large they are."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ def like_batches(
     key: Callable[[_Item], Hashable],
     weight: Callable[[_Item], int],
     *,
+    count: Callable[[_Item], int] = lambda _: 1,
     looked: int = -1,
     waiting: int = 0,
     ahead: int = BATCHES_AHEAD,
@@ -59,9 +60,10 @@ def like_batches(
 
     Args:
         items: numbers, ascending, and items; taken as they are needed.
-        size: of a batch; asked anew for each.
+        size: images of a batch; asked anew for each.
         key: what makes two items alike.
         weight: bytes of an item.
+        count: images of an item.
         looked: the last number that an interrupted run had taken.
         waiting: so many of the first items that run had taken too, but not handed over in a batch that was finished.
         ahead: so many batches' items are looked at.
@@ -70,14 +72,16 @@ def like_batches(
     """
     coming = iter(items)
     window = dict(islice(coming, waiting))
-    number, weighs = looked, sum(map(weight, window.values()))
+    number, weighs, held = looked, sum(map(weight, window.values())), sum(map(count, window.values()))
     while True:
-        count = size()
+        wanted = size()
         # nothing to choose from for batches of one
-        reach = count * (ahead if count > 1 else 1)
+        reach = wanted * (ahead if wanted > 1 else 1)
         # from the oldest item on, not from a gap before it: a run that resumes here knows nothing of the gap
         while not window or (
-            number + 1 < next(iter(window)) + reach and weighs < (most if len(window) >= count else most_of_a_batch)
+            number + 1 < next(iter(window)) + reach
+            and held < reach
+            and weighs < (most if held >= wanted else most_of_a_batch)
         ):
             found = next(coming, None)
             if found is None:
@@ -85,28 +89,54 @@ def like_batches(
             number, item = found
             window[number] = item
             weighs += weight(item)
+            held += count(item)
         if not window:
             return
-        positions = _chosen(window, count, key, weight, most_of_a_batch)
+        positions = _chosen(window, wanted, key, weight, count, most_of_a_batch)
         weighs -= sum(weight(window[position]) for position in positions)
+        held -= sum(count(window[position]) for position in positions)
         # nothing here holds a batch that was handed over
         yield [(position, window.pop(position)) for position in positions]
 
 
 def _chosen(
     window: dict[int, _Item],
-    count: int,
+    size: int,
     key: Callable[[_Item], Hashable],
     weight: Callable[[_Item], int],
+    count: Callable[[_Item], int],
     most: int,
 ) -> list[int]:
-    """The oldest item, those like it, then the oldest others, as long as all weigh no more than `most`; in order."""
+    """The oldest item, those like it, then the oldest others, until they are too many or too heavy; in order."""
     keys = {number: key(item) for number, item in window.items()}
     wanted = next(iter(keys.values()))
     ranked = sorted(keys, key=lambda number: (keys[number] != wanted, number))
-    weights = accumulate(weight(window[number]) for number in ranked[:count])
-    fitting = sum(total <= most for total in weights)
+    weights = accumulate(weight(window[number]) for number in ranked[:size])
+    counts = accumulate(count(window[number]) for number in ranked[:size])
+    fitting = sum(total <= most and images <= size for total, images in zip(weights, counts, strict=True))
     return sorted(ranked[: max(1, fitting)])
+
+
+def pieces(
+    items: Sequence[_Item], size: int, weight: Callable[[_Item], int], most: int = MOST_BYTES_OF_A_BATCH
+) -> Iterator[list[_Item]]:
+    """Cut a batch with a document of more images than it should have: in order, none too long or too heavy.
+
+    Args:
+        items: images.
+        size: of a piece.
+        weight: bytes of an item.
+        most: a piece weighs no more, but for one of a single item.
+    """
+    piece, weighs = list[_Item](), 0
+    for item in items:
+        if piece and (len(piece) >= size or weighs + weight(item) > most):
+            yield piece
+            piece, weighs = [], 0
+        piece.append(item)
+        weighs += weight(item)
+    if piece:
+        yield piece
 
 
 def choose_batch_size(

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -16,13 +16,14 @@ from patchmint.compute.memory import ran_out
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
-from patchmint.pipeline.worker.prepare import Prepared, reject
+from patchmint.geometry import Grid
+from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, dropped_images, reject
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.samples import Fault, PlannedSample, Reject
+from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
-from patchmint.shards.reader import StoredSample
+from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardImage, ShardSample, phrases_of
 from patchmint.shards.saved import SavedUnit
@@ -30,8 +31,58 @@ from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import NewFile, Storage
 
-Answered = tuple[int, Prepared, ModelAnswers | Fault]
-"""A sample's position in its unit, the sample, and what the models said or why they couldn't."""
+Answer = ModelAnswers | Fault
+"""What the models said of an image, or why they couldn't."""
+
+Answered = tuple[int, Prepared, Sequence[Answer | None]]
+"""A sample's position in its unit, the sample, and the answers to its images; None where `Finisher.has` what was made
+of the image, or another sample of the batch has the answer."""
+
+Repeated = tuple[ImageRef, tuple[SourceText, ...]]
+"""An image and the texts that label it, which several documents of a unit have."""
+
+
+class Repeats:
+    """The images that a unit's documents show again with the same texts: one answer will do for each.
+
+    Attributes:
+        last: the last position at which each is shown.
+    """
+
+    def __init__(self, samples: Sequence[PlannedSample]) -> None:
+        """Find them; where samples are pictures there are none."""
+        self.last: dict[Repeated, int] = {}
+        seen: set[Repeated] = set()
+        for position, planned in enumerate(samples):
+            for number in range(len(planned.sample.image_texts)):
+                if (repeated := _repeated(planned.sample, number)) in seen:
+                    self.last[repeated] = position
+                seen.add(repeated)
+
+    def of(self, planned: PlannedSample, number: int) -> Repeated | None:
+        """An image of a sample, by its number there, if it is shown again."""
+        if not self.last:
+            return None
+        repeated = _repeated(planned.sample, number)
+        return repeated if repeated in self.last else None
+
+
+def _repeated(sample: SourceSample, number: int) -> Any:
+    # a fault in the image's place is a key as good as any: it is never looked up
+    return sample.images[number], tuple(sample.texts[text] for text in sample.image_texts[number])
+
+
+@dataclass(frozen=True)
+class MadeSample:
+    """A sample to be written.
+
+    Attributes:
+        sample: without its dropped images.
+        dropped: these, by number.
+    """
+
+    sample: ShardSample
+    dropped: tuple[Reject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +93,7 @@ class SavedSample:
     stored: StoredSample
 
 
-Finished = ShardSample | SavedSample | Reject
+Finished = MadeSample | SavedSample | Reject
 
 
 class Finisher:
@@ -56,9 +107,13 @@ class Finisher:
         pool: of one thread.
         passed: positions that aren't waited for; the caller adds those of which it learns later.
         early: what is finished already, by position.
+        repeats: the unit's.
+        kept: what an interrupted run had made of them, in samples that are written or in `early`.
+        drop: whether documents do without their bad images.
 
     Attributes:
         finished: how many samples are, in this run.
+        repeats: as given.
         early: what is finished and waits for a position before it. Batches take samples out of their order, but none is
             held for longer than `like_batches` looks ahead.
     """
@@ -70,6 +125,10 @@ class Finisher:
         pool: ThreadPoolExecutor,
         passed: Collection[int] = (),
         early: Mapping[int, Finished] = MappingProxyType({}),
+        *,
+        repeats: Repeats | None = None,
+        kept: Mapping[Repeated, ShardImage] = MappingProxyType({}),
+        drop: bool = False,
     ) -> None:
         self._models = models
         self._write = write
@@ -77,6 +136,11 @@ class Finisher:
         self._passed = passed
         self._job: Future[None] | None = None
         self.early = dict(early)
+        self.repeats = repeats or Repeats(())
+        # Of samples that are written or early, and of no others: so a run that resumes knows of the same ones.
+        self._kept = dict(kept)
+        self._in_work: Collection[Repeated] = ()
+        self._drop = drop
         self.finished = 0
         self._turn = 0
 
@@ -87,7 +151,20 @@ class Finisher:
             StorageError, ShardError: the batch before couldn't be written.
         """
         self.wait()
+        if self.repeats.last:
+            self._in_work = {
+                repeated
+                for _, prepared, _ in batch
+                for image in prepared.images
+                if (repeated := self.repeats.of(prepared.planned, image.number)) is not None
+            }
         self._job = self._pool.submit(self._finish, batch)
+
+    def has(self, repeated: Repeated) -> bool:
+        """Whether an image need not be asked about. Waits where the batch in work decides that; raises as `take`."""
+        if repeated in self._in_work:
+            self.wait()
+        return repeated in self._kept
 
     def __enter__(self) -> Self:
         return self
@@ -105,29 +182,67 @@ class Finisher:
         job, self._job = self._job, None
         if job is not None:
             job.result()
+        self._in_work = ()
 
     def _finish(self, batch: Sequence[Answered]) -> None:
+        made: dict[Repeated, ShardImage | Fault] = {}
         for position, prepared, answers in batch:
-            self.early[position] = self._finished(prepared, answers)
+            self.early[position] = self._finished(prepared, answers, made)
             self.finished += 1
         while self._turn in self.early or self._turn in self._passed:
             if (item := self.early.pop(self._turn, None)) is not None:
                 self._write(self._turn, item)
             self._turn += 1
+        if self._kept:
+            self._kept = {each: image for each, image in self._kept.items() if self.repeats.last[each] >= self._turn}
 
-    def _finished(self, prepared: Prepared, answers: ModelAnswers | Fault) -> ShardSample | Reject:
-        if isinstance(answers, Fault):
-            return reject(prepared.planned, answers)
+    def _finished(
+        self, prepared: Prepared, answers: Sequence[Answer | None], made: dict[Repeated, ShardImage | Fault]
+    ) -> MadeSample | Reject:
+        """A finished sample.
+
+        Args:
+            prepared: the sample.
+            answers: to its images.
+            made: what was made in this batch of images that are shown again; is added to.
+        """
+        images: dict[int, ShardImage] = {}
+        faults = dict(prepared.dropped)
+        repeated = [self.repeats.of(prepared.planned, image.number) for image in prepared.images]
+        for image, answer, again in zip(prepared.images, answers, repeated, strict=True):
+            if answer is not None:
+                found = self._image(prepared.planned, image, answer)
+            else:
+                assert again is not None  # else it was asked about
+                found = made[again] if again in made else self._kept[again]
+            if again is not None:
+                made[again] = found
+            if isinstance(found, Fault):
+                faults[image.number] = found
+            else:
+                images[image.number] = replace(found, data=image.data)
+        if not images or (faults and not self._drop):
+            return reject(prepared.planned, faults[min(faults)])
+        self._kept |= {
+            again: replace(images[image.number], data=b"")
+            for image, again in zip(prepared.images, repeated, strict=True)
+            if again is not None and image.number in images
+        }
+        return made_sample(prepared, images, faults)
+
+    def _image(self, planned: PlannedSample, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
+        if isinstance(answer, Fault):
+            return answer
         try:
-            labelled = self._models.label(answers, prepared.image.size, len(prepared.texts))
+            labelled = self._models.label(answer, image.image.size, len(image.texts))
         except Exception as error:
-            error.add_note(f"This happened while sample {prepared.planned.key} was labelled.")
+            error.add_note(f"This happened while sample {planned.key} was labelled.")
             fault = fault_of(error)
             if fault.reason == "out-of-memory":  # not alone: the models are at the next batch
                 message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"
                 fault = replace(fault, message=message)
-            return reject(prepared.planned, fault)
-        return stored_sample(prepared, labelled)
+            return fault
+        return made_image(image, labelled)
 
 
 def fault_of(error: Exception) -> Fault:
@@ -143,39 +258,82 @@ def fault_of(error: Exception) -> Fault:
     raise error
 
 
-def stored_sample(prepared: Prepared, annotated: AnnotatedImage) -> ShardSample:
-    """Put together what one sample's members are made of: what was made, else what the extended sample has of it.
-
-    Raises:
-        ShardError: a member that is carried over is damaged.
-    """
-    image, labels, found, tokens = prepared.image, annotated.labels, annotated.instances, annotated.tokens
-    assert image.format != "array"  # it was decoded from a file's bytes
-    height, width = image.size
-    made = ShardImage(
-        data=prepared.data,
+def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
+    """What an image's members are made of; its phrases count the image's own texts, not the sample's."""
+    decoded, labels, found, tokens = image.image, annotated.labels, annotated.instances, annotated.tokens
+    assert decoded.format != "array"  # it was decoded from a file's bytes
+    height, width = decoded.size
+    return ShardImage(
+        data=image.data,
         image=ImageDocument(
-            width=width, height=height, format=image.format, mode=image.mode, orientation=image.orientation
+            width=width, height=height, format=decoded.format, mode=decoded.mode, orientation=decoded.orientation
         ),
         views=len(annotated.placement.views),
         placement=annotated.placement,
-        phrases=phrases_of(found, prepared.planned.sample.texts) if found is not None else (),
+        phrases=phrases_of(found, image.texts) if found is not None else (),
         selector=labels.selector if labels else None,
         coverage=labels.coverage if labels else None,
         codes=tokens.codes if tokens else None,
         features=annotated.features,
     )
-    if prepared.extended is not None:
-        (extended,) = prepared.extended.images
-        made = replace(
-            made,
-            phrases=made.phrases if made.selector is not None else extended.phrases,
-            selector=made.selector if made.selector is not None else extended.selector,
-            coverage=made.coverage if made.coverage is not None else extended.coverage,
-            codes=made.codes if made.codes is not None else extended.codes,
-            features=made.features if made.features is not None else extended.features,
-        )
-    return ShardSample(prepared.planned, (made,))
+
+
+def made_sample(prepared: Prepared, images: Mapping[int, ShardImage], dropped: Mapping[int, Fault]) -> MadeSample:
+    """Put a sample together: what was made of its images, else what the extended sample has of them.
+
+    Args:
+        prepared: the sample.
+        images: by number, those that are good.
+        dropped: the others.
+
+    Raises:
+        ShardError: a member that is carried over is damaged.
+    """
+    planned, extended = prepared.planned, prepared.extended
+    texts = planned.sample.image_texts
+    written = []
+    for number, image in images.items():
+        if texts:
+            own = texts[number]
+            phrases = (phrase.model_copy(update={"text_index": own[phrase.text_index]}) for phrase in image.phrases)
+            image = replace(image, phrases=tuple(phrases))
+        written.append(image if extended is None else _carried(image, extended.images[number]))
+    if dropped:
+        planned = replace(planned, sample=planned.sample.without(dropped))
+    return MadeSample(ShardSample(planned, tuple(written)), dropped_images(prepared.planned, dropped))
+
+
+def _carried(made: ShardImage, extended: StoredImage) -> ShardImage:
+    return replace(
+        made,
+        phrases=made.phrases if made.selector is not None else extended.phrases,
+        selector=made.selector if made.selector is not None else extended.selector,
+        coverage=made.coverage if made.coverage is not None else extended.coverage,
+        codes=made.codes if made.codes is not None else extended.codes,
+        features=made.features if made.features is not None else extended.features,
+    )
+
+
+def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
+    """What `made_image` had made of an image before it was stored, without its bytes.
+
+    Raises:
+        ShardError: a member is damaged.
+    """
+    told, own = stored.info, stored.texts
+    return ShardImage(
+        data=b"",
+        image=ImageDocument(**{name: getattr(told, name) for name in ImageDocument.model_fields}),
+        views=stored.grid.views,
+        placement=grid.place((told.height, told.width)),
+        phrases=tuple(
+            phrase.model_copy(update={"text_index": own.index(phrase.text_index)}) for phrase in stored.phrases
+        ),
+        selector=stored.selector,
+        coverage=stored.coverage,
+        codes=stored.codes,
+        features=stored.features,
+    )
 
 
 @dataclass
@@ -188,6 +346,9 @@ class UnitShard:
         attempt: owns the files.
         files: closes them.
         rejects: so far, by position in the unit.
+        dropped: images that documents were written without, by position.
+        images: written so far.
+        most: images of one written sample.
         written: positions of the samples so far, in the shard's order.
         tar, writer: None before the first sample.
     """
@@ -197,6 +358,9 @@ class UnitShard:
     attempt: Attempt
     files: ExitStack
     rejects: dict[int, Reject] = field(default_factory=dict)
+    dropped: dict[int, Sequence[Reject]] = field(default_factory=dict)
+    images: int = 0
+    most: int = 0
     written: list[int] = field(default_factory=list)
     tar: NewFile | None = None
     writer: ShardWriter | None = None
@@ -213,27 +377,43 @@ class UnitShard:
                 sidecar = self.files.enter_context(self.attempt.new_file(table))
                 self.writer = self.files.enter_context(ShardWriter(self.tar, sidecar, self.layout))
             if isinstance(item, SavedSample):
+                images = len(item.stored.images)
                 self.writer.add_stored(item.stored, item.planned.ordinal)
             else:
-                self.writer.add(item)
+                images = len(item.sample.images)
+                self.writer.add(item.sample)
+                if item.dropped:
+                    self.dropped[position] = item.dropped
+            self.images, self.most = self.images + images, max(self.most, images)
             self.written.append(position)
 
-    def resume(self, saved: SavedUnit, samples: Sequence[PlannedSample], storage: Storage) -> dict[int, Finished]:
+    @property
+    def dropped_images(self) -> list[Reject]:
+        """All of `dropped`."""
+        return [each for position in sorted(self.dropped) for each in self.dropped[position]]
+
+    def resume(
+        self, saved: SavedUnit, samples: Sequence[PlannedSample], storage: Storage, repeats: Repeats, grid: Grid
+    ) -> tuple[dict[int, Finished], dict[Repeated, ShardImage]]:
         """Begin with what an interrupted run has saved of the unit.
 
         Args:
             saved: that.
             samples: the unit's.
             storage: where it lies.
+            repeats: the unit's.
+            grid: of the labels.
 
         Returns:
-            By position, what has to wait for a position before it.
+            By position, what has to wait for a position before it; and what was made of images that are shown again.
 
         Raises:
             StorageError, ShardError: it can't be read.
         """
-        self.rejects = saved.read_rejects(storage)
+        self.rejects, dropped = saved.read_rejects(storage)
+        self.dropped |= dropped
         early: dict[int, Finished] = {}
+        kept: dict[Repeated, ShardImage] = {}
         turn = 0
         for position, stored in saved.read_samples(storage):
             while turn in self.rejects:
@@ -244,7 +424,13 @@ class UnitShard:
                 turn += 1
             else:
                 early[position] = item
-        return early
+            if repeats.last:
+                bad = {each.image for each in dropped.get(position, ())}
+                numbers = (number for number in range(len(samples[position].sample.images)) if number not in bad)
+                for number, image in zip(numbers, stored.images, strict=True):
+                    if (again := repeats.of(samples[position], number)) is not None and again not in kept:
+                        kept[again] = kept_image(image, grid)
+        return early, kept
 
     def save(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
         """Leave what is annotated to the run that resumes, and write no more.
@@ -265,15 +451,16 @@ class UnitShard:
         if not self.written and not self.rejects:
             return 0
         self.files.close()
-        self.write_rejects(self.rejects.values())
-        self.attempt.save(plan_digest, self.written, sorted(self.rejects), looked)
+        self.write_rejects([*self.rejects.values(), *self.dropped_images])
+        images = (position for position, images in self.dropped.items() for _ in images)
+        self.attempt.save(plan_digest, self.written, sorted([*self.rejects, *images]), looked)
         return len(self.written) + len(self.rejects)
 
     def write_rejects(self, rejects: Collection[Reject]) -> None:
-        """Write the table of rejects, if there are any. Raises StorageError."""
+        """Write the table of rejects and dropped images, if there are any. Raises StorageError."""
         if rejects:
             with self.attempt.new_file(f"rejects/{self.unit}.parquet") as file:
-                write_rejects(file, rejects)
+                write_rejects(file, rejects, documents=self.layout.documents)
 
 
 def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None) -> Layout:
@@ -295,6 +482,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
         return made
     return made.model_copy(
         update={
+            "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,

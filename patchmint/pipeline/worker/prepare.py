@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -23,10 +23,34 @@ from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Sources
-from patchmint.samples import Fault, ImageRef, PlannedSample, Reject
+from patchmint.samples import PART, Fault, ImageRef, PlannedSample, Reject
 from patchmint.shards.plan import Unit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage, Text
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image ready for the models.
+
+    Attributes:
+        number: among the images of the planned sample.
+        data: the image file's bytes.
+        image: the same, decoded.
+        texts: those that label it; of a document there may be none.
+        inputs: what the models could have done ahead; None = nothing yet.
+    """
+
+    number: int
+    data: bytes
+    image: DecodedImage
+    texts: list[Text]
+    inputs: ModelInputs | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels that it holds, of the image and for the models."""
+        return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -35,24 +59,24 @@ class Prepared:
 
     Attributes:
         planned: its position and source.
-        data: the image file's bytes.
-        image: the same, decoded.
-        texts: at least one of them says something.
+        images: at least one, in order; a picture's only one.
         extended: the sample in the data set that is extended.
-        inputs: what the models could have done ahead; None = nothing yet.
+        dropped: what is wrong with the document's other images, by number.
     """
 
     planned: PlannedSample
-    data: bytes
-    image: DecodedImage
-    texts: list[Text]
-    extended: StoredSample | None
-    inputs: ModelInputs | None = None
+    images: tuple[PreparedImage, ...]
+    extended: StoredSample | None = None
+    dropped: Mapping[int, Fault] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pixels that it holds, of the image and for the models."""
-        return self.image.pixels.nbytes + (self.inputs.nbytes if self.inputs is not None else 0)
+        """Bytes of pixels that its images hold."""
+        return sum(image.nbytes for image in self.images)
+
+    def without_inputs(self) -> Prepared:
+        """The same, once the models have answered."""
+        return replace(self, images=tuple(replace(image, inputs=None) for image in self.images))
 
 
 _MOST_UNREADABLE = 8
@@ -73,6 +97,7 @@ class Preparer:
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
         drawn: what annotators drew and texts get: "boxes", "masks".
+        drop: whether documents do without their bad images.
 
     Attributes:
         awaited: the position whose sample is waited for now.
@@ -87,6 +112,7 @@ class Preparer:
         prepare: Callable[[RgbImage], ModelInputs | None],
         *,
         drawn: Collection[str] = (),
+        drop: bool = False,
     ) -> None:
         self._extended = source.extended
         self._witness = Witness(source.read_image)
@@ -94,6 +120,7 @@ class Preparer:
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
         self._drawn = drawn
+        self._drop = drop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._threads = threads
         self._heaviest = 0
@@ -174,24 +201,24 @@ class Preparer:
                     planned, extended = self._extended.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
-        found = read_sample(
-            planned.sample,
-            lambda image: extended.image if extended is not None else self._read(image),
-            self._decode,
-            self._drawn,
-        )
+
+        def read(number: int, image: ImageRef) -> bytes:
+            return extended.images[number].data if extended is not None else self._read(image)
+
+        found = read_sample(planned.sample, read, self._decode, drawn=self._drawn, drop=self._drop)
         if isinstance(found, Fault):
             return reject(planned, found)
-        prepared = self._with_inputs(Prepared(planned, found.data, found.image, found.texts, extended))
+        images = [PreparedImage(each.number, each.data, each.image, each.texts) for each in found.images]
+        prepared = Prepared(planned, tuple(map(self._with_inputs, images)), extended, found.dropped)
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 
-    def _with_inputs(self, sample: Prepared) -> Prepared:
+    def _with_inputs(self, image: PreparedImage) -> PreparedImage:
         try:
-            return replace(sample, inputs=self._prepare_image(sample.image.pixels))
+            return replace(image, inputs=self._prepare_image(image.image.pixels))
         except (InputError, RuntimeError, MemoryError):
             # The models will meet the same, alone in the end, and there it is known whose fault it is.
-            return sample
+            return image
 
     def _read(self, image: ImageRef) -> bytes:
         with stage("read"):
@@ -267,3 +294,11 @@ def _drop(future: Future[_Begun]) -> None:
 def reject(planned: PlannedSample, fault: Fault) -> Reject:
     """A sample that can't be written, and why."""
     return Reject(planned.ordinal, planned.key, planned.sample.id, fault)
+
+
+def dropped_images(planned: PlannedSample, faults: Mapping[int, Fault]) -> tuple[Reject, ...]:
+    """The images that a document is written without, and why; by number."""
+    return tuple(
+        replace(reject(planned, replace(fault, reason=PART + fault.reason)), image=number)
+        for number, fault in sorted(faults.items())
+    )

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import torch
 
-from patchmint.annotate.models import AnnotationModels, ModelAnswers
+from patchmint.annotate.models import AnnotationModels
 from patchmint.compute.devices import machine_device
 from patchmint.compute.memory import (
     device_peak,
@@ -40,13 +40,24 @@ from patchmint.errors import BuildError, NotFoundError, PatchmintError, StorageE
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_sources
-from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches
-from patchmint.pipeline.worker.finish import Finisher, UnitShard, fault_of, layout_of
-from patchmint.pipeline.worker.prepare import Items, Prepared, Preparer, reject
+from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches, pieces
+from patchmint.pipeline.worker.finish import (
+    Answer,
+    Finished,
+    Finisher,
+    Repeated,
+    Repeats,
+    UnitShard,
+    fault_of,
+    layout_of,
+)
+from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.records import ImageCounts
+from patchmint.shards.sample import ShardImage
 from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
 from patchmint.storage.patience import trouble
@@ -95,16 +106,18 @@ class Worker:
             threads,
             self._models.prepare,
             drawn=config.drawn,
+            drop=config.on_bad_image == "drop",
         )
         extended = extended_manifest(config)
-        self._layout = layout_of(config, self._models, extended.layout if extended is not None else None)
+        made = layout_of(config, self._models, extended.layout if extended is not None else None)
+        self._layout = made.model_copy(update={"documents": True}) if config.gives_documents else made
         self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))
         self._device = device
         formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size.now}"
         _LOG.info("worker on %s, %s", device, formats)
         # without a profile only what every result says, which no GPU need be asked for
         self._stopwatch = start_timing(device) if settings.profile else start_timing(most_events=0, only=STAGES)
-        self._mistakes, self._last_mistake, self._has_answered = 0, "", False
+        self._mistakes, self._mistaken, self._last_mistake, self._has_answered = 0, "", "", False
         self._in_work: _InWork | None = None
         self._told: Working | None = None
         self._handing_over = threading.Lock()
@@ -127,6 +140,7 @@ class Worker:
             told = self._told if waits_for else None
             return replace(told, worker=worker, waits_for=waits_for) if told is not None else None
         awaited = self._preparer.awaited
+        positions = work.positions or ((awaited,) if awaited is not None else ())
         self._told = told = Working(
             worker=worker,
             unit=work.unit,
@@ -134,7 +148,8 @@ class Worker:
             saved=work.saved,
             rejects=_reasons(list(work.shard.rejects.values())) if work.shard is not None else {},
             doing=self._stopwatch.doing,
-            positions=work.positions or ((awaited,) if awaited is not None else ()),
+            positions=positions,
+            images=max((len(work.samples[position].sample.images) for position in positions), default=1),
             waits_for=waits_for,
         )
         return told
@@ -191,7 +206,7 @@ class Worker:
         if order.probe is not None:
             passed = set(range(len(samples))) - order.probe | order.poison
             with Finisher(self._models, lambda *_: None, self._finishing, passed) as finisher:
-                self._annotate(items, _InWork(order.unit.id, None, finisher, passed))
+                self._annotate(items, _InWork(order.unit.id, samples, None, finisher, passed))
             return None
         prefix = self._settings.config.output.prefix
         attempt = Attempt(self._storage, order.unit.id, self._settings.run_id, prefix)
@@ -217,11 +232,17 @@ class Worker:
         saved: SavedUnit | None,
     ) -> UnitResult:
         with ExitStack() as files:
-            shard = UnitShard(order.unit.name, self._layout, attempt, files)
-            early = shard.resume(saved, samples, self._storage) if saved is not None else {}
+            shard, repeats = UnitShard(order.unit.name, self._layout, attempt, files), Repeats(samples)
+            early: dict[int, Finished] = {}
+            kept: dict[Repeated, ShardImage] = {}
+            if saved is not None:
+                early, kept = shard.resume(saved, samples, self._storage, repeats, self._models.grid)
             passed = set(order.poison) | {*shard.written, *shard.rejects}
-            with Finisher(self._models, shard.add, self._finishing, passed, early) as finisher:
-                work = _InWork(order.unit.id, shard, finisher, passed)
+            drop = self._settings.config.on_bad_image == "drop"
+            with Finisher(
+                self._models, shard.add, self._finishing, passed, early, repeats=repeats, kept=kept, drop=drop
+            ) as finisher:
+                work = _InWork(order.unit.id, samples, shard, finisher, passed)
                 if saved is not None:
                     work.looked, work.saved = saved.looked, len(saved.positions)
                 self._annotate(items, work)
@@ -229,13 +250,17 @@ class Worker:
                 files.close()
                 poison = (_poisoned(samples[position], hangs=position in order.hanging) for position in order.poison)
                 rejects = [*shard.rejects.values(), *poison]
-                won = self._commit(samples, shard, rejects, attempt)
+                images = None
+                if self._layout.documents:
+                    images = ImageCounts(order.unit.images, shard.images, len(shard.dropped_images), shard.most)
+                won = self._commit(samples, shard, rejects, images, attempt)
         timing = self._stopwatch.drain()
         return UnitResult(
             unit=order.unit.id,
             planned=len(samples),
             written=len(shard.written),
             rejects=_reasons(rejects),
+            images=images,
             bytes=shard.tar.size if shard.tar is not None else 0,
             saved=work.saved,
             seconds={path: total.seconds for (_, path), total in timing.totals.items() if path in STAGES},
@@ -246,9 +271,14 @@ class Worker:
         )
 
     def _commit(
-        self, samples: Sequence[PlannedSample], shard: UnitShard, rejects: list[Reject], attempt: Attempt
+        self,
+        samples: Sequence[PlannedSample],
+        shard: UnitShard,
+        rejects: list[Reject],
+        images: ImageCounts | None,
+        attempt: Attempt,
     ) -> bool:
-        shard.write_rejects(rejects)
+        shard.write_rejects([*rejects, *shard.dropped_images])
         self._check_plan()
         return attempt.commit(
             planned=len(samples),
@@ -257,6 +287,7 @@ class Worker:
             plan_digest=self._settings.plan_digest,
             texts=shard.writer.texts if shard.writer is not None else 0,
             label_share=shard.writer.label_share if shard.writer is not None else None,
+            images=images,
         )
 
     def _annotate(self, items: Items, work: _InWork) -> None:
@@ -264,8 +295,9 @@ class Worker:
         batches = like_batches(
             work.taken(items),
             size=lambda: self._batch_size.now,
-            key=lambda item: self._models.batch_key(item.image.size),
+            key=lambda item: self._models.batch_key(item.images[0].image.size),
             weight=lambda item: item.nbytes,
+            count=lambda item: len(item.images),
             looked=work.looked,
             waiting=work.looked
             + 1
@@ -281,11 +313,13 @@ class Worker:
                     before = copy(self._batch_size)
                     work.positions = tuple(position for position, _ in batch)
                     with stage("annotate"):
-                        answers = self._ask_or_halve([item for _, item in batch])
-                    if any(isinstance(answer, Fault) and answer.reason == "out-of-memory" for answer in answers):
+                        answers = self._ask([item for _, item in batch], finisher)
+                    if any(
+                        isinstance(each, Fault) and each.reason == "out-of-memory" for own in answers for each in own
+                    ):
                         self._batch_size = before  # the fault of a sample that is too large for any batch
                     # what was for the models isn't needed any more
-                    asked = [(position, replace(item, inputs=None)) for position, item in batch]
+                    asked = [(position, item.without_inputs()) for position, item in batch]
                     answered = [(*placed, answer) for placed, answer in zip(asked, answers, strict=True)]
                     # what is waited for is the batch before
                     before_last, work.positions = work.positions, before_last
@@ -307,15 +341,47 @@ class Worker:
             with self._handing_over:
                 self._in_work = None
 
-    def _ask_or_halve(self, batch: list[Prepared]) -> list[ModelAnswers | Fault]:
-        """Ask the models; where memory runs out, or a sample is at fault, go on with halves, down to the one sample."""
+    def _ask(self, batch: list[Prepared], finisher: Finisher) -> list[list[Answer | None]]:
+        """Ask the models about the images of samples, but for those of which the finisher has the answers, or will."""
+        asked: list[tuple[str, PreparedImage]] = []
+        places: list[tuple[int, int]] = []
+        coming: set[Repeated] = set()
+        answers: list[list[Answer | None]] = [[None] * len(item.images) for item in batch]
+        for number, item in enumerate(batch):
+            for place, image in enumerate(item.images):
+                if (again := finisher.repeats.of(item.planned, image.number)) is not None:
+                    if again in coming or finisher.has(again):
+                        continue
+                    coming.add(again)
+                asked.append((item.planned.key, image))
+                places.append((number, place))
+        found = (
+            answer
+            for part in pieces(asked, self._batch_size.now, lambda each: each[1].nbytes)
+            for answer in self._ask_or_halve(part)
+        )
+        for (number, place), answer in zip(places, found, strict=True):
+            answers[number][place] = answer
+        return answers
+
+    def _ask_or_halve(self, batch: list[tuple[str, PreparedImage]]) -> list[Answer]:
+        """Ask the models about images, given with the keys of their samples.
+
+        Where memory runs out, or an image is at fault, go on with halves, down to the one image.
+        """
         try:
-            images, texts = [item.image.pixels for item in batch], [item.texts for item in batch]
-            answers: list[ModelAnswers | Fault] = [*self._models.ask(images, texts, [item.inputs for item in batch])]
+            images = [image for _, image in batch]
+            answers: list[Answer] = [
+                *self._models.ask(
+                    [image.image.pixels for image in images],
+                    [image.texts for image in images],
+                    [image.inputs for image in images],
+                )
+            ]
         except Exception as error:
             fault = self._fault_of(error, batch)
         else:
-            self._mistakes, self._has_answered = 0, True
+            self._mistakes, self._mistaken, self._has_answered = 0, "", True
             self._batch_size.went_well()
             return answers
         if fault.reason == "out-of-memory":  # outside the except block, which kept the failed pass's tensors alive
@@ -327,8 +393,8 @@ class Worker:
         middle = len(batch) // 2
         return self._ask_or_halve(batch[:middle]) + self._ask_or_halve(batch[middle:])
 
-    def _fault_of(self, error: Exception, batch: list[Prepared]) -> Fault:
-        """What is wrong with a batch. Where the models' code failed, it is a sample in it, unless they always fail.
+    def _fault_of(self, error: Exception, batch: list[tuple[str, PreparedImage]]) -> Fault:
+        """What is wrong with a batch. Where the models' code failed, it is an image in it, unless they always fail.
 
         Raises:
             BuildError: they have failed at too many samples, one after another.
@@ -337,8 +403,9 @@ class Worker:
         if isinstance(error, PatchmintError | torch.AcceleratorError) or ran_out(error):
             return fault_of(error)
         if len(batch) == 1:
-            self._mistakes += 1
-            self._last_mistake = f"{batch[0].planned.key}\n{traceback.format_exc()}"
+            ((key, _),) = batch
+            self._mistakes += key != self._mistaken  # a document is one sample, however many images it has
+            self._mistaken, self._last_mistake = key, f"{key}\n{traceback.format_exc()}"
             if self._mistakes >= _MOST_MISTAKES:
                 self._blame_models()
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -394,6 +461,7 @@ class _InWork:
 
     Attributes:
         unit: its id.
+        samples: the unit's.
         shard: in the making; None for a probe.
         finisher: labels and writes.
         passed: positions that the finisher needn't wait for.
@@ -405,6 +473,7 @@ class _InWork:
     """
 
     unit: int
+    samples: Sequence[PlannedSample]
     shard: UnitShard | None
     finisher: Finisher
     passed: set[int]
@@ -428,7 +497,7 @@ class _InWork:
                 self.unreadable += 1
             else:
                 self.looked = max(self.looked, position)
-                self.dark += item.image.dark
+                self.dark += sum(image.image.dark for image in item.images)
                 yield position, item
 
 
