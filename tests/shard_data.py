@@ -107,7 +107,7 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
     source = SourceSample(
         id=f"Document/{ordinal}.é",
         images=tuple(ImageRef(f"images/{ordinal}-{number}.{kind}") for number in range(images)),
-        texts=(SourceText(asked, ((0, 3),), ((1.0, 2.0, 3.0, 4.0),)), SourceText(told)),
+        texts=(SourceText(asked, ((0, 3),), (Instance((1.0, 2.0, 3.0, 4.0)),)), SourceText(told)),
         parts=tuple(parts),
         image_texts=image_texts,
     )
