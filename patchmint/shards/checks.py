@@ -182,7 +182,8 @@ def _check_features(document: SampleDocument, features: Array) -> Iterator[Probl
         return
     if form is None:
         return  # said already: the member doesn't belong to the sample
-    yield from _check_form(FEATURES, features, _FEATURE_TYPE, (document.grid.views * form.tokens, form.channels))
+    tokens = document.grid.views * form.tokens_of(document.grid.rows * document.grid.cols)
+    yield from _check_form(FEATURES, features, _FEATURE_TYPE, (tokens, form.channels))
     if not np.isfinite(features).all():
         yield "features-values", f"{FEATURES} holds numbers that aren't finite"
 

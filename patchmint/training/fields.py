@@ -27,6 +27,7 @@ from patchmint.shards.manifest import Manifest
 from patchmint.shards.reader import StoredSample
 from patchmint.training.sequences import TokenSequence
 from patchmint.training.vocabulary import Codebook
+from patchmint.types import Size
 
 Stage = Literal[1, 2, 3, 4]
 TextChoice = Literal["random", "first"]
@@ -56,7 +57,9 @@ class StageSample:
         token_order: int64 (tokens,): which patch of `selector.reshape(-1)` each image token of the consumer shows; -1
             for newlines.
         codes: int64 (*grid[, codebooks]), before any vocabulary offset.
-        features: float16 (views, tokens, channels).
+        features: float16 (views, tokens, channels); (views, rows, cols, channels) where rows and columns depend on the
+            image.
+        feature_mask: bool (views, rows, cols): whether the patch of the features' grid shows any of the image.
         feature_selector: uint8 (views, rows, cols): the selector on the grid of the features, which is another where
             these are pooled (DeCo).
         feature_coverage: uint8 (views, rows, cols): the coverage on that grid.
@@ -76,6 +79,7 @@ class StageSample:
     token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
     feature_coverage: torch.Tensor | None = None
     sequence: TokenSequence | None = None
@@ -203,7 +207,6 @@ class SampleMaker:
         dataset, document, fields = self._datasets[place.dataset], stored.document, self._fields
         layout = manifest_of(dataset).layout
         index = self._text_index(place, document.texts)
-        views = document.grid.views
         given: dict[str, Any] = {}
         if fields.conversation:
             given["conversation"] = _conversation(stored)
@@ -215,9 +218,7 @@ class SampleMaker:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
         if fields.features and layout.features is not None:
-            shape = (views * layout.features.tokens, layout.features.channels)
-            features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
-            given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
+            given |= _features(stored, _placement(stored, dataset), layout.features)
         return StageSample(key=stored.key, dataset=place.dataset, text=document.texts[index], text_index=index, **given)
 
     def _text_index(self, place: SampleRef, texts: Sequence[str]) -> int:
@@ -257,7 +258,7 @@ def _pixels(stored: StoredSample, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 def _labels(stored: StoredSample, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
     document, layout = stored.document, manifest_of(dataset).layout
-    placement = document.placement or dataset.grid.place((document.image.height, document.image.width))
+    placement = _placement(stored, dataset)
     shape = (len(document.texts), *placement.shape)
     selector = _checked(stored, SELECTOR, shape, np.dtype("u1"))[text]
     coverage = _checked(stored, COVERAGE, shape, np.dtype("u1"))[text]
@@ -265,13 +266,37 @@ def _labels(stored: StoredSample, dataset: Dataset, text: int, *, with_features:
     given = {name: torch.from_numpy(_by_view(array, placement)) for name, array in cells.items()}
     given["token_order"] = torch.from_numpy(_token_order(placement))
     if with_features and layout.features is not None:
-        pooled = layout.features.grid
+        pooled = _feature_grid(layout.features, placement)
         if pooled != (placement.rows, placement.cols):
             coverage = pool_coverage(coverage[None], placement.rows, pooled)[0]
             selector = (coverage > (layout.threshold or 0)).astype(np.uint8)
         given["feature_selector"] = torch.from_numpy(selector.reshape(-1, *pooled).copy())
         given["feature_coverage"] = torch.from_numpy(coverage.reshape(-1, *pooled).copy())
     return given
+
+
+def _placement(stored: StoredSample, dataset: Dataset) -> Placement:
+    document = stored.document
+    return document.placement or dataset.grid.place((document.image.height, document.image.width))
+
+
+def _feature_grid(features: FeatureSpec, placement: Placement) -> Size:
+    """Rows and columns of the features of a view."""
+    return features.grid if prod(features.grid) else (placement.rows, placement.cols)
+
+
+def _features(stored: StoredSample, placement: Placement, form: FeatureSpec) -> dict[str, torch.Tensor]:
+    views, grid = len(placement.views), _feature_grid(form, placement)
+    shape = (views * form.tokens_of(prod(grid)), form.channels)
+    features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
+    by_view = (views, -1) if prod(form.grid) else (views, *grid)
+    shown = (placement.inside > 0).astype(np.uint8)
+    if grid != (placement.rows, placement.cols):
+        shown = pool_coverage(shown[None] * 255, placement.rows, grid)[0]
+    return {
+        "features": torch.from_numpy(features.reshape(*by_view, form.channels).copy()),
+        "feature_mask": torch.from_numpy(shown.reshape(views, *grid) > 0),
+    }
 
 
 def _by_view(cells: npt.NDArray[Any], placement: Placement) -> npt.NDArray[Any]:
