@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -131,7 +132,7 @@ class TokenizerSpec:
 class FeatureSpec(BaseModel):
     """What is fixed about continuous features, whatever the image. Data sets store it as it is here.
 
-    Of a data set these are KEY.features.npy, float16 (views * tokens, channels).
+    Of a data set these are KEY.features.npy, float16 (tokens of all views, channels).
 
     Raises:
         pydantic.ValidationError: a number is out of range.
@@ -145,17 +146,32 @@ class FeatureSpec(BaseModel):
         min_length=1,
         description="Hidden states: that of V_L first, then those of each further part; 0 = the first block's input.",
     )
-    select_feature: str = Field(description="patch, or cls_patch: with the CLS token first (LLaVA's names).")
+    select_feature: str = Field(
+        description="patch, or cls_patch: with the CLS token first (LLaVA's names); merged: tokens that the encoder "
+        "makes of several patches each."
+    )
     pool: str = Field(description="Empty, or when patches were pooled (DeCo): before or after the connector.")
-    grid: tuple[int, int] = Field(description="Rows and columns of the tokens of one view that lie on a grid, pooled.")
+    grid: tuple[int, int] = Field(
+        description="Rows and columns of the tokens of one view that lie on a grid, pooled; 0, 0: those of the image's "
+        "own grid."
+    )
     leading: int = Field(ge=0, description="Tokens of one view before those of the grid: 1 with CLS.")
     trailing: int = Field(ge=0, description="Tokens of one view after those of the grid: those that STI appends.")
     channels: int = Field(ge=1, description="Numbers of one token.")
 
     @property
+    def merged(self) -> bool:
+        """Whether tokens are those that the encoder makes of several patches each."""
+        return self.select_feature == "merged"
+
+    @property
     def tokens(self) -> int:
-        """Tokens of one view."""
-        return self.leading + self.grid[0] * self.grid[1] + self.trailing
+        """Tokens of one view; 0 where they are the cells of the image's own grid."""
+        return self.tokens_of(0)
+
+    def tokens_of(self, cells: int) -> int:
+        """Tokens of one view whose grid has so many cells."""
+        return self.leading + (prod(self.grid) or cells) + self.trailing
 
 
 @runtime_checkable
@@ -200,6 +216,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class FeatureEncoder(Protocol):
     """Image -> continuous patch features of a frozen vision encoder. It may have `prepare`, as a `Segmenter` may."""
 
@@ -212,7 +229,8 @@ class FeatureEncoder(Protocol):
         """Encode images of any sizes.
 
         Returns:
-            One float16 (views * spec.tokens, spec.channels) an image, in order: view after view, row-major.
+            One float16 (tokens, spec.channels) an image, in order: view after view, each with `spec.tokens_of(cells of
+            the view)` tokens, row-major as labels are; `Placement.token_order` says in which order a model sees them.
         """
         ...
 
