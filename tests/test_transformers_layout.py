@@ -22,9 +22,11 @@ from patchmint.geometry import RleMasks, grid_preset
 from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino import hugging_face as dino_names
+from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam
 from patchmint.labelers.sam import hugging_face as sam_names
+from patchmint.labelers.sam.model import load_sam
 from patchmint.pipeline.plan import record_models
 from patchmint.pipeline.plan.memory import estimate_memory
 from patchmint.types import Text
@@ -211,3 +213,18 @@ def test_other_folders_are_refused_in_words(demo, tmp_path):
     (tmp_path / "other" / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(WeightsMissingError, match="in several files"):
         locate(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("prefix", ["sam.", "_orig_mod.model.detector."])
+def test_weights_that_lie_in_another_model_are_found(prefix, tmp_path):
+    for role, load in (("masker", load_sam), ("detector", lambda state: load_grounding_dino(state)[0])):
+        state = load_named(f"demo-{role}")
+        other = {f"{prefix}{name}": tensor for name, tensor in state.tensors.items()}
+        other |= {f"average_ema.{name}": tensor + 1 for name, tensor in state.tensors.items()}
+        path = tmp_path / f"{role}.safetensors"
+        safetensors.torch.save_file(other | {"head.weight": torch.zeros(3)}, path, state.metadata)
+        for name, added in ((str(path), 0), (f"{path}#average_ema", 1)):
+            found = load(load_named(name)).state_dict()
+            assert all(
+                torch.equal(found[key], (state.tensors[key] + added).to(found[key].dtype)) for key in state.tensors
+            )

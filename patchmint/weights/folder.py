@@ -70,6 +70,28 @@ def described(metadata: Mapping[str, str], name: str = CONFIG) -> Mapping[str, A
     return content if isinstance(content, dict) else {}
 
 
+def unwrapped(tensors: Mapping[str, Tensor], known: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a model that is a part of another (`sam.`, `model.`), by their own names.
+
+    Args:
+        tensors: by name.
+        known: names, of which the model itself has one. Where several parts have it, averages of weights (`ema` in
+            their names) are passed over, and the rest is not.
+    """
+    prefixes = {
+        prefix
+        for name in tensors
+        for own in known
+        if name.endswith(own) and ((prefix := name.removesuffix(own)) == "" or prefix.endswith("."))
+    }
+    if not prefixes:
+        return dict(tensors)
+    taken = min(prefixes, key=lambda prefix: ("ema" in prefix, len(prefix), prefix))
+    others = tuple(prefix for prefix in prefixes - {taken} if prefix.startswith(taken))
+    inside = (name for name in tensors if name.startswith(taken) and not name.startswith(others))
+    return {name.removeprefix(taken): tensors[name] for name in inside}
+
+
 def renamed(tensors: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
     """Tensors by other names: each rule, a pattern and what takes its place, is applied in turn."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]

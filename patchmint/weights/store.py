@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def locate(name_or_path: str, role: str = "") -> Path:
 
     Args:
         name_or_path: a registry name, a local path (has a separator or a suffix, or exists), or the URI of an object.
+            `#PART` behind it is for `part_of`.
         role: what it is for: of a folder in Hugging Face's layout a `vocabulary` is meant, or else the weights.
 
     Returns:
@@ -101,6 +103,8 @@ def locate(name_or_path: str, role: str = "") -> Path:
         WeightsCorruptError: it is a bundled file of the wrong size.
         StorageError: the store can't be read.
     """
+    if part := part_of(name_or_path):
+        name_or_path = name_or_path.removesuffix(f"#{part}")
     if name_or_path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return fetched(name_or_path)
     if name_or_path in CHECKPOINTS:
@@ -132,6 +136,15 @@ def locate(name_or_path: str, role: str = "") -> Path:
     raise _unknown(name_or_path)
 
 
+def part_of(name_or_path: str) -> str:
+    """Which part of a file is meant: `ema` of `checkpoint.pth#ema`, say; "" = its weights, wherever they are."""
+    found = _PART.search(name_or_path)
+    return found[1] if found else ""
+
+
+_PART = re.compile(r"(?<=[^/])#([A-Za-z_]\w*)$")
+
+
 def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Mapping[str, str]], Arch]) -> Arch:
     """What the file that a name or a path means is, from its header: the numbers aren't read.
 
@@ -144,7 +157,7 @@ def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Map
         WeightsMismatchError: `infer` doesn't know it.
     """
     path = locate(name_or_path)
-    header = read_header(path)
+    header = read_header(path, part_of(name_or_path))
     try:
         return infer(header.tensors, header.metadata)
     except WeightsMismatchError as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict
 
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.types import Size
 from patchmint.weights.architecture import Architecture, Shaped
-from patchmint.weights.folder import INPUT, described
+from patchmint.weights.folder import INPUT, described, unwrapped
+
+Tensor = TypeVar("Tensor")
 
 HIDDEN_DIM = 256
 """Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
@@ -140,9 +142,10 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
     written = GroundingDinoArch.from_metadata(metadata)
     if written is not None:
         return written
+    tensors = own_tensors(tensors)
     if in_transformers_layout(tensors):
         return _of_config(described(metadata), described(metadata, INPUT))
-    patch = tensors.get("backbone.0.patch_embed.proj.weight")
+    patch = tensors.get(_PATCHES)
     bias = tensors.get("backbone.0.layers.0.blocks.0.attn.relative_position_bias_table")
     if patch is not None and bias is not None:
         for arch in OFFICIAL.values():
@@ -154,9 +157,17 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
     )
 
 
+_PATCHES, _THEIRS = "backbone.0.patch_embed.proj.weight", "model.query_position_embeddings.weight"
+
+
+def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the Grounding DINO, where it is a part of another model."""
+    return unwrapped(tensors, (_PATCHES, _THEIRS))
+
+
 def in_transformers_layout(names: Iterable[str]) -> bool:
     """Whether tensors have the names of transformers' Grounding DINO."""
-    return "model.query_position_embeddings.weight" in names
+    return _THEIRS in names
 
 
 _FIXED = {

@@ -24,6 +24,7 @@ from patchmint.labelers.grounding_dino.arch import (
     GroundingDinoArch,
     in_transformers_layout,
     infer_arch,
+    own_tensors,
 )
 from patchmint.labelers.grounding_dino.hugging_face import by_upstreams_names
 from patchmint.weights.loading import StateFile, load_into
@@ -115,6 +116,7 @@ def load_grounding_dino(state: StateFile) -> tuple[nn.Module, GroundingDinoArch]
         WeightsMismatchError: the checkpoint is none, or tensors are missing, left over or misshapen.
     """
     arch = infer_arch(state.tensors, state.metadata)
+    state = replace(state, tensors=own_tensors(state.tensors))
     with torch.random.fork_rng(devices=[]):
         model = _construct(arch)
     if in_transformers_layout(state.tensors):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from patchmint.weights.folder import renamed
+from patchmint.weights.folder import renamed, unwrapped
 
 Tensor = TypeVar("Tensor")
+
+_THEIRS = "vision_encoder.patch_embed.projection.weight"
 
 _NECK = ("conv1", "layer_norm1", "conv2", "layer_norm2")
 _DOWN = ("conv1", "layer_norm1", "", "conv2", "layer_norm2", "", "conv3")
@@ -33,6 +35,6 @@ _RULES = (
 
 
 def by_upstreams_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, named as upstream's; they may be so already."""
-    theirs = "vision_encoder.patch_embed.projection.weight" in tensors
-    return renamed(tensors, _RULES) if theirs else dict(tensors)
+    """The tensors of a checkpoint, named as upstream's; they may be so already, or lie in another model's."""
+    tensors = unwrapped(tensors, (_THEIRS, "image_encoder.patch_embed.proj.weight"))
+    return renamed(tensors, _RULES) if _THEIRS in tensors else tensors
