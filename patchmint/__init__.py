@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchmint.version import __version__
 
 if TYPE_CHECKING:
-    from patchmint.api import Annotation, Annotator
+    from patchmint.api import Annotation, Annotator, DocumentAnnotation
     from patchmint.errors import DemoWarning, PatchmintError, UntrainedWarning
     from patchmint.geometry import PatchGrid, grid_preset
     from patchmint.pipeline.driver.build import BuildReport
@@ -26,6 +26,7 @@ _HOMES = {
     "Annotator": "patchmint.api",
     "BuildReport": "patchmint.pipeline.driver.build",
     "DemoWarning": "patchmint.errors",
+    "DocumentAnnotation": "patchmint.api",
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
     "Instance": "patchmint.types",
@@ -42,6 +43,7 @@ __all__ = [
     "Annotator",
     "BuildReport",
     "DemoWarning",
+    "DocumentAnnotation",
     "Instance",
     "PatchGrid",
     "PatchmintError",

@@ -179,24 +179,23 @@ def built(config, out):
 
 
 @pytest.mark.kill
-def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("on_bad_image", "batches", "steps"), [("drop", (1, 6, 11, 17), (20, 45)), ("reject", (3, 5, 8), ())]
+)
+def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, on_bad_image, batches, steps):
     """Answers tell which images were asked about together, so a run that resumes must ask about the same."""
-    source = make_source(tmp_path / "in", 40)
-    config = make_config(tmp_path, source, 40, on_bad_image="drop")
+    source = make_source(tmp_path / "in", 40, answers=("a thing", "two things", "ALONE"))
+    config, whole = make_config(tmp_path, source, 40, on_bad_image=on_bad_image), tmp_path / "out"
     with builds.warmed():
-        whole = tmp_path / "out"
         assert builds.exit_code(builds.fork(partial(built, config, whole))) == 0
-        digests = builds.digests(whole)
-        for batches in (1, 3, 7, 12, 16, 19):
-            out = tmp_path / f"stopped-{batches}"
-            assert builds.exit_code(builds.fork(partial(stopped, config, out, batches, in_time=True))) == STOPPED
+        expected = builds.digests(whole)
+        broken = [(partial(stopped, config, batches=batch, in_time=True), STOPPED) for batch in batches]
+        broken += [(partial(_killed, config, number=step), -signal.SIGKILL) for step in steps]
+        for number, (interrupted, code) in enumerate(broken):
+            out = tmp_path / f"{number}"
+            assert builds.exit_code(builds.fork(lambda out=out, run=interrupted: run(out=out))) == code
             assert builds.exit_code(builds.fork(partial(built, config, out))) == 0
-            builds.check_files(out, digests)
-        for step in (20, 45):
-            out = tmp_path / f"killed-{step}"
-            assert builds.exit_code(builds.fork(partial(_killed, config, out, step))) == -signal.SIGKILL
-            assert builds.exit_code(builds.fork(partial(built, config, out))) == 0
-            builds.check_files(out, digests)
+            builds.check_files(out, expected)
 
 
 def test_documents_are_extended_image_by_image(tmp_path, stand_in):

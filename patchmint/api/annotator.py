@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from PIL import Image
 
 from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.annotate.preflight import warn_of_models
-from patchmint.api.annotation import Annotation
+from patchmint.api.annotation import Annotation, DocumentAnnotation
 from patchmint.compute.devices import pick_device
 from patchmint.compute.threads import limit_threads
 from patchmint.config import AnnotatorConfig
@@ -156,6 +156,52 @@ class Annotator:
         while batch := list(islice(inputs, size)):
             annotations += self._annotate(batch)
         return annotations
+
+    def annotate_document(
+        self,
+        parts: Iterable[TextSource | ImageSource],
+        texts: Literal["all", "neighbours"] = "all",
+        *,
+        max_megapixels: float = 100,
+    ) -> DocumentAnnotation:
+        """Annotate a document of several images.
+
+        Args:
+            parts: texts and images in their order; images in any form that `annotate` takes, but paths as `Path`: a
+                string is a text.
+            texts: which of them label an image: "all", as in MaVEn a question guides every image, or "neighbours", the
+                nearest before and after it. Builds have the same choice (`source.image_texts`).
+            max_megapixels: larger images are refused.
+
+        Returns:
+            One annotation an image, in order.
+
+        Raises:
+            ImageError: an image can't be read or is too large; `index` and the message say which.
+            TextError: there is no text, or a blank one.
+            InputError: there is no image.
+            ConfigError: `texts` is neither.
+        """
+        if texts not in ("all", "neighbours"):
+            raise ConfigError(f'texts must be "all" or "neighbours", not {texts!r}')
+        said: list[TextSource] = []
+        images: list[ImageSource] = []
+        before: list[int] = []
+        for part in parts:
+            if isinstance(part, str | Text):
+                said.append(part)
+            else:
+                images.append(part)
+                before.append(len(said))
+        if not images:
+            raise InputError("the document has no image; give paths as `Path`: a string is a text")
+        found = as_texts(said)
+        numbers = range(len(found))
+        own = [tuple(numbers if texts == "all" else numbers[max(0, at - 1) : at + 1]) for at in before]
+        annotated = self.annotate_batch(
+            images, [[found[number] for number in each] for each in own], max_megapixels=max_megapixels
+        )
+        return DocumentAnnotation(tuple(found), tuple(annotated), tuple(own))
 
     def _annotate(self, inputs: Sequence[_Input]) -> list[Annotation]:
         if self.config.models.segmenter and any(text.instances for _, texts in inputs for text in texts):

@@ -179,8 +179,15 @@ class Dataset:
 
     @property
     def reject_tables(self) -> list[str]:
-        """Paths of the tables of rejects."""
-        return [canonical_paths(shard.unit)[0] for shard in self.shards if shard.rejected]
+        """Paths of the tables of rejects, and of images that documents were written without.
+
+        Raises:
+            ShardError, StorageError: as for `columns`; of documents also where their folder can't be listed.
+        """
+        # the list of shards doesn't say of which units images alone were dropped
+        listed = {entry.path for entry in self.storage.list("rejects")} if self.has_documents else set()
+        paths = ((canonical_paths(shard.unit)[0], shard.rejected) for shard in self.shards)
+        return [path for path, rejected in paths if rejected or path in listed]
 
     def place(self, index: int) -> tuple[Shard, int]:
         """The shard of a sample, and its row there.
