@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.rle import Masks
-from patchmint.types import Origin, Phrase, RgbImage, Size, Text
+from patchmint.geometry.rle import ChosenMasks, Masks
+from patchmint.types import Integers, Origin, Phrase, RgbImage, Size, Text
 
 __all__ = [
     "FeatureEncoder",
@@ -70,6 +70,18 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def only(self, numbers: Integers) -> Instances:
+        """Those of these numbers, in their order."""
+        return Instances(
+            image_size=self.image_size,
+            masks=ChosenMasks(self.masks, tuple(numbers.tolist())),
+            text_index=self.text_index[numbers],
+            scores=self.scores[numbers],
+            boxes=self.boxes[numbers],
+            spans=self.spans[numbers],
+            origins=tuple(self.origins[number] for number in numbers) if self.origins else (),
+        )
 
     def phrases(self, texts: Sequence[str]) -> list[Phrase]:
         """The instances as phrases, in order.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -130,13 +129,7 @@ class GroundedSam:
     def _instances(self, size: Size, detections: Detections, masks: Masks, origins: Sequence[Origin]) -> Instances:
         if self._clip_to_box:
             masks = RleMasks([_clipped(*pair) for pair in zip(masks.rles(), detections.boxes, strict=True)])
-        if self._mask_area is not None:
-            least, most = self._mask_area
-            shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
-            kept = (shares >= least) & (shares <= most)
-            detections, masks = detections.only(kept), ChosenMasks(masks, tuple(np.flatnonzero(kept).tolist()))
-            origins = list(compress(origins, kept))
-        return Instances(
+        found = Instances(
             image_size=size,
             masks=masks,
             text_index=detections.text_index,
@@ -145,6 +138,11 @@ class GroundedSam:
             spans=detections.spans,
             origins=tuple(origins),
         )
+        if self._mask_area is None:
+            return found
+        least, most = self._mask_area
+        shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
+        return found.only(np.flatnonzero((shares >= least) & (shares <= most)))
 
     def rehearse(
         self,
