@@ -26,6 +26,7 @@ from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
+from patchmint.types import Instance
 
 LAYOUT = Layout(
     grid=GridLayout(rows=4, cols=6, patch_px=14, fit="squash"),
@@ -67,11 +68,11 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     shape = (len(texts), layout.grid.rows, layout.grid.cols)
     coverage = rng.integers(0, 60, shape).astype(np.uint8)
     found = PhraseDocument(text=texts[0][:3], text_index=0, start=0, end=3, box=(0.0, 1.5, 20.25, 30.0), score=0.4375)
-    spans, boxes = (((0, 3),), ((1.0, 2.0, 3.0, 4.0),)) if phrases else ((), ())
+    spans, drawn = (((0, 3),), (Instance((1.0, 2.0, 3.0, 4.0), (0, 3)),)) if phrases else ((), ())
     source = SourceSample(
         id=f"Source/{ordinal}.é",
         images=(ImageRef(f"images/{ordinal}.{kind}"),),
-        texts=tuple(SourceText(text, spans, boxes) for text in texts),
+        texts=tuple(SourceText(text, spans, drawn) for text in texts),
         conversation=(Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if phrases else (),
     )
     codes = None
@@ -106,7 +107,7 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
     source = SourceSample(
         id=f"Document/{ordinal}.é",
         images=tuple(ImageRef(f"images/{ordinal}-{number}.{kind}") for number in range(images)),
-        texts=(SourceText(asked, ((0, 3),), ((1.0, 2.0, 3.0, 4.0),)), SourceText(told)),
+        texts=(SourceText(asked, ((0, 3),), (Instance((1.0, 2.0, 3.0, 4.0)),)), SourceText(told)),
         parts=tuple(parts),
         image_texts=image_texts,
     )
