@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from patchmint.cli.lazy import examples
 from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
+from patchmint.features.towers import FAMILIES
 from patchmint.tokenizers.vqgan.arch import OFFICIAL as OFFICIAL_VQGANS
 from patchmint.weights.download import ProgressCall, pull
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint, total_size
@@ -66,6 +67,7 @@ def list_models(as_json: JsonOption = False) -> None:
     for preset in (OFFICIAL, SMALL):
         names = _of_preset(preset)
         typer.echo(f"Preset {preset} ({total_size(names)}): {' '.join(names)}", err=True)
+    typer.echo(f"Vision encoders in folders of Hugging Face's layout: clip, siglip, {', '.join(FAMILIES)}", err=True)
 
 
 @models_app.command(

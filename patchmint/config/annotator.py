@@ -71,7 +71,11 @@ class ModelsConfig(Settings):
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
-    vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
+    vit: str = Field(
+        default="clip-vit-l-14-336",
+        description="The vision encoder of `features`: CLIP or SigLIP; a folder with one, or with SigLIP 2, DINOv3 "
+        "or Qwen-VL's; or a plug-in.",
+    )
 
     def used(
         self,
@@ -249,7 +253,8 @@ class FeaturesConfig(Settings):
     )
     select_layer: int | None = Field(
         default=None,
-        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
+        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2; of "
+        "DINOv3 and Qwen-VL -1.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         default="patch", description="Patches only, or with a leading CLS token."
