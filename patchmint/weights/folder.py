@@ -22,6 +22,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = ("vocab.txt", "tokenizer.json")
 
 _PROCESSOR = "processor_config.json"
+NOTES = (CONFIG, INPUT, _PROCESSOR)
+"""What is read besides the weights."""
+
 _MOST_BYTES = 1 << 20
 
 
@@ -45,7 +48,7 @@ def file_in(folder: Path, wanted: Sequence[str]) -> Path:
 def notes_beside(weights: Path) -> dict[str, str]:
     """The texts of the JSON files beside a file of weights, by their names; empty where there are none."""
     notes = {}
-    for name in (CONFIG, INPUT, _PROCESSOR):
+    for name in NOTES:
         try:
             with weights.with_name(name).open("rb") as file:
                 notes[name] = file.read(_MOST_BYTES).decode()
