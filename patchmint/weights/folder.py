@@ -41,7 +41,8 @@ def file_in(folder: Path, wanted: Sequence[str]) -> Path:
     if in_parts and wanted == WEIGHTS:
         why = f"its weights lie in several files ({in_parts[0]}), which patchmint can't read; save them as one"
     else:
-        why = f"it has no {' or '.join(wanted)}; give the file itself, or another folder"
+        other = "models.vocabulary: bert-base-uncased-vocab, say" if wanted == VOCABULARY else "or another folder"
+        why = f"it has no {' or '.join(wanted)}; give the file itself, {other}"
     raise WeightsMissingError(f"{folder} isn't a model's folder in Hugging Face's layout: {why}", names=[str(folder)])
 
 
