@@ -45,6 +45,8 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
     detector = models.get("detector", "")
     if detector == _DEMO_DETECTOR:
         return _DEMO_VOCABULARY
+    if detector.startswith("hub:"):
+        return str(detector)
     with suppress(OSError, RuntimeError):  # too long a name, no such user
         if Path(detector).expanduser().is_dir():
             return str(detector)
@@ -54,7 +56,8 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
 class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
-    A path may be that of a folder in Hugging Face's layout. Those that a mapping doesn't name are the official ones.
+    A path may be that of a folder in Hugging Face's layout, and `hub:ORG/NAME[@REVISION]` is a model on its Hub. Those
+    that a mapping doesn't name are the official ones.
     """
 
     segmenter: str | None = Field(
@@ -63,8 +66,8 @@ class ModelsConfig(Settings):
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
-        description="The detector's vocab.txt. Default: that in the detector's folder; demo-vocabulary for "
-        "demo-detector; else bert-base-uncased-vocab.",
+        description="The detector's vocab.txt. Default: that in the detector's folder or repository; "
+        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab.",
     )
     masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(
