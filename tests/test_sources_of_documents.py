@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from source_files import absent, put, read, refused, source
 
+from patchmint.config.sources import SourceConfig
 from patchmint.errors import ImageDecodeError, ImageMissingError
 from patchmint.images.decode import decode_image
 from patchmint.images.pages import page_of
-from patchmint.samples import Fault
+from patchmint.pipeline.sources import open_source
+from patchmint.pipeline.sources.recognise import recognise
+from patchmint.samples import Fault, SourceSample
 
 HELD = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -295,3 +299,76 @@ def test_parquet_with_lists_of_images(tmp_path, kind):
     assert absent("parquet", tmp_path, documents=True) == {"text-null": 1, "text-only": 1}
     if lists:
         refused("documents: true", "parquet", tmp_path)
+
+
+def mantis(folder):
+    images = [[{"bytes": b"a", "path": None}, {"bytes": b"b", "path": None}]]
+    said = [[{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "Yes."}]]
+    columns = {"images": pa.array(images, pa.list_(HELD)), "conversation": pa.array(said, pa.list_(TURN))}
+    table(folder / "train.parquet", columns)
+    return folder
+
+
+def pdfs(folder):
+    folder.mkdir()
+    record = {"images": ["page_0_image_1", None, "page_1_image_2"], "texts": [None, "Figure 1", None]}
+    tar(folder / "0.tar", {"a.json": record, "a.tiff": pages()[0]})
+    return folder
+
+
+def lists(folder):
+    columns = {"image": pa.array([[b"a", b"b"]], pa.list_(pa.binary())), "caption": ["Two."]}
+    table(folder / "0.parquet", columns)
+    return folder
+
+
+def addressed(folder):
+    return photos(obelics(folder, held=False), "got/c.com/img/1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (
+            m4,
+            {
+                "kind": "conversations",
+                "annotations": "m4_instruct_annotations.json",
+                "documents": True,
+                "id_column": "sample_id",
+                "images": "",
+                "texts": "answers",
+            },
+        ),
+        (mantis, {"kind": "conversations", "documents": True, "texts": "answers"}),
+        (mmc4, {"kind": "interleaved", "images": "images"}),
+        (lambda folder: obelics(folder, held=True), {"kind": "interleaved"}),
+        (addressed, {"kind": "interleaved", "images": "got", "strip_prefix": "https://"}),
+        (pdfs, {"kind": "webdataset", "documents": True}),
+        (lists, {"kind": "parquet", "documents": True, "image_column": "image", "text_columns": ["caption"]}),
+    ],
+    ids=["m4-instruct", "mantis", "mmc4", "obelics", "addresses", "mint-1t", "lists"],
+)
+def test_they_are_recognised(tmp_path, make, settings):
+    uri = str(make(tmp_path / "in"))
+    found = recognise(uri).source
+    assert found == settings | {"uri": uri}
+    opened = source(**found)
+    opened.check()
+    first = next(each for each in opened.samples() if isinstance(each, SourceSample))
+    assert first.fault is None
+    assert len(first.images) == 2
+
+
+def test_limits_and_files_of_other_kinds(tmp_path):
+    config = TypeAdapter(SourceConfig).validate_python(
+        {"kind": "interleaved", "uri": str(obelics(tmp_path / "a", held=True))}
+    )
+    (sample,) = [each for each in open_source(config, max_images=1).samples() if isinstance(each, SourceSample)]
+    assert (sample.fault.reason, sample.id) == ("too-many-images", "train-00000-of-00001.parquet:1")
+    assert "has 2 images, and limits.max_images is 1" in sample.fault.message
+    refused("no column of texts", "interleaved", mantis(tmp_path / "b"))
+    refused("neither JSON nor Parquet", "interleaved", photos(tmp_path / "c", "a.jpg"))
+    put(tmp_path / "d", {"a.jsonl": "1\n" + json.dumps({"text_list": ["a"], "image_info": []})})
+    (faulty,) = documents("interleaved", tmp_path / "d")
+    assert faulty.fault.reason == "record-malformed"

@@ -49,7 +49,7 @@ def by_key(dataset):
 
 
 def tensors(sample):
-    return {name for name, value in vars(sample).items() if torch.is_tensor(value)}
+    return {name for name, value in vars(sample.images[0]).items() if torch.is_tensor(value)}
 
 
 def keys_of(*made):
@@ -453,7 +453,7 @@ def link(held, start):
 @pytest.mark.parametrize(
     ("ending", "change", "says"),
     [
-        ("jpg", overwrite(512, b"no image"), "its image can't be read"),
+        ("jpg", overwrite(512, b"no image"), "its jpg can't be read"),
         ("jpg", overwrite(0, b"xx"), "no member where its sidecar has one.*bad checksum"),
         ("json", overwrite(512, b"no json"), "KEY.json isn't of the form"),
         ("selector.npy", overwrite(512, b"no npy"), "no .npy file"),

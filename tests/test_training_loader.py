@@ -152,7 +152,7 @@ def test_batches_of_nothing_but_damage_are_passed_over(tmp_path, data, monkeypat
     assert (single.epoch, single.batch, single.skipped) == (1, 0, 1)
     assert len(list(single)) == 12
     monkeypatch.setattr("patchmint.training.loader._EMPTY_IN_A_ROW", 1)
-    with pytest.raises(ShardError, match="1 batches in a row are damaged, the last: sample 's0005'"):
+    with pytest.raises(ShardError, match="1 batches in a row were left out, the last: sample 's0005'"):
         list(loader(broken, batch=1, on_error="skip", shuffle=False))
 
 

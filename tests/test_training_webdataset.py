@@ -36,7 +36,7 @@ def test_it_gives_what_a_stage_dataset_gives(rich):
     assert len(found) == len(wanted) == 9
     for row, sample in zip(found, wanted, strict=True):
         assert (row["key"], row["text"], row["text_index"]) == (sample.key, sample.text, 0)
-        arrays = {name: value for name, value in vars(sample).items() if torch.is_tensor(value)}
+        arrays = {name: value for name, value in vars(sample.images[0]).items() if torch.is_tensor(value)}
         assert {name for name, value in row.items() if isinstance(value, np.ndarray)} == arrays.keys()
         for name, value in arrays.items():
             assert row[name].dtype == value.numpy().dtype

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -20,11 +21,12 @@ from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.config.parsing import read_yaml
 from patchmint.errors import ConfigError, PatchmintError
 from patchmint.images.decode import decode_image
+from patchmint.images.reading import read_sample
 from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_sources
-from patchmint.samples import SourceSample, count_parts
+from patchmint.samples import Fault, SourceSample, count_parts
 from patchmint.storage import creates_conditionally, open_storage, syncs_names
 from patchmint.storage.hub import is_on_hub, staging_folder
 from patchmint.storage.local import LocalStorage, existing_folder
@@ -238,13 +240,17 @@ def _source(config: BuildConfig) -> Finding:
     if not good:
         return Finding("source", "fail", counted, "docs/sources.md says what a source holds, and what the reasons mean")
     problems = []
+    decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
     for sample in good[:_IMAGES]:
         try:
-            image = decode_image(source.read_image(sample.image), max_megapixels=config.limits.max_image_megapixels)
+            read = read_sample(sample, lambda _, ref: source.read_image(ref), decode, drop=True)
         except PatchmintError as error:
             problems.append(f"{sample.id}: {error}")
+            continue
+        if isinstance(read, Fault):
+            problems.append(f"{sample.id}: {read.message}")
         else:
-            height, width = image.size
+            height, width = read.images[0].image.size
             texts = f"{len(sample.texts)} text{'s' if len(sample.texts) > 1 else ''}"
             counted += f"; {sample.id} has {width} x {height} pixels and {texts}"
             break

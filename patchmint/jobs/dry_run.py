@@ -106,15 +106,22 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     memory = found.memory
     dedupes = any(source.dedupe for source in config.all_sources)
     about = "" if found.listed and found.share == 1 else "about " if found.listed else "more than "
+    of = f" of {found.images} images" if found.images else ""
+    most = f", or {config.output.images_per_shard} images" if config.output.images_per_shard else ""
     lines = [
-        f"samples   {about}{found.samples} with {found.texts} texts, in {_many(found.units, 'unit')} of up to "
-        f"{config.output.samples_per_shard}",
+        f"{'documents' if of else 'samples  '} {about}{found.samples}{of} with {found.texts} texts, in "
+        f"{_many(found.units, 'unit')} of up to {config.output.samples_per_shard}{most}",
         *(_sampled_lines(found) if about else []),
         *([f"besides   {absent}"] if (absent := describe_absent(found.absent)) else []),
         *(["          dedupe isn't tried; the plan may have fewer"] if dedupes else []),
         f"rejects   {_counted(found.rejects)} for what source and texts say; {_counted(found.looked_at_rejects)} of "
-        f"{found.looked_at} images read and decoded",
+        f"{found.looked_at} {'documents whose images were ' if of else 'images '}read and decoded",
     ]
+    if of and config.on_bad_image == "drop":
+        lines.append(
+            f"dropped   {_counted(found.dropped)} for what the source says; {_counted(found.looked_at_dropped)} of "
+            f"{found.looked_at_images} images read and decoded"
+        )
     rejected = found.reject_share * found.samples
     if found.looked_at_rejects and found.looked_at < found.samples - sum(found.rejects.values()):
         lines.append(f"          about {rejected:.0f} in all, if the other images are alike")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 from patchmint.compute.threads import default_threads, limit_threads
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import DemoWarning, InputError, UntrainedWarning
-from patchmint.images.decode import decode_image
-from patchmint.images.reading import with_boxes
+from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.images.reading import read_sample, with_boxes
 from patchmint.pipeline.plan import LookedAt
 from patchmint.pipeline.plan.keys import key_of
-from patchmint.samples import ImageRef
+from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.types import Text
 
 if TYPE_CHECKING:
     from patchmint.api import Annotation
@@ -80,7 +82,8 @@ def try_samples(
         samples: at least one, all sound.
         config: the build.
         read: reads an image file.
-        folder: where overlays go, if labels are asked for: KEY-T.png, a picture a text. Made if need be.
+        folder: where overlays go, if labels are asked for: KEY-T.png, a picture a text, and of documents KEY.I-T.png,
+            one for each text of image I. Made if need be.
 
     Raises:
         WeightsError, PluginError, ConfigError: the models can't be loaded, or used.
@@ -103,26 +106,24 @@ def try_samples(
             warnings.simplefilter("ignore", said)
         annotator = Annotator(config, device)
     limit_threads(threads)
-    ready = []
+    ready = [list(_asked(tried.sample, config, read)) for tried in samples]
     overlays: list[str] = []
-    for number, tried in enumerate(samples):
-        image = decode_image(read(tried.sample.image), max_megapixels=config.limits.max_image_megapixels)
-        texts = [text.to_text() for text in tried.sample.texts]
-        if config.labels is not None and config.labels.boxes != "detector":
-            texts = with_boxes(texts, tried.sample, image)
-        ready.append((image, [text for text in texts if text.content.strip()]))
-        annotation = annotator.annotate(*ready[-1])
+    for number, (tried, images) in enumerate(zip(samples, ready, strict=True)):
+        key = tried.sample.key or key_of(tried.sample.id)
+        names = [f"{key}.{image}" if tried.sample.parts else key for image, _ in images]
+        annotations = zip(names, [annotator.annotate(*asked) for _, asked in images], strict=True)
         if number == 0:
             start = time.perf_counter() - start
         if config.labels is not None:
-            overlays += _draw(annotation, folder, tried.sample.key or key_of(tried.sample.id))
+            overlays += [path for name, annotation in annotations for path in _draw(annotation, folder, name)]
     # what is compiled for their shapes is there by now; a build's batches share that
     taken: list[list[float]] = [[] for _ in ready]
     began = time.perf_counter()
     while not taken[0] or (len(taken[0]) < _MOST_PASSES and time.perf_counter() - began < _TIMED_SECONDS):
-        for each, (image, texts) in zip(taken, ready, strict=True):
+        for each, images in zip(taken, ready, strict=True):
             before = time.perf_counter()
-            annotator.annotate(image, texts)
+            for _, asked in images:
+                annotator.annotate(*asked)
             each.append(time.perf_counter() - before)
     seconds = [median(each) for each in taken]
     return Trial(
@@ -137,6 +138,22 @@ def try_samples(
         device_peak_bytes=device_peak(annotator.device),
         overlays=tuple(overlays),
     )
+
+
+def _asked(
+    sample: SourceSample, config: BuildConfig, read: Callable[[ImageRef], bytes]
+) -> Iterator[tuple[int, tuple[DecodedImage, list[Text]]]]:
+    """The good images of a sound sample, by number, each with the texts that label it."""
+    decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
+    found = read_sample(sample, lambda _, ref: read(ref), decode, drop=config.on_bad_image == "drop")
+    assert not isinstance(found, Fault), "it was read before"
+    for image in found.images:
+        texts = found.texts
+        if config.labels is not None and config.labels.boxes != "detector":
+            texts = with_boxes(texts, sample, image.image)
+        own = [texts[number] for number in sample.image_texts[image.number]] if sample.parts else texts
+        if said := [text for text in own if text.content.strip()]:
+            yield image.number, (image.image, said)
 
 
 def _draw(annotation: Annotation, folder: Path, key: str) -> Iterator[str]:

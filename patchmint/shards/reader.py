@@ -107,7 +107,7 @@ class StoredImage:
     @property
     def data(self) -> bytes:
         """The image file, as its source had it; `info.format` says what it is."""
-        return _member(self.members, self.key, self._ending(IMAGE))
+        return _member(self.members, self.key, self.ending_of(IMAGE))
 
     @cached_property
     def info(self) -> EntryDocument:
@@ -137,29 +137,31 @@ class StoredImage:
     @cached_property
     def selector(self) -> Array | None:
         """Patch labels: uint8 (texts, rows * views, cols), 0 or 1; None where the data set has no labels."""
-        return self._array(SELECTOR)
+        return self.array(SELECTOR)
 
     @cached_property
     def coverage(self) -> Array | None:
         """Covered share: uint8 (texts, rows * views, cols), 0..255; None where the data set has no labels."""
-        return self._array(COVERAGE)
+        return self.array(COVERAGE)
 
     @cached_property
     def codes(self) -> Array | None:
         """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
         member = self.key_json.tokens.member
-        return self._array(f"{member}.npy") if member else None
+        return self.array(f"{member}.npy") if member else None
 
     @cached_property
     def features(self) -> Array | None:
         """Features: float16 (views * tokens, channels); None where the data set has none."""
-        return self._array(FEATURES)
+        return self.array(FEATURES)
 
-    def _ending(self, ending: str) -> str:
+    def array(self, ending: str) -> Array | None:
+        """One of its arrays, read-only, by the ending that a picture's has; None where there is no such member."""
+        return _array(self.members, self.key, self.ending_of(ending))
+
+    def ending_of(self, ending: str) -> str:
+        """What a picture's ending is for this image."""
         return numbered(self.number, ending) if isinstance(self.key_json, SequenceDocument) else ending
-
-    def _array(self, ending: str) -> Array | None:
-        return _array(self.members, self.key, self._ending(ending))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ _LOG = logging.getLogger(__name__)
 _LOOKED_UP = 256
 
 
+class _TooManyImagesError(InputError):
+    """A document with more images than are taken."""
+
+
 class StageDataset(IterableDataset[StageSample]):
     """Samples of one or more finished data sets, in an order that seed and epoch alone decide.
 
@@ -60,11 +64,12 @@ class StageDataset(IterableDataset[StageSample]):
         remainder: of samples that don't divide among the ranks: "keep" (all once; ranks may differ by a sample), "drop"
             or "repeat" (ranks have equally many).
         on_error: "raise", or "skip" damaged samples, which are logged and counted.
+        max_images: documents with more images are left out, logged and counted in `skipped`, too; None: none is.
 
     Attributes:
         layouts: of the data sets, in the order given.
         samples_per_epoch: of all ranks together.
-        skipped: damaged samples left out so far, in this process.
+        skipped: samples left out so far, in this process.
 
     Raises:
         ConfigError: a setting is wrong, there is no finished data set, it lacks what the stage needs, or the data sets
@@ -89,9 +94,13 @@ class StageDataset(IterableDataset[StageSample]):
         world_size: int | None = None,
         remainder: Remainder = "keep",
         on_error: Literal["raise", "skip"] = "raise",
+        max_images: int | None = None,
     ) -> None:
-        if seed < 0 or shuffle_window < 1:
-            raise ConfigError(f"seed ({seed}) mustn't be negative, shuffle_window ({shuffle_window}) at least 1")
+        if seed < 0 or shuffle_window < 1 or (max_images is not None and max_images < 1):
+            raise ConfigError(
+                f"seed ({seed}) mustn't be negative, shuffle_window ({shuffle_window}) and max_images ({max_images}) "
+                "must be at least 1"
+            )
         if text not in ("random", "first") or on_error not in ("raise", "skip"):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
@@ -105,6 +114,7 @@ class StageDataset(IterableDataset[StageSample]):
         )
         self._sequences = sequences
         self._skips = on_error == "skip"
+        self._max_images = max_images
         self._settings: dict[str, Any] = {
             "stage": stage,
             "seed": seed,
@@ -179,7 +189,7 @@ class StageDataset(IterableDataset[StageSample]):
         Raises:
             IndexError: there are fewer samples.
             ShardError: it is damaged, also where damaged ones are skipped.
-            InputError: `sequences` refuses it.
+            InputError: `sequences` refuses it, or it has more images than `max_images`.
             StorageError: its shard can't be read.
         """
         ends = np.cumsum([dataset.samples for dataset in self._datasets])
@@ -233,7 +243,7 @@ class StageDataset(IterableDataset[StageSample]):
         for found in self._read(places):
             if isinstance(found, StageSample):
                 yield found
-            elif self._skips:
+            elif self._skips or isinstance(found, _TooManyImagesError):
                 self.skipped += 1
                 _LOG.warning("skipped %s", found)
                 yield str(found)
@@ -254,7 +264,7 @@ class StageDataset(IterableDataset[StageSample]):
             try:
                 found = self._made(place, stored)
             except (ShardError, InputError) as error:
-                kind = ShardError if isinstance(error, ShardError) else InputError
+                kind = next(kind for kind in (ShardError, _TooManyImagesError, InputError) if isinstance(error, kind))
                 found = kind(f"{reader.describe(place)}: {error}")
                 found.__cause__ = error
             yield found
@@ -262,12 +272,16 @@ class StageDataset(IterableDataset[StageSample]):
     def _made(self, place: SampleRef, stored: StoredSample | ShardError) -> StageSample:
         if isinstance(stored, ShardError):
             raise stored
+        if self._max_images is not None and len(stored.images) > self._max_images:
+            raise _TooManyImagesError(f"it has {len(stored.images)} images, max_images is {self._max_images}")
         sample = self._maker.make(place, stored)
         return replace(sample, sequence=self._sequences(sample)) if self._sequences else sample
 
     def _check_conversations(self) -> None:
         for number, dataset in enumerate(self._datasets):
             _, stored = next(SampleReader(self._datasets).read([SampleRef(number, 0, 0)]))
+            if dataset.has_documents:
+                continue
             if isinstance(stored, StoredSample) and stored.document.conversation_json == "[]":
                 raise ConfigError(
                     f"stage 4 can't be trained on {dataset.uri}: its samples have no conversations; `patchmint build` "

@@ -13,19 +13,20 @@ import torch
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleRef
-from patchmint.errors import ConfigError, ImageError, ShardError
+from patchmint.errors import ConfigError, ImageError, InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.presets import has_fixed_cells
 from patchmint.geometry.processing import fit_image
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import FeatureSpec
-from patchmint.samples import Turn
-from patchmint.shards.endings import COVERAGE, FEATURES, SELECTOR
+from patchmint.samples import Part, Turn
+from patchmint.shards.endings import COVERAGE, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.manifest import Manifest
-from patchmint.shards.reader import StoredSample
-from patchmint.training.sequences import TokenSequence
+from patchmint.shards.reader import StoredImage, StoredSample
+from patchmint.shards.schema import KeyJson, SampleDocument
+from patchmint.training.sequences import TokenSequence, parts_of
 from patchmint.training.vocabulary import Codebook
 
 Stage = Literal[1, 2, 3, 4]
@@ -33,18 +34,14 @@ TextChoice = Literal["random", "first"]
 
 
 @dataclass(frozen=True, eq=False)
-class StageSample:
-    """One sample, with what its stage needs; what it doesn't need or the data set doesn't have is None.
+class StageImage:
+    """An image of a sample, with what its stage needs; what it doesn't need or the data set doesn't have is None.
 
     A view is one input of the vision encoder: 1, or for anyres 1 + tiles. Views, then rows, then columns are the order
     of the encoder's patch tokens.
 
     Attributes:
-        key: its name in its data set.
-        dataset: number of the data set, in the order given.
-        text: the text that was chosen, as its source had it.
-        text_index: which one that is.
-        conversation: the turns (stage 4); else empty.
+        labelled: whether the chosen text labels it; if not, selector and coverage are zeros that mean nothing.
         pixels: uint8 (views, 3, height, width), RGB, 0..255: the image fitted to the data set's patch grid, so that the
             labels lie on it; None where the grid depends on the image.
         image: uint8 (3, height, width), RGB, 0..255: the upright image, which the consumer's own processor fits; only
@@ -60,14 +57,9 @@ class StageSample:
         feature_selector: uint8 (views, rows, cols): the selector on the grid of the features, which is another where
             these are pooled (DeCo).
         feature_coverage: uint8 (views, rows, cols): the coverage on that grid.
-        sequence: what the data set's `sequences` made of all this.
     """
 
-    key: str
-    dataset: int
-    text: str
-    text_index: int
-    conversation: tuple[Turn, ...] = ()
+    labelled: bool = True
     pixels: torch.Tensor | None = None
     image: torch.Tensor | None = None
     selector: torch.Tensor | None = None
@@ -78,7 +70,61 @@ class StageSample:
     features: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
     feature_coverage: torch.Tensor | None = None
+
+
+class _OfTheOnlyImage:
+    """A field of `StageImage`, for samples of one image."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, sample: StageSample | None, owner: type) -> torch.Tensor | None:
+        if sample is None:
+            return None
+        if len(sample.images) != 1:
+            raise InputError(
+                f"sample {sample.key!r} has {len(sample.images)} images; read {self._name} of its `images`"
+            )
+        value: torch.Tensor | None = getattr(sample.images[0], self._name)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class StageSample:
+    """One sample, with what its stage needs.
+
+    Of a sample with one image the image's fields are the sample's, too: `sample.codes` is `sample.images[0].codes`.
+
+    Attributes:
+        key: its name in its data set.
+        dataset: number of the data set, in the order given.
+        text: the text that was chosen, as its source had it.
+        text_index: which one that is.
+        conversation: the turns of a picture (stage 4); else empty.
+        parts: texts and images in their order (stage 4), what `SequenceBuilder.document` takes; else empty.
+        images: one of a picture, one or more of a document.
+        sequence: what the data set's `sequences` made of all this.
+    """
+
+    key: str
+    dataset: int
+    text: str
+    text_index: int
+    conversation: tuple[Turn, ...] = ()
+    parts: tuple[Part, ...] = ()
+    images: tuple[StageImage, ...] = ()
     sequence: TokenSequence | None = None
+
+    pixels = _OfTheOnlyImage()
+    image = _OfTheOnlyImage()
+    selector = _OfTheOnlyImage()
+    coverage = _OfTheOnlyImage()
+    patch_mask = _OfTheOnlyImage()
+    token_order = _OfTheOnlyImage()
+    codes = _OfTheOnlyImage()
+    features = _OfTheOnlyImage()
+    feature_selector = _OfTheOnlyImage()
+    feature_coverage = _OfTheOnlyImage()
 
 
 @dataclass(frozen=True)
@@ -200,17 +246,24 @@ class SampleMaker:
         Raises:
             ShardError: it isn't what its data set says.
         """
-        dataset, document, fields = self._datasets[place.dataset], stored.document, self._fields
-        layout = manifest_of(dataset).layout
-        index = self._text_index(place, document.texts)
-        views = document.grid.views
+        told, fields = stored.key_json, self._fields
+        index = self._text_index(place, told)
         given: dict[str, Any] = {}
-        if fields.conversation:
-            given["conversation"] = _conversation(stored)
+        if fields.conversation and isinstance(told, SampleDocument):
+            given["conversation"] = _conversation(told)
+            given["parts"] = tuple(parts_of(given["conversation"]))
+        elif fields.conversation:
+            given["parts"] = told.parts
+        images = tuple(self._image(image, self._datasets[place.dataset], index) for image in stored.images)
+        return StageSample(stored.key, place.dataset, told.texts[index], index, images=images, **given)
+
+    def _image(self, stored: StoredImage, dataset: Dataset, text: int) -> StageImage:
+        fields, layout, views = self._fields, manifest_of(dataset).layout, stored.grid.views
+        given: dict[str, Any] = {"labelled": text in stored.texts}
         if fields.pixels:
             given |= _pixels(stored, dataset)
         if fields.labels:
-            given |= _labels(stored, dataset, index, with_features=fields.features)
+            given |= _labels(stored, dataset, text, with_features=fields.features)
         if fields.codes and layout.tokens is not None:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
@@ -218,49 +271,55 @@ class SampleMaker:
             shape = (views * layout.features.tokens, layout.features.channels)
             features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
             given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
-        return StageSample(key=stored.key, dataset=place.dataset, text=document.texts[index], text_index=index, **given)
+        return StageImage(**given)
 
-    def _text_index(self, place: SampleRef, texts: Sequence[str]) -> int:
-        # a blank text has empty labels, which would teach that nothing of the image matters
-        saying = [index for index, text in enumerate(texts) if text.strip()] or [0]
+    def _text_index(self, place: SampleRef, told: KeyJson) -> int:
+        # A blank text has empty labels, which would teach that nothing of the image matters; one that labels no image
+        # of a document teaches nothing.
+        labelling = {text for texts in told.image_texts for text in texts}
+        saying = [index for index in sorted(labelling) if told.texts[index].strip()] or [0]
         if len(saying) == 1 or self._text == "first":
             return saying[0]
         key = (self._seed, place.dataset, place.epoch, place.index)
         return saying[int(np.random.SeedSequence(key).generate_state(1)[0]) % len(saying)]
 
 
-def _conversation(stored: StoredSample) -> tuple[Turn, ...]:
-    turns = tuple(Turn(turn.role, turn.content) for turn in stored.document.conversation)
+def _conversation(told: SampleDocument) -> tuple[Turn, ...]:
+    turns = tuple(Turn(turn.role, turn.content) for turn in told.conversation)
     if not turns:
         raise ShardError("it has no conversation; stage 4 needs a data set built from source kind llava")
     return turns
 
 
-def _pixels(stored: StoredSample, dataset: Dataset) -> dict[str, torch.Tensor]:
-    document = stored.document
+def _pixels(stored: StoredImage, dataset: Dataset) -> dict[str, torch.Tensor]:
+    told = stored.info
     try:
-        image = decode_image(stored.image, max_megapixels=dataset.max_megapixels)
+        image = decode_image(stored.data, max_megapixels=dataset.max_megapixels)
     except ImageError as error:
-        raise ShardError(f"its image can't be read: {error}") from error
-    if image.size != (document.image.height, document.image.width):
+        raise ShardError(f"its {stored.ending_of(IMAGE)} can't be read: {error}") from error
+    if image.size != (told.height, told.width):
         raise ShardError(
-            f"its image has {image.size[1]} x {image.size[0]} pixels, its KEY.json says "
-            f"{document.image.width} x {document.image.height}, on which the labels lie"
+            f"its {stored.ending_of(IMAGE)} has {image.size[1]} x {image.size[0]} pixels, its KEY.json says "
+            f"{told.width} x {told.height}, on which the labels lie"
         )
     if not has_fixed_cells(dataset.grid):
         return {"image": torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))}
     views = np.stack(fit_image(image.pixels, dataset.grid))
-    if len(views) != document.grid.views:
-        raise ShardError(f"its image has {len(views)} views, its KEY.json says {document.grid.views}")
+    if len(views) != told.grid.views:
+        raise ShardError(f"its {stored.ending_of(IMAGE)} has {len(views)} views, its KEY.json says {told.grid.views}")
     return {"pixels": torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))}
 
 
-def _labels(stored: StoredSample, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
-    document, layout = stored.document, manifest_of(dataset).layout
-    placement = document.placement or dataset.grid.place((document.image.height, document.image.width))
-    shape = (len(document.texts), *placement.shape)
-    selector = _checked(stored, SELECTOR, shape, np.dtype("u1"))[text]
-    coverage = _checked(stored, COVERAGE, shape, np.dtype("u1"))[text]
+def _labels(stored: StoredImage, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
+    layout, texts = manifest_of(dataset).layout, stored.texts
+    placement = stored.info.placement or dataset.grid.place((stored.info.height, stored.info.width))
+    shape = (len(texts), *placement.shape)
+    selectors = _checked(stored, SELECTOR, shape, np.dtype("u1"))
+    coverages = _checked(stored, COVERAGE, shape, np.dtype("u1"))
+    if text in texts:
+        selector, coverage = selectors[texts.index(text)], coverages[texts.index(text)]
+    else:
+        selector = coverage = np.zeros(placement.shape, np.uint8)
     cells = {"selector": selector, "coverage": coverage, "patch_mask": placement.inside > 0}
     given = {name: torch.from_numpy(_by_view(array, placement)) for name, array in cells.items()}
     given["token_order"] = torch.from_numpy(_token_order(placement))
@@ -292,10 +351,10 @@ def _token_order(placement: Placement) -> npt.NDArray[np.int64]:
     return moved[order]
 
 
-def _checked(stored: StoredSample, ending: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    array = stored.array(ending)
+def _checked(stored: StoredImage, ending: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    array, name = stored.array(ending), stored.ending_of(ending)
     if array is None:
-        raise ShardError(f"it has no member {ending!r}")
+        raise ShardError(f"it has no member {name!r}")
     if array.shape != shape or array.dtype != dtype:
-        raise ShardError(f"its {ending} is {array.dtype} {array.shape}; its data set says {dtype} {shape}")
+        raise ShardError(f"its {name} is {array.dtype} {array.shape}; its data set says {dtype} {shape}")
     return array

@@ -9,7 +9,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import count, islice, tee
+from itertools import accumulate, count, islice, tee
 from traceback import clear_frames
 from typing import Any, Self
 
@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, InputError, ShardError
-from patchmint.samples import Turn
+from patchmint.samples import Part, Turn
 from patchmint.training.dataset import StageDataset, checked_state
-from patchmint.training.fields import StageSample
+from patchmint.training.fields import StageImage, StageSample
 from patchmint.training.sequences import NOT_LEARNT, TokenSequence
 from patchmint.types import Integers
 
@@ -36,30 +36,34 @@ _EMPTY_IN_A_ROW = 100
 
 @dataclass(frozen=True, eq=False)
 class StageBatch:
-    """A batch of B samples; what the stage doesn't have is None.
+    """A batch of B samples with N images; what the stage doesn't have is None.
 
-    Images with fewer views than V are padded with views of zeros, which `view_mask` leaves out; those with fewer rows
-    or columns with patches of zeros, which `patch_mask` leaves out.
+    The images of all samples follow each other: those of sample b are `image_offsets[b]` to `image_offsets[b + 1]`. Of
+    pictures N is B. Images with fewer views than V are padded with views of zeros, which `view_mask` leaves out; those
+    with fewer rows or columns with patches of zeros, which `patch_mask` leaves out.
 
     Attributes:
         keys: names of the samples in their data sets.
         datasets: for each sample the number of its data set.
         texts: the texts that were chosen.
         text_indices: which ones those are.
-        conversations: the turns (stage 4); else empty ones.
-        skipped: messages of damaged samples that were left out of this batch (`on_error="skip"`).
-        view_mask: bool (B, V), True for real views; None where nothing has views.
-        pixels: uint8 (B, V, 3, height, width).
+        conversations: the turns of pictures (stage 4); else empty ones.
+        parts: texts and images in their order (stage 4); else empty ones.
+        skipped: messages of samples that were left out of this batch (`on_error="skip"`, `max_images`).
+        image_offsets: int64 (B + 1,): number of each sample's first image, and N.
+        label_mask: bool (N,): whether the chosen text labels the image; where not, there is nothing to learn of it.
+        view_mask: bool (N, V), True for real views; None where nothing has views.
+        pixels: uint8 (N, V, 3, height, width).
         images: uint8 (3, height, width) each, where the grid depends on the image; else empty.
-        selector: uint8 (B, V, rows, cols), 0 or 1.
-        coverage: uint8 (B, V, rows, cols), 0..255.
-        patch_mask: bool (B, V, rows, cols), True for patches that show any of the image.
-        token_order: int64 (B, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
+        selector: uint8 (N, V, rows, cols), 0 or 1.
+        coverage: uint8 (N, V, rows, cols), 0..255.
+        patch_mask: bool (N, V, rows, cols), True for patches that show any of the image.
+        token_order: int64 (N, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
             for newlines, and after the image's last token.
-        codes: int64 (B, *grid[, codebooks]).
-        features: float16 (B, V, tokens, channels).
-        feature_selector: uint8 (B, V, rows, cols) of the features' grid.
-        feature_coverage: uint8 (B, V, rows, cols) of the features' grid.
+        codes: int64 (N, *grid[, codebooks]).
+        features: float16 (N, V, tokens, channels).
+        feature_selector: uint8 (N, V, rows, cols) of the features' grid.
+        feature_coverage: uint8 (N, V, rows, cols) of the features' grid.
         input_ids: int64 (B, L), padded at the end; None where no sequences are made.
         labels: int64 (B, L), -100 where nothing is learnt.
         attention_mask: int64 (B, L), 1 for real ids.
@@ -71,8 +75,11 @@ class StageBatch:
     texts: tuple[str, ...]
     text_indices: tuple[int, ...]
     conversations: tuple[tuple[Turn, ...], ...]
+    parts: tuple[tuple[Part, ...], ...]
+    image_offsets: torch.Tensor
     skipped: tuple[str, ...] = ()
     images: tuple[torch.Tensor, ...] = ()
+    label_mask: torch.Tensor | None = None
     view_mask: torch.Tensor | None = None
     pixels: torch.Tensor | None = None
     selector: torch.Tensor | None = None
@@ -119,16 +126,18 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
     """
     if not samples:
         raise InputError("there is no sample to make a batch of")
+    images = [image for sample in samples for image in sample.images]
     tensors: dict[str, torch.Tensor] = {}
     for name in _BY_VIEW:
-        given = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        given = [value for image in images if (value := getattr(image, name)) is not None]
         if given:
             tensors[name] = _padded(given)
             tensors["view_mask"] = _mask([len(value) for value in given])
-    orders = [_moved(sample, tensors["selector"]) for sample in samples if sample.token_order is not None]
+    orders = [_moved(image, tensors["selector"]) for image in images if image.token_order is not None]
     if orders:
         tensors["token_order"] = torch.from_numpy(_filled(orders, -1))
-    codes = [sample.codes for sample in samples if sample.codes is not None]
+        tensors["label_mask"] = torch.tensor([image.labelled for image in images])
+    codes = [image.codes for image in images if image.codes is not None]
     if codes:
         tensors["codes"] = torch.stack(codes)
     sequences = [sample.sequence for sample in samples if sample.sequence is not None]
@@ -140,8 +149,10 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         texts=tuple(sample.text for sample in samples),
         text_indices=tuple(sample.text_index for sample in samples),
         conversations=tuple(sample.conversation for sample in samples),
+        parts=tuple(sample.parts for sample in samples),
+        image_offsets=torch.tensor([0, *accumulate(len(sample.images) for sample in samples)]),
         skipped=skipped,
-        images=tuple(sample.image for sample in samples if sample.image is not None),
+        images=tuple(image.image for image in images if image.image is not None),
         **tensors,
     )
 
@@ -157,12 +168,12 @@ def _padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return padded
 
 
-def _moved(sample: StageSample, padded: torch.Tensor) -> Integers:
-    """A sample's token order over the patches of the batch, whose views may have more rows and columns."""
-    assert sample.token_order is not None
-    assert sample.selector is not None
-    order = sample.token_order.numpy()
-    places = np.unravel_index(order.clip(0), sample.selector.shape)
+def _moved(image: StageImage, padded: torch.Tensor) -> Integers:
+    """An image's token order over the patches of the batch, whose views may have more rows and columns."""
+    assert image.token_order is not None
+    assert image.selector is not None
+    order = image.token_order.numpy()
+    places = np.unravel_index(order.clip(0), image.selector.shape)
     return np.where(order < 0, -1, np.ravel_multi_index(places, padded.shape[1:]))
 
 
@@ -208,7 +219,7 @@ class StageLoader:
     Attributes:
         epoch: the present one, from 0.
         batch: batches of it that were handed out.
-        skipped: damaged samples left out of the batches handed out.
+        skipped: samples left out of the batches handed out.
 
     Raises:
         ConfigError: there isn't one batch in an epoch.
@@ -262,7 +273,7 @@ class StageLoader:
         """The rest of the present epoch's batches.
 
         Raises:
-            ShardError: a sample is damaged; or, where damaged ones are skipped, all of 100 batches in a row.
+            ShardError: a sample is damaged; or all of 100 batches in a row are left out.
             InputError: `sequences` refuses a sample.
             StorageError: a shard can't be read.
         """
@@ -327,7 +338,7 @@ class StageLoader:
         self.skipped += len(skipped)
         self._empty = self._empty + 1 if empty else 0
         if self._empty == _EMPTY_IN_A_ROW:
-            raise ShardError(f"all samples of {self._empty} batches in a row are damaged, the last: {skipped[0]}")
+            raise ShardError(f"all samples of {self._empty} batches in a row were left out, the last: {skipped[0]}")
         return batch
 
     def _start(self) -> Iterator[StageBatch | tuple[str, ...]]:

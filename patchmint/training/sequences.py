@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ConfigError, InputError, TextError
+from patchmint.samples import NO_NUMBER, Part
 from patchmint.training.vocabulary import VisualVocabulary
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ class SequenceBuilder:
             TextError: the text can't be encoded.
         """
         _check_count(text.count(IMAGE_MARK), len(images), "the text")
-        return self._joined([*self._mixed(text, iter(images), learnt=True), self._eos(learnt=True)])
+        return self.document(_split(text, count()), images)
 
     def conversation(self, turns: Sequence[Turn], images: Sequence[npt.ArrayLike]) -> TokenSequence:
         """A conversation; the answers are learnt, each with EOS after it.
@@ -236,22 +238,43 @@ class SequenceBuilder:
                 no answer is there or within the limit.
             TextError: a turn can't be encoded.
         """
+        parts = parts_of(turns)
+        _check_count(sum(part.image != NO_NUMBER for part in parts), len(images), "the humans' turns")
+        return self.document(parts, images)
+
+    def document(self, parts: Sequence[Part], images: Sequence[npt.ArrayLike]) -> TokenSequence:
+        """A document: texts and images in their order, an image wherever it is shown.
+
+        Where somebody speaks the answers are learnt, each with EOS after it; else all texts are, with EOS at the end.
+        Then texts that follow each other stand on lines of their own.
+
+        Args:
+            parts: as stored, or as `StageSample.parts` gives them.
+            images: codes of each image, by number.
+
+        Raises:
+            InputError: a role is unknown, the parts show other images than there are, codes are not the codebook's, or
+                nothing that is learnt is there or within the limit.
+            TextError: a text can't be encoded.
+        """
+        shown = {part.image for part in parts if part.image != NO_NUMBER}
+        if shown != set(range(len(images))):
+            raise InputError(f"the parts show the images {sorted(shown)}, but there are {len(images)}; each is shown")
+        if parts and not any(part.role for part in parts):
+            return self._joined([*self._mixed(parts, images, learnt=True, between="\n"), self._eos(learnt=True)])
         template = self._template
-        said = [template.human + turn.content + template.after_human for turn in turns if turn.role == "human"]
-        _check_count(sum(text.count(IMAGE_MARK) for text in said), len(images), "the humans' turns")
-        humans, left = iter(said), iter(images)
-        own_system = any(turn.role == "system" for turn in turns)
+        own_system = any(part.role == "system" for part in parts)
         segments = [self._written("" if own_system else template.system, learnt=False)]
-        for turn in turns:
-            if turn.role == "human":
-                segments += self._mixed(next(humans), left, learnt=False)
-            elif turn.role == "gpt":
-                segments += [self._written(template.gpt, learnt=False), self._written(turn.content, learnt=True)]
+        for role, turn in _turns(parts):
+            if role == "human":
+                segments += self._mixed(turn, images, template.human, template.after_human)
+            elif role == "gpt":
+                segments += [self._written(template.gpt, learnt=False), *self._mixed(turn, images, learnt=True)]
                 segments.append(self._eos(learnt=True))
-            elif turn.role == "system":
-                segments.append(self._written(turn.content + template.after_human, learnt=False))
+            elif role == "system":
+                segments += self._mixed(turn, images, after=template.after_human)
             else:
-                raise InputError(f"a turn's role is {turn.role[:40]!r}; human, gpt and system are known")
+                raise InputError(f"a turn's role is {role[:40]!r}; human, gpt and system are known")
         return self._joined(segments)
 
     def _image(self, codes: npt.ArrayLike) -> _Segment:
@@ -262,12 +285,25 @@ class SequenceBuilder:
     def _written(self, text: str, *, learnt: bool) -> _Segment:
         return _Segment(self._text.encode(text), learnt)
 
-    def _mixed(self, text: str, images: Iterable[npt.ArrayLike], *, learnt: bool) -> list[_Segment]:
-        first, *others = text.split(IMAGE_MARK)
-        segments = [self._written(first, learnt=learnt)]
-        for part, codes in zip(others, images, strict=False):
-            segments += [self._image(codes), self._written(part, learnt=learnt)]
-        return segments
+    def _mixed(
+        self,
+        parts: Iterable[Part],
+        images: Sequence[npt.ArrayLike],
+        before: str = "",
+        after: str = "",
+        *,
+        learnt: bool = False,
+        between: str = "",
+    ) -> list[_Segment]:
+        """Texts and images; texts that no image parts are encoded as one."""
+        segments, text = [], before
+        for part in parts:
+            if part.image == NO_NUMBER:
+                text += (between if text and part.text else "") + part.text
+            else:
+                segments += [self._written(text, learnt=learnt), self._image(images[part.image])]
+                text = ""
+        return [*segments, self._written(text + after, learnt=learnt)]
 
     def _eos(self, *, learnt: bool) -> _Segment:
         return _Segment([self.vocabulary.eos_id], learnt)
@@ -315,6 +351,35 @@ def _sequence(segments: list[_Segment]) -> TokenSequence:
     ids = np.concatenate([np.asarray(segment.ids, np.int64) for segment in segments])
     learnt = np.repeat([segment.learnt for segment in segments], [len(segment.ids) for segment in segments])
     return TokenSequence(ids, np.where(learnt, ids, NOT_LEARNT))
+
+
+def parts_of(turns: Iterable[Turn]) -> list[Part]:
+    """The parts of a conversation: each `<image>` of a human is the next image."""
+    numbers = count()
+    parts: list[Part] = []
+    for turn in turns:
+        said = _split(turn.content, numbers) if turn.role == "human" else [Part(turn.content)]
+        parts += [replace(said[0], role=turn.role), *said[1:]]
+    return parts
+
+
+def _split(text: str, numbers: Iterator[int]) -> list[Part]:
+    """A text with marks as parts; it begins with a text, which may be empty."""
+    first, *others = text.split(IMAGE_MARK)
+    return [Part(first), *(part for other in others for part in (Part(image=next(numbers)), Part(other)))]
+
+
+def _turns(parts: Iterable[Part]) -> Iterator[tuple[str, list[Part]]]:
+    """Who speaks, and what; a turn begins with a role."""
+    role, said = "", list[Part]()
+    for part in parts:
+        if part.role and said:
+            yield role, said
+            said = []
+        role = part.role or role
+        said.append(part)
+    if said:
+        yield role, said
 
 
 def _check_count(marks: int, images: int, where: str) -> None:

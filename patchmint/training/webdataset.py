@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, InputError
 from patchmint.shards.codec import encode_array
-from patchmint.shards.endings import COVERAGE, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import COVERAGE, DOCUMENT, FEATURES, SELECTOR, unnumbered
 from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.storage import uri_of
 from patchmint.training.dataset import Uri, open_finished
-from patchmint.training.fields import SampleMaker, StageFields, TextChoice, manifest_of
+from patchmint.training.fields import SampleMaker, StageFields, StageImage, TextChoice, manifest_of
 
 
 def shard_urls(data: Uri) -> list[str]:
@@ -77,23 +79,29 @@ class SampleDecoder:
             sample: members by their endings ("jpg", "json", "selector.npy", ...); others are passed over.
 
         Returns:
-            `key`, `text`, `text_index`, and what the data set has of `pixels`, `selector`, `coverage`, `codes`,
-            `features`, `feature_selector` and `feature_coverage`, shaped as in a `StageSample`, and `conversation`, a
-            list of dicts with `role` and `content`.
+            `key`, `text`, `text_index`, and of a picture what the data set has of `pixels`, `selector`, `coverage`,
+            `codes`, `features`, `feature_selector` and `feature_coverage`, shaped as in a `StageImage`, and
+            `conversation`, a list of dicts with `role` and `content`. Of a document `images`, a list of dicts with
+            these fields and `labelled`, and `parts`, a list of dicts with `text`, `image` and `role`.
 
         Raises:
             InputError: a member was decoded to something that can't be used.
             ShardError: the sample isn't what its data set says.
         """
-        held = [ending for ending in self._layout.members if ending in sample]
-        members = {ending: self._as_bytes(ending, sample[ending]) for ending in held}
+        json_bytes = self._as_bytes(DOCUMENT, sample[DOCUMENT]) if DOCUMENT in sample else b""
+        images = len(read_key_json(json_bytes).images)
+        held = [ending for ending in self._layout.members_of(images) if sample.get(ending) is not None]
+        members = {ending: self._as_bytes(ending, sample[ending]) for ending in held} | {DOCUMENT: json_bytes}
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
         draw = int(np.random.default_rng().integers(2**32))
         made = self._maker.make(SampleRef(0, draw, 0), stored)
-        found = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, torch.Tensor)}
-        turns = [turn.model_dump() for turn in stored.document.conversation]
-        names = {"key": stored.document.key, "text": made.text, "text_index": made.text_index}
-        return names | found | ({"conversation": turns} if turns else {})
+        told = stored.key_json
+        found: dict[str, Any] = {"key": told.key, "text": made.text, "text_index": made.text_index}
+        if isinstance(told, SequenceDocument):
+            entries = [{"labelled": image.labelled} | _arrays(image) for image in made.images]
+            return found | {"images": entries, "parts": [asdict(part) for part in told.parts]}
+        turns = [turn.model_dump() for turn in told.conversation]
+        return found | _arrays(made.images[0]) | ({"conversation": turns} if turns else {})
 
     def _as_bytes(self, ending: str, value: Any) -> bytes:
         match value:
@@ -103,12 +111,16 @@ class SampleDecoder:
                 return data
             case str():
                 return value.encode()
-            case Mapping() if ending != IMAGE:
+            case Mapping() if ending == DOCUMENT:
                 return json.dumps(value).encode()
-        if ending in self._types:
-            return encode_array(np.asarray(value, self._types[ending]))
+        if (kind := unnumbered(ending)) in self._types:
+            return encode_array(np.asarray(value, self._types[kind]))
         raise InputError(
             f"member {ending!r} came as {type(value).__name__}, not as bytes; tell the reader not to decode it "
             "(webdataset: no .decode(); Ray Data: decoder=None; datasets: .cast_column('jpg', "
             "datasets.Image(decode=False)); Energon: decoder: null)"
         )
+
+
+def _arrays(image: StageImage) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in vars(image).items() if isinstance(value, torch.Tensor)}

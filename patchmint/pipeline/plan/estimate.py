@@ -126,15 +126,15 @@ class Sampled:
         for sample in source.in_section(section):
             samples.append(sample)
             if time.monotonic() > self._deadline and isinstance(sample, SourceSample):
-                end = _end(section, sample.image)
+                end = _end(section, sample.images[-1])
                 if end is not None:
                     return samples, end
         return samples, _size(section)
 
 
-def _end(section: Section, image: ImageRef) -> int | None:
+def _end(section: Section, image: ImageRef | Fault) -> int | None:
     """Bytes of a section's files up to an image; None where its reference doesn't tell."""
-    if not image.path or (image.start != WHOLE_FILE and image.length == WHOLE_FILE):
+    if isinstance(image, Fault) or not image.path or (image.start != WHOLE_FILE and image.length == WHOLE_FILE):
         return None
     return _size(takewhile(lambda file: file.path != image.path, section)) + max(0, image.start + image.length)
 
@@ -145,21 +145,23 @@ def _size(files: Iterable[Entry]) -> int:
 
 @dataclass(frozen=True)
 class LookedAt:
-    """A sample whose image was read and decoded.
+    """A sample whose images were read and decoded.
 
     Attributes:
         ordinal: its position among the samples that were read.
         sample: what the source says.
-        bytes: of the image file; 0 where it is a reject.
-        size: (height, width) of the image; (0, 0) where it is a reject.
+        bytes: of the image files; 0 where it is a reject.
+        sizes: (height, width) of each good image; none where it is a reject.
         fault: why a build would reject it.
+        dropped: what is wrong with images that a document would be written without.
     """
 
     ordinal: int
     sample: SourceSample
     bytes: int = 0
-    size: Size = (0, 0)
+    sizes: tuple[Size, ...] = ()
     fault: Fault | None = None
+    dropped: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class DryRun:
         texts: of all samples.
         units: shards, if at least one sample of each is good.
         rejects: samples that would be rejected for what the source and the texts say, by reason.
-        looked_at: of the others, how many images were read and decoded, as a build does: up to 200.
+        looked_at: of the others, how many were looked at, their images read and decoded as a build does: up to 200.
         looked_at_rejects: how many of these would be rejected, by reason.
         examples: one message for each reason of these rejects.
         absent: what of the source is no sample, or isn't chosen, by reason. Duplicates aren't looked for.
@@ -181,6 +183,10 @@ class DryRun:
         batch_size: images that the models take at once; None = found by the workers, where they run on a GPU.
         share: of the source, what was read; below 1, samples, texts, units, rejects and bytes follow from that part.
         listed: whether there was time to list all files; if not, there are more samples than these.
+        images: of all documents, those that can't be read included; 0 where samples are pictures.
+        dropped: images that documents would be written without for what the source says, by reason.
+        looked_at_images: of the documents looked at.
+        looked_at_dropped: images that these would be written without, by reason.
     """
 
     samples: int
@@ -197,6 +203,10 @@ class DryRun:
     batch_size: int | None
     share: float = 1.0
     listed: bool = True
+    images: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    looked_at_images: int = 0
+    looked_at_dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def reject_share(self) -> float:
@@ -215,22 +225,34 @@ class _Tally:
     good: float = 0
     texts: float = 0
     text_bytes: float = 0
+    images: float = 0
+    good_images: float = 0
+    labelled: float = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     absent: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, sample: SourceSample) -> bool:
-        """Count a sample; whether a build would look at its image."""
+    def add(self, sample: SourceSample, *, drop: bool) -> bool:
+        """Count a sample; whether a build would look at its images."""
         self.samples += 1
+        self.images += len(sample.images) if sample.parts else 0
         self.texts += len(sample.texts)
         self.text_bytes += sum(len(text.content) for text in sample.texts)
         self.text_bytes += sum(len(turn.content) for turn in sample.conversation)
+        self.text_bytes += sum(len(part.text) for part in sample.parts)
         checked = check_texts(sample)
+        bad = [image for image in sample.images if isinstance(image, Fault)]
+        if isinstance(checked, list) and bad and not (drop and len(bad) < len(sample.images)):
+            checked = bad[0]
         if isinstance(checked, Fault):
             self.rejects[checked.reason] += 1
             self.examples.setdefault(checked.reason, f"{sample.id}: {checked.message}")
             return False
+        self.dropped.update(image.reason for image in bad)
         self.good += 1
+        self.good_images += len(sample.images) - len(bad)
+        self.labelled += sum(map(len, sample.image_texts)) if sample.parts else len(sample.texts)
         return True
 
     def add_scaled(self, other: _Tally, share: float) -> None:
@@ -239,9 +261,12 @@ class _Tally:
         self.good += other.good / share
         self.texts += other.texts / share
         self.text_bytes += other.text_bytes / share
+        self.images += other.images / share
+        self.good_images += other.good_images / share
+        self.labelled += other.labelled / share
         self.examples = other.examples | self.examples
-        self.rejects.update({reason: round(count / share) for reason, count in other.rejects.items()})
-        self.absent.update({reason: round(count / share) for reason, count in other.absent.items()})
+        for own, counts in ((self.rejects, other.rejects), (self.dropped, other.dropped), (self.absent, other.absent)):
+            own.update({reason: round(count / share) for reason, count in counts.items()})
 
 
 def estimate(
@@ -250,7 +275,7 @@ def estimate(
     read: Callable[[ImageRef], bytes],
     progress: Callable[[int], None] | None = None,
 ) -> tuple[DryRun, list[LookedAt]]:
-    """Look at samples as a plan does, and at up to 200 of their images as workers do, and write nothing.
+    """Look at samples as a plan does, and at up to 200 with their images as workers do, and write nothing.
 
     Args:
         samples: what the sources yield, all or `Sampled`.
@@ -275,7 +300,7 @@ def estimate(
             tally.absent[sample.reason] += 1
             continue
         count += 1
-        if tally.add(sample):
+        if tally.add(sample, drop=config.on_bad_image == "drop"):
             good += 1
             if len(chosen) < _LOOKED_AT:
                 chosen.append((count - 1, sample))
@@ -295,7 +320,12 @@ def estimate(
     count, good, texts, text_bytes = map(round, (total.samples, total.good, total.texts, total.text_bytes))
     image_bytes = round(good * share * sum(each.bytes for each in sound) / len(sound)) if sound else 0
     units = -(-count // config.output.samples_per_shard)
-    sizes = [each.size for each in sound]
+    in_unit = min(good, config.output.samples_per_shard) * round(total.good_images / max(1, total.good))
+    if most := config.output.images_per_shard:
+        units = max(units, -(-round(total.images) // most))
+        in_unit = min(in_unit, most)
+    sizes = [size for each in sound for size in each.sizes]
+    added = _added_bytes(config, good, round(total.good_images), round(total.labelled), sizes)
     dry = DryRun(
         samples=count,
         texts=texts,
@@ -307,11 +337,17 @@ def estimate(
         | {each.fault.reason: f"{each.sample.id}: {each.fault.message}" for each in looked if each.fault},
         absent=dict(sorted(total.absent.items())),
         image_bytes=image_bytes,
-        output_bytes=image_bytes + round(share * (2 * text_bytes + _added_bytes(config, good, texts, sizes))),
-        memory=estimate_memory(config, sizes, min(good, config.output.samples_per_shard)),
+        output_bytes=image_bytes + round(share * (2 * text_bytes + added)),
+        memory=estimate_memory(config, sizes, in_unit),
         batch_size=batch_size(config),
         share=min(shares),
         listed=listed,
+        images=round(total.images),
+        dropped=dict(total.dropped),
+        looked_at_images=sum(
+            isinstance(image, ImageRef) for each in looked if each.sample.parts for image in each.sample.images
+        ),
+        looked_at_dropped=dict(Counter(fault.reason for each in looked for fault in each.dropped)),
     )
     return dry, looked
 
@@ -328,14 +364,16 @@ def _look_at(
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:
-            found = read_sample(numbered[1], lambda _, image: read(image), decode)
+            found = read_sample(numbered[1], lambda _, image: read(image), decode, drop=config.on_bad_image == "drop")
         except ShardError as error:
             found = Fault("read", "sample-damaged", str(error))
         if isinstance(found, Fault):
             return LookedAt(*numbered, fault=found)
         # an extension carries over what is stored with the image as well
         held = numbered[1].image.length if extending else sum(len(image.data) for image in found.images)
-        return LookedAt(*numbered, held, found.images[0].image.size)
+        sizes = tuple(image.image.size for image in found.images)
+        read_first = [fault for fault in found.dropped.values() if fault.stage != "source"]
+        return LookedAt(*numbered, held, sizes, dropped=tuple(read_first))
 
     looked, start = [], time.monotonic()
     for _, each in done_ahead(look, dice.sample(chosen, len(chosen)), threads=_READERS, ahead=_READERS):
@@ -353,13 +391,12 @@ def _placed(grid: Grid, size: Size) -> Placement | None:
         return None
 
 
-def _added_bytes(config: BuildConfig, samples: int, texts: int, sizes: Sequence[Size]) -> int:
-    """What the shards hold besides images and texts."""
+def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, sizes: Sequence[Size]) -> int:
+    """What the shards hold besides images and texts; a text counts for each image that it labels."""
     grid = resolve_grid(config.grid)
     placed = [placement for size in sizes or [_TYPICAL_SIZE] if (placement := _placed(grid, size)) is not None]
     cells = sum(prod(placement.shape) for placement in placed) / max(len(placed), 1)
-    fixed = float(_DOCUMENT + 3 * _TAR_BYTES_A_MEMBER)
-    each_text = 0.0
+    fixed, each_text = float(_TAR_BYTES_A_MEMBER), 0.0
     if config.labels is not None:
         fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
         each_text = 2 * cells + _PHRASES
@@ -369,4 +406,4 @@ def _added_bytes(config: BuildConfig, samples: int, texts: int, sizes: Sequence[
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.tokens * spec.channels * views
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
-    return round(samples * fixed + texts * each_text)
+    return round(samples * (_DOCUMENT + 2 * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)

@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from patchmint.config.sources import FolderSourceConfig
+from patchmint.config.sources import FolderSourceConfig, WebDatasetSourceConfig
 from patchmint.errors import ConfigError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.pipeline.sources.base import missing_root
@@ -22,11 +23,12 @@ from patchmint.pipeline.sources.conversations import FINETUNE, PRETRAIN
 from patchmint.pipeline.sources.folder import FolderSource, folder_of
 from patchmint.pipeline.sources.images import joined
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
-from patchmint.pipeline.sources.parquet import USUAL_TEXTS
+from patchmint.pipeline.sources.parquet import USUAL_TEXTS, image_column
 from patchmint.pipeline.sources.records import inner_path, path_of, quoted
 from patchmint.pipeline.sources.references import NAMES as REFERENCES
 from patchmint.pipeline.sources.tables import JSON, TABLES, parquet_file, rows
 from patchmint.pipeline.sources.turns import IMAGES, MARK, TURNS, images_of
+from patchmint.pipeline.sources.webdataset import WebDatasetSource, split_uri
 from patchmint.samples import SourceSample
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.storage import Storage, open_storage
@@ -39,6 +41,7 @@ _RECORDS = 1_000_000
 
 _LOOKED_AT = 200
 _SHOWN = 8
+_LISTS = {"text_list", "image_info"}
 _FILE_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "key")
 _TEXT_COLUMNS = ("text", "caption", "texts", "captions", "description", "prompt", "title", "comment")
 
@@ -52,6 +55,8 @@ LOOKED_FOR = f"""\
   flickr30k-entities  Sentences/*.txt and Annotations/*.xml
   visual-genome       image_data.json and region_descriptions.json or objects.json
   references          refs*.json or grefs*.json, and instances.json
+  interleaved         .jsonl files of records with `text_list` and `image_info`, or .parquet files with lists `images`
+                      and `texts`
   conversations       a .json list or .jsonl of records with `conversations` or `messages`, or .parquet files with such
                       a column
   parquet             .parquet files with a column of images (bytes, or a struct of bytes and path) and one of texts
@@ -82,7 +87,7 @@ def recognise(uri: str) -> Recognised:
         StorageError: it can't be read.
     """
     if "{" in uri or uri.endswith(".tar"):
-        return Recognised("WebDataset tars", {"kind": "webdataset", "uri": uri})
+        return _tars(uri)
     folder, name = _split(uri)
     if name.endswith((".json", *TABLES)):
         return _file(folder, name)
@@ -93,6 +98,19 @@ def recognise(uri: str) -> Recognised:
     if found is None:
         raise _unrecognised(uri, whole)
     return found
+
+
+def _tars(uri: str) -> Recognised:
+    """Tars, of documents if keys have several images."""
+    config = WebDatasetSourceConfig(kind="webdataset", uri=uri, split="all", documents=True)
+    try:
+        source = WebDatasetSource(config, open_storage(split_uri(uri)[0]))
+        begin = [each for each in islice(source.samples(), _SHOWN) if isinstance(each, SourceSample)]
+    except ConfigError:  # whoever checks the source says why
+        begin = []
+    several = {"documents": True} if any(len(each.images) > 1 for each in begin) else {}
+    what = "WebDataset tars" + (" with several images a key" if several else "")
+    return Recognised(what, {"kind": "webdataset", "uri": uri, **several})
 
 
 def _file(folder: str, name: str) -> Recognised:
@@ -164,7 +182,7 @@ class _Folder:
             if found := self.annotations(name):
                 return found
         if any(name.endswith(".tar") for name in self.names):
-            return self._found("WebDataset tars", "webdataset")
+            return _tars(self._uri)
         tables = [name for name in self.names if name.endswith(TABLES) and not _hidden(name)]
         for name in sorted(tables, key=lambda name: (name.count("/"), "train" not in name, name))[:_SHOWN]:
             if found := self.table(name):
@@ -207,8 +225,14 @@ class _Folder:
         if any(isinstance(record.get(key), dict) for record in records for key in ("grounding", "detection")):
             names = [record.get("filename", record.get("file_name")) for record in records]
             images = self._start_of(path, names, "images", "")
-            settings = {"annotations": path, "images": images}
+            settings: dict[str, Any] = {"annotations": path, "images": images}
             return None if images is None else self._found("ODVG phrases with boxes", "grounding", **settings)
+        matched = [record["image_info"] for record in records if record.keys() >= _LISTS and record["image_info"]]
+        if matched:
+            names = [info.get("image_name") for infos in matched for info in infos if isinstance(info, dict)]
+            images, folder = self._start_of(path, names, "images", ""), folder_of(path)
+            settings = {"annotations": folder} if folder else {}
+            return None if images is None else self._found("MMC4", "interleaved", **settings, images=images)
         said = [record for record in records if any(isinstance(record.get(key), list) for key in TURNS)]
         if not said:
             return None
@@ -217,9 +241,15 @@ class _Folder:
         if images is None:
             return None
         settings = {} if path in (PRETRAIN, FINETUNE) else {"annotations": path}
+        several = any(len(images_of(record)) > 1 for record in shown)
+        if several:
+            settings["documents"] = True
+        if not any("id" in record for record in shown) and any("sample_id" in record for record in shown):
+            settings["id_column"] = "sample_id"
         if not any(MARK in json.dumps(record) for record in shown if not _has_parts(record)):
             settings["missing_mark"] = "prepend"
-        return self._found("conversations", "conversations", texts="answers", **settings, images=images)
+        what = "conversations" + (" about several images" if several else "")
+        return self._found(what, "conversations", texts="answers", **settings, images=images)
 
     def _coco(self, path: str) -> Recognised | None:
         files: list[object] = []
@@ -294,8 +324,8 @@ class _Folder:
             if path.endswith(".parquet"):
                 with parquet_file(self.storage, path) as table:
                     schema = table.schema_arrow
-                if found := self._parquet(schema):
-                    return found
+                    if found := self._parquet(path, table):
+                        return found
                 names = [item.name for item in schema if _is_string(item.type)]
             else:
                 names = []
@@ -311,16 +341,34 @@ class _Folder:
                 return self._found("a folder of images with a table of texts", "folder", table=path, **settings)
         return None
 
-    def _parquet(self, schema: Any) -> Recognised | None:
+    def _parquet(self, path: str, table: pq.ParquetFile) -> Recognised | None:
+        schema = table.schema_arrow
+        lists = {item.name: item.type.value_type for item in schema if hasattr(item.type, "value_type")}
+        if "images" in lists and _is_string(lists.get("texts", pa.null())):
+            settings: dict[str, Any] = {}
+            if _is_string(lists["images"]):
+                named = (name for row in _begin(table, "images") for name in row or [] if name)
+                images = self._start_of(path, named, "images", "")
+                settings = {"images": images}
+                if images is None:
+                    return None
+            return self._found("documents in Parquet", "interleaved", **settings)
+        several = {"documents": True}
         if any(item.name in TURNS and _has_structs(item.type) for item in schema) and set(IMAGES) & set(schema.names):
-            return self._found("conversations in Parquet", "conversations", texts="answers")
-        images = [item.name for item in schema if _holds_images(item.type)]
+            image = next(name for name in IMAGES if name in schema.names)
+            if not (image in lists and any(len(row or []) > 1 for row in _begin(table, image))):
+                several = {}
+            what = "conversations about several images" if several else "conversations"
+            return self._found(f"{what} in Parquet", "conversations", texts="answers", **several)
+        images = [item.name for item in schema if _holds_images(lists.get(item.name, item.type))]
         texts = [item.name for item in schema if item.name in USUAL_TEXTS]
         texts = texts or [item.name for item in schema if _is_string(item.type)][:1]
         if not images or not texts:
             return None
         image = "image" if "image" in images else images[0]
-        return self._found("Parquet files with images", "parquet", image_column=image, text_columns=texts)
+        several = several if image in lists else {}
+        what = "Parquet files with lists of images" if several else "Parquet files with images"
+        return self._found(what, "parquet", image_column=image, text_columns=texts, **several)
 
     def _images(self) -> Recognised | None:
         images = FolderSource(FolderSourceConfig(kind="folder", uri=self._uri, split="all"), self.storage)
@@ -373,6 +421,13 @@ class _Folder:
         found = ((name, f"/{path}") for path in lacking for name in self.names)
         others = {name.removesuffix(ending) for name, ending in found if name.endswith(ending)}
         return [folder, *sorted(others)] if others else folder
+
+
+def _begin(table: pq.ParquetFile, name: str) -> list[Any]:
+    """The first values of a column of images, without their bytes where that is possible."""
+    columns = image_column(table, name).counted
+    batch = next(table.iter_batches(_SHOWN, columns=list(columns), use_threads=False), None)
+    return [] if batch is None else batch.column(0).to_pylist()
 
 
 def _ends_of(paths: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -52,9 +52,10 @@ class Said:
 def images_of(entry: Mapping[str, Any]) -> list[object]:
     """The images that an entry of a JSON file names, as they stand there; none if it is no conversation."""
     try:
-        return read_turns(entry, "").images or of_fields(entry, IMAGES)
+        named = read_turns(entry, "").images or of_fields(entry, IMAGES)
     except Wrong:
         return []
+    return named or [frame for field in FRAMES if isinstance(entry.get(field), list) for frame in entry[field]]
 
 
 def of_fields(entry: Mapping[str, Any], fields: Iterable[str]) -> list[object]:
