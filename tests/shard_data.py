@@ -116,6 +116,8 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
         box, score = (0.0, 1.5, 20.25, 30.0), 0.25 + number / 1000
         found = PhraseDocument(text=told[:3], text_index=1, start=0, end=3, box=box, score=score)
         picture = make_sample(1000 * ordinal + number, layout=layout, kind=kind)
+        form = layout.features
+        features = rng.normal(size=(form.tokens, form.channels)).astype(np.float16) if form else None
         made.append(
             ShardImage(
                 data=picture.data,
@@ -124,6 +126,7 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
                 selector=(coverage > layout.threshold).astype(np.uint8) if layout.threshold is not None else None,
                 coverage=coverage if layout.threshold is not None else None,
                 codes=picture.codes,
+                features=features,
             )
         )
     return ShardSample(PlannedSample(ordinal, f"d{ordinal:04}", source), tuple(made))

@@ -270,7 +270,7 @@ def counts_raised(rows):
 def errors_of(dataset, **columns):
     """Of asking for each code where columns of a sidecar are wrong."""
     for name, change in columns.items():
-        edit_column(dataset / "shards" / "000002.parquet", name, change)
+        edit_column(dataset / "sidecars" / "000002.parquet", name, change)
     errors = [run(dataset, code).exception for code in range(40)]
     return [str(error) for error in errors if isinstance(error, ShardError)]
 

@@ -230,7 +230,7 @@ def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
     ],
 )
 def test_impossible_numbers_are_errors(dataset, column, value):
-    edit_column(dataset / "shards" / "000002.parquet", column, lambda values: [value, *values[1:]])
+    edit_column(dataset / "sidecars" / "000002.parquet", column, lambda values: [value, *values[1:]])
     assert "verify" in refusal("stats", dataset, kind=ShardError)
 
 

@@ -92,7 +92,7 @@ def test_samples_tell_their_grid(built, grid, documented):
         )
         shapes.add(placed.shape)
     assert len(shapes) > 1
-    sidecars = [pq.read_table(path) for path in sorted((built[grid] / "shards").glob("*.parquet"))]
+    sidecars = [pq.read_table(path) for path in sorted((built[grid] / "sidecars").glob("*.parquet"))]
     told = [row for table in sidecars for row in table.select(["rows", "cols", "views"]).to_pylist()]
     assert told == [sample.document.grid.model_dump(include={"rows", "cols", "views"}) for sample in samples]
     assert list(verify(open_storage(built[grid]))) == []

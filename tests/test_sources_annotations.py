@@ -125,7 +125,8 @@ def test_coco_bad_boxes_and_categories(tmp_path):
 
 OUTSIDE = ("../../etc/passwd", "a/../../b.jpg", "/etc/passwd", "C:/x.jpg", "a\\..\\b.jpg", "a\0.jpg", ".")
 PATHS = {
-    "path-outside-source": (*OUTSIDE, "http://host/x.jpg", "file:///x.jpg", "data:image/png;base64,AAAA"),
+    "path-outside-source": (*OUTSIDE, "http://host/x.jpg", "file:///x.jpg"),
+    "image-inline": ("data:image/png;base64,AAAA", "DATA:,"),
     "path-too-long": ("a" * 300, "a/" * 600 + "b.jpg"),
     "path-not-unicode": ("\udcff.jpg",),
     "record-malformed": ("", None, 5, []),

@@ -1,6 +1,6 @@
-"""README.md, in a data set and in its `shards/`: by its `configs`, Hugging Face `datasets` finds the samples.
+"""README.md of a data set: by its `configs`, Hugging Face `datasets` finds the samples.
 
-Without them, `load_dataset(FOLDER)` takes the sidecars for the data.
+Without them, `load_dataset(FOLDER)` takes the sidecars for the data. `shards/` needs none: it has nothing but tars.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import yaml
 
 from patchmint.errors import NotFoundError
 from patchmint.shards.manifest import Manifest
+from patchmint.shards.paths import SHARDS
 from patchmint.storage import Storage
 
 README = "README.md"
@@ -19,9 +20,8 @@ MARK = "<!-- Written by patchmint, which replaces it. Without this line it is ke
 _MARK = b"<!-- Written by patchmint"
 
 
-def configs(tars: str = "shards/*.tar") -> list[dict[str, Any]]:
-    """The metadata `configs` of a README.md: one split, of these tars."""
-    return [{"config_name": "default", "data_files": [{"split": "train", "path": tars}]}]
+CONFIGS = [{"config_name": "default", "data_files": [{"split": "train", "path": f"{SHARDS}/*.tar"}]}]
+"""The metadata `configs`: one split, of all tars."""
 
 
 def front_matter(metadata: dict[str, Any]) -> str:
@@ -34,33 +34,33 @@ def is_ours(readme: bytes) -> bool:
     return not readme or _MARK in readme
 
 
-def read_readme(storage: Storage, path: str = README) -> bytes:
+def read_readme(storage: Storage) -> bytes:
     """README.md; empty where there is none.
 
     Raises:
         StorageError: it can't be read.
     """
     try:
-        return storage.read(path)
+        return storage.read(README)
     except NotFoundError:
         return b""
 
 
-def write_readmes(storage: Storage, manifest: Manifest) -> None:
-    """Write both, unless somebody has written their own.
+def write_readme(storage: Storage, manifest: Manifest) -> None:
+    """Write it, unless somebody has written their own.
 
     Raises:
-        StorageError: one can't be read or written.
+        StorageError: it can't be read or written.
     """
+    if not is_ours(read_readme(storage)):
+        return
     totals = manifest.totals
     lines = [
+        front_matter({"configs": CONFIGS}),
         MARK,
         "# A patchmint data set",
-        f"{totals.written:,} images with {totals.texts:,} texts, in {totals.shards:,} WebDataset shards; beside each "
-        "tar a Parquet table of its samples. `dataset.json` says what every sample holds.",
+        f"{totals.written:,} images with {totals.texts:,} texts, in {totals.shards:,} WebDataset shards; in "
+        "`sidecars/` a Parquet table of each shard's samples. `dataset.json` says what every sample holds.",
         *([f"**{manifest.notice}**"] if manifest.notice else []),
     ]
-    for path, tars in ((README, "shards/*.tar"), (f"shards/{README}", "*.tar")):
-        if is_ours(read_readme(storage, path)):
-            text = "\n\n".join([front_matter({"configs": configs(tars)}), *lines])
-            storage.write(path, f"{text}\n".encode())
+    storage.write(README, ("\n\n".join(lines) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The table beside a shard: a row a sample, with its place in the tar. Enough to list, search and count."""
+"""The table of a shard: a row a sample, with its place in the tar. Enough to list, search and count."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def is_of_version_1(parquet: pq.ParquetFile) -> bool:
 
 
 def is_sidecar(storage: Storage, path: str) -> bool:
-    """Whether a table beside a tar is ours, as far as it says what it is: img2dataset's has the same name.
+    """Whether there is a table, and it is ours as far as it says what it is: img2dataset's has the same name.
 
     Raises:
         StorageError: it can't be read.

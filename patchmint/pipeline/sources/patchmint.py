@@ -16,7 +16,7 @@ from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.sources.base import StoredImages
 from patchmint.pipeline.sources.choice import columns_of
 from patchmint.samples import NO_NUMBER, Found, ImageRef, Part, PlannedSample, SourceSample, SourceText, Turn
-from patchmint.shards.paths import MANIFEST_PATH
+from patchmint.shards.paths import MANIFEST_PATH, sidecar_folder, tar_of
 from patchmint.shards.reader import StoredSample, read_sample
 from patchmint.shards.schema import SampleDocument
 from patchmint.shards.sidecar import ADDED, DOCUMENTS
@@ -44,11 +44,13 @@ class PatchmintSource(StoredImages):
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         count = 0
-        sidecars = (entry.path for entry in self._storage.list("shards") if entry.path.endswith(".parquet"))
+        manifest = finished_manifest(self._storage)
+        folder = sidecar_folder(manifest.version)
+        sidecars = (entry.path for entry in self._storage.list(folder) if entry.path.endswith(".parquet"))
         for _, samples in done_ahead(self._of_sidecar, sidecars, threads=_READERS, ahead=_READERS):
             yield from samples
             count += len(samples)
-        written = finished_manifest(self._storage).totals.written
+        written = manifest.totals.written
         if count != written:
             raise ConfigError(
                 f"the sidecars in {self._uri} name {count} samples, its {MANIFEST_PATH} says {written}; run "
@@ -89,7 +91,7 @@ class PatchmintSource(StoredImages):
             ) from error
 
     def _of_sidecar(self, path: str) -> list[SourceSample]:
-        tar = path.removesuffix("parquet") + "tar"
+        tar = tar_of(path)
         samples = []
         try:
             with self._storage.open(path) as file:

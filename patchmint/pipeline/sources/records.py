@@ -26,7 +26,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 NOT_ANNOTATED = Absent("not-annotated")
 """An image that the annotations of others don't speak of."""
 
-_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
+_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|file:")
 _QUOTED = 200
 
 
@@ -66,6 +66,12 @@ def inner_path(path: object) -> str | Fault:
         return source_fault("record-malformed", f"the image's path is {quoted(path)}, not the name of a file")
     if not is_unicode(path):
         return source_fault("path-not-unicode", f"the image's path {quoted(path)} isn't valid Unicode; rename the file")
+    if path[:5].lower() == "data:":
+        return source_fault(
+            "image-inline",
+            f"the image is written into the record as text (it begins with {quoted(path[:30])}), which isn't read; "
+            "save it as a file and name that, or make a Parquet table with the image's bytes in a column",
+        )
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts or not parts or set(path) & {"\\", "\0"} or _ELSEWHERE.match(path):
         return source_fault(
