@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from patchmint.pipeline.driver.build import BuildReport
     from patchmint.pipeline.driver.contracts import Reporter
     from patchmint.pipeline.run import build
-    from patchmint.types import Phrase, Text
+    from patchmint.types import Instance, Phrase, Text
 
 _HOMES = {
     "Annotation": "patchmint.api",
@@ -29,6 +29,7 @@ _HOMES = {
     "DocumentAnnotation": "patchmint.api",
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
+    "Instance": "patchmint.types",
     "Phrase": "patchmint.types",
     "Reporter": "patchmint.pipeline.driver.contracts",
     "Text": "patchmint.types",
@@ -43,6 +44,7 @@ __all__ = [
     "BuildReport",
     "DemoWarning",
     "DocumentAnnotation",
+    "Instance",
     "PatchGrid",
     "PatchmintError",
     "Phrase",

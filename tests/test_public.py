@@ -16,8 +16,8 @@ from patchmint.version import __version__
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "patchmint": """Annotation Annotator BuildReport DemoWarning DocumentAnnotation PatchGrid PatchmintError Phrase
-        Reporter Text UntrainedWarning __version__ build grid_preset""",
+    "patchmint": """Annotation Annotator BuildReport DemoWarning DocumentAnnotation Instance PatchGrid PatchmintError
+        Phrase Reporter Text UntrainedWarning __version__ build grid_preset""",
     "patchmint.errors": """BucketMissingError BuildError BusyError ConfigError DemoWarning DiskFullError
         ImageDecodeError ImageError ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError
         PatchmintError PlaceError PluginError ShardError StorageError TextError UntrainedWarning WeightsCorruptError

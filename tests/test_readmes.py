@@ -1,10 +1,14 @@
 """README.md, by which the folder is read; and what may lie beside the tars."""
 
-import yaml
-from shard_data import make_dataset, make_sample
+import json
 
-from patchmint.shards.manifest import read_manifest
-from patchmint.shards.readme import write_readme
+import yaml
+from shard_data import DOCUMENTS, make_dataset, make_document, make_sample, members_of, write_shard
+from training_data import RICH
+
+from patchmint.shards.manifest import Manifest, Totals, read_manifest
+from patchmint.shards.readme import metadata, write_readme
+from patchmint.shards.records import ImageCounts
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 
@@ -30,6 +34,39 @@ def test_it_names_the_tars_and_nothing_lies_beside_them(tmp_path):
     tars, text = tars_of(tmp_path / "README.md")
     assert sorted(tars) == ["000000.tar", "000001.tar"] == sorted(path.name for path in (tmp_path / "shards").iterdir())
     assert "3 images with 4 texts, in 2 WebDataset shards" in text
+
+
+def test_documents_have_a_column_for_each_image_of_the_longest():
+    layout = DOCUMENTS.model_copy(update={"features": RICH.features})
+    images = ImageCounts(planned=9, written=9, most=3)
+    totals = Totals.of([], 0, {}).model_copy(update={"images": images})
+    manifest = Manifest.model_construct(layout=layout, totals=totals)
+    columns = {entry["name"]: entry for entry in metadata(manifest)["dataset_info"]["features"]}
+    assert tuple(columns) == (*layout.members_of(3), "__key__", "__url__")
+    assert columns["2.jpg"] == {"name": "2.jpg", "dtype": "image"}
+    assert columns["0.selector.npy"] == {"name": "0.selector.npy", "list": {"list": {"list": "uint8"}}}
+    assert columns["2.vqgan.npy"]["list"] == {"list": "uint16"}
+    assert columns["1.features.npy"]["list"] == {"list": "float16"}
+    told = json.loads(dict(members_of(write_shard([make_document(1)], DOCUMENTS)[0]))["d0001.json"])
+    assert fields(columns["json"]["struct"]) == shape(told)
+
+
+def fields(struct):
+    """Names, as far down as there are any."""
+    return {
+        entry["name"]: fields(entry["struct"])
+        if "struct" in entry
+        else fields(entry["list"])
+        if isinstance(entry.get("list"), list)
+        else None
+        for entry in struct
+    }
+
+
+def shape(value):
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    return shape(value[0]) if isinstance(value, list) and isinstance(value[0], dict) else None
 
 
 def test_a_readme_of_ones_own_is_kept(tmp_path):

@@ -81,8 +81,8 @@ def test_stage_1(rich):
 def test_what_other_stages_are_given(rich, plain):
     for stage, data, images, wanted in (
         (2, rich, None, {"codes"}),
-        (3, rich, None, {"features"}),
-        (3, rich, True, {"features", "pixels"}),
+        (3, rich, None, {"features", "feature_mask"}),
+        (3, rich, True, {"features", "feature_mask", "pixels"}),
         (3, plain, True, {"pixels"}),
         (4, plain, None, {"pixels", "codes"}),
         (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes"}),

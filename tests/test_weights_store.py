@@ -67,7 +67,7 @@ def test_a_local_path_is_itself_and_must_be_of_a_file(tmp_path, monkeypatch):
     for path in (str(tmp_path / "mine.pth"), "mine.pth", "plain"):
         assert locate(path) == Path(path)
     nothing = {path: f"no weights file at {path}" for path in ("nothing.pth", "some/where", "/no/such/file")}
-    for path, message in (nothing | {str(tmp_path): "is a folder"}).items():
+    for path, message in (nothing | {str(tmp_path): "has no model.safetensors or"}).items():
         with pytest.raises(WeightsMissingError, match=message):
             locate(path)
 

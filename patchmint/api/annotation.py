@@ -94,7 +94,7 @@ class Annotation:
 
     @property
     def features(self) -> npt.NDArray[np.float16]:
-        """Continuous patch features of the vision encoder: float16 (views * tokens, channels).
+        """Continuous features of the vision encoder: float16 (tokens of all views, channels), in the order of labels.
 
         Raises:
             InputError: no features were asked for.

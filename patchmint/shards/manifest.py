@@ -155,7 +155,10 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
         known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
     if layout.features is not None:
         features = layout.features
-        known[FEATURES] = ("float16", (f"{features.tokens}{views}", str(features.channels)))
+        known[FEATURES] = (
+            "float16",
+            (f"{features.tokens}{views}" if features.tokens else "rows*cols", str(features.channels)),
+        )
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )

@@ -124,7 +124,7 @@ def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
     if len(told.annotators) != len(told.texts):
         raise ShardError(f"{len(told.texts)} texts, but annotators_json has {len(told.annotators)} entries")
     texts = tuple(
-        SourceText(content, annotator.spans, annotator.boxes)
+        SourceText(content, annotator.spans, annotator.drawn)
         for content, annotator in zip(told.texts, told.annotators, strict=True)
     )
     turns = told.conversation if isinstance(told, SampleDocument) else ()
