@@ -97,7 +97,7 @@ def test_what_other_stages_are_given(rich, plain):
 def test_codes_of_padding_are_marked(tmp_path):
     """A wide image fills the two rows in the middle of its square."""
     (made,) = samples(1)
-    wide = replace(made, image=made.image.model_copy(update={"height": 20}))
+    wide = replace(made, image=made.image.model_copy(update={"height": 19}), phrases=())
     batch = collate(list(StageDataset(finished(tmp_path / "set", [[wide]]), 2)))
     assert batch.code_mask[0].all(1).tolist() == batch.code_mask[0].any(1).tolist() == [False, True, True, False]
 
