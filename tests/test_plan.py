@@ -209,7 +209,7 @@ def test_parts_are_closed_in_time(tmp_path, monkeypatch, units, size):
 
 
 def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
-    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(500).hex()),)) for _ in range(1000)]
+    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(1000).hex()),)) for _ in range(1000)]
     plan = plan_into(tmp_path, noisy, samples_per_shard=50)
     storage = open_storage(tmp_path)
     read = []

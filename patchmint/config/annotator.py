@@ -45,6 +45,8 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
     detector = models.get("detector", "")
     if detector == _DEMO_DETECTOR:
         return _DEMO_VOCABULARY
+    if detector.startswith("hub:"):
+        return str(detector)
     with suppress(OSError, RuntimeError):  # too long a name, no such user
         if Path(detector).expanduser().is_dir():
             return str(detector)
@@ -54,7 +56,8 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
 class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
-    A path may be that of a folder in Hugging Face's layout. Those that a mapping doesn't name are the official ones.
+    A path may be that of a folder in Hugging Face's layout, and `hub:ORG/NAME[@REVISION]` is a model on its Hub. Those
+    that a mapping doesn't name are the official ones.
     """
 
     segmenter: str | None = Field(
@@ -63,15 +66,19 @@ class ModelsConfig(Settings):
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
-        description="The detector's vocab.txt. Default: that in the detector's folder; demo-vocabulary for "
-        "demo-detector; else bert-base-uncased-vocab.",
+        description="The detector's vocab.txt. Default: that in the detector's folder or repository; "
+        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab.",
     )
     masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
-    vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
+    vit: str = Field(
+        default="clip-vit-l-14-336",
+        description="The vision encoder of `features`: CLIP or SigLIP; a folder with one, or with SigLIP 2, DINOv3 "
+        "or Qwen-VL's; or a plug-in.",
+    )
 
     def used(
         self,
@@ -249,7 +256,8 @@ class FeaturesConfig(Settings):
     )
     select_layer: int | None = Field(
         default=None,
-        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
+        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2; of "
+        "DINOv3 and Qwen-VL -1.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         default="patch", description="Patches only, or with a leading CLS token."

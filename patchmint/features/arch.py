@@ -17,6 +17,7 @@ from patchmint.geometry.presets import fixed_presets
 from patchmint.types import Size
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 from patchmint.weights.folder import INPUT, described
+from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
 
@@ -336,7 +337,7 @@ def _measured(tensors: Mapping[str, Shaped]) -> dict[str, object]:
         raise WeightsMismatchError(
             f"the file holds no vision encoder of transformers' CLIP or SigLIP (it lacks {_PREFIX}{_PATCHES}, "
             f"{_POSITIONS} or blocks); give the pytorch_model.bin or model.safetensors of one: "
-            f"{', '.join(OFFICIAL)}"
+            f"{', '.join(OFFICIAL)}.{looks_like(tensors)}"
         )
     blocks = {match[1] for key in tensors if (match := re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key))}
     return {

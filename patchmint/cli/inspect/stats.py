@@ -96,6 +96,10 @@ def _print(console: Console, stats: Stats) -> None:
     if stats.labels is not None:
         labels = stats.labels
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
+        if labels.origins.keys() - {"model"}:
+            unscored += "; " + ", ".join(
+                f"{count:,} {escape(printable(origin))}" for origin, count in sorted(labels.origins.items())
+            )
         console.print(
             f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {stats.texts:,} texts "
             f"({labels.empty_texts / stats.texts:.1%}) keep none; {labels.phrases:,} phrases{unscored}",

@@ -33,6 +33,7 @@ _COLUMNS = (
     "label_shares",
     "phrase_texts",
     "scores",
+    "origins",
     "codes",
     "code_counts",
 )
@@ -56,6 +57,7 @@ class LabelStats:
         phrases_per_text: by text.
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
+        origins: how many phrases are the model's, annotators', or mixed (an annotator's box, a model's mask).
     """
 
     shares: Distribution
@@ -64,6 +66,7 @@ class LabelStats:
     phrases_per_text: Distribution
     scores: Distribution | None
     unscored: int
+    origins: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -338,6 +341,7 @@ class _Sums:
         self._phrases_per_text = Counts()
         self._scores = Counts(_SHARE_STEPS, full=1)
         self._empty = self._phrases = self._unscored = 0
+        self._origins: Counter[str] = Counter()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows of a sidecar in."""
@@ -369,6 +373,10 @@ class _Sums:
         phrases = np.bincount(np.repeat(first_text, lengths) + which, minlength=int(texts.sum()))
         self._phrases_per_text.add(phrases)
         self._phrases += len(which)
+        origins = batch.column("origins").flatten()
+        self._origins["model"] += len(which) - len(origins)  # version 1 has none
+        for entry in pc.value_counts(origins).to_pylist():
+            self._origins[entry["values"]] += entry["counts"]
         self._shares.add(shares if self._padded is None else self._of_shown(batch, self._padded, texts, shares))
         self._empty += int((shares == 0).sum())
         self._unscored += int((scores < 0).sum())
@@ -402,7 +410,9 @@ class _Sums:
         if shares is None or phrases_per_text is None:
             return None
         scores = self._scores.distribution()
-        return LabelStats(shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored)
+        return LabelStats(
+            shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored, dict(+self._origins)
+        )
 
 
 def _within(values: _Array, low: float, high: float) -> bool:
