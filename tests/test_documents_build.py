@@ -12,12 +12,14 @@ import builds
 import numpy as np
 import pytest
 from shard_data import stored
-from test_build_kill import _killed
+from test_build_kill import _killed, _killed_when_committed
 from test_saved import STOPPED, batches_show, stopped
 
+from patchmint import Annotator, DemoWarning
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
+from patchmint.demo.documents import write_documents
 from patchmint.images.decode import decode_image
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.status import status
@@ -204,9 +206,9 @@ def test_documents_are_extended_image_by_image(tmp_path, stand_in):
     config = make_config(tmp_path, source, on_bad_image="drop")
     whole, base, out = tmp_path / "out", tmp_path / "base", tmp_path / "extended"
     builds.build_here(config, whole)
-    builds.build_here(config, base, {"tokens": None, "labels.min_coverage": 0.1})
-    settings = settings_of(read_manifest(open_storage(base)), str(base), str(out), {"labels", "tokens"})
-    report = builds.build_here(settings, out, {"models.tokenizer": "stand-in", "labels.min_coverage": 0.0})
+    builds.build_here(config, base, {"tokens": None})
+    settings = settings_of(read_manifest(open_storage(base)), str(base), str(out), {"tokens"})
+    report = builds.build_here(settings, out, {"models.tokenizer": "stand-in"})
     written = read_manifest(open_storage(whole)).totals.images
     assert report.images == replace(written, planned=written.written, dropped=0)
     assert {sample.key: sample.members for sample in stored(out)} == {
@@ -277,3 +279,39 @@ def test_a_worker_may_take_as_long_as_its_documents_have_images(monkeypatch):
     ((worker, why),) = followed.overdue()
     assert worker == 0
     assert "no sample was finished for 30 s in annotate" in why
+
+
+@pytest.mark.kill
+def test_drawn_documents_with_real_models_are_killed_resumed_verified_extended_and_labelled_alike(tmp_path, stand_in):
+    """What a build stores of a document is what `annotate_document` says of it."""
+    source, out, extended = tmp_path / "in", tmp_path / "out", tmp_path / "extended"
+    write_documents(source, seed=11, count=3)
+    lost = source / "pictures" / "000001-1.jpg"
+    lost.write_bytes(lost.read_bytes()[:300])
+    told = {"kind": "conversations", "uri": str(source), "annotations": "conversations.json", "images": ""}
+    told |= {"documents": True, "texts": "questions"}
+    changes = {"source": told, "models": "demo", "on_bad_image": "drop"}
+    config = builds.make_config(tmp_path / "config.yaml", source, out, 1, **changes)
+    assert builds.exit_code(builds.fork(partial(_killed_when_committed, config, out))) == -signal.SIGKILL
+    report = builds.build_here(config, out)
+    assert report.done_before == 2
+    assert (report.planned, report.written, report.rejects) == (3, 3, {})
+    assert (report.images.dropped, report.images.written) == (1, report.images.planned - 1)
+    samples = list(stored(out))
+    with pytest.warns(DemoWarning):
+        annotator = Annotator.from_preset("demo", device="cpu")
+    document = annotator.annotate_document([*(image.data for image in samples[2].images), *samples[2].key_json.texts])
+    for image, annotation in zip(samples[2].images, document.images, strict=True):
+        np.testing.assert_array_equal(image.codes, annotation.codes)
+        np.testing.assert_allclose(image.coverage.astype(int), annotation.coverage.astype(int), atol=1)
+        assert [phrase.text for phrase in image.phrases] == [phrase.text for phrase in annotation.phrases]
+    assert any(image.selector.any() for image in samples[2].images)
+    settings = settings_of(read_manifest(open_storage(out)), str(out), str(extended), {"labels"})
+    builds.build_here(settings, extended, {"labels.min_coverage": 0.9})
+    for sample, other in zip(samples, stored(extended), strict=True):
+        assert (sample.key, sample.parts) == (other.key, other.parts)
+        for image, again in zip(sample.images, other.images, strict=True):
+            assert (image.data, image.texts) == (again.data, again.texts)
+            np.testing.assert_array_equal(image.codes, again.codes)
+            np.testing.assert_array_equal(again.selector, image.coverage > 230)
+    assert [list(verify(open_storage(each))) for each in (out, extended)] == [[], []]
