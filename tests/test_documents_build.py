@@ -12,7 +12,7 @@ import builds
 import numpy as np
 import pytest
 from shard_data import stored
-from test_build_kill import _killed, _killed_when_committed
+from test_build_kill import _killed
 from test_saved import STOPPED, batches_show, stopped
 
 from patchmint import Annotator, DemoWarning
@@ -181,9 +181,7 @@ def built(config, out):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(
-    ("on_bad_image", "batches", "steps"), [("drop", (1, 6, 11, 17), (20, 45)), ("reject", (3, 5, 8), ())]
-)
+@pytest.mark.parametrize(("on_bad_image", "batches", "steps"), [("drop", (6, 17), (45,)), ("reject", (5,), ())])
 def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, on_bad_image, batches, steps):
     """Answers tell which images were asked about together, so a run that resumes must ask about the same."""
     source = make_source(tmp_path / "in", 40, answers=("a thing", "two things", "ALONE"))
@@ -281,31 +279,28 @@ def test_a_worker_may_take_as_long_as_its_documents_have_images(monkeypatch):
     assert "no sample was finished for 30 s in annotate" in why
 
 
-@pytest.mark.kill
-def test_drawn_documents_with_real_models_are_killed_resumed_verified_extended_and_labelled_alike(tmp_path, stand_in):
+def test_documents_with_real_models_are_built_extended_and_labelled_alike(tmp_path):
     """What a build stores of a document is what `annotate_document` says of it."""
     source, out, extended = tmp_path / "in", tmp_path / "out", tmp_path / "extended"
-    write_documents(source, seed=11, count=3)
+    write_documents(source, seed=11, count=2)
     lost = source / "pictures" / "000001-1.jpg"
     lost.write_bytes(lost.read_bytes()[:300])
     told = {"kind": "conversations", "uri": str(source), "annotations": "conversations.json", "images": ""}
     told |= {"documents": True, "texts": "questions"}
     changes = {"source": told, "models": "demo", "on_bad_image": "drop"}
     config = builds.make_config(tmp_path / "config.yaml", source, out, 1, **changes)
-    assert builds.exit_code(builds.fork(partial(_killed_when_committed, config, out))) == -signal.SIGKILL
     report = builds.build_here(config, out)
-    assert report.done_before == 2
-    assert (report.planned, report.written, report.rejects) == (3, 3, {})
+    assert (report.planned, report.written, report.rejects) == (2, 2, {})
     assert (report.images.dropped, report.images.written) == (1, report.images.planned - 1)
     samples = list(stored(out))
     with pytest.warns(DemoWarning):
         annotator = Annotator.from_preset("demo", device="cpu")
-    document = annotator.annotate_document([*(image.data for image in samples[2].images), *samples[2].key_json.texts])
-    for image, annotation in zip(samples[2].images, document.images, strict=True):
+    document = annotator.annotate_document([*(image.data for image in samples[0].images), *samples[0].key_json.texts])
+    for image, annotation in zip(samples[0].images, document.images, strict=True):
         np.testing.assert_array_equal(image.codes, annotation.codes)
         np.testing.assert_allclose(image.coverage.astype(int), annotation.coverage.astype(int), atol=1)
         assert [phrase.text for phrase in image.phrases] == [phrase.text for phrase in annotation.phrases]
-    assert any(image.selector.any() for image in samples[2].images)
+    assert any(image.selector.any() for image in samples[0].images)
     settings = settings_of(read_manifest(open_storage(out)), str(out), str(extended), {"labels"})
     builds.build_here(settings, extended, {"labels.min_coverage": 0.9})
     for sample, other in zip(samples, stored(extended), strict=True):
