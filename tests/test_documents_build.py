@@ -16,6 +16,7 @@ from test_build_kill import _killed
 from test_saved import STOPPED, batches_show, stopped
 
 from patchmint import Annotator, DemoWarning
+from patchmint.cli.status import status as show_status
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
@@ -112,7 +113,7 @@ def expected(planned, *, drop):
 
 
 @pytest.mark.parametrize("on_bad_image", ["reject", "drop"])
-def test_all_that_is_planned_is_written_or_accounted_for_and_nothing_is_asked_twice(tmp_path, asked, on_bad_image):
+def test_all_that_is_planned_is_accounted_for_and_nothing_is_asked_twice(tmp_path, capsys, asked, on_bad_image):
     source = make_source(tmp_path / "in", 40)
     config, out = make_config(tmp_path, source, on_bad_image=on_bad_image), tmp_path / "out"
     report = builds.build_here(config, out)
@@ -152,6 +153,10 @@ def test_all_that_is_planned_is_written_or_accounted_for_and_nothing_is_asked_tw
     counts = {name: vars(report.images)[name] for name in ("planned", "written", "dropped")}
     assert counts == {name: images[name] for name in counts}
     assert read_manifest(storage).totals.images == report.images == status(str(out)).images
+    show_status(str(out))
+    left = images["planned"] - images["written"] - images["dropped"]
+    told = f"{images['written']} written + {images['dropped']} dropped + {left} of rejected documents"
+    assert f"images   {images['planned']} planned = {told}" in capsys.readouterr().out
     assert (images["dropped"] > 0) == (on_bad_image == "drop")
     assert list(verify(storage)) == []
 
