@@ -360,6 +360,13 @@ def test_they_are_recognised(tmp_path, make, settings):
     assert len(first.images) == 2
 
 
+def test_one_file_of_several_is_recognised(tmp_path):
+    found = recognise(str(mmc4(tmp_path) / "docs_shard_1_v2.jsonl")).source
+    assert (found["kind"], found["annotations"], found["images"]) == ("interleaved", "docs_shard_1_v2.jsonl", "images")
+    assert recognise(str(pdfs(tmp_path / "pdfs") / "0.tar")).source["documents"]
+    assert "documents" not in recognise(str(tmp_path / "none.tar")).source  # the source says that it isn't there
+
+
 def test_limits_and_files_of_other_kinds(tmp_path):
     config = TypeAdapter(SourceConfig).validate_python(
         {"kind": "interleaved", "uri": str(obelics(tmp_path / "a", held=True))}
