@@ -97,7 +97,10 @@ def compared(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     built, driver = patchmint(path, "--profile")
     seconds = time.perf_counter() - start
     pairs = {
-        "shards": (dry["output_bytes"], sum(file.stat().st_size for file in (out / "shards").iterdir())),
+        "shards": (
+            dry["output_bytes"],
+            sum(file.stat().st_size for file in out.glob("s*s/*")),
+        ),
         "worker": (dry["memory"]["worker"], max(worker["peak_bytes"] for worker in built["profile"]["workers"])),
         "driver": (dry["memory"]["driver"], driver),
         "seconds": (dry["trial"]["build_seconds"][1], seconds),

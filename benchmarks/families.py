@@ -1,7 +1,7 @@
 """Each family of models against its publisher's own rule, at official size with seeded random weights.
 
     python benchmarks/families.py --json
-    python benchmarks/families.py --only ibq-262144 llamagen-ds16 --photographs 10
+    python benchmarks/families.py --only ibq-262144 sam2.1 --photographs 10
 
 A family's weights are written in its publisher's container and layout, and loaded as a user's file is. The publisher's
 class computes the reference where PyPI has one (taming-transformers, transformers); otherwise its rule is written out
@@ -25,6 +25,7 @@ import numpy as np
 import skimage
 import sklearn
 import torch
+from labeler_families import DETECTORS, MASKERS, compare_detector, compare_masker
 from PIL import Image
 from safetensors.torch import save_file
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -303,16 +304,25 @@ def measure(name: str, count: int, px: int) -> dict[str, Any]:
     }
 
 
+def measure_labeler(name: str) -> dict[str, Any]:
+    """The entry of a detector or masker: on strips, which are the smallest images of the detector's input width."""
+    compare, start = compare_detector if name in DETECTORS else compare_masker, time.perf_counter()
+    images = (skimage.data.astronaut()[60:172], skimage.data.coffee()[100:280])
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(name, images, Path(folder)) | {"seconds": round(time.perf_counter() - start, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="these families")
+    names = [*FAMILIES, *DETECTORS, *MASKERS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these families")
     parser.add_argument("--photographs", type=int, default=50)
     parser.add_argument("--size", type=int, default=64, help="pixels of a photograph's side")
     options = parser.parse_args()
     found = []
     for name in options.only:
-        found.append(measure(name, options.photographs, options.size))
+        found.append(measure(name, options.photographs, options.size) if name in FAMILIES else measure_labeler(name))
         print("  ".join(f"{key} {value}" for key, value in found[-1].items()), file=sys.stderr)
     if options.json:
         print(json.dumps({"families": found}, indent=1))

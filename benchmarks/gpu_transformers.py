@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SamConfig, SamModel, SwinConfig
+from transformers import (
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
+    SamConfig,
+    SamModel,
+    SwinConfig,
+)
 
 from patchmint.compute.devices import computing_in, resolve_precision, store_products
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
@@ -23,15 +31,25 @@ _TOKENS = 15
 _CLS, _SEP, _DOT = 101, 102, 1012
 
 
-def detector_of(arch: GroundingDinoArch) -> Any:
-    """The class at the sizes of an architecture, with random weights."""
+def detector_of(arch: GroundingDinoArch, least_vocabulary: int = _DOT + 1) -> Any:
+    """The class at the sizes of an architecture, with random weights, and words enough for `detect`."""
+    theirs: dict[str, tuple[Any, Any, dict[str, bool]]] = {
+        "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),
+        "mm-grounding-dino": (
+            MMGroundingDinoConfig,
+            MMGroundingDinoForObjectDetection,
+            {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False},
+        ),
+    }
+    config_class, model_class, heads = theirs[arch.family]
     text = {
         "model_type": "bert",
-        "vocab_size": max(arch.text_vocabulary, _DOT + 1),
+        "vocab_size": max(arch.text_vocabulary, least_vocabulary),
         "hidden_size": arch.text_dim,
         "num_hidden_layers": arch.text_layers,
         "num_attention_heads": arch.text_heads,
         "intermediate_size": arch.text_feed_forward,
+        "max_position_embeddings": arch.text_positions,
     }
     swin = SwinConfig(
         embed_dim=arch.swin_dim,
@@ -40,7 +58,7 @@ def detector_of(arch: GroundingDinoArch) -> Any:
         window_size=arch.swin_window,
         out_features=[f"stage{stage + 1}" for stage in arch.backbone_stages],
     )
-    config = GroundingDinoConfig(
+    config = config_class(
         backbone_config=swin,
         text_config=text,
         num_queries=arch.queries,
@@ -48,8 +66,10 @@ def detector_of(arch: GroundingDinoArch) -> Any:
         decoder_layers=arch.decoder_layers,
         encoder_ffn_dim=arch.feed_forward,
         decoder_ffn_dim=arch.feed_forward,
+        num_feature_levels=arch.levels,
+        **heads,
     )
-    return GroundingDinoForObjectDetection(config)
+    return model_class(config)
 
 
 def sam_of(arch: SamArch) -> Any:

@@ -13,7 +13,7 @@ Not called inspect.py: a script's folder comes first on Python's path, and the s
 - webdataset on whole tars (fewer, the same kind of samples): raw members, front to back. Per sample; what it would take
   to half of the large data set (where a key is found on average) and to its end (a code) is extrapolated from that.
 
-The large data set is made up: real sidecars (codes drawn by Zipf's law) beside sparse tars, in each of which one sample
+The large data set is made up: real sidecars (codes drawn by Zipf's law) of sparse tars, in each of which one sample
 is real. The keys that are looked up, and the best images of the code, are such. Medians of several rounds, contestants
 taking turns; files come from the page cache. "cpu" is user and system time together.
 """

@@ -1,4 +1,4 @@
-"""Data sets made up for `inspection.py`: real sidecars beside sparse tars, in each of which one sample is real."""
+"""Data sets made up for `inspection.py`: real sidecars of sparse tars, in each of which one sample is real."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.codec import tar_end
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals, describe_members, write_manifest
+from patchmint.shards.paths import SHARDS, SIDECARS, canonical_paths
 from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import ListedUnit, write_shard_list
@@ -35,35 +36,38 @@ LAYOUT = Layout(
 
 def make_shards(folder: Path, shards: int) -> Path:
     """Only what a listing sees."""
-    (folder / "shards").mkdir(parents=True)
+    for room in (SHARDS, SIDECARS):
+        (folder / room).mkdir(parents=True)
     for unit in range(shards):
-        (folder / f"shards/{unit:06d}.tar").write_bytes(b"tar")
-        (folder / f"shards/{unit:06d}.parquet").write_bytes(b"table")
+        _, sidecar, tar = canonical_paths(unit)
+        (folder / tar).write_bytes(b"tar")
+        (folder / sidecar).write_bytes(b"table")
     write_documents(folder, [990] * shards)
     return folder
 
 
 def make_samples(folder: Path, samples: int, per_shard: int) -> tuple[Path, tuple[str, str, int, int]]:
     """Real sidecars, sparse tars with one real sample each; and the place of one of those."""
-    (folder / "shards").mkdir(parents=True)
+    for room in (SHARDS, SIDECARS):
+        (folder / room).mkdir(parents=True)
     rng, drawn, picture = np.random.default_rng(0), zipf_draws(), make_picture()
     counts = [min(per_shard, samples - first) for first in range(0, samples, per_shard)]
     place = ("", "", 0, 0)
     for unit, count in enumerate(counts):
-        row, name = count // 2, f"shards/{unit:06d}"
+        row, (_, sidecar, name) = count // 2, canonical_paths(unit)
         ordinal = unit * per_shard + row
         tar, table = write([make_sample(ordinal, picture, rng, OFTEN)])
         real = table.set_column(3, SCHEMA.field("offset"), pa.array([row * SLOT], pa.int64()))
         size = real["size"][0].as_py()
         made = made_up_rows(unit * per_shard, count, rng, drawn)
         rows = pa.concat_tables([made.slice(0, row), real, made.slice(row + 1)])
-        pq.write_table(rows.combine_chunks(), folder / f"{name}.parquet", **PARQUET_OPTIONS)
-        with (folder / f"{name}.tar").open("wb") as file:
+        pq.write_table(rows.combine_chunks(), folder / sidecar, **PARQUET_OPTIONS)
+        with (folder / name).open("wb") as file:
             file.seek(row * SLOT)
             file.write(tar[:size])
             file.seek(count * SLOT)
             file.write(tar_end(count * SLOT))
-        place = (real["key"][0].as_py(), f"{name}.tar", row * SLOT, size) if unit == len(counts) // 2 else place
+        place = (real["key"][0].as_py(), name, row * SLOT, size) if unit == len(counts) // 2 else place
     write_documents(folder, counts)
     return folder, place
 
@@ -115,6 +119,7 @@ def made_up_rows(first: int, count: int, rng: np.random.Generator, drawn: np.nda
         "width": pa.array(np.full(count, SIZE[0]), pa.int32()),
         "height": pa.array(np.full(count, SIZE[1]), pa.int32()),
         "format": pa.array(["jpeg"] * count),
+        **{name: pa.array([1] * count, pa.int32()) for name in ("rows", "cols", "views")},
         "texts": lists(ones, pa.array([f"a photograph of thing {ordinal}" for ordinal in ordinals]), "texts"),
         "label_shares": lists(ones, pa.array(rng.random(count, np.float32)), "label_shares"),
         "phrases": lists(twos, phrases, "phrases"),
@@ -122,6 +127,7 @@ def made_up_rows(first: int, count: int, rng: np.random.Generator, drawn: np.nda
         "scores": lists(twos, pa.array(rng.random(2 * count, np.float32)), "scores"),
         "codes": lists(ends, pa.array(codes.ravel()[starts]), "codes"),
         "code_counts": lists(ends, pa.array(repeats), "code_counts"),
+        "source_name": pa.array([""] * count),
         "source_path": pa.array([f"{ordinal:09d}.jpg" for ordinal in ordinals]),
         "source_start": pa.array(np.full(count, -1), pa.int64()),
     }

@@ -36,6 +36,7 @@ from patchmint.datasets.reader import SampleRef
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.paths import canonical_paths
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument
@@ -132,10 +133,10 @@ def make_dataset(folder: Path, samples: int, shard: int) -> Path:
     firsts = range(0, samples, shard)
     size = 0
     for number, first in enumerate(firsts):
-        name = f"shards/{number:06d}"
+        _, table, name = canonical_paths(number)
         with (
-            storage.new_file(f"{name}.tar") as tar,
-            storage.new_file(f"{name}.parquet") as sidecar,
+            storage.new_file(name) as tar,
+            storage.new_file(table) as sidecar,
             ShardWriter(tar, sidecar, layout) as writer,
         ):
             for ordinal in range(first, min(first + shard, samples)):

@@ -39,7 +39,7 @@ from patchmint.pipeline.orders import Done, Event, Order, Ready, UnitResult, Wor
 from patchmint.pipeline.plan import make_plan, record_models, to_batches
 from patchmint.samples import ImageRef, SourceSample, SourceText
 from patchmint.shards.commit import read_record
-from patchmint.shards.paths import canonical_paths, record_path
+from patchmint.shards.paths import COMMITS, PUBLISHED, canonical_paths, record_path
 from patchmint.shards.plan import Unit
 from patchmint.shards.records import attempt_path
 from patchmint.storage import open_storage
@@ -128,7 +128,7 @@ def make_output(folder: Path, units: int) -> Path:
     parsed = parse_settings(BuildConfig, settings)
     plan = make_plan(to_batches(samples(units * SAMPLES)), parsed, record_models(parsed), storage)
     digest, whole, rough = plan.digest, read_record(pattern, 0), read_record(pattern, 1)
-    for room in ("commits", "rejects", "shards"):
+    for room in (COMMITS, *PUBLISHED):
         (folder / "out" / room).mkdir()
     copies: dict[str, Path] = {}
     for unit in range(units):

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 from patchmint.version import __version__
 
 if TYPE_CHECKING:
-    from patchmint.api import Annotation, Annotator
+    from patchmint.api import Annotation, Annotator, DocumentAnnotation
     from patchmint.errors import DemoWarning, PatchmintError, UntrainedWarning
     from patchmint.geometry import PatchGrid, grid_preset
     from patchmint.pipeline.driver.build import BuildReport
     from patchmint.pipeline.driver.contracts import Reporter
     from patchmint.pipeline.run import build
-    from patchmint.types import Phrase, Text
+    from patchmint.types import Instance, Phrase, Text
 
 _HOMES = {
     "Annotation": "patchmint.api",
     "Annotator": "patchmint.api",
     "BuildReport": "patchmint.pipeline.driver.build",
     "DemoWarning": "patchmint.errors",
+    "DocumentAnnotation": "patchmint.api",
     "PatchGrid": "patchmint.geometry",
     "PatchmintError": "patchmint.errors",
+    "Instance": "patchmint.types",
     "Phrase": "patchmint.types",
     "Reporter": "patchmint.pipeline.driver.contracts",
     "Text": "patchmint.types",
@@ -41,6 +43,8 @@ __all__ = [
     "Annotator",
     "BuildReport",
     "DemoWarning",
+    "DocumentAnnotation",
+    "Instance",
     "PatchGrid",
     "PatchmintError",
     "Phrase",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.rle import Masks
-from patchmint.types import Phrase, RgbImage, Size, Text
+from patchmint.geometry.rle import ChosenMasks, Masks
+from patchmint.types import Integers, Origin, Phrase, RgbImage, Size, Text
 
 __all__ = [
     "FeatureEncoder",
@@ -42,9 +43,10 @@ class Instances:
         scores: float32 (N,), 0..1, or `UNKNOWN_SCORE`.
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
+        origins: whose each is; empty = all are the model's.
 
     Raises:
-        PluginError: the arrays don't have N rows each.
+        PluginError: there aren't N of each.
     """
 
     image_size: Size
@@ -53,6 +55,7 @@ class Instances:
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int64]
+    origins: tuple[Origin, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.masks)
@@ -62,9 +65,23 @@ class Instances:
                 f"a segmenter gave {n} masks, but text_index, scores, boxes and spans of shapes {shapes}; "
                 f"they must be ({n},), ({n},), ({n}, 4) and ({n}, 2)"
             )
+        if len(self.origins) not in (0, n):
+            raise PluginError(f"a segmenter gave {n} masks and {len(self.origins)} origins; give one a mask, or none")
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def only(self, numbers: Integers) -> Instances:
+        """Those of these numbers, in their order."""
+        return Instances(
+            image_size=self.image_size,
+            masks=ChosenMasks(self.masks, tuple(numbers.tolist())),
+            text_index=self.text_index[numbers],
+            scores=self.scores[numbers],
+            boxes=self.boxes[numbers],
+            spans=self.spans[numbers],
+            origins=tuple(self.origins[number] for number in numbers) if self.origins else (),
+        )
 
     def phrases(self, texts: Sequence[str]) -> list[Phrase]:
         """The instances as phrases, in order.
@@ -72,7 +89,9 @@ class Instances:
         Args:
             texts: the image's texts.
         """
-        rows = zip(self.text_index, self.spans, self.boxes, self.scores, strict=True)
+        model: Origin = "model"
+        origins = self.origins or (model,) * len(self)
+        rows = zip(self.text_index, self.spans, self.boxes, self.scores, origins, strict=True)
         return [
             Phrase(
                 text=texts[text][start:end],
@@ -80,8 +99,9 @@ class Instances:
                 span=(int(start), int(end)),
                 box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
                 score=float(score),
+                origin=origin,
             )
-            for text, (start, end), box, score in rows
+            for text, (start, end), box, score, origin in rows
         ]
 
 
@@ -124,7 +144,7 @@ class TokenizerSpec:
 class FeatureSpec(BaseModel):
     """What is fixed about continuous features, whatever the image. Data sets store it as it is here.
 
-    Of a data set these are KEY.features.npy, float16 (views * tokens, channels).
+    Of a data set these are KEY.features.npy, float16 (tokens of all views, channels).
 
     Raises:
         pydantic.ValidationError: a number is out of range.
@@ -138,17 +158,32 @@ class FeatureSpec(BaseModel):
         min_length=1,
         description="Hidden states: that of V_L first, then those of each further part; 0 = the first block's input.",
     )
-    select_feature: str = Field(description="patch, or cls_patch: with the CLS token first (LLaVA's names).")
+    select_feature: str = Field(
+        description="patch, or cls_patch: with the CLS token first (LLaVA's names); merged: tokens that the encoder "
+        "makes of several patches each."
+    )
     pool: str = Field(description="Empty, or when patches were pooled (DeCo): before or after the connector.")
-    grid: tuple[int, int] = Field(description="Rows and columns of the tokens of one view that lie on a grid, pooled.")
+    grid: tuple[int, int] = Field(
+        description="Rows and columns of the tokens of one view that lie on a grid, pooled; 0, 0: those of the image's "
+        "own grid."
+    )
     leading: int = Field(ge=0, description="Tokens of one view before those of the grid: 1 with CLS.")
     trailing: int = Field(ge=0, description="Tokens of one view after those of the grid: those that STI appends.")
     channels: int = Field(ge=1, description="Numbers of one token.")
 
     @property
+    def merged(self) -> bool:
+        """Whether tokens are those that the encoder makes of several patches each."""
+        return self.select_feature == "merged"
+
+    @property
     def tokens(self) -> int:
-        """Tokens of one view."""
-        return self.leading + self.grid[0] * self.grid[1] + self.trailing
+        """Tokens of one view; 0 where they are the cells of the image's own grid."""
+        return self.tokens_of(0)
+
+    def tokens_of(self, cells: int) -> int:
+        """Tokens of one view whose grid has so many cells."""
+        return self.leading + (prod(self.grid) or cells) + self.trailing
 
 
 @runtime_checkable
@@ -193,6 +228,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class FeatureEncoder(Protocol):
     """Image -> continuous patch features of a frozen vision encoder. It may have `prepare`, as a `Segmenter` may."""
 
@@ -205,7 +241,8 @@ class FeatureEncoder(Protocol):
         """Encode images of any sizes.
 
         Returns:
-            One float16 (views * spec.tokens, spec.channels) an image, in order: view after view, row-major.
+            One float16 (tokens, spec.channels) an image, in order: view after view, each with `spec.tokens_of(cells of
+            the view)` tokens, row-major as labels are; `Placement.token_order` says in which order a model sees them.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Models from outside packages, found through entry points.
 
-A package offers a segmenter or a tokenizer by an entry point in the group `patchmint.segmenters` or
-`patchmint.tokenizers`, which names a callable that takes `device: str` and returns the model.
+A package offers a segmenter, a tokenizer or a vision encoder by an entry point in the group `patchmint.segmenters`,
+`patchmint.tokenizers` or `patchmint.encoders`, which names a callable that takes `device: str` and returns the model.
+An encoder's takes `grid` as well.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
 
-from patchmint.errors import PluginError, did_you_mean
+from patchmint.errors import ConfigError, PluginError, did_you_mean
 
-Group = Literal["patchmint.segmenters", "patchmint.tokenizers"]
+Group = Literal["patchmint.segmenters", "patchmint.tokenizers", "patchmint.encoders"]
 
 
 def plugin_names(group: Group) -> list[str]:
@@ -22,6 +23,11 @@ def plugin_names(group: Group) -> list[str]:
 def is_outside_tokenizer(name: str) -> bool:
     """Whether a tokenizer of the config comes from an outside package, rather than from a checkpoint."""
     return name in plugin_names("patchmint.tokenizers")
+
+
+def is_outside_encoder(name: str) -> bool:
+    """Whether a vision encoder of the config comes from an outside package."""
+    return name in plugin_names("patchmint.encoders")
 
 
 def find_plugin(group: Group, name: str) -> EntryPoint:
@@ -41,7 +47,7 @@ def find_plugin(group: Group, name: str) -> EntryPoint:
     )
 
 
-def load_plugin(group: Group, name: str, interface: type, device: str) -> object:
+def load_plugin(group: Group, name: str, interface: type, device: str, **given: object) -> object:
     """Build an outside model and check that it has the interface's methods.
 
     Args:
@@ -49,13 +55,17 @@ def load_plugin(group: Group, name: str, interface: type, device: str) -> object
         name: the entry point's name.
         interface: the runtime-checkable protocol that it must satisfy.
         device: handed to the model's callable.
+        given: what else is.
 
     Raises:
         PluginError: nobody offers it, it fails to load, or it lacks a method.
+        ConfigError: the model refuses what it was given.
     """
     point = find_plugin(group, name)
     try:
-        model: object = point.load()(device=device)
+        model: object = point.load()(device=device, **given)
+    except ConfigError:
+        raise
     except Exception as error:
         message = f"the plug-in {name!r} ({point.value}) failed to build: {error!r}"
         raise PluginError(message, name=name) from error

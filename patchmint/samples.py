@@ -6,10 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchmint.types import Span, Text
-
-Box = tuple[float, float, float, float]
-"""XYXY in pixels of the image as it is stored, before any EXIF orientation: annotators' boxes mean those."""
+from patchmint.types import Instance, Span, Text
 
 WHOLE_FILE = -1
 
@@ -43,13 +40,14 @@ class SourceText:
     Attributes:
         content: the text, as it stands in the source.
         phrases: spans that name things, where the source knows them; then these and nothing else are looked for.
-        boxes: what the source's annotators say that the text is about. Kept beside the labels; what `labels.boxes`
-            may make labels of.
+        instances: what the source's annotators say that the text is about, in pixels of the image as it is stored,
+            before any EXIF orientation. Kept beside the labels, which `labels.boxes` and `labels.masks` may make of
+            them. Boxes may be without an area.
     """
 
     content: str
     phrases: tuple[Span, ...] = ()
-    boxes: tuple[Box, ...] = ()
+    instances: tuple[Instance, ...] = ()
 
     def to_text(self) -> Text:
         """The text as models take it.

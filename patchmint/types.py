@@ -31,11 +31,17 @@ Span = tuple[int, int]
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
 
+Box = tuple[float, float, float, float]
+"""XYXY in pixels."""
+
 UNKNOWN_SCORE = -1.0
 """Stands for "the model gives no score" (null never reaches the disk)."""
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Number format of a model's large products; auto = the fastest that keeps its answers."""
+
+Origin = Literal["model", "annotator", "mixed"]
+"""Whose box and mask they are: the models', the annotators' (or a user's), or a box of theirs outlined by a model."""
 
 PHRASE_SEPARATOR = " . "
 """Grounding DINO's own separator between phrases of one prompt (upstream README, "Tips")."""
@@ -50,6 +56,21 @@ class Rle(TypedDict):
 
 
 @dataclass(frozen=True)
+class Instance:
+    """One thing that a text names, as people drew it.
+
+    Attributes:
+        box: XYXY in pixels of the image.
+        span: characters of the text that name it; None = not known, which stands for its only phrase, or else for all.
+        mask: of the image's size; then it counts, and the box doesn't. None = not drawn.
+    """
+
+    box: Box
+    span: Span | None = None
+    mask: Rle | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True)
 class Text:
     """A text that goes with an image, and, where known, the phrases in it that name things.
 
@@ -57,9 +78,8 @@ class Text:
         content: the text as the user gave it.
         phrases: character spans in `content`; empty = not known. Where they are given, these and nothing else are
             looked for.
-        boxes: what the text is about, XYXY in original pixels; empty = not known. Where they are given, nothing is
+        instances: what the text is about, in the upright image; empty = not known. Where they are given, nothing is
             looked for.
-        masks: the same, of the image's size; where they are given, boxes don't count.
 
     Raises:
         TextError: a span is empty or lies outside the text, the text isn't valid Unicode, or a box isn't one.
@@ -67,8 +87,7 @@ class Text:
 
     content: str
     phrases: tuple[Span, ...] = ()
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
-    masks: tuple[Rle, ...] = field(default=(), hash=False)
+    instances: tuple[Instance, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -78,13 +97,14 @@ class Text:
                 f"the text isn't valid Unicode (at character {error.start}: a lone surrogate, mostly bytes of another "
                 "encoding); decode it with the right encoding first"
             ) from error
-        for start, end in self.phrases:
+        spans = (instance.span for instance in self.instances if instance.span is not None)
+        for start, end in (*self.phrases, *spans):
             if not 0 <= start < end <= len(self.content):
                 raise TextError(
                     f"phrase span ({start}, {end}) lies outside the text of {len(self.content)} characters; "
                     "spans are half-open character ranges [start, end)"
                 )
-        for box in self.boxes:
+        for box in (instance.box for instance in self.instances if instance.mask is None):
             if len(box) != 4 or not all(map(isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
                 raise TextError(f"{box} isn't a box: give left, top, right, bottom in pixels")
 
@@ -122,13 +142,15 @@ class Phrase:
         span: characters `[start, end)` of that text.
         box: XYXY in original pixels.
         score: 0..1, or `UNKNOWN_SCORE`.
+        origin: whose box and mask they are.
     """
 
     text: str
     text_index: int
     span: Span
-    box: tuple[float, float, float, float]
+    box: Box
     score: float
+    origin: Origin = "model"
 
 
 def as_texts(text: str | Text | Sequence[str | Text]) -> list[Text]:

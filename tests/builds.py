@@ -171,7 +171,7 @@ def is_mid_shard(out):
 
 def digests(out):
     """SHA-256 of every file that may not vary from run to run, and that a record, or the driver, answers for."""
-    paths = [path for room in ("shards", "rejects", "plan") for path in out.glob(f"{room}/[!.R]*")]
+    paths = [path for room in ("shards", "sidecars", "rejects", "plan") for path in out.glob(f"{room}/[!.]*")]
     paths += [*out.glob("plan*.parquet"), *out.glob("[!l]*.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -183,7 +183,7 @@ def committed(out):
 
 def leftovers(out):
     """What a finished build may not leave: attempts, temporary files, a lease, files without a purpose."""
-    rooms = {"shards", "rejects", "plan", "commits", "runs"}
+    rooms = {"shards", "sidecars", "rejects", "plan", "commits", "runs"}
     wanted = {"plan.parquet", "shards.json", "dataset.json", "README.md", *rooms}
     found = {path.relative_to(out) for path in out.rglob("*")}
     return sorted(
@@ -195,7 +195,7 @@ def check_half_done(out, expected):
     """At any moment: what is published is committed and has its final bytes."""
     there = digests(out)
     assert there.items() <= expected.items(), there
-    units = {int(Path(path).stem) for path in there if path.startswith(("shards/", "rejects/"))}
+    units = {int(Path(path).stem) for path in there if path.startswith(("shards/", "sidecars/", "rejects/"))}
     assert units <= committed(out).keys(), f"published without a record: {units}"
 
 
@@ -210,7 +210,7 @@ def check_files(out, expected):
         for path, file in record["files"].items():
             assert file["sha256"] == expected[path], path
     named = {path for record in records.values() for path in record["files"]}
-    assert named == {path for path in expected if path.startswith(("shards/", "rejects/"))}
+    assert named == {path for path in expected if path.startswith(("shards/", "sidecars/", "rejects/"))}
 
 
 def check_finished(out, expected, planned, rejects):

@@ -67,7 +67,7 @@ def edit_column(path, name, change):
 
 def unfinish(folder, unit=1):
     """Take away what a build writes when it comes to this unit, and after it."""
-    for path in ("dataset.json", f"commits/{unit:06}.json", f"shards/{unit:06}.tar", f"shards/{unit:06}.parquet"):
+    for path in ("dataset.json", f"commits/{unit:06}.json", f"shards/{unit:06}.tar", f"sidecars/{unit:06}.parquet"):
         (folder / path).unlink()
 
 

@@ -19,13 +19,14 @@ from patchmint.shards.manifest import Manifest, Totals, describe_members, write_
 from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import Plan, Unit, load_plans, write_index
 from patchmint.shards.reader import iter_samples
-from patchmint.shards.records import mean_share
+from patchmint.shards.records import ImageCounts, mean_share
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
+from patchmint.types import Instance
 
 LAYOUT = Layout(
     grid=GridLayout(rows=4, cols=6, patch_px=14, fit="squash"),
@@ -67,11 +68,11 @@ def make_sample(ordinal, *, layout=LAYOUT, phrases=True, kind="jpeg"):
     shape = (len(texts), layout.grid.rows, layout.grid.cols)
     coverage = rng.integers(0, 60, shape).astype(np.uint8)
     found = PhraseDocument(text=texts[0][:3], text_index=0, start=0, end=3, box=(0.0, 1.5, 20.25, 30.0), score=0.4375)
-    spans, boxes = (((0, 3),), ((1.0, 2.0, 3.0, 4.0),)) if phrases else ((), ())
+    spans, drawn = (((0, 3),), (Instance((1.0, 2.0, 3.0, 4.0), (0, 3)),)) if phrases else ((), ())
     source = SourceSample(
         id=f"Source/{ordinal}.é",
         images=(ImageRef(f"images/{ordinal}.{kind}"),),
-        texts=tuple(SourceText(text, spans, boxes) for text in texts),
+        texts=tuple(SourceText(text, spans, drawn) for text in texts),
         conversation=(Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if phrases else (),
     )
     codes = None
@@ -106,7 +107,7 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
     source = SourceSample(
         id=f"Document/{ordinal}.é",
         images=tuple(ImageRef(f"images/{ordinal}-{number}.{kind}") for number in range(images)),
-        texts=(SourceText(asked, ((0, 3),), ((1.0, 2.0, 3.0, 4.0),)), SourceText(told)),
+        texts=(SourceText(asked, ((0, 3),), (Instance((1.0, 2.0, 3.0, 4.0)),)), SourceText(told)),
         parts=tuple(parts),
         image_texts=image_texts,
     )
@@ -116,6 +117,8 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
         box, score = (0.0, 1.5, 20.25, 30.0), 0.25 + number / 1000
         found = PhraseDocument(text=told[:3], text_index=1, start=0, end=3, box=box, score=score)
         picture = make_sample(1000 * ordinal + number, layout=layout, kind=kind)
+        form = layout.features
+        features = rng.normal(size=(form.tokens, form.channels)).astype(np.float16) if form else None
         made.append(
             ShardImage(
                 data=picture.data,
@@ -124,6 +127,7 @@ def make_document(ordinal, images=2, *, layout=DOCUMENTS, turns=True, kind="jpeg
                 selector=(coverage > layout.threshold).astype(np.uint8) if layout.threshold is not None else None,
                 coverage=coverage if layout.threshold is not None else None,
                 codes=picture.codes,
+                features=features,
             )
         )
     return ShardSample(PlannedSample(ordinal, f"d{ordinal:04}", source), tuple(made))
@@ -153,9 +157,10 @@ def tar_of(members):
     return data + tar_end(len(data))
 
 
-def write_plan(folder, units, generation=0, **config):
+def write_plan(folder, units, generation=0, images=(), **config):
     """The plan's index, or that of a retry; there are no parts."""
-    listed = [Unit(unit, samples, 0, "none", 0) for unit, samples in units.items()]
+    counts = images or [0] * len(units)
+    listed = [Unit(unit, samples, 0, "none", 0, n) for (unit, samples), n in zip(units.items(), counts, strict=True)]
     plan = Plan(generation, listed, config=config, config_digest="", models={}, versions={})
     open_storage(folder).write(plan_path(generation), write_index(plan))
 
@@ -178,7 +183,10 @@ def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes, 
     selectors = [image.selector for sample in samples for image in sample.images if image.selector is not None]
     share = mean_share([float(np.float32(share)) for one in selectors for share in one.mean(axis=(1, 2))])
     texts = sum(len(sample.planned.sample.texts) for sample in samples)
-    attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, texts=texts, label_share=share)
+    written = [len(sample.images) for sample in samples]
+    images = ImageCounts(sum(written), sum(written), 0, max(written, default=0)) if layout.documents else None
+    counts = {"texts": texts, "label_share": share, "images": images}
+    attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, **counts)
     attempt.drop()
 
 
@@ -186,7 +194,8 @@ def finish(folder, units, planned, rejected, layout=LAYOUT):
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     plans, records = load_plans(storage), read_records(storage, units)
-    totals = Totals.of(records, planned, {"image-missing": rejected} if rejected else {})
+    rejects = {"image-missing": rejected} if rejected else {}
+    totals = Totals.of(records, planned, rejects, images=plans[0].images)
     manifest = Manifest(
         notice=layout.notice,
         config={"source": {"kind": "folder"}},
@@ -205,7 +214,9 @@ def finish(folder, units, planned, rejected, layout=LAYOUT):
 def make_dataset(folder, units, rejects=None, *, layout=LAYOUT, damage=None):
     """A whole, finished data set."""
     rejects = rejects or {}
-    write_plan(folder, {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)})
+    planned = {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)}
+    images = [sum(len(sample.images) for sample in samples) * layout.documents for samples in units]
+    write_plan(folder, planned, images=images)
     for unit, samples in enumerate(units):
         change = (damage or {}).get(unit, bytes)
         commit_unit(folder, unit, samples, rejects.get(unit, []), layout=layout, damage=change)

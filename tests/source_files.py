@@ -14,12 +14,20 @@ from patchmint.config.sources import SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.pipeline.sources import open_source
 from patchmint.samples import PART, Absent, SourceSample
+from patchmint.types import Instance
+
+
+def drawn(*boxes, span=None):
+    """Instances that have these boxes."""
+    return tuple(Instance(tuple(map(float, box)), span) for box in boxes)
+
 
 FIXTURES = Path(__file__).with_name("sources")
 
 
-def source(kind, uri, **settings):
-    return open_source(TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings}))
+def source(kind, uri, masks=False, **settings):
+    config = TypeAdapter(SourceConfig).validate_python({"kind": kind, "uri": str(uri), **settings})
+    return open_source(config, masks=masks)
 
 
 def samples_of(opened):

@@ -92,6 +92,29 @@ def test_pictures(annotation):
         annotation.overlay(2)
 
 
+def test_a_document_is_its_images_each_with_its_texts(annotator, annotation, tmp_path):
+    (tmp_path / "cat.png").write_bytes(png(PHOTO))
+    parts = ["a cat on a sofa", tmp_path / "cat.png", "two dogs", PHOTO[:100]]
+    document = annotator.annotate_document(parts)
+    assert [text.content for text in document.texts] == ["a cat on a sofa", "two dogs"]
+    assert document.image_texts == ((0, 1), (0, 1))
+    np.testing.assert_array_equal(document.images[0].coverage, annotation.coverage)
+    assert document.images[1].image.size == (100, PHOTO.shape[1])
+    assert document._repr_html_().count("<figure") == 4
+    near = annotator.annotate_document(["a cat", *parts, "a cup"], "neighbours")
+    assert near.image_texts == ((1, 2), (2, 3))
+    assert [text.content for text in near.images[1].texts] == ["two dogs", "a cup"]
+    assert annotator.annotate_document([PHOTO, "a cat", "two dogs"], "neighbours").image_texts == ((0,),)
+    with pytest.raises(InputError, match="a string is a text"):
+        annotator.annotate_document(["photo.jpg", "a cat"])
+    with pytest.raises(TextError):
+        annotator.annotate_document([PHOTO])
+    with pytest.raises(ImageDecodeError, match="image 1"):
+        annotator.annotate_document([PHOTO, "a cat", b"no image"])
+    with pytest.raises(ConfigError, match="neighbours"):
+        annotator.annotate_document(parts, "own")
+
+
 def pictures_in(html: str) -> list[Image.Image]:
     found = re.findall('src="data:image/png;base64,([^"]*)"', html)
     return [Image.open(io.BytesIO(base64.b64decode(data, validate=True))) for data in found]

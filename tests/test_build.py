@@ -147,7 +147,7 @@ def test_images_of_12_bits_that_dont_say_so_are_counted(rough):
 
 def test_keys_are_lawful_and_unique_and_the_id_is_kept(rough):
     _, out, _ = rough
-    written = rows(out, "shards/*.parquet")
+    written = rows(out, "sidecars/*.parquet")
     keys = [row["key"] for row in written]
     assert len(set(keys)) == len(keys) == 36
     assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for key in keys)

@@ -14,6 +14,7 @@ from flaky_proxy import KINDS, Fault, Kind, conditional_put, flaky_proxy, is_cop
 
 from patchmint.pipeline.orders import Working
 from patchmint.pipeline.pools import serve
+from patchmint.shards.paths import PUBLISHED
 from patchmint.storage import open_storage, patience
 
 TEXTS = [f"thing number {number}" for number in range(23)]
@@ -40,8 +41,8 @@ def store(server, monkeypatch):
 def digests(uri):
     """As `builds.digests`, of a bucket."""
     storage = open_storage(uri)
-    chosen = ("shards", "rejects/", "plan", "dataset.json")
-    paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen) and "README" not in entry.path]
+    chosen = ("shards", "sidecars/", "rejects/", "plan", "dataset.json")
+    paths = [entry.path for entry in storage.list() if entry.path.startswith(chosen)]
     return {path: hashlib.sha256(storage.read(path)).hexdigest() for path in paths}
 
 
@@ -51,7 +52,7 @@ def check(uri, expected):
     storage = open_storage(uri)
     rest = {entry.path.split("/")[0] for entry in storage.list()}
     own = {"plan.parquet", "shards.json", "dataset.json", "README.md"}
-    assert rest == {"shards", "rejects", "plan", "commits", "runs", *own}
+    assert rest == {"shards", "sidecars", "rejects", "plan", "commits", "runs", *own}
     assert [entry.path for entry in storage.list("commits/")] == [f"commits/{unit:06d}.json" for unit in range(5)]
     assert builds.asked("inspect", "verify", uri, "--json")["findings"] == []
     status = builds.asked("status", uri, "--json")
@@ -134,8 +135,8 @@ WALK = {
     "put": ["/plan/", "/attempts/", "/runs/", "/shards.json", "/dataset.json"],
     "head": ["/plan.parquet", "/plan/", "/attempts/", "/shards/", "/rejects/"],
     "get": ["/.patchmint-tmp", "/plan.", "/plan.retry", "/plan/", "/commits/", "/shards/", "/saved/", "/lease.json"],
-    "list": [f"prefix=out/{room}" for room in ("", "attempts", "commits", "saved", "plan", "rejects", "shards")],
-    "copy": ["/shards/", "/rejects/"],
+    "list": [f"prefix=out/{room}" for room in ("", "attempts", "commits", "saved", "plan", "rejects", *PUBLISHED[:2])],
+    "copy": ["/shards/", "/sidecars/", "/rejects/"],
     "delete": ["?delete"],
 }
 """Kinds of requests, and in which rooms of a build they come."""

@@ -114,6 +114,15 @@ def test_what_is_null_is_left_out(run):
     assert json.loads(run("--tokens", "null", "--json")[0])["codes"] == []
 
 
+def test_several_images_are_one_document(run, photo, tmp_path):
+    alone = json.loads(run("--json")[0])
+    (tmp_path / "other.png").write_bytes(photo.read_bytes())
+    lines = run(tmp_path / "other.png", "--json", "--out", tmp_path / "o.png")[0].splitlines()
+    assert [json.loads(line) for line in lines] == [alone, alone]
+    assert sorted(path.name for path in tmp_path.glob("o*.png")) == ["o.0.png", "o.1.png", "other.png"]
+    assert "other.png" in run(tmp_path / "other.png")[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -71,7 +71,7 @@ def problems(storage, unit, tags, *, ended):
         wrong.append(f"in the end there is {sorted(found)}")
     if ended and storage.is_local:
         files = {str(path.relative_to(storage.uri)) for path in Path(storage.uri).rglob("*")}
-        if files != {*canonical_paths(unit), record_path(unit), "commits", "shards", "rejects"}:
+        if files != {*canonical_paths(unit), record_path(unit), "commits", "shards", "sidecars", "rejects"}:
             wrong.append(f"in the end the folder holds {sorted(files)}")
     return wrong
 
@@ -352,10 +352,10 @@ def test_publishing_again_changes_nothing(storage, monkeypatch):
 def test_publishing_finds_lost_and_foreign_files(storage):
     build(storage, 3, "run-a", "a")
     record = read_record(storage, 3)
-    storage.write("shards/000003.parquet", b"of another size")
+    storage.write("sidecars/000003.parquet", b"of another size")
     with pytest.raises(ShardError, match=r"has 15 bytes instead of .*delete commits/000003.json and build again"):
         publish(storage, record)
-    storage.delete(["shards/000003.parquet"])
+    storage.delete(["sidecars/000003.parquet"])
     with pytest.raises(ShardError, match="isn't there"):
         publish(storage, record)
     # What the message says works, also where the new attempt has fewer files.

@@ -14,6 +14,7 @@ import torch
 import transformers
 from builds import benchmark_modules
 
+from patchmint.annotate.preflight import check_loadable
 from patchmint.api import Annotator
 from patchmint.api.document import AnnotationDocument
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
@@ -190,13 +191,14 @@ def test_limits_of_pixels_and_grids_spelled_out():
 @pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")
 def test_features_refuse_what_they_cannot_lie_on():
     build = {"source": {"kind": "folder", "uri": "in"}, "output": {"uri": "out"}, "models": UNTRAINED}
-    for grid in ("qwen3-vl", "internvl3", "molmo2", "llava-onevision-hf", {"preset": "siglip2-naflex"}):
-        assert BuildConfig.parse(build | {"grid": grid, "features": None}).features is None
-        with pytest.raises(ConfigError, match=r"grid: features can't have this grid yet.*llava-1\.5-finetune"):
-            BuildConfig.parse(build | {"grid": grid, "features": {}})
-    assert BuildConfig.parse(build | {"grid": "llava-next-hf", "features": {}}).grid == "llava-next-hf"
-    with pytest.raises(ConfigError, match="features can't have this grid yet"):
-        Annotator.from_preset(UNTRAINED, grid="qwen3-vl", features={})
+    for grid in ("internvl3", "molmo2", "llava-onevision-hf"):
+        check_loadable(BuildConfig.parse(build | {"grid": grid, "features": None}))
+        with pytest.raises(ConfigError, match=r"features can't have this grid: .*merges their patches"):
+            check_loadable(BuildConfig.parse(build | {"grid": grid, "features": {}}))
+    for grid in ("llava-next-hf", "qwen3-vl", {"preset": "siglip2-naflex"}):
+        check_loadable(BuildConfig.parse(build | {"grid": grid, "features": {}}))
+    with pytest.raises(ConfigError, match="features can't have this grid"):
+        Annotator.from_preset(UNTRAINED, grid="internvl3", features={})
 
 
 @pytest.mark.filterwarnings("ignore::patchmint.UntrainedWarning")

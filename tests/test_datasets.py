@@ -48,7 +48,7 @@ def test_rows(folder):
     ids=["absent", "other type", "null", "list"],
 )
 def test_columns_of_another_form(folder, column):
-    replaced(folder / "shards" / "000000.parquet", "key", column)
+    replaced(folder / "sidecars" / "000000.parquet", "key", column)
     dataset = open_dataset(folder)
     with pytest.raises(ShardError, match=r"000000.parquet.*run `patchmint inspect verify`"):
         read_table(dataset, dataset.shards[0], ["key"])
@@ -57,14 +57,14 @@ def test_columns_of_another_form(folder, column):
 
 
 def test_nulls_inside_of_lists(folder):
-    replaced(folder / "shards" / "000000.parquet", "texts", pa.array([["a", None], ["b"]]))
+    replaced(folder / "sidecars" / "000000.parquet", "texts", pa.array([["a", None], ["b"]]))
     dataset = open_dataset(folder)
     with pytest.raises(ShardError, match="'texts' isn't what the format says"):
         read_table(dataset, dataset.shards[0], ["texts"])
 
 
 def test_a_column_twice(folder):
-    path = folder / "shards" / "000000.parquet"
+    path = folder / "sidecars" / "000000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.append_column("key", table["key"]), path)
     dataset = open_dataset(folder)
@@ -73,7 +73,7 @@ def test_a_column_twice(folder):
 
 
 def test_fewer_rows_and_no_parquet_at_all(folder):
-    path = folder / "shards" / "000000.parquet"
+    path = folder / "sidecars" / "000000.parquet"
     pq.write_table(pq.read_table(path).slice(0, 1), path)
     dataset = open_dataset(folder)
     with pytest.raises(ShardError, match="has 1 rows, not 2"):
@@ -94,13 +94,13 @@ def test_places_outside_of_the_tar(folder, monkeypatch, offset, size):
     """Of a hostile sidecar: one error, from whatever needs places."""
     monkeypatch.setenv("PATCHMINT_CACHE", str(folder.parent / "cache"))
     whole = open_dataset(folder).shards[0].size
-    path = folder / "shards/000000.parquet"
+    path = folder / "sidecars/000000.parquet"
     table = pq.read_table(path)
     places = {"offset": [0, offset], "size": [table["size"][0].as_py(), whole if size is None else size]}
     for name, values in places.items():
         replaced(path, name, pa.array(values, pa.int64()))
     dataset = open_dataset(folder)
-    words = r"shards/000000\.parquet of .* sample 1 at byte .*inspect verify"
+    words = r"sidecars/000000\.parquet of .* sample 1 at byte .*inspect verify"
     with pytest.raises(ShardError, match=words):
         sample_at(dataset, 1)
     with pytest.raises(ShardError, match=words):
@@ -150,7 +150,7 @@ def test_chosen_members_of_chosen_samples(several):
 
 
 def test_a_sidecar_with_another_key(several):
-    path = several / "shards/000000.parquet"
+    path = several / "sidecars/000000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(0, table.schema.field(0), pa.array(["s0000", "other"])), path)
     words = r"shards/000000\.tar of .* has sample 's0001' where its sidecar has 'other'"
@@ -186,12 +186,25 @@ def test_a_copy_of_the_shards_alone(tmp_path, several):
         assert [shard.tar for shard in found.shards if shard.samples] == [s.tar for s in whole.shards if s.samples]
         for index in range(4):
             assert sample_at(found, index).members == sample_at(whole, index).members
-        (alone / "shards/000002.parquet").unlink()
-        with pytest.raises(ShardError, match=r"lacks shards/000002\.parquet"):
+        (alone / "sidecars/000002.parquet").unlink()
+        with pytest.raises(ShardError, match=r"lacks sidecars/000002\.parquet"):
             open_dataset(alone)
         (alone / "shards/000002.tar").unlink()
         with pytest.raises(ShardError, match=r"lacks|the files of .* make 3 samples, its dataset\.json says 4"):
             open_dataset(alone)
+
+
+def test_a_lone_tar_has_its_sidecar(tmp_path, several, monkeypatch):
+    monkeypatch.chdir(several / "shards")
+    for uri in (several / "shards/000000.tar", "000000.tar", (several / "shards/000000.tar").as_uri()):
+        opened = open_dataset(uri)
+        assert opened.scanned is None
+        assert (opened.shards[0].tar, opened.shards[0].sidecar) == ("shards/000000.tar", "sidecars/000000.parquet")
+        assert sample_at(opened, 0).members == sample_at(open_dataset(several), 0).members
+    copied = [shutil.copy(several / path, tmp_path) for path in ("shards/000000.tar", "sidecars/000000.parquet")]
+    assert open_dataset(copied[0]).shards[0].sidecar == "000000.parquet"
+    shutil.rmtree(several / "sidecars")
+    assert open_dataset("000000.tar").scanned.num_rows == 2
 
 
 def test_extents_read_ahead_lead_to_the_same_samples(several):

@@ -4,7 +4,9 @@ import json
 import random
 import signal
 from collections import Counter
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import builds
 import numpy as np
@@ -13,8 +15,16 @@ from shard_data import stored
 from test_build_kill import _killed
 from test_saved import STOPPED, batches_show, stopped
 
+from patchmint.config.build import BuildConfig
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.ledger import iter_rejects
 from patchmint.images.decode import decode_image
+from patchmint.jobs.extend import settings_of
 from patchmint.jobs.status import status
+from patchmint.pipeline.driver import watch
+from patchmint.pipeline.driver.build import build
+from patchmint.pipeline.driver.contracts import Reporter
+from patchmint.pipeline.orders import Working
 from patchmint.samples import NO_NUMBER, ImageRef
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.plan import load_plans
@@ -169,21 +179,101 @@ def built(config, out):
 
 
 @pytest.mark.kill
-def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("on_bad_image", "batches", "steps"), [("drop", (1, 6, 11, 17), (20, 45)), ("reject", (3, 5, 8), ())]
+)
+def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, on_bad_image, batches, steps):
     """Answers tell which images were asked about together, so a run that resumes must ask about the same."""
-    source = make_source(tmp_path / "in", 40)
-    config = make_config(tmp_path, source, 40, on_bad_image="drop")
+    source = make_source(tmp_path / "in", 40, answers=("a thing", "two things", "ALONE"))
+    config, whole = make_config(tmp_path, source, 40, on_bad_image=on_bad_image), tmp_path / "out"
     with builds.warmed():
-        whole = tmp_path / "out"
         assert builds.exit_code(builds.fork(partial(built, config, whole))) == 0
-        digests = builds.digests(whole)
-        for batches in (1, 3, 7, 12, 16, 19):
-            out = tmp_path / f"stopped-{batches}"
-            assert builds.exit_code(builds.fork(partial(stopped, config, out, batches, in_time=True))) == STOPPED
+        expected = builds.digests(whole)
+        broken = [(partial(stopped, config, batches=batch, in_time=True), STOPPED) for batch in batches]
+        broken += [(partial(_killed, config, number=step), -signal.SIGKILL) for step in steps]
+        for number, (interrupted, code) in enumerate(broken):
+            out = tmp_path / f"{number}"
+            assert builds.exit_code(builds.fork(lambda out=out, run=interrupted: run(out=out))) == code
             assert builds.exit_code(builds.fork(partial(built, config, out))) == 0
-            builds.check_files(out, digests)
-        for step in (20, 45):
-            out = tmp_path / f"killed-{step}"
-            assert builds.exit_code(builds.fork(partial(_killed, config, out, step))) == -signal.SIGKILL
-            assert builds.exit_code(builds.fork(partial(built, config, out))) == 0
-            builds.check_files(out, digests)
+            builds.check_files(out, expected)
+
+
+def test_documents_are_extended_image_by_image(tmp_path, stand_in):
+    """What is made later is what would have been made at once; all else is carried over."""
+    source = make_source(tmp_path / "in", 12)
+    config = make_config(tmp_path, source, on_bad_image="drop")
+    whole, base, out = tmp_path / "out", tmp_path / "base", tmp_path / "extended"
+    builds.build_here(config, whole)
+    builds.build_here(config, base, {"tokens": None, "labels.min_coverage": 0.1})
+    settings = settings_of(read_manifest(open_storage(base)), str(base), str(out), {"labels", "tokens"})
+    report = builds.build_here(settings, out, {"models.tokenizer": "stand-in", "labels.min_coverage": 0.0})
+    written = read_manifest(open_storage(whole)).totals.images
+    assert report.images == replace(written, planned=written.written, dropped=0)
+    assert {sample.key: sample.members for sample in stored(out)} == {
+        sample.key: sample.members for sample in stored(whole)
+    }
+    assert list(verify(open_storage(out))) == []
+
+
+def test_rejected_documents_are_retried_and_images_that_were_dropped_are_not(tmp_path, stand_in):
+    source = make_source(tmp_path / "in", 20)
+    config, out = make_config(tmp_path, source, on_bad_image="drop"), tmp_path / "out"
+    before = builds.build_here(config, out)
+    assert before.rejects["image-missing"] == 2
+    (source / ABSENT).write_bytes((source / "000.jpg").read_bytes())
+    given = BuildConfig.load(config)
+    workers = {"min_workers": 1, "max_workers": 1, "reporter": Reporter()}
+    after = build(given, builds.SameProcess, **workers, retry_failed=True)
+    assert after.written == before.written + 2
+    assert after.images == replace(before.images, written=before.images.written + 2)
+    assert status(str(out)).images == read_manifest(open_storage(out)).totals.images == after.images
+    listed = [row for table in iter_rejects(open_dataset(str(out))) for row in table.to_pylist()]
+    assert sum(row["image"] != NO_NUMBER for row in listed) == after.images.dropped > 0
+    assert sum(row["image"] == NO_NUMBER for row in listed) == after.rejected
+    assert list(verify(open_storage(out))) == []
+
+
+@pytest.mark.parametrize("on_bad_image", ["reject", "drop"])
+def test_the_image_that_models_fail_at_is_at_fault_and_not_those_beside_it(tmp_path, stand_in, on_bad_image):
+    builds.make_input(tmp_path / "in", [""] * 10)
+    names = [f"{place:03d}.jpg" for place in range(10)]
+
+    def said(images, answer):
+        return [{"from": "human", "value": "<image>" * images + "what?"}, {"from": "gpt", "value": answer}]
+
+    records = [
+        {"id": "good", "image": names[:3], "conversations": said(3, "a thing")},
+        {"id": "one", "image": names[:3], "conversations": said(1, "ALONE") + said(2, "a thing")},
+        # more than a build endures of samples that its models fail at, one after another
+        {"id": "all", "image": names, "conversations": said(10, "WRONG")},
+        {"id": "again", "image": names[2::-1], "conversations": said(2, "a thing") + said(1, "ALONE")},
+    ]
+    (tmp_path / "in" / "documents.json").write_text(json.dumps(records))
+    out = tmp_path / "out"
+    report = builds.build_here(make_config(tmp_path, tmp_path / "in", on_bad_image=on_bad_image), out)
+    written = {sample.key: [image.source.path for image in sample.images] for sample in stored(out)}
+    rows = {(row.key, row.image): row.fault.reason for row in read_rejects(open_storage(out), "rejects/000000.parquet")}
+    if on_bad_image == "drop":
+        assert written == {"good": names[:3], "one": names[1:3], "again": names[2:0:-1]}
+        dropped = {("one", 0): "part-out-of-memory", ("again", 2): "part-out-of-memory"}
+        assert rows == {("all", NO_NUMBER): "model-error", **dropped}
+    else:
+        assert written == {"good": names[:3]}
+        rejected = {"one": "out-of-memory", "all": "model-error", "again": "out-of-memory"}
+        assert rows == {(key, NO_NUMBER): reason for key, reason in rejected.items()}
+    assert report.rejected == len(records) - len(written)
+    assert list(verify(open_storage(out))) == []
+
+
+def test_a_worker_may_take_as_long_as_its_documents_have_images(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    followed = watch.Watch(10)
+    followed.begin(0)
+    followed.hear(Working(0, 0, 0, 0, {}, "annotate", positions=(4,), images=3))
+    now[0] = 29
+    assert list(followed.overdue()) == []
+    now[0] = 31
+    ((worker, why),) = followed.overdue()
+    assert worker == 0
+    assert "no sample was finished for 30 s in annotate" in why

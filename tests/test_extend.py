@@ -171,7 +171,7 @@ def test_labels_and_codes_can_be_made_anew(extended, tmp_path):
 
 def test_the_same_command_goes_on_and_ends_with_the_same_bytes(base, extended):
     expected = digests(extended)
-    for path in ("commits/000001.json", "shards/000001.tar", "shards/000001.parquet", "dataset.json"):
+    for path in ("commits/000001.json", "shards/000001.tar", "sidecars/000001.parquet", "dataset.json"):
         (extended / path).unlink()
     assert "6 planned = 6 written" in told("extend", base, extended, *OPTIONS)
     check_files(extended, expected)
@@ -259,6 +259,6 @@ def test_only_finished_data_sets_can_be_extended(base, tmp_path):
     (half / "dataset.json").unlink()
     assert "only a finished data set" in told("extend", half, tmp_path / "out", "--tokens", "{}", rc=2)
     lost = shutil.copytree(base, tmp_path / "lost")
-    (lost / "shards" / "000001.parquet").unlink()
+    (lost / "sidecars" / "000001.parquet").unlink()
     said = told("extend", lost, tmp_path / "out", "--tokens", "{}", rc=2)
     assert "name 3 samples" in said or "inspect verify" in said

@@ -47,6 +47,17 @@ def test_it_is_read(old):
     assert len(StageDataset(str(old), stage=1)) == 3
 
 
+@pytest.mark.parametrize(
+    "gone", [(), ("shards.json",), ("shards.json", "dataset.json"), ("shards.json", "plan", "plan.parquet", "commits")]
+)
+def test_its_sidecars_lie_beside_the_tars(old, gone):
+    for name in gone:
+        shutil.rmtree(old / name) if (old / name).is_dir() else (old / name).unlink()
+    for opened in (open_dataset(old), open_dataset(old, check_files=False), open_dataset(f"{old}/shards/000000.tar")):
+        assert opened.shards[0].sidecar == "shards/000000.parquet"
+        assert sum(table.num_rows for _, table in iter_tables(opened, ["key"])) == 3
+
+
 def test_it_verifies_and_is_searched(old):
     assert list(verify(open_storage(old))) == []
     assert answer("find", old, "--where", "source_name = '' and source_path <> ''")["found"] == 3

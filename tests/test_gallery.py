@@ -326,8 +326,8 @@ def test_codes_of_another_shape(tmp_path):
     small = TokensLayout(member="vqgan", grid=(4, 4), codebook_sizes=(512,), preprocessing="pad-128-bicubic")
     odd = replace(gallery_sample(3), codes=np.zeros((4, 4, 1), np.int64))
     files = write_shard([odd], LAYOUT.model_copy(update={"tokens": small}))
-    for ending, data in zip(("tar", "parquet"), files, strict=True):
-        (folder / "shards" / f"000001.{ending}").write_bytes(data)
+    for path, data in zip(("shards/000001.tar", "sidecars/000001.parquet"), files, strict=True):
+        (folder / path).write_bytes(data)
     done = run(folder, tmp_path / "g", "--no-masks")
     assert (done.exit_code, "1 card says" in done.stderr) == (0, True)
     assert "(4, 4, 1)" in payload((tmp_path / "g" / "samples/000000/000003.js").read_bytes())["remarks"][0]
@@ -520,7 +520,7 @@ def test_serving(folder):
 def test_a_broken_shard_is_an_answer(tmp_path):
     copy = gallery_dataset(tmp_path / "d", 4)
     site = site_of(copy)
-    (copy / "shards" / "000000.parquet").write_bytes(b"nothing")
+    (copy / "sidecars" / "000000.parquet").write_bytes(b"nothing")
     with served(site) as server:
         reply, data = ask(server.server_port, "/data/index-000000.js")
         assert (reply.status, b"verify" in data) == (500, True)

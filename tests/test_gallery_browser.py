@@ -526,7 +526,8 @@ def test_a_card_has_the_score_of_its_text(browser, tmp_path):
 
 def wide_dataset(folder, shards=3, each=10_000):
     """Many samples by their sidecars; in the tars there are those of the first page and of the last."""
-    (folder / "shards").mkdir(parents=True)
+    for room in ("shards", "sidecars"):
+        (folder / room).mkdir(parents=True)
     listed = []
     for unit in range(shards):
         ends = [*range(24), *range(each - 24, each)]
@@ -540,9 +541,9 @@ def wide_dataset(folder, shards=3, each=10_000):
             rare = ["a needle in the hay"] if row % 5000 == 4321 else ["hay"]
             found = real.get(key, template | {"key": key})
             rows.append(found | {"texts": rare, "label_shares": [row / each], "scores": [(unit + 1) / 10]})
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "shards" / f"{unit:06}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "sidecars" / f"{unit:06}.parquet")
         (folder / "shards" / f"{unit:06}.tar").write_bytes(tar)
-        listed.append(Shard(unit, f"shards/{unit:06}.tar", f"shards/{unit:06}.parquet", each, 0, len(tar)))
+        listed.append(Shard(unit, f"shards/{unit:06}.tar", f"sidecars/{unit:06}.parquet", each, 0, len(tar)))
     return Dataset(str(folder), open_storage(folder), None, tuple(listed))
 
 

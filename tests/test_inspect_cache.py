@@ -86,7 +86,7 @@ def test_every_change_is_a_new_state(tmp_path):
     def state():
         return open_index(open_dataset(folder), "n-1", writes(next(texts)), load)
 
-    manifest, sidecar = folder / "dataset.json", folder / "shards/000001.parquet"
+    manifest, sidecar = folder / "dataset.json", folder / "sidecars/000001.parquet"
     assert state() == "a"
     manifest.write_bytes(manifest.read_bytes().replace(b'"patchmint": "0"', b'"patchmint": "1"'))
     assert state() == "b"

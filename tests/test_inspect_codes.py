@@ -23,7 +23,6 @@ from patchmint.inspection.codes import query as code_query
 from patchmint.inspection.codes import terms as code_terms_module
 from patchmint.inspection.codes.index import named_code, open_code_index, parse_code, tokens_layout
 from patchmint.inspection.codes.query import rank_codes, report_code
-from patchmint.inspection.codes.sheet import code_cells
 from patchmint.inspection.codes.terms import Background, TermCounter, telling_terms, terms_of
 
 
@@ -84,7 +83,7 @@ def test_the_index_against_counting(tmp_path, monkeypatch, sizes):
 
 
 def test_counts_over_255_are_counted(tmp_path):
-    of = with_tokens(2, grid=(20, 20), preprocessing="pad-320-bicubic")
+    of = with_tokens(2, grid=(20, 20), preprocessing="squash-320-bicubic")
     codes = np.zeros((20, 20), np.int64)
     make_dataset(tmp_path / "d", [[sample(0, "a", codes, of=of), sample(1, "b", codes + 1, of=of)]], layout=of)
     assert [image["count"] for image in told(tmp_path / "d", "0")["shown"]] == [400]
@@ -105,7 +104,7 @@ def test_the_index_is_made_once_and_anew_of_another_data_set(dataset, monkeypatc
 def test_a_damaged_index_is_made_anew(dataset, cache, data):
     opened = open_dataset(dataset)
     first = open_code_index(opened, tokens_layout(opened)).ranked(3, 9)[0].tolist()
-    (folder,) = (cache / "indexes").glob("*/codes-1-*")
+    (folder,) = (cache / "indexes").glob("*/content-codes-1-*")
     assert len(list(folder.iterdir())) == 5
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
@@ -270,7 +269,7 @@ def counts_raised(rows):
 def errors_of(dataset, **columns):
     """Of asking for each code where columns of a sidecar are wrong."""
     for name, change in columns.items():
-        edit_column(dataset / "shards" / "000002.parquet", name, change)
+        edit_column(dataset / "sidecars" / "000002.parquet", name, change)
     errors = [run(dataset, code).exception for code in range(40)]
     return [str(error) for error in errors if isinstance(error, ShardError)]
 
@@ -398,13 +397,41 @@ def test_cells_lie_where_the_tokenizer_has_them(fit):
 
     tokenizer = VqganTokenizer(untrained_vqgan(TINY, 0), name="t", size=64, fit=fit)
     spec = tokenizer.spec
-    found = code_cells(
-        with_tokens(spec.codebook_sizes[0], grid=spec.grid_shape, preprocessing=spec.preprocessing).tokens
-    )
+    found = with_tokens(spec.codebook_sizes[0], grid=spec.grid_shape, preprocessing=spec.preprocessing).tokens.cells
     assert found == spec.cells
     assert found.fit is Fit(fit)
     for words in ("own", "pad-65-bicubic", "anyres-64-bicubic", "pad-0-bicubic"):
-        assert code_cells(with_tokens(2, grid=spec.grid_shape, preprocessing=words).tokens) is None
+        assert with_tokens(2, grid=spec.grid_shape, preprocessing=words).tokens.cells is None
+
+
+def test_cells_of_padding_do_not_count(tmp_path):
+    """A wide image fills the middle rows of the square: its bars' codes are nobody's, unless they are asked for."""
+    of = with_tokens(8)
+    wide, tall = np.full((4, 4), 7), np.full((4, 4), 7)
+    wide[1:3], wide[0, 0], wide[1, 2], tall[:, 2] = 3, 5, 5, 3
+    samples = [sample(n, "a", codes, of=of) for n, codes in enumerate((wide, tall, np.full((4, 4), 7), wide))]
+    sizes = ((40, 10), (10, 40), (40, 40), (40, 20))
+    samples = [
+        replace(each, image=each.image.model_copy(update={"width": width, "height": height}))
+        for each, (width, height) in zip(samples, sizes, strict=True)
+    ]
+    folder = make_dataset(tmp_path / "d", [samples[:3], samples[3:]], layout=of)
+
+    def counts(code, *options):
+        return {image["key"]: image["count"] for image in told(folder, code, *options)["shown"]}
+
+    assert counts(3) == {"s0000": 7, "s0003": 7, "s0001": 4}
+    assert counts(7) == {"s0002": 16, "s0001": 4}
+    assert counts(5) == {"s0000": 1, "s0003": 1}
+    assert [image["cells"] for image in told(folder, 5)["shown"]] == [[[1, 2]]] * 2
+    assert counts(7, "--padding") == {"s0002": 16, "s0001": 12, "s0000": 7, "s0003": 7}
+    assert counts(5, "--padding") == {"s0000": 2, "s0003": 2}
+    assert told(folder, "--top", "--limit", 1)["commonest"][0]["occurrences"] == 20
+    assert told(folder, "--top", "--limit", 1, "--padding")["commonest"][0]["occurrences"] == 42
+    assert run(folder, 5, "--sheet", tmp_path / "sheet.png").exit_code == 0
+    usage = answer("stats", folder)["codes"][0]
+    assert usage["counts"] == [0, 0, 0, 18, 0, 2, 0, 20]
+    assert answer("stats", folder, "--padding")["codes"][0]["counts"] == [0, 0, 0, 18, 0, 4, 0, 42]
 
 
 def test_sheets(tmp_path):

@@ -70,7 +70,7 @@ def keys(*arguments, rc=0):
 
 
 def rows_of(folder):
-    return [row for path in sorted(folder.glob("shards/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [row for path in sorted(folder.glob("sidecars/*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def near(row, least, most):
@@ -156,7 +156,7 @@ def test_order_and_limit(folder, dataset):
     ],
 )
 def test_bad_sql_is_said_with_the_columns(dataset, where):
-    table_of_this_process = pq.read_table(next(Path(dataset.uri).glob("shards/*.parquet")))
+    table_of_this_process = pq.read_table(next(Path(dataset.uri).glob("sidecars/*.parquet")))
     assert table_of_this_process.num_rows
     for search in (Search(where=where), Search(sort=where)):
         if search.sort in ("key", "key::int > 3", "exists(from rows_of)"):
@@ -284,7 +284,7 @@ def test_hostile_texts_are_printed_as_texts(tmp_path):
 
 def test_the_help_says_what_can_be_asked(folder):
     page = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(inspect_app, ["find", "--help"]).stdout.split())
-    columns = [*pq.read_table(next(folder.glob("shards/*.parquet"))).column_names, "index"]
+    columns = [*pq.read_table(next(folder.glob("sidecars/*.parquet"))).column_names, "index"]
     assert [name for name in columns if not re.search(rf"\b{name}\b", page)] == []
     assert "square brackets" in page
     assert "sees one sample at a time" in page
@@ -347,8 +347,9 @@ def test_what_a_retry_took_up_is_no_reject(tmp_path):
 
 def test_one_tar_and_an_unfinished_build(tmp_path, folder):
     alone = tmp_path / "alone.tar"
-    for tar in ("shards/000000.tar", "shards/000002.tar"):
-        stored = [row["key"] for row in pq.read_table((folder / tar).with_suffix(".parquet")).to_pylist()]
+    for unit in ("000000", "000002"):
+        tar = f"shards/{unit}.tar"
+        stored = [row["key"] for row in pq.read_table(folder / f"sidecars/{unit}.parquet").to_pylist()]
         alone.write_bytes((folder / tar).read_bytes())
         assert keys(folder / tar) == keys(alone) == stored
         assert keys(alone, "--where", "len(codes) < 3", rc=1) == []

@@ -354,7 +354,7 @@ def test_a_pipe_that_nobody_reads_is_quiet(dataset, words):
 
 
 def test_findings_and_errors_keep_their_codes_in_a_pipe(dataset, tmp_path):
-    (dataset / "shards/000000.parquet").write_bytes(b"")
+    (dataset / "sidecars/000000.parquet").write_bytes(b"")
     assert python("-m", "patchmint", "inspect", "verify", dataset).returncode == 1
     done = python("-m", "patchmint", "inspect", "ls", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")

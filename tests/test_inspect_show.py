@@ -256,7 +256,7 @@ def test_grids_and_codes_are_drawn(dataset):
 def test_hostile_texts_reach_no_terminal(tmp_path):
     source = make_sample(0).planned.sample
     text = "\x1b[2Jclear [red]markup[/red] \u202eevil " + "x" * 50_000
-    texts = (replace(source.texts[0], content=text, phrases=(), boxes=()),)
+    texts = (replace(source.texts[0], content=text, phrases=(), instances=()),)
     sample = make_sample(0)
     evil = replace(source, id="\x1b[31mid [bold]", texts=texts)
     sample = replace(sample, planned=replace(sample.planned, sample=evil))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from inspect_data import answer, edit_column, edit_json, inspect, refusal, with_tokens
+from inspect_data import answer, edit_column, edit_json, inspect, refusal, texted, with_tokens
 from PIL import Image
 from shard_data import LAYOUT, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
 from test_shards_verify import edit_document
@@ -31,13 +31,19 @@ run = partial(inspect, "stats")
 told = partial(answer, "stats")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Three shards of varied samples: without phrases, without scores, without a kept patch."""
     of = with_tokens(30)
     samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
     phrase = PhraseDocument(text="sec", text_index=1, start=0, end=3, box=(0.0, 0.0, 9.0, 9.0), score=-1.0)
-    samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, phrase))
+    drawn = phrase.model_copy(update={"origin": "mixed"})
+    samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, drawn))
     nothing = np.zeros_like(samples[7].selector)
     samples[7] = replace(samples[7], selector=nothing, coverage=nothing)
     rejects = {0: [make_reject(20)], 2: [make_reject(21), replace(make_reject(22), fault=Fault("plan", "no-text", ""))]}
@@ -83,6 +89,7 @@ def test_every_number_against_numpy(dataset, monkeypatch):
         for index in range(len(document.texts))
     ]
     assert (labels["phrases"], labels["unscored"]) == (len(phrases), 2)
+    assert labels["origins"] == {"model": len(phrases) - 1, "mixed": 1}
     check(labels["phrases_per_text"], counts)
     check(labels["scores"], [phrase.score for phrase in phrases if phrase.score >= 0])
     usage = found["codes"][0]
@@ -152,6 +159,28 @@ def test_of_anyres_the_first_view_counts(tmp_path):
     expected = np.concatenate([sample.selector[:, :2] for sample in samples]).mean(axis=0)
     assert np.allclose(found.positions.selector, expected)
     assert found.codes == ()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_patches_of_padding_do_not_count(tmp_path, finished):
+    """Of 4 x 4 patches a wide image fills the two rows in the middle, a square one all."""
+    grid = {"rows": 4, "cols": 4, "patch_px": 14, "fit": "pad"}
+    of = LAYOUT.model_copy(update={"grid": GridLayout(**grid), "tokens": None, "min_coverage": 0.0})
+    samples = []
+    for height, row in ((20, 1), (40, 0)):
+        kept = np.zeros((1, 4, 4), np.uint8)
+        kept[0, row] = 1
+        made = texted(make_sample(height, layout=of), "a")
+        image = made.image.model_copy(update={"height": height})
+        samples.append(replace(made, image=image, selector=kept, coverage=kept * 255))
+    folder = make_dataset(tmp_path / "d", [samples], layout=of)
+    edit_json(folder / "dataset.json", lambda manifest: manifest["config"].update(grid=grid))
+    if not finished:
+        (folder / "dataset.json").unlink()
+    for padding, wide, row in ((False, 4 / 8, 1), (True, 4 / 16, 0.5)):
+        found = collect_stats(open_dataset(folder), 0, padding=padding)
+        assert (found.labels.shares.mean, found.labels.shares.maximum) == ((wide + 4 / 16) / 2, wide)
+        assert found.positions.selector == ((row,) * 4, (0.5,) * 4, (0,) * 4, (0,) * 4)
 
 
 def test_data_sets_without_labels_or_codes(tmp_path):
@@ -230,7 +259,7 @@ def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
     ],
 )
 def test_impossible_numbers_are_errors(dataset, column, value):
-    edit_column(dataset / "shards" / "000002.parquet", column, lambda values: [value, *values[1:]])
+    edit_column(dataset / "sidecars" / "000002.parquet", column, lambda values: [value, *values[1:]])
     assert "verify" in refusal("stats", dataset, kind=ShardError)
 
 

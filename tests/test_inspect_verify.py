@@ -43,7 +43,7 @@ def test_all_is_well(dataset):
 
 
 def test_findings(dataset):
-    (dataset / "shards" / "000000.parquet").unlink()
+    (dataset / "sidecars" / "000000.parquet").unlink()
     (dataset / "shards" / "[red]\x1b[2J.tar").write_bytes(b"")
     done = run(dataset, rc=1)
     for words in ("commits/000000.json", "file-missing", "[red]\N{REPLACEMENT CHARACTER}[2J.tar"):
@@ -156,7 +156,7 @@ def test_a_cut_tar_is_named_with_its_last_member(tmp_path, size, code):
     members = members_of(shard.read_bytes())
     shard.write_bytes(shard.read_bytes()[:size])
     check_names(folder, "shards/000001.tar", code, "")
-    check_names(shard, "000001.tar", code, "")
+    check_names(shard, "shards/000001.tar", code, "")
     (message,) = (f["message"] for f in findings(shard) if f["code"] == code)
     starts = accumulate((len(tar_member(*member)) for member in members), initial=0)
     whole = [
@@ -183,7 +183,7 @@ def test_a_stale_record_is_named(tmp_path):
     record = folder / "commits" / "000001.json"
     record.write_bytes((earlier / "commits" / "000001.json").read_bytes())
     found = findings(folder)
-    for file in ("shards/000001.tar", "shards/000001.parquet"):
+    for file in ("shards/000001.tar", "sidecars/000001.parquet"):
         assert {f["code"] for f in found if f["shard"] == file} & {"file-size", "file-sha256"}, found
     run(folder, rc=1)
     record.write_bytes(re.sub(rb'"plan_digest": "\w+"', b'"plan_digest": "0"', record.read_bytes()))
@@ -200,7 +200,7 @@ def test_corrupt_images_are_named_deep(tmp_path, key, kind):
     folder = make_dataset(tmp_path / kind, units, damage={1: edit(blank)})
     run(folder, rc=0)
     check_names(folder, "shards/000001.tar", "image-damaged", key, "--deep")
-    check_names(folder / "shards" / "000001.tar", "000001.tar", "image-damaged", key, "--deep")
+    check_names(folder / "shards" / "000001.tar", "shards/000001.tar", "image-damaged", key, "--deep")
 
 
 @pytest.mark.parametrize("ending", ["pkl", "pickle", "pyd", "pth", "pt", "x.pkl", "PKL", "selector.npy", "npy"])
@@ -214,7 +214,7 @@ def test_pickles_are_never_loaded(tmp_path, ending):
     folder = make_dataset(tmp_path / "d", two_units(), damage={1: damage})
     code = "array-form" if is_array else "member-pickle"
     check_names(folder, "shards/000001.tar", code, "s0004", "--deep")
-    check_names(folder / "shards" / "000001.tar", "000001.tar", code, "s0004", "--deep")
+    check_names(folder / "shards" / "000001.tar", "shards/000001.tar", code, "s0004", "--deep")
     (tmp_path / "foreign.tar").write_bytes(tar_of([("a.jpg", make_sample(0).data), (f"a.{ending}", pickled)]))
     check_names(tmp_path / "foreign.tar", "foreign.tar", code, "a", "--deep")
     assert not made.exists()
@@ -255,9 +255,9 @@ def test_texts_and_label_shares_of_records_and_manifest(tmp_path):
     assert 0 < totals["label_share"] < 1
     lists = {"dataset.json", "shards.json"}
     for path, fields, places in (
-        (record, {"texts": 4}, {"shards/000001.parquet", *lists}),
-        (record, {"label_share": round(share + 0.001, 6)}, {"shards/000001.parquet", *lists}),
-        (record, {"label_share": None}, {"shards/000001.parquet", *lists}),
+        (record, {"texts": 4}, {"sidecars/000001.parquet", *lists}),
+        (record, {"label_share": round(share + 0.001, 6)}, {"sidecars/000001.parquet", *lists}),
+        (record, {"label_share": None}, {"sidecars/000001.parquet", *lists}),
         (empty, {"texts": 1}, {"commits/000002.json", *lists}),
         (manifest, {"totals": totals | {"texts": 9}}, {"dataset.json"}),
         (manifest, {"totals": totals | {"label_share": round(totals["label_share"] + 0.00001, 6)}}, {"dataset.json"}),

@@ -16,7 +16,7 @@ from inspect_data import answer, inspect
 from PIL import Image
 from shard_data import members_of, stored, tar_of
 
-from patchmint.config import BuildConfig
+from patchmint.config import UNTRAINED, BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.extension import check_extension
 from patchmint.errors import ConfigError, ShardError
@@ -92,7 +92,7 @@ def test_samples_tell_their_grid(built, grid, documented):
         )
         shapes.add(placed.shape)
     assert len(shapes) > 1
-    sidecars = [pq.read_table(path) for path in sorted((built[grid] / "shards").glob("*.parquet"))]
+    sidecars = [pq.read_table(path) for path in sorted((built[grid] / "sidecars").glob("*.parquet"))]
     told = [row for table in sidecars for row in table.select(["rows", "cols", "views"]).to_pylist()]
     assert told == [sample.document.grid.model_dump(include={"rows", "cols", "views"}) for sample in samples]
     assert list(verify(open_storage(built[grid]))) == []
@@ -152,6 +152,11 @@ def test_a_placement_of_another_image_is_found(built):
     assert list(check_document(ours, ours.key, layout)) == []
     wrong = ours.model_copy(update={"grid": other.grid})
     assert [code for code, _ in check_document(wrong, ours.key, layout)] == ["document-grid"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path / "cache"))
 
 
 def test_they_are_looked_into(built, tmp_path):
@@ -235,8 +240,45 @@ def test_extending_labels_another_grid(built, tmp_path):
     given = json.loads(config.read_text())
     with pytest.raises(ConfigError, match=r"labels that are carried over .* lie on"):
         check_extension(BuildConfig.parse(given | {"labels": None, "tokens": {}}))
-    with pytest.raises(ConfigError, match="features can't have this grid yet"):
-        BuildConfig.parse(given | {"features": {"connector": "dci"}})
+
+
+@pytest.mark.parametrize("pool", [None, (3, 4)])
+def test_features_are_added_and_read_in_batches(built, tmp_path, pool):
+    """Each image has a feature a cell, which lies where the labels of that cell do, in a batch as well."""
+    base = {"kind": "patchmint", "uri": str(built["qwen3-vl"])}
+    config = make_config(
+        *(tmp_path / "c.yaml", "", tmp_path / "out", 3),
+        source=base,
+        grid="qwen3-vl",
+        labels=None,
+        tokens=None,
+        models={"vit": UNTRAINED},
+        features={"pool": pool},
+    )
+    assert builds.exit_code(builds.fork(partial(_build, {config: tmp_path / "out"}))) == 0
+    assert list(verify(open_storage(tmp_path / "out"))) == []
+    samples = list(stored(tmp_path / "out"))
+    for sample, before in zip(samples, stored(built["qwen3-vl"]), strict=True):
+        cells = sample.document.placement.tokens if pool is None else 12
+        assert sample.features.shape == (cells, 128)
+        assert sample.members["coverage.npy"] == before.members["coverage.npy"]
+    batch = collate(list(StageDataset(tmp_path / "out", stage=1, shuffle=False)))
+    assert batch.features.shape == (*batch.feature_mask.flatten(2).shape, 128)
+    assert batch.feature_mask.shape == batch.feature_selector.shape
+    for place, sample in enumerate(samples):
+        rows, cols = sample.document.placement.shape if pool is None else pool
+        whole = batch.features[place, 0].unflatten(0, batch.feature_mask.shape[2:]).numpy()
+        assert (whole[:rows, :cols].reshape(-1, 128) == sample.features).all()
+        assert batch.feature_mask[place, 0, :rows, :cols].all()
+        assert batch.feature_mask[place].sum() == rows * cols
+        assert not whole[rows:].any()
+        assert not whole[:, cols:].any()
+    without = collate(list(StageDataset(tmp_path / "out", stage=3, images=False, shuffle=False)))
+    assert without.selector is None
+    assert (without.feature_mask == batch.feature_mask).all()
+    one = next(iter(StageDataset(tmp_path / "out", stage=1, shuffle=False)))
+    if pool is None:
+        assert (one.feature_selector == one.selector).all()
 
 
 @pytest.mark.kill

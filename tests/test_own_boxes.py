@@ -1,12 +1,16 @@
 """Boxes and masks that come with texts: from annotators, or a user's own."""
 
+import contextlib
 import json
+import shutil
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builds import build_here, make_config
 from PIL import Image, ImageDraw
+from pycocotools.coco import COCO
 
 from patchmint.api import Annotator
 from patchmint.datasets.dataset import open_dataset
@@ -16,16 +20,18 @@ from patchmint.demo.scenes import make_scene
 from patchmint.demo.score import f1_and_iou
 from patchmint.errors import ConfigError, InputError, TextError
 from patchmint.geometry import RleMasks, coverage_to_uint8
-from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.geometry.rle import decode_mask, encode_masks, from_coco
 from patchmint.images.decode import decode_image
-from patchmint.images.reading import with_boxes
+from patchmint.images.reading import with_instances
 from patchmint.inspection.diff.compare import compare
+from patchmint.inspection.gallery.remake import drawn_masks, offer_masks
 from patchmint.labelers.given import BoxMasks, JoinedMasks
 from patchmint.samples import ImageRef, SourceSample, SourceText
 from patchmint.shards.reader import iter_samples
+from patchmint.shards.rejects import read_rejects
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
-from patchmint.types import UNKNOWN_SCORE, Text
+from patchmint.types import UNKNOWN_SCORE, Instance, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
 
@@ -118,7 +124,7 @@ def test_joined_masks_are_one(given):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_annotators_boxes_are_turned_with_the_image(orientation):
+def test_annotators_boxes_and_masks_are_turned_with_the_image(orientation):
     """They are drawn into the file's pixels."""
     image, box = Image.new("RGB", (40, 24)), (4, 2, 14, 8)
     ImageDraw.Draw(image).rectangle((4, 2, 13, 7), fill="white")
@@ -126,10 +132,13 @@ def test_annotators_boxes_are_turned_with_the_image(orientation):
     exif[0x0112] = orientation
     image.save(file, "PNG", exif=exif)
     decoded = decode_image(file.getvalue())
-    said = SourceText("a", boxes=(box, (3, 3, 3, 9)))
-    (text,) = with_boxes([Text("a")], SourceSample("a", (ImageRef("a"),), (said,)), decoded)
-    rows, columns = np.nonzero(decoded.pixels[..., 0])
-    assert text.boxes == ((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1),)
+    (mask,) = encode_masks(np.asarray(image)[None, ..., 0])
+    said = SourceText("a", instances=(Instance(box, mask=mask), Instance((3, 3, 3, 9))))
+    (text,) = with_instances([Text("a")], SourceSample("a", (ImageRef("a"),), (said,)), decoded, {"boxes", "masks"})
+    white = decoded.pixels[..., 0]
+    rows, columns = np.nonzero(white)
+    (mask,) = encode_masks(white[None])
+    assert text.instances == (Instance((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), mask=mask),)
 
 
 def test_what_can_not_be_used_is_refused(given):
@@ -150,33 +159,95 @@ def test_what_can_not_be_used_is_refused(given):
         Annotator.from_config({"models": {"segmenter": "toy"}, "labels": {"boxes": "annotators"}})
 
 
-def test_a_coco_file_built_with_annotators_boxes_and_with_a_detector(tmp_path):
-    write_dataset(tmp_path / "scenes", seed=FRESH_SEED, count=5)
-    (instances,) = (tmp_path / "scenes/annotations").glob("instances_*.json")
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Five demo scenes as COCO, with masks in all its forms. Of image 2 neither a box nor a mask can be used."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_dataset(folder, seed=FRESH_SEED, count=5)
+    (instances,) = (folder / "annotations").glob("instances_*.json")
     file = json.loads(instances.read_text())
     for record in file["annotations"]:
         if record["image_id"] == 2:
-            record["bbox"] = None
+            record |= {"bbox": None, "segmentation": [[1, 2]]}
+        elif record["image_id"] == 3:
+            x, y, width, height = record["bbox"]
+            record["segmentation"] = [
+                [x, y, x + width, y + 0.3, x + width / 2, y + height],
+                [x, y, x + 4, y, x, y + 9.5],
+            ]
+        elif record["image_id"] == 4:
+            mask = decode_mask(from_coco(record["segmentation"])).T.ravel()
+            edges = np.flatnonzero(np.diff(mask, prepend=0, append=mask[-1] + 1))
+            record["segmentation"]["counts"] = np.diff(edges, prepend=0).tolist()
     instances.write_text(json.dumps(file))
-    source = {"kind": "coco", "uri": str(tmp_path / "scenes"), "texts": "categories", "split": SPLIT}
-    found = {}
-    for boxes in ("detector", "annotators", "annotators-else-detector"):
-        out = tmp_path / boxes
-        config = make_config(tmp_path / "c.yaml", "", out, source=source, models="demo", tokens=None)
-        build_here(config, out, {"labels.boxes": boxes, "runner.batch_size": 1})
-        assert not list(verify(open_storage(str(out))))
-        found[boxes] = {sample.key: sample for sample in iter_samples(open_storage(str(out)), "shards/000000.tar")}
-    detected, annotated, mixed = found.values()
+    return {"kind": "coco", "uri": str(folder), "texts": "categories", "split": SPLIT}
+
+
+def built(source, out, **overrides):
+    """The samples of a build without batches, by key; it is sound."""
+    config = make_config(out.with_suffix(".yaml"), "", out, source=source, models="demo", tokens=None)
+    dotted = {f"labels.{name}": value for name, value in overrides.items()}
+    build_here(config, out, {"runner.batch_size": 1} | dotted)
+    assert not list(verify(open_storage(str(out))))
+    return {sample.key: sample for sample in iter_samples(open_storage(str(out)), "shards/000000.tar")}
+
+
+def test_a_coco_file_built_with_annotators_boxes_and_with_a_detector(scenes, tmp_path):
+    detected, annotated, mixed = (
+        built(scenes, tmp_path / boxes, boxes=boxes) for boxes in ("detector", "annotators", "annotators-else-detector")
+    )
     assert detected.keys() == annotated.keys() == mixed.keys()
     for number, key in enumerate(detected):
-        phrases = annotated[key].document.phrases
-        boxes = [box for said in annotated[key].document.annotators for box in said.boxes]
-        assert ([phrase.box for phrase in phrases], {phrase.score for phrase in phrases}) == (
-            (boxes, {UNKNOWN_SCORE}) if number != 2 else ([], set())
-        )
+        document = annotated[key].document
+        drawn = [(each.box, document.texts[0][slice(*each.span)]) for each in document.annotators[0].instances]
+        assert [(phrase.box, phrase.text) for phrase in document.phrases] == drawn
+        assert {(phrase.score, phrase.origin) for phrase in document.phrases} <= {(UNKNOWN_SCORE, "mixed")}
+        assert bool(drawn) == (number != 2)
         same = detected if number == 2 else annotated
         assert mixed[key].document.phrases == same[key].document.phrases
         np.testing.assert_array_equal(mixed[key].selector, same[key].selector)
     difference = compare(*(open_dataset(str(tmp_path / name)) for name in ("annotators", "annotators-else-detector")))
     assert "config.labels.boxes" in [change.field for change in difference.settings]
     assert (difference.texts.count, difference.phrases.count, difference.labels.changed) == (0, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_a_coco_files_masks_become_labels_exactly(scenes, tmp_path, given):
+    """As pycocotools reads them, for each category and for all; neither detector nor masker is loaded."""
+    made, plain = built(scenes, tmp_path / "masks", masks="annotators"), built(scenes, tmp_path / "plain")
+    assert open_dataset(str(tmp_path / "masks")).manifest.models == {}
+    with contextlib.redirect_stdout(None):
+        coco = COCO(next(Path(scenes["uri"], "annotations").glob("instances_*.json")))
+    for key, sample in made.items():
+        document, records = sample.document, coco.imgToAnns[int(sample.document.id)]
+        masks = [] if document.id == "2" else np.array([coco.annToMask(record) for record in records], bool)
+        placement = given.annotate(sample.image, "a").placement
+        share = RleMasks(encode_masks(masks)).coverage(range(len(masks)), placement) if len(masks) else 0
+        np.testing.assert_array_equal(sample.coverage[0], coverage_to_uint8(np.broadcast_to(share, placement.shape)))
+        names = [coco.cats[record["category_id"]]["name"] for record in records[: len(masks)]]
+        assert [phrase.text for phrase in document.phrases] == names
+        assert {phrase.origin for phrase in document.phrases} <= {"annotator"}
+        assert (document.texts, sample.image) == (plain[key].document.texts, plain[key].image)
+        assert all(each.mask is None for said in plain[key].document.annotators for each in said.instances)
+        assert drawn_masks(document) == (dict(enumerate(encode_masks(masks))) if len(masks) else {})
+    assert offer_masks(open_dataset(str(tmp_path / "masks")), True).available
+    # a finished data set has kept them
+    extended = built({"kind": "patchmint", "uri": str(tmp_path / "masks")}, tmp_path / "again", masks="annotators")
+    assert all((extended[key].coverage == sample.coverage).all() for key, sample in made.items())
+
+
+def test_masks_with_boxes_and_a_detector_for_the_rest(scenes, tmp_path):
+    both = built(scenes, tmp_path / "both", masks="annotators-else-masker")
+    for key, (number, sample) in zip(both, enumerate(both.values()), strict=True):
+        assert {phrase.origin for phrase in sample.document.phrases} == {"model" if number == 2 else "annotator"}, key
+
+
+def test_masks_of_another_size_are_rejected_in_words(scenes, tmp_path):
+    folder, out = tmp_path / "resized", tmp_path / "out"
+    shutil.copytree(scenes["uri"], folder)
+    path = next((folder / SPLIT).glob("*1.jpg"))
+    Image.open(path).resize((100, 80)).save(path)
+    assert len(built(scenes | {"uri": str(folder)}, out, masks="annotators")) == 4
+    (reject,) = read_rejects(open_storage(str(out)), "rejects/000000.parquet")
+    assert reject.fault.reason == "mask-misfit"
+    assert "and the image is 80 x 100" in reject.fault.message

@@ -53,6 +53,7 @@ from patchmint.shards import plan_parts as parts
 from patchmint.shards.plan import ModelRecord, load_plan, load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.storage import open_storage
+from patchmint.types import Instance, Rle
 from patchmint.weights.container import read_header
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
@@ -60,10 +61,13 @@ from patchmint.weights.store import locate
 PLAIN = [
     SourceSample(f"{number:06d}", (ImageRef(f"{number}.jpg"),), (SourceText(f"text {number}"),)) for number in range(25)
 ]
+DRAWN = (
+    Instance((0.5, 1, 1 / 3, 1e300)),
+    Instance((0, 0, 3, 2), (8, 13), Rle(size=[2, 3], counts=b"06")),
+    Instance((0, 0, 1, 1), (0, 5)),
+)
 RICH = [
-    SourceSample(
-        "0", (ImageRef("a/b.jpg"),), (SourceText("a cat . a dog", ((0, 5), (8, 13)), ((0.5, 1, 1 / 3, 1e300),)),)
-    ),
+    SourceSample("0", (ImageRef("a/b.jpg"),), (SourceText("a cat . a dog", ((0, 5), (8, 13)), DRAWN),)),
     SourceSample("1", (ImageRef("t.tar", 512, 1 << 40),), (SourceText(""), SourceText("猫\x00\n\U0001f600"))),
     SourceSample("2", (ImageRef("rows.parquet", 7),), (), (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))),
     SourceSample("3", (ImageRef(""),), (), (), Fault("source", "text-missing", "no text; give one")),
@@ -206,7 +210,7 @@ def test_parts_are_closed_in_time(tmp_path, monkeypatch, units, size):
 
 
 def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
-    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(500).hex()),)) for _ in range(1000)]
+    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(1000).hex()),)) for _ in range(1000)]
     plan = plan_into(tmp_path, noisy, samples_per_shard=50)
     storage = open_storage(tmp_path)
     read = []

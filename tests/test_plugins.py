@@ -40,6 +40,9 @@ toy-wild = "toy_models:Wild"
 toy-1d = "toy_models:Histogram"
 toy-beyond = "toy_models:Beyond"
 toy-ahead = "toy_models:Ahead"
+[project.entry-points."patchmint.encoders"]
+toy-colours = "toy_models:Colours"
+toy-short = "toy_models:Short"
 """
 
 MODELS = '''
@@ -48,7 +51,8 @@ import numpy as np
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE
-from patchmint.interfaces import Instances, TokenizerSpec, Tokens
+from patchmint.errors import ConfigError
+from patchmint.interfaces import FeatureSpec, Instances, TokenizerSpec, Tokens
 
 
 class Brightness:
@@ -109,6 +113,43 @@ def broken(device):
 class NoSegmenter:
     def __init__(self, device):
         pass
+
+
+class Colours:
+    """Mean colours of the cells of whichever grid."""
+
+    spec = FeatureSpec(
+        encoder="toy-colours",
+        connector="none",
+        layers=((0,),),
+        select_feature="patch",
+        pool="",
+        grid=(0, 0),
+        leading=0,
+        trailing=0,
+        channels=3,
+    )
+
+    def __init__(self, device, grid):
+        self.grid = grid
+        if grid.fit == "crop":
+            raise ConfigError("toy-colours looks at whole images")
+
+    def encode(self, images):
+        return [self._one(image) for image in images]
+
+    def _one(self, image):
+        placement = self.grid.place(image.shape[:2])
+        return np.concatenate([self._view(image, *placement.edges(view)) for view in placement.views])
+
+    def _view(self, image, ys, xs):
+        tops, lefts = (edges[:-1].astype(int).clip(0, side - 1) for edges, side in zip((ys, xs), image.shape))
+        return image[np.ix_(tops, lefts)].reshape(-1, 3).astype(np.float16)
+
+
+class Short(Colours):
+    def encode(self, images):
+        return [features[1:] for features in super().encode(images)]
 
 
 class Liar(Brightness):
@@ -175,6 +216,34 @@ def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):
         codes.append(json.loads(done.stdout)["codes"])
     assert codes[0] == codes[1]
     assert any(codes[0])
+
+
+@pytest.mark.parametrize("grid", ["qwen3-vl", "internvl3"])
+def test_an_outside_encoder_gets_the_grid(installed, tmp_path, grid):
+    encoder = ("--models.segmenter", "toy-brightness", "--models.vit", "toy-colours", "--features", "{}")
+    done = label(installed, tmp_path, *encoder, "--grid", grid, "--text", "bright")
+    assert done.returncode == 0, done.stderr
+    tokens = sum(view.rows * view.cols for view in grid_preset(grid).place((150, 226)).views)
+    assert f"features: {tokens} x 3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("toy-short",), "'toy-colours' must give float16 features of shape (576, 3)"),
+        (("toy-colours", "--grid", "llava-1.5-hf"), "toy-colours looks at whole images"),
+        (("toy-colours", "--features.pool", "3"), "features.pool is for patchmint's own encoders"),
+        (("toy-color",), "did you mean 'toy-colours'"),
+    ],
+)
+def test_what_an_outside_encoder_does_wrong_is_named(installed, tmp_path, arguments, message):
+    given = () if "--features.pool" in arguments else ("--features", "{}")
+    done = label(
+        installed, tmp_path, "--text", "a", "--models.segmenter", "toy-brightness", *given, "--models.vit", *arguments
+    )
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

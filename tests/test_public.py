@@ -16,8 +16,8 @@ from patchmint.version import __version__
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "patchmint": """Annotation Annotator BuildReport DemoWarning PatchGrid PatchmintError Phrase Reporter Text
-        UntrainedWarning __version__ build grid_preset""",
+    "patchmint": """Annotation Annotator BuildReport DemoWarning DocumentAnnotation Instance PatchGrid PatchmintError
+        Phrase Reporter Text UntrainedWarning __version__ build grid_preset""",
     "patchmint.errors": """BucketMissingError BuildError BusyError ConfigError DemoWarning DiskFullError
         ImageDecodeError ImageError ImageMissingError ImageTooLargeError ImageUnreadableError InputError NotFoundError
         PatchmintError PlaceError PluginError ShardError StorageError TextError UntrainedWarning WeightsCorruptError
@@ -51,6 +51,7 @@ except WeightsMissingError as error:
     names: tuple[str, ...] = error.names
 annotation: Annotation = annotator.annotate(Path("photo.png"), ["a cat", Text.from_phrases(["a sofa"])])
 many: list[Annotation] = annotator.annotate_batch(["a.png", b"..."], ["a cat", ["a sofa", "a dog"]], batch_size=8)
+document: list[Annotation] = [*annotator.annotate_document([Path("a.png"), b"...", "which has a cat?"]).images]
 kept: int = int(annotation.selector.sum()) + int(annotation.coverage[0, 0, 0]) + int(annotation.codes.max())
 phrases: list[Phrase] = [phrase for phrase in annotation.phrases if phrase.score > 0.5]
 text: str = annotation.to_document().model_dump_json()

@@ -17,7 +17,7 @@ from patchmint.jobs import card
 from patchmint.jobs import push as module
 from patchmint.jobs.push import push
 from patchmint.shards.manifest import read_manifest
-from patchmint.shards.readme import MARK, write_readmes
+from patchmint.shards.readme import MARK, write_readme
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 from patchmint.training import StageDataset
@@ -248,11 +248,10 @@ def test_the_card(hub, folder, monkeypatch):
 
 def test_a_card_that_lies_in_the_data_set_is_sent(hub, folder):
     storage = open_storage(folder)
-    write_readmes(storage, read_manifest(storage))
+    write_readme(storage, read_manifest(storage))
     push(str(folder), URI)
     repo = hub.repos["org/name"]
     assert b"## Loading" in repo.files["README.md"], "what a build writes gives way to the card"
     (folder / "README.md").write_text("my own")
     push(str(folder), URI)
     assert repo.files["README.md"] == b"my own"
-    assert "shards/README.md" not in repo.files

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, PatchGrid
@@ -108,7 +109,7 @@ BAD = {
     "negative size": {"size": [-2, -2], "counts": [4]},
     "bomb": {"size": [2**20, 2**20], "counts": [2**40]},
     "a little over the limit": {"size": [1, MAX_MASK_PIXELS + 1], "counts": [MAX_MASK_PIXELS + 1]},
-    "runs uncompressed": {"size": [4, 4], "counts": [16]},
+    "runs that fall short": {"size": [4, 4], "counts": [15]},
     "counts a number": {"size": [4, 4], "counts": 16},
     "no characters": {"size": [4, 4], "counts": b""},
     "wrong sum": {"size": [4, 4], "counts": b"1"},
@@ -204,3 +205,47 @@ def test_some_masks_of_others_each_as_often_as_named():
     assert chosen.rles() == tuple(others.rles()[number] for number in (2, 0, 2))
     np.testing.assert_array_equal(chosen.coverage([0, 2], placement), [[0, 1], [0, 0]])
     np.testing.assert_array_equal(chosen.coverage([0, 1], placement), [[1, 1], [0, 0]])
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_masks_of_coco_files_are_as_pycocotools_has_them():
+    height, width = 40, 56
+    triangle = [3.2, 4.1, 30.7, 6.0, 12.5, 33.3]
+    runs = [100, 30, 10, 25, height * width - 165]
+    forms = [
+        [triangle],
+        [triangle, [40, 5, 70.5, 5, 70.5, 60, 40, 60], [-9.5, 30, 8, 30, 8, 39, -9.5, 39]],
+        {"size": [height, width], "counts": runs},
+    ]
+    compressed = coco_mask.frPyObjects(forms[2], height, width)["counts"].decode()
+    forms.append({"size": [height, width], "counts": compressed})
+    reference = COCO()
+    reference.imgs = {1: {"height": height, "width": width}}
+    for form in forms:
+        expected = reference.annToMask({"image_id": 1, "segmentation": form})
+        np.testing.assert_array_equal(decode_mask(from_coco(form, (height, width))), expected)
+    assert area(from_coco(forms[2])) == runs[1] + runs[3]
+    assert from_coco([triangle, [1, 1, 5, 5]], (height, width)) == from_coco([triangle], (height, width))
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [],
+        [[]],
+        [[1, 1, 5, 5]],
+        [[1, 2, 3]],
+        [["a"] * 6],
+        [3],
+        [[0, 0, 1e9, 0, 0, 1e9]],
+        [[0, 0, float("nan"), 0, 1, 1]],
+    ],
+)
+def test_what_is_no_polygon_is_refused(polygons):
+    with pytest.raises(InputError):
+        from_coco(polygons, (40, 56))
+    with pytest.raises(InputError, match="mapping"):
+        from_coco([[0, 0, 9, 0, 9, 9]])
+    for counts in ([5, -1, 1], [5, True, 0], [2, 2], [2.5, 2.5], [10**30]):
+        with pytest.raises(InputError):
+            from_coco({"size": [1, 5], "counts": counts})

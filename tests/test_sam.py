@@ -15,7 +15,7 @@ from patchmint.geometry import Fit, PatchGrid, RleMasks, grid_preset
 from patchmint.geometry.rle import area, decode_mask
 from patchmint.labelers.sam.arch import OFFICIAL, TINY, SamArch, infer_arch
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.labelers.sam.masks import SamMasks, input_size, resize_longest_side
+from patchmint.labelers.sam.masks import SamMasks, input_size, resize
 from patchmint.labelers.sam.model import build_sam, load_sam, untrained
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 from patchmint.weights.loading import load_state
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_named(model):
 def test_pixels_are_resized_as_upstream_does(size, image_size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     expected = ResizeLongestSide(image_size).apply_image(image)
-    np.testing.assert_array_equal(resize_longest_side(image, image_size), expected)
+    np.testing.assert_array_equal(resize(image, input_size(image.shape[:2], image_size)), expected)
 
 
 def test_a_side_never_vanishes():
@@ -260,6 +260,9 @@ def test_fast_coverage_lies_where_the_masks_do():
     for edge in (100.0, 200.0, 330.0):
         down = SamMasks((edge - ramp.T)[None], size, 1024, "fast").coverage([0], placement)
         assert abs(down[0, 0] - edge / 341) < 0.006
+    for logits in (700.0 - ramp, 700.0 - ramp.T):  # a picture squashed into the square, as by SAM 2
+        for mode in ("exact", "fast"):
+            assert abs(SamMasks(logits[None], size, None, mode).coverage([0], placement)[0, 0] - 700 / 1024) < 0.003
 
 
 @pytest.mark.parametrize("grid", ["llava-1.5-pretrain", "llava-1.5-finetune", "llava-1.6"])

@@ -32,8 +32,9 @@ def folder(tmp_path):
 
 
 def test_shards_begin_with_it_and_are_found(folder):
-    names = {path.name for path in (folder / "shards").glob("*.*")}
-    assert names == {f"coco2017-00000{unit}.{ending}" for unit in (0, 2) for ending in ("tar", "parquet")}
+    for room, ending in (("shards", "tar"), ("sidecars", "parquet")):
+        names = {path.name for path in (folder / room).iterdir()}
+        assert names == {f"coco2017-00000{unit}.{ending}" for unit in (0, 2)}
     assert not list(verify(open_storage(folder)))
     assert read_shard_list(open_storage(folder)).prefix == "coco2017-"
     assert [url.rpartition("/")[2] for url in shard_urls(folder)] == ["coco2017-000000.tar", "coco2017-000002.tar"]

@@ -27,6 +27,7 @@ from patchmint.shards.schema import json_schema, read_key_json
 from patchmint.shards.sidecar import SCHEMA
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
+from patchmint.types import Instance
 
 CODEBOOKS = TokensLayout(member="titok", grid=(8,), codebook_sizes=(100_000, 20), preprocessing="x")
 
@@ -62,8 +63,13 @@ def test_document_says_what_the_sample_is():
     assert document.id == "Source/1.é"
     assert document.texts == ("eine Straße in Zürich", "second text")
     place = {"text": "ein", "text_index": 0, "start": 0, "end": 3}
-    assert document.phrases[0].model_dump() == place | {"box": (0.0, 1.5, 20.25, 30.0), "score": 0.4375}
+    assert document.phrases[0].model_dump() == place | {
+        "box": (0.0, 1.5, 20.25, 30.0),
+        "score": 0.4375,
+        "origin": "model",
+    }
     assert [a.spans for a in document.annotators] == [((0, 3),), ((0, 3),)]
+    assert document.annotators[0].instances[0].instance == Instance((1, 2, 3, 4), (0, 3))
     assert document.conversation[1].content == "a cat"
     assert document.grid.model_dump() == {"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash", "views": 1}
     assert document.tokens.codebook_sizes == (16384,)
@@ -210,7 +216,7 @@ def test_refuses_what_is_not_unicode_and_what_is_not_finite():
     for changed in (
         replace(source, images=(ImageRef("a\udcff.jpg"),)),
         replace(source, id="\udcff"),
-        replace(source, texts=(SourceText("a", (), ((0.0, 0.0, float("nan"), 1.0),)),)),
+        replace(source, texts=(SourceText("a", (), (Instance((0.0, 0.0, float("nan"), 1.0)),)),)),
         replace(source, texts=()),
     ):
         with pytest.raises(ShardError, match="reject"):

@@ -170,7 +170,7 @@ def test_images_are_decoded_only_when_asked(tmp_path):
 
 def test_files_that_are_changed_cut_or_gone(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units(), {0: [make_reject(8)]})
-    for name in ("shards/000001.tar", "shards/000001.parquet", "rejects/000000.parquet"):
+    for name in ("shards/000001.tar", "sidecars/000001.parquet", "rejects/000000.parquet"):
         whole = (folder / name).read_bytes()
         flipped = whole[:700] + bytes([whole[700] ^ 1]) + whole[701:]
         for data, code in ((flipped, "file-sha256"), (whole[:-600], "file-size")):
@@ -199,17 +199,17 @@ def test_sidecars_that_tell_something_else(tmp_path):
 
 
 def commit_with_sidecar(folder, sidecar):
-    (folder / "shards" / "000001.parquet").write_bytes(sidecar)
+    (folder / "sidecars" / "000001.parquet").write_bytes(sidecar)
     path = folder / "commits" / "000001.json"
     record = json.loads(path.read_bytes())
-    record["files"]["shards/000001.parquet"] |= {"size": len(sidecar), "sha256": hashlib.sha256(sidecar).hexdigest()}
+    record["files"]["sidecars/000001.parquet"] |= {"size": len(sidecar), "sha256": hashlib.sha256(sidecar).hexdigest()}
     path.write_text(json.dumps(record))
 
 
 def test_sidecars_that_are_no_tables_or_have_other_columns(tmp_path):
     folder = make_dataset(tmp_path / "d", two_units())
     file = io.BytesIO()
-    pq.write_table(pq.read_table(folder / "shards" / "000001.parquet").drop_columns(["id"]), file)
+    pq.write_table(pq.read_table(folder / "sidecars" / "000001.parquet").drop_columns(["id"]), file)
     for data in (b"no parquet", write_shard([])[1][:-20], file.getvalue()):
         commit_with_sidecar(folder, data)
         assert "table-form" in codes(check(folder))
@@ -235,7 +235,7 @@ def test_records(tmp_path):
     record.unlink()
     found = places(check(folder))
     assert ("record-missing", "commits/000001.json") in found
-    assert {shard for code, shard in found if code == "file-stray"} == {"shards/000001.tar", "shards/000001.parquet"}
+    assert {shard for code, shard in found if code == "file-stray"} == {"shards/000001.tar", "sidecars/000001.parquet"}
     record.write_bytes(whole)
     assert check(folder) == []
     files = json.loads(whole)["files"]

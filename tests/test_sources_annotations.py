@@ -11,6 +11,7 @@ import pytest
 from source_files import (
     FIXTURES,
     absent,
+    drawn,
     faults,
     fixture,
     good,
@@ -24,7 +25,8 @@ from source_files import (
 )
 
 from patchmint.errors import ConfigError, ImageMissingError, MixedSplitsError, StorageError
-from patchmint.samples import ImageRef, SourceText, Turn
+from patchmint.geometry.rle import box_of, from_coco
+from patchmint.samples import Absent, ImageRef, SourceText, Turn
 
 VG, REFERENCES, LLAVA = FIXTURES / "visual_genome", FIXTURES / "references", FIXTURES / "llava"
 
@@ -58,10 +60,10 @@ def test_coco_categories():
         SourceText(
             "person . teddy bear",
             phrases=((0, 6), (9, 19)),
-            boxes=((10.0, 12.5, 30.0, 40.0), (1.0, 1.0, 5.0, 5.0), (0.0, 40.0, 60.0, 60.0)),
+            instances=drawn((10, 12.5, 30, 40), span=(9, 19)) + drawn((1, 1, 5, 5), (0, 40, 60, 60), span=(0, 6)),
         ),
     )
-    assert samples[1].texts == (SourceText("cat", phrases=((0, 3),), boxes=((2.0, 3.0, 4.0, 9.0),)),)
+    assert samples[1].texts == (SourceText("cat", phrases=((0, 3),), instances=drawn((2, 3, 4, 9), span=(0, 3))),)
     assert (faults(samples), absent("coco", FIXTURES / "coco", texts="categories")) == ({}, {"not-annotated": 1})
 
 
@@ -117,7 +119,7 @@ def test_coco_bad_boxes_and_categories(tmp_path):
     }
     samples = read("coco", coco(tmp_path, document, "instances"), texts="categories")
     whole = [sample.texts for sample in samples if sample.fault is None]
-    assert whole == [(SourceText("cat", ((0, 3),), ((0.0, 0.0, 0.0, 1.0),)),)]
+    assert whole == [(SourceText("cat", ((0, 3),), drawn((0, 0, 0, 1), span=(0, 3))),)]
     last = f"annotations-{len(boxes) + 2}"
     assert faults(samples) == {"record-malformed": {"categories-1", "1#fault-0", last}}
     assert absent("coco", tmp_path, texts="categories") == {"box-malformed": len(boxes), "not-annotated": 1}
@@ -125,7 +127,8 @@ def test_coco_bad_boxes_and_categories(tmp_path):
 
 OUTSIDE = ("../../etc/passwd", "a/../../b.jpg", "/etc/passwd", "C:/x.jpg", "a\\..\\b.jpg", "a\0.jpg", ".")
 PATHS = {
-    "path-outside-source": (*OUTSIDE, "http://host/x.jpg", "file:///x.jpg", "data:image/png;base64,AAAA"),
+    "path-outside-source": (*OUTSIDE, "http://host/x.jpg", "file:///x.jpg"),
+    "image-inline": ("data:image/png;base64,AAAA", "DATA:,"),
     "path-too-long": ("a" * 300, "a/" * 600 + "b.jpg"),
     "path-not-unicode": ("\udcff.jpg",),
     "record-malformed": ("", None, 5, []),
@@ -182,8 +185,8 @@ def test_visual_genome_regions(tmp_path):
     paths = {"1": "VG_100K_2/1.jpg", "2": "VG_100K/2.jpg", "2#fault-0": ""}
     assert places(samples) == list(paths.items())
     assert samples[0].texts == (
-        SourceText("the clock is green in colour", boxes=((4.0, 5.0, 24.0, 35.0),)),
-        SourceText("shade is along the street ", boxes=((41.0, 12.0, 48.0, 21.0),)),
+        SourceText("the clock is green in colour", instances=drawn((4, 5, 24, 35))),
+        SourceText("shade is along the street ", instances=drawn((41, 12, 48, 21))),
     )
     assert texts(samples[1]) == ["man with a beard"]
     assert (faults(samples), absent("visual-genome", VG)) == ({"text-empty": {"2#fault-0"}}, {"not-annotated": 1})
@@ -196,7 +199,9 @@ def test_visual_genome_objects(tmp_path):
         SourceText(
             "trees . clock",
             phrases=((0, 5), (8, 13)),
-            boxes=((0.0, 0.0, 60.0, 30.0), (3.0, 4.0, 10.0, 13.0), (50.0, 20.0, 60.0, 30.0)),
+            instances=drawn((0, 0, 60, 30), span=(0, 5))
+            + drawn((3, 4, 10, 13), span=(8, 13))
+            + drawn((50, 20, 60, 30), span=(0, 5)),
         ),
     )
     assert samples[0].image.path == "vg/VG_100K_2/1.jpg"
@@ -227,9 +232,9 @@ def test_references(tmp_path):
     samples = read("references", REFERENCES, split="all")
     assert places(samples) == [(f"{n}", f"train2014/COCO_train2014_{n:012}.jpg") for n in (581857, 1234)]
     assert samples[0].texts == (
-        SourceText("the lady with the blue shirt", boxes=((1.5, 2.0, 11.5, 22.0),)),
-        SourceText("lady w back to us", boxes=((1.5, 2.0, 11.5, 22.0),)),
-        SourceText("man on right", boxes=((30.0, 2.0, 38.0, 22.0),)),
+        SourceText("the lady with the blue shirt", instances=drawn((1.5, 2, 11.5, 22))),
+        SourceText("lady w back to us", instances=drawn((1.5, 2, 11.5, 22))),
+        SourceText("man on right", instances=drawn((30, 2, 38, 22))),
     )
     assert absent("references", REFERENCES, split="val") == {"not-chosen-split": 2}
     (sample,) = read("references", REFERENCES, split="val")
@@ -263,6 +268,36 @@ def test_references_bad_records(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["coco", "references", "grounding"])
+def test_masks_are_read_where_they_are_wanted(tmp_path, kind):
+    """COCO's polygons mean the size that the file gives; a bad mask leaves its box, and a bad box its mask."""
+    shapes = [[[1, 2, 30, 4, 5, 16]], {"size": [40, 30], "counts": [200, 1000]}, None, [[1, 2]], [[1, 2, 9, 4, 5, 6]]]
+    boxes = [*([1, 2, 29, 14 + n] for n in range(4)), None]
+    records = [
+        {"id": n, "image_id": 1, "category_id": 3, "bbox": box, "segmentation": shape, "tokens_positive": [[0, 3]]}
+        for n, (shape, box) in enumerate(zip(shapes, boxes, strict=True))
+    ]
+    image = {"id": 1, "file_name": "1.jpg", "height": 40, "width": 30, "caption": "cat"}
+    file = {"images": [image], "annotations": records, "categories": [{"id": 3, "name": "cat"}]}
+    refs = [{"image_id": 1, "split": "train", "ann_id": list(range(5)), "sentences": [{"sent": "cat"}]}]
+    put(tmp_path, {"file.json": json.dumps(file), "refs.json": json.dumps(refs)})
+    settings = {
+        "coco": {"annotations": "file.json", "texts": "categories"},
+        "references": {"instances": "file.json", "refs": "refs.json"},
+        "grounding": {"annotations": "file.json"},
+    }[kind]
+    sample, *others = source(kind, tmp_path, masks=True, **settings).samples()
+    expected = [from_coco(shape, (40, 30)) if shape in (shapes[0], shapes[1], shapes[4]) else None for shape in shapes]
+    assert [each.mask for each in sample.texts[0].instances] == expected
+    assert [each.box for each in sample.texts[0].instances] == [
+        *((1, 2, 30, 16 + n) for n in range(4)),
+        box_of(expected[4]),
+    ]
+    assert others == [Absent("mask-malformed"), Absent("box-malformed")]
+    plain, *_ = source(kind, tmp_path, **settings).samples()
+    assert [each.mask for each in plain.texts[0].instances] == [None] * 4
+
+
 def test_expressions_of_several_things_or_none(tmp_path):
     root = fixture("references", tmp_path)
     given = {"both": [1719310, 1719311], "none": [-1], "one gone": [1719310, 5]}
@@ -270,7 +305,7 @@ def test_expressions_of_several_things_or_none(tmp_path):
     (root / "refs(unc).json").unlink()
     put(root, {"grefs(unc).json": json.dumps(refs)})
     (sample,) = read("references", root, split="all")
-    assert [(text.content, len(text.boxes)) for text in sample.texts] == [("both", 2), ("none", 0), ("one gone", 1)]
+    assert [(text.content, len(text.instances)) for text in sample.texts] == [("both", 2), ("none", 0), ("one gone", 1)]
     assert absent("references", root, split="all") == {"box-missing": 1}
 
 

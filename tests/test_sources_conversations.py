@@ -54,7 +54,10 @@ def test_parts_of_turns(tmp_path):
     (sample,) = read("conversations", tmp_path, strip_prefix="https://host/")
     assert sample.image.path == "b.jpg"  # not the a.jpg beside it
     data = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
-    assert turns(tmp_path, asked(data, text)) == "path-outside-source"
+    assert turns(tmp_path, asked(data, text)) == "image-inline"
+    (sample,) = read("conversations", tmp_path)
+    assert "save it as a file" in sample.fault.message
+    assert len(sample.fault.message) < 300
     assert turns(tmp_path, asked(url, url, text)) == "several-images"
     for part in ({"type": "video"}, {"type": "text"}, "text"):
         assert turns(tmp_path, asked(part)) == "record-malformed"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from source_files import absent, faults, put, read, refused, samples_of, source, texts
+from source_files import absent, drawn, faults, put, read, refused, samples_of, source, texts
 
 from patchmint.errors import MixedSplitsError
 from patchmint.pipeline.sources.flickr import entity_boxes, marked
@@ -49,7 +49,7 @@ def flickr(folder, **annotations):
 def test_flickr_marks():
     text, things = marked(SENTENCE.strip(), {"1": [(0, 0, 1, 1)]})
     assert text == "A man and his brother see a field ."
-    assert [(text[start:end], boxes) for ((start, end),), boxes in things] == [
+    assert [(text[start:end], [each.box for each in found]) for ((start, end),), found in things] == [
         *(("A man", [(0, 0, 1, 1)]), ("his brother", [(0, 0, 1, 1)]), ("a field", []))
     ]
     assert marked("[not a mark] [/EN#0/notvisual it] [/EN#3/a/b ] x", {}) == ("[not a mark] it  x", [])
@@ -59,8 +59,8 @@ def test_flickr_files(tmp_path):
     flickr(tmp_path, a=BOXES.format(1), b=BOXES.format("x"), c=BOXES.format(9), d="<annotation>", e="")
     put(tmp_path, {"Sentences/f.txt": "\n", "train.txt": "b\na.jpg\nz\n"})
     samples = read("flickr30k-entities", tmp_path)  # of which there is one split only
-    assert [sample.texts[0].boxes for sample in samples if not sample.fault] == [
-        ((1.0, 2.0, 3.0, 4.0),),
+    assert [sample.texts[0].instances for sample in samples if not sample.fault] == [
+        drawn((1, 2, 3, 4), span=(0, 5)) + drawn((1, 2, 3, 4), span=(10, 21)),
         (),
         (),
         (),
@@ -102,18 +102,18 @@ def region(caption, **region):
 @pytest.mark.parametrize(
     ("record", "text", "missing"),
     [
-        (region("A Cat sits", bbox=[0, 0, 1, 1], phrase="a cat"), (((0, 5),), ((0, 0, 1, 1),)), {}),
+        (region("A Cat sits", bbox=[0, 0, 1, 1], phrase="a cat"), (((0, 5),), drawn((0, 0, 1, 1), span=(0, 5))), {}),
         (
             region("cats", bbox=[[0, 0, 1, 1], [2, 2, 3, 3]], phrase=["cats"]),
-            (((0, 4),), ((0, 0, 1, 1), (2, 2, 3, 3))),
+            (((0, 4),), drawn((0, 0, 1, 1), (2, 2, 3, 3), span=(0, 4))),
             {},
         ),
         (
             region("a cat", bbox=[0, 0, 1, 1], tokens_positive=[[2, 5], [0, 99]]),
-            (((2, 5),), ((0, 0, 1, 1),)),
+            (((2, 5),), drawn((0, 0, 1, 1), span=(2, 5))),
             {"span-missing": 1},
         ),
-        (region("a cat", bbox=[0, 0, 1, 1], phrase="a dog"), ((), ((0, 0, 1, 1),)), {"span-missing": 1}),
+        (region("a cat", bbox=[0, 0, 1, 1], phrase="a dog"), ((), drawn((0, 0, 1, 1))), {"span-missing": 1}),
         (region("a cat", bbox=[5, 0, 1, 1], phrase="cat"), (((2, 5),), ()), {"box-malformed": 1}),
         (region("a cat"), ((), ()), {"span-missing": 1, "box-malformed": 1}),
     ],
@@ -149,7 +149,7 @@ def test_detections(tmp_path):
     instances = [{"category": "cat", "bbox": [0, 0, 1, 1]}, {"category": "dog"}, {"bbox": [0, 0, 1, 1], "label": 3}]
     odvg(tmp_path, {"filename": "x.jpg", "detection": {"instances": instances}})
     samples = read("grounding", tmp_path, annotations="a.jsonl")
-    assert samples[0].texts == (SourceText("cat . dog", ((0, 3), (6, 9)), ((0, 0, 1, 1),)),)
+    assert samples[0].texts == (SourceText("cat . dog", ((0, 3), (6, 9)), drawn((0, 0, 1, 1), span=(0, 3))),)
     assert faults(samples) == {"record-malformed": {"x.jpg#fault-0"}}
     assert absent("grounding", tmp_path, annotations="a.jsonl") == {"box-malformed": 1}
 
@@ -164,7 +164,7 @@ def test_mdetr(tmp_path):
     ]
     put(tmp_path, {"m.json": json.dumps({"images": images, "annotations": annotations, "categories": []})})
     samples = read("grounding", tmp_path, annotations="m.json")
-    assert samples[0].texts == (SourceText("cat 0", ((0, 3),), ((0, 0, 1, 1),)), SourceText("cat 1"))
+    assert samples[0].texts == (SourceText("cat 0", ((0, 3),), drawn((0, 0, 1, 1), span=(0, 3))), SourceText("cat 1"))
     assert texts(samples[1]) == ["cat 2", "cat 3"]
     assert faults(samples) == {"record-malformed": {"4"}, "image-unlisted": {"image-9"}}
     assert absent("grounding", tmp_path, annotations="m.json") == {"box-malformed": 1, "span-missing": 1}

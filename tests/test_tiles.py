@@ -12,8 +12,8 @@ from patchmint.errors import ConfigError
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.labelers.grounding_dino.detector import overlaps
-from patchmint.labelers.tiled import TiledSegmenter
-from patchmint.types import Text
+from patchmint.labelers.tiled import tiles_of
+from patchmint.types import Instance, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
 
@@ -44,7 +44,7 @@ def test_small_things_are_found_once_and_where_they_are(annotators):
     scores = []
     for scene, place in zip(SCENES, [(150, 300), (60, 110), (430, 470)], strict=True):
         canvas, boxes, truth = pasted(scene, place)
-        texts = [Text("what isn't looked for", boxes=((0, 0, 50, 50),)), scene.texts[0].content]
+        texts = [Text("what isn't looked for", instances=(Instance((0, 0, 50, 50)),)), scene.texts[0].content]
         made = [annotator.annotate(canvas, texts) for annotator in annotators]
         expected = RleMasks(encode_masks(truth[None])).coverage([0], made[0].placement) > 0
         scores.append([f1_and_iou(each.selector[1] > 0, expected)[0] for each in made])
@@ -71,14 +71,19 @@ def test_images_no_larger_than_a_tile_have_the_same_labels(annotators):
 
 @pytest.mark.parametrize("size", [(64, 65), (100, 300), (333, 200), (64, 1000)])
 def test_what_is_no_larger_than_half_a_tile_lies_whole_in_one(size):
-    tiles = [
-        (*place, *tile.shape[:2]) for place, tile in TiledSegmenter(None, 64)._tiles(np.zeros((*size, 3), np.uint8))
-    ]
-    assert all(tile[2:] == (64, 64) for tile in tiles)
-    for top in range(size[0] - 31):
-        assert any(start <= top and top + 32 <= start + height for start, _, height, _ in tiles)
-    for left in range(size[1] - 31):
-        assert any(start <= left and left + 32 <= start + width for _, start, _, width in tiles)
+    tiles = tiles_of(size, 64)
+    for factor in {tile.side for tile in tiles}:
+        some = [tile for tile in tiles if tile.side == factor]
+        side, half = 64 * factor, 32 * factor
+        assert all(
+            (tile.bottom - tile.top, tile.right - tile.left) == (min(side, size[0]), min(side, size[1]))
+            for tile in some
+        )
+        for top in range(max(1, size[0] - half + 1)):
+            assert any(tile.top <= top and min(top + half, size[0]) <= tile.bottom for tile in some)
+        for left in range(max(1, size[1] - half + 1)):
+            assert any(tile.left <= left and min(left + half, size[1]) <= tile.right for tile in some)
+    assert max(tile.side for tile in tiles) * 64 < max(size) <= max(tile.side for tile in tiles) * 128
 
 
 def test_shares_of_the_image_are_refused_with_tiles():

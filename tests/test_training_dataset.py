@@ -81,8 +81,8 @@ def test_stage_1(rich):
 def test_what_other_stages_are_given(rich, plain):
     for stage, data, images, wanted in (
         (2, rich, None, {"codes"}),
-        (3, rich, None, {"features"}),
-        (3, rich, True, {"features", "pixels"}),
+        (3, rich, None, {"features", "feature_mask"}),
+        (3, rich, True, {"features", "feature_mask", "pixels"}),
         (3, plain, True, {"pixels"}),
         (4, plain, None, {"pixels", "codes"}),
         (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes"}),
@@ -353,22 +353,22 @@ def test_no_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("000001.tar", None, "lacks shards/000001.tar, .* the copy isn't complete"),
-        ("000001.parquet", None, "lacks shards/000001.parquet"),
-        ("000001.tar", b"x", "the copy isn't complete"),
-        ("000001.parquet", b"x", "isn't a patchmint table"),
-        ("000001.parquet", "000000.parquet", "has 4 rows, not 5"),
-        ("000000.parquet", "000001.parquet", "has 5 rows, not 4"),
+        ("shards/000001.tar", None, "lacks shards/000001.tar, .* the copy isn't complete"),
+        ("sidecars/000001.parquet", None, "lacks sidecars/000001.parquet"),
+        ("shards/000001.tar", b"x", "the copy isn't complete"),
+        ("sidecars/000001.parquet", b"x", "isn't a patchmint table"),
+        ("sidecars/000001.parquet", "sidecars/000000.parquet", "has 4 rows, not 5"),
+        ("sidecars/000000.parquet", "sidecars/000001.parquet", "has 5 rows, not 4"),
     ],
 )
 def test_incomplete_copies(tmp_path, plain, file, content, says):
-    shards = shutil.copytree(plain, tmp_path / "copy") / "shards"
+    copy = shutil.copytree(plain, tmp_path / "copy")
     if content is None:
-        (shards / file).unlink()
+        (copy / file).unlink()
     else:
-        (shards / file).write_bytes(content if isinstance(content, bytes) else (shards / content).read_bytes())
+        (copy / file).write_bytes(content if isinstance(content, bytes) else (copy / content).read_bytes())
     with pytest.raises(ShardError, match=says):
-        StageDataset(shards.parent, 1)
+        StageDataset(copy, 1)
 
 
 def test_a_manifest_without_its_grid(tmp_path, plain):

@@ -3,13 +3,19 @@
 Lightning is imported where it is used: that takes seconds, of each worker of a test run.
 """
 
+import argparse
+import datetime
 import io
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -103,6 +109,61 @@ class TestOfficialContainers:
         allowed = set(torch.serialization.get_safe_globals())
         assert same(load_state(path).tensors, state)
         assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+class TestTrainingCheckpoints:
+    """What training leaves behind: settings, histories and numbers, none of which is unpickled."""
+
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    def test_baggage_is_passed_over(self, tmp_path, zipped, monkeypatch):
+        state = a_state()
+        history = stand_in(monkeypatch, "mmengine.logging.history_buffer", "HistoryBuffer")
+        settings = stand_in(monkeypatch, "addict.addict", "Dict", dict)
+        checkpoint = {
+            "model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+            "args": argparse.Namespace(lr=np.float64(1e-4), out=Path("x"), at=datetime.datetime(2026, 1, 1)),
+            "best": np.float32(0.5),
+            "message_hub": {"log_scalars": {"loss": history()}},
+            "cfg": settings(lr=0.1),
+            "optimizer": {"state": defaultdict(dict, {0: {"step": 3}})},
+        }
+        checkpoint["message_hub"]["log_scalars"]["loss"]._log_history = np.arange(3.0)
+        checkpoint["cfg"].frozen = True
+        path = saved(checkpoint, tmp_path / "checkpoint.pth", zipped=zipped)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=True)
+        assert same(load_state(path).tensors, state)
+
+    def test_averages_are_taken_by_name(self, tmp_path):
+        state = a_state()
+        averages = {name: tensor + 1 for name, tensor in state.items()}
+        path = saved({"model": state, "ema": {"module": averages, "updates": 7}}, tmp_path / "c.pth")
+        assert same(loading.load_named(str(path)).tensors, state)
+        assert same(loading.load_named(f"{path}#ema").tensors, averages)
+        flat = {f"net.{name}": tensor for name, tensor in state.items()}
+        flat |= {f"net_ema.{name}": tensor for name, tensor in averages.items()}
+        for path in (saved(flat, tmp_path / "flat.pth"), tmp_path / "flat.safetensors"):
+            if path.suffix == ".safetensors":
+                safetensors.torch.save_file(flat, path)
+            for part, expected in (("net", state), ("net_ema", averages)):
+                assert dict_equal(loading.load_named(f"{path}#{part}").tensors, expected)
+                assert read_header(path, part).tensors.keys() == expected.keys()
+            with pytest.raises(WeightsMismatchError, match=r"no part 'emma'.*it has net, net_ema"):
+                loading.load_named(f"{path}#emma")
+
+
+def stand_in(monkeypatch, module, name, base=object):
+    """A class of a package that isn't installed, which a pickle can name for a while."""
+    made = type(name, (base,), {"__module__": module})
+    for end in range(len(parts := module.split("."))):
+        package = ".".join(parts[: end + 1])
+        monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+def dict_equal(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "in-a-state-dict"])

@@ -20,6 +20,7 @@ from patchmint.errors import PluginError
 from patchmint.geometry import Grid, Placement, RleMasks
 from patchmint.interfaces import (
     FeatureEncoder,
+    FeatureSpec,
     Instances,
     PrefersLikeSizes,
     PreparesImages,
@@ -85,7 +86,7 @@ class ModelAnswers:
     Attributes:
         instances: what the texts talk about; None where no labels were asked for.
         tokens: codes; None where none were asked for.
-        features: float16 (views * tokens, channels); None where none were asked for.
+        features: float16 (tokens of all views, channels); None where none were asked for.
     """
 
     instances: Instances | None
@@ -227,6 +228,10 @@ class AnnotationModels:
         if self.encoder:
             with stage("features"):
                 features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
+            with _named(self._names.get("vit")):
+                _check_answers(len(images), features)
+                for image, found in zip(images, features, strict=True):
+                    _check_features(found, self.encoder.spec, self.grid.place((image.shape[0], image.shape[1])))
         return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
 
     def rehearse(
@@ -322,6 +327,13 @@ def _check_tokens(answer: object, spec: TokenizerSpec) -> None:
         raise PluginError(f"the tokenizer {spec.name!r} must give Tokens with integer codes of shape {shape}")
     if ((codes < 0) | (codes >= np.array(spec.codebook_sizes))).any():
         raise PluginError(f"the tokenizer {spec.name!r} gave codes outside its codebooks of {spec.codebook_sizes}")
+
+
+def _check_features(answer: object, spec: FeatureSpec, placement: Placement) -> None:
+    tokens = sum(spec.tokens_of(view.rows * view.cols) for view in placement.views)
+    wanted = (tokens, spec.channels)
+    if not isinstance(answer, np.ndarray) or answer.shape != wanted or answer.dtype != np.float16:
+        raise PluginError(f"the vision encoder {spec.encoder!r} must give float16 features of shape {wanted}")
 
 
 def _check_instances(found: object, size: Size, texts: Sequence[Text]) -> None:

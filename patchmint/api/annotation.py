@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -93,7 +94,7 @@ class Annotation:
 
     @property
     def features(self) -> npt.NDArray[np.float16]:
-        """Continuous patch features of the vision encoder: float16 (views * tokens, channels).
+        """Continuous features of the vision encoder: float16 (tokens of all views, channels), in the order of labels.
 
         Raises:
             InputError: no features were asked for.
@@ -209,6 +210,27 @@ class Annotation:
         if self._annotated.labels is None:
             raise InputError("no labels were made: the config's labels are null")
         return self._annotated.labels
+
+
+@dataclass(frozen=True)
+class DocumentAnnotation:
+    """Labels and codes of a document's images. Made by `Annotator.annotate_document`.
+
+    Attributes:
+        texts: the document's, in order.
+        images: one annotation an image, in order, with the texts that label it: its `selector` is uint8
+            (len(image_texts[i]), rows, cols).
+        image_texts: for each image the numbers of these texts, ascending.
+    """
+
+    texts: tuple[Text, ...]
+    images: tuple[Annotation, ...]
+    image_texts: tuple[tuple[int, ...], ...]
+
+    def _repr_html_(self) -> str | None:
+        """Show every image in a notebook, as an annotation does."""
+        shown = [image._repr_html_() for image in self.images]
+        return "".join(filter(None, shown)) or None
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,14 @@ from PIL import Image
 
 from patchmint.annotate.models import AnnotationModels, cpu_batch_size
 from patchmint.annotate.preflight import warn_of_models
-from patchmint.api.annotation import Annotation
+from patchmint.api.annotation import Annotation, DocumentAnnotation
 from patchmint.compute.devices import pick_device
 from patchmint.compute.threads import limit_threads
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
-from patchmint.geometry.rle import encode_masks, from_coco
+from patchmint.geometry.rle import box_of, encode_masks, from_coco
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.types import Rle, Text, as_texts
+from patchmint.types import Instance, Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
 TextSource = str | Text
@@ -104,8 +104,8 @@ class Annotator:
                 `Text.from_phrases([...])`.
             boxes: your own, instead of the detector's: (N, 4), XYXY in pixels of the upright image. Of several texts a
                 list with those of each; None or an empty one = to be found.
-            masks: your own: (N, H, W), bool or uint8, or N COCO RLEs, of the upright image's size. Of several texts as
-                `boxes`.
+            masks: your own, which count instead of boxes: (N, H, W), bool or uint8, or N COCO RLEs, of the upright
+                image's size. Of several texts as `boxes`.
             max_megapixels: larger images are refused.
 
         Returns:
@@ -157,8 +157,54 @@ class Annotator:
             annotations += self._annotate(batch)
         return annotations
 
+    def annotate_document(
+        self,
+        parts: Iterable[TextSource | ImageSource],
+        texts: Literal["all", "neighbours"] = "all",
+        *,
+        max_megapixels: float = 100,
+    ) -> DocumentAnnotation:
+        """Annotate a document of several images.
+
+        Args:
+            parts: texts and images in their order; images in any form that `annotate` takes, but paths as `Path`: a
+                string is a text.
+            texts: which of them label an image: "all", as in MaVEn a question guides every image, or "neighbours", the
+                nearest before and after it. Builds have the same choice (`source.image_texts`).
+            max_megapixels: larger images are refused.
+
+        Returns:
+            One annotation an image, in order.
+
+        Raises:
+            ImageError: an image can't be read or is too large; `index` and the message say which.
+            TextError: there is no text, or a blank one.
+            InputError: there is no image.
+            ConfigError: `texts` is neither.
+        """
+        if texts not in ("all", "neighbours"):
+            raise ConfigError(f'texts must be "all" or "neighbours", not {texts!r}')
+        said: list[TextSource] = []
+        images: list[ImageSource] = []
+        before: list[int] = []
+        for part in parts:
+            if isinstance(part, str | Text):
+                said.append(part)
+            else:
+                images.append(part)
+                before.append(len(said))
+        if not images:
+            raise InputError("the document has no image; give paths as `Path`: a string is a text")
+        found = as_texts(said)
+        numbers = range(len(found))
+        own = [tuple(numbers if texts == "all" else numbers[max(0, at - 1) : at + 1]) for at in before]
+        annotated = self.annotate_batch(
+            images, [[found[number] for number in each] for each in own], max_megapixels=max_megapixels
+        )
+        return DocumentAnnotation(tuple(found), tuple(annotated), tuple(own))
+
     def _annotate(self, inputs: Sequence[_Input]) -> list[Annotation]:
-        if self.config.models.segmenter and any(text.boxes or text.masks for _, texts in inputs for text in texts):
+        if self.config.models.segmenter and any(text.instances for _, texts in inputs for text in texts):
             raise InputError(
                 f"the segmenter plug-in {self.config.models.segmenter} takes no boxes or masks of your own"
             )
@@ -179,36 +225,29 @@ def _with_own(texts: Sequence[Text], boxes: Any, masks: Any) -> list[Text]:
     for name, given in (("boxes", boxes), ("masks", masks)):
         if given is not None and len(given) != len(texts):
             raise InputError(f"there are {len(texts)} texts and {name} of {len(given)}; give a list with those of each")
-    own = zip(
-        texts,
-        [None] * len(texts) if boxes is None else boxes,
-        [None] * len(texts) if masks is None else masks,
-        strict=True,
-    )
+    nothing = [None] * len(texts)
+    own = zip(texts, nothing if boxes is None else boxes, nothing if masks is None else masks, strict=True)
     return [
-        replace(
-            text,
-            boxes=text.boxes if its_boxes is None else _own_boxes(its_boxes),
-            masks=text.masks if its_masks is None else _own_masks(its_masks),
-        )
+        text
+        if its_boxes is None and its_masks is None
+        else replace(text, instances=_own_boxes(its_boxes) if its_masks is None else _own_masks(its_masks))
         for text, its_boxes, its_masks in own
     ]
 
 
-def _own_boxes(given: Any) -> tuple[tuple[float, float, float, float], ...]:
+def _own_boxes(given: Any) -> tuple[Instance, ...]:
     try:
         array = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"boxes must be numbers (N, 4), XYXY in pixels: {error}") from error
     if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise InputError(f"boxes must be (N, 4), XYXY in pixels, not of shape {array.shape}")
-    return tuple((left, top, right, bottom) for left, top, right, bottom in array.reshape(-1, 4).tolist())
+    return tuple(Instance((left, top, right, bottom)) for left, top, right, bottom in array.reshape(-1, 4).tolist())
 
 
-def _own_masks(given: Any) -> tuple[Rle, ...]:
-    if isinstance(given, np.ndarray):
-        return encode_masks(given)
-    return tuple(from_coco(mask) for mask in given)
+def _own_masks(given: Any) -> tuple[Instance, ...]:
+    masks = encode_masks(given) if isinstance(given, np.ndarray) else [from_coco(mask) for mask in given]
+    return tuple(Instance(box_of(mask), mask=mask) for mask in masks)
 
 
 def _all_taken(

@@ -36,6 +36,7 @@ COMMANDS = {
             "patchmint label scene.png --text 'a red circle' --out o.png",
             "patchmint label photo.jpg --text 'a cat' --models official --out o.png",
             "patchmint label photo.jpg --text 'a cat . a sofa' --models official --labels.prompt phrases --json",
+            "patchmint label one.jpg two.jpg --text 'which picture shows a cat?' --models official --json",
             "patchmint label photo.jpg --text 'a cat' --config stage1.yaml --labels.box-threshold 0.3",
         ),
     ),

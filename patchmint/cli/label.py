@@ -1,4 +1,4 @@
-"""`patchmint label`: annotate one image."""
+"""`patchmint label`: annotate an image, or the images of a document."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ _ONLY_BUILDS = BuildConfig.model_fields.keys() - AnnotatorConfig.model_fields.ke
 )
 def label(
     *,
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF.")],
-    text: Annotated[list[str], typer.Option("--text", "-t", help="A text that goes with the image; may be repeated.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF; several are one document."),
+    ],
+    text: Annotated[list[str], typer.Option("--text", "-t", help="A text for all images; may be repeated.")],
     config: Annotated[
         Path | None,
         typer.Option(metavar="CONFIG.yaml", help="Settings, also those of a build; the options below override them."),
@@ -59,54 +62,66 @@ def label(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Write an overlay picture here (.png; of further texts beside it, -1.png, ...)."
+            "--out",
+            "-o",
+            help="Write an overlay picture here (.png; of further texts beside it, -1.png, ...; of several images "
+            ".0.png, .1.png, ...).",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the annotation as JSON (docs/schemas/annotation.schema.json).")
+        bool,
+        typer.Option(
+            "--json", help="Print the annotation as JSON, a line an image (docs/schemas/annotation.schema.json)."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
-    """Label one image: which patches show what its texts name, and what are its visual codes?"""
+    """Label an image, or those of a document: which patches show what the texts name, and what are the visual codes?"""
     from_file = {key: value for key, value in read_yaml(config).items() if key not in _ONLY_BUILDS} if config else {}
     chosen = AnnotatorConfig.parse(apply_overrides(AnnotatorConfig, from_file, settings))
     # Loading the models takes far longer than finding out that there is nothing to look at or for.
     if out is not None:
-        _check_out(out, image, chosen)
+        _check_out(out, images, chosen)
     resolve_grid(chosen.grid)
     texts = as_texts(text)
-    decoded = decode_image(image, max_megapixels=max_megapixels)
+    decoded = [decode_image(image, max_megapixels=max_megapixels) for image in images]
     check_loadable(chosen)
-    annotation = _annotate(decoded, texts, chosen, device)
-    if annotation.notice:
-        Console(stderr=True).print(f"[bold yellow]warning:[/] {annotation.notice}", highlight=False, soft_wrap=True)
-    if out is not None:
-        _save(annotation, out)
-    if as_json:
-        typer.echo(annotation.to_document().model_dump_json())
-    else:
+    annotations = _annotate(decoded, texts, chosen, device)
+    if chosen.notice:
+        Console(stderr=True).print(f"[bold yellow]warning:[/] {chosen.notice}", highlight=False, soft_wrap=True)
+    for number, (image, annotation) in enumerate(zip(images, annotations, strict=True)):
+        several = len(images) > 1
+        if out is not None:
+            _save(annotation, out.with_stem(f"{out.stem}.{number}") if several else out)
+        if as_json:
+            typer.echo(annotation.to_document().model_dump_json())
+            continue
+        if several:
+            Console(highlight=False).print(f"[bold]{escape(printable(str(image)))}[/]")
         _describe(annotation, chosen)
 
 
-def _check_out(out: Path, image: Path, config: AnnotatorConfig) -> None:
+def _check_out(out: Path, images: list[Path], config: AnnotatorConfig) -> None:
     if config.labels is None:
         raise InputError(f"can't write {out}: the overlay shows patch labels, and `labels` is null; drop one of them")
     if out.suffix.lower() != ".png":
         raise InputError(f"can't write {out}: the overlay is a PNG; give it a name that ends with .png")
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"can't write {out}: " + ("it is a folder" if out.is_dir() else f"no folder {out.parent}"))
-    if out.exists() and image.exists() and out.samefile(image):
+    if out.exists() and any(image.exists() and out.samefile(image) for image in images):
         raise InputError(f"can't write {out}: that is the image itself; give the overlay another name")
 
 
-def _annotate(image: DecodedImage, texts: list[Text], config: AnnotatorConfig, device: str) -> Annotation:
+def _annotate(
+    images: list[DecodedImage], texts: list[Text], config: AnnotatorConfig, device: str
+) -> tuple[Annotation, ...]:
     from patchmint.api import Annotator, DemoWarning, UntrainedWarning
 
     with warnings.catch_warnings():
         for said in (DemoWarning, UntrainedWarning):  # once, on stderr, by the caller
             warnings.simplefilter("ignore", said)
         annotator = Annotator(config, device)
-    return annotator.annotate(image, texts)
+    return annotator.annotate_document([*images, *texts]).images
 
 
 def _save(annotation: Annotation, out: Path) -> None:

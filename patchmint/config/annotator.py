@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -40,13 +42,22 @@ _DEMO_DETECTOR, _DEMO_VOCABULARY = "demo-detector", "demo-vocabulary"
 
 
 def _vocabulary_of(models: Mapping[str, Any]) -> str:
-    return _DEMO_VOCABULARY if models.get("detector") == _DEMO_DETECTOR else "bert-base-uncased-vocab"
+    detector = models.get("detector", "")
+    if detector == _DEMO_DETECTOR:
+        return _DEMO_VOCABULARY
+    if detector.startswith("hub:"):
+        return str(detector)
+    with suppress(OSError, RuntimeError):  # too long a name, no such user
+        if Path(detector).expanduser().is_dir():
+            return str(detector)
+    return "bert-base-uncased-vocab"
 
 
 class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
-    Those that a mapping doesn't name are the official ones.
+    A path may be that of a folder in Hugging Face's layout, and `hub:ORG/NAME[@REVISION]` is a model on its Hub. Those
+    that a mapping doesn't name are the official ones.
     """
 
     segmenter: str | None = Field(
@@ -55,22 +66,35 @@ class ModelsConfig(Settings):
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
-        description="The detector's vocab.txt. Default: bert-base-uncased-vocab; demo-vocabulary for demo-detector.",
+        description="The detector's vocab.txt. Default: that in the detector's folder or repository; "
+        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab.",
     )
     masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
-    vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
+    vit: str = Field(
+        default="clip-vit-l-14-336",
+        description="The vision encoder of `features`: CLIP or SigLIP; a folder with one, or with SigLIP 2, DINOv3 "
+        "or Qwen-VL's; or a plug-in.",
+    )
 
-    def used(self, *, labels: bool, tokens: bool, features: bool = False, detector: bool = True) -> dict[str, str]:
+    def used(
+        self,
+        *,
+        labels: bool,
+        tokens: bool,
+        features: bool = False,
+        detector: bool = True,
+        masker: bool = True,
+    ) -> dict[str, str]:
         """The models that take part, by role: an outside segmenter stands for detector, vocabulary and masker."""
         if self.segmenter is not None:
             labelers = {"segmenter": self.segmenter}
         else:
             labelers = {"detector": self.detector, "vocabulary": self.vocabulary} if detector else {}
-            labelers |= {"masker": self.masker} if self.masker is not None else {}
+            labelers |= {"masker": self.masker} if masker and self.masker is not None else {}
         return (
             (labelers if labels else {})
             | ({"tokenizer": self.tokenizer} if tokens else {})
@@ -114,6 +138,11 @@ class LabelsConfig(Settings):
         default="detector",
         description="Whose boxes: the detector's; the source's annotators', without a detector; or these, and the "
         "detector's for texts that have none.",
+    )
+    masks: Literal["masker", "annotators", "annotators-else-masker"] = Field(
+        default="masker",
+        description="Whose masks: the masker's of the boxes; the source's annotators', without detector and masker; or "
+        "these, and the masker's for boxes without any.",
     )
     prompt: Literal["caption", "phrases"] = Field(
         default="caption",
@@ -166,10 +195,30 @@ class LabelsConfig(Settings):
             raise ValueError("box_area and mask_area are shares of a whole image; leave them out, or tiles")
         return self
 
+    @model_validator(mode="after")
+    def _masks_without_boxes(self) -> Self:
+        if self.masks == "annotators" and self.boxes == "annotators-else-detector":
+            raise ValueError(
+                "masks: annotators asks neither detector nor masker, and boxes: annotators-else-detector asks both; "
+                "did you mean masks: annotators-else-masker?"
+            )
+        return self
+
     @property
     def needs_detector(self) -> bool:
         """Whether boxes are looked for."""
-        return self.boxes != "annotators"
+        return self.boxes != "annotators" and self.needs_masker
+
+    @property
+    def needs_masker(self) -> bool:
+        """Whether boxes become masks."""
+        return self.masks != "annotators"
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """What of that which annotators drew counts: "boxes", "masks"."""
+        boxes = {"boxes"} if self.boxes != "detector" and self.needs_masker else set()
+        return frozenset(boxes | ({"masks"} if self.masks != "masker" else set()))
 
     @field_validator("min_coverage")
     @classmethod
@@ -207,7 +256,8 @@ class FeaturesConfig(Settings):
     )
     select_layer: int | None = Field(
         default=None,
-        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
+        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2; of "
+        "DINOv3 and Qwen-VL -1.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         default="patch", description="Patches only, or with a leading CLS token."
@@ -283,10 +333,10 @@ class AnnotatorConfig(Settings):
 
     @model_validator(mode="after")
     def _boxes_for_our_own(self) -> Self:
-        if self.labels is not None and self.labels.boxes != "detector" and self.models.segmenter is not None:
+        if self.drawn and self.models.segmenter is not None:
             raise ValueError(
-                f"labels.boxes: {self.labels.boxes} is for a detector and a masker, and the segmenter plug-in "
-                f"{self.models.segmenter} stands for both; leave one of the two out"
+                f"labels.boxes and labels.masks of annotators stand for those of a detector and a masker, and the "
+                f"segmenter plug-in {self.models.segmenter} stands for both; leave one of the two out"
             )
         return self
 
@@ -303,6 +353,11 @@ class AnnotatorConfig(Settings):
         return self
 
     @property
+    def drawn(self) -> frozenset[str]:
+        """As `LabelsConfig.drawn`; nothing without labels."""
+        return self.labels.drawn if self.labels is not None else frozenset()
+
+    @property
     def models_used(self) -> dict[str, str]:
         """Name or path of each model that takes part, by role."""
         return self.models.used(
@@ -310,6 +365,7 @@ class AnnotatorConfig(Settings):
             tokens=self.tokens is not None,
             features=self.features is not None,
             detector=self.labels is None or self.labels.needs_detector,
+            masker=self.labels is None or self.labels.needs_masker,
         )
 
     @property

@@ -18,7 +18,6 @@ from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import Settings, read_yaml, sections
 from patchmint.config.sources import AnySource, SourceConfig
 from patchmint.errors import ConfigError
-from patchmint.geometry.presets import require_fixed
 from patchmint.json_values import canonical_json
 from patchmint.storage.hub import is_on_hub
 
@@ -224,9 +223,7 @@ class BuildConfig(AnnotatorConfig):
     @model_validator(mode="after")
     def _grid_can_be_stored(self) -> Self:
         try:
-            grid = resolve_grid(self.grid)
-            if self.features is not None:
-                require_fixed(grid, "features")
+            resolve_grid(self.grid)
         except ConfigError as error:
             raise ValueError(f"grid: {error}") from error
         return self
@@ -325,7 +322,7 @@ def _absolute(path: str) -> str:
 def _absolute_file(name: str) -> str:
     """A model's path made absolute; the name of a published or an outside model as it is."""
     path = Path(name).expanduser()
-    return str(path.absolute()) if (os.sep in name or path.suffix) and path.is_file() else name
+    return str(path.absolute()) if (os.sep in name or path.suffix) and path.exists() else name
 
 
 def apply_overrides(model: type[Settings], settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from patchmint.config.parsing import ONE_OR_TWO, Settings, parse_settings
 from patchmint.errors import ConfigError
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.native import NativeGrid
-from patchmint.geometry.presets import Grid, grid_preset, merged, require_fixed
+from patchmint.geometry.presets import Grid, grid_preset, merged
 from patchmint.geometry.processors import MODEL_KEYS, PROCESSOR_KEYS, grid_of_processor
 
 _MAX_INPUT_PX = 16384
@@ -152,15 +152,6 @@ def resolve_grid(grid: str | GridConfig | ConsumerGridConfig) -> Grid:
             raise ConfigError("min_pixels and max_pixels are for consumers that resize images as Qwen-VL does")
         found = found.limited(**pixels)
     return found if grid.merge is None else merged(found, grid.merge)
-
-
-def resolve_fixed_grid(grid: str | GridConfig | ConsumerGridConfig) -> PatchGrid:
-    """The grid of a config, for features, which need the same rows and columns for every image.
-
-    Raises:
-        ConfigError: as for `resolve_grid`; or they depend on the image.
-    """
-    return require_fixed(resolve_grid(grid), "features")
 
 
 def stored_grid(grid: Any) -> str | GridConfig | ConsumerGridConfig:

@@ -11,11 +11,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError, about
-from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, canonical_paths, plan_path, prefix_and_unit, record_path
+from patchmint.shards.paths import (
+    MANIFEST_PATH,
+    PLAN_PATH,
+    PUBLISHED,
+    SHARDS,
+    SIDECARS,
+    canonical_paths,
+    plan_path,
+    prefix_and_unit,
+    record_path,
+)
 from patchmint.shards.shard_list import ShardList, read_shard_list
+from patchmint.shards.versions import VERSION, version_of
 from patchmint.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -35,7 +47,7 @@ class Shard:
     Attributes:
         unit: its number in the plan; 0 for a lone tar.
         tar: its path in the storage.
-        sidecar: the path of its table; empty for a lone tar that has none beside it.
+        sidecar: the path of its table; empty for a lone tar that has none.
         samples: written samples.
         rejected: samples of the unit that weren't written.
         size: bytes of the tar; 0 where nothing was written.
@@ -61,7 +73,7 @@ class Dataset:
 
     Attributes:
         uri: as given.
-        storage: the data set's folder, or the folder of a lone tar.
+        storage: the data set's folder; for a lone tar as `open_tar` says.
         manifest_data: bytes of dataset.json; None for a build that wasn't finished yet and for a lone tar. While a
             retry is under way it is that of the build before: its totals are too small, the rest still holds.
         shards: in order of their units.
@@ -167,8 +179,15 @@ class Dataset:
 
     @property
     def reject_tables(self) -> list[str]:
-        """Paths of the tables of rejects."""
-        return [canonical_paths(shard.unit)[0] for shard in self.shards if shard.rejected]
+        """Paths of the tables of rejects, and of images that documents were written without.
+
+        Raises:
+            ShardError, StorageError: as for `columns`; of documents also where their folder can't be listed.
+        """
+        # the list of shards doesn't say of which units images alone were dropped
+        listed = {entry.path for entry in self.storage.list("rejects")} if self.has_documents else set()
+        paths = ((canonical_paths(shard.unit)[0], shard.rejected) for shard in self.shards)
+        return [path for path, rejected in paths if rejected or path in listed]
 
     def place(self, index: int) -> tuple[Shard, int]:
         """The shard of a sample, and its row there.
@@ -216,79 +235,101 @@ def _open_folder(uri: str, check_files: bool) -> Dataset:
         manifest = storage.read(MANIFEST_PATH)
     except NotFoundError:
         manifest = None
+    told = _told(manifest) if manifest is not None else None
     listed = None
     try:
-        listed = _matching_list(storage, manifest) if manifest is not None else None
+        listed = _matching_list(storage, told) if told is not None else None
     except ShardError:
         if not check_files:  # else it only saves reading; `verify` says what is wrong with it
             raise
-    if listed is not None and not storage.exists(plan_path(listed.plans)):
+    if told is not None and listed is not None and not storage.exists(plan_path(listed.plans)):
         if check_files:
             counts = [(unit.unit, unit.samples, unit.rejected, unit.label_share) for unit in listed.units]
-            shards = tuple(_shards(storage, counts, published_sizes(storage), listed.prefix))
+            shards = tuple(_shards(storage, counts, published_sizes(storage), listed.prefix, told.version))
         else:
-            shards = tuple(_listed_shards(listed))
+            shards = tuple(_listed_shards(listed, told.version))
         return Dataset(uri, storage, manifest, shards, finished=True, list_digest=listed.digest)
-    return _open_unlisted(uri, storage, manifest, listed)
+    return _open_unlisted(uri, storage, manifest, told, listed)
 
 
 def open_tar(uri: str) -> tuple[Storage, str]:
-    """The storage that a tar lies in, and its path there.
+    """The storage that a tar lies in, and its path there. Of one in `shards/`, the storage has the folder's neighbours.
 
     Raises:
         InputError: there is no such tar.
         StorageError: it can't be looked for.
     """
-    folder, slash, name = uri.rpartition("/")
-    storage = open_storage(folder + slash if slash else ".")
+    folder, slash, name = (uri if "://" in uri else str(Path(uri).expanduser().absolute())).rpartition("/")
+    if folder.endswith(f"/{SHARDS}") and not folder.endswith(f"//{SHARDS}"):  # that is a bucket
+        folder, name = folder.removesuffix(f"/{SHARDS}"), f"{SHARDS}/{name}"
+    storage = open_storage(folder + slash)
     if not storage.exists(name):
         raise InputError(f"there is no tar {uri!r}; check the path")
     return storage, name
 
 
-def sidecar_of(tar: str) -> str:
-    """Where the table of a tar is, if it has one."""
-    return f"{tar.removesuffix('.tar')}.parquet"
+def sidecar_of(storage: Storage, tar: str) -> str:
+    """The path of a lone tar's sidecar, which lies in `sidecars/` or beside it; empty where there is none.
+
+    Raises:
+        StorageError: it can't be looked for.
+    """
+    from patchmint.shards.sidecar import is_sidecar
+
+    beside = f"{tar.removesuffix('.tar')}.parquet"
+    folder, _, name = beside.rpartition("/")
+    paths = [f"{SIDECARS}/{name}", beside] if folder == SHARDS else [beside]
+    return next((path for path in paths if is_sidecar(storage, path)), "")
 
 
-def _matching_list(storage: Storage, manifest: bytes) -> ShardList | None:
+class _Told(NamedTuple):
+    """What dataset.json says."""
+
+    version: int
+    units: int
+    written: int
+
+
+def _matching_list(storage: Storage, told: _Told) -> ShardList | None:
     """shards.json, if there is one, and it was written with this dataset.json."""
-    units, written = _totals(manifest)
     listed = read_shard_list(storage)
-    if listed is None or (len(listed.units), sum(unit.samples for unit in listed.units)) != (units, written):
+    if listed is None or (len(listed.units), sum(unit.samples for unit in listed.units)) != told[1:]:
         return None
     return listed
 
 
-def _totals(manifest: bytes) -> tuple[int, int]:
-    """Units and written samples of dataset.json; it is parsed whole only where something is wrong with it."""
+def _told(manifest: bytes) -> _Told:
+    """Of dataset.json, which is parsed whole only where something is wrong with it."""
     try:
-        totals = json.loads(manifest)["totals"]
+        document = json.loads(manifest)
+        totals, version = document["totals"], version_of("dataset", document["schema"])
         units, written = totals["units"], totals["written"]
         if isinstance(units, int) and isinstance(written, int) and min(units, written) >= 0:
-            return units, written
+            return _Told(version, units, written)
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     from patchmint.shards.manifest import parse_manifest
 
-    checked = parse_manifest(manifest).totals  # says what is wrong
-    return checked.units, checked.written
+    checked = parse_manifest(manifest)  # says what is wrong
+    return _Told(checked.version, checked.totals.units, checked.totals.written)
 
 
-def _listed_shards(listed: ShardList) -> Iterator[Shard]:
+def _listed_shards(listed: ShardList, version: int) -> Iterator[Shard]:
     for unit in listed.units:
-        _, sidecar, tar = canonical_paths(unit.unit, listed.prefix)
+        _, sidecar, tar = canonical_paths(unit.unit, listed.prefix, version)
         sizes = unit.bytes, unit.table_bytes
         yield Shard(unit.unit, tar, sidecar, unit.samples, unit.rejected, *sizes, label_share=unit.label_share)
 
 
 def published_sizes(storage: Storage) -> dict[str, int]:
     """Bytes of every published file, by path."""
-    # A tar is published last: whoever lists its unit's rejects afterwards finds them.
-    return {entry.path: entry.size for folder in ("shards", "rejects") for entry in storage.list(folder)}
+    # A tar is published last: whoever lists its unit's other files afterwards finds them.
+    return {entry.path: entry.size for folder in PUBLISHED for entry in storage.list(folder)}
 
 
-def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: ShardList | None) -> Dataset:
+def _open_unlisted(
+    uri: str, storage: Storage, manifest: bytes | None, told: _Told | None, listed: ShardList | None
+) -> Dataset:
     """A data set that shards.json doesn't tell all of: an unfinished build, a retry, or a copy of the shards only."""
     from patchmint.shards.commit import committed_units, read_records
     from patchmint.shards.plan import load_plans
@@ -296,14 +337,14 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
     plans = load_plans(storage)
     planned = {unit.id: unit.samples for plan in plans for unit in plan.units}
     prefix = str(plans[0].config.get("output", {}).get("prefix", "")) if plans else ""
-    covered, written = (0, 0) if manifest is None else _totals(manifest)
+    version, covered, written = told or (plans[0].version if plans else VERSION, 0, 0)
     sizes = published_sizes(storage)
     if not planned:
         if manifest is None:
             raise InputError(
                 f"{uri} holds no data set (no {PLAN_PATH}); give the output folder of `patchmint build`, or a tar"
             )
-        prefix, planned = _count_rows(storage, sizes)
+        prefix, planned = _count_rows(storage, sizes, version)
         done, finished, known = sorted(planned), True, planned
     else:
         finished = manifest is not None and covered >= len(planned)
@@ -322,7 +363,7 @@ def _open_unlisted(uri: str, storage: Storage, manifest: bytes | None, listed: S
                 f"{planned[unit]}; it is of another build, or damaged; delete it and run the build's command again"
             )
         counts.append((unit, count, planned[unit] - count, None))
-    shards = tuple(_shards(storage, counts, sizes, prefix))
+    shards = tuple(_shards(storage, counts, sizes, prefix, version))
     before_retries = set(sorted(planned)[:covered])
     found = sum(shard.samples for shard in shards if shard.unit in before_retries)
     if found != written:
@@ -341,26 +382,30 @@ def _is_unclear(unit: int, sizes: Mapping[str, int], prefix: str) -> bool:
     return rejects in sizes or tar not in sizes
 
 
-def _count_rows(storage: Storage, sizes: Mapping[str, int]) -> tuple[str, dict[int, int]]:
+def _count_rows(storage: Storage, sizes: Mapping[str, int], version: int) -> tuple[str, dict[int, int]]:
     """What shards' names begin with, and samples by unit, from the sidecars."""
     from patchmint.shards.sidecar import SCHEMA, read_table
 
     named = sorted(found for path in sizes if (found := prefix_and_unit(path)))
     prefix = named[0][0] if named else ""
-    units = [unit for own, unit in named if own == prefix]
-    paths = [path for unit in units if (path := canonical_paths(unit, prefix)[1]) in sizes]
+    sidecars = {unit: canonical_paths(unit, prefix, version)[1] for own, unit in named if own == prefix}
+    paths = [path for path in sidecars.values() if path in sizes]
     with ThreadPoolExecutor(1 if storage.is_local else _STORE_THREADS) as pool:
         counts = pool.map(lambda path: read_table(storage, path, SCHEMA, ["offset"]).num_rows, paths)
         rows = dict(zip(paths, counts, strict=True))
-    return prefix, {unit: rows.get(canonical_paths(unit, prefix)[1], 1) for unit in units}
+    return prefix, {unit: rows.get(path, 1) for unit, path in sidecars.items()}
 
 
 def _shards(
-    storage: Storage, counts: Sequence[tuple[int, int, int, float | None]], sizes: Mapping[str, int], prefix: str
+    storage: Storage,
+    counts: Sequence[tuple[int, int, int, float | None]],
+    sizes: Mapping[str, int],
+    prefix: str,
+    version: int,
 ) -> Iterator[Shard]:
     """Shards of units (number, written, rejected, label share), whose files must be there."""
     for unit, written, rejected, share in counts:
-        rejects, sidecar, tar = canonical_paths(unit, prefix)
+        rejects, sidecar, tar = canonical_paths(unit, prefix, version)
         wanted = ((sidecar, tar) if written else ()) + ((rejects,) if rejected else ())
         if missing := [path for path in wanted if path not in sizes]:
             raise ShardError(
@@ -372,13 +417,13 @@ def _shards(
 
 
 def _open_tar(uri: str) -> Dataset:
-    """A tar by itself: its rows are those of the sidecar beside it, or made by reading it through."""
+    """A tar by itself: its rows are those of its sidecar, or made by reading it through."""
     from patchmint.shards.foreign import is_foreign, scan_foreign
-    from patchmint.shards.sidecar import SCHEMA, is_sidecar, read_table, scan_tar
+    from patchmint.shards.sidecar import SCHEMA, read_table, scan_tar
 
     storage, name = open_tar(uri)
-    sidecar, size = sidecar_of(name), storage.size(name)
-    if is_sidecar(storage, sidecar):
+    size = storage.size(name)
+    if sidecar := sidecar_of(storage, name):
         rows = read_table(storage, sidecar, SCHEMA, ["key"]).num_rows
         return Dataset(uri, storage, None, (Shard(0, name, sidecar, rows, 0, size, storage.size(sidecar)),))
     foreign = is_foreign(storage, name)

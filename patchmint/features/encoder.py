@@ -11,30 +11,41 @@ parts, so that it has as many channels as the other tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as nnf
+from PIL import Image
 from torch import Tensor
 
-from patchmint.compute.devices import computing_in, ready_for, reduced_copy, to_device
+from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, reduced_copy, to_device
 from patchmint.compute.memory import even_parts
 from patchmint.errors import ConfigError, InputError
-from patchmint.features.arch import VitArch
-from patchmint.features.model import Vit
+from patchmint.features.arch import EncoderArch, VitArch
+from patchmint.features.model import Vit, mean_states
 from patchmint.features.plan import STI_WINDOW
-from patchmint.geometry import PatchGrid, fit_image
+from patchmint.features.tower import Parts, Tower
+from patchmint.geometry import Grid, NativeGrid, PatchGrid, fit_image
 from patchmint.interfaces import FeatureSpec
-from patchmint.types import RgbImage
+from patchmint.types import RgbImage, Size
 
-_MEAN_STD = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-# The published `preprocessor_config.json` of both.
+_MOST_PATCHES = 2**14
+# Of images of unlike sizes in one pass of the model, if it has more than one.
+
+
+class Backbone(Protocol):
+    """A vision encoder: CLIP and SigLIP (`Vit`), or one for images of any size (`Tower`)."""
+
+    @property
+    def arch(self) -> EncoderArch:
+        """What it is built from."""
+
+    def parts(self, pixels: Sequence[Tensor], layers: Parts | None) -> Iterator[tuple[list[Tensor], Size]]:
+        """Averages of hidden states, (B, leading + n, channels) each, and the rows and columns of the n."""
 
 
 class VitFeatureEncoder:
@@ -44,12 +55,12 @@ class VitFeatureEncoder:
     in another order (about 1e-6 of a value in float32, mostly below what float16 shows).
 
     Args:
-        model: the model; it is moved to `device` and put in eval mode.
+        model: a `Vit` or a `Tower`; it is moved to `device` and put in eval mode.
         spec: what to make of its hidden states (`plan_features`).
         grid: how an image becomes the encoder's input, and in how many views.
         device: where the model runs, such as "cpu" or "cuda".
         precision: number format of the large products.
-        batch_size: views in one pass of the model; None = 8 on a CPU, 32 on a GPU.
+        batch_size: views in one pass of the model; None = 8 on a CPU, 32 on a GPU. Of large ones fewer are taken.
 
     Raises:
         ConfigError: the grid isn't the encoder's, or batch_size is out of range.
@@ -57,26 +68,28 @@ class VitFeatureEncoder:
 
     def __init__(
         self,
-        model: Vit,
+        model: Vit | Tower,
         spec: FeatureSpec,
-        grid: PatchGrid,
+        grid: Grid,
         *,
         device: torch.device | str = "cpu",
         precision: torch.dtype = torch.float32,
         batch_size: int | None = None,
     ) -> None:
         model.arch.require(grid, spec.encoder)
+        assert isinstance(grid, PatchGrid | NativeGrid)  # no encoder's patches are those of other grids
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        self._model = model.to(device).eval()
+        self._model: Backbone = model.to(device).eval()
         self._spec = spec
         self._grid = grid
         self._device = torch.device(device)
         self._precision = precision
         self._batch_size = batch_size or (32 if self._device.type == "cuda" else 8)
-        self._reduced = reduced_copy(self._model, precision, self._device)
-        self._last = max(max(part) for part in spec.layers)
-        self._mean, self._std = (torch.tensor(values).to(device) for values in _MEAN_STD[model.arch.family])
+        self._reduced: Backbone = reduced_copy(model, precision, self._device)
+        inputs = model.arch.inputs
+        self._resample = Image.Resampling(inputs.resample)
+        self._mean, self._std = (torch.tensor(values).to(device) for values in (inputs.mean, inputs.std))
 
     @property
     def spec(self) -> FeatureSpec:
@@ -85,7 +98,7 @@ class VitFeatureEncoder:
 
     def prepare(self, image: RgbImage) -> list[RgbImage]:
         """What can be done ahead, on the CPU, in any thread: fit an image to the grid, a HWC uint8 RGB array a view."""
-        return [ready_for(self._device, view) for view in fit_image(image, self._grid)]
+        return [ready_for(self._device, view) for view in fit_image(image, self._grid, self._resample)]
 
     def encode(
         self, images: Sequence[RgbImage], prepared: Sequence[list[RgbImage]] | None = None
@@ -97,7 +110,8 @@ class VitFeatureEncoder:
             prepared: what `prepare` made of each image; None = nothing was done ahead.
 
         Returns:
-            For each image float16 (views * spec.tokens, spec.channels): view after view, tokens row-major.
+            For each image float16 (tokens, spec.channels): view after view, each with `spec.tokens_of` its cells,
+            row-major as labels are.
 
         Raises:
             InputError: a feature is beyond float16's range, or no number at all. The published encoders' features reach
@@ -108,10 +122,23 @@ class VitFeatureEncoder:
             return []
         views = prepared if prepared is not None else [self.prepare(image) for image in images]
         flat = [view for image_views in views for view in image_views]
-        parts = even_parts(len(flat), self._batch_size)
-        features = np.concatenate([self._encode(flat[part]) for part in parts])
+        features = [one for part in self._passes(flat) for one in self._encode(flat[part])]
         bounds = pairwise(accumulate((len(image_views) for image_views in views), initial=0))
-        return [features[start:end].reshape(-1, self._spec.channels) for start, end in bounds]
+        return [np.concatenate(features[start:end]) for start, end in bounds]
+
+    def _passes(self, views: Sequence[RgbImage]) -> Iterator[slice]:
+        """Cut views into passes of the model: no more than the batch size, and of large views fewer."""
+        if isinstance(self._grid, PatchGrid):
+            yield from even_parts(len(views), self._batch_size)
+            return
+        start, patches = 0, 0
+        for end, view in enumerate(views):
+            own = view.shape[0] * view.shape[1] // self._grid.patch_px**2
+            if end > start and (end - start == self._batch_size or patches + own > _MOST_PATCHES):
+                yield slice(start, end)
+                start, patches = end, 0
+            patches += own
+        yield slice(start, len(views))
 
     def pixel_values(self, views: Sequence[RgbImage]) -> Tensor:
         """Rescale and normalise as the published processors do.
@@ -126,25 +153,27 @@ class VitFeatureEncoder:
         return ((levels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
-    def _encode(self, views: Sequence[RgbImage]) -> npt.NDArray[np.float16]:
-        pixels = self.pixel_values(views)
-        features = self._features(pixels, self._precision)
-        if self._precision == torch.float16 and not features.isfinite().all():
-            features = self._features(pixels, torch.float32)  # it may only have overflowed on the way
-        stored = features.to(torch.float16)
-        if not stored.isfinite().all():
-            raise InputError(
-                f"features of {self._spec.encoder} are beyond what float16 holds (65504): they reach "
-                f"{features.abs().max().item():.3g}; check its weights (`patchmint models check`), or choose other "
-                "layers (features.select_layer, features.layers)"
-            )
-        return stored.cpu().numpy()
+    def _encode(self, views: Sequence[RgbImage]) -> Iterator[npt.NDArray[np.float16]]:
+        pixels = [self.pixel_values([view])[0] for view in views]
+        found = self._features(pixels, self._precision)
+        if self._precision == torch.float16 and not all(features.isfinite().all() for features in found):
+            found = self._features(pixels, torch.float32)  # it may only have overflowed on the way
+        for features in found:
+            stored = features.to(torch.float16)
+            if not stored.isfinite().all():
+                raise InputError(
+                    f"features of {self._spec.encoder} are beyond what float16 holds (65504): they reach "
+                    f"{features.abs().max().item():.3g}; check its weights (`patchmint models check`), or choose other "
+                    "layers (features.select_layer, features.layers)"
+                )
+            yield from stored.cpu().numpy()
 
-    def _features(self, pixels: Tensor, precision: torch.dtype) -> Tensor:
-        with computing_in(precision, self._device):
-            # States come one by one, as they are asked for.
-            model = self._model if precision == torch.float32 else self._reduced
-            return features_of(model.states(pixels, self._last), self._spec, model.arch)
+    def _features(self, pixels: Sequence[Tensor], precision: torch.dtype) -> list[Tensor]:
+        spec = self._spec
+        model = self._model if precision == torch.float32 else self._reduced
+        with computing_in(precision, self._device), attending_to_any_shape(self._device):
+            made = model.parts(pixels, None if spec.merged else spec.layers)
+            return [joined(parts, spec, model.arch.leading, whole) for parts, whole in made]
 
 
 def features_of(states: Iterable[Tensor], spec: FeatureSpec, arch: VitArch) -> Tensor:
@@ -158,26 +187,26 @@ def features_of(states: Iterable[Tensor], spec: FeatureSpec, arch: VitArch) -> T
     Returns:
         float (B, spec.tokens, spec.channels).
     """
-    parts = [part[:, arch.leading - spec.leading :] for part in mean_states(states, spec.layers)]
-    whole = (arch.side, arch.side)
-    if spec.pool == "before":
-        parts = [pool_grid(part, whole, spec.grid, spec.leading) for part in parts]
-    joined = connect(parts, spec.connector, spec.leading)
-    return pool_grid(joined, whole, spec.grid, spec.leading) if spec.pool == "after" else joined
+    return joined(mean_states(states, spec.layers), spec, arch.leading, (arch.side, arch.side))
 
 
-def mean_states(states: Iterable[Tensor], layers: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Average the states of each part, while they are computed: no more than the parts is held in memory.
+def joined(parts: Sequence[Tensor], spec: FeatureSpec, leading: int, whole: Size) -> Tensor:
+    """Make the features that a spec describes of the averages of its hidden states.
 
     Args:
-        states: hidden states 0, 1, ..., of one shape.
-        layers: for each part the indices of its states, each once.
+        parts: float (B, leading + rows * cols, channels) each, V_L first.
+        spec: from `plan_features`.
+        leading: tokens before the grid's.
+        whole: (rows, cols) of the grid.
+
+    Returns:
+        float (B, tokens, spec.channels).
     """
-    sums: dict[int, Tensor] = {}
-    for index, state in enumerate(states):
-        for part in (part for part, members in enumerate(layers) if index in members):
-            sums[part] = sums[part] + state if part in sums else state
-    return [sums[part] / len(members) if len(members) > 1 else sums[part] for part, members in enumerate(layers)]
+    parts = [part[:, leading - spec.leading :] for part in parts]
+    if spec.pool == "before":
+        parts = [pool_grid(part, whole, spec.grid, spec.leading) for part in parts]
+    made = connect(parts, spec.connector, spec.leading)
+    return pool_grid(made, whole, spec.grid, spec.leading) if spec.pool == "after" else made
 
 
 def connect(parts: Sequence[Tensor], connector: str, leading: int = 0) -> Tensor:

@@ -1,9 +1,9 @@
-"""The vision encoder itself: transformers' own modules, run block by block."""
+"""CLIP and SigLIP: transformers' own modules, run block by block; and which encoder a file holds."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from patchmint.features.arch import VitArch, infer_arch, whole_names
+from patchmint.errors import WeightsMismatchError
+from patchmint.features.arch import EncoderArch, VitArch, infer_arch, whole_names
+from patchmint.features.tower import MeanStates, Parts, Tower, load_tower, untrained_tower_of
+from patchmint.features.towers import TowerArch
+from patchmint.types import Size
 from patchmint.weights.loading import StateFile, load_into
 
 _CLASSES = {"clip": (CLIPVisionModel, CLIPVisionConfig), "siglip": (SiglipVisionModel, SiglipVisionConfig)}
@@ -62,7 +66,7 @@ class Vit(nn.Module):
         numbers: Tensor = self.vision_model.embeddings.position_ids
         numbers.copy_(torch.arange(numbers.shape[-1]).expand_as(numbers))
 
-    def cut(self, blocks: int) -> Vit:
+    def cut(self, blocks: int, *, merging: bool = False) -> Vit:  # noqa: ARG002 (it never merges)
         """Drop what lies after the first `blocks` blocks, to save its memory; then only states 0..blocks exist."""
         del self.vision_model.encoder.layers[blocks:]
         self.vision_model.post_layernorm = None
@@ -91,9 +95,48 @@ class Vit(nn.Module):
             hidden = cast(Tensor, answer[0] if isinstance(answer, tuple) else answer)
             yield hidden
 
+    @torch.no_grad()
+    def parts(self, pixels: Sequence[Tensor], layers: Parts | None) -> Iterator[tuple[list[Tensor], Size]]:
+        """Run the encoder.
+
+        Args:
+            pixels: float (3, image_px, image_px) each, normalised.
+            layers: for each part the hidden states that are averaged, 0..`arch.layers`.
+
+        Yields:
+            Once, for all inputs: the parts, float (B, leading + patches, hidden), and (rows, cols) of the patches.
+        """
+        assert layers is not None
+        states = self.states(torch.stack(list(pixels)), max(max(part) for part in layers))
+        yield mean_states(states, layers), (self.arch.side, self.arch.side)
+
+
+def mean_states(states: Iterable[Tensor], layers: Parts) -> list[Tensor]:
+    """Average the states of each part, while they are computed.
+
+    Args:
+        states: hidden states 0, 1, ..., of one shape.
+        layers: for each part the indices of its states, each once.
+    """
+    means = MeanStates(layers)
+    for index, state in enumerate(states):
+        means.add(index, state)
+    return means.parts
+
+
+def load_encoder(state: StateFile) -> Vit | Tower:
+    """Build the vision encoder that a checkpoint holds, of whichever kind, and load it.
+
+    Raises:
+        WeightsMismatchError: as for `load_vit` and `load_tower`.
+        ConfigError: the installed transformers doesn't know the encoder.
+    """
+    arch = infer_arch(state.tensors, state.metadata)
+    return load_tower(state, arch) if isinstance(arch, TowerArch) else load_vit(state)
+
 
 def load_vit(state: StateFile) -> Vit:
-    """Build the vision encoder that a checkpoint holds and load it.
+    """Build the CLIP or SigLIP that a checkpoint holds and load it.
 
     A whole CLIP or SigLIP model's file, or one of the vision tower alone. Every key of the tower is there and none is
     left over, but for `IGNORED_KEYS`.
@@ -106,12 +149,19 @@ def load_vit(state: StateFile) -> Vit:
     """
     state = replace(state, tensors=whole_names(state.tensors))
     arch = infer_arch(state.tensors, state.metadata)
+    if isinstance(arch, TowerArch):
+        raise WeightsMismatchError(f"{state.path} holds a {arch.family}, not a CLIP or SigLIP")
     with torch.device("meta"):
         model = Vit(arch)
     model = model.to_empty(device="cpu")
     model.number_positions()
     load_into(model, state, what=f"the vision tower of {arch}", ignored=IGNORED_KEYS)
     return model.eval().requires_grad_(False)
+
+
+def untrained_encoder(arch: EncoderArch, seed: int) -> Vit | Tower:
+    """Build an encoder with random weights, whose features mean nothing: the same for the same seed and libraries."""
+    return untrained_tower_of(arch, seed) if isinstance(arch, TowerArch) else untrained_vit(arch, seed)
 
 
 def untrained_vit(arch: VitArch, seed: int) -> Vit:

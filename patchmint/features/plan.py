@@ -8,21 +8,25 @@ projectors read the code's order, and so does this.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
+from typing import cast
 
 from patchmint.config import UNTRAINED, FeaturesConfig, ModelsConfig
 from patchmint.errors import ConfigError
-from patchmint.features.arch import OFFICIAL, TINY_LAYERS, VitArch, infer_arch, untrained_arch
-from patchmint.geometry import Grid, PatchGrid
-from patchmint.geometry.presets import require_fixed
+from patchmint.features.arch import OFFICIAL, TINY_LAYERS, EncoderArch, VitArch, infer_arch, untrained_arch
+from patchmint.geometry import Grid
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
-from patchmint.types import Precision
+from patchmint.plugins import is_outside_encoder, load_plugin
+from patchmint.types import Precision, Size
 from patchmint.weights.store import read_arch
 
 STI_WINDOW = 8
 """Neighbouring tokens, in row-major order, that STI averages into one."""
 
 Parts = tuple[tuple[int, ...], ...]
+
+_DEFAULTS = FeaturesConfig().model_dump()
 
 
 def _halves(end: int) -> Parts:
@@ -44,24 +48,36 @@ PAPER_LAYERS: Mapping[tuple[str, int], Mapping[str, Parts]] = MappingProxyType(
 `dc/model/multimodal_projector/dense_connector.py`."""
 
 
-def plan_features(features: FeaturesConfig, arch: VitArch, name: str) -> FeatureSpec:
+def plan_features(
+    features: FeaturesConfig, arch: EncoderArch, name: str, whole: Size | None = None, *, merged: bool = False
+) -> FeatureSpec:
     """Decide what is made of an encoder's hidden states.
 
     Args:
         features: the settings.
         arch: the encoder's architecture.
         name: the encoder, as manifests record it.
+        whole: rows and columns of a view's tokens, (0, 0) where they depend on the image; None: CLIP's or SigLIP's own.
+        merged: whether the tokens are those that the encoder makes of several patches each.
 
     Raises:
         ConfigError: a setting doesn't fit the encoder or another setting; the message says what is allowed.
     """
-    layers = _layers(features, arch)
-    leading = _leading(features, arch, name)
-    grid = _pooled_grid(features, arch)
+    if whole is None:
+        assert isinstance(arch, VitArch)
+        whole = (arch.side, arch.side)
+    layers = _merged_layers(features, arch, name) if merged else _layers(features, arch)
+    leading = _leading(features, arch, name, whole)
+    grid = _pooled_grid(features, whole)
     # STI's extra tokens come of the pooled tokens, or of all of them.
-    averaged = grid[0] * grid[1] if features.pool_when == "before" else arch.side**2
+    averaged = prod(grid) if features.pool_when == "before" else prod(whole)
     trailing = 0
     if features.connector == "sti":
+        if not averaged:
+            raise ConfigError(
+                "features.connector sti appends tokens that have no place on a grid that depends on the image; take "
+                "sci or dci, or pool to a fixed grid before it (features.pool, pool_when: before)"
+            )
         if averaged < STI_WINDOW:
             raise ConfigError(
                 f"features.connector sti averages {STI_WINDOW} tokens into one, but features.pool {_text(grid)} leaves "
@@ -72,29 +88,51 @@ def plan_features(features: FeaturesConfig, arch: VitArch, name: str) -> Feature
         encoder=name,
         connector=features.connector,
         layers=layers,
-        select_feature=features.select_feature,
+        select_feature="merged" if merged else features.select_feature,
         pool=features.pool_when if features.pool is not None else "",
         grid=grid,
         leading=leading,
         trailing=trailing,
-        channels=arch.hidden * (len(layers) if features.connector in ("sci", "dci") else 1),
+        channels=_channels(arch, layers, features.connector, merged=merged),
     )
 
 
-def _leading(features: FeaturesConfig, arch: VitArch, name: str) -> int:
+def _channels(arch: EncoderArch, layers: Parts, connector: str, *, merged: bool) -> int:
+    if merged:
+        assert not isinstance(arch, VitArch)
+        return arch.merged
+    return arch.hidden * (len(layers) if connector in ("sci", "dci") else 1)
+
+
+def _merged_layers(features: FeaturesConfig, arch: EncoderArch, name: str) -> Parts:
+    """The last state, of which the encoder makes its merged tokens."""
+    if features.connector != "none" or features.select_layer is not None or features.layers is not None:
+        raise ConfigError(
+            f"features.connector, select_layer and layers choose among hidden states of patches, but the cells of this "
+            f"grid are tokens that {name} has merged at its end; leave these settings out, or set the grid's merge: 1 "
+            "for features of its patches"
+        )
+    return ((arch.layers,),)
+
+
+def _leading(features: FeaturesConfig, arch: EncoderArch, name: str, whole: Size) -> int:
     if features.select_feature == "patch":
         return 0
+    if whole == (0, 0) and features.pool is None:
+        raise ConfigError(
+            "features.select_feature cls_patch has no place for CLS on a grid that depends on the image; set it to "
+            "patch, or pool to a fixed grid (features.pool)"
+        )
     if not arch.leading:
         raise ConfigError(
-            f"features.select_feature cls_patch needs a CLS token, which {name} (SigLIP) hasn't; set it to patch"
+            f"features.select_feature cls_patch needs a CLS token, which {name} ({arch.family}) hasn't; set it to patch"
         )
     return arch.leading
 
 
-def _pooled_grid(features: FeaturesConfig, arch: VitArch) -> tuple[int, int]:
-    whole = (arch.side, arch.side)
-    if features.pool is None:
-        return whole
+def _pooled_grid(features: FeaturesConfig, whole: Size) -> Size:
+    if features.pool is None or whole == (0, 0):
+        return features.pool or whole
     if not all(1 <= bins <= length for bins, length in zip(features.pool, whole, strict=True)):
         raise ConfigError(
             f"features.pool must lie in 1 x 1 to {_text(whole)}, the encoder's patches, not {_text(features.pool)}"
@@ -102,10 +140,9 @@ def _pooled_grid(features: FeaturesConfig, arch: VitArch) -> tuple[int, int]:
     return features.pool
 
 
-def _layers(features: FeaturesConfig, arch: VitArch) -> Parts:
+def _layers(features: FeaturesConfig, arch: EncoderArch) -> Parts:
     """V_L, then the further parts; every index 0..`arch.layers`."""
-    # LLaVA takes CLIP's last state but one. Dense Connector removes SigLIP's last block, which comes to the same.
-    selected = -2 if features.select_layer is None else features.select_layer
+    selected = arch.default_layer if features.select_layer is None else features.select_layer
     first = (_index(selected, arch, "select_layer"),)
     if features.connector == "none":
         if features.layers is not None:
@@ -122,7 +159,7 @@ def _layers(features: FeaturesConfig, arch: VitArch) -> Parts:
     return (first, *(_part(part, features.connector, arch) for part in given))
 
 
-def _paper_layers(connector: str, arch: VitArch) -> Parts:
+def _paper_layers(connector: str, arch: EncoderArch) -> Parts:
     table = PAPER_LAYERS.get((arch.family, arch.layers))
     if table is None:
         raise ConfigError(
@@ -132,7 +169,7 @@ def _paper_layers(connector: str, arch: VitArch) -> Parts:
     return table[connector]
 
 
-def _part(part: tuple[int, ...], connector: str, arch: VitArch) -> tuple[int, ...]:
+def _part(part: tuple[int, ...], connector: str, arch: EncoderArch) -> tuple[int, ...]:
     indices = tuple(_index(index, arch, "layers") for index in part)
     if connector != "dci" and len(indices) != 1:
         raise ConfigError(
@@ -146,7 +183,7 @@ def _part(part: tuple[int, ...], connector: str, arch: VitArch) -> tuple[int, ..
     return indices
 
 
-def _index(index: int, arch: VitArch, setting: str) -> int:
+def _index(index: int, arch: EncoderArch, setting: str) -> int:
     """Count from the end where negative, as LLaVA's `select_layer` does."""
     states = arch.layers + 1
     if not -states <= index < states:
@@ -161,20 +198,36 @@ def _text(grid: tuple[int, int]) -> str:
     return f"{grid[0]} x {grid[1]}"
 
 
-def check_features(models: ModelsConfig, features: FeaturesConfig, grid: Grid) -> FeatureSpec:
-    """Check the settings without loading weights: of a file of your own only the header is read.
+def encoder_arch(name: str, grid: Grid) -> EncoderArch:
+    """What an encoder is built from, by its name or path: of a file of your own only the header is read.
+
+    Raises:
+        ConfigError: there is no untrained encoder for this grid.
+        WeightsError: the file is missing, damaged, unsafe or of another architecture.
+    """
+    known = untrained_arch(grid) if name == UNTRAINED else OFFICIAL.get(name)
+    return known or read_arch(name, infer_arch)
+
+
+def check_features(models: ModelsConfig, features: FeaturesConfig, grid: Grid) -> FeatureSpec | None:
+    """Check the settings without loading weights.
 
     Returns:
-        What `build_feature_encoder` will give.
+        What `build_feature_encoder` will give; None for an outside encoder, which says so once it is built.
 
     Raises:
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's.
-        WeightsError: the file is missing, damaged, unsafe or of another architecture.
+        WeightsError: as for `encoder_arch`.
     """
-    grid = require_fixed(grid, "features")
-    name = models.vit
-    known = untrained_arch(grid) if name == UNTRAINED else OFFICIAL.get(name)
-    return _plan(features, known or read_arch(name, infer_arch), grid, name)
+    if not is_outside_encoder(models.vit):
+        return _plan(features, encoder_arch(models.vit, grid), grid, models.vit)
+    given = [name for name in features.model_fields_set if getattr(features, name) != _DEFAULTS[name]]
+    if given:
+        raise ConfigError(
+            f"features.{given[0]} is for patchmint's own encoders; {models.vit} is another package's, without "
+            "such settings"
+        )
+    return None
 
 
 def build_feature_encoder(
@@ -183,7 +236,7 @@ def build_feature_encoder(
     """Build the feature encoder that the settings name, and load its weights.
 
     Args:
-        models: `vit` is its name or path.
+        models: `vit` is its name or path, or an entry point's name.
         features: what is made of its hidden states.
         grid: the data set's grid: the encoder's patches must be its cells.
         device: where the model runs, such as "cpu" or "cuda".
@@ -192,25 +245,27 @@ def build_feature_encoder(
     Raises:
         WeightsError: the checkpoint is missing, damaged, unsafe or of another architecture.
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's; raised before weights are read.
+        PluginError: an outside encoder can't be built.
     """
-    check_features(models, features, grid)
-    grid = require_fixed(grid, "features")
+    name = models.vit
+    if check_features(models, features, grid) is None:
+        outside = load_plugin("patchmint.encoders", name, FeatureEncoder, device, grid=grid)
+        return cast(FeatureEncoder, outside)
     # torch and transformers take seconds to import, which checking settings need not wait for
     import torch
 
     from patchmint.compute.devices import resolve_precision
     from patchmint.features.encoder import VitFeatureEncoder
-    from patchmint.features.model import load_vit, untrained_vit
+    from patchmint.features.model import load_encoder, untrained_encoder
     from patchmint.weights.loading import load_named
 
-    name = models.vit
-    model = untrained_vit(untrained_arch(grid), seed=0) if name == UNTRAINED else load_vit(load_named(name))
+    model = untrained_encoder(untrained_arch(grid), seed=0) if name == UNTRAINED else load_encoder(load_named(name))
     spec = _plan(features, model.arch, grid, name)
     dtype = resolve_precision(precision, device, cpu=torch.float32, gpu=torch.float16)
-    cut = model.cut(max(max(part) for part in spec.layers))
+    cut = model.cut(max(max(part) for part in spec.layers), merging=spec.merged)
     return VitFeatureEncoder(cut, spec, grid, device=device, precision=dtype)
 
 
-def _plan(features: FeaturesConfig, arch: VitArch, grid: PatchGrid, name: str) -> FeatureSpec:
+def _plan(features: FeaturesConfig, arch: EncoderArch, grid: Grid, name: str) -> FeatureSpec:
     arch.require(grid, name)
-    return plan_features(features, arch, name)
+    return plan_features(features, arch, name, arch.whole(grid), merged=arch.merges(grid))

@@ -131,20 +131,21 @@ def _cut(edges: Floats, length: float) -> AxisCuts:
 def adaptive_bins(length: int, bins: int) -> tuple[tuple[int, int], ...]:
     """Cut an axis into bins as `torch.nn.AdaptiveAvgPool2d` does: `[floor(i * n / m), ceil((i + 1) * n / m))`.
 
-    Neighbouring bins overlap where the length isn't a multiple of their number.
+    Neighbouring bins overlap where the length isn't a multiple of their number. Where there are more bins than cells,
+    cells are in several.
 
     Args:
         length: cells of the axis, n.
-        bins: number of bins, m, 1 to n.
+        bins: number of bins, m, at least 1.
 
     Returns:
         For each bin its cells `[start, end)`.
 
     Raises:
-        InputError: there are more bins than cells, or none.
+        InputError: there are no bins, or no cells.
     """
-    if not 1 <= bins <= length:
-        raise InputError(f"an axis of {length} cells can be pooled to 1 to {length} bins, not to {bins}")
+    if min(bins, length) < 1:
+        raise InputError(f"an axis of {length} cells can't be pooled to {bins} bins")
     return tuple((index * length // bins, -(-(index + 1) * length // bins)) for index in range(bins))
 
 
@@ -162,7 +163,7 @@ def pool_coverage(coverage: npt.NDArray[np.uint8], rows: int, pooled: Size) -> n
         uint8 (T, views * pooled rows, pooled cols).
 
     Raises:
-        InputError: the grid doesn't consist of views of that many rows, or has fewer cells than bins.
+        InputError: the grid doesn't consist of views of that many rows, or there are no bins.
     """
     if coverage.ndim != 3 or coverage.dtype != np.uint8 or rows < 1 or coverage.shape[1] % rows:
         raise InputError(

@@ -120,24 +120,6 @@ def merged(grid: Grid, merge: int) -> Grid:
     return replace(grid, merge=merge)
 
 
-def require_fixed(grid: Grid, what: str) -> PatchGrid:
-    """A grid with the same rows and columns in every view of every image.
-
-    Args:
-        grid: any grid.
-        what: what needs such a grid, for the message.
-
-    Raises:
-        ConfigError: it isn't one.
-    """
-    if not has_fixed_cells(grid):
-        raise ConfigError(
-            f"{what} can't have this grid yet: its rows and columns aren't the same for every image. Labels "
-            f"and codes can use it. Grids that are the same: {', '.join(fixed_presets())}, or one spelled out"
-        )
-    return grid
-
-
 def fixed_presets() -> dict[str, PatchGrid]:
     """The presets with the same rows and columns in every view of every image."""
     return {name: grid for name, grid in GRID_PRESETS.items() if has_fixed_cells(grid)}

@@ -22,11 +22,14 @@ from pycocotools import mask as coco_mask
 from patchmint.errors import InputError, PluginError
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.placement import Floats, Placement
-from patchmint.types import Rle, Size
+from patchmint.types import Box, Rle, Size
 
 MAX_MASK_PIXELS = 2**28
 """Masks of more pixels are refused: a few bytes of RLE can claim any size, and decoding takes a byte a pixel (union
 four). Pictures are held to fewer pixels than these 268 million."""
+
+_MAX_LENGTH = 2**22
+"""Of polygons' sides together, in pixels: pycocotools takes 80 bytes for each."""
 
 _MAX_CHARACTERS = 6
 """Characters of one compressed count: 30 bits, enough for `MAX_MASK_PIXELS`, and no shift overflows in C."""
@@ -201,24 +204,66 @@ def bounding_box(rle: Rle) -> npt.NDArray[np.float32]:
     return np.array([first_x[0], top, last_x[-1] + 1, bottom], dtype=np.float32)
 
 
+def box_of(rle: Rle) -> Box:
+    """`bounding_box` as plain numbers."""
+    left, top, right, bottom = bounding_box(rle).tolist()
+    return left, top, right, bottom
+
+
 def to_coco(rle: Rle) -> dict[str, Any]:
     """The mask as it stands in a COCO JSON file: `{"size": [height, width], "counts": str}`."""
     return {"size": [int(rle["size"][0]), int(rle["size"][1])], "counts": rle["counts"].decode("ascii")}
 
 
-def from_coco(segmentation: object) -> Rle:
-    """Read what `to_coco` wrote: compressed counts, as str or bytes. Polygons and lists of runs aren't read.
+def from_coco(segmentation: object, size: Size | None = None) -> Rle:
+    """Read a mask of a COCO JSON file, as `pycocotools.coco.COCO.annToRLE` does.
+
+    Args:
+        segmentation: an RLE with compressed counts, str or bytes, or with a list of runs; or a list of polygons, each
+            x, y, x, y, ... Polygons of fewer than three corners have no area.
+        size: (height, width) of the image, which polygons don't tell; None = they aren't read.
 
     Raises:
         InputError: it is something else, runs are negative or don't add up to the size, or the mask is oversized.
     """
+    if isinstance(segmentation, list) and size is not None:
+        return _filled(segmentation, _checked_size(size))
     if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
         raise InputError(f"a mask must be a COCO RLE, a mapping with size and counts, not {segmentation!r:.80}")
     height, width = _checked_size(segmentation["size"])
     counts = segmentation["counts"]
+    if isinstance(counts, list):
+        counts = _encode_counts(counts, height, width)
     rle = Rle(size=[height, width], counts=counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts)
     _checked_runs(rle)
     return rle
+
+
+def _filled(polygons: Sequence[Any], size: Size) -> Rle:
+    """The union of polygons."""
+    height, width = size
+    sound, length = [], 0.0
+    for polygon in polygons:
+        try:
+            corners = np.array(polygon, np.float64).reshape(-1, 2)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"a polygon must be a list of x, y, x, y, ..., not {polygon!r:.80}") from error
+        length += float(np.abs(corners - np.roll(corners, 1, axis=0)).sum())
+        if not (np.isfinite(corners).all() and length <= _MAX_LENGTH and np.abs(corners).max(initial=0) <= _MAX_LENGTH):
+            raise InputError(f"a polygon reaches far out of any image: {polygon!r:.80}")
+        if len(corners) > 2:
+            sound.append(corners.reshape(-1).tolist())
+    if not sound:
+        raise InputError("a mask's polygons have fewer than three corners each, or there are none")
+    rles = coco_mask.frPyObjects(sound, height, width)
+    return union([Rle(size=[height, width], counts=bytes(rle["counts"])) for rle in rles])
+
+
+def _encode_counts(runs: list[Any], height: int, width: int) -> bytes:
+    """A list of runs, compressed."""
+    if not all(_is_integer(run) and run >= 0 for run in runs) or sum(runs) != height * width:
+        raise InputError(f"the RLE's {len(runs)} runs must be whole numbers that add up to {height} x {width} pixels")
+    return bytes(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"])
 
 
 def _checked_size(size: object) -> Size:

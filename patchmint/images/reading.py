@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from patchmint.errors import (
     ImageDecodeError,
     ImageMissingError,
     ImageTooLargeError,
     ImageUnreadableError,
+    InputError,
     TextError,
 )
+from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.images.decode import DecodedImage
-from patchmint.samples import Box, Fault, ImageRef, SourceSample
-from patchmint.types import Size, Text
+from patchmint.samples import Fault, ImageRef, SourceSample
+from patchmint.types import Box, Instance, Rle, Size, Text
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class ReadImage:
         number: among the sample's images.
         data: the file's bytes.
         image: the same, decoded.
+        texts: those that label it; of a document there may be none.
     """
 
     number: int
     data: bytes
     image: DecodedImage
+    texts: list[Text]
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,10 @@ class ReadSample:
     """A sample that the models can be asked about.
 
     Attributes:
-        texts: at least one of them says something.
         images: at least one, in order; a picture's only one.
         dropped: what is wrong with the document's other images, by number.
     """
 
-    texts: list[Text]
     images: tuple[ReadImage, ...]
     dropped: Mapping[int, Fault]
 
@@ -65,6 +69,7 @@ def read_sample(
     read: Callable[[int, ImageRef], bytes],
     decode: Callable[[bytes], DecodedImage],
     *,
+    drawn: Collection[str] = (),
     drop: bool = False,
 ) -> ReadSample | Fault:
     """Check a sample's texts, read its images and decode them.
@@ -73,6 +78,7 @@ def read_sample(
         sample: of a source.
         read: gives an image file's bytes from its number and reference, as `Source.read_image`.
         decode: `decode_image` with its limit.
+        drawn: as for `with_instances`.
         drop: do without the bad images of a document that has good ones.
 
     Returns:
@@ -87,24 +93,34 @@ def read_sample(
     images: list[ReadImage] = []
     dropped: dict[int, Fault] = {}
     for number, ref in enumerate(sample.images):
-        found = ref if isinstance(ref, Fault) else _read_image(number, ref, read, decode)
+        found = ref if isinstance(ref, Fault) else _read_image(sample, texts, number, ref, read, decode, drawn)
         if isinstance(found, ReadImage):
             images.append(found)
         elif drop:
             dropped[number] = found
         else:
             return found
-    return ReadSample(texts, tuple(images), dropped) if images else dropped[0]
+    return ReadSample(tuple(images), dropped) if images else dropped[0]
 
 
 def _read_image(
-    number: int, ref: ImageRef, read: Callable[[int, ImageRef], bytes], decode: Callable[[bytes], DecodedImage]
+    sample: SourceSample,
+    texts: Sequence[Text],
+    number: int,
+    ref: ImageRef,
+    read: Callable[[int, ImageRef], bytes],
+    decode: Callable[[bytes], DecodedImage],
+    drawn: Collection[str],
 ) -> ReadImage | Fault:
     where, path = "read", ref.path
     try:
         data = read(number, ref)
         where = "decode"
-        return ReadImage(number, data, decode(data))
+        image = decode(data)
+        labelling = with_instances(texts, sample, image, drawn)
+        if sample.image_texts:
+            labelling = [labelling[text] for text in sample.image_texts[number]]
+        return ReadImage(number, data, image, labelling)
     except ImageUnreadableError as error:
         return Fault(where, "image-unreadable", str(error))
     except MemoryError:
@@ -115,24 +131,66 @@ def _read_image(
         return Fault(where, "image-too-large", f"{path}: {error}")
     except ImageDecodeError as error:
         return Fault(where, "image-damaged", f"{path}: {error}")
+    except InputError as error:
+        return Fault(where, "mask-misfit", f"{path}: {error}")
 
 
-def with_boxes(texts: Sequence[Text], sample: SourceSample, image: DecodedImage) -> list[Text]:
-    """The texts with their annotators' boxes, which are turned as the image was; boxes without an area are left out.
+def with_instances(
+    texts: Sequence[Text], sample: SourceSample, image: DecodedImage, drawn: Collection[str]
+) -> list[Text]:
+    """The texts with what annotators drew, turned as the image was; boxes without an area are left out.
 
     Args:
         texts: all of the sample's, in order.
         sample: what its source says.
         image: the sample's, upright.
+        drawn: what of it counts: "boxes", "masks"; of an instance with both, the mask.
+
+    Raises:
+        InputError: a mask isn't of the image's size.
     """
+    if not drawn:
+        return list(texts)
     return [
-        replace(text, boxes=tuple(_turned(box, image.orientation, image.size) for box in said.boxes if _is_wide(box)))
+        replace(text, instances=tuple(_upright(each, image, drawn) for each in said.instances if _counts(each, drawn)))
         for text, said in zip(texts, sample.texts, strict=True)
     ]
 
 
-def _is_wide(box: Box) -> bool:
-    return box[0] < box[2] and box[1] < box[3]
+def _counts(instance: Instance, drawn: Collection[str]) -> bool:
+    left, top, right, bottom = instance.box
+    return (instance.mask is not None and "masks" in drawn) or ("boxes" in drawn and left < right and top < bottom)
+
+
+def _upright(instance: Instance, image: DecodedImage, drawn: Collection[str]) -> Instance:
+    mask = upright_mask(instance.mask, image.orientation, image.size) if instance.mask and "masks" in drawn else None
+    return replace(instance, box=_turned(instance.box, image.orientation, image.size), mask=mask)
+
+
+def upright_mask(mask: Rle, orientation: int, size: Size) -> Rle:
+    """A mask of the image as it is stored, in the upright image.
+
+    Args:
+        mask: of the stored pixels.
+        orientation: EXIF's, 1..8.
+        size: (height, width) of the upright image.
+
+    Raises:
+        InputError: it isn't of the image's size, or is damaged.
+    """
+    stored = size if orientation < 5 else size[::-1]
+    if tuple(mask["size"]) != stored:
+        raise InputError(
+            "its annotators' masks are {} x {} pixels (height x width), and the image is {} x {}: it was resized, or "
+            "the annotations are of another one".format(*mask["size"], *stored)
+        )
+    if orientation == 1:
+        return mask
+    pixels = decode_mask(mask)
+    if orientation >= 5:
+        pixels = pixels.T
+    rows, columns = (-1 if orientation in those else 1 for those in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return encode_masks(np.ascontiguousarray(pixels[None, ::rows, ::columns]))[0]
 
 
 def _turned(box: Box, orientation: int, size: Size) -> Box:

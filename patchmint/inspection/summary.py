@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchmint.datasets.dataset import Dataset, open_tar, sidecar_of
 from patchmint.shards.reader import Member, iter_members, read_sample
-from patchmint.shards.sidecar import SCHEMA, is_sidecar, read_table
+from patchmint.shards.sidecar import SCHEMA, read_table
 from patchmint.storage import Storage
 
 if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
@@ -170,7 +170,7 @@ class ListedSample:
 
 
 def list_tar(uri: str) -> Iterator[ListedSample]:
-    """List a tar: one of ours from the table beside it (its samples have the same members), others from their headers.
+    """List a tar: one of ours from its sidecar (its samples have the same members), others from their headers.
 
     Raises:
         InputError: there is no such tar.
@@ -178,8 +178,8 @@ def list_tar(uri: str) -> Iterator[ListedSample]:
         StorageError: it can't be read.
     """
     storage, name = open_tar(uri)
-    sidecar = sidecar_of(name)
-    return _from_sidecar(storage, name, sidecar) if is_sidecar(storage, sidecar) else _from_headers(storage, name)
+    sidecar = sidecar_of(storage, name)
+    return _from_sidecar(storage, name, sidecar) if sidecar else _from_headers(storage, name)
 
 
 def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedSample]:

@@ -23,7 +23,7 @@ from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAG
 from patchmint.shards.manifest import Manifest, held_settings
 from patchmint.shards.paths import unit_name
 from patchmint.shards.reader import StoredSample
-from patchmint.shards.readme import MARK, README, configs, front_matter
+from patchmint.shards.readme import MARK, README, front_matter, metadata
 from patchmint.storage.hub import is_on_hub
 
 PICTURES = "card"
@@ -84,7 +84,7 @@ def _metadata(manifest: Manifest, repo: str, licence: str) -> dict[str, Any]:
         "tags": tags,
         "task_categories": tasks,
         "size_categories": [next((name for most, name in _SIZES if written < most), "n>10M")],
-        "configs": configs(),
+        **metadata(manifest),
     }
 
 

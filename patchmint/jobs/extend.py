@@ -29,6 +29,8 @@ from patchmint.jobs.options import with_settings
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, made_by
 from patchmint.storage import open_storage
 
+_SIZES = ("samples_per_shard", "images_per_shard")
+
 
 @with_settings(BuildConfig, but=("source", "sources", "output"))
 def extend_command(
@@ -81,7 +83,7 @@ def settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> d
     config = manifest.config
     settings = {
         "source": {"kind": "patchmint", "uri": dataset},
-        "output": {"uri": out, "samples_per_shard": config["output"]["samples_per_shard"]},
+        "output": {"uri": out, **{name: config["output"][name] for name in _SIZES if name in config["output"]}},
         "grid": config["grid"],
         "limits": config["limits"],
     }

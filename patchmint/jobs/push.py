@@ -24,7 +24,7 @@ from patchmint.errors import InputError, PatchmintError, ShardError, StorageErro
 from patchmint.jobs.card import PICTURES, licence_of, make_card
 from patchmint.jobs.progress import say
 from patchmint.shards.manifest import Manifest
-from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, plan_path, record_path
+from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, PUBLISHED, SHARDS_PATH, plan_path, record_path
 from patchmint.shards.readme import README, is_ours, read_readme
 from patchmint.storage import Storage, uri_of
 from patchmint.storage.failures import explain_hub, explain_place, is_passing
@@ -39,7 +39,7 @@ _COMMIT_FILES = 100
 _COMMIT_BYTES = 5 << 30
 _PAUSES = (1.0, 5.0, 20.0, 60.0, 180.0)
 """Seconds before a commit that failed is tried again. The Hub allows so many an hour."""
-_ROOMS = ("shards/", "rejects/", f"{COMMITS}/", "plan/", f"{PICTURES}/")
+_ROOMS = (*(f"{room}/" for room in PUBLISHED), f"{COMMITS}/", "plan/", f"{PICTURES}/")
 _LAST = (SHARDS_PATH, README, MANIFEST_PATH)
 
 

@@ -15,7 +15,7 @@ from patchmint.compute.threads import default_threads, limit_threads
 from patchmint.config.build import BuildConfig, LocalRunner
 from patchmint.errors import DemoWarning, InputError, UntrainedWarning
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.images.reading import read_sample, with_boxes
+from patchmint.images.reading import read_sample
 from patchmint.pipeline.plan import LookedAt
 from patchmint.pipeline.plan.keys import key_of
 from patchmint.samples import Fault, ImageRef, SourceSample
@@ -145,14 +145,11 @@ def _asked(
 ) -> Iterator[tuple[int, tuple[DecodedImage, list[Text]]]]:
     """The good images of a sound sample, by number, each with the texts that label it."""
     decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
-    found = read_sample(sample, lambda _, ref: read(ref), decode, drop=config.on_bad_image == "drop")
+    drop = config.on_bad_image == "drop"
+    found = read_sample(sample, lambda _, ref: read(ref), decode, drawn=config.drawn, drop=drop)
     assert not isinstance(found, Fault), "it was read before"
     for image in found.images:
-        texts = found.texts
-        if config.labels is not None and config.labels.boxes != "detector":
-            texts = with_boxes(texts, sample, image.image)
-        own = [texts[number] for number in sample.image_texts[image.number]] if sample.parts else texts
-        if said := [text for text in own if text.content.strip()]:
+        if said := [text for text in image.texts if text.content.strip()]:
             yield image.number, (image.image, said)
 
 

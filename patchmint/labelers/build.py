@@ -24,14 +24,14 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     if models.segmenter is not None:
         find_plugin("patchmint.segmenters", models.segmenter)
         return
-    if models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
+    if labels.needs_masker and models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
         read_arch(models.masker, sam.infer_arch)
     if not labels.needs_detector:
         return
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
     arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
     if models.vocabulary != UNTRAINED:
-        Vocabulary.from_file(locate(models.vocabulary)).check_fits(arch)
+        Vocabulary.from_file(locate(models.vocabulary, "vocabulary")).check_fits(arch)
 
 
 def build_segmenter(

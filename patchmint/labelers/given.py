@@ -1,9 +1,10 @@
-"""Boxes and masks that come with a text, instead of a detector's and a masker's."""
+"""What people drew for a text: boxes instead of a detector's, masks instead of a masker's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +14,23 @@ from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.placement import Floats, Placement
 from patchmint.geometry.rle import Masks, RleMasks, bounding_box, encode_masks
 from patchmint.labelers.grounding_dino.detector import Detections
-from patchmint.types import UNKNOWN_SCORE, Rle, Size, Text
+from patchmint.types import UNKNOWN_SCORE, Instance, Rle, Size, Text
 
 
 def given_boxes(texts: Sequence[Text], size: Size) -> Detections:
-    """The boxes of those texts that have boxes and no masks, cut off at the image; what is left of none is left out.
-
-    Each belongs to its text's only phrase, or else to the whole text: which phrase it belongs to isn't known.
+    """Instances without masks: their boxes, cut off at the image; what is left of none is left out.
 
     Args:
         texts: of one image.
         size: its (height, width).
     """
-    boxes = [[] if text.masks else list(text.boxes) for text in texts]
-    cut = [np.array(each, np.float32).reshape(-1, 4).clip(0, (*size[::-1], *size[::-1])) for each in boxes]
-    return _detections(texts, [each[(each[:, 2:] > each[:, :2]).all(axis=1)] for each in cut])
+    found = [(number, each) for number, text in enumerate(texts) for each in text.instances if each.mask is None]
+    boxes = np.array([each.box for _, each in found], np.float32).reshape(-1, 4).clip(0, (*size[::-1], *size[::-1]))
+    return _detections(texts, found, boxes).only(np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
 
 
 def given_masks(texts: Sequence[Text], size: Size) -> tuple[Detections, Masks]:
-    """The masks of those texts that have some, and boxes around them; empty masks are left out.
+    """Instances with masks, and boxes around these; empty masks are left out.
 
     Args:
         texts: of one image.
@@ -40,25 +39,25 @@ def given_masks(texts: Sequence[Text], size: Size) -> tuple[Detections, Masks]:
     Raises:
         InputError: a mask is damaged, or of another size than the image.
     """
-    boxes: list[npt.NDArray[np.float32]] = []
-    kept: list[Rle] = []
-    for text in texts:
-        around = [bounding_box(mask) for mask in text.masks]
-        if any(tuple(mask["size"]) != size for mask in text.masks):
-            raise InputError(f"a mask isn't of the image's size {size} (height, width), upright")
-        kept += [mask for mask, box in zip(text.masks, around, strict=True) if box.any()]
-        boxes.append(np.array([box for box in around if box.any()], np.float32).reshape(-1, 4))
-    return _detections(texts, boxes), RleMasks(kept)
+    drawn = [(number, each, each.mask) for number, text in enumerate(texts) for each in text.instances if each.mask]
+    if any(tuple(mask["size"]) != size for _, _, mask in drawn):
+        raise InputError(f"a mask isn't of the image's size {size} (height, width), upright")
+    boxes = np.array([bounding_box(mask) for _, _, mask in drawn], np.float32).reshape(-1, 4)
+    full: npt.NDArray[np.bool_] = np.any(boxes, axis=1)
+    found = _detections(texts, [(number, each) for number, each, _ in drawn], boxes).only(full)
+    return found, RleMasks([mask for _, _, mask in compress(drawn, full)])
 
 
-def _detections(texts: Sequence[Text], boxes: Sequence[npt.NDArray[np.float32]]) -> Detections:
-    counts = [len(each) for each in boxes]
-    spans = [text.phrases[0] if len(text.phrases) == 1 else (0, len(text.content)) for text in texts]
+def _detections(
+    texts: Sequence[Text], found: Sequence[tuple[int, Instance]], boxes: npt.NDArray[np.float32]
+) -> Detections:
+    """As a detector's. An instance whose span isn't known belongs to its text's only phrase, or else to all of it."""
+    wholes = [text.phrases[0] if len(text.phrases) == 1 else (0, len(text.content)) for text in texts]
     return Detections(
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-        scores=np.full(sum(counts), UNKNOWN_SCORE, np.float32),
-        spans=np.repeat(np.array(spans, np.int64).reshape(-1, 2), counts, axis=0),
-        text_index=np.repeat(np.arange(len(texts)), counts),
+        boxes=boxes,
+        scores=np.full(len(found), UNKNOWN_SCORE, np.float32),
+        spans=np.array([each.span or wholes[number] for number, each in found], np.int64).reshape(-1, 2),
+        text_index=np.array([number for number, _ in found], np.int64),
     )
 
 

@@ -26,7 +26,7 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import Precision, RgbImage, Rle, Size, Text
+from patchmint.types import UNKNOWN_SCORE, Origin, Precision, RgbImage, Rle, Size, Text
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
@@ -90,9 +90,12 @@ class GroundedSam:
         answers = []
         for image, image_texts, detections, image_masks in zip(images, texts, found, masks, strict=True):
             size = (image.shape[0], image.shape[1])
-            if any(text.masks for text in image_texts):
-                detections, image_masks = _joined((detections, image_masks), given_masks(image_texts, size))
-            answers.append(self._instances(size, detections, image_masks))
+            of_boxes: Origin = "annotator" if self.masker is None else "mixed"
+            origins = [of_boxes if score == UNKNOWN_SCORE else "model" for score in detections.scores]
+            drawn = given_masks(image_texts, size)
+            if len(drawn[1]):
+                detections, image_masks, origins = _joined((detections, image_masks, origins), drawn)
+            answers.append(self._instances(size, detections, image_masks, origins))
         return answers
 
     def _boxes(
@@ -100,7 +103,7 @@ class GroundedSam:
     ) -> list[Detections]:
         """Of each image the boxes that come with its texts, and those that are found for the other texts."""
         given = [given_boxes(each, (image.shape[0], image.shape[1])) for each, image in zip(texts, images, strict=True)]
-        asked = [[index for index, text in enumerate(each) if not text.boxes and not text.masks] for each in texts]
+        asked = [[index for index, text in enumerate(each) if not text.instances] for each in texts]
         looked = [index for index, wanted in enumerate(asked) if wanted]
         if self.detector is not None and looked:
             found = self.detector.detect(
@@ -123,22 +126,23 @@ class GroundedSam:
             return self.masker.masks(images, boxes, **_part(prepared, 1))
         return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
 
-    def _instances(self, size: Size, detections: Detections, masks: Masks) -> Instances:
+    def _instances(self, size: Size, detections: Detections, masks: Masks, origins: Sequence[Origin]) -> Instances:
         if self._clip_to_box:
             masks = RleMasks([_clipped(*pair) for pair in zip(masks.rles(), detections.boxes, strict=True)])
-        if self._mask_area is not None:
-            least, most = self._mask_area
-            shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
-            kept = (shares >= least) & (shares <= most)
-            detections, masks = detections.only(kept), ChosenMasks(masks, tuple(np.flatnonzero(kept).tolist()))
-        return Instances(
+        found = Instances(
             image_size=size,
             masks=masks,
             text_index=detections.text_index,
             scores=detections.scores,
             boxes=detections.boxes,
             spans=detections.spans,
+            origins=tuple(origins),
         )
+        if self._mask_area is None:
+            return found
+        least, most = self._mask_area
+        shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
+        return found.only(np.flatnonzero((shares >= least) & (shares <= most)))
 
     def rehearse(
         self,
@@ -189,11 +193,15 @@ def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tupl
     return boxes[[chosen.index(number) for number in range(len(numbers))]], chosen
 
 
-def _joined(model: tuple[Detections, Masks], given: tuple[Detections, Masks]) -> tuple[Detections, Masks]:
-    """Both of an image's, texts in order."""
-    order = np.argsort(np.concatenate([model[0].text_index, given[0].text_index]), kind="stable")
-    masks = ChosenMasks(JoinedMasks(model[1], given[1]), tuple(order.tolist()))
-    return merge([model[0], given[0]]), masks
+def _joined(
+    found: tuple[Detections, Masks, Sequence[Origin]], drawn: tuple[Detections, Masks]
+) -> tuple[Detections, Masks, list[Origin]]:
+    """What has masks of its own, beside the rest of an image's; texts in order."""
+    order = np.argsort(np.concatenate([found[0].text_index, drawn[0].text_index]), kind="stable").tolist()
+    theirs: Origin = "annotator"
+    origins = [*found[2], *[theirs] * len(drawn[1])]
+    masks = ChosenMasks(JoinedMasks(found[1], drawn[1]), tuple(order))
+    return merge([found[0], drawn[0]]), masks, [origins[number] for number in order]
 
 
 def _part(prepared: Sequence[Prepared] | None, place: int) -> dict[str, Any]:
@@ -212,9 +220,10 @@ def build_grounded_sam(
     detector = None
     if labels.needs_detector:
         detector = _build_detector(models, labels, device, precision, compiled=compiled)
+    needs_masker = models.masker is not None and labels.needs_masker
     return GroundedSam(
         detector,
-        build_masker(models, labels, device, precision, compiled=compiled) if models.masker is not None else None,
+        build_masker(models, labels, device, precision, compiled=compiled) if needs_masker else None,
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
     )
@@ -230,7 +239,7 @@ def _build_detector(
     vocabulary = (
         Vocabulary.of_characters(arch.text_vocabulary)
         if models.vocabulary == UNTRAINED
-        else Vocabulary.from_file(locate(models.vocabulary))
+        else Vocabulary.from_file(locate(models.vocabulary, "vocabulary"))
     )
     return GroundingDino(
         model,
@@ -255,11 +264,19 @@ def build_masker(
         WeightsError: as `build_grounded_sam`.
     """
     assert models.masker is not None
+    make: type[SamMasker] = SamMasker
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)
     else:
-        model = sam_model.load_sam(load_named(models.masker))
-    return SamMasker(
+        state = load_named(models.masker)
+        arch = sam_arch.infer_arch(state.tensors, state.metadata)
+        if isinstance(arch, sam_arch.Sam2Arch):
+            from patchmint.labelers.sam.sam2 import Sam2Masker, load_sam2  # takes seconds to import
+
+            make, model = Sam2Masker, load_sam2(state, arch)
+        else:
+            model = sam_model.load_sam(state)
+    return make(
         model,
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),

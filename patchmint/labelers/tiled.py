@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
 
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, decode_mask, encode_masks
+from patchmint.geometry.rle import RleMasks, decode_mask, encode_masks
 from patchmint.interfaces import Instances
 from patchmint.labelers.given import JoinedMasks
 from patchmint.labelers.grounded_sam import GroundedSam, Prepared
 from patchmint.labelers.grounding_dino.detector import overlaps
-from patchmint.types import RgbImage, Rle, Size, Text
+from patchmint.types import Integers, RgbImage, Rle, Size, Text
 
 _AT_ONCE = 16
 """Tiles; a batch of large images has hundreds."""
@@ -26,15 +25,77 @@ _SAME = 0.5
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A part of an image, or all of it.
+
+    Attributes:
+        side: 1 for the smallest tiles, 2 for those of twice their side, and so on.
+        top, left, bottom, right: its edges, in pixels of the image.
+        inner: XYXY, within which a box must lie if it isn't of a thing that an edge of the tile cuts.
+    """
+
+    side: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    inner: tuple[float, float, float, float]
+
+    @classmethod
+    def of(cls, side: int, top: int, left: int, bottom: int, right: int, image: Size) -> Tile:
+        """The tile with these edges in an image of (height, width)."""
+        near = max(bottom - top, right - left) / _EDGE
+        inner = (
+            left + near if left else 0,
+            top + near if top else 0,
+            right - near if right < image[1] else right,
+            bottom - near if bottom < image[0] else bottom,
+        )
+        return cls(side, top, left, bottom, right, inner)
+
+    def of_image(self, image: RgbImage) -> RgbImage:
+        """Its pixels."""
+        return image[self.top : self.bottom, self.left : self.right]
+
+    def has(self, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which of the boxes (N, 4), XYXY in the image, lie whole in it: bool (N,)."""
+        left, top, right, bottom = self.inner
+        return np.asarray(((boxes[:, :2] >= (left, top)) & (boxes[:, 2:] <= (right, bottom))).all(axis=1))
+
+
+def tiles_of(image: Size, side: int) -> list[Tile]:
+    """The tiles of an image of (height, width): small ones of a side, then of twice that side, until one would do.
+
+    Tiles of one side overlap by at least a half, so that what is no larger than half of them lies whole in one.
+    """
+    found: list[Tile] = []
+    factor = 1
+    while factor * side < max(image):
+        length = factor * side
+        for top, left in product(_starts(image[0], length), _starts(image[1], length)):
+            found.append(Tile.of(factor, top, left, min(top + length, image[0]), min(left + length, image[1]), image))
+        factor *= 2
+    return found
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles begin along a side of an image, evenly spread."""
+    beyond = max(0, length - side)
+    steps = -(-beyond // (side // 2))
+    return [beyond * number // max(1, steps) for number in range(steps + 1)]
+
+
+@dataclass(frozen=True)
 class TiledSegmenter:
     """A `Segmenter` that also looks at tiles, each made as large for the models as a whole image is.
 
-    Tiles overlap by at least a half: what is no larger lies whole in one of them. Larger things are found in the
-    whole image; of a thing that is found several times, the best box stays. An image no larger than a tile has none.
+    A thing counts where it is seen whole, and at its largest: what lies whole in a smaller tile must be found in one,
+    too, because several small things are easily taken for a large one. Of a thing that is found several times, the best
+    box stays. An image no larger than a tile has none.
 
     Attributes:
         segmenter: looks at images and tiles.
-        side: of a tile, in the image's pixels.
+        side: of the smallest tiles, in the image's pixels.
     """
 
     segmenter: GroundedSam
@@ -42,7 +103,8 @@ class TiledSegmenter:
 
     def prepare(self, image: RgbImage) -> list[Prepared]:
         """Resize an image and its tiles; for any thread."""
-        return [self.segmenter.prepare(each) for each in (image, *(tile for _, tile in self._tiles(image)))]
+        tiles = tiles_of((image.shape[0], image.shape[1]), self.side)
+        return [self.segmenter.prepare(each) for each in (image, *(tile.of_image(image) for tile in tiles))]
 
     def segment(
         self,
@@ -59,33 +121,23 @@ class TiledSegmenter:
     def _with_tiles(
         self, found: Instances, image: RgbImage, texts: Sequence[Text], prepared: Sequence[Prepared]
     ) -> Instances:
-        tiles = list(self._tiles(image))
-        asked = np.array([index for index, text in enumerate(texts) if not text.boxes and not text.masks], np.int64)
+        size = found.image_size
+        tiles = tiles_of(size, self.side)
+        asked = np.array([index for index, text in enumerate(texts) if not text.instances], np.int64)
         if not tiles or not len(asked):
             return found
-        parts = [found]
+        parts: list[tuple[Tile, Instances]] = []
         for start in range(0, len(tiles), _AT_ONCE):
             some = tiles[start : start + _AT_ONCE]
             wanted = [[texts[index] for index in asked]] * len(some)
-            answers = self.segmenter.segment([tile for _, tile in some], wanted, prepared[start : start + _AT_ONCE])
-            for ((top, left), _), answer in zip(some, answers, strict=True):
-                kept = _uncut(answer.boxes, (top, left), answer.image_size, found.image_size)
-                if len(kept):
-                    parts.append(_moved(answer, kept, asked, (top, left), found.image_size))
-        return _merged(parts)
-
-    def _tiles(self, image: RgbImage) -> Iterator[tuple[tuple[int, int], RgbImage]]:
-        """Each tile with its place (top, left), row by row."""
-        tops, lefts = (self._starts(length) for length in image.shape[:2])
-        if len(tops) * len(lefts) > 1:
-            for top, left in product(tops, lefts):
-                yield (top, left), image[top : top + self.side, left : left + self.side]
-
-    def _starts(self, length: int) -> list[int]:
-        """Where tiles begin along a side of that length, evenly spread."""
-        beyond = max(0, length - self.side)
-        steps = -(-beyond // (self.side // 2))
-        return [beyond * number // max(1, steps) for number in range(steps + 1)]
+            pixels = [tile.of_image(image) for tile in some]
+            answers = self.segmenter.segment(pixels, wanted, prepared[start : start + _AT_ONCE])
+            for tile, answer in zip(some, answers, strict=True):
+                here = answer.boxes + np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
+                if len(whole := np.flatnonzero(tile.has(here))):
+                    parts.append((tile, _moved(answer.only(whole), here[whole], asked, tile, size)))
+        everything = Tile.of(1 + max(tile.side for tile in tiles), 0, 0, *size, size)
+        return _merged([(everything, found), *parts], tiles, asked)
 
     def rehearse(
         self,
@@ -103,70 +155,52 @@ class TiledSegmenter:
         return self.segmenter.batch_key(size)
 
 
-def _uncut(boxes: npt.NDArray[np.float32], place: tuple[int, int], tile: Size, image: Size) -> list[int]:
-    """Numbers of the boxes that don't reach an edge of the tile that isn't one of the image."""
-    (top, left), (height, width) = place, tile
-    near = max(tile) / _EDGE
-    least = np.array([near if left else 0, near if top else 0], np.float32)
-    most = np.array(
-        [
-            width - (near if left + width < image[1] else 0),
-            height - (near if top + height < image[0] else 0),
-        ],
-        np.float32,
-    )
-    inside = (boxes[:, :2] >= least) & (boxes[:, 2:] <= most)
-    return [int(number) for number in np.flatnonzero(inside.all(axis=1))]
-
-
-def _moved(
-    found: Instances, kept: list[int], asked: npt.NDArray[np.int64], place: tuple[int, int], size: Size
-) -> Instances:
-    """Some of a tile's instances, as the whole image's."""
-    top, left = place
-    rles, masks = found.masks.rles(), np.zeros((1, *size), np.uint8)
+def _moved(found: Instances, boxes: npt.NDArray[np.float32], asked: Integers, tile: Tile, size: Size) -> Instances:
+    """A tile's instances as the whole image's."""
+    masks = np.zeros((1, *size), np.uint8)
     pasted: list[Rle] = []
-    for number in kept:
-        masks[0, top : top + found.image_size[0], left : left + found.image_size[1]] = decode_mask(rles[number])
+    for rle in found.masks.rles():
+        tile.of_image(masks[0])[:] = decode_mask(rle)
         pasted += encode_masks(masks)
-    return Instances(
-        image_size=size,
-        masks=RleMasks(pasted),
-        text_index=asked[found.text_index[kept]],
-        scores=found.scores[kept],
-        boxes=found.boxes[kept] + np.array([left, top, left, top], np.float32),
-        spans=found.spans[kept],
+    return Instances(size, RleMasks(pasted), asked[found.text_index], found.scores, boxes, found.spans, found.origins)
+
+
+def _merged(parts: Sequence[tuple[Tile, Instances]], tiles: Sequence[Tile], asked: Integers) -> Instances:
+    """The instances of an image and its tiles, each thing once; texts in order, best first within each.
+
+    Args:
+        parts: the whole image's instances, then tiles', each with where they were found.
+        tiles: all that were looked at.
+        asked: numbers of the texts that they were looked at for.
+    """
+    found = [part for _, part in parts]
+    texts, scores, boxes, spans = (
+        np.concatenate([getattr(part, name) for part in found]) for name in ("text_index", "scores", "boxes", "spans")
     )
-
-
-def _merged(parts: Sequence[Instances]) -> Instances:
-    """The instances of an image and its tiles, each thing once; texts in order, best first within each."""
-
-    def joined(name: str) -> Any:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    masks: Masks = parts[0].masks
-    for part in parts[1:]:
-        masks = JoinedMasks(masks, part.masks)
-    texts, scores, boxes, spans = map(joined, ("text_index", "scores", "boxes", "spans"))
-    origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    source = np.repeat(np.arange(len(parts)), [len(part) for part in found])
+    side = np.array([tile.side for tile, _ in parts])[source]
     alike = (
         (overlaps(boxes, boxes) > _SAME)
         & (texts[:, None] == texts)
-        & (origin[:, None] != origin)
+        & (source[:, None] != source)
         & (spans[:, None, 0] < spans[:, 1])
         & (spans[:, 0] < spans[:, None, 1])
     )
+    larger = np.zeros(len(scores), dtype=np.bool_)
+    for tile in tiles:
+        larger |= tile.has(boxes) & (tile.side < side)
+    doubtful = larger & np.isin(texts, asked) & ~(alike & (side < side[:, None])).any(axis=1)
     kept = np.zeros(len(scores), dtype=np.bool_)
     for number in np.argsort(-scores, kind="stable"):
-        kept[number] = not (kept & alike[number]).any()
+        kept[number] = not doubtful[number] and not (kept & alike[number]).any()
     order = np.lexsort((-scores, texts))
-    order = order[kept[order]]
-    return replace(
-        parts[0],
-        masks=ChosenMasks(masks, tuple(order.tolist())),
-        text_index=texts[order],
-        scores=scores[order],
-        boxes=boxes[order],
-        spans=spans[order],
+    everything = Instances(
+        image_size=found[0].image_size,
+        masks=JoinedMasks(found[0].masks, RleMasks([rle for part in found[1:] for rle in part.masks.rles()])),
+        text_index=texts,
+        scores=scores,
+        boxes=boxes,
+        spans=spans,
+        origins=tuple(chain.from_iterable(part.origins for part in found)),
     )
+    return everything.only(order[kept[order]])

@@ -133,7 +133,7 @@ def _check_arrays_of(
     if told.tokens.member and ending in arrays:
         yield from _check_codes(told, ending, arrays[ending])
     if features in arrays:
-        yield from _check_features(told, image.grid.views, features, arrays[features])
+        yield from _check_features(told, image.grid, features, arrays[features])
 
 
 def _ending(told: KeyJson, number: int, ending: str) -> str:
@@ -238,7 +238,7 @@ def _check_codes(told: KeyJson, ending: str, codes: Array) -> Iterator[Problem]:
         yield "codes-range", f"{ending} holds {codes.max()}; the codebooks have {tokens.codebook_sizes} codes"
 
 
-def _check_features(told: KeyJson, views: int, ending: str, features: Array) -> Iterator[Problem]:
+def _check_features(told: KeyJson, grid: GridDocument, ending: str, features: Array) -> Iterator[Problem]:
     try:
         form = told.features
     except ShardError as error:
@@ -246,7 +246,8 @@ def _check_features(told: KeyJson, views: int, ending: str, features: Array) -> 
         return
     if form is None:
         return  # said already: the member doesn't belong to the sample
-    yield from _check_form(ending, features, _FEATURE_TYPE, (views * form.tokens, form.channels))
+    tokens = grid.views * form.tokens_of(grid.rows * grid.cols)
+    yield from _check_form(ending, features, _FEATURE_TYPE, (tokens, form.channels))
     if not np.isfinite(features).all():
         yield "features-values", f"{ending} holds numbers that aren't finite"
 

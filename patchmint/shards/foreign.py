@@ -92,7 +92,7 @@ class ForeignSample(StoredSample):
             ),
             texts=texts,
             phrases_json="[]",
-            annotators_json=dump_list([AnnotatorDocument(spans=(), boxes=())] * len(texts)),
+            annotators_json=dump_list([AnnotatorDocument(spans=(), instances=())] * len(texts)),
             conversation_json="[]",
             grid=GridDocument(rows=1, cols=1, patch_px=1, fit="", views=1),
             tokens=TokensDocument(member="", grid=(), codebook_sizes=(), preprocessing=""),

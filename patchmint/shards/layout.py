@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from patchmint.geometry import Grid, PatchGrid, coverage_to_uint8
+from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
@@ -21,6 +22,8 @@ _MAX_AXES = 4
 _MAX_CELLS = 1 << 20
 _MAX_BOOKS = 1024
 _MAX_CODES = 1 << 24
+
+_PREPROCESSING = re.compile(r"(pad|crop|squash)-([0-9]{1,5})-[a-z0-9]+", re.ASCII)
 
 
 class _Layout(BaseModel):
@@ -108,6 +111,22 @@ class TokensLayout(_Layout):
     def codes(self) -> int:
         """Codes of one image: cells times codebooks."""
         return math.prod(self.shape)
+
+    @cached_property
+    def cells(self) -> PatchGrid | None:
+        """How the codes' grid lies on an image, by what `preprocessing` says ("pad-256-bicubic").
+
+        None where that can't be told: an outside tokenizer with words of its own, or one without rows.
+        """
+        match = _PREPROCESSING.fullmatch(self.preprocessing)
+        if match is None or len(self.grid) != 2:
+            return None
+        rows, cols = self.grid
+        size = int(match[2])
+        cell = size // rows
+        if not cell or (rows * cell, cols * cell) != (size, size):
+            return None
+        return PatchGrid(rows, cols, cell, Fit(match[1]))
 
 
 class Layout(_Layout):

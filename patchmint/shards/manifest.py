@@ -15,7 +15,7 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
 from patchmint.shards.schema import first_error
-from patchmint.shards.versions import schema_name
+from patchmint.shards.versions import schema_name, version_of
 from patchmint.storage import Storage, uri_of
 
 SCHEMA = schema_name("dataset")
@@ -125,10 +125,15 @@ class Manifest(_Part):
     members: tuple[MemberEntry, ...] = Field(description="The same, member by member.")
     totals: Totals
 
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        return version_of("dataset", self.schema_)
+
     def to_bytes(self) -> bytes:
         """The file's bytes."""
         told = self.model_dump(mode="json")
-        if self.schema_ == schema_name("dataset", 1):
+        if self.version == 1:
             del told["totals"]["absent"]
         return (json.dumps(told, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
@@ -150,7 +155,10 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
         known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
     if layout.features is not None:
         features = layout.features
-        known[FEATURES] = ("float16", (f"{features.tokens}{views}", str(features.channels)))
+        known[FEATURES] = (
+            "float16",
+            (f"{features.tokens}{views}" if features.tokens else "rows*cols", str(features.channels)),
+        )
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )

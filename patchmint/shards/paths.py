@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 
+from patchmint.shards.versions import VERSION
+
 MANIFEST_PATH = "dataset.json"
 SHARDS_PATH = "shards.json"
 PLAN_PATH = "plan.parquet"
 COMMITS = "commits"
+SHARDS, SIDECARS, REJECTS = PUBLISHED = "shards", "sidecars", "rejects"
+"""Folders of units' files."""
+
 PREFIX = r"([a-z0-9_-]{0,39}[a-z_-])?"
 """What shards' names may begin with: not with a last digit, or the unit's number couldn't be told from it."""
 
-_TAR = re.compile(rf"shards/({PREFIX[1:-2]}|)([0-9]{{6,}})\.tar")
+_TAR = re.compile(rf"{SHARDS}/({PREFIX[1:-2]}|)([0-9]{{6,}})\.tar")
 _RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
 
 
@@ -37,15 +42,30 @@ def unit_of_record(path: str) -> int | None:
     return unit if unit >= 0 and record_path(unit) == path else None
 
 
-def canonical_paths(unit: int, prefix: str = "") -> tuple[str, ...]:
+def canonical_paths(unit: int, prefix: str = "", version: int = VERSION) -> tuple[str, str, str]:
     """The names under which a unit's files are published, in the order of publishing: readers look for the tar.
 
     Args:
         unit: its number.
         prefix: what shards' names begin with (`output.prefix`).
+        version: of the format.
+
+    Returns:
+        Those of the table of rejects, of the sidecar and of the tar.
     """
     name = unit_name(unit)
-    return f"rejects/{name}.parquet", f"shards/{prefix}{name}.parquet", f"shards/{prefix}{name}.tar"
+    folder = sidecar_folder(version)
+    return f"{REJECTS}/{name}.parquet", f"{folder}/{prefix}{name}.parquet", f"{SHARDS}/{prefix}{name}.tar"
+
+
+def sidecar_folder(version: int) -> str:
+    """Where a version of the format has its sidecars: those of 1 lie beside the tars."""
+    return SIDECARS if version > 1 else SHARDS
+
+
+def tar_of(sidecar: str) -> str:
+    """The tar that a sidecar is of."""
+    return f"{SHARDS}/{sidecar.rpartition('/')[2].removesuffix('.parquet')}.tar"
 
 
 def prefix_and_unit(path: str) -> tuple[str, int] | None:

@@ -18,11 +18,17 @@ from patchmint.samples import Fault, ImageRef, Part, PlannedSample, SourceSample
 from patchmint.shards.plan import Unit
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
+from patchmint.types import Box, Instance, Rle
 
 _STRING = pa.string()
 _SPAN = pa.struct([("start", pa.int64()), ("end", pa.int64())])
 _BOX = pa.struct([("x0", pa.float64()), ("y0", pa.float64()), ("x1", pa.float64()), ("y1", pa.float64())])
-_TEXT = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("boxes", pa.list_(_BOX))])
+_MASK = pa.struct([("height", pa.int32()), ("width", pa.int32()), ("counts", pa.binary())])
+_INSTANCE = pa.struct([("box", _BOX), ("span", _SPAN), ("mask", _MASK)])
+_TEXT = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("instances", pa.list_(_INSTANCE))])
+_TEXT_1 = pa.struct([("content", _STRING), ("phrases", pa.list_(_SPAN)), ("boxes", pa.list_(_BOX))])
+
+_NO_SPAN, _NO_MASK = (0, 0), (0, 0, b"")
 
 _FAULT = pa.struct([("stage", _STRING), ("reason", _STRING), ("message", _STRING)])
 _PLACE = [("path", _STRING), ("start", pa.int64()), ("length", pa.int64())]
@@ -42,15 +48,11 @@ SCHEMA = pa.schema(
     ],
     metadata={"patchmint.schema": schema_name("plan-part")},
 )
-"""Everything that a `PlannedSample` holds; a `fault` is null where there is none."""
+"""Everything that a `PlannedSample` holds; a `fault` is null where there is none, unknown spans and masks are empty."""
 
-_PICTURES = [
-    SCHEMA.remove(SCHEMA.get_field_index("image_texts"))
-    .remove(SCHEMA.get_field_index("parts"))
-    .set(SCHEMA.get_field_index("images"), pa.field("image", pa.struct(place)))
-    for place in (_PLACE, [*_PLACE, ("source", _STRING)])
-]
-"""What was written when every sample was a picture: first without its source."""
+_FIELDS_1 = {"images": pa.field("image", pa.struct(_PLACE)), "texts": pa.field("texts", pa.list_(_TEXT_1))}
+_SCHEMA_1 = pa.schema([_FIELDS_1.get(each.name, each) for each in SCHEMA if each.name not in ("parts", "image_texts")])
+"""One image a sample, without the name of its source; texts with boxes only."""
 
 PARTS = "plan"
 """Their folder."""
@@ -135,7 +137,7 @@ def _read(storage: Storage, unit: Unit) -> pa.Table:
         raise _unusable(
             storage, unit, f"it has {table.num_rows} samples of unit {unit.name}, but the plan has {unit.samples}"
         )
-    if not any(table.schema.equals(schema) for schema in (SCHEMA, *_PICTURES)):
+    if not any(table.schema.equals(schema) for schema in (SCHEMA, _SCHEMA_1)):
         raise _unusable(storage, unit, f"it holds other columns: {', '.join(table.schema.names)}")
     return table
 
@@ -163,13 +165,20 @@ def to_batch(samples: Sequence[PlannedSample]) -> pa.RecordBatch:
         [planned.key for planned in samples],
         [sample.id for sample in sources],
         [[*map(_place, sample.images)] for sample in sources],
-        [[(text.content, text.phrases, text.boxes) for text in sample.texts] for sample in sources],
+        [[(text.content, text.phrases, _instances(text)) for text in sample.texts] for sample in sources],
         [[(turn.role, turn.content) for turn in sample.conversation] for sample in sources],
         [[(part.text, part.image, part.role) for part in sample.parts] for sample in sources],
         [sample.image_texts for sample in sources],
     ]
     arrays = [*map(_array, columns, SCHEMA.types), pa.array(faults, _FAULT)]
     return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _instances(text: SourceText) -> list[tuple[Any, ...]]:
+    return [
+        (each.box, each.span or _NO_SPAN, (*each.mask["size"], each.mask["counts"]) if each.mask else _NO_MASK)
+        for each in text.instances
+    ]
 
 
 _NOWHERE = ImageRef("")
@@ -266,5 +275,20 @@ def _text(row: dict[str, Any]) -> SourceText:
     return SourceText(
         content=row["content"],
         phrases=tuple((span["start"], span["end"]) for span in row["phrases"]),
-        boxes=tuple((box["x0"], box["y0"], box["x1"], box["y1"]) for box in row["boxes"]),
+        instances=tuple(map(_instance, row["instances"]))
+        if "instances" in row
+        else tuple(Instance(_box(box)) for box in row["boxes"]),
     )
+
+
+def _instance(row: dict[str, Any]) -> Instance:
+    span, mask = (row["span"]["start"], row["span"]["end"]), row["mask"]
+    return Instance(
+        _box(row["box"]),
+        span if span != _NO_SPAN else None,
+        Rle(size=[mask["height"], mask["width"]], counts=mask["counts"]) if mask["counts"] else None,
+    )
+
+
+def _box(row: dict[str, float]) -> Box:
+    return row["x0"], row["y0"], row["x1"], row["y1"]

@@ -1,27 +1,91 @@
-"""README.md, in a data set and in its `shards/`: by its `configs`, Hugging Face `datasets` finds the samples.
+"""README.md of a data set: by its `configs`, Hugging Face `datasets` finds the samples.
 
-Without them, `load_dataset(FOLDER)` takes the sidecars for the data.
+Without them, `load_dataset(FOLDER)` takes the sidecars for the data. `shards/` needs none: it has nothing but tars.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from patchmint.errors import NotFoundError
-from patchmint.shards.manifest import Manifest
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, unnumbered
+from patchmint.shards.layout import Layout
+from patchmint.shards.manifest import Manifest, Totals
+from patchmint.shards.paths import SHARDS
 from patchmint.storage import Storage
 
 README = "README.md"
 MARK = "<!-- Written by patchmint, which replaces it. Without this line it is kept as it is. -->"
 
 _MARK = b"<!-- Written by patchmint"
+_CONFIG = "default"
+_TEXT, _NUMBER = "string", "int64"
+
+_Feature = Any
+"""A type as a string, [what a list is of], or {field: what it is}."""
 
 
-def configs(tars: str = "shards/*.tar") -> list[dict[str, Any]]:
-    """The metadata `configs` of a README.md: one split, of these tars."""
-    return [{"config_name": "default", "data_files": [{"split": "train", "path": tars}]}]
+def metadata(manifest: Manifest) -> dict[str, Any]:
+    """The metadata by which `datasets` reads the folder: one split, of all tars; of documents with its columns.
+
+    `datasets` takes its columns from the first five samples. Of documents it would leave out the images that these
+    don't have.
+    """
+    configs = [{"config_name": _CONFIG, "data_files": [{"split": "train", "path": f"{SHARDS}/*.tar"}]}]
+    if not manifest.layout.documents:
+        return {"configs": configs}
+    images = manifest.totals.images.most if manifest.totals.images is not None else 0
+    return {
+        "configs": configs,
+        "dataset_info": {"config_name": _CONFIG, "features": _columns(_features(manifest.layout, images))},
+    }
+
+
+def _features(layout: Layout, images: int) -> dict[str, _Feature]:
+    """Columns of documents of at most so many images."""
+    labels: _Feature = [[["uint8"]]]
+    arrays: dict[str, _Feature] = {SELECTOR: labels, COVERAGE: labels, FEATURES: [["float16"]]}
+    if layout.tokens is not None:
+        codes: _Feature = layout.tokens.dtype.name
+        for _ in layout.tokens.shape:
+            codes = [codes]
+        arrays[f"{layout.tokens.member}.npy"] = codes
+    grid: dict[str, _Feature] = dict.fromkeys(("rows", "cols", "patch_px"), _NUMBER) | {"fit": _TEXT, "views": _NUMBER}
+    if layout.grid.settings:
+        grid["placement_json"] = _TEXT
+    entry = {"width": _NUMBER, "height": _NUMBER, "format": _TEXT, "mode": _TEXT, "orientation": _NUMBER, "grid": grid}
+    told: dict[str, _Feature] = {
+        **dict.fromkeys(("schema", "key", "id", "notice"), _TEXT),
+        "texts": [_TEXT],
+        **dict.fromkeys(("phrases_json", "annotators_json"), _TEXT),
+        "tokens": {"member": _TEXT, "grid": [_NUMBER], "codebook_sizes": [_NUMBER], "preprocessing": _TEXT},
+        "features_json": _TEXT,
+        "images": [entry | {"source": {"name": _TEXT, "path": _TEXT, "start": _NUMBER}}],
+        "sequence": [{"text": _TEXT, "image": _NUMBER, "role": _TEXT}],
+        "image_texts_json": _TEXT,
+    }
+    forms = {IMAGE: "image", DOCUMENT: told, CAPTION: _TEXT} | arrays
+    columns = {ending: forms[unnumbered(ending)] for ending in layout.members_of(images)}
+    return columns | {"__key__": _TEXT, "__url__": _TEXT}
+
+
+def _columns(features: Mapping[str, _Feature]) -> list[dict[str, Any]]:
+    """In the form of `datasets.Features._to_yaml_list`."""
+    return [{"name": name} | _form(feature) for name, feature in features.items()]
+
+
+def _form(feature: _Feature) -> dict[str, Any]:
+    match feature:
+        case str():
+            return {"dtype": feature}
+        case [inner]:
+            form = _form(inner)
+            return {"list": form.get("dtype") or form.get("struct") or form}
+        case _:
+            return {"struct": _columns(feature)}
 
 
 def front_matter(metadata: dict[str, Any]) -> str:
@@ -29,38 +93,46 @@ def front_matter(metadata: dict[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
 
 
+def describe(totals: Totals) -> str:
+    """How much there is, for people."""
+    texts = f"{totals.texts:,} texts"
+    if totals.images is None:
+        return f"{totals.written:,} images with {texts}"
+    return f"{totals.written:,} documents of {totals.images.written:,} images with {texts}"
+
+
 def is_ours(readme: bytes) -> bool:
     """Whether nobody has made it their own."""
     return not readme or _MARK in readme
 
 
-def read_readme(storage: Storage, path: str = README) -> bytes:
+def read_readme(storage: Storage) -> bytes:
     """README.md; empty where there is none.
 
     Raises:
         StorageError: it can't be read.
     """
     try:
-        return storage.read(path)
+        return storage.read(README)
     except NotFoundError:
         return b""
 
 
-def write_readmes(storage: Storage, manifest: Manifest) -> None:
-    """Write both, unless somebody has written their own.
+def write_readme(storage: Storage, manifest: Manifest) -> None:
+    """Write it, unless somebody has written their own.
 
     Raises:
-        StorageError: one can't be read or written.
+        StorageError: it can't be read or written.
     """
+    if not is_ours(read_readme(storage)):
+        return
     totals = manifest.totals
     lines = [
+        front_matter(metadata(manifest)),
         MARK,
         "# A patchmint data set",
-        f"{totals.written:,} images with {totals.texts:,} texts, in {totals.shards:,} WebDataset shards; beside each "
-        "tar a Parquet table of its samples. `dataset.json` says what every sample holds.",
+        f"{describe(totals)}, in {totals.shards:,} WebDataset shards; in "
+        "`sidecars/` a Parquet table of each shard's samples. `dataset.json` says what every sample holds.",
         *([f"**{manifest.notice}**"] if manifest.notice else []),
     ]
-    for path, tars in ((README, "shards/*.tar"), (f"shards/{README}", "*.tar")):
-        if is_ours(read_readme(storage, path)):
-            text = "\n\n".join([front_matter({"configs": configs(tars)}), *lines])
-            storage.write(path, f"{text}\n".encode())
+    storage.write(README, ("\n\n".join(lines) + "\n").encode())

@@ -166,9 +166,10 @@ class CommitRecord(BaseModel):
         return self
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """`canonical_paths` of the unit."""
-        return canonical_paths(self.unit, self.prefix)
+    def paths(self) -> tuple[str, str, str]:
+        """`canonical_paths` of the unit, in the version that has its sidecar where this record does."""
+        beside_the_tar = canonical_paths(self.unit, self.prefix, 1)
+        return beside_the_tar if beside_the_tar[1] in self.files else canonical_paths(self.unit, self.prefix)
 
     def listed(self) -> ListedUnit:
         """What shards.json says of the unit."""

@@ -19,6 +19,7 @@ from patchmint.shards.schema import (
     EntryDocument,
     GridDocument,
     ImageDocument,
+    InstanceDocument,
     KeyJson,
     PartDocument,
     PhraseDocument,
@@ -162,4 +163,4 @@ def _entry(sample: ShardSample, number: int, layout: Layout) -> EntryDocument:
 
 
 def _annotator(text: SourceText) -> AnnotatorDocument:
-    return AnnotatorDocument(spans=text.phrases, boxes=tuple(round_box(box) for box in text.boxes))
+    return AnnotatorDocument(spans=text.phrases, instances=tuple(map(InstanceDocument.of, text.instances)))

@@ -17,14 +17,15 @@ from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from patchmint.errors import ShardError
+from patchmint.errors import InputError, ShardError
 from patchmint.geometry.placement import AxisMap, Placement, View
+from patchmint.geometry.rle import from_coco
 from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
 from patchmint.samples import Part
 from patchmint.shards.endings import MAX_IMAGES
 from patchmint.shards.versions import schema_name
-from patchmint.types import Phrase, Size
+from patchmint.types import Instance, Origin, Phrase, Size
 
 SCHEMA: Final = "patchmint.sample/2"
 
@@ -69,27 +70,84 @@ class PhraseDocument(_Document):
     end: int = Field(ge=0, description="One past the last character.")
     box: BoxDocument = Field(description="XYXY in original pixels.")
     score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
+    origin: Origin = Field(
+        default="model",
+        description="Whose box and mask: the model's, an annotator's, or mixed: an annotator's box, a model's mask.",
+    )
     image: int = Field(default=0, ge=0, exclude=True, description="Which image; only a document says it.")
 
     @property
     def phrase(self) -> Phrase:
         """The same as the models' room has it."""
-        return Phrase(self.text, self.text_index, (self.start, self.end), self.box, self.score)
+        return Phrase(self.text, self.text_index, (self.start, self.end), self.box, self.score, self.origin)
 
     @classmethod
     def of(cls, phrase: Phrase) -> PhraseDocument:
         """The document of a phrase."""
         start, end = phrase.span
         return cls(
-            text=phrase.text, text_index=phrase.text_index, start=start, end=end, box=phrase.box, score=phrase.score
+            text=phrase.text,
+            text_index=phrase.text_index,
+            start=start,
+            end=end,
+            box=phrase.box,
+            score=phrase.score,
+            origin=phrase.origin,
         )
 
 
+class MaskDocument(_Document):
+    """A mask as COCO run-length encoding, of the stored image, before any EXIF orientation."""
+
+    size: tuple[int, int] = Field(description="Height, width.")
+    counts: str = Field(description="Compressed counts.")
+
+
+class InstanceDocument(_Document):
+    """One thing that a text names, as the source's annotators drew it, in the source's own pixels."""
+
+    box: BoxDocument = Field(description="XYXY.")
+    span: tuple[int, int] | None = Field(
+        default=None,
+        exclude_if=lambda span: span is None,
+        description="Characters [start, end) that name it; absent where that isn't known.",
+    )
+    mask: MaskDocument | None = Field(
+        default=None, exclude_if=lambda mask: mask is None, description="Absent where none was read."
+    )
+
+    @classmethod
+    def of(cls, instance: Instance) -> Self:
+        """The document of an instance."""
+        mask = None
+        if instance.mask is not None:
+            height, width = instance.mask["size"]
+            mask = MaskDocument(size=(height, width), counts=instance.mask["counts"].decode("ascii"))
+        return cls(box=round_box(instance.box), span=instance.span, mask=mask)
+
+    @property
+    def instance(self) -> Instance:
+        """The same as the models' room has it; a ShardError where the mask is damaged."""
+        try:
+            mask = from_coco(self.mask.model_dump()) if self.mask is not None else None
+        except InputError as error:
+            raise ShardError(f"a mask in annotators_json is damaged: {error}") from error
+        return Instance(self.box, self.span, mask)
+
+
 class AnnotatorDocument(_Document):
-    """What the source's annotators say about one text; never used as a label."""
+    """What the source's annotators say about one text."""
 
     spans: tuple[tuple[int, int], ...] = Field(description="Characters [start, end) that name things.")
-    boxes: tuple[BoxDocument, ...] = Field(description="What the text is about: XYXY, in the source's own pixels.")
+    instances: tuple[InstanceDocument, ...] = Field(default=(), description="What the text is about.")
+    boxes: tuple[BoxDocument, ...] = Field(
+        default=(), exclude_if=lambda boxes: not boxes, description="The same in version 1; absent since."
+    )
+
+    @property
+    def drawn(self) -> tuple[Instance, ...]:
+        """What the text is about, as the models' room has it; a ShardError where a mask is damaged."""
+        return (*(Instance(box) for box in self.boxes), *(each.instance for each in self.instances))
 
 
 class TurnDocument(_Document):

@@ -1,4 +1,4 @@
-"""The table beside a shard: a row a sample, with its place in the tar. Enough to list, search and count."""
+"""The table of a shard: a row a sample, with its place in the tar. Enough to list, search and count."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
 _NUMBERS, _SHARES, _STRINGS = _list(pa.int32()), _list(pa.float32()), _list(pa.string())
 _SAMPLE = {"key": pa.string(), "id": pa.string(), "ordinal": pa.int64(), "offset": pa.int64(), "size": pa.int64()}
 _FOUND = {"phrases": _STRINGS, "phrase_texts": _NUMBERS}
-_CODES = {"scores": _SHARES, "codes": _list(pa.uint32()), "code_counts": _list(pa.uint32())}
+_CODES = {"scores": _SHARES, "origins": _STRINGS, "codes": _list(pa.uint32()), "code_counts": _list(pa.uint32())}
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -93,7 +93,7 @@ DOCUMENTS = _schema(
 )
 """Columns of a document's row."""
 
-ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": ""}
+ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
@@ -131,6 +131,7 @@ def sidecar_row(
         "phrases": [phrase.text for phrase in phrases],
         "phrase_texts": [phrase.text_index for phrase in phrases],
         "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
+        "origins": [phrase.origin for phrase in phrases],
         "codes": distinct,
         "code_counts": counts,
         "source_name": told.images[0].source.name,
@@ -234,7 +235,7 @@ def is_of_version_1(parquet: pq.ParquetFile) -> bool:
 
 
 def is_sidecar(storage: Storage, path: str) -> bool:
-    """Whether a table beside a tar is ours, as far as it says what it is: img2dataset's has the same name.
+    """Whether there is a table, and it is ours as far as it says what it is: img2dataset's has the same name.
 
     Raises:
         StorageError: it can't be read.

@@ -16,7 +16,16 @@ import numpy.typing as npt
 from patchmint.errors import NotFoundError, ShardError, StorageError
 from patchmint.shards.checks import MAX_PER_SHARD, Finding
 from patchmint.shards.manifest import Manifest, Totals, read_manifest
-from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, SHARDS_PATH, record_path
+from patchmint.shards.paths import (
+    COMMITS,
+    MANIFEST_PATH,
+    PLAN_PATH,
+    REJECTS,
+    SHARDS,
+    SHARDS_PATH,
+    SIDECARS,
+    record_path,
+)
 from patchmint.shards.plan import Plan, load_plans
 from patchmint.shards.reader import iter_members
 from patchmint.shards.records import CommitRecord
@@ -33,7 +42,7 @@ _Result = TypeVar("_Result")
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS + 1
 
-_TAKEN_UP = {"shards": (".tar", ".parquet"), "rejects": ("",), "commits": ("",)}
+_TAKEN_UP = {SHARDS: (".tar", ".parquet"), SIDECARS: ("",), REJECTS: ("",), COMMITS: ("",)}
 """Endings of what readers would take for a part of the data set. Other programs write indexes beside the tars."""
 
 
@@ -133,7 +142,7 @@ def _strays(sizes: dict[str, int], named: set[str]) -> Iterator[Finding]:
         room, _, rest = path.partition("/")
         if room == "attempts":
             attempts[rest.partition("/")[0]] += 1
-        elif room in ("shards", "rejects", "commits") and path not in named and path.endswith(_TAKEN_UP[room]):
+        elif room in _TAKEN_UP and path not in named and path.endswith(_TAKEN_UP[room]):
             message = "no record names this file; readers that take all tars of the folder would read it: remove it"
             yield Finding(path, "", "file-stray", message)
     for attempt, files in sorted(attempts.items()):

@@ -2,7 +2,9 @@
 
 1. One source, whose samples don't name it.
 2. `source.name` in KEY.json, `source_name` in the sidecar, `image.source` in the plan's parts: empty in 1. What was
-   absent or not chosen is counted, in the plan and in `dataset.json`: nothing in 1.
+   absent or not chosen is counted, in the plan and in `dataset.json`: nothing in 1. What annotators drew are
+   instances with spans and masks, in KEY.json and the plan's parts, and phrases have an origin: boxes alone in 1, and
+   the model's. Sidecars lie in `sidecars/`: in 1 beside the tars, where readers of the folder took them for shards.
 
 Lists of shards, commit records and tables of rejects are as in 1.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,12 +11,10 @@ from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError
 from patchmint.interfaces import Tokenizer
 from patchmint.plugins import is_outside_tokenizer, load_plugin
-from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch, infer_arch, rule_of_config
+from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch, infer_arch
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import Precision
-from patchmint.weights.store import locate, read_arch
-
-_MOST_CONFIG = 1 << 20
+from patchmint.weights.store import read_arch
 
 
 def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
@@ -63,15 +60,8 @@ def vqgan_of(name: str, rule: Rule | None = None) -> VqganArch:
 
 
 def _told(name: str) -> Rule | None:
-    """The rule that a published name tells, or the config.json beside a file, as in transformers' layout."""
-    if name in OFFICIAL:
-        return OFFICIAL[name].rule
-    beside = locate(name).with_name("config.json")
-    try:
-        config = json.loads(beside.read_bytes()[:_MOST_CONFIG])
-    except (OSError, ValueError, RecursionError):
-        return None
-    return rule_of_config(config) if isinstance(config, dict) else None
+    """The rule that a published name tells."""
+    return OFFICIAL[name].rule if name in OFFICIAL else None
 
 
 def build_tokenizer(

@@ -28,6 +28,7 @@ from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.schema import KeyJson, SampleDocument
 from patchmint.training.sequences import TokenSequence, parts_of
 from patchmint.training.vocabulary import Codebook
+from patchmint.types import Size
 
 Stage = Literal[1, 2, 3, 4]
 TextChoice = Literal["random", "first"]
@@ -53,7 +54,9 @@ class StageImage:
         token_order: int64 (tokens,): which patch of `selector.reshape(-1)` each image token of the consumer shows; -1
             for newlines.
         codes: int64 (*grid[, codebooks]), before any vocabulary offset.
-        features: float16 (views, tokens, channels).
+        features: float16 (views, tokens, channels); (views, rows, cols, channels) where rows and columns depend on the
+            image.
+        feature_mask: bool (views, rows, cols): whether the patch of the features' grid shows any of the image.
         feature_selector: uint8 (views, rows, cols): the selector on the grid of the features, which is another where
             these are pooled (DeCo).
         feature_coverage: uint8 (views, rows, cols): the coverage on that grid.
@@ -68,6 +71,7 @@ class StageImage:
     token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
     feature_coverage: torch.Tensor | None = None
 
@@ -123,6 +127,7 @@ class StageSample:
     token_order = _OfTheOnlyImage()
     codes = _OfTheOnlyImage()
     features = _OfTheOnlyImage()
+    feature_mask = _OfTheOnlyImage()
     feature_selector = _OfTheOnlyImage()
     feature_coverage = _OfTheOnlyImage()
 
@@ -258,7 +263,7 @@ class SampleMaker:
         return StageSample(stored.key, place.dataset, told.texts[index], index, images=images, **given)
 
     def _image(self, stored: StoredImage, dataset: Dataset, text: int) -> StageImage:
-        fields, layout, views = self._fields, manifest_of(dataset).layout, stored.grid.views
+        fields, layout = self._fields, manifest_of(dataset).layout
         given: dict[str, Any] = {"labelled": text in stored.texts}
         if fields.pixels:
             given |= _pixels(stored, dataset)
@@ -268,9 +273,7 @@ class SampleMaker:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
         if fields.features and layout.features is not None:
-            shape = (views * layout.features.tokens, layout.features.channels)
-            features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
-            given["features"] = torch.from_numpy(features.reshape(views, -1, shape[1]).copy())
+            given |= _features(stored, _placement(stored, dataset), layout.features)
         return StageImage(**given)
 
     def _text_index(self, place: SampleRef, told: KeyJson) -> int:
@@ -312,7 +315,7 @@ def _pixels(stored: StoredImage, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 def _labels(stored: StoredImage, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
     layout, texts = manifest_of(dataset).layout, stored.texts
-    placement = stored.info.placement or dataset.grid.place((stored.info.height, stored.info.width))
+    placement = _placement(stored, dataset)
     shape = (len(texts), *placement.shape)
     selectors = _checked(stored, SELECTOR, shape, np.dtype("u1"))
     coverages = _checked(stored, COVERAGE, shape, np.dtype("u1"))
@@ -324,13 +327,36 @@ def _labels(stored: StoredImage, dataset: Dataset, text: int, *, with_features: 
     given = {name: torch.from_numpy(_by_view(array, placement)) for name, array in cells.items()}
     given["token_order"] = torch.from_numpy(_token_order(placement))
     if with_features and layout.features is not None:
-        pooled = layout.features.grid
+        pooled = _feature_grid(layout.features, placement)
         if pooled != (placement.rows, placement.cols):
             coverage = pool_coverage(coverage[None], placement.rows, pooled)[0]
             selector = (coverage > (layout.threshold or 0)).astype(np.uint8)
         given["feature_selector"] = torch.from_numpy(selector.reshape(-1, *pooled).copy())
         given["feature_coverage"] = torch.from_numpy(coverage.reshape(-1, *pooled).copy())
     return given
+
+
+def _placement(stored: StoredImage, dataset: Dataset) -> Placement:
+    return stored.info.placement or dataset.grid.place((stored.info.height, stored.info.width))
+
+
+def _feature_grid(features: FeatureSpec, placement: Placement) -> Size:
+    """Rows and columns of the features of a view."""
+    return features.grid if prod(features.grid) else (placement.rows, placement.cols)
+
+
+def _features(stored: StoredImage, placement: Placement, form: FeatureSpec) -> dict[str, torch.Tensor]:
+    views, grid = len(placement.views), _feature_grid(form, placement)
+    shape = (views * form.tokens_of(prod(grid)), form.channels)
+    features = _checked(stored, FEATURES, shape, np.dtype("<f2"))
+    by_view = (views, -1) if prod(form.grid) else (views, *grid)
+    shown = (placement.inside > 0).astype(np.uint8)
+    if grid != (placement.rows, placement.cols):
+        shown = pool_coverage(shown[None] * 255, placement.rows, grid)[0]
+    return {
+        "features": torch.from_numpy(features.reshape(*by_view, form.channels).copy()),
+        "feature_mask": torch.from_numpy(shown.reshape(views, *grid) > 0),
+    }
 
 
 def _by_view(cells: npt.NDArray[Any], placement: Placement) -> npt.NDArray[Any]:

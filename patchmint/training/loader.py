@@ -29,7 +29,18 @@ from patchmint.types import Integers
 NO_STATE = -1
 """Stands for "this sequence has no global state"."""
 
-_BY_VIEW = ("pixels", "selector", "coverage", "patch_mask", "features", "feature_selector", "feature_coverage")
+_BY_VIEW = (
+    "pixels",
+    "selector",
+    "coverage",
+    "patch_mask",
+    "features",
+    "feature_mask",
+    "feature_selector",
+    "feature_coverage",
+)
+_OF_ANY_SIZE = 5
+# Axes of features whose rows and columns depend on the image: batch, views, rows, columns, channels.
 _EMPTY_IN_A_ROW = 100
 # So many batches of nothing but damaged samples are no accident.
 
@@ -61,7 +72,9 @@ class StageBatch:
         token_order: int64 (N, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
             for newlines, and after the image's last token.
         codes: int64 (N, *grid[, codebooks]).
-        features: float16 (N, V, tokens, channels).
+        features: float16 (N, V, tokens, channels); where the grid depends on the image, tokens are the patches of
+            `feature_mask.flatten(2)`.
+        feature_mask: bool (N, V, rows, cols) of the features' grid, True for patches that show any of the image.
         feature_selector: uint8 (N, V, rows, cols) of the features' grid.
         feature_coverage: uint8 (N, V, rows, cols) of the features' grid.
         input_ids: int64 (B, L), padded at the end; None where no sequences are made.
@@ -88,6 +101,7 @@ class StageBatch:
     token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
     feature_coverage: torch.Tensor | None = None
     input_ids: torch.Tensor | None = None
@@ -133,6 +147,8 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         if given:
             tensors[name] = _padded(given)
             tensors["view_mask"] = _mask([len(value) for value in given])
+    if "features" in tensors and tensors["features"].ndim == _OF_ANY_SIZE:
+        tensors["features"] = tensors["features"].flatten(2, 3)
     orders = [_moved(image, tensors["selector"]) for image in images if image.token_order is not None]
     if orders:
         tensors["token_order"] = torch.from_numpy(_filled(orders, -1))

@@ -207,8 +207,17 @@ class SequenceBuilder:
             InputError: the codes are not the codebook's, or the image alone is over the limit.
             TextError: the text can't be encoded.
         """
-        image, eos = self._image(codes), self._eos(learnt=False)
-        made = _sequence([*self._text_before(text, len(image.ids) + 1), image, eos])
+        return self.document_state([codes], text)
+
+    def document_state(self, images: Sequence[npt.ArrayLike], text: str = "") -> TokenSequence:
+        """As `state`, of a document: a text, all images by number, then EOS.
+
+        Raises:
+            InputError: the codes are not the codebook's, or the images alone are over the limit.
+            TextError: the text can't be encoded.
+        """
+        segments = [*map(self._image, images), self._eos(learnt=False)]
+        made = _sequence([*self._text_before(text, sum(len(segment.ids) for segment in segments)), *segments])
         return TokenSequence(made.input_ids, made.labels, state_position=len(made.input_ids) - 1)
 
     def interleaved(self, text: str, images: Sequence[npt.ArrayLike]) -> TokenSequence:
@@ -315,7 +324,7 @@ class SequenceBuilder:
             room = self._max_length - others - len(self._text.prefix)
             if room < 0:
                 raise InputError(
-                    f"an image takes {self._max_length - room} ids with its marks, more than max_length "
+                    f"images take {self._max_length - room} ids with their marks, more than max_length "
                     f"{self._max_length}; images are never cut: raise max_length"
                 )
             ids = ids[:room]

@@ -11,7 +11,7 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -19,9 +19,11 @@ import safetensors
 
 from patchmint.errors import (
     WeightsCorruptError,
+    WeightsMismatchError,
     WeightsMissingError,
     WeightsUnsafeError,
 )
+from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import Checkpoint
 
 Tensor = TypeVar("Tensor")
@@ -38,12 +40,22 @@ _MAX_PICKLE_BYTES = 256 << 20
 """A state dict's pickle lists names and shapes only: the largest official one is under 1 MB."""
 
 _CHUNK = 1 << 20
+_NAMED_IN_ERRORS = 8
 
-_INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
-"""Old Lightning checkpoints name classes of these, such as the `ModelCheckpoint` in the official VQGAN files."""
+_INERT_PACKAGES = (
+    "pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.",
+    "mmengine.", "mmcv.", "mmdet.", "addict.", "yacs.", "easydict.", "ml_collections.",
+    "util.slconfig.", "groundingdino.util.slconfig.",
+    "numpy.dtypes.", "pathlib.", "datetime.",
+)  # fmt: skip
+"""Training checkpoints name classes of these: Lightning's `ModelCheckpoint` in the official VQGAN files, mmengine's
+histories, settings of any kind. Stubs stand in for them, so that nothing of theirs is imported or run."""
 
 _INERT_NAMES = frozenset(
     {"typing.Any", "collections.defaultdict", "argparse.Namespace"}
+    # numbers and arrays of numpy's, under both of its names
+    | {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")}
+    | {"numpy.dtype", "numpy.ndarray", "numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer"}
     # the element types that omegaconf's containers note
     | {f"builtins.{name}" for name in ("dict", "list", "tuple", "str", "int", "float", "bool", "object")}
 )
@@ -103,7 +115,7 @@ class Header:
 
     Attributes:
         tensors: shapes by name, named as `patchmint.weights.loading.StateFile` names them.
-        metadata: a safetensors header's; empty for torch files.
+        metadata: a safetensors header's entries, and the JSON files beside the file (`patchmint.weights.folder`).
     """
 
     tensors: Mapping[str, TensorShape]
@@ -179,8 +191,12 @@ def inspect(path: Path, checkpoint: Checkpoint | None = None) -> Contents:
     return Contents(kind, frozenset().union(*(scan.names for scan in scans)))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, part: str = "") -> Header:
     """Read which tensors a weights file lists, and leave their numbers alone.
+
+    Args:
+        path: the file.
+        part: of the file, as for `state_dict_in`.
 
     Raises:
         WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `inspect`; damage to the numbers isn't seen.
@@ -188,7 +204,8 @@ def read_header(path: Path) -> Header:
     try:
         match _container(path):
             case "safetensors":
-                return _read_safetensors(path)
+                header = _read_safetensors(path)
+                return replace(header, tensors=plain_names(tensors_in(header.tensors, part)))
             case "zip":
                 pickled = io.BytesIO(_pickle_in_zip(path, check_sums=False))
                 _refuse(path, [_scan_pickle(pickled)])
@@ -204,26 +221,55 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path, error) from error
     except ValueError as error:
         raise _corrupt(path, f"damaged: {error}") from error
-    state = state_dict_in(loaded)
+    state = state_dict_in(loaded, part)
     shapes = {name: shape for name, shape in state.items() if isinstance(shape, TensorShape)}
-    return Header(without_module(shapes), {})
+    return Header(plain_names(shapes), notes_beside(path))
 
 
-def state_dict_in(loaded: object) -> dict[str, Any]:
+def state_dict_in(loaded: object, part: str = "") -> dict[str, Any]:
     """The state dict in what a torch file holds; empty where there is none.
 
     That is `{"state_dict": ...}` (Lightning), `{"model": ...}` (Grounding DINO), or the whole (SAM).
+
+    Args:
+        loaded: what the file holds.
+        part: the entry that is meant instead, such as `ema`, or what names of tensors begin with.
     """
     if not isinstance(loaded, dict):
         return {}
-    return next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), loaded)
+    if part and isinstance(chosen := loaded.get(part), dict):
+        return next((chosen[key] for key in ("module", *_STATES) if isinstance(chosen.get(key), dict)), chosen)
+    state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), dict)), loaded)
+    return tensors_in(state, part) if part else state
 
 
-def without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take a `module.` that all names start with (`DataParallel`'s) off them."""
-    prefix = "module."
-    wrapped = all(name.startswith(prefix) for name in tensors)
-    return {name.removeprefix(prefix) if wrapped else name: tensor for name, tensor in tensors.items()}
+_STATES = ("state_dict", "model")
+
+
+def tensors_in(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Those tensors whose names begin with a part's name, without it.
+
+    Raises:
+        WeightsMismatchError: there are none.
+    """
+    prefix = f"{part}." if part else ""
+    found = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+    if found:
+        return found
+    parts = ", ".join(sorted({name.partition(".")[0] for name in tensors})[:_NAMED_IN_ERRORS])
+    raise WeightsMismatchError(f"the file has no part {part!r}, as `#{part}` behind its path asks for; it has {parts}")
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the model.
+
+    Off come `_orig_mod.` (`torch.compile`'s) anywhere, and a `module.` that all names start with (`DataParallel`'s).
+    """
+    wrapped = all(name.startswith("module.") for name in tensors)
+    return {
+        (name.removeprefix("module.") if wrapped else name).replace("_orig_mod.", ""): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _container(path: Path) -> Literal["zip", "legacy", "safetensors"]:
@@ -300,7 +346,7 @@ def _read_safetensors(path: Path) -> Header:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {name: TensorShape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-            return Header(shapes, dict(file.metadata() or {}))
+            return Header(shapes, dict(file.metadata() or {}) | notes_beside(path))
     except safetensors.SafetensorError as error:
         raise _corrupt(path, f"a cut or damaged safetensors file ({error})") from error
 

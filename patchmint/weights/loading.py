@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
-from patchmint.weights.container import inspect, is_inert, state_dict_in, without_module
+from patchmint.weights.container import inspect, is_inert, plain_names, state_dict_in, tensors_in
+from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
-from patchmint.weights.store import locate
+from patchmint.weights.store import locate, part_of
 
 _NAMED_IN_ERRORS = 4
 
@@ -29,7 +31,7 @@ class StateFile:
     Attributes:
         path: where it came from.
         tensors: by name, on the CPU, detached. Those of a zip container are mapped from the file: it must stay.
-        metadata: a safetensors header's; empty for torch files.
+        metadata: as of a `Header`.
     """
 
     path: Path
@@ -51,38 +53,44 @@ class _Inert:
 
 
 class _InertDict:
-    """The same for dictionaries of other types: torch's unpickler fills plain ones only."""
+    """The same for dictionaries of other types: torch's unpickler fills plain ones only, and gives state to these."""
 
-    def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
-        return {}
+    def __new__(cls, *_: object) -> OrderedDict[object, object]:  # type: ignore[misc]
+        return OrderedDict()
 
 
-_DICT_NAMES = re.compile(r"collections\.defaultdict|(pytorch_)?lightning\.(\w+\.)*AttributeDict")
+_DICT_NAMES = re.compile(
+    r"collections\.defaultdict|(pytorch_)?lightning\.(\w+\.)*AttributeDict|addict\.(\w+\.)*Dict|easydict\.EasyDict"
+    r"|yacs\.config\.CfgNode|mm\w+\.(\w+\.)*ConfigDict"
+)
 
 _safe_globals_lock = threading.Lock()
 """torch's list of allowed names belongs to the whole process."""
 
 
-def load_state(path: Path, checkpoint: Checkpoint | None = None) -> StateFile:
+def load_state(path: Path, checkpoint: Checkpoint | None = None, part: str = "") -> StateFile:
     """Read the tensors of a weights file.
 
     Knows safetensors, and torch containers (zip or older) that hold `{"state_dict": ...}` (Lightning), `{"model": ...}`
-    (Grounding DINO) or a bare state dict (SAM). A `module.` that all names start with is taken off.
+    (Grounding DINO) or a bare state dict (SAM). Names are those of the model (`plain_names`).
 
     Args:
         path: the file.
         checkpoint: what it should be, if known: its size is checked.
+        part: of the file, as for `state_dict_in`.
 
     Raises:
         WeightsMissingError: there is no such file.
         WeightsCorruptError: cut, damaged, a web page, or no state dict.
         WeightsUnsafeError: it holds pickled code. Nothing of it has run.
+        WeightsMismatchError: it has no such part.
     """
     contents = inspect(path, checkpoint)
     if contents.kind == "safetensors":
-        return _load_safetensors(path)
+        state = _load_safetensors(path)
+        return replace(state, tensors=plain_names(tensors_in(state.tensors, part)))
     loaded = _load_torch(path, frozenset(filter(is_inert, contents.names)), mapped=contents.kind == "zip")
-    return StateFile(path, without_module(_unwrap(loaded, path)), {})
+    return StateFile(path, plain_names(_unwrap(loaded, path, part)), notes_beside(path))
 
 
 def load_named(name_or_path: str) -> StateFile:
@@ -91,7 +99,7 @@ def load_named(name_or_path: str) -> StateFile:
     Raises:
         WeightsMissingError, WeightsCorruptError, WeightsUnsafeError: as `locate` and `load_state`.
     """
-    return load_state(locate(name_or_path), CHECKPOINTS.get(name_or_path))
+    return load_state(locate(name_or_path), CHECKPOINTS.get(name_or_path), part_of(name_or_path))
 
 
 def load_into(module: nn.Module, state: StateFile, *, what: str, ignored: tuple[str, ...] = ()) -> None:
@@ -133,7 +141,7 @@ def _load_safetensors(path: Path) -> StateFile:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return StateFile(path, tensors, dict(file.metadata() or {}))
+            return StateFile(path, tensors, dict(file.metadata() or {}) | notes_beside(path))
     except safetensors.SafetensorError as error:
         raise WeightsCorruptError(f"{path} is a damaged safetensors file ({error}); get it again") from error
 
@@ -158,9 +166,9 @@ def _load_torch(path: Path, inert_names: frozenset[str], *, mapped: bool) -> Any
         ) from error
 
 
-def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(loaded: object, path: Path, part: str) -> dict[str, Tensor]:
     """The state dict in what a torch file holds."""
-    state = state_dict_in(loaded)
+    state = state_dict_in(loaded, part)
     if not state:
         raise WeightsCorruptError(
             f"{path} is a torch file, but holds no state dict (found: {type(loaded).__name__}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from patchmint.errors import (
     did_you_mean,
 )
 from patchmint.storage.stores import SCHEMES
+from patchmint.weights import hub
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.fetch import fetched
+from patchmint.weights.folder import VOCABULARY, WEIGHTS, file_in
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 
 Arch = TypeVar("Arch")
@@ -85,11 +88,14 @@ def _unknown(name: str) -> WeightsMissingError:
     )
 
 
-def locate(name_or_path: str) -> Path:
+def locate(name_or_path: str, role: str = "") -> Path:
     """Find the file that a name or a path means; one of a store is brought into this machine's cache.
 
     Args:
-        name_or_path: a registry name, a local path (has a separator or a suffix, or exists), or the URI of an object.
+        name_or_path: a registry name, a local path (has a separator or a suffix, or exists), the URI of an object, or
+            `hub:ORG/NAME[@REVISION]`.
+            `#PART` behind it is for `part_of`.
+        role: what it is for: of a folder in Hugging Face's layout a `vocabulary` is meant, or else the weights.
 
     Returns:
         The path of an existing file; its content isn't looked at.
@@ -99,8 +105,12 @@ def locate(name_or_path: str) -> Path:
         WeightsCorruptError: it is a bundled file of the wrong size.
         StorageError: the store can't be read.
     """
+    if part := part_of(name_or_path):
+        name_or_path = name_or_path.removesuffix(f"#{part}")
     if name_or_path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return fetched(name_or_path)
+    if name_or_path.startswith(hub.PREFIX):
+        return file_in(hub.snapshot(name_or_path), VOCABULARY if role == "vocabulary" else WEIGHTS)
     if name_or_path in CHECKPOINTS:
         checkpoint = CHECKPOINTS[name_or_path]
         path = file_of(checkpoint)
@@ -121,13 +131,22 @@ def locate(name_or_path: str) -> Path:
         message = f"{name_or_path[:200]!r} isn't the path of a weights file: {error}"
         raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
-        raise WeightsMissingError(f"{path} is a folder; give the weights file in it", names=[name_or_path])
+        return file_in(path, VOCABULARY if role == "vocabulary" else WEIGHTS)
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(
             f"there is no weights file at {path}; check the path, or give a name that `patchmint models list` shows",
             names=[name_or_path],
         )
     raise _unknown(name_or_path)
+
+
+def part_of(name_or_path: str) -> str:
+    """Which part of a file is meant: `ema` of `checkpoint.pth#ema`, say; "" = its weights, wherever they are."""
+    found = _PART.search(name_or_path)
+    return found[1] if found else ""
+
+
+_PART = re.compile(r"(?<=[^/])#([A-Za-z_]\w*)$")
 
 
 def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Mapping[str, str]], Arch]) -> Arch:
@@ -142,7 +161,7 @@ def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Map
         WeightsMismatchError: `infer` doesn't know it.
     """
     path = locate(name_or_path)
-    header = read_header(path)
+    header = read_header(path, part_of(name_or_path))
     try:
         return infer(header.tensors, header.metadata)
     except WeightsMismatchError as error:

@@ -1,4 +1,4 @@
-"""Hugging Face `datasets`, of a list of tars, of the data set's folder and of `shards/`, by their README.md.
+"""Hugging Face `datasets`, of a list of tars, of the data set's folder by its README.md, and of `shards/`.
 
 Streaming, and converted to Arrow on disk; no features given, so that it infers them.
 """

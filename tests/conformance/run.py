@@ -29,7 +29,7 @@ from patchmint.pipeline.sources import open_source  # noqa: E402
 from patchmint.samples import SourceSample  # noqa: E402
 from patchmint.shards.manifest import read_manifest  # noqa: E402
 from patchmint.shards.reader import iter_samples  # noqa: E402
-from patchmint.shards.readme import write_readmes  # noqa: E402
+from patchmint.shards.readme import write_readme  # noqa: E402
 from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
@@ -92,7 +92,7 @@ def write_dataset(folder):
     ]
     finished(folder, [samples[:14], samples[14:28], [], samples[28:]])
     storage = open_storage(folder)
-    write_readmes(storage, read_manifest(storage))
+    write_readme(storage, read_manifest(storage))
     return folder
 
 
@@ -111,7 +111,6 @@ def write_expected(dataset, file):
             },
         }
         for entry in storage.list("shards")
-        if entry.path.endswith(".tar")
         for sample in iter_samples(storage, entry.path)
     }
     file.write_text(json.dumps(samples), encoding="utf-8")
@@ -181,7 +180,7 @@ def build_from(python, folder):
             if trouble := run([*PATCHMINT, *command], folder):
                 return f"{name}: {trouble}"
         storage = open_storage(out)
-        tars = [entry.path for entry in storage.list("shards") if entry.path.endswith(".tar")]
+        tars = [entry.path for entry in storage.list("shards")]
         built = [sample.caption for tar in tars for sample in iter_samples(storage, tar)]
         if built != splits["train"]:
             return f"{name}: built {built}, and `datasets` reads {splits['train']}"

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.labelers.sam.masks import input_size, resize_longest_side, scale_boxes
+from patchmint.labelers.sam.masks import input_size, resize, scale_boxes
 from patchmint.labelers.sam.model import untrained
 from tools.demo_training.measure import mask_ious
 from tools.demo_training.models import FILES, MASKER, save_weights
@@ -41,7 +41,7 @@ class MaskerTask:
         sam = cast(Sam, self.model)
         rng = np.random.default_rng((self._seed, step, 1))
         scenes = [make_scene(self._seed, step * self._batch + row, texts=0) for row in range(self._batch)]
-        pixels = [torch.tensor(resize_longest_side(scene.image, MASKER.image_size)) for scene in scenes]
+        pixels = [torch.tensor(resize(scene.image, input_size(scene.size, MASKER.image_size))) for scene in scenes]
         squares = torch.stack([sam.preprocess(image.permute(2, 0, 1).float()) for image in pixels])
         logits, targets = [], []
         with torch.autocast("cpu", torch.bfloat16):

@@ -14,6 +14,7 @@ from patchmint.cli.inspect.drawing import dot_grid, heat_map
 from patchmint.cli.inspect.shared import (
     DatasetArgument,
     JsonOption,
+    PaddingOption,
     check_output,
     console_for_data,
     print_json,
@@ -51,11 +52,13 @@ def codes_command(
         Path | None,
         typer.Option(metavar="FILE.png", help="Write a contact sheet: images with the code's cells outlined."),
     ] = None,
+    padding: PaddingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Which images contain a code, where and how often; and which codes are common, or concentrated.
 
-    The first question makes an index in the user's cache (PATCHMINT_CACHE): a minute or two for a million images.
+    The first question makes an index in the user's cache (PATCHMINT_CACHE): a minute or two for a million images. Where
+    images were padded to a square, codes of the padding don't count, and more is read: some minutes for a million.
 
     Concentrated codes are those that are there most often in each image that has them (occurrences / images).
 
@@ -71,7 +74,7 @@ def codes_command(
     tokens = tokens_layout(opened)
     chosen = None if code is None else parse_code(code, tokens)
     with progress_bar("index the codes") as progress:
-        index = open_code_index(opened, tokens, progress)
+        index = open_code_index(opened, tokens, progress, padding=padding)
     if chosen is None:
         _top(opened, index, tokens, limit, min_images, sheet, as_json)
         return
@@ -84,7 +87,7 @@ def codes_command(
         report = report_code(opened, index, tokens, chosen, limit, progress)
     if sheet is not None and report.shown:
         with progress_bar("draw") as progress:
-            _write(sheet, draw_code(opened, tokens, chosen, report, progress))
+            _write(sheet, draw_code(opened, index, tokens, chosen, report, progress))
     if as_json:
         print_json({"dataset": dataset, "notice": notice, **asdict(report)})
     else:

@@ -23,7 +23,7 @@ def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
 
     Shards: name, samples, rejected samples, bytes, mean share of the patches that are kept. A tar, anybody's: key,
     first byte, bytes and members of each sample. Nothing is scanned: shards come from shards.json (of an unfinished
-    data set from a listing), samples from the table beside a tar, or from its headers. `verify` says whether the files
+    data set from a listing), samples from a tar's sidecar, or from its headers. `verify` says whether the files
     are there and whole.
 
     Ends with 0, or with 2 if there is nothing to list.

@@ -22,6 +22,9 @@ DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://..., hf://...; or one tar.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+PaddingOption = Annotated[
+    bool, typer.Option("--padding", help="Count cells that show nothing but padding, which are left out otherwise.")
+]
 
 
 def print_json(document: object) -> None:

@@ -14,6 +14,7 @@ from patchmint.cli.inspect.drawing import bar, heat_map, spark_line
 from patchmint.cli.inspect.shared import (
     DatasetArgument,
     JsonOption,
+    PaddingOption,
     check_output,
     console_for_data,
     print_json,
@@ -41,11 +42,15 @@ def stats_command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Write a page with tables and plots.")
     ] = None,
+    padding: PaddingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
 
-    Everything is counted from the sidecars, but for the map of labels, which reads arrays (of anyres, the first view).
+    Everything is counted from the sidecars, but for the map of labels, which reads arrays (of anyres, the first view),
+    and for codes of images that were padded to a square, which come from the index of `inspect codes`.
+
+    Cells that show nothing but padding don't count, unless --padding says so.
 
     Perplexity is 2 ** entropy: so many codes, all equally frequent, would be as hard to guess.
 
@@ -58,7 +63,7 @@ def stats_command(
     check_output(html, ".html")
     opened = open_dataset(dataset)
     with progress_bar("count") as progress:
-        stats = collect_stats(opened, samples, progress)
+        stats = collect_stats(opened, samples, progress, padding=padding)
     if png is not None:
         from patchmint.inspection.stats.plots import draw_png
 
@@ -91,6 +96,10 @@ def _print(console: Console, stats: Stats) -> None:
     if stats.labels is not None:
         labels = stats.labels
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
+        if labels.origins.keys() - {"model"}:
+            unscored += "; " + ", ".join(
+                f"{count:,} {escape(printable(origin))}" for origin, count in sorted(labels.origins.items())
+            )
         console.print(
             f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {stats.texts:,} texts "
             f"({labels.empty_texts / stats.texts:.1%}) keep none; {labels.phrases:,} phrases{unscored}",

@@ -1,4 +1,7 @@
-"""Which images contain a code: an inverted index of the sidecars, made once and kept in the user's cache.
+"""Which images contain a code: an inverted index, made once and kept in the user's cache.
+
+Sidecars count all codes of an image. Where images are padded to a square, codes of cells that show nothing but padding
+are left out, so there the arrays of images that have such cells are read.
 
 Memory-mapped arrays, so that a question reads only the code's own part: `offsets` (codes + 1), and from `offsets[c]`
 to `offsets[c + 1]` the `samples` that contain code c, ascending, with their `counts`. About 5 bytes for each distinct
@@ -9,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +26,21 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.reader import sample_at
+from patchmint.datasets.reader import iter_stored, sample_at
 from patchmint.datasets.rows import iter_tables, rows_at
 from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Fit, PatchGrid
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
-from patchmint.types import Integers, Progress
+from patchmint.shards.reader import StoredSample
+from patchmint.types import Integers, Progress, Size
 
 TERM_SAMPLES = 20_000
 """Images of the spread that tells how common words are everywhere."""
 
 _NAME = "codes-1"
+_NAME_OF_CONTENT = "content-codes-1"
 _ROWS = 4096
 # Rows at a time, so that a lone tar of a million samples takes no more memory than any other.
 
@@ -130,6 +137,8 @@ class CodeIndex:
         samples: positions of images in the data set, ascending within a code.
         counts: how often the code is in that image.
         background: how often words are in the texts of a spread of all images.
+        tokens: what the codes are.
+        padding: whether cells that show nothing but padding count.
         made_anew: makes another one.
     """
 
@@ -138,6 +147,8 @@ class CodeIndex:
     samples: _Numbers
     counts: _Numbers
     background: Background
+    tokens: TokensLayout
+    padding: bool
     made_anew: Callable[[], CodeIndex]
 
     def renew(self) -> None:
@@ -145,7 +156,7 @@ class CodeIndex:
         vars(self).update(vars(self.made_anew()))
 
     def agrees(self, dataset: Dataset, numbers: Iterable[int], limit: int) -> bool:
-        """Whether the sidecars say the same of the `limit` first images of these codes.
+        """Whether sidecars, or arrays, say the same of the `limit` first images of these codes.
 
         Raises:
             ShardError: a sidecar is damaged.
@@ -155,11 +166,23 @@ class CodeIndex:
         for number in numbers:
             for position, count in zip(*(part.tolist() for part in self.ranked(number, limit)), strict=True):
                 told.setdefault(position, {})[number] = count
-        rows = rows_at(dataset, np.array(sorted(told), np.int64), ["codes", "code_counts"])
-        return all(
-            told[position].items() <= dict(zip(row["codes"], row["code_counts"], strict=False)).items()
-            for position, row in rows
-        )
+        columns = ["codes", "code_counts", "width", "height"]
+        rows = dict(rows_at(dataset, np.array(sorted(told), np.int64), columns))
+        found = {at: dict(zip(row["codes"], row["code_counts"], strict=False)) for at, row in rows.items()}
+        sizes = {at: (row["height"], row["width"]) for at, row in rows.items()}
+        found |= {
+            at: dict(zip(numbers.tolist(), times.tolist(), strict=True))
+            for at, numbers, times in _content(dataset, self.tokens, sizes, padding=self.padding)
+        }
+        return all(told[at].items() <= found[at].items() for at in told)
+
+    def counted_cells(self, size: Size) -> npt.NDArray[np.bool_] | None:
+        """Which cells of an image count: bool (rows, cols); None: all.
+
+        Args:
+            size: (height, width) of the image.
+        """
+        return None if self.padding else _shown_cells(self.tokens, size)
 
     @property
     def images(self) -> Integers:
@@ -180,31 +203,66 @@ class CodeIndex:
         return np.asarray(self.samples[entries])[order].astype(np.int64), counts[order].astype(np.int64)
 
 
-def open_code_index(dataset: Dataset, tokens: TokensLayout, progress: Progress | None = None) -> CodeIndex:
+def has_padding(tokens: TokensLayout) -> bool:
+    """Whether images are padded for the tokenizer, so that codes may show nothing but padding."""
+    return tokens.cells is not None and tokens.cells.fit is Fit.PAD
+
+
+def _shown_cells(tokens: TokensLayout, size: Size) -> npt.NDArray[np.bool_] | None:
+    """Which cells show any of an image (height, width): bool (rows, cols); None: all, or where that can't be told."""
+    return _shown(tokens.cells, size) if tokens.cells is not None and has_padding(tokens) else None
+
+
+@lru_cache(maxsize=4096)
+def _shown(cells: PatchGrid, size: Size) -> npt.NDArray[np.bool_] | None:
+    shown: npt.NDArray[np.bool_] = cells.place(size).inside > 0
+    return None if shown.all() else shown
+
+
+def stored_codes(sample: StoredSample, tokens: TokensLayout) -> npt.NDArray[Any]:
+    """A sample's array of codes.
+
+    Raises:
+        ShardError: it isn't of the data set's shape.
+    """
+    codes = sample.array(f"{tokens.member}.npy")
+    if codes is None or codes.shape != tokens.shape:
+        raise ShardError(f"sample {sample.key!r} has no codes of shape {tokens.shape}; run `patchmint inspect verify`")
+    return codes
+
+
+def open_code_index(
+    dataset: Dataset, tokens: TokensLayout, progress: Progress | None = None, *, padding: bool = False
+) -> CodeIndex:
     """The index of a data set; made if there is none yet.
 
     Args:
         dataset: what to look into.
         tokens: what its codes are.
         progress: told while it is made.
+        padding: count codes of cells that show nothing but padding too; then only sidecars are read.
 
     Raises:
         InputError: the cache can't be written.
-        ShardError: a sidecar is damaged.
+        ShardError: a sidecar or a sample is damaged.
         StorageError: one can't be read.
     """
-    codes = sum(tokens.codebook_sizes)
+    padding = padding or not has_padding(tokens)
 
     def build(folder: Path) -> None:
-        _build(dataset, codes, folder, progress)
+        _build(dataset, tokens, padding, folder, progress)
+
+    def load(folder: Path) -> CodeIndex:
+        return _load(tokens, padding, partial(opened, anew=True), folder)
 
     def opened(*, anew: bool) -> CodeIndex:
-        return open_index(dataset, _NAME, build, partial(_load, codes, partial(opened, anew=True)), anew=anew)
+        return open_index(dataset, _NAME if padding else _NAME_OF_CONTENT, build, load, anew=anew)
 
     return opened(anew=False)
 
 
-def _load(codes: int, made_anew: Callable[[], CodeIndex], folder: Path) -> CodeIndex:
+def _load(tokens: TokensLayout, padding: bool, made_anew: Callable[[], CodeIndex], folder: Path) -> CodeIndex:
+    codes = sum(tokens.codebook_sizes)
     offsets, totals = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "totals"))
     samples, counts = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("samples", "counts")
@@ -213,11 +271,28 @@ def _load(codes: int, made_anew: Callable[[], CodeIndex], folder: Path) -> CodeI
         raise ValueError("its arrays don't go together")
     stored = json.loads((folder / "terms.json").read_text("utf-8"))
     background = Background(int(stored["samples"]), dict(stored["counts"]))
-    return CodeIndex(offsets, totals, samples, counts, background, made_anew)
+    return CodeIndex(offsets, totals, samples, counts, background, tokens, padding, made_anew)
 
 
-def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> None:
-    images, totals, most = _count(dataset, codes, folder, _half(progress, 0))
+def _build(dataset: Dataset, tokens: TokensLayout, padding: bool, folder: Path, progress: Progress | None) -> None:
+    with TemporaryFile(dir=folder) as kept:
+        _write_index(dataset, tokens, None if padding else kept, folder, progress)
+
+
+def _write_index(
+    dataset: Dataset, tokens: TokensLayout, kept: IO[bytes] | None, folder: Path, progress: Progress | None
+) -> None:
+    """Make the index, in two passes.
+
+    Args:
+        dataset: what it is of.
+        tokens: what its codes are.
+        kept: where the first pass keeps the entries of images without their padding, for the second; None: padding
+            counts, and both read the sidecars.
+        folder: empty.
+        progress: told after each shard.
+    """
+    images, totals, most = _count(dataset, tokens, kept, folder, _half(progress, 0) if kept is None else progress)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(images)])
     if not offsets[-1]:
         raise ShardError(f"the sidecars of {dataset.uri} hold no codes; run `patchmint inspect verify {dataset.uri}`")
@@ -225,7 +300,13 @@ def _build(dataset: Dataset, codes: int, folder: Path, progress: Progress | None
     np.save(folder / "totals.npy", totals)
     kinds = {"samples": np.min_scalar_type(dataset.samples), "counts": np.min_scalar_type(most)}
     arrays = {name: _new_array(folder / f"{name}.npy", kind, int(offsets[-1])) for name, kind in kinds.items()}
-    _fill(dataset, codes, offsets[:-1].copy(), arrays["samples"], arrays["counts"], _half(progress, 1))
+    entries: Iterator[_Entries]
+    if kept is None:
+        batches = _batches(dataset, ["codes", "code_counts"], _half(progress, 1))
+        entries = (_of_batch(dataset, tokens, first, batch) for first, batch in batches)
+    else:
+        entries = _kept(kept)
+    _fill(entries, offsets[:-1].copy(), arrays["samples"], arrays["counts"])
     for array in arrays.values():
         array.flush()
 
@@ -242,13 +323,25 @@ def _half(progress: Progress | None, part: int) -> Progress | None:
     return None if progress is None else lambda done, total: progress(done + part * total, 2 * total)
 
 
-def _count(dataset: Dataset, codes: int, folder: Path, progress: Progress | None) -> tuple[Integers, Integers, int]:
+_Entries = tuple[Integers, Integers, Integers]
+"""Codes, how often each is there, and in which image of the data set; images ascend."""
+
+
+def _count(
+    dataset: Dataset, tokens: TokensLayout, kept: IO[bytes] | None, folder: Path, progress: Progress | None
+) -> tuple[Integers, Integers, int]:
     """In how many images each code is, how often, and the most of one in one; on the way, the background of words."""
+    codes = sum(tokens.codebook_sizes)
     images, totals, most = np.zeros(codes, np.int64), np.zeros(codes, np.int64), 0
     chosen = spread(dataset.samples, TERM_SAMPLES)
     terms = TermCounter()
-    for first, batch in _batches(dataset, ["codes", "code_counts", "texts", "phrases"], progress):
-        numbers, times, _ = code_entries(batch, codes, dataset.uri)
+    columns = ["codes", "code_counts", "texts", "phrases", "width", "height"]
+    for first, batch in _batches(dataset, columns, progress):
+        entries = _of_batch(dataset, tokens, first, batch)
+        if kept is not None:
+            entries = _without_padding(dataset, tokens, first, batch, entries)
+            np.save(kept, np.stack(entries).astype(np.int32))
+        numbers, times, _ = entries
         images += np.bincount(numbers, minlength=codes)
         totals += np.bincount(numbers, weights=times, minlength=codes).astype(np.int64)
         most = max(most, int(times.max(initial=0)))
@@ -262,24 +355,66 @@ def _count(dataset: Dataset, codes: int, folder: Path, progress: Progress | None
     return images, totals, most
 
 
-def _fill(
-    dataset: Dataset,
-    codes: int,
-    places: Integers,
-    samples: _Numbers,
-    counts: _Numbers,
-    progress: Progress | None,
-) -> None:
+def _of_batch(dataset: Dataset, tokens: TokensLayout, first: int, batch: pa.RecordBatch) -> _Entries:
+    numbers, times, rows = code_entries(batch, sum(tokens.codebook_sizes), dataset.uri)
+    return numbers, times, first + rows
+
+
+def _without_padding(
+    dataset: Dataset, tokens: TokensLayout, first: int, batch: pa.RecordBatch, entries: _Entries
+) -> _Entries:
+    """The entries of a batch; of images that have cells of padding those that their arrays have in the other cells."""
+    sides = zip(batch.column("height").to_pylist(), batch.column("width").to_pylist(), strict=True)
+    read = list(_content(dataset, tokens, dict(enumerate(sides, start=first)), padding=False))
+    others = ~np.isin(entries[2], [at for at, _, _ in read])
+    parts = [tuple(part[others] for part in entries)]
+    parts += [(numbers, times, np.full(len(numbers), at)) for at, numbers, times in read]
+    numbers, times, at = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(at, kind="stable")
+    return numbers[order], times[order], at[order]
+
+
+def _content(
+    dataset: Dataset, tokens: TokensLayout, sizes: Mapping[int, Size], *, padding: bool
+) -> Iterator[tuple[int, Integers, Integers]]:
+    """The codes of cells that show any of the image, and how often they do, of images that have other cells.
+
+    Args:
+        dataset: whose.
+        tokens: what its codes are.
+        sizes: (height, width) of images by their positions, ascending.
+        padding: whether padding counts; then there are none.
+    """
+    shown = (
+        {} if padding else {at: mask for at, size in sizes.items() if (mask := _shown_cells(tokens, size)) is not None}
+    )
+    starts = book_starts(tokens)[:-1]
+    for at, sample in iter_stored(dataset, list(shown), (f"{tokens.member}.npy",)):
+        codes = stored_codes(sample, tokens).reshape(*tokens.grid, -1).astype(np.int64)
+        if (codes >= tokens.codebook_sizes).any():
+            raise ShardError(f"sample {sample.key!r} of {dataset.uri} has codes outside its codebooks; run verify")
+        yield at, *np.unique(codes[shown[at]] + starts, return_counts=True)
+
+
+def _kept(file: IO[bytes]) -> Iterator[_Entries]:
+    """What the first pass has kept."""
+    end = file.tell()
+    file.seek(0)
+    while file.tell() < end:
+        numbers, times, at = np.load(file, allow_pickle=False)
+        yield numbers, times, at
+
+
+def _fill(entries: Iterable[_Entries], places: Integers, samples: _Numbers, counts: _Numbers) -> None:
     """Write each entry into its code's part; `places` is where each code's next one goes."""
-    for first, batch in _batches(dataset, ["codes", "code_counts"], progress):
-        numbers, times, rows = code_entries(batch, codes, dataset.uri)
+    for numbers, times, at in entries:
         order = np.argsort(numbers, kind="stable")
         ascending = numbers[order]
         begins = np.flatnonzero(np.diff(ascending, prepend=-1))
         lengths = np.diff(begins, append=len(ascending))
         present = ascending[begins]
         targets = np.repeat(places[present] - begins, lengths) + np.arange(len(ascending))
-        samples[targets] = first + rows[order]
+        samples[targets] = at[order]
         counts[targets] = times[order]
         places[present] += lengths
 

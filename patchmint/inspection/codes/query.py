@@ -12,7 +12,14 @@ from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import rows_at
 from patchmint.errors import ShardError
-from patchmint.inspection.codes.index import TERM_SAMPLES, Code, CodeIndex, book_starts, named_code
+from patchmint.inspection.codes.index import (
+    TERM_SAMPLES,
+    Code,
+    CodeIndex,
+    book_starts,
+    named_code,
+    stored_codes,
+)
 from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.layout import TokensLayout
@@ -131,7 +138,7 @@ def _report(
 ) -> CodeReport:
     positions, counts = index.ranked(code.number, limit)
     occurrences = int(index.totals[code.number])
-    shown = _shown(dataset, tokens, code, positions, counts, occurrences, progress)
+    shown = _shown(dataset, index, code, positions, counts, occurrences, progress)
     book = slice(code.number - code.code, code.number - code.code + tokens.codebook_sizes[code.book])
     heat = np.zeros(tokens.grid)
     for image in shown:
@@ -153,7 +160,7 @@ def _report(
 
 def _shown(
     dataset: Dataset,
-    tokens: TokensLayout,
+    index: CodeIndex,
     code: Code,
     positions: Integers,
     counts: Integers,
@@ -162,32 +169,31 @@ def _shown(
 ) -> tuple[CodeImage, ...]:
     count_of = dict(zip(positions.tolist(), counts.tolist(), strict=True))
     images = {}
-    members = (DOCUMENT, f"{tokens.member}.npy")
+    members = (DOCUMENT, f"{index.tokens.member}.npy")
     for position, sample in iter_stored(dataset, sorted(count_of), members, progress):
-        cells = find_cells(sample, tokens, code, count_of[position])
+        cells = find_cells(sample, index, code, count_of[position])
         share = count_of[position] / occurrences
         text = sample.document.texts[0]
         images[position] = CodeImage(position, sample.key, count_of[position], share, cells, text)
     return tuple(images[position] for position in count_of)
 
 
-def find_cells(sample: StoredSample, tokens: TokensLayout, code: Code, count: int) -> tuple[tuple[int, ...], ...]:
+def find_cells(sample: StoredSample, index: CodeIndex, code: Code, count: int) -> tuple[tuple[int, ...], ...]:
     """Where in a sample's grid a code is.
 
     Args:
-        sample: with its array of codes.
-        tokens: what the data set's codes are.
+        sample: with its document and its array of codes.
+        index: which says whether cells of padding count.
         code: which.
-        count: how often it is there by the sidecar.
+        count: how often it is there by the index.
 
     Raises:
-        ShardError: the array isn't of the data set's shape, or the sidecar belongs to another one.
+        ShardError: the array isn't of the data set's shape, or the index belongs to another one.
     """
-    codes = sample.array(f"{tokens.member}.npy")
-    if codes is None or codes.shape != tokens.shape:
-        raise ShardError(f"sample {sample.key!r} has no codes of shape {tokens.shape}; run `patchmint inspect verify`")
-    book: npt.NDArray[np.unsignedinteger] = codes if len(tokens.codebook_sizes) == 1 else codes[..., code.book]
-    cells = np.argwhere(book == code.code)
+    codes = stored_codes(sample, index.tokens)
+    book: npt.NDArray[np.unsignedinteger] = codes if codes.ndim == len(index.tokens.grid) else codes[..., code.book]
+    counted = index.counted_cells((sample.document.image.height, sample.document.image.width))
+    cells = np.argwhere(book == code.code if counted is None else (book == code.code) & counted)
     if len(cells) != count:
         raise _CountError(
             f"sample {sample.key!r} has code {code.name} {len(cells)} times, its sidecar says {count}; run "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import dataset_notice, iter_stored
 from patchmint.errors import ImageError
-from patchmint.geometry import Fit, PatchGrid
+from patchmint.geometry import PatchGrid
 from patchmint.images.decode import decode_image
 from patchmint.inspection.codes.index import Code, CodeIndex, parse_code
 from patchmint.inspection.codes.query import CodeReport, RankedCode, Ranking, find_cells
@@ -19,35 +18,23 @@ from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredSample
 from patchmint.types import Progress, RgbImage
 
-_PREPROCESSING = re.compile(r"(pad|crop|squash)-([0-9]{1,5})-[a-z0-9]+", re.ASCII)
 _TILES_A_CODE = 6
 _WORDS = 4
 
 
-def code_cells(tokens: TokensLayout) -> PatchGrid | None:
-    """How the codes' grid lies on an image, by what the layout says of the preprocessing ("pad-256-bicubic").
-
-    Returns:
-        None where that can't be told: an outside tokenizer with words of its own, or one without rows.
-    """
-    match = _PREPROCESSING.fullmatch(tokens.preprocessing)
-    if match is None or len(tokens.grid) != 2:
-        return None
-    rows, cols = tokens.grid
-    size = int(match[2])
-    cell = size // rows
-    if not cell or (rows * cell, cols * cell) != (size, size):
-        return None
-    return PatchGrid(rows, cols, cell, Fit(match[1]))
-
-
 def draw_code(
-    dataset: Dataset, tokens: TokensLayout, code: Code, report: CodeReport, progress: Progress | None = None
+    dataset: Dataset,
+    index: CodeIndex,
+    tokens: TokensLayout,
+    code: Code,
+    report: CodeReport,
+    progress: Progress | None = None,
 ) -> RgbImage:
     """A contact sheet of the images that have a code most often: below each its key and how often.
 
     Args:
         dataset: what is looked into.
+        index: its index.
         tokens: what its codes are.
         code: which.
         report: what was found out about it.
@@ -61,7 +48,7 @@ def draw_code(
         StorageError: one can't be read.
     """
     wanted = {image.index: (code, image.count) for image in report.shown}
-    tiles = _tiles(dataset, tokens, [wanted], progress)[0]
+    tiles = _tiles(dataset, index, tokens, [wanted], progress)[0]
     words = ", ".join(term.text for term in report.words.terms[:_WORDS])
     heading = f"{report.occurrences:,} times in {report.images:,} of {report.samples:,} images"
     title = f"code {report.code}" + (f": {words}" if words else "")
@@ -93,7 +80,7 @@ def draw_ranking(
         code = parse_code(entry.code, tokens)
         places, counts = index.ranked(code.number, _TILES_A_CODE)
         wanted.append({at: (code, count) for at, count in zip(places.tolist(), counts.tolist(), strict=True)})
-    rows = _tiles(dataset, tokens, wanted, progress)
+    rows = _tiles(dataset, index, tokens, wanted, progress)
     groups = [TileGroup(_heading(entry), tiles) for entry, tiles in zip(ranked, rows, strict=True)]
     title = "the commonest codes, then the most concentrated"
     return draw_contact_sheet(groups, title=title, notice=dataset_notice(dataset))
@@ -106,12 +93,12 @@ def _heading(entry: RankedCode) -> str:
 
 def _tiles(
     dataset: Dataset,
+    index: CodeIndex,
     tokens: TokensLayout,
     wanted: Sequence[dict[int, tuple[Code, int]]],
     progress: Progress | None,
 ) -> list[list[Tile]]:
     """Tiles of several codes in one pass over the samples: each image is decoded once, and let go again."""
-    cells = code_cells(tokens)
     limit = dataset.max_megapixels
     positions = sorted({position for images in wanted for position in images})
     tiles: dict[tuple[int, int], Tile] = {}
@@ -120,8 +107,8 @@ def _tiles(
         for row, images in enumerate(wanted):
             if position in images:
                 code, count = images[position]
-                found = find_cells(sample, tokens, code, count)
-                boxes = _boxes(sample, cells, found)
+                found = find_cells(sample, index, code, count)
+                boxes = _boxes(sample, tokens.cells, found)
                 picture = None if image is None else draw_tile(image, boxes)
                 note = f"{count} times" + ("" if image is not None else ", can't be decoded")
                 tiles[row, position] = Tile(picture, sample.key, note)

@@ -14,6 +14,8 @@ from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
+from patchmint.geometry.rle import bounding_box
+from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
 from patchmint.interfaces import Tokens
@@ -21,7 +23,7 @@ from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.codec import Array
 from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.schema import SampleDocument, round_box
 from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
@@ -59,10 +61,13 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     models = parse_settings(ModelsConfig, config["models"])
     if models.segmenter is not None:
         return Offer(None, f"the segmenter plug-in {models.segmenter!r} made them; its masks aren't stored")
+    labels = parse_settings(LabelsConfig, config["labels"])
+    # The same number format as the build's, as far as this machine has it.
+    settings = (models, labels, _precision(config))
+    if not labels.needs_masker:
+        return Offer(settings)
     if models.masker is None:
         return Offer(None, "there are none: the labels are those of the boxes' areas (models.masker: null)")
-    # The same number format as the build's, as far as this machine has it.
-    settings = (models, parse_settings(LabelsConfig, config["labels"]), _precision(config))
     return _offer(manifest, "masker", models.masker, settings)
 
 
@@ -112,13 +117,23 @@ class Remaker:
         Raises:
             WeightsError: the masker's weights can't be used.
         """
-        boxes = [np.array([p.box for p in document.phrases], np.float32).reshape(-1, 4) for document in documents]
-        with self._lock:
-            found = [masks.rles() for masks in self._masker.masks(images, boxes)]
-        return [
-            _of_texts(document, rles, small((image.shape[0], image.shape[1]), longest))
-            for image, document, rles in zip(images, documents, found, strict=True)
+        drawn = [drawn_masks(document) for document in documents]
+        others = [
+            np.array([p.box for number, p in enumerate(document.phrases) if number not in own], np.float32).reshape(
+                -1, 4
+            )
+            for document, own in zip(documents, drawn, strict=True)
         ]
+        made: Sequence[Sequence[Rle]] = [()] * len(images)
+        if any(map(len, others)):
+            with self._lock:
+                made = [masks.rles() for masks in self._masker.masks(images, others)]
+        pictures = []
+        for image, document, own, rles in zip(images, documents, drawn, made, strict=True):
+            rest = iter(rles)
+            whole = [own[number] if number in own else next(rest) for number in range(len(document.phrases))]
+            pictures.append(_of_texts(document, whole, small((image.shape[0], image.shape[1]), longest)))
+        return pictures
 
     def decoded(self, codes: Sequence[Array], sizes: Sequence[Size]) -> list[RgbImage]:
         """Pictures of codes, cut and scaled to the proportions of the images that they were made of.
@@ -156,6 +171,25 @@ class Remaker:
 
         models, tokens = self.decoded_offer.settings
         return build_tokenizer(models, tokens, pick_device("auto"))
+
+
+def drawn_masks(document: SampleDocument) -> dict[int, Rle]:
+    """The stored masks of annotators that became labels, by the number of their phrase."""
+    waiting: dict[tuple[int, tuple[float, ...]], list[int]] = {}
+    for number, phrase in reversed(list(enumerate(document.phrases))):
+        if phrase.origin == "annotator":
+            waiting.setdefault((phrase.text_index, phrase.box), []).append(number)
+    found: dict[int, Rle] = {}
+    if not waiting:
+        return found
+    size = (document.image.height, document.image.width)
+    for text, said in enumerate(document.annotators):
+        for mask in (each.mask for each in said.drawn if each.mask is not None):
+            upright = upright_mask(mask, document.image.orientation, size)
+            # in their order, where several have one box
+            if numbers := waiting.get((text, round_box(bounding_box(upright)))):
+                found[numbers.pop()] = upright
+    return found
 
 
 def _of_texts(document: SampleDocument, rles: Sequence[Rle], size: Size) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.ledger import RejectCount, count_rejects
 from patchmint.datasets.reader import dataset_notice, iter_stored, sample_at
 from patchmint.datasets.rows import iter_tables
-from patchmint.errors import InputError, ShardError
-from patchmint.geometry import Placement
-from patchmint.inspection.codes.index import book_starts, code_entries, tokens_layout
+from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.geometry import Fit, Grid, NativeGrid, PatchGrid, Placement
+from patchmint.inspection.codes.index import book_starts, code_entries, has_padding, open_code_index, tokens_layout
 from patchmint.inspection.stats.distributions import Counts, Distribution
 from patchmint.shards.endings import COVERAGE, DOCUMENT, SELECTOR
 from patchmint.shards.layout import GridLayout, TokensLayout
-from patchmint.types import Integers, Progress
+from patchmint.types import Integers, Progress, Size
 
 _COLUMNS = (
     "size",
@@ -32,6 +33,7 @@ _COLUMNS = (
     "label_shares",
     "phrase_texts",
     "scores",
+    "origins",
     "codes",
     "code_counts",
 )
@@ -49,12 +51,13 @@ class LabelStats:
     """Labels and what they were made of.
 
     Attributes:
-        shares: by text, share of the patches that are 1 (to 0.0001).
+        shares: by text, share of the patches that show any of the image that are 1 (to 0.0001).
         empty_texts: texts that no patch is kept for.
         phrases: found, in all texts.
         phrases_per_text: by text.
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
+        origins: how many phrases are the model's, annotators', or mixed (an annotator's box, a model's mask).
     """
 
     shares: Distribution
@@ -63,6 +66,7 @@ class LabelStats:
     phrases_per_text: Distribution
     scores: Distribution | None
     unscored: int
+    origins: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -106,27 +110,31 @@ class Stats:
     positions: Positions | None
 
 
-def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = None) -> Stats:
+def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = None, *, padding: bool = False) -> Stats:
     """Collect the statistics. Memory doesn't grow with the data set.
 
     Args:
         dataset: what to look into.
         samples: labels are read of so many samples, evenly spread; 0 = of all.
-        progress: told while sidecars are read, and then, from 0 again, while labels are.
+        progress: told while sidecars are read, and then, from 0 again, while codes are indexed and labels are read.
+        padding: count cells that show nothing but padding too. Codes then come from the sidecars, else from the index.
 
     Raises:
-        InputError: there are neither samples nor rejects.
+        InputError: there are neither samples nor rejects; or the index's cache can't be written.
         ShardError: a sidecar, a table of rejects or a sample is damaged.
         StorageError: one can't be read.
     """
     rejects = count_rejects(dataset)
     if not dataset.samples and not rejects:
         raise InputError(f"{dataset.uri} has neither samples nor rejects, so there is nothing to count")
-    sums = _Sums(dataset, _tokens(dataset))
+    tokens, grid = _tokens(dataset), None if padding else _padded_grid(dataset)
+    sums = _Sums(dataset, tokens, grid)
     for _, table in iter_tables(dataset, _COLUMNS, progress):
         for batch in table.to_batches(max_chunksize=_ROWS):
             sums.add(batch)
-    labelled = sums.labels()
+    labelled, codes = sums.labels(), sums.codes
+    if tokens is not None and has_padding(tokens) and dataset.samples and not padding:
+        codes = open_code_index(dataset, tokens, progress).totals
     return Stats(
         dataset=dataset.uri,
         notice=dataset_notice(dataset),
@@ -138,8 +146,8 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         texts=sums.texts,
         **sums.distributions(),
         labels=labelled,
-        codes=book_usage(sums.codes, sums.tokens) if sums.tokens is not None else (),
-        positions=label_positions(dataset, samples, progress) if labelled is not None else None,
+        codes=book_usage(codes, tokens) if tokens is not None else (),
+        positions=label_positions(dataset, samples, grid, progress) if labelled is not None else None,
     )
 
 
@@ -150,6 +158,28 @@ def _tokens(dataset: Dataset) -> TokensLayout | None:
         return None
 
 
+def _padded_grid(dataset: Dataset) -> Grid | None:
+    """The grid of the labels, where it may have cells of padding; None where it hasn't, or isn't known."""
+    try:
+        if dataset.manifest is not None:
+            grid: Grid = dataset.grid
+        else:
+            told = sample_at(dataset, 0).document.grid
+            if told.placement_json:
+                return None
+            grid = PatchGrid(told.rows, told.cols, told.patch_px, Fit(told.fit))
+    except (InputError, ShardError, ConfigError, ValueError):
+        return None
+    return None if grid.fit in (Fit.CROP, Fit.SQUASH, NativeGrid.fit) else grid
+
+
+@lru_cache(maxsize=1 << 14)
+def _cells(grid: Grid, size: Size) -> tuple[int, int]:
+    """Cells of an image's labels, and those of them that show any of the image."""
+    inside = grid.place(size).inside
+    return inside.size, int(np.count_nonzero(inside))
+
+
 @dataclass(frozen=True)
 class Positions:
     """Mean labels by position, of the view that shows the whole image.
@@ -158,10 +188,10 @@ class Positions:
         samples: that were read, evenly spread over the data set.
         texts: of these.
         relative: positions are equal parts of the image, since rows and columns depend on the image; else patches.
-        selector: (rows, cols), share of the texts that keep the patch, 0..1.
+        selector: (rows, cols), share of the texts that keep the patch, 0..1, of those whose image it shows any of.
         coverage: (rows, cols), mean covered share of the patch, 0..1.
         centre_bias: mean of `selector` over the middle (half the rows and half the columns), over that of the rest;
-            None where the rest is never kept.
+            None where the rest is never kept. Patches that no image reaches aren't among them.
     """
 
     samples: int
@@ -172,12 +202,13 @@ class Positions:
     centre_bias: float | None
 
 
-def label_positions(dataset: Dataset, samples: int, progress: Progress | None = None) -> Positions:
+def label_positions(dataset: Dataset, samples: int, padded: Grid | None, progress: Progress | None = None) -> Positions:
     """Average labels by position.
 
     Args:
         dataset: that has labels.
         samples: how many to read, evenly spread; 0 = all.
+        padded: the grid, if its cells of padding don't count.
         progress: told after each sample.
 
     Raises:
@@ -188,9 +219,10 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
     relative = grid.rows == 0 if isinstance(grid, GridLayout) else bool(grid.placement_json)
     # Grows with the first sample: a grid may be said to be of any size.
     sums: _Array = np.zeros((2, 1, 1))
+    counted: _Array = np.zeros((1, 1))
     texts = 0
     chosen = spread(dataset.samples, samples)
-    members = (DOCUMENT, SELECTOR, COVERAGE) if relative else (SELECTOR, COVERAGE)
+    members = (DOCUMENT, SELECTOR, COVERAGE) if relative or padded is not None else (SELECTOR, COVERAGE)
     for _, sample in iter_stored(dataset, chosen, members, progress):
         selector, coverage = sample.selector, sample.coverage
         placement = sample.document.placement if relative else None
@@ -210,9 +242,14 @@ def label_positions(dataset: Dataset, samples: int, progress: Progress | None = 
         rows, cols = placement.cells_of(placement.overview) if placement else (slice(grid.rows), slice(None))
         summed = np.stack([(selector[:, rows, cols] != 0).sum(0, np.int64), coverage[:, rows, cols].sum(0, np.int64)])
         sums = sums + (_on_parts(summed, placement) if placement else summed)
-    means = sums / max(texts, 1) / np.array([1, 255])[:, None, None]
+        reached: _Array = np.ones(sums.shape[1:], np.bool_)
+        if padded is not None and not relative:
+            image = sample.document.image
+            reached = padded.place((image.height, image.width)).inside[rows, cols] > 0
+        counted = counted + len(selector) * reached
+    means = sums / np.maximum(counted, 1) / np.array([1, 255])[:, None, None]
     selectors, coverages = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
-    return Positions(len(chosen), texts, relative, selectors, coverages, _centre_bias(means[0]))
+    return Positions(len(chosen), texts, relative, selectors, coverages, _centre_bias(means[0], counted > 0))
 
 
 def _on_parts(labels: _Array, placement: Placement) -> _Array:
@@ -225,12 +262,12 @@ def _on_parts(labels: _Array, placement: Placement) -> _Array:
     return labels
 
 
-def _centre_bias(kept: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:
+def _centre_bias(kept: _Array, counted: _Array) -> float | None:
     rows, cols = kept.shape
     middle = np.zeros(kept.shape, np.bool_)
     middle[rows // 4 : rows - rows // 4, cols // 4 : cols - cols // 4] = True
-    around = float(kept[~middle].mean()) if not middle.all() else 0.0
-    return float(kept[middle].mean()) / around if around else None
+    around = float(kept[~middle & counted].mean()) if (~middle & counted).any() else 0.0
+    return float(kept[middle & counted].mean()) / around if around else None
 
 
 @dataclass(frozen=True)
@@ -286,8 +323,9 @@ def _usage(book: int, counts: Integers) -> BookUsage:
 class _Sums:
     """What is summed up over all rows."""
 
-    def __init__(self, dataset: Dataset, tokens: TokensLayout | None) -> None:
+    def __init__(self, dataset: Dataset, tokens: TokensLayout | None, padded: Grid | None) -> None:
         self._uri = dataset.uri
+        self._padded = padded
         self.tokens = tokens
         self.codes = np.zeros(sum(tokens.codebook_sizes) if tokens is not None else 0, np.int64)
         self.formats: Counter[str] = Counter()
@@ -303,6 +341,7 @@ class _Sums:
         self._phrases_per_text = Counts()
         self._scores = Counts(_SHARE_STEPS, full=1)
         self._empty = self._phrases = self._unscored = 0
+        self._origins: Counter[str] = Counter()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows of a sidecar in."""
@@ -334,10 +373,22 @@ class _Sums:
         phrases = np.bincount(np.repeat(first_text, lengths) + which, minlength=int(texts.sum()))
         self._phrases_per_text.add(phrases)
         self._phrases += len(which)
-        self._shares.add(shares)
+        origins = batch.column("origins").flatten()
+        self._origins["model"] += len(which) - len(origins)  # version 1 has none
+        for entry in pc.value_counts(origins).to_pylist():
+            self._origins[entry["values"]] += entry["counts"]
+        self._shares.add(shares if self._padded is None else self._of_shown(batch, self._padded, texts, shares))
         self._empty += int((shares == 0).sum())
         self._unscored += int((scores < 0).sum())
         self._scores.add(scores[scores >= 0])
+
+    def _of_shown(self, batch: pa.RecordBatch, padded: Grid, texts: _Array, shares: _Array) -> _Array:
+        """Shares of all cells as shares of those that show any of the image: no other is ever kept."""
+        sizes = list(zip(batch.column("height").to_pylist(), batch.column("width").to_pylist(), strict=True))
+        self._check(all(min(size) > 0 for size in sizes))
+        cells = np.repeat(np.array([_cells(padded, size) for size in sizes]), texts, axis=0)
+        of_shown: _Array = np.minimum(np.rint(shares * cells[:, 0]) / np.maximum(cells[:, 1], 1), 1)
+        return of_shown
 
     def _check(self, sound: bool) -> None:
         if not sound:
@@ -359,7 +410,9 @@ class _Sums:
         if shares is None or phrases_per_text is None:
             return None
         scores = self._scores.distribution()
-        return LabelStats(shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored)
+        return LabelStats(
+            shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored, dict(+self._origins)
+        )
 
 
 def _within(values: _Array, low: float, high: float) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict
 
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.types import Size
 from patchmint.weights.architecture import Architecture, Shaped
+from patchmint.weights.folder import INPUT, described, unwrapped
+from patchmint.weights.recognise import looks_like
+
+Tensor = TypeVar("Tensor")
 
 HIDDEN_DIM = 256
 """Width of the transformer. Fixed: upstream hard-codes the text position embedding to it (`transformer.py`)."""
@@ -33,6 +38,9 @@ _LARGEST = {
 }
 
 
+Family = Literal["grounding-dino", "mm-grounding-dino"]
+
+
 @dataclass(frozen=True)
 class GroundingDinoArch(Architecture):
     """Hyper-parameters of a Grounding DINO.
@@ -44,6 +52,8 @@ class GroundingDinoArch(Architecture):
         encoder_layers, decoder_layers, queries, feed_forward: the transformer.
         text_vocabulary, text_dim, text_layers, text_heads, text_feed_forward, text_positions: the BERT text encoder.
         short_side, long_side: the image is resized to this short side, or to this long side if that is smaller.
+        family: MM-Grounding-DINO (arXiv 2401.02361; LLMDet, arXiv 2501.18954, is one) divides scores by the root of
+            the width and adds a learnt bias, and has heads for each layer.
     """
 
     swin_dim: int
@@ -64,6 +74,7 @@ class GroundingDinoArch(Architecture):
     text_positions: int = 512
     short_side: int = 800
     long_side: int = 1333
+    family: Family = "grounding-dino"
 
     WHAT = "Grounding DINO"
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -75,6 +86,8 @@ class GroundingDinoArch(Architecture):
             ConfigError: a number is out of range, or numbers contradict each other.
         """
         for name, value in asdict(self).items():
+            if name == "family":
+                continue
             for number in value if isinstance(value, tuple) else (value,):
                 if not (0 if name == "backbone_stages" else 1) <= number <= _LARGEST.get(name, _LARGEST_COUNT):
                     raise ConfigError(f"{name} of {value} is out of range")
@@ -130,7 +143,10 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
     written = GroundingDinoArch.from_metadata(metadata)
     if written is not None:
         return written
-    patch = tensors.get("backbone.0.patch_embed.proj.weight")
+    tensors = own_tensors(tensors)
+    if in_transformers_layout(tensors):
+        return _of_config(described(metadata), described(metadata, INPUT))
+    patch = tensors.get(_PATCHES)
     bias = tensors.get("backbone.0.layers.0.blocks.0.attn.relative_position_bias_table")
     if patch is not None and bias is not None:
         for arch in OFFICIAL.values():
@@ -138,8 +154,75 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
                 return arch
     raise WeightsMismatchError(
         f"the file isn't a Grounding DINO that patchmint knows ({', '.join(OFFICIAL)}); "
-        "give one of those, or a safetensors file whose metadata describes its architecture"
+        f"give one of those, or a safetensors file whose metadata describes its architecture.{looks_like(tensors)}"
     )
+
+
+_PATCHES, _THEIRS = "backbone.0.patch_embed.proj.weight", "model.query_position_embeddings.weight"
+
+
+def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the Grounding DINO, where it is a part of another model."""
+    return unwrapped(tensors, (_PATCHES, _THEIRS))
+
+
+def in_transformers_layout(names: Iterable[str]) -> bool:
+    """Whether tensors have the names of transformers' Grounding DINO."""
+    return _THEIRS in names
+
+
+_FIXED = {
+    "activation_function": "relu",
+    "d_model": HIDDEN_DIM,
+    "decoder_attention_heads": 8,
+    "decoder_n_points": 4,
+    "embedding_init_target": True,
+    "encoder_attention_heads": 8,
+    "encoder_n_points": 4,
+    "max_text_len": MAX_TEXT_TOKENS,
+    "position_embedding_type": "sine",
+    "positional_embedding_temperature": 20,
+    "two_stage": True,
+    "two_stage_bbox_embed_share": False,
+}
+"""What no published model has otherwise, by the names of transformers' `GroundingDinoConfig`."""
+
+
+def _of_config(config: Mapping[str, Any], prepared: Mapping[str, Any]) -> GroundingDinoArch:
+    """The architecture in transformers' words; what isn't said there is as in `GroundingDinoConfig`."""
+    swin, bert = config.get("backbone_config") or {}, config.get("text_config") or {}
+    size = prepared.get("size", {})
+    other = {name: config[name] for name, value in _FIXED.items() if config.get(name, value) != value}
+    if config.get("model_type") not in get_args(Family) or swin.get("model_type", "swin") != "swin" or other:
+        raise WeightsMismatchError(
+            "the file holds a Grounding DINO in transformers' layout, but the config.json beside it "
+            f"{f'says {other}, which patchmint does not know' if other else 'is missing or of another model'}; keep "
+            "the folder's files together, and take a published model's"
+        )
+    try:
+        return GroundingDinoArch(
+            swin_dim=swin.get("embed_dim", 96),
+            swin_depths=tuple(swin.get("depths", (2, 2, 6, 2))),
+            swin_heads=tuple(swin.get("num_heads", (3, 6, 12, 24))),
+            swin_window=swin.get("window_size", 7),
+            backbone_stages=tuple(index - 1 for index in swin.get("out_indices", (2, 3, 4))),
+            levels=config.get("num_feature_levels", 4),
+            encoder_layers=config.get("encoder_layers", 6),
+            decoder_layers=config.get("decoder_layers", 6),
+            queries=config.get("num_queries", 900),
+            feed_forward=config.get("encoder_ffn_dim", 2048),
+            text_vocabulary=bert.get("vocab_size", 30522),
+            text_dim=bert.get("hidden_size", 768),
+            text_layers=bert.get("num_hidden_layers", 12),
+            text_heads=bert.get("num_attention_heads", 12),
+            text_feed_forward=bert.get("intermediate_size", 3072),
+            text_positions=bert.get("max_position_embeddings", 512),
+            short_side=size.get("shortest_edge", 800),
+            long_side=size.get("longest_edge", 1333),
+            family=config["model_type"],
+        )
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise WeightsMismatchError(f"the config.json beside the file describes no Grounding DINO: {error}") from error
 
 
 def detector_size(size: Size, short_side: int, long_side: int) -> Size:

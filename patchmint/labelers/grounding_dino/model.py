@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from patchmint.compute.devices import store_products
-from patchmint.labelers.grounding_dino.arch import HIDDEN_DIM, MAX_TEXT_TOKENS, GroundingDinoArch, infer_arch
+from patchmint.labelers.grounding_dino.arch import (
+    HIDDEN_DIM,
+    MAX_TEXT_TOKENS,
+    GroundingDinoArch,
+    in_transformers_layout,
+    infer_arch,
+    own_tensors,
+)
+from patchmint.labelers.grounding_dino.hugging_face import by_upstreams_names
 from patchmint.weights.loading import StateFile, load_into
 
 _BUILDING = threading.Lock()
 
 _NOT_LOADED = ("label_enc.", "bert.embeddings.position_ids")
 # Official checkpoints carry a denoising table used in training only, and a buffer that older transformers stored.
+_NOT_STORED = re.compile(r"relative_position_index$|^bert\.pooler\.")
+
+
+class ScaledContrast(nn.Module):
+    """How well queries and tokens match, as MM-Grounding-DINO has it, in the place of upstream's `ContrastiveEmbed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, hidden: torch.Tensor, words: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Score.
+
+        Args:
+            hidden: float (B, Q, C).
+            words: `encoded_text`, float (B, n, C), and `text_token_mask`, bool (B, n), True where there is a token.
+
+        Returns:
+            Logits (B, Q, `MAX_TEXT_TOKENS`); -inf where there is no token.
+        """
+        text, mask = words["encoded_text"], words["text_token_mask"]
+        logits = hidden @ text.mT / math.sqrt(hidden.shape[-1]) + self.bias
+        logits = logits.masked_fill(~mask[:, None], -torch.inf)
+        return functional.pad(logits, (0, MAX_TEXT_TOKENS - logits.shape[-1]), value=-torch.inf)
 
 
 class TextEncoder(nn.Module):
@@ -80,8 +116,13 @@ def load_grounding_dino(state: StateFile) -> tuple[nn.Module, GroundingDinoArch]
         WeightsMismatchError: the checkpoint is none, or tensors are missing, left over or misshapen.
     """
     arch = infer_arch(state.tensors, state.metadata)
+    state = replace(state, tensors=own_tensors(state.tensors))
     with torch.random.fork_rng(devices=[]):
         model = _construct(arch)
+    if in_transformers_layout(state.tensors):
+        # transformers stores neither numbers of places in a window nor BERT's pooler, which is never run
+        own = {name: tensor for name, tensor in model.state_dict().items() if _NOT_STORED.search(name)}
+        state = replace(state, tensors=own | by_upstreams_names(state.tensors, arch))
     load_into(model, state, what="Grounding DINO", ignored=_NOT_LOADED)
     return model, arch
 
@@ -158,7 +199,12 @@ def _construct(arch: GroundingDinoArch) -> nn.Module:
                 two_stage_bbox_embed_share=False,
                 two_stage_class_embed_share=False,
                 max_text_len=MAX_TEXT_TOKENS,
+                dec_pred_bbox_embed_share=arch.family == "grounding-dino",
             )
+    if arch.family == "mm-grounding-dino":
+        model.class_embed = nn.ModuleList(ScaledContrast() for _ in range(arch.decoder_layers))
+        model.transformer.decoder.class_embed = model.class_embed
+        model.transformer.enc_out_class_embed = ScaledContrast()
     # The tokenizer is ours (`prompts.py`); what upstream looked up in it is meaningless.
     model.tokenizer = None
     model.specical_tokens = None

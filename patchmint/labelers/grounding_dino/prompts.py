@@ -7,6 +7,7 @@ start (upstream `bertwarper.py`, `generate_masks_with_special_tokens_and_transfe
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,17 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: Path) -> Vocabulary:
-        """Read a `vocab.txt`: one piece a line, its number is the line's.
+        """Read a `vocab.txt`, where a piece's number is its line's, or the vocabulary in a `tokenizer.json`.
 
         Raises:
             WeightsCorruptError: it isn't UTF-8 text, or no BERT vocabulary.
         """
+        if path.suffix == ".json":
+            try:
+                model = json.loads(path.read_bytes())["model"]
+                return cls({str(piece): int(number) for piece, number in model["vocab"].items()})
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+                raise WeightsCorruptError(f"{path} holds no BERT vocabulary; give a vocab.txt") from error
         try:
             # not splitlines(), which would also cut at U+2028 and shift every later number
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
+from patchmint.weights.folder import described
+from patchmint.weights.recognise import looks_like
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
 
 # Metadata comes from outside: bounds keep a bad file from asking for terabytes of weights.
-_Width = Annotated[int, Field(ge=1, le=8192)]
-_Depth = Annotated[int, Field(ge=1, le=256)]
+_LARGEST, _DEEPEST = 8192, 256
+_Width = Annotated[int, Field(ge=1, le=_LARGEST)]
+_Depth = Annotated[int, Field(ge=1, le=_DEEPEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,39 @@ TINY = SamArch(
 """The same classes at a size that runs in milliseconds. Windows of 5 don't divide 8 patches, as 14 don't divide 64."""
 
 
-def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch:
-    """Tell which SAM a checkpoint holds.
+@dataclass(frozen=True)
+class Sam2Arch:
+    """What a SAM 2 is built from, as transformers describes it.
+
+    Attributes:
+        config: of `Sam2Config`: `vision_config`, `prompt_encoder_config` and `mask_decoder_config`.
+    """
+
+    config: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return _side(self.config["prompt_encoder_config"].get("image_size", 1024))
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels on a side of a position of its finest feature map."""
+        return _side(self.config["vision_config"].get("backbone_config", {}).get("patch_stride", 4))
+
+    @property
+    def embed_dim(self) -> int:
+        """The most numbers of such a position."""
+        return int(self.config["vision_config"].get("fpn_hidden_size", 256))
+
+    @property
+    def out_chans(self) -> int:
+        """Width of the mask decoder."""
+        return int(self.config["mask_decoder_config"].get("hidden_size", 256))
+
+
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch | Sam2Arch:
+    """Tell which SAM, or SAM 2, a checkpoint holds.
 
     Args:
         tensors: the checkpoint's tensors by name.
@@ -102,12 +137,18 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     written = SamArch.from_metadata(metadata)
     if written is not None:
         return written
+    config = described(metadata)
+    if config.get("model_type") == "sam":
+        return _of_config(config)
+    if config.get("model_type") in ("sam2", "sam2_video"):
+        return _sam2_of_config(config)
+    tensors = by_upstreams_names(tensors)
     known = ", ".join(OFFICIAL)
     patches = tensors.get(_PATCH_EMBEDDING)
     if patches is None or not patches.ndim:
         raise WeightsMismatchError(
             f"the checkpoint isn't a SAM model (it has no {_PATCH_EMBEDDING}); give one of {known}, "
-            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata"
+            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata.{looks_like(tensors)}"
         )
     for arch in OFFICIAL.values():
         last, beyond = _BLOCK_WEIGHT.format(arch.depth - 1), _BLOCK_WEIGHT.format(arch.depth)
@@ -117,3 +158,52 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
         f"the checkpoint is a SAM of width {patches.shape[0]}, which is none of the known ones ({known}); "
         f"for another size, save it as safetensors with {ARCH_METADATA_KEY!r} in its metadata"
     )
+
+
+def _of_config(config: Mapping[str, Any]) -> SamArch:
+    """The architecture in the words of transformers' `SamConfig`; what isn't said there is as in that class."""
+    vision, decoder = config.get("vision_config") or {}, config.get("mask_decoder_config") or {}
+    try:
+        return SamArch(
+            embed_dim=vision.get("hidden_size", 768),
+            depth=vision.get("num_hidden_layers", 12),
+            num_heads=vision.get("num_attention_heads", 12),
+            global_attn_indexes=tuple(vision.get("global_attn_indexes", (2, 5, 8, 11))),
+            image_size=vision.get("image_size", 1024),
+            patch_size=vision.get("patch_size", 16),
+            window_size=vision.get("window_size", 14),
+            out_chans=vision.get("output_channels", 256),
+            decoder_mlp_dim=decoder.get("mlp_dim", 2048),
+        )
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise WeightsMismatchError(f"the config.json beside the file describes no SAM: {error}") from error
+
+
+def _sam2_of_config(config: Mapping[str, Any]) -> Sam2Arch:
+    parts = {name: config.get(name) or {} for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
+    arch = Sam2Arch(parts)
+    try:
+        numbers = [*_numbers(parts)]
+        depth = sum(parts["vision_config"].get("backbone_config", {}).get("blocks_per_stage", ()))
+        bounded = max(map(abs, numbers), default=0) <= _LARGEST and depth <= _DEEPEST
+        if bounded and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0:
+            return arch
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    raise WeightsMismatchError("the config.json beside the file describes no SAM 2 that patchmint can build")
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """All numbers in what JSON holds."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _side(length: Any) -> int:
+    """A number that may be written once for both axes."""
+    return int(length[0] if isinstance(length, list) else length)

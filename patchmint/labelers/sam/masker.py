@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,10 @@ from patchmint.labelers.sam.masks import (
     MaskCollector,
     MaskCoverage,
     input_size,
-    resize_longest_side,
+    resize,
     scale_boxes,
 )
-from patchmint.types import RgbImage
+from patchmint.types import RgbImage, Size
 
 _HELD = 64
 # Masks of a picture that are kept as logits (256 kB each in the official models); more are made compact at once.
@@ -48,6 +48,9 @@ class SamMasker:
         >>> masker = SamMasker(untrained(TINY, seed=0))
         >>> masks = masker.masks([image], [np.array([[10, 10, 90, 60]], dtype=np.float32)])
     """
+
+    _squashes = False
+    """Whether a picture is squashed into the input, in the place of padding it."""
 
     def __init__(
         self,
@@ -82,8 +85,7 @@ class SamMasker:
         self._model = model.to(device).eval()
         self._precision = precision
         self._coverage = coverage
-        self._encoder = ImageEncoder(model.image_encoder, precision)
-        self._decoder = MaskDecoder(model, precision)
+        self._encoder, self._decoder = self._parts(precision)
         numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
         self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
         self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
@@ -93,8 +95,8 @@ class SamMasker:
             self._encoder.compile()
 
     def prepare(self, image: RgbImage) -> RgbImage:
-        """What can be done ahead, on the CPU, in any thread: resize to the model's input (`resize_longest_side`)."""
-        return ready_for(self._model.device, resize_longest_side(image, self._encoder.image_size))
+        """What can be done ahead, on the CPU, in any thread: resize to the model's input."""
+        return ready_for(self._model.device, resize(image, self._input_size((image.shape[0], image.shape[1]))))
 
     def masks(
         self,
@@ -118,7 +120,7 @@ class SamMasker:
         """
         _check(images, boxes)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        side = self._encoder.image_size
+        side = None if self._squashes else self._encoder.image_size
         collectors = [
             MaskCollector(len(array), size, side, self._coverage, held=_HELD, behind=self._behind)
             for array, size in zip(boxes, sizes, strict=True)
@@ -130,17 +132,30 @@ class SamMasker:
                 embeddings = self._encode(
                     [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
                 )
-                scaled = [scale_boxes(boxes[index], sizes[index], input_size(sizes[index], side)) for index in batch]
+                scaled = [scale_boxes(boxes[index], sizes[index], self._input_size(sizes[index])) for index in batch]
                 owners = np.repeat(np.arange(len(batch)), [len(array) for array in scaled])
                 for chunk, logits in self._decode(embeddings, np.concatenate(scaled), owners):
                     for owner in np.unique(chunk):
                         collectors[batch[owner]].add(logits[chunk == owner])
         return [collector.masks() for collector in collectors]
 
-    def _encode(self, resized: Sequence[RgbImage]) -> Tensor:
-        """Image embeddings (B, h, w, C)."""
+    def _parts(self, precision: torch.dtype) -> tuple[Any, Any]:
+        """What encodes pictures, and what decodes boxes."""
+        return ImageEncoder(self._model.image_encoder, precision), MaskDecoder(self._model, precision)
+
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of pixels, (3, 1, 1) each."""
+        return self._model.pixel_mean, self._model.pixel_std
+
+    def _input_size(self, size: Size) -> Size:
+        """What a picture of a size becomes."""
+        side: int = self._encoder.image_size
+        return (side, side) if self._squashes else input_size(size, side)
+
+    def _encode(self, resized: Sequence[RgbImage]) -> Any:
+        """What the decoder takes: SAM's image embeddings (B, h, w, C)."""
         device, side = self._model.device, self._encoder.image_size
-        mean, std = self._model.pixel_mean, self._model.pixel_std
+        mean, std = self._normalisation()
         with stage("encode", device):
             squares = torch.zeros((len(resized), 3, side, side), device=device)
             for square, image in zip(squares, resized, strict=True):
@@ -152,10 +167,10 @@ class SamMasker:
                 return self._encoder(squares)
 
     def _decode(
-        self, embeddings: Tensor, boxes: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]
+        self, embeddings: Any, boxes: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Logits (M, n, n) of boxes in input pixels, chunk by chunk, with the picture that each belongs to (M,)."""
-        device = embeddings.device
+        device = self._model.device
         all_boxes, all_owners = to_device(boxes, device), to_device(owners, device)
         ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
         for part in even_parts(len(boxes), self._box_chunk):

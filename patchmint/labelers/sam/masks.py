@@ -2,7 +2,7 @@
 
 Three frames: the picture; the *input*, the picture scaled so that its longest side is the model's `image_size`, set in
 the top left corner of a square and padded; and the *low-res logits* that the decoder gives, which cover the whole
-square, padding included.
+square, padding included. SAM 2 squashes the picture into the square: then logits cover the picture, and nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SamMasks:
     Attributes:
         logits: float32 (N, n, n), over the model's whole square input; positive = mask (upstream's threshold is 0).
         size: (height, width) of the picture.
-        image_size: side of the model's input in pixels.
+        image_size: side of the model's input in pixels; None = the picture was squashed into it.
         mode: how coverage is taken, both times without masks at the picture's size. "exact" = the same number as from
             upstream's mask. "fast" = each logit counts as the pixels it stands for; a cell that an outline only grazes
             may flip (docs/quality.md).
@@ -48,7 +48,7 @@ class SamMasks:
 
     logits: npt.NDArray[np.float32]
     size: Size
-    image_size: int
+    image_size: int | None
     mode: MaskCoverage
 
     def __len__(self) -> int:
@@ -59,16 +59,17 @@ class SamMasks:
         if len(members) == 0:
             return np.zeros(placement.shape)
         logits = self.logits[np.asarray(members)]
-        used = input_size(self.size, self.image_size)
         if self.mode == "exact":
-            return coverage_from_logits(logits, placement, input_side=self.image_size, used=used)
+            side, used = _frame(logits.shape[-1], self.size, self.image_size)
+            return coverage_from_logits(logits, placement, input_side=side, used=used)
         return _coarse_coverage(logits.max(axis=0) > 0, placement, self.size, self.image_size)
 
     def rles(self) -> tuple[Rle, ...]:
         """All masks at the picture's size, pixel by pixel upstream's. Made chunk by chunk, so memory stays level."""
         if not len(self):
             return ()
-        at_once = max(1, _PIXELS_AT_ONCE // max(self.size[0] * self.size[1], self.image_size**2))
+        side, _ = _frame(self.logits.shape[-1], self.size, self.image_size)
+        at_once = max(1, _PIXELS_AT_ONCE // max(self.size[0] * self.size[1], side**2))
         rles: list[Rle] = []
         for part in torch.split(torch.from_numpy(self.logits), at_once):
             # Column-major, as COCO RLE runs: the encoder then needs no copy.
@@ -79,10 +80,8 @@ class SamMasks:
     @torch.inference_mode()
     def _filled(self, logits: Tensor) -> Tensor:
         """Masks (M, height, width) of logits (M, n, n), scaled as upstream does (`sam.py`, `postprocess_masks`)."""
-        used = input_size(self.size, self.image_size)
-        square = functional.interpolate(
-            logits[:, None], (self.image_size, self.image_size), mode="bilinear", align_corners=False
-        )
+        side, used = _frame(logits.shape[-1], self.size, self.image_size)
+        square = functional.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
         picture = functional.interpolate(
             square[..., : used[0], : used[1]], self.size, mode="bilinear", align_corners=False
         )
@@ -96,14 +95,13 @@ class PackedMasks:
     Attributes:
         made: the masks at the picture's size.
         packed: uint8 (N, n, n / 8), a bit for each logit: whether it is positive.
-        size: (height, width) of the picture.
-        image_size: side of the model's input in pixels.
+        size, image_size: as of `SamMasks`.
     """
 
     made: tuple[Rle, ...]
     packed: npt.NDArray[np.uint8]
     size: Size
-    image_size: int
+    image_size: int | None
 
     def __len__(self) -> int:
         return len(self.made)
@@ -175,7 +173,7 @@ class MaskCollector:
         self,
         count: int,
         size: Size,
-        image_size: int,
+        image_size: int | None,
         mode: MaskCoverage,
         *,
         held: int,
@@ -216,9 +214,17 @@ class MaskCollector:
         return PackedMasks(rles, np.concatenate([packed for _, packed in made]), self._size, self._image_size)
 
 
-def _coarse_coverage(positive: npt.NDArray[np.bool_], placement: Placement, size: Size, image_size: int) -> Floats:
+def _frame(n: int, size: Size, image_size: int | None) -> tuple[int, Size]:
+    """Side of the square to which n x n logits are scaled first, and what of it, (height, width), is the picture."""
+    return (n, (n, n)) if image_size is None else (image_size, input_size(size, image_size))
+
+
+def _coarse_coverage(
+    positive: npt.NDArray[np.bool_], placement: Placement, size: Size, image_size: int | None
+) -> Floats:
     """Coverage where each logit (n, n) counts as the pixels that it stands for."""
-    used, scale = input_size(size, image_size), len(positive) / image_size
+    side, used = _frame(len(positive), size, image_size)
+    scale = len(positive) / side
     return coverage_share(positive, placement, extent=(used[0] * scale, used[1] * scale))
 
 
@@ -233,13 +239,12 @@ def input_size(size: Size, image_size: int) -> Size:
     return height, width
 
 
-def resize_longest_side(image: RgbImage, image_size: int) -> RgbImage:
-    """Scale a picture to its size in the input, with PIL's bilinear filter, which widens when it shrinks.
+def resize(image: RgbImage, size: Size) -> RgbImage:
+    """Scale a picture to (height, width), with PIL's bilinear filter, which widens when it shrinks.
 
-    The same pixels as upstream's `ResizeLongestSide.apply_image`, which gets there through torchvision.
+    To `input_size` the same pixels as upstream's `ResizeLongestSide.apply_image`, which gets there through torchvision.
     """
-    height, width = input_size((image.shape[0], image.shape[1]), image_size)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def scale_boxes(boxes: npt.NDArray[np.float32], size: Size, target: Size) -> npt.NDArray[np.float32]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from patchmint.errors import WeightsMismatchError
 from patchmint.labelers.sam.arch import OFFICIAL, SamArch, infer_arch
+from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.loading import StateFile, load_into
 
 
@@ -39,9 +42,11 @@ def load_sam(state: StateFile) -> Sam:
         WeightsMismatchError: the checkpoint isn't a SAM of known size, or tensors are missing, left over or misshapen.
     """
     arch = infer_arch(state.tensors, state.metadata)
+    if not isinstance(arch, SamArch):
+        raise WeightsMismatchError(f"{state.path} holds a SAM 2, not a SAM")
     sam = build_sam(arch)
     name = next((name for name, official in OFFICIAL.items() if official == arch), "SAM")
-    load_into(sam, state, what=name)
+    load_into(sam, replace(state, tensors=by_upstreams_names(state.tensors)), what=name)
     return sam
 
 

@@ -44,7 +44,7 @@ from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
-from patchmint.shards.readme import write_readmes
+from patchmint.shards.readme import write_readme
 from patchmint.shards.records import CommitRecord, ImageCounts
 from patchmint.shards.saved import forget_saved
 from patchmint.shards.shard_list import write_shard_list
@@ -356,7 +356,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
         totals=Totals.of(records, ledger.planned, rejects, plan.absent, plan.images),
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records], records[0].prefix)
-    write_readmes(storage, manifest)
+    write_readme(storage, manifest)
     write_manifest(storage, manifest)
 
 

@@ -370,7 +370,8 @@ def _look_at(
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:
-            found = read_sample(numbered[1], lambda _, image: read(image), decode, drop=config.on_bad_image == "drop")
+            drop = config.on_bad_image == "drop"
+            found = read_sample(numbered[1], lambda _, image: read(image), decode, drawn=config.drawn, drop=drop)
         except ShardError as error:
             found = Fault("read", "sample-damaged", str(error))
         if isinstance(found, Fault):
@@ -408,8 +409,9 @@ def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, siz
         each_text = 2 * cells + _PHRASES
     if config.features is not None:
         spec = check_features(config.models, config.features, grid)
-        views = sum(len(each.views) for each in placed) / max(len(placed), 1)
-        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.tokens * spec.channels * views
+        if spec is not None:
+            tokens = sum(spec.tokens_of(view.rows * view.cols) for each in placed for view in each.views)
+            fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.channels * tokens / max(len(placed), 1)
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
     return round(samples * (_DOCUMENT + 2 * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)

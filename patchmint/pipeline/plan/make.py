@@ -20,7 +20,7 @@ from patchmint.pipeline.plan.keys import Repeats, marked
 from patchmint.pipeline.plan.models import library_versions
 from patchmint.pipeline.plan.reading import KEPT
 from patchmint.samples import PlannedSample, describe_absent
-from patchmint.shards.paths import COMMITS, PLAN_PATH, plan_path
+from patchmint.shards.paths import COMMITS, PLAN_PATH, PUBLISHED, plan_path
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
 from patchmint.shards.plan_parts import PARTS, SCHEMA, image_counts, read_unit, to_batch, write_parts
 from patchmint.shards.records import ATTEMPTS, run_and_unit
@@ -142,7 +142,7 @@ def is_whole(storage: Storage, plan: Plan) -> bool:
 
 
 def _has_results(storage: Storage) -> bool:
-    return any(next(storage.list(room), None) for room in (COMMITS, "shards", "rejects"))
+    return any(next(storage.list(room), None) for room in (COMMITS, *PUBLISHED))
 
 
 def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[int]) -> Plan:

@@ -19,11 +19,15 @@ from patchmint.config.build import (
     BuildConfig,
     LocalRunner,
 )
-from patchmint.config.grids import resolve_fixed_grid
-from patchmint.features import arch as vit
+from patchmint.config.grids import resolve_grid
+from patchmint.errors import InputError
+from patchmint.features.arch import infer_arch
+from patchmint.features.plan import encoder_arch
+from patchmint.features.towers import TowerArch, own_tensors
+from patchmint.geometry import Grid, NativeGrid, PatchGrid
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.sam import arch as sam
-from patchmint.plugins import is_outside_tokenizer
+from patchmint.plugins import is_outside_encoder, is_outside_tokenizer
 from patchmint.tokenizers.build import vqgan_of
 from patchmint.types import Size
 from patchmint.weights.container import read_header
@@ -53,6 +57,7 @@ _MASKER_NUMBERS = 2**22
 _MOST_BOXES = 64
 _TOKENIZER_IMAGES = 2
 _ENCODER_VIEWS = 8
+_ENCODER_PATCHES = 2**14
 # What the models take at once on a CPU, whatever the batch.
 _TENSORS = 10
 """Alive at a time in a backbone, as large as the one that runs through it."""
@@ -207,28 +212,53 @@ def weights_of(role: str, name: str) -> int:
         return _MODEL_BYTES[name]
     if name in CHECKPOINTS and not CHECKPOINTS[name].bundled:
         return CHECKPOINTS[name].size or 0
-    tensors = read_header(locate(name)).tensors
+    header = read_header(locate(name))
+    tensors = header.tensors
     if role == "vit":
-        tensors = {key: shape for key, shape in tensors.items() if not key.startswith(("text_", "visual_", "logit_"))}
+        arch = infer_arch(tensors, header.metadata)
+        others = ("text_", "visual_", "logit_")
+        own = own_tensors(tensors, arch) if isinstance(arch, TowerArch) else tensors
+        tensors = {key: shape for key, shape in own.items() if not key.startswith(others)}
     return _FLOAT * sum(prod(shape.shape) for key, shape in tensors.items() if not key.startswith("loss."))
 
 
 def _is_outside(role: str, name: str) -> bool:
-    return role == "segmenter" or (role == "tokenizer" and is_outside_tokenizer(name))
+    outside = {"tokenizer": is_outside_tokenizer, "vit": is_outside_encoder}
+    return role == "segmenter" or (role in outside and outside[role](name))
 
 
 def _detector(name: str) -> dino.GroundingDinoArch:
     return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, dino.infer_arch)
 
 
-def _masker(name: str) -> sam.SamArch:
+def _masker(name: str) -> sam.SamArch | sam.Sam2Arch:
     return {UNTRAINED: sam.TINY, **sam.OFFICIAL}.get(name) or read_arch(name, sam.infer_arch)
 
 
-def _encoder(config: BuildConfig) -> vit.VitArch:
-    name = config.models.vit
-    known = vit.untrained_arch(resolve_fixed_grid(config.grid)) if name == UNTRAINED else vit.OFFICIAL.get(name)
-    return known or read_arch(name, vit.infer_arch)
+def _encoder_working(config: BuildConfig, batch: int, size: Size) -> int:
+    grid = resolve_grid(config.grid)
+    arch = encoder_arch(config.models.vit, grid)
+    views = min(_ENCODER_VIEWS, batch * _views(grid, size))
+    if isinstance(arch, TowerArch):
+        patches = _input_pixels(grid, size) // arch.patch_px**2
+        together = min(views * patches, max(_ENCODER_PATCHES, patches))
+    else:
+        together = views * arch.side**2
+    return _FLOAT * together * (6 * arch.hidden + 2 * arch.mlp)
+
+
+def _views(grid: Grid, size: Size) -> int:
+    return len(grid.place(size).views) if isinstance(grid, PatchGrid) else 1
+
+
+def _input_pixels(grid: Grid, size: Size) -> int:
+    """Pixels of a view; 0 where the image can't be placed, or no encoder takes the grid."""
+    if isinstance(grid, PatchGrid):
+        return prod(grid.input_size)
+    try:
+        return prod(grid.input_size(size)) if isinstance(grid, NativeGrid) else 0
+    except InputError:  # so long and narrow that it will be rejected
+        return 0
 
 
 def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
@@ -245,9 +275,7 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
         width = vqgan_of(name, config.tokens.rule).ch
         return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * config.tokens.size**2
     if role == "vit":
-        encoder = _encoder(config)
-        views = min(_ENCODER_VIEWS, batch * len(resolve_fixed_grid(config.grid).place(size).views))
-        return _FLOAT * views * encoder.side**2 * (6 * encoder.hidden + 2 * encoder.mlp)
+        return _encoder_working(config, batch, size)
     return 0
 
 
@@ -279,11 +307,12 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         arch = _detector(used["detector"])
         total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
     if "masker" in used:
-        side = _masker(used["masker"]).image_size
-        total += round(side * side * min(size) / max(size))
+        masker = _masker(used["masker"])
+        squashed = isinstance(masker, sam.Sam2Arch)
+        total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "tokenizer" in used and config.tokens is not None and not is_outside_tokenizer(used["tokenizer"]):
         total += config.tokens.size**2
-    if "vit" in used:
-        grid = resolve_fixed_grid(config.grid)
-        total += prod(grid.input_size) * len(grid.place(size).views)
+    if "vit" in used and not is_outside_encoder(used["vit"]):
+        grid = resolve_grid(config.grid)
+        total += _input_pixels(grid, size) * _views(grid, size)
     return 3 * total

@@ -12,7 +12,7 @@ from pathlib import Path
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
-from patchmint.plugins import Group, find_plugin, is_outside_tokenizer
+from patchmint.plugins import Group, find_plugin, is_outside_encoder, is_outside_tokenizer
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
@@ -102,9 +102,11 @@ def _record(role: str, name: str) -> ModelRecord:
         return _plugin_record(role, name, "patchmint.segmenters")
     if role == "tokenizer" and is_outside_tokenizer(name):
         return _plugin_record(role, name, "patchmint.tokenizers")
+    if role == "vit" and is_outside_encoder(name):
+        return _plugin_record(role, name, "patchmint.encoders")
     if name == UNTRAINED:
         return ModelRecord(role, name)
-    return _file_record(role, name, locate(name))
+    return _file_record(role, name, locate(name, role))
 
 
 def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:

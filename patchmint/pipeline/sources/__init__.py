@@ -73,16 +73,24 @@ class Sources:
 
 def open_sources(config: BuildConfig, *, outage_seconds: float | None = None) -> Sources:
     """All sources of a build, by name. Cheap, as `open_source`, which says what is raised."""
-    most, sources = config.limits.max_images, config.all_sources
-    return Sources({part.name: open_source(part, outage_seconds=outage_seconds, max_images=most) for part in sources})
+    most, masks = config.limits.max_images, "masks" in config.drawn
+    return Sources(
+        {
+            part.name: open_source(part, outage_seconds=outage_seconds, max_images=most, masks=masks)
+            for part in config.all_sources
+        }
+    )
 
 
-def open_source(config: AnySource, *, outage_seconds: float | None = None, max_images: int | None = None) -> Chosen:
+def open_source(
+    config: AnySource, *, outage_seconds: float | None = None, max_images: int | None = None, masks: bool = False
+) -> Chosen:
     """The samples that the settings of a source choose. Cheap: no annotation file is read before `Source.samples`.
 
     Args:
         config: the settings.
         outage_seconds: as for `open_storage`, of a store. A folder isn't waited for: another machine may see it.
+        masks: whether annotators' masks are read; planning takes longer for them.
         max_images: documents of more have a fault; None: of any number are good.
 
     Raises:
@@ -99,25 +107,25 @@ def open_source(config: AnySource, *, outage_seconds: float | None = None, max_i
     storage = open_storage(root, outage_seconds=outage_seconds if "://" in root else None)
     if missing := missing_root(storage):
         raise ConfigError(missing)
-    return Chosen(_open(config, storage), config, max_images)
+    return Chosen(_open(config, storage, masks), config, max_images)
 
 
-def _open(config: AnySource, storage: Storage) -> Source:
+def _open(config: AnySource, storage: Storage, masks: bool) -> Source:
     match config:
         case FolderSourceConfig():
             return FolderSource(config, storage)
         case WebDatasetSourceConfig():
             return WebDatasetSource(config, storage)
         case CocoSourceConfig():
-            return CocoSource(config, storage)
+            return CocoSource(config, storage, masks=masks)
         case VisualGenomeSourceConfig():
             return VisualGenomeSource(config, storage)
         case ReferencesSourceConfig():
-            return ReferencesSource(config, storage)
+            return ReferencesSource(config, storage, masks=masks)
         case KarpathySourceConfig():
             return KarpathySource(config, storage)
         case GroundingSourceConfig():
-            return GroundingSource(config, storage)
+            return GroundingSource(config, storage, masks=masks)
         case FlickrSourceConfig():
             return FlickrSource(config, storage)
         case ConversationsSourceConfig():

@@ -12,6 +12,7 @@ from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_members
 from patchmint.pipeline.sources.records import (
     NOT_ANNOTATED,
+    Drawn,
     Sample,
     as_id,
     faulty,
@@ -19,10 +20,11 @@ from patchmint.pipeline.sources.records import (
     listing,
     path_of,
     quoted,
-    xywh_box,
+    size_of,
 )
-from patchmint.samples import Box, Fault, Found, ImageRef, SourceSample
+from patchmint.samples import Fault, Found, ImageRef, SourceSample
 from patchmint.storage import Storage
+from patchmint.types import Instance, Size
 
 _LAYOUT = "annotations/captions_train2017.json, annotations/instances_train2017.json and train2017/*.jpg there"
 
@@ -30,8 +32,9 @@ _LAYOUT = "annotations/captions_train2017.json, annotations/instances_train2017.
 class CocoSource(NamedImages):
     """Images in the order of the annotation file."""
 
-    def __init__(self, config: CocoSourceConfig, storage: Storage) -> None:
+    def __init__(self, config: CocoSourceConfig, storage: Storage, *, masks: bool = False) -> None:
         super().__init__(config, storage, config.split)
+        self._masks = masks
         kind = "captions" if config.texts == "caption" else "instances"
         annotations = config.annotations or f"annotations/{kind}_{config.split}.json"
         self._annotations = inner_setting(annotations, "source.annotations or source.split")
@@ -52,7 +55,7 @@ class CocoSource(NamedImages):
         if self._captions:
             file = CocoFile(self._storage, path, self._caption, what="captions")
         else:
-            file = CocoFile(self._storage, path, _category_and_box, what="instances", categories=True)
+            file = CocoFile(self._storage, path, self._thing, what="instances", categories=True)
         yield from file.faults
         for image_id, record in file.images:
             found = file.annotations.pop(image_id, None)
@@ -64,7 +67,7 @@ class CocoSource(NamedImages):
                 for position, caption in found:
                     sample.add_text(caption, f"the caption of annotation {position} in {path}")
             else:
-                _add_categories(sample, file, found)
+                _add_categories(sample, file, found, size_of(record))
             yield from sample.finish(f"no annotation of image {quoted(image_id)} in {path} can be used")
         yield from file.unlisted()
 
@@ -76,6 +79,12 @@ class CocoSource(NamedImages):
             )
         return record.get("caption")
 
+    def _thing(self, record: dict[str, Any]) -> tuple[str, Drawn]:
+        category = as_id(record.get("category_id"))
+        if category is None:
+            raise ValueError("has no category_id")
+        return category, Drawn.of_coco(record, masks=self._masks)
+
     def _image(self, record: dict[str, Any]) -> ImageRef | Fault:
         """By its file's name; LVIS has addresses only, and these name the folder, too."""
         if record.get("file_name") is None and record.get("coco_url") is not None:
@@ -83,32 +92,22 @@ class CocoSource(NamedImages):
         return self.image_at(record.get("file_name"))
 
 
-def _category_and_box(record: dict[str, Any]) -> tuple[str, Box | None]:
-    category = as_id(record.get("category_id"))
-    if category is None:
-        raise ValueError("has no category_id")
-    return category, xywh_box(record.get("bbox"))
-
-
-def _add_categories(sample: Sample, file: CocoFile, found: list[tuple[int, Any]]) -> None:
+def _add_categories(sample: Sample, file: CocoFile, found: list[tuple[int, Any]], size: Size | None) -> None:
     present: set[str] = set()
-    boxes: list[Box] = []
-    for position, (category, box) in found:
+    things: list[tuple[str, Instance]] = []
+    for position, (category, drawn) in found:
         if category not in file.categories:
             message = f"annotation {position} in {file.path} is of category {category}, which it doesn't list"
             sample.add_fault("record-malformed", message)
             continue
         present.add(category)
-        if box is None:
-            sample.add_absent("box-malformed")
-        else:
-            boxes.append(box)
+        things += [(file.categories[category], instance) for instance in sample.instance(drawn, size=size)]
     if present:
-        sample.add(listing([name for key, name in file.categories.items() if key in present], boxes))
+        sample.add(listing([name for key, name in file.categories.items() if key in present], things))
 
 
 class CocoFile:
-    """What is needed of a file with `images` and `annotations`: polygons are dropped as they come by.
+    """What is needed of a file with `images` and `annotations`: the rest is dropped as it comes by.
 
     Attributes:
         path: the file.

@@ -15,8 +15,9 @@ from patchmint.pipeline.sources.files import OwnSplits
 from patchmint.pipeline.sources.grounding import Thing, add_grounded
 from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.records import Sample, faulty, quoted, xyxy_box
-from patchmint.samples import Absent, Box, Found
+from patchmint.samples import Absent, Found
 from patchmint.storage import Storage
+from patchmint.types import Box, Instance
 
 _LAYOUT = "Sentences/*.txt, Annotations/*.xml and flickr30k-images/*.jpg"
 _PHRASE = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]*)\]")
@@ -104,7 +105,8 @@ def marked(line: str, boxes: dict[str, list[Box]]) -> tuple[str, list[Thing]]:
     for match in _PHRASE.finditer(line):
         caption += line[at : match.start()]
         if match[2].strip() and match[1] != _NOT_VISUAL:
-            things.append(([(len(caption), len(caption) + len(match[2]))], boxes.get(match[1], [])))
+            drawn = [Instance(box) for box in boxes.get(match[1], [])]
+            things.append(([(len(caption), len(caption) + len(match[2]))], drawn))
         caption += match[2]
         at = match.end()
     return caption + line[at:], things

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,29 +16,31 @@ from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
 from patchmint.pipeline.sources.records import (
     NOT_ANNOTATED,
+    Drawn,
     Sample,
     faulty,
     listing,
     quoted,
+    size_of,
     text_fault,
-    xywh_box,
     xyxy_box,
 )
-from patchmint.samples import Box, Found, SourceText
+from patchmint.samples import Found, SourceText
 from patchmint.storage import Storage
-from patchmint.types import Span
+from patchmint.types import Instance, Span
 
 _LAYOUT = "a .jsonl of ODVG, or a .json of MDETR, and the images that it names there"
 
-Thing = tuple[list[Span], list[Box]]
+Thing = tuple[list[Span], list[Instance]]
 """What a part of a caption names: where it does so, and where that is in the image."""
 
 
 class GroundingSource(NamedImages):
     """Images in the order of the file. MDETR's captions of one image are one sample, ODVG's if their lines adjoin."""
 
-    def __init__(self, config: GroundingSourceConfig, storage: Storage) -> None:
+    def __init__(self, config: GroundingSourceConfig, storage: Storage, *, masks: bool = False) -> None:
         super().__init__(config, storage)
+        self._masks = masks
         self._annotations = inner_setting(config.annotations, "source.annotations")
 
     def check(self) -> None:
@@ -74,7 +77,7 @@ class GroundingSource(NamedImages):
             yield from sample.finish(f"record {number} of {path} has neither a grounding nor a detection")
 
     def _mdetr(self, path: str) -> Iterator[Found]:
-        file = CocoFile(self._storage, path, _spans_and_box, what="captions with tokens_positive")
+        file = CocoFile(self._storage, path, self._thing, what="captions with tokens_positive")
         yield from file.faults
         by_name: dict[object, list[tuple[str, dict[str, Any]]]] = {}
         for image_id, record in file.images:  # each caption has an entry of its own
@@ -86,23 +89,31 @@ class GroundingSource(NamedImages):
             for image_id, record in captions:
                 caption = record.get("caption")
                 things = []
-                for _, (spans, box) in file.annotations.pop(image_id, []):
-                    if box is None:
-                        sample.add_absent("box-malformed")
-                    things.append((_within(spans, caption, sample), [box] if box else []))
+                for _, (spans, drawn) in file.annotations.pop(image_id, []):
+                    found = sample.instance(drawn, size=size_of(record))
+                    things.append((_within(spans, caption, sample), found))
                 add_grounded(sample, caption, things, f"the caption of image {quoted(image_id)} in {path}")
             yield from sample.finish(f"{path} has no caption of image {quoted(image_id)}")
         yield from file.unlisted()
 
+    def _thing(self, record: dict[str, Any]) -> tuple[object, Drawn]:
+        return record.get("tokens_positive"), Drawn.of_coco(record, masks=self._masks)
+
 
 def add_grounded(sample: Sample, caption: object, things: Iterable[Thing], where: str) -> None:
-    """Add a caption with the spans and boxes of what it names; `where` says which caption it is."""
+    """Add a caption with the things that it names; `where` says which caption it is.
+
+    A thing that it names in several places is an instance of each.
+    """
     if fault := text_fault(caption, where):
         sample.add_fault(fault.reason, fault.message)
         return
     spans = sorted({span for found, _ in things for span in found})
-    boxes = dict.fromkeys(box for _, found in things for box in found)
-    sample.add(SourceText(str(caption), tuple(spans), tuple(boxes)))
+    nowhere: list[Span | None] = [None]
+    instances = dict.fromkeys(
+        replace(instance, span=span) for places, found in things for instance in found for span in places or nowhere
+    )
+    sample.add(SourceText(str(caption), tuple(spans), tuple(instances)))
 
 
 def _name_of(record: Any) -> object:
@@ -110,10 +121,6 @@ def _name_of(record: Any) -> object:
         return None
     name = record.get("filename", record.get("file_name"))
     return name if name is None or isinstance(name, str) else repr(name)
-
-
-def _spans_and_box(record: dict[str, Any]) -> tuple[object, Box | None]:
-    return record.get("tokens_positive"), xywh_box(record.get("bbox"))
 
 
 def _add_odvg(sample: Sample, record: dict[str, Any], where: str) -> None:
@@ -124,10 +131,8 @@ def _add_odvg(sample: Sample, record: dict[str, Any], where: str) -> None:
         for region in regions if isinstance(regions, list) else []:
             given = region if isinstance(region, dict) else {}
             spans = given.get("tokens_positive") or _find(given.get("phrase"), caption)
-            boxes = _boxes(given.get("bbox"))
-            if None in boxes:
-                sample.add_absent("box-malformed")
-            things.append((_within(spans, caption, sample), [box for box in boxes if box is not None]))
+            found = [instance for drawn in _boxes(given.get("bbox")) for instance in sample.instance(drawn)]
+            things.append((_within(spans, caption, sample), found))
         add_grounded(sample, caption, things, f"the caption of {where}")
     instances = detection.get("instances") if isinstance(detection, dict) else None
     if isinstance(instances, list):
@@ -136,28 +141,24 @@ def _add_odvg(sample: Sample, record: dict[str, Any], where: str) -> None:
 
 def _add_detection(sample: Sample, instances: list[Any], where: str) -> None:
     names: list[str] = []
-    found: list[Box] = []
+    found: list[tuple[str, Instance]] = []
     for position, instance in enumerate(instances):
         name = instance.get("category") if isinstance(instance, dict) else None
         if fault := text_fault(name, f"the category of instance {position} of {where}"):
             sample.add_fault(fault.reason, fault.message)
             continue
         names.append(str(name))
-        if (box := xyxy_box(instance.get("bbox"))) is None:
-            sample.add_absent("box-malformed")
-        else:
-            found.append(box)
+        found += [(str(name), each) for each in sample.instance(Drawn(xyxy_box(instance.get("bbox"))))]
     if names:
         sample.add(listing(names, found))
     elif not instances:
         sample.add_absent(NOT_ANNOTATED.reason)
 
 
-def _boxes(given: object) -> list[Box | None]:
+def _boxes(given: object) -> list[Drawn]:
     """One box, or a list of them."""
-    if isinstance(given, list) and given and isinstance(given[0], list):
-        return [xyxy_box(box) for box in given]
-    return [xyxy_box(given)]
+    several = isinstance(given, list) and given and isinstance(given[0], list)
+    return [Drawn(xyxy_box(box)) for box in (given if several and isinstance(given, list) else [given])]
 
 
 def _find(phrases: object, caption: object) -> list[Span]:

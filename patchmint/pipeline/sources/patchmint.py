@@ -15,16 +15,17 @@ from patchmint.datasets.extension import finished_manifest
 from patchmint.errors import ConfigError, ShardError
 from patchmint.pipeline.sources.base import StoredImages
 from patchmint.pipeline.sources.choice import columns_of
-from patchmint.samples import Found, ImageRef, PlannedSample, SourceSample, SourceText, Turn
-from patchmint.shards.paths import MANIFEST_PATH
+from patchmint.samples import NO_NUMBER, Found, ImageRef, Part, PlannedSample, SourceSample, SourceText, Turn
+from patchmint.shards.paths import MANIFEST_PATH, sidecar_folder, tar_of
 from patchmint.shards.reader import StoredSample, read_sample
-from patchmint.shards.sidecar import ADDED
+from patchmint.shards.schema import SampleDocument
+from patchmint.shards.sidecar import ADDED, DOCUMENTS
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
 from patchmint.storage import Storage, uri_of
 from patchmint.storage.ahead import done_ahead
 
 _READERS = 16
-_COLUMNS = ("key", "id", "offset", "size", "texts")
+_COLUMNS = ("key", "id", "offset", "size", "texts", "images")
 
 
 class PatchmintSource(StoredImages):
@@ -34,7 +35,7 @@ class PatchmintSource(StoredImages):
         super().__init__(storage)
         self._uri = config.uri
         asked = {name.casefold() for name in columns_of(config.where)}
-        self._asked = [name for name in SIDECAR.names if name in asked]
+        self._asked = [name for name in dict.fromkeys([*SIDECAR.names, *DOCUMENTS.names]) if name in asked]
 
     def check(self) -> None:
         """As `Source.check`: the data set is finished."""
@@ -43,11 +44,13 @@ class PatchmintSource(StoredImages):
     def samples(self) -> Iterator[Found]:
         """As `Source.samples`."""
         count = 0
-        sidecars = (entry.path for entry in self._storage.list("shards") if entry.path.endswith(".parquet"))
+        manifest = finished_manifest(self._storage)
+        folder = sidecar_folder(manifest.version)
+        sidecars = (entry.path for entry in self._storage.list(folder) if entry.path.endswith(".parquet"))
         for _, samples in done_ahead(self._of_sidecar, sidecars, threads=_READERS, ahead=_READERS):
             yield from samples
             count += len(samples)
-        written = finished_manifest(self._storage).totals.written
+        written = manifest.totals.written
         if count != written:
             raise ConfigError(
                 f"the sidecars in {self._uri} name {count} samples, its {MANIFEST_PATH} says {written}; run "
@@ -56,7 +59,7 @@ class PatchmintSource(StoredImages):
 
     def read_image(self, ref: ImageRef) -> bytes:
         """As `Source.read_image`."""
-        return self.read_stored(ref).image
+        return self.read_stored(ref).images[max(ref.number, 0)].data
 
     def read_stored(self, ref: ImageRef) -> StoredSample:
         """A whole sample. Several threads may call this at once.
@@ -88,16 +91,21 @@ class PatchmintSource(StoredImages):
             ) from error
 
     def _of_sidecar(self, path: str) -> list[SourceSample]:
-        tar = path.removesuffix("parquet") + "tar"
+        tar = tar_of(path)
         samples = []
         try:
             with self._storage.open(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(columns=list({*_COLUMNS, *self._asked})):
                     for row in batch.to_pylist():
                         texts = tuple(SourceText(text) for text in row["texts"])
-                        image = ImageRef(tar, row["offset"], row["size"])
+                        numbers = range(row["images"]) if "images" in row else [NO_NUMBER]
+                        images = tuple(ImageRef(tar, row["offset"], row["size"], number=number) for number in numbers)
+                        # where they stand is read with the sample
+                        parts = tuple(Part(image=number) for number in numbers if number != NO_NUMBER)
                         record = {name: row.get(name, ADDED.get(name)) for name in self._asked}
-                        samples.append(SourceSample(row["id"], (image,), texts, key=row["key"], record=record))
+                        samples.append(
+                            SourceSample(row["id"], images, texts, key=row["key"], record=record, parts=parts)
+                        )
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
                 f"{path} in {self._uri} isn't a readable sidecar: {error}; run `patchmint inspect verify` on it",
@@ -112,17 +120,22 @@ def restored(planned: PlannedSample, stored: StoredSample) -> PlannedSample:
     Raises:
         ShardError: the stored sample's document is damaged.
     """
-    document = stored.document
-    if len(document.annotators) != len(document.texts):
-        raise ShardError(f"{len(document.texts)} texts, but annotators_json has {len(document.annotators)} entries")
+    told = stored.key_json
+    if len(told.annotators) != len(told.texts):
+        raise ShardError(f"{len(told.texts)} texts, but annotators_json has {len(told.annotators)} entries")
     texts = tuple(
-        SourceText(content, annotator.spans, annotator.boxes)
-        for content, annotator in zip(document.texts, document.annotators, strict=True)
+        SourceText(content, annotator.spans, annotator.drawn)
+        for content, annotator in zip(told.texts, told.annotators, strict=True)
     )
+    turns = told.conversation if isinstance(told, SampleDocument) else ()
     source = SourceSample(
-        id=document.id,
-        images=(ImageRef(document.source.path, document.source.start, source=document.source.name),),
+        id=told.id,
+        images=tuple(
+            ImageRef(image.source.path, image.source.start, source=image.source.name) for image in told.images
+        ),
         texts=texts,
-        conversation=tuple(Turn(turn.role, turn.content) for turn in document.conversation),
+        conversation=tuple(Turn(turn.role, turn.content) for turn in turns),
+        parts=stored.parts,
+        image_texts=told.image_texts if stored.parts else (),
     )
     return PlannedSample(planned.ordinal, planned.key, source)

@@ -6,12 +6,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from patchmint.samples import PART, Absent, Box, Fault, Found, ImageRef, SourceSample, SourceText, Turn
-from patchmint.types import Text
+from patchmint.errors import InputError
+from patchmint.geometry.rle import box_of, from_coco
+from patchmint.samples import PART, Absent, Fault, Found, ImageRef, SourceSample, SourceText, Turn
+from patchmint.types import Box, Instance, Size, Span, Text
 
 NO_IMAGE = ImageRef("")
 """Stands for the image of a record that names none, or none that may be read."""
@@ -26,7 +28,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 NOT_ANNOTATED = Absent("not-annotated")
 """An image that the annotations of others don't speak of."""
 
-_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|data:|file:")
+_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://|file:")
 _QUOTED = 200
 
 
@@ -66,6 +68,12 @@ def inner_path(path: object) -> str | Fault:
         return source_fault("record-malformed", f"the image's path is {quoted(path)}, not the name of a file")
     if not is_unicode(path):
         return source_fault("path-not-unicode", f"the image's path {quoted(path)} isn't valid Unicode; rename the file")
+    if path[:5].lower() == "data:":
+        return source_fault(
+            "image-inline",
+            f"the image is written into the record as text (it begins with {quoted(path[:30])}), which isn't read; "
+            "save it as a file and name that, or make a Parquet table with the image's bytes in a column",
+        )
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts or not parts or set(path) & {"\\", "\0"} or _ELSEWHERE.match(path):
         return source_fault(
@@ -135,10 +143,39 @@ def _four_numbers(value: object) -> Box | None:
     return first, second, third, fourth
 
 
-def listing(names: Sequence[str], boxes: Sequence[Box]) -> SourceText:
-    """One text that lists names, each with its span, and the boxes of all."""
-    text = Text.from_phrases(list(dict.fromkeys(name.strip() for name in names)))
-    return SourceText(text.content, text.phrases, tuple(boxes))
+def listing(names: Sequence[str], things: Sequence[tuple[str, Instance]]) -> SourceText:
+    """One text that lists names, each with its span, and what was drawn, each thing with its name."""
+    distinct = list(dict.fromkeys(name.strip() for name in names))
+    text = Text.from_phrases(distinct)
+    spans = dict(zip(distinct, text.phrases, strict=True))
+    instances = tuple(replace(instance, span=spans[name.strip()]) for name, instance in things)
+    return SourceText(text.content, text.phrases, instances)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an annotation says of a thing's place.
+
+    Attributes:
+        box: None if it isn't one.
+        mask: COCO's `segmentation` as JSON, which is smaller than Python's lists; empty where there is none, or none is
+            wanted.
+    """
+
+    box: Box | None
+    mask: str = ""
+
+    @classmethod
+    def of_coco(cls, record: Mapping[str, Any], *, masks: bool) -> Drawn:
+        """Take it from a record with `bbox` and `segmentation`."""
+        segmentation = record.get("segmentation") if masks else None
+        return cls(xywh_box(record.get("bbox")), json.dumps(segmentation) if segmentation else "")
+
+
+def size_of(image: Mapping[str, Any]) -> Size | None:
+    """What COCO's record of an image says of its size."""
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 class Sample:
@@ -166,13 +203,32 @@ class Sample:
         """Count something that isn't there; no fault, as long as there is a text."""
         self._absent.append(Absent(reason))
 
-    def add_text(self, value: object, where: str, boxes: tuple[Box, ...] = ()) -> None:
+    def instance(self, drawn: Drawn, span: Span | None = None, size: Size | None = None) -> list[Instance]:
+        """A thing as annotators drew it; what can't be used of it is counted. Empty where nothing can.
+
+        Args:
+            drawn: its place.
+            span: what names it.
+            size: (height, width) of the image as its record says it; polygons need it.
+        """
+        box, mask = drawn.box, None
+        if drawn.mask:
+            try:
+                mask = from_coco(json.loads(drawn.mask), size)
+            except InputError:
+                self.add_absent("mask-malformed")
+        if box is None:
+            self.add_absent("box-malformed")
+            box = box_of(mask) if mask is not None else None
+        return [] if box is None else [Instance(box, span, mask)]
+
+    def add_text(self, value: object, where: str, instances: Sequence[Instance] = ()) -> None:
         """Take a text, or note what is wrong with it; `where` says which one it is."""
         fault = text_fault(value, where)
         if fault is not None:
             self._faults.append(fault)
         else:
-            self._texts.append(SourceText(str(value), boxes=boxes))
+            self._texts.append(SourceText(str(value), instances=tuple(instances)))
 
     def add(self, text: SourceText) -> None:
         """Take a text that is known to be good."""

@@ -11,9 +11,10 @@ from patchmint.pipeline.sources.base import inner_setting, require
 from patchmint.pipeline.sources.files import OwnSplits
 from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list, stream_members
-from patchmint.pipeline.sources.records import Sample, as_id, faulty, quoted, source_fault, xywh_box
-from patchmint.samples import Absent, Box, Fault, Found, ImageRef
+from patchmint.pipeline.sources.records import Drawn, Sample, as_id, faulty, quoted, size_of, source_fault
+from patchmint.samples import Absent, Fault, Found, ImageRef
 from patchmint.storage import Storage
+from patchmint.types import Instance, Size
 
 NAMES = ("refs", "grefs")
 _LAYOUT = "refs(unc).json (or another refs*.json), instances.json and train2014/*.jpg there"
@@ -39,8 +40,9 @@ _ImagesById = dict[str, tuple[ImageRef | Fault, dict[str, Any]]]
 class ReferencesSource(NamedImages):
     """Images in the order in which references first speak of them; all references to one image are one sample."""
 
-    def __init__(self, config: ReferencesSourceConfig, storage: Storage) -> None:
+    def __init__(self, config: ReferencesSourceConfig, storage: Storage, *, masks: bool = False) -> None:
         super().__init__(config, storage)
+        self._masks = masks
         self._refs = None if config.refs is None else inner_setting(config.refs, "source.refs")
         self._instances = inner_setting(config.instances, "source.instances")
         self._splits = OwnSplits(config.split)
@@ -76,13 +78,13 @@ class ReferencesSource(NamedImages):
             else:
                 yield Absent("not-chosen-split")
         self._splits.check(splits, f"{path} in {self._storage.uri}")
-        images, boxes = self._read_instances()
+        images, drawn = self._read_instances()
         for image_id, refs in by_image.items():
             missing = source_fault("image-unlisted", f"{self._instances} doesn't list image {quoted(image_id)}")
             image, own = images.get(image_id, (missing, {}))
             sample = Sample(image_id, image, own)
             for number, ref in refs:
-                _add_ref(sample, ref, boxes, f"reference {number} of {path}")
+                _add_ref(sample, ref, drawn, size_of(own), f"reference {number} of {path}")
             yield from sample.finish(f"no reference to image {quoted(image_id)} has a sentence")
 
     def _find_refs(self) -> str:
@@ -101,28 +103,30 @@ class ReferencesSource(NamedImages):
         what = f"several refs*.json ({', '.join(found)})" if found else "no refs*.json"
         raise ConfigError(f"source.refs: there are {what} in {self._storage.uri}; name the file. Expected {_LAYOUT}")
 
-    def _read_instances(self) -> tuple[_ImagesById, dict[str, Box]]:
-        """Images by id and boxes by annotation id. What is wrong here shows in the references that need it."""
+    def _read_instances(self) -> tuple[_ImagesById, dict[str, Drawn]]:
+        """Images by id, boxes and masks by annotation id. What is wrong here shows in the references that need it."""
         images: _ImagesById = {}
-        boxes: dict[str, Box] = {}
+        drawn: dict[str, Drawn] = {}
         for key, record in stream_members(self._storage, self._instances):
             given = as_id(record.get("id")) if isinstance(record, dict) else None
             if given is None:
                 continue
             if key == "images":
                 images[given] = (self.image_at(record.get("file_name")), record)
-            elif key == "annotations" and (box := xywh_box(record.get("bbox"))) is not None:
-                boxes[given] = box
-        return images, boxes
+            elif key == "annotations":
+                drawn[given] = Drawn.of_coco(record, masks=self._masks)
+        return images, drawn
 
 
-def _add_ref(sample: Sample, ref: dict[str, Any], boxes: dict[str, Box], where: str) -> None:
+def _add_ref(sample: Sample, ref: dict[str, Any], drawn: dict[str, Drawn], size: Size | None, where: str) -> None:
     given = ref.get("ann_id")
     targets = [target for target in (given if isinstance(given, list) else [given]) if target != _NO_TARGET]
-    found = [boxes.get(as_id(target) or "") for target in targets]
-    about = tuple(box for box in found if box is not None)
-    if len(about) < len(found):  # the expression is good all the same
-        sample.add_absent("box-missing")
+    about: list[Instance] = []
+    for target in targets:
+        if (found := drawn.get(as_id(target) or "")) is not None:
+            about += sample.instance(found, size=size)
+        else:  # the expression is good all the same
+            sample.add_absent("box-missing")
     for position, sentence in enumerate(ref["sentences"]):
         # `sent` is the cleaned form of `raw`, and what models are trained on
         text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, dict) else None

@@ -11,6 +11,7 @@ from patchmint.pipeline.sources.images import NamedImages
 from patchmint.pipeline.sources.json_stream import stream_list
 from patchmint.pipeline.sources.records import (
     NOT_ANNOTATED,
+    Drawn,
     Sample,
     as_id,
     faulty,
@@ -21,8 +22,9 @@ from patchmint.pipeline.sources.records import (
     text_fault,
     xywh_box,
 )
-from patchmint.samples import Box, Fault, Found, ImageRef
+from patchmint.samples import Fault, Found, ImageRef
 from patchmint.storage import Storage
+from patchmint.types import Instance
 
 _IMAGES_FILE = "image_data.json"
 _FILES = {"regions": "region_descriptions.json", "objects": "objects.json"}
@@ -87,10 +89,10 @@ def _image_id(record: Any) -> str | None:
     return as_id(record.get("image_id", record.get("id"))) if isinstance(record, dict) else None
 
 
-def _box_of(thing: dict[str, Any]) -> Box | None:
+def _drawn(thing: dict[str, Any]) -> Drawn:
     """Regions spell out width and height, objects abbreviate them."""
     sides = (thing.get("width", thing.get("w")), thing.get("height", thing.get("h")))
-    return xywh_box((thing.get("x"), thing.get("y"), *sides))
+    return Drawn(xywh_box((thing.get("x"), thing.get("y"), *sides)))
 
 
 def _add_regions(sample: Sample, regions: list[Any], where: str) -> None:
@@ -98,15 +100,13 @@ def _add_regions(sample: Sample, regions: list[Any], where: str) -> None:
         if not isinstance(region, dict):
             sample.add_fault("record-malformed", f"region {position} of {where} isn't an object")
             continue
-        box = _box_of(region)
-        sample.add_text(region.get("phrase"), f"the phrase of region {position} of {where}", (box,) if box else ())
-        if box is None:
-            sample.add_absent("box-malformed")
+        found = sample.instance(_drawn(region))
+        sample.add_text(region.get("phrase"), f"the phrase of region {position} of {where}", found)
 
 
 def _add_objects(sample: Sample, objects: list[Any], where: str) -> None:
     names: list[str] = []
-    boxes: list[Box] = []
+    drawn: list[tuple[str, Instance]] = []
     for position, thing in enumerate(objects):
         given = thing.get("names") if isinstance(thing, dict) else None
         name = given[0] if isinstance(given, list) and given else None
@@ -115,9 +115,6 @@ def _add_objects(sample: Sample, objects: list[Any], where: str) -> None:
             sample.add_fault(fault.reason, fault.message)
             continue
         names.append(str(name))
-        if (box := _box_of(thing)) is None:
-            sample.add_absent("box-malformed")
-        else:
-            boxes.append(box)
+        drawn += [(str(name), instance) for instance in sample.instance(_drawn(thing))]
     if names:
-        sample.add(listing(names, boxes))
+        sample.add(listing(names, drawn))

@@ -20,7 +20,7 @@ from patchmint.errors import (
     ShardError,
 )
 from patchmint.images.decode import DecodedImage, decode_image
-from patchmint.images.reading import read_sample, with_boxes
+from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Sources
 from patchmint.samples import PART, Fault, ImageRef, PlannedSample, Reject
@@ -96,7 +96,7 @@ class Preparer:
         max_megapixels: larger images are rejected.
         threads: how many.
         prepare: does what the models can have done ahead (`AnnotationModels.prepare`).
-        boxes: whether texts get their annotators' boxes.
+        drawn: what annotators drew and texts get: "boxes", "masks".
         drop: whether documents do without their bad images.
 
     Attributes:
@@ -111,7 +111,7 @@ class Preparer:
         threads: int,
         prepare: Callable[[RgbImage], ModelInputs | None],
         *,
-        boxes: bool = False,
+        drawn: Collection[str] = (),
         drop: bool = False,
     ) -> None:
         self._extended = source.extended
@@ -119,7 +119,7 @@ class Preparer:
         self._read_unit = read
         self._max_megapixels = max_megapixels
         self._prepare_image = prepare
-        self._boxes = boxes
+        self._drawn = drawn
         self._drop = drop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._threads = threads
@@ -201,20 +201,15 @@ class Preparer:
                     planned, extended = self._extended.read_whole(planned)
             except ShardError as error:
                 return reject(planned, Fault("read", "sample-damaged", str(error)))
-        sample = planned.sample
 
         def read(number: int, image: ImageRef) -> bytes:
             return extended.images[number].data if extended is not None else self._read(image)
 
-        found = read_sample(sample, read, self._decode, drop=self._drop)
+        found = read_sample(planned.sample, read, self._decode, drawn=self._drawn, drop=self._drop)
         if isinstance(found, Fault):
             return reject(planned, found)
-        images = []
-        for each in found.images:
-            texts = with_boxes(found.texts, sample, each.image) if self._boxes else found.texts
-            own = [texts[text] for text in sample.image_texts[each.number]] if sample.image_texts else texts
-            images.append(self._with_inputs(PreparedImage(each.number, each.data, each.image, own)))
-        prepared = Prepared(planned, tuple(images), extended, found.dropped)
+        images = [PreparedImage(each.number, each.data, each.image, each.texts) for each in found.images]
+        prepared = Prepared(planned, tuple(map(self._with_inputs, images)), extended, found.dropped)
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 

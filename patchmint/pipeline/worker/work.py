@@ -105,7 +105,7 @@ class Worker:
             config.limits.max_image_megapixels,
             threads,
             self._models.prepare,
-            boxes=config.labels is not None and config.labels.boxes != "detector",
+            drawn=config.drawn,
             drop=config.on_bad_image == "drop",
         )
         extended = extended_manifest(config)

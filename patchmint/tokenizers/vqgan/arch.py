@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar, get_args
 from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
+from patchmint.weights.folder import described
+from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
 
@@ -230,9 +232,9 @@ def infer_arch(
 
     Args:
         tensors: the state dict, with its publisher's names.
-        metadata: a safetensors file's metadata; empty where there is none.
+        metadata: of its `StateFile` or `Header`; a config.json beside the file may tell the rule.
         rule: the rule that the settings name; None = that of the file.
-        told: the rule that the file's name or a config.json beside it tells.
+        told: the rule that the file's name tells.
 
     Raises:
         WeightsMismatchError: it is no VQGAN's, its rule can't be told, or it has another one than `rule`.
@@ -246,7 +248,7 @@ def infer_arch(
                 "write the file again from the model that it holds"
             )
     else:
-        certain = by_names or told
+        certain = by_names or told or _rule_of_config(described(metadata))
         arch = _measured(named, certain or "nearest")
         if certain is None and rule != "logit":
             rules = {known.rule for known in _TOLD_BY_SHAPE if _shapes(known) == _shapes(arch)}
@@ -272,7 +274,7 @@ def _measured(tensors: Mapping[str, Shaped], rule: Rule) -> VqganArch:
     if codebook is None or codebook.ndim != 2:
         raise WeightsMismatchError(
             f"the file holds no VQGAN: it has no matrix {_EMBEDDING} or {_LOGIT}. "
-            f"Known architectures: {', '.join(OFFICIAL)}"
+            f"Known architectures: {', '.join(OFFICIAL)}.{looks_like(tensors)}"
         )
     parts = [match for match in map(re.compile(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.").match, tensors) if match]
     levels = range(1 + max((int(part[1]) for part in parts), default=-1))
@@ -305,7 +307,7 @@ def _shapes(arch: VqganArch) -> dict[str, object]:
     return told | {"attn_resolutions": levels}
 
 
-def rule_of_config(config: Mapping[str, Any]) -> Rule | None:
+def _rule_of_config(config: Mapping[str, Any]) -> Rule | None:
     """The rule that a model's config.json in transformers' layout tells; None where it tells none.
 
     transformers' Janus searches without normalising, which is its error: the vectors that it decodes are normalised,

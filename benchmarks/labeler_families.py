@@ -1,0 +1,218 @@
+"""Detectors and maskers in Hugging Face's layout against transformers' classes on the same weights, for `families.py`.
+
+The classes see one image at a time: they are wrong for images that are padded to each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gpu_transformers import detector_of, sam_of
+from torch import Tensor
+from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, SamImageProcessor
+
+from patchmint.config import LabelsConfig, ModelsConfig
+from patchmint.geometry.rle import Masks, decode_mask
+from patchmint.labelers.grounded_sam import build_masker
+from patchmint.labelers.grounding_dino import arch as dino
+from patchmint.labelers.grounding_dino.detector import GroundingDino
+from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
+from patchmint.labelers.grounding_dino.model import load_grounding_dino
+from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts
+from patchmint.labelers.grounding_dino.transformer import propose, refine
+from patchmint.labelers.sam import arch as sam
+from patchmint.labelers.sam.masks import scale_boxes
+from patchmint.types import RgbImage, Size, Text
+from patchmint.weights.loading import load_named
+
+CAPTIONS = ("a woman in an orange suit. a flag? a rocket behind her", "a cup of coffee on a wooden table")
+_CPU = torch.device("cpu")
+_SWIN_T = dino.OFFICIAL["groundingdino-swint-ogc"]
+_TINY = replace(dino.TINY, decoder_layers=3, swin_depths=(1, 2, 1, 1), text_vocabulary=1024)
+
+DETECTORS = {
+    "grounding-dino-hf": (_SWIN_T, _TINY),
+    "mm-grounding-dino-hf": tuple(replace(arch, family="mm-grounding-dino") for arch in (_SWIN_T, _TINY)),
+}
+"""By name: the architecture of official size (LLMDet's and MM-Grounding-DINO's tiny ones are alike), and a tiny one."""
+
+
+def _sam(arch: sam.SamArch) -> tuple[Any, Any]:
+    pad = {"height": arch.image_size, "width": arch.image_size}
+    return sam_of(arch), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
+
+
+def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], everywhere: Sequence[int]) -> Any:
+    """SAM 2.1's tiny, the smallest published one, or a smaller one."""
+    hiera = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": width,
+        "image_size": [side, side],
+        "blocks_per_stage": list(depths),
+        "embed_dim_per_stage": [width << stage for stage in range(4)],
+        "window_size_per_stage": list(windows),
+        "global_attention_blocks": list(everywhere),
+    }
+    vision = {
+        "backbone_config": hiera,
+        "backbone_channel_list": [width << stage for stage in (3, 2, 1, 0)],
+        "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
+    }
+    config = Sam2Config(vision_config=vision, prompt_encoder_config={"image_size": side})
+    return Sam2Model(config), Sam2ImageProcessor(size={"height": side, "width": side})
+
+
+MASKERS = {
+    "sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY)),
+    "sam2.1": (
+        partial(_sam2, 1024, 96, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9)),
+        partial(_sam2, 128, 16, (1, 1, 2, 1), (8, 4, 5, 2), (3,)),
+    ),
+}
+"""By name: what makes a model of official size and its processor, and what makes tiny ones."""
+
+
+@torch.no_grad()
+def shaken(model: Any) -> Any:
+    """The model with noise on what is initialised to a constant, which would hide mistakes; whole numbers stay."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.ndim <= 1 or (parameter == parameter.flatten()[0]).all():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def saved(model: Any, folder: Path, arch: dino.GroundingDinoArch | None = None) -> Path:
+    """A folder as `save_pretrained` of the model and its processor leaves it."""
+    model.save_pretrained(folder)
+    if arch is not None:
+        size = {"shortest_edge": arch.short_side, "longest_edge": arch.long_side}
+        (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    return folder
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one image and prompt: logits (Q, n), boxes (Q, 4), and how positions are ranked (S,)."""
+
+    logits: Tensor
+    boxes: Tensor
+    rank: Tensor
+
+    def differ(self, other: Answers) -> float:
+        """The largest difference; of ranks, whose scale says nothing, once they are brought to one."""
+        ranks = [(rank - rank.mean()) / rank.std() for rank in (self.rank, other.rank)]
+        pairs = ((self.logits, other.logits), (self.boxes, other.boxes), ranks)
+        return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+@torch.inference_mode()
+def their_detections(model: Any, detector: GroundingDino, pixels: list[Tensor], prompts: list[Prompt]) -> list[Answers]:
+    """What transformers' class says, image by image."""
+    words = detector.vocabulary
+    model.model.special_tokens.copy_(torch.tensor([words.cls, words.sep, words.stop, words.question]))
+    found = []
+    for each, prompt in zip(pixels, prompts, strict=True):
+        said = model(pixel_values=each[None], input_ids=torch.from_numpy(prompt.ids)[None])
+        rank = said.enc_outputs_class[0].amax(-1)
+        found.append(Answers(said.logits[0, :, : len(prompt.ids)], said.pred_boxes[0], rank))
+    return found
+
+
+@torch.inference_mode()
+def our_detections(
+    detector: GroundingDino, pixels: list[Tensor], prompts: list[Prompt], others: list[Answers]
+) -> list[Answers]:
+    """What we say of a batch, with queries at the positions that others rank best: ties may fall either way."""
+    model: Any = detector.model
+    proposals = propose(model, encode_images(model, pixels), encode_prompts(model, prompts, _CPU))
+    places = [torch.nonzero(~padding)[:, 0] for padding in proposals.image.padding]
+    best = [own[other.rank.topk(detector.arch.queries)[1]] for own, other in zip(places, others, strict=True)]
+    raw = refine(model, proposals, torch.stack(best))
+    return [
+        Answers(raw.logits[row, :, : len(prompt.ids)], raw.boxes[row], proposals.rank[row, places[row]])
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def compare_detector(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """An entry of `families.py`: differences from transformers' class, and of a batch from each image alone."""
+    arch = DETECTORS[name][tiny]
+    torch.manual_seed(11)
+    model = shaken(detector_of(arch))
+    vocabulary = Vocabulary.of_characters(arch.text_vocabulary)
+    detector = GroundingDino(*load_grounding_dino(load_named(str(saved(model, folder, arch)))), vocabulary)
+    pixels = [detector.preprocess(image) for image in images]
+    prompts = [caption_prompts(Text(caption), vocabulary)[0] for caption in CAPTIONS]
+    expected = their_detections(model, detector, pixels, prompts)
+    together = our_detections(detector, pixels, prompts, expected)
+    alone = [
+        our_detections(detector, *([each] for each in row))[0] for row in zip(pixels, prompts, expected, strict=True)
+    ]
+    return {
+        "name": name,
+        "kind": "detector",
+        "max_difference": max(map(Answers.differ, alone, expected)),
+        "batch_difference": max(map(Answers.differ, together, alone)),
+        "spread_of_logits": float(torch.cat([each.logits.flatten() for each in expected]).std()),
+    }
+
+
+def compare_masker(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """An entry of `families.py`: the least IoU of a mask with that of transformers' processor and class."""
+    torch.manual_seed(11)
+    model, processor = MASKERS[name][tiny]()
+    processor.save_pretrained(saved(shaken(model), folder))
+    masker = build_masker(ModelsConfig(masker=str(folder)), LabelsConfig(), "cpu", "float32")
+    boxes = [some_boxes((image.shape[0], image.shape[1])) for image in images]
+    expected = [their_masks(model, processor, *pair) for pair in zip(images, boxes, strict=True)]
+    together = [_pixels(masks) for masks in masker.masks(images, boxes)]
+    alone = [_pixels(masker.masks([image], [own])[0]) for image, own in zip(images, boxes, strict=True)]
+    shares = np.concatenate([masks.mean(axis=(1, 2)) for masks in expected])
+    return {
+        "name": name,
+        "kind": "masker",
+        "mask_iou": min(map(_least_iou, alone, expected)),
+        "batch_difference": 1 - min(map(_least_iou, together, alone)),
+        "covered": [float(shares.min()), float(shares.max())],
+    }
+
+
+@torch.inference_mode()
+def their_masks(model: Any, processor: Any, image: RgbImage, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Of one image, bool (N, height, width)."""
+    size = (image.shape[0], image.shape[1])
+    given = processor(images=image, return_tensors="pt")
+    used = tuple(given.get("reshaped_input_sizes", torch.tensor([given["pixel_values"].shape[2:]]))[0].tolist())
+    said = model(
+        pixel_values=given["pixel_values"],
+        input_boxes=torch.from_numpy(scale_boxes(boxes, size, used))[None],
+        multimask_output=False,
+    )
+    sizes = [given[key] for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+    return np.asarray(processor.post_process_masks(said.pred_masks, *sizes)[0][:, 0].numpy())
+
+
+def some_boxes(size: Size) -> npt.NDArray[np.float32]:
+    """Five boxes in an image of a size, the first of which is all of it: float32 (5, 4), XYXY."""
+    corners = np.random.default_rng(size[0]).random((5, 2, 2)) * size[::-1]
+    corners[0] = [(0, 0), size[::-1]]
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+
+
+def _pixels(masks: Masks) -> npt.NDArray[np.bool_]:
+    return np.stack([decode_mask(rle).astype(bool) for rle in masks.rles()])
+
+
+def _least_iou(masks: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> float:
+    """The least of N masks with N others; 1 where both are empty."""
+    both, either = (masks & others).sum(axis=(1, 2)), (masks | others).sum(axis=(1, 2))
+    return float((np.maximum(both, either == 0) / np.maximum(either, 1)).min())

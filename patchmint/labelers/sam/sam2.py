@@ -1,0 +1,123 @@
+"""SAM 2 (arXiv 2408.00714) as a masker: transformers' `Sam2Model`, with boxes of several pictures in one pass.
+
+What differs from SAM: a picture is squashed into the square input, masks cover all of it, and of a box's masks the
+model itself chooses (`dynamic_multimask_via_stability`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Sam2Config, Sam2Model
+
+from patchmint.compute.devices import computing_fully, store_products
+from patchmint.errors import WeightsMismatchError
+from patchmint.labelers.sam.arch import Sam2Arch
+from patchmint.labelers.sam.masker import SamMasker
+from patchmint.weights.loading import StateFile, load_into
+
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+# ImageNet's, in levels (`Sam2ImageProcessor`).
+
+_OF_VIDEO = (
+    "mask_downsample",
+    "memory_",
+    "no_memory_positional_encoding",
+    "no_object_pointer",
+    "object_pointer_proj",
+    "occlusion_spatial_embedding_parameter",
+    "temporal_positional_encoding_projection_layer",
+)
+# Published files hold these besides, for films.
+
+_PLACES = (
+    "prompt_encoder.shared_embedding.positional_embedding",
+    "shared_image_embedding.positional_embedding",
+)
+# One tensor, which files hold once or twice.
+
+
+class Sam2Masker(SamMasker):
+    """Gives the mask of each box with SAM 2. Settings are as of `SamMasker`; `compiled` changes nothing."""
+
+    _squashes = True
+
+    def _parts(self, precision: torch.dtype) -> tuple[_Encoder, _Decoder]:
+        return _Encoder(self._model, precision), _Decoder(self._model)
+
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(each, device=self._model.device)[:, None, None] for each in (_MEAN, _STD))
+        return mean, std
+
+
+class _Encoder:
+    """Pictures -> feature maps."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        store_products(model.vision_encoder, dtype)
+        self._model = model
+        self.image_size: int = model.prompt_encoder.input_image_size
+        finest = model.backbone_feature_sizes[0]
+        self.numbers: int = finest[0] * finest[1] * model.hidden_dim
+
+    def compile(self) -> None:
+        """Nothing: the class runs as it is."""
+
+    def __call__(self, squares: Tensor) -> list[Tensor]:
+        """Three maps (B, C, h, w) of pictures (B, 3, image_size, image_size), from fine to coarse: float32."""
+        return [each.float() for each in self._model.get_image_embeddings(squares)]
+
+
+class _Decoder:
+    """Boxes -> logits."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        with torch.no_grad():
+            self._places = model.get_image_wide_positional_embeddings()
+        finest = model.backbone_feature_sizes[0]
+        self.numbers: int = finest[0] * finest[1] * model.mask_decoder.conv_s0.out_channels
+
+    def __call__(self, maps: list[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """Decode boxes (N, 4), XYXY in input pixels, of pictures (N,): logits (N, n, n); positive = mask."""
+        *fine, coarse = (each[images] for each in maps)
+        with computing_fully(boxes.device):
+            sparse, dense = self._model.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=boxes[:, None], input_masks=None
+            )
+            logits = self._model.mask_decoder(
+                image_embeddings=coarse,
+                image_positional_embeddings=self._places.expand(len(boxes), -1, -1, -1),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+                high_resolution_features=fine,
+            )[0]
+        return torch.as_tensor(logits[:, 0, 0])
+
+
+def load_sam2(state: StateFile, arch: Sam2Arch) -> Any:
+    """Build the SAM 2 that a checkpoint in transformers' layout holds and load it, every tensor accounted for.
+
+    Raises:
+        WeightsMismatchError: tensors are missing, left over or misshapen, or config.json describes another model.
+    """
+    try:
+        with torch.device("meta"):
+            model = Sam2Model(Sam2Config(**{name: _plain(part) for name, part in arch.config.items()}))
+    except Exception as error:  # strict configs raise errors of their own
+        raise WeightsMismatchError(f"{state.path}: the config.json beside it describes no SAM 2: {error}") from error
+    model = model.to_empty(device="cpu")
+    places = [state.tensors[name] for name in _PLACES if name in state.tensors]
+    tensors = dict.fromkeys(_PLACES, places[0]) | state.tensors if places else state.tensors
+    load_into(model, replace(state, tensors=tensors), what="SAM 2", ignored=_OF_VIDEO)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """A part of a film model's config as one of a picture model's."""
+    return {name: value for name, value in part.items() if name != "model_type"}
