@@ -89,9 +89,9 @@ def _starts(length: int, side: int) -> list[int]:
 class TiledSegmenter:
     """A `Segmenter` that also looks at tiles, each made as large for the models as a whole image is.
 
-    A thing counts where it is seen whole, and at its largest: what lies whole in a smaller tile must be found in one,
-    too, because several small things are easily taken for a large one. Of a thing that is found several times, the best
-    box stays. An image no larger than a tile has none.
+    A thing is found where it is seen whole, and largest: of what lies whole in a smaller tile, larger ones and the
+    image say nothing, because they easily take several small things for a large one. Of a thing that several tiles
+    find, the best box stays. An image no larger than a tile has none.
 
     Attributes:
         segmenter: looks at images and tiles.
@@ -186,13 +186,13 @@ def _merged(parts: Sequence[tuple[Tile, Instances]], tiles: Sequence[Tile], aske
         & (spans[:, None, 0] < spans[:, 1])
         & (spans[:, 0] < spans[:, None, 1])
     )
-    larger = np.zeros(len(scores), dtype=np.bool_)
+    seen_larger = np.zeros(len(scores), dtype=np.bool_)
     for tile in tiles:
-        larger |= tile.has(boxes) & (tile.side < side)
-    doubtful = larger & np.isin(texts, asked) & ~(alike & (side < side[:, None])).any(axis=1)
+        seen_larger |= tile.has(boxes) & (tile.side < side)
+    counts = ~seen_larger | ~np.isin(texts, asked)
     kept = np.zeros(len(scores), dtype=np.bool_)
     for number in np.argsort(-scores, kind="stable"):
-        kept[number] = not doubtful[number] and not (kept & alike[number]).any()
+        kept[number] = counts[number] and not (kept & alike[number]).any()
     order = np.lexsort((-scores, texts))
     everything = Instances(
         image_size=found[0].image_size,
