@@ -1,9 +1,11 @@
 """Models from an outside package, really installed: a segmenter without boxes, a 1-D tokenizer, and broken ones."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +15,13 @@ import warm
 from PIL import Image
 from skimage import data
 
+from patchmint import Annotator
+from patchmint.annotate.preflight import check_loadable
 from patchmint.config import AnnotatorConfig
-from patchmint.errors import BuildError
+from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
 from patchmint.geometry import grid_preset
+from patchmint.pipeline.plan import record_models
+from patchmint.pipeline.plan.models import check_models
 from patchmint.pipeline.worker.finish import layout_of
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +33,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "toy-models"
 version = "1"
+license = "MIT"
 [tool.setuptools]
 py-modules = ["toy_models"]
 [project.entry-points."patchmint.segmenters"]
@@ -36,6 +43,7 @@ toy-no-segmenter = "toy_models:NoSegmenter"
 toy-liar = "toy_models:Liar"
 toy-mute = "toy_models:Mute"
 toy-wild = "toy_models:Wild"
+toy-tuned = "toy_models:Tuned"
 [project.entry-points."patchmint.tokenizers"]
 toy-1d = "toy_models:Histogram"
 toy-beyond = "toy_models:Beyond"
@@ -48,6 +56,7 @@ toy-short = "toy_models:Short"
 MODELS = '''
 """A segmenter that finds whatever is bright, and a tokenizer whose codes have no place in the image."""
 import numpy as np
+from pydantic import BaseModel, Field
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE
@@ -150,6 +159,18 @@ class Colours:
 class Short(Colours):
     def encode(self, images):
         return [features[1:] for features in super().encode(images)]
+class Tuned(Brightness):
+    """With a threshold in its settings, and what its checkpoint adds to it."""
+
+    class Settings(BaseModel):
+        level: int = Field(ge=0, le=255)
+
+    def __init__(self, device, precision, checkpoint, settings):
+        assert precision == "float32"
+        self.level = settings.level + int(checkpoint.read_text())
+
+    def segment(self, images, texts):
+        return super().segment([((image > self.level) * 255).astype(np.uint8) for image in images], texts)
 
 
 class Liar(Brightness):
@@ -264,6 +285,39 @@ def test_broken_ones_are_named(installed, tmp_path, name, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(installed))
+    (tmp_path / "weights.txt").write_text("20")
+
+    def config(name="toy-tuned", plugin="toy-tuned", **settings):
+        given = {"checkpoint": str(tmp_path / "weights.txt"), "settings": {"level": 100}} | settings
+        models = {"segmenter": name, "plugins": {plugin: given}}
+        return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
+
+    image = data.chelsea()[::2, ::2]
+    found = [
+        Annotator(config(settings={"level": level}), "cpu").annotate(image, "bright").masks for level in (100, 101, 100)
+    ]
+    assert found[0] == found[2] != found[1]
+    record = record_models(config())["segmenter"]
+    assert record.sha256 == hashlib.sha256(b"20").hexdigest()
+    assert (record.name, record.distribution, record.licence, record.size) == ("toy-tuned", "toy-models 1", "MIT", 2)
+    with pytest.raises(BuildError, match=r"toy-models 1 here.*toy-models 2 in the plan"):
+        check_models(config(), {"segmenter": replace(record, distribution="toy-models 2")})
+    for settings, error, message in (
+        (
+            {"settings": {"level": 300}},
+            ConfigError,
+            r"toy-tuned\.settings\.level: .*less than",
+        ),
+        ({"checkpoint": "none.txt"}, WeightsMissingError, "no weights file at none.txt"),
+        ({"name": "toy-brightness", "plugin": "toy-brightness"}, PluginError, "takes no checkpoint"),
+        ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models used"),
+    ):
+        with pytest.raises(error, match=message):
+            check_loadable(config(**settings))
 
 
 def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
