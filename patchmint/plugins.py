@@ -1,9 +1,9 @@
 """Models from outside packages, found through entry points.
 
 A package offers a segmenter, a tokenizer or a vision encoder by an entry point in the group `patchmint.segmenters`,
-`patchmint.tokenizers` or `patchmint.encoders`, which names a callable that takes `device: str` and returns the model. It
-may take more, each by its name: `precision` (of the settings), `checkpoint` (a path, or None), `settings` (a mapping, or
-what its own pydantic model `Settings` makes of it); an encoder's the `grid`.
+`patchmint.tokenizers` or `patchmint.encoders`, which names a callable that takes `device: str` and returns the model.
+It may take more, each by its name: `precision` (of the settings), `checkpoint` (a path, or None), `settings` (a
+mapping, or what its own pydantic model `Settings` makes of it); an encoder's the `grid`.
 """
 
 from __future__ import annotations
