@@ -145,7 +145,7 @@ class VitFeatureEncoder:
         """Rescale and normalise as the published processors do.
 
         Args:
-            views: HWC uint8 RGB of the grid's input size.
+            views: HWC uint8 RGB, all of one size.
 
         Returns:
             float32 (B, 3, H, W).
@@ -155,7 +155,8 @@ class VitFeatureEncoder:
 
     @torch.no_grad()
     def _encode(self, views: Sequence[RgbImage]) -> Iterator[npt.NDArray[np.float16]]:
-        pixels = [self.pixel_values([view])[0] for view in views]
+        alike = len({view.shape for view in views}) == 1
+        pixels = list(self.pixel_values(views)) if alike else [self.pixel_values([view])[0] for view in views]
         found = self._features(pixels, self._precision)
         if self._precision == torch.float16 and not all(features.isfinite().all() for features in found):
             found = self._features(pixels, torch.float32)  # it may only have overflowed on the way
