@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,7 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
     if detector.startswith("hub:"):
         return str(detector)
     with suppress(OSError, RuntimeError):  # too long a name, no such user
-        if Path(detector).expanduser().is_dir():
+        if os.sep in detector and Path(detector).expanduser().is_dir():
             return str(detector)
     return "bert-base-uncased-vocab"
 
