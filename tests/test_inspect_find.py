@@ -250,6 +250,7 @@ def test_printed(folder):
     assert document["samples"][2] == {name: row[name] for name in ("key", "id", "texts", "phrases")} | {
         "index": 5,
         "shard": "shards/000000.tar",
+        "images": 1,
         "label_shares": pytest.approx(row["label_shares"], abs=1e-6),
         "best_score": 0.25,
     }
@@ -322,7 +323,7 @@ def test_rejects(folder):
     assert keys(folder, "--rejects", "--limit", "2", "--sort", "ordinal desc") == ["s0052", "s0051"]
     assert keys(folder, "--rejects", "--where", "ordinal > 50 and reason <> 'x'") == ["s0051"]
     assert run(folder, "--rejects", "--reason", "nothing", rc=1).stdout == ""
-    with pytest.raises(InputError, match=r'"message" VARCHAR, "index" BIGINT$'):
+    with pytest.raises(InputError, match=r'"message" VARCHAR, "image" INTEGER, "index" BIGINT$'):
         find_rejects(open_dataset(folder), where="width > 1")
 
 

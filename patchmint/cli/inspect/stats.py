@@ -82,6 +82,7 @@ def _print(console: Console, stats: Stats) -> None:
     rejected = sum(entry.count for entry in stats.rejects)
     facts = [
         f"{stats.samples:,} samples in {stats.shards:,} shards",
+        *([f"{stats.images:,} images"] if stats.images_per_sample is not None else []),
         f"{stats.texts:,} texts",
         f"{rejected:,} rejected",
     ]
@@ -95,10 +96,11 @@ def _print(console: Console, stats: Stats) -> None:
         _print_distributions(console, stats)
     if stats.labels is not None:
         labels = stats.labels
+        every = "texts" if stats.images_per_sample is None else "pairs of image and text"
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
         console.print(
-            f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {stats.texts:,} texts "
-            f"({labels.empty_texts / stats.texts:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
+            f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {labels.labels:,} "
+            f"{every} ({labels.empty_texts / labels.labels:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
             highlight=False,
         )
     if stats.rejects:
