@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _TEXT_CHARACTERS = 120
 _PLACES = 6
+_IMAGES = 3
+# Of one document; --json has all.
 
 
 def codes_command(
@@ -160,20 +163,22 @@ def _print_code(console: Console, report: CodeReport, samples: str) -> None:
     table = Table("key", Column("times", justify="right"), Column("of all", justify="right"))
     table.add_column("where", no_wrap=drawn)
     table.add_column("first text", overflow="fold")
-    for image in report.shown:
-        text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
-        where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
-        cells = (image.name, f"{image.count:,}", f"{image.share:.1%}", where, text)
-        table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
+    by_sample = [list(images) for _, images in groupby(report.shown, key=lambda image: image.index)]
+    for images in by_sample:
+        for image in images[:_IMAGES]:
+            text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
+            where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
+            cells = (image.name, f"{image.count:,}", f"{image.share:.1%}", where, text)
+            table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
+        if rest := images[_IMAGES:]:
+            times = sum(image.count for image in rest)
+            table.add_row(f"{len(rest)} more", f"{times:,}", f"{times / report.occurrences:.1%}", "", "images of it")
     console.print(table)
-    shown = len({image.index for image in report.shown})
-    of_all = f" of {report.images:,}" if shown < report.images else ""
-    above = (
-        f"{shown}{of_all} {samples}"
-        if samples == "images"
-        else f"{len(report.shown)} images, of {shown}{of_all} {samples},"
+    of_all = "" if len(by_sample) == report.images else f" of {report.images:,}"
+    images_of = "" if samples == "images" else f"{len(report.shown)} images of the "
+    console.print(
+        f"where it is on average, in the {images_of}{len(by_sample)}{of_all} {samples} above:", highlight=False
     )
-    console.print(f"where it is on average, in the {above} above:", highlight=False)
     for line in heat_map(report.positions, console.width - 2):
         console.print(f"│{line}│", highlight=False, no_wrap=True, crop=True)
 

@@ -103,9 +103,11 @@ def _print(console: Console, stats: Stats) -> None:
             f"{every} ({labels.empty_texts / labels.labels:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
             highlight=False,
         )
-    if stats.rejects:
-        table = Table("stage", "reason", Column("rejected", justify="right"))
-        for entry in stats.rejects:
+    for what, counts in (("rejected", stats.rejects), ("images dropped", stats.dropped)):
+        if not counts:
+            continue
+        table = Table("stage", "reason", Column(what, justify="right"))
+        for entry in counts:
             table.add_row(escape(printable(entry.stage)), escape(printable(entry.reason)), f"{entry.count:,}")
         console.print(table)
     for usage in stats.codes:

@@ -74,6 +74,7 @@ class Stats:
         shards: that have samples.
         unbuilt: units of the plan that aren't done yet.
         rejects: samples that are in no shard, by stage and reason, the most frequent first.
+        dropped: images that documents were written without, in the same way.
         images: number of images; of pictures as many as samples.
         formats: image format -> images.
         images_per_sample: by document; None where samples are pictures.
@@ -94,6 +95,7 @@ class Stats:
     shards: int
     unbuilt: int
     rejects: tuple[RejectCount, ...]
+    dropped: tuple[RejectCount, ...]
     images: int
     formats: dict[str, int]
     images_per_sample: Distribution | None
@@ -122,7 +124,7 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         ShardError: a sidecar, a table of rejects or a sample is damaged.
         StorageError: one can't be read.
     """
-    rejects = count_rejects(dataset)
+    rejects, dropped = count_rejects(dataset)
     if not dataset.samples and not rejects:
         raise InputError(f"{dataset.uri} has neither samples nor rejects, so there is nothing to count")
     tokens, grid = _tokens(dataset), None if padding else _padded_grid(dataset)
@@ -141,6 +143,7 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         shards=sum(shard.samples > 0 for shard in dataset.shards),
         unbuilt=dataset.unbuilt,
         rejects=rejects,
+        dropped=dropped,
         images=sums.images,
         formats=dict(sums.formats.most_common()),
         texts=sums.texts,

@@ -132,7 +132,7 @@ patchmint.cards = (() => {
     card.textNumber = Math.max(found, 0);
   }
 
-  // Of a document the strip, and the first of its texts that the search is about.
+  // Of a document the strip, and below it the first of its texts that the search is about.
   function fillDocument(card) {
     const { sample } = card;
     const strip = patchmint.makeStrip(sample, STRIP_IMAGES, STRIP_TEXT);
@@ -141,10 +141,9 @@ patchmint.cards = (() => {
     card.stage = strip;
     card.place.textContent = sample.images.length === 1 ? "1 image" : `${sample.images.length} images`;
     card.key.append(card.place);
-    const texts = sample.sequence.map((part) => part.text).filter(Boolean);
-    const text = (patchmint.state.query && texts.find(isWanted)) || (texts[0] ?? "");
+    const found = patchmint.state.query ? sample.sequence.find((part) => isWanted(part.text)) : null;
     card.text.textContent = "";
-    if (patchmint.fillText(card.text, [[text, -1]], TEXT_SHOWN)) card.text.append("…");
+    if (found && patchmint.fillText(card.text, [[found.text, -1]], TEXT_SHOWN)) card.text.append("…");
     return redraw(card);
   }
 

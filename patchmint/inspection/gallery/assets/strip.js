@@ -4,6 +4,7 @@
 patchmint.makeStrip = (sample, images, characters, choose = null) => {
   const { el } = patchmint;
   const element = el("div", "strip");
+  element.dataset.images = sample.images.length;
   const shown = []; // { number, stage, element }
   let current = null;
 
@@ -16,10 +17,11 @@ patchmint.makeStrip = (sample, images, characters, choose = null) => {
   }
 
   function image(part) {
+    if (part.role) element.append(text({ role: part.role, text: "" }));
     const box = el(choose ? "button" : "span", "strip-image");
     const stage = patchmint.makeStage();
     const name = `image ${part.image + 1}`;
-    box.append(stage.element, el("span", "stage-name", part.role ? `${part.role}: ${name}` : name));
+    box.append(stage.element, el("span", "stage-name", choose ? name : String(part.image + 1)));
     if (choose) {
       box.type = "button";
       box.setAttribute("aria-label", `Show ${name}`);
