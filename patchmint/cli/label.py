@@ -76,7 +76,7 @@ def label(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
-    """Label an image, or those of a document: which patches show what the texts name, and what are the visual codes?"""
+    """Label an image, or those of a document: which patches show what texts name, and what are the visual codes?"""
     from_file = {key: value for key, value in read_yaml(config).items() if key not in _ONLY_BUILDS} if config else {}
     chosen = AnnotatorConfig.parse(apply_overrides(AnnotatorConfig, from_file, settings))
     # Loading the models takes far longer than finding out that there is nothing to look at or for.
