@@ -61,7 +61,7 @@ def test_schema_in_the_docs_is_todays():
 def test_plain_output_is_for_people(photo):
     asked = ("label", photo, "-t", "a cat \x1b[31mred\x1b[0m", "--models", "untrained-tiny", "--explain")
     done = patchmint(*asked, "--labels.phrase-thresholds", "{}", NO_COLOR="1")
-    assert "best score 0." in done.stdout
+    assert "24 boxes; best score 1.00" in done.stdout
     assert done.returncode == 0, done.stderr
     assert "patches kept" in done.stdout
     assert "\x1b" not in done.stdout
