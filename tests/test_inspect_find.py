@@ -250,6 +250,7 @@ def test_printed(folder):
     assert document["samples"][2] == {name: row[name] for name in ("key", "id", "texts", "phrases")} | {
         "index": 5,
         "shard": "shards/000000.tar",
+        "images": 1,
         "label_shares": pytest.approx(row["label_shares"], abs=1e-6),
         "best_score": 0.25,
     }
@@ -322,7 +323,7 @@ def test_rejects(folder):
     assert keys(folder, "--rejects", "--limit", "2", "--sort", "ordinal desc") == ["s0052", "s0051"]
     assert keys(folder, "--rejects", "--where", "ordinal > 50 and reason <> 'x'") == ["s0051"]
     assert run(folder, "--rejects", "--reason", "nothing", rc=1).stdout == ""
-    with pytest.raises(InputError, match=r'"message" VARCHAR, "index" BIGINT$'):
+    with pytest.raises(InputError, match=r'"message" VARCHAR, "image" INTEGER, "index" BIGINT$'):
         find_rejects(open_dataset(folder), where="width > 1")
 
 
@@ -342,7 +343,7 @@ def test_what_a_retry_took_up_is_no_reject(tmp_path):
     commit_unit(tmp_path, 3, [], [make_reject(4)])
     total, found = find_rejects(open_dataset(tmp_path), sort="ordinal desc", limit=1)
     assert (total, [reject.ordinal for reject in found]) == (2, [4])
-    assert [(entry.reason, entry.count) for entry in count_rejects(open_dataset(tmp_path))] == [("image-missing", 2)]
+    assert [(entry.reason, entry.count) for entry in count_rejects(open_dataset(tmp_path))[0]] == [("image-missing", 2)]
 
 
 def test_one_tar_and_an_unfinished_build(tmp_path, folder):

@@ -27,7 +27,7 @@ from patchmint.inspection.show import lookup
 from patchmint.inspection.show.grids import draw_codes, draw_labels
 from patchmint.inspection.show.labels import mark_phrases
 from patchmint.inspection.show.lookup import find_sample
-from patchmint.inspection.show.overlays import sample_overlay
+from patchmint.inspection.show.overlays import image_overlay
 from patchmint.interfaces import FeatureSpec
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.schema import PhraseDocument
@@ -363,7 +363,7 @@ def test_an_image_over_the_builds_limit_is_not_decoded(dataset):
     configure(dataset, limits={"max_image_megapixels": 0.001})
     opened = open_dataset(dataset)
     with pytest.raises(InputError, match="pixels"):
-        sample_overlay(opened, find_sample(opened, "#0").sample, 0)
+        image_overlay(opened, find_sample(opened, "#0").sample.images[0], 0)
 
 
 # --- drawing

@@ -70,7 +70,7 @@ def test_every_number_against_numpy(dataset, monkeypatch):
     assert (found["samples"], found["shards"], found["unbuilt"]) == (13, 3, 0)
     texts = [text for document in documents for text in document.texts]
     assert found["texts"] == len(texts)
-    check(found["texts_per_image"], [len(document.texts) for document in documents])
+    check(found["texts_per_sample"], [len(document.texts) for document in documents])
     check(found["words_per_text"], [len(text.split()) for text in texts])
     check(found["width"], [document.image.width for document in documents])
     check(found["height"], [document.image.height for document in documents])

@@ -229,7 +229,7 @@ def test_a_coco_files_masks_become_labels_exactly(scenes, tmp_path, given):
         assert {phrase.origin for phrase in document.phrases} <= {"annotator"}
         assert (document.texts, sample.image) == (plain[key].document.texts, plain[key].image)
         assert all(each.mask is None for said in plain[key].document.annotators for each in said.instances)
-        assert drawn_masks(document) == (dict(enumerate(encode_masks(masks))) if len(masks) else {})
+        assert drawn_masks(sample.images[0]) == (dict(enumerate(encode_masks(masks))) if len(masks) else {})
     assert offer_masks(open_dataset(str(tmp_path / "masks")), True).available
     # a finished data set has kept them
     extended = built({"kind": "patchmint", "uri": str(tmp_path / "masks")}, tmp_path / "again", masks="annotators")

@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "label": LazyCommand(
         "patchmint.cli.label:label",
-        "Label one image: which patches show what its texts name, and what are its visual codes?",
+        "Label an image, or those of a document: which patches show what texts name, and what are the visual codes?",
         (
             "patchmint label scene.png --text 'a red circle' --out o.png",
             "patchmint label photo.jpg --text 'a cat' --models official --out o.png",

@@ -139,8 +139,9 @@ def _print(figures: Mapping[str, float], limits: Mapping[str, Limit], counts: Ma
     if not console.is_terminal:
         console = Console(width=_PIPED_WIDTH)
     table = Table("figure", Column("value", justify="right"), Column("limit", justify="right"), "", "what it says")
-    for name in figures:
-        limit = limits[name]
+    for name, limit in limits.items():
+        if name not in figures:
+            continue
         met = "[green]met[/]" if limit.met(figures[name]) else "[bold red]missed[/]"
         bound = f"{'at most' if limit.most else 'at least'} {limit.shown(limit.bound)}"
         table.add_row(name, limit.shown(figures[name]), bound, met, limit.meaning)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -48,9 +49,18 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
     if detector.startswith("hub:"):
         return str(detector)
     with suppress(OSError, RuntimeError):  # too long a name, no such user
-        if Path(detector).expanduser().is_dir():
+        if os.sep in detector and Path(detector).expanduser().is_dir():
             return str(detector)
     return "bert-base-uncased-vocab"
+
+
+class PluginConfig(Settings):
+    """What an outside model gets besides device and precision."""
+
+    checkpoint: str | None = Field(
+        default=None, description="Its weights: a path, URI, folder or hub: name, as for any model."
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="Its own settings.")
 
 
 class ModelsConfig(Settings):
@@ -79,6 +89,21 @@ class ModelsConfig(Settings):
         description="The vision encoder of `features`: CLIP or SigLIP; a folder with one, or with SigLIP 2, DINOv3 "
         "or Qwen-VL's; or a plug-in.",
     )
+
+    plugins: dict[str, PluginConfig] = Field(
+        default_factory=dict, description="Checkpoint and settings of plug-ins, by their names."
+    )
+
+    def given(self, name: str, locate: Callable[[str], Path]) -> dict[str, Any]:
+        """What a plug-in's callable gets of the settings.
+
+        Args:
+            name: the plug-in's.
+            locate: finds the file that a name means (`patchmint.weights.store.locate`).
+        """
+        plugin = self.plugins.get(name, PluginConfig())
+        checkpoint = locate(plugin.checkpoint) if plugin.checkpoint is not None else None
+        return {"checkpoint": checkpoint, "settings": plugin.settings}
 
     def used(
         self,
@@ -338,6 +363,17 @@ class AnnotatorConfig(Settings):
                 f"labels.boxes and labels.masks of annotators stand for those of a detector and a masker, and the "
                 f"segmenter plug-in {self.models.segmenter} stands for both; leave one of the two out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _plugins_that_are_used(self) -> Self:
+        used = set(self.models_used.values())
+        for name in self.models.plugins:
+            if name not in used:
+                raise ValueError(
+                    f"models.plugins: {name} is none of the models used ({', '.join(sorted(used))})"
+                    f"{did_you_mean(name, used)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -249,23 +249,30 @@ def iter_rejects(dataset: Dataset) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class RejectCount:
-    """How many samples were rejected at a stage for a reason."""
+    """How many samples, or images of documents, were rejected at a stage for a reason."""
 
     stage: str
     reason: str
     count: int
 
 
-def count_rejects(dataset: Dataset) -> tuple[RejectCount, ...]:
-    """Rejects that no retry took up, the most frequent first.
+def count_rejects(dataset: Dataset) -> tuple[tuple[RejectCount, ...], tuple[RejectCount, ...]]:
+    """Rejects that no retry took up, and images that documents were written without; the most frequent first.
 
     Raises:
         ShardError: a table of rejects, a plan or a record is damaged.
         StorageError: one can't be read.
     """
-    counts: Counter[tuple[str, str]] = Counter()
+    samples: Counter[tuple[str, str]] = Counter()
+    images: Counter[tuple[str, str]] = Counter()
     for table in iter_rejects(dataset):
-        counts.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    return tuple(
-        RejectCount(*cause, count) for cause, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    )
+        for stage, reason, image in zip(
+            *(table[name].to_pylist() for name in ("stage", "reason", "image")), strict=True
+        ):
+            (samples if image == NO_NUMBER else images)[stage, reason] += 1
+    return _by_count(samples), _by_count(images)
+
+
+def _by_count(counts: Counter[tuple[str, str]]) -> tuple[RejectCount, ...]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(RejectCount(*cause, count) for cause, count in ordered)

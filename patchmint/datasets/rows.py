@@ -15,7 +15,7 @@ from patchmint.errors import ShardError
 from patchmint.shards.sidecar import read_table as read_sidecar
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
-from patchmint.types import Integers, Progress
+from patchmint.types import Integers, Progress, Size
 
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16
@@ -87,6 +87,19 @@ def rows_at(
         chosen = positions[numbers == number]
         rows = table.take(chosen - dataset.starts[number]).to_pylist()
         yield from zip(chosen.tolist(), rows, strict=True)
+
+
+def size_columns(dataset: Dataset) -> list[str]:
+    """Columns of images' heights and widths, for `image_sizes`."""
+    return ["heights", "widths"] if dataset.has_documents else ["height", "width"]
+
+
+def image_sizes(rows: pa.RecordBatch | pa.Table) -> list[list[Size]]:
+    """(height, width) of each sample's images, from rows with `size_columns`; of a picture one."""
+    if "heights" in rows.schema.names:
+        sides = (rows.column(name).to_pylist() for name in ("heights", "widths"))
+        return [list(zip(*of_one, strict=True)) for of_one in zip(*sides, strict=True)]
+    return [[size] for size in zip(*(rows.column(name).to_pylist() for name in ("height", "width")), strict=True)]
 
 
 def with_extents(dataset: Dataset) -> Dataset:

@@ -133,8 +133,8 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 
 DOCUMENT_LIMITS: Mapping[str, Limit] = MappingProxyType(
     {
-        "documents_f1": Limit(0.80, "patches of what a turn names in a picture of its document, F1"),
-        "documents_absent_rate": Limit(0.05, "absent from a picture, and found in it all the same", most=True),
+        "documents_f1": Limit(0.80, "patches of what turns name in each picture, F1"),
+        "documents_absent_rate": Limit(0.05, "absent from a picture, and yet found in it", most=True),
     }
 )
 """The same of the documents, whose questions are about several pictures at once."""

@@ -216,14 +216,14 @@ def untrained_arch(grid: Grid) -> EncoderArch:
     CLIP, or SigLIP 2 where rows and columns depend on the image.
 
     Raises:
-        ConfigError: the grid's input or the grid isn't square, so no CLIP and no SigLIP has it; or it is of tiles that
-            their consumer merges or overlaps.
+        ConfigError: the grid's input or the grid isn't square, so no CLIP and no SigLIP has it; or it is of tiles,
+            other than LLaVA-NeXT's.
     """
     if isinstance(grid, NativeGrid):
         return untrained_tower(grid)
     if not isinstance(grid, PatchGrid) or grid.max_tiles:
         raise ConfigError(
-            "features can't have this grid: its consumer overlaps tiles, or merges their patches after the encoder; "
+            "features can't have this grid: of grids of tiles only LLaVA-NeXT's are read as the encoder sees them; "
             f"choose one of {', '.join(fixed_presets())}, or one of an input that keeps the image's shape"
         )
     arch = VitArch(

@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from patchmint.datasets.dataset import Dataset, open_tar, sidecar_of
+from patchmint.shards.endings import sample_endings, unnumbered
 from patchmint.shards.reader import Member, iter_members, read_sample
-from patchmint.shards.sidecar import SCHEMA, read_table
+from patchmint.shards.sidecar import DOCUMENTS, read_table, schema_of
 from patchmint.storage import Storage
 
 if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
@@ -29,8 +30,10 @@ class Summary:
         config: the settings of the last command, as dataset.json has them.
         held: those that made what the shards hold (`held_settings`).
         layout: grid, min_coverage, tokens, features.
-        members: of every sample: ending, dtype, shape; without dataset.json those of the first sample.
-        totals: units, units_done, planned, written, rejected and absent (by reason), texts, label_share, shards, bytes.
+        members: of every sample: ending, dtype, shape; without dataset.json those of the first sample. Of documents
+            without the images' numbers.
+        totals: units, units_done, planned, written, rejected and absent (by reason), texts, label_share, shards, bytes;
+            of documents also images.
     """
 
     dataset: str
@@ -85,7 +88,7 @@ def _by_samples(dataset: Dataset) -> Summary:
     return Summary(
         dataset=dataset.uri,
         state="tar" if lone else "unfinished",
-        notice=first.document.notice if first else "",
+        notice=first.key_json.notice if first else "",
         models={},
         versions={},
         config={},
@@ -97,24 +100,26 @@ def _by_samples(dataset: Dataset) -> Summary:
 
 
 def _layout(sample: StoredSample) -> dict[str, Any]:
-    document = sample.document
-    tokens, features = document.tokens, document.features
+    told = sample.key_json
+    tokens, features = told.tokens, told.features
     return {
-        "grid": document.grid.model_dump(exclude={"views"}),
+        "grid": told.images[0].grid.model_dump(exclude={"views"}),
         "min_coverage": None,
         "tokens": tokens.model_dump(mode="json") if tokens.member else None,
         "features": features.model_dump(mode="json") if features is not None else None,
+        **({"documents": True} if sample.parts else {}),
     }
 
 
 def _members(sample: StoredSample) -> list[dict[str, Any]]:
-    members = []
-    for ending in sample.members:
-        array = sample.array(ending) if ending.endswith(".npy") else None
+    members: dict[str, dict[str, Any]] = {}
+    for name in sample.members:
+        array = sample.array(name) if name.endswith(".npy") else None
+        ending = unnumbered(name) if sample.parts else name
         dtype = array.dtype.name if array is not None else "text" if ending in ("json", "txt") else "bytes"
         shape = [str(length) for length in array.shape] if array is not None else []
-        members.append({"ending": ending, "dtype": dtype, "shape": shape})
-    return members
+        members.setdefault(ending, {"ending": ending, "dtype": dtype, "shape": shape})
+    return list(members.values())
 
 
 def _totals_so_far(dataset: Dataset) -> dict[str, Any]:
@@ -133,9 +138,11 @@ def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
     from patchmint.datasets.rows import iter_tables
     from patchmint.shards.records import mean_share
 
-    texts = 0
+    texts = images = 0
     shares: list[float] = []
-    for _, table in iter_tables(dataset, ["texts", "label_shares"]):
+    kind = ["images"] if dataset.has_documents else []
+    for _, table in iter_tables(dataset, ["texts", "label_shares", *kind]):
+        images += sum(table["images"].to_pylist()) if kind else 0
         texts += sum(map(len, table["texts"].to_pylist()))
         shares += (value for row in table["label_shares"].to_pylist() for value in row)
     return {
@@ -149,6 +156,7 @@ def _totals_of_tar(dataset: Dataset) -> dict[str, Any]:
         "label_share": mean_share(shares),
         "shards": 1,
         "bytes": dataset.shards[0].size,
+        **({"images": {"written": images}} if kind else {}),
     }
 
 
@@ -170,7 +178,7 @@ class ListedSample:
 
 
 def list_tar(uri: str) -> Iterator[ListedSample]:
-    """List a tar: one of ours from its sidecar (its samples have the same members), others from their headers.
+    """List a tar: one of ours from its sidecar (its samples have members of one layout), others from their headers.
 
     Raises:
         InputError: there is no such tar.
@@ -183,11 +191,15 @@ def list_tar(uri: str) -> Iterator[ListedSample]:
 
 
 def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedSample]:
-    rows = read_table(storage, sidecar, SCHEMA, ["key", "offset", "size"]).to_pydict()
-    members: tuple[str, ...] = ()
-    for key, offset, size in zip(rows["key"], rows["offset"], rows["size"], strict=True):
-        members = members or tuple(read_sample(storage, name, offset, size).members)
-        yield ListedSample(key, offset, size, members)
+    schema = schema_of(storage, sidecar)
+    documents = schema is DOCUMENTS
+    rows = read_table(storage, sidecar, schema, ["key", "offset", "size", *(["images"] if documents else [])])
+    first: dict[str, None] = {}
+    for row in rows.to_pylist():
+        first = first or dict.fromkeys(map(unnumbered, read_sample(storage, name, row["offset"], row["size"]).members))
+        arrays = [ending for ending in first if ending.endswith(".npy")]
+        members = sample_endings(arrays, row["images"], documents=True) if documents else tuple(first)
+        yield ListedSample(row["key"], row["offset"], row["size"], members)
 
 
 def _from_headers(storage: Storage, name: str) -> Iterator[ListedSample]:

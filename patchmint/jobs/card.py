@@ -16,14 +16,15 @@ from PIL import Image
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import sample_at
 from patchmint.images.decode import decode_image
-from patchmint.inspection.show.overlays import sample_overlay
+from patchmint.inspection.show.overlays import image_overlay
 from patchmint.samples import describe_absent
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
 from patchmint.shards.paths import unit_name
-from patchmint.shards.reader import StoredSample
-from patchmint.shards.readme import MARK, README, front_matter, metadata
+from patchmint.shards.reader import StoredImage
+from patchmint.shards.readme import MARK, README, describe, front_matter, metadata
+from patchmint.shards.records import describe_images
 from patchmint.storage.hub import is_on_hub
 
 PICTURES = "card"
@@ -92,8 +93,8 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
     totals = manifest.totals
     yield f"# {repo.partition('/')[2]}"
     yield (
-        f"{totals.written:,} images with {totals.texts:,} texts and what "
-        "patchmint made of them: WebDataset shards, each with a Parquet table of its samples."
+        f"{describe(totals)} and what patchmint made of them: WebDataset shards, each with a Parquet table of its "
+        "samples."
     )
     if manifest.notice:
         yield f"> **{_plain(manifest.notice)}**"
@@ -102,16 +103,29 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
     yield _table(
         ("member", "type", "shape", "meaning"),
         [
-            (f"KEY.{entry.ending}", entry.dtype, " x ".join(entry.shape), _MEANINGS.get(entry.ending, "visual codes"))
+            (
+                _member(manifest, entry.ending),
+                entry.dtype,
+                " x ".join(entry.shape),
+                _MEANINGS.get(entry.ending, "visual codes"),
+            )
             for entry in manifest.members
         ],
     )
     if manifest.layout.min_coverage is not None:
         share = f" On average, {totals.label_share:.1%} of a text's patches are 1." if totals.label_share else ""
-        yield f"T is the number of texts.{share}"
+        texts = "texts that label the image" if manifest.layout.documents else "texts"
+        yield f"T is the number of {texts}.{share}"
+    if manifest.layout.documents:
+        yield (
+            "A sample is a document: `sequence` in its KEY.json has its texts and images in their order, and "
+            "`image_texts_json` the texts that label each image. IMAGE counts its images from 0."
+        )
     yield "## Counts"
     rejected = [(f"rejected: {reason}", f"{count:,}") for reason, count in sorted(totals.rejected.items())]
     yield _table(("samples", ""), [("planned", f"{totals.planned:,}"), ("written", f"{totals.written:,}"), *rejected])
+    if totals.images is not None:
+        yield f"Images: {describe_images(totals.images)}."
     if absent := describe_absent(totals.absent):
         yield f"Not among them: {absent}."
     yield "Rejected samples are in no shard; `rejects/` names each with its reason."
@@ -145,7 +159,8 @@ def _shown(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
-    arrays = [entry.ending for entry in manifest.members if entry.ending.endswith(".npy")]
+    made = [entry.ending for entry in manifest.members if entry.ending.endswith(".npy")]
+    arrays = [manifest.layout.ending_of(0, ending) for ending in made[:1]]
     shards = [shard for shard in dataset.shards if shard.samples]
     names = [shard.tar.removesuffix(".tar").rpartition("/")[2] for shard in shards]
     first, last = (shard.unit for shard in (shards[0], shards[-1]))
@@ -166,7 +181,7 @@ def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
         "",
         f'sample = next(iter(load_dataset("{repo}", split="train", streaming=True)))',
         'print(sample["json"]["texts"])',
-        *(f'print(sample["{name}"].shape)' for name in arrays[:1]),
+        *(f'print(sample["{name}"].shape)' for name in arrays),
     )
     yield "With webdataset, without its own decoders, which unpickle:"
     yield _code(
@@ -176,24 +191,30 @@ def _loading(dataset: Dataset, manifest: Manifest, repo: str) -> Iterator[str]:
         f'url = "https://huggingface.co/datasets/{repo}/resolve/main/shards/{tars}.tar"',
         "for sample in webdataset.WebDataset(url, shardshuffle=False):",
         '    texts = json.loads(sample["json"])["texts"]',
-        *(f'    array = np.load(io.BytesIO(sample["{name}"]), allow_pickle=False)' for name in arrays[:1]),
+        *(f'    array = np.load(io.BytesIO(sample["{name}"]), allow_pickle=False)' for name in arrays),
     )
 
 
+def _member(manifest: Manifest, ending: str) -> str:
+    of_image = manifest.layout.documents and ending not in (DOCUMENT, CAPTION)
+    return f"KEY.IMAGE.{ending}" if of_image else f"KEY.{ending}"
+
+
 def _pictures(dataset: Dataset) -> Iterator[bytes]:
-    """Samples from all over the data set; where there are labels, such in which something is labelled, if there are."""
-    chosen: list[StoredSample] = []
-    others: list[StoredSample] = []
+    """An image of samples from all over the data set; where there are labels, one with something labelled, if any."""
+    chosen: list[StoredImage] = []
+    others: list[StoredImage] = []
     for index in spread(dataset.samples, _LOOKED_AT):
-        sample = sample_at(dataset, int(index))
-        (others if sample.selector is not None and not sample.selector.any() else chosen).append(sample)
+        images = sample_at(dataset, int(index)).images
+        labelled = [image for image in images if image.selector is None or image.selector.any()]
+        (chosen if labelled else others).append((labelled or images)[0])
         if len(chosen) == _SHOWN:
             break
-    for sample in (chosen + others)[:_SHOWN]:
-        if sample.selector is not None:
-            pixels = sample_overlay(dataset, sample, _best_text(sample.selector))
+    for image in (chosen + others)[:_SHOWN]:
+        if image.selector is not None and image.texts:
+            pixels = image_overlay(dataset, image, image.texts[_best_text(image.selector)])
         else:
-            pixels = decode_image(sample.image, max_megapixels=dataset.max_megapixels).pixels
+            pixels = decode_image(image.data, max_megapixels=dataset.max_megapixels).pixels
         picture = Image.fromarray(pixels)
         picture.thumbnail((1280, 1280))
         file = io.BytesIO()

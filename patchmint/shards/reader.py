@@ -105,6 +105,11 @@ class StoredImage:
     members: Mapping[str, bytes] = field(repr=False)
 
     @property
+    def name(self) -> str:
+        """What people call it: KEY; of a document KEY.NUMBER, as the names of its members begin."""
+        return f"{self.key}.{self.number}" if isinstance(self.key_json, SequenceDocument) else self.key
+
+    @property
     def data(self) -> bytes:
         """The image file, as its source had it; `info.format` says what it is."""
         return _member(self.members, self.key, self.ending_of(IMAGE))
@@ -250,6 +255,15 @@ class StoredSample:
     def array(self, ending: str) -> Array | None:
         """One of the arrays, read-only; None where there is no such member."""
         return _array(self.members, self.key, ending)
+
+    def arrays(self, ending: str) -> list[Array]:
+        """That array of each image, by number, whether or not KEY.json was read; of a picture one, or none."""
+        found = {
+            int(name.removesuffix(ending).rstrip(".") or 0): decode_array(data, f"{self.key}.{name}")
+            for name, data in self.members.items()
+            if unnumbered(name) == ending
+        }
+        return [found[number] for number in sorted(found)]
 
     def _of_picture(self, ending: str) -> Array | None:
         if DOCUMENT in self.members:  # it may have been read without

@@ -337,7 +337,7 @@ class _KeyJson(_Document):
         description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
     )
 
-    @property
+    @cached_property
     def phrases(self) -> tuple[PhraseDocument, ...]:
         """What was found; a ShardError where the string isn't JSON of that form, as for all such strings."""
         return _parse(_PHRASES, self.phrases_json, "phrases_json")

@@ -13,6 +13,9 @@ from patchmint.storage.hub import connect
 from patchmint.weights.folder import NOTES, VOCABULARY, WEIGHTS
 
 PREFIX = "hub:"
+_OF_TEXT = ("tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+# For plug-ins that read text with transformers' classes.
+
 _FORM = re.compile(r"hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@#?]+))?", re.ASCII)
 
 
@@ -38,7 +41,7 @@ def snapshot(name: str) -> Path:
         files = " or ".join(WEIGHTS)
         raise _missing(name, f"{name} has no {files}; give the path of a file that you have, or another model")
     folder = weights.parent
-    for group in (*((note,) for note in NOTES), VOCABULARY):
+    for group in (VOCABULARY, *((note,) for note in (*NOTES, *_OF_TEXT))):
         _first(name, match["repo"], folder.name, group)  # the folder's name is the commit
     return folder
 

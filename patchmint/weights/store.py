@@ -131,6 +131,9 @@ def locate(name_or_path: str, role: str = "") -> Path:
         message = f"{name_or_path[:200]!r} isn't the path of a weights file: {error}"
         raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
+        if os.sep not in name_or_path:
+            message = f"{name_or_path} is a folder here; write .{os.sep}{name_or_path} for the model in it"
+            raise WeightsMissingError(message, names=[name_or_path])
         return file_in(path, VOCABULARY if role == "vocabulary" else WEIGHTS)
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(

@@ -19,10 +19,11 @@ COMMANDS = {
     ),
     "show": LazyCommand(
         "patchmint.cli.inspect.show:show_command",
-        "Show one sample: texts with their phrases, patch labels, codes.",
+        "Show one sample: texts with their phrases, patch labels, codes; a document image by image.",
         (
             "patchmint inspect show out/stage1 000000123456",
             "patchmint inspect show out/stage1 '#17' --text 0",
+            "patchmint inspect show out/documents '#17' --image 2 --png o.png",
             "patchmint inspect show s3://bucket/stage1 000000123456 --png o.png",
         ),
     ),
@@ -54,6 +55,7 @@ COMMANDS = {
             "patchmint inspect find out/stage1 --where 'list_contains(codes, 17) and width > 2 * height'",
             "patchmint inspect find out/stage1 --where 'list_max(scores) < 0.4' --sort 'list_max(scores)'",
             "patchmint inspect find out/stage1 --where 'list_max(label_shares) > 0.9' --json",
+            "patchmint inspect find out/documents --where 'images > 4'",
             "patchmint inspect find out/stage1 --rejects --reason image-missing",
         ),
     ),

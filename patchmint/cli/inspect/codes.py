@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _TEXT_CHARACTERS = 120
 _PLACES = 6
+_IMAGES = 3
+# Of one document; --json has all.
 
 
 def codes_command(
@@ -91,7 +94,7 @@ def codes_command(
     if as_json:
         print_json({"dataset": dataset, "notice": notice, **asdict(report)})
     else:
-        _print_code(_console(notice), report)
+        _print_code(_console(notice), report, _samples(opened))
     if not report.images:
         raise typer.Exit(1)
 
@@ -118,7 +121,7 @@ def _top(
     if as_json:
         print_json({"dataset": opened.uri, "notice": notice, "samples": opened.samples, **asdict(ranking)})
     else:
-        _print_ranking(_console(notice), ranking)
+        _print_ranking(_console(notice), ranking, _samples(opened))
 
 
 def _write(path: Path, picture: RgbImage) -> None:
@@ -131,6 +134,11 @@ def _write(path: Path, picture: RgbImage) -> None:
     write_output(path, file.getvalue())
 
 
+def _samples(dataset: Dataset) -> str:
+    """What its samples are called."""
+    return "documents" if dataset.has_documents else "images"
+
+
 def _console(notice: str) -> Console:
     console = console_for_data()
     if notice:
@@ -138,31 +146,39 @@ def _console(notice: str) -> Console:
     return console
 
 
-def _print_code(console: Console, report: CodeReport) -> None:
+def _print_code(console: Console, report: CodeReport, samples: str) -> None:
     if not report.images:
         console.print(
-            f"code {report.code} of {report.codebook_size}: in none of {report.samples:,} images", highlight=False
+            f"code {report.code} of {report.codebook_size}: in none of {report.samples:,} {samples}", highlight=False
         )
         return
     console.print(
         f"[bold]code {report.code}[/] of {report.codebook_size}: {report.occurrences:,} times "
-        f"({report.share:.2%} of all codes) in {report.images:,} of {report.samples:,} images, "
+        f"({report.share:.2%} of all codes) in {report.images:,} of {report.samples:,} {samples}, "
         f"{report.occurrences / report.images:.1f} in each",
         highlight=False,
     )
-    _print_words(console, report)
+    _print_words(console, report, samples)
     drawn = len(report.grid) == 2
     table = Table("key", Column("times", justify="right"), Column("of all", justify="right"))
     table.add_column("where", no_wrap=drawn)
     table.add_column("first text", overflow="fold")
-    for image in report.shown:
-        text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
-        where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
-        cells = (image.key, f"{image.count:,}", f"{image.share:.1%}", where, text)
-        table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
+    by_sample = [list(images) for _, images in groupby(report.shown, key=lambda image: image.index)]
+    for images in by_sample:
+        for image in images[:_IMAGES]:
+            text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
+            where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
+            cells = (image.name, f"{image.count:,}", f"{image.share:.1%}", where, text)
+            table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
+        if rest := images[_IMAGES:]:
+            times = sum(image.count for image in rest)
+            table.add_row(f"{len(rest)} more", f"{times:,}", f"{times / report.occurrences:.1%}", "", "images of it")
     console.print(table)
-    of_all = "" if len(report.shown) == report.images else f" of {report.images:,}"
-    console.print(f"where it is on average, in the {len(report.shown)}{of_all} images above:", highlight=False)
+    of_all = "" if len(by_sample) == report.images else f" of {report.images:,}"
+    images_of = "" if samples == "images" else f"{len(report.shown)} images of the "
+    console.print(
+        f"where it is on average, in the {images_of}{len(by_sample)}{of_all} {samples} above:", highlight=False
+    )
     for line in heat_map(report.positions, console.width - 2):
         console.print(f"│{line}│", highlight=False, no_wrap=True, crop=True)
 
@@ -172,9 +188,9 @@ def _places(cells: Sequence[Sequence[int]]) -> str:
     return "; ".join(named) + (f"; {len(cells) - _PLACES} more" if len(cells) > _PLACES else "")
 
 
-def _print_words(console: Console, report: CodeReport) -> None:
+def _print_words(console: Console, report: CodeReport, samples: str) -> None:
     words = report.words
-    looked = f"texts of the {words.images:,} images that have it most often, against {words.others:,} others"
+    looked = f"texts of the {words.images:,} {samples} that have it most often, against {words.others:,} others"
     if not words.terms:
         console.print(f"no word goes with it more than chance explains ({looked})", highlight=False)
         return
@@ -187,14 +203,17 @@ def _print_words(console: Console, report: CodeReport) -> None:
         )
 
 
-def _print_ranking(console: Console, ranking: Ranking) -> None:
-    console.print("the commonest codes:", _table(ranking.commonest))
-    title = f"the most concentrated: most in each image that has them, of those in {ranking.min_images} images or more:"
-    console.print(title, _table(ranking.concentrated), highlight=False)
+def _print_ranking(console: Console, ranking: Ranking, samples: str) -> None:
+    console.print("the commonest codes:", _table(ranking.commonest, samples))
+    each = samples.removesuffix("s")
+    title = (
+        f"the most concentrated: most in each {each} that has them, of those in {ranking.min_images} {samples} or more:"
+    )
+    console.print(title, _table(ranking.concentrated, samples), highlight=False)
 
 
-def _table(entries: Sequence[RankedCode]) -> Table:
-    numbers = ("code", "times", "share", "images", "in each")
+def _table(entries: Sequence[RankedCode], samples: str) -> Table:
+    numbers = ("code", "times", "share", samples, "in each")
     table = Table(*(Column(name, justify="right") for name in numbers), "example", "goes with")
     for entry in entries:
         counts = (f"{entry.occurrences:,}", f"{entry.share:.2%}", f"{entry.images:,}", f"{entry.per_image:.1f}")

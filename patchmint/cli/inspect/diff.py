@@ -61,6 +61,7 @@ def _document(difference: Difference) -> dict[str, object]:
         "samples": {"a": before, "b": after, "both": common},
         "only_a": asdict(difference.only_a),
         "only_b": asdict(difference.only_b),
+        "images": asdict(difference.images),
         "texts": asdict(difference.texts),
         "phrases": {
             "a": difference.phrase_counts[0],
@@ -105,6 +106,7 @@ def _lines(difference: Difference) -> list[str]:
         f"samples: {before} in A, {after} in B, {common} in both",
         *_named("only in A", difference.only_a),
         *_named("only in B", difference.only_b),
+        *_named("another number of images", difference.images),
         *_named("other texts", difference.texts),
         "phrases: {} -> {}".format(*difference.phrase_counts),
         *_named("other phrases or scores", difference.phrases),

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
 from patchmint.errors import InputError
 from patchmint.jobs.printable import printable
+from patchmint.samples import NO_NUMBER
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset
@@ -62,11 +63,14 @@ def find_command(
 
     --where and --sort are SQL (DuckDB's) over these columns of the sidecars:
     key, id, ordinal, "offset", size, width, height, format, rows, cols, views,
-    texts, label_shares, phrases, phrase_texts, scores, codes, code_counts,
-    source_name, source_path, source_start; with --rejects over those of the
-    rejects: ordinal, key, id, stage, reason, message; and over index, the place
-    in the data set (or among the rejects), from 0 on. A condition sees one sample
-    at a time: no subqueries, window functions or aggregates; but list_max, len, ...
+    texts, label_shares, phrases, phrase_texts, scores, origins, codes, code_counts,
+    source_name, source_path, source_start; of documents images, and lists by image:
+    widths, heights, formats, rows, cols, views, source_paths, source_starts,
+    share_images and share_texts beside label_shares, phrase_images; with --rejects
+    over those of the rejects: ordinal, key, id, stage, reason, message, image (-1:
+    the sample); and over index, the place in the data set (or among the rejects),
+    from 0 on. A condition sees one sample at a time: no subqueries, window functions
+    or aggregates; but list_max, len, ...
 
     Ends with 0 if something is found, 1 if nothing is, 2 if a condition is bad.
     """
@@ -111,7 +115,7 @@ def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, a
         print_json({"dataset": dataset.uri, "found": total, "samples": samples})
     else:
         if total:
-            _print_samples(read_found(dataset, indices), search.texts)
+            _print_samples(read_found(dataset, indices), search.texts, documents=dataset.has_documents)
         _sum_up(total, len(indices), f"of {dataset.samples} samples")
     return total
 
@@ -140,6 +144,7 @@ def _flat(reject: Reject) -> dict[str, str | int]:
         "stage": reject.fault.stage,
         "reason": reject.fault.reason,
         "message": reject.fault.message,
+        **({"image": reject.image} if reject.image != NO_NUMBER else {}),
     }
 
 
@@ -148,10 +153,11 @@ def _print_keys(keys: Iterable[str]) -> None:
         sys.stdout.write(f"{printable(key)}\n")
 
 
-def _print_samples(samples: Iterable[Found], wanted: Sequence[str]) -> None:
+def _print_samples(samples: Iterable[Found], wanted: Sequence[str], *, documents: bool) -> None:
     table = Table(
         Column("key", overflow="fold"),
         Column("shard", overflow="fold"),
+        *([Column("images", justify="right")] if documents else []),
         Column("share", no_wrap=True),
         Column("phrases", justify="right"),
         Column("best", justify="right"),
@@ -162,6 +168,7 @@ def _print_samples(samples: Iterable[Found], wanted: Sequence[str]) -> None:
         table.add_row(
             escape(printable(found.key)),
             escape(printable(found.shard)),
+            *([str(found.images)] if documents else []),
             " ".join([*shares, "…"] if len(found.label_shares) > _SHARES else shares),
             str(len(found.phrases)),
             "" if found.best_score is None else f"{found.best_score:.2f}",
@@ -173,7 +180,8 @@ def _print_samples(samples: Iterable[Found], wanted: Sequence[str]) -> None:
 def _print_rejects(rejects: Iterable[Reject]) -> None:
     table = Table(*(Column(name, overflow="fold") for name in ("key", "id", "stage", "reason", "message")))
     for reject in rejects:
-        texts = (reject.key, reject.id, reject.fault.stage, reject.fault.reason)
+        key = reject.key if reject.image == NO_NUMBER else f"{reject.key}.{reject.image}"
+        texts = (key, reject.id, reject.fault.stage, reject.fault.reason)
         table.add_row(*(escape(printable(text)) for text in texts), _shortened(reject.fault.message))
     console_for_data().print(table)
 

@@ -58,6 +58,8 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "samples", _samples(totals)
     if absent := describe_absent(totals["absent"] or {}):
         yield "besides", absent
+    if (images := totals.get("images")) is not None:
+        yield "images", _images(images)
     yield "texts", _texts(totals)
     yield "size", f"{totals['shards']} shards, {_size(totals['bytes'])} ({totals['bytes']} bytes)"
     known = summary.held or {name: summary.layout.get(name) for name in ("grid", "tokens", "features")}
@@ -82,6 +84,13 @@ def _samples(totals: Mapping[str, Any]) -> str:
     return f"{totals['planned']} planned, {written}, {sum(rejected.values())} rejected" + (
         f" ({reasons})" if reasons else ""
     )
+
+
+def _images(images: Mapping[str, Any]) -> str:
+    """Of documents."""
+    from patchmint.shards.records import ImageCounts, describe_images
+
+    return describe_images(ImageCounts(**images)) if "planned" in images else f"{images['written']} written"
 
 
 def _texts(totals: Mapping[str, Any]) -> str:
@@ -128,9 +137,12 @@ def _print_members(console: Console, summary: Summary) -> None:
 
     title = "members of a sample" if summary.versions else "members of the first sample"
     table = Table(Column("member", no_wrap=True), "type", "shape", title=title, title_justify="left")
+    documents = summary.layout.get("documents", False)
     for member in summary.members:
-        cells = (f"KEY.{member['ending']}", member["dtype"], " x ".join(member["shape"]))
+        number = "IMAGE." if documents and member["ending"] not in ("json", "txt") else ""
+        cells = (f"KEY.{number}{member['ending']}", member["dtype"], " x ".join(member["shape"]))
         table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
     if summary.versions:
-        console.print("T: texts of the sample; views: inputs of the encoder", highlight=False)
+        texts = "texts that label the image" if documents else "texts of the sample"
+        console.print(f"T: {texts}; views: inputs of the encoder", highlight=False)

@@ -17,6 +17,7 @@ from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
 from patchmint.inspection.show.labels import (
     Kept,
     mark_phrases,
+    parts_of,
     phrase_colours,
     phrases_of_text,
     text_labels,
@@ -26,66 +27,115 @@ from patchmint.inspection.show.lookup import Found
 from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.pictures.text import ink_on
-from patchmint.shards.reader import StoredSample
+from patchmint.samples import NO_NUMBER
+from patchmint.shards.endings import unnumbered
+from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.schema import PhraseDocument
 
 _MAX_CHARACTERS = 2000
 _MAX_PHRASES = 40
 _MAX_TEXTS = 6
+_MAX_IMAGES = 4
+_MAX_LISTED = 40
 _MAX_CODE_LINES = 32
 _NUMBERS_WIDTH, _LEAST_WORDS = 42, 10
 
 
-def print_sample(dataset: Dataset, found: Found, texts: Sequence[int]) -> None:
+def print_sample(dataset: Dataset, found: Found, chosen: Sequence[tuple[StoredImage, Sequence[int]]]) -> None:
     """Print what a sample holds: where it is from, each text with its phrases and patches, codes, features.
+
+    Args:
+        dataset: the sample's.
+        found: the sample; of a document its texts and images are printed in their order, too.
+        chosen: images to print, with the numbers of their texts to print.
 
     Raises:
         ShardError: it is damaged.
     """
     console, sample = console_for_data(), found.sample
     typer.echo("\n".join(map(printable, _facts(dataset, found))))
-    if sample.document.notice:
-        console.print(Text(printable(sample.document.notice), "bold yellow"))
-    for text in islice(texts, _MAX_TEXTS):
+    if sample.key_json.notice:
+        console.print(Text(printable(sample.key_json.notice), "bold yellow"))
+    if sample.parts:
         typer.echo()
-        _print_text(console, sample, text)
-    if len(texts) > _MAX_TEXTS:
-        typer.echo(f"\n{len(texts) - _MAX_TEXTS} more texts: --text N shows one, --json all")
-    if sample.selector is None:
-        typer.echo("\nno labels: the data set has none")
-    typer.echo()
-    _print_codes(console, sample)
-    console.print(Text(_features(sample)))
+        for line in islice(_sequence(sample), _MAX_LISTED):
+            console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
+        if len(sample.parts) > _MAX_LISTED:
+            typer.echo("more texts and images: --json has all")
+    for image, texts in islice(chosen, _MAX_IMAGES):
+        _print_image(console, image, texts)
+    if len(chosen) > _MAX_IMAGES:
+        typer.echo(f"\n{len(chosen) - _MAX_IMAGES} more images: --image N shows one, --json all")
 
 
 def _facts(dataset: Dataset, found: Found) -> Iterator[str]:
-    sample, document, (shard, _) = found.sample, found.sample.document, dataset.place(found.index)
-    image, grid, source = document.image, document.grid, document.source
-    turned = f", EXIF orientation {image.orientation}" if image.orientation != 1 else ""
+    sample, (shard, _) = found.sample, dataset.place(found.index)
+    yield f"{sample.key}  (#{found.index}, id {sample.key_json.id})"
+    if sample.parts:
+        yield f"images  {len(sample.images)}"
+    else:
+        yield from _image_facts(sample.images[0])
+    listed = " ".join(dict.fromkeys(map(unnumbered, sample.members)) if sample.parts else sample.members)
+    yield f"shard   {shard.tar}, {sample.size} bytes from {sample.offset} on: {listed}"
+    if not dataset.foreign and not sample.parts:
+        yield _grid(sample.images[0])
+
+
+def _image_facts(image: StoredImage) -> Iterator[str]:
+    info, source = image.info, image.source
+    turned = f", EXIF orientation {info.orientation}" if info.orientation != 1 else ""
     within = f" at {source.start}" if source.start >= 0 else ""
-    yield f"{sample.key}  (#{found.index}, id {document.id})"
-    yield f"image   {image.width} x {image.height} {image.format} {image.mode}{turned}, {len(sample.image)} bytes"
+    yield f"image   {info.width} x {info.height} {info.format} {info.mode}{turned}, {len(image.data)} bytes"
     if source.path:
         yield f"source  {f'{source.name}: ' if source.name else ''}{source.path}{within}"
-    yield f"shard   {shard.tar}, {sample.size} bytes from {sample.offset} on: {' '.join(sample.members)}"
-    if dataset.foreign:
-        return
+
+
+def _grid(image: StoredImage) -> str:
+    grid = image.grid
     views = f", {grid.views} views" if grid.views > 1 else ""
-    yield f"grid    {grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.fit}{views}"
+    return f"grid    {grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.fit}{views}"
 
 
-def _print_text(console: Console, sample: StoredSample, number: int) -> None:
-    document = sample.document
-    phrases = phrases_of_text(document, number)
+def _sequence(sample: StoredSample) -> Iterator[str]:
+    """A document as it is read: a line a part, images by number."""
+    for part in parts_of(sample):
+        speaker = f"{part.role}: " if part.role else ""
+        if part.image != NO_NUMBER:
+            yield f"{speaker}[image {part.image}]"
+        else:
+            more = f"… (+{len(part.text) - _MAX_CHARACTERS:,} characters)" if len(part.text) > _MAX_CHARACTERS else ""
+            yield f"{speaker}{part.text[:_MAX_CHARACTERS]}{more}"
+
+
+def _print_image(console: Console, image: StoredImage, texts: Sequence[int]) -> None:
+    if image.name != image.key:
+        console.print(Text(f"\nimage {image.number} of 0..{len(image.key_json.images) - 1}", "bold reverse"))
+        typer.echo("\n".join(map(printable, (*_image_facts(image), _grid(image)))))
+    for text in islice(texts, _MAX_TEXTS):
+        typer.echo()
+        _print_text(console, image, text)
+    if len(texts) > _MAX_TEXTS:
+        typer.echo(f"\n{len(texts) - _MAX_TEXTS} more texts: --text N shows one, --json all")
+    if image.selector is None:
+        typer.echo("\nno labels: the data set has none")
+    elif not texts:
+        typer.echo("\nno text labels this image")
+    typer.echo()
+    _print_codes(console, image)
+    console.print(Text(_features(image)))
+
+
+def _print_text(console: Console, image: StoredImage, number: int) -> None:
+    texts, phrases = image.key_json.texts, phrases_of_text(image, number)
     colours = _colours(phrases)
-    console.print(Text(f"text {number} of 0..{len(document.texts) - 1}", "bold"))
-    console.print(_marked(document.texts[number], phrases, colours, coloured=_is_coloured(console)))
+    console.print(Text(f"text {number} of 0..{len(texts) - 1}", "bold"))
+    console.print(_marked(texts[number], phrases, colours, coloured=_is_coloured(console)))
     if phrases:
         _print_phrases(console, phrases, colours)
-    elif sample.selector is not None:
+    elif image.selector is not None:
         typer.echo("no phrase found")
-    if sample.selector is not None:
-        _print_labels(console, sample, number)
+    if image.selector is not None:
+        _print_labels(console, image, number)
 
 
 def _colours(phrases: Sequence[PhraseDocument]) -> dict[str, Style]:
@@ -134,10 +184,10 @@ def _print_phrases(console: Console, phrases: Sequence[PhraseDocument], colours:
         typer.echo(f"{len(phrases) - _MAX_PHRASES} more phrases; --json has all")
 
 
-def _print_labels(console: Console, sample: StoredSample, number: int) -> None:
-    grid = sample.document.grid
-    every, coverage = text_labels(sample, number)
-    view, cells = whole_view(sample.document)
+def _print_labels(console: Console, image: StoredImage, number: int) -> None:
+    grid = image.grid
+    every, coverage = text_labels(image, number)
+    view, cells = whole_view(image)
     kept, covered = every[cells], coverage[cells] if coverage is not None else None
     all_views = Kept.of(every)
     share = f"{all_views.patches} of {all_views.all} patches kept ({all_views.share})"
@@ -148,15 +198,15 @@ def _print_labels(console: Console, sample: StoredSample, number: int) -> None:
     console.print(Text(legend(covered is not None), "dim"))
 
 
-def _print_codes(console: Console, sample: StoredSample) -> None:
-    codes, tokens = sample.codes, sample.document.tokens
+def _print_codes(console: Console, image: StoredImage) -> None:
+    codes, tokens = image.codes, image.key_json.tokens
     if codes is None:
         typer.echo("no codes: the data set has none")
         return
     several = len(tokens.codebook_sizes) > 1
     if codes.ndim != len(tokens.grid) + several or codes.dtype.kind not in "ui" or not codes.size:
         raise ShardError(
-            f"sample {sample.key!r} has codes of another form than it says; run `patchmint inspect verify`"
+            f"sample {image.name!r} has codes of another form than it says; run `patchmint inspect verify`"
         )
     drawn = codes[..., 0] if several else codes
     sizes = " + ".join(map(str, tokens.codebook_sizes))
@@ -168,8 +218,8 @@ def _print_codes(console: Console, sample: StoredSample) -> None:
         typer.echo(f"{len(lines) - _MAX_CODE_LINES} more lines; --json has all")
 
 
-def _features(sample: StoredSample) -> str:
-    features, layout = sample.features, sample.document.features
+def _features(image: StoredImage) -> str:
+    features, layout = image.features, image.key_json.features
     if features is None or layout is None:
         return "no features"
     shape = " x ".join(map(str, features.shape))

@@ -82,6 +82,7 @@ def _print(console: Console, stats: Stats) -> None:
     rejected = sum(entry.count for entry in stats.rejects)
     facts = [
         f"{stats.samples:,} samples in {stats.shards:,} shards",
+        *([f"{stats.images:,} images"] if stats.images_per_sample is not None else []),
         f"{stats.texts:,} texts",
         f"{rejected:,} rejected",
     ]
@@ -95,19 +96,22 @@ def _print(console: Console, stats: Stats) -> None:
         _print_distributions(console, stats)
     if stats.labels is not None:
         labels = stats.labels
+        every = "texts" if stats.images_per_sample is None else "pairs of image and text"
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
         if labels.origins.keys() - {"model"}:
             unscored += "; " + ", ".join(
                 f"{count:,} {escape(printable(origin))}" for origin, count in sorted(labels.origins.items())
             )
         console.print(
-            f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {stats.texts:,} texts "
-            f"({labels.empty_texts / stats.texts:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
+            f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {labels.labels:,} "
+            f"{every} ({labels.empty_texts / labels.labels:.1%}) keep none; {labels.phrases:,} phrases{unscored}",
             highlight=False,
         )
-    if stats.rejects:
-        table = Table("stage", "reason", Column("rejected", justify="right"))
-        for entry in stats.rejects:
+    for what, counts in (("rejected", stats.rejects), ("images dropped", stats.dropped)):
+        if not counts:
+            continue
+        table = Table("stage", "reason", Column(what, justify="right"))
+        for entry in counts:
             table.add_row(escape(printable(entry.stage)), escape(printable(entry.reason)), f"{entry.count:,}")
         console.print(table)
     for usage in stats.codes:

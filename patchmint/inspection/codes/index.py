@@ -1,20 +1,20 @@
 """Which images contain a code: an inverted index, made once and kept in the user's cache.
 
-Sidecars count all codes of an image. Where images are padded to a square, codes of cells that show nothing but padding
-are left out, so there the arrays of images that have such cells are read.
+Sidecars count all codes of a sample. Where images are padded to a square, codes of cells that show nothing but padding
+are left out, so there the arrays of samples that have such cells are read.
 
 Memory-mapped arrays, so that a question reads only the code's own part: `offsets` (codes + 1), and from `offsets[c]`
 to `offsets[c + 1]` the `samples` that contain code c, ascending, with their `counts`. About 5 bytes for each distinct
-code of each image: 1 GB for a million images of 200 codes.
+code of each sample: 1 GB for a million images of 200 codes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -27,9 +27,9 @@ from pydantic import ValidationError
 
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import iter_stored, sample_at
-from patchmint.datasets.rows import iter_tables, rows_at
+from patchmint.datasets.rows import image_sizes, iter_tables, rows_at, size_columns
 from patchmint.errors import InputError, ShardError
-from patchmint.geometry import Fit, PatchGrid
+from patchmint.geometry import Fit
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
@@ -79,9 +79,9 @@ def tokens_layout(dataset: Dataset) -> TokensLayout:
     if dataset.manifest is not None:
         tokens = dataset.manifest.layout.tokens
     else:
-        document = sample_at(dataset, 0).document.tokens
+        told = sample_at(dataset, 0).key_json.tokens
         try:
-            tokens = TokensLayout.model_validate(document.model_dump()) if document.member else None
+            tokens = TokensLayout.model_validate(told.model_dump()) if told.member else None
         except ValidationError as error:
             raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
     if tokens is None:
@@ -134,8 +134,8 @@ class CodeIndex:
     Attributes:
         offsets: int64 (codes + 1,), where each code's entries begin.
         totals: int64 (codes,), how often each code is there.
-        samples: positions of images in the data set, ascending within a code.
-        counts: how often the code is in that image.
+        samples: positions of samples in the data set, ascending within a code.
+        counts: how often the code is in that sample, in all its images.
         background: how often words are in the texts of a spread of all images.
         tokens: what the codes are.
         padding: whether cells that show nothing but padding count.
@@ -166,10 +166,10 @@ class CodeIndex:
         for number in numbers:
             for position, count in zip(*(part.tolist() for part in self.ranked(number, limit)), strict=True):
                 told.setdefault(position, {})[number] = count
-        columns = ["codes", "code_counts", "width", "height"]
+        columns = ["codes", "code_counts", *size_columns(dataset)]
         rows = dict(rows_at(dataset, np.array(sorted(told), np.int64), columns))
         found = {at: dict(zip(row["codes"], row["code_counts"], strict=False)) for at, row in rows.items()}
-        sizes = {at: (row["height"], row["width"]) for at, row in rows.items()}
+        sizes = dict(zip(rows, image_sizes(pa.Table.from_pylist(list(rows.values()))), strict=True)) if rows else {}
         found |= {
             at: dict(zip(numbers.tolist(), times.tolist(), strict=True))
             for at, numbers, times in _content(dataset, self.tokens, sizes, padding=self.padding)
@@ -186,11 +186,11 @@ class CodeIndex:
 
     @property
     def images(self) -> Integers:
-        """In how many images each code is: int64 (codes,)."""
+        """In how many samples each code is (of pictures: images): int64 (codes,)."""
         return np.diff(self.offsets)
 
     def ranked(self, number: int, limit: int) -> tuple[Integers, Integers]:
-        """Images that contain a code, those that have it most often first, among equals in the data set's order.
+        """Samples that contain a code, those that have it most often first, among equals in the data set's order.
 
         Returns:
             Positions in the data set and counts: int64, at most `limit` of each.
@@ -210,25 +210,20 @@ def has_padding(tokens: TokensLayout) -> bool:
 
 def _shown_cells(tokens: TokensLayout, size: Size) -> npt.NDArray[np.bool_] | None:
     """Which cells show any of an image (height, width): bool (rows, cols); None: all, or where that can't be told."""
-    return _shown(tokens.cells, size) if tokens.cells is not None and has_padding(tokens) else None
+    shown = tokens.shown(size) if has_padding(tokens) else None
+    return None if shown is None or shown.all() else shown
 
 
-@lru_cache(maxsize=4096)
-def _shown(cells: PatchGrid, size: Size) -> npt.NDArray[np.bool_] | None:
-    shown: npt.NDArray[np.bool_] = cells.place(size).inside > 0
-    return None if shown.all() else shown
-
-
-def stored_codes(sample: StoredSample, tokens: TokensLayout) -> npt.NDArray[Any]:
-    """A sample's array of codes.
+def stored_codes(sample: StoredSample, tokens: TokensLayout) -> list[npt.NDArray[Any]]:
+    """The codes of a sample's images.
 
     Raises:
-        ShardError: it isn't of the data set's shape.
+        ShardError: there are none, or they aren't of the data set's shape.
     """
-    codes = sample.array(f"{tokens.member}.npy")
-    if codes is None or codes.shape != tokens.shape:
+    codes = sample.arrays(f"{tokens.member}.npy")
+    if not codes or any(array.shape != tokens.shape for array in codes):
         raise ShardError(f"sample {sample.key!r} has no codes of shape {tokens.shape}; run `patchmint inspect verify`")
-    return codes
+    return [*codes]
 
 
 def open_code_index(
@@ -335,7 +330,7 @@ def _count(
     images, totals, most = np.zeros(codes, np.int64), np.zeros(codes, np.int64), 0
     chosen = spread(dataset.samples, TERM_SAMPLES)
     terms = TermCounter()
-    columns = ["codes", "code_counts", "texts", "phrases", "width", "height"]
+    columns = ["codes", "code_counts", "texts", "phrases", *size_columns(dataset)]
     for first, batch in _batches(dataset, columns, progress):
         entries = _of_batch(dataset, tokens, first, batch)
         if kept is not None:
@@ -363,9 +358,8 @@ def _of_batch(dataset: Dataset, tokens: TokensLayout, first: int, batch: pa.Reco
 def _without_padding(
     dataset: Dataset, tokens: TokensLayout, first: int, batch: pa.RecordBatch, entries: _Entries
 ) -> _Entries:
-    """The entries of a batch; of images that have cells of padding those that their arrays have in the other cells."""
-    sides = zip(batch.column("height").to_pylist(), batch.column("width").to_pylist(), strict=True)
-    read = list(_content(dataset, tokens, dict(enumerate(sides, start=first)), padding=False))
+    """The entries of a batch; of samples that have cells of padding those that their arrays have in the other cells."""
+    read = list(_content(dataset, tokens, dict(enumerate(image_sizes(batch), start=first)), padding=False))
     others = ~np.isin(entries[2], [at for at, _, _ in read])
     parts = [tuple(part[others] for part in entries)]
     parts += [(numbers, times, np.full(len(numbers), at)) for at, numbers, times in read]
@@ -375,25 +369,28 @@ def _without_padding(
 
 
 def _content(
-    dataset: Dataset, tokens: TokensLayout, sizes: Mapping[int, Size], *, padding: bool
+    dataset: Dataset, tokens: TokensLayout, sizes: Mapping[int, Sequence[Size]], *, padding: bool
 ) -> Iterator[tuple[int, Integers, Integers]]:
-    """The codes of cells that show any of the image, and how often they do, of images that have other cells.
+    """The codes of cells that show any of the images, and how often they do, of samples that have other cells.
 
     Args:
         dataset: whose.
         tokens: what its codes are.
-        sizes: (height, width) of images by their positions, ascending.
+        sizes: (height, width) of samples' images by the samples' positions, ascending.
         padding: whether padding counts; then there are none.
     """
-    shown = (
-        {} if padding else {at: mask for at, size in sizes.items() if (mask := _shown_cells(tokens, size)) is not None}
-    )
+    masks = {} if padding else {at: [_shown_cells(tokens, size) for size in own] for at, own in sizes.items()}
+    shown = {at: own for at, own in masks.items() if any(mask is not None for mask in own)}
     starts = book_starts(tokens)[:-1]
     for at, sample in iter_stored(dataset, list(shown), (f"{tokens.member}.npy",)):
-        codes = stored_codes(sample, tokens).reshape(*tokens.grid, -1).astype(np.int64)
-        if (codes >= tokens.codebook_sizes).any():
+        found = [codes.reshape(*tokens.grid, -1).astype(np.int64) for codes in stored_codes(sample, tokens)]
+        if len(found) != len(shown[at]) or any((codes >= tokens.codebook_sizes).any() for codes in found):
             raise ShardError(f"sample {sample.key!r} of {dataset.uri} has codes outside its codebooks; run verify")
-        yield at, *np.unique(codes[shown[at]] + starts, return_counts=True)
+        counted = [
+            (codes if mask is None else codes[mask]).reshape(-1, len(starts)) + starts
+            for codes, mask in zip(found, shown[at], strict=True)
+        ]
+        yield at, *np.unique(np.concatenate(counted), return_counts=True)
 
 
 def _kept(file: IO[bytes]) -> Iterator[_Entries]:

@@ -23,7 +23,7 @@ from patchmint.inspection.codes.index import (
 from patchmint.inspection.codes.terms import Term, telling_terms, terms_of
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.layout import TokensLayout
-from patchmint.shards.reader import StoredSample
+from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.types import Integers, Progress
 
 MAX_TERM_IMAGES = 200
@@ -42,16 +42,20 @@ class CodeImage:
     """An image that contains the code.
 
     Attributes:
-        index: position in the data set.
-        key: its name.
+        index: its sample's position in the data set.
+        key: its sample's name.
+        image: its number in the sample; 0 for a picture.
+        name: what people call it: KEY; of a document KEY.NUMBER.
         count: how often the code is in it.
         share: of all its occurrences, 0..1.
         cells: where in the grid, as its array counts: (row, col), or (position,) of a tokenizer without rows.
-        text: its first text.
+        text: its sample's first text.
     """
 
     index: int
     key: str
+    image: int
+    name: str
     count: int
     share: float
     cells: tuple[tuple[int, ...], ...]
@@ -82,12 +86,12 @@ class CodeReport:
         codebook_size: codes in its codebook.
         occurrences: how often it is there, in all images.
         share: of all codes of its codebook in the data set, 0..1.
-        images: in how many images it is.
-        samples: images in the data set.
+        images: in how many samples it is (of pictures: images).
+        samples: in the data set.
         grid: shape of an image's codes, without the codebooks.
         positions: by position in the grid, how often the code is there a shown image, 0..1; one row where there are no
             rows.
-        shown: the images that have it most often.
+        shown: the images of the samples that have it most often.
         words: what their texts say more often than others.
     """
 
@@ -113,7 +117,7 @@ def report_code(
         index: its index.
         tokens: what its codes are.
         code: which.
-        limit: images to show at most.
+        limit: samples to show at most.
         progress: told while images are read.
 
     Raises:
@@ -171,35 +175,43 @@ def _shown(
     images = {}
     members = (DOCUMENT, f"{index.tokens.member}.npy")
     for position, sample in iter_stored(dataset, sorted(count_of), members, progress):
-        cells = find_cells(sample, index, code, count_of[position])
-        share = count_of[position] / occurrences
-        text = sample.document.texts[0]
-        images[position] = CodeImage(position, sample.key, count_of[position], share, cells, text)
-    return tuple(images[position] for position in count_of)
+        text = sample.key_json.texts[0]
+        images[position] = [
+            CodeImage(position, sample.key, image.number, image.name, len(cells), len(cells) / occurrences, cells, text)
+            for image, cells in find_cells(sample, index, code, count_of[position])
+        ]
+    return tuple(image for position in count_of for image in images[position])
 
 
-def find_cells(sample: StoredSample, index: CodeIndex, code: Code, count: int) -> tuple[tuple[int, ...], ...]:
-    """Where in a sample's grid a code is.
+Cells = tuple[tuple[int, ...], ...]
+"""Places in a grid."""
+
+
+def find_cells(sample: StoredSample, index: CodeIndex, code: Code, count: int) -> list[tuple[StoredImage, Cells]]:
+    """The images of a sample that contain a code, with the places in their grids, most of them first.
 
     Args:
-        sample: with its document and its array of codes.
+        sample: with its document and its codes.
         index: which says whether cells of padding count.
         code: which.
-        count: how often it is there by the index.
+        count: how often it is in the sample by the index.
 
     Raises:
-        ShardError: the array isn't of the data set's shape, or the index belongs to another one.
+        ShardError: an array isn't of the data set's shape, or the index belongs to another one.
     """
-    codes = stored_codes(sample, index.tokens)
-    book: npt.NDArray[np.unsignedinteger] = codes if codes.ndim == len(index.tokens.grid) else codes[..., code.book]
-    counted = index.counted_cells((sample.document.image.height, sample.document.image.width))
-    cells = np.argwhere(book == code.code if counted is None else (book == code.code) & counted)
-    if len(cells) != count:
+    places = []
+    arrays = stored_codes(sample, index.tokens)
+    for image, codes in zip(sample.images, arrays, strict=False):
+        book: npt.NDArray[np.unsignedinteger] = codes if codes.ndim == len(index.tokens.grid) else codes[..., code.book]
+        counted = index.counted_cells((image.info.height, image.info.width))
+        cells = np.argwhere(book == code.code if counted is None else (book == code.code) & counted)
+        places.append((image, tuple(tuple(cell) for cell in cells.tolist())))
+    if (found := sum(len(cells) for _, cells in places)) != count or len(arrays) != len(places):
         raise _CountError(
-            f"sample {sample.key!r} has code {code.name} {len(cells)} times, its sidecar says {count}; run "
+            f"sample {sample.key!r} has code {code.name} {found} times, its sidecar says {count}; run "
             "`patchmint inspect verify`"
         )
-    return tuple(tuple(cell) for cell in cells.tolist())
+    return sorted(((image, cells) for image, cells in places if cells), key=lambda place: -len(place[1]))
 
 
 def code_terms(
@@ -246,9 +258,9 @@ class RankedCode:
         code: its name.
         occurrences: how often it is there.
         share: of all codes of its codebook in the data set, 0..1.
-        images: in how many images it is.
-        per_image: occurrences / images: how often it is in an image that has it, on average.
-        example: key of the image that has it most often.
+        images: in how many samples it is (of pictures: images).
+        per_image: occurrences / images: how often it is in a sample that has it, on average.
+        example: key of the sample that has it most often.
         word: the word or phrase that goes with it most surely; empty where none does.
     """
 

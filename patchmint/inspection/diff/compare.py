@@ -1,6 +1,6 @@
 """What changed between two builds: settings, keys, texts, phrases, labels and codes.
 
-Not compared: images, boxes, coverage and features.
+Not compared: images (but how many a document has), the order of a document's parts, boxes, coverage and features.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Records = npt.NDArray[np.void]
 _ROW = np.dtype(
     [
         ("key", np.uint64),
+        ("images", np.int32),
         ("texts", np.uint32),
         ("phrases", np.uint32),
         ("phrase_count", np.uint32),
@@ -36,6 +37,7 @@ _ROW = np.dtype(
     ]
 )
 _COLUMNS = ["key", "texts", "label_shares", "phrases", "phrase_texts", "scores"]
+_OF_DOCUMENTS = ["images", "phrase_images"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Difference:
         samples: of A, of B, and of both.
         only_a: keys that only A has.
         only_b: keys that only B has.
+        images: samples of both with another number of images.
         texts: samples of both with other texts.
         phrases: samples of both with other phrases or scores.
         phrase_counts: phrases that were found in the samples of both, in A and in B.
@@ -126,6 +129,7 @@ class Difference:
     samples: tuple[int, int, int]
     only_a: Some
     only_b: Some
+    images: Some
     texts: Some
     phrases: Some
     phrase_counts: tuple[int, int]
@@ -136,7 +140,7 @@ class Difference:
     @property
     def is_same(self) -> bool:
         """Whether nothing that was compared differs, and nothing was in the way of comparing it."""
-        samples = (self.only_a, self.only_b, self.texts, self.phrases)
+        samples = (self.only_a, self.only_b, self.images, self.texts, self.phrases)
         members = (self.labels, self.codes)
         return (
             not self.settings
@@ -171,6 +175,7 @@ def compare(a: Dataset, b: Dataset, *, samples: int = 0, top: int = 20, progress
         samples=(a.samples, b.samples, len(pairs.a)),
         only_a=_some(a, pairs.only_a, top),
         only_b=_some(b, pairs.only_b, top),
+        images=_some(a, pairs.a[common_a["images"] != common_b["images"]], top),
         texts=_some(a, pairs.a[common_a["texts"] != common_b["texts"]], top),
         phrases=_some(a, pairs.a[common_a["phrases"] != common_b["phrases"]], top),
         phrase_counts=(int(np.sum(common_a["phrase_count"])), int(np.sum(common_b["phrase_count"]))),
@@ -210,10 +215,13 @@ def digest_rows(dataset: Dataset, progress: Progress | None = None) -> Records:
     """
     rows = np.zeros(dataset.samples, _ROW)
     first = 0
-    for _, table in iter_tables(dataset, _COLUMNS, progress):
-        columns = {name: table[name].to_pylist() for name in _COLUMNS}
-        phrases = zip(columns["phrases"], columns["phrase_texts"], columns["scores"], strict=True)
+    names = [*_COLUMNS, *_OF_DOCUMENTS] if dataset.has_documents else _COLUMNS
+    for _, table in iter_tables(dataset, names, progress):
+        columns = {name: table[name].to_pylist() for name in names}
+        found = ("phrases", "phrase_texts", "scores", "phrase_images")
+        phrases = zip(*(columns[name] for name in found if name in columns), strict=True)
         part = rows[first : first + table.num_rows]
+        part["images"] = columns.get("images", 1)
         part["key"] = [key_hash(key) for key in columns["key"]]
         part["texts"] = [_digest(texts) for texts in columns["texts"]]
         part["phrases"] = [_digest(of_one) for of_one in phrases]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.types import Integers, Progress
 
 Array = npt.NDArray[np.generic]
+Arrays = Sequence[Array]
 
 _BLOCK = 1024
 
@@ -28,7 +29,7 @@ class Flips:
         key: its name.
         on: patches that went from 0 to 1.
         off: patches that went from 1 to 0.
-        patches: of all its texts.
+        patches: of all its texts, in all its images.
     """
 
     key: str
@@ -44,7 +45,7 @@ class Codes:
     Attributes:
         obstacle: why they can't be compared; empty where they can, or where neither build has any.
         compared: samples.
-        other_shape: samples passed over, since their codes have another shape.
+        other_shape: samples passed over, since their codes have another shape, or they have other images.
         cells: of the compared samples.
         equal: cells with the same code.
         changed: samples with any other code.
@@ -62,16 +63,17 @@ class Codes:
         """Share of equal cells; None where none were compared."""
         return self.equal / self.cells if self.cells else None
 
-    def add(self, a: Array, b: Array) -> None:
-        """Compare a sample's codes."""
-        if a.shape != b.shape:
+    def add(self, a: Arrays, b: Arrays) -> None:
+        """Compare the codes of a sample's images."""
+        if _shapes(a) != _shapes(b):
             self.other_shape += 1
             return
-        equal = int(np.count_nonzero(a == b))
+        before, after = _flat(a), _flat(b)
+        equal = int(np.count_nonzero(before == after))
         self.compared += 1
-        self.cells += a.size
+        self.cells += before.size
         self.equal += equal
-        self.changed += equal < a.size
+        self.changed += equal < before.size
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Labels:
         top: so many samples with the most flips are named.
         obstacle: why they can't be compared; empty where they can, or where neither build has any.
         compared: samples.
-        other_shape: samples passed over: another number of texts, or of views.
+        other_shape: samples passed over: another number of texts, views or images.
         patches: of the compared samples, of all their texts.
         both: patches that are 1 in both.
         on: patches that went from 0 to 1.
@@ -117,15 +119,15 @@ class Labels:
         """The samples with the most flips, those first."""
         return [flips for *_, flips in sorted(self._most, reverse=True)]
 
-    def add(self, key: str, a: Array, b: Array) -> None:
-        """Compare a sample's selectors."""
-        if a.shape != b.shape:
+    def add(self, key: str, a: Arrays, b: Arrays) -> None:
+        """Compare the selectors of a sample's images."""
+        if _shapes(a) != _shapes(b):
             self.other_shape += 1
             return
-        before, after = a != 0, b != 0
-        flips = Flips(key, int((~before & after).sum()), int((before & ~after).sum()), a.size)
+        before, after = _flat(a) != 0, _flat(b) != 0
+        flips = Flips(key, int((~before & after).sum()), int((before & ~after).sum()), before.size)
         self.compared += 1
-        self.patches += a.size
+        self.patches += before.size
         self.both += int((before & after).sum())
         self.on += flips.on
         self.off += flips.off
@@ -134,6 +136,14 @@ class Labels:
             heapq.heappush(self._most, (flips.on + flips.off, -self.compared, flips))
             if len(self._most) > self.top:
                 heapq.heappop(self._most)
+
+
+def _shapes(arrays: Arrays) -> list[tuple[int, ...]]:
+    return [array.shape for array in arrays]
+
+
+def _flat(arrays: Arrays) -> Array:
+    return np.concatenate([array.ravel() for array in arrays])
 
 
 def compare_members(
@@ -158,16 +168,14 @@ def compare_members(
     first = (sample_at(a, int(pairs[0][0])), sample_at(b, int(pairs[1][0])))
     labels.obstacle = _labels_obstacle(*first)
     codes.obstacle = _codes_obstacle(*first)
-    selector = "" if labels.obstacle or SELECTOR not in first[0].members else SELECTOR
+    selector = "" if labels.obstacle or not first[0].arrays(SELECTOR) else SELECTOR
     tokens = ("", "") if codes.obstacle else (_tokens_ending(first[0]), _tokens_ending(first[1]))
     if not selector and not tokens[0]:
         return labels, codes
     for one, other in _read_pairs(a, b, pairs, selector, tokens, progress):
-        before, after = one.array(SELECTOR), other.array(SELECTOR)
-        if before is not None and after is not None:
+        if (before := one.arrays(SELECTOR)) and (after := other.arrays(SELECTOR)):
             labels.add(one.key, before, after)
-        before, after = one.array(tokens[0]), other.array(tokens[1])
-        if before is not None and after is not None:
+        if (before := one.arrays(tokens[0])) and (after := other.arrays(tokens[1])):
             codes.add(before, after)
     return labels, codes
 
@@ -193,11 +201,12 @@ def _read_pairs(
 
 
 def _labels_obstacle(a: StoredSample, b: StoredSample) -> str:
-    has_a, has_b = SELECTOR in a.members, SELECTOR in b.members
+    has_a, has_b = bool(a.arrays(SELECTOR)), bool(b.arrays(SELECTOR))
     if has_a != has_b:
         return f"{'A' if has_b else 'B'} has no labels"
-    grids = [(grid.rows, grid.cols, grid.fit) for grid in (a.document.grid, b.document.grid)]
-    told = [sample.document.grid.placement_json for sample in (a, b)]
+    first = [sample.images[0].grid for sample in (a, b)]
+    grids = [(grid.rows, grid.cols, grid.fit) for grid in first]
+    told = [grid.placement_json for grid in first]
     if has_a and (grids[0] != grids[1] or (all(told) and told[0] != told[1])):
         shown = ["{} x {} patches ({})".format(*grid) for grid in grids]
         return f"other grids: {shown[0]} in A, {shown[1]} in B"
@@ -205,7 +214,7 @@ def _labels_obstacle(a: StoredSample, b: StoredSample) -> str:
 
 
 def _codes_obstacle(a: StoredSample, b: StoredSample) -> str:
-    tokens = [sample.document.tokens for sample in (a, b)]
+    tokens = [sample.key_json.tokens for sample in (a, b)]
     if bool(tokens[0].member) != bool(tokens[1].member):
         return f"{'B' if tokens[0].member else 'A'} has no codes"
     if (tokens[0].grid, tokens[0].codebook_sizes) != (tokens[1].grid, tokens[1].codebook_sizes):
@@ -219,5 +228,5 @@ def _by(numbers: tuple[int, ...]) -> str:
 
 
 def _tokens_ending(sample: StoredSample) -> str:
-    member = sample.document.tokens.member
+    member = sample.key_json.tokens.member
     return f"{member}.npy" if member else ""

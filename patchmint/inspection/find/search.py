@@ -16,11 +16,11 @@ from patchmint.errors import InputError
 from patchmint.inspection.find.sql import Conditions
 from patchmint.samples import Fault, Reject
 from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.sidecar import SCHEMA as SIDECAR
 from patchmint.types import Integers, Progress
 
 _BEST = "nullif(list_max(scores), -1)"  # -1: the model gives no scores
 _COLUMNS = ["key", "id", "texts", "label_shares", "phrases", "scores"]
+_IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Found:
         shard: the tar.
         key: its name.
         id: the source's name for it.
+        images: how many it has; 1: it is a picture, or a document of one.
         texts: all of them.
-        label_shares: per text, 0..1; empty where there are no labels.
+        label_shares: per text, of a document per image and text that labels it, 0..1; empty where there are no labels.
         phrases: that were found in it.
         best_score: of the phrases, 0..1; None where there is none.
     """
@@ -69,6 +70,7 @@ class Found:
     shard: str
     key: str
     id: str
+    images: int
     texts: list[str]
     label_shares: list[float]
     phrases: list[str]
@@ -99,7 +101,7 @@ def find_samples(
             f"{dataset.uri} has no labels, so no phrases, scores or label shares; search by --text, --key or --where"
         )
     own, values = _conditions(search)
-    with Conditions(SIDECAR, own, values, where=search.where, sort=search.sort) as conditions:
+    with Conditions(dataset.columns, own, values, where=search.where, sort=search.sort) as conditions:
         for _, table in iter_tables(dataset, conditions.columns, progress):
             conditions.add(table)
         return conditions.total, conditions.numbers(limit)
@@ -112,13 +114,15 @@ def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
-    for index, row in _rows_at(dataset, indices, _COLUMNS):
+    columns = [*_COLUMNS, _IMAGES] if dataset.has_documents else _COLUMNS
+    for index, row in _rows_at(dataset, indices, columns):
         scores = [score for score in row["scores"] if score >= 0]
         yield Found(
             index=index,
             shard=dataset.place(index)[0].tar,
             key=row["key"],
             id=row["id"],
+            images=row.get(_IMAGES, 1),
             texts=row["texts"],
             label_shares=[round(share, 6) for share in row["label_shares"]],
             phrases=row["phrases"],
@@ -229,6 +233,6 @@ def _read(dataset: Dataset, numbers: Integers) -> list[Reject]:
         chosen = ascending[begin:end]
         for number, row in zip(chosen.tolist(), table.take(pa.array(chosen - first)).to_pylist(), strict=True):
             fault = Fault(row["stage"], row["reason"], row["message"])
-            found[number] = Reject(row["ordinal"], row["key"], row["id"], fault)
+            found[number] = Reject(row["ordinal"], row["key"], row["id"], fault, image=row["image"])
         first += table.num_rows
     return [found[number] for number in numbers.tolist()]

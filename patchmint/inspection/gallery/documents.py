@@ -17,11 +17,19 @@ from patchmint.datasets.reader import dataset_notice
 from patchmint.datasets.rows import rows_at
 from patchmint.errors import ShardError
 from patchmint.inspection.gallery.remake import Offer
-from patchmint.inspection.show.labels import Kept, phrase_colours, phrases_of_text, text_labels, whole_view
-from patchmint.inspection.show.overlays import sample_placement
+from patchmint.inspection.show.labels import (
+    Kept,
+    parts_of,
+    phrase_colours,
+    phrases_of_text,
+    text_labels,
+    texts_of,
+    whole_view,
+)
+from patchmint.inspection.show.overlays import image_placement
 from patchmint.pictures.labels import PALETTE, score_words
-from patchmint.shards.reader import StoredSample
-from patchmint.shards.schema import PhraseDocument, SampleDocument
+from patchmint.shards.reader import StoredImage, StoredSample
+from patchmint.shards.schema import PhraseDocument
 from patchmint.types import Integers
 from patchmint.version import __version__
 
@@ -96,40 +104,48 @@ def packed(array: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> str:
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")
 
 
-def describe_sample(dataset: Dataset, sample: StoredSample) -> dict[str, Any]:
-    """A sample's texts, phrases, patches and codes.
+def describe_sample(sample: StoredSample) -> dict[str, Any]:
+    """A sample's names; of a document also its texts and images in their order. Raises a ShardError, as the sample."""
+    told = sample.key_json
+    described: dict[str, Any] = {"key": sample.key, "id": told.id, "notice": told.notice}
+    if sample.parts:
+        parts = parts_of(sample)
+        described["sequence"] = [{"text": part.text, "image": part.image, "role": part.role} for part in parts]
+    return described
+
+
+def describe_image(dataset: Dataset, image: StoredImage) -> dict[str, Any]:
+    """An image with its texts, phrases, patches and codes.
 
     Args:
         dataset: that has it.
-        sample: with all its members; its image isn't looked at.
+        image: with its arrays; its bytes aren't looked at.
 
     Raises:
         ShardError: a member is damaged, or one contradicts another.
     """
-    document = sample.document
-    image = document.image
+    info, source = image.info, image.source
     described: dict[str, Any] = {
-        "key": sample.key,
-        "id": document.id,
-        "notice": document.notice,
-        "image": {"width": image.width, "height": image.height, "format": image.format, "mode": image.mode},
-        "source": {"path": document.source.path, "start": document.source.start},
-        "texts": [_text(number, document) for number in range(len(document.texts))],
+        "key": image.name,
+        "image": {"width": info.width, "height": info.height, "format": info.format, "mode": info.mode},
+        "source": {"path": source.path, "start": source.start},
+        "texts": [_text(number, text, image) for number, text in texts_of(image).items()],
         "grid": None,
         "codes": None,
     }
-    described |= _labels(dataset, sample, document)
-    codes = sample.codes
+    described |= _labels(dataset, image)
+    codes = image.codes
     if codes is not None:
         described["codes"] = {"shape": list(codes.shape), "values": codes.ravel().tolist()}
     return described
 
 
-def _text(number: int, document: SampleDocument) -> dict[str, Any]:
-    phrases = phrases_of_text(document, number)
+def _text(number: int, text: str, image: StoredImage) -> dict[str, Any]:
+    phrases = phrases_of_text(image, number)
     colours = phrase_colours(phrase.text for phrase in phrases)
     return {
-        "parts": list(_parts(document.texts[number], phrases, colours)),
+        "number": number,
+        "parts": list(_parts(text, phrases, colours)),
         "phrases": [
             {
                 "words": phrase.text,
@@ -159,38 +175,38 @@ def _parts(text: str, phrases: Sequence[PhraseDocument], colours: Mapping[str, i
         start = end
 
 
-def _labels(dataset: Dataset, sample: StoredSample, document: SampleDocument) -> dict[str, Any]:
+def _labels(dataset: Dataset, image: StoredImage) -> dict[str, Any]:
     """Patches of the view that shows the whole: their borders in image pixels, what is kept, how much covered."""
-    if sample.selector is None:
+    if image.selector is None:
         return {"labels": None}
-    texts = [text_labels(sample, text) for text in range(len(document.texts))]
+    texts = [text_labels(image, text) for text in image.texts]
     selectors = [selector != 0 for selector, _ in texts]
     coverages = [coverage for _, coverage in texts if coverage is not None]
-    _, view = whole_view(document)
+    _, view = whole_view(image)
     kept = [Kept.of(selector) for selector, _ in texts]
     labels: dict[str, Any] = {
         "kept": [{"kept": own.patches, "all": own.all, "share": own.share} for own in kept],
         "selector": _packed([selector[view] for selector in selectors]),
         "coverage": _packed([coverage[view] for coverage in coverages]) if len(coverages) == len(texts) else None,
     }
-    return {"labels": labels, "grid": _grid(dataset, document)}
+    return {"labels": labels, "grid": _grid(dataset, image)}
 
 
 def _packed(grids: Sequence[npt.NDArray[Any]]) -> str:
     return packed(np.array(grids, np.uint8))
 
 
-def _grid(dataset: Dataset, document: SampleDocument) -> dict[str, Any]:
+def _grid(dataset: Dataset, image: StoredImage) -> dict[str, Any]:
     """Borders of that view's cells; without them, the reason why they aren't known."""
-    grid = document.grid
+    grid = image.grid
     facts: dict[str, Any] = {"rows": grid.rows, "cols": grid.cols, "views": grid.views, "fit": grid.fit}
     try:
-        placement = sample_placement(dataset, document)
+        placement = image_placement(dataset, image)
     except ShardError as error:
         return facts | {"problem": str(error)}
     if (placement.rows, placement.cols) != (grid.rows, grid.cols):
         return facts | {"problem": f"the build's grid is {placement.rows} x {placement.cols}; run verify"}
-    view = placement.views[whole_view(document)[0]]
+    view = placement.views[whole_view(image)[0]]
     facts |= {"rows": view.rows, "cols": view.cols}
     y, x = placement.edges(view)
     return facts | {"y": np.round(y, 3).tolist(), "x": np.round(x, 3).tolist()}

@@ -23,7 +23,8 @@ from patchmint.plugins import is_outside_tokenizer, plugin_names
 from patchmint.shards.codec import Array
 from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
-from patchmint.shards.schema import SampleDocument, round_box
+from patchmint.shards.reader import StoredImage
+from patchmint.shards.schema import round_box
 from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
@@ -103,36 +104,34 @@ class Remaker:
         self.decoded_offer = decoded
         self._lock = Lock()
 
-    def masks(self, images: Sequence[RgbImage], documents: Sequence[SampleDocument], longest: int) -> list[list[bytes]]:
-        """Masks of every text of some images.
+    def masks(self, images: Sequence[RgbImage], stored: Sequence[StoredImage], longest: int) -> list[list[bytes]]:
+        """Masks of every text that labels some images.
 
         Args:
             images: HWC uint8 RGB.
-            documents: the images' samples.
+            stored: what is known of them.
             longest: longest side of the pictures in pixels.
 
         Returns:
-            For each image a transparent PNG a text; empty bytes for a text without phrases.
+            For each image a transparent PNG for each of its texts; empty bytes for a text without phrases.
 
         Raises:
             WeightsError: the masker's weights can't be used.
         """
-        drawn = [drawn_masks(document) for document in documents]
+        drawn = [drawn_masks(image) for image in stored]
         others = [
-            np.array([p.box for number, p in enumerate(document.phrases) if number not in own], np.float32).reshape(
-                -1, 4
-            )
-            for document, own in zip(documents, drawn, strict=True)
+            np.array([p.box for number, p in enumerate(image.phrases) if number not in own], np.float32).reshape(-1, 4)
+            for image, own in zip(stored, drawn, strict=True)
         ]
         made: Sequence[Sequence[Rle]] = [()] * len(images)
         if any(map(len, others)):
             with self._lock:
                 made = [masks.rles() for masks in self._masker.masks(images, others)]
         pictures = []
-        for image, document, own, rles in zip(images, documents, drawn, made, strict=True):
+        for pixels, image, own, rles in zip(images, stored, drawn, made, strict=True):
             rest = iter(rles)
-            whole = [own[number] if number in own else next(rest) for number in range(len(document.phrases))]
-            pictures.append(_of_texts(document, whole, small((image.shape[0], image.shape[1]), longest)))
+            whole = [own[number] if number in own else next(rest) for number in range(len(image.phrases))]
+            pictures.append(_of_texts(image, whole, small((pixels.shape[0], pixels.shape[1]), longest)))
         return pictures
 
     def decoded(self, codes: Sequence[Array], sizes: Sequence[Size]) -> list[RgbImage]:
@@ -173,31 +172,31 @@ class Remaker:
         return build_tokenizer(models, tokens, pick_device("auto"))
 
 
-def drawn_masks(document: SampleDocument) -> dict[int, Rle]:
+def drawn_masks(image: StoredImage) -> dict[int, Rle]:
     """The stored masks of annotators that became labels, by the number of their phrase."""
     waiting: dict[tuple[int, tuple[float, ...]], list[int]] = {}
-    for number, phrase in reversed(list(enumerate(document.phrases))):
+    for number, phrase in reversed(list(enumerate(image.phrases))):
         if phrase.origin == "annotator":
             waiting.setdefault((phrase.text_index, phrase.box), []).append(number)
     found: dict[int, Rle] = {}
     if not waiting:
         return found
-    size = (document.image.height, document.image.width)
-    for text, said in enumerate(document.annotators):
+    size = (image.info.height, image.info.width)
+    for text, said in enumerate(image.key_json.annotators):
         for mask in (each.mask for each in said.drawn if each.mask is not None):
-            upright = upright_mask(mask, document.image.orientation, size)
+            upright = upright_mask(mask, image.info.orientation, size)
             # in their order, where several have one box
             if numbers := waiting.get((text, round_box(bounding_box(upright)))):
                 found[numbers.pop()] = upright
     return found
 
 
-def _of_texts(document: SampleDocument, rles: Sequence[Rle], size: Size) -> list[bytes]:
+def _of_texts(image: StoredImage, rles: Sequence[Rle], size: Size) -> list[bytes]:
     pictures = []
-    for text in range(len(document.texts)):
-        phrases = phrases_of_text(document, text)
+    for text in image.texts:
+        phrases = phrases_of_text(image, text)
         colours = phrase_colours(phrase.text for phrase in phrases)
-        own = [rle for rle, phrase in zip(rles, document.phrases, strict=True) if phrase.text_index == text]
+        own = [rle for rle, phrase in zip(rles, image.phrases, strict=True) if phrase.text_index == text]
         pictures.append(masks_png(own, [colours[phrase.text] for phrase in phrases], size) if own else b"")
     return pictures
 

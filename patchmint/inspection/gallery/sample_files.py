@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.images.decode import decode_image
-from patchmint.inspection.gallery.documents import describe_sample, script
+from patchmint.inspection.gallery.documents import describe_image, describe_sample, script
 from patchmint.inspection.gallery.remake import Remaker
 from patchmint.inspection.gallery.thumbnails import jpeg, small
-from patchmint.shards.reader import StoredSample
+from patchmint.shards.reader import StoredImage
 from patchmint.types import RgbImage
 
 _FOLDER = 1000
@@ -23,26 +23,54 @@ _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image with what its files are made of.
+
+    Attributes:
+        position: its sample's in the gallery.
+        number: in a document; None: it is a picture.
+        described: for the page, until its files are made; where it can't be decoded, it says why.
+        stored: it.
+        pixels: None before it is decoded, and where it can't be.
+    """
+
+    position: int
+    number: int | None
+    described: dict[str, Any]
+    stored: StoredImage = field(repr=False)
+    pixels: RgbImage | None = field(default=None, repr=False)
+
+    def file_name(self, kind: str, *text: int) -> str:
+        """Path of one of its files; of masks with the place of the text among those that label it."""
+        return file_name(kind, self.position, *(() if self.number is None else (self.number,)), *text)
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A sample with what its files are made of.
 
     Attributes:
         position: in the gallery.
-        described: for the page; where the sample or its image can't be read, it says why.
-        sample: None where it can't be read.
-        pixels: the image; None where it can't be decoded.
+        described: for the page; of a picture its only image's, too. Where it can't be read, it says why.
+        images: none where it can't be read.
     """
 
     position: int
     described: dict[str, Any]
-    sample: StoredSample | None = field(default=None, repr=False)
-    pixels: RgbImage | None = field(default=None, repr=False)
+    images: tuple[PreparedImage, ...] = ()
 
 
-def file_name(kind: str, position: int, text: int = 0) -> str:
-    """Path of a sample's file: by number, since keys of tars that others wrote may be anything."""
-    name = f"{kind}/{position // _FOLDER:06}/{position:06}"
-    return {"samples": f"{name}.js", "masks": f"{name}-{text}.png"}.get(kind, f"{name}.jpg")
+def file_name(kind: str, position: int, *numbers: int) -> str:
+    """Path of a sample's file: by number, since keys of tars that others wrote may be anything.
+
+    Args:
+        kind: samples, pictures, masks or decoded.
+        position: in the gallery.
+        numbers: the image of a document; of masks then the place of the text among those that label it.
+    """
+    name = "-".join((f"{position:06}", *map(str, numbers)))
+    ending = {"samples": "js", "masks": "png"}.get(kind, "jpg")
+    return f"{kind}/{position // _FOLDER:06}/{name}.{ending}"
 
 
 class SampleFiles:
@@ -62,8 +90,8 @@ class SampleFiles:
         self._megapixels = dataset.max_megapixels
         self._reader = SampleReader([dataset])
 
-    def prepare(self, position: int, index: int) -> Prepared:
-        """Read a sample and decode its image; what is wrong with either becomes words on its card.
+    def read(self, position: int, index: int) -> Prepared:
+        """Read a sample; what is wrong with it becomes words on its card. Its images aren't decoded.
 
         Args:
             position: in the gallery.
@@ -73,103 +101,107 @@ class SampleFiles:
             StorageError: its shard can't be read.
         """
         shard, row = self._dataset.place(index)
-        known: dict[str, Any] = {
-            "index": index,
-            "shard": shard.tar,
-            "row": row,
-            "picture": False,
-            "masks": [],
-            "decoded": False,
-            "remarks": [],
-        }
+        known: dict[str, Any] = {"index": index, "shard": shard.tar, "row": row}
         try:
             known["key"] = self._reader.locate(SampleRef(0, 0, index)).key
             sample = self._reader.sample(index)
-            described = known | describe_sample(self._dataset, sample)
-            codes = sample.codes
+            described = known | describe_sample(sample)
+            views = [_nothing() | describe_image(self._dataset, image) for image in sample.images]
         except ShardError as error:
-            return Prepared(position, {"key": str(index)} | known | {"problem": str(error)})
+            return Prepared(position, {"key": str(index)} | known | _nothing() | {"problem": str(error)})
+        if "sequence" in described:
+            images = zip(sample.images, views, strict=True)
+            described["images"] = views
+            return Prepared(
+                position, described, tuple(PreparedImage(position, one.number, view, one) for one, view in images)
+            )
+        described = views[0] | described
+        return Prepared(position, described, (PreparedImage(position, None, described, sample.images[0]),))
+
+    def decode(self, image: PreparedImage) -> PreparedImage:
+        """Decode an image, and say what can be made of it; what is wrong with it becomes words on its card."""
+        described = image.described
         try:
-            pixels = decode_image(sample.image, max_megapixels=self._megapixels).pixels
+            pixels = decode_image(image.stored.data, max_megapixels=self._megapixels).pixels
         except (ImageError, ShardError) as error:
-            return Prepared(position, described | {"problem": str(error)}, sample)
+            described["problem"] = str(error)
+            return image
         described["picture"] = True
         if self._remaker.masks_offer.available:
             described["masks"] = [bool(text["phrases"]) for text in described["texts"]]
-        described["decoded"] = self._remaker.decoded_offer.available and codes is not None
-        return Prepared(position, described, sample, pixels)
+        described["decoded"] = self._remaker.decoded_offer.available and described["codes"] is not None
+        return replace(image, pixels=pixels)
 
     def script(self, prepared: Prepared) -> bytes:
-        """What is known of the sample, for the page."""
+        """What is known of the sample, for the page; its images have been decoded."""
         name = file_name("samples", prepared.position).removesuffix(".js")
         return script(name, prepared.described)
 
-    def picture(self, prepared: Prepared) -> bytes:
+    def picture(self, image: PreparedImage) -> bytes:
         """The photo as JPEG."""
-        assert prepared.pixels is not None
-        height, width = prepared.pixels.shape[:2]
-        return jpeg(prepared.pixels, small((height, width), self._size))
+        assert image.pixels is not None
+        height, width = image.pixels.shape[:2]
+        return jpeg(image.pixels, small((height, width), self._size))
 
-    def masks(self, batch: Sequence[Prepared]) -> list[list[bytes]]:
-        """Masks of samples that have some: for each a transparent PNG a text, empty for a text without phrases.
+    def masks(self, batch: Sequence[PreparedImage]) -> list[list[bytes]]:
+        """Masks of images that have some: for each a transparent PNG a text, empty for a text without phrases.
 
         Raises:
             WeightsError: the masker's weights can't be used.
         """
-        images = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-        documents = [prepared.sample.document for prepared in batch if prepared.sample is not None]
-        return self._remaker.masks(images, documents, self._size)
+        images = [image.pixels for image in batch if image.pixels is not None]
+        return self._remaker.masks(images, [image.stored for image in batch], self._size)
 
-    def decoded(self, batch: Sequence[Prepared]) -> list[bytes]:
-        """Codes of samples that have some, drawn, as JPEG.
+    def decoded(self, batch: Sequence[PreparedImage]) -> list[bytes]:
+        """Codes of images that have some, drawn, as JPEG.
 
         Raises:
             WeightsError, PluginError: the tokenizer can't be loaded.
             InputError: the codes aren't the tokenizer's.
         """
-        codes = [prepared.sample.codes for prepared in batch if prepared.sample is not None]
-        sizes = [prepared.pixels.shape[:2] for prepared in batch if prepared.pixels is not None]
+        codes = [image.stored.codes for image in batch]
+        sizes = [image.pixels.shape[:2] for image in batch if image.pixels is not None]
         drawn = self._remaker.decoded([grid for grid in codes if grid is not None], sizes)
         return [jpeg(pixels, (pixels.shape[0], pixels.shape[1])) for pixels in drawn]
 
-    def of_batch(
-        self, batch: Sequence[Prepared], problem: Callable[[str], None] | None = None
-    ) -> Iterator[tuple[str, bytes]]:
-        """All files of some samples, with their paths; what can't be made of a sample becomes words on its card.
-
-        Args:
-            batch: the samples.
-            problem: told the key of each sample of which something can't be shown.
+    def of_batch(self, batch: Sequence[PreparedImage]) -> Iterator[tuple[str, bytes]]:
+        """All files of some decoded images, with their paths; what can't be made of one becomes words on its card.
 
         Raises:
             WeightsError, PluginError: as for `masks` and `decoded`.
         """
-        masked = [prepared for prepared in batch if any(prepared.described["masks"])]
-        for prepared, pictures in _each(self.masks, masked):
+        for image, pictures in _each(self.masks, [image for image in batch if any(image.described["masks"])]):
             if isinstance(pictures, str):
-                _leave_out(prepared, "masks", [], f"its masks can't be made again: {pictures}")
+                _leave_out(image, "masks", [], f"its masks can't be made again: {pictures}")
                 continue
             for text, picture in enumerate(pictures):
                 if picture:
-                    yield file_name("masks", prepared.position, text), picture
-        coded = [prepared for prepared in batch if prepared.described["decoded"]]
-        for prepared, drawn in _each(self.decoded, coded):
+                    yield image.file_name("masks", text), picture
+        for image, drawn in _each(self.decoded, [image for image in batch if image.described["decoded"]]):
             if isinstance(drawn, str):
-                _leave_out(prepared, "decoded", False, f"its codes can't be drawn: {drawn}")
+                _leave_out(image, "decoded", False, f"its codes can't be drawn: {drawn}")
                 continue
-            yield file_name("decoded", prepared.position), drawn
-        for prepared in batch:
-            yield file_name("samples", prepared.position), self.script(prepared)
-            if prepared.pixels is not None:
-                yield file_name("pictures", prepared.position), self.picture(prepared)
-            if problem is not None and _has_problem(prepared.described):
-                problem(prepared.described["key"])
+            yield image.file_name("decoded"), drawn
+        for image in batch:
+            if image.pixels is not None:
+                yield image.file_name("pictures"), self.picture(image)
+
+
+def _nothing() -> dict[str, Any]:
+    """What can be shown of an image before it is decoded."""
+    return {"picture": False, "masks": [], "decoded": False, "remarks": []}
+
+
+def has_problem(described: dict[str, Any]) -> bool:
+    """Whether something of a sample can't be shown."""
+    views = described.get("images", [described])
+    return any(view.get("problem") or view["remarks"] or (view.get("grid") or {}).get("problem") for view in views)
 
 
 def _each(
-    make: Callable[[Sequence[Prepared]], Sequence[_Made]], batch: Sequence[Prepared]
-) -> Iterator[tuple[Prepared, _Made | str]]:
-    """What is made of some samples at once or, where one of them spoils that, of each by itself; or why it can't be."""
+    make: Callable[[Sequence[PreparedImage]], Sequence[_Made]], batch: Sequence[PreparedImage]
+) -> Iterator[tuple[PreparedImage, _Made | str]]:
+    """What is made of some images at once or, where one of them spoils that, of each by itself; or why it can't be."""
     if not batch:
         return
     try:
@@ -178,14 +210,10 @@ def _each(
         if len(batch) == 1:
             yield batch[0], str(error)
             return
-        for prepared in batch:
-            yield from _each(make, [prepared])
+        for image in batch:
+            yield from _each(make, [image])
 
 
-def _leave_out(prepared: Prepared, kind: str, nothing: object, remark: str) -> None:
-    prepared.described[kind] = nothing
-    prepared.described["remarks"].append(remark)
-
-
-def _has_problem(described: dict[str, Any]) -> bool:
-    return bool(described.get("problem") or described["remarks"] or (described.get("grid") or {}).get("problem"))
+def _leave_out(image: PreparedImage, kind: str, nothing: object, remark: str) -> None:
+    image.described[kind] = nothing
+    image.described["remarks"].append(remark)

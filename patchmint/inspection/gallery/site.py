@@ -19,7 +19,7 @@ from patchmint.inspection.gallery.documents import (
     texts_document,
 )
 from patchmint.inspection.gallery.remake import Remaker, offer_decoded, offer_masks
-from patchmint.inspection.gallery.sample_files import Prepared, SampleFiles, file_name
+from patchmint.inspection.gallery.sample_files import Prepared, SampleFiles, file_name, has_problem
 from patchmint.types import Progress
 
 ASSETS = (
@@ -30,6 +30,7 @@ ASSETS = (
     "draw.js",
     "finder.js",
     "cards.js",
+    "strip.js",
     "detail.js",
     "gallery.js",
 )
@@ -42,7 +43,9 @@ _KEPT = 48
 _KEPT_MASKS = 16
 _CHUNKS = {"index": INDEX_CHUNK, "texts": TEXTS_CHUNK}
 _OF_CHUNK = re.compile(r"data/(index|texts)-(\d{6})\.js", re.ASCII)
-_OF_SAMPLE = re.compile(r"(samples|pictures|masks|decoded)/\d{6}/(\d{6,9})(?:-(\d{1,4}))?\.(?:js|jpg|png)", re.ASCII)
+_OF_SAMPLE = re.compile(
+    r"(samples|pictures|masks|decoded)/\d{6}/(\d{6,9})((?:-\d{1,4}){0,2})\.(?:js|jpg|png)", re.ASCII
+)
 _FOLDER = re.compile(r"data|(samples|pictures|masks|decoded)(/\d{6})?", re.ASCII)
 
 
@@ -104,9 +107,9 @@ class Site:
         if chunk := _OF_CHUNK.fullmatch(path):
             return self._chunk(chunk[1], int(chunk[2]))
         if own := _OF_SAMPLE.fullmatch(path):
-            kind, position, text = own[1], int(own[2]), int(own[3] or 0)
-            if position < len(self.positions) and path == file_name(kind, position, text):
-                return self._of_sample(kind, position, text)
+            kind, position, numbers = own[1], int(own[2]), tuple(map(int, own[3].split("-")[1:]))
+            if position < len(self.positions) and path == file_name(kind, position, *numbers):
+                return self._of_sample(kind, position, numbers)
         return None
 
     def files(
@@ -129,10 +132,17 @@ class Site:
             yield path, data
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, total, _BATCH):
-                batch = range(start, min(start + _BATCH, total))
-                yield from self._samples.of_batch(list(pool.map(self._prepare, batch)), problem)
+                samples = list(pool.map(self._read, range(start, min(start + _BATCH, total))))
+                images = [image for prepared in samples for image in prepared.images]
+                for first in range(0, len(images), _BATCH):  # of a document's many images a few are in memory at a time
+                    decoded = pool.map(self._samples.decode, images[first : first + _BATCH])
+                    yield from self._samples.of_batch(list(decoded))
+                for prepared in samples:
+                    yield file_name("samples", prepared.position), self._samples.script(prepared)
+                    if problem is not None and has_problem(prepared.described):
+                        problem(prepared.described["key"])
                 if progress is not None:
-                    progress(batch[-1] + 1, total)
+                    progress(start + len(samples), total)
 
     def _chunk(self, kind: str, number: int) -> bytes | None:
         length = _CHUNKS[kind]
@@ -142,23 +152,31 @@ class Site:
         document = (index_document if kind == "index" else texts_document)(self.dataset, indices)
         return script(f"data/{kind}-{number:06}", document)
 
-    def _of_sample(self, kind: str, position: int, text: int) -> bytes | None:
+    def _of_sample(self, kind: str, position: int, numbers: tuple[int, ...]) -> bytes | None:
         if kind in ("samples", "pictures"):
-            return self._kept(position).get(kind)
+            return self._kept(position).get(file_name(kind, position, *numbers))
+        if len(numbers) != self.dataset.has_documents + (kind == "masks"):
+            return None
+        number = numbers[0] if self.dataset.has_documents else 0
         if kind == "masks":
-            masks = self._kept_masks(position)
-            return (masks[text] or None) if text < len(masks) else None
-        prepared = self._prepare(position)
-        return self._samples.decoded([prepared])[0] if prepared.described["decoded"] else None
+            masks = self._kept_masks(position, number)
+            return (masks[numbers[-1]] or None) if numbers[-1] < len(masks) else None
+        images = self._read(position).images[number : number + 1]
+        decoded = [image for image in map(self._samples.decode, images) if image.described["decoded"]]
+        return self._samples.decoded(decoded)[0] if decoded else None
 
     def _small_files(self, position: int) -> dict[str, bytes]:
-        prepared = self._prepare(position)
-        files = {"samples": self._samples.script(prepared)}
-        return files if prepared.pixels is None else files | {"pictures": self._samples.picture(prepared)}
+        prepared = self._read(position)
+        images = map(self._samples.decode, prepared.images)
+        files = {
+            image.file_name("pictures"): self._samples.picture(image) for image in images if image.pixels is not None
+        }
+        return files | {file_name("samples", position): self._samples.script(prepared)}
 
-    def _masks_of(self, position: int) -> list[bytes]:
-        prepared = self._prepare(position)
-        return self._samples.masks([prepared])[0] if any(prepared.described["masks"]) else []
+    def _masks_of(self, position: int, number: int) -> list[bytes]:
+        images = map(self._samples.decode, self._read(position).images[number : number + 1])
+        masked = [image for image in images if any(image.described["masks"])]
+        return self._samples.masks(masked)[0] if masked else []
 
-    def _prepare(self, position: int) -> Prepared:
-        return self._samples.prepare(position, int(self.positions[position]))
+    def _read(self, position: int) -> Prepared:
+        return self._samples.read(position, int(self.positions[position]))

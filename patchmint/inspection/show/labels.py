@@ -1,4 +1,4 @@
-"""One text of a stored sample: its labels, checked (a lone tar may be anybody's), and its phrases, marked in it."""
+"""One text of a stored image: its labels, checked (a lone tar may be anybody's), and its phrases, marked in it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,68 @@ import numpy.typing as npt
 
 from patchmint.errors import ShardError
 from patchmint.pictures.labels import PALETTE
-from patchmint.shards.reader import StoredSample
-from patchmint.shards.schema import PhraseDocument, SampleDocument
+from patchmint.samples import Part
+from patchmint.shards.reader import StoredImage, StoredSample
+from patchmint.shards.schema import PhraseDocument
 
 Grid = npt.NDArray[np.uint8]
 
 
-def text_labels(sample: StoredSample, text: int) -> tuple[Grid, Grid | None]:
+def text_labels(image: StoredImage, text: int) -> tuple[Grid, Grid | None]:
     """The selector and the coverage of a text.
+
+    Args:
+        image: with its arrays.
+        text: number of one of the texts that label it.
 
     Returns:
         uint8 (rows of all views, cols), 0 or 1; and uint8 of the same shape, 255 = all of the patch, or None where the
-        sample has none. Where there are no labels at all the first is empty.
+        image has none. Where there are no labels at all the first is empty.
 
     Raises:
-        ShardError: they don't fit the sample's texts or its grid.
+        ShardError: they don't fit its texts or its grid.
     """
-    selector, coverage = sample.selector, sample.coverage
+    selector, coverage = image.selector, image.coverage
     if selector is None:
         return np.zeros((0, 0), np.uint8), None
-    wanted = (len(sample.document.texts), *sample.document.label_shape)
+    wanted = (len(image.texts), *image.info.label_shape)
     if any(array is not None and (array.shape != wanted or array.dtype != np.uint8) for array in (selector, coverage)):
         raise ShardError(
-            f"sample {sample.key!r} has labels that don't fit its texts and its grid, {wanted} of uint8; run "
+            f"sample {image.name!r} has labels that don't fit its texts and its grid, {wanted} of uint8; run "
             "`patchmint inspect verify` on it"
         )
-    return selector[text], coverage[text] if coverage is not None else None
+    place = image.texts.index(text)
+    return selector[place], coverage[place] if coverage is not None else None
 
 
-def whole_view(document: SampleDocument) -> tuple[int, tuple[slice, slice]]:
+def texts_of(image: StoredImage) -> dict[int, str]:
+    """The texts that label an image, by number.
+
+    Raises:
+        ShardError: the sample has no such texts.
+    """
+    texts = image.key_json.texts
+    if any(number >= len(texts) for number in image.texts):
+        raise ShardError(f"sample {image.name!r} is labelled by texts that it hasn't; run `patchmint inspect verify`")
+    return {number: texts[number] for number in image.texts}
+
+
+def parts_of(sample: StoredSample) -> tuple[Part, ...]:
+    """Texts and images of a document in their order; none of a picture.
+
+    Raises:
+        ShardError: the sample has no such images.
+    """
+    if any(part.image >= len(sample.images) for part in sample.parts):
+        raise ShardError(f"sample {sample.key!r} shows images that it hasn't; run `patchmint inspect verify`")
+    return sample.parts
+
+
+def whole_view(image: StoredImage) -> tuple[int, tuple[slice, slice]]:
     """The view that shows the whole image, and where its cells lie among those of all views."""
-    placement = document.placement
+    placement = image.info.placement
     if placement is None:
-        return 0, (slice(document.grid.rows), slice(document.grid.cols))
+        return 0, (slice(image.grid.rows), slice(image.grid.cols))
     return placement.overview, placement.cells_of(placement.overview)
 
 
@@ -83,9 +112,9 @@ class Run:
     numbers: tuple[int, ...]
 
 
-def phrases_of_text(document: SampleDocument, text: int) -> list[PhraseDocument]:
-    """What was found for one of a sample's texts, best first."""
-    return [phrase for phrase in document.phrases if phrase.text_index == text]
+def phrases_of_text(image: StoredImage, text: int) -> list[PhraseDocument]:
+    """What was found in an image for one of its texts, best first."""
+    return [phrase for phrase in image.phrases if phrase.text_index == text]
 
 
 def phrase_colours(phrases: Iterable[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A stored sample's grid on its image, and its overlay, as `patchmint label` draws it of a labelled one."""
+"""The grid on a stored image, and its overlay, as `patchmint label` draws it of a labelled one."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from patchmint.geometry import Fit, PatchGrid, Placement
 from patchmint.images.decode import decode_image
 from patchmint.inspection.show.labels import phrases_of_text, text_labels
 from patchmint.pictures.overlay import draw_overlay
-from patchmint.shards.reader import StoredSample
-from patchmint.shards.schema import SampleDocument
+from patchmint.shards.reader import StoredImage
 from patchmint.types import RgbImage
 
 
-def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImage:
+def image_overlay(dataset: Dataset, image: StoredImage, text: int) -> RgbImage:
     """Draw what is stored of one text: patches, phrases and boxes on the image.
 
     Args:
-        dataset: the sample's.
-        sample: it.
-        text: which of its texts, from 0 on.
+        dataset: the image's.
+        image: it.
+        text: number of one of the texts that label it.
 
     Returns:
         HWC uint8 RGB.
@@ -29,25 +28,24 @@ def sample_overlay(dataset: Dataset, sample: StoredSample, text: int) -> RgbImag
         ImageError: the image can't be decoded, or has more pixels than the build allowed.
         ShardError: the sample is damaged.
     """
-    document = sample.document
-    if sample.selector is None:
-        raise InputError(f"sample {sample.key!r} has no labels to draw; `patchmint extend` adds them to a data set")
-    kept, coverage = text_labels(sample, text)
+    if image.selector is None:
+        raise InputError(f"sample {image.name!r} has no labels to draw; `patchmint extend` adds them to a data set")
+    kept, coverage = text_labels(image, text)
     return draw_overlay(
-        decode_image(sample.image, max_megapixels=dataset.max_megapixels).pixels,
-        placement=sample_placement(dataset, document),
+        decode_image(image.data, max_megapixels=dataset.max_megapixels).pixels,
+        placement=image_placement(dataset, image),
         selector=kept,
         coverage=coverage,
-        phrases=[found.phrase for found in phrases_of_text(document, text)],
-        caption=document.texts[text],
-        title=sample.key,
-        notice=document.notice,
-        fit=document.grid.fit,
+        phrases=[found.phrase for found in phrases_of_text(image, text)],
+        caption=image.key_json.texts[text],
+        title=image.name,
+        notice=image.key_json.notice,
+        fit=image.grid.fit,
     )
 
 
-def sample_placement(dataset: Dataset, document: SampleDocument) -> Placement:
-    """Lay the data set's grid on a sample's image.
+def image_placement(dataset: Dataset, image: StoredImage) -> Placement:
+    """Lay the data set's grid on a stored image.
 
     The document tells it where it depends on the image, else the build's settings do. Without them (a lone tar, an
     unfinished build) it is the document's, and in format 1 of `anyres` the first view only.
@@ -55,14 +53,14 @@ def sample_placement(dataset: Dataset, document: SampleDocument) -> Placement:
     Raises:
         ShardError: the document, or dataset.json, names no grid of ours.
     """
-    size = (document.image.height, document.image.width)
-    if document.placement is not None:
-        return document.placement
+    size = (image.info.height, image.info.width)
+    if image.info.placement is not None:
+        return image.info.placement
     if dataset.manifest is not None:
         return dataset.grid.place(size)
-    grid = document.grid
+    grid = image.grid
     try:
         fit = Fit.SQUASH if grid.fit == Fit.ANYRES else Fit(grid.fit)
         return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place(size)
     except (ConfigError, ValueError) as error:
-        raise ShardError(f"sample {document.key!r} has a grid that can't be used: {error}; run verify") from error
+        raise ShardError(f"sample {image.name!r} has a grid that can't be used: {error}; run verify") from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,28 +17,20 @@ import pyarrow.compute as pc
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.ledger import RejectCount, count_rejects
 from patchmint.datasets.reader import dataset_notice, iter_stored, sample_at
-from patchmint.datasets.rows import iter_tables
+from patchmint.datasets.rows import image_sizes, iter_tables, size_columns
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.geometry import Fit, Grid, NativeGrid, PatchGrid, Placement
 from patchmint.inspection.codes.index import book_starts, code_entries, has_padding, open_code_index, tokens_layout
 from patchmint.inspection.stats.distributions import Counts, Distribution
 from patchmint.shards.endings import COVERAGE, DOCUMENT, SELECTOR
 from patchmint.shards.layout import GridLayout, TokensLayout
+from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import EntryDocument
 from patchmint.types import Integers, Progress, Size
 
-_COLUMNS = (
-    "size",
-    "width",
-    "height",
-    "format",
-    "texts",
-    "label_shares",
-    "phrase_texts",
-    "scores",
-    "origins",
-    "codes",
-    "code_counts",
-)
+_COLUMNS = ("size", "texts", "label_shares", "phrase_texts", "scores", "origins", "codes", "code_counts")
+_OF_PICTURES = ("format",)
+_OF_DOCUMENTS = ("images", "formats", "share_images", "share_texts", "phrase_images")
 _ROWS = 4096
 _SHARE_STEPS = 10_000
 _PARTS = 24
@@ -51,15 +45,17 @@ class LabelStats:
     """Labels and what they were made of.
 
     Attributes:
-        shares: by text, share of the patches that show any of the image that are 1 (to 0.0001).
-        empty_texts: texts that no patch is kept for.
-        phrases: found, in all texts.
-        phrases_per_text: by text.
+        labels: how many there are: one a text, of documents one for each image and text that labels it.
+        shares: by label, share of the patches that show any of the image that are 1 (to 0.0001).
+        empty_texts: labels that keep no patch.
+        phrases: found, in all texts and images.
+        phrases_per_text: by label.
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
         origins: how many phrases are the model's, annotators', or mixed (an annotator's box, a model's mask).
     """
 
+    labels: int
     shares: Distribution
     empty_texts: int
     phrases: int
@@ -80,9 +76,12 @@ class Stats:
         shards: that have samples.
         unbuilt: units of the plan that aren't done yet.
         rejects: samples that are in no shard, by stage and reason, the most frequent first.
-        formats: image format -> samples.
+        dropped: images that documents were written without, in the same way.
+        images: number of images; of pictures as many as samples.
+        formats: image format -> images.
+        images_per_sample: by document; None where samples are pictures.
         texts: number of texts.
-        texts_per_image: by sample.
+        texts_per_sample: by sample.
         words_per_text: by text; words are what stands between spaces.
         width: of images in pixels, orientation applied.
         height: the same.
@@ -98,9 +97,12 @@ class Stats:
     shards: int
     unbuilt: int
     rejects: tuple[RejectCount, ...]
+    dropped: tuple[RejectCount, ...]
+    images: int
     formats: dict[str, int]
+    images_per_sample: Distribution | None
     texts: int
-    texts_per_image: Distribution | None
+    texts_per_sample: Distribution | None
     words_per_text: Distribution | None
     width: Distribution | None
     height: Distribution | None
@@ -124,12 +126,13 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         ShardError: a sidecar, a table of rejects or a sample is damaged.
         StorageError: one can't be read.
     """
-    rejects = count_rejects(dataset)
+    rejects, dropped = count_rejects(dataset)
     if not dataset.samples and not rejects:
         raise InputError(f"{dataset.uri} has neither samples nor rejects, so there is nothing to count")
     tokens, grid = _tokens(dataset), None if padding else _padded_grid(dataset)
     sums = _Sums(dataset, tokens, grid)
-    for _, table in iter_tables(dataset, _COLUMNS, progress):
+    kind = _OF_DOCUMENTS if dataset.has_documents else _OF_PICTURES
+    for _, table in iter_tables(dataset, [*_COLUMNS, *kind, *size_columns(dataset)], progress):
         for batch in table.to_batches(max_chunksize=_ROWS):
             sums.add(batch)
     labelled, codes = sums.labels(), sums.codes
@@ -142,6 +145,8 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
         shards=sum(shard.samples > 0 for shard in dataset.shards),
         unbuilt=dataset.unbuilt,
         rejects=rejects,
+        dropped=dropped,
+        images=sums.images,
         formats=dict(sums.formats.most_common()),
         texts=sums.texts,
         **sums.distributions(),
@@ -164,7 +169,7 @@ def _padded_grid(dataset: Dataset) -> Grid | None:
         if dataset.manifest is not None:
             grid: Grid = dataset.grid
         else:
-            told = sample_at(dataset, 0).document.grid
+            told = sample_at(dataset, 0).images[0].grid
             if told.placement_json:
                 return None
             grid = PatchGrid(told.rows, told.cols, told.patch_px, Fit(told.fit))
@@ -186,7 +191,7 @@ class Positions:
 
     Attributes:
         samples: that were read, evenly spread over the data set.
-        texts: of these.
+        texts: labels of these: a text's, in each image that it labels.
         relative: positions are equal parts of the image, since rows and columns depend on the image; else patches.
         selector: (rows, cols), share of the texts that keep the patch, 0..1, of those whose image it shows any of.
         coverage: (rows, cols), mean covered share of the patch, 0..1.
@@ -215,7 +220,7 @@ def label_positions(dataset: Dataset, samples: int, padded: Grid | None, progres
         ShardError: a sample is damaged, or its labels aren't of the data set's grid.
         StorageError: one can't be read.
     """
-    grid = dataset.manifest.layout.grid if dataset.manifest is not None else sample_at(dataset, 0).document.grid
+    grid = dataset.manifest.layout.grid if dataset.manifest is not None else sample_at(dataset, 0).images[0].grid
     relative = grid.rows == 0 if isinstance(grid, GridLayout) else bool(grid.placement_json)
     # Grows with the first sample: a grid may be said to be of any size.
     sums: _Array = np.zeros((2, 1, 1))
@@ -223,9 +228,8 @@ def label_positions(dataset: Dataset, samples: int, padded: Grid | None, progres
     texts = 0
     chosen = spread(dataset.samples, samples)
     members = (DOCUMENT, SELECTOR, COVERAGE) if relative or padded is not None else (SELECTOR, COVERAGE)
-    for _, sample in iter_stored(dataset, chosen, members, progress):
-        selector, coverage = sample.selector, sample.coverage
-        placement = sample.document.placement if relative else None
+    for sample, image, selector, coverage in _labels(dataset, chosen, members, progress):
+        placement = image.placement if relative and image is not None else None
         if selector is None or coverage is None or selector.ndim != 3 or selector.shape != coverage.shape:
             fits = False
         elif placement is not None:
@@ -243,13 +247,23 @@ def label_positions(dataset: Dataset, samples: int, padded: Grid | None, progres
         summed = np.stack([(selector[:, rows, cols] != 0).sum(0, np.int64), coverage[:, rows, cols].sum(0, np.int64)])
         sums = sums + (_on_parts(summed, placement) if placement else summed)
         reached: _Array = np.ones(sums.shape[1:], np.bool_)
-        if padded is not None and not relative:
-            image = sample.document.image
+        if padded is not None and not relative and image is not None:
             reached = padded.place((image.height, image.width)).inside[rows, cols] > 0
         counted = counted + len(selector) * reached
     means = sums / np.maximum(counted, 1) / np.array([1, 255])[:, None, None]
     selectors, coverages = (tuple(tuple(row) for row in mean.tolist()) for mean in means)
     return Positions(len(chosen), texts, relative, selectors, coverages, _centre_bias(means[0], counted > 0))
+
+
+def _labels(
+    dataset: Dataset, chosen: Integers, members: Sequence[str], progress: Progress | None
+) -> Iterator[tuple[StoredSample, EntryDocument | None, _Array | None, _Array | None]]:
+    """The labels of each image of some samples; what the image is, where KEY.json is among the members."""
+    for _, sample in iter_stored(dataset, chosen, members, progress):
+        images = sample.key_json.images if DOCUMENT in members else ()
+        arrays = zip_longest(images, sample.arrays(SELECTOR), sample.arrays(COVERAGE))
+        for image, selector, coverage in list(arrays) or [(None, None, None)]:
+            yield sample, image, selector, coverage
 
 
 def _on_parts(labels: _Array, placement: Placement) -> _Array:
@@ -329,9 +343,10 @@ class _Sums:
         self.tokens = tokens
         self.codes = np.zeros(sum(tokens.codebook_sizes) if tokens is not None else 0, np.int64)
         self.formats: Counter[str] = Counter()
-        self.texts = 0
+        self.images = self.texts = 0
         self.plain = {
-            "texts_per_image": Counts(),
+            "images_per_sample": Counts(),
+            "texts_per_sample": Counts(),
             "words_per_text": Counts(),
             "width": Counts(),
             "height": Counts(),
@@ -340,53 +355,84 @@ class _Sums:
         self._shares = Counts(_SHARE_STEPS, full=1)
         self._phrases_per_text = Counts()
         self._scores = Counts(_SHARE_STEPS, full=1)
-        self._empty = self._phrases = self._unscored = 0
+        self._labels = self._empty = self._phrases = self._unscored = 0
         self._origins: Counter[str] = Counter()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows of a sidecar in."""
         texts = pc.list_value_length(batch.column("texts")).to_numpy()
         self.texts += int(texts.sum())
-        self.plain["texts_per_image"].add(texts)
+        self.plain["texts_per_sample"].add(texts)
         self.plain["words_per_text"].add(_numbers(pc.count_substring_regex(batch.column("texts").flatten(), r"\S+")))
-        for name, column, unit in (("width", "width", 1), ("height", "height", 1), ("kilobytes", "size", _KILOBYTE)):
-            values = batch.column(column).to_numpy() / unit
+        documents = "images" in batch.schema.names
+        images = batch.column("images").to_numpy() if documents else np.ones(batch.num_rows, np.int64)
+        sizes = image_sizes(batch)
+        self._check(list(map(len, sizes)) == images.tolist())
+        self.images += int(images.sum())
+        if documents:
+            self.plain["images_per_sample"].add(images)
+        sides = np.array([size for of_one in sizes for size in of_one], np.float64).reshape(-1, 2)
+        kilobytes = batch.column("size").to_numpy() / _KILOBYTE
+        for name, values in (("height", sides[:, 0]), ("width", sides[:, 1]), ("kilobytes", kilobytes)):
             self._check(_within(values, 0, np.inf))
             self.plain[name].add(values)
-        for entry in pc.value_counts(batch.column("format")).to_pylist():
+        formats = batch.column("formats").flatten() if documents else batch.column("format")
+        for entry in pc.value_counts(formats).to_pylist():
             self.formats[entry["values"]] += entry["counts"]
         if self.tokens is not None:
             numbers, times, _ = code_entries(batch, len(self.codes), self._uri)
             self.codes += np.bincount(numbers, weights=times, minlength=len(self.codes)).astype(np.int64)
         shares = _numbers(batch.column("label_shares").flatten())
         if shares.size:
-            self._add_labels(batch, texts, shares)
+            self._add_labels(batch, texts, images, sizes, shares)
 
-    def _add_labels(self, batch: pa.RecordBatch, texts: _Array, shares: _Array) -> None:
-        lengths = pc.list_value_length(batch.column("phrase_texts")).to_numpy()
-        which = _numbers(batch.column("phrase_texts").flatten()).astype(np.int64)
-        of_sample = np.repeat(texts, lengths)
+    def _add_labels(
+        self, batch: pa.RecordBatch, texts: _Array, images: _Array, sizes: list[list[Size]], shares: _Array
+    ) -> None:
+        first_image, first_text = np.cumsum(images) - images, np.cumsum(texts) - texts
+        every = int(texts.sum())
+
+        def numbers(column: str) -> tuple[_Array, _Array]:
+            """A column's numbers, and the row of each."""
+            lengths = pc.list_value_length(batch.column(column)).to_numpy()
+            return _numbers(batch.column(column).flatten()).astype(np.int64), np.repeat(np.arange(len(texts)), lengths)
+
+        def pairs(texts_column: str, images_column: str) -> tuple[_Array, _Array]:
+            """Image (of the batch) and pair of image and text of each entry; the first image where all are pictures."""
+            which, rows = numbers(texts_column)
+            image = numbers(images_column)[0] if images_column in batch.schema.names else np.zeros(len(which), np.int64)
+            self._check(len(image) == len(which) and bool(_below(which, texts[rows]) and _below(image, images[rows])))
+            image = image + first_image[rows]
+            return image, image * every + first_text[rows] + which
+
+        if "share_images" in batch.schema.names:
+            of_image, labelled = pairs("share_texts", "share_images")
+        else:
+            of_image = np.repeat(np.arange(len(texts)), texts)
+            labelled = of_image * every + np.arange(every)
+        _, found = pairs("phrase_texts", "phrase_images")
         scores = _numbers(batch.column("scores").flatten())
-        sound = len(shares) == texts.sum() and len(scores) == len(which) and ((which >= 0) & (which < of_sample)).all()
-        self._check(bool(sound) and _within(shares, 0, 1) and _within(scores, -1, 1))
-        first_text = np.cumsum(texts) - texts
-        phrases = np.bincount(np.repeat(first_text, lengths) + which, minlength=int(texts.sum()))
-        self._phrases_per_text.add(phrases)
-        self._phrases += len(which)
+        places = np.searchsorted(labelled, found)
+        self._check(len(shares) == len(labelled) and len(scores) == len(found) and bool((np.diff(labelled) > 0).all()))
+        self._check(bool((places < len(labelled)).all()) and bool((labelled[places] == found).all()))
+        self._check(_within(shares, 0, 1) and _within(scores, -1, 1))
+        self._phrases_per_text.add(np.bincount(places, minlength=len(labelled)))
+        self._labels += len(shares)
+        self._phrases += len(found)
         origins = batch.column("origins").flatten()
-        self._origins["model"] += len(which) - len(origins)  # version 1 has none
+        self._origins["model"] += len(found) - len(origins)  # version 1 has none
         for entry in pc.value_counts(origins).to_pylist():
             self._origins[entry["values"]] += entry["counts"]
-        self._shares.add(shares if self._padded is None else self._of_shown(batch, self._padded, texts, shares))
+        self._shares.add(shares if self._padded is None else self._of_shown(self._padded, sizes, of_image, shares))
         self._empty += int((shares == 0).sum())
         self._unscored += int((scores < 0).sum())
         self._scores.add(scores[scores >= 0])
 
-    def _of_shown(self, batch: pa.RecordBatch, padded: Grid, texts: _Array, shares: _Array) -> _Array:
+    def _of_shown(self, padded: Grid, sizes: list[list[Size]], of_image: _Array, shares: _Array) -> _Array:
         """Shares of all cells as shares of those that show any of the image: no other is ever kept."""
-        sizes = list(zip(batch.column("height").to_pylist(), batch.column("width").to_pylist(), strict=True))
-        self._check(all(min(size) > 0 for size in sizes))
-        cells = np.repeat(np.array([_cells(padded, size) for size in sizes]), texts, axis=0)
+        flat = [size for of_one in sizes for size in of_one]
+        self._check(all(min(size) > 0 for size in flat))
+        cells = np.array([_cells(padded, size) for size in flat])[of_image]
         of_shown: _Array = np.minimum(np.rint(shares * cells[:, 0]) / np.maximum(cells[:, 1], 1), 1)
         return of_shown
 
@@ -400,7 +446,7 @@ class _Sums:
     def distributions(self) -> dict[str, Distribution | None]:
         """Of what every sample has."""
         found = {name: counts.distribution() for name, counts in self.plain.items()}
-        if self.formats and not all(found.values()):
+        if self.formats and not all(found[name] for name in found if name != "images_per_sample"):
             raise ShardError(f"the sidecars of {self._uri} hold no texts; run `patchmint inspect verify {self._uri}`")
         return found
 
@@ -411,8 +457,20 @@ class _Sums:
             return None
         scores = self._scores.distribution()
         return LabelStats(
-            shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored, dict(+self._origins)
+            self._labels,
+            shares,
+            self._empty,
+            self._phrases,
+            phrases_per_text,
+            scores,
+            self._unscored,
+            dict(+self._origins),
         )
+
+
+def _below(values: _Array, bounds: _Array) -> bool:
+    """Whether all are 0 or more, and less than their bounds."""
+    return bool(((values >= 0) & (values < bounds)).all())
 
 
 def _within(values: _Array, low: float, high: float) -> bool:
@@ -426,7 +484,11 @@ def _numbers(values: pa.Array) -> _Array:
 
 def named_distributions(stats: Stats) -> list[tuple[str, Distribution]]:
     """The distributions that there are, in the order and with the names that people see."""
-    found = [("texts an image", stats.texts_per_image), ("words a text", stats.words_per_text)]
+    found = [
+        ("images a document", stats.images_per_sample),
+        ("texts a sample", stats.texts_per_sample),
+        ("words a text", stats.words_per_text),
+    ]
     if stats.labels is not None:
         found += [("label share of a text", stats.labels.shares), ("phrases a text", stats.labels.phrases_per_text)]
         if stats.labels.scores is not None:

@@ -32,8 +32,14 @@ patchmint.fillText = (element, parts, limit) => {
   return left;
 };
 
-// With `plain`, the photo stands beside what is drawn on it.
-patchmint.makeStage = (position, plain = false) => {
+// The place of a text among those that label an image; where it doesn't, the first; -1: none does.
+patchmint.placeOf = (image, number) => {
+  const place = image.texts.findIndex((text) => text.number === number);
+  return place < 0 && image.texts.length ? 0 : place;
+};
+
+// An image of a sample. With `plain`, the photo stands beside what is drawn on it.
+patchmint.makeStage = (plain = false) => {
   const { el } = patchmint;
   const frame = el("div", "frame");
   const stage = el("div", "stage");
@@ -68,20 +74,20 @@ patchmint.makeStage = (position, plain = false) => {
   function show(sample, text, switches, marked = -1) {
     shown = sample.texts ? { sample, text, show: switches, marked } : null;
     const image = sample.image ?? { width: 4, height: 3 };
-    for (const part of [alone, stage, second]) part.style.setProperty("--ratio", image.width / image.height);
+    for (const part of [frame, alone, stage, second]) part.style.setProperty("--ratio", image.width / image.height);
     stage.hidden = !sample.picture;
     const partly = [sample.grid?.problem, ...sample.remarks].filter(Boolean).join("; ");
     tell(sample.problem ? `This sample can't be shown: ${sample.problem}` : partly);
-    if (sample.picture) source(photo, patchmint.store.picture(position), `Photo of sample ${sample.key}`);
+    if (sample.picture) source(photo, patchmint.store.picture(sample), `Photo of sample ${sample.key}`);
     for (const each of [photo, own]) each.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
     const covered = ["patches", "boxes", "masks", "heat"].some((name) => switches[name]);
     alone.hidden = !(plain && sample.picture && covered);
-    if (!alone.hidden) source(own, patchmint.store.picture(position), `Photo of sample ${sample.key}, nothing drawn on it`);
+    if (!alone.hidden) source(own, patchmint.store.picture(sample), `Photo of sample ${sample.key}, nothing drawn on it`);
     const masked = switches.masks && Boolean(sample.masks[text]);
-    if (masked) source(masks, patchmint.store.masks(position, text), "Masks");
+    if (masked) source(masks, patchmint.store.masks(sample, text), "Masks");
     masks.hidden = !masked;
     second.hidden = !(switches.decoded && sample.decoded);
-    if (!second.hidden) source(decoded, patchmint.store.decoded(position), "Picture decoded from the codes");
+    if (!second.hidden) source(decoded, patchmint.store.decoded(sample), "Picture decoded from the codes");
     const stages = 1 + !second.hidden + !alone.hidden;
     frame.dataset.stages = stages;
     frame.classList.toggle("stacked", plain && image.width > image.height);
@@ -98,6 +104,7 @@ patchmint.makeStage = (position, plain = false) => {
 patchmint.cards = (() => {
   const { el } = patchmint;
   const TEXT_SHOWN = 320;
+  const [STRIP_IMAGES, STRIP_TEXT] = [6, 160]; // of a document's, on a card
   let cards = [];
   let drawn = "";
 
@@ -107,7 +114,7 @@ patchmint.cards = (() => {
   function build(position) {
     const element = el("a", "card");
     element.dataset.position = position;
-    const stage = patchmint.makeStage(position);
+    const stage = patchmint.makeStage();
     const text = el("p", "card-text");
     text.dir = "auto";
     const facts = el("p", "card-facts");
@@ -117,17 +124,34 @@ patchmint.cards = (() => {
     return { position, element, stage, text, facts, key, place, sample: null, textNumber: 0 };
   }
 
+  const isWanted = (text) => text.toLowerCase().includes(patchmint.state.query.toLowerCase());
+
   // The first text that the search is about.
   function chooseText(card) {
-    const wanted = patchmint.state.query.toLowerCase();
-    const found = wanted ? card.sample.texts.findIndex((t) => t.parts.map((p) => p[0]).join("").toLowerCase().includes(wanted)) : 0;
+    const found = patchmint.state.query ? card.sample.texts.findIndex((t) => isWanted(t.parts.map((p) => p[0]).join(""))) : 0;
     card.textNumber = Math.max(found, 0);
+  }
+
+  // Of a document the strip, and below it the first of its texts that the search is about.
+  function fillDocument(card) {
+    const { sample } = card;
+    const strip = patchmint.makeStrip(sample, STRIP_IMAGES, STRIP_TEXT);
+    card.stage.leave();
+    card.stage.element.replaceWith(strip.element);
+    card.stage = strip;
+    card.place.textContent = sample.images.length === 1 ? "1 image" : `${sample.images.length} images`;
+    card.key.append(card.place);
+    const found = patchmint.state.query ? sample.sequence.find((part) => isWanted(part.text)) : null;
+    card.text.textContent = "";
+    if (found && patchmint.fillText(card.text, [[found.text, -1]], TEXT_SHOWN)) card.text.append("…");
+    return redraw(card);
   }
 
   function fill(card) {
     const { sample } = card;
     card.key.textContent = "";
     card.key.append(el("bdi", "", sample.key));
+    if (sample.sequence) return fillDocument(card);
     if (sample.texts?.length > 1) card.key.append(card.place);
     if (!sample.texts) return card.stage.show(sample, 0, patchmint.state);
     chooseText(card);
@@ -148,9 +172,22 @@ patchmint.cards = (() => {
   const bestPhrase = (text) =>
     text.phrases.reduce((best, phrase) => (phrase.score > best.score ? phrase : best), { score: -1, score_words: "" });
 
+  // Of all images and their texts: samples are sorted by the largest.
+  function documentFacts({ images }) {
+    const labels = images.flatMap((image) => image.labels?.kept ?? []);
+    const largest = labels.reduce((most, own) => (own.kept / own.all > most.kept / most.all ? own : most), labels[0]);
+    const best = bestPhrase({ phrases: images.flatMap((image) => image.texts.flatMap((text) => text.phrases)) });
+    return [largest && `share up to ${largest.share}`, best.score >= 0 && `best ${best.score_words}`].filter(Boolean).join(" · ");
+  }
+
   function redraw(card) {
     const { sample, textNumber } = card;
     if (!sample) return;
+    if (sample.sequence) {
+      card.stage.show(patchmint.state);
+      card.facts.textContent = documentFacts(sample);
+      return;
+    }
     card.stage.show(sample, textNumber, patchmint.state);
     card.element.href = patchmint.addressOf({ sample: card.position, text: textNumber });
     if (!sample.texts) return;

@@ -5,7 +5,8 @@ patchmint.detail = (() => {
   const TEXT_SHOWN = 1500;
   const BEGINNING = 160;
   const dialog = () => document.getElementById("detail");
-  let open = null; // { position, sample, stage, parts }
+  const STRIP_TEXT = 600;
+  let open = null; // { position, sample, stage, strip of a document }
   let marked = -1;
 
   function button(className, label, text, action) {
@@ -19,7 +20,7 @@ patchmint.detail = (() => {
   async function show(position) {
     if (open?.position === position) return update();
     leave();
-    const own = { position, sample: null, stage: patchmint.makeStage(position, true) };
+    const own = { position, sample: null, stage: patchmint.makeStage(true), strip: null };
     open = own;
     marked = -1;
     const top = el("div", "dialog-top");
@@ -35,7 +36,9 @@ patchmint.detail = (() => {
     );
     const side = el("div", "side");
     const body = el("div", "detail-body");
-    body.append(own.stage.element, side);
+    const viewer = el("div", "viewer");
+    viewer.append(own.stage.element);
+    body.append(viewer, side);
     // The same switches as above the cards: what is behind a modal dialog can't be reached.
     dialog().replaceChildren(top, document.getElementById("bar"), body);
     if (!dialog().open) dialog().showModal();
@@ -47,6 +50,10 @@ patchmint.detail = (() => {
     }
     if (open !== own) return undefined;
     key.replaceChildren(el("bdi", "", own.sample.key));
+    if (own.sample.sequence) {
+      own.strip = patchmint.makeStrip(own.sample, Infinity, STRIP_TEXT, (image) => { marked = -1; patchmint.set({ image }); });
+      viewer.append(own.strip.element);
+    }
     own.side = side;
     return update();
   }
@@ -54,18 +61,22 @@ patchmint.detail = (() => {
   function update() {
     const { sample, side, stage } = open;
     if (!sample) return;
-    const text = textNumber();
-    stage.show(sample, text, patchmint.state, marked);
+    const image = imageShown();
+    const text = image.texts ? patchmint.placeOf(image, patchmint.state.text) : 0;
+    stage.show(image, text, patchmint.state, marked);
+    open.strip?.show(patchmint.state, open.sample.images.indexOf(image));
     const scrolled = side.scrollTop;
-    const codes = side.querySelector("details.codes");
-    if (!sample.texts) return side.replaceChildren(facts(sample));
-    const parts = [notice(sample), texts(sample, text), fullText(sample, text), phrases(sample, text), facts(sample)];
-    side.replaceChildren(...parts.filter(Boolean), ...(codes ? [codes] : sample.codes ? [codesTable(sample.codes)] : []));
+    const codes = open.codesOf === image ? side.querySelector("details.codes") : null;
+    open.codesOf = image;
+    if (!image.texts) return side.replaceChildren(facts(sample, image));
+    const unlabelled = text < 0 ? el("p", "nothing", "No text labels this image.") : null;
+    const parts = [notice(sample), texts(image, text), unlabelled, text < 0 ? null : fullText(image, text), text < 0 ? null : phrases(image, text), facts(sample, image)];
+    side.replaceChildren(...parts.filter(Boolean), ...(codes ? [codes] : image.codes ? [codesTable(image.codes)] : []));
     side.scrollTop = scrolled;
     return undefined;
   }
 
-  const textNumber = () => Math.min(patchmint.state.text, (open.sample.texts?.length ?? 1) - 1);
+  const imageShown = () => open.sample.images[Math.min(patchmint.state.image, open.sample.images.length - 1)];
 
   function notice(sample) {
     return sample.notice && sample.notice !== patchmint.store.meta.notice ? el("p", "notice", sample.notice) : null;
@@ -75,7 +86,7 @@ patchmint.detail = (() => {
     if (sample.texts.length < 2) return null;
     const list = el("div", "texts");
     list.setAttribute("role", "group");
-    list.setAttribute("aria-label", "Texts of this sample");
+    list.setAttribute("aria-label", "Texts that label this image");
     sample.texts.forEach((text, number) => {
       const choice = el("button", "text-choice");
       choice.type = "button";
@@ -83,9 +94,9 @@ patchmint.detail = (() => {
       const words = el("span", "text-beginning");
       words.dir = "auto";
       if (patchmint.fillText(words, text.parts, BEGINNING)) words.append("…");
-      choice.append(el("span", "text-number", String(number + 1)), words);
+      choice.append(el("span", "text-number", String(text.number + 1)), words);
       if (sample.labels) choice.append(el("span", "text-share", sample.labels.kept[number].share));
-      choice.addEventListener("click", () => { marked = -1; patchmint.set({ text: number }); });
+      choice.addEventListener("click", () => { marked = -1; patchmint.set({ text: text.number }); });
       list.append(choice);
     });
     return list;
@@ -140,9 +151,10 @@ patchmint.detail = (() => {
     return list;
   }
 
-  function facts(sample) {
-    const { image, source, grid } = sample;
+  function facts(sample, shown) {
+    const { image, source, grid } = shown;
     const rows = [["position", `${(sample.index + 1).toLocaleString("en")} in the data set`], ["shard", `${sample.shard}, row ${sample.row}`]];
+    if (sample.sequence) rows.push(["number", `image ${sample.images.indexOf(shown) + 1} of ${sample.images.length}`]);
     if (image) rows.push(["image", `${image.width} × ${image.height} px, ${image.format}, ${image.mode}`]);
     if (sample.id) rows.push(["id", sample.id]);
     if (source) rows.push(["source", source.start >= 0 ? `${source.path} at ${source.start}` : source.path]);
@@ -176,12 +188,22 @@ patchmint.detail = (() => {
   }
 
   function stepText(step) {
-    const last = (open?.sample?.texts?.length ?? 1) - 1;
-    patchmint.set({ text: Math.min(Math.max(patchmint.state.text + step, 0), last) });
+    const image = open?.sample && imageShown();
+    if (!image?.texts?.length) return;
+    const place = Math.min(Math.max(patchmint.placeOf(image, patchmint.state.text) + step, 0), image.texts.length - 1);
+    patchmint.set({ text: image.texts[place].number });
+  }
+
+  function stepImage(step) {
+    if (!open?.sample) return;
+    marked = -1;
+    const { images } = open.sample;
+    patchmint.set({ image: Math.min(Math.max(images.indexOf(imageShown()) + step, 0), images.length - 1) });
   }
 
   function leave() {
     open?.stage.leave();
+    open?.strip?.leave();
     open = null;
   }
 
@@ -191,5 +213,5 @@ patchmint.detail = (() => {
     if (dialog().open) dialog().close();
   }
 
-  return { show, close, stepText, get position() { return open?.position ?? null; } };
+  return { show, close, stepText, stepImage, get position() { return open?.position ?? null; } };
 })();

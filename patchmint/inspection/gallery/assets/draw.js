@@ -22,7 +22,7 @@ patchmint.draw = (() => {
 
   // Arrays of one text, unpacked once.
   function patchesOf(sample, text) {
-    if (!sample.labels || !sample.grid) return null;
+    if (!sample.labels || !sample.grid || !sample.texts[text]) return null;
     sample.unpacked ??= [];
     if (!sample.unpacked[text]) {
       const cells = sample.grid.rows * sample.grid.cols;
@@ -66,7 +66,7 @@ patchmint.draw = (() => {
       if (show.heat || show.patches) unseen(context, frame);
       if (show.patches) border(context, frame, kept);
     }
-    if (show.boxes) boxes(context, sample, sample.texts[text].phrases, marked);
+    if (show.boxes) boxes(context, sample, sample.texts[text]?.phrases ?? [], marked);
   }
 
   const scaleOf = (context) => context.canvas.width / Math.max(context.canvas.clientWidth, 1);

@@ -32,6 +32,7 @@
       sort: oneOf("sort", SORTS),
       keep: number("keep", 0, 100, null),
       sample: number("sample", 0, patchmint.store.meta.shown - 1, null),
+      image: number("image", 0, 9999, 0),
       text: number("text", 0, 9999, 0),
       theme: oneOf("theme", THEMES),
       ...Object.fromEntries(SWITCHES.map((name) => [name, shown.includes(name) && possible(name)])),
@@ -55,7 +56,10 @@
     put("show", shown.join(","), DEFAULT_SHOWN.join(","));
     put("theme", state.theme, "");
     put("sample", state.sample, null);
-    if (state.sample !== null) put("text", state.text, 0);
+    if (state.sample !== null) {
+      put("image", state.image, 0);
+      put("text", state.text, 0);
+    }
     return `#${parts}`;
   }
 
@@ -164,7 +168,7 @@
     const { finder, state } = patchmint;
     const place = finder.placeOf(state.sample) + direction;
     if (place < 0 || place >= finder.total()) return;
-    set({ sample: finder.at(place), text: 0, page: Math.floor(place / state.per) + 1 });
+    set({ sample: finder.at(place), image: 0, text: 0, page: Math.floor(place / state.per) + 1 });
   }
 
   function toggle(name) {
@@ -201,6 +205,7 @@
   const detailKeys = () => ({
     ArrowLeft: () => step(-1), k: () => step(-1), ArrowRight: () => step(1), j: () => step(1),
     ArrowUp: () => patchmint.detail.stepText(-1), ArrowDown: () => patchmint.detail.stepText(1),
+    "[": () => patchmint.detail.stepImage(-1), "]": () => patchmint.detail.stepImage(1),
   });
 
   // Without a card in focus the arrows scroll, as everywhere.
@@ -221,7 +226,7 @@
     byId("detail").addEventListener("close", () => {
       const position = patchmint.state.sample;
       if (position === null) return;
-      set({ sample: null, text: 0 });
+      set({ sample: null, image: 0, text: 0 });
       patchmint.cards.focus(position);
     });
     byId("detail").addEventListener("click", (event) => event.target === byId("detail") && byId("detail").close());

@@ -39,16 +39,24 @@ window.patchmint = (() => {
   }
 
   const six = (number) => String(number).padStart(6, "0");
-  const fileOf = (kind, position) => `${kind}/${six(Math.floor(position / 1000))}/${six(position)}`;
+  const fileOf = (kind, ...numbers) => `${kind}/${six(Math.floor(numbers[0] / 1000))}/${[six(numbers[0]), ...numbers.slice(1)].join("-")}`;
 
   function sample(position) {
     const name = fileOf("samples", position);
     if (!samples.has(name)) {
-      samples.set(name, load(name));
+      samples.set(name, load(name).then((read) => withImages(read, position)));
       samples.get(name).catch(() => samples.delete(name));
       if (samples.size > KEPT_SAMPLES) samples.delete(samples.keys().next().value);
     }
     return samples.get(name);
+  }
+
+  // A picture is its own only image. `place` is what the names of an image's files have.
+  function withImages(read, position) {
+    read.place = [position];
+    read.images ??= [read];
+    if (read.sequence) read.images.forEach((image, number) => { image.place = [position, number]; });
+    return read;
   }
 
   function bytes(base64) {
@@ -96,9 +104,9 @@ window.patchmint = (() => {
       sample,
       allNumbers,
       texts: (chunk) => load(`data/texts-${six(chunk)}`),
-      picture: (position) => `${fileOf("pictures", position)}.jpg`,
-      decoded: (position) => `${fileOf("decoded", position)}.jpg`,
-      masks: (position, text) => `${fileOf("masks", position)}-${text}.png`,
+      picture: (image) => `${fileOf("pictures", ...image.place)}.jpg`,
+      decoded: (image) => `${fileOf("decoded", ...image.place)}.jpg`,
+      masks: (image, text) => `${fileOf("masks", ...image.place, text)}.png`,
     },
   };
 })();
