@@ -5,10 +5,11 @@ Images, boxes and sizes are as in `patchmint.types`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
 from patchmint.geometry.rle import ChosenMasks, Masks
-from patchmint.types import Integers, Origin, Phrase, RgbImage, Size, Text
+from patchmint.types import Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
 
 __all__ = [
     "FeatureEncoder",
@@ -103,6 +104,67 @@ class Instances:
             )
             for text, (start, end), box, score, origin in rows
         ]
+
+
+Reason = Literal[
+    "found",
+    "drawn",
+    "not-asked",
+    "unreadable",
+    "threshold",
+    "negative_phrases",
+    "nms",
+    "box_area",
+    "mask_area",
+    "tile-edge",
+    "smaller-tile",
+    "other-tile",
+]
+"""Why a phrase has boxes or none: `REASONS` says it in words."""
+
+REASONS: Mapping[Reason, str] = MappingProxyType(
+    {
+        "found": "found",
+        "drawn": "its boxes or masks were given, so nothing was looked for",
+        "not-asked": "nothing is looked for: labels.boxes or labels.masks leave it to annotators",
+        "unreadable": "the detector's vocabulary can't read it",
+        "threshold": "its best score isn't over its threshold",
+        "negative_phrases": "a box of labels.negative_phrases scores better in its place",
+        "nms": "a better box of the same phrase overlaps it (labels.nms)",
+        "box_area": "its box is too small or too large (labels.box_area)",
+        "mask_area": "its mask is too small or too large (labels.mask_area)",
+        "tile-edge": "an edge of a tile cuts it, and no tile has it whole",
+        "smaller-tile": "it lies whole in a smaller tile, which doesn't find it",
+        "other-tile": "another tile has a better box of the same words",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a phrase has boxes, or none.
+
+    Attributes:
+        text: the words; a whole text where no phrases were asked for.
+        text_index: which of the image's texts.
+        span: characters `[start, end)` of that text.
+        boxes: how many it has.
+        best: the best score of any box, counted or not; `UNKNOWN_SCORE` where none was looked for.
+        box: of that score, XYXY in original pixels; zeros where there is none.
+        threshold: what a score must be over.
+        reason: "found" if it has boxes, else what took its best box away.
+        lost: boxes over the threshold that don't count, by reason.
+    """
+
+    text: str
+    text_index: int
+    span: Span
+    boxes: int
+    best: float
+    box: Box
+    threshold: float
+    reason: Reason
+    lost: Mapping[Reason, int]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 A package offers a segmenter, a tokenizer or a vision encoder by an entry point in the group `patchmint.segmenters`,
 `patchmint.tokenizers` or `patchmint.encoders`, which names a callable that takes `device: str` and returns the model.
-An encoder's takes `grid` as well.
+It may take more, each by its name: `precision` (of the settings), `checkpoint` (a path, or None), `settings` (a
+mapping, or what its own pydantic model `Settings` makes of it); an encoder's the `grid`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from inspect import Parameter, signature
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from patchmint.errors import ConfigError, PluginError, did_you_mean
 
@@ -47,7 +52,24 @@ def find_plugin(group: Group, name: str) -> EntryPoint:
     )
 
 
-def load_plugin(group: Group, name: str, interface: type, device: str, **given: object) -> object:
+def check_plugin(group: Group, name: str, **given: Any) -> None:
+    """Check that an outside model is there and can take what it is given; it is imported only where that is something.
+
+    Args:
+        group: the entry points' group.
+        name: the entry point's name.
+        given: as for `load_plugin`.
+
+    Raises:
+        PluginError: nobody offers it, it can't be imported, or takes no such thing.
+        ConfigError: its settings are wrong.
+    """
+    point = find_plugin(group, name)
+    if any(given.values()):
+        _arguments(_imported(point), name, given)
+
+
+def load_plugin(group: Group, name: str, interface: type, device: str, **given: Any) -> object:
     """Build an outside model and check that it has the interface's methods.
 
     Args:
@@ -55,15 +77,17 @@ def load_plugin(group: Group, name: str, interface: type, device: str, **given: 
         name: the entry point's name.
         interface: the runtime-checkable protocol that it must satisfy.
         device: handed to the model's callable.
-        given: what else is.
+        given: what else is, where it takes it.
 
     Raises:
-        PluginError: nobody offers it, it fails to load, or it lacks a method.
-        ConfigError: the model refuses what it was given.
+        PluginError: nobody offers it, it fails to load, it takes no such thing, or it lacks a method.
+        ConfigError: its settings are wrong, or the model refuses them or the grid.
     """
     point = find_plugin(group, name)
+    make = _imported(point)
+    arguments = _arguments(make, name, given)
     try:
-        model: object = point.load()(device=device, **given)
+        model: object = make(device=device, **arguments)
     except ConfigError:
         raise
     except Exception as error:
@@ -76,3 +100,33 @@ def load_plugin(group: Group, name: str, interface: type, device: str, **given: 
             name=name,
         )
     return model
+
+
+def _imported(point: EntryPoint) -> Callable[..., object]:
+    try:
+        made: Callable[..., object] = point.load()
+    except Exception as error:
+        message = f"the plug-in {point.name!r} ({point.value}) failed to build: {error!r}"
+        raise PluginError(message, name=point.name) from error
+    return made
+
+
+def _arguments(make: Callable[..., object], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is given, what the callable takes; its settings as its own model of them."""
+    parameters = signature(make).parameters
+    open_ended = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = {key: value for key, value in given.items() if open_ended or key in parameters}
+    for key in ("checkpoint", "settings"):
+        if given.get(key) and key not in taken:
+            raise PluginError(f"the plug-in {name!r} takes no {key}; leave it out of models.plugins.{name}", name=name)
+    model = getattr(make, "Settings", None)
+    if "settings" in taken and isinstance(model, type) and issubclass(model, BaseModel):
+        try:
+            taken["settings"] = model.model_validate(dict(taken["settings"]))
+        except ValidationError as error:
+            wrong = (
+                f"models.plugins.{name}.settings.{'.'.join(map(str, each['loc']))}: {each['msg']}"
+                for each in error.errors()
+            )
+            raise ConfigError("\n".join(wrong)) from error
+    return taken

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 TOKEN = "hf_for_tests"
 _PAGE = 3
-_LFS = (".tar", ".parquet", ".png", ".jpg")
+_LFS = (".tar", ".parquet", ".png", ".jpg", ".safetensors")
 
 
 def _git_oid(data):
@@ -95,9 +95,9 @@ class Hub:
 
 
 class _RefusedError(Exception):
-    def __init__(self, status, code=""):
+    def __init__(self, status, code="", **headers):
         super().__init__(status, code)
-        self.status, self.code = status, code
+        self.status, self.headers = status, ({"X-Error-Code": code} if code else {}) | headers
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._route(hub, body)
         except _RefusedError as refusal:
-            self._answer(refusal.status, b"{}", {"X-Error-Code": refusal.code} if refusal.code else {})
+            self._answer(refusal.status, b"{}", refusal.headers)
 
     do_GET = do_HEAD = do_PUT = do_POST = _serve  # noqa: N815
 
@@ -167,11 +167,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create(hub, json.loads(body))
             case ["api", "validate-yaml"]:
                 self._json({"errors": [], "warnings": []})
-            case ["api", "datasets", org, name, *rest] if rest[:1] in ([], ["revision"]):
+            case ["api", "datasets" | "models", org, name, *rest] if rest[:1] in ([], ["revision"]):
                 self._json({"id": f"{org}/{name}", "sha": self._commit(hub, org, name, *rest[1:])[0]})
             case ["api", "datasets", org, name, "tree", revision, *folder]:
                 self._tree(self._commit(hub, org, name, revision)[1], unquote("/".join(folder)), query)
-            case ["datasets", org, name, "resolve", revision, *rest]:
+            case ["datasets", org, name, "resolve", revision, *rest] | [org, name, "resolve", revision, *rest]:
                 self._resolve(hub, self._commit(hub, org, name, revision), unquote("/".join(rest)))
             case ["api", "datasets", org, name, "preupload", _]:
                 self._preupload(self._repo(hub, org, name, write=True), json.loads(body)["files"])
@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, hub, commit, path):
         sha, files = commit
         if path not in files:
-            raise _RefusedError(404, "EntryNotFound")
+            raise _RefusedError(404, "EntryNotFound", **{"X-Repo-Commit": sha})
         data, headers = files[path], {"X-Repo-Commit": sha}
         if not path.endswith(_LFS):
             self._file(data, headers | {"ETag": f'"{_git_oid(data)}"'})

@@ -19,7 +19,7 @@ from patchmint.shards.manifest import Manifest, Totals, describe_members, write_
 from patchmint.shards.paths import plan_path
 from patchmint.shards.plan import Plan, Unit, load_plans, write_index
 from patchmint.shards.reader import iter_samples
-from patchmint.shards.records import mean_share
+from patchmint.shards.records import ImageCounts, mean_share
 from patchmint.shards.rejects import write_rejects
 from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
@@ -157,9 +157,10 @@ def tar_of(members):
     return data + tar_end(len(data))
 
 
-def write_plan(folder, units, generation=0, **config):
+def write_plan(folder, units, generation=0, images=(), **config):
     """The plan's index, or that of a retry; there are no parts."""
-    listed = [Unit(unit, samples, 0, "none", 0) for unit, samples in units.items()]
+    counts = images or [0] * len(units)
+    listed = [Unit(unit, samples, 0, "none", 0, n) for (unit, samples), n in zip(units.items(), counts, strict=True)]
     plan = Plan(generation, listed, config=config, config_digest="", models={}, versions={})
     open_storage(folder).write(plan_path(generation), write_index(plan))
 
@@ -182,7 +183,10 @@ def commit_unit(folder, unit, samples, rejects, *, layout=LAYOUT, damage=bytes, 
     selectors = [image.selector for sample in samples for image in sample.images if image.selector is not None]
     share = mean_share([float(np.float32(share)) for one in selectors for share in one.mean(axis=(1, 2))])
     texts = sum(len(sample.planned.sample.texts) for sample in samples)
-    attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, texts=texts, label_share=share)
+    written = [len(sample.images) for sample in samples]
+    images = ImageCounts(sum(written), sum(written), 0, max(written, default=0)) if layout.documents else None
+    counts = {"texts": texts, "label_share": share, "images": images}
+    attempt.commit(len(samples) + len(rejects), len(samples), reasons, plan.digest, **counts)
     attempt.drop()
 
 
@@ -190,7 +194,8 @@ def finish(folder, units, planned, rejected, layout=LAYOUT):
     """Write shards.json and dataset.json from the records."""
     storage = open_storage(folder)
     plans, records = load_plans(storage), read_records(storage, units)
-    totals = Totals.of(records, planned, {"image-missing": rejected} if rejected else {})
+    rejects = {"image-missing": rejected} if rejected else {}
+    totals = Totals.of(records, planned, rejects, images=plans[0].images)
     manifest = Manifest(
         notice=layout.notice,
         config={"source": {"kind": "folder"}},
@@ -209,7 +214,9 @@ def finish(folder, units, planned, rejected, layout=LAYOUT):
 def make_dataset(folder, units, rejects=None, *, layout=LAYOUT, damage=None):
     """A whole, finished data set."""
     rejects = rejects or {}
-    write_plan(folder, {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)})
+    planned = {unit: len(samples) + len(rejects.get(unit, [])) for unit, samples in enumerate(units)}
+    images = [sum(len(sample.images) for sample in samples) * layout.documents for samples in units]
+    write_plan(folder, planned, images=images)
     for unit, samples in enumerate(units):
         change = (damage or {}).get(unit, bytes)
         commit_unit(folder, unit, samples, rejects.get(unit, []), layout=layout, damage=change)

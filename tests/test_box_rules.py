@@ -1,5 +1,6 @@
 """Rules for boxes and masks, each against a plain recomputation from what is found without any."""
 
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -8,8 +9,9 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.config import AnnotatorConfig
-from patchmint.errors import ConfigError
+from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.rle import area, decode_mask
+from patchmint.labelers.explain import explain
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino.arch import TINY
 from patchmint.labelers.grounding_dino.detector import NO_RULES, BoxRules, GroundingDino
@@ -18,7 +20,8 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import Text
+from patchmint.labelers.tiled import TiledSegmenter
+from patchmint.types import UNKNOWN_SCORE, Instance, Text
 
 IMAGES = [data.coffee(), data.astronaut()[:300]]
 TEXTS = [[Text.from_phrases(["a cup", "spoon", "a  Cup"]), Text("some words")], [Text.from_phrases(["a face"])]]
@@ -179,3 +182,59 @@ def test_settings_reach_the_models_and_say_nothing_while_they_are_off():
     for wrong in ({"box_area": [0.9, 0.1]}, {"nms": 1}, {"negative_phrases": [""]}, {"phrase_thresholds": {"a": 2}}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             AnnotatorConfig.parse({"labels": wrong})
+
+
+PHRASES = [
+    Text.from_phrases(["a cup", "spoon", "a face", "\u4e2d"]),
+    Text("given", instances=(Instance((0, 0, 9, 9)),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        (NO_RULES, "found"),
+        (BoxRules(thresholds={"a cup": 1, "spoon": 1, "a face": 1}), "threshold"),
+        (BoxRules(negative=("a cup", "spoon", "a face", "hair")), "negative_phrases"),
+        (BoxRules(nms=0.0), "nms"),
+        (BoxRules(area=(0.999, 1.0)), "box_area"),
+        ((0.9999, 1.0), "mask_area"),
+    ],
+)
+def test_explanations_say_what_became_of_each_box(model, rules, reason):
+    """As the rules do one after the other, recomputed from all boxes that there are."""
+    box_rules, mask_area = (NO_RULES, rules) if isinstance(rules, tuple) else (rules, None)
+    vocabulary = Vocabulary.of_characters(TINY.text_vocabulary)
+    detector = GroundingDino(model, TINY, vocabulary, box_threshold=THRESHOLD, rules=box_rules)
+    segmenter = GroundedSam(detector, SamMasker(sam_model.untrained(sam_arch.TINY, seed=0)), mask_area=mask_area)
+    told = explain(segmenter, IMAGES[0], PHRASES)
+    (found,) = segmenter.segment(IMAGES[:1], [PHRASES])
+    (raw,) = detect(model, NO_RULES, [PHRASES[:1]] * 2, threshold=0.0)[:1]
+    assert [each.text for each in told] == ["a cup", "spoon", "a face", "\u4e2d", "given"]
+    assert (told[-1].reason, told[-1].best) == ("drawn", UNKNOWN_SCORE)
+    assert told[-2].reason in ("found", "unreadable", reason)
+    reasons = Counter()
+    for each in told[:3]:
+        own = [row for row in raw if row[1] == each.text]
+        np.testing.assert_allclose(each.best, max(row[3] for row in own), rtol=1e-5)
+        assert each.boxes == int(((found.text_index == 0) & (found.spans == each.span).all(axis=1)).sum())
+        over = sum(row[3] > each.threshold for row in own)
+        assert over == each.boxes + sum(each.lost.values())
+        assert (each.reason == "found") == (each.boxes > 0)
+        reasons.update([each.reason, *each.lost])
+    assert reasons[reason]
+    assert set(reasons) <= {"found", "threshold", reason}
+
+
+def test_explanations_of_tiles_say_where_a_box_was_lost(model):
+    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary), box_threshold=THRESHOLD)
+    segmenter = TiledSegmenter(GroundedSam(detector, None), 200)
+    told = explain(segmenter, IMAGES[0], PHRASES[:1])
+    (found,) = segmenter.segment(IMAGES[:1], [PHRASES[:1]])
+    assert [each.boxes for each in told] == [int((found.spans == each.span).all(axis=1).sum()) for each in told]
+    assert {reason for each in told for reason in each.lost} <= {"tile-edge", "smaller-tile", "other-tile"}
+    assert sum(each.lost.get("tile-edge", 0) for each in told) > 0
+    with pytest.raises(InputError, match="plug-in"):
+        explain(None, IMAGES[0], PHRASES)
+    (alone,) = explain(GroundedSam(None, None), IMAGES[0], [Text("x")])
+    assert (alone.reason, alone.boxes) == ("not-asked", 0)

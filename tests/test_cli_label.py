@@ -34,12 +34,16 @@ def photo(tmp_path_factory):
 def test_json_follows_the_documented_schema(photo, tmp_path):
     out = tmp_path / "o.png"
     texts = ("--text", "a cat on a sofa", "--text", "two dogs")
-    done = patchmint("label", photo, *texts, "--models", "untrained-tiny", "--out", out, "--json")
+    done = patchmint("label", photo, *texts, "--models", "untrained-tiny", "--out", out, "--json", "--explain")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     jsonschema.validate(document, json.loads(SCHEMA.read_text()))
     assert document["texts"] == ["a cat on a sofa", "two dogs"]
     assert np.array(document["selector"]).shape == (2, 24, 24)
+    counts = [sum(phrase["text_index"] == text for phrase in document["phrases"]) for text in (0, 1)]
+    assert [(told["text"], told["boxes"]) for told in document["explanations"]] == [
+        *zip(document["texts"], counts, strict=True)
+    ]
     assert "mean nothing" in document["notice"]
     assert "mean nothing" in done.stderr
     assert "Traceback" not in done.stderr
@@ -55,7 +59,9 @@ def test_schema_in_the_docs_is_todays():
 
 
 def test_plain_output_is_for_people(photo):
-    done = patchmint("label", photo, "-t", "a cat \x1b[31mred\x1b[0m", "--models", "untrained-tiny", NO_COLOR="1")
+    asked = ("label", photo, "-t", "a cat \x1b[31mred\x1b[0m", "--models", "untrained-tiny", "--explain")
+    done = patchmint(*asked, "--labels.phrase-thresholds", "{}", NO_COLOR="1")
+    assert "24 boxes; best score 1.00" in done.stdout
     assert done.returncode == 0, done.stderr
     assert "patches kept" in done.stdout
     assert "\x1b" not in done.stdout

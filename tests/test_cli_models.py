@@ -71,15 +71,16 @@ def test_list_shows_every_name_on_stdout() -> None:
     assert result.exit_code == 0
     for name in CHECKPOINTS:
         assert name in result.stdout
-    assert result.stdout.count("not published") == 2 * 8  # size and sha256 of one VQGAN of taming, LlamaGen's, IBQ's
+    assert result.stdout.count("not published") == 8  # sizes of one VQGAN of taming, LlamaGen's, IBQ's
+    assert re.search(r"groundingdino-swint-ogc +│ grounding-dino +│ boxes, scores, spans", result.stdout)
     assert re.search(r"ibq-262144 +│ vqgan \(dot\)", result.stdout)
     assert "PATCHMINT_WEIGHTS" in result.stderr
     assert "Preset official (4.2 GB): groundingdino-swint-ogc " in result.stderr
     assert "Preset small (over 1.1 GB): groundingdino-swint-ogc " in result.stderr
     assert "\x1b" not in result.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
-    assert ["sam-vit-b", "sam", "375.0 MB", "no", "ec2df6273261...", "Apache-2.0"] in rows
-    assert ["demo-masker", "sam", "bundled", "Apache-2.0"] in [[*row[:2], row[3], row[5]] for row in rows]
+    assert ["sam-vit-b", "sam", "masks", "375.0 MB", "no", "Apache-2.0"] in rows
+    assert ["demo-masker", "sam", "bundled", "Apache-2.0"] in [[*row[:2], *row[4:]] for row in rows]
 
 
 def test_list_as_json_has_all_figures(folder: Path) -> None:
@@ -88,7 +89,8 @@ def test_list_as_json_has_all_figures(folder: Path) -> None:
     rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
     assert list(rows) == list(CHECKPOINTS)
     row = rows["sam-vit-b"]
-    assert (row["kind"], row["size"], row["present"]) == ("sam", 375_042_383, True)
+    assert (row["kind"], row["gives"], row["size"], row["present"]) == ("sam", "masks", 375_042_383, True)
+    assert rows["ibq-1024"]["rule"] == "dot"
     assert row["path"] == str(folder / "sam_vit_b_01ec64.pth")
     assert row["url"].startswith("https://")
     assert len(row["sha256"]) == 64

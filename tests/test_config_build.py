@@ -224,6 +224,17 @@ def test_absolute_paths(tmp_path, monkeypatch):
     (tmp_path / "sam.pth").write_bytes(b"")
     models = MODEL_PRESETS[UNTRAINED].model_copy(update={"masker": "sam.pth"}).model_dump()
     config = parse(models=models, tokens={"remap": "used.npy"}).absolute()
+    (tmp_path / "dino").mkdir()
+    plugins = {"outside": {"checkpoint": "sam.pth"}}
+    others = {"detector": "./dino", "masker": "sam.pth#ema", "tokenizer": "outside", "plugins": plugins}
+    other = parse(models=others).absolute().models
+    assert (other.detector, other.masker) == (str(tmp_path / "dino"), f"{tmp_path / 'sam.pth'}#ema")
+    assert (other.vocabulary, other.plugins["outside"].checkpoint) == (
+        str(tmp_path / "dino"),
+        str(tmp_path / "sam.pth"),
+    )
+    hub = parse(models={"detector": "hub:org/name@main"}).absolute().models
+    assert (hub.detector, hub.vocabulary) == ("hub:org/name@main", "hub:org/name@main")
     paths = (config.source.uri, config.output.uri, config.models.masker, config.tokens.remap)
     assert paths == tuple(str(tmp_path / name) for name in ("data/coco", "out", "sam.pth", "used.npy"))
     assert config.models.detector == UNTRAINED

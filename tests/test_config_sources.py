@@ -8,7 +8,7 @@ from patchmint.config.sources import CocoSourceConfig, SourceConfig
 from patchmint.errors import ConfigError
 
 KINDS = ["folder", "webdataset", "coco", "karpathy", "flickr30k-entities", "visual-genome", "references", "parquet"]
-KINDS += ["conversations", "llava"]
+KINDS += ["conversations", "llava", "interleaved"]
 ADAPTER = TypeAdapter(SourceConfig)
 
 

@@ -7,22 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from shard_data import Picture, write_shard
 
 from patchmint.cli.demo import demo as demo_command
 from patchmint.config import MODEL_PRESETS, TokensConfig
+from patchmint.config.sources import SourceConfig
 from patchmint.demo import DEMO_SEED, FRESH_SEED, HELD_OUT_SEED, TRAINING_SEED
 from patchmint.demo.dataset import obtain_scenes, read_truth
-from patchmint.demo.judge import codes_psnr, judge_dataset, mask_ious, true_boxes
+from patchmint.demo.documents import obtain_documents
+from patchmint.demo.judge import codes_psnr, judge_dataset, judge_documents, mask_ious, true_boxes
 from patchmint.demo.overlays import overlays, write_overlays
 from patchmint.demo.scenes import make_scene
-from patchmint.demo.score import LIMITS, ShardFigures, f1_and_iou, judged_samples, psnr
+from patchmint.demo.score import (
+    DOCUMENT_LIMITS,
+    LIMITS,
+    ShardFigures,
+    f1_and_iou,
+    judged_samples,
+    psnr,
+    touched_patches,
+)
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.images.decode import decode_image
 from patchmint.pictures.overlay import TRUTH
+from patchmint.pipeline.sources import open_source
 from patchmint.samples import ImageRef, PlannedSample, SourceSample, SourceText
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.sample import ShardImage, ShardSample
 from patchmint.shards.schema import ImageDocument, PhraseDocument
 from patchmint.storage import open_storage
 from patchmint.tokenizers.build import build_tokenizer
@@ -197,6 +211,77 @@ def test_samples_without_labels_or_of_another_grid_are_refused(truth, shards):
 @contextmanager
 def quiet(what, total):
     yield lambda number: None
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents") / "documents"
+    return folder, obtain_documents(folder, seed=SEED, count=6, progress=lambda _: None)
+
+
+def true_documents(folder, truth, texts_of=lambda scene: scene.texts):
+    """Documents as their source gives them, with labels that are the truth; `texts_of` another's may be given."""
+    source = {"kind": "conversations", "uri": str(folder), "annotations": "conversations.json"}
+    settings = TypeAdapter(SourceConfig).validate_python(source | {"documents": True, "texts": "all"})
+    opened = open_source(settings)
+    for ordinal, sample in enumerate(opened.samples()):
+        images = []
+        for number, (ref, scene) in enumerate(zip(sample.images, truth.documents[sample.id], strict=True)):
+            data = opened.read_image(ref)
+            height, width = decode_image(data).size
+            placement = GRID.place((height, width))
+            nothing = np.zeros(placement.shape, np.uint8)
+            masks = [text.mask for text in texts_of(scene)]
+            selector = np.stack([touched_patches(mask, placement) if mask else nothing for mask in masks])
+            selector = selector.astype(np.uint8)
+            found = [
+                PhraseDocument(
+                    text=text.content[slice(*named.span)], text_index=index, start=named.span[0], end=named.span[1],
+                    box=(0.0, 0.0, 5.0, 5.0), score=0.5, image=number,
+                )
+                for index, text in enumerate(scene.texts) for named in text.phrases if named.mask
+            ]  # fmt: skip
+            image = ImageDocument(width=width, height=height, format="jpeg", mode="RGB", orientation=1)
+            codes = np.zeros((16, 16), int)
+            images.append(ShardImage(data, image, 1, None, tuple(found), selector, selector * 255, codes))
+        yield ShardSample(PlannedSample(ordinal, sample.id, sample), tuple(images))
+
+
+def test_documents_with_true_labels_get_full_marks(documents, shards):
+    folder, truth = documents
+    layout = LAYOUT.model_copy(update={"documents": True})
+    storage = shards(list(true_documents(folder, truth)), layout)
+    right = judge_documents(storage, truth, written=6, progress=quiet)
+    assert right == {"documents_f1": 1.0, "documents_absent_rate": 0.0}
+    storage = shards(list(true_documents(folder, truth, lambda scene: scene.texts[::-1])), layout)
+    wrong = judge_documents(storage, truth, written=6, progress=quiet)
+    assert wrong["documents_f1"] < 0.5
+    assert not DOCUMENT_LIMITS["documents_f1"].met(wrong["documents_f1"])
+    with pytest.raises(ShardError, match="hold 6 samples, but the build wrote 7"):
+        judge_documents(storage, truth, written=7, progress=quiet)
+    scenes = truth.documents["000003"]
+    for others in (scenes[1:], (replace(scenes[0], texts=scenes[0].texts[1:]), *scenes[1:])):
+        told = replace(truth, documents=truth.documents | {"000003": others})
+        with pytest.raises(ShardError, match="of other scenes"):
+            judge_documents(storage, told, written=6, progress=quiet)
+
+
+def test_what_is_absent_from_one_picture_may_be_in_the_next(documents):
+    _, truth = documents
+    told = [
+        [phrase.mask is not None for scene in scenes for phrase in scene.texts[turn].phrases]
+        for scenes in truth.documents.values()
+        for turn in range(len(scenes[0].texts))
+    ]
+    assert any(any(pictures) and not all(pictures) for pictures in told)
+    assert any(pictures and not any(pictures) for pictures in told), "nothing is absent from all"
+
+
+def test_documents_are_made_once_and_never_mixed(documents):
+    folder, truth = documents
+    assert obtain_documents(folder, seed=SEED, count=6, progress=pytest.fail) == truth
+    with pytest.raises(InputError, match=f"holds 6 documents of seed {SEED}, not 5 of seed {SEED}; .*--documents"):
+        obtain_documents(folder, seed=SEED, count=5, progress=pytest.fail)
 
 
 def test_a_lost_sample_is_noticed(shards, truth):

@@ -18,7 +18,7 @@ import warm
 
 from patchmint.demo.dataset import read_truth
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.score import LIMITS, judged_samples, sample_placement
+from patchmint.demo.score import DOCUMENT_LIMITS, LIMITS, judged_samples, sample_placement
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.interfaces import Instances, Segmenter
@@ -33,17 +33,19 @@ from tools.demo_training.measure import judge_labels
 SEED = 7_200_003
 COUNT, AGAIN = 16, 8
 """Scenes through the job, and how many of them the models are asked about in this process."""
+DOCUMENTS = 2
 GRID = "llava-1.5-finetune"
 # A little looser than the demo's own limits, which are meant for 200 scenes.
 LEAST = {"f1": 0.89, "iou": 0.84, "mask_iou": 0.84, "psnr": 21.8, "codes_used": 0.48}
 MOST_ABSENT = 0.06
 BOUNDS = {"f1": 0.9, "iou": 0.85, "absent_rate": 0.05, "mask_iou": 0.85, "psnr": 22, "codes_used": 0.5}
+BOUNDS |= {"documents_f1": 0.8, "documents_absent_rate": 0.05}
 """The demo's own."""
 
 
 def demo(out: Path, *options: str) -> CompletedProcess[str]:
     command = [sys.executable, "-m", "patchmint", "demo", str(out), "--scenes", str(COUNT), "--seed", str(SEED)]
-    return warm.run([*command, "--overlays", "1", *options])
+    return warm.run([*command, "--documents", str(DOCUMENTS), "--overlays", "1", *options])
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def figures(out: Path) -> dict[str, Any]:
     done = demo(out, "--json")
     figures: dict[str, Any] = json.loads(done.stdout)
-    too_much = figures["absent_rate"] > BOUNDS["absent_rate"]
-    too_little = any(figures[name] < bound for name, bound in BOUNDS.items() if name != "absent_rate")
+    most = {"absent_rate", "documents_absent_rate"}
+    too_much = any(figures[name] > BOUNDS[name] for name in most)
+    too_little = any(figures[name] < bound for name, bound in BOUNDS.items() if name not in most)
     assert done.returncode == int(too_much or too_little), done.stderr
     return figures
 
@@ -84,16 +87,20 @@ def unmet(figures: Mapping[str, float]) -> list[str]:
 
 
 def test_one_command_makes_scenes_shards_figures_and_overlays(figures: dict[str, Any], out: Path) -> None:
-    assert figures.keys() == {*LIMITS, "scenes", "planned", "written", "rejected", "seconds"}
-    assert figures["planned"] == figures["scenes"] == figures["written"] == COUNT
+    counts = {"scenes", "documents", "planned", "written", "rejected", "seconds"}
+    assert figures.keys() == {*LIMITS, *DOCUMENT_LIMITS, *counts}
+    assert (figures["scenes"], figures["documents"]) == (COUNT, DOCUMENTS)
+    assert figures["planned"] == figures["written"] == COUNT + DOCUMENTS
     assert figures["rejected"] == 0
     assert figures["seconds"] > 0
     assert figures["psnr"] < 60
     assert all(0 <= figures[name] <= 1 for name in BOUNDS if name != "psnr")
-    assert sorted(path.name for path in out.iterdir()) == ["dataset", "overlays", "scenes"]
+    made = ["dataset", "documents", "documents-dataset", "overlays", "scenes"]
+    assert sorted(path.name for path in out.iterdir()) == made
     assert len(list((out / "scenes" / "train2017").iterdir())) == COUNT
     assert len(list((out / "overlays").glob("*.png"))) == 2
-    assert list(verify(open_storage(out / "dataset"))) == []
+    for dataset in ("dataset", "documents-dataset"):
+        assert list(verify(open_storage(out / dataset))) == []
 
 
 def test_labels_are_right(figures: dict[str, Any]) -> None:
@@ -109,11 +116,10 @@ def test_the_same_command_goes_on_and_says_the_same(figures: dict[str, Any], out
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".jpg", ".tar")}
     again = demo(out)
     assert "1 of them done already" in again.stderr
-    for name in LIMITS:
-        assert LIMITS[name].shown(figures[name]) in next(
-            line for line in again.stdout.splitlines() if f" {name} " in line
-        )
-    assert f"{COUNT} planned = {COUNT} written + 0 rejected" in again.stdout
+    for name, limit in {**LIMITS, **DOCUMENT_LIMITS}.items():
+        assert limit.shown(figures[name]) in next(line for line in again.stdout.splitlines() if f" {name} " in line)
+    total = COUNT + DOCUMENTS
+    assert f"{total} planned = {total} written + 0 rejected" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -243,6 +243,17 @@ def test_a_picture_among_documents_is_found(tmp_path):
     assert "document-kind" in codes(check(folder))
 
 
+@pytest.mark.parametrize("images", [None, {"written": 3}, {"most": 1}])
+def test_a_record_that_counts_other_images_is_found(tmp_path, images):
+    folder = make_dataset(tmp_path / "d", [[make_document(1)]], layout=DOCUMENTS)
+    path = folder / "commits" / "000000.json"
+    record = json.loads(path.read_bytes())
+    assert record["images"] == {"planned": 2, "written": 2, "dropped": 0, "most": 2}
+    record["images"] = images and {**record["images"], "planned": 3, **images}
+    path.write_text(json.dumps(record))
+    assert ("counts", "sidecars/000000.parquet") in {(one.code, one.shard) for one in check(folder)}
+
+
 def test_an_unfinished_data_set_and_lone_tars(tmp_path, made):
     write_plan(tmp_path / "d", {0: 1})
     commit_unit(tmp_path / "d", 0, [make_document(0)], [], layout=DOCUMENTS)

@@ -109,7 +109,7 @@ def test_an_outside_model_that_breaks_its_contract_is_named(monkeypatch):
         def segment(self, images, texts):
             return ["nothing"] * len(images)
 
-    monkeypatch.setattr("patchmint.labelers.build.find_plugin", lambda *_: None)
-    monkeypatch.setattr("patchmint.labelers.build.load_plugin", lambda *_: Broken())
+    monkeypatch.setattr("patchmint.labelers.build.check_plugin", lambda *_, **__: None)
+    monkeypatch.setattr("patchmint.labelers.build.load_plugin", lambda *_, **__: Broken())
     annotator = Annotator.from_config({"models": {"segmenter": "broken"}, "tokens": None}, device="cpu")
     assert raised(errors.PluginError, annotator.annotate, np.zeros((8, 8, 3), np.uint8), "a cat").name == "broken"

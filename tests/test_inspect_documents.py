@@ -83,8 +83,13 @@ def test_show(folder, samples, tmp_path):
 def test_shown_as_it_is_read(folder):
     lines = inspect("show", folder, "d0001", rc=0).stdout.splitlines()
     start = lines.index("human: [image 0]")
-    read = ["human: [image 0]", "[image 1]", "eine Straße in Zürich", "[image 1]", "gpt: The answer to 1."]
-    assert lines[start : start + 5] == read
+    assert lines[start : start + 5] == [
+        "human: [image 0]",
+        "[image 1]",
+        "eine Straße in Zürich",
+        "[image 1]",
+        "gpt: The answer to 1.",
+    ]
     assert "image 1 of 0..1" in lines
     many = inspect("show", folder, "d0003", rc=0).stdout
     assert "36 more images: --image N shows one" in many

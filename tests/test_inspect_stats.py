@@ -42,7 +42,8 @@ def dataset(tmp_path):
     of = with_tokens(30)
     samples = [make_sample(n, layout=of, phrases=n % 3 > 0, kind="png" if n % 4 == 0 else "jpeg") for n in range(13)]
     phrase = PhraseDocument(text="sec", text_index=1, start=0, end=3, box=(0.0, 0.0, 9.0, 9.0), score=-1.0)
-    samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, phrase))
+    drawn = phrase.model_copy(update={"origin": "mixed"})
+    samples[5] = replace(samples[5], phrases=(*samples[5].phrases, phrase, drawn))
     nothing = np.zeros_like(samples[7].selector)
     samples[7] = replace(samples[7], selector=nothing, coverage=nothing)
     rejects = {0: [make_reject(20)], 2: [make_reject(21), replace(make_reject(22), fault=Fault("plan", "no-text", ""))]}
@@ -88,6 +89,7 @@ def test_every_number_against_numpy(dataset, monkeypatch):
         for index in range(len(document.texts))
     ]
     assert (labels["phrases"], labels["unscored"]) == (len(phrases), 2)
+    assert labels["origins"] == {"model": len(phrases) - 1, "mixed": 1}
     check(labels["phrases_per_text"], counts)
     check(labels["scores"], [phrase.score for phrase in phrases if phrase.score >= 0])
     usage = found["codes"][0]

@@ -16,7 +16,7 @@ from patchmint.geometry import GRID_PRESETS, Fit, PatchGrid, fit_image, grid_pre
 from patchmint.geometry.rle import encode_masks
 from patchmint.pictures import text as text_module
 from patchmint.pictures.fonts import SystemFont
-from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes
+from patchmint.pictures.labels import PALETTE, BoxLabel, draw_boxes, score_words
 from patchmint.pictures.overlay import TRUTH, draw_overlay, legend_facts, shade_patches
 from patchmint.pictures.text import Lettering
 from patchmint.types import Phrase
@@ -160,6 +160,22 @@ def test_a_box_has_its_colour_on_its_border(size: tuple[int, int]) -> None:
         assert tuple(picture[y, x]) == PALETTE[0]
     inside = picture[(y0 + y1) // 2, (x0 + x1) // 2]
     assert tuple(inside) not in PALETTE
+
+
+def test_annotators_boxes_are_dashed_and_the_legend_says_so() -> None:
+    image, box = np.full((400, 400, 3), GREY, dtype=np.uint8), (40, 60, 360, 340)
+    pictures, shares = {}, {}
+    for origin in ("model", "annotator", "mixed"):
+        pictures[origin] = draw(image, SMALL["pad"], [], phrases=[Phrase("", 0, (0, 0), box, -1, origin)])
+        photo = photo_part(pictures[origin], (400, 400))
+        scale = photo.shape[1] / 400
+        left, top, right = (round(value * scale) for value in (box[0], box[1], box[2]))
+        shares[origin] = (photo[top, left : right + 1] == PALETTE[0]).all(axis=-1).mean()
+    assert shares["model"] == 1
+    assert shares["annotator"] == shares["mixed"] == pytest.approx(0.5, abs=0.1)
+    assert len(pictures["mixed"]) > len(pictures["model"])  # a line more in the legend
+    assert [score_words(-1, origin) for origin in pictures] == ["", "annotator", "annotator's box"]
+    assert score_words(0.5, "model") == "0.50"
 
 
 def test_boxes_of_the_same_words_share_a_colour_with_the_caption() -> None:

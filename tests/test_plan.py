@@ -33,6 +33,7 @@ from patchmint.errors import (
     StorageError,
     WeightsMissingError,
 )
+from patchmint.jobs.dry_run import _lines
 from patchmint.pipeline.plan import (
     check_models,
     discard_plan,
@@ -132,13 +133,13 @@ def test_units_of_documents_end_at_samples_or_images(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "_ROWS", 3)  # a unit ends within a batch, at its end, and behind it
     source = {"kind": "conversations", "uri": "x", "documents": True}
     images = [2, 2, 3, 9, 1, 1, 1, 1, 1, 1, 4]
-    bad = PLAIN[20:22]  # has no images
+    bad = PLAIN[18:25]  # of no images
     samples = [document(number, count) for number, count in enumerate(images)] + bad
-    output = {"uri": str(tmp_path), "samples_per_shard": 5, "images_per_shard": 5}
+    output = {"uri": str(tmp_path), "samples_per_shard": 6, "images_per_shard": 5}
     config = build_config(source=source, output=output)
     plan = make_plan(to_batches(samples), config, record_models(config), open_storage(tmp_path))
     told = [(unit.samples, unit.images, unit.first_ordinal) for unit in plan.units]
-    assert told == [(2, 4, 0), (1, 3, 2), (1, 9, 3), (5, 5, 4), (4, 5, 9)]
+    assert told == [(2, 4, 0), (1, 3, 2), (1, 9, 3), (5, 5, 4), (6, 5, 9), (3, 0, 15)]
     assert (plan.images, plan.total) == (sum(images), len(samples))
     assert load_plan(open_storage(tmp_path)) == plan
     assert samples_in(open_storage(tmp_path), *plan.units) == samples
@@ -209,7 +210,7 @@ def test_parts_are_closed_in_time(tmp_path, monkeypatch, units, size):
 
 
 def test_a_unit_is_read_without_the_rest_of_its_part(tmp_path, monkeypatch):
-    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(500).hex()),)) for _ in range(1000)]
+    noisy = [replace(PLAIN[0], texts=(SourceText(os.urandom(1000).hex()),)) for _ in range(1000)]
     plan = plan_into(tmp_path, noisy, samples_per_shard=50)
     storage = open_storage(tmp_path)
     read = []
@@ -631,6 +632,38 @@ def test_an_estimate_counts_and_looks_at_some_images():
 
 
 REASONS = {"image-missing": 0, "image-damaged": 1}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_estimate_of_documents(drop):
+    """Of 40 documents of 3 images 4 have a bad path, 1 has nothing else, and 2 lack a file."""
+    bad = Fault("source", "path-outside-source", "no")
+    samples = [document(number, 3) for number in range(40)]
+    for number in range(4):
+        samples[number] = replace(samples[number], images=(bad, *samples[number].images[1:]))
+    samples[4] = replace(samples[4], images=(bad, bad, bad))
+
+    def read(image):
+        if image.path in ("7-1.jpg", "8-2.jpg"):
+            raise ImageMissingError("gone")
+        return photo()
+
+    source = {"kind": "conversations", "uri": "x", "documents": True}
+    output = {"uri": "out", "samples_per_shard": 10, "images_per_shard": 20}
+    config = build_config(source=source, output=output, on_bad_image="drop" if drop else "reject")
+    dry, looked = estimate(samples, config, read)
+    assert (dry.samples, dry.images, dry.units) == (40, 120, 6)
+    assert dry.rejects == {"path-outside-source": 1 if drop else 5}
+    assert dry.looked_at == len(looked) == (39 if drop else 35)
+    assert dry.looked_at_rejects == ({} if drop else {"image-missing": 2})
+    assert dry.dropped == ({"path-outside-source": 4} if drop else {})
+    assert dry.looked_at_dropped == ({"image-missing": 2} if drop else {})
+    assert dry.looked_at_images == (39 * 3 - 4 if drop else 35 * 3)
+    good = 39 * 3 - 4 - 2 if drop else 33 * 3
+    assert dry.image_bytes == pytest.approx(good * 100_000)
+    lines = _lines(dry, config)
+    assert lines[0] == "documents 40 of 120 images with 40 texts, in 6 units of up to 10, or 20 images"
+    assert any(line.startswith("dropped   4 (4 path-outside-source)") for line in lines) == drop
 
 
 def test_an_estimate_of_nothing_says_what_was_looked_at():

@@ -1,22 +1,33 @@
 """Models from an outside package, really installed: a segmenter without boxes, a 1-D tokenizer, and broken ones."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
+import torch
+import transformers
 import warm
 from PIL import Image
 from skimage import data
 
+from patchmint import Annotator
+from patchmint.annotate.preflight import check_loadable
 from patchmint.config import AnnotatorConfig
-from patchmint.errors import BuildError
+from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
 from patchmint.geometry import grid_preset
+from patchmint.pipeline.plan import record_models
+from patchmint.pipeline.plan.models import check_models
 from patchmint.pipeline.worker.finish import layout_of
+from patchmint.types import Text
+from patchmint.weights.checksums import sha256_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +38,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "toy-models"
 version = "1"
+license = "MIT"
 [tool.setuptools]
 py-modules = ["toy_models"]
 [project.entry-points."patchmint.segmenters"]
@@ -36,19 +48,25 @@ toy-no-segmenter = "toy_models:NoSegmenter"
 toy-liar = "toy_models:Liar"
 toy-mute = "toy_models:Mute"
 toy-wild = "toy_models:Wild"
+toy-tuned = "toy_models:Tuned"
 [project.entry-points."patchmint.tokenizers"]
 toy-1d = "toy_models:Histogram"
 toy-beyond = "toy_models:Beyond"
 toy-ahead = "toy_models:Ahead"
+[project.entry-points."patchmint.encoders"]
+toy-colours = "toy_models:Colours"
+toy-short = "toy_models:Short"
 """
 
 MODELS = '''
 """A segmenter that finds whatever is bright, and a tokenizer whose codes have no place in the image."""
 import numpy as np
+from pydantic import BaseModel, Field
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE
-from patchmint.interfaces import Instances, TokenizerSpec, Tokens
+from patchmint.errors import ConfigError
+from patchmint.interfaces import FeatureSpec, Instances, TokenizerSpec, Tokens
 
 
 class Brightness:
@@ -109,6 +127,55 @@ def broken(device):
 class NoSegmenter:
     def __init__(self, device):
         pass
+
+
+class Colours:
+    """Mean colours of the cells of whichever grid."""
+
+    spec = FeatureSpec(
+        encoder="toy-colours",
+        connector="none",
+        layers=((0,),),
+        select_feature="patch",
+        pool="",
+        grid=(0, 0),
+        leading=0,
+        trailing=0,
+        channels=3,
+    )
+
+    def __init__(self, device, grid):
+        self.grid = grid
+        if grid.fit == "crop":
+            raise ConfigError("toy-colours looks at whole images")
+
+    def encode(self, images):
+        return [self._one(image) for image in images]
+
+    def _one(self, image):
+        placement = self.grid.place(image.shape[:2])
+        return np.concatenate([self._view(image, *placement.edges(view)) for view in placement.views])
+
+    def _view(self, image, ys, xs):
+        tops, lefts = (edges[:-1].astype(int).clip(0, side - 1) for edges, side in zip((ys, xs), image.shape))
+        return image[np.ix_(tops, lefts)].reshape(-1, 3).astype(np.float16)
+
+
+class Short(Colours):
+    def encode(self, images):
+        return [features[1:] for features in super().encode(images)]
+class Tuned(Brightness):
+    """With a threshold in its settings, and what its checkpoint adds to it."""
+
+    class Settings(BaseModel):
+        level: int = Field(ge=0, le=255)
+
+    def __init__(self, device, precision, checkpoint, settings):
+        assert precision == "float32"
+        self.level = settings.level + int(checkpoint.read_text())
+
+    def segment(self, images, texts):
+        return super().segment([((image > self.level) * 255).astype(np.uint8) for image in images], texts)
 
 
 class Liar(Brightness):
@@ -177,6 +244,34 @@ def test_one_that_works_ahead_gives_the_same_codes(installed, tmp_path):
     assert any(codes[0])
 
 
+@pytest.mark.parametrize("grid", ["qwen3-vl", "internvl3"])
+def test_an_outside_encoder_gets_the_grid(installed, tmp_path, grid):
+    encoder = ("--models.segmenter", "toy-brightness", "--models.vit", "toy-colours", "--features", "{}")
+    done = label(installed, tmp_path, *encoder, "--grid", grid, "--text", "bright")
+    assert done.returncode == 0, done.stderr
+    tokens = sum(view.rows * view.cols for view in grid_preset(grid).place((150, 226)).views)
+    assert f"features: {tokens} x 3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("toy-short",), "'toy-colours' must give float16 features of shape (576, 3)"),
+        (("toy-colours", "--grid", "llava-1.5-hf"), "toy-colours looks at whole images"),
+        (("toy-colours", "--features.pool", "3"), "features.pool is for patchmint's own encoders"),
+        (("toy-color",), "did you mean 'toy-colours'"),
+    ],
+)
+def test_what_an_outside_encoder_does_wrong_is_named(installed, tmp_path, arguments, message):
+    given = () if "--features.pool" in arguments else ("--features", "{}")
+    done = label(
+        installed, tmp_path, "--text", "a", "--models.segmenter", "toy-brightness", *given, "--models.vit", *arguments
+    )
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -195,6 +290,92 @@ def test_broken_ones_are_named(installed, tmp_path, name, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(installed))
+    (tmp_path / "weights.txt").write_text("20")
+
+    def config(name="toy-tuned", plugin="toy-tuned", **settings):
+        given = {"checkpoint": str(tmp_path / "weights.txt"), "settings": {"level": 100}} | settings
+        models = {"segmenter": name, "plugins": {plugin: given}}
+        return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
+
+    image = data.chelsea()[::2, ::2]
+    found = [
+        Annotator(config(settings={"level": level}), "cpu").annotate(image, "bright").masks for level in (100, 101, 100)
+    ]
+    assert found[0] == found[2] != found[1]
+    record = record_models(config())["segmenter"]
+    assert record.sha256 == hashlib.sha256(b"20").hexdigest()
+    assert (record.name, record.distribution, record.licence, record.size) == ("toy-tuned", "toy-models 1", "MIT", 2)
+    with pytest.raises(BuildError, match=r"toy-models 1 here.*toy-models 2 in the plan"):
+        check_models(config(), {"segmenter": replace(record, distribution="toy-models 2")})
+    for settings, error, message in (
+        (
+            {"settings": {"level": 300}},
+            ConfigError,
+            r"toy-tuned\.settings\.level: .*less than",
+        ),
+        ({"checkpoint": "none.txt"}, WeightsMissingError, "no weights file at none.txt"),
+        ({"name": "toy-brightness", "plugin": "toy-brightness"}, PluginError, "takes no checkpoint"),
+        ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models used"),
+    ):
+        with pytest.raises(error, match=message):
+            check_loadable(config(**settings))
+
+
+@pytest.fixture(scope="module")
+def sam3(tmp_path_factory):
+    """A folder with a tiny SAM 3 of transformers, and the module that docs/plugins.md shows."""
+    folder = tmp_path_factory.mktemp("sam3")
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    backbone = {"model_type": "sam3_vit_model", **small, "num_hidden_layers": 2, "image_size": 112, "window_size": 4}
+    backbone |= {"global_attn_indexes": [1], "pretrain_image_size": 56}
+    sizes = {"fpn_hidden_size": 32, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]}
+    text = {"model_type": "clip_text_model", "vocab_size": 64, **small, "num_hidden_layers": 2, "projection_dim": 32}
+    config = transformers.Sam3Config(
+        vision_config={"model_type": "sam3_vision_model", "backbone_config": backbone, **sizes},
+        text_config=text | {"max_position_embeddings": 32, "bos_token_id": 52, "eos_token_id": 53},
+        geometry_encoder_config={**small, "num_layers": 1},
+        detr_encoder_config={**small, "num_layers": 1},
+        detr_decoder_config={**small, "num_layers": 2, "num_queries": 8},
+        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.Sam3Model(config).save_pretrained(folder)
+    letters = [chr(code) for code in range(97, 123)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = transformers.CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[])
+    pictures = transformers.Sam3ImageProcessor(size={"height": 112, "width": 112})
+    transformers.Sam3Processor(pictures, words).save_pretrained(folder)
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    (folder / "my_sam3.py").write_text(page.split("# my_sam3.py\n")[1].split("```")[0])
+    return folder
+
+
+def test_sam3_as_the_page_shows_it(sam3, monkeypatch):
+    monkeypatch.syspath_prepend(str(sam3))
+    point = EntryPoint("sam3", "my_sam3:Sam3", "patchmint.segmenters")
+    monkeypatch.setattr("patchmint.plugins.entry_points", lambda **_: [point])
+    plugins = {"sam3": {"checkpoint": str(sam3), "settings": {"threshold": 0.2}}}
+    models = {"segmenter": "sam3", "plugins": plugins}
+    annotator = Annotator(AnnotatorConfig.parse({"models": models, "tokens": None}), "cpu")
+    image = data.chelsea()[::3, ::3]
+    (found,) = annotator.annotate_batch([image], [["a cat", Text.from_phrases(["fur", "an ear"])]])
+    segmenter = annotator._models.segmenter
+    pixels = segmenter.processor(images=image, return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected = segmenter.model(pixel_values=pixels, **segmenter.processor(text="a cat", return_tensors="pt"))
+    scores = expected.pred_logits.sigmoid() * expected.presence_logits.sigmoid()
+    assert 0 < (scores > 0.2).sum() == sum(phrase.text == "a cat" for phrase in found.phrases)
+    assert {phrase.text for phrase in found.phrases} == {"a cat", "fur", "an ear"}
+    record = record_models(annotator.config)["segmenter"]
+    assert record.sha256 == sha256_of(sam3 / "model.safetensors")
+    wrong = models | {"plugins": {"sam3": {"settings": {"treshold": 1}}}}
+    with pytest.raises(ConfigError, match=r"sam3\.settings\.treshold: Extra inputs"):
+        check_loadable(AnnotatorConfig.parse({"models": wrong, "tokens": None}))
 
 
 def test_a_tokenizer_beyond_what_the_format_holds_is_refused():

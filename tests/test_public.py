@@ -26,8 +26,8 @@ NAMES = {
         adaptive_bins coverage_from_logits coverage_share coverage_to_uint8 fit_image grid_of_processor grid_preset
         pool_coverage""",
     "patchmint.training": """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch
-        StageDataset StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches
-        recall_at_keep resize_embeddings selector_loss shard_urls""",
+        StageDataset StageImage StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer
+        keep_patches recall_at_keep resize_embeddings selector_loss shard_urls""",
     "patchmint.interfaces": """FeatureEncoder FeatureSpec Instances PrefersLikeSizes PreparesImages Segmenter Tokenizer
         TokenizerSpec Tokens""",
 }

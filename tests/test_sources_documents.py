@@ -155,6 +155,7 @@ def test_obelics_and_mint_1t():
     assert surrogate.reason == "text-not-unicode"
     both = read({"images": ["a.jpg"], "texts": ["a cat"]})
     assert both.reason == "record-malformed"  # which comes first isn't known
+    assert "one of which is null at each place" in both.message
 
 
 def test_an_image_that_is_shown_twice_is_one():

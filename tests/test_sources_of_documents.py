@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builds import build_here, make_config, warmed
 from PIL import Image
 from pydantic import TypeAdapter
-from source_files import absent, put, read, refused, source
+from shard_data import stored as stored_samples
+from source_files import absent, image_bytes, put, read, refused, source
 
 from patchmint.config.sources import SourceConfig
 from patchmint.errors import ImageDecodeError, ImageMissingError
@@ -20,6 +22,8 @@ from patchmint.images.pages import page_of
 from patchmint.pipeline.sources import open_source
 from patchmint.pipeline.sources.recognise import recognise
 from patchmint.samples import Fault, SourceSample
+from patchmint.shards.verify import verify
+from patchmint.storage import open_storage
 
 HELD = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -93,7 +97,7 @@ def test_m4_instruct(tmp_path):
     answer = "The <image> sign."
     assert told(first) == ([0, "\n", 1, "\nWhat differs?", answer], [answer], [[0], [0]])
     assert told(second) == ([0, "\nWhat?", "A cat."], ["A cat."], [[0]])
-    assert (first.id, first.record["metadata"]["num_sample"]) == ("0001", 2)
+    assert (first.id, first.record) == ("0001", json.loads((tmp_path / "m4_instruct_annotations.json").read_text())[0])
     assert [part.role for part in first.parts] == ["human", "", "", "", "gpt"]
     assert stored(opened, first) == [b"Spot-the-Diff/0001_1.jpg", b"Spot-the-Diff/0001_2.jpg"]
     assert absent("conversations", tmp_path, documents=True) == {"text-only": 1}
@@ -146,7 +150,7 @@ def test_mantis_instruct(tmp_path, form):
     (sample,) = documents("conversations", tmp_path, texts="all")
     assert told(sample) == ([0, " beside ", 1, "?", "Yes."], ["beside ?", "Yes."], [[0, 1]] * 2)
     assert stored(source("conversations", tmp_path, documents=True), sample) == [b"a.jpg", b"b.jpg"]
-    assert sample.id == "nlvr2_0"
+    assert (sample.id, sample.record) == ("nlvr2_0", {"id": "nlvr2_0", "conversation": turns[0]})
 
 
 def test_frames_of_a_video(tmp_path):
@@ -178,7 +182,7 @@ def test_mmc4(tmp_path):
     assert told(documents("interleaved", tmp_path, image_texts="all")[0])[2] == [[0, 1]] * 2
     assert stored(opened, first) == [b"images/f2.png", b"images/f1.jpg"]
     assert (first.id, second.id) == ("docs_shard_0_v2.jsonl:0", "docs_shard_1_v2.jsonl:0")
-    assert first.record["url"] == "http://e.com"
+    assert first.record == json.loads((tmp_path / "docs_shard_0_v2.jsonl").read_text().splitlines()[0])
     assert absent("interleaved", tmp_path) == {"text-only": 1}
     assert [each.id for each in documents("interleaved", tmp_path, files="*_1_v2.jsonl")] == [second.id]
     assert len(list(opened.sections())) == 1
@@ -202,7 +206,7 @@ def test_obelics_with_images_in_the_file(tmp_path):
     assert told(sample) == ([0, "Two.", 1, "The end."], ["Two.", "The end."], [[0], [0, 1]])
     assert stored(opened, sample) == [b"https://c.com/img/1.jpg", b"https://c.com/img/2.jpg"]
     assert [image.number for image in sample.images] == [0, 2]
-    assert sample.record["metadata"].startswith("[{")
+    assert sample.record == {"metadata": '[{"src": "x"}, null, {"src": "y"}, null]'}
     assert absent("interleaved", tmp_path) == {"text-only": 1}
 
 
@@ -360,6 +364,13 @@ def test_they_are_recognised(tmp_path, make, settings):
     assert len(first.images) == 2
 
 
+def test_one_file_of_several_is_recognised(tmp_path):
+    found = recognise(str(mmc4(tmp_path) / "docs_shard_1_v2.jsonl")).source
+    assert (found["kind"], found["annotations"], found["images"]) == ("interleaved", "docs_shard_1_v2.jsonl", "images")
+    assert recognise(str(pdfs(tmp_path / "pdfs") / "0.tar")).source["documents"]
+    assert "documents" not in recognise(str(tmp_path / "none.tar")).source  # the source says that it isn't there
+
+
 def test_limits_and_files_of_other_kinds(tmp_path):
     config = TypeAdapter(SourceConfig).validate_python(
         {"kind": "interleaved", "uri": str(obelics(tmp_path / "a", held=True))}
@@ -372,3 +383,38 @@ def test_limits_and_files_of_other_kinds(tmp_path):
     put(tmp_path / "d", {"a.jsonl": "1\n" + json.dumps({"text_list": ["a"], "image_info": []})})
     (faulty,) = documents("interleaved", tmp_path / "d")
     assert faulty.fault.reason == "record-malformed"
+
+
+def test_a_build_from_every_kind(tmp_path):
+    """Planned, read by a worker, and written: the bytes are those of the sources, pages those of the TIFF."""
+    data, pixels = pages()
+    jpegs = [image_bytes(name) for name in ("astronaut", "coffee", "cat")]
+    entry = talk("<image> and <image>", "Two.", image=["a.jpg", "../b.jpg"])
+    put(tmp_path / "talks", {"chat.json": json.dumps([entry]), "a.jpg": jpegs[0]})
+    images = pa.array([[{"bytes": jpegs[1], "path": None}, None, {"bytes": jpegs[2], "path": None}]], pa.list_(HELD))
+    table(tmp_path / "web" / "0.parquet", {"images": images, "texts": [[None, "Between.", None]]})
+    (tmp_path / "pdfs").mkdir()
+    record = {"images": ["page_0", None, "page_1", "page_2"], "texts": [None, "Figure 1", None, None]}
+    tar(tmp_path / "pdfs" / "0.tar", {"a.tiff": data, "a.json": record})
+    captions = ["One.", "Both."]
+    table(tmp_path / "lists" / "0.parquet", {"image": pa.array([jpegs[:2]], pa.list_(pa.binary())), "text": [captions]})
+    kinds = {"talks": "conversations", "web": "interleaved", "pdfs": "webdataset", "lists": "parquet"}
+    sources = [
+        {"name": name, "kind": kind, "uri": str(tmp_path / name)} | ({} if name == "web" else {"documents": True})
+        for name, kind in kinds.items()
+    ]
+    out = tmp_path / "out"
+    config = json.loads(make_config(tmp_path / "c.json", "", out).read_text())
+    del config["source"]
+    (tmp_path / "c.json").write_text(json.dumps(config | {"sources": sources, "on_bad_image": "drop"}))
+    with warmed():
+        report = build_here(tmp_path / "c.json", out)
+    assert (report.written, report.missing, report.planned) == (4, 0, 4)
+    talks, web, pdfs, lists = stored_samples(out)
+    assert [[image.data for image in each.images] for each in (talks, web, lists)] == [jpegs[:1], jpegs[1:], jpegs[:2]]
+    for image, expected in zip(pdfs.images, pixels, strict=True):
+        assert np.array_equal(decode_image(image.data).pixels, expected)
+    assert [part.text for part in talks.parts] == ["", " and ", "Two."]
+    assert [image.texts for image in web.images] == [(0,), (0,)]
+    assert [[image.source.name for image in each.images] for each in (talks, lists)] == [["talks"], ["lists"] * 2]
+    assert list(verify(open_storage(out))) == []

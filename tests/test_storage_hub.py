@@ -120,7 +120,7 @@ def test_refusals_say_what_to_do(hub, repo, monkeypatch):
     hub.put("org/private", FILES, private=True)
     assert read("hf://datasets/org/private").read("more/z.json") == b"{}"
     for uri, why in (
-        ("hf://datasets/org/nothing", "no such data set, or it is private"),
+        ("hf://datasets/org/nothing", "no such repository, or it is private"),
         ("hf://datasets/org/name@v9", "no such revision"),
         ("hf://datasets/org/gated", "accept its terms"),
     ):

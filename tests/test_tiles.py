@@ -11,8 +11,10 @@ from patchmint.demo.score import f1_and_iou
 from patchmint.errors import ConfigError
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.interfaces import Instances
+from patchmint.labelers.given import BoxMasks
 from patchmint.labelers.grounding_dino.detector import overlaps
-from patchmint.labelers.tiled import tiles_of
+from patchmint.labelers.tiled import Tile, _merged, tiles_of
 from patchmint.types import Instance, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
@@ -59,6 +61,41 @@ def test_small_things_are_found_once_and_where_they_are(annotators):
             assert mask[top:bottom, left:right].sum() > 0.5 * mask.sum() > 0
     plain, tiled = np.mean(scores, axis=0)
     assert tiled >= 0.85 > plain
+
+
+def instances(*found, size=(300, 300)):
+    """Of text 0: a box, a score and a phrase each."""
+    boxes = np.float32([box for box, _, _ in found]).reshape(-1, 4)
+    return Instances(
+        size,
+        BoxMasks(boxes, size),
+        np.zeros(len(found), np.int64),
+        np.float32([score for _, score, _ in found]),
+        boxes,
+        np.array([span for _, _, span in found], np.int64).reshape(-1, 2),
+        ("model",) * len(found),
+    )
+
+
+def test_each_size_is_the_business_of_the_smallest_tile_that_has_it_whole():
+    """Of a thing in two tiles the best stays; other words are other things; what is too large for a tile stays."""
+    one, two = (0, 3), (4, 7)
+    tiles = tiles_of((300, 300), 100)
+    small = {(tile.left, tile.top): tile for tile in tiles if tile.side == 1}
+    near, beside = ([110, 110, 140, 140], 0.5, one), ([112, 110, 142, 140], 0.6, one)
+    large, merged = ([20, 20, 260, 250], 0.4, one), ([105, 105, 145, 160], 0.9, one)
+    other = ([110, 110, 140, 140], 0.4, two)
+    parts = [
+        (Tile.of(9, 0, 0, 300, 300, (300, 300)), instances(merged, large)),
+        (small[50, 50], instances(near)),
+        (small[100, 100], instances(beside, other)),
+    ]
+    made = _merged(parts, tiles, np.array([0]))
+    assert sorted(zip(made.boxes.tolist(), made.spans.tolist(), strict=True)) == sorted(
+        (box, list(span)) for box, _, span in (beside, large, other)
+    )
+    assert made.scores.tolist() == sorted(made.scores.tolist(), reverse=True)
+    assert len(_merged(parts, tiles, np.array([], np.int64))) == 4  # whole-image boxes of a text with its own stay
 
 
 def test_images_no_larger_than_a_tile_have_the_same_labels(annotators):

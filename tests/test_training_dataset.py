@@ -80,18 +80,26 @@ def test_stage_1(rich):
 
 def test_what_other_stages_are_given(rich, plain):
     for stage, data, images, wanted in (
-        (2, rich, None, {"codes"}),
+        (2, rich, None, {"codes", "code_mask"}),
         (3, rich, None, {"features", "feature_mask"}),
         (3, rich, True, {"features", "feature_mask", "pixels"}),
         (3, plain, True, {"pixels"}),
-        (4, plain, None, {"pixels", "codes"}),
-        (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes"}),
-        (2, plain, True, {"pixels", "codes"}),
+        (4, plain, None, {"pixels", "codes", "code_mask"}),
+        (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes", "code_mask"}),
+        (2, plain, True, {"pixels", "codes", "code_mask"}),
     ):
         for sample in StageDataset(data, stage, images=images):
             assert tensors(sample) == wanted, stage
             turns = (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if stage == 4 else ()
             assert sample.conversation == turns
+
+
+def test_codes_of_padding_are_marked(tmp_path):
+    """A wide image fills the two rows in the middle of its square."""
+    (made,) = samples(1)
+    wide = replace(made, image=made.image.model_copy(update={"height": 19}), phrases=())
+    batch = collate(list(StageDataset(finished(tmp_path / "set", [[wide]]), 2)))
+    assert batch.code_mask[0].all(1).tolist() == batch.code_mask[0].any(1).tolist() == [False, True, True, False]
 
 
 def test_features_on_the_labels_grid_keep_the_labels(tmp_path):

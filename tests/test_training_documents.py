@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from patchmint.samples import Part, Turn
 from patchmint.shards.reader import StoredSample
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import StageLoader, collate
+from patchmint.training.selector import PatchSelector, selector_loss
 from patchmint.training.sequences import SequenceBuilder, parts_of
 from patchmint.training.vocabulary import Codebook, extend_tokenizer
 from patchmint.training.webdataset import SampleDecoder
@@ -163,16 +166,21 @@ def brute_force(kit, members):
     return pieces
 
 
-def test_sequences_against_a_reading_by_hand(data):
-    book = Codebook("vqgan", (16384,), "pad-64-bicubic", "f" * 64)
+def big_kit():
+    """With a vocabulary for the codes of `data`."""
     kit = Kit(gpt2_like)
     kit.tokenizer = gpt2_like()
-    kit.vocabulary = extend_tokenizer(kit.tokenizer, book)
-    build = SequenceBuilder(kit.tokenizer, kit.vocabulary)
+    kit.vocabulary = extend_tokenizer(kit.tokenizer, Codebook("vqgan", (16384,), "pad-64-bicubic", "f" * 64))
+    kit.build = SequenceBuilder(kit.tokenizer, kit.vocabulary)
     kit.eos = [kit.vocabulary.eos_id]
+    return kit
+
+
+def test_sequences_against_a_reading_by_hand(data):
+    kit = big_kit()
     members = {sample.key: sample.members for sample in stored(data)}
     for sample in StageDataset(data, 4, images=False):
-        made = build.document(sample.parts, [image.codes for image in sample.images])
+        made = kit.build.document(sample.parts, [image.codes for image in sample.images])
         check(made, *brute_force(kit, members[sample.key]))
         assert sample.conversation == ()
 
@@ -280,3 +288,20 @@ def test_other_readers_samples_are_decoded_as_ours(data):
     parsed = stored(data)[1]
     rows = {"json": json.loads(parsed.members["json"]), "1.vqgan.npy": wanted[1].images[1].codes.tolist()}
     assert np.array_equal(decode(parsed.members | rows)["images"][1]["codes"], wanted[1].images[1].codes)
+
+
+def test_the_page_of_documents(tmp_path, data):
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    section = page.partition("\n### Documents\n")[2].partition("\n### ")[0]
+    mixture, selector_step = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    pictures = finished(tmp_path / "pictures", [samples(4, layout=RICH)], layout=RICH)
+    names = {"StageDataset": StageDataset, "builder": big_kit().build, "torch": torch, "selector_loss": selector_loss}
+    exec(mixture.replace("/data/pictures", str(pictures)).replace("/data/documents", str(data)), names)
+    assert len(list(names["dataset"])) == 4 + len(COUNTS)
+    batch = collate(list(StageDataset(data, 1, shuffle=False)))
+    names["batch"] = batch = replace(batch, features=batch.features[:, :, 1:])  # without CLS
+    names |= {"selector": PatchSelector(5, 8), "state": torch.zeros(len(COUNTS), 8)}
+    exec(selector_step, names)
+    assert names["owner"].tolist() == [number for number, count in enumerate(COUNTS) for _ in range(count)]
+    assert names["mask"].sum() == batch.label_mask.sum() * 6
+    assert torch.isfinite(names["loss"])

@@ -17,9 +17,9 @@ from patchmint.training import StageDataset
 
 ROOT = Path(__file__).parent.parent
 IMPORT = re.compile(r"from (patchmint\.training[\w.]*) import (\([^)]*\)|.*)")
-NAMES = """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch StageDataset StageLoader
-    StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches recall_at_keep
-    resize_embeddings selector_loss shard_urls"""
+NAMES = """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch StageDataset StageImage
+    StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches
+    recall_at_keep resize_embeddings selector_loss shard_urls"""
 PUBLIC = set(NAMES.split())
 
 

@@ -14,7 +14,7 @@ from skimage import data
 
 from patchmint import Annotator
 from patchmint.annotate.preflight import check_loadable
-from patchmint.config import AnnotatorConfig, LabelsConfig
+from patchmint.config import UNTRAINED, AnnotatorConfig, LabelsConfig
 from patchmint.config.build import BuildConfig
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import WeightsMismatchError, WeightsMissingError
@@ -228,3 +228,20 @@ def test_weights_that_lie_in_another_model_are_found(prefix, tmp_path):
             assert all(
                 torch.equal(found[key], (state.tensors[key] + added).to(found[key].dtype)) for key in state.tensors
             )
+
+
+def test_a_file_of_another_model_is_recognised(demo, sam2):
+    """By what it holds, in any role."""
+    sam_like = r"looks like SAM in transformers' layout: set it as models\.masker"
+    for role, file, message in (
+        ("masker", demo["detector"], r"looks like Grounding DINO in transformers' layout"),
+        ("detector", demo["masker"], sam_like),
+        ("detector", sam2, r"looks like SAM 2 in transformers' layout"),
+        ("tokenizer", demo["masker"], sam_like),
+        ("vit", demo["masker"], sam_like),
+    ):
+        models = {"detector": UNTRAINED, "vocabulary": UNTRAINED, "masker": None, role: file}
+        settings = {"models": models, "labels": {} if role in ("detector", "masker") else None}
+        settings |= {"tokens": {} if role == "tokenizer" else None, "features": {} if role == "vit" else None}
+        with pytest.raises(WeightsMismatchError, match=message):
+            check_loadable(AnnotatorConfig.parse(settings))

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from patchmint.errors import WeightsMissingError
+from patchmint.errors import StorageError, WeightsMissingError
 from patchmint.weights.checksums import record_sha256, recorded_sha256, sha256_of
+from patchmint.weights.folder import notes_beside
+from patchmint.weights.hub import snapshot
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import (
     check_file,
@@ -143,3 +145,59 @@ def test_only_loading_imports_torch():
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def hub_cache(hub, tmp_path, monkeypatch):
+    """An empty cache of the Hub's client, on a machine that finds the test's Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot.cache_clear()
+    yield hub
+    snapshot.cache_clear()
+
+
+CONFIG = b'{"model_type": "sam"}'
+FILES = {"model.safetensors": b"weights", "config.json": CONFIG, "vocab.txt": b"[PAD]", "big.bin": b"x"}
+
+
+def test_a_model_on_the_hub_is_fetched_once_at_one_commit(hub_cache, monkeypatch):
+    repo = hub_cache.put("org/name", FILES)
+    first = repo.head
+    found = locate("hub:org/name")
+    assert (found.name, found.read_bytes(), found.parent.name) == ("model.safetensors", b"weights", first)
+    assert notes_beside(found) == {"config.json": CONFIG.decode()}
+    assert locate("hub:org/name", "vocabulary").read_bytes() == b"[PAD]"
+    assert not (found.parent / "big.bin").exists()
+    repo.commit({"model.safetensors": b"newer"})
+    assert locate("hub:org/name") == found  # this process stays with what it has seen
+    snapshot.cache_clear()
+    asked = len(hub_cache.seen)
+    assert locate(f"hub:org/name@{first}").read_bytes() == b"weights"
+    assert len(hub_cache.seen) == asked  # a commit that is here needs no Hub
+    assert locate("hub:org/name@main").read_bytes() == b"newer"
+    snapshot.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(hub_cache.seen)
+    assert locate("hub:org/name").read_bytes() == b"newer"
+    with pytest.raises(WeightsMissingError, match="HF_HUB_OFFLINE forbids to fetch it"):
+        locate("hub:org/other")
+    assert len(hub_cache.seen) == asked
+
+
+def test_models_that_the_hub_does_not_give_are_errors_with_a_way_out(hub_cache, monkeypatch):
+    hub_cache.put("org/gated", FILES, gated=True)
+    hub_cache.put("org/empty", {"README.md": b"hello"})
+    for name, message in (
+        ("hub:org/gated", rf"accept its terms at http://127\.0\.0\.1:{hub_cache.port}/org/gated, and set HF_TOKEN"),
+        ("hub:org/none", "no such repository, or it is private"),
+        ("hub:org/empty", r"has no model\.safetensors or pytorch_model\.bin"),
+        ("hub:org/empty@v1", "no such revision"),
+        ("hub:name", r"isn't of the form hub:ORG/NAME"),
+        ("hub:org/name/../../x", r"isn't of the form hub:ORG/NAME"),
+    ):
+        with pytest.raises(WeightsMissingError, match=message) as caught:
+            locate(name)
+        assert caught.value.names == (name,)
+    monkeypatch.setenv("HF_ENDPOINT", "http://example.com")
+    with pytest.raises(StorageError, match="isn't https://"):
+        locate("hub:org/other")

@@ -7,7 +7,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,8 +39,16 @@ def batched(items, count, *, ahead=4, weight=lambda item: 1, most=1 << 60):
     return list(like_batches(enumerate(items), lambda: count, lambda item: item, weight, ahead=ahead, most=most))
 
 
-@given(st.lists(st.integers(0, 5), max_size=150), st.integers(1, 7), st.integers(1, 5), *[st.integers(1, 60)] * 2)
-def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most, most_of_a_batch):
+@given(
+    st.lists(st.integers(0, 5), max_size=150),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    *[st.integers(1, 60)] * 2,
+    st.booleans(),
+)
+def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, most, most_of_a_batch, are_documents):
+    """Documents have one to six images here."""
+    images = (lambda key: 1 + key) if are_documents else (lambda key: 1)
     taken = 0
 
     def coming():
@@ -50,12 +58,12 @@ def test_batches_hold_each_item_once_and_leave_none_behind(keys, count, ahead, m
             yield key
 
     left = set(range(len(keys)))
-    limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch}
+    limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch, "count": images}
     for batch in like_batches(enumerate(coming()), lambda: count, lambda key: key, lambda key: key, **limits):
         numbers = [number for number, _ in batch]
         assert numbers == sorted(numbers)
         assert all(keys[number] == key for number, key in batch)
-        assert 1 <= len(batch) <= count
+        assert len(batch) == 1 or sum(images(key) for _, key in batch) <= count
         assert len(batch) == 1 or sum(key for _, key in batch) <= most_of_a_batch
         assert min(left) == numbers[0], "the oldest was left behind"
         assert taken - min(left) <= ahead * count, "further ahead than allowed"
@@ -81,7 +89,7 @@ def test_a_resumed_run_makes_the_batches_that_are_left(items, count, ahead, most
                 looked.append(number)
                 yield number, items[number][1]
 
-        limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch}
+        limits = {"ahead": ahead, "most": most, "most_of_a_batch": most_of_a_batch, "count": lambda key: 1 + key % 3}
         return like_batches(coming(), lambda: count, lambda key: key, lambda key: key, **state, **limits)
 
     numbers, looked = [number for number, (is_sample, _) in enumerate(items) if is_sample], []
@@ -93,6 +101,15 @@ def test_a_resumed_run_makes_the_batches_that_are_left(items, count, ahead, most
     left = [number for number in numbers if number not in done]
     last = max(looked, default=-1)
     assert list(made(left, looked=last, waiting=sum(number <= last for number in left))) == whole[finished:]
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 6), st.integers(1, 20))
+def test_a_batch_is_cut_into_pieces_that_are_neither_too_long_nor_too_heavy(weights, size, most):
+    cut = list(batches.pieces(weights, size, lambda weight: weight, most))
+    assert [weight for piece in cut for weight in piece] == weights
+    assert all(len(piece) <= size and (len(piece) == 1 or sum(piece) <= most) for piece in cut)
+    for piece, following in pairwise(cut):
+        assert len(piece) == size or sum(piece) + following[0] > most, "it could be longer"
 
 
 def test_images_that_are_alike_stand_together():

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,11 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.annotate.models import AnnotatedImage
-from patchmint.api.document import AnnotationDocument, GridDocument, ImageDocument
+from patchmint.api.document import AnnotationDocument, ExplanationDocument, GridDocument, ImageDocument
 from patchmint.config import AnnotatorConfig
 from patchmint.config.grids import resolve_grid
 from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage
+from patchmint.interfaces import Explanation
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.schema import PhraseDocument
@@ -149,8 +151,12 @@ class Annotation:
         )
         return Image.fromarray(picture)
 
-    def to_document(self) -> AnnotationDocument:
-        """Everything as plain data with a documented schema; `.model_dump_json()` writes it."""
+    def to_document(self, explanations: Sequence[Explanation] = ()) -> AnnotationDocument:
+        """Everything as plain data with a documented schema; `.model_dump_json()` writes it.
+
+        Args:
+            explanations: of `Annotator.explain`, to go with it.
+        """
         grid = self.placement
         labels, tokens = self._annotated.labels, self._annotated.tokens
         return AnnotationDocument(
@@ -166,6 +172,7 @@ class Annotation:
             models=self._config.models_used,
             texts=[text.content for text in self.texts],
             phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
+            explanations=[ExplanationDocument.of(each) for each in explanations],
             grid=GridDocument(
                 rows=grid.rows,
                 cols=grid.cols,

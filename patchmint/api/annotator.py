@@ -23,6 +23,8 @@ from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.rle import box_of, encode_masks, from_coco
 from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.interfaces import Explanation
+from patchmint.labelers.explain import explain
 from patchmint.types import Instance, Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
@@ -122,6 +124,28 @@ class Annotator:
         several = not isinstance(text, str | Text)
         texts = _with_own(texts, boxes if several else [boxes], masks if several else [masks])
         return self._annotate([(decoded, texts)])[0]
+
+    def explain(
+        self, image: ImageSource, text: TextSource | Sequence[TextSource], *, max_megapixels: float = 100
+    ) -> list[Explanation]:
+        """Say why each phrase has boxes in an image, or none; of a text that names no phrases, the whole text.
+
+        It takes the detector and the masker as long as `annotate`.
+
+        Args:
+            image: as for `annotate`.
+            text: as for `annotate`.
+            max_megapixels: as for `annotate`.
+
+        Returns:
+            An explanation a phrase, texts in order.
+
+        Raises:
+            ImageError, TextError: as for `annotate`.
+            InputError: no labels were asked for, or the models are a segmenter plug-in, which can't tell.
+        """
+        decoded, texts = _taken(image, text, max_megapixels)
+        return explain(self._models.segmenter, decoded.pixels, texts)
 
     def annotate_batch(
         self,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from patchmint.interfaces import REASONS, Explanation, Reason
 from patchmint.shards.schema import PhraseDocument
 
 
@@ -43,6 +44,29 @@ class GridDocument(_Document):
     )
 
 
+class ExplanationDocument(_Document):
+    """Why a phrase has boxes, or none."""
+
+    text: str = Field(description="The words; a whole text where no phrases were asked for.")
+    text_index: int = Field(description="Which text.")
+    start: int = Field(description="First character of the words in that text.")
+    end: int = Field(description="One past the last character.")
+    boxes: int = Field(description="How many it has.")
+    best: float = Field(description="The best score of any box, counted or not; -1 where none was looked for.")
+    box: tuple[float, float, float, float] = Field(description="Of that score: XYXY in original pixels, or zeros.")
+    threshold: float = Field(description="What a score must be over.")
+    reason: Reason = Field(description="found, or what took the best box away: a setting of labels, or a tile.")
+    words: str = Field(description="The same for people.")
+    lost: dict[Reason, int] = Field(description="Boxes over the threshold that don't count, by reason.")
+
+    @classmethod
+    def of(cls, told: Explanation) -> ExplanationDocument:
+        """The document of an explanation."""
+        start, end = told.span
+        fields = {name: value for name, value in vars(told).items() if name != "span"}
+        return cls(**fields, start=start, end=end, words=REASONS[told.reason])
+
+
 class AnnotationDocument(_Document):
     """Labels and codes of one image. Every field is present, none is null; lists are empty where not asked for."""
 
@@ -52,6 +76,7 @@ class AnnotationDocument(_Document):
     models: dict[str, str] = Field(description="Name or path of each model.")
     texts: list[str] = Field(description="The texts, as given.")
     phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
+    explanations: list[ExplanationDocument] = Field(description="A phrase each, of `label --explain`.")
     grid: GridDocument
     selector: list[list[list[int]]] = Field(
         description="(T, rows, cols) of all views: 1 = the patch shows what the text names."

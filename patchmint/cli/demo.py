@@ -1,4 +1,4 @@
-"""`patchmint demo OUT`: scenes with known truth, built into shards by the bundled models, and scored."""
+"""`patchmint demo OUT`: scenes, and documents of several, with known truth; built by the bundled models, and scored."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from patchmint.jobs.progress import say
 
 if TYPE_CHECKING:
     from patchmint.demo.dataset import Truth
+    from patchmint.demo.score import Limit
     from patchmint.pipeline.driver.build import BuildReport
 
 _SAMPLES_PER_SHARD = 25
+_SCENES_A_DOCUMENT = 10
 _PIPED_WIDTH = 140
 
 Step = Callable[[int], None]
@@ -34,6 +36,10 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for scenes, data set and overlays.")],
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes; the limits are meant for 200.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; the default was never trained on.")] = DEMO_SEED,
+    documents: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of documents of 2 to 6 other scenes. Default: a tenth of the scenes."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes; each loads the models.")] = 1,
     grid: Annotated[
         str, typer.Option(help="Grid of the labels, a preset's name; docs/grids.md lists them.")
@@ -43,10 +49,11 @@ def demo(
 ) -> None:
     """Make scenes with known truth, build them into shards with the bundled models, and score the shards.
 
-    The same command goes on where it was stopped. Ends with 1 if a figure misses its limit or a scene was rejected.
+    Then the same with a few documents: conversations about several scenes at once. The same command goes on where it
+    was stopped. Ends with 1 if a figure misses its limit or a sample was rejected.
     """
     from patchmint.demo.dataset import obtain_scenes
-    from patchmint.demo.score import LIMITS
+    from patchmint.demo.score import DOCUMENT_LIMITS, LIMITS
     from patchmint.jobs.build import run_build
 
     started = time.monotonic()
@@ -55,33 +62,58 @@ def demo(
     if seed in (TRAINING_SEED, HELD_OUT_SEED):
         say(f"warning: the models were trained or tuned on scenes of seed {seed}; fresh ones may do worse")
     out = out.expanduser().absolute()
-    config = _config(out, workers, grid)
+    count = scenes // _SCENES_A_DOCUMENT if documents is None else documents
+    config = _config({"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"}, out / "dataset", workers, grid)
     with _progress("making scenes", scenes) as made:
         truth = obtain_scenes(out / "scenes", seed=seed, count=scenes, progress=made)
-    report = run_build(config)
-    figures = _judged(config, truth, report, out, overlays)
+    reports = [run_build(config)]
+    figures = _judged(config, truth, reports[0], out, overlays)
+    if count:
+        report, more = _documents(out, seed, count, workers, grid)
+        reports.append(report)
+        figures |= more
     result = figures | {
         "scenes": scenes,
-        "planned": report.planned,
-        "written": report.written,
-        "rejected": report.rejected,
+        "documents": count,
+        "planned": sum(report.planned for report in reports),
+        "written": sum(report.written for report in reports),
+        "rejected": sum(report.rejected for report in reports),
         "seconds": round(time.monotonic() - started, 1),
     }
+    limits = {**LIMITS, **DOCUMENT_LIMITS}
     if as_json:
         typer.echo(json.dumps({name: None if math.isnan(value) else value for name, value in result.items()}))
     else:
-        _print(figures, report)
+        _print(figures, limits, result)
         gallery = f"patchmint inspect gallery {out}/dataset {out}/gallery"
         typer.echo(f"{result['seconds']:.0f} s; look at {out}/overlays, or: {gallery}")
-    if report.missing or report.rejected or not all(LIMITS[name].met(value) for name, value in figures.items()):
+    met = all(limits[name].met(value) for name, value in figures.items())
+    if not met or any(report.missing or report.rejected for report in reports):
         raise typer.Exit(1)
 
 
-def _config(out: Path, workers: int, grid: str) -> BuildConfig:
+def _documents(out: Path, seed: int, count: int, workers: int, grid: str) -> tuple[BuildReport, dict[str, float]]:
+    """The second data set: made, built, and judged."""
+    from patchmint.demo.documents import obtain_documents
+    from patchmint.demo.judge import judge_documents
+    from patchmint.jobs.build import run_build
+    from patchmint.storage import open_storage
+
+    with _progress("making documents", count) as made:
+        truth = obtain_documents(out / "documents", seed=seed, count=count, progress=made)
+    source = {"kind": "conversations", "uri": str(out / "documents"), "annotations": "conversations.json"}
+    settings = {"documents": True, "texts": "all"}
+    config = _config(source | settings, out / "documents-dataset", workers, grid)
+    report = run_build(config)
+    storage = open_storage(config.output.uri)
+    return report, judge_documents(storage, truth, written=report.written, progress=_progress)
+
+
+def _config(source: Mapping[str, object], dataset: Path, workers: int, grid: str) -> BuildConfig:
     return BuildConfig.parse(
         {
-            "source": {"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"},
-            "output": {"uri": str(out / "dataset"), "samples_per_shard": _SAMPLES_PER_SHARD},
+            "source": source,
+            "output": {"uri": str(dataset), "samples_per_shard": _SAMPLES_PER_SHARD},
             "grid": grid,
             "models": DEMO,
             "runner": {"kind": "local", "workers": workers},
@@ -102,19 +134,19 @@ def _judged(config: BuildConfig, truth: Truth, report: BuildReport, out: Path, o
     return figures
 
 
-def _print(figures: Mapping[str, float], report: BuildReport) -> None:
-    from patchmint.demo.score import LIMITS
-
+def _print(figures: Mapping[str, float], limits: Mapping[str, Limit], counts: Mapping[str, float]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=_PIPED_WIDTH)
     table = Table("figure", Column("value", justify="right"), Column("limit", justify="right"), "", "what it says")
-    for name, limit in LIMITS.items():
+    for name, limit in limits.items():
+        if name not in figures:
+            continue
         met = "[green]met[/]" if limit.met(figures[name]) else "[bold red]missed[/]"
         bound = f"{'at most' if limit.most else 'at least'} {limit.shown(limit.bound)}"
         table.add_row(name, limit.shown(figures[name]), bound, met, limit.meaning)
     console.print(table)
-    console.print(f"{report.planned} planned = {report.written} written + {report.rejected} rejected")
+    console.print(f"{counts['planned']} planned = {counts['written']} written + {counts['rejected']} rejected")
 
 
 @contextmanager

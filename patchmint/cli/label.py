@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,14 @@ from patchmint.config.build import apply_overrides
 from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import read_yaml
 from patchmint.errors import InputError
-from patchmint.images.decode import DecodedImage, decode_image
+from patchmint.images.decode import decode_image
+from patchmint.interfaces import REASONS, Explanation
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.printable import printable
-from patchmint.types import UNKNOWN_SCORE, Text, as_texts
+from patchmint.types import UNKNOWN_SCORE, as_texts
 
 if TYPE_CHECKING:
-    from patchmint.api import Annotation
+    from patchmint.api import Annotation, Annotator
 
 _SHADES = " ░▒▓█"
 _ONLY_BUILDS = BuildConfig.model_fields.keys() - AnnotatorConfig.model_fields.keys()
@@ -74,6 +76,9 @@ def label(
             "--json", help="Print the annotation as JSON, a line an image (docs/schemas/annotation.schema.json)."
         ),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why each phrase has boxes, or none; the models look once more.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
     """Label an image, or those of a document: which patches show what texts name, and what are the visual codes?"""
@@ -86,19 +91,22 @@ def label(
     texts = as_texts(text)
     decoded = [decode_image(image, max_megapixels=max_megapixels) for image in images]
     check_loadable(chosen)
-    annotations = _annotate(decoded, texts, chosen, device)
+    annotator = _annotator(chosen, device)
+    annotations = annotator.annotate_document([*decoded, *texts]).images
     if chosen.notice:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {chosen.notice}", highlight=False, soft_wrap=True)
     for number, (image, annotation) in enumerate(zip(images, annotations, strict=True)):
         several = len(images) > 1
+        explanations = annotator.explain(decoded[number], texts) if explain else []
         if out is not None:
             _save(annotation, out.with_stem(f"{out.stem}.{number}") if several else out)
         if as_json:
-            typer.echo(annotation.to_document().model_dump_json())
+            typer.echo(annotation.to_document(explanations).model_dump_json())
             continue
         if several:
             Console(highlight=False).print(f"[bold]{escape(printable(str(image)))}[/]")
         _describe(annotation, chosen)
+        _print_explanations(explanations)
 
 
 def _check_out(out: Path, images: list[Path], config: AnnotatorConfig) -> None:
@@ -112,16 +120,13 @@ def _check_out(out: Path, images: list[Path], config: AnnotatorConfig) -> None:
         raise InputError(f"can't write {out}: that is the image itself; give the overlay another name")
 
 
-def _annotate(
-    images: list[DecodedImage], texts: list[Text], config: AnnotatorConfig, device: str
-) -> tuple[Annotation, ...]:
+def _annotator(config: AnnotatorConfig, device: str) -> Annotator:
     from patchmint.api import Annotator, DemoWarning, UntrainedWarning
 
     with warnings.catch_warnings():
         for said in (DemoWarning, UntrainedWarning):  # once, on stderr, by the caller
             warnings.simplefilter("ignore", said)
-        annotator = Annotator(config, device)
-    return annotator.annotate_document([*images, *texts]).images
+        return Annotator(config, device)
 
 
 def _save(annotation: Annotation, out: Path) -> None:
@@ -144,6 +149,16 @@ def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
         console.print(f"codes: {' x '.join(map(str, codes.shape))}, {len(set(codes.flat))} different")
     if config.features is not None:
         console.print(f"features: {' x '.join(map(str, annotation.features.shape))}")
+
+
+def _print_explanations(explanations: Sequence[Explanation]) -> None:
+    for told in explanations:
+        facts = [f"{told.boxes} boxes" if told.boxes else f"no box: {REASONS[told.reason]}"]
+        if told.best != UNKNOWN_SCORE:
+            place = " ".join(f"{side:.0f}" for side in told.box)
+            facts.append(f"best score {told.best:.2f} at {place}, threshold {told.threshold:g}")
+        facts += [f"{count} lost to {reason}" for reason, count in told.lost.items()]
+        typer.echo(f"{printable(told.text)}: {'; '.join(facts)}")
 
 
 def _describe_text(console: Console, annotation: Annotation, index: int) -> None:

@@ -19,15 +19,18 @@ from rich.table import Column, Table
 from patchmint.cli.lazy import examples
 from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
+from patchmint.features.towers import FAMILIES
 from patchmint.tokenizers.vqgan.arch import OFFICIAL as OFFICIAL_VQGANS
+from patchmint.weights import hub
 from patchmint.weights.download import ProgressCall, pull
-from patchmint.weights.registry import CHECKPOINTS, Checkpoint, total_size
+from patchmint.weights.registry import CHECKPOINTS, GIVES, Checkpoint, total_size
 from patchmint.weights.store import (
     FOLDER_VARIABLE,
     REINSTALL,
     FileCheck,
     check_file,
     file_of,
+    locate,
     named_checkpoint,
     weights_folder,
 )
@@ -53,12 +56,12 @@ def list_models(as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([_as_dict(checkpoint) for checkpoint in CHECKPOINTS.values()], indent=2))
         return
-    table = Table(Column("name", no_wrap=True), "kind", "size", "present", "sha256", "licence")
+    table = Table(Column("name", no_wrap=True), "kind", "gives", "size", "present", "licence")
     for checkpoint in CHECKPOINTS.values():
-        sha256 = checkpoint.sha256[:12] + "..." if checkpoint.sha256 else _NOT_PUBLISHED
         size, present = _shown_size(checkpoint.size), _presence(checkpoint)
-        rule = f" ({OFFICIAL_VQGANS[checkpoint.name].rule})" if checkpoint.name in OFFICIAL_VQGANS else ""
-        table.add_row(checkpoint.name, checkpoint.kind + rule, size, present, sha256, checkpoint.licence)
+        rule = f" ({rule})" if (rule := _rule(checkpoint)) else ""
+        gives = GIVES[checkpoint.kind]
+        table.add_row(checkpoint.name, checkpoint.kind + rule, gives, size, present, checkpoint.licence)
     _print_table(table)
     typer.echo(
         f"Folder: {weights_folder()} ({FOLDER_VARIABLE} chooses another). Addresses, checksums: --json", err=True
@@ -66,6 +69,7 @@ def list_models(as_json: JsonOption = False) -> None:
     for preset in (OFFICIAL, SMALL):
         names = _of_preset(preset)
         typer.echo(f"Preset {preset} ({total_size(names)}): {' '.join(names)}", err=True)
+    typer.echo(f"Vision encoders in folders of Hugging Face's layout: clip, siglip, {', '.join(FAMILIES)}", err=True)
 
 
 @models_app.command(
@@ -73,6 +77,7 @@ def list_models(as_json: JsonOption = False) -> None:
     epilog=examples(
         "patchmint models pull small",
         "patchmint models pull official clip-vit-l-14-336",
+        "patchmint models pull hub:facebook/sam2.1-hiera-large",
         "patchmint models pull sam-vit-b --to /data/weights",
         "patchmint models pull sam-vit-b --url https://mirror.example/sam_vit_b.pth",
     ),
@@ -82,8 +87,8 @@ def pull_models(
         list[str],
         typer.Argument(
             metavar="NAME",
-            help="Names that `patchmint models list` shows, or presets: official or small, all that labels and codes "
-            "need.",
+            help="Names that `patchmint models list` shows; presets: official or small, all that labels and codes "
+            "need; or hub:ORG/NAME[@REVISION], which goes to the Hugging Face Hub's cache.",
         ),
     ],
     to: Annotated[
@@ -95,7 +100,9 @@ def pull_models(
 
     Prints the path of each file on stdout. Those that come with patchmint stay where they are.
     """
-    checkpoints = _named(names)
+    for name in (name for name in names if name.startswith(hub.PREFIX)):
+        typer.echo(str(locate(name)))
+    checkpoints = _named(name for name in names if not name.startswith(hub.PREFIX))
     if url is not None and len(checkpoints) > 1:
         raise InputError("--url is for one NAME only; pull the names one by one")
     folder = to.expanduser() if to is not None else weights_folder()
@@ -158,6 +165,12 @@ def _allowed(checkpoint: Checkpoint, found: FileCheck, *, named: bool) -> bool:
     return found.status == "ok" or (found.status == "absent" and may_be_absent)
 
 
+def _rule(checkpoint: Checkpoint) -> str:
+    """How a published tokenizer chooses codes; "" of other models."""
+    arch = OFFICIAL_VQGANS.get(checkpoint.name)
+    return arch.rule if arch is not None else ""
+
+
 def _presence(checkpoint: Checkpoint) -> str:
     if not file_of(checkpoint).is_file():
         return "no"
@@ -168,7 +181,8 @@ def _as_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     fields = asdict(checkpoint)
     del fields["filename"]
     path = file_of(checkpoint)
-    return {**fields, "present": path.is_file(), "path": str(path)}
+    told = {"gives": GIVES[checkpoint.kind], "rule": _rule(checkpoint)}
+    return {**fields, **told, "present": path.is_file(), "path": str(path)}
 
 
 def _check_dict(checkpoint: Checkpoint, found: FileCheck) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -45,16 +46,28 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
     detector = models.get("detector", "")
     if detector == _DEMO_DETECTOR:
         return _DEMO_VOCABULARY
+    if detector.startswith("hub:"):
+        return str(detector)
     with suppress(OSError, RuntimeError):  # too long a name, no such user
-        if Path(detector).expanduser().is_dir():
+        if os.sep in detector and Path(detector).expanduser().is_dir():
             return str(detector)
     return "bert-base-uncased-vocab"
+
+
+class PluginConfig(Settings):
+    """What an outside model gets besides device and precision."""
+
+    checkpoint: str | None = Field(
+        default=None, description="Its weights: a path, URI, folder or hub: name, as for any model."
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="Its own settings.")
 
 
 class ModelsConfig(Settings):
     """Which models: each a name from `patchmint models list`, a path or URI of a checkpoint, or `untrained-tiny`.
 
-    A path may be that of a folder in Hugging Face's layout. Those that a mapping doesn't name are the official ones.
+    A path may be that of a folder in Hugging Face's layout, and `hub:ORG/NAME[@REVISION]` is a model on its Hub. Those
+    that a mapping doesn't name are the official ones.
     """
 
     segmenter: str | None = Field(
@@ -63,15 +76,34 @@ class ModelsConfig(Settings):
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
-        description="The detector's vocab.txt. Default: that in the detector's folder; demo-vocabulary for "
-        "demo-detector; else bert-base-uncased-vocab.",
+        description="The detector's vocab.txt. Default: that in the detector's folder or repository; "
+        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab.",
     )
     masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
     )
-    vit: str = Field(default="clip-vit-l-14-336", description="The vision encoder of `features`: CLIP or SigLIP.")
+    vit: str = Field(
+        default="clip-vit-l-14-336",
+        description="The vision encoder of `features`: CLIP or SigLIP; a folder with one, or with SigLIP 2, DINOv3 "
+        "or Qwen-VL's; or a plug-in.",
+    )
+
+    plugins: dict[str, PluginConfig] = Field(
+        default_factory=dict, description="Checkpoint and settings of plug-ins, by their names."
+    )
+
+    def given(self, name: str, locate: Callable[[str], Path]) -> dict[str, Any]:
+        """What a plug-in's callable gets of the settings.
+
+        Args:
+            name: the plug-in's.
+            locate: finds the file that a name means (`patchmint.weights.store.locate`).
+        """
+        plugin = self.plugins.get(name, PluginConfig())
+        checkpoint = locate(plugin.checkpoint) if plugin.checkpoint is not None else None
+        return {"checkpoint": checkpoint, "settings": plugin.settings}
 
     def used(
         self,
@@ -249,7 +281,8 @@ class FeaturesConfig(Settings):
     )
     select_layer: int | None = Field(
         default=None,
-        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2.",
+        description="The hidden state that is V_L: 0 = the first block's input; negative: from the last. Null: -2; of "
+        "DINOv3 and Qwen-VL -1.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         default="patch", description="Patches only, or with a leading CLS token."
@@ -330,6 +363,17 @@ class AnnotatorConfig(Settings):
                 f"labels.boxes and labels.masks of annotators stand for those of a detector and a masker, and the "
                 f"segmenter plug-in {self.models.segmenter} stands for both; leave one of the two out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _plugins_that_are_used(self) -> Self:
+        used = set(self.models_used.values())
+        for name in self.models.plugins:
+            if name not in used:
+                raise ValueError(
+                    f"models.plugins: {name} is none of the models used ({', '.join(sorted(used))})"
+                    f"{did_you_mean(name, used)}"
+                )
         return self
 
     @model_validator(mode="after")

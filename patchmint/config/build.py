@@ -297,7 +297,11 @@ class BuildConfig(AnnotatorConfig):
 
     def absolute(self) -> Self:
         """The same with absolute local paths, for workers that may run in another folder."""
-        models = {role: _absolute_file(name) for role, name in self.models.model_dump(exclude_none=True).items()}
+        models: dict[str, Any] = {role: _absolute_model(name) for role, name in self.models if isinstance(name, str)}
+        models["plugins"] = {
+            name: plugin.model_copy(update={"checkpoint": plugin.checkpoint and _absolute_model(plugin.checkpoint)})
+            for name, plugin in self.models.plugins.items()
+        }
         updates: dict[str, Any] = {
             "output": self.output.model_copy(update={"uri": _absolute(self.output.uri)}),
             "models": self.models.model_copy(update=models),
@@ -319,10 +323,12 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def _absolute_file(name: str) -> str:
-    """A model's path made absolute; the name of a published or an outside model as it is."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if (os.sep in name or path.suffix) and path.exists() else name
+def _absolute_model(name: str) -> str:
+    """A model's path made absolute, with `#PART`; the name of a published or an outside model as it is."""
+    given, sharp, part = name.partition("#")
+    path = Path(given).expanduser()
+    there = (os.sep in given or path.suffix) and (path.is_file() or path.is_dir())
+    return f"{path.absolute()}{sharp}{part}" if there else name
 
 
 def apply_overrides(model: type[Settings], settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

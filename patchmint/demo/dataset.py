@@ -192,9 +192,9 @@ def read_truth(folder: Path) -> Truth:
     Raises:
         InputError: it is missing, or isn't of that form.
     """
-    told = _parsed(_TruthFile, folder / TRUTH_FILE)
+    told = parsed(_TruthFile, folder / TRUTH_FILE)
     objects: dict[int, list[Rle]] = {image.image_id: [] for image in told.images}
-    for found in _parsed(_InstancesFile, folder / "annotations" / f"instances_{SPLIT}.json").annotations:
+    for found in parsed(_InstancesFile, folder / "annotations" / f"instances_{SPLIT}.json").annotations:
         objects.setdefault(found.image_id, []).append(from_coco(found.segmentation))
     return Truth(
         told.seed,
@@ -217,22 +217,46 @@ def obtain_scenes(folder: Path, *, seed: int, count: int, progress: Callable[[in
     Raises:
         InputError: the folder holds other scenes or something else, or can't be written.
     """
+    make_once(folder, lambda partial: write_dataset(partial, seed=seed, count=count, progress=progress))
+    truth = read_truth(folder)
+    check_same(folder, "scenes", (truth.seed, len(truth.scenes)), (seed, count))
+    return truth
+
+
+def make_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that comes into being when it is whole; one that is there stays.
+
+    Raises:
+        InputError: it can't be written.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         if not folder.exists():
             if partial.exists():
                 shutil.rmtree(partial)
-            write_dataset(partial, seed=seed, count=count, progress=progress)
+            write(partial)
             partial.rename(folder)
     except OSError as error:
         raise InputError(f"can't write scenes into {folder}: {error.strerror or error}; choose another OUT") from error
-    truth = read_truth(folder)
-    if (truth.seed, len(truth.scenes)) != (seed, count):
+
+
+def check_same(folder: Path, what: str, there: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Refuse a folder of others.
+
+    Args:
+        folder: which.
+        what: it holds: the option that says how many.
+        there: seed and count of what it holds.
+        wanted: seed and count of what is asked for.
+
+    Raises:
+        InputError: they aren't the same.
+    """
+    if there != wanted:
         raise InputError(
-            f"{folder} holds {len(truth.scenes)} scenes of seed {truth.seed}, not {count} of seed {seed}; give "
-            "the same --scenes and --seed to resume there, or choose another OUT"
+            f"{folder} holds {there[1]} {what} of seed {there[0]}, not {wanted[1]} of seed {wanted[0]}; give the same "
+            f"--{what} and --seed to resume there, or choose another OUT"
         )
-    return truth
 
 
 class _Phrase(BaseModel):
@@ -266,7 +290,12 @@ class _InstancesFile(BaseModel):
     annotations: list[_Instance]
 
 
-def _parsed(model: type[_Read], path: Path) -> _Read:
+def parsed(model: type[_Read], path: Path) -> _Read:
+    """A JSON file of truth.
+
+    Raises:
+        InputError: it can't be read, or isn't of that form.
+    """
     try:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

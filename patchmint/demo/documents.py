@@ -6,7 +6,7 @@ FOLDER/documents.json          the truth: what each phrase of each turn names, p
 FOLDER/pictures/NUMBER-PICTURE.jpg
 ```
 
-A document depends on its seed and its number only. `patchmint demo` doesn't use them yet.
+A document depends on its seed and its number only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
+from patchmint.demo.dataset import TruePhrase, TrueScene, TrueText, check_same, make_once, parsed
 from patchmint.demo.scenes import Scene, draw_scene, make_scene
 from patchmint.demo.shapes import COLOURS, SHAPES, SceneObject
 from patchmint.demo.texts import NUMBERS
 from patchmint.errors import InputError
-from patchmint.geometry.rle import encode_masks, to_coco
+from patchmint.geometry.rle import area, encode_masks, from_coco, to_coco
 from patchmint.types import Span
 
 TRUTH_FILE = "documents.json"
@@ -145,12 +148,93 @@ def write_documents(folder: Path, *, seed: int, count: int, progress: Callable[[
             turns.append({"from": "gpt", "value": exchange.answer.content})
         entries.append({"id": name, "image": paths, "conversations": turns})
         told = [_told(turn, document.pictures) for each in document.exchanges for turn in (each.question, each.answer)]
-        truth.append({"id": name, "forms": [exchange.form for exchange in document.exchanges], "turns": told})
+        truth.append(
+            {
+                "id": name,
+                "pictures": len(paths),
+                "forms": [exchange.form for exchange in document.exchanges],
+                "turns": told,
+            }
+        )
         if progress:
             progress(number + 1)
     _write(folder / "conversations.json", entries)
     # Last: its presence says that the data set is whole.
     _write(folder / TRUTH_FILE, {"seed": seed, "documents": truth})
+
+
+@dataclass(frozen=True)
+class DocumentTruth:
+    """A whole data set.
+
+    Attributes:
+        seed: of its documents.
+        documents: by id, for each picture what each turn names in it; `objects` isn't told.
+    """
+
+    seed: int
+    documents: dict[str, tuple[TrueScene, ...]]
+
+
+def read_documents(folder: Path) -> DocumentTruth:
+    """Read what `write_documents` wrote.
+
+    Raises:
+        InputError: it is missing, or isn't of that form.
+    """
+    told = parsed(_TruthFile, folder / TRUTH_FILE)
+    return DocumentTruth(
+        told.seed,
+        {
+            document.id: tuple(
+                TrueScene(tuple(_true_text(turn, picture) for turn in document.turns), ())
+                for picture in range(document.pictures)
+            )
+            for document in told.documents
+        },
+    )
+
+
+def obtain_documents(folder: Path, *, seed: int, count: int, progress: Callable[[int], None]) -> DocumentTruth:
+    """Write documents, or take those that an earlier call with the same arguments wrote; as `obtain_scenes`.
+
+    Raises:
+        InputError: the folder holds others or something else, or can't be written.
+    """
+    make_once(folder, lambda partial: write_documents(partial, seed=seed, count=count, progress=progress))
+    truth = read_documents(folder)
+    check_same(folder, "documents", (truth.seed, len(truth.documents)), (seed, count))
+    return truth
+
+
+class _Phrase(BaseModel):
+    span: Span
+    masks: list[dict[str, Any]]
+
+
+class _Turn(BaseModel):
+    content: str
+    phrases: list[_Phrase]
+
+
+class _Document(BaseModel):
+    id: str
+    pictures: int
+    turns: list[_Turn]
+
+
+class _TruthFile(BaseModel):
+    seed: int
+    documents: list[_Document]
+
+
+def _true_text(turn: _Turn, picture: int) -> TrueText:
+    """What a turn, which has one phrase at most, names in a picture."""
+    masks = [from_coco(phrase.masks[picture]) for phrase in turn.phrases]
+    phrases = [
+        TruePhrase(phrase.span, mask if area(mask) else None) for phrase, mask in zip(turn.phrases, masks, strict=True)
+    ]
+    return TrueText(turn.content, next((phrase.mask for phrase in phrases if phrase.mask), None), tuple(phrases))
 
 
 def _told(turn: SceneTurn, pictures: tuple[Scene, ...]) -> dict[str, object]:

@@ -16,7 +16,8 @@ from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import score
 from patchmint.demo.dataset import TrueScene, Truth
-from patchmint.demo.score import ShardFigures, judged_samples
+from patchmint.demo.documents import DocumentTruth
+from patchmint.demo.score import DOCUMENT_LIMITS, ShardFigures, judged_documents, judged_samples
 from patchmint.errors import ShardError
 from patchmint.geometry import fit_image
 from patchmint.geometry.rle import Masks, bounding_box, decode_mask
@@ -73,16 +74,43 @@ def judge_dataset(
             if judged <= max(_MASKED, _DRAWN):
                 kept.append((sample, scene))
             step(judged)
-    if judged != written:
-        raise ShardError(
-            f"the shards in {storage.uri} hold {judged} samples, but the build wrote {written}; run "
-            "`patchmint inspect verify` on it"
-        )
+    _check_written(storage, judged, written)
     with progress("judging the masker", len(kept[:_MASKED])) as step:
         mask_iou = masker_iou(models, kept[:_MASKED], step)
     with progress("judging the tokenizer", len(kept[:_DRAWN])) as step:
         codes = codes_psnr(models, tokens, [sample for sample, _ in kept[:_DRAWN]], step)
     return figures.summary() | {"mask_iou": mask_iou, "psnr": codes}
+
+
+def judge_documents(
+    storage: Storage,
+    truth: DocumentTruth,
+    *,
+    written: int,
+    progress: Callable[[str, int], AbstractContextManager[Step]],
+) -> dict[str, float]:
+    """Compare a finished build of documents with the truth; as `judge_dataset`, which says what is raised.
+
+    Returns:
+        The figures by the names of `patchmint.demo.score.DOCUMENT_LIMITS`; NaN where there was nothing to judge.
+    """
+    figures = ShardFigures()
+    judged = 0
+    with progress("judging documents", written) as step:
+        for judged, (sample, scenes) in enumerate(judged_documents(storage, truth.documents), start=1):
+            figures.add(sample, *scenes)
+            step(judged)
+    _check_written(storage, judged, written)
+    summary = figures.summary()
+    return {name: summary[name.removeprefix("documents_")] for name in DOCUMENT_LIMITS}
+
+
+def _check_written(storage: Storage, judged: int, written: int) -> None:
+    if judged != written:
+        raise ShardError(
+            f"the shards in {storage.uri} hold {judged} samples, but the build wrote {written}; run "
+            "`patchmint inspect verify` on it"
+        )
 
 
 def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueScene]], progress: Step) -> float:

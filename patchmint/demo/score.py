@@ -15,7 +15,7 @@ from patchmint.errors import ShardError
 from patchmint.geometry import Fit, PatchGrid, Placement, RleMasks, coverage_to_uint8
 from patchmint.geometry.rle import Masks, decode_mask
 from patchmint.labelers.patches import select_patches
-from patchmint.shards.reader import StoredSample, iter_samples
+from patchmint.shards.reader import StoredImage, StoredSample, iter_samples
 from patchmint.storage import Storage
 from patchmint.types import RgbImage, Rle, Span
 
@@ -131,6 +131,14 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 )
 """By figure, in the order of the table."""
 
+DOCUMENT_LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        "documents_f1": Limit(0.80, "patches of what turns name in each picture, F1"),
+        "documents_absent_rate": Limit(0.05, "absent from a picture, and yet found in it", most=True),
+    }
+)
+"""The same of the documents, whose questions are about several pictures at once."""
+
 
 @dataclass
 class ShardFigures:
@@ -146,23 +154,27 @@ class ShardFigures:
     codes: set[int] = field(default_factory=set)
     codebook: int = 0
 
-    def add(self, sample: StoredSample, scene: TrueScene) -> None:
-        """Compare a sample with the truth.
+    def add(self, sample: StoredSample, *scenes: TrueScene) -> None:
+        """Compare a sample with the truth of each of its images.
 
         Raises:
             ShardError: it has no labels or no codes, or they are damaged.
         """
-        selector, codes = sample.selector, sample.codes
-        placement = sample_placement(sample)
+        self.codebook = sample.key_json.tokens.codebook_sizes[0]
+        for image, scene in zip(sample.images, scenes, strict=True):
+            self._add_image(image, scene)
+
+    def _add_image(self, image: StoredImage, scene: TrueScene) -> None:
+        selector, codes = image.selector, image.codes
+        placement = image_placement(image)
         if selector is None or codes is None or selector.shape != (len(scene.texts), *placement.shape):
             raise ShardError(
-                f"sample {sample.key!r} lacks codes, or labels {placement.shape} of its {len(scene.texts)} texts; run "
+                f"sample {image.key!r} lacks codes, or labels {placement.shape} of its {len(scene.texts)} texts; run "
                 "`patchmint inspect verify` on the data set, or delete it and run the demo again"
             )
         self.codes.update(np.unique(codes).tolist())
-        self.codebook = sample.document.tokens.codebook_sizes[0]
         for index, text in enumerate(scene.texts):
-            spans = [(found.start, found.end) for found in sample.document.phrases if found.text_index == index]
+            spans = [(found.start, found.end) for found in image.phrases if found.text_index == index]
             for phrase in text.phrases:
                 if phrase.mask is None:
                     self.labels.add_absent(phrase.span, spans)
@@ -177,41 +189,54 @@ class ShardFigures:
 
 
 def judged_samples(storage: Storage, truth: Truth) -> Iterator[tuple[StoredSample, TrueScene]]:
-    """A data set's samples, each with the truth of its scene.
+    """A data set's samples, each with the truth of its scene: as `judged_documents`, of pictures."""
+    for sample, (scene,) in judged_documents(storage, {name: (scene,) for name, scene in truth.scenes.items()}):
+        yield sample, scene
+
+
+def judged_documents(
+    storage: Storage, truth: Mapping[str, tuple[TrueScene, ...]]
+) -> Iterator[tuple[StoredSample, tuple[TrueScene, ...]]]:
+    """A data set's samples, each with the truth of its scenes.
 
     Args:
         storage: of a finished build.
-        truth: of the scenes that it was built from.
+        truth: by the samples' ids, of the scenes that they were built from.
 
     Raises:
-        ShardError: a shard is damaged, holds a scene twice, or was built from other scenes.
+        ShardError: a shard is damaged, holds a sample twice, or was built from other scenes.
         StorageError: a shard can't be read.
     """
     judged: set[str] = set()
     for path in sorted(entry.path for entry in storage.list("shards/") if entry.path.endswith(".tar")):
         for sample in iter_samples(storage, path):
-            name = sample.document.id
-            scene = truth.scenes.get(name)
-            if scene is None or name in judged or sample.document.texts != tuple(text.content for text in scene.texts):
+            name, scenes = sample.key_json.id, truth.get(sample.key_json.id)
+            told = None if scenes is None else [tuple(text.content for text in scene.texts) for scene in scenes]
+            if scenes is None or name in judged or told != [sample.key_json.texts] * len(sample.images):
                 raise ShardError(
                     f"{path} in {storage.uri} holds sample {sample.key!r} of other scenes than those beside it; delete "
                     "the data set and run the demo again, or choose another OUT"
                 )
             judged.add(name)
-            yield sample, scene
+            yield sample, scenes
 
 
 def sample_placement(sample: StoredSample) -> Placement:
-    """The patch grid of a sample's labels, on its image.
+    """The patch grid of a picture's labels, on its image: as `image_placement`."""
+    return image_placement(sample.images[0])
+
+
+def image_placement(image: StoredImage) -> Placement:
+    """The patch grid of an image's labels.
 
     Raises:
-        ShardError: its document can't be read, or names no grid of ours.
+        ShardError: its sample's document can't be read, or names no grid of ours.
     """
-    if sample.document.placement is not None:
-        return sample.document.placement
-    grid, image = sample.document.grid, sample.document.image
+    if image.info.placement is not None:
+        return image.info.placement
+    grid = image.grid
     try:
         fit = Fit(grid.fit)
     except ValueError as error:
-        raise ShardError(f"sample {sample.key!r} has a grid of unknown fit {grid.fit!r}; run verify") from error
-    return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place((image.height, image.width))
+        raise ShardError(f"sample {image.key!r} has a grid of unknown fit {grid.fit!r}; run verify") from error
+    return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place((image.info.height, image.info.width))

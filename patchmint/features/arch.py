@@ -17,6 +17,7 @@ from patchmint.geometry.presets import fixed_presets
 from patchmint.types import Size
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 from patchmint.weights.folder import INPUT, described
+from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
 
@@ -215,14 +216,14 @@ def untrained_arch(grid: Grid) -> EncoderArch:
     CLIP, or SigLIP 2 where rows and columns depend on the image.
 
     Raises:
-        ConfigError: the grid's input or the grid isn't square, so no CLIP and no SigLIP has it; or it is of tiles that
-            their consumer merges or overlaps.
+        ConfigError: the grid's input or the grid isn't square, so no CLIP and no SigLIP has it; or it is of tiles,
+            other than LLaVA-NeXT's.
     """
     if isinstance(grid, NativeGrid):
         return untrained_tower(grid)
     if not isinstance(grid, PatchGrid) or grid.max_tiles:
         raise ConfigError(
-            "features can't have this grid: its consumer overlaps tiles, or merges their patches after the encoder; "
+            "features can't have this grid: of grids of tiles only LLaVA-NeXT's are read as the encoder sees them; "
             f"choose one of {', '.join(fixed_presets())}, or one of an input that keeps the image's shape"
         )
     arch = VitArch(
@@ -336,7 +337,7 @@ def _measured(tensors: Mapping[str, Shaped]) -> dict[str, object]:
         raise WeightsMismatchError(
             f"the file holds no vision encoder of transformers' CLIP or SigLIP (it lacks {_PREFIX}{_PATCHES}, "
             f"{_POSITIONS} or blocks); give the pytorch_model.bin or model.safetensors of one: "
-            f"{', '.join(OFFICIAL)}"
+            f"{', '.join(OFFICIAL)}.{looks_like(tensors)}"
         )
     blocks = {match[1] for key in tensors if (match := re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key))}
     return {

@@ -34,7 +34,7 @@ from patchmint.interfaces import FeatureSpec
 from patchmint.types import RgbImage, Size
 
 _MOST_PATCHES = 2**14
-# Of images of unlike sizes in one pass of the model, if it has more than one.
+# Of images of unlike sizes in one pass of the model, if there are more than one in it.
 
 
 class Backbone(Protocol):
@@ -131,20 +131,21 @@ class VitFeatureEncoder:
         if isinstance(self._grid, PatchGrid):
             yield from even_parts(len(views), self._batch_size)
             return
-        start, patches = 0, 0
+        start, largest = 0, 0
         for end, view in enumerate(views):
-            own = view.shape[0] * view.shape[1] // self._grid.patch_px**2
-            if end > start and (end - start == self._batch_size or patches + own > _MOST_PATCHES):
+            # some encoders fill all up to the largest
+            largest = max(largest, view.shape[0] * view.shape[1] // self._grid.patch_px**2)
+            taken = end - start + 1
+            if taken > 1 and (taken > self._batch_size or taken * largest > _MOST_PATCHES):
                 yield slice(start, end)
-                start, patches = end, 0
-            patches += own
+                start, largest = end, view.shape[0] * view.shape[1] // self._grid.patch_px**2
         yield slice(start, len(views))
 
     def pixel_values(self, views: Sequence[RgbImage]) -> Tensor:
         """Rescale and normalise as the published processors do.
 
         Args:
-            views: HWC uint8 RGB of the grid's input size.
+            views: HWC uint8 RGB, all of one size.
 
         Returns:
             float32 (B, 3, H, W).
@@ -154,7 +155,8 @@ class VitFeatureEncoder:
 
     @torch.no_grad()
     def _encode(self, views: Sequence[RgbImage]) -> Iterator[npt.NDArray[np.float16]]:
-        pixels = [self.pixel_values([view])[0] for view in views]
+        alike = len({view.shape for view in views}) == 1
+        pixels = list(self.pixel_values(views)) if alike else [self.pixel_values([view])[0] for view in views]
         found = self._features(pixels, self._precision)
         if self._precision == torch.float16 and not all(features.isfinite().all() for features in found):
             found = self._features(pixels, torch.float32)  # it may only have overflowed on the way

@@ -17,9 +17,9 @@ from patchmint.errors import ConfigError
 from patchmint.features.arch import OFFICIAL, TINY_LAYERS, EncoderArch, VitArch, infer_arch, untrained_arch
 from patchmint.geometry import Grid
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
-from patchmint.plugins import is_outside_encoder, load_plugin
+from patchmint.plugins import check_plugin, is_outside_encoder, load_plugin
 from patchmint.types import Precision, Size
-from patchmint.weights.store import read_arch
+from patchmint.weights.store import locate, read_arch
 
 STI_WINDOW = 8
 """Neighbouring tokens, in row-major order, that STI averages into one."""
@@ -221,6 +221,7 @@ def check_features(models: ModelsConfig, features: FeaturesConfig, grid: Grid) -
     """
     if not is_outside_encoder(models.vit):
         return _plan(features, encoder_arch(models.vit, grid), grid, models.vit)
+    check_plugin("patchmint.encoders", models.vit, **models.given(models.vit, locate))
     given = [name for name in features.model_fields_set if getattr(features, name) != _DEFAULTS[name]]
     if given:
         raise ConfigError(
@@ -249,8 +250,8 @@ def build_feature_encoder(
     """
     name = models.vit
     if check_features(models, features, grid) is None:
-        outside = load_plugin("patchmint.encoders", name, FeatureEncoder, device, grid=grid)
-        return cast(FeatureEncoder, outside)
+        own = models.given(name, locate) | {"precision": precision, "grid": grid}
+        return cast(FeatureEncoder, load_plugin("patchmint.encoders", name, FeatureEncoder, device, **own))
     # torch and transformers take seconds to import, which checking settings need not wait for
     import torch
 

@@ -177,7 +177,8 @@ class Tower(nn.Module):
 
     def _merged(self, given: dict[str, Tensor]) -> Tensor:
         """Qwen-VL's tokens of all images, row by row."""
-        return cast(Tensor, self.tower(**given).pooler_output)
+        with _listening(self._blocks, MeanStates(())):
+            return cast(Tensor, self.tower(**given).pooler_output)
 
     def _own(self, state: Tensor, index: int, sizes: Sequence[Size]) -> Tensor:
         """An image's patches, row by row."""
@@ -203,10 +204,15 @@ class Tower(nn.Module):
 
 @contextmanager
 def _listening(blocks: nn.ModuleList, means: MeanStates) -> Iterator[None]:
-    """Within it a model's hidden states are added up: 0, the first block's input, then the output of each block."""
+    """Within it a model's hidden states are added up: 0, the first block's input, then the output of each block.
 
-    def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        means.add(0, given[0])
+    They are of float32, as CLIP's are: what blocks add to it may come of products in another format.
+    """
+
+    def before(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = given[0].float()
+        means.add(0, hidden)
+        return hidden, *given[1:]
 
     def after(index: int) -> Any:
         def hook(_: nn.Module, __: object, answer: Tensor | tuple[Tensor, ...]) -> None:

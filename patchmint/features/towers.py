@@ -23,6 +23,7 @@ Tensor = TypeVar("Tensor")
 
 _MAX_WEIGHTS = 4 * 10**9
 _MAX_LAYERS = 256
+_MAX_MERGE = 8
 # A file must not be able to ask for a huge model.
 
 
@@ -164,6 +165,10 @@ _TYPES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_DEPTHS: Mapping[str, str] = MappingProxyType(
+    {name: "depth" if name.startswith("qwen") else "num_hidden_layers" for name in FAMILIES}
+)
+
 TINY_SIDE = 16
 """Positions along a side that the tiny untrained encoder knows."""
 
@@ -235,8 +240,8 @@ class TowerArch:
         """
         if not isinstance(grid, NativeGrid) and not has_fixed_cells(grid):
             raise ConfigError(
-                f"{name} can't give features on this grid: its consumer overlaps tiles, or merges their patches after "
-                "the encoder. Grids whose cells are patches: those of one input an image, and llava-next-hf"
+                f"{name} can't give features on this grid: of grids of tiles only LLaVA-NeXT's are read as the encoder "
+                "sees them. Others are those of one input an image"
             )
         sides = {self.patch_px, self.patch_px * self.merge}
         unit = self.patch_px * self.merge
@@ -305,11 +310,15 @@ def tower_arch(
         key: vision[key] for key in family.settings if isinstance(vision, Mapping) and vision.get(key) is not None
     }
     try:
+        layers = max(numbers) + 1
+        # One module each will be made of these, before shapes can be compared.
+        if settings.get(_DEPTHS[kind], layers) != layers or len(settings.get("deepstack_visual_indexes", ())) > layers:
+            raise ValueError(_DEPTHS[kind])
         return TowerArch(
             kind,
-            layers=max(numbers) + 1,
+            layers=layers,
             mlp=mlps[0],
-            settings=MappingProxyType(settings),
+            settings=MappingProxyType(settings | {_DEPTHS[kind]: layers}),
             inputs=family.inputs.told(processor),
             prefix=prefix,
             **_measured(kind, own, settings),
@@ -334,7 +343,9 @@ def _measured(kind: str, own: Mapping[str, Shaped], settings: Mapping[str, Any])
                 "registers": shape[1],
             }
     end = "merger.linear_fc2.weight" if kind == "qwen3_vl" else "merger.mlp.2.weight"
-    merge = int(settings.get("spatial_merge_size", 2))
+    merge = settings.get("spatial_merge_size", 2)
+    if merge not in range(1, _MAX_MERGE + 1):
+        raise ValueError(merge)
     return {"hidden": shape[0], "patch_px": shape[-1], "merge": merge, "merged": own[end].shape[0]}
 
 

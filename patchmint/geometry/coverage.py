@@ -131,8 +131,8 @@ def _cut(edges: Floats, length: float) -> AxisCuts:
 def adaptive_bins(length: int, bins: int) -> tuple[tuple[int, int], ...]:
     """Cut an axis into bins as `torch.nn.AdaptiveAvgPool2d` does: `[floor(i * n / m), ceil((i + 1) * n / m))`.
 
-    Neighbouring bins overlap where the length isn't a multiple of their number; of fewer cells than bins, some are
-    in several.
+    Neighbouring bins overlap where the length isn't a multiple of their number. Where there are more bins than cells,
+    cells are in several.
 
     Args:
         length: cells of the axis, n.

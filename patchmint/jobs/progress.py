@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -146,7 +146,8 @@ class _Lines(Display):
 
     def show(self, progress: Progress, result: UnitResult | None) -> None:
         if result is not None and in_json():
-            numbers = {name: value for name, value in asdict(result).items() if name not in ("unit", "profile")}
+            numbers = asdict(replace(result, profile=None))
+            del numbers["unit"], numbers["profile"]
             self.say("a unit is finished", "unit", unit=unit_name(result.unit), **numbers)
         finished = result is not None and progress.done == progress.units
         now = time.monotonic()

@@ -9,7 +9,7 @@ from patchmint.interfaces import Segmenter
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam
-from patchmint.plugins import find_plugin, load_plugin
+from patchmint.plugins import check_plugin, load_plugin
 from patchmint.types import Precision
 from patchmint.weights.store import locate, read_arch
 
@@ -22,7 +22,7 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
         WeightsError: a file is missing, damaged, unsafe or of another kind, or the vocabulary isn't the detector's.
     """
     if models.segmenter is not None:
-        find_plugin("patchmint.segmenters", models.segmenter)
+        check_plugin("patchmint.segmenters", models.segmenter, **models.given(models.segmenter, locate))
         return
     if labels.needs_masker and models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
         read_arch(models.masker, sam.infer_arch)
@@ -51,7 +51,8 @@ def build_segmenter(
         PluginError: an outside segmenter is missing or broken.
     """
     if models.segmenter is not None:
-        return cast(Segmenter, load_plugin("patchmint.segmenters", models.segmenter, Segmenter, device))
+        given = models.given(models.segmenter, locate) | {"precision": precision}
+        return cast(Segmenter, load_plugin("patchmint.segmenters", models.segmenter, Segmenter, device, **given))
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
     from patchmint.labelers.grounded_sam import build_grounded_sam
 

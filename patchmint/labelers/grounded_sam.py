@@ -21,7 +21,7 @@ from patchmint.interfaces import Instances
 from patchmint.labelers.given import BoxMasks, JoinedMasks, given_boxes, given_masks
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, PromptMode, merge
+from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, Loss, PromptMode, merge
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
@@ -71,6 +71,7 @@ class GroundedSam:
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[Prepared] | None = None,
+        losses: Sequence[list[Loss]] | None = None,
     ) -> list[Instances]:
         """Find what each text talks about; see `patchmint.interfaces.Segmenter`.
 
@@ -78,9 +79,10 @@ class GroundedSam:
             images: any sizes.
             texts: for each image its texts.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
+            losses: as for `GroundingDino.detect`.
         """
         with stage("detect"):
-            found = self._boxes(images, texts, prepared)
+            found = self._boxes(images, texts, prepared, losses)
         boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"):
             masks: list[Masks] = [
@@ -88,32 +90,41 @@ class GroundedSam:
                 for once, chosen in zip(self._masks(images, boxes, prepared), repeated, strict=True)
             ]
         answers = []
-        for image, image_texts, detections, image_masks in zip(images, texts, found, masks, strict=True):
+        noted = [None] * len(images) if losses is None else losses
+        for image, image_texts, detections, image_masks, lost in zip(images, texts, found, masks, noted, strict=True):
             size = (image.shape[0], image.shape[1])
             of_boxes: Origin = "annotator" if self.masker is None else "mixed"
             origins = [of_boxes if score == UNKNOWN_SCORE else "model" for score in detections.scores]
             drawn = given_masks(image_texts, size)
             if len(drawn[1]):
                 detections, image_masks, origins = _joined((detections, image_masks, origins), drawn)
-            answers.append(self._instances(size, detections, image_masks, origins))
+            answers.append(self._instances(size, detections, image_masks, origins, lost))
         return answers
 
     def _boxes(
-        self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], prepared: Sequence[Prepared] | None
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        prepared: Sequence[Prepared] | None,
+        losses: Sequence[list[Loss]] | None,
     ) -> list[Detections]:
         """Of each image the boxes that come with its texts, and those that are found for the other texts."""
         given = [given_boxes(each, (image.shape[0], image.shape[1])) for each, image in zip(texts, images, strict=True)]
         asked = [[index for index, text in enumerate(each) if not text.instances] for each in texts]
         looked = [index for index, wanted in enumerate(asked) if wanted]
         if self.detector is not None and looked:
+            own: list[list[Loss]] = [[] for _ in looked]
             found = self.detector.detect(
                 [images[index] for index in looked],
                 [[texts[index][text] for text in asked[index]] for index in looked],
                 **_part([prepared[index] for index in looked] if prepared is not None else None, 0),
+                losses=own if losses is not None else None,
             )
-            for index, detections in zip(looked, found, strict=True):
-                numbered = replace(detections, text_index=np.array(asked[index])[detections.text_index])
-                given[index] = merge([given[index], numbered])
+            for index, detections, lost in zip(looked, found, own, strict=True):
+                numbers = np.array([*asked[index], len(texts[index])])  # the last: of negative phrases
+                given[index] = merge([given[index], replace(detections, text_index=numbers[detections.text_index])])
+                if losses is not None:
+                    losses[index] += [each.moved(numbers) for each in lost]
         return given
 
     def _masks(
@@ -126,7 +137,14 @@ class GroundedSam:
             return self.masker.masks(images, boxes, **_part(prepared, 1))
         return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
 
-    def _instances(self, size: Size, detections: Detections, masks: Masks, origins: Sequence[Origin]) -> Instances:
+    def _instances(
+        self,
+        size: Size,
+        detections: Detections,
+        masks: Masks,
+        origins: Sequence[Origin],
+        losses: list[Loss] | None,
+    ) -> Instances:
         if self._clip_to_box:
             masks = RleMasks([_clipped(*pair) for pair in zip(masks.rles(), detections.boxes, strict=True)])
         found = Instances(
@@ -142,7 +160,10 @@ class GroundedSam:
             return found
         least, most = self._mask_area
         shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
-        return found.only(np.flatnonzero((shares >= least) & (shares <= most)))
+        kept = (shares >= least) & (shares <= most)
+        if losses is not None:
+            losses.append(Loss("mask_area", detections.only(~kept)))
+        return found.only(np.flatnonzero(kept))
 
     def rehearse(
         self,

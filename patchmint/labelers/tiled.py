@@ -13,7 +13,7 @@ from patchmint.geometry.rle import RleMasks, decode_mask, encode_masks
 from patchmint.interfaces import Instances
 from patchmint.labelers.given import JoinedMasks
 from patchmint.labelers.grounded_sam import GroundedSam, Prepared
-from patchmint.labelers.grounding_dino.detector import overlaps
+from patchmint.labelers.grounding_dino.detector import Detections, Loss, overlaps
 from patchmint.types import Integers, RgbImage, Rle, Size, Text
 
 _AT_ONCE = 16
@@ -89,9 +89,9 @@ def _starts(length: int, side: int) -> list[int]:
 class TiledSegmenter:
     """A `Segmenter` that also looks at tiles, each made as large for the models as a whole image is.
 
-    A thing counts where it is seen whole, and at its largest: what lies whole in a smaller tile must be found in one,
-    too, because several small things are easily taken for a large one. Of a thing that is found several times, the best
-    box stays. An image no larger than a tile has none.
+    A thing is found where it is seen whole, and largest: of what lies whole in a smaller tile, larger ones and the
+    image say nothing, because they easily take several small things for a large one. Of a thing that several tiles
+    find, the best box stays. An image no larger than a tile has none.
 
     Attributes:
         segmenter: looks at images and tiles.
@@ -111,15 +111,22 @@ class TiledSegmenter:
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[list[Prepared]] | None = None,
+        losses: Sequence[list[Loss]] | None = None,
     ) -> list[Instances]:
-        """Find what each text talks about; see `patchmint.interfaces.Segmenter`."""
+        """Find what each text talks about; see `GroundedSam.segment`."""
         ready = [self.prepare(image) for image in images] if prepared is None else prepared
-        whole = self.segmenter.segment(images, texts, [first for first, *_ in ready])
-        rows = zip(whole, images, texts, ready, strict=True)
-        return [self._with_tiles(found, image, asked, parts[1:]) for found, image, asked, parts in rows]
+        whole = self.segmenter.segment(images, texts, [first for first, *_ in ready], losses)
+        noted = [None] * len(images) if losses is None else losses
+        rows = zip(whole, images, texts, ready, noted, strict=True)
+        return [self._with_tiles(found, image, asked, parts[1:], lost) for found, image, asked, parts, lost in rows]
 
     def _with_tiles(
-        self, found: Instances, image: RgbImage, texts: Sequence[Text], prepared: Sequence[Prepared]
+        self,
+        found: Instances,
+        image: RgbImage,
+        texts: Sequence[Text],
+        prepared: Sequence[Prepared],
+        losses: list[Loss] | None,
     ) -> Instances:
         size = found.image_size
         tiles = tiles_of(size, self.side)
@@ -131,13 +138,22 @@ class TiledSegmenter:
             some = tiles[start : start + _AT_ONCE]
             wanted = [[texts[index] for index in asked]] * len(some)
             pixels = [tile.of_image(image) for tile in some]
-            answers = self.segmenter.segment(pixels, wanted, prepared[start : start + _AT_ONCE])
-            for tile, answer in zip(some, answers, strict=True):
-                here = answer.boxes + np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
-                if len(whole := np.flatnonzero(tile.has(here))):
+            own: list[list[Loss]] = [[] for _ in some]
+            answers = self.segmenter.segment(
+                pixels, wanted, prepared[start : start + _AT_ONCE], own if losses is not None else None
+            )
+            for tile, answer, lost in zip(some, answers, own, strict=True):
+                offset = np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
+                here = answer.boxes + offset
+                has = tile.has(here)
+                if len(whole := np.flatnonzero(has)):
                     parts.append((tile, _moved(answer.only(whole), here[whole], asked, tile, size)))
+                if losses is not None:
+                    cut = Detections(answer.boxes, answer.scores, answer.spans, answer.text_index).only(~has)
+                    numbers = np.array([*asked, len(texts)])  # the last: of negative phrases
+                    losses += [each.moved(numbers, offset) for each in (*lost, Loss("tile-edge", cut))]
         everything = Tile.of(1 + max(tile.side for tile in tiles), 0, 0, *size, size)
-        return _merged([(everything, found), *parts], tiles, asked)
+        return _merged([(everything, found), *parts], tiles, asked, losses)
 
     def rehearse(
         self,
@@ -165,13 +181,16 @@ def _moved(found: Instances, boxes: npt.NDArray[np.float32], asked: Integers, ti
     return Instances(size, RleMasks(pasted), asked[found.text_index], found.scores, boxes, found.spans, found.origins)
 
 
-def _merged(parts: Sequence[tuple[Tile, Instances]], tiles: Sequence[Tile], asked: Integers) -> Instances:
+def _merged(
+    parts: Sequence[tuple[Tile, Instances]], tiles: Sequence[Tile], asked: Integers, losses: list[Loss] | None = None
+) -> Instances:
     """The instances of an image and its tiles, each thing once; texts in order, best first within each.
 
     Args:
         parts: the whole image's instances, then tiles', each with where they were found.
         tiles: all that were looked at.
         asked: numbers of the texts that they were looked at for.
+        losses: what is dropped is added to it; None = nobody asks.
     """
     found = [part for _, part in parts]
     texts, scores, boxes, spans = (
@@ -186,13 +205,16 @@ def _merged(parts: Sequence[tuple[Tile, Instances]], tiles: Sequence[Tile], aske
         & (spans[:, None, 0] < spans[:, 1])
         & (spans[:, 0] < spans[:, None, 1])
     )
-    larger = np.zeros(len(scores), dtype=np.bool_)
+    seen_larger = np.zeros(len(scores), dtype=np.bool_)
     for tile in tiles:
-        larger |= tile.has(boxes) & (tile.side < side)
-    doubtful = larger & np.isin(texts, asked) & ~(alike & (side < side[:, None])).any(axis=1)
+        seen_larger |= tile.has(boxes) & (tile.side < side)
+    counts = ~seen_larger | ~np.isin(texts, asked)
     kept = np.zeros(len(scores), dtype=np.bool_)
     for number in np.argsort(-scores, kind="stable"):
-        kept[number] = not doubtful[number] and not (kept & alike[number]).any()
+        kept[number] = counts[number] and not (kept & alike[number]).any()
+    if losses is not None:
+        every = Detections(boxes, scores, spans, texts)
+        losses += [Loss("smaller-tile", every.only(~counts)), Loss("other-tile", every.only(counts & ~kept))]
     order = np.lexsort((-scores, texts))
     everything = Instances(
         image_size=found[0].image_size,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import ImageDraw
 
 from patchmint.pictures.text import Colour, Lettering, ink_on
+from patchmint.types import Origin
 
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
@@ -28,19 +29,26 @@ Rectangle = tuple[float, float, float, float]
 """XYXY in pixels of the picture."""
 
 
-def score_words(score: float) -> str:
-    """A score as overlays, the gallery and the terminal write it; empty where it isn't known (below 0)."""
-    return f"{score:.2f}" if score >= 0 else ""
+_DASH = 4
+"""Length of a dash in widths of the stroke."""
+
+_ORIGINS: dict[Origin, str] = {"model": "", "annotator": "annotator", "mixed": "annotator's box"}
+
+
+def score_words(score: float, origin: Origin = "model") -> str:
+    """A score as overlays, the gallery and the terminal write it; where there is none (below 0), whose the thing is."""
+    return f"{score:.2f}" if score >= 0 else _ORIGINS[origin]
 
 
 @dataclass(frozen=True)
 class BoxLabel:
-    """A box on the picture with what is written next to it."""
+    """A box on the picture with what is written next to it; dashed where annotators drew it."""
 
     box: Rectangle
     words: str
     score: str
     colour: Colour
+    dashed: bool = False
 
 
 def draw_boxes(canvas: ImageDraw.ImageDraw, labels: Sequence[BoxLabel], lettering: Lettering, size: Rectangle) -> int:
@@ -59,7 +67,9 @@ def draw_boxes(canvas: ImageDraw.ImageDraw, labels: Sequence[BoxLabel], letterin
     for label in reversed(labels):
         x0, y0, x1, y1 = label.box
         canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_EDGE)
-        canvas.rectangle(label.box, outline=label.colour, width=stroke)
+        canvas.rectangle(label.box, outline=_EDGE if label.dashed else label.colour, width=stroke)
+        if label.dashed:
+            draw_dashes(canvas, label.box, label.colour, stroke)
         if min(x1 - x0, y1 - y0) > 4 * stroke:
             canvas.rectangle((x0 + stroke, y0 + stroke, x1 - stroke, y1 - stroke), outline=_EDGE)
     taken: list[Rectangle] = []
@@ -77,6 +87,17 @@ def draw_boxes(canvas: ImageDraw.ImageDraw, labels: Sequence[BoxLabel], letterin
         canvas.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=label.colour, outline=_EDGE)
         lettering.text(canvas, place[0] + 4, place[1] + 1, letters, ink_on(label.colour))
     return unlabelled
+
+
+def draw_dashes(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, stroke: int) -> None:
+    """Draw a rectangle in dashes of a colour, `stroke` pixels wide."""
+    x0, y0, x1, y1 = map(round, box)
+    for x in range(x0, x1 + 1, 2 * _DASH * stroke):
+        for y in (y0, max(y1 - stroke + 1, y0)):
+            canvas.rectangle((x, y, min(x + _DASH * stroke - 1, x1), min(y + stroke - 1, y1)), fill=colour)
+    for y in range(y0, y1 + 1, 2 * _DASH * stroke):
+        for x in (x0, max(x1 - stroke + 1, x0)):
+            canvas.rectangle((x, y, min(x + stroke - 1, x1), min(y + _DASH * stroke - 1, y1)), fill=colour)
 
 
 def _free_place(

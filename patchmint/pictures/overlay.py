@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import bounding_box, decode_mask
-from patchmint.pictures.labels import PALETTE, BoxLabel, Rectangle, draw_boxes, score_words
+from patchmint.pictures.labels import PALETTE, BoxLabel, Rectangle, draw_boxes, draw_dashes, score_words
 from patchmint.pictures.text import Colour, Lettering
 from patchmint.types import Phrase, RgbImage, Rle
 
@@ -40,6 +40,7 @@ TRUTH: Colour = (255, 255, 255)
 _KEPT, _NOT_KEPT, _UNSEEN = "kept, greener = more covered", "not kept", "not seen by the encoder"
 _FOUND = "found, in the colours of the text"
 _TRUE = "truth, a box a thing"
+_DRAWN = "dashed: an annotator's box"
 _GAP_PX = 6
 _MIN_CELL_PX = 5
 # Grid lines closer than this would hide the photo.
@@ -70,9 +71,9 @@ def draw_overlay(
     """Draw which patches are kept, and what was found where. The same input gives the same bytes.
 
     From top to bottom: the notice, the title, the photo, a legend, the caption with its phrases in the colours of their
-    boxes. Kept patches are bright, and the greener the more of them is covered; the others are dimmed; what the encoder
-    doesn't see is hatched. Of several views the one that shows the whole image is drawn. Texts may be anything: they
-    are cut to a few lines, and the cut is marked.
+    boxes, which are dashed where annotators drew them. Kept patches are bright, and the greener the more of them is
+    covered; the others are dimmed; what the encoder doesn't see is hatched. Of several views the one that shows the
+    whole image is drawn. Texts may be anything: they are cut to a few lines, and the cut is marked.
 
     Args:
         image: HWC uint8 RGB.
@@ -140,6 +141,7 @@ def draw_overlay(
     keys += [_UNSEEN] if unseen_share(placement) > 0.001 else []
     keys += [_FOUND] if truths and phrases else []
     keys += [_TRUE] if truths else []
+    keys += [_DRAWN] if any(phrase.origin != "model" for phrase in phrases) else []
     strips.insert(-1, _legend(facts, keys, board, lettering))
     strips.append(_text_strip(lettering.note, board, lettering, _MAX_NOTICE_LINES, _MUTED, _BACKGROUND))
     return np.concatenate([np.asarray(strip) for strip in strips if strip is not None])
@@ -192,8 +194,9 @@ def _pixels(box: Sequence[float], image: RgbImage, width: int, height: int) -> R
 
 
 def _box_label(phrase: Phrase, colour: Colour, image: RgbImage, width: int, height: int) -> BoxLabel:
-    score = f" {score_words(phrase.score)}".rstrip()
-    return BoxLabel(_pixels(phrase.box, image, width, height), phrase.text, score, colour)
+    score = f" {score_words(phrase.score, phrase.origin)}".rstrip()
+    drawn = phrase.origin != "model"
+    return BoxLabel(_pixels(phrase.box, image, width, height), phrase.text, score, colour, drawn)
 
 
 def _highlights(caption: str, phrases: Sequence[Phrase], colours: dict[str, Colour]) -> list[Colour | None]:
@@ -280,6 +283,8 @@ def _swatch(key: str, side: int) -> Image.Image:
         return Image.fromarray(np.where(diagonal, 90, 35).astype(np.uint8)).convert("RGB")
     elif key == _TRUE:
         canvas.rectangle((0, 0, side - 1, side - 1), outline=TRUTH, width=2)
+    elif key == _DRAWN:
+        draw_dashes(canvas, (1, 1, side - 2, side - 2), PALETTE[0], 1)
     elif key == _FOUND:
         for part, colour in enumerate(PALETTE[:3]):
             canvas.rectangle((part * side // 3, 0, (part + 1) * side // 3 - 1, side - 1), fill=colour)

@@ -157,8 +157,8 @@ class Working:
         rejects: by reason.
         doing: the stage that it is in, after those around it: "annotate/detect".
         positions: in the unit, of the samples that it is at.
-        images: the most that one of these has.
         waits_for: the storage trouble that it sits out, and for how long already; "" if none. It doesn't hang then.
+        images: the most that a sample at these positions has.
     """
 
     worker: int
@@ -168,8 +168,8 @@ class Working:
     rejects: Mapping[str, int]
     doing: str
     positions: tuple[int, ...] = ()
-    images: int = 1
     waits_for: str = ""
+    images: int = 1
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from functools import cached_property, lru_cache
 from typing import Annotated, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
+from patchmint.types import Size
 
 _UINT16_CODES = 1 << 16
 # Far above what models have; what a damaged or hostile dataset.json says is made room for, so it has to end somewhere.
@@ -128,6 +130,14 @@ class TokensLayout(_Layout):
             return None
         return PatchGrid(rows, cols, cell, Fit(match[1]))
 
+    def shown(self, image_size: Size) -> npt.NDArray[np.bool_] | None:
+        """Which cells show any of an image, rather than nothing but padding: bool (rows, cols); None: not known.
+
+        Args:
+            image_size: (height, width) of the image.
+        """
+        return None if self.cells is None else _shown(self.cells, image_size)
+
 
 class Layout(_Layout):
     """What every sample of a data set has.
@@ -172,6 +182,11 @@ class Layout(_Layout):
     def ending_of(self, image: int, ending: str) -> str:
         """Ending of a member that belongs to one image of a sample."""
         return numbered(image, ending) if self.documents else ending
+
+
+@lru_cache(maxsize=4096)
+def _shown(cells: PatchGrid, image_size: Size) -> npt.NDArray[np.bool_]:
+    return cells.place(image_size).inside > 0
 
 
 @lru_cache(maxsize=8)

@@ -149,8 +149,9 @@ def _check_sidecar(
 
 
 def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tuple[str, str]]:
+    documents = "images" in parquet.schema_arrow.names
     try:
-        columns = parquet.read(columns=["texts", "label_shares"], use_threads=False)
+        columns = parquet.read(columns=["texts", "label_shares", *(["images"] if documents else [])], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         yield "table-form", f"its columns can't be read: {error}"
         return
@@ -159,6 +160,13 @@ def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tupl
     if held != (record.texts, record.label_share):
         said = _texts(record.texts, record.label_share)
         yield "counts", f"the record says {said}, the sidecar has {_texts(*held)}"
+    if documents != (record.images is not None):
+        yield "counts", f"the record says {record.images}, the samples are {'documents' if documents else 'pictures'}"
+    elif record.images is not None and record.written:
+        images = (pc.sum(columns["images"]).as_py(), pc.max(columns["images"]).as_py())
+        if images != (record.images.written, record.images.most):
+            message = f"the sidecar has {images[0]} images, at most {images[1]} a document, the record says"
+            yield "counts", f"{message} {record.images.written} and {record.images.most}"
 
 
 def _texts(count: int, label_share: float | None) -> str:

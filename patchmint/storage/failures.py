@@ -156,7 +156,7 @@ def explain_hub(action: str, shown: str, error: BaseException) -> StorageError:
         case errors.GatedRepoError():
             remedy = "it is gated; accept its terms on its page, and set HF_TOKEN to a token of that account"
         case errors.RepositoryNotFoundError():
-            remedy = "there is no such data set, or it is private; check the name, and set HF_TOKEN to a token for it"
+            remedy = "there is no such repository, or it is private; check the name, and set HF_TOKEN to a token for it"
         case errors.RevisionNotFoundError():
             remedy = "it has no such revision; check what follows the @"
         case errors.OfflineModeIsEnabled():

@@ -10,11 +10,11 @@ from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
 from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError
 from patchmint.interfaces import Tokenizer
-from patchmint.plugins import is_outside_tokenizer, load_plugin
+from patchmint.plugins import check_plugin, is_outside_tokenizer, load_plugin
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch, infer_arch
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import Precision
-from patchmint.weights.store import read_arch
+from patchmint.weights.store import locate, read_arch
 
 
 def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
@@ -29,6 +29,7 @@ def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
         for setting in ("remap", "rule"):
             if getattr(tokens, setting) is not None:
                 raise ConfigError(f"tokens.{setting} is for VQGAN, but the tokenizer {name} is a plug-in; leave it out")
+        check_plugin("patchmint.tokenizers", name, **models.given(name, locate))
         return
     arch = vqgan_of(name, tokens.rule)
     cell = arch.factor
@@ -79,7 +80,8 @@ def build_tokenizer(
     """
     name = models.tokenizer
     if is_outside_tokenizer(name):
-        return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device))
+        given = models.given(name, locate) | {"precision": precision}
+        return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device, **given))
     # torch and taming take seconds to import, which checking settings need not wait for
     import torch
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchmint.training.dataset import StageDataset
-    from patchmint.training.fields import StageSample
+    from patchmint.training.fields import StageImage, StageSample
     from patchmint.training.loader import StageBatch, StageLoader, collate
     from patchmint.training.selector import PatchSelector, auc, keep_patches, recall_at_keep, selector_loss
     from patchmint.training.sequences import ConversationTemplate, SequenceBuilder, TokenSequence
@@ -25,6 +25,7 @@ _HOMES = {
     "SequenceBuilder": "sequences",
     "StageBatch": "loader",
     "StageDataset": "dataset",
+    "StageImage": "fields",
     "StageLoader": "loader",
     "StageSample": "fields",
     "TokenSequence": "sequences",
@@ -47,6 +48,7 @@ __all__ = [
     "SequenceBuilder",
     "StageBatch",
     "StageDataset",
+    "StageImage",
     "StageLoader",
     "StageSample",
     "TokenSequence",

@@ -54,6 +54,7 @@ class StageImage:
         token_order: int64 (tokens,): which patch of `selector.reshape(-1)` each image token of the consumer shows; -1
             for newlines.
         codes: int64 (*grid[, codebooks]), before any vocabulary offset.
+        code_mask: bool (rows, cols): whether the code's cell shows any of the image; None where its place isn't known.
         features: float16 (views, tokens, channels); (views, rows, cols, channels) where rows and columns depend on the
             image.
         feature_mask: bool (views, rows, cols): whether the patch of the features' grid shows any of the image.
@@ -70,6 +71,7 @@ class StageImage:
     patch_mask: torch.Tensor | None = None
     token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
+    code_mask: torch.Tensor | None = None
     features: torch.Tensor | None = None
     feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
@@ -126,6 +128,7 @@ class StageSample:
     patch_mask = _OfTheOnlyImage()
     token_order = _OfTheOnlyImage()
     codes = _OfTheOnlyImage()
+    code_mask = _OfTheOnlyImage()
     features = _OfTheOnlyImage()
     feature_mask = _OfTheOnlyImage()
     feature_selector = _OfTheOnlyImage()
@@ -272,6 +275,8 @@ class SampleMaker:
         if fields.codes and layout.tokens is not None:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
+            shown = layout.tokens.shown((stored.info.height, stored.info.width))
+            given["code_mask"] = None if shown is None else torch.from_numpy(shown.copy())
         if fields.features and layout.features is not None:
             given |= _features(stored, _placement(stored, dataset), layout.features)
         return StageImage(**given)

@@ -72,6 +72,8 @@ class StageBatch:
         token_order: int64 (N, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
             for newlines, and after the image's last token.
         codes: int64 (N, *grid[, codebooks]).
+        code_mask: bool (N, rows, cols), True for codes whose cell shows any of the image; None where cells' place isn't
+            known.
         features: float16 (N, V, tokens, channels); where the grid depends on the image, tokens are the patches of
             `feature_mask.flatten(2)`.
         feature_mask: bool (N, V, rows, cols) of the features' grid, True for patches that show any of the image.
@@ -100,6 +102,7 @@ class StageBatch:
     patch_mask: torch.Tensor | None = None
     token_order: torch.Tensor | None = None
     codes: torch.Tensor | None = None
+    code_mask: torch.Tensor | None = None
     features: torch.Tensor | None = None
     feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
@@ -153,9 +156,10 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
     if orders:
         tensors["token_order"] = torch.from_numpy(_filled(orders, -1))
         tensors["label_mask"] = torch.tensor([image.labelled for image in images])
-    codes = [image.codes for image in images if image.codes is not None]
-    if codes:
-        tensors["codes"] = torch.stack(codes)
+    for name in ("codes", "code_mask"):
+        stacked = [value for image in images if (value := getattr(image, name)) is not None]
+        if stacked:
+            tensors[name] = torch.stack(stacked)
     sequences = [sample.sequence for sample in samples if sample.sequence is not None]
     if sequences:
         tensors |= _sequences(sequences, pad_id)

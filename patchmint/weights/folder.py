@@ -22,6 +22,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = ("vocab.txt", "tokenizer.json")
 
 _PROCESSOR = "processor_config.json"
+NOTES = (CONFIG, INPUT, _PROCESSOR)
+"""What is read besides the weights."""
+
 _MOST_BYTES = 1 << 20
 
 
@@ -38,14 +41,15 @@ def file_in(folder: Path, wanted: Sequence[str]) -> Path:
     if in_parts and wanted == WEIGHTS:
         why = f"its weights lie in several files ({in_parts[0]}), which patchmint can't read; save them as one"
     else:
-        why = f"it has no {' or '.join(wanted)}; give the file itself, or another folder"
+        other = "models.vocabulary: bert-base-uncased-vocab, say" if wanted == VOCABULARY else "or another folder"
+        why = f"it has no {' or '.join(wanted)}; give the file itself, {other}"
     raise WeightsMissingError(f"{folder} isn't a model's folder in Hugging Face's layout: {why}", names=[str(folder)])
 
 
 def notes_beside(weights: Path) -> dict[str, str]:
     """The texts of the JSON files beside a file of weights, by their names; empty where there are none."""
     notes = {}
-    for name in (CONFIG, INPUT, _PROCESSOR):
+    for name in NOTES:
         try:
             with weights.with_name(name).open("rb") as file:
                 notes[name] = file.read(_MOST_BYTES).decode()

@@ -13,6 +13,17 @@ from typing import Literal
 
 CheckpointKind = Literal["grounding-dino", "sam", "vqgan", "vit", "vocabulary"]
 
+GIVES: Mapping[CheckpointKind, str] = MappingProxyType(
+    {
+        "grounding-dino": "boxes, scores, spans",
+        "sam": "masks",
+        "vqgan": "codes",
+        "vit": "features",
+        "vocabulary": "words of a detector",
+    }
+)
+"""What each kind of model gives."""
+
 _DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
 _SAM_SOURCE = "facebookresearch/segment-anything: README (address, licence); figures: the project's background notes"

@@ -19,6 +19,7 @@ from patchmint.errors import (
     did_you_mean,
 )
 from patchmint.storage.stores import SCHEMES
+from patchmint.weights import hub
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.fetch import fetched
@@ -91,7 +92,8 @@ def locate(name_or_path: str, role: str = "") -> Path:
     """Find the file that a name or a path means; one of a store is brought into this machine's cache.
 
     Args:
-        name_or_path: a registry name, a local path (has a separator or a suffix, or exists), or the URI of an object.
+        name_or_path: a registry name, a local path (has a separator or a suffix, or exists), the URI of an object, or
+            `hub:ORG/NAME[@REVISION]`.
             `#PART` behind it is for `part_of`.
         role: what it is for: of a folder in Hugging Face's layout a `vocabulary` is meant, or else the weights.
 
@@ -107,6 +109,8 @@ def locate(name_or_path: str, role: str = "") -> Path:
         name_or_path = name_or_path.removesuffix(f"#{part}")
     if name_or_path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return fetched(name_or_path)
+    if name_or_path.startswith(hub.PREFIX):
+        return file_in(hub.snapshot(name_or_path), VOCABULARY if role == "vocabulary" else WEIGHTS)
     if name_or_path in CHECKPOINTS:
         checkpoint = CHECKPOINTS[name_or_path]
         path = file_of(checkpoint)
@@ -127,6 +131,9 @@ def locate(name_or_path: str, role: str = "") -> Path:
         message = f"{name_or_path[:200]!r} isn't the path of a weights file: {error}"
         raise WeightsMissingError(message, names=[name_or_path]) from error
     if path.is_dir():
+        if os.sep not in name_or_path:
+            message = f"{name_or_path} is a folder here; write .{os.sep}{name_or_path} for the model in it"
+            raise WeightsMissingError(message, names=[name_or_path])
         return file_in(path, VOCABULARY if role == "vocabulary" else WEIGHTS)
     if os.sep in name_or_path or path.suffix:
         raise WeightsMissingError(

@@ -10,7 +10,9 @@ import numpy as np
 
 
 class Expected:
-    """Samples that were written: key -> caption, image (sha256), document, arrays (ending -> dtype and values)."""
+    """Samples that were written, by key: caption, document, and by ending images (sha256), their sizes, arrays (dtype
+    and values).
+    """
 
     def __init__(self, dataset, file):
         self.dataset = dataset
@@ -30,23 +32,32 @@ class Expected:
         for key, members in seen:
             count += 1
             want = self.samples[key]
-            assert hashlib.sha256(members["jpg"]).hexdigest() == want["image"], key
+            for ending, digest in want["images"].items():
+                assert hashlib.sha256(members[ending]).hexdigest() == digest, (key, ending)
             assert json.loads(members["json"]) == want["document"], key
             assert members["txt"].decode() == want["caption"], key
             for ending, array in want["arrays"].items():
                 read = np.load(io.BytesIO(members[ending]), allow_pickle=False)
                 assert read.dtype.name == array["dtype"], (key, ending)
                 self.check_array(key, ending, read)
-            assert len(members) == 3 + len(want["arrays"]), key
+            assert len(members) == 2 + len(want["images"]) + len(want["arrays"]), key
         self.check_count(count)
+
+    @property
+    def documents(self):
+        """Whether the samples are documents."""
+        return "sequence" in next(iter(self.samples.values()))["document"]
 
     def samples_of(self, reader):
         """What `samples` are in the block of docs/training.md about a reader, with another data set."""
-        page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-        code = page.partition(f"\n**{reader}**")[2].partition("```python\n")[2].partition("```")[0]
         names = {}
-        exec(code.replace("out/coco", str(self.dataset)), names)
+        exec(self.block_of(reader).replace("out/coco", str(self.dataset)), names)
         return names["samples"]
+
+    def block_of(self, reader):
+        """The code of docs/training.md about a reader."""
+        page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+        return page.partition(f"\n**{reader}**")[2].partition("```python\n")[2].partition("```")[0]
 
     def check_decoded(self, rows):
         """What `SampleDecoder` made of samples, after the reader's own way of handing rows on."""
@@ -55,11 +66,15 @@ class Expected:
             count += 1
             want = self.samples[row["key"]]
             assert row["text"] == want["document"]["texts"][0], row["key"]
-            assert np.asarray(row["pixels"]).shape == (1, 3, 56, 84), row["key"]
-            for name in ("selector", "coverage"):
-                first = np.array(want["arrays"][f"{name}.npy"]["values"])[:1]
-                assert np.array_equal(np.asarray(row[name]), first), (row["key"], name)
-            self.check_array(row["key"], "vqgan.npy", row["codes"])
+            images = row["images"] if self.documents else [row]
+            assert len(images) == len(want["images"]), row["key"]
+            for number, image in enumerate(images):
+                start = f"{number}." if self.documents else ""
+                assert np.asarray(image["pixels"]).shape == (1, 3, 56, 84), row["key"]
+                for name in ("selector", "coverage"):
+                    first = np.array(want["arrays"][f"{start}{name}.npy"]["values"])[:1]
+                    assert np.array_equal(np.asarray(image[name]), first * image.get("labelled", 1)), (row["key"], name)
+                self.check_array(row["key"], f"{start}vqgan.npy", image["codes"])
         self.check_count(count)
 
     def check_array(self, key, ending, array):

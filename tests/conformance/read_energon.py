@@ -17,6 +17,13 @@ __module__: megatron.energon
 __class__: CrudeWebdataset
 decoder: null
 """
+INTERLEAVED = """
+sample_type:
+  __module__: megatron.energon
+  __class__: InterleavedSample
+sample_loader: sample_loader.py:sample_loader
+part_filter: sample_loader.py:part_filter
+"""
 FIELDS = '{"image":"jpg","caption":"txt"}'
 # `lint` ends with 0 on a corrupt JPEG, so what it prints is read too.
 TROUBLE = re.compile(r"traceback|error|exception|cannot identify|truncated|skipping .*sample", re.IGNORECASE)
@@ -38,15 +45,29 @@ def energon(*arguments):
     return printed
 
 
+def check_sequence(sample, want):
+    """Texts as they are, and an image of the right size at each place."""
+    parts = want["document"]["sequence"]
+    assert len(sample.sequence) == len(parts), sample.__key__
+    for piece, part in zip(sample.sequence, parts, strict=True):
+        if part["image"] < 0:
+            assert piece == part["text"], sample.__key__
+        else:
+            width, height = want["sizes"][f"{part['image']}.jpg"]
+            assert tuple(piece.shape) == (3, height, width), sample.__key__
+
+
 def main():
     expected = Expected.from_command_line()
     with tempfile.TemporaryDirectory() as folder:
         whole = shutil.copytree(expected.dataset, Path(folder) / "dataset")
         copy = str(whole / "shards")
-        energon(
-            *("prepare", "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CaptioningSample"),
-            *("--field-map", FIELDS, copy),
-        )
+        form = ["CrudeWebdataset"] if expected.documents else ["CaptioningSample", "--field-map", FIELDS]
+        energon("prepare", "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", *form, copy)
+        meta = whole / "shards" / ".nv-meta"
+        if expected.documents:
+            (meta / "sample_loader.py").write_text(expected.block_of("Energon's interleaved samples"))
+            (meta / "dataset.yaml").write_text(INTERLEAVED)
         count = len(expected.samples)
         assert f"{count} samples in {len(expected.tars)} shards" in energon("info", copy)
         for command in ("lint", "preview"):
@@ -57,12 +78,15 @@ def main():
         read = 0
         for sample in get_loader(get_val_dataset(copy, split_part="train", worker_config=config, batch_size=None)):
             want = expected.samples[sample.__key__]
-            image = want["document"]["image"]
-            assert sample.caption == want["caption"], sample.__key__
-            assert tuple(sample.image.shape) == (3, image["height"], image["width"]), sample.__key__
+            if expected.documents:
+                check_sequence(sample, want)
+            else:
+                width, height = want["sizes"]["jpg"]
+                assert sample.caption == want["caption"], sample.__key__
+                assert tuple(sample.image.shape) == (3, height, width), sample.__key__
             read += 1
         expected.check_count(read)
-        (whole / "shards" / ".nv-meta" / "dataset.yaml").write_text(CRUDE)
+        (meta / "dataset.yaml").write_text(CRUDE)
         endless = Expected(whole, Path(sys.argv[2])).samples_of("Energon")
         expected.check_decoded(islice(endless, count))
         expected.check_no_strays(whole)

@@ -13,7 +13,7 @@ expected.check_members(
 urls = shard_urls(expected.dataset)
 assert urls == expected.tars
 expected.check_decoded(expected.samples_of("webdataset"))
-pictures = webdataset.WebDataset(expected.tars, shardshuffle=False).decode("pil", only=["jpg"])
-for picture in pictures:
-    image = expected.samples[picture["__key__"]]["document"]["image"]
-    assert picture["jpg"].size == (image["width"], image["height"]), picture["__key__"]
+endings = sorted({ending for sample in expected.samples.values() for ending in sample["sizes"]})
+for sample in webdataset.WebDataset(expected.tars, shardshuffle=False).decode("pil", only=endings):
+    for ending, size in expected.samples[sample["__key__"]]["sizes"].items():
+        assert sample[ending].size == tuple(size), sample["__key__"]

@@ -1,8 +1,8 @@
 """Do the readers that people use accept our shards, unchanged? `make conformance`.
 
-Writes a small data set through the real writer and reads it with each reader in an environment of its own. Then the
-other way round: data sets in layouts of the Hub, written by Hugging Face `datasets`, are recognised and built. Ends
-with 1 if a reader, or a build, sees something else than what was written.
+Writes two small data sets through the real writer, one of pictures and one of documents, and reads them with each
+reader in an environment of its own. Then the other way round: data sets in layouts of the Hub, written by Hugging Face
+`datasets`, are recognised and built. Ends with 1 if a reader, or a build, sees something else than what was written.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from shard_data import make_sample  # noqa: E402
+from shard_data import DOCUMENTS, make_document, make_sample  # noqa: E402
 from training_data import finished  # noqa: E402
 
 from patchmint.config import BuildConfig  # noqa: E402
@@ -34,6 +34,8 @@ from patchmint.storage import open_storage  # noqa: E402
 
 SAMPLES = 40
 BARE = 10
+IMAGES = (2, 2, 2, 2, 2, 1, 3, 9, 40, 2)
+"""Images of each document. The first five have as many: readers that take columns from them must not be misled."""
 PATCHMINT = (sys.executable, "-c", "from patchmint.cli import main; main()")
 """The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
 
@@ -64,33 +66,46 @@ def main():
     options = parser.parse_args()
     if unknown := set(options.readers) - {reader.name for reader in READERS}:
         parser.error(f"no reader {', '.join(sorted(unknown))}")
-    table = Table("reader", "verdict", title=f"{SAMPLES} samples, 3 shards, jpeg and png, without phrases at first")
+    table = Table("reader", "verdict", title=f"{SAMPLES} pictures, and {len(IMAGES)} documents of 1 to 40 images")
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write_dataset(Path(folder) / "dataset")
-        expected = write_expected(dataset, Path(folder) / "expected.json")
+        made = {"pictures": write_pictures, "documents": write_documents}
+        datasets = {kind: write(Path(folder) / kind) for kind, write in made.items()}
         for reader in READERS:
             if options.readers and reader.name not in options.readers:
                 continue
             python = environment(reader, options.environments)
-            trouble = read(reader, python, dataset, expected, home=Path(folder))
-            failed |= bool(trouble)
-            table.add_row(reader.name, trouble or "reads them all")
+            for kind, dataset in datasets.items():
+                expected = write_expected(dataset, Path(folder) / f"{kind}.json")
+                trouble = run([python, HERE / f"read_{reader.name}.py", dataset, expected], Path(folder))
+                failed |= bool(trouble)
+                table.add_row(f"{reader.name}, {kind}", trouble or "reads them all")
             if reader.name == "datasets":
-                trouble = trouble or build_from(python, Path(folder) / "hub")
+                trouble = build_from(python, Path(folder) / "hub")
                 failed |= bool(trouble)
                 table.add_row("from datasets", trouble or "each split of each layout, and nothing else")
     Console().print(table)
     return int(failed)
 
 
-def write_dataset(folder):
+def write_pictures(folder):
     """40 samples in three shards; one unit wrote nothing."""
     samples = [
         make_sample(ordinal, phrases=ordinal >= BARE, kind="png" if ordinal % 3 == 1 else "jpeg")
         for ordinal in range(SAMPLES)
     ]
     finished(folder, [samples[:14], samples[14:28], [], samples[28:]])
+    return with_readme(folder)
+
+
+def write_documents(folder):
+    """Documents of 1 to 40 images in three shards."""
+    samples = [make_document(ordinal, images, turns=ordinal % 3 > 0) for ordinal, images in enumerate(IMAGES)]
+    finished(folder, [samples[:5], samples[5:8], samples[8:]], layout=DOCUMENTS)
+    return with_readme(folder)
+
+
+def with_readme(folder):
     storage = open_storage(folder)
     write_readme(storage, read_manifest(storage))
     return folder
@@ -102,7 +117,8 @@ def write_expected(dataset, file):
     samples = {
         sample.key: {
             "caption": sample.caption,
-            "image": hashlib.sha256(sample.image).hexdigest(),
+            "images": {image.ending_of("jpg"): hashlib.sha256(image.data).hexdigest() for image in sample.images},
+            "sizes": {image.ending_of("jpg"): (image.info.width, image.info.height) for image in sample.images},
             "document": json.loads(sample.members["json"]),
             "arrays": {
                 ending: {"dtype": array.dtype.name, "values": array.tolist()}
@@ -139,16 +155,11 @@ def environment(reader, folder):
     return python
 
 
-def read(reader, python, dataset, expected, home):
-    """Run a reader's script; what it ended with if it isn't content.
+def run(command, home):
+    """Run a script; what it ended with if it isn't content.
 
     Its home is a temporary folder: Ray writes a token there, others their caches.
     """
-    return run([python, HERE / f"read_{reader.name}.py", dataset, expected], home)
-
-
-def run(command, home):
-    """Run a script; what it ended with if it isn't content."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         command,

@@ -176,7 +176,7 @@ def _print_phrases(console: Console, phrases: Sequence[PhraseDocument], colours:
     lines = [Text(f" #  {'phrase':<{wide}}  score  box (x0 y0 x1 y1)", "bold")]
     for number, (phrase, text) in enumerate(zip(shown, words, strict=True), start=1):
         text.truncate(wide, overflow="ellipsis")
-        score = score_words(phrase.score) or "none"
+        score = score_words(phrase.score, phrase.origin) or "none"
         box = " ".join(f"{value:g}" for value in phrase.box)
         lines.append(Text.assemble(f"{number:>2}  ", text, f"{' ' * (wide - text.cell_len)}  {score:>5}  {box}"))
     console.print(Text("\n").join(lines), no_wrap=True, crop=console.is_terminal)

@@ -98,6 +98,10 @@ def _print(console: Console, stats: Stats) -> None:
         labels = stats.labels
         every = "texts" if stats.images_per_sample is None else "pairs of image and text"
         unscored = f"; {labels.unscored:,} of the phrases have no score" if labels.unscored else ""
+        if labels.origins.keys() - {"model"}:
+            unscored += "; " + ", ".join(
+                f"{count:,} {escape(printable(origin))}" for origin, count in sorted(labels.origins.items())
+            )
         console.print(
             f"labels: {labels.shares.mean:.1%} of the patches kept; {labels.empty_texts:,} of {labels.labels:,} "
             f"{every} ({labels.empty_texts / labels.labels:.1%}) keep none; {labels.phrases:,} phrases{unscored}",

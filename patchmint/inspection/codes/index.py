@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -29,7 +29,7 @@ from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import iter_stored, sample_at
 from patchmint.datasets.rows import image_sizes, iter_tables, rows_at, size_columns
 from patchmint.errors import InputError, ShardError
-from patchmint.geometry import Fit, PatchGrid
+from patchmint.geometry import Fit
 from patchmint.inspection.cache import open_index, reserve
 from patchmint.inspection.codes.terms import Background, TermCounter, terms_of
 from patchmint.shards.layout import TokensLayout
@@ -210,13 +210,8 @@ def has_padding(tokens: TokensLayout) -> bool:
 
 def _shown_cells(tokens: TokensLayout, size: Size) -> npt.NDArray[np.bool_] | None:
     """Which cells show any of an image (height, width): bool (rows, cols); None: all, or where that can't be told."""
-    return _shown(tokens.cells, size) if tokens.cells is not None and has_padding(tokens) else None
-
-
-@lru_cache(maxsize=4096)
-def _shown(cells: PatchGrid, size: Size) -> npt.NDArray[np.bool_] | None:
-    shown: npt.NDArray[np.bool_] = cells.place(size).inside > 0
-    return None if shown.all() else shown
+    shown = tokens.shown(size) if has_padding(tokens) else None
+    return None if shown is None or shown.all() else shown
 
 
 def stored_codes(sample: StoredSample, tokens: TokensLayout) -> list[npt.NDArray[Any]]:

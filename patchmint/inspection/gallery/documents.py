@@ -151,7 +151,8 @@ def _text(number: int, text: str, image: StoredImage) -> dict[str, Any]:
                 "words": phrase.text,
                 "colour": colours[phrase.text],
                 "score": phrase.score,
-                "score_words": score_words(phrase.score),
+                "score_words": score_words(phrase.score, phrase.origin),
+                "drawn": phrase.origin != "model",
                 "box": phrase.box,
             }
             for phrase in phrases

@@ -28,7 +28,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import EntryDocument
 from patchmint.types import Integers, Progress, Size
 
-_COLUMNS = ("size", "texts", "label_shares", "phrase_texts", "scores", "codes", "code_counts")
+_COLUMNS = ("size", "texts", "label_shares", "phrase_texts", "scores", "origins", "codes", "code_counts")
 _OF_PICTURES = ("format",)
 _OF_DOCUMENTS = ("images", "formats", "share_images", "share_texts", "phrase_images")
 _ROWS = 4096
@@ -52,6 +52,7 @@ class LabelStats:
         phrases_per_text: by label.
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
+        origins: how many phrases are the model's, annotators', or mixed (an annotator's box, a model's mask).
     """
 
     labels: int
@@ -61,6 +62,7 @@ class LabelStats:
     phrases_per_text: Distribution
     scores: Distribution | None
     unscored: int
+    origins: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -354,6 +356,7 @@ class _Sums:
         self._phrases_per_text = Counts()
         self._scores = Counts(_SHARE_STEPS, full=1)
         self._labels = self._empty = self._phrases = self._unscored = 0
+        self._origins: Counter[str] = Counter()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows of a sidecar in."""
@@ -416,6 +419,10 @@ class _Sums:
         self._phrases_per_text.add(np.bincount(places, minlength=len(labelled)))
         self._labels += len(shares)
         self._phrases += len(found)
+        origins = batch.column("origins").flatten()
+        self._origins["model"] += len(found) - len(origins)  # version 1 has none
+        for entry in pc.value_counts(origins).to_pylist():
+            self._origins[entry["values"]] += entry["counts"]
         self._shares.add(shares if self._padded is None else self._of_shown(self._padded, sizes, of_image, shares))
         self._empty += int((shares == 0).sum())
         self._unscored += int((scores < 0).sum())
@@ -449,7 +456,16 @@ class _Sums:
         if shares is None or phrases_per_text is None:
             return None
         scores = self._scores.distribution()
-        return LabelStats(self._labels, shares, self._empty, self._phrases, phrases_per_text, scores, self._unscored)
+        return LabelStats(
+            self._labels,
+            shares,
+            self._empty,
+            self._phrases,
+            phrases_per_text,
+            scores,
+            self._unscored,
+            dict(+self._origins),
+        )
 
 
 def _below(values: _Array, bounds: _Array) -> bool:

@@ -13,6 +13,7 @@ from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.types import Size
 from patchmint.weights.architecture import Architecture, Shaped
 from patchmint.weights.folder import INPUT, described, unwrapped
+from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
 
@@ -153,7 +154,7 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Gr
                 return arch
     raise WeightsMismatchError(
         f"the file isn't a Grounding DINO that patchmint knows ({', '.join(OFFICIAL)}); "
-        "give one of those, or a safetensors file whose metadata describes its architecture"
+        f"give one of those, or a safetensors file whose metadata describes its architecture.{looks_like(tensors)}"
     )
 
 

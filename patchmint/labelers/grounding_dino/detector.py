@@ -17,6 +17,7 @@ from torchvision.ops import box_iou
 from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
+from patchmint.interfaces import Reason
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
@@ -28,9 +29,9 @@ from patchmint.labelers.grounding_dino.encoders import (
     fuse_windows,
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
-from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
+from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts, phrase_spans
 from patchmint.labelers.grounding_dino.transformer import compile_layers, match
-from patchmint.types import RgbImage, Size, Span, Text
+from patchmint.types import Integers, RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -130,6 +131,7 @@ class GroundingDino:
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[RgbImage] | None = None,
+        losses: Sequence[list[Loss]] | None = None,
     ) -> list[Detections]:
         """Find what each text talks about.
 
@@ -138,6 +140,8 @@ class GroundingDino:
             texts: for each image its texts. All texts of an image share its pass through the backbone; a text of more
                 than 256 tokens becomes several prompts.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
+            losses: for each image a list to which is added which boxes don't count, and why: all queries of the model,
+                then. None = nobody asks.
 
         Returns:
             One `Detections` an image. A text in which the vocabulary can read nothing gives none.
@@ -170,41 +174,47 @@ class GroundingDino:
                         prompt,
                         image_size=(images[index].shape[0], images[index].shape[1]),
                         text_index=text_index,
-                        box_threshold=min(self.box_threshold, *self._thresholds.values(), 1),
+                        box_threshold=min([self.box_threshold, *self._thresholds.values()]) if losses is None else 0.0,
                         text_threshold=self.text_threshold,
                     )
                 )
-        merged = zip(map(merge, found), texts, images, strict=True)
-        return [self._kept(each, asked_for, image) for each, asked_for, image in merged]
+        merged = zip(map(merge, found), texts, images, [None] * len(images) if losses is None else losses, strict=True)
+        return [self._kept(*each) for each in merged]
 
-    def _kept(self, found: Detections, texts: Sequence[Text], image: RgbImage) -> Detections:
+    def _kept(self, found: Detections, texts: Sequence[Text], image: RgbImage, losses: list[Loss] | None) -> Detections:
         """What the rules leave of an image's boxes."""
         rules = self._rules
-        if rules == NO_RULES:
+        if rules == NO_RULES and losses is None:
             return found
         asked = [*texts, *self._negative]
         places = zip(found.text_index, found.spans, strict=True)
-        named = [_plain(asked[text].content[start:end]) for text, (start, end) in places]
-        limits = [self._thresholds.get(phrase, self.box_threshold) for phrase in named]
-        found = found.only(found.scores > np.array(limits, np.float32))
+        limits = [self.threshold_of(asked[text].content[start:end]) for text, (start, end) in places]
+        found = _without(found, found.scores <= np.array(limits, np.float32), "threshold", losses)
         if self._negative:
             theirs = np.asarray(found.text_index == len(texts))
             against, found = found.only(theirs), found.only(~theirs)
             better = against.scores > found.scores[:, None]
             beaten = better & (overlaps(found.boxes, against.boxes) > _HALF)
-            found = found.only(np.asarray(~beaten.any(axis=1)))
+            found = _without(found, np.asarray(beaten.any(axis=1)), "negative_phrases", losses)
         if rules.nms is not None:
-            found = found.only(_best_of_alike(found, rules.nms))
+            found = _without(found, ~_best_of_alike(found, rules.nms), "nms", losses)
         if rules.area is not None:
             sides = found.boxes[:, 2:] - found.boxes[:, :2]
             share = sides.prod(axis=1) / (image.shape[0] * image.shape[1])
-            found = found.only((share >= rules.area[0]) & (share <= rules.area[1]))
+            found = _without(found, (share < rules.area[0]) | (share > rules.area[1]), "box_area", losses)
         return found
+
+    def threshold_of(self, phrase: str) -> float:
+        """The score over which a box of a phrase counts."""
+        return self._thresholds.get(_plain(phrase), self.box_threshold)
 
     def prompts(self, text: Text) -> list[Prompt]:
         """Make the prompts of a text: of its phrases where it names some, else by this detector's mode."""
-        whole = self.prompt is PromptMode.CAPTION and not text.phrases
-        return (caption_prompts if whole else phrase_prompts)(text, self.vocabulary)
+        return (phrase_prompts if self.spans(text) else caption_prompts)(text, self.vocabulary)
+
+    def spans(self, text: Text) -> Sequence[Span]:
+        """The phrases that are looked for, which the vocabulary may be unable to read; none: the whole text is."""
+        return phrase_spans(text) if text.phrases or self.prompt is PromptMode.PHRASES else ()
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: resize (upstream `transforms.py`, `RandomResize`).
@@ -270,6 +280,31 @@ class Detections:
     def only(self, kept: npt.NDArray[np.bool_]) -> Detections:
         """Those for which `kept`, bool (N,), is true."""
         return Detections(self.boxes[kept], self.scores[kept], self.spans[kept], self.text_index[kept])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Boxes that don't count, and why.
+
+    Attributes:
+        reason: what took them away.
+        found: they.
+    """
+
+    reason: Reason
+    found: Detections
+
+    def moved(self, numbers: Integers, offset: npt.NDArray[np.float32] | float = 0.0) -> Loss:
+        """The same where text n is `numbers[n]`, and boxes lie elsewhere."""
+        boxes, texts = self.found.boxes + np.float32(offset), numbers[self.found.text_index]
+        return Loss(self.reason, Detections(boxes, self.found.scores, self.found.spans, texts))
+
+
+def _without(found: Detections, lost: npt.NDArray[np.bool_], reason: Reason, losses: list[Loss] | None) -> Detections:
+    """The others, when those that are lost, bool (N,), have been noted where somebody asks."""
+    if losses is not None:
+        losses.append(Loss(reason, found.only(lost)))
+    return found.only(~lost)
 
 
 def select(

@@ -199,8 +199,7 @@ def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
     prompts = []
     piece: list[tuple[Token, int]] = []
     phrases: list[Span] = []
-    spans = text.phrases or _listed(text.content)
-    for span in spans:
+    for span in phrase_spans(text):
         tokens = [
             Token(t.id, (t.span[0] + span[0], t.span[1] + span[0]), t.word, t.readable)
             for t in vocabulary.tokenize(text.content[span[0] : span[1]])
@@ -222,8 +221,11 @@ def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
     return prompts
 
 
-def _listed(content: str) -> list[Span]:
-    spans = []
+def phrase_spans(text: Text) -> Sequence[Span]:
+    """A text's phrases; where it names none, those between its "."."""
+    if text.phrases:
+        return text.phrases
+    spans, content = [], text.content
     start = 0
     for stop in re.finditer(r"\.(?=\s|$)|$", content):
         part = content[start : stop.start()]

@@ -14,6 +14,7 @@ from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 from patchmint.weights.folder import described
+from patchmint.weights.recognise import looks_like
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
@@ -147,7 +148,7 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     if patches is None or not patches.ndim:
         raise WeightsMismatchError(
             f"the checkpoint isn't a SAM model (it has no {_PATCH_EMBEDDING}); give one of {known}, "
-            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata"
+            f"or a safetensors file with {ARCH_METADATA_KEY!r} in its metadata.{looks_like(tensors)}"
         )
     for arch in OFFICIAL.values():
         last, beyond = _BLOCK_WEIGHT.format(arch.depth - 1), _BLOCK_WEIGHT.format(arch.depth)

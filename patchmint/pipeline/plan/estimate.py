@@ -175,7 +175,7 @@ class DryRun:
         rejects: samples that would be rejected for what the source and the texts say, by reason.
         looked_at: of the others, how many were looked at, their images read and decoded as a build does: up to 200.
         looked_at_rejects: how many of these would be rejected, by reason.
-        examples: one message for each reason of these rejects.
+        examples: one message for each reason of these rejects, and of images that are dropped.
         absent: what of the source is no sample, or isn't chosen, by reason. Duplicates aren't looked for.
         image_bytes: all image files together, from the mean of those looked at; 0 if none could be.
         output_bytes: about what the shards would take, image files included.
@@ -250,6 +250,7 @@ class _Tally:
             self.examples.setdefault(checked.reason, f"{sample.id}: {checked.message}")
             return False
         self.dropped.update(image.reason for image in bad)
+        self.examples = {image.reason: f"{sample.id}: {image.message}" for image in bad} | self.examples
         self.good += 1
         self.good_images += len(sample.images) - len(bad)
         self.labelled += sum(map(len, sample.image_texts)) if sample.parts else len(sample.texts)
@@ -334,7 +335,12 @@ def estimate(
         looked_at=len(looked),
         looked_at_rejects=dict(Counter(each.fault.reason for each in looked if each.fault is not None)),
         examples=total.examples
-        | {each.fault.reason: f"{each.sample.id}: {each.fault.message}" for each in looked if each.fault},
+        | {
+            fault.reason: f"{each.sample.id}: {fault.message}"
+            for each in looked
+            for fault in (each.fault, *each.dropped)
+            if fault is not None
+        },
         absent=dict(sorted(total.absent.items())),
         image_bytes=image_bytes,
         output_bytes=image_bytes + round(share * (2 * text_bytes + added)),

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
         WeightsMissingError: a file isn't on this machine.
         PluginError: an outside model isn't installed.
     """
-    records = {role: _record(role, name) for role, name in config.models_used.items()}
+    plugins = config.models.plugins
+    records = {
+        role: _record(role, name, plugins[name].checkpoint if name in plugins else None)
+        for role, name in config.models_used.items()
+    }
     if config.tokens is not None and config.tokens.remap is not None:
         records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
     if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
@@ -68,12 +73,17 @@ def check_models(config: AnnotatorConfig, planned: Mapping[str, ModelRecord]) ->
     """
     for role, record in record_models(config).items():
         expected = planned.get(role)
-        if expected is None or record.fingerprint != expected.fingerprint:
-            wanted = expected.fingerprint if expected is not None else "none"
+        here, there = _told(record), _told(expected) if expected is not None else "none"
+        if here != there:
             raise BuildError(
                 f"the {role} {record.name!r} on {socket.gethostname()} isn't the one that the plan was made with "
-                f"({record.fingerprint} here, {wanted} in the plan); put the same file or package on every machine"
+                f"({here} here, {there} in the plan); put the same file or package on every machine"
             )
+
+
+def _told(record: ModelRecord) -> str:
+    """What tells a model from others: of a plug-in with a checkpoint, both."""
+    return " ".join(filter(None, (record.sha256, record.distribution))) or record.name
 
 
 def compile_pays(plan: Plan) -> bool:
@@ -97,22 +107,29 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _record(role: str, name: str) -> ModelRecord:
+def _record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
     if role == "segmenter":
-        return _plugin_record(role, name, "patchmint.segmenters")
+        return _plugin_record(role, name, "patchmint.segmenters", checkpoint)
     if role == "tokenizer" and is_outside_tokenizer(name):
-        return _plugin_record(role, name, "patchmint.tokenizers")
+        return _plugin_record(role, name, "patchmint.tokenizers", checkpoint)
     if role == "vit" and is_outside_encoder(name):
-        return _plugin_record(role, name, "patchmint.encoders")
+        return _plugin_record(role, name, "patchmint.encoders", checkpoint)
     if name == UNTRAINED:
         return ModelRecord(role, name)
     return _file_record(role, name, locate(name, role))
 
 
-def _plugin_record(role: str, name: str, group: Group) -> ModelRecord:
+def _plugin_record(role: str, name: str, group: Group, checkpoint: str | None) -> ModelRecord:
     point = find_plugin(group, name)
-    distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
-    return ModelRecord(role, name, distribution=distribution)
+    record = ModelRecord(role, name, distribution=point.value)
+    if checkpoint is not None:
+        file = _file_record(role, checkpoint, locate(checkpoint))
+        record = replace(record, sha256=file.sha256, size=file.size, licence=file.licence)
+    if point.dist is not None:
+        stated = point.dist.metadata.json
+        licence = record.licence or str(stated.get("license_expression") or stated.get("license") or "")
+        record = replace(record, distribution=f"{point.dist.name} {point.dist.version}", licence=licence)
+    return record
 
 
 def _file_record(role: str, name: str, path: Path) -> ModelRecord:

@@ -109,6 +109,9 @@ def read_document(
             return _matched(record["text_list"], record["image_info"], making)
         if _is_interleaved(record):
             return _interleaved(record["images"], record["texts"], making)
+        if isinstance(record.get("texts"), list) and not any(isinstance(text, dict) for text in record["texts"]):
+            message = f"{where} has no lists images and texts of equal length, one of which is null at each place"
+            raise Wrong("record-malformed", message)
         return _conversation(record, making, prepend=prepend)
     except Wrong as wrong:
         return source_fault(wrong.reason, str(wrong))

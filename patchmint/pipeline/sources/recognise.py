@@ -118,8 +118,9 @@ def _file(folder: str, name: str) -> Recognised:
     if not beside.storage.exists(name):
         raise ConfigError(f"there is no {name!r} in {beside.storage.uri}; check the path")
     found = beside.annotations(name) or beside.table(name)
-    if found is not None and name.endswith(".parquet") and found.source["kind"] != "folder":
-        one = {"uri": f"{folder}/{name}"} if found.source["kind"] == "parquet" else {"annotations": name}
+    kind = "" if found is None else found.source["kind"]
+    if found is not None and kind != "folder" and (kind == "interleaved" or name.endswith(".parquet")):
+        one = {"uri": f"{folder}/{name}"} if kind == "parquet" else {"annotations": name}
         return replace(found, source={**found.source, **one})
     above, last = _split(folder)
     if found is None and last and name.endswith(JSON):  # annotations/my.json, with the images beside that folder

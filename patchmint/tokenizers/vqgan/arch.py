@@ -12,6 +12,7 @@ from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
 from patchmint.weights.folder import described
+from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
 
@@ -273,7 +274,7 @@ def _measured(tensors: Mapping[str, Shaped], rule: Rule) -> VqganArch:
     if codebook is None or codebook.ndim != 2:
         raise WeightsMismatchError(
             f"the file holds no VQGAN: it has no matrix {_EMBEDDING} or {_LOGIT}. "
-            f"Known architectures: {', '.join(OFFICIAL)}"
+            f"Known architectures: {', '.join(OFFICIAL)}.{looks_like(tensors)}"
         )
     parts = [match for match in map(re.compile(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.").match, tensors) if match]
     levels = range(1 + max((int(part[1]) for part in parts), default=-1))

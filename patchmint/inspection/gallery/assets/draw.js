@@ -166,7 +166,9 @@ patchmint.draw = (() => {
       context.strokeRect(...places[i]);
       context.lineWidth = (marked === i ? 2 : 1) * line;
       context.strokeStyle = colour;
+      context.setLineDash(phrases[i].drawn ? [8 * ratio, 5 * ratio] : []);
       context.strokeRect(...places[i]);
+      context.setLineDash([]);
     }
     context.globalAlpha = 1;
     if (width / ratio >= MIN_LABELLED || marked >= 0) labels(context, phrases, places, marked, ratio);
