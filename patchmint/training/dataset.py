@@ -64,7 +64,7 @@ class StageDataset(IterableDataset[StageSample]):
         remainder: of samples that don't divide among the ranks: "keep" (all once; ranks may differ by a sample), "drop"
             or "repeat" (ranks have equally many).
         on_error: "raise", or "skip" damaged samples, which are logged and counted.
-        max_images: documents with more images are left out, logged and counted in `skipped`, too; None: none is.
+        max_images: documents with more images are left out and counted in `skipped`, too; None: none is.
 
     Attributes:
         layouts: of the data sets, in the order given.
@@ -245,7 +245,8 @@ class StageDataset(IterableDataset[StageSample]):
                 yield found
             elif self._skips or isinstance(found, _TooManyImagesError):
                 self.skipped += 1
-                _LOG.warning("skipped %s", found)
+                # In some corpora every tenth document has too many.
+                _LOG.log(logging.INFO if isinstance(found, _TooManyImagesError) else logging.WARNING, "skipped %s", found)
                 yield str(found)
             else:
                 raise found
