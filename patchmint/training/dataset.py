@@ -246,7 +246,8 @@ class StageDataset(IterableDataset[StageSample]):
             elif self._skips or isinstance(found, _TooManyImagesError):
                 self.skipped += 1
                 # In some corpora every tenth document has too many.
-                _LOG.log(logging.INFO if isinstance(found, _TooManyImagesError) else logging.WARNING, "skipped %s", found)
+                level = logging.INFO if isinstance(found, _TooManyImagesError) else logging.WARNING
+                _LOG.log(level, "skipped %s", found)
                 yield str(found)
             else:
                 raise found
