@@ -79,13 +79,13 @@ def _check_sequence(told: SequenceDocument) -> Iterator[Problem]:
     if wrong := sorted(shown ^ set(range(len(told.images)))):
         yield (
             "sequence-images",
-            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong}",
+            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong[:20]}",
         )
     if any(part.text for part in told.sequence if part.image != NO_NUMBER):
         yield "sequence-part", "a part of the sequence is a text and an image"
     roles = [part.role for part in told.sequence]
     if unknown := {role[:40] for role in roles} - {"", *ROLES}:
-        yield "sequence-role", f"the sequence has roles {sorted(unknown)}; {', '.join(ROLES)} are known"
+        yield "sequence-role", f"the sequence has roles {sorted(unknown)[:9]}; {', '.join(ROLES)} are known"
     elif any(roles) and not roles[0]:
         yield "sequence-role", "the first part of the sequence has no role, and a later one has"
     for number, texts in enumerate(told.image_texts):
