@@ -22,6 +22,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
 from patchmint.demo.documents import write_documents
+from patchmint.errors import ConfigError
 from patchmint.images.decode import decode_image
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.status import status
@@ -220,6 +221,13 @@ def test_documents_are_extended_image_by_image(tmp_path, stand_in):
         sample.key: sample.members for sample in stored(whole)
     }
     assert list(verify(open_storage(out))) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "patchmint"])
+def test_images_are_dropped_from_documents_of_a_source_only(kind):
+    settings = {"source": {"kind": kind, "uri": "in"}, "output": {"uri": "out"}, "on_bad_image": "drop"}
+    with pytest.raises(ConfigError, match="on_bad_image: drop is about sources of documents"):
+        BuildConfig.load(settings)
 
 
 def test_rejected_documents_are_retried_and_images_that_were_dropped_are_not(tmp_path, stand_in):
