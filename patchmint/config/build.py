@@ -196,6 +196,10 @@ class BuildConfig(AnnotatorConfig):
             raise ValueError("source.dedupe: it compares pictures, and can't be used with documents")
         if not self.gives_documents and self.output.images_per_shard and self.all_sources[0].kind != "patchmint":
             raise ValueError("output.images_per_shard is about documents, and the source gives pictures")
+        if not self.gives_documents and self.on_bad_image == "drop":
+            raise ValueError(
+                "on_bad_image: drop is about sources of documents; this one gives pictures, or is extended"
+            )
         return self
 
     @property

@@ -17,9 +17,9 @@ from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
-from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, dropped_images, reject
+from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText
+from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
@@ -37,38 +37,6 @@ Answer = ModelAnswers | Fault
 Answered = tuple[int, Prepared, Sequence[Answer | None]]
 """A sample's position in its unit, the sample, and the answers to its images; None where `Finisher.has` what was made
 of the image, or another sample of the batch has the answer."""
-
-Repeated = tuple[ImageRef | Fault, tuple[SourceText, ...]]
-"""An image and the texts that label it, which several documents of a unit have."""
-
-
-class Repeats:
-    """The images that a unit's documents show again with the same texts: one answer will do for each.
-
-    Attributes:
-        last: the last position at which each is shown.
-    """
-
-    def __init__(self, samples: Sequence[PlannedSample]) -> None:
-        """Find them; where samples are pictures there are none."""
-        self.last: dict[Repeated, int] = {}
-        seen: set[Repeated] = set()
-        for position, planned in enumerate(samples):
-            for number in range(len(planned.sample.image_texts)):
-                if (repeated := _repeated(planned.sample, number)) in seen:
-                    self.last[repeated] = position
-                seen.add(repeated)
-
-    def of(self, planned: PlannedSample, number: int) -> Repeated | None:
-        """An image of a sample, by its number there, if it is shown again."""
-        if not self.last:
-            return None
-        repeated = _repeated(planned.sample, number)
-        return repeated if repeated in self.last else None
-
-
-def _repeated(sample: SourceSample, number: int) -> Repeated:
-    return sample.images[number], tuple(sample.texts[text] for text in sample.image_texts[number])
 
 
 @dataclass(frozen=True)

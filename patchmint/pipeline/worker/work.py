@@ -41,17 +41,8 @@ from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, Wor
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches, pieces
-from patchmint.pipeline.worker.finish import (
-    Answer,
-    Finished,
-    Finisher,
-    Repeated,
-    Repeats,
-    UnitShard,
-    fault_of,
-    layout_of,
-)
-from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, reject
+from patchmint.pipeline.worker.finish import Answer, Finished, Finisher, UnitShard, fault_of, layout_of
+from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, Repeated, Repeats, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan import load_plans
