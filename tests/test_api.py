@@ -12,8 +12,9 @@ from skimage import data
 
 from patchmint import Annotator, DemoWarning, Text, UntrainedWarning
 from patchmint.api.document import AnnotationDocument
-from patchmint.demo import HELD_OUT_SEED
+from patchmint.demo import FRESH_SEED, HELD_OUT_SEED
 from patchmint.demo.dataset import obtain_scenes
+from patchmint.demo.scenes import make_scene
 from patchmint.errors import ConfigError, ImageDecodeError, ImageTooLargeError, InputError, TextError, WeightsError
 from patchmint.images.decode import decode_image
 
@@ -394,3 +395,31 @@ def test_an_image_of_12_bits_that_doesnt_say_so_warns(annotator):
     image = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
     with pytest.warns(UserWarning, match="nearly black"):
         annotator.annotate(image, "a cat")
+
+
+def test_overlapping_and_equal_phrases_of_24_images_alone_and_in_batches():
+    """Of each scene's first thing: "circle", "red circle", "circle"; the same whatever else is in the batch."""
+    with pytest.warns(DemoWarning):
+        annotator = Annotator.from_config({"tokens": None, "precision": "float32"}, device="cpu")
+    detector = annotator._models.segmenter.detector
+    scenes = [make_scene(FRESH_SEED, number, texts=1) for number in range(24)]
+    things = [scene.objects[-1] for scene in scenes]  # which nothing covers
+    texts = [[Text.from_phrases([t.shape, f"{t.colour} {t.shape}", t.shape])] for t in things]
+    images = [scene.image for scene in scenes]
+    alone = [detector.detect([image], [asked])[0] for image, asked in zip(images, texts, strict=True)]
+    complete = 0
+    for found, (text,) in zip(alone, texts, strict=True):
+        of = [found.only((found.spans == span).all(axis=1)) for span in text.phrases]
+        np.testing.assert_array_equal(of[0].boxes, of[2].boxes)
+        np.testing.assert_array_equal(of[0].scores, of[2].scores)
+        complete += all(len(each.boxes) for each in of)
+    assert complete >= 20
+    order = np.random.default_rng(0).permutation(24)
+    for size in (24, 7):
+        for start in range(0, 24, size):
+            some = order[start : start + size]
+            batch = detector.detect([images[n] for n in some], [texts[n] for n in some])
+            for number, found in zip(some, batch, strict=True):
+                np.testing.assert_array_equal(found.spans, alone[number].spans)
+                np.testing.assert_allclose(found.boxes, alone[number].boxes, atol=0.05)
+                np.testing.assert_allclose(found.scores, alone[number].scores, atol=1e-4)

@@ -21,8 +21,10 @@ from skimage import data
 from patchmint import Annotator
 from patchmint.annotate.preflight import check_loadable
 from patchmint.config import AnnotatorConfig
+from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
 from patchmint.geometry import grid_preset
+from patchmint.jobs.extend import settings_of
 from patchmint.pipeline.plan import record_models
 from patchmint.pipeline.plan.models import check_models
 from patchmint.pipeline.worker.finish import layout_of
@@ -319,10 +321,20 @@ def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, 
         ),
         ({"checkpoint": "none.txt"}, WeightsMissingError, "no weights file at none.txt"),
         ({"name": "toy-brightness", "plugin": "toy-brightness"}, PluginError, "takes no checkpoint"),
-        ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models used"),
+        ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models"),
     ):
         with pytest.raises(error, match=message):
             check_loadable(config(**settings))
+
+
+def test_an_extension_keeps_what_plugins_were_given():
+    models = {"segmenter": "a", "tokenizer": "b", "plugins": {name: {"settings": {"level": 1}} for name in "ab"}}
+    past = {"models": models, "labels": {}, "tokens": {}, "features": None, "grid": "seed-224", "limits": {}}
+    past |= {"output": {"samples_per_shard": 10}}
+    settings = settings_of(SimpleNamespace(config=past), "there", "out", {"tokens"})
+    config = BuildConfig.parse(settings)
+    assert (config.models_used, config.labels) == ({"tokenizer": "b"}, None)
+    assert config.models.plugins["b"].settings == {"level": 1}
 
 
 @pytest.fixture(scope="module")

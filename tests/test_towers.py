@@ -22,10 +22,12 @@ from patchmint.config import UNTRAINED, BuildConfig, ModelsConfig
 from patchmint.config.annotator import FeaturesConfig
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.features import encoder as encoder_module
+from patchmint.features.model import load_encoder
 from patchmint.features.plan import build_feature_encoder, check_features
 from patchmint.geometry import Fit, NativeGrid, PatchGrid, Resize, grid_preset
 from patchmint.geometry.presets import merged
 from patchmint.pipeline.plan.memory import estimate_memory, weights_of
+from patchmint.weights.loading import load_named
 
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers 4 has them in other forms", allow_module_level=True)
@@ -198,6 +200,10 @@ def test_reduced_precision_is_used_and_stays_near(name, folders):
     )
     off = np.abs(full - reduced)
     assert 1e-4 < off.max() < 0.1 * np.abs(full).max()
+    model, pixels = load_encoder(load_named(str(folder))), torch.rand(3, 4 * case.grid.patch_px, 4 * case.grid.patch_px)
+    with torch.autocast("cpu", torch.bfloat16):
+        ((parts, _),) = model.parts([pixels], ((0,), (3,)))
+    assert {part.dtype for part in parts} == {torch.float32}
 
 
 @EACH

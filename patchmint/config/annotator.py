@@ -366,13 +366,13 @@ class AnnotatorConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _plugins_that_are_used(self) -> Self:
-        used = set(self.models_used.values())
+    def _plugins_that_are_named(self) -> Self:
+        named = {name for _, name in self.models if isinstance(name, str)}
         for name in self.models.plugins:
-            if name not in used:
+            if name not in named:
                 raise ValueError(
-                    f"models.plugins: {name} is none of the models used ({', '.join(sorted(used))})"
-                    f"{did_you_mean(name, used)}"
+                    f"models.plugins: {name} is none of the models ({', '.join(sorted(named))})"
+                    f"{did_you_mean(name, named)}"
                 )
         return self
 

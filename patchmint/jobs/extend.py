@@ -88,12 +88,15 @@ def settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> d
         "limits": config["limits"],
     }
     models: dict[str, str] = {}
+    plugins: dict[str, Any] = {}
     for section in ("labels", "tokens", "features"):
         past = made_by(config, section)
         if past is not None:
-            models |= {role: name for role, name in past["models"].items() if SECTION_OF_ROLE[role] == section}
+            models |= {role: name for role, name in past["models"].items() if SECTION_OF_ROLE.get(role) == section}
+            plugins |= past["models"].get("plugins", {})
         settings[section] = None if section not in made else past[section] if past is not None else {}
-    return settings | {"models": _models(models)}
+    plugins = {name: given for name, given in plugins.items() if name in models.values()}
+    return settings | {"models": _models(models) | ({"plugins": plugins} if plugins else {})}
 
 
 def _models(used: dict[str, str]) -> dict[str, str]:

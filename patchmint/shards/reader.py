@@ -114,7 +114,7 @@ class StoredImage:
         """The image file, as its source had it; `info.format` says what it is."""
         return _member(self.members, self.key, self.ending_of(IMAGE))
 
-    @cached_property
+    @property
     def info(self) -> EntryDocument:
         """What the image is, with its placement."""
         return self.key_json.images[self.number]
@@ -122,7 +122,7 @@ class StoredImage:
     @property
     def grid(self) -> GridDocument:
         """The grid on it."""
-        return self.info.grid
+        return self.key_json.grid if isinstance(self.key_json, SampleDocument) else self.info.grid
 
     @property
     def source(self) -> SourceDocument:
@@ -198,7 +198,8 @@ class StoredSample:
     def images(self) -> tuple[StoredImage, ...]:
         """The images, by number; a picture has one."""
         told = self.key_json
-        return tuple(StoredImage(number, self.key, told, self.members) for number in range(len(told.images)))
+        count = 1 if isinstance(told, SampleDocument) else len(told.images)
+        return tuple(StoredImage(number, self.key, told, self.members) for number in range(count))
 
     @property
     def parts(self) -> tuple[Part, ...]:

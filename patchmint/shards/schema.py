@@ -372,7 +372,7 @@ class SampleDocument(_KeyJson):
         """LLaVA's turns."""
         return _parse(_CONVERSATION, self.conversation_json, "conversation_json")
 
-    @property
+    @cached_property
     def images(self) -> tuple[EntryDocument, ...]:
         """The only image, as a document has it."""
         return (EntryDocument.model_construct(**dict(self.image), grid=self.grid, source=self.source),)
@@ -387,7 +387,7 @@ class SampleDocument(_KeyJson):
         """All texts label the image."""
         return (tuple(range(len(self.texts))),)
 
-    @cached_property
+    @property
     def placement(self) -> Placement | None:
         """The grid on the image; None where the document doesn't tell (one input of the same size, or format 1)."""
         return self.images[0].placement

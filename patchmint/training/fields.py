@@ -284,8 +284,9 @@ class SampleMaker:
     def _text_index(self, place: SampleRef, told: KeyJson) -> int:
         # A blank text has empty labels, which would teach that nothing of the image matters; one that labels no image
         # of a document teaches nothing.
-        labelling = {text for texts in told.image_texts for text in texts}
-        saying = [index for index in sorted(labelling) if told.texts[index].strip()] or [0]
+        all_texts = range(len(told.texts))
+        labelling = all_texts if isinstance(told, SampleDocument) else sorted(set().union(*told.image_texts))
+        saying = [index for index in labelling if told.texts[index].strip()] or [0]
         if len(saying) == 1 or self._text == "first":
             return saying[0]
         key = (self._seed, place.dataset, place.epoch, place.index)

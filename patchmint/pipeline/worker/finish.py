@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pydantic import ValidationError
 
@@ -38,7 +38,7 @@ Answered = tuple[int, Prepared, Sequence[Answer | None]]
 """A sample's position in its unit, the sample, and the answers to its images; None where `Finisher.has` what was made
 of the image, or another sample of the batch has the answer."""
 
-Repeated = tuple[ImageRef, tuple[SourceText, ...]]
+Repeated = tuple[ImageRef | Fault, tuple[SourceText, ...]]
 """An image and the texts that label it, which several documents of a unit have."""
 
 
@@ -67,8 +67,7 @@ class Repeats:
         return repeated if repeated in self.last else None
 
 
-def _repeated(sample: SourceSample, number: int) -> Any:
-    # a fault in the image's place is a key as good as any: it is never looked up
+def _repeated(sample: SourceSample, number: int) -> Repeated:
     return sample.images[number], tuple(sample.texts[text] for text in sample.image_texts[number])
 
 
@@ -162,8 +161,9 @@ class Finisher:
 
     def has(self, repeated: Repeated) -> bool:
         """Whether an image need not be asked about. Waits where the batch in work decides that; raises as `take`."""
-        if repeated in self._in_work:
-            self.wait()
+        job = self._job
+        if job is not None and repeated in self._in_work:
+            job.result()  # not `wait`, which another thread may be in
         return repeated in self._kept
 
     def __enter__(self) -> Self:
@@ -182,7 +182,6 @@ class Finisher:
         job, self._job = self._job, None
         if job is not None:
             job.result()
-        self._in_work = ()
 
     def _finish(self, batch: Sequence[Answered]) -> None:
         made: dict[Repeated, ShardImage | Fault] = {}
