@@ -254,7 +254,9 @@ def test_gallery_files(folder, samples, tmp_path):
         assert [text["number"] for text in view["texts"]] == list(image.texts)
         assert view["codes"]["values"] == image.codes.ravel().tolist()
         assert view["labels"]["kept"][0]["kept"] == image.selector[0].sum()
-    drawn = Site(site.dataset, GallerySettings(masks=False)).file("decoded/000000/000001-1.jpg")
+    remade = Site(site.dataset, GallerySettings(masks=False))
+    first, drawn = (remade.file(f"decoded/000000/000001-{number}.jpg") for number in range(2))
+    assert first != drawn
     assert Image.open(io.BytesIO(drawn)).size == (64, 48)
     for path in ("pictures/000000/000003.jpg", "pictures/000000/000003-40.jpg", "samples/000000/000003-1.js"):
         assert site.file(path) is None
