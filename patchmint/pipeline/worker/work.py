@@ -229,9 +229,16 @@ class Worker:
             if saved is not None:
                 early, kept = shard.resume(saved, samples, self._storage, repeats, self._models.grid)
             passed = set(order.poison) | {*shard.written, *shard.rejects}
-            drop = self._settings.config.on_bad_image == "drop"
             with Finisher(
-                self._models, shard.add, self._finishing, passed, early, repeats=repeats, kept=kept, drop=drop
+                self._models,
+                shard.add,
+                self._finishing,
+                passed,
+                early,
+                repeats=repeats,
+                kept=kept,
+                drop=self._settings.config.on_bad_image == "drop",
+                keep_labels=self._settings.config.keeps_labels,
             ) as finisher:
                 work = _InWork(order.unit.id, samples, shard, finisher, passed)
                 if saved is not None:
