@@ -251,6 +251,7 @@ def test_printed(folder):
         "index": 5,
         "shard": "shards/000000.tar",
         "images": 1,
+        "pairs": [],
         "label_shares": pytest.approx(row["label_shares"], abs=1e-6),
         "best_score": 0.25,
     }

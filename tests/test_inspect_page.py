@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inspect_data import texted
-from shard_data import LAYOUT, configure, make_dataset, make_sample, renamed
+from shard_data import DOCUMENTS, LAYOUT, configure, make_dataset, make_document, make_sample, renamed
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -24,7 +24,7 @@ FINDINGS = ("inspect diff", "inspect verify broken.tar")
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """Keys 0 to 9, of which 3 has two texts, and codes up to 512: what the page's commands ask for."""
+    """Keys 0 to 9, of which 3 has two texts, codes up to 512, and a document: what the page's commands ask for."""
     tokens = TokensLayout(member="vqgan", grid=(16, 16), codebook_sizes=(512,), preprocessing="pad-256-bicubic")
     layout = LAYOUT.model_copy(update={"tokens": tokens})
     samples = [renamed(make_sample(ordinal, layout=layout), str(ordinal)) for ordinal in range(10)]
@@ -32,6 +32,8 @@ def workplace(tmp_path, monkeypatch):
     for name, last in (("demo/dataset", 10), ("strict", 9)):
         folder = make_dataset(tmp_path / "out" / name, [samples[:5], samples[5:last]], layout=layout)
         configure(folder, grid={"rows": 4, "cols": 6, "patch_px": 14, "fit": "squash"})
+    document = renamed(make_document(7, 6), "000007")
+    make_dataset(tmp_path / "out" / "demo" / "documents-dataset", [[document]], layout=DOCUMENTS)
     tar = tmp_path / "out" / "demo" / "dataset" / "shards" / "000001.tar"
     (tmp_path / "broken.tar").write_bytes(tar.read_bytes()[:2000])
     monkeypatch.chdir(tmp_path)

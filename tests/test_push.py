@@ -8,7 +8,7 @@ import tempfile
 import pytest
 import yaml
 from hub_server import Fault
-from shard_data import configure, copy, make_dataset, make_reject, make_sample
+from shard_data import DOCUMENTS, configure, copy, make_dataset, make_document, make_reject, make_sample
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -84,6 +84,22 @@ def test_all_of_it_arrives_and_reads_back_the_same(hub, made):
         assert there[index].key == here[index].key
         assert (there[index].selector == here[index].selector).all()
         assert (there[index].pixels == here[index].pixels).all()
+
+
+def test_documents(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "_SHOWN", 2)
+    folder = make_dataset(tmp_path / "d", [[make_document(0), make_document(1, 3)]], layout=DOCUMENTS)
+    configure(folder, grid=GRID, entries=MODELS)
+    push(str(folder), URI)
+    files = hub.repos["org/name"].files
+    assert without_card(files) == published(folder)
+    head, body = files["README.md"].decode().split("---\n", 2)[1:]
+    columns = [column["name"] for column in yaml.safe_load(head)["dataset_info"]["features"]]
+    assert {"0.jpg", "2.jpg", "2.selector.npy", "json"} <= set(columns)
+    assert "2 documents of 5 images with 4 texts" in body
+    assert "Images: 5 planned = 5 written" in body
+    assert {"card/1.jpg", "card/2.jpg"} <= files.keys()
+    assert list(verify(open_storage(URI))) == []
 
 
 def test_a_store_is_pushed_as_a_folder_is_through_copies_without_names(hub, made, server, monkeypatch, tmp_path):

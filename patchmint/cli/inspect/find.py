@@ -158,18 +158,20 @@ def _print_samples(samples: Iterable[Found], wanted: Sequence[str], *, documents
         Column("key", overflow="fold"),
         Column("shard", overflow="fold"),
         *([Column("images", justify="right")] if documents else []),
-        Column("share", no_wrap=True),
+        Column("greatest" if documents else "share", no_wrap=True),
         Column("phrases", justify="right"),
         Column("best", justify="right"),
         Column("text", overflow="fold"),
     )
     for found in samples:
-        shares = [f"{share:.2f}" for share in found.label_shares[:_SHARES]]
+        # of a document there may be hundreds: the greatest
+        every = sorted(found.label_shares, reverse=True)[:1] if documents else found.label_shares
+        shares = [f"{share:.2f}" for share in every[:_SHARES]]
         table.add_row(
             escape(printable(found.key)),
             escape(printable(found.shard)),
             *([str(found.images)] if documents else []),
-            " ".join([*shares, "…"] if len(found.label_shares) > _SHARES else shares),
+            " ".join([*shares, "…"] if len(every) > _SHARES else shares),
             str(len(found.phrases)),
             "" if found.best_score is None else f"{found.best_score:.2f}",
             _shortened(_matching(found.texts, wanted)),

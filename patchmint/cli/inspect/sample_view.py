@@ -58,10 +58,12 @@ def print_sample(dataset: Dataset, found: Found, chosen: Sequence[tuple[StoredIm
         console.print(Text(printable(sample.key_json.notice), "bold yellow"))
     if sample.parts:
         typer.echo()
-        for line in islice(_sequence(sample), _MAX_LISTED):
-            console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
-        if len(sample.parts) > _MAX_LISTED:
-            typer.echo("more texts and images: --json has all")
+        lines = _sequence(sample)
+        for line in islice(lines, _MAX_LISTED):
+            more = f"… (+{len(line) - _MAX_CHARACTERS:,} characters)" if len(line) > _MAX_CHARACTERS else ""
+            console.print(Text(printable(line[:_MAX_CHARACTERS].strip()) + more), soft_wrap=not console.is_terminal)
+        if any(lines):
+            typer.echo("… more texts: --json has all")
     for image, texts in islice(chosen, _MAX_IMAGES):
         _print_image(console, image, texts)
     if len(chosen) > _MAX_IMAGES:
@@ -97,14 +99,16 @@ def _grid(image: StoredImage) -> str:
 
 
 def _sequence(sample: StoredSample) -> Iterator[str]:
-    """A document as it is read: a line a part, images by number."""
+    """A document as it is read: a line a text, with the images, by number, where they stand."""
+    line, has_text = "", False
     for part in parts_of(sample):
-        speaker = f"{part.role}: " if part.role else ""
-        if part.image != NO_NUMBER:
-            yield f"{speaker}[image {part.image}]"
-        else:
-            more = f"… (+{len(part.text) - _MAX_CHARACTERS:,} characters)" if len(part.text) > _MAX_CHARACTERS else ""
-            yield f"{speaker}{part.text[:_MAX_CHARACTERS]}{more}"
+        is_text = part.image == NO_NUMBER
+        if part.role or (is_text and has_text):
+            yield from filter(str.strip, line.splitlines())
+            line, has_text = f"{part.role}:" if part.role else "", False
+        line += f" {part.text}" if is_text else f" [image {part.image}]"
+        has_text = has_text or bool(is_text and part.text.strip())
+    yield from filter(str.strip, line.splitlines())
 
 
 def _print_image(console: Console, image: StoredImage, texts: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from patchmint.types import Integers, Progress
 
 _BEST = "nullif(list_max(scores), -1)"  # -1: the model gives no scores
 _COLUMNS = ["key", "id", "texts", "label_shares", "phrases", "scores"]
-_IMAGES = "images"
+_OF_DOCUMENTS = ["images", "share_images", "share_texts"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Found:
         images: how many it has; 1: it is a picture, or a document of one.
         texts: all of them.
         label_shares: per text, of a document per image and text that labels it, 0..1; empty where there are no labels.
+        pairs: image and text of each of these; of a picture empty.
         phrases: that were found in it.
         best_score: of the phrases, 0..1; None where there is none.
     """
@@ -73,6 +74,7 @@ class Found:
     images: int
     texts: list[str]
     label_shares: list[float]
+    pairs: list[tuple[int, int]]
     phrases: list[str]
     best_score: float | None
 
@@ -114,7 +116,7 @@ def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
         ShardError: a sidecar is damaged.
         StorageError: one can't be read.
     """
-    columns = [*_COLUMNS, _IMAGES] if dataset.has_documents else _COLUMNS
+    columns = [*_COLUMNS, *_OF_DOCUMENTS] if dataset.has_documents else _COLUMNS
     for index, row in _rows_at(dataset, indices, columns):
         scores = [score for score in row["scores"] if score >= 0]
         yield Found(
@@ -122,9 +124,10 @@ def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
             shard=dataset.place(index)[0].tar,
             key=row["key"],
             id=row["id"],
-            images=row.get(_IMAGES, 1),
+            images=row.get("images", 1),
             texts=row["texts"],
             label_shares=[round(share, 6) for share in row["label_shares"]],
+            pairs=list(zip(row.get("share_images", ()), row.get("share_texts", ()), strict=True)),
             phrases=row["phrases"],
             best_score=round(max(scores), 4) if scores else None,
         )

@@ -12,7 +12,7 @@ patchmint.makeStrip = (sample, images, characters, choose = null) => {
     const box = el("p", "strip-text");
     box.dir = "auto";
     if (part.role) box.append(el("b", "strip-role", part.role), " ");
-    if (patchmint.fillText(box, [[part.text, -1]], characters)) box.append("…");
+    if (patchmint.fillText(box, [[part.text.trim(), -1]], characters)) box.append("…");
     return box;
   }
 
@@ -58,7 +58,8 @@ patchmint.makeStrip = (sample, images, characters, choose = null) => {
 
   for (const part of sample.sequence) {
     if (part.image >= 0 && shown.length === images) break;
-    element.append(part.image < 0 ? text(part) : image(part));
+    if (part.image >= 0) element.append(image(part));
+    else if (part.role || part.text.trim()) element.append(text(part));
   }
   const left = sample.images.length - new Set(shown.map((each) => each.number)).size;
   if (left) element.append(el("p", "strip-text", `${left} more ${left === 1 ? "image" : "images"}`));
