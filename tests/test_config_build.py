@@ -168,6 +168,7 @@ DECIDING = [
     {"labels": {"box_threshold": 0.3}},
     {"labels": None},
     {"grid": "seed-224"},
+    {"grids": ["llava-1.5-finetune", "seed-224"]},
     {"tokens": {"size": 128}},
     {"tokens": None},
     {"limits": {"max_image_megapixels": 99}},
@@ -180,6 +181,7 @@ NOT_DECIDING = [
     {"limits": {"max_image_megapixels": 100}},
     {"models": MODEL_PRESETS[UNTRAINED].model_dump()},
     {"labels": {}},
+    {"grids": ["llava-1.5-finetune"]},
     {"track": "wandb"},
 ]
 
@@ -191,7 +193,9 @@ def test_the_digest_is_of_what_decides_the_bytes():
     others = [parse(**changes).digest({"masker": "1"}) for changes in DECIDING]
     others.append(parse().digest({"masker": "2"}))
     assert len({digest, *others}) == len(DECIDING) + 2
-    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {"runner", "track", "sources", "on_bad_image"}
+    assert BuildConfig.model_fields.keys() == set(parse().deciding()) | {
+        *("runner", "track", "sources", "on_bad_image", "grids")
+    }
     source = {"kind": "parquet", "uri": "x", "documents": True}
     decided = parse(source=source).deciding()
     assert (decided["on_bad_image"], decided["limits"]["max_images"]) == ("reject", 100)

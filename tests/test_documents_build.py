@@ -16,21 +16,24 @@ from test_build_kill import _killed
 from test_saved import STOPPED, batches_show, stopped
 
 from patchmint import Annotator, DemoWarning
+from patchmint.annotate.models import ModelInputs
 from patchmint.cli.status import status as show_status
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
 from patchmint.demo.documents import write_documents
+from patchmint.errors import ConfigError
 from patchmint.images.decode import decode_image
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.status import status
 from patchmint.pipeline.driver import watch
 from patchmint.pipeline.driver.build import build
 from patchmint.pipeline.driver.contracts import Reporter
-from patchmint.pipeline.orders import Working
-from patchmint.samples import NO_NUMBER, ImageRef
+from patchmint.pipeline.orders import Order, Working
+from patchmint.pipeline.worker.prepare import Preparer
+from patchmint.samples import NO_NUMBER, ImageRef, Part, PlannedSample, SourceSample, SourceText
 from patchmint.shards.manifest import read_manifest
-from patchmint.shards.plan import load_plans
+from patchmint.shards.plan import Unit, load_plans
 from patchmint.shards.plan_parts import read_unit
 from patchmint.shards.rejects import read_rejects
 from patchmint.shards.verify import verify
@@ -220,6 +223,13 @@ def test_documents_are_extended_image_by_image(tmp_path, stand_in):
     assert list(verify(open_storage(out))) == []
 
 
+@pytest.mark.parametrize("kind", ["folder", "patchmint"])
+def test_images_are_dropped_from_documents_of_a_source_only(kind):
+    settings = {"source": {"kind": kind, "uri": "in"}, "output": {"uri": "out"}, "on_bad_image": "drop"}
+    with pytest.raises(ConfigError, match="on_bad_image: drop is about sources of documents"):
+        BuildConfig.load(settings)
+
+
 def test_rejected_documents_are_retried_and_images_that_were_dropped_are_not(tmp_path, stand_in):
     source = make_source(tmp_path / "in", 20)
     config, out = make_config(tmp_path, source, on_bad_image="drop"), tmp_path / "out"
@@ -268,6 +278,25 @@ def test_the_image_that_models_fail_at_is_at_fault_and_not_those_beside_it(tmp_p
         assert rows == {(key, NO_NUMBER): reason for key, reason in rejected.items()}
     assert report.rejected == len(records) - len(written)
     assert list(verify(open_storage(out))) == []
+
+
+def test_what_the_models_will_not_be_asked_about_is_not_prepared_for_them(tmp_path):
+    source = make_source(tmp_path / "in", 0)
+
+    def document(number, paths, own):
+        refs, texts = tuple(ImageRef(path) for path in paths), (SourceText("a thing"), SourceText("two things"))
+        parts = tuple(Part(image=place) for place in range(len(refs)))
+        return PlannedSample(number, str(number), SourceSample(str(number), refs, texts, parts=parts, image_texts=own))
+
+    unit = [
+        document(0, ["000.jpg", "001.jpg"], ((0,), (0, 1))),
+        document(1, ["001.jpg", "000.jpg", "002.jpg"], ((0, 1), (1,), ())),
+    ]
+    sources = SimpleNamespace(extended=None, read_image=lambda image: (source / image.path).read_bytes())
+    preparer = Preparer(sources, lambda _: unit, 100, 1, lambda image: ModelInputs(segmenter=image))
+    _, items = preparer.prepared(Order(Unit(0, 2, 0, "part", 0)), 4)
+    ready = [[image.inputs is not None for image in item.images] for _, item in items]
+    assert ready == [[True, True], [False, True, True]]
 
 
 def test_a_worker_may_take_as_long_as_its_documents_have_images(monkeypatch):

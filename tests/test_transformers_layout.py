@@ -17,7 +17,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.config import UNTRAINED, AnnotatorConfig, LabelsConfig
 from patchmint.config.build import BuildConfig
 from patchmint.demo.scenes import make_scene
-from patchmint.errors import WeightsMismatchError, WeightsMissingError
+from patchmint.errors import BuildError, WeightsMismatchError, WeightsMissingError
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
@@ -29,6 +29,7 @@ from patchmint.labelers.sam import hugging_face as sam_names
 from patchmint.labelers.sam.model import load_sam
 from patchmint.pipeline.plan import record_models
 from patchmint.pipeline.plan.memory import estimate_memory
+from patchmint.pipeline.plan.models import check_models
 from patchmint.types import Text
 from patchmint.weights.checksums import sha256_of
 from patchmint.weights.loading import load_named
@@ -171,7 +172,7 @@ def test_transformers_finds_the_demos_boxes_in_the_folder(demo):
     assert ours[0].differ(expected[0]) < 1e-3
 
 
-def test_a_build_records_the_weights_and_finds_the_vocabulary(demo):
+def test_a_build_records_the_weights_and_finds_the_vocabulary(demo, tmp_path):
     config = config_of(**demo)
     check_loadable(config)
     records = record_models(config)
@@ -179,6 +180,12 @@ def test_a_build_records_the_weights_and_finds_the_vocabulary(demo):
     for role, file in {"detector": "model.safetensors", "masker": "model.safetensors"}.items():
         assert records[role].sha256 == sha256_of(Path(demo[role], file))
     assert records["vocabulary"].sha256 == sha256_of(locate("demo-vocabulary"))
+    shutil.copytree(demo["detector"], tmp_path / "detector")
+    other = config_of(detector=str(tmp_path / "detector"), masker=demo["masker"])
+    check_models(other, records)
+    (tmp_path / "detector" / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 96}}')
+    with pytest.raises(BuildError, match="detector-config"):
+        check_models(other, records)
 
 
 def test_a_tokenizer_json_is_a_vocabulary_too(demo, tmp_path):

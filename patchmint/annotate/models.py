@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,10 +101,12 @@ class AnnotatedImage(ModelAnswers):
     Attributes:
         placement: the patch grid on the image.
         labels: patch labels, a grid a text; None where no labels were asked for.
+        further: placements and labels on further grids, by the grids' names.
     """
 
     placement: Placement
     labels: PatchLabels | None
+    further: Mapping[str, tuple[Placement, PatchLabels]] = field(default_factory=dict)
 
 
 class AnnotationModels:
@@ -118,11 +120,13 @@ class AnnotationModels:
         grid: Grid,
         min_coverage: float,
         names: Mapping[str, str] = MappingProxyType({}),
+        further_grids: Mapping[str, Grid] = MappingProxyType({}),
     ) -> None:
         self.segmenter = segmenter
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.grid = grid
+        self.further_grids = further_grids
         self.min_coverage = min_coverage
         self._names = names
 
@@ -155,7 +159,7 @@ class AnnotationModels:
 
             encoder = build_feature_encoder(models, config.features, grid, device, precision)
         min_coverage = config.labels.min_coverage if config.labels else 0.0
-        return cls(segmenter, tokenizer, encoder, grid, min_coverage, config.models_used)
+        return cls(segmenter, tokenizer, encoder, grid, min_coverage, config.models_used, config.further_grids)
 
     def _segment(
         self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
@@ -256,12 +260,15 @@ class AnnotationModels:
             size: its (height, width).
             texts: how many it has.
         """
-        placement = self.grid.place(size)
+        placement, further = self.grid.place(size), {}
         labels: PatchLabels | None = None
-        if answers.instances is not None:
+        if (found := answers.instances) is not None:
             with stage("label"):
-                labels = label_texts(answers.instances, texts, placement, self.min_coverage)
-        return AnnotatedImage(**vars(answers), placement=placement, labels=labels)
+                labels = label_texts(found, texts, placement, self.min_coverage)
+                for name, grid in self.further_grids.items():
+                    placed = grid.place(size)
+                    further[name] = placed, label_texts(found, texts, placed, self.min_coverage)
+        return AnnotatedImage(**vars(answers), placement=placement, labels=labels, further=further)
 
     def batch_key(self, size: Size) -> Hashable:
         """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.

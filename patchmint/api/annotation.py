@@ -7,7 +7,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +15,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.annotate.models import AnnotatedImage
-from patchmint.api.document import AnnotationDocument, ExplanationDocument, GridDocument, ImageDocument
+from patchmint.api.document import (
+    AnnotationDocument,
+    ExplanationDocument,
+    FurtherGridDocument,
+    GridDocument,
+    ImageDocument,
+)
 from patchmint.config import AnnotatorConfig
-from patchmint.config.grids import resolve_grid
+from patchmint.config.grids import named_grids, resolve_grid
 from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage
 from patchmint.interfaces import Explanation
@@ -39,7 +45,7 @@ class Annotation:
     Attributes:
         image: the decoded image; `image.pixels` is HWC uint8 RGB.
         texts: the texts, in the order given.
-        placement: the patch grid on the image: cells to pixels and back.
+        placement: the patch grid on the image: cells to pixels and back; of several grids the first (`on_grid`).
         notice: a warning that belongs on every use of it (untrained or demo models); else empty.
     """
 
@@ -52,6 +58,7 @@ class Annotation:
         self.notice = config.notice
         self._annotated = annotated
         self._config = config
+        self._fit = str(resolve_grid(config.grid).fit)
 
     def __repr__(self) -> str:
         height, width = self.image.size
@@ -74,6 +81,27 @@ class Annotation:
             InputError: no labels were asked for.
         """
         return self._labels.coverage
+
+    def on_grid(self, grid: str) -> Annotation:
+        """The annotation with its labels on one of the config's `grids` alone; on another than the first no features.
+
+        Args:
+            grid: its name, as the config has it ("qwen3-vl") or as in shards ("llava-1-5-finetune").
+
+        Raises:
+            InputError: no labels were made on such a grid.
+        """
+        grids = named_grids(self._config.grids or (self._config.grid,))
+        name = grid if grid in grids else grid.replace(".", "-")
+        if name not in grids:
+            raise InputError(f"no labels were made on a grid {grid!r} (grids: {', '.join(grids)})")
+        if name not in self._annotated.further:
+            return self
+        placement, labels = self._annotated.further[name]
+        alone = replace(self._annotated, placement=placement, labels=labels, features=None, further={})
+        found = Annotation(self.image, self.texts, alone, self._config)
+        found._fit = str(grids[name].fit)
+        return found
 
     @property
     def inside(self) -> npt.NDArray[np.float64]:
@@ -157,8 +185,8 @@ class Annotation:
         Args:
             explanations: of `Annotator.explain`, to go with it.
         """
-        grid = self.placement
         labels, tokens = self._annotated.labels, self._annotated.tokens
+        further = {name: self.on_grid(name) for name in self._annotated.further}
         return AnnotationDocument(
             schema="patchmint.annotation/1",
             notice=self.notice,
@@ -173,18 +201,31 @@ class Annotation:
             texts=[text.content for text in self.texts],
             phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
             explanations=[ExplanationDocument.of(each) for each in explanations],
-            grid=GridDocument(
-                rows=grid.rows,
-                cols=grid.cols,
-                patch_px=grid.patch_px,
-                fit=self._fit,
-                views=len(grid.views),
-                view_cells=[(view.rows, view.cols) for view in grid.views],
-                token_order=grid.token_order().tolist(),
-            ),
+            grid=self._grid_document(),
             selector=labels.selector.tolist() if labels else [],
             coverage=labels.coverage.tolist() if labels else [],
             codes=self.codes.tolist() if tokens else [],
+            further_grids=[
+                FurtherGridDocument(
+                    name=name,
+                    grid=other._grid_document(),
+                    selector=other.selector.tolist(),
+                    coverage=other.coverage.tolist(),
+                )
+                for name, other in further.items()
+            ],
+        )
+
+    def _grid_document(self) -> GridDocument:
+        grid = self.placement
+        return GridDocument(
+            rows=grid.rows,
+            cols=grid.cols,
+            patch_px=grid.patch_px,
+            fit=self._fit,
+            views=len(grid.views),
+            view_cells=[(view.rows, view.cols) for view in grid.views],
+            token_order=grid.token_order().tolist(),
         )
 
     def _repr_html_(self) -> str | None:
@@ -207,10 +248,6 @@ class Annotation:
     def _repr_png_(self) -> bytes | None:
         """Show the first text where a notebook takes no HTML."""
         return _png(self.overlay(max_side=_NOTEBOOK_SIDE)) if self._annotated.labels is not None else None
-
-    @property
-    def _fit(self) -> str:
-        return str(resolve_grid(self._config.grid).fit)
 
     @property
     def _labels(self) -> PatchLabels:

@@ -67,6 +67,15 @@ class ExplanationDocument(_Document):
         return cls(**fields, start=start, end=end, words=REASONS[told.reason])
 
 
+class FurtherGridDocument(_Document):
+    """Labels on another of several grids."""
+
+    name: str = Field(description="The grid's name, as in the members of shards.")
+    grid: GridDocument
+    selector: list[list[list[int]]] = Field(description="As the annotation's own.")
+    coverage: list[list[list[int]]] = Field(description="As the annotation's own.")
+
+
 class AnnotationDocument(_Document):
     """Labels and codes of one image. Every field is present, none is null; lists are empty where not asked for."""
 
@@ -85,6 +94,9 @@ class AnnotationDocument(_Document):
         description="(T, rows, cols) of all views: covered share, 0..255, rounded up."
     )
     codes: list[Any] = Field(description="The tokenizer's grid of codes, row-major; (rows, cols) for VQGAN.")
+    further_grids: list[FurtherGridDocument] = Field(
+        default=[], exclude_if=lambda grids: not grids, description="Labels on further grids; absent without."
+    )
 
 
 def json_schema() -> str:

@@ -144,6 +144,11 @@ def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
     if config.labels is not None:
         for index in range(len(annotation.texts)):
             _describe_text(console, annotation, index)
+        for name in config.further_grids:
+            other = annotation.on_grid(name)
+            cells = sum(view.rows * view.cols for view in other.placement.views)
+            kept = ", ".join(str(int(selector.sum())) for selector in other.selector)
+            console.print(f"on the grid {name}: {kept} of {cells} patches kept")
     if config.tokens is not None:
         codes = annotation.codes
         console.print(f"codes: {' x '.join(map(str, codes.shape))}, {len(set(codes.flat))} different")

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from patchmint.config.grids import AnyGridConfig, resolve_grid
+from patchmint.config.grids import AnyGridConfig, named_grids, resolve_grid
 from patchmint.config.parsing import ONE_OR_TWO, Settings, parse_settings
 from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.coverage import LEVELS, coverage_to_uint8
+from patchmint.geometry.presets import Grid
 from patchmint.types import Precision
 
 UNTRAINED = "untrained-tiny"
@@ -331,6 +332,11 @@ class AnnotatorConfig(Settings):
         description="A preset's name; {rows, cols, patch_px, fit}; or {processor: PATH}, the consumer's own files "
         "(docs/grids.md).",
     )
+    grids: tuple[AnyGridConfig, ...] = Field(
+        default=(),
+        description="Several grids, in the place of one: labels are made on each, from the same masks; features on the "
+        "first.",
+    )
     tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
     features: FeaturesConfig | None = Field(
         default=None, description="Continuous features of the vision encoder; null: none."
@@ -349,6 +355,30 @@ class AnnotatorConfig(Settings):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return grid
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_grids(cls, settings: Any) -> Any:
+        """`grid` is the first of `grids`; one grid alone is `grid`, however it was given."""
+        grids = settings.get("grids") if isinstance(settings, Mapping) else None
+        if not isinstance(grids, list | tuple) or not grids:
+            return settings
+        several = {"grids": grids if len(grids) > 1 else ()}
+        return {"grid": grids[0], **settings, **several}
+
+    @model_validator(mode="after")
+    def _different_grids(self) -> Self:
+        try:
+            grids = list(named_grids(self.grids).values())
+        except ConfigError as error:
+            raise ValueError(f"grids: {error}") from error
+        if grids and grids[0] != resolve_grid(self.grid):
+            raise ValueError(f"grid and grids: give one of them, or the grid {self.grid!r} first among the grids")
+        if any(grid in grids[:number] for number, grid in enumerate(grids)):
+            raise ValueError("grids: two of them are the same; labels on both would be")
+        if grids and self.labels is None:
+            raise ValueError("grids: labels are made on them, and labels are null; give one grid")
+        return self
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
@@ -387,6 +417,11 @@ class AnnotatorConfig(Settings):
                 "bert-base-uncased-vocab"
             )
         return self
+
+    @property
+    def further_grids(self) -> dict[str, Grid]:
+        """The grids but for the first, by their names in shards."""
+        return dict(list(named_grids(self.grids).items())[1:])
 
     @property
     def drawn(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
 from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import Settings, read_yaml, sections
-from patchmint.config.sources import AnySource, SourceConfig
+from patchmint.config.sources import AnySource, PatchmintSourceConfig, SourceConfig
 from patchmint.errors import ConfigError
 from patchmint.json_values import canonical_json
 from patchmint.storage.hub import is_on_hub
@@ -196,12 +196,21 @@ class BuildConfig(AnnotatorConfig):
             raise ValueError("source.dedupe: it compares pictures, and can't be used with documents")
         if not self.gives_documents and self.output.images_per_shard and self.all_sources[0].kind != "patchmint":
             raise ValueError("output.images_per_shard is about documents, and the source gives pictures")
+        if not self.gives_documents and self.on_bad_image == "drop":
+            raise ValueError(
+                "on_bad_image: drop is about sources of documents; this one gives pictures, or is extended"
+            )
         return self
 
     @property
     def gives_documents(self) -> bool:
         """Whether its sources give documents of several images. Of a data set that is extended, it knows itself."""
         return self.all_sources[0].gives_documents
+
+    @property
+    def keeps_labels(self) -> bool:
+        """Whether labels of a data set that is extended are carried over, and made only on grids where it has none."""
+        return isinstance(self.source, PatchmintSourceConfig) and self.source.keep_labels
 
     @property
     def all_sources(self) -> tuple[AnySource, ...]:
@@ -274,16 +283,21 @@ class BuildConfig(AnnotatorConfig):
         prefix: dict[str, Any] = {"prefix": self.output.prefix} if self.output.prefix else {}
         images = {"images_per_shard": self.output.images_per_shard} if self.output.images_per_shard else {}
         documents = {"max_images": self.limits.max_images} if self.gives_documents else {}
+        grids = self.model_dump(mode="json", include={"grids"}) if self.grids else {}
         if labels := settings["labels"]:
             # What is off is left out: plans say what they did before one could choose.
             settings["labels"] = {key: value for key, value in labels.items() if not (value is None or value is False)}
-        return settings | {
-            **({"source": sources[0]} if self.source is not None else {"sources": sources}),
-            "output": {"samples_per_shard": self.output.samples_per_shard} | images | prefix,
-            "models": self.models_used,
-            "limits": {"max_image_megapixels": self.limits.max_image_megapixels} | documents,
-            **({"on_bad_image": self.on_bad_image} if self.gives_documents else {}),
-        }
+        return (
+            settings
+            | grids
+            | {
+                **({"source": sources[0]} if self.source is not None else {"sources": sources}),
+                "output": {"samples_per_shard": self.output.samples_per_shard} | images | prefix,
+                "models": self.models_used,
+                "limits": {"max_image_megapixels": self.limits.max_image_megapixels} | documents,
+                **({"on_bad_image": self.on_bad_image} if self.gives_documents else {}),
+            }
+        )
 
     def digest(self, model_digests: Mapping[str, str]) -> str:
         """SHA-256, in hexadecimal, of what decides the bytes.

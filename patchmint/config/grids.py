@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,6 +29,9 @@ _MAX_INPUT_PX = 16384
 """Side of an encoder's input, far beyond what encoders read."""
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+MAX_GRID_NAME = 18
+"""Characters of a grid's name in the names of members, which must fit the 100 bytes of a USTAR header."""
+
 _MOST_BYTES = 2**20
 # Of a settings file; published ones have a few thousand.
 
@@ -154,6 +158,34 @@ def resolve_grid(grid: str | GridConfig | ConsumerGridConfig) -> Grid:
     return found if grid.merge is None else merged(found, grid.merge)
 
 
+def named_grids(grids: Sequence[str | GridConfig | ConsumerGridConfig]) -> dict[str, Grid]:
+    """The grids of a config by the names that their members have in shards (`KEY.selector.NAME.npy`), in order.
+
+    Returns:
+        By name, `[a-z0-9-]+` of at most 18 characters: a preset's without dots ("llava-1-5-finetune"), "squash-48x48"
+        of a grid spelled out, the class of a processor ("qwen2vl"); of equal names the second ends with "-2".
+
+    Raises:
+        ConfigError: as for `resolve_grid`.
+    """
+    named: dict[str, Grid] = {}
+    for grid in grids:
+        match grid:
+            case str():
+                told = grid
+            case GridConfig():
+                told = f"{grid.fit}-{grid.rows}x{grid.cols}"
+            case _:
+                told = grid.preset or str((grid.processor or {}).get("image_processor_type", "")).split("ImageProc")[0]
+        name = plain = re.sub(r"[^a-z0-9]+", "-", told.lower())[:MAX_GRID_NAME].strip("-") or "grid"
+        again = 1
+        while name in named:
+            again += 1
+            name = f"{plain[: MAX_GRID_NAME - 3]}-{again}"
+        named[name] = resolve_grid(grid)
+    return named
+
+
 def stored_grid(grid: Any) -> str | GridConfig | ConsumerGridConfig:
     """The setting as a data set's manifest holds it.
 
@@ -165,6 +197,15 @@ def stored_grid(grid: Any) -> str | GridConfig | ConsumerGridConfig:
     if _kind(grid) == "ConsumerGridConfig":
         return parse_settings(ConsumerGridConfig, grid)
     return parse_settings(GridConfig, grid)
+
+
+def stored_grids(config: Mapping[str, Any]) -> dict[str, Grid]:
+    """The grids of settings as a manifest holds them, by name, the first first.
+
+    Raises:
+        ConfigError: as for `stored_grid` and `resolve_grid`.
+    """
+    return named_grids([stored_grid(grid) for grid in config.get("grids") or (config.get("grid"),)])
 
 
 def read_processor(path: Path) -> dict[str, Any]:

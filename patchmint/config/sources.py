@@ -368,6 +368,11 @@ class PatchmintSourceConfig(CommonSettings):
 
     kind: Literal["patchmint"]
     uri: str = Field(min_length=1, description="Folder of the data set, which holds dataset.json.")
+    keep_labels: bool = Field(
+        default=False,
+        exclude_if=lambda keep: not keep,
+        description="Carry its labels over, and make labels only on those of the grids on which it has none.",
+    )
 
 
 AnySource = (

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,6 +83,7 @@ class Dataset:
         scanned: rows of a lone tar without a sidecar (an Arrow table), made from its samples; else None.
         foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
+        further_grid: name of the grid on which it is read (`on_grid`); empty: the first.
     """
 
     uri: str
@@ -95,10 +96,11 @@ class Dataset:
     scanned: Any = field(default=None, repr=False)
     foreign: bool = False
     extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
+    further_grid: str = ""
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """dataset.json, as `manifest_data`.
+        """dataset.json, as `manifest_data`; its layout is that on the grid of `on_grid`.
 
         Raises:
             ShardError: it isn't of the format's form.
@@ -106,7 +108,51 @@ class Dataset:
         from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
 
         with about(self.uri):
-            return None if self.manifest_data is None else parse_manifest(self.manifest_data)
+            told = None if self.manifest_data is None else parse_manifest(self.manifest_data)
+        if told is None or not self.further_grid:
+            return told
+        return told.model_copy(update={"layout": told.layout.on_grid(self.further_grid)})
+
+    @cached_property
+    def grid_names(self) -> tuple[str, ...]:
+        """Names of the grids on which it has labels, the first first; of a data set without dataset.json ().
+
+        Raises:
+            ShardError: dataset.json names grids that there aren't.
+        """
+        return tuple(self._grids)
+
+    def on_grid(self, name: str) -> Dataset:
+        """The data set as if its labels were on one of its grids alone; on a further one it has no features.
+
+        Sidecars stay those of the first grid: their `rows`, `cols`, `views` and `label_shares` are that one's.
+
+        Args:
+            name: one of `grid_names`, or as the settings name it ("llava-1.5-finetune").
+
+        Raises:
+            InputError: it has no labels on such a grid.
+            ShardError: dataset.json is damaged.
+        """
+        names = self.grid_names
+        chosen = name if name in names else name.replace(".", "-")
+        if chosen not in names:
+            known = f"its grids: {', '.join(names)}" if names else f"without {MANIFEST_PATH} only the first can be read"
+            raise InputError(f"{self.uri} has no labels on a grid {name!r} ({known})")
+        return replace(self, further_grid="" if chosen == names[0] else chosen)
+
+    @cached_property
+    def _grids(self) -> dict[str, Grid]:
+        from patchmint.config.grids import stored_grids
+        from patchmint.shards.manifest import made_by
+
+        if self.manifest is None:
+            return {}
+        try:
+            return stored_grids(made_by(self.manifest.config, "labels") or self.manifest.config)
+        except ConfigError as error:
+            message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
+            raise ShardError(message, uri=self.uri) from error
 
     @cached_property
     def samples(self) -> int:
@@ -123,21 +169,16 @@ class Dataset:
 
     @cached_property
     def grid(self) -> Grid:
-        """The grid on which labels lie, as the build's settings name it.
+        """The grid on which labels lie, as the build's settings name it; that of `on_grid`, else the first.
 
         Raises:
             ShardError: they name none, or another one than the layout; or there is no dataset.json.
         """
-        from patchmint.config.grids import resolve_grid, stored_grid
         from patchmint.shards.layout import GridLayout
 
         if self.manifest is None:
             raise ShardError(f"{self.uri} has no {MANIFEST_PATH}, which names its grid", uri=self.uri)
-        try:
-            grid = resolve_grid(stored_grid(self.manifest.config.get("grid")))
-        except ConfigError as error:
-            message = f"the grid in {MANIFEST_PATH} of {self.uri} can't be used: {error}"
-            raise ShardError(message, uri=self.uri) from error
+        grid = self._grids[self.further_grid or self.grid_names[0]]
         layout = GridLayout.of(grid)
         # Version 1 has no settings of the grid.
         if self.manifest.layout.grid not in (layout, layout.model_copy(update={"settings": {}})):

@@ -14,6 +14,7 @@ import numpy as np
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.datasets.rows import read_table, rows_at
 from patchmint.errors import ShardError, about
+from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid
 from patchmint.shards.foreign import parse_foreign
 from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
 from patchmint.storage import Storage, uri_of
@@ -145,7 +146,8 @@ class SampleReader:
         if self._endings is None or dataset.foreign:
             return _parsed(dataset, extent, read(extent.offset, extent.size), None)
         with about(uri_of(dataset.storage, extent.tar)):
-            return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, self._endings))
+            endings = _stored(dataset, self._endings)
+            return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, endings))
 
 
 def read_extent(dataset: Dataset, extent: Extent, endings: Collection[str] | None = None) -> StoredSample:
@@ -219,7 +221,15 @@ def _parsed(dataset: Dataset, extent: Extent, data: bytes, endings: Collection[s
     with about(uri_of(dataset.storage, extent.tar)):
         if dataset.foreign:
             return parse_foreign(data, extent.tar, extent.offset)
-        return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, endings))
+        return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, _stored(dataset, endings)))
+
+
+def _stored(dataset: Dataset, endings: Collection[str] | None) -> Collection[str] | None:
+    """What members are called in the shards of a data set that is read on a further grid."""
+    if endings is None or not dataset.further_grid:
+        return endings
+    labels = (SELECTOR, COVERAGE)
+    return [on_grid(ending, dataset.further_grid) if ending in labels else ending for ending in endings]
 
 
 def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSample:
@@ -228,7 +238,7 @@ def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSa
             f"{extent.tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {extent.key!r}; run "
             f"`patchmint inspect verify {dataset.uri}`"
         )
-    return sample
+    return sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
 
 
 def _read_at(file: int, storage: Storage, tar: str, offset: int, size: int) -> bytes:

@@ -46,8 +46,9 @@ def extend_command(
     profile: ProfileOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.
+    """Add features, codes of another tokenizer, or labels on another grid, to a finished data set.
 
+    Its labels aren't made again: --grids '[THE ONE IT HAS, ANOTHER]' asks the models again, for the other grid only.
     The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
     take the place of those there are. The same command resumes.
     """
@@ -78,15 +79,21 @@ def settings_of(manifest: Manifest, dataset: str, out: str, made: Set[str]) -> d
         manifest: the data set's.
         dataset: where it lies.
         out: where the extended one goes.
-        made: sections to make anew: labels, tokens, features.
+        made: sections to make anew: labels, tokens, features; "grids" stands for labels on further grids alone.
     """
     config = manifest.config
-    settings = {
+    settings: dict[str, Any] = {
         "source": {"kind": "patchmint", "uri": dataset},
         "output": {"uri": out, **{name: config["output"][name] for name in _SIZES if name in config["output"]}},
         "grid": config["grid"],
         "limits": config["limits"],
     }
+    past = made_by(config, "labels")
+    if "grids" in made and "labels" not in made:
+        made = {*made, "labels"}
+        settings["source"]["keep_labels"] = past is not None
+    elif "labels" in made and past is not None and not made & {"grid", "grids"}:
+        settings["grids"] = past.get("grids", [])
     models: dict[str, str] = {}
     plugins: dict[str, Any] = {}
     for section in ("labels", "tokens", "features"):

@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from patchmint.errors import InputError, ShardError
 from patchmint.samples import NO_NUMBER, ROLES
-from patchmint.shards.endings import COVERAGE, FEATURES, MAX_DOCUMENT_KEY, MAX_KEY_LENGTH, SELECTOR, VALID_KEY, numbered
+from patchmint.shards.endings import (
+    COVERAGE,
+    FEATURES,
+    MAX_DOCUMENT_KEY,
+    MAX_KEY_LENGTH,
+    SELECTOR,
+    VALID_KEY,
+    numbered,
+    on_grid,
+)
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.schema import (
     EntryDocument,
@@ -34,12 +43,12 @@ MAX_PER_SHARD = 100
 """A wholly broken shard says so this often, and then how often more."""
 
 
-def check_key(key: str) -> Iterator[Problem]:
-    """Is the key lawful?"""
-    if not VALID_KEY.fullmatch(key):
+def check_key(key: str, longest: int = MAX_KEY_LENGTH) -> Iterator[Problem]:
+    """Is the key lawful, and no longer than the layout of its data set allows?"""
+    if not VALID_KEY.fullmatch(key) or len(key) > longest:
         yield (
             "key-invalid",
-            f"key {key[:120]!r} isn't valid; keys have 1 to {MAX_KEY_LENGTH} of a-z, 0-9, '_' and '-'",
+            f"key {key[:120]!r} isn't valid; keys have 1 to {longest} of a-z, 0-9, '_' and '-'",
         )
 
 
@@ -79,13 +88,13 @@ def _check_sequence(told: SequenceDocument) -> Iterator[Problem]:
     if wrong := sorted(shown ^ set(range(len(told.images)))):
         yield (
             "sequence-images",
-            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong}",
+            f"of {len(told.images)} images the sequence doesn't show, or shows beyond them, {wrong[:20]}",
         )
     if any(part.text for part in told.sequence if part.image != NO_NUMBER):
         yield "sequence-part", "a part of the sequence is a text and an image"
     roles = [part.role for part in told.sequence]
     if unknown := {role[:40] for role in roles} - {"", *ROLES}:
-        yield "sequence-role", f"the sequence has roles {sorted(unknown)}; {', '.join(ROLES)} are known"
+        yield "sequence-role", f"the sequence has roles {sorted(unknown)[:9]}; {', '.join(ROLES)} are known"
     elif any(roles) and not roles[0]:
         yield "sequence-role", "the first part of the sequence has no role, and a later one has"
     for number, texts in enumerate(told.image_texts):
@@ -116,12 +125,34 @@ def _check_arrays_of(
     told: KeyJson, number: int, arrays: Mapping[str, Array], threshold: int | None
 ) -> Iterator[Problem]:
     image = told.images[number]
+    grids = {ending: ending for ending in (SELECTOR, COVERAGE)}
     try:
-        shape = (len(told.image_texts[number]), *image.label_shape)
+        yield from _check_labels(told, number, image, grids, arrays, threshold)
+        for grid in image.further_grids:
+            named = {ending: on_grid(ending, grid.name) for ending in grids}
+            yield from _check_labels(told, number, image.on_grid(grid.name), named, arrays, threshold)
     except ShardError as error:
         yield "document-grid", str(error)
         return
-    selector, coverage, features = (_ending(told, number, ending) for ending in (SELECTOR, COVERAGE, FEATURES))
+    features = _ending(told, number, FEATURES)
+    ending = _ending(told, number, f"{told.tokens.member}.npy")
+    if told.tokens.member and ending in arrays:
+        yield from _check_codes(told, ending, arrays[ending])
+    if features in arrays:
+        yield from _check_features(told, image.grid, features, arrays[features])
+
+
+def _check_labels(
+    told: KeyJson,
+    number: int,
+    image: EntryDocument,
+    endings: Mapping[str, str],
+    arrays: Mapping[str, Array],
+    threshold: int | None,
+) -> Iterator[Problem]:
+    """Check the labels on one grid; raises a ShardError where its placement can't be read."""
+    shape = (len(told.image_texts[number]), *image.label_shape)
+    selector, coverage = (_ending(told, number, endings[ending]) for ending in (SELECTOR, COVERAGE))
     problems = []
     for ending in (selector, coverage):
         if ending in arrays:
@@ -129,11 +160,6 @@ def _check_arrays_of(
     yield from problems
     if not problems and selector in arrays:
         yield from _check_selector(selector, arrays[selector], arrays.get(coverage), threshold)
-    ending = _ending(told, number, f"{told.tokens.member}.npy")
-    if told.tokens.member and ending in arrays:
-        yield from _check_codes(told, ending, arrays[ending])
-    if features in arrays:
-        yield from _check_features(told, image.grid, features, arrays[features])
 
 
 def _ending(told: KeyJson, number: int, ending: str) -> str:
@@ -149,7 +175,12 @@ def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
             f"it is {'a picture' if layout.documents else 'a document'}, the data set's samples aren't",
         )
     for image in told.images:
-        yield from _check_grid(image, layout.grid)
+        yield from _check_grid(image, image.grid, layout.grid)
+        if [grid.name for grid in image.further_grids] != [grid.name for grid in layout.further_grids]:
+            yield "document-grid", f"further grids {image.further_grids!r}, the data set's are {layout.further_grids!r}"
+            continue
+        for grid, each in zip(image.further_grids, layout.further_grids, strict=True):
+            yield from _check_grid(image, grid, each)
     expected: dict[str, object] = {"member": "", "grid": (), "codebook_sizes": (), "preprocessing": ""}
     if layout.tokens:
         expected = layout.tokens.model_dump(exclude={"rule"})
@@ -159,10 +190,10 @@ def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
         yield "document-features", f"features {told.features_json[:200]}, the data set's are {layout.features!r}"
 
 
-def _check_grid(image: EntryDocument, layout: GridLayout) -> Iterator[Problem]:
+def _check_grid(image: EntryDocument, told: GridDocument, layout: GridLayout) -> Iterator[Problem]:
     if not layout.settings:
-        if image.grid.model_dump(exclude={"views"}) != layout.model_dump():
-            yield "document-grid", f"grid {image.grid!r}, the data set's is {layout!r}"
+        if told.model_dump(exclude={"views"}) != layout.model_dump():
+            yield "document-grid", f"grid {told!r}, the data set's is {layout!r}"
         return
     try:
         grid = layout.grid
@@ -171,8 +202,8 @@ def _check_grid(image: EntryDocument, layout: GridLayout) -> Iterator[Problem]:
     except InputError as error:
         yield "document-grid", f"the data set's grid can't be laid on this image: {error}"
         return
-    if image.grid != placed:
-        yield "document-grid", f"grid {image.grid!r}, the data set's makes {placed!r} of this image"
+    if told.model_dump(exclude={"name"}) != placed.model_dump():
+        yield "document-grid", f"grid {told!r}, the data set's makes {placed!r} of this image"
 
 
 def _check_phrase(index: int, phrase: PhraseDocument, told: KeyJson) -> Iterator[Problem]:

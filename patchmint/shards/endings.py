@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_NAME_BYTES = 100
 MAX_KEY_LENGTH = 80
 """With the longest member's ending a name still fits the 100 bytes of a USTAR header."""
 
@@ -31,6 +32,11 @@ MAX_DOCUMENT_KEY = MAX_KEY_LENGTH - len("999.")
 """Characters of a document's key: the endings of its images' members begin with their numbers."""
 
 
+def on_grid(ending: str, grid: str) -> str:
+    """Ending of labels on a further grid: "selector.qwen3-vl.npy"."""
+    return f"{ending.removesuffix('.npy')}.{grid}.npy"
+
+
 def numbered(image: int, ending: str) -> str:
     """Ending of a member that belongs to one image of a document."""
     return f"{image}.{ending}"
@@ -54,6 +60,17 @@ def sample_endings(arrays: Sequence[str], images: int, *, documents: bool) -> tu
         return (IMAGE, DOCUMENT, CAPTION, *arrays)
     made = (numbered(image, ending) for ending in arrays for image in range(images))
     return (*(numbered(image, IMAGE) for image in range(images)), DOCUMENT, CAPTION, *made)
+
+
+def longest_key(arrays: Sequence[str], *, documents: bool) -> int:
+    """Characters that a key may have; fewer than usual with labels on further grids, whose endings are long.
+
+    Args:
+        arrays: endings of what is made of each image.
+        documents: whether endings begin with an image's number.
+    """
+    usual, number = (MAX_DOCUMENT_KEY, len("999.")) if documents else (MAX_KEY_LENGTH, 0)
+    return min(usual, _NAME_BYTES - len(".") - number - max(map(len, arrays), default=0))
 
 
 _TAKEN = frozenset({"selector", "coverage", "features", VQGAN})

@@ -11,10 +11,22 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from patchmint.config.grids import MAX_GRID_NAME
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    SELECTOR,
+    longest_key,
+    numbered,
+    on_grid,
+    sample_endings,
+)
 from patchmint.types import Size
 
 _UINT16_CODES = 1 << 16
@@ -46,8 +58,8 @@ class GridLayout(_Layout):
     )
 
     @classmethod
-    def of(cls, grid: Grid) -> Self:
-        """The layout of a grid."""
+    def of(cls, grid: Grid, **name: str) -> Self:
+        """The layout of a grid; of a `FurtherGridLayout` also its `name`."""
         rows, cols = (grid.rows, grid.cols) if has_fixed_cells(grid) else (0, 0)
         return cls(
             rows=rows,
@@ -55,6 +67,7 @@ class GridLayout(_Layout):
             patch_px=grid.patch_px if isinstance(grid, PatchGrid) else grid.patch_px * grid.merge,
             fit=str(grid.fit),
             settings={} if is_one_input(grid) else grid_settings(grid),
+            **name,
         )
 
     @cached_property
@@ -65,6 +78,12 @@ class GridLayout(_Layout):
             ConfigError: they describe none.
         """
         return grid_of_settings(self.settings) if self.settings else None
+
+
+class FurtherGridLayout(GridLayout):
+    """A grid on which there are labels as well: `KEY.selector.NAME.npy`, `KEY.coverage.NAME.npy`."""
+
+    name: str = Field(pattern=rf"^[a-z0-9_-]{{1,{MAX_GRID_NAME}}}$", description="In the members' names.")
 
 
 class TokensLayout(_Layout):
@@ -146,7 +165,10 @@ class Layout(_Layout):
         pydantic.ValidationError: a number is out of range, or a name is unlawful.
     """
 
-    grid: GridLayout = Field(description="The patch grid.")
+    grid: GridLayout = Field(description="The patch grid; of several the first.")
+    further_grids: tuple[FurtherGridLayout, ...] = Field(
+        default=(), exclude_if=lambda grids: not grids, description="The others; absent where there are none."
+    )
     min_coverage: float | None = Field(ge=0, lt=1, description="A patch is kept above this share; null: no labels.")
     tokens: TokensLayout | None = Field(description="Null: no codes.")
     features: FeatureSpec | None = Field(default=None, description="Null: no features.")
@@ -165,10 +187,11 @@ class Layout(_Layout):
     @property
     def arrays(self) -> tuple[str, ...]:
         """Endings of what was made of each image, in the order in which it is written."""
-        labels = (SELECTOR, COVERAGE) if self.min_coverage is not None else ()
+        labels = () if self.min_coverage is None else (SELECTOR, COVERAGE)
+        further = tuple(on_grid(ending, each.name) for each in self.further_grids for ending in (SELECTOR, COVERAGE))
         tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
         features = (FEATURES,) if self.features else ()
-        return (*labels, *tokens, *features)
+        return (*labels, *further, *tokens, *features)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -178,6 +201,17 @@ class Layout(_Layout):
     def members_of(self, images: int) -> tuple[str, ...]:
         """Endings of the members of a sample of so many images, in the order in which they are written."""
         return sample_endings(self.arrays, images, documents=self.documents)
+
+    @property
+    def longest_key(self) -> int:
+        """Characters that a sample's key may have."""
+        return longest_key(self.arrays, documents=self.documents)
+
+    def on_grid(self, name: str) -> Self:
+        """The layout of its samples as if their labels were on one of the further grids alone, without features."""
+        grid = next(each for each in self.further_grids if each.name == name)
+        alone = GridLayout(**grid.model_dump(exclude={"name"}))
+        return self.model_copy(update={"grid": alone, "further_grids": (), "features": None})
 
     def ending_of(self, image: int, ending: str) -> str:
         """Ending of a member that belongs to one image of a sample."""

@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError, about
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
-from patchmint.shards.layout import Layout
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, on_grid
+from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
 from patchmint.shards.schema import first_error
@@ -141,8 +141,7 @@ class Manifest(_Part):
 def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     """Every member of a sample, with type and shape."""
     views = "*views" if layout.grid.fit == "anyres" else ""
-    cells = (f"{layout.grid.rows}{views}", str(layout.grid.cols)) if layout.grid.rows else ("rows", "cols")
-    labels = ("uint8", ("T", *cells))
+    labels = _labels_on(layout.grid)
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         IMAGE: ("bytes", ()),
         DOCUMENT: ("text", ()),
@@ -150,6 +149,8 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
         SELECTOR: labels,
         COVERAGE: labels,
     }
+    for grid in layout.further_grids:
+        known |= dict.fromkeys((on_grid(SELECTOR, grid.name), on_grid(COVERAGE, grid.name)), _labels_on(grid))
     if layout.tokens is not None:
         tokens = layout.tokens
         known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
@@ -162,6 +163,11 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     return tuple(
         MemberEntry(ending=ending, dtype=known[ending][0], shape=known[ending][1]) for ending in layout.members
     )
+
+
+def _labels_on(grid: GridLayout) -> tuple[str, tuple[str, ...]]:
+    views = "*views" if grid.fit == "anyres" else ""
+    return "uint8", ("T", *((f"{grid.rows}{views}", str(grid.cols)) if grid.rows else ("rows", "cols")))
 
 
 def made_by(config: Mapping[str, Any], section: str) -> Mapping[str, Any] | None:

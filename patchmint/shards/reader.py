@@ -13,7 +13,17 @@ from typing import BinaryIO
 from patchmint.errors import ShardError, about
 from patchmint.samples import Part
 from patchmint.shards.codec import Array, decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, unnumbered
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    SELECTOR,
+    numbered,
+    on_grid,
+    unnumbered,
+)
 from patchmint.shards.schema import (
     EntryDocument,
     GridDocument,
@@ -182,17 +192,35 @@ class StoredSample:
         offset: first byte of its first member's header.
         size: bytes of all its members, headers and padding included.
         members: bytes by ending ("jpg", "json", "selector.npy", ...), in the shard's order.
+        grid: name of the further grid on which it is read (`on_grid`); empty: as it was written.
     """
 
     key: str
     offset: int
     size: int
     members: dict[str, bytes] = field(repr=False)
+    grid: str = ""
+
+    def on_grid(self, name: str) -> StoredSample:
+        """The sample as if its labels were on one of its further grids alone, without features.
+
+        `key_json` raises a ShardError where it has no such grid.
+        """
+        endings = {on_grid(ending, name): ending for ending in (SELECTOR, COVERAGE)}
+        members = {}
+        for ending, data in self.members.items():
+            own = unnumbered(ending)
+            if own in endings:
+                members[ending.removesuffix(own) + endings[own]] = data
+            elif own != FEATURES and own.partition(".")[0] not in ("selector", "coverage"):
+                members[ending] = data
+        return StoredSample(self.key, self.offset, self.size, members, name)
 
     @cached_property
     def key_json(self) -> KeyJson:
         """KEY.json."""
-        return read_key_json(_member(self.members, self.key, DOCUMENT))
+        told = read_key_json(_member(self.members, self.key, DOCUMENT))
+        return told.on_grid(self.grid) if self.grid else told
 
     @cached_property
     def images(self) -> tuple[StoredImage, ...]:

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from patchmint.errors import NotFoundError
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, unnumbered
-from patchmint.shards.layout import Layout
+from patchmint.shards.endings import CAPTION, DOCUMENT, FEATURES, IMAGE, unnumbered
+from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.manifest import Manifest, Totals
 from patchmint.shards.paths import SHARDS
 from patchmint.storage import Storage
@@ -47,29 +47,34 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 def _features(layout: Layout, images: int) -> dict[str, _Feature]:
     """Columns of documents of at most so many images."""
     labels: _Feature = [[["uint8"]]]
-    arrays: dict[str, _Feature] = {SELECTOR: labels, COVERAGE: labels, FEATURES: [["float16"]]}
+    arrays: dict[str, _Feature] = dict.fromkeys(layout.arrays, labels) | {FEATURES: [["float16"]]}
     if layout.tokens is not None:
         codes: _Feature = layout.tokens.dtype.name
         for _ in layout.tokens.shape:
             codes = [codes]
         arrays[f"{layout.tokens.member}.npy"] = codes
-    grid: dict[str, _Feature] = dict.fromkeys(("rows", "cols", "patch_px"), _NUMBER) | {"fit": _TEXT, "views": _NUMBER}
-    if layout.grid.settings:
-        grid["placement_json"] = _TEXT
+    grid = _grid(layout.grid)
     entry = {"width": _NUMBER, "height": _NUMBER, "format": _TEXT, "mode": _TEXT, "orientation": _NUMBER, "grid": grid}
+    others = layout.further_grids
+    further: dict[str, _Feature] = {"further_grids": [_grid(*others) | {"name": _TEXT}]} if others else {}
     told: dict[str, _Feature] = {
         **dict.fromkeys(("schema", "key", "id", "notice"), _TEXT),
         "texts": [_TEXT],
         **dict.fromkeys(("phrases_json", "annotators_json"), _TEXT),
         "tokens": {"member": _TEXT, "grid": [_NUMBER], "codebook_sizes": [_NUMBER], "preprocessing": _TEXT},
         "features_json": _TEXT,
-        "images": [entry | {"source": {"name": _TEXT, "path": _TEXT, "start": _NUMBER}}],
+        "images": [entry | {"source": {"name": _TEXT, "path": _TEXT, "start": _NUMBER}} | further],
         "sequence": [{"text": _TEXT, "image": _NUMBER, "role": _TEXT}],
         "image_texts_json": _TEXT,
     }
     forms = {IMAGE: "image", DOCUMENT: told, CAPTION: _TEXT} | arrays
     columns = {ending: forms[unnumbered(ending)] for ending in layout.members_of(images)}
     return columns | {"__key__": _TEXT, "__url__": _TEXT}
+
+
+def _grid(*grids: GridLayout) -> dict[str, _Feature]:
+    found: dict[str, _Feature] = dict.fromkeys(("rows", "cols", "patch_px"), _NUMBER) | {"fit": _TEXT, "views": _NUMBER}
+    return found | ({"placement_json": _TEXT} if any(grid.settings for grid in grids) else {})
 
 
 def _columns(features: Mapping[str, _Feature]) -> list[dict[str, Any]]:

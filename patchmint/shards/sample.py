@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +12,14 @@ from patchmint.errors import ShardError
 from patchmint.geometry import Placement
 from patchmint.interfaces import Instances
 from patchmint.samples import ImageRef, PlannedSample, SourceText
-from patchmint.shards.layout import Layout
+from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid
+from patchmint.shards.layout import GridLayout, Layout
+from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import (
     SCHEMA,
     AnnotatorDocument,
     EntryDocument,
+    FurtherGridDocument,
     GridDocument,
     ImageDocument,
     InstanceDocument,
@@ -40,6 +43,25 @@ from patchmint.types import Text
 
 
 @dataclass(frozen=True, eq=False)
+class FurtherLabels:
+    """Labels of an image on a further grid; see `ShardImage`."""
+
+    views: int
+    placement: Placement | None
+    selector: npt.NDArray[Any] | None = field(repr=False)
+    coverage: npt.NDArray[Any] | None = field(repr=False)
+
+
+def stored_labels(image: StoredImage) -> dict[str, FurtherLabels]:
+    """The labels on further grids that an image was stored with, by the grids' names. Raises ShardError."""
+    found = {}
+    for grid in image.info.further_grids:
+        arrays = (image.array(on_grid(ending, grid.name)) for ending in (SELECTOR, COVERAGE))
+        found[grid.name] = FurtherLabels(grid.views, image.info.on_grid(grid.name).placement, *arrays)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class ShardImage:
     """An image of a sample to be written, and what was made of it.
 
@@ -55,6 +77,7 @@ class ShardImage:
         codes: integers (*grid, codebooks), or (*grid,) where there is one codebook; None exactly where the layout has
             no tokens.
         features: float16 (views * tokens, channels); None exactly where the layout has no features.
+        further: labels on the layout's further grids, by their names.
     """
 
     data: bytes = field(repr=False)
@@ -66,6 +89,7 @@ class ShardImage:
     coverage: npt.NDArray[Any] | None = field(default=None, repr=False)
     codes: npt.NDArray[Any] | None = field(default=None, repr=False)
     features: npt.NDArray[Any] | None = field(default=None, repr=False)
+    further: Mapping[str, FurtherLabels] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +165,7 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
             phrases_json=dump_list(sample.images[0].phrases),
             conversation_json=dump_list(turns),
             grid=entries[0].grid,
+            further_grids=entries[0].further_grids,
             source=entries[0].source,
         )
     except ValueError as error:
@@ -152,14 +177,24 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
 def _entry(sample: ShardSample, number: int, layout: Layout) -> EntryDocument:
     image, ref = sample.images[number], sample.planned.sample.images[number]
     assert isinstance(ref, ImageRef)  # of a fault there are no bytes
-    if not layout.grid.settings:
-        grid = GridDocument(**layout.grid.model_dump(), views=image.views)
-    elif image.placement is None:
-        raise ShardError(f"sample {sample.planned.key!r} needs a placement: its grid depends on the image")
-    else:
-        grid = GridDocument.of(image.placement, layout.grid.fit)
+    if missing := [each.name for each in layout.further_grids if each.name not in image.further]:
+        raise ShardError(f"sample {sample.planned.key!r} has no labels on the grid {missing[0]}")
+    grid = GridDocument(**_on_image(layout.grid, image, sample.planned.key))
+    further = tuple(
+        FurtherGridDocument(**_on_image(each, image.further[each.name], sample.planned.key), name=each.name)
+        for each in layout.further_grids
+    )
     source = SourceDocument(name=ref.source, path=ref.path, start=ref.start)
-    return EntryDocument(**dict(image.image), grid=grid, source=source)
+    return EntryDocument(**dict(image.image), grid=grid, source=source, further_grids=further)
+
+
+def _on_image(layout: GridLayout, image: ShardImage | FurtherLabels, key: str) -> dict[str, Any]:
+    """What KEY.json says of a grid on an image."""
+    if not layout.settings:
+        return layout.model_dump(exclude={"name"}) | {"views": image.views}
+    if image.placement is None:
+        raise ShardError(f"sample {key!r} needs a placement: its grid depends on the image")
+    return GridDocument.of(image.placement, layout.fit).model_dump()
 
 
 def _annotator(text: SourceText) -> AnnotatorDocument:

@@ -32,6 +32,7 @@ SCHEMA: Final = "patchmint.sample/2"
 Json = Annotated[str, Field(description="JSON")]
 BoxDocument = tuple[float, float, float, float]
 _Items = TypeVar("_Items")
+_Changed = TypeVar("_Changed", bound=BaseModel)
 _BOX_DIGITS = 2
 _SCORE_DIGITS = 4
 _NO_FEATURES = "{}"
@@ -270,6 +271,22 @@ class GridDocument(_Document):
         )
 
 
+class FurtherGridDocument(GridDocument):
+    """Another grid on this image, on which there are labels as well."""
+
+    name: str = Field(description="The labels are in KEY.selector.NAME.npy and KEY.coverage.NAME.npy.")
+
+
+_FurtherGrids = Annotated[
+    tuple[FurtherGridDocument, ...],
+    Field(
+        default=(),
+        exclude_if=lambda grids: not grids,
+        description="The others, where there are labels on several grids; absent where there are none.",
+    ),
+]
+
+
 class TokensDocument(_Document):
     """The codes."""
 
@@ -292,6 +309,14 @@ class EntryDocument(ImageDocument):
 
     grid: GridDocument
     source: SourceDocument
+    further_grids: _FurtherGrids = ()
+
+    def on_grid(self, name: str) -> Self:
+        """The image as if it had one of its further grids alone; a ShardError where there is none of that name."""
+        found = [grid for grid in self.further_grids if grid.name == name]
+        if not found:
+            raise ShardError(f"KEY.json has no grid {name!r}")
+        return _changed(self, grid=found[0], further_grids=())
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -360,6 +385,7 @@ class SampleDocument(_KeyJson):
     conversation_json: Json = Field(description="LLaVA's turns, as JSON; an empty list for other sources.")
     grid: GridDocument
     source: SourceDocument
+    further_grids: _FurtherGrids = ()
 
     @model_validator(mode="after")
     def _has_all_of_its_version(self) -> Self:
@@ -375,7 +401,13 @@ class SampleDocument(_KeyJson):
     @cached_property
     def images(self) -> tuple[EntryDocument, ...]:
         """The only image, as a document has it."""
-        return (EntryDocument.model_construct(**dict(self.image), grid=self.grid, source=self.source),)
+        own = {**dict(self.image), "grid": self.grid, "source": self.source}
+        return (EntryDocument.model_construct(None, **own, further_grids=self.further_grids),)
+
+    def on_grid(self, name: str) -> Self:
+        """As if labels were on one of the further grids alone, without features; a ShardError if it isn't there."""
+        image = self.images[0].on_grid(name)
+        return _changed(self, grid=image.grid, further_grids=(), features_json=_NO_FEATURES)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -404,7 +436,7 @@ class SampleDocument(_KeyJson):
             ShardError: a text isn't valid Unicode.
         """
         told = self.model_dump()
-        return encode_text(_dump({name: told[name] for name in _FIELDS}), "KEY.json")
+        return encode_text(_dump({name: told[name] for name in _FIELDS if name in told}), "KEY.json")
 
 
 class SequenceDocument(_KeyJson):
@@ -421,6 +453,11 @@ class SequenceDocument(_KeyJson):
         """Texts and images in their order."""
         return tuple(Part(part.text, part.image, part.role) for part in self.sequence)
 
+    def on_grid(self, name: str) -> Self:
+        """As a picture's. Raises a ShardError, as that does."""
+        images = tuple(image.on_grid(name) for image in self.images)
+        return _changed(self, images=images, features_json=_NO_FEATURES)
+
     @cached_property
     def image_texts(self) -> tuple[tuple[int, ...], ...]:
         """For each image the numbers of the texts that label it."""
@@ -436,6 +473,12 @@ class SequenceDocument(_KeyJson):
 
 KeyJson = SampleDocument | SequenceDocument
 """KEY.json of a picture or of a document."""
+
+
+def _changed(document: _Changed, **changes: object) -> _Changed:
+    """A copy with other fields; `model_copy` would keep what is cached."""
+    kept = {name: getattr(document, name) for name in type(document).model_fields}
+    return type(document).model_construct(None, **kept | changes)
 
 
 def read_key_json(data: bytes) -> KeyJson:
@@ -456,7 +499,7 @@ def read_key_json(data: bytes) -> KeyJson:
 _SEQUENCE = re.compile(rb'"sequence"\s*:')
 _FIELDS = (
     *("schema", "key", "id", "notice", "image", "texts", "phrases_json", "annotators_json", "conversation_json"),
-    *("grid", "tokens", "features_json", "source"),
+    *("grid", "further_grids", "tokens", "features_json", "source"),
 )
 _IMAGE_TEXTS = TypeAdapter(tuple[tuple[Annotated[int, Field(ge=0)], ...], ...])
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])

@@ -14,7 +14,18 @@ from patchmint.errors import PatchmintError, ShardError, StorageError
 from patchmint.images import IMAGE_ENDINGS
 from patchmint.shards.checks import Array, Finding, Findings, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import decode_array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    MAX_KEY_LENGTH,
+    SELECTOR,
+    numbered,
+    on_grid,
+    sample_endings,
+)
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import Member, StoredSample, is_own, iter_members
 from patchmint.shards.schema import KeyJson, SequenceDocument, dump_features
@@ -242,7 +253,7 @@ def check_own(sample: StoredSample, layout: Layout | None) -> Iterator[Problem]:
         sample: as read.
         layout: of its data set; None: only what the sample says of itself is held against it.
     """
-    yield from check_key(sample.key)
+    yield from check_key(sample.key, layout.longest_key if layout is not None else MAX_KEY_LENGTH)
     document: KeyJson | None = None
     if DOCUMENT in sample.members:
         try:
@@ -315,9 +326,11 @@ def _expected(sample: StoredSample, told: KeyJson | None, layout: Layout | None)
     documents = isinstance(told, SequenceDocument)
     first = numbered(0, "") if documents else ""
     labels = (SELECTOR, COVERAGE) if {first + SELECTOR, first + COVERAGE} & sample.members.keys() else ()
+    grids = told.images[0].further_grids
+    further = tuple(on_grid(ending, grid.name) for grid in grids for ending in (SELECTOR, COVERAGE))
     tokens = (f"{told.tokens.member}.npy",) if told.tokens.member else ()
     features = (FEATURES,) if told.features_json != dump_features(None) else ()
-    return sample_endings((*labels, *tokens, *features), images, documents=documents)
+    return sample_endings((*labels, *further, *tokens, *features), images, documents=documents)
 
 
 def _check_endings(sample: StoredSample, expected: tuple[str, ...] | None) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ import numpy as np
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, on_grid
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
@@ -116,7 +116,7 @@ class ShardWriter:
             raise ShardError(f"sample {told.key!r} can't be written: {message}")
 
     def _problems(self, told: KeyJson, arrays: Mapping[str, Array]) -> Iterator[Problem]:
-        yield from check_key(told.key)
+        yield from check_key(told.key, self._layout.longest_key)
         if told.key in self._keys:
             yield "key-duplicate", "its key is in this shard already"
         yield from check_document(told, told.key, self._layout)
@@ -134,6 +134,8 @@ def _arrays(sample: ShardSample, layout: Layout) -> dict[str, Array]:
 
 def _arrays_of(image: ShardImage, key: str, layout: Layout) -> dict[str, Array]:
     given: dict[str, Array | None] = {SELECTOR: image.selector, COVERAGE: image.coverage, FEATURES: image.features}
+    for name, labels in image.further.items():
+        given |= {on_grid(SELECTOR, name): labels.selector, on_grid(COVERAGE, name): labels.coverage}
     if layout.tokens is not None:
         codes = image.codes
         if codes is not None and len(layout.tokens.codebook_sizes) == 1 and codes.ndim == len(layout.tokens.grid) + 1:

@@ -13,11 +13,11 @@ import torch
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, InputError
 from patchmint.shards.codec import encode_array
-from patchmint.shards.endings import COVERAGE, DOCUMENT, FEATURES, SELECTOR, unnumbered
+from patchmint.shards.endings import DOCUMENT, FEATURES, unnumbered
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.storage import uri_of
-from patchmint.training.dataset import Uri, open_finished
+from patchmint.training.dataset import Uri, open_finished, open_on_grid
 from patchmint.training.fields import SampleMaker, StageFields, StageImage, TextChoice, manifest_of
 
 
@@ -44,6 +44,7 @@ class SampleDecoder:
         data: the folder or URI of the finished data set that the samples are of.
         images: whether `pixels` are made.
         text: which of a sample's texts: the "first", or a "random" one each time.
+        grid: which of its grids labels are given on; None: the first. On another there are no features.
 
     Raises:
         ConfigError: there is no finished data set, or a setting is wrong.
@@ -51,11 +52,12 @@ class SampleDecoder:
         StorageError: it can't be read.
     """
 
-    def __init__(self, data: Uri, *, images: bool = True, text: TextChoice = "first") -> None:
+    def __init__(self, data: Uri, *, images: bool = True, text: TextChoice = "first", grid: str | None = None) -> None:
         if text not in ("random", "first"):
             raise ConfigError(f"text is random or first, not {text!r}")
-        dataset = open_finished(data)
-        self._layout = layout = manifest_of(dataset).layout
+        self._stored = manifest_of(open_finished(data)).layout
+        dataset = open_on_grid(data, grid)
+        self._grid, layout = dataset.further_grid, manifest_of(dataset).layout
         fields = StageFields(
             pixels=images,
             labels=layout.min_coverage is not None,
@@ -65,8 +67,7 @@ class SampleDecoder:
         )
         self._maker = SampleMaker([dataset], fields, text, seed=0)
         self._types: dict[str, np.dtype[Any]] = {
-            SELECTOR: np.dtype("u1"),
-            COVERAGE: np.dtype("u1"),
+            **dict.fromkeys(self._stored.arrays, np.dtype("u1")),
             FEATURES: np.dtype("<f2"),
         }
         if layout.tokens is not None:
@@ -90,9 +91,10 @@ class SampleDecoder:
         """
         json_bytes = self._as_bytes(DOCUMENT, sample[DOCUMENT]) if DOCUMENT in sample else b""
         images = len(read_key_json(json_bytes).images)
-        held = [ending for ending in self._layout.members_of(images) if sample.get(ending) is not None]
+        held = [ending for ending in self._stored.members_of(images) if sample.get(ending) is not None]
         members = {ending: self._as_bytes(ending, sample[ending]) for ending in held} | {DOCUMENT: json_bytes}
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
+        stored = stored.on_grid(self._grid) if self._grid else stored
         draw = int(np.random.default_rng().integers(2**32))
         made = self._maker.make(SampleRef(0, draw, 0), stored)
         told = stored.key_json

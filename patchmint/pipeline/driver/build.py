@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchmint.config.build import BuildConfig
-from patchmint.config.grids import resolve_grid, stored_grid
+from patchmint.config.grids import stored_grids
 from patchmint.datasets.extension import finished_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
@@ -39,7 +39,7 @@ from patchmint.pipeline.sources import open_sources
 from patchmint.plugins import is_outside_tokenizer
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
-from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
 from patchmint.shards.plan import ModelRecord, Plan, Unit
@@ -386,11 +386,14 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
     told = sample.key_json
     labels = plan.config["labels"]
     carried = extended.layout.min_coverage if extended else None
+    (_, grid), *others = stored_grids(plan.config).items()
+    further = tuple(FurtherGridLayout.of(each, name=name) for name, each in others)
     tokens = None
     if told.tokens.member:
         tokens = TokensLayout(**told.tokens.model_dump(), rule=_rule(plan, extended))
     return Layout(
-        grid=GridLayout.of(resolve_grid(stored_grid(plan.config["grid"]))),
+        grid=GridLayout.of(grid),
+        further_grids=extended.layout.further_grids if extended and not labels else further,
         min_coverage=labels["min_coverage"] if labels else carried,
         tokens=tokens,
         features=told.features,

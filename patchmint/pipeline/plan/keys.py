@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_KEY = 64
-"""Characters of a key without a mark. With one it has 75 (or more, past a thousand million samples): a USTAR header has
-room for 100, members' names included."""
+"""Characters of a key, with its mark if it has one: a USTAR header has room for 100, members' names included."""
 
 _LAWFUL = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _MARKED = re.compile(r".*__[0-9]{9,}")
@@ -45,7 +44,8 @@ def key_of(sample_id: str) -> str:
 
 def marked(key: str, ordinal: int) -> str:
     """The key of a sample whose own key an earlier one has."""
-    return f"{key}__{ordinal:09d}"
+    mark = f"__{ordinal:09d}"
+    return key[: MAX_KEY - len(mark)] + mark
 
 
 class Repeats:

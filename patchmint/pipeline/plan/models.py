@@ -13,10 +13,12 @@ from pathlib import Path
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
+from patchmint.json_values import canonical_json
 from patchmint.plugins import Group, find_plugin, is_outside_encoder, is_outside_tokenizer
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
+from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
 
@@ -56,11 +58,13 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
         role: _record(role, name, plugins[name].checkpoint if name in plugins else None)
         for role, name in config.models_used.items()
     }
+    described = ((f"{role}-config", record, _notes(role, record)) for role, record in [*records.items()])
+    records |= {role: ModelRecord(role, record.name, *_digest(notes)) for role, record, notes in described if notes}
     if config.tokens is not None and config.tokens.remap is not None:
         records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
     if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
         data = extended.to_bytes()
-        records["extended"] = ModelRecord("extended", config.source.uri, hashlib.sha256(data).hexdigest(), len(data))
+        records["extended"] = ModelRecord("extended", config.source.uri, *_digest(data))
     return records
 
 
@@ -79,6 +83,18 @@ def check_models(config: AnnotatorConfig, planned: Mapping[str, ModelRecord]) ->
                 f"the {role} {record.name!r} on {socket.gethostname()} isn't the one that the plan was made with "
                 f"({here} here, {there} in the plan); put the same file or package on every machine"
             )
+
+
+def _notes(role: str, record: ModelRecord) -> bytes:
+    """What lies beside the weights of a model of your own and says what it is, as bytes; empty where nothing does."""
+    if role == "vocabulary" or record.distribution or record.name == UNTRAINED or record.name in CHECKPOINTS:
+        return b""
+    notes = notes_beside(locate(record.name))
+    return canonical_json(notes).encode() if notes else b""
+
+
+def _digest(data: bytes) -> tuple[str, int]:
+    return hashlib.sha256(data).hexdigest(), len(data)
 
 
 def _told(record: ModelRecord) -> str:

@@ -17,15 +17,15 @@ from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
-from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, dropped_images, reject
+from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
 from patchmint.plugins import is_outside_tokenizer
-from patchmint.samples import Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText
+from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
-from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardImage, ShardSample, phrases_of
+from patchmint.shards.sample import FurtherLabels, ShardImage, ShardSample, phrases_of, stored_labels
 from patchmint.shards.saved import SavedUnit
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
@@ -37,38 +37,6 @@ Answer = ModelAnswers | Fault
 Answered = tuple[int, Prepared, Sequence[Answer | None]]
 """A sample's position in its unit, the sample, and the answers to its images; None where `Finisher.has` what was made
 of the image, or another sample of the batch has the answer."""
-
-Repeated = tuple[ImageRef | Fault, tuple[SourceText, ...]]
-"""An image and the texts that label it, which several documents of a unit have."""
-
-
-class Repeats:
-    """The images that a unit's documents show again with the same texts: one answer will do for each.
-
-    Attributes:
-        last: the last position at which each is shown.
-    """
-
-    def __init__(self, samples: Sequence[PlannedSample]) -> None:
-        """Find them; where samples are pictures there are none."""
-        self.last: dict[Repeated, int] = {}
-        seen: set[Repeated] = set()
-        for position, planned in enumerate(samples):
-            for number in range(len(planned.sample.image_texts)):
-                if (repeated := _repeated(planned.sample, number)) in seen:
-                    self.last[repeated] = position
-                seen.add(repeated)
-
-    def of(self, planned: PlannedSample, number: int) -> Repeated | None:
-        """An image of a sample, by its number there, if it is shown again."""
-        if not self.last:
-            return None
-        repeated = _repeated(planned.sample, number)
-        return repeated if repeated in self.last else None
-
-
-def _repeated(sample: SourceSample, number: int) -> Repeated:
-    return sample.images[number], tuple(sample.texts[text] for text in sample.image_texts[number])
 
 
 @dataclass(frozen=True)
@@ -109,6 +77,7 @@ class Finisher:
         repeats: the unit's.
         kept: what an interrupted run had made of them, in samples that are written or in `early`.
         drop: whether documents do without their bad images.
+        keep_labels: as for `made_sample`.
 
     Attributes:
         finished: how many samples are, in this run.
@@ -128,6 +97,7 @@ class Finisher:
         repeats: Repeats | None = None,
         kept: Mapping[Repeated, ShardImage] = MappingProxyType({}),
         drop: bool = False,
+        keep_labels: bool = False,
     ) -> None:
         self._models = models
         self._write = write
@@ -140,6 +110,7 @@ class Finisher:
         self._kept = dict(kept)
         self._in_work: Collection[Repeated] = ()
         self._drop = drop
+        self._keep_labels = keep_labels
         self.finished = 0
         self._turn = 0
 
@@ -227,7 +198,7 @@ class Finisher:
             for image, again in zip(prepared.images, repeated, strict=True)
             if again is not None and image.number in images
         }
-        return made_sample(prepared, images, faults)
+        return made_sample(prepared, images, faults, keep_labels=self._keep_labels)
 
     def _image(self, planned: PlannedSample, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
         if isinstance(answer, Fault):
@@ -274,16 +245,23 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
         coverage=labels.coverage if labels else None,
         codes=tokens.codes if tokens else None,
         features=annotated.features,
+        further={
+            name: FurtherLabels(len(placed.views), placed, made.selector, made.coverage)
+            for name, (placed, made) in annotated.further.items()
+        },
     )
 
 
-def made_sample(prepared: Prepared, images: Mapping[int, ShardImage], dropped: Mapping[int, Fault]) -> MadeSample:
+def made_sample(
+    prepared: Prepared, images: Mapping[int, ShardImage], dropped: Mapping[int, Fault], *, keep_labels: bool = False
+) -> MadeSample:
     """Put a sample together: what was made of its images, else what the extended sample has of them.
 
     Args:
         prepared: the sample.
         images: by number, those that are good.
         dropped: the others.
+        keep_labels: whether labels that the extended sample has are carried over, although labels were made.
 
     Raises:
         ShardError: a member that is carried over is damaged.
@@ -296,18 +274,20 @@ def made_sample(prepared: Prepared, images: Mapping[int, ShardImage], dropped: M
             own = texts[number]
             phrases = (phrase.model_copy(update={"text_index": own[phrase.text_index]}) for phrase in image.phrases)
             image = replace(image, phrases=tuple(phrases))
-        written.append(image if extended is None else _carried(image, extended.images[number]))
+        written.append(image if extended is None else _carried(image, extended.images[number], keep_labels))
     if dropped:
         planned = replace(planned, sample=planned.sample.without(dropped))
     return MadeSample(ShardSample(planned, tuple(written)), dropped_images(prepared.planned, dropped))
 
 
-def _carried(made: ShardImage, extended: StoredImage) -> ShardImage:
+def _carried(made: ShardImage, extended: StoredImage, keep_labels: bool) -> ShardImage:
+    anew = made.selector is not None and not keep_labels
     return replace(
         made,
-        phrases=made.phrases if made.selector is not None else extended.phrases,
-        selector=made.selector if made.selector is not None else extended.selector,
-        coverage=made.coverage if made.coverage is not None else extended.coverage,
+        phrases=made.phrases if anew else extended.phrases,
+        selector=made.selector if anew else extended.selector,
+        coverage=made.coverage if anew else extended.coverage,
+        further=made.further if anew else {**made.further, **stored_labels(extended)},
         codes=made.codes if made.codes is not None else extended.codes,
         features=made.features if made.features is not None else extended.features,
     )
@@ -332,6 +312,7 @@ def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
         coverage=stored.coverage,
         codes=stored.codes,
         features=stored.features,
+        further=stored_labels(stored),
     )
 
 
@@ -483,6 +464,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
         update={
             "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
+            "further_grids": made.further_grids if config.labels else extended.further_grids,
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,
             # what is carried over may be all that a warning is about
@@ -506,6 +488,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
         )
     return Layout(
         grid=GridLayout.of(models.grid),
+        further_grids=tuple(FurtherGridLayout.of(grid, name=name) for name, grid in models.further_grids.items()),
         min_coverage=config.labels.min_coverage if config.labels else None,
         tokens=tokens,
         features=models.encoder.spec if models.encoder else None,

@@ -23,7 +23,7 @@ from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.images.reading import read_sample
 from patchmint.pipeline.orders import Order
 from patchmint.pipeline.sources import Sources
-from patchmint.samples import PART, Fault, ImageRef, PlannedSample, Reject
+from patchmint.samples import PART, Fault, ImageRef, PlannedSample, Reject, SourceSample, SourceText
 from patchmint.shards.plan import Unit
 from patchmint.shards.reader import StoredSample
 from patchmint.types import RgbImage, Text
@@ -77,6 +77,38 @@ class Prepared:
     def without_inputs(self) -> Prepared:
         """The same, once the models have answered."""
         return replace(self, images=tuple(replace(image, inputs=None) for image in self.images))
+
+
+Repeated = tuple[ImageRef | Fault, tuple[SourceText, ...]]
+"""An image and the texts that label it, which several documents of a unit have."""
+
+
+class Repeats:
+    """The images that a unit's documents show again with the same texts: one answer will do for each.
+
+    Attributes:
+        first, last: the positions at which each is shown first and last.
+    """
+
+    def __init__(self, samples: Sequence[PlannedSample]) -> None:
+        """Find them; where samples are pictures there are none."""
+        self.first: dict[Repeated, int] = {}
+        self.last: dict[Repeated, int] = {}
+        for position, planned in enumerate(samples):
+            for number in range(len(planned.sample.image_texts)):
+                if self.first.setdefault(repeated := _repeated(planned.sample, number), position) != position:
+                    self.last[repeated] = position
+
+    def of(self, planned: PlannedSample, number: int) -> Repeated | None:
+        """An image of a sample, by its number there, if it is shown again."""
+        if not self.last:
+            return None
+        repeated = _repeated(planned.sample, number)
+        return repeated if repeated in self.last else None
+
+
+def _repeated(sample: SourceSample, number: int) -> Repeated:
+    return sample.images[number], tuple(sample.texts[text] for text in sample.image_texts[number])
 
 
 _MOST_UNREADABLE = 8
@@ -174,7 +206,8 @@ class Preparer:
             ahead = min(ahead, 2 * self._threads)
         missing = max(0, ahead - len(begun.waiting))
         for position in begun.positions[begun.taken : begun.taken + missing]:
-            begun.waiting.append((position, self._pool.submit(self._prepare, begun.unit[position])))
+            planned, again = begun.unit[position], begun.shown_before(position)
+            begun.waiting.append((position, self._pool.submit(self._prepare, planned, again)))
             begun.taken += 1
 
     def _taken(self, begun: _Begun, ahead: int, following: Unit | None) -> Items:
@@ -193,7 +226,8 @@ class Preparer:
         finally:
             begun.drop()
 
-    def _prepare(self, planned: PlannedSample) -> Reject | Prepared:
+    def _prepare(self, planned: PlannedSample, again: Collection[int]) -> Reject | Prepared:
+        """Prepare a sample; `again` are its images that the models will hardly be asked about."""
         extended: StoredSample | None = None
         if planned.sample.fault is None and self._extended is not None:
             try:
@@ -209,7 +243,8 @@ class Preparer:
         if isinstance(found, Fault):
             return reject(planned, found)
         images = [PreparedImage(each.number, each.data, each.image, each.texts) for each in found.images]
-        prepared = Prepared(planned, tuple(map(self._with_inputs, images)), extended, found.dropped)
+        ready = (image if image.number in again else self._with_inputs(image) for image in images)
+        prepared = Prepared(planned, tuple(ready), extended, found.dropped)
         self._heaviest = max(self._heaviest, prepared.nbytes)  # a hint: that threads race for it does no harm
         return prepared
 
@@ -280,6 +315,16 @@ class _Begun:
     positions: Sequence[int]
     waiting: deque[tuple[int, Future[Reject | Prepared]]] = field(default_factory=deque)
     taken: int = 0
+    repeats: Repeats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.repeats = Repeats(self.unit)
+
+    def shown_before(self, position: int) -> Collection[int]:
+        """Numbers of the sample's images that an earlier sample has with the same texts."""
+        planned = self.unit[position]
+        again = ((number, self.repeats.of(planned, number)) for number in range(len(planned.sample.image_texts)))
+        return [number for number, repeated in again if repeated and self.repeats.first[repeated] != position]
 
     def drop(self) -> None:
         for _, future in self.waiting:

@@ -41,17 +41,8 @@ from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, Wor
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches, pieces
-from patchmint.pipeline.worker.finish import (
-    Answer,
-    Finished,
-    Finisher,
-    Repeated,
-    Repeats,
-    UnitShard,
-    fault_of,
-    layout_of,
-)
-from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, reject
+from patchmint.pipeline.worker.finish import Answer, Finished, Finisher, UnitShard, fault_of, layout_of
+from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, Repeated, Repeats, reject
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan import load_plans
@@ -238,9 +229,16 @@ class Worker:
             if saved is not None:
                 early, kept = shard.resume(saved, samples, self._storage, repeats, self._models.grid)
             passed = set(order.poison) | {*shard.written, *shard.rejects}
-            drop = self._settings.config.on_bad_image == "drop"
             with Finisher(
-                self._models, shard.add, self._finishing, passed, early, repeats=repeats, kept=kept, drop=drop
+                self._models,
+                shard.add,
+                self._finishing,
+                passed,
+                early,
+                repeats=repeats,
+                kept=kept,
+                drop=self._settings.config.on_bad_image == "drop",
+                keep_labels=self._settings.config.keeps_labels,
             ) as finisher:
                 work = _InWork(order.unit.id, samples, shard, finisher, passed)
                 if saved is not None:
