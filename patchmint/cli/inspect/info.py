@@ -137,7 +137,7 @@ def _print_members(console: Console, summary: Summary) -> None:
 
     title = "members of a sample" if summary.versions else "members of the first sample"
     table = Table(Column("member", no_wrap=True), "type", "shape", title=title, title_justify="left")
-    documents = summary.layout.get("documents", False)
+    documents = bool(summary.totals.get("images"))
     for member in summary.members:
         number = "IMAGE." if documents and member["ending"] not in ("json", "txt") else ""
         cells = (f"KEY.{number}{member['ending']}", member["dtype"], " x ".join(member["shape"]))
