@@ -11,6 +11,7 @@ import typer
 
 from patchmint.cli.inspect.shared import (
     DatasetArgument,
+    GridOption,
     JsonOption,
     check_output,
     print_json,
@@ -36,6 +37,7 @@ def show_command(
             "--png", metavar="FILE.png", help="Write the overlay; of several texts FILE-0.png, FILE-1.png, ..."
         ),
     ] = None,
+    grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one sample: texts with their phrases, patch labels, codes.
@@ -52,7 +54,7 @@ def show_command(
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset).on_grid(grid)
     with progress_bar("reading keys, once") as progress:
         found = find_sample(opened, key, progress)
     texts = _chosen_texts(found, text)
