@@ -21,7 +21,7 @@ from patchmint.errors import InputError
 from patchmint.images.decode import DecodedImage
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import draw_overlay
-from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.schema import MaskDocument, PhraseDocument
 from patchmint.types import Phrase, Rle, Text
 
 Grids = npt.NDArray[np.uint8]
@@ -166,6 +166,7 @@ class Annotation:
             models=self._config.models_used,
             texts=[text.content for text in self.texts],
             phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
+            masks=[MaskDocument.of(mask) for mask in self.masks],
             grid=GridDocument(
                 rows=grid.rows,
                 cols=grid.cols,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.schema import MaskDocument, PhraseDocument
 
 
 class _Document(BaseModel):
@@ -52,6 +52,7 @@ class AnnotationDocument(_Document):
     models: dict[str, str] = Field(description="Name or path of each model.")
     texts: list[str] = Field(description="The texts, as given.")
     phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
+    masks: list[MaskDocument] = Field(description="Of each phrase: COCO RLE, of the image with EXIF applied.")
     grid: GridDocument
     selector: list[list[list[int]]] = Field(
         description="(T, rows, cols) of all views: 1 = the patch shows what the text names."

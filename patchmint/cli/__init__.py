@@ -58,6 +58,7 @@ COMMANDS = {
             "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
             "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
             "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
+            "patchmint extend out/stage1 out/stage1-qwen --from-instances --grid qwen3-vl",
         ),
     ),
     "push": LazyCommand(

@@ -14,7 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, numbered, sample_endings
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    INSTANCES,
+    SELECTOR,
+    numbered,
+    sample_endings,
+)
 from patchmint.types import Size
 
 _UINT16_CODES = 1 << 16
@@ -151,6 +161,11 @@ class Layout(_Layout):
     tokens: TokensLayout | None = Field(description="Null: no codes.")
     features: FeatureSpec | None = Field(default=None, description="Null: no features.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
+    instances: bool = Field(
+        default=False,
+        exclude_if=lambda instances: not instances,
+        description="True: labels come with the instances that they were made of; absent: without.",
+    )
     documents: bool = Field(
         default=False,
         exclude_if=lambda documents: not documents,
@@ -163,21 +178,27 @@ class Layout(_Layout):
         return None if self.min_coverage is None else _level(self.min_coverage)
 
     @property
-    def arrays(self) -> tuple[str, ...]:
+    def made(self) -> tuple[str, ...]:
         """Endings of what was made of each image, in the order in which it is written."""
         labels = (SELECTOR, COVERAGE) if self.min_coverage is not None else ()
+        instances = (INSTANCES,) if self.instances else ()
         tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
         features = (FEATURES,) if self.features else ()
-        return (*labels, *tokens, *features)
+        return (*labels, *instances, *tokens, *features)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Those of them that are arrays."""
+        return tuple(ending for ending in self.made if ending != INSTANCES)
 
     @property
     def members(self) -> tuple[str, ...]:
         """Endings of a sample's members in their order; of a document without the images' numbers."""
-        return (IMAGE, DOCUMENT, CAPTION, *self.arrays)
+        return (IMAGE, DOCUMENT, CAPTION, *self.made)
 
     def members_of(self, images: int) -> tuple[str, ...]:
         """Endings of the members of a sample of so many images, in the order in which they are written."""
-        return sample_endings(self.arrays, images, documents=self.documents)
+        return sample_endings(self.made, images, documents=self.documents)
 
     def ending_of(self, image: int, ending: str) -> str:
         """Ending of a member that belongs to one image of a sample."""

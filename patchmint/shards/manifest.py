@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError, about
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
@@ -149,6 +149,7 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
         CAPTION: ("text", ()),
         SELECTOR: labels,
         COVERAGE: labels,
+        INSTANCES: ("text", ()),
     }
     if layout.tokens is not None:
         tokens = layout.tokens

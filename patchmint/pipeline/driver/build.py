@@ -364,11 +364,11 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
     """Those that made what is carried over from the data set that was extended."""
     if extended is None:
         return {}
-    return {
-        role: entry
-        for role, entry in extended.models.items()
-        if role in SECTION_OF_ROLE and plan.config[SECTION_OF_ROLE[role]] is None
-    }
+    labels = plan.config["labels"]
+    carried = {section for section in ("labels", "tokens", "features") if plan.config[section] is None}
+    if labels is not None and labels["masks"] == "stored":
+        carried.add("labels")
+    return {role: entry for role, entry in extended.models.items() if SECTION_OF_ROLE.get(role) in carried}
 
 
 def _rule(plan: Plan, extended: Manifest | None) -> str:
@@ -385,13 +385,13 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
     sample = next(iter_samples(storage, record.paths[-1]))
     told = sample.key_json
     labels = plan.config["labels"]
-    carried = extended.layout.min_coverage if extended else None
     tokens = None
     if told.tokens.member:
         tokens = TokensLayout(**told.tokens.model_dump(), rule=_rule(plan, extended))
     return Layout(
         grid=GridLayout.of(resolve_grid(stored_grid(plan.config["grid"]))),
-        min_coverage=labels["min_coverage"] if labels else carried,
+        min_coverage=labels["min_coverage"] if labels else extended.layout.min_coverage if extended else None,
+        instances="instances" in labels if labels else extended is not None and extended.layout.instances,
         tokens=tokens,
         features=told.features,
         notice=told.notice,

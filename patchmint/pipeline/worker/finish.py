@@ -25,7 +25,7 @@ from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import ShardImage, ShardSample, phrases_of
+from patchmint.shards.sample import ShardImage, ShardSample, instances_of, masks_of, phrases_of
 from patchmint.shards.saved import SavedUnit
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
@@ -211,7 +211,7 @@ class Finisher:
         repeated = [self.repeats.of(prepared.planned, image.number) for image in prepared.images]
         for image, answer, again in zip(prepared.images, answers, repeated, strict=True):
             if answer is not None:
-                found = self._image(prepared.planned, image, answer)
+                found = self._image(prepared, image, answer)
             else:
                 assert again is not None  # else it was asked about
                 found = made[again] if again in made else self._kept[again]
@@ -230,13 +230,16 @@ class Finisher:
         }
         return made_sample(prepared, images, faults)
 
-    def _image(self, planned: PlannedSample, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
+    def _image(self, prepared: Prepared, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
         if isinstance(answer, Fault):
             return answer
+        if self._models.stored is not None and prepared.extended is not None:
+            found = instances_of(prepared.extended.images[image.number])
+            answer = replace(answer, instances=self._models.stored.apply(found))
         try:
             labelled = self._models.label(answer, image.image.size, len(image.texts))
         except Exception as error:
-            error.add_note(f"This happened while sample {planned.key} was labelled.")
+            error.add_note(f"This happened while sample {prepared.planned.key} was labelled.")
             fault = fault_of(error)
             if fault.reason == "out-of-memory":  # not alone: the models are at the next batch
                 message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"
@@ -275,6 +278,7 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
         coverage=labels.coverage if labels else None,
         codes=tokens.codes if tokens else None,
         features=annotated.features,
+        masks=annotated.masks,
     )
 
 
@@ -307,6 +311,7 @@ def _carried(made: ShardImage, extended: StoredImage) -> ShardImage:
     return replace(
         made,
         phrases=made.phrases if made.selector is not None else extended.phrases,
+        masks=made.masks if made.selector is not None else masks_of(extended),
         selector=made.selector if made.selector is not None else extended.selector,
         coverage=made.coverage if made.coverage is not None else extended.coverage,
         codes=made.codes if made.codes is not None else extended.codes,
@@ -333,6 +338,7 @@ def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
         coverage=stored.coverage,
         codes=stored.codes,
         features=stored.features,
+        masks=masks_of(stored),
     )
 
 
@@ -484,6 +490,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
         update={
             "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
+            "instances": made.instances if config.labels else extended.instances,
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,
             # what is carried over may be all that a warning is about
@@ -508,6 +515,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
     return Layout(
         grid=GridLayout.of(models.grid),
         min_coverage=config.labels.min_coverage if config.labels else None,
+        instances=models.keeps_masks,
         tokens=tokens,
         features=models.encoder.spec if models.encoder else None,
         notice=config.notice,
