@@ -61,6 +61,15 @@ COMMANDS = {
             "patchmint extend out/stage1 out/stage1-qwen --from-instances --grid qwen3-vl",
         ),
     ),
+    "export": LazyCommand(
+        "patchmint.cli.export:export_command",
+        "Write images and what was found in them for another tool: boxes, words, and masks where they are stored.",
+        (
+            "patchmint export out/stage1 out/coco --to coco",
+            "patchmint export out/stage1 out/unsure --to label-studio --where 'list_min(scores) < 0.4'",
+            "patchmint export s3://bucket/stage1 out/odvg --to odvg",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

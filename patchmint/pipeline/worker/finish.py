@@ -233,7 +233,7 @@ class Finisher:
     def _image(self, prepared: Prepared, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
         if isinstance(answer, Fault):
             return answer
-        if self._models.stored is not None and prepared.extended is not None:
+        if prepared.extended is not None and self._models.stored is not None:
             found = instances_of(prepared.extended.images[image.number])
             answer = replace(answer, instances=self._models.stored.apply(found))
         try:
