@@ -1,5 +1,6 @@
 """Instances in shards: what a build found, with masks, from which labels are made again without a model."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -7,14 +8,18 @@ import numpy as np
 import pytest
 from builds import make_config, make_input, patchmint, run
 from pycocotools import mask as coco_mask
-from shard_data import stored
+from shard_data import DOCUMENTS, make_document, stored, write_shard
 
+from patchmint.errors import ShardError
 from patchmint.geometry.rle import encode_masks, to_coco
 from patchmint.images.decode import decode_image
 from patchmint.shards.manifest import read_manifest
+from patchmint.shards.reader import group_members, iter_members
+from patchmint.shards.sample import instances_of, phrases_of
 from patchmint.shards.verify import verify
 from patchmint.shards.verify_tar import check_own
 from patchmint.storage import open_storage
+from patchmint.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' decode, with NumPy 2
 
@@ -75,6 +80,28 @@ def test_verify_finds_what_is_wrong_with_them(base):
     smaller = found | {"mask": to_coco(encode_masks(half)[0])}
     assert problems(smaller) == ["instances-coverage"]
     assert problems(smaller, deep=False) == []
+
+
+def test_each_image_of_a_document_has_its_own():
+    layout = DOCUMENTS.model_copy(update={"instances": True})
+    document = make_document(0, images=3, layout=layout)
+    masks = [encode_masks(np.arange(1200).reshape(1, 30, 40) < 100 * (n + 1)) for n in range(3)]
+    made = replace(document, images=tuple(replace(image, masks=masks[n]) for n, image in enumerate(document.images)))
+    tar, _ = write_shard([made], layout)
+    (sample,) = group_members(iter_members(io.BytesIO(tar), "tar"), "tar")
+    assert list(sample.members)[11:14] == [f"{n}.instances.json" for n in range(3)]
+    assert list(check_own(sample, layout)) == []
+    for n, image in enumerate(sample.images):
+        (found,) = image.instances
+        assert (found.text_index, found.mask.rle) == (1, masks[n][0])
+        again = instances_of(image)
+        assert again.text_index.tolist() == [image.texts.index(1)]
+        assert phrases_of(again, [Text(sample.key_json.texts[text]) for text in image.texts]) == tuple(
+            phrase.model_copy(update={"text_index": image.texts.index(1), "image": 0}) for phrase in image.phrases
+        )
+    for broken in (document, replace(made, images=(*made.images[:2], replace(made.images[2], masks=())))):
+        with pytest.raises(ShardError, match="masks"):
+            write_shard([broken], layout)
 
 
 def test_labels_of_another_grid_and_threshold_are_those_of_a_build(base, tmp_path):
