@@ -93,6 +93,8 @@ def test_options_are_those_of_a_build(run, tmp_path):
     assert np.array(document["selector"]).shape == (1, 16, 16)
     assert np.array(document["codes"]).shape == (8, 8)
     assert min(phrase["score"] for phrase in document["phrases"]) < 0.9
+    size = [document["image"]["height"], document["image"]["width"]]
+    assert [mask["size"] for mask in document["masks"]] == [size] * len(document["phrases"])
     document = json.loads(run("--config", config, "--json")[0])
     assert min(phrase["score"] for phrase in document["phrases"]) > 0.9
 

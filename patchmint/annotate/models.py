@@ -30,9 +30,10 @@ from patchmint.interfaces import (
     Tokens,
 )
 from patchmint.labelers.build import build_segmenter
+from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import UNKNOWN_SCORE, RgbImage, Size, Text
+from patchmint.types import UNKNOWN_SCORE, RgbImage, Rle, Size, Text
 
 _USUAL_SIZE = (480, 640)
 
@@ -102,15 +103,22 @@ class AnnotatedImage(ModelAnswers):
         placement: the patch grid on the image.
         labels: patch labels, a grid a text; None where no labels were asked for.
         further: placements and labels on further grids, by the grids' names.
+        masks: of the instances; None where they aren't kept.
     """
 
     placement: Placement
     labels: PatchLabels | None
     further: Mapping[str, tuple[Placement, PatchLabels]] = field(default_factory=dict)
+    masks: tuple[Rle, ...] | None = None
 
 
 class AnnotationModels:
-    """The loaded models and the grid: everything a worker holds."""
+    """The loaded models and the grid: everything a worker holds.
+
+    Attributes:
+        keeps_masks: whether labels are made of full masks, which an `AnnotatedImage` then has.
+        stored: where labels are made of stored instances: what becomes of their masks.
+    """
 
     def __init__(
         self,
@@ -121,6 +129,9 @@ class AnnotationModels:
         min_coverage: float,
         names: Mapping[str, str] = MappingProxyType({}),
         further_grids: Mapping[str, Grid] = MappingProxyType({}),
+        *,
+        keeps_masks: bool = False,
+        stored: MaskRules | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.tokenizer = tokenizer
@@ -128,6 +139,8 @@ class AnnotationModels:
         self.grid = grid
         self.further_grids = further_grids
         self.min_coverage = min_coverage
+        self.keeps_masks = keeps_masks
+        self.stored = stored
         self._names = names
 
     @classmethod
@@ -148,7 +161,7 @@ class AnnotationModels:
         check_loadable(config)
         models, precision = config.models, config.precision
         segmenter = tokenizer = None
-        if config.labels is not None:
+        if config.labels is not None and not config.labels.from_stored:
             segmenter = build_segmenter(models, config.labels, device, precision, compiled=compiled)
         if config.tokens is not None:
             tokenizer = build_tokenizer(models, config.tokens, device, precision, compiled=compiled)
@@ -159,7 +172,20 @@ class AnnotationModels:
 
             encoder = build_feature_encoder(models, config.features, grid, device, precision)
         min_coverage = config.labels.min_coverage if config.labels else 0.0
-        return cls(segmenter, tokenizer, encoder, grid, min_coverage, config.models_used, config.further_grids)
+        stored = None
+        if config.labels is not None and config.labels.from_stored:
+            stored = MaskRules(config.labels.mask_area, config.labels.clip_to_box)
+        return cls(
+            segmenter,
+            tokenizer,
+            encoder,
+            grid,
+            min_coverage,
+            config.models_used,
+            config.further_grids,
+            keeps_masks=config.labels is not None and config.labels.instances,
+            stored=stored,
+        )
 
     def _segment(
         self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], inputs: Sequence[ModelInputs]
@@ -255,20 +281,26 @@ class AnnotationModels:
     def label(self, answers: ModelAnswers, size: Size, texts: int) -> AnnotatedImage:
         """The rest of `annotate`, for which no model is needed: patch labels from masks, on the CPU.
 
+        Where masks are kept, labels are made of these, and not of what a masker's logits say: who has them makes the
+        same labels again.
+
         Args:
             answers: what the models said of an image.
             size: its (height, width).
             texts: how many it has.
         """
         placement, further = self.grid.place(size), {}
-        labels: PatchLabels | None = None
-        if (found := answers.instances) is not None:
+        labels, masks, found = None, None, answers.instances
+        if found is not None:
             with stage("label"):
+                if self.keeps_masks:
+                    masks = _full_masks(found)
+                    found = replace(found, masks=RleMasks(masks))
                 labels = label_texts(found, texts, placement, self.min_coverage)
                 for name, grid in self.further_grids.items():
                     placed = grid.place(size)
                     further[name] = placed, label_texts(found, texts, placed, self.min_coverage)
-        return AnnotatedImage(**vars(answers), placement=placement, labels=labels, further=further)
+        return AnnotatedImage(found, answers.tokens, answers.features, placement, labels, further, masks)
 
     def batch_key(self, size: Size) -> Hashable:
         """Images with equal keys are best put into one batch; None for all sizes where it doesn't matter.
@@ -312,6 +344,15 @@ def _named(model: str | None) -> Iterator[None]:
     except PluginError as error:
         error.name = model
         raise
+
+
+def _full_masks(found: Instances) -> tuple[Rle, ...]:
+    rles = found.masks.rles()
+    if any(tuple(rle["size"]) != found.image_size for rle in rles):
+        raise PluginError(
+            f"a segmenter gave masks that aren't of the image's size {found.image_size}; set labels.instances to false"
+        )
+    return rles
 
 
 def _nothing_in(size: Size) -> Instances:

@@ -57,7 +57,7 @@ def check_loadable(config: AnnotatorConfig) -> None:
             check_tokens(config.models, config.tokens)
         if config.features is not None:
             check_features(config.models, config.features, resolve_grid(config.grid))
-        if config.labels is not None:
+        if config.labels is not None and not config.labels.from_stored:
             check_segmenter(config.models, config.labels)
     except WeightsMissingError:
         if not missing:

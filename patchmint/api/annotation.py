@@ -29,7 +29,7 @@ from patchmint.images.decode import DecodedImage
 from patchmint.interfaces import Explanation
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import draw_overlay
-from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.schema import MaskDocument, PhraseDocument
 from patchmint.types import Phrase, Rle, Text
 
 Grids = npt.NDArray[np.uint8]
@@ -201,6 +201,7 @@ class Annotation:
             texts=[text.content for text in self.texts],
             phrases=[PhraseDocument.of(phrase) for phrase in self.phrases],
             explanations=[ExplanationDocument.of(each) for each in explanations],
+            masks=[MaskDocument.of(mask) for mask in self.masks],
             grid=self._grid_document(),
             selector=labels.selector.tolist() if labels else [],
             coverage=labels.coverage.tolist() if labels else [],

@@ -58,6 +58,8 @@ class Annotator:
             WeightsError: a checkpoint is missing or can't be used; the message says how to get it.
             PluginError: an outside model is missing or broken.
         """
+        if config.labels is not None and config.labels.from_stored:
+            raise ConfigError("labels.masks: stored needs a data set that is extended; single images have none")
         self.config = config
         self.device = pick_device(device)
         limit_threads()

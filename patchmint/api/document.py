@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.interfaces import REASONS, Explanation, Reason
-from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.schema import MaskDocument, PhraseDocument
 
 
 class _Document(BaseModel):
@@ -86,6 +86,7 @@ class AnnotationDocument(_Document):
     texts: list[str] = Field(description="The texts, as given.")
     phrases: list[PhraseDocument] = Field(description="What was found, texts in order, best first within each.")
     explanations: list[ExplanationDocument] = Field(description="A phrase each, of `label --explain`.")
+    masks: list[MaskDocument] = Field(description="Of each phrase: COCO RLE, of the image with EXIF applied.")
     grid: GridDocument
     selector: list[list[list[int]]] = Field(
         description="(T, rows, cols) of all views: 1 = the patch shows what the text names."

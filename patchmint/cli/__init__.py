@@ -58,6 +58,16 @@ COMMANDS = {
             "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
             "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
             "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
+            "patchmint extend out/stage1 out/stage1-qwen --from-instances --grid qwen3-vl",
+        ),
+    ),
+    "export": LazyCommand(
+        "patchmint.cli.export:export_command",
+        "Write images and what was found in them for another tool: boxes, words, and masks where they are stored.",
+        (
+            "patchmint export out/stage1 out/coco --to coco",
+            "patchmint export out/stage1 out/unsure --to label-studio --where 'list_min(scores) < 0.4'",
+            "patchmint export s3://bucket/stage1 out/odvg --to odvg",
         ),
     ),
     "push": LazyCommand(

@@ -189,6 +189,12 @@ class BuildConfig(AnnotatorConfig):
         return self
 
     @model_validator(mode="after")
+    def _stored_of_a_dataset(self) -> Self:
+        if self.labels is not None and self.labels.from_stored and self.all_sources[0].kind != "patchmint":
+            raise ValueError("labels.masks: stored takes instances of a data set that is extended (kind: patchmint)")
+        return self
+
+    @model_validator(mode="after")
     def _pictures_or_documents(self) -> Self:
         if len({source.gives_documents for source in self.all_sources}) > 1:
             raise ValueError("sources: some give documents, some pictures; a data set is of one or the other")

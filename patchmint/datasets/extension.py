@@ -50,6 +50,11 @@ def check_extension(config: BuildConfig) -> None:
     manifest = extended_manifest(config)
     if manifest is None or config.source is None:
         return
+    if config.labels is not None and config.labels.from_stored and not manifest.layout.instances:
+        raise ConfigError(
+            f"{config.source.uri} holds no instances that labels could be made of; it must have been built with "
+            "labels.instances: true"
+        )
     carried = [
         name
         for name, there, made in (

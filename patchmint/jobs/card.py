@@ -19,7 +19,7 @@ from patchmint.images.decode import decode_image
 from patchmint.inspection.show.overlays import image_overlay
 from patchmint.samples import describe_absent
 from patchmint.shards.codec import Array
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR
 from patchmint.shards.manifest import Manifest, held_settings
 from patchmint.shards.paths import unit_name
 from patchmint.shards.reader import StoredImage
@@ -37,6 +37,7 @@ _MEANINGS = {
     CAPTION: "the first text",
     SELECTOR: "for each text, 1 = the patch shows what the text names",
     COVERAGE: "for each text, the share of the patch under its masks, 0..255",
+    INSTANCES: "what was found: boxes, scores, and masks as COCO run-length encoding",
     FEATURES: "patch features of the vision encoder",
 }
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))

@@ -6,7 +6,7 @@ A build whose source is that data set: what is asked for is made, everything els
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ import typer
 from patchmint.config import MODEL_PRESETS
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.extension import finished_manifest
+from patchmint.errors import ConfigError
 from patchmint.jobs.build import (
     DryRunOption,
     JsonOption,
@@ -29,6 +30,7 @@ from patchmint.jobs.options import with_settings
 from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, made_by
 from patchmint.storage import open_storage
 
+_OF_INSTANCES = ("labels.min_coverage", "labels.mask_area", "labels.clip_to_box", "labels.instances")
 _SIZES = ("samples_per_shard", "images_per_shard")
 
 
@@ -38,6 +40,10 @@ def extend_command(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder or store.")],
     settings: dict[str, Any],
+    from_instances: Annotated[
+        bool,
+        typer.Option("--from-instances", help="Make labels of the stored instances, on another grid say; no models."),
+    ] = False,
     dry_run: DryRunOption = False,
     tries: TryOption = 0,
     try_out: TryOutOption = None,
@@ -49,10 +55,17 @@ def extend_command(
     """Add features, codes of another tokenizer, or labels on another grid, to a finished data set.
 
     Its labels aren't made again: --grids '[THE ONE IT HAS, ANOTHER]' asks the models again, for the other grid only.
+
+    With --from-instances they are, without models, of the masks that a build with labels.instances stores: with another
+    --grid, --labels.min-coverage, --labels.mask-area or --labels.clip-to-box. They equal those of a build with these.
+
     The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
     take the place of those there are. The same command resumes.
     """
     made = set(map(_section_made, settings))
+    if from_instances:
+        _check_of_instances(settings)
+        settings, made = settings | {"labels.masks": "stored"}, made | {"labels"}
     base = settings_of(finished_manifest(open_storage(dataset)), dataset, out, made)
     carry_out(
         BuildConfig.load(base, settings),
@@ -64,6 +77,15 @@ def extend_command(
         profile=profile,
         as_json=as_json,
     )
+
+
+def _check_of_instances(settings: Mapping[str, Any]) -> None:
+    asked = [key for key in settings if _section_made(key) == "labels" and key not in _OF_INSTANCES]
+    if asked:
+        raise ConfigError(
+            f"{', '.join(asked)}: --from-instances asks no model again, so of the labels' settings only "
+            f"{', '.join(_OF_INSTANCES)} can be changed"
+        )
 
 
 def _section_made(key: str) -> str:

@@ -16,17 +16,18 @@ import torch
 from patchmint.compute.devices import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
-from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, area, decode_mask, encode_masks
+from patchmint.geometry.rle import ChosenMasks, Masks
 from patchmint.interfaces import Instances
 from patchmint.labelers.given import BoxMasks, JoinedMasks, given_boxes, given_masks
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, Loss, PromptMode, merge
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.types import UNKNOWN_SCORE, Origin, Precision, RgbImage, Rle, Size, Text
+from patchmint.types import UNKNOWN_SCORE, Origin, Precision, RgbImage, Size, Text
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
@@ -54,7 +55,7 @@ class GroundedSam:
     ) -> None:
         self.detector = detector
         self.masker = masker
-        self._mask_area, self._clip_to_box = mask_area, clip_to_box
+        self._mask_rules = MaskRules(mask_area, clip_to_box)
 
     def prepare(self, image: RgbImage) -> Prepared:
         """Resize an image for the detector and for the masker; for any thread.
@@ -145,8 +146,6 @@ class GroundedSam:
         origins: Sequence[Origin],
         losses: list[Loss] | None,
     ) -> Instances:
-        if self._clip_to_box:
-            masks = RleMasks([_clipped(*pair) for pair in zip(masks.rles(), detections.boxes, strict=True)])
         found = Instances(
             image_size=size,
             masks=masks,
@@ -156,11 +155,8 @@ class GroundedSam:
             spans=detections.spans,
             origins=tuple(origins),
         )
-        if self._mask_area is None:
-            return found
-        least, most = self._mask_area
-        shares = np.array([area(rle) / (size[0] * size[1]) for rle in masks.rles()])
-        kept = (shares >= least) & (shares <= most)
+        found = self._mask_rules.clip(found)
+        kept = self._mask_rules.kept(found)
         if losses is not None:
             losses.append(Loss("mask_area", detections.only(~kept)))
         return found.only(np.flatnonzero(kept))
@@ -194,15 +190,6 @@ class GroundedSam:
         if self.detector is None:
             return None
         return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
-
-
-def _clipped(rle: Rle, box: npt.NDArray[np.float32]) -> Rle:
-    """A mask without the pixels that lie outside of its box, XYXY, entirely."""
-    mask = decode_mask(rle)
-    (left, top), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-    inside = np.zeros_like(mask)
-    inside[top:bottom, left:right] = mask[top:bottom, left:right]
-    return encode_masks(inside[None])[0]
 
 
 def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:

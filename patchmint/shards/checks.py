@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Fit, PatchGrid, RleMasks, coverage_to_uint8
 from patchmint.samples import NO_NUMBER, ROLES
 from patchmint.shards.endings import (
     COVERAGE,
@@ -22,8 +23,10 @@ from patchmint.shards.endings import (
     on_grid,
 )
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
+from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import (
     EntryDocument,
+    FoundDocument,
     GridDocument,
     KeyJson,
     PhraseDocument,
@@ -281,6 +284,40 @@ def _check_features(told: KeyJson, grid: GridDocument, ending: str, features: Ar
     yield from _check_form(ending, features, _FEATURE_TYPE, (tokens, form.channels))
     if not np.isfinite(features).all():
         yield "features-values", f"{ending} holds numbers that aren't finite"
+
+
+def check_instances(image: StoredImage, *, deep: bool) -> Iterator[Problem]:
+    """Are an image's instances its phrases with masks of its size?
+
+    Args:
+        image: with its members; KEY.json is sound.
+        deep: also whether the masks make the coverage that is stored.
+    """
+    try:
+        if (found := image.instances) is None:
+            return
+        masks, size = [each.mask.rle for each in found], (image.info.height, image.info.width)
+        phrases, coverage = image.phrases, image.coverage
+        if any(tuple(mask["size"]) != size for mask in masks):
+            yield "instances-mask", f"image {image.number} has masks that aren't of its size {size} (height, width)"
+            return
+        if len(found) != len(phrases) or not all(map(FoundDocument.is_of, found, phrases)):
+            yield "instances-phrases", f"image {image.number} has instances other than the phrases of KEY.json"
+            return
+        if not deep or coverage is None or len(coverage) != len(image.texts):
+            return
+        grid = image.grid
+        placement = image.info.placement
+        if placement is None:
+            placement = PatchGrid(grid.rows, grid.cols, grid.patch_px, Fit(grid.fit)).place(size)
+    except (ShardError, ValueError) as error:
+        yield "instances-form", str(error)
+        return
+    for text, stored in zip(image.texts, coverage, strict=True):
+        members = [number for number, each in enumerate(found) if each.text_index == text]
+        made = coverage_to_uint8(RleMasks(masks).coverage(members, placement))
+        if not np.array_equal(made, stored):
+            yield "instances-coverage", f"image {image.number}: the masks of text {text} make another coverage"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ DOCUMENT = "json"
 CAPTION = "txt"
 SELECTOR = "selector.npy"
 COVERAGE = "coverage.npy"
+INSTANCES = "instances.json"
 FEATURES = "features.npy"
 
 VQGAN = "vqgan"
@@ -48,18 +49,19 @@ def unnumbered(ending: str) -> str:
     return rest if dot and number.isdecimal() else ending
 
 
-def sample_endings(arrays: Sequence[str], images: int, *, documents: bool) -> tuple[str, ...]:
+def sample_endings(made: Sequence[str], images: int, *, documents: bool) -> tuple[str, ...]:
     """Endings of a sample's members, in the order in which they are written.
 
     Args:
-        arrays: endings of what was made of each image.
+        made: endings of what was made of each image.
         images: how many the sample has.
         documents: of a document: "0.jpg", "1.jpg", ..., "json", "txt", "0.selector.npy", "1.selector.npy", ...
     """
     if not documents:
-        return (IMAGE, DOCUMENT, CAPTION, *arrays)
-    made = (numbered(image, ending) for ending in arrays for image in range(images))
-    return (*(numbered(image, IMAGE) for image in range(images)), DOCUMENT, CAPTION, *made)
+        return (IMAGE, DOCUMENT, CAPTION, *made)
+    numbers = range(images)
+    of_images = (numbered(image, ending) for ending in made for image in numbers)
+    return (*(numbered(image, IMAGE) for image in numbers), DOCUMENT, CAPTION, *of_images)
 
 
 def longest_key(arrays: Sequence[str], *, documents: bool) -> int:

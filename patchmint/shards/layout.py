@@ -21,6 +21,7 @@ from patchmint.shards.endings import (
     DOCUMENT,
     FEATURES,
     IMAGE,
+    INSTANCES,
     SELECTOR,
     longest_key,
     numbered,
@@ -173,6 +174,11 @@ class Layout(_Layout):
     tokens: TokensLayout | None = Field(description="Null: no codes.")
     features: FeatureSpec | None = Field(default=None, description="Null: no features.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
+    instances: bool = Field(
+        default=False,
+        exclude_if=lambda instances: not instances,
+        description="True: labels come with the instances that they were made of; absent: without.",
+    )
     documents: bool = Field(
         default=False,
         exclude_if=lambda documents: not documents,
@@ -185,22 +191,28 @@ class Layout(_Layout):
         return None if self.min_coverage is None else _level(self.min_coverage)
 
     @property
-    def arrays(self) -> tuple[str, ...]:
+    def made(self) -> tuple[str, ...]:
         """Endings of what was made of each image, in the order in which it is written."""
         labels = () if self.min_coverage is None else (SELECTOR, COVERAGE)
         further = tuple(on_grid(ending, each.name) for each in self.further_grids for ending in (SELECTOR, COVERAGE))
+        instances = (INSTANCES,) if self.instances else ()
         tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
         features = (FEATURES,) if self.features else ()
-        return (*labels, *further, *tokens, *features)
+        return (*labels, *further, *instances, *tokens, *features)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Those of them that are arrays."""
+        return tuple(ending for ending in self.made if ending != INSTANCES)
 
     @property
     def members(self) -> tuple[str, ...]:
         """Endings of a sample's members in their order; of a document without the images' numbers."""
-        return (IMAGE, DOCUMENT, CAPTION, *self.arrays)
+        return (IMAGE, DOCUMENT, CAPTION, *self.made)
 
     def members_of(self, images: int) -> tuple[str, ...]:
         """Endings of the members of a sample of so many images, in the order in which they are written."""
-        return sample_endings(self.arrays, images, documents=self.documents)
+        return sample_endings(self.made, images, documents=self.documents)
 
     @property
     def longest_key(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import ShardError, about
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, on_grid
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
@@ -148,6 +148,7 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
         CAPTION: ("text", ()),
         SELECTOR: labels,
         COVERAGE: labels,
+        INSTANCES: ("text", ()),
     }
     for grid in layout.further_grids:
         known |= dict.fromkeys((on_grid(SELECTOR, grid.name), on_grid(COVERAGE, grid.name)), _labels_on(grid))

@@ -19,6 +19,7 @@ from patchmint.shards.endings import (
     DOCUMENT,
     FEATURES,
     IMAGE,
+    INSTANCES,
     SELECTOR,
     numbered,
     on_grid,
@@ -26,7 +27,9 @@ from patchmint.shards.endings import (
 )
 from patchmint.shards.schema import (
     EntryDocument,
+    FoundDocument,
     GridDocument,
+    InstancesDocument,
     KeyJson,
     PhraseDocument,
     SampleDocument,
@@ -169,6 +172,12 @@ class StoredImage:
     def features(self) -> Array | None:
         """Features: float16 (views * tokens, channels); None where the data set has none."""
         return self.array(FEATURES)
+
+    @cached_property
+    def instances(self) -> tuple[FoundDocument, ...] | None:
+        """What was found in it, with masks, in the order of `phrases`; None where the data set has no instances."""
+        data = self.members.get(self.ending_of(INSTANCES))
+        return None if data is None else InstancesDocument.read(data)
 
     def array(self, ending: str) -> Array | None:
         """One of its arrays, read-only, by the ending that a picture's has; None where there is no such member."""

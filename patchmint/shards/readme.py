@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from patchmint.errors import NotFoundError
-from patchmint.shards.endings import CAPTION, DOCUMENT, FEATURES, IMAGE, unnumbered
+from patchmint.shards.endings import CAPTION, DOCUMENT, FEATURES, IMAGE, INSTANCES, unnumbered
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.manifest import Manifest, Totals
 from patchmint.shards.paths import SHARDS
@@ -47,12 +47,13 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 def _features(layout: Layout, images: int) -> dict[str, _Feature]:
     """Columns of documents of at most so many images."""
     labels: _Feature = [[["uint8"]]]
-    arrays: dict[str, _Feature] = dict.fromkeys(layout.arrays, labels) | {FEATURES: [["float16"]]}
+    made: dict[str, _Feature] = dict.fromkeys(layout.arrays, labels)
+    made |= {INSTANCES: {"instances_json": _TEXT}, FEATURES: [["float16"]]}
     if layout.tokens is not None:
         codes: _Feature = layout.tokens.dtype.name
         for _ in layout.tokens.shape:
             codes = [codes]
-        arrays[f"{layout.tokens.member}.npy"] = codes
+        made[f"{layout.tokens.member}.npy"] = codes
     grid = _grid(layout.grid)
     entry = {"width": _NUMBER, "height": _NUMBER, "format": _TEXT, "mode": _TEXT, "orientation": _NUMBER, "grid": grid}
     others = layout.further_grids
@@ -67,7 +68,7 @@ def _features(layout: Layout, images: int) -> dict[str, _Feature]:
         "sequence": [{"text": _TEXT, "image": _NUMBER, "role": _TEXT}],
         "image_texts_json": _TEXT,
     }
-    forms = {IMAGE: "image", DOCUMENT: told, CAPTION: _TEXT} | arrays
+    forms = {IMAGE: "image", DOCUMENT: told, CAPTION: _TEXT} | made
     columns = {ending: forms[unnumbered(ending)] for ending in layout.members_of(images)}
     return columns | {"__key__": _TEXT, "__url__": _TEXT}
 

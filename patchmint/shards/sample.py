@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ShardError
-from patchmint.geometry import Placement
+from patchmint.geometry import Placement, RleMasks
 from patchmint.interfaces import Instances
 from patchmint.samples import ImageRef, PlannedSample, SourceText
 from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid
@@ -39,7 +40,7 @@ from patchmint.shards.schema import (
     round_box,
     round_score,
 )
-from patchmint.types import Text
+from patchmint.types import Rle, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class ShardImage:
             no tokens.
         features: float16 (views * tokens, channels); None exactly where the layout has no features.
         further: labels on the layout's further grids, by their names.
+        masks: of the phrases, each of the image's size; None exactly where the layout has no instances.
     """
 
     data: bytes = field(repr=False)
@@ -90,6 +92,7 @@ class ShardImage:
     codes: npt.NDArray[Any] | None = field(default=None, repr=False)
     features: npt.NDArray[Any] | None = field(default=None, repr=False)
     further: Mapping[str, FurtherLabels] = field(default_factory=dict)
+    masks: tuple[Rle, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,31 @@ def phrases_of(instances: Instances, texts: Sequence[Text]) -> tuple[PhraseDocum
     return tuple(
         PhraseDocument.of(replace(phrase, box=round_box(phrase.box), score=round_score(phrase.score)))
         for phrase in found
+    )
+
+
+def masks_of(stored: StoredImage) -> tuple[Rle, ...] | None:
+    """The masks of a stored image's instances; None where it has none. Raises a ShardError where one is damaged."""
+    return None if stored.instances is None else tuple(found.mask.rle for found in stored.instances)
+
+
+def instances_of(stored: StoredImage) -> Instances:
+    """A stored image's instances as a segmenter had given them, but for what rounding took from boxes and scores.
+
+    Raises:
+        ShardError: it has none, or they are damaged.
+    """
+    found, masks = stored.instances, masks_of(stored)
+    if found is None or masks is None:
+        raise ShardError(f"sample {stored.key!r} has no instances.json; run `patchmint inspect verify` on its data set")
+    return Instances(
+        image_size=(stored.info.height, stored.info.width),
+        masks=RleMasks(masks),
+        text_index=np.array([stored.texts.index(each.text_index) for each in found], np.int64),
+        scores=np.array([each.score for each in found], np.float32),
+        boxes=np.array([each.box for each in found], np.float32).reshape(-1, 4),
+        spans=np.array([(each.start, each.end) for each in found], np.int64).reshape(-1, 2),
+        origins=tuple(each.origin for each in found),
     )
 
 

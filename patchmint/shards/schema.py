@@ -25,7 +25,7 @@ from patchmint.interfaces import FeatureSpec
 from patchmint.samples import Part
 from patchmint.shards.endings import MAX_IMAGES
 from patchmint.shards.versions import schema_name
-from patchmint.types import Instance, Origin, Phrase, Size
+from patchmint.types import Instance, Origin, Phrase, Rle, Size
 
 SCHEMA: Final = "patchmint.sample/2"
 
@@ -98,10 +98,78 @@ class PhraseDocument(_Document):
 
 
 class MaskDocument(_Document):
-    """A mask as COCO run-length encoding, of the stored image, before any EXIF orientation."""
+    """A mask as COCO run-length encoding."""
 
     size: tuple[int, int] = Field(description="Height, width.")
     counts: str = Field(description="Compressed counts.")
+
+    @classmethod
+    def of(cls, rle: Rle) -> Self:
+        """The document of a mask."""
+        height, width = rle["size"]
+        return cls(size=(height, width), counts=rle["counts"].decode("ascii"))
+
+    @property
+    def rle(self) -> Rle:
+        """The same as geometry has it; a ShardError where it is damaged."""
+        try:
+            return from_coco(self.model_dump())
+        except InputError as error:
+            raise ShardError(f"a mask is damaged: {error}") from error
+
+
+class FoundDocument(_Document):
+    """One instance that was found: a phrase of KEY.json without its words, and its mask."""
+
+    text_index: int = Field(ge=0, description="Which text.")
+    start: int = Field(ge=0, description="First character of its words in that text.")
+    end: int = Field(ge=0, description="One past the last character.")
+    box: BoxDocument = Field(description="XYXY in original pixels.")
+    score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
+    origin: Origin = Field(description="Whose box and mask, as of a phrase.")
+    mask: MaskDocument = Field(description="Of the image's size, EXIF orientation applied.")
+
+    @classmethod
+    def of(cls, phrase: PhraseDocument, mask: Rle) -> Self:
+        """The document of an instance.
+
+        Args:
+            phrase: what KEY.json has of it.
+            mask: of the image's size.
+        """
+        return cls(**phrase.model_dump(exclude={"text"}), mask=MaskDocument.of(mask))
+
+    def is_of(self, phrase: PhraseDocument) -> bool:
+        """Whether that is what KEY.json has of it."""
+        return self.model_dump(exclude={"mask"}) == phrase.model_dump(exclude={"text"})
+
+
+class InstancesDocument(_Document):
+    """KEY.instances.json."""
+
+    instances_json: Json = Field(description="As many as there are phrases, in their order: a list of them, as JSON.")
+
+    @classmethod
+    def of(cls, phrases: Iterable[PhraseDocument], masks: Iterable[Rle]) -> Self:
+        """The document of what was found in an image."""
+        return cls(instances_json=dump_list(FoundDocument.of(*pair) for pair in zip(phrases, masks, strict=True)))
+
+    @classmethod
+    def read(cls, data: bytes) -> tuple[FoundDocument, ...]:
+        """The instances in the member's bytes.
+
+        Raises:
+            ShardError: they aren't of this form.
+        """
+        try:
+            told = cls.model_validate_json(data)
+        except ValidationError as error:
+            raise ShardError(f"instances.json isn't of its form: {first_error(error)}") from error
+        return _parse(_FOUND, told.instances_json, "instances_json")
+
+    def to_bytes(self) -> bytes:
+        """The member's bytes."""
+        return encode_text(_dump(self.model_dump()), "KEY.instances.json")
 
 
 class InstanceDocument(_Document):
@@ -114,26 +182,21 @@ class InstanceDocument(_Document):
         description="Characters [start, end) that name it; absent where that isn't known.",
     )
     mask: MaskDocument | None = Field(
-        default=None, exclude_if=lambda mask: mask is None, description="Absent where none was read."
+        default=None,
+        exclude_if=lambda mask: mask is None,
+        description="Before any EXIF orientation; absent where none was read.",
     )
 
     @classmethod
     def of(cls, instance: Instance) -> Self:
         """The document of an instance."""
-        mask = None
-        if instance.mask is not None:
-            height, width = instance.mask["size"]
-            mask = MaskDocument(size=(height, width), counts=instance.mask["counts"].decode("ascii"))
+        mask = MaskDocument.of(instance.mask) if instance.mask is not None else None
         return cls(box=round_box(instance.box), span=instance.span, mask=mask)
 
     @property
     def instance(self) -> Instance:
         """The same as the models' room has it; a ShardError where the mask is damaged."""
-        try:
-            mask = from_coco(self.mask.model_dump()) if self.mask is not None else None
-        except InputError as error:
-            raise ShardError(f"a mask in annotators_json is damaged: {error}") from error
-        return Instance(self.box, self.span, mask)
+        return Instance(self.box, self.span, self.mask.rle if self.mask is not None else None)
 
 
 class AnnotatorDocument(_Document):
@@ -503,6 +566,7 @@ _FIELDS = (
 )
 _IMAGE_TEXTS = TypeAdapter(tuple[tuple[Annotated[int, Field(ge=0)], ...], ...])
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])
+_FOUND = TypeAdapter(tuple[FoundDocument, ...])
 _ANNOTATORS = TypeAdapter(tuple[AnnotatorDocument, ...])
 _CONVERSATION = TypeAdapter(tuple[TurnDocument, ...])
 _FEATURES = TypeAdapter(FeatureSpec)

@@ -12,7 +12,16 @@ from typing import Any, BinaryIO
 
 from patchmint.errors import PatchmintError, ShardError, StorageError
 from patchmint.images import IMAGE_ENDINGS
-from patchmint.shards.checks import Array, Finding, Findings, Problem, check_arrays, check_document, check_key
+from patchmint.shards.checks import (
+    Array,
+    Finding,
+    Findings,
+    Problem,
+    check_arrays,
+    check_document,
+    check_instances,
+    check_key,
+)
 from patchmint.shards.codec import decode_array
 from patchmint.shards.endings import (
     CAPTION,
@@ -20,6 +29,7 @@ from patchmint.shards.endings import (
     DOCUMENT,
     FEATURES,
     IMAGE,
+    INSTANCES,
     MAX_KEY_LENGTH,
     SELECTOR,
     numbered,
@@ -161,7 +171,7 @@ class _State:
         held = {member.ending: member.data for member in members if member.data is not None and not _pickle(member)}
         sample = StoredSample(key, members[0].offset, members[-1].end - members[0].offset, held)
         if self.layout is not None or is_own(sample):
-            trouble |= self.findings.extend(check_own(sample, self.layout), shown)
+            trouble |= self.findings.extend(check_own(sample, self.layout, deep=self.decode is not None), shown)
         else:
             trouble |= self.findings.extend(check_foreign(sample), shown)
         if self.rows is not None:
@@ -246,12 +256,13 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def check_own(sample: StoredSample, layout: Layout | None) -> Iterator[Problem]:
-    """A sample of our format: members, document, arrays, caption.
+def check_own(sample: StoredSample, layout: Layout | None, *, deep: bool = False) -> Iterator[Problem]:
+    """A sample of our format: members, document, arrays, instances, caption.
 
     Args:
         sample: as read.
         layout: of its data set; None: only what the sample says of itself is held against it.
+        deep: whether labels are made again of the instances.
     """
     yield from check_key(sample.key, layout.longest_key if layout is not None else MAX_KEY_LENGTH)
     document: KeyJson | None = None
@@ -265,8 +276,11 @@ def check_own(sample: StoredSample, layout: Layout | None) -> Iterator[Problem]:
     yield from _read_arrays(sample, arrays)
     if document is None:
         return
-    yield from check_document(document, sample.key, layout)
-    yield from check_arrays(document, arrays, layout)
+    problems = [*check_document(document, sample.key, layout), *check_arrays(document, arrays, layout)]
+    yield from problems
+    if not problems:
+        for image in sample.images:
+            yield from check_instances(image, deep=deep)
     yield from _check_caption(sample, document)
 
 
@@ -328,9 +342,10 @@ def _expected(sample: StoredSample, told: KeyJson | None, layout: Layout | None)
     labels = (SELECTOR, COVERAGE) if {first + SELECTOR, first + COVERAGE} & sample.members.keys() else ()
     grids = told.images[0].further_grids
     further = tuple(on_grid(ending, grid.name) for grid in grids for ending in (SELECTOR, COVERAGE))
+    instances = (INSTANCES,) if first + INSTANCES in sample.members else ()
     tokens = (f"{told.tokens.member}.npy",) if told.tokens.member else ()
     features = (FEATURES,) if told.features_json != dump_features(None) else ()
-    return sample_endings((*labels, *further, *tokens, *features), images, documents=documents)
+    return sample_endings((*labels, *further, *instances, *tokens, *features), images, documents=documents)
 
 
 def _check_endings(sample: StoredSample, expected: tuple[str, ...] | None) -> Iterator[Problem]:

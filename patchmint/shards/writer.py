@@ -11,12 +11,12 @@ import numpy as np
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, SELECTOR, on_grid
+from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
-from patchmint.shards.schema import KeyJson, encode_text
+from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text
 from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, TableWriter, sidecar_row
 
 
@@ -58,12 +58,14 @@ class ShardWriter:
                 or of another type or shape, a box lies outside the image, ...); nothing of it is written.
         """
         told, arrays = key_json_of(sample, self._layout), _arrays(sample, self._layout)
+        instances = _instances(sample, self._layout)
         self._check(told, arrays)
         data = {
             **{self._layout.ending_of(number, IMAGE): image.data for number, image in enumerate(sample.images)},
             DOCUMENT: told.to_bytes(),
             CAPTION: encode_text(told.texts[0], "KEY.txt"),
             **{ending: encode_array(array) for ending, array in arrays.items()},
+            **{self._layout.ending_of(number, INSTANCES): found for number, found in enumerate(instances)},
         }
         self._append(told, arrays, data, sample.planned.ordinal)
 
@@ -149,6 +151,23 @@ def _arrays_of(image: ShardImage, key: str, layout: Layout) -> dict[str, Array]:
     if layout.tokens is not None:
         _narrow(arrays, f"{layout.tokens.member}.npy", layout.tokens.dtype)
     return arrays
+
+
+def _instances(sample: ShardSample, layout: Layout) -> list[bytes]:
+    """The images' instances as they are stored; none where the layout has none."""
+    if any((image.masks is not None) != layout.instances for image in sample.images):
+        has = "no masks, the data set has" if layout.instances else "masks, the data set has no"
+        raise ShardError(f"sample {sample.planned.key!r} has {has} instances")
+    written = []
+    for image in sample.images if layout.instances else ():
+        masks, size = image.masks or (), [image.image.height, image.image.width]
+        if len(masks) != len(image.phrases) or any(mask["size"] != size for mask in masks):
+            raise ShardError(
+                f"sample {sample.planned.key!r} has {len(masks)} masks for {len(image.phrases)} phrases, or not all of "
+                f"them are of the image's size {size}; instances are stored with masks of that size (labels.instances)"
+            )
+        written.append(InstancesDocument.of(image.phrases, masks).to_bytes())
+    return written
 
 
 def _narrow(arrays: dict[str, Array], ending: str, dtype: np.dtype[np.unsignedinteger]) -> None:

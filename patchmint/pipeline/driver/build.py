@@ -364,11 +364,11 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
     """Those that made what is carried over from the data set that was extended."""
     if extended is None:
         return {}
-    return {
-        role: entry
-        for role, entry in extended.models.items()
-        if role in SECTION_OF_ROLE and plan.config[SECTION_OF_ROLE[role]] is None
-    }
+    labels = plan.config["labels"]
+    carried = {section for section in ("labels", "tokens", "features") if plan.config[section] is None}
+    if labels is not None and labels["masks"] == "stored":
+        carried.add("labels")
+    return {role: entry for role, entry in extended.models.items() if SECTION_OF_ROLE.get(role) in carried}
 
 
 def _rule(plan: Plan, extended: Manifest | None) -> str:
@@ -395,6 +395,7 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
         grid=GridLayout.of(grid),
         further_grids=extended.layout.further_grids if extended and not labels else further,
         min_coverage=labels["min_coverage"] if labels else carried,
+        instances=sample.images[0].instances is not None,
         tokens=tokens,
         features=told.features,
         notice=told.notice,

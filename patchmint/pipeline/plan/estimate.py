@@ -42,6 +42,8 @@ _DOCUMENT = 800
 """Bytes of a sample's JSON without its texts."""
 _PHRASES = 300
 """Bytes of the phrases that a text gets, in its JSON: three with their boxes and scores."""
+_MASKS = 3000
+"""Bytes of an image's instances: three masks of a photograph."""
 _CODE_CELL_PX = 16
 """Side of what one VQGAN code stands for (f16)."""
 
@@ -407,6 +409,7 @@ def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, siz
     if config.labels is not None:
         fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
         each_text = 2 * cells + _PHRASES
+        fixed += _TAR_BYTES_A_MEMBER + _MASKS if config.labels.instances else 0
     if config.features is not None:
         spec = check_features(config.models, config.features, grid)
         if spec is not None:

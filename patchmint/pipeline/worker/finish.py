@@ -25,7 +25,15 @@ from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
-from patchmint.shards.sample import FurtherLabels, ShardImage, ShardSample, phrases_of, stored_labels
+from patchmint.shards.sample import (
+    FurtherLabels,
+    ShardImage,
+    ShardSample,
+    instances_of,
+    masks_of,
+    phrases_of,
+    stored_labels,
+)
 from patchmint.shards.saved import SavedUnit
 from patchmint.shards.schema import ImageDocument, first_error
 from patchmint.shards.writer import ShardWriter
@@ -181,7 +189,7 @@ class Finisher:
         repeated = [self.repeats.of(prepared.planned, image.number) for image in prepared.images]
         for image, answer, again in zip(prepared.images, answers, repeated, strict=True):
             if answer is not None:
-                found = self._image(prepared.planned, image, answer)
+                found = self._image(prepared, image, answer)
             else:
                 assert again is not None  # else it was asked about
                 found = made[again] if again in made else self._kept[again]
@@ -200,13 +208,16 @@ class Finisher:
         }
         return made_sample(prepared, images, faults, keep_labels=self._keep_labels)
 
-    def _image(self, planned: PlannedSample, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
+    def _image(self, prepared: Prepared, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
         if isinstance(answer, Fault):
             return answer
+        if prepared.extended is not None and self._models.stored is not None:
+            found = instances_of(prepared.extended.images[image.number])
+            answer = replace(answer, instances=self._models.stored.apply(found))
         try:
             labelled = self._models.label(answer, image.image.size, len(image.texts))
         except Exception as error:
-            error.add_note(f"This happened while sample {planned.key} was labelled.")
+            error.add_note(f"This happened while sample {prepared.planned.key} was labelled.")
             fault = fault_of(error)
             if fault.reason == "out-of-memory":  # not alone: the models are at the next batch
                 message = f"beside the models there wasn't enough memory for its labels (runner.batch_size?): {error}"
@@ -249,6 +260,7 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
             name: FurtherLabels(len(placed.views), placed, made.selector, made.coverage)
             for name, (placed, made) in annotated.further.items()
         },
+        masks=annotated.masks,
     )
 
 
@@ -285,6 +297,7 @@ def _carried(made: ShardImage, extended: StoredImage, keep_labels: bool) -> Shar
     return replace(
         made,
         phrases=made.phrases if anew else extended.phrases,
+        masks=made.masks if anew else masks_of(extended),
         selector=made.selector if anew else extended.selector,
         coverage=made.coverage if anew else extended.coverage,
         further=made.further if anew else {**made.further, **stored_labels(extended)},
@@ -313,6 +326,7 @@ def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
         codes=stored.codes,
         features=stored.features,
         further=stored_labels(stored),
+        masks=masks_of(stored),
     )
 
 
@@ -443,13 +457,16 @@ class UnitShard:
                 write_rejects(file, rejects, documents=self.layout.documents)
 
 
-def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None) -> Layout:
+def layout_of(
+    config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None, *, keep_labels: bool = False
+) -> Layout:
     """The layout of what these models make.
 
     Args:
         config: the settings.
         models: that were loaded for them.
         extended: of the data set that is extended: what isn't made anew is carried over from it.
+        keep_labels: as for `made_sample`.
 
     Raises:
         BuildError: an outside model makes what the format has no room for.
@@ -465,6 +482,7 @@ def layout_of(config: AnnotatorConfig, models: AnnotationModels, extended: Layou
             "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
             "further_grids": made.further_grids if config.labels else extended.further_grids,
+            "instances": made.instances if config.labels and not keep_labels else extended.instances,
             "tokens": made.tokens or extended.tokens,
             "features": made.features or extended.features,
             # what is carried over may be all that a warning is about
@@ -490,6 +508,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
         grid=GridLayout.of(models.grid),
         further_grids=tuple(FurtherGridLayout.of(grid, name=name) for name, grid in models.further_grids.items()),
         min_coverage=config.labels.min_coverage if config.labels else None,
+        instances=models.keeps_masks,
         tokens=tokens,
         features=models.encoder.spec if models.encoder else None,
         notice=config.notice,

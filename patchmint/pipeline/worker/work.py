@@ -100,7 +100,8 @@ class Worker:
             drop=config.on_bad_image == "drop",
         )
         extended = extended_manifest(config)
-        made = layout_of(config, self._models, extended.layout if extended is not None else None)
+        carried = extended.layout if extended is not None else None
+        made = layout_of(config, self._models, carried, keep_labels=config.keeps_labels)
         self._layout = made.model_copy(update={"documents": True}) if config.gives_documents else made
         self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))
         self._device = device

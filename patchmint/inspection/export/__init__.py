@@ -1,0 +1,1 @@
+"""A data set's images and instances as files of other tools."""
