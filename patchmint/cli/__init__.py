@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "extend": LazyCommand(
         "patchmint.jobs.extend:extend_command",
-        "Add features, or codes of another tokenizer, to a finished data set. Its labels aren't made again.",
+        "Add features, codes of another tokenizer, or labels on another grid, to a finished data set.",
         (
             "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
             "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
