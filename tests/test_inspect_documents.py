@@ -10,7 +10,18 @@ from browser import chromium, watched_page
 from gallery_data import HOSTILE, UNTRAINED, payload, served
 from inspect_data import answer, edit_json, inspect, refusal, unfinish
 from PIL import Image
-from shard_data import DOCUMENTS, commit_unit, configure, finish, make_dataset, make_document, stored, write_plan
+from shard_data import (
+    DOCUMENTS,
+    commit_unit,
+    configure,
+    finish,
+    image_bytes,
+    make_dataset,
+    make_document,
+    stored,
+    tar_of,
+    write_plan,
+)
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
@@ -230,6 +241,23 @@ def test_an_unfinished_build(tmp_path):
     assert answer("info", folder)["layout"]["documents"] is True
     assert answer("stats", folder)["images"] == 2
     assert answer("find", folder, "--where", "images = 2")["found"] == 1
+
+
+def test_a_tar_of_another_program(tmp_path):
+    photos = [image_bytes(number, "jpeg") for number in range(3)]
+    named = [("a.0.jpg", photos[0]), ("a.1.jpg", photos[1]), ("a.txt", b"two"), ("b.jpg", photos[2]), ("b.txt", b"one")]
+    tar = tmp_path / "other.tar"
+    tar.write_bytes(tar_of(named))
+    shown = inspect("show", tar, "a", rc=0).stdout
+    assert "[image 0] [image 1] two" in shown
+    assert "grid" not in shown
+    assert "grid" not in inspect("show", tar, "b", rc=0).stdout
+    assert "KEY.IMAGE.jpg" in inspect("info", tar, rc=0).stdout
+    assert answer("stats", tar)["images"] == 3
+    site = Site(open_dataset(tar), GallerySettings())
+    pictures = [path for path, _ in site.files() if path.startswith("pictures/")]
+    assert pictures == [f"pictures/000000/{name}.jpg" for name in ("000000-0", "000000-1", "000001")]
+    assert all(site.file(path) for path in pictures)
 
 
 def test_card(folder):

@@ -122,18 +122,18 @@ class Dataset:
         """
         return tuple(self._grids)
 
-    def on_grid(self, name: str) -> Dataset:
+    def on_grid(self, name: str | None) -> Dataset:
         """The data set as if its labels were on one of its grids alone; on a further one it has no features.
 
-        Sidecars stay those of the first grid: their `rows`, `cols`, `views` and `label_shares` are that one's.
-
         Args:
-            name: one of `grid_names`, or as the settings name it ("llava-1.5-finetune").
+            name: one of `grid_names`, or as the settings name it ("llava-1.5-finetune"); None: the first.
 
         Raises:
             InputError: it has no labels on such a grid.
             ShardError: dataset.json is damaged.
         """
+        if name is None:
+            return replace(self, further_grid="")
         names = self.grid_names
         chosen = name if name in names else name.replace(".", "-")
         if chosen not in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ import pyarrow as pa
 
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.errors import ShardError
+from patchmint.shards.endings import DOCUMENT, SELECTOR, on_grid
+from patchmint.shards.reader import walk_sample
 from patchmint.shards.sidecar import read_table as read_sidecar
+from patchmint.shards.sidecar import stored_row
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Integers, Progress, Size
 
 _THREADS = min(8, os.cpu_count() or 1)
 _STORE_THREADS = 16
+_OF_GRID = ("rows", "cols", "views", "label_shares")
 
 
 def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
@@ -27,17 +32,21 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
     Args:
         dataset: that has the shard.
         shard: one of its shards.
-        columns: of `dataset.columns`; None: all.
+        columns: of `dataset.columns`; None: all. Sidecars tell of the first grid: on a further one, those that depend
+            on the grid are made of the labels, which are read for it.
 
     Raises:
-        ShardError: the sidecar is damaged, or of another tar.
+        ShardError: the sidecar is damaged, or of another tar, or a sample is.
         StorageError: it can't be read.
     """
     if not shard.samples:
         return dataset.columns.empty_table().select(columns or dataset.columns.names)
     if dataset.scanned is not None:
         return dataset.scanned.select(columns or dataset.columns.names)
-    table = read_sidecar(dataset.storage, shard.sidecar, dataset.columns, columns)
+    names = list(columns or dataset.columns.names)
+    of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
+    asked = list(dict.fromkeys((*names, "offset", "size"))) if of_grid else columns
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.columns, asked)
     if table.num_rows != shard.samples:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
@@ -46,6 +55,19 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         )
     if {"offset", "size"} <= set(table.column_names):
         _check_extents(table, shard, dataset.uri)
+    return _on_grid(dataset, shard, table, of_grid).select(names) if of_grid else table
+
+
+def _on_grid(dataset: Dataset, shard: Shard, table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows with columns of the grid on which the data set is read."""
+    endings, read = {DOCUMENT, on_grid(SELECTOR, dataset.further_grid)}, partial(dataset.storage.read_range, shard.tar)
+    rows = []
+    for offset, size in zip(*_extents(table), strict=True):
+        sample = walk_sample(read, shard.tar, int(offset), int(size), endings)
+        rows.append(stored_row(sample.on_grid(dataset.further_grid), 0))
+    for name in names:
+        made = pa.array([row[name] for row in rows], dataset.columns.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, made)
     return table
 
 

@@ -103,12 +103,7 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
     yield _table(
         ("member", "type", "shape", "meaning"),
         [
-            (
-                _member(manifest, entry.ending),
-                entry.dtype,
-                " x ".join(entry.shape),
-                _MEANINGS.get(entry.ending, "visual codes"),
-            )
+            (_member(manifest, entry.ending), entry.dtype, " x ".join(entry.shape), _meaning(entry.ending))
             for entry in manifest.members
         ],
     )
@@ -144,12 +139,21 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
     yield from _loading(dataset, manifest, repo)
 
 
+def _meaning(ending: str) -> str:
+    kind, _, grid = ending.removesuffix(".npy").rpartition(".")
+    if kind in ("selector", "coverage"):
+        return f"{_MEANINGS[f'{kind}.npy']}, on the grid {grid}"
+    return _MEANINGS.get(ending, "visual codes")
+
+
 def _settings(manifest: Manifest) -> dict[str, Any]:
     """What made the samples; a source's path on somebody's machine is nobody's business."""
     held = held_settings(manifest)
     sources = held.get("source") or {}
     shown = [_shown(source) for source in sources] if isinstance(sources, list) else _shown(sources)
-    kept: dict[str, Any] = {key: held[key] for key in ("labels", "grid", "tokens", "features", "limits") if key in held}
+    kept: dict[str, Any] = {
+        key: held[key] for key in ("labels", "grid", "grids", "tokens", "features", "limits") if key in held
+    }
     return {"source": shown, **kept}
 
 

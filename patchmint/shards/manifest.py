@@ -200,6 +200,8 @@ def held_settings(manifest: Manifest) -> dict[str, Any]:
         if past is not None:
             precision = {"precision": past["precision"]} if "precision" in past else {}
             settings[section] = dict(sorted((dict(past[section]) | precision).items()))
+            if section == "labels" and past.get("grids"):
+                settings["grids"] = past["grids"]
             made = past.get("models") or {}
             models |= {role: name for role, name in made.items() if SECTION_OF_ROLE.get(role) == section}
     *_, first = _history(config)

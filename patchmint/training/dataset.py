@@ -333,7 +333,7 @@ def open_on_grid(uri: Uri, grid: str | None) -> Dataset:
     """As `open_finished`, with its labels on one of its grids (None: the first). A ConfigError where there is none."""
     dataset = open_finished(uri)
     try:
-        return dataset if grid is None else dataset.on_grid(grid)
+        return dataset.on_grid(grid)
     except InputError as error:
         raise ConfigError(f"can't train on {error}; `patchmint extend --grids` adds labels on a grid") from error
 

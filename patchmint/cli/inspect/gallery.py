@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
+from patchmint.cli.inspect.shared import (
+    DatasetArgument,
+    GridOption,
+    JsonOption,
+    console_for_data,
+    print_json,
+    progress_bar,
+)
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -33,6 +40,7 @@ def gallery_command(
     masks: Annotated[bool, typer.Option(help="Make the masks again from the stored boxes, where possible.")] = True,
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
+    grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -45,7 +53,7 @@ def gallery_command(
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
-    site = Site(open_dataset(dataset), GallerySettings(chosen, size, masks, decoded))
+    site = Site(open_dataset(dataset).on_grid(grid), GallerySettings(chosen, size, masks, decoded))
     if out is None:
         _serve(site, port, as_json)
     else:

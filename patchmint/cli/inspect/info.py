@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from patchmint.inspection.summary import Summary
 
-_SECTIONS = ("source", "labels", "grid", "tokens", "features")
+_SECTIONS = ("source", "labels", "grid", "grids", "tokens", "features")
 
 
 def info_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
@@ -66,7 +66,8 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS if summary.layout else ():
         if section in known:
             # Settings that aren't known are empty; the layout tells at least what there is.
-            yield section, _flat(known[section] if known[section] != {} else _form(section, summary.layout))
+            told = known[section] if known[section] != {} else _form(section, summary.layout)
+            yield section, ", ".join(map(_flat, told)) if section == "grids" else _flat(told)
     if summary.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())
 
@@ -137,7 +138,7 @@ def _print_members(console: Console, summary: Summary) -> None:
 
     title = "members of a sample" if summary.versions else "members of the first sample"
     table = Table(Column("member", no_wrap=True), "type", "shape", title=title, title_justify="left")
-    documents = summary.layout.get("documents", False)
+    documents = bool(summary.totals.get("images"))
     for member in summary.members:
         number = "IMAGE." if documents and member["ending"] not in ("json", "txt") else ""
         cells = (f"KEY.{number}{member['ending']}", member["dtype"], " x ".join(member["shape"]))

@@ -79,8 +79,8 @@ def _facts(dataset: Dataset, found: Found) -> Iterator[str]:
         yield from _image_facts(sample.images[0])
     listed = " ".join(dict.fromkeys(map(unnumbered, sample.members)) if sample.parts else sample.members)
     yield f"shard   {shard.tar}, {sample.size} bytes from {sample.offset} on: {listed}"
-    if not dataset.foreign and not sample.parts:
-        yield _grid(sample.images[0])
+    if not sample.parts:
+        yield from _grid(sample.images[0])
 
 
 def _image_facts(image: StoredImage) -> Iterator[str]:
@@ -92,10 +92,11 @@ def _image_facts(image: StoredImage) -> Iterator[str]:
         yield f"source  {f'{source.name}: ' if source.name else ''}{source.path}{within}"
 
 
-def _grid(image: StoredImage) -> str:
+def _grid(image: StoredImage) -> Iterator[str]:
     grid = image.grid
     views = f", {grid.views} views" if grid.views > 1 else ""
-    return f"grid    {grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.fit}{views}"
+    if grid.fit:  # else nothing lies on it: another program wrote the tar
+        yield f"grid    {grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.fit}{views}"
 
 
 def _sequence(sample: StoredSample) -> Iterator[str]:
@@ -114,7 +115,7 @@ def _sequence(sample: StoredSample) -> Iterator[str]:
 def _print_image(console: Console, image: StoredImage, texts: Sequence[int]) -> None:
     if image.name != image.key:
         console.print(Text(f"\nimage {image.number} of 0..{len(image.key_json.images) - 1}", "bold reverse"))
-        typer.echo("\n".join(map(printable, (*_image_facts(image), _grid(image)))))
+        typer.echo("\n".join(map(printable, (*_image_facts(image), *_grid(image)))))
     for text in islice(texts, _MAX_TEXTS):
         typer.echo()
         _print_text(console, image, text)

@@ -22,6 +22,10 @@ DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A data set's folder, finished or not; s3://..., hf://...; or one tar.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+GridOption = Annotated[
+    str | None,
+    typer.Option("--grid", metavar="NAME", help="Of several grids of labels this one, not the first."),
+]
 PaddingOption = Annotated[
     bool, typer.Option("--padding", help="Count cells that show nothing but padding, which are left out otherwise.")
 ]

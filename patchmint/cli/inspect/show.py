@@ -11,6 +11,7 @@ import typer
 
 from patchmint.cli.inspect.shared import (
     DatasetArgument,
+    GridOption,
     JsonOption,
     check_output,
     print_json,
@@ -44,6 +45,7 @@ def show_command(
             help="Write the overlay; of several texts FILE-0.png, FILE-1.png, ..., of a document FILE-IMAGE-TEXT.png.",
         ),
     ] = None,
+    grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one sample: texts with their phrases, patch labels, codes; a document image by image.
@@ -60,7 +62,7 @@ def show_command(
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset).on_grid(grid)
     with progress_bar("reading keys, once") as progress:
         found = find_sample(opened, key, progress)
     chosen = _chosen(found, image, text)

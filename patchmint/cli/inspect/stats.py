@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from patchmint.cli.inspect.drawing import bar, heat_map, spark_line
 from patchmint.cli.inspect.shared import (
     DatasetArgument,
+    GridOption,
     JsonOption,
     PaddingOption,
     check_output,
@@ -43,6 +44,7 @@ def stats_command(
         Path | None, typer.Option("--html", metavar="FILE.html", help="Write a page with tables and plots.")
     ] = None,
     padding: PaddingOption = False,
+    grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
@@ -61,7 +63,7 @@ def stats_command(
 
     check_output(png, ".png")
     check_output(html, ".html")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset).on_grid(grid)
     with progress_bar("count") as progress:
         stats = collect_stats(opened, samples, progress, padding=padding)
     if png is not None:
