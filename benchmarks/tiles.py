@@ -1,6 +1,6 @@
 """Small things in large images: demo scenes pasted at their own size into large backgrounds, with `labels.tiles`.
 
-    python benchmarks/tiles.py --scenes 12 --side 224 --size 2400x3200
+    python benchmarks/tiles.py --scenes 10 --side 224 --size 2400x3200
 
 F1 of patches (LLaVA 1.5's grid on the large image) without tiles, with tiles, and of the scene cut out and its masks
 pasted back: what the detector would reach if it saw nothing else. Boxes of things are counted against the truth.
@@ -26,7 +26,7 @@ from patchmint.labelers.grounding_dino.detector import overlaps
 def main() -> None:
     """Measure, and print a line a scene."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=12, help="of those whose text names something there")
+    parser.add_argument("--scenes", type=int, default=10, help="of those whose text names something there")
     parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--size", default="2400x3200")

@@ -155,6 +155,10 @@ def test_what_can_not_be_used_is_refused(given):
             given.annotate(image, "a", **wrong)
     with pytest.raises(InputError, match="2 texts and boxes of 1"):
         given.annotate(image, ["a", "b"], boxes=[[[0, 0, 3, 3]]])
+    with pytest.raises(ConfigError, match="did you mean masks: annotators-else-masker"):
+        Annotator.from_config({"labels": {"masks": "annotators", "boxes": "annotators-else-detector"}})
+    with pytest.raises(ConfigError, match="leave one of the two out"):
+        Annotator.from_config({"models": {"segmenter": "toy"}, "labels": {"masks": "annotators-else-masker"}})
     with pytest.raises(ConfigError, match="leave one of the two out"):
         Annotator.from_config({"models": {"segmenter": "toy"}, "labels": {"boxes": "annotators"}})
 
