@@ -306,5 +306,5 @@ def test_a_dry_run_counts_the_cells(built):
     from patchmint.pipeline.plan.estimate import _added_bytes
 
     config = BuildConfig.load(built["qwen3-vl"].with_suffix(".yaml"), {"tokens": None})
-    small, large = (_added_bytes(config, 1, 1, [size, TOO_OBLONG]) for size in ((320, 320), (640, 640)))
+    small, large = (_added_bytes(config, 1, 1, 1, [size, TOO_OBLONG]) for size in ((320, 320), (640, 640)))
     assert large - small == 2 * (20 * 20 - 10 * 10)
