@@ -403,11 +403,14 @@ def _placed(grid: Grid, size: Size) -> Placement | None:
 def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts; a text counts for each image that it labels."""
     grid = resolve_grid(config.grid)
-    placed = [placement for size in sizes or [_TYPICAL_SIZE] if (placement := _placed(grid, size)) is not None]
-    cells = sum(prod(placement.shape) for placement in placed) / max(len(placed), 1)
+    placed, *others = (
+        [placement for size in sizes or [_TYPICAL_SIZE] if (placement := _placed(each, size)) is not None]
+        for each in (grid, *config.further_grids.values())
+    )
+    cells = sum(prod(each.shape) / len(on_grid) for on_grid in (placed, *others) for each in on_grid)
     fixed, each_text = float(_TAR_BYTES_A_MEMBER), 0.0
     if config.labels is not None:
-        fixed += 2 * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
+        fixed += 2 * (1 + len(others)) * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
         each_text = 2 * cells + _PHRASES
         fixed += _TAR_BYTES_A_MEMBER + _MASKS if config.labels.instances else 0
     if config.features is not None:
