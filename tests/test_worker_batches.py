@@ -480,7 +480,9 @@ class Labels:
 @pytest.fixture
 def finishing(monkeypatch):
     monkeypatch.setattr("patchmint.pipeline.worker.finish.made_image", lambda image, labelled: labelled)
-    monkeypatch.setattr("patchmint.pipeline.worker.finish.made_sample", lambda prepared, images, _: images[0].number)
+    monkeypatch.setattr(
+        "patchmint.pipeline.worker.finish.made_sample", lambda _, images, *rest, **more: images[0].number
+    )
     with ThreadPoolExecutor(1) as pool:
         yield pool
 
