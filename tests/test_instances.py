@@ -19,6 +19,7 @@ from patchmint.shards.sample import instances_of, phrases_of
 from patchmint.shards.verify import verify
 from patchmint.shards.verify_tar import check_own
 from patchmint.storage import open_storage
+from patchmint.training.webdataset import SampleDecoder
 from patchmint.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' decode, with NumPy 2
@@ -58,6 +59,12 @@ def test_instances_are_the_phrases_with_their_masks(base):
             left, top, right, bottom = (int(edge) for edge in found.box)
             assert mask[top:bottom, left:right].all()
             assert mask.sum() == (bottom - top) * (right - left)
+
+
+def test_training_passes_over_instances_that_a_reader_decoded(base):
+    sample = stored(base)[0]
+    decoded = sample.members | {"__key__": sample.key, "instances.json": json.loads(sample.members["instances.json"])}
+    assert np.array_equal(SampleDecoder(base, images=False)(decoded)["selector"][0], sample.selector[0])
 
 
 def test_verify_finds_what_is_wrong_with_them(base):

@@ -13,7 +13,7 @@ import torch
 from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, InputError
 from patchmint.shards.codec import encode_array
-from patchmint.shards.endings import DOCUMENT, FEATURES, unnumbered
+from patchmint.shards.endings import DOCUMENT, FEATURES, INSTANCES, unnumbered
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.storage import uri_of
@@ -91,7 +91,8 @@ class SampleDecoder:
         """
         json_bytes = self._as_bytes(DOCUMENT, sample[DOCUMENT]) if DOCUMENT in sample else b""
         images = len(read_key_json(json_bytes).images)
-        held = [ending for ending in self._stored.members_of(images) if sample.get(ending) is not None]
+        used = (ending for ending in self._stored.members_of(images) if unnumbered(ending) != INSTANCES)
+        held = [ending for ending in used if sample.get(ending) is not None]
         members = {ending: self._as_bytes(ending, sample[ending]) for ending in held} | {DOCUMENT: json_bytes}
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
         stored = stored.on_grid(self._grid) if self._grid else stored
