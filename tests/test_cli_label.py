@@ -128,7 +128,7 @@ def test_several_images_are_one_document(run, photo, tmp_path):
     lines = run(tmp_path / "other.png", "--json", "--out", tmp_path / "o.png")[0].splitlines()
     assert [json.loads(line) for line in lines] == [alone, alone]
     assert sorted(path.name for path in tmp_path.glob("o*.png")) == ["o.0.png", "o.1.png", "other.png"]
-    assert "other.png" in run(tmp_path / "other.png")[0]
+    assert "other.png" in run(tmp_path / "other.png")[0].replace("\n", "")  # a long path is wrapped
 
 
 @pytest.mark.parametrize(

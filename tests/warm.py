@@ -261,12 +261,13 @@ def _hasten(interval, patience):
     Lease.acquire = staticmethod(partial(Lease.acquire, interval=float(interval), patience=float(patience)))
 
 
-def _look_once():
-    """Read the installed packages' entry points once a process: a build looks eight times, a small one mostly that."""
+def look_once():
+    """Read the installed packages' entry points once a process and path: a build looks eight times."""
     from patchmint import plugins
 
-    found = cache(plugins.entry_points)
-    plugins.entry_points = lambda **wanted: found().select(**wanted)
+    look = plugins.entry_points
+    found = cache(lambda *path: look())
+    plugins.entry_points = lambda **wanted: found(*sys.path).select(**wanted)
 
 
 def _import_everything():
@@ -341,7 +342,7 @@ if __name__ == "__main__":
     _become(task, files)
     if LEASE in os.environ:
         _hasten(*os.environ[LEASE].split())
-    _look_once()
+    look_once()
     if task["arguments"][0] == "-m" and not _WORKERLESS & {*task["arguments"][2:3]}:
         task = _fork_workers() or task
     _end(_exit_code(task["arguments"]))
