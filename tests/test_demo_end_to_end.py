@@ -158,8 +158,9 @@ class SwappedAxes:
     def __init__(self, detector: Any) -> None:
         self.detector = detector
 
-    def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> list[Any]:
-        return [replace(found, boxes=found.boxes[:, [1, 0, 3, 2]]) for found in self.detector.detect(images, texts)]
+    def detect(self, *asked: Any, **options: Any) -> list[Any]:
+        found = self.detector.detect(*asked, **options)
+        return [replace(each, boxes=each.boxes[:, [1, 0, 3, 2]]) for each in found]
 
 
 class Rotated:
