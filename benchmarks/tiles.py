@@ -3,7 +3,9 @@
     python benchmarks/tiles.py --scenes 10 --side 224 --size 2400x3200
 
 F1 of patches (LLaVA 1.5's grid on the large image) without tiles, with tiles, and of the scene cut out and its masks
-pasted back: what the detector would reach if it saw nothing else. Boxes of things are counted against the truth.
+pasted back: what the detector would reach if it saw nothing else. Boxes of things are counted against the truth:
+"twice" are things with several boxes of one phrase; "at seams" are those of them whose boxes no tile finds alone. The
+others are the detector's own, which also has some on scenes cut out ("twice cut out").
 """
 
 from __future__ import annotations
@@ -13,14 +15,43 @@ import warnings
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 
-from patchmint.api import Annotator, DemoWarning
+from patchmint.api import Annotation, Annotator, DemoWarning
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import draw_scene, make_scene
 from patchmint.demo.score import f1_and_iou
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.labelers.grounding_dino.detector import overlaps
+from patchmint.labelers.tiled import Tile, tiles_of
+from patchmint.types import RgbImage, Span
+
+Boxes = npt.NDArray[np.float32]
+
+
+def twice(labels: Annotation, things: Boxes) -> list[Boxes]:
+    """Where a phrase has several boxes of one thing (IoU over 0.5): those boxes, XYXY."""
+    boxes = np.float32([phrase.box for phrase in labels.phrases]).reshape(-1, 4)
+    found: list[Boxes] = []
+    for hits in (overlaps(boxes, things) > 0.5).T:
+        rows: dict[Span, list[int]] = {}
+        for row in np.flatnonzero(hits):
+            rows.setdefault(labels.phrases[row].span, []).append(row)
+        found += [boxes[some] for some in rows.values() if len(some) > 1]
+    return found
+
+
+def in_one_tile(annotator: Annotator, image: RgbImage, text: str, side: int, boxes: Boxes) -> bool:
+    """Whether the image or a tile of it has all of these boxes when it is looked at alone."""
+    size = (image.shape[0], image.shape[1])
+    for tile in (Tile.of(0, 0, 0, *size, size), *tiles_of(size, side)):
+        if tile.has(boxes).all():
+            alone = annotator.annotate(tile.of_image(image), text)
+            own = np.float32([phrase.box for phrase in alone.phrases]).reshape(-1, 4)
+            if (overlaps(boxes - np.float32([tile.left, tile.top] * 2), own) > 0.99).any(axis=1).all():
+                return True
+    return False
 
 
 def main() -> None:
@@ -65,9 +96,15 @@ def main() -> None:
         boxes = scene.boxes()[things] + np.float32([left, top, left, top])
         found = np.float32([phrase.box for phrase in large.phrases]).reshape(-1, 4)
         hits = overlaps(found, boxes) > 0.5
-        spans = [[large.phrases[row].span for row in np.flatnonzero(column)] for column in hits.T]
-        counts += Counter(
-            things=len(things), found=sum(map(bool, spans)), twice=sum(len(each) > len(set(each)) for each in spans)
+        doubles = twice(large, boxes)
+        counts.update(
+            {
+                "things": len(things),
+                "found": int(hits.any(axis=0).sum()),
+                "twice": len(doubles),
+                "at seams": sum(not in_one_tile(plain, canvas, text.content, asked.side, double) for double in doubles),
+                "twice cut out": len(twice(cut, scene.boxes()[things])),
+            }
         )
         scenes_box = np.float32([[left, top, left + scene.size[1], top + scene.size[0]]])
         counts["elsewhere"] += int((overlaps(found, scenes_box) == 0).sum())

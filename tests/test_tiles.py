@@ -98,6 +98,22 @@ def test_each_size_is_the_business_of_the_smallest_tile_that_has_it_whole():
     assert len(_merged(parts, tiles, np.array([], np.int64))) == 4  # whole-image boxes of a text with its own stay
 
 
+def test_seams_double_nothing_and_merge_nothing_that_lies_side_by_side():
+    """Doubles within one tile are the detector's own, as in an image without tiles: `nms` is for them."""
+    tiles = tiles_of((300, 300), 100)
+    small = {(tile.left, tile.top): tile for tile in tiles if tile.side == 1}
+    best, own, poor = (([x, 110, x + 30, 140], score, (0, 3)) for x, score in ((110, 0.6), (113, 0.5), (108, 0.4)))
+    beside = [126, 110, 156, 140], 0.3, (0, 3)  # by less than half of it, in another tile
+    parts = [
+        (Tile.of(9, 0, 0, 300, 300, (300, 300)), instances()),
+        (small[50, 50], instances(poor)),
+        (small[100, 100], instances(best, own)),
+        (small[100, 50], instances(beside)),
+    ]
+    made = _merged(parts, tiles, np.array([0]))
+    assert made.boxes.tolist() == [box for box, _, _ in (best, own, beside)]
+
+
 def test_images_no_larger_than_a_tile_have_the_same_labels(annotators):
     (scene,) = [scene for scene in SCENES if max(scene.size) <= SIDE]
     plain, tiled = (annotator.annotate(scene.jpeg, scene.texts[0].content) for annotator in annotators)
