@@ -189,11 +189,17 @@ def built(config, out):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(("on_bad_image", "batches", "steps"), [("drop", (6, 17), (45,)), ("reject", (5,), ())])
-def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, on_bad_image, batches, steps):
+@pytest.mark.parametrize(
+    ("settings", "batches", "steps"),
+    [
+        ({"on_bad_image": "drop"}, (6, 17), (45,)),
+        ({"on_bad_image": "reject", "grids": ["llava-1.5-finetune", "qwen3-vl"]}, (5,), (45,)),
+    ],
+)
+def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, settings, batches, steps):
     """Answers tell which images were asked about together, so a run that resumes must ask about the same."""
     source = make_source(tmp_path / "in", 40, answers=("a thing", "two things", "ALONE"))
-    config, whole = make_config(tmp_path, source, 40, on_bad_image=on_bad_image), tmp_path / "out"
+    config, whole = make_config(tmp_path, source, 40, **settings), tmp_path / "out"
     with builds.warmed():
         assert builds.exit_code(builds.fork(partial(built, config, whole))) == 0
         expected = builds.digests(whole)
