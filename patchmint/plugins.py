@@ -8,9 +8,11 @@ mapping, or what its own pydantic model `Settings` makes of it); an encoder's th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -19,20 +21,25 @@ from patchmint.errors import ConfigError, PluginError, did_you_mean
 
 Group = Literal["patchmint.segmenters", "patchmint.tokenizers", "patchmint.encoders"]
 
+GROUPS: Mapping[str, Group] = MappingProxyType(
+    {"segmenter": "patchmint.segmenters", "tokenizer": "patchmint.tokenizers", "vit": "patchmint.encoders"}
+)
+"""Of each role that a plug-in can have its group of entry points."""
+
 
 def plugin_names(group: Group) -> list[str]:
     """Names that installed packages offer, in alphabetical order."""
     return sorted(point.name for point in entry_points(group=group))
 
 
-def is_outside_tokenizer(name: str) -> bool:
-    """Whether a tokenizer of the config comes from an outside package, rather than from a checkpoint."""
-    return name in plugin_names("patchmint.tokenizers")
+def is_outside(role: str, name: str) -> bool:
+    """Whether a model of the config comes from an outside package, rather than from a checkpoint.
 
-
-def is_outside_encoder(name: str) -> bool:
-    """Whether a vision encoder of the config comes from an outside package."""
-    return name in plugin_names("patchmint.encoders")
+    No segmenter of ours has a name of its own, so whatever isn't a path, URI or `hub:` name is another's.
+    """
+    if role not in GROUPS or (role == "segmenter" and not re.search(r"[:/\\]", name)):
+        return role in GROUPS
+    return name in plugin_names(GROUPS[role])
 
 
 def find_plugin(group: Group, name: str) -> EntryPoint:

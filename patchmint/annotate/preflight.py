@@ -11,7 +11,7 @@ from patchmint.config.grids import resolve_grid
 from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter
-from patchmint.plugins import is_outside_encoder, is_outside_tokenizer, plugin_names
+from patchmint.plugins import GROUPS, is_outside, plugin_names
 from patchmint.tokenizers.build import check_tokens
 from patchmint.weights.registry import CHECKPOINTS, CheckpointKind, total_size
 from patchmint.weights.store import locate
@@ -79,8 +79,7 @@ def _is_missing(role: str, name: str) -> bool:
         ConfigError: it is of another kind than its role needs.
         WeightsMissingError, WeightsCorruptError: it isn't there, and can't be pulled.
     """
-    outside = {"tokenizer": is_outside_tokenizer, "vit": is_outside_encoder}
-    if name == UNTRAINED or role == "segmenter" or (role in outside and outside[role](name)):
+    if name == UNTRAINED or is_outside(role, name):
         return False
     kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
     fitting = [known for known, kind in kinds.items() if kind == _KINDS[role]]
@@ -93,8 +92,9 @@ def _is_missing(role: str, name: str) -> bool:
     except WeightsMissingError as error:
         if name in kinds and not CHECKPOINTS[name].bundled:
             return True
-        offered = plugin_names("patchmint.encoders" if role == "vit" else "patchmint.tokenizers")
-        hint = f"; plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
-        asks_for_hint = role in outside and name not in kinds
-        raise WeightsMissingError(f"models.{role}: {error}{hint if asks_for_hint else ''}") from error
+        hint = ""
+        if role in GROUPS and name not in kinds:
+            offered = plugin_names(GROUPS[role])
+            hint = f"; plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
+        raise WeightsMissingError(f"models.{role}: {error}{hint}") from error
     return False

@@ -17,7 +17,7 @@ from patchmint.errors import ConfigError
 from patchmint.features.arch import OFFICIAL, TINY_LAYERS, EncoderArch, VitArch, infer_arch, untrained_arch
 from patchmint.geometry import Grid
 from patchmint.interfaces import FeatureEncoder, FeatureSpec
-from patchmint.plugins import check_plugin, is_outside_encoder, load_plugin
+from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.types import Precision, Size
 from patchmint.weights.store import locate, read_arch
 
@@ -219,7 +219,7 @@ def check_features(models: ModelsConfig, features: FeaturesConfig, grid: Grid) -
         ConfigError: a setting doesn't fit the encoder, or the grid isn't the encoder's.
         WeightsError: as for `encoder_arch`.
     """
-    if not is_outside_encoder(models.vit):
+    if not is_outside("vit", models.vit):
         return _plan(features, encoder_arch(models.vit, grid), grid, models.vit)
     check_plugin("patchmint.encoders", models.vit, **models.given(models.vit, locate))
     given = [name for name in features.model_fields_set if getattr(features, name) != _DEFAULTS[name]]

@@ -10,7 +10,7 @@ from patchmint.config import UNTRAINED, ModelsConfig, TokensConfig
 from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError
 from patchmint.interfaces import Tokenizer
-from patchmint.plugins import check_plugin, is_outside_tokenizer, load_plugin
+from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.tokenizers.vqgan.arch import OFFICIAL, TINY, VqganArch, infer_arch
 from patchmint.tokenizers.vqgan.remap import Remap
 from patchmint.types import Precision
@@ -25,7 +25,7 @@ def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
         WeightsError: the file is missing, damaged, unsafe or no VQGAN.
     """
     name = models.tokenizer
-    if is_outside_tokenizer(name):
+    if is_outside("tokenizer", name):
         for setting in ("remap", "rule"):
             if getattr(tokens, setting) is not None:
                 raise ConfigError(f"tokens.{setting} is for VQGAN, but the tokenizer {name} is a plug-in; leave it out")
@@ -79,7 +79,7 @@ def build_tokenizer(
         ConfigError: a setting doesn't fit the model.
     """
     name = models.tokenizer
-    if is_outside_tokenizer(name):
+    if is_outside("tokenizer", name):
         given = models.given(name, locate) | {"precision": precision}
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device, **given))
     # torch and taming take seconds to import, which checking settings need not wait for

@@ -19,7 +19,7 @@ from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
 from patchmint.interfaces import Tokens
-from patchmint.plugins import is_outside_tokenizer, plugin_names
+from patchmint.plugins import is_outside, plugin_names
 from patchmint.shards.codec import Array
 from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
@@ -210,7 +210,7 @@ def _precision(config: Mapping[str, Any]) -> Precision:
 def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
     if name == UNTRAINED:
         return Offer(settings, "by untrained weights, as in the build: they mean nothing")
-    if role == "tokenizer" and is_outside_tokenizer(name):
+    if role == "tokenizer" and is_outside(role, name):
         return Offer(settings, f"by the tokenizer plug-in {name!r} installed here")
     try:
         path = locate(name)

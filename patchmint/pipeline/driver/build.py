@@ -36,7 +36,7 @@ from patchmint.pipeline.plan import (
 from patchmint.pipeline.plan.memory import runs_on_gpu
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_sources
-from patchmint.plugins import is_outside_tokenizer
+from patchmint.plugins import is_outside
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
@@ -377,7 +377,7 @@ def _rule(plan: Plan, extended: Manifest | None) -> str:
     if settings is None:
         return extended.layout.tokens.rule if extended and extended.layout.tokens else ""
     name = plan.config["models"]["tokenizer"]
-    return "" if is_outside_tokenizer(name) else vqgan_of(name, settings["rule"]).rule
+    return "" if is_outside("tokenizer", name) else vqgan_of(name, settings["rule"]).rule
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:

@@ -27,7 +27,7 @@ from patchmint.features.towers import TowerArch, own_tensors
 from patchmint.geometry import Grid, NativeGrid, PatchGrid
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.sam import arch as sam
-from patchmint.plugins import is_outside_encoder, is_outside_tokenizer
+from patchmint.plugins import is_outside
 from patchmint.tokenizers.build import vqgan_of
 from patchmint.types import Size
 from patchmint.weights.container import read_header
@@ -128,7 +128,7 @@ def estimate_memory(config: BuildConfig, sizes: Sequence[Size], samples: int) ->
         WeightsError: a file of your own can't be read.
     """
     used, on_gpu = config.models_used, runs_on_gpu(config)
-    outside = {role for role, name in used.items() if _is_outside(role, name)}
+    outside = {role for role, name in used.items() if is_outside(role, name)}
     sections = [name for name in _KEPT if getattr(config, name) is not None]
     weights = [weights_of(role, name) for role, name in used.items() if role not in outside]
     batch = batch_size(config) or _LARGEST_GPU_BATCH
@@ -222,11 +222,6 @@ def weights_of(role: str, name: str) -> int:
     return _FLOAT * sum(prod(shape.shape) for key, shape in tensors.items() if not key.startswith("loss."))
 
 
-def _is_outside(role: str, name: str) -> bool:
-    outside = {"tokenizer": is_outside_tokenizer, "vit": is_outside_encoder}
-    return role == "segmenter" or (role in outside and outside[role](name))
-
-
 def _detector(name: str) -> dino.GroundingDinoArch:
     return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, dino.infer_arch)
 
@@ -310,9 +305,9 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         masker = _masker(used["masker"])
         squashed = isinstance(masker, sam.Sam2Arch)
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
-    if "tokenizer" in used and config.tokens is not None and not is_outside_tokenizer(used["tokenizer"]):
+    if "tokenizer" in used and config.tokens is not None and not is_outside("tokenizer", used["tokenizer"]):
         total += config.tokens.size**2
-    if "vit" in used and not is_outside_encoder(used["vit"]):
+    if "vit" in used and not is_outside("vit", used["vit"]):
         grid = resolve_grid(config.grid)
         total += _input_pixels(grid, size) * _views(grid, size)
     return 3 * total

@@ -14,7 +14,7 @@ from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.json_values import canonical_json
-from patchmint.plugins import Group, find_plugin, is_outside_encoder, is_outside_tokenizer
+from patchmint.plugins import GROUPS, find_plugin, is_outside
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
@@ -124,19 +124,15 @@ def library_versions() -> dict[str, str]:
 
 
 def _record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
-    if role == "segmenter":
-        return _plugin_record(role, name, "patchmint.segmenters", checkpoint)
-    if role == "tokenizer" and is_outside_tokenizer(name):
-        return _plugin_record(role, name, "patchmint.tokenizers", checkpoint)
-    if role == "vit" and is_outside_encoder(name):
-        return _plugin_record(role, name, "patchmint.encoders", checkpoint)
+    if is_outside(role, name):
+        return _plugin_record(role, name, checkpoint)
     if name == UNTRAINED:
         return ModelRecord(role, name)
     return _file_record(role, name, locate(name, role))
 
 
-def _plugin_record(role: str, name: str, group: Group, checkpoint: str | None) -> ModelRecord:
-    point = find_plugin(group, name)
+def _plugin_record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
+    point = find_plugin(GROUPS[role], name)
     record = ModelRecord(role, name, distribution=point.value)
     if checkpoint is not None:
         file = _file_record(role, checkpoint, locate(checkpoint))

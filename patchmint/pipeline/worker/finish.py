@@ -18,7 +18,7 @@ from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
 from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
-from patchmint.plugins import is_outside_tokenizer
+from patchmint.plugins import is_outside
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
 from patchmint.shards.endings import VQGAN, token_member
@@ -498,7 +498,7 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
     if models.tokenizer is not None:
         spec = models.tokenizer.spec
         tokens = TokensLayout(
-            member=token_member(spec.name) if is_outside_tokenizer(config.models.tokenizer) else VQGAN,
+            member=token_member(spec.name) if is_outside("tokenizer", config.models.tokenizer) else VQGAN,
             grid=spec.grid_shape,
             codebook_sizes=spec.codebook_sizes,
             preprocessing=spec.preprocessing,
