@@ -290,6 +290,21 @@ def test_other_readers_samples_are_decoded_as_ours(data):
     assert np.array_equal(decode(parsed.members | rows)["images"][1]["codes"], wanted[1].images[1].codes)
 
 
+def test_an_image_that_no_text_labels_may_come_with_empty_lists(tmp_path):
+    """`datasets` makes them of arrays without a row."""
+    sample = make_document(0, 2)
+    source = replace(sample.planned.sample, image_texts=((0, 1), ()))
+    bare = replace(sample.images[1], selector=sample.images[1].selector[:0], coverage=sample.images[1].coverage[:0])
+    images = (sample.images[0], replace(bare, phrases=()))
+    made = replace(sample, planned=replace(sample.planned, sample=source), images=images)
+    data = finished(tmp_path / "set", [[made]], layout=DOCUMENTS)
+    (read,) = stored(data)
+    found = SampleDecoder(data)({"__key__": read.key, **read.members, "1.selector.npy": [], "1.coverage.npy": []})
+    wanted = StageDataset(data, 1)[0].images[1]
+    assert not found["images"][1]["labelled"]
+    assert np.array_equal(found["images"][1]["selector"], wanted.selector)
+
+
 def test_the_page_of_documents(tmp_path, data):
     page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
     section = page.partition("\n### Documents\n")[2].partition("\n### ")[0]

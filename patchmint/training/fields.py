@@ -387,6 +387,8 @@ def _checked(stored: StoredImage, ending: str, shape: tuple[int, ...], dtype: np
     array, name = stored.array(ending), stored.ending_of(ending)
     if array is None:
         raise ShardError(f"it has no member {name!r}")
+    if not array.size and not prod(shape):
+        array = array.reshape(shape)  # where no text labels an image; `datasets` has an empty list instead
     if array.shape != shape or array.dtype != dtype:
         raise ShardError(f"its {name} is {array.dtype} {array.shape}; its data set says {dtype} {shape}")
     return array
