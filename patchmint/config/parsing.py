@@ -89,6 +89,8 @@ def _explain(item: Any, root: type[Settings]) -> str:
         case "model_type" | "model_attributes_type" if field is not None:
             known = list(dict.fromkeys(key for section in sections(field).values() for key in section.model_fields))
             return f"{place}: it must be a mapping (keys: {', '.join(known)})"
+        case "tuple_type":
+            return f"{place}: it must be a list, in brackets"
         case _:
             message = str(item["msg"]).removeprefix("Value error, ")
             return f"{place}: {message}" if place else message
