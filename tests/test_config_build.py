@@ -39,7 +39,8 @@ def test_defaults():
     ("changes", "message"),
     [
         ({"runner": {"kind": "ray", "max_actor": 3}}, "max_actor: there is no such setting; did you mean 'max_actors'"),
-        ({"runner": {"kind": "local", "max_actors": 3}}, "runner.max_actors: there is no .*known: kind, workers"),
+        ({"runner": {"kind": "local", "max_actors": 3}}, "runner.max_actors: .*have it: ray .known: kind, workers"),
+        ({"source": {"kind": "coco", "uri": "x", "documents": True}}, "source.documents: .*; kinds that have it: webd"),
         ({"runner": {"kind": "rya"}}, "runner.kind: there is no kind 'rya'; did you mean 'ray'.*local, ray"),
         ({"runner": {"kind": "ray", "min_actors": 9}}, r"runner: max_actors \(8\) is less than min_actors \(9\)"),
         ({"runner": {"kind": "ray", "num_gpus": 1.5}}, "runner.num_gpus: .*whole number"),

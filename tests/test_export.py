@@ -1,6 +1,7 @@
 """Exporting to other tools' files: what they hold is what is stored, pixel by pixel."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from pycocotools.coco import COCO
 from shard_data import stored
 
 from patchmint.datasets.dataset import open_dataset
-from patchmint.errors import InputError
+from patchmint.errors import InputError, ShardError
 from patchmint.geometry.rle import decode_mask
 from patchmint.inspection.export.formats import FORMATS, brush_rle
 from patchmint.inspection.export.run import export
+from patchmint.inspection.gallery.remake import Offer, drawn_masks, offer_masks
+from patchmint.shards.endings import INSTANCES
+from patchmint.shards.schema import InstancesDocument
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' decode, with NumPy 2
 
@@ -37,6 +41,17 @@ def base(tmp_path_factory):
 
 def found(base):
     return [(sample, sample.images[0]) for sample in stored(base)]
+
+
+def test_a_gallery_shows_the_masks_as_stored(base):
+    """Without the masker, which a plug-in's data set doesn't have, and where the source turned the image, too."""
+    dataset = open_dataset(str(base))
+    assert offer_masks(dataset, True) == Offer(())
+    assert not offer_masks(dataset, False).available
+    for _, image in found(base):
+        assert drawn_masks(image) == {0: image.instances[0].mask.rle}
+    with pytest.raises(ShardError, match="don't fit its phrases"):
+        drawn_masks(replace(image, members=image.members | {INSTANCES: InstancesDocument.of([], []).to_bytes()}))
 
 
 def test_coco_holds_every_mask_and_comes_back(base, tmp_path):

@@ -72,6 +72,12 @@ def llava(here):
     return put(here / "mix", {"mine.json": json.dumps([{"id": "0"}, record]), "pictures/7/a.jpg": PHOTO})
 
 
+def interleave(here):
+    turns = [{"from": "human", "value": "<image><image> which is a cat?"}, {"from": "gpt", "value": "Both."}]
+    record = {"sample_id": "1", "image": ["a.jpg", "b.jpg"], "conversations": turns}
+    return put(here / "m4", {"m4.json": json.dumps([record]), "a.jpg": PHOTO, "b.jpg": PHOTO})
+
+
 def tars(here):
     folder = put(here / "loose", {"a.jpg": PHOTO, "a.txt": "a cat"})
     (here / "tars").mkdir()
@@ -157,6 +163,7 @@ KINDS = {
         "conversations",
         {"annotations": "mine.json", "images": "pictures", "missing_mark": "prepend"},
     ),
+    "documents": (interleave, "conversations", {"documents": True, "id_column": "sample_id"}),
     "parquet": (parquet, "parquet", {"image_column": "picture", "text_columns": ("words",)}),
     "patchmint": (dataset, "patchmint", {}),
 }
@@ -173,6 +180,7 @@ def test_every_kind_is_recognised(here, make, kind, settings):
     jsonschema.validate(yaml.safe_load(text), json.loads((here / "patchmint.schema.json").read_text()))
     config = BuildConfig.load(path)
     assert (config.source.kind, config.source.uri) == (kind, folder.name)
+    assert ("\non_bad_image: reject\n" in text) == config.gives_documents
     assert {key: getattr(config.source, key) for key in settings} == settings
     check_buildable(config)
     assert any(sample.fault is None for sample in samples_of(open_source(config.source)))

@@ -224,7 +224,8 @@ def test_names_of_grids():
     again = AnnotatorConfig.parse(AnnotatorConfig.parse({"grids": [squash, "qwen3-vl"]}).model_dump(mode="json"))
     assert list(again.further_grids) == ["qwen3-vl"]
     for settings, message in (
-        ({"grids": ["qwen3-vl", {"preset": "qwen3-vl"}]}, "two of them are the same"),
+        ({"grids": ["qwen3-vl", {"preset": "qwen3-vl"}]}, "two of them are the same; leave out number 2"),
+        ({"grids": "qwen3-vl"}, "grids: it must be a list"),
         ({"grids": ["qwen3-vl", "qwen3"]}, "there is no grid preset 'qwen3'"),
         ({"grids": TWO, "labels": None}, "labels are null"),
         ({"grids": TWO, "grid": "qwen3-vl"}, "grid and grids: give one of them"),

@@ -28,7 +28,7 @@ _SCHEMA_FILE = "patchmint.schema.json"
 _WIDTH = 110
 _ORDER = (
     *("source", "output", "models", "labels", "grid", "tokens", "features", "precision"),
-    *("runner", "limits", "track"),
+    *("runner", "limits", "on_bad_image", "track"),
 )
 
 
@@ -102,8 +102,10 @@ def _settings(found: Recognised, out: str, models: str | None) -> dict[str, Any]
     if found.source["kind"] == "patchmint":  # what it has is carried over; features are what is mostly added
         extension = settings_of(finished_manifest(open_storage(uri)), uri, out, {"features"})
         settings = extension | ({"models": models} if models else {})
-    values = BuildConfig.load(settings, found.settings).model_dump(mode="json")
-    return {section: (settings if section in ("source", "models") else values)[section] for section in _ORDER}
+    config = BuildConfig.load(settings, found.settings)
+    values = config.model_dump(mode="json")
+    order = [section for section in _ORDER if section != "on_bad_image" or config.gives_documents]
+    return {section: (settings if section in ("source", "models") else values)[section] for section in order}
 
 
 def _lines(model: type[Settings], settings: Mapping[str, Any], kinds: Iterable[str] = ()) -> Iterator[str]:

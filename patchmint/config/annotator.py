@@ -392,8 +392,9 @@ class AnnotatorConfig(Settings):
             raise ValueError(f"grids: {error}") from error
         if grids and grids[0] != resolve_grid(self.grid):
             raise ValueError(f"grid and grids: give one of them, or the grid {self.grid!r} first among the grids")
-        if any(grid in grids[:number] for number, grid in enumerate(grids)):
-            raise ValueError("grids: two of them are the same; labels on both would be")
+        twice = next((number for number, grid in enumerate(grids, start=1) if grid in grids[: number - 1]), 0)
+        if twice:
+            raise ValueError(f"grids: two of them are the same; leave out number {twice}")
         if grids and self.labels is None:
             raise ValueError("grids: labels are made on them, and labels are null; give one grid")
         return self

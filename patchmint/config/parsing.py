@@ -78,7 +78,11 @@ def _explain(item: Any, root: type[Settings]) -> str:
     match item["type"]:
         case "extra_forbidden":
             known = list(model.model_fields)
-            return f"{place}: there is no such setting{did_you_mean(keys[-1], known)} (known: {', '.join(known)})"
+            parent = _follow(root, item["loc"][:-1])[2]
+            siblings = sections(parent) if parent is not None and parent.discriminator else {}
+            others = [kind for kind, other in siblings.items() if keys[-1] in other.model_fields]
+            hint = f"; kinds that have it: {', '.join(others)}" if others else did_you_mean(keys[-1], known)
+            return f"{place}: there is no such setting{hint} (known: {', '.join(known)})"
         case "union_tag_invalid" | "union_tag_not_found" if field is not None:
             kinds = list(sections(field))
             tag = item["ctx"].get("tag")
@@ -89,6 +93,8 @@ def _explain(item: Any, root: type[Settings]) -> str:
         case "model_type" | "model_attributes_type" if field is not None:
             known = list(dict.fromkeys(key for section in sections(field).values() for key in section.model_fields))
             return f"{place}: it must be a mapping (keys: {', '.join(known)})"
+        case "tuple_type":
+            return f"{place}: it must be a list, in brackets"
         case _:
             message = str(item["msg"]).removeprefix("Value error, ")
             return f"{place}: {message}" if place else message

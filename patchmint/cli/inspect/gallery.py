@@ -37,7 +37,7 @@ def gallery_command(
         typer.Option(min=0, help=f"Number of samples, evenly spaced. 0: all. Default: {_SAMPLES}; all with --serve."),
     ] = None,
     size: Annotated[int, typer.Option(min=64, max=4096, help="Longest side of the pictures in pixels.")] = 512,
-    masks: Annotated[bool, typer.Option(help="Make the masks again from the stored boxes, where possible.")] = True,
+    masks: Annotated[bool, typer.Option(help="Show masks: stored ones, or made again from the boxes.")] = True,
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
     grid: GridOption = None,

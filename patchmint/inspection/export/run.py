@@ -48,7 +48,7 @@ def export(dataset: Dataset, out: Path, to: str, where: str = "", progress: Prog
     if dataset.foreign or (dataset.manifest is not None and dataset.manifest.layout.min_coverage is None):
         raise InputError(f"{dataset.uri} has no labels, so nothing was found in its images that could be exported")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; give a folder that isn't, or an empty one")
+        raise InputError(f"{out} exists already; give another folder, or an empty one")
     positions = np.arange(dataset.samples)
     if where.strip():
         _, positions = find_samples(dataset, Search(where=where))

@@ -1,4 +1,4 @@
-"""What shards don't hold is made again: masks from the stored boxes, pictures from the codes, by the build's models."""
+"""Masks as stored, or made again from the stored boxes; pictures from the codes; both by the build's models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
-from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
+from patchmint.errors import InputError, ShardError, WeightsCorruptError, WeightsMissingError
 from patchmint.geometry.rle import bounding_box
 from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
@@ -40,7 +40,7 @@ class Offer:
     """Whether something can be made again.
 
     Attributes:
-        settings: what its model is built from; None where it can't be made.
+        settings: what its model is built from, () where it needs none; None where it can't be made.
         remark: why it can't, and what to do; or what to know of it; empty where there is nothing to say.
     """
 
@@ -54,7 +54,9 @@ class Offer:
 
 
 def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
-    """Whether the masks of the labels can be made again on this machine."""
+    """Whether the masks of the labels are stored, or can be made again on this machine."""
+    if wanted and dataset.manifest is not None and dataset.manifest.layout.instances:
+        return Offer(())
     found = _maker(dataset, "labels", "masks") if wanted else Offer(None, "left out (--no-masks)")
     if isinstance(found, Offer):
         return found
@@ -116,6 +118,7 @@ class Remaker:
             For each image a transparent PNG for each of its texts; empty bytes for a text without phrases.
 
         Raises:
+            ShardError: stored instances can't be used.
             WeightsError: the masker's weights can't be used.
         """
         drawn = [drawn_masks(image) for image in stored]
@@ -173,7 +176,17 @@ class Remaker:
 
 
 def drawn_masks(image: StoredImage) -> dict[int, Rle]:
-    """The stored masks of annotators that became labels, by the number of their phrase."""
+    """The stored masks of labels, by the number of their phrase: of instances all, else those of annotators.
+
+    Raises:
+        ShardError: its instances aren't those of its phrases, or not of its size.
+    """
+    size = (image.info.height, image.info.width)
+    if (instances := image.instances) is not None:
+        masks = [each.mask.rle for each in instances]
+        if len(masks) != len(image.phrases) or any(tuple(mask["size"]) != size for mask in masks):
+            raise ShardError("its instances don't fit its phrases or its size; run `patchmint inspect verify`")
+        return dict(enumerate(masks))
     waiting: dict[tuple[int, tuple[float, ...]], list[int]] = {}
     for number, phrase in reversed(list(enumerate(image.phrases))):
         if phrase.origin == "annotator":
@@ -181,7 +194,6 @@ def drawn_masks(image: StoredImage) -> dict[int, Rle]:
     found: dict[int, Rle] = {}
     if not waiting:
         return found
-    size = (image.info.height, image.info.width)
     for text, said in enumerate(image.key_json.annotators):
         for mask in (each.mask for each in said.drawn if each.mask is not None):
             upright = upright_mask(mask, image.info.orientation, size)
