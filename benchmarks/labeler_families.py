@@ -6,6 +6,7 @@ The classes see one image at a time: they are wrong for images that are padded t
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +18,20 @@ import numpy.typing as npt
 import torch
 from gpu_transformers import detector_of, sam_of
 from torch import Tensor
-from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, SamImageProcessor
+from transformers import (
+    CLIPTokenizer,
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3Model,
+    SamImageProcessor,
+)
 
 from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.geometry.rle import Masks, decode_mask
+from patchmint.labelers.build import build_segmenter, check_segmenter
 from patchmint.labelers.grounded_sam import build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.detector import GroundingDino
@@ -78,6 +89,43 @@ MASKERS = {
     ),
 }
 """By name: what makes a model of official size and its processor, and what makes tiny ones."""
+
+
+def _sam3(side: int, width: int, hidden: int, layers: int, queries: int, pretrained: int, window: int) -> Any:
+    """A SAM 3 with heads of 64 or 8 numbers; what isn't given is official."""
+    heads, last = {"num_attention_heads": max(2, hidden // 64)}, {"global_attn_indexes": [layers - 1]}
+    part = {"hidden_size": width, "num_layers": min(layers, 6), "num_attention_heads": max(2, width // 32)}
+    part |= {"intermediate_size": 8 * width}
+    backbone = {"model_type": "sam3_vit_model", "hidden_size": hidden, "num_hidden_layers": layers, **heads}
+    backbone |= {"image_size": side, "pretrain_image_size": pretrained, "window_size": window}
+    backbone |= {"intermediate_size": 4736 if hidden == 1024 else 2 * hidden, **({} if layers == 32 else last)}
+    text = {"model_type": "clip_text_model", "hidden_size": hidden, "projection_dim": width, **heads}
+    text |= {"num_hidden_layers": min(layers, 24), "intermediate_size": 4 * hidden, "max_position_embeddings": 32}
+    positions = side // 14
+    vision = {"fpn_hidden_size": width, "backbone_feature_sizes": [[positions * n] * 2 for n in (4, 2, 1)]}
+    config = Sam3Config(
+        vision_config=vision | {"backbone_config": backbone},
+        text_config=text | {"vocab_size": 49408 if layers == 32 else 514, "bos_token_id": 512, "eos_token_id": 513},
+        geometry_encoder_config=part | {"num_layers": min(layers, 3)},
+        detr_encoder_config=part,
+        detr_decoder_config=part | {"num_queries": queries},
+        mask_decoder_config={"hidden_size": width, "num_attention_heads": part["num_attention_heads"]},
+    )
+    model = Sam3Model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # as it comes, nothing of the picture would reach a score
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    return model, Sam3ImageProcessor(size={"height": side, "width": side})
+
+
+SEGMENTERS = {
+    "sam3": (
+        partial(_sam3, 1008, 256, 1024, 32, 200, 336, 24),
+        partial(_sam3, 126, 16, 32, 2, 20, 56, 3),
+    ),
+}
+"""By name, as `MASKERS`."""
 
 
 @torch.no_grad()
@@ -184,6 +232,73 @@ def compare_masker(name: str, images: Sequence[RgbImage], folder: Path, *, tiny:
         "batch_difference": 1 - min(map(_least_iou, together, alone)),
         "covered": [float(shares.min()), float(shares.max())],
     }
+
+
+def letters() -> CLIPTokenizer:
+    """A text tokenizer that spells."""
+    signs = [chr(code) for code in range(256)]
+    vocab = {token: number for number, token in enumerate([*signs, *(f"{sign}</w>" for sign in signs)])}
+    return CLIPTokenizer(vocab=vocab | {"<|startoftext|>": 512, "<|endoftext|>": 513}, merges=[])
+
+
+def compare_segmenter(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """An entry of `families.py`: against transformers' class, asked phrase by phrase, also in time."""
+    torch.manual_seed(11)
+    model, processor = SEGMENTERS[name][tiny]()
+    words = letters()
+    for each in (shaken(model), processor, words):
+        each.save_pretrained(folder)
+    texts = [[Text(phrase) for phrase in ("a red cup", "flag", "a rocket", "an orange suit", "table")]] * len(images)
+    start = time.perf_counter()
+    answers = [[their_answer(model, processor, words, each, text) for text in texts[0]] for each in images]
+    loop = (time.perf_counter() - start) / len(images)
+    scores = torch.cat([score for own in answers for score, _, _ in own]).sort().values
+    middle = scores[len(scores) // 4 : len(scores) // 2]
+    gap = int(middle.diff().argmax())  # where rounding lets nothing fall on the other side
+    threshold = float(middle[gap : gap + 2].mean())
+    settings = ModelsConfig(segmenter=str(folder)), LabelsConfig(box_threshold=threshold)
+    check_segmenter(*settings)
+    ours = build_segmenter(*settings, "cpu", "float32")
+    together, seconds = ours.segment(images, texts), []
+    alone = [ours.segment([image], [own])[0] for image, own in zip(images, texts, strict=True)]
+    for few in (texts[0][:1], texts[0]):
+        start = time.perf_counter()
+        ours.segment(images[:1], [few])
+        seconds.append(time.perf_counter() - start)
+    expected, differences = [], []
+    for image, own, found in zip(images, answers, alone, strict=True):
+        kept = [score.argsort(descending=True)[: (score > threshold).sum()] for score, _, _ in own]
+        assert found.text_index.tolist() == [text for text, numbers in enumerate(kept) for _ in numbers]
+        scores, boxes, masks = (
+            torch.cat([each[numbers] for each, numbers in zip(parts, kept, strict=True)]).numpy()
+            for parts in zip(*own, strict=True)
+        )
+        sides = np.array([image.shape[1], image.shape[0]] * 2)
+        differences.append(np.abs(found.scores - scores).max())
+        differences.append((np.abs(found.boxes - boxes.clip(0, sides)) / sides).max())
+        expected.append(masks.astype(bool))
+    shares = np.concatenate([masks.mean(axis=(1, 2)) for masks in expected])
+    return {
+        "name": name,
+        "kind": "segmenter",
+        "instances": len(shares),
+        "mask_iou": min(_least_iou(_pixels(found.masks), masks) for found, masks in zip(alone, expected, strict=True)),
+        "max_difference": float(max(differences)),
+        "batch_difference": 1
+        - min(_least_iou(_pixels(a.masks), _pixels(b.masks)) for a, b in zip(together, alone, strict=True)),
+        "covered": [float(shares.min()), float(shares.max())],
+        "five_texts_over_one": seconds[1] / seconds[0],
+        "their_loop_over_ours": loop / seconds[1],
+    }
+
+
+@torch.inference_mode()
+def their_answer(model: Any, processor: Any, words: Any, image: RgbImage, text: Text) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, boxes and masks of all queries, by transformers' processors and class."""
+    pixels = processor(images=image, return_tensors="pt").pixel_values
+    said = model(pixels, **words(text.content, padding="max_length", max_length=32, return_tensors="pt"))
+    found = processor.post_process_instance_segmentation(said, -1.0, target_sizes=[image.shape[:2]])[0]
+    return found["scores"], found["boxes"], found["masks"]
 
 
 @torch.inference_mode()

@@ -285,7 +285,7 @@ def test_why_there_are_no_masks(tmp_path, monkeypatch):
     entry = {"name": "demo-masker", "sha256": "0" * 64, "size": 1, "licence": ""}
     masks, why, _, _ = remarks(models=DEMO["models"], entries={"masker": entry})
     assert (masks, "another sha256" in why) == (True, True)
-    assert "segmenter plug-in 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
+    assert "the segmenter 'theirs'" in remarks(models={"segmenter": "theirs"})[1]
     gone = remarks(models={"masker": "/secret/gone.safetensors"})[1]
     assert ("'gone.safetensors'" in gone, "/secret" in gone) == (True, False)
     masks, why, decoded, why_not = remarks(models=None)

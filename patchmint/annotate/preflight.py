@@ -82,7 +82,7 @@ def _is_missing(role: str, name: str) -> bool:
     if name == UNTRAINED or is_outside(role, name):
         return False
     kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
-    fitting = [known for known, kind in kinds.items() if kind == _KINDS[role]]
+    fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(role)]
     if name in kinds and name not in fitting:
         raise ConfigError(
             f"models.{role}: {name} is of the kind {kinds[name]}; choose one of {', '.join(fitting)}, or give a path"

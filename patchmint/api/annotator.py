@@ -231,9 +231,7 @@ class Annotator:
 
     def _annotate(self, inputs: Sequence[_Input]) -> list[Annotation]:
         if self.config.models.segmenter and any(text.instances for _, texts in inputs for text in texts):
-            raise InputError(
-                f"the segmenter plug-in {self.config.models.segmenter} takes no boxes or masks of your own"
-            )
+            raise InputError(f"the segmenter {self.config.models.segmenter} takes no boxes or masks of your own")
         annotated = self._models.annotate([image.pixels for image, _ in inputs], [texts for _, texts in inputs])
         return [Annotation(*taken, made, self.config) for taken, made in zip(inputs, annotated, strict=True)]
 

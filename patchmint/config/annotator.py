@@ -72,7 +72,8 @@ class ModelsConfig(Settings):
     """
 
     segmenter: str | None = Field(
-        default=None, description="A segmenter plug-in (entry point), instead of detector and masker."
+        default=None,
+        description="SAM 3 (its folder or hub: name) or a segmenter plug-in, instead of detector and masker.",
     )
     detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
     vocabulary: str = Field(
@@ -410,7 +411,7 @@ class AnnotatorConfig(Settings):
         if self.drawn and self.models.segmenter is not None:
             raise ValueError(
                 f"labels.boxes and labels.masks of annotators stand for those of a detector and a masker, and the "
-                f"segmenter plug-in {self.models.segmenter} stands for both; leave one of the two out"
+                f"segmenter {self.models.segmenter} stands for both; leave one of the two out"
             )
         return self
 

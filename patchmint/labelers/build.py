@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import cast
 
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
+from patchmint.errors import ConfigError
 from patchmint.interfaces import Segmenter
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam
-from patchmint.plugins import check_plugin, load_plugin
+from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.types import Precision
+from patchmint.weights.folder import file_in
 from patchmint.weights.store import locate, read_arch
 
 
@@ -22,7 +24,10 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
         WeightsError: a file is missing, damaged, unsafe or of another kind, or the vocabulary isn't the detector's.
     """
     if models.segmenter is not None:
-        check_plugin("patchmint.segmenters", models.segmenter, **models.given(models.segmenter, locate))
+        if is_outside("segmenter", models.segmenter):
+            check_plugin("patchmint.segmenters", models.segmenter, **models.given(models.segmenter, locate))
+        else:
+            _check_sam3(models.segmenter, labels)
         return
     if labels.needs_masker and models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
         read_arch(models.masker, sam.infer_arch)
@@ -51,6 +56,8 @@ def build_segmenter(
         PluginError: an outside segmenter is missing or broken.
     """
     if models.segmenter is not None:
+        if not is_outside("segmenter", models.segmenter):
+            return _build_sam3(models.segmenter, labels, device, precision)
         given = models.given(models.segmenter, locate) | {"precision": precision}
         return cast(Segmenter, load_plugin("patchmint.segmenters", models.segmenter, Segmenter, device, **given))
     # upstream's classes take seconds to import, which a build with an outside segmenter need not wait for
@@ -62,3 +69,41 @@ def build_segmenter(
     from patchmint.labelers.tiled import TiledSegmenter
 
     return TiledSegmenter(segmenter, labels.tiles)
+
+
+_OF_BOXES = ("negative_phrases", "nms", "box_area", "tiles")
+
+
+def _check_sam3(name: str, labels: LabelsConfig) -> None:
+    given = [setting for setting in _OF_BOXES if getattr(labels, setting) is not None]
+    if given:
+        raise ConfigError(f"labels.{given[0]} is for detectors; SAM 3 finds masks without one: leave it out")
+    read_arch(name, sam.infer_sam3)
+    file_in(locate(name).parent, ["tokenizer.json"])
+
+
+def _build_sam3(name: str, labels: LabelsConfig, device: str, precision: Precision) -> Segmenter:
+    import torch
+
+    from patchmint.compute.devices import resolve_precision
+    from patchmint.labelers.mask_rules import MaskRules
+
+    try:
+        from patchmint.labelers.sam.sam3 import Sam3, load_sam3
+    except ImportError as error:
+        raise ConfigError("this transformers has no SAM 3; install transformers 5") from error
+    from patchmint.weights.loading import load_named
+
+    state = load_named(name)
+    model, words = load_sam3(state, sam.infer_sam3(state.tensors, state.metadata))
+    return Sam3(
+        model,
+        words,
+        device=device,
+        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
+        threshold=labels.box_threshold,
+        thresholds={" ".join(key.casefold().split()): value for key, value in (labels.phrase_thresholds or {}).items()},
+        splits=labels.prompt == "phrases",
+        coverage=labels.coverage,
+        rules=MaskRules(labels.mask_area, labels.clip_to_box),
+    )

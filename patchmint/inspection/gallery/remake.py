@@ -63,7 +63,7 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     manifest, config = found
     models = parse_settings(ModelsConfig, config["models"])
     if models.segmenter is not None:
-        return Offer(None, f"the segmenter plug-in {models.segmenter!r} made them; its masks aren't stored")
+        return Offer(None, f"the segmenter {models.segmenter!r} made them; its masks aren't stored")
     labels = parse_settings(LabelsConfig, config["labels"])
     # The same number format as the build's, as far as this machine has it.
     settings = (models, labels, _precision(config))

@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
-from patchmint.weights.folder import described
+from patchmint.weights.folder import described, unwrapped
 from patchmint.weights.recognise import looks_like
+
+Tensor = TypeVar("Tensor")
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 _BLOCK_WEIGHT = "image_encoder.blocks.{}.norm1.weight"
@@ -122,6 +124,64 @@ class Sam2Arch:
     def out_chans(self) -> int:
         """Width of the mask decoder."""
         return int(self.config["mask_decoder_config"].get("hidden_size", 256))
+
+
+@dataclass(frozen=True)
+class Sam3Arch:
+    """What a SAM 3 is built from, as transformers describes it.
+
+    Attributes:
+        config: of `Sam3Config`.
+    """
+
+    config: Mapping[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return _side(self._backbone.get("image_size", 1008))
+
+    @property
+    def working(self) -> int:
+        """Numbers in the largest tensor that runs through it for one picture and phrase."""
+        patches = (self.image_size // _side(self._backbone.get("patch_size", 14))) ** 2
+        finest = 16 * int((self.config.get("vision_config") or {}).get("fpn_hidden_size", 256))
+        return patches * max(int(self._backbone.get("intermediate_size", 4736)), finest)
+
+    @property
+    def _backbone(self) -> Mapping[str, Any]:
+        return (self.config.get("vision_config") or {}).get("backbone_config") or {}
+
+
+_OF_SAM3 = "dot_product_scoring.query_proj.weight"
+
+
+def own_of_sam3(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a SAM 3 alone: published files hold a tracker for films besides."""
+    return unwrapped(tensors, [_OF_SAM3])
+
+
+def infer_sam3(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sam3Arch:
+    """Tell whether a checkpoint holds SAM 3, in transformers' layout.
+
+    Raises:
+        WeightsMismatchError: it doesn't, or config.json isn't beside it.
+    """
+    config = described(metadata)
+    if config.get("model_type") == "sam3_video":
+        config = config.get("detector_config") or {}
+    if _OF_SAM3 in own_of_sam3(tensors) and config.get("model_type") == "sam3":
+        arch = Sam3Arch(config)
+        try:
+            if arch.image_size > 0 and arch.working > 0:
+                return arch
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError):
+            pass
+        raise WeightsMismatchError("the config.json beside the file describes no SAM 3 that patchmint can build")
+    raise WeightsMismatchError(
+        "the checkpoint isn't SAM 3 in transformers' layout (its folder has config.json and tokenizer.json besides)."
+        f"{looks_like(tensors)}"
+    )
 
 
 def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch | Sam2Arch:

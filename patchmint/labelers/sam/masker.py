@@ -121,10 +121,7 @@ class SamMasker:
         _check(images, boxes)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         side = None if self._squashes else self._encoder.image_size
-        collectors = [
-            MaskCollector(len(array), size, side, self._coverage, held=_HELD, behind=self._behind)
-            for array, size in zip(boxes, sizes, strict=True)
-        ]
+        collectors = [MaskCollector(size, side, self._coverage, held=_HELD, behind=self._behind) for size in sizes]
         busy = [index for index, array in enumerate(boxes) if len(array)]
         with torch.inference_mode():
             for part in even_parts(len(busy), self._image_batch):

@@ -171,7 +171,6 @@ class MaskCollector:
 
     def __init__(
         self,
-        count: int,
         size: Size,
         image_size: int | None,
         mode: MaskCoverage,
@@ -179,25 +178,29 @@ class MaskCollector:
         held: int,
         behind: Behind | None = None,
     ) -> None:
-        """Expect the logits of `count` masks; for the rest see `SamMasks`."""
-        self._count, self._size, self._image_size, self._mode = count, size, image_size, mode
-        self._compact = count > held
+        """See `SamMasks`; `behind` = None: nothing is done in another thread."""
+        self._size, self._image_size, self._mode = size, image_size, mode
+        self._count, self._held = 0, held
         self._behind = behind
         self._logits: list[npt.NDArray[np.float32]] = []
         self._parts: list[_Compact | Future[_Compact]] = []
 
     def add(self, logits: npt.NDArray[np.float32]) -> None:
         """Take the next masks' logits (M, n, n); of one chunk."""
-        if not self._compact:
-            self._logits.append(logits)
-        elif self._behind is None:
-            self._parts.append(self._made_compact(logits))
-        else:
-            self._parts.append(self._behind.begin(self._made_compact, logits))
+        self._count += len(logits)
+        self._logits.append(logits)
+        if self._count <= self._held:
+            return
+        for part in self._logits:
+            if self._behind is None:
+                self._parts.append(self._made_compact(part))
+            else:
+                self._parts.append(self._behind.begin(self._made_compact, part))
+        self._logits = []
 
     def masks(self) -> Masks:
         """All that were added."""
-        if self._compact:
+        if self._count > self._held:
             return self._joined() if self._behind is None else LaterMasks(self._count, self._joined)
         logits = np.concatenate(self._logits) if self._logits else np.zeros((0, 1, 1), dtype=np.float32)
         return SamMasks(logits, self._size, self._image_size, self._mode)

@@ -206,7 +206,7 @@ def weights_of(role: str, name: str) -> int:
     Raises:
         WeightsError: a file of your own can't be read.
     """
-    if name == UNTRAINED or role in ("vocabulary", "segmenter"):
+    if name == UNTRAINED or role == "vocabulary":
         return 0
     if name in _MODEL_BYTES:
         return _MODEL_BYTES[name]
@@ -261,6 +261,8 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
     name = config.models_used[role]
     if role == "detector":
         return _detector_working(_detector(name), batch, size)
+    if role == "segmenter":
+        return _TENSORS * _FLOAT * read_arch(name, sam.infer_sam3).working
     if role == "masker":
         shape = _masker(name)
         positions = (shape.image_size // shape.patch_size) ** 2
@@ -305,6 +307,8 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         masker = _masker(used["masker"])
         squashed = isinstance(masker, sam.Sam2Arch)
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
+    if "segmenter" in used and not is_outside("segmenter", used["segmenter"]):
+        total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
     if "tokenizer" in used and config.tokens is not None and not is_outside("tokenizer", used["tokenizer"]):
         total += config.tokens.size**2
     if "vit" in used and not is_outside("vit", used["vit"]):

@@ -60,6 +60,10 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
     }
     described = ((f"{role}-config", record, _notes(role, record)) for role, record in [*records.items()])
     records |= {role: ModelRecord(role, record.name, *_digest(notes)) for role, record, notes in described if notes}
+    if "segmenter" in records and not records["segmenter"].distribution:
+        name = records["segmenter"].name
+        words = locate(name).with_name("tokenizer.json")
+        records["segmenter-vocabulary"] = _file_record("segmenter-vocabulary", name, words)
     if config.tokens is not None and config.tokens.remap is not None:
         records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
     if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
