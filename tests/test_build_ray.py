@@ -260,11 +260,15 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     wait_until(
         lambda: names.keys() <= set(re.findall(r"^ray_patchmint_\w+", cluster.metrics(), re.M)), 20, "all metrics"
     )
+    values = {"samples_total": 6, "units_total": 2, "deaths_total": 3, "hangs_total": 1, "aside": 1}
+
+    def at_place():
+        told = re.findall(r'^ray_patchmint_place_(\w+){.*place="node7 cuda:3".*} (\S+)$', cluster.metrics(), re.M)
+        return {name: float(value) for name, value in told} == values
+
+    wait_until(at_place, 20, f"a place tells of {values}")
     everything.kill()
     everything.wait()
-    at_place = re.findall(r'^ray_patchmint_place_(\w+){.*place="node7 cuda:3".*} (\S+)$', cluster.metrics(), re.M)
-    values = {"samples_total": 6, "units_total": 2, "deaths_total": 3, "hangs_total": 1, "aside": 1}
-    assert {name: float(value) for name, value in at_place} == values
     check_counters(cluster, out, deaths=len(re.findall(r"^an? (?:idle )?worker (?:died|on )", log, re.MULTILINE)))
     wait_until(lambda: not cluster.actors(), 20, "the actors are gone")
 
@@ -409,7 +413,9 @@ def test_dead_node_is_no_poison(cluster, source, reference):
     assert driver.end() == 0, driver.log
     # now and then Ray sees that the process has gone, or the connection, before it sees that the node has
     went = r"its node went away: .*its node has died|the connection to it broke|pid: \d+, ip: .*worker process has died"
-    assert re.search(rf"^a worker died at unit \d+ on \S+ cpu, .* ({went})", driver.log, re.M), driver.log
+    # or on a busy machine not before the other worker has built its unit, too
+    sooner = "an idle worker builds it too" in driver.log
+    assert sooner or re.search(rf"^a worker died at unit \d+ on \S+ cpu, .* ({went})", driver.log, re.M), driver.log
     check_files(out, reference)
 
 
