@@ -72,6 +72,12 @@ def test_coverage_is_that_of_its_masks(sam3, content):
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
+def test_a_text_without_phrases_has_no_instances(sam3):
+    segmenter = build_segmenter(ModelsConfig(segmenter=sam3), LabelsConfig(prompt="phrases"), "cpu", "float32")
+    (found,) = segmenter.segment([IMAGES[0]], [[Text(". .")]])
+    assert (len(found), found.masks.rles()) == (0, ())
+
+
 def test_a_build_counts_and_records_all_that_it_is(sam3, folder):
     config = config_of(sam3)
     check_loadable(config)

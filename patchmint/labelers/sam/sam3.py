@@ -143,9 +143,10 @@ class Sam3:
 
     def _encoded(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Features (N, 32, C) of phrases, and which of the tokens are theirs, bool (N, 32)."""
+        tokens = self._model.config.text_config.max_position_embeddings
         with stage("text", self._device), computing_fully(self._device):
             read = self._words.encode_batch(list(phrases))
-            ids = to_device(np.array([each.ids for each in read], np.int64).reshape(len(read), -1), self._device)
+            ids = to_device(np.array([each.ids for each in read], np.int64).reshape(-1, tokens), self._device)
             mask = to_device(np.array([each.attention_mask for each in read], bool).reshape(ids.shape), self._device)
             found = [
                 self._model.get_text_features(ids[part], mask[part]).pooler_output
@@ -227,7 +228,7 @@ class Sam3:
                 prompt_features=given["prompt_features"][one],
                 prompt_mask=given["prompt_mask"][one],
             ).pred_masks[0]
-            return np.asarray((logits.sigmoid() - 0.5).cpu().numpy())
+            return np.asarray(logits.sigmoid_().sub_(0.5).cpu().numpy())
 
 
 class _Later(nn.Module):
