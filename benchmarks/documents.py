@@ -1,6 +1,6 @@
 """A corpus of documents: built, counted, killed, and compared with a reading of its records by plain loops.
 
-    python benchmarks/documents.py --json                       # about three minutes on 2 cores
+    python benchmarks/documents.py --json                       # about two minutes on 2 cores
     python benchmarks/documents.py --out out/documents          # keeps the data set,
     python tests/conformance/run.py --data out/documents        # and other readers read it
 

@@ -69,7 +69,7 @@ def main():
             (meta / "sample_loader.py").write_text(expected.block_of("Energon's interleaved samples"))
             (meta / "dataset.yaml").write_text(INTERLEAVED)
         count = len(expected.samples)
-        assert f"{count} samples in {len(expected.tars)} shards" in energon("info", copy)
+        assert f"{count:,} samples in {len(expected.tars)} shards" in energon("info", copy)
         for command in ("lint", "preview"):
             printed = energon(command, copy)
             assert not TROUBLE.search(printed), f"{printed}\nenergon {command} reports trouble"
