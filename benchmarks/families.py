@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,7 +324,9 @@ def main() -> None:
     options = parser.parse_args()
     found = []
     for name in options.only:
-        found.append(measure(name, options.photographs, options.size) if name in FAMILIES else measure_labeler(name))
+        with redirect_stdout(sys.stderr):  # taming prints what it builds
+            made = measure(name, options.photographs, options.size) if name in FAMILIES else measure_labeler(name)
+        found.append(made)
         print("  ".join(f"{key} {value}" for key, value in found[-1].items()), file=sys.stderr)
     if options.json:
         print(json.dumps({"families": found}, indent=1))
