@@ -103,7 +103,7 @@ def judge_segmenter(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
 
 
 def judge_edges(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
-    """Figures of patch labels beyond what the models were trained on; a fifth as many scenes a row, of eight texts (two for the last)."""
+    """Figures of patch labels beyond what the models were trained on; a fifth as many scenes a row."""
     segmenter, grid, fifth = load_segmenter(folder), grid_preset(LabelSetting.grid), max(1, count // 5)
 
     def judged(scenes: Iterable[Scene]) -> dict[str, float]:
