@@ -35,8 +35,8 @@ DEMO = "demo"
 """Name of the small trained models that lie in the package: what is used when no model is named."""
 
 DEMO_NOTICE = (
-    "demo models: trained on drawn scenes of coloured shapes, they know nothing else; for photographs name models "
-    "(`models: official`)"
+    "demo models: they know only drawn scenes of coloured shapes, from 64 pixels and up to 5:1; for photographs name "
+    "models (`models: official`)"
 )
 """What every output of a demo model says."""
 

@@ -31,7 +31,7 @@ _VQGAN_LICENCE = "MIT (the repository's; none is stated for the weights)"
 _DEMO_SOURCE = "trained by tools.demo_training.train (docs/model-card.md)"
 
 _DEMO_FIGURES = {
-    "demo-detector.safetensors": (11_904_766, "74b9e127b2596885bad50203896a132f3a1a61ddb65b6afb4d84ec89347e881c"),
+    "demo-detector.safetensors": (11_904_766, "6102d7b120fa788999a43958b1b883e3517f3f6f958ed5740e515eec28278db6"),
     "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
     "demo-masker.safetensors": (1_578_472, "5a412c768b2013bb4935e36220188945bee3e5fcf888914d386d0630c803aa6c"),
     "demo-tokenizer.safetensors": (2_505_422, "ee5195183f9f500e268bec3945e02d98a6e687209fd108cfe73fd218b514095a"),

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count as from_0
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import FRESH_SEED
-from patchmint.demo.scenes import Scene, make_scene
+from patchmint.demo.scenes import MAX_OBJECTS, Scene, make_scene
 from patchmint.demo.score import psnr
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
@@ -32,6 +34,11 @@ from tools.demo_training.models import FILES, VOCABULARY_FILE
 _WIDE: Size = (160, 400)
 _MANY_TEXTS = 4
 _LONGEST_OF = 12
+_EDGE_TEXTS = 8
+_EDGE_SIZES: tuple[Size, ...] = (
+    *((97, 411), (411, 97), (160, 544), (160, 824), (824, 160), (160, 1280), (1280, 160), (160, 1600), (1600, 160)),
+    *((32, 32), (48, 48), (64, 64), (96, 96), (1600, 1600), (2400, 3200)),
+)
 
 Table = Mapping[str, Mapping[str, float]]
 """Figures by name, by setting."""
@@ -93,6 +100,21 @@ def judge_segmenter(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
         ).summary()
         for setting in LABEL_SETTINGS
     }
+
+
+def judge_edges(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
+    """Figures of patch labels beyond what the models were trained on; a fifth as many scenes a row."""
+    segmenter, grid, fifth = load_segmenter(folder), grid_preset(LabelSetting.grid), max(1, count // 5)
+
+    def judged(scenes: Iterable[Scene]) -> dict[str, float]:
+        return judge_labels(segmenter, scenes, grid, phrases=False).summary()
+
+    table = {}
+    for size in _EDGE_SIZES:
+        scenes = (make_scene(seed + 4, number, size=size, texts=_EDGE_TEXTS) for number in range(fifth))
+        table[f"{size[0]} x {size[1]}"] = judged(scenes)
+    full = (scene for number in from_0() if len((scene := make_scene(seed + 5, number)).objects) == MAX_OBJECTS)
+    return table | {f"{MAX_OBJECTS} things": judged(islice(full, fifth))}
 
 
 def judge_masker(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
@@ -163,6 +185,7 @@ def main() -> None:
     tables = {}
     for title, roles, judge in (
         ("labels", ("detector", "masker"), judge_segmenter),
+        ("edges (height x width)", ("detector", "masker"), judge_edges),
         ("masks of true boxes", ("masker",), judge_masker),
         ("codes", ("tokenizer",), judge_tokenizer),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from patchmint.types import RgbImage, Size, Text
 _LEAST_IOU = 0.1
 
 
-def judge_labels(segmenter: Segmenter, scenes: Sequence[Scene], grid: Grid, *, phrases: bool) -> LabelFigures:
+def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, phrases: bool) -> LabelFigures:
     """Label scenes and compare.
 
     Args:

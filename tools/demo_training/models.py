@@ -55,7 +55,7 @@ DETECTOR = GroundingDinoArch(
     text_feed_forward=256,
     text_positions=256,
     short_side=128,
-    long_side=320,
+    long_side=1280,
 )
 """Features at strides 16 and 32 only: 80 positions of a square image."""
 
