@@ -33,8 +33,9 @@ from patchmint.storage import Storage, open_storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from patchmint.geometry import Grid
+    from patchmint.geometry import Grid, Placement
     from patchmint.shards.manifest import Manifest
+    from patchmint.shards.reader import StoredImage
     from patchmint.types import Integers
 
 _STORE_THREADS = 16
@@ -188,6 +189,19 @@ class Dataset:
                 uri=self.uri,
             )
         return grid
+
+    def placement(self, image: StoredImage) -> Placement:
+        """Where on a stored image the cells of its labels lie.
+
+        KEY.json says it where that depends on the image, else the build's settings do. Without them (a lone tar, an
+        unfinished build) it is `StoredImage.placement`.
+
+        Raises:
+            ShardError: KEY.json, or dataset.json, names no grid of ours.
+        """
+        if image.info.placement is None and self.manifest is not None:
+            return self.grid.place((image.info.height, image.info.width))
+        return image.placement
 
     @cached_property
     def columns(self) -> pa.Schema:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from patchmint.demo.dataset import TrueScene, Truth
 from patchmint.errors import ShardError
-from patchmint.geometry import Fit, PatchGrid, Placement, RleMasks, coverage_to_uint8
+from patchmint.geometry import Placement, RleMasks, coverage_to_uint8
 from patchmint.geometry.rle import Masks, decode_mask
 from patchmint.labelers.patches import select_patches
 from patchmint.shards.reader import StoredImage, StoredSample, iter_samples
@@ -166,7 +166,7 @@ class ShardFigures:
 
     def _add_image(self, image: StoredImage, scene: TrueScene) -> None:
         selector, codes = image.selector, image.codes
-        placement = image_placement(image)
+        placement = image.placement
         if selector is None or codes is None or selector.shape != (len(scene.texts), *placement.shape):
             raise ShardError(
                 f"sample {image.key!r} lacks codes, or labels {placement.shape} of its {len(scene.texts)} texts; run "
@@ -222,21 +222,5 @@ def judged_documents(
 
 
 def sample_placement(sample: StoredSample) -> Placement:
-    """The patch grid of a picture's labels, on its image: as `image_placement`."""
-    return image_placement(sample.images[0])
-
-
-def image_placement(image: StoredImage) -> Placement:
-    """The patch grid of an image's labels.
-
-    Raises:
-        ShardError: its sample's document can't be read, or names no grid of ours.
-    """
-    if image.info.placement is not None:
-        return image.info.placement
-    grid = image.grid
-    try:
-        fit = Fit(grid.fit)
-    except ValueError as error:
-        raise ShardError(f"sample {image.key!r} has a grid of unknown fit {grid.fit!r}; run verify") from error
-    return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place((image.info.height, image.info.width))
+    """The patch grid of a picture's labels, on its image. Raises ShardError as `StoredImage.placement`."""
+    return sample.images[0].placement

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
 
-from patchmint.errors import ShardError, about
+from patchmint.errors import ConfigError, ShardError, about
+from patchmint.geometry import Fit, PatchGrid, Placement
 from patchmint.samples import Part
 from patchmint.shards.codec import Array, decode_array
 from patchmint.shards.endings import (
@@ -136,6 +137,18 @@ class StoredImage:
     def grid(self) -> GridDocument:
         """The grid on it."""
         return self.key_json.grid if isinstance(self.key_json, SampleDocument) else self.info.grid
+
+    @property
+    def placement(self) -> Placement:
+        """Where on it the cells of its labels lie, by KEY.json alone: of `anyres` in format 1 the first view only."""
+        if self.info.placement is not None:
+            return self.info.placement
+        grid = self.grid
+        try:
+            fit = Fit.SQUASH if grid.fit == Fit.ANYRES else Fit(grid.fit)
+            return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place((self.info.height, self.info.width))
+        except (ConfigError, ValueError) as error:
+            raise ShardError(f"sample {self.name!r} has a grid that can't be used: {error}; run verify") from error
 
     @property
     def source(self) -> SourceDocument:

@@ -6,6 +6,9 @@
    instances with spans and masks, in KEY.json and the plan's parts, and phrases have an origin: boxes alone in 1, and
    the model's. Sidecars lie in `sidecars/`: in 1 beside the tars, where readers of the folder took them for shards.
 
+   A data set may be of documents, have labels on further grids, and instances with masks: in 1 it is of pictures, on
+   one grid, without instances.
+
 Lists of shards, commit records and tables of rejects are as in 1.
 """
 

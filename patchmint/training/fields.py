@@ -270,15 +270,17 @@ class SampleMaker:
         given: dict[str, Any] = {"labelled": text in stored.texts}
         if fields.pixels:
             given |= _pixels(stored, dataset)
-        if fields.labels:
-            given |= _labels(stored, dataset, text, with_features=fields.features)
         if fields.codes and layout.tokens is not None:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
             shown = layout.tokens.shown((stored.info.height, stored.info.width))
             given["code_mask"] = None if shown is None else torch.from_numpy(shown.copy())
-        if fields.features and layout.features is not None:
-            given |= _features(stored, _placement(stored, dataset), layout.features)
+        if fields.labels or fields.features:
+            placed = dataset.placement(stored)
+            if fields.labels:
+                given |= _labels(stored, placed, layout, text, with_features=fields.features)
+            if fields.features and layout.features is not None:
+                given |= _features(stored, placed, layout.features)
         return StageImage(**given)
 
     def _text_index(self, place: SampleRef, told: KeyJson) -> int:
@@ -319,9 +321,10 @@ def _pixels(stored: StoredImage, dataset: Dataset) -> dict[str, torch.Tensor]:
     return {"pixels": torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))}
 
 
-def _labels(stored: StoredImage, dataset: Dataset, text: int, *, with_features: bool) -> dict[str, torch.Tensor]:
-    layout, texts = manifest_of(dataset).layout, stored.texts
-    placement = _placement(stored, dataset)
+def _labels(
+    stored: StoredImage, placement: Placement, layout: Layout, text: int, *, with_features: bool
+) -> dict[str, torch.Tensor]:
+    texts = stored.texts
     shape = (len(texts), *placement.shape)
     selectors = _checked(stored, SELECTOR, shape, np.dtype("u1"))
     coverages = _checked(stored, COVERAGE, shape, np.dtype("u1"))
@@ -340,10 +343,6 @@ def _labels(stored: StoredImage, dataset: Dataset, text: int, *, with_features: 
         given["feature_selector"] = torch.from_numpy(selector.reshape(-1, *pooled).copy())
         given["feature_coverage"] = torch.from_numpy(coverage.reshape(-1, *pooled).copy())
     return given
-
-
-def _placement(stored: StoredImage, dataset: Dataset) -> Placement:
-    return stored.info.placement or dataset.grid.place((stored.info.height, stored.info.width))
 
 
 def _feature_grid(features: FeatureSpec, placement: Placement) -> Size:

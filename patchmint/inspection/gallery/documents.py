@@ -26,7 +26,6 @@ from patchmint.inspection.show.labels import (
     texts_of,
     whole_view,
 )
-from patchmint.inspection.show.overlays import image_placement
 from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.schema import PhraseDocument
@@ -201,7 +200,7 @@ def _grid(dataset: Dataset, image: StoredImage) -> dict[str, Any]:
     grid = image.grid
     facts: dict[str, Any] = {"rows": grid.rows, "cols": grid.cols, "views": grid.views, "fit": grid.fit}
     try:
-        placement = image_placement(dataset, image)
+        placement = dataset.placement(image)
     except ShardError as error:
         return facts | {"problem": str(error)}
     if (placement.rows, placement.cols) != (grid.rows, grid.cols):

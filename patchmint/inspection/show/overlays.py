@@ -1,10 +1,9 @@
-"""The grid on a stored image, and its overlay, as `patchmint label` draws it of a labelled one."""
+"""The overlay of a stored image, as `patchmint label` draws it of a labelled one."""
 
 from __future__ import annotations
 
 from patchmint.datasets.dataset import Dataset
-from patchmint.errors import ConfigError, InputError, ShardError
-from patchmint.geometry import Fit, PatchGrid, Placement
+from patchmint.errors import InputError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.show.labels import phrases_of_text, text_labels
 from patchmint.pictures.overlay import draw_overlay
@@ -33,7 +32,7 @@ def image_overlay(dataset: Dataset, image: StoredImage, text: int) -> RgbImage:
     kept, coverage = text_labels(image, text)
     return draw_overlay(
         decode_image(image.data, max_megapixels=dataset.max_megapixels).pixels,
-        placement=image_placement(dataset, image),
+        placement=dataset.placement(image),
         selector=kept,
         coverage=coverage,
         phrases=[found.phrase for found in phrases_of_text(image, text)],
@@ -42,25 +41,3 @@ def image_overlay(dataset: Dataset, image: StoredImage, text: int) -> RgbImage:
         notice=image.key_json.notice,
         fit=image.grid.fit,
     )
-
-
-def image_placement(dataset: Dataset, image: StoredImage) -> Placement:
-    """Lay the data set's grid on a stored image.
-
-    The document tells it where it depends on the image, else the build's settings do. Without them (a lone tar, an
-    unfinished build) it is the document's, and in format 1 of `anyres` the first view only.
-
-    Raises:
-        ShardError: the document, or dataset.json, names no grid of ours.
-    """
-    size = (image.info.height, image.info.width)
-    if image.info.placement is not None:
-        return image.info.placement
-    if dataset.manifest is not None:
-        return dataset.grid.place(size)
-    grid = image.grid
-    try:
-        fit = Fit.SQUASH if grid.fit == Fit.ANYRES else Fit(grid.fit)
-        return PatchGrid(grid.rows, grid.cols, grid.patch_px, fit).place(size)
-    except (ConfigError, ValueError) as error:
-        raise ShardError(f"sample {image.name!r} has a grid that can't be used: {error}; run verify") from error
