@@ -77,13 +77,14 @@ def main():
         if options.data:
             made = {"data": partial(shutil.copytree, options.data)}
         datasets = {kind: write(Path(folder) / kind) for kind, write in made.items()}
+        # before any reader leaves files of its own beside the tars
+        expected = {kind: write_expected(dataset, Path(folder) / f"{kind}.json") for kind, dataset in datasets.items()}
         for reader in READERS:
             if options.readers and reader.name not in options.readers:
                 continue
             python = environment(reader, options.environments)
             for kind, dataset in datasets.items():
-                expected = write_expected(dataset, Path(folder) / f"{kind}.json")
-                trouble = run([python, HERE / f"read_{reader.name}.py", dataset, expected], Path(folder))
+                trouble = run([python, HERE / f"read_{reader.name}.py", dataset, expected[kind]], Path(folder))
                 failed |= bool(trouble)
                 table.add_row(f"{reader.name}, {kind}", trouble or "reads them all")
             if reader.name == "datasets" and not options.data:
