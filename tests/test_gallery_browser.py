@@ -360,6 +360,20 @@ def test_hostile_texts_are_texts(browser, gallery):
         assert page.locator("h1").inner_text() == "d"
 
 
+CLOSE = "document.getElementById('detail').close();"
+
+
+@pytest.mark.parametrize("then", ["location.hash = '#sample=5'", "patchmint.set({ sample: 5 })"])
+def test_another_sample_opened_at_once(browser, gallery, then):
+    with page_of(browser, gallery, "#sample=2") as page:
+        page.evaluate(f"{{ {CLOSE} {then} }}")
+        settle(page)
+        until(page, "document.getElementById('detail-key').textContent === 's0005'")
+        page.wait_for_timeout(50)
+        assert page.locator("#detail").is_visible()
+        assert page.evaluate("location.hash") == "#sample=5"
+
+
 def test_details(browser, gallery):
     with page_of(browser, gallery, "#sample=1&show=boxes") as page:
         sample = gallery.samples[1]

@@ -224,8 +224,9 @@
     byId("help-open").addEventListener("click", () => byId("help").showModal());
     byId("help").querySelector(".close").addEventListener("click", () => byId("help").close());
     byId("detail").addEventListener("close", () => {
+      // This event comes a moment after the closing: another sample may be open by then, or its address set.
       const position = patchmint.state.sample;
-      if (position === null) return;
+      if (position === null || byId("detail").open || parse(location.hash).sample !== position) return;
       set({ sample: null, image: 0, text: 0 });
       patchmint.cards.focus(position);
     });
