@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,14 @@ from patchmint.geometry.rle import ChosenMasks, Masks
 from patchmint.types import Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
 
 __all__ = [
+    "Detections",
+    "Detector",
     "FeatureEncoder",
     "FeatureSpec",
     "Instances",
+    "Masker",
+    "PhraseBoxes",
+    "PhraseDetector",
     "PrefersLikeSizes",
     "PreparesImages",
     "Segmenter",
@@ -104,6 +109,73 @@ class Instances:
             )
             for text, (start, end), box, score, origin in rows
         ]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found for the texts of one image.
+
+    Attributes:
+        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
+        scores: float32 (N,), 0..1.
+        spans: int64 (N, 2), characters `[start, end)` of the text; of a text that names phrases, one of these.
+        text_index: int64 (N,), which of the image's texts.
+
+    Raises:
+        PluginError: there aren't N of each.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    spans: npt.NDArray[np.int64]
+    text_index: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        shapes = (self.boxes.shape, self.scores.shape, self.spans.shape, self.text_index.shape)
+        if shapes != ((n, 4), (n,), (n, 2), (n,)):
+            raise PluginError(
+                f"a detector gave boxes, scores, spans and text_index of shapes {shapes}; they must be ({n}, 4), "
+                f"({n},), ({n}, 2) and ({n},)"
+            )
+
+    @classmethod
+    def none(cls) -> Detections:
+        """Nothing found."""
+        return cls(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
+        )
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> Detections:
+        """Those for which `kept`, bool (N,), is true."""
+        return Detections(self.boxes[kept], self.scores[kept], self.spans[kept], self.text_index[kept])
+
+
+@dataclass(frozen=True)
+class PhraseBoxes:
+    """Boxes found for the phrases of one image, in any order.
+
+    Attributes:
+        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
+        scores: float32 (N,), 0..1.
+        phrase_index: int64 (N,), which of the image's phrases. A thing that answers to two phrases is there twice.
+
+    Raises:
+        PluginError: there aren't N of each.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    phrase_index: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        shapes = (self.boxes.shape, self.scores.shape, self.phrase_index.shape)
+        if shapes != ((n, 4), (n,), (n,)):
+            raise PluginError(
+                f"a detector gave boxes, scores and phrase_index of shapes {shapes}; they must be ({n}, 4), ({n},) "
+                f"and ({n},)"
+            )
 
 
 Reason = Literal[
@@ -269,6 +341,70 @@ class Segmenter(Protocol):
 
 
 @runtime_checkable
+class PhraseDetector(Protocol):
+    """Image + phrases -> boxes: a detector that is told what to look for, as most are.
+
+    The phrases are made of the image's texts: those that a text names; else, with `labels.prompt: phrases`, what stands
+    between its full stops; else the whole text. `labels.negative_phrases` are among them. Each stands in the list once,
+    as it is written, whichever texts have it. Rules for boxes (`labels.nms` ...) are applied to the answer.
+
+    It may have `batch_key` and `prepare`, as a `Segmenter` may.
+    """
+
+    def find(self, images: Sequence[RgbImage], phrases: Sequence[Sequence[str]], threshold: float) -> list[PhraseBoxes]:
+        """Find every instance of each phrase.
+
+        Args:
+            images: any sizes, in one batch.
+            phrases: for each image what to look for; at least one, none of them blank.
+            threshold: boxes that don't score over it needn't be given.
+
+        Returns:
+            One `PhraseBoxes` an image, in order, which don't depend on what else is in the batch.
+        """
+        ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Image + texts -> boxes: a detector that can tell by itself which words of a text name things.
+
+    A text that has phrases (named, or cut by `labels.prompt`) is asked for these alone. It may have `batch_key` and
+    `prepare`, as a `Segmenter` may.
+    """
+
+    def detect(self, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]], threshold: float) -> list[Detections]:
+        """Find what each text talks about.
+
+        Args:
+            images: any sizes, in one batch.
+            texts: for each image its texts; none at all where nothing is to be looked for.
+            threshold: boxes that don't score over it needn't be given.
+
+        Returns:
+            One `Detections` an image, in order, which don't depend on what else is in the batch.
+        """
+        ...
+
+
+@runtime_checkable
+class Masker(Protocol):
+    """Image + boxes -> masks. It may have `prepare`, as a `Segmenter` may."""
+
+    def masks(self, images: Sequence[RgbImage], boxes: Sequence[npt.NDArray[np.float32]]) -> list[Masks]:
+        """Make the mask of what each box holds.
+
+        Args:
+            images: any sizes, in one batch.
+            boxes: for each image (N, 4), XYXY in original pixels; N may be 0.
+
+        Returns:
+            One `Masks` an image, in order, with as many masks as boxes.
+        """
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """Image -> discrete codes, and back where the model can. It may have `prepare`, as a `Segmenter` may."""
 
@@ -341,3 +477,8 @@ class PreparesImages(Protocol):
             comes, and the bytes of arrays count towards what may wait.
         """
         ...
+
+
+def handed(model: object, prepared: Sequence[object]) -> dict[str, Any]:
+    """The keyword by which a model gets what its `prepare` made of images; none if it has no `prepare`."""
+    return {"prepared": prepared} if isinstance(model, PreparesImages) else {}

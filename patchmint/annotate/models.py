@@ -28,6 +28,7 @@ from patchmint.interfaces import (
     Tokenizer,
     TokenizerSpec,
     Tokens,
+    handed,
 )
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.mask_rules import MaskRules
@@ -58,11 +59,6 @@ def prepared_by(model: object, image: RgbImage) -> object:
         return None
     with stage("prepare"):
         return model.prepare(image)
-
-
-def handed(model: object, prepared: list[object]) -> dict[str, Any]:
-    """The keyword by which a model gets what its `prepare` made of images; none if it has no `prepare`."""
-    return {"prepared": prepared} if isinstance(model, PreparesImages) else {}
 
 
 def _nbytes(prepared: object) -> int:

@@ -29,8 +29,9 @@ from patchmint.labelers.grounding_dino.encoders import (
     fuse_windows,
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
-from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts, phrase_spans
+from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.transformer import compile_layers, match
+from patchmint.labelers.phrases import phrase_spans
 from patchmint.types import Integers, RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)

@@ -8,7 +8,6 @@ start (upstream `bertwarper.py`, `generate_masks_with_special_tokens_and_transfe
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.labelers.grounding_dino.arch import MAX_TEXT_TOKENS, GroundingDinoArch
+from patchmint.labelers.phrases import phrase_spans
 from patchmint.types import Span, Text
 
 _ROOM = MAX_TEXT_TOKENS - 3
@@ -219,22 +219,6 @@ def phrase_prompts(text: Text, vocabulary: Vocabulary) -> list[Prompt]:
     if piece:
         prompts.append(_assemble(piece, tuple(phrases), vocabulary))
     return prompts
-
-
-def phrase_spans(text: Text) -> Sequence[Span]:
-    """A text's phrases; where it names none, those between its "."."""
-    if text.phrases:
-        return text.phrases
-    spans, content = [], text.content
-    start = 0
-    for stop in re.finditer(r"\.(?=\s|$)|$", content):
-        part = content[start : stop.start()]
-        stripped = part.strip()
-        if stripped:
-            begin = start + part.index(stripped)
-            spans.append((begin, begin + len(stripped)))
-        start = stop.end()
-    return spans
 
 
 def _cut(tokens: Sequence[Token], start: int, limit: int, borders: set[int], content: str) -> int:

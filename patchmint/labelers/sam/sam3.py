@@ -38,8 +38,8 @@ from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
 from patchmint.geometry.rle import ChosenMasks
 from patchmint.interfaces import Instances
-from patchmint.labelers.grounding_dino.prompts import phrase_spans
 from patchmint.labelers.mask_rules import MaskRules
+from patchmint.labelers.phrases import phrase_spans
 from patchmint.labelers.sam.arch import Sam3Arch, own_of_sam3
 from patchmint.labelers.sam.masks import Behind, MaskCollector, MaskCoverage
 from patchmint.types import RgbImage, Size, Span, Text

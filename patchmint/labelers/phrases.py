@@ -1,0 +1,117 @@
+"""What of a text is looked for, and detectors that have to be told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchmint.errors import PluginError
+from patchmint.interfaces import Detections, PhraseBoxes, PhraseDetector, PrefersLikeSizes, PreparesImages, handed
+from patchmint.types import RgbImage, Size, Span, Text
+
+
+def phrase_spans(text: Text) -> Sequence[Span]:
+    """A text's phrases; where it names none, those between its "."."""
+    if text.phrases:
+        return text.phrases
+    spans, content = [], text.content
+    start = 0
+    for stop in re.finditer(r"\.(?=\s|$)|$", content):
+        part = content[start : stop.start()]
+        stripped = part.strip()
+        if stripped:
+            begin = start + part.index(stripped)
+            spans.append((begin, begin + len(stripped)))
+        start = stop.end()
+    return spans
+
+
+def plain(phrase: str) -> str:
+    """A phrase as it is compared with others."""
+    return " ".join(phrase.casefold().split())
+
+
+@dataclass(frozen=True)
+class ByPhrases:
+    """A `Detector` made of one that is told phrases: those of a text that names some, else the whole text.
+
+    Attributes:
+        detector: is asked for each phrase of an image once, however many texts have it.
+    """
+
+    detector: PhraseDetector
+
+    def prepare(self, image: RgbImage) -> object:
+        """What the detector does ahead, if anything."""
+        return self.detector.prepare(image) if isinstance(self.detector, PreparesImages) else None
+
+    def batch_key(self, size: Size) -> Hashable:
+        """The detector's, if it has one."""
+        return self.detector.batch_key(size) if isinstance(self.detector, PrefersLikeSizes) else None
+
+    def detect(
+        self,
+        images: Sequence[RgbImage],
+        texts: Sequence[Sequence[Text]],
+        threshold: float,
+        prepared: Sequence[Any] | None = None,
+    ) -> list[Detections]:
+        """See `patchmint.interfaces.Detector`; best first within each text.
+
+        Raises:
+            PluginError: the detector answers for a phrase that there isn't, or not once an image.
+        """
+        asked = [_asked(own) for own in texts]
+        looked = [number for number, own in enumerate(asked) if own]
+        phrases = [list(dict.fromkeys(words for _, _, words in asked[number])) for number in looked]
+        ahead = [None] * len(images) if prepared is None else prepared
+        answers = (
+            self.detector.find(
+                [images[number] for number in looked],
+                phrases,
+                threshold,
+                **handed(self.detector, [ahead[number] for number in looked]),
+            )
+            if looked
+            else []
+        )
+        if len(answers) != len(looked):
+            raise PluginError(f"a detector answered {len(answers)} times for {len(looked)} images")
+        found = [Detections.none()] * len(images)
+        for number, words, answer in zip(looked, phrases, answers, strict=True):
+            found[number] = _of_texts(answer, asked[number], words)
+        return found
+
+
+def _asked(texts: Sequence[Text]) -> list[tuple[int, Span, str]]:
+    """The phrases of an image's texts: which text, where in it, and the words."""
+    return [
+        (number, (start, end), text.content[start:end])
+        for number, text in enumerate(texts)
+        for start, end in text.phrases or [(0, len(text.content))]
+        if text.content[start:end].strip()
+    ]
+
+
+def _of_texts(found: PhraseBoxes, asked: Sequence[tuple[int, Span, str]], phrases: Sequence[str]) -> Detections:
+    if not np.isin(found.phrase_index, np.arange(len(phrases))).all():
+        raise PluginError(f"a detector gave a phrase_index that isn't one of its {len(phrases)} phrases")
+    best = np.argsort(-found.scores, kind="stable")
+    rows = [
+        (row, text, span)
+        for text, span, words in asked
+        for row in best[found.phrase_index[best] == phrases.index(words)].tolist()
+    ]
+    chosen = np.array([row for row, _, _ in rows], np.int64)
+    every = Detections(
+        boxes=found.boxes[chosen],
+        scores=found.scores[chosen],
+        spans=np.array([span for _, _, span in rows], np.int64).reshape(-1, 2),
+        text_index=np.array([text for _, text, _ in rows], np.int64),
+    )
+    order = np.lexsort((-every.scores, every.text_index))
+    return Detections(every.boxes[order], every.scores[order], every.spans[order], every.text_index[order])
