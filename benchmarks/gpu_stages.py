@@ -255,7 +255,7 @@ def _detector(
     def at(batch: int) -> Run:
         pictures = list(generator.integers(0, 255, (batch, *PHOTOGRAPH, 3), dtype=np.uint8))
         resized = [detector.prepare(picture) for picture in pictures]  # in a build that is done ahead, in threads
-        return lambda: detector.detect(pictures, [asked] * batch, resized)
+        return lambda: detector.detect(pictures, [asked] * batch, prepared=resized)
 
     return at
 

@@ -23,7 +23,7 @@ from patchmint.demo.scenes import draw_scene, make_scene
 from patchmint.demo.score import f1_and_iou
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
-from patchmint.labelers.grounding_dino.detector import overlaps
+from patchmint.labelers.box_rules import overlaps
 from patchmint.labelers.tiled import Tile, tiles_of
 from patchmint.types import RgbImage, Span
 

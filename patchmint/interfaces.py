@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
 from patchmint.geometry.rle import ChosenMasks, Masks
-from patchmint.types import Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
+from patchmint.types import UNKNOWN_SCORE, Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
 
 __all__ = [
     "Detections",
@@ -378,7 +378,7 @@ class Detector(Protocol):
 
         Args:
             images: any sizes, in one batch.
-            texts: for each image its texts; none at all where nothing is to be looked for.
+            texts: for each image its texts (at least one).
             threshold: boxes that don't score over it needn't be given.
 
         Returns:
@@ -479,6 +479,51 @@ class PreparesImages(Protocol):
         ...
 
 
+def prepared_by(model: object, image: RgbImage) -> object:
+    """What a model's `prepare` makes of an image; None if it has none."""
+    return model.prepare(image) if isinstance(model, PreparesImages) else None
+
+
 def handed(model: object, prepared: Sequence[object]) -> dict[str, Any]:
     """The keyword by which a model gets what its `prepare` made of images; none if it has no `prepare`."""
     return {"prepared": prepared} if isinstance(model, PreparesImages) else {}
+
+
+def check_answers(who: str, images: int, answers: object, kind: type = object) -> None:
+    """Check that a model has answered once an image.
+
+    Raises:
+        PluginError: it hasn't.
+    """
+    if not isinstance(answers, list):
+        raise PluginError(f"{who} answered with a {type(answers).__name__}; it must give a list, one item an image")
+    if len(answers) != images:
+        raise PluginError(f"{who} answered {len(answers)} times for {images} images; it must answer once an image")
+    for answer in answers:
+        if not isinstance(answer, kind):
+            raise PluginError(f"{who} answered with a {type(answer).__name__}; it must give {kind.__name__}")
+
+
+def check_found(who: str, found: Detections | Instances, size: Size, texts: Sequence[Text]) -> None:
+    """Hold a detector or segmenter to its contract: what is wrong here would only show as wrong labels later.
+
+    Args:
+        who: "a detector" or "a segmenter".
+        found: its answer for one image.
+        size: (height, width) of the image.
+        texts: what it was asked.
+
+    Raises:
+        PluginError: a text, span, score or box can't be.
+    """
+    for text_index, (start, end) in zip(found.text_index, found.spans, strict=True):
+        if not 0 <= text_index < len(texts) or not 0 <= start < end <= len(texts[text_index].content):
+            raise PluginError(
+                f"{who} named characters {start} to {end} of text {text_index}; there are {len(texts)} texts, "
+                "and a span must lie inside its text"
+            )
+    scores, limits = found.scores, np.array([size[1], size[0], size[1], size[0]])
+    if not ((scores == UNKNOWN_SCORE) | ((scores >= 0) & (scores <= 1))).all():
+        raise PluginError(f"{who} gave scores that are neither 0..1 nor UNKNOWN_SCORE")
+    if not ((found.boxes >= 0) & (found.boxes <= limits)).all():
+        raise PluginError(f"{who} gave boxes that reach out of the image; they are XYXY in its pixels")

@@ -1,6 +1,7 @@
 """Rules for boxes and masks, each against a plain recomputation from what is found without any."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,11 @@ from skimage import data
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.rle import area, decode_mask
+from patchmint.labelers.box_rules import USUAL_RULES, BoxRules
 from patchmint.labelers.explain import explain
 from patchmint.labelers.grounded_sam import GroundedSam
 from patchmint.labelers.grounding_dino.arch import TINY
-from patchmint.labelers.grounding_dino.detector import NO_RULES, BoxRules, GroundingDino
+from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.model import untrained
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam import arch as sam_arch
@@ -37,9 +39,10 @@ def model():
 
 def detect(model, rules, texts=TEXTS, threshold=THRESHOLD):
     """Of each image what is found: text, phrase, score, box."""
-    vocabulary = Vocabulary.of_characters(TINY.text_vocabulary)
-    detector = GroundingDino(model, TINY, vocabulary, box_threshold=threshold, text_threshold=0.2, rules=rules)
-    return [rows(found, asked) for found, asked in zip(detector.detect(IMAGES, texts), texts, strict=True)]
+    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary), text_threshold=0.2)
+    resized = [detector.prepare(image) for image in IMAGES]
+    answers = replace(rules, threshold=threshold).detect(detector, IMAGES, texts, resized)
+    return [rows(found, asked) for found, asked in zip(answers, texts, strict=True)]
 
 
 def rows(found, texts):
@@ -73,7 +76,7 @@ def fewer(expected, raw):
 
 
 def test_thresholds_of_single_phrases(model):
-    raw = detect(model, NO_RULES, threshold=0.01)
+    raw = detect(model, USUAL_RULES, threshold=0.01)
     scores = sorted(row[3] for image in raw for row in image if row[1] == "a face")
     limits = {"A cup": 0.2, "a face": scores[len(scores) // 2]}
     expected = [[row for row in image if met(row, limits)] for image in raw]
@@ -87,9 +90,9 @@ def met(row, limits):
 
 
 def test_boxes_of_negative_phrases_take_others_away(model):
-    raw = detect(model, NO_RULES)
+    raw = detect(model, USUAL_RULES)
     negative = ("a plate", "hair")
-    theirs = detect(model, NO_RULES, [[Text.from_phrases(negative)]] * 2)
+    theirs = detect(model, USUAL_RULES, [[Text.from_phrases(negative)]] * 2)
     expected = [
         [row for row in image if not any(other[3] > row[3] and iou(row[4], other[4]) > 0.5 for other in others)]
         for image, others in zip(raw, theirs, strict=True)
@@ -99,7 +102,7 @@ def test_boxes_of_negative_phrases_take_others_away(model):
 
 
 def test_of_boxes_of_a_phrase_that_overlap_the_best_stays(model):
-    raw = detect(model, NO_RULES)
+    raw = detect(model, USUAL_RULES)
     expected = []
     for image in raw:
         kept = []
@@ -112,7 +115,7 @@ def test_of_boxes_of_a_phrase_that_overlap_the_best_stays(model):
 
 
 def test_boxes_are_of_some_size(model):
-    raw = detect(model, NO_RULES)
+    raw = detect(model, USUAL_RULES)
 
     def share(box, image):
         return (box[2] - box[0]) * (box[3] - box[1]) / (image.shape[0] * image.shape[1])
@@ -130,7 +133,7 @@ def test_boxes_are_of_some_size(model):
 def test_rules_follow_each_other(model):
     """What is under its threshold, or beaten, suppresses nothing; what is too large does."""
     rules = BoxRules(thresholds={"a face": 0.9}, negative=("hair",), nms=0.3, area=(0.0, 0.5))
-    for found, alone in zip(detect(model, rules), detect(model, NO_RULES), strict=True):
+    for found, alone in zip(detect(model, rules), detect(model, USUAL_RULES), strict=True):
         assert {row[:3] for row in found} <= {row[:3] for row in alone}
         assert all(row[1] != "a face" or row[3] > 0.9 for row in found)
         for one, other in product(found, found):
@@ -140,9 +143,9 @@ def test_rules_follow_each_other(model):
 @pytest.fixture(scope="module")
 def segmenters(model):
     """With rules for masks, and without."""
-    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary), box_threshold=THRESHOLD)
+    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary))
     masker = SamMasker(sam_model.untrained(sam_arch.TINY, seed=0))
-    return lambda **rules: GroundedSam(detector, masker, **rules)
+    return lambda **rules: GroundedSam(detector, masker, box_rules=BoxRules(threshold=THRESHOLD), **rules)
 
 
 def test_masks_end_at_their_boxes(segmenters):
@@ -193,7 +196,7 @@ PHRASES = [
 @pytest.mark.parametrize(
     ("rules", "reason"),
     [
-        (NO_RULES, "found"),
+        (USUAL_RULES, "found"),
         (BoxRules(thresholds={"a cup": 1, "spoon": 1, "a face": 1}), "threshold"),
         (BoxRules(negative=("a cup", "spoon", "a face", "hair")), "negative_phrases"),
         (BoxRules(nms=0.0), "nms"),
@@ -203,13 +206,14 @@ PHRASES = [
 )
 def test_explanations_say_what_became_of_each_box(model, rules, reason):
     """As the rules do one after the other, recomputed from all boxes that there are."""
-    box_rules, mask_area = (NO_RULES, rules) if isinstance(rules, tuple) else (rules, None)
-    vocabulary = Vocabulary.of_characters(TINY.text_vocabulary)
-    detector = GroundingDino(model, TINY, vocabulary, box_threshold=THRESHOLD, rules=box_rules)
-    segmenter = GroundedSam(detector, SamMasker(sam_model.untrained(sam_arch.TINY, seed=0)), mask_area=mask_area)
+    box_rules, mask_area = (USUAL_RULES, rules) if isinstance(rules, tuple) else (rules, None)
+    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary))
+    masker = SamMasker(sam_model.untrained(sam_arch.TINY, seed=0))
+    box_rules = replace(box_rules, threshold=THRESHOLD)
+    segmenter = GroundedSam(detector, masker, box_rules=box_rules, mask_area=mask_area)
     told = explain(segmenter, IMAGES[0], PHRASES)
     (found,) = segmenter.segment(IMAGES[:1], [PHRASES])
-    (raw,) = detect(model, NO_RULES, [PHRASES[:1]] * 2, threshold=0.0)[:1]
+    (raw,) = detect(model, USUAL_RULES, [PHRASES[:1]] * 2, threshold=0.0)[:1]
     assert [each.text for each in told] == ["a cup", "spoon", "a face", "\u4e2d", "given"]
     assert (told[-1].reason, told[-1].best) == ("drawn", UNKNOWN_SCORE)
     assert told[-2].reason in ("found", "unreadable", reason)
@@ -227,8 +231,8 @@ def test_explanations_say_what_became_of_each_box(model, rules, reason):
 
 
 def test_explanations_of_tiles_say_where_a_box_was_lost(model):
-    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary), box_threshold=THRESHOLD)
-    segmenter = TiledSegmenter(GroundedSam(detector, None), 200)
+    detector = GroundingDino(model, TINY, Vocabulary.of_characters(TINY.text_vocabulary))
+    segmenter = TiledSegmenter(GroundedSam(detector, None, box_rules=BoxRules(threshold=THRESHOLD)), 200)
     told = explain(segmenter, IMAGES[0], PHRASES[:1])
     (found,) = segmenter.segment(IMAGES[:1], [PHRASES[:1]])
     assert [each.boxes for each in told] == [int((found.spans == each.span).all(axis=1).sum()) for each in told]

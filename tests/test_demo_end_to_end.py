@@ -166,9 +166,12 @@ class SwappedAxes:
     def __init__(self, detector: Any) -> None:
         self.detector = detector
 
-    def detect(self, *asked: Any, **options: Any) -> list[Any]:
-        found = self.detector.detect(*asked, **options)
-        return [replace(each, boxes=each.boxes[:, [1, 0, 3, 2]]) for each in found]
+    def detect(self, images: Sequence[RgbImage], *asked: Any) -> list[Any]:
+        swapped = [
+            (each, each.boxes[:, [1, 0, 3, 2]], np.float32(image.shape[1::-1] * 2))
+            for each, image in zip(self.detector.detect(images, *asked), images, strict=True)
+        ]
+        return [replace(each, boxes=np.minimum(boxes, limits)) for each, boxes, limits in swapped]
 
 
 class Rotated:

@@ -15,8 +15,9 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError
+from patchmint.labelers.box_rules import BoxRules
 from patchmint.labelers.grounding_dino.arch import TINY, GroundingDinoArch, detector_size, infer_arch
-from patchmint.labelers.grounding_dino.detector import GroundingDino, PromptMode, select
+from patchmint.labelers.grounding_dino.detector import GroundingDino, select
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
 from patchmint.labelers.grounding_dino.model import load_grounding_dino, untrained
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts, phrase_prompts
@@ -165,18 +166,18 @@ def test_phrases_are_whole_words_of_the_text(detector, photographs):
         assert start in borders
         assert end in borders
         assert start < end
-        assert detector.box_threshold < score <= 1
+        assert 0.35 < score <= 1
         assert (box >= 0).all()
         assert box[0] <= box[2] <= photographs[0].shape[1]
         assert box[1] <= box[3] <= photographs[0].shape[0]
 
 
-def test_phrases_mode_names_the_phrases_given(model, vocabulary, photographs):
-    detector = GroundingDino(model, TINY, vocabulary, prompt=PromptMode.PHRASES, box_threshold=0.1)
-    text = Text("Two cats sleep on a pink sofa", phrases=((0, 8), (18, 29)))
-    found = detector.detect(photographs[:1], [[text]])[0]
-    assert {tuple(span) for span in found.spans.tolist()} <= set(text.phrases)
-    assert len(found.scores)
+def test_phrases_that_are_named_or_cut_are_what_is_found(detector, photographs):
+    for text in (Text("Two cats sleep on a pink sofa", phrases=((0, 8), (18, 29))), Text("Two cats. A pink sofa.")):
+        asked = set(BoxRules(splits=True).spans(text))
+        (found,) = BoxRules(True, 0.1).detect(detector, photographs[:1], [[text]], [detector.prepare(photographs[0])])
+        assert len(asked) == 2
+        assert {tuple(span) for span in found.spans.tolist()} == asked
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 2), (40, 800), (4, 4)])
@@ -298,10 +299,11 @@ def test_each_asked_phrase_gets_what_its_own_words_claim(vocabulary):
 
 
 def test_equal_phrases_get_the_same_boxes_alone_and_in_a_batch(model, vocabulary, photographs):
-    detector = GroundingDino(model, TINY, vocabulary, box_threshold=0.1)
+    detector = GroundingDino(model, TINY, vocabulary)
     text = Text.from_phrases(["a cat", "cat", "a dog", "a cat"])
-    alone = detector.detect(photographs[:1], [[text]])[0]
-    batch = detector.detect(photographs[:2], [[text, Text("something else")], [Text("a very long text of words")]])[0]
+    others = [Text("something else")], [Text("a very long text of words")]
+    alone = detector.detect(photographs[:1], [[text]], 0.1)[0]
+    batch = detector.detect(photographs[:2], [[text, *others[0]], others[1]], 0.1)[0]
     first, second, length = text.phrases[0], text.phrases[3], len(alone.scores)
     for found in (alone, batch):
         spans, own = found.spans.tolist(), found.text_index == 0

@@ -12,8 +12,8 @@ from patchmint.errors import ConfigError
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.interfaces import Instances
+from patchmint.labelers.box_rules import overlaps
 from patchmint.labelers.given import BoxMasks
-from patchmint.labelers.grounding_dino.detector import overlaps
 from patchmint.labelers.tiled import Tile, _merged, tiles_of
 from patchmint.types import Instance, Text
 

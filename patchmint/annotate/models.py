@@ -28,13 +28,16 @@ from patchmint.interfaces import (
     Tokenizer,
     TokenizerSpec,
     Tokens,
+    check_answers,
+    check_found,
     handed,
+    prepared_by,
 )
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.patches import PatchLabels, label_texts
 from patchmint.tokenizers.build import build_tokenizer
-from patchmint.types import UNKNOWN_SCORE, RgbImage, Rle, Size, Text
+from patchmint.types import RgbImage, Rle, Size, Text
 
 _USUAL_SIZE = (480, 640)
 
@@ -51,14 +54,6 @@ class ModelInputs:
     def nbytes(self) -> int:
         """Bytes of the arrays in it."""
         return _nbytes((self.segmenter, self.tokenizer, self.encoder))
-
-
-def prepared_by(model: object, image: RgbImage) -> object:
-    """What a model's `prepare` makes of an image; None if it has none."""
-    if not isinstance(model, PreparesImages):
-        return None
-    with stage("prepare"):
-        return model.prepare(image)
 
 
 def _nbytes(prepared: object) -> int:
@@ -201,9 +196,14 @@ class AnnotationModels:
             )
             with _named(self._names.get("segmenter")):
                 answers = self.segmenter.segment(seen, asked, **prepared)
-                _check_answers(len(seen), answers)
+                check_answers("a segmenter", len(seen), answers, Instances)
                 for image, answer, image_texts in zip(seen, answers, asked, strict=True):
-                    _check_instances(answer, (image.shape[0], image.shape[1]), image_texts)
+                    size = (image.shape[0], image.shape[1])
+                    if tuple(answer.image_size) != size:
+                        raise PluginError(
+                            f"a segmenter says that an image of {size} (height, width) is {answer.image_size}"
+                        )
+                    check_found("a segmenter", answer, size, image_texts)
         found, left = list[Instances](), iter(answers)
         for image, kept in zip(images, saying, strict=True):
             if kept:
@@ -230,7 +230,11 @@ class AnnotationModels:
 
     def prepare(self, image: RgbImage) -> ModelInputs:
         """What can be done ahead of `ask`, without the device; in any thread."""
-        return ModelInputs(*(prepared_by(model, image) for model in (self.segmenter, self.tokenizer, self.encoder)))
+        models = (self.segmenter, self.tokenizer, self.encoder)
+        if not any(isinstance(model, PreparesImages) for model in models):
+            return ModelInputs()
+        with stage("prepare"):
+            return ModelInputs(*(prepared_by(model, image) for model in models))
 
     def ask(
         self,
@@ -255,7 +259,7 @@ class AnnotationModels:
             with stage("features"):
                 features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
             with _named(self._names.get("vit")):
-                _check_answers(len(images), features)
+                check_answers("a vision encoder", len(images), features)
                 for image, found in zip(images, features, strict=True):
                     _check_features(found, self.encoder.spec, self.grid.place((image.shape[0], image.shape[1])))
         return [ModelAnswers(*answers) for answers in zip(instances, tokens, features, strict=True)]
@@ -316,7 +320,7 @@ class AnnotationModels:
         with _named(self._names.get("tokenizer")):
             with stage("tokens"):
                 tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
-            _check_answers(len(images), tokens)
+            check_answers("a tokenizer", len(images), tokens)
             for answer in tokens:
                 _check_tokens(answer, self.tokenizer.spec)
         return tokens
@@ -357,13 +361,6 @@ def _nothing_in(size: Size) -> Instances:
     return Instances(size, RleMasks([]), none, np.zeros(0, dtype=np.float32), boxes, spans)
 
 
-def _check_answers(images: int, answer: object) -> None:
-    if not isinstance(answer, list):
-        raise PluginError(f"a model answered with a {type(answer).__name__}; it must give a list, one item an image")
-    if len(answer) != images:
-        raise PluginError(f"a model answered {len(answer)} times for {images} images; it must answer once an image")
-
-
 def _check_tokens(answer: object, spec: TokenizerSpec) -> None:
     shape = (*spec.grid_shape, len(spec.codebook_sizes))
     codes = answer.codes if isinstance(answer, Tokens) else None
@@ -378,22 +375,3 @@ def _check_features(answer: object, spec: FeatureSpec, placement: Placement) -> 
     wanted = (tokens, spec.channels)
     if not isinstance(answer, np.ndarray) or answer.shape != wanted or answer.dtype != np.float16:
         raise PluginError(f"the vision encoder {spec.encoder!r} must give float16 features of shape {wanted}")
-
-
-def _check_instances(found: object, size: Size, texts: Sequence[Text]) -> None:
-    """Hold a segmenter to its contract: what is wrong here would only show as wrong labels later."""
-    if not isinstance(found, Instances):
-        raise PluginError(f"a segmenter answered with a {type(found).__name__}; it must give Instances")
-    if tuple(found.image_size) != size:
-        raise PluginError(f"a segmenter says that the image is {found.image_size}, but it is {size} (height, width)")
-    for text_index, (start, end) in zip(found.text_index, found.spans, strict=True):
-        if not 0 <= text_index < len(texts) or not 0 <= start < end <= len(texts[text_index].content):
-            raise PluginError(
-                f"a segmenter named characters {start} to {end} of text {text_index}; there are {len(texts)} texts, "
-                "and a span must lie inside its text"
-            )
-    scores, limits = found.scores, np.array([size[1], size[0], size[1], size[0]])
-    if not ((scores == UNKNOWN_SCORE) | ((scores >= 0) & (scores <= 1))).all():
-        raise PluginError("a segmenter gave scores that are neither 0..1 nor UNKNOWN_SCORE")
-    if not ((found.boxes >= 0) & (found.boxes <= limits)).all():
-        raise PluginError("a segmenter gave boxes that reach out of the image; they are XYXY in its pixels")

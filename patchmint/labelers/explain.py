@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchmint.errors import InputError
-from patchmint.interfaces import Explanation, Reason
+from patchmint.interfaces import Detections, Explanation, Reason
+from patchmint.labelers.box_rules import Loss
 from patchmint.labelers.grounded_sam import GroundedSam
-from patchmint.labelers.grounding_dino.detector import Detections, GroundingDino, Loss
 from patchmint.labelers.tiled import TiledSegmenter
 from patchmint.types import UNKNOWN_SCORE, RgbImage, Span, Text
 
@@ -27,25 +27,23 @@ def explain(segmenter: object, image: RgbImage, texts: Sequence[Text]) -> list[E
     """
     if not isinstance(segmenter, GroundedSam | TiledSegmenter):
         raise InputError("labels are explained where a detector and a masker make them: not a plug-in's, nor none")
-    detector = (segmenter.segmenter if isinstance(segmenter, TiledSegmenter) else segmenter).detector
+    labeler = segmenter.segmenter if isinstance(segmenter, TiledSegmenter) else segmenter
     fates: list[Loss] = []
     (found,) = segmenter.segment([image], [texts], losses=[fates])
     fates.insert(0, Loss("found", Detections(found.boxes, found.scores, found.spans, found.text_index)))
     return [
-        _explained(number, text, span, fates, detector)
+        _explained(number, text, span, fates, labeler)
         for number, text in enumerate(texts)
-        for span in _asked(text, detector)
+        for span in _asked(text, labeler)
     ]
 
 
-def _asked(text: Text, detector: GroundingDino | None) -> Sequence[Span | None]:
+def _asked(text: Text, labeler: GroundedSam) -> Sequence[Span | None]:
     """The spans that are looked for; None stands for the whole text, whatever its words."""
-    return (text.phrases if text.instances or detector is None else detector.spans(text)) or [None]
+    return (text.phrases if text.instances or labeler.detector is None else labeler.box_rules.spans(text)) or [None]
 
 
-def _explained(
-    number: int, text: Text, span: Span | None, fates: Sequence[Loss], detector: GroundingDino | None
-) -> Explanation:
+def _explained(number: int, text: Text, span: Span | None, fates: Sequence[Loss], labeler: GroundedSam) -> Explanation:
     start, end = span or (0, len(text.content))
     words = text.content[start:end]
     counts: dict[Reason, int] = {}
@@ -61,7 +59,7 @@ def _explained(
             if best is None or score > best[0]:
                 best = score, fate.reason, fate.found.boxes[highest].tolist()
     boxes, _ = counts.pop("found", 0), counts.pop("threshold", 0)
-    nothing: Reason = "not-asked" if detector is None else "unreadable"
+    nothing: Reason = "not-asked" if labeler.detector is None else "unreadable"
     score, why, (left, top, right, bottom) = best or (UNKNOWN_SCORE, nothing, [0.0] * 4)
     return Explanation(
         text=words,
@@ -70,7 +68,7 @@ def _explained(
         boxes=boxes,
         best=score,
         box=(left, top, right, bottom),
-        threshold=detector.threshold_of(words) if detector is not None else 0.0,
+        threshold=labeler.box_rules.threshold_of(words) if labeler.detector is not None else 0.0,
         reason="drawn" if text.instances else "found" if boxes else why,
         lost=counts,
     )

@@ -13,7 +13,7 @@ from patchmint.errors import InputError
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.placement import Floats, Placement
 from patchmint.geometry.rle import Masks, RleMasks, bounding_box, encode_masks
-from patchmint.labelers.grounding_dino.detector import Detections
+from patchmint.interfaces import Detections
 from patchmint.types import UNKNOWN_SCORE, Instance, Rle, Size, Text
 
 

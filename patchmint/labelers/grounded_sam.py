@@ -1,4 +1,4 @@
-"""Grounded SAM: Grounding DINO finds boxes for a text, SAM makes masks of them. One segmenter out of two models.
+"""Grounded SAM: a detector finds boxes for a text, a masker makes masks of them. One segmenter out of two models.
 
 Either model may be left out: boxes, and masks, may come with the texts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,23 @@ import torch
 from patchmint.compute.devices import resolve_precision
 from patchmint.compute.stages import stage
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
+from patchmint.errors import PluginError
 from patchmint.geometry.rle import ChosenMasks, Masks
-from patchmint.interfaces import Instances
+from patchmint.interfaces import (
+    Detections,
+    Detector,
+    Instances,
+    Masker,
+    PrefersLikeSizes,
+    check_answers,
+    handed,
+    prepared_by,
+)
+from patchmint.labelers.box_rules import USUAL_RULES, BoxRules, Loss, merge
 from patchmint.labelers.given import BoxMasks, JoinedMasks, given_boxes, given_masks
 from patchmint.labelers.grounding_dino import arch as dino_arch
 from patchmint.labelers.grounding_dino import model as dino_model
-from patchmint.labelers.grounding_dino.detector import BoxRules, Detections, GroundingDino, Loss, PromptMode, merge
+from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.sam import arch as sam_arch
@@ -31,8 +41,8 @@ from patchmint.types import UNKNOWN_SCORE, Origin, Precision, RgbImage, Size, Te
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
 
-Prepared = tuple[RgbImage | None, RgbImage | None]
-"""An image resized for the detector and for the masker; None for one that is left out."""
+Prepared = tuple[object, object]
+"""What the detector and the masker made of an image ahead; None of one that is left out, or does nothing ahead."""
 
 
 class GroundedSam:
@@ -41,31 +51,31 @@ class GroundedSam:
     Args:
         detector: finds boxes for texts that have none; None = nothing is found for these.
         masker: makes masks of boxes; None = the boxes are the masks.
+        box_rules: what the detector is asked for, and which of its boxes count.
         mask_area: shares of the image that a mask has at least, and at most; None = any.
         clip_to_box: whether masks end at their boxes.
     """
 
     def __init__(
         self,
-        detector: GroundingDino | None,
-        masker: SamMasker | None,
+        detector: Detector | None,
+        masker: Masker | None,
         *,
+        box_rules: BoxRules = USUAL_RULES,
         mask_area: tuple[float, float] | None = None,
         clip_to_box: bool = False,
     ) -> None:
         self.detector = detector
         self.masker = masker
+        self.box_rules = box_rules
         self._mask_rules = MaskRules(mask_area, clip_to_box)
 
     def prepare(self, image: RgbImage) -> Prepared:
-        """Resize an image for the detector and for the masker; for any thread.
+        """Do what detector and masker can do ahead; for any thread.
 
-        They get it in vain where nothing is looked for, or found, which costs milliseconds of a thread that has time.
+        It is in vain where nothing is looked for, or found, which costs milliseconds of a thread that has time.
         """
-        return (
-            self.detector.prepare(image) if self.detector is not None else None,
-            self.masker.prepare(image) if self.masker is not None else None,
-        )
+        return prepared_by(self.detector, image), prepared_by(self.masker, image)
 
     def segment(
         self,
@@ -80,15 +90,16 @@ class GroundedSam:
             images: any sizes.
             texts: for each image its texts.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
-            losses: as for `GroundingDino.detect`.
+            losses: as for `BoxRules.detect`.
         """
+        ready = [self.prepare(image) for image in images] if prepared is None else prepared
         with stage("detect"):
-            found = self._boxes(images, texts, prepared, losses)
+            found = self._boxes(images, texts, ready, losses)
         boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"):
             masks: list[Masks] = [
                 once if chosen is None else ChosenMasks(once, chosen)
-                for once, chosen in zip(self._masks(images, boxes, prepared), repeated, strict=True)
+                for once, chosen in zip(self._masks(images, boxes, ready), repeated, strict=True)
             ]
         answers = []
         noted = [None] * len(images) if losses is None else losses
@@ -106,7 +117,7 @@ class GroundedSam:
         self,
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
-        prepared: Sequence[Prepared] | None,
+        prepared: Sequence[Prepared],
         losses: Sequence[list[Loss]] | None,
     ) -> list[Detections]:
         """Of each image the boxes that come with its texts, and those that are found for the other texts."""
@@ -115,11 +126,12 @@ class GroundedSam:
         looked = [index for index, wanted in enumerate(asked) if wanted]
         if self.detector is not None and looked:
             own: list[list[Loss]] = [[] for _ in looked]
-            found = self.detector.detect(
+            found = self.box_rules.detect(
+                self.detector,
                 [images[index] for index in looked],
                 [[texts[index][text] for text in asked[index]] for index in looked],
-                **_part([prepared[index] for index in looked] if prepared is not None else None, 0),
-                losses=own if losses is not None else None,
+                [prepared[index][0] for index in looked],
+                own if losses is not None else None,
             )
             for index, detections, lost in zip(looked, found, own, strict=True):
                 numbers = np.array([*asked[index], len(texts[index])])  # the last: of negative phrases
@@ -132,11 +144,16 @@ class GroundedSam:
         self,
         images: Sequence[RgbImage],
         boxes: Sequence[npt.NDArray[np.float32]],
-        prepared: Sequence[Prepared] | None,
+        prepared: Sequence[Prepared],
     ) -> Sequence[Masks]:
-        if self.masker is not None:
-            return self.masker.masks(images, boxes, **_part(prepared, 1))
-        return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
+        if self.masker is None:
+            return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
+        found = self.masker.masks(images, boxes, **handed(self.masker, [parts[1] for parts in prepared]))
+        check_answers("a masker", len(images), found)
+        for masks, each in zip(found, boxes, strict=True):
+            if len(masks) != len(each):
+                raise PluginError(f"a masker gave {len(masks)} masks for {len(each)} boxes; it must give one a box")
+        return found
 
     def _instances(
         self,
@@ -176,20 +193,19 @@ class GroundedSam:
             boxes: as large as the image.
             prepared: what `prepare` made of each image; None = nothing was done ahead.
         """
+        ready = [self.prepare(image) for image in images] if prepared is None else prepared
         if self.detector is not None:
-            self.detector.detect(images, texts, **_part(prepared, 0))
+            self.box_rules.detect(self.detector, images, texts, [parts[0] for parts in ready])
         whole = [np.array([[0, 0, image.shape[1], image.shape[0]]] * boxes, np.float32) for image in images]
-        self._masks(images, whole, prepared)
+        self._masks(images, whole, ready)
 
     def batch_key(self, size: Size) -> Hashable:
-        """The size that the detector makes of an image: images of one size share its backbone pass. None without one.
+        """The detector's, if it has one.
 
         Args:
             size: (height, width) of an image.
         """
-        if self.detector is None:
-            return None
-        return dino_arch.detector_size(size, self.detector.arch.short_side, self.detector.arch.long_side)
+        return self.detector.batch_key(size) if isinstance(self.detector, PrefersLikeSizes) else None
 
 
 def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:
@@ -212,11 +228,6 @@ def _joined(
     return merge([found[0], drawn[0]]), masks, [origins[number] for number in order]
 
 
-def _part(prepared: Sequence[Prepared] | None, place: int) -> dict[str, Any]:
-    """The keyword that hands one of the two models its part; none where nothing was done ahead."""
-    return {} if prepared is None else {"prepared": [parts[place] for parts in prepared]}
-
-
 def build_grounded_sam(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> GroundedSam:
@@ -232,6 +243,7 @@ def build_grounded_sam(
     return GroundedSam(
         detector,
         build_masker(models, labels, device, precision, compiled=compiled) if needs_masker else None,
+        box_rules=BoxRules.of(labels),
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
     )
@@ -253,10 +265,7 @@ def _build_detector(
         model,
         arch,
         vocabulary,
-        prompt=PromptMode(labels.prompt),
-        box_threshold=labels.box_threshold,
         text_threshold=labels.text_threshold,
-        rules=BoxRules(labels.phrase_thresholds or {}, labels.negative_phrases or (), labels.nms, labels.box_area),
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
         compiled=compiled,

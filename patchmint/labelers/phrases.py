@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from patchmint.errors import PluginError
-from patchmint.interfaces import Detections, PhraseBoxes, PhraseDetector, PrefersLikeSizes, PreparesImages, handed
+from patchmint.interfaces import (
+    Detections,
+    PhraseBoxes,
+    PhraseDetector,
+    PrefersLikeSizes,
+    check_answers,
+    handed,
+    prepared_by,
+)
 from patchmint.types import RgbImage, Size, Span, Text
 
 
@@ -47,7 +55,7 @@ class ByPhrases:
 
     def prepare(self, image: RgbImage) -> object:
         """What the detector does ahead, if anything."""
-        return self.detector.prepare(image) if isinstance(self.detector, PreparesImages) else None
+        return prepared_by(self.detector, image)
 
     def batch_key(self, size: Size) -> Hashable:
         """The detector's, if it has one."""
@@ -60,7 +68,7 @@ class ByPhrases:
         threshold: float,
         prepared: Sequence[Any] | None = None,
     ) -> list[Detections]:
-        """See `patchmint.interfaces.Detector`; best first within each text.
+        """See `patchmint.interfaces.Detector`.
 
         Raises:
             PluginError: the detector answers for a phrase that there isn't, or not once an image.
@@ -68,22 +76,14 @@ class ByPhrases:
         asked = [_asked(own) for own in texts]
         looked = [number for number, own in enumerate(asked) if own]
         phrases = [list(dict.fromkeys(words for _, _, words in asked[number])) for number in looked]
-        ahead = [None] * len(images) if prepared is None else prepared
-        answers = (
-            self.detector.find(
-                [images[number] for number in looked],
-                phrases,
-                threshold,
-                **handed(self.detector, [ahead[number] for number in looked]),
-            )
-            if looked
-            else []
-        )
-        if len(answers) != len(looked):
-            raise PluginError(f"a detector answered {len(answers)} times for {len(looked)} images")
         found = [Detections.none()] * len(images)
-        for number, words, answer in zip(looked, phrases, answers, strict=True):
-            found[number] = _of_texts(answer, asked[number], words)
+        if looked:
+            seen = [images[number] for number in looked]
+            ahead = handed(self.detector, [prepared[number] if prepared is not None else None for number in looked])
+            answers = self.detector.find(seen, phrases, threshold, **ahead)
+            check_answers("a detector", len(looked), answers, PhraseBoxes)
+            for number, words, answer in zip(looked, phrases, answers, strict=True):
+                found[number] = _of_texts(answer, asked[number], words)
         return found
 
 
@@ -100,18 +100,15 @@ def _asked(texts: Sequence[Text]) -> list[tuple[int, Span, str]]:
 def _of_texts(found: PhraseBoxes, asked: Sequence[tuple[int, Span, str]], phrases: Sequence[str]) -> Detections:
     if not np.isin(found.phrase_index, np.arange(len(phrases))).all():
         raise PluginError(f"a detector gave a phrase_index that isn't one of its {len(phrases)} phrases")
-    best = np.argsort(-found.scores, kind="stable")
     rows = [
         (row, text, span)
         for text, span, words in asked
-        for row in best[found.phrase_index[best] == phrases.index(words)].tolist()
+        for row in np.flatnonzero(found.phrase_index == phrases.index(words)).tolist()
     ]
     chosen = np.array([row for row, _, _ in rows], np.int64)
-    every = Detections(
+    return Detections(
         boxes=found.boxes[chosen],
         scores=found.scores[chosen],
         spans=np.array([span for _, _, span in rows], np.int64).reshape(-1, 2),
         text_index=np.array([text for _, text, _ in rows], np.int64),
     )
-    order = np.lexsort((-every.scores, every.text_index))
-    return Detections(every.boxes[order], every.scores[order], every.spans[order], every.text_index[order])

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.geometry.rle import RleMasks, decode_mask, encode_masks
-from patchmint.interfaces import Instances
+from patchmint.interfaces import Detections, Instances
+from patchmint.labelers.box_rules import Loss, overlaps
 from patchmint.labelers.given import JoinedMasks
 from patchmint.labelers.grounded_sam import GroundedSam, Prepared
-from patchmint.labelers.grounding_dino.detector import Detections, Loss, overlaps
 from patchmint.types import Integers, RgbImage, Rle, Size, Text
 
 _AT_ONCE = 16

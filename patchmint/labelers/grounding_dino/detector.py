@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.ops import box_iou
 
 from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
-from patchmint.interfaces import Reason
+from patchmint.interfaces import Detections
+from patchmint.labelers.box_rules import merge
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch, detector_size
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.encoders import (
@@ -31,44 +29,11 @@ from patchmint.labelers.grounding_dino.encoders import (
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
 from patchmint.labelers.grounding_dino.transformer import compile_layers, match
-from patchmint.labelers.phrases import phrase_spans
-from patchmint.types import Integers, RgbImage, Size, Span, Text
+from patchmint.types import RgbImage, Size, Span, Text
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 # ImageNet's, as in upstream `inference.py`, `load_image`.
-
-_HALF = 0.5
-
-
-class PromptMode(StrEnum):
-    """What is looked for of a text that names no phrases itself."""
-
-    CAPTION = "caption"
-    """The whole text; the model decides which words name things."""
-    PHRASES = "phrases"
-    """What stands between its ".", each on its own."""
-
-
-@dataclass(frozen=True)
-class BoxRules:
-    """Which boxes count, beside their scores over the threshold of all; each rule is off by default.
-
-    Attributes:
-        thresholds: of single phrases, instead.
-        negative: phrases that are looked for in each image as well: a box is dropped if one of theirs scores better,
-            and overlaps it by more than half (IoU).
-        nms: of a phrase's boxes that overlap by more than this IoU, the best stays.
-        area: shares of the image that a box has at least, and at most.
-    """
-
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    negative: tuple[str, ...] = ()
-    nms: float | None = None
-    area: tuple[float, float] | None = None
-
-
-NO_RULES = BoxRules()
 
 
 class GroundingDino:
@@ -78,10 +43,7 @@ class GroundingDino:
         model: upstream's `GroundingDINO`, from `build_grounding_dino`.
         arch: its architecture.
         vocabulary: its text encoder's vocabulary.
-        prompt: what of a text is looked for.
-        box_threshold: a box is kept if its best word scores over this (upstream's default 0.35).
         text_threshold: a word belongs to a box's phrase if it scores over this (upstream's default 0.25).
-        rules: which of the boxes count.
         device: where to run; the model is moved there.
         precision: number format of the large products; the model's weights for them are kept in it.
         compiled: compile the image backbone, and a layer each of encoder and decoder, on a GPU.
@@ -96,10 +58,7 @@ class GroundingDino:
         arch: GroundingDinoArch,
         vocabulary: Vocabulary,
         *,
-        prompt: PromptMode = PromptMode.CAPTION,
-        box_threshold: float = 0.35,
         text_threshold: float = 0.25,
-        rules: BoxRules = NO_RULES,
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
         compiled: bool = False,
@@ -113,12 +72,7 @@ class GroundingDino:
         self._mean, self._std = (torch.tensor(each, device=self.device)[:, None, None] for each in (_MEAN, _STD))
         self.arch = arch
         self.vocabulary = vocabulary
-        self.prompt = PromptMode(prompt)
-        self.box_threshold = box_threshold
         self.text_threshold = text_threshold
-        self._rules = rules
-        self._thresholds = {_plain(phrase): threshold for phrase, threshold in rules.thresholds.items()}
-        self._negative = [Text.from_phrases(rules.negative)] if rules.negative else []
         store_reduced(model, precision)
         if self.device.type == "cuda":
             fuse_windows(model, precision)
@@ -131,8 +85,8 @@ class GroundingDino:
         self,
         images: Sequence[RgbImage],
         texts: Sequence[Sequence[Text]],
+        threshold: float = 0.35,
         prepared: Sequence[RgbImage] | None = None,
-        losses: Sequence[list[Loss]] | None = None,
     ) -> list[Detections]:
         """Find what each text talks about.
 
@@ -140,17 +94,17 @@ class GroundingDino:
             images: HWC uint8 RGB, any sizes.
             texts: for each image its texts. All texts of an image share its pass through the backbone; a text of more
                 than 256 tokens becomes several prompts.
+            threshold: a box is kept if its best word scores over this (upstream's default).
             prepared: what `prepare` made of each image; None = nothing was done ahead.
-            losses: for each image a list to which is added which boxes don't count, and why: all queries of the model,
-                then. None = nobody asks.
 
         Returns:
-            One `Detections` an image. A text in which the vocabulary can read nothing gives none.
+            One `Detections` an image, best first within each text. A text in which the vocabulary can read nothing
+            gives none.
         """
         pairs = [
             (index, text_index, prompt)
             for index, image_texts in enumerate(texts)
-            for text_index, text in enumerate([*image_texts, *self._negative])
+            for text_index, text in enumerate(image_texts)
             for prompt in self.prompts(text)
         ]
         wanted = sorted({index for index, _, _ in pairs})
@@ -175,47 +129,19 @@ class GroundingDino:
                         prompt,
                         image_size=(images[index].shape[0], images[index].shape[1]),
                         text_index=text_index,
-                        box_threshold=min([self.box_threshold, *self._thresholds.values()]) if losses is None else 0.0,
+                        box_threshold=threshold,
                         text_threshold=self.text_threshold,
                     )
                 )
-        merged = zip(map(merge, found), texts, images, [None] * len(images) if losses is None else losses, strict=True)
-        return [self._kept(*each) for each in merged]
-
-    def _kept(self, found: Detections, texts: Sequence[Text], image: RgbImage, losses: list[Loss] | None) -> Detections:
-        """What the rules leave of an image's boxes."""
-        rules = self._rules
-        if rules == NO_RULES and losses is None:
-            return found
-        asked = [*texts, *self._negative]
-        places = zip(found.text_index, found.spans, strict=True)
-        limits = [self.threshold_of(asked[text].content[start:end]) for text, (start, end) in places]
-        found = _without(found, found.scores <= np.array(limits, np.float32), "threshold", losses)
-        if self._negative:
-            theirs = np.asarray(found.text_index == len(texts))
-            against, found = found.only(theirs), found.only(~theirs)
-            better = against.scores > found.scores[:, None]
-            beaten = better & (overlaps(found.boxes, against.boxes) > _HALF)
-            found = _without(found, np.asarray(beaten.any(axis=1)), "negative_phrases", losses)
-        if rules.nms is not None:
-            found = _without(found, ~_best_of_alike(found, rules.nms), "nms", losses)
-        if rules.area is not None:
-            sides = found.boxes[:, 2:] - found.boxes[:, :2]
-            share = sides.prod(axis=1) / (image.shape[0] * image.shape[1])
-            found = _without(found, (share < rules.area[0]) | (share > rules.area[1]), "box_area", losses)
-        return found
-
-    def threshold_of(self, phrase: str) -> float:
-        """The score over which a box of a phrase counts."""
-        return self._thresholds.get(_plain(phrase), self.box_threshold)
+        return list(map(merge, found))
 
     def prompts(self, text: Text) -> list[Prompt]:
-        """Make the prompts of a text: of its phrases where it names some, else by this detector's mode."""
-        return (phrase_prompts if self.spans(text) else caption_prompts)(text, self.vocabulary)
+        """Make the prompts of a text: of its phrases where it names some, else of all of it."""
+        return (phrase_prompts if text.phrases else caption_prompts)(text, self.vocabulary)
 
-    def spans(self, text: Text) -> Sequence[Span]:
-        """The phrases that are looked for, which the vocabulary may be unable to read; none: the whole text is."""
-        return phrase_spans(text) if text.phrases or self.prompt is PromptMode.PHRASES else ()
+    def batch_key(self, size: Size) -> Size:
+        """What it makes of an image of a size: images of one size share their pass through the backbone."""
+        return detector_size(size, self.arch.short_side, self.arch.long_side)
 
     def prepare(self, image: RgbImage) -> RgbImage:
         """What can be done ahead, on the CPU, in any thread: resize (upstream `transforms.py`, `RandomResize`).
@@ -226,7 +152,7 @@ class GroundingDino:
         Returns:
             HWC uint8 RGB of `detector_size`.
         """
-        height, width = detector_size((image.shape[0], image.shape[1]), self.arch.short_side, self.arch.long_side)
+        height, width = self.batch_key((image.shape[0], image.shape[1]))
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return ready_for(self.device, np.asarray(resized))
 
@@ -253,59 +179,6 @@ class GroundingDino:
                 "the detector gave NaN: its weights are damaged (see `patchmint models check`), or its numbers overflow"
             )
         return list(zip(scores, boxes, strict=True))
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Boxes found for the texts of one image, best first within each text.
-
-    Attributes:
-        boxes: float32 (N, 4), XYXY in original pixels, inside the image.
-        scores: float32 (N,), 0..1.
-        spans: int64 (N, 2), characters of the text.
-        text_index: int64 (N,).
-    """
-
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
-    spans: npt.NDArray[np.int64]
-    text_index: npt.NDArray[np.int64]
-
-    @classmethod
-    def none(cls) -> Detections:
-        """Nothing found."""
-        return cls(
-            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
-        )
-
-    def only(self, kept: npt.NDArray[np.bool_]) -> Detections:
-        """Those for which `kept`, bool (N,), is true."""
-        return Detections(self.boxes[kept], self.scores[kept], self.spans[kept], self.text_index[kept])
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Boxes that don't count, and why.
-
-    Attributes:
-        reason: what took them away.
-        found: they.
-    """
-
-    reason: Reason
-    found: Detections
-
-    def moved(self, numbers: Integers, offset: npt.NDArray[np.float32] | float = 0.0) -> Loss:
-        """The same where text n is `numbers[n]`, and boxes lie elsewhere."""
-        boxes, texts = self.found.boxes + np.float32(offset), numbers[self.found.text_index]
-        return Loss(self.reason, Detections(boxes, self.found.scores, self.found.spans, texts))
-
-
-def _without(found: Detections, lost: npt.NDArray[np.bool_], reason: Reason, losses: list[Loss] | None) -> Detections:
-    """The others, when those that are lost, bool (N,), have been noted where somebody asks."""
-    if losses is not None:
-        losses.append(Loss(reason, found.only(lost)))
-    return found.only(~lost)
 
 
 def select(
@@ -369,41 +242,6 @@ def _scores_of_phrases(of_tokens: npt.NDArray[np.floating], prompt: Prompt) -> n
         first = columns.setdefault(tuple(prompt.tokens[token].id for token in own), phrase)
         scores[:, phrase] = of_tokens[:, own].max(axis=1) if first == phrase else scores[:, first]
     return scores
-
-
-def merge(parts: list[Detections]) -> Detections:
-    """Put the detections of several prompts together, texts in order, best first within each."""
-    if not parts:
-        return Detections.none()
-    text_index = np.concatenate([part.text_index for part in parts])
-    scores = np.concatenate([part.scores for part in parts])
-    order = np.lexsort((-scores, text_index))
-    return Detections(
-        boxes=np.concatenate([part.boxes for part in parts])[order],
-        scores=scores[order],
-        spans=np.concatenate([part.spans for part in parts])[order],
-        text_index=text_index[order],
-    )
-
-
-def _plain(phrase: str) -> str:
-    """A phrase as it is compared with others."""
-    return " ".join(phrase.casefold().split())
-
-
-def overlaps(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Intersection over union of boxes (N, 4) and others (M, 4): (N, M)."""
-    return np.asarray(box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy())
-
-
-def _best_of_alike(found: Detections, most: float) -> npt.NDArray[np.bool_]:
-    """Non-maximum suppression within each phrase of each text: bool (N,); those found are best first."""
-    alike = overlaps(found.boxes, found.boxes)
-    names = np.concatenate([found.text_index[:, None], found.spans], axis=1)
-    kept = np.zeros(len(names), dtype=np.bool_)
-    for number, name in enumerate(names):
-        kept[number] = not (kept & (names == name).all(axis=1) & (alike[number] > most)).any()
-    return kept
 
 
 def _run_of_words(prompt: Prompt, over: npt.NDArray[np.bool_], best: int) -> Span:
