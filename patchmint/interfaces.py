@@ -95,7 +95,7 @@ class Instances:
             masks=RleMasks(rles),
             text_index=np.array(texts, np.int64),
             scores=np.array(scores, np.float32),
-            boxes=np.array(boxes, np.float32).reshape(-1, 4).clip(0, np.float32([*size[::-1], *size[::-1]])),
+            boxes=np.array(boxes, np.float32).reshape(-1, 4).clip(0, np.array([*size[::-1]] * 2, np.float32)),
             spans=np.array(spans, np.int64).reshape(-1, 2),
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,15 +19,18 @@ from builds import build_here, make_config
 from PIL import Image
 from shard_data import stored as stored_samples
 from skimage import data
+from typer.testing import CliRunner
 
-from patchmint import Annotator
+from patchmint import Annotator, plugins
 from patchmint.annotate.preflight import check_loadable
+from patchmint.cli.models import models_app
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
 from patchmint.geometry import grid_preset
+from patchmint.geometry.rle import area
 from patchmint.jobs import doctor
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.extend import settings_of
@@ -369,10 +373,10 @@ def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, 
     monkeypatch.syspath_prepend(str(installed))
     (tmp_path / "weights.txt").write_text("20")
 
-    def config(name="toy-tuned", plugin="toy-tuned", **settings):
+    def config(name="toy-tuned", plugin="toy-tuned", labels=None, **settings):
         given = {"checkpoint": str(tmp_path / "weights.txt"), "settings": {"level": 100}} | settings
         models = {"segmenter": name, "plugins": {plugin: given}}
-        return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
+        return AnnotatorConfig.parse({"models": models, "labels": labels or {}, "tokens": None, "precision": "float32"})
 
     image = data.chelsea()[::2, ::2]
     found = [
@@ -393,6 +397,7 @@ def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, 
         ({"checkpoint": "none.txt"}, WeightsMissingError, "no weights file at none.txt"),
         ({"name": "toy-brightness", "plugin": "toy-brightness"}, PluginError, "takes no checkpoint"),
         ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models"),
+        ({"labels": {"nms": 0.5}}, ConfigError, r"labels\.nms is for detectors and maskers"),
     ):
         with pytest.raises(error, match=message):
             check_loadable(config(**settings))
@@ -463,6 +468,7 @@ def test_a_build_records_all_of_them_and_keeps_their_masks(installed, tmp_path, 
     models = with_plugins(detector="toy-dino", masker="toy-sam")
     settings = {"models": models, "labels": {"instances": True}, "tokens": None, "grid": "seed-224"}
     config = make_config(tmp_path / "c.yaml", folder, out, precision="float32", **settings)
+    plugins._installed.cache_clear()
     told = {finding.what: finding for finding in doctor._checks(BuildConfig.load(config))}
     assert told["model files"].detail == "detector toy-dino (toy-models 1), masker toy-sam (toy-models 1)"
     describe_plan(BuildConfig.load(config))
@@ -482,6 +488,12 @@ def test_a_build_records_all_of_them_and_keeps_their_masks(installed, tmp_path, 
         assert (entry.sha256, entry.size) == ((weights.sha256, weights.size) if weights else ("", 0))
         assert entry.licence == (weights.licence if weights else "MIT")
     assert "vocabulary" not in entries
+    listed = json.loads(CliRunner().invoke(models_app, ["list", "--json"]).stdout)
+    assert {(each["name"], each["gives"], each["licence"]) for each in listed} >= {
+        ("toy-dino", "boxes, scores", "MIT"),
+        ("toy-sam", "masks", "MIT"),
+    }
+    assert plugins._installed.cache_info().misses == 1
 
 
 def test_an_extension_keeps_what_plugins_were_given():
@@ -519,12 +531,30 @@ def sam3(tmp_path_factory):
     words = transformers.CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[])
     pictures = transformers.Sam3ImageProcessor(size={"height": 112, "width": 112})
     transformers.Sam3Processor(pictures, words).save_pretrained(folder)
-    page = (ROOT / "docs" / "plugins.md").read_text()
-    (folder / "my_sam3.py").write_text(page.split("# my_sam3.py\n")[1].split("```")[0])
-    (folder / "my_sam3-1.dist-info").mkdir()
-    (folder / "my_sam3-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: my-sam3\nVersion: 1\n")
-    (folder / "my_sam3-1.dist-info" / "entry_points.txt").write_text("[patchmint.segmenters]\nsam3 = my_sam3:Sam3\n")
+    install(folder, "my_sam3", "[patchmint.segmenters]\nsam3 = my_sam3:Sam3\n")
     return folder
+
+
+def install(folder, module, points):
+    """Put a module of docs/plugins.md into a folder as a package with entry points."""
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    (folder / f"{module}.py").write_text(page.split(f"# {module}.py\n")[1].split("```")[0])
+    (info := folder / f"{module}-1.dist-info").mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+def test_the_package_that_the_page_shows(tmp_path, monkeypatch):
+    groups = {"detectors": "Detector", "maskers": "Masker", "tokenizers": "Tokenizer"}
+    install(tmp_path, "my_package", "\n".join(f"[patchmint.{g}]\nmine = my_package:My{c}" for g, c in groups.items()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models = {"detector": "mine", "masker": "mine", "tokenizer": "mine"}
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:30, 20:60] = 200
+    found = Annotator.from_config({"models": models}, device="cpu").annotate(image, "what is bright")
+    assert [(phrase.text, phrase.box) for phrase in found.phrases] == [("what is bright", (20, 10, 60, 30))]
+    assert area(found.masks[0]) == pytest.approx(np.pi * 20 * 10, rel=0.01)
+    assert found.codes.shape == (32,)
 
 
 def test_sam3_as_the_page_shows_it(sam3, monkeypatch):
@@ -542,7 +572,7 @@ def test_sam3_as_the_page_shows_it(sam3, monkeypatch):
     assert 0 < (scores > 0.2).sum() == sum(phrase.text == "a cat" for phrase in found.phrases)
     assert {phrase.text for phrase in found.phrases} == {"a cat", "fur", "an ear"}
     record = record_models(annotator.config)["segmenter"]
-    assert (record.sha256, record.distribution) == (sha256_of(sam3 / "model.safetensors"), "my-sam3 1")
+    assert (record.sha256, record.distribution) == (sha256_of(sam3 / "model.safetensors"), "my_sam3 1")
     wrong = models | {"plugins": {"sam3": {"settings": {"treshold": 1}}}}
     with pytest.raises(ConfigError, match=r"sam3\.settings\.treshold: Extra inputs"):
         check_loadable(AnnotatorConfig.parse({"models": wrong, "tokens": None}))
