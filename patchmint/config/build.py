@@ -206,7 +206,7 @@ class BuildConfig(AnnotatorConfig):
     def _column_name(self) -> str:
         """Name of the column that its output is of its source; empty: it is none."""
         folder, _, name = self.output.uri.rpartition("/")
-        lawful = re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", name) is not None  # as shards.columns.VALID_NAME
+        lawful = re.fullmatch("(?!none$|corrections)[a-z0-9][a-z0-9_-]{0,39}", name) is not None
         return name if self.source and lawful and folder == f"{self.source.uri.rstrip('/')}/columns" else ""
 
     @model_validator(mode="after")

@@ -88,10 +88,9 @@ def extend_command(
         )
     finished_manifest(open_storage(dataset))
     base = open_dataset(dataset, columns=columns if from_instances else columns or ())
-    manifest, read = base.manifest, columns
+    manifest = base.manifest
     assert manifest is not None
-    if read is None:
-        read = [column.name for column in base.columns if _has_instances(column.dataset)]
+    read = [column.name for column in base.columns if columns or _has_instances(column.dataset)]
 
     def config_of(own: str) -> BuildConfig:
         told = settings_of(manifest, dataset, f"{dataset.rstrip('/')}/{COLUMNS}/{own}", made, read)

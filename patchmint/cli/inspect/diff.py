@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from patchmint.cli.inspect.shared import JsonOption, console_for_data, print_json, progress_bar
-from patchmint.jobs.columns import names_of
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -21,12 +20,8 @@ if TYPE_CHECKING:
 _VALUE = 200
 _ABSENT = "-"
 _COLUMNS_HELP = "columns to read with it, as --columns of other commands."
-_ColumnsA = Annotated[
-    list[str] | None, typer.Option("--columns-a", metavar="NAME", callback=names_of, help=f"Of A: {_COLUMNS_HELP}")
-]
-_ColumnsB = Annotated[
-    list[str] | None, typer.Option("--columns-b", metavar="NAME", callback=names_of, help=f"Of B: {_COLUMNS_HELP}")
-]
+_ColumnsA = Annotated[list[str] | None, typer.Option("--columns-a", metavar="NAME", help=f"Of A: {_COLUMNS_HELP}")]
+_ColumnsB = Annotated[list[str] | None, typer.Option("--columns-b", metavar="NAME", help=f"Of B: {_COLUMNS_HELP}")]
 
 
 def diff_command(
