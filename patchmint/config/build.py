@@ -191,12 +191,17 @@ class BuildConfig(AnnotatorConfig):
 
     @model_validator(mode="after")
     def _column_of_its_dataset(self) -> Self:
-        if isinstance(self.source, PatchmintSourceConfig) and self.makes and not self._column_name():
+        if self.extends and self.source is not None and not self._column_name():
             raise ValueError(
                 f"output.uri: what is added to a data set goes into {self.source.uri.rstrip('/')}/columns/NAME, NAME "
                 "of lower-case letters, digits, - and _; `patchmint compact` makes whole shards of it elsewhere"
             )
         return self
+
+    @property
+    def extends(self) -> bool:
+        """Whether it adds a column to a data set."""
+        return isinstance(self.source, PatchmintSourceConfig) and self.makes
 
     @property
     def copies(self) -> bool:
