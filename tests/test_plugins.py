@@ -500,7 +500,7 @@ def test_an_extension_keeps_what_plugins_were_given():
     models = {"segmenter": "a", "tokenizer": "b", "plugins": {name: {"settings": {"level": 1}} for name in "ab"}}
     past = {"models": models, "labels": {}, "tokens": {}, "features": None, "grid": "seed-224", "limits": {}}
     past |= {"output": {"samples_per_shard": 10}}
-    settings = settings_of(SimpleNamespace(config=past), "there", "out", {"tokens"})
+    settings = settings_of(SimpleNamespace(config=past), "there", "there/columns/codes", {"tokens"})
     config = BuildConfig.parse(settings)
     assert (config.models_used, config.labels) == ({"tokenizer": "b"}, None)
     assert config.models.plugins["b"].settings == {"level": 1}
@@ -583,5 +583,6 @@ def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
         name="toy", grid_shape=(4, 4), codebook_sizes=(1 << 25,), preprocessing="none", can_decode=False, rule=""
     )
     models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizer=SimpleNamespace(spec=spec), encoder=None)
+    build = BuildConfig.parse({"source": {"kind": "folder", "uri": "in"}, "output": {"uri": "out"}})
     with pytest.raises(BuildError, match=r"what the models make can't be stored: .*codebook"):
-        layout_of(AnnotatorConfig(), models)
+        layout_of(build, models, None)

@@ -10,6 +10,7 @@ MANIFEST_PATH = "dataset.json"
 SHARDS_PATH = "shards.json"
 PLAN_PATH = "plan.parquet"
 COMMITS = "commits"
+COLUMNS = "columns"
 SHARDS, SIDECARS, REJECTS = PUBLISHED = "shards", "sidecars", "rejects"
 """Folders of units' files."""
 
@@ -18,6 +19,12 @@ PREFIX = r"([a-z0-9_-]{0,39}[a-z_-])?"
 
 _TAR = re.compile(rf"{SHARDS}/({PREFIX[1:-2]}|)([0-9]{{6,}})\.tar")
 _RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
+
+
+def column_place(uri: str) -> tuple[str, str]:
+    """The place of the data set whose column a path or URI would be, and the column's name; both empty: of none."""
+    base, _, rest = uri.rstrip("/").rpartition(f"/{COLUMNS}/")
+    return (base, rest) if base and "/" not in rest else ("", "")
 
 
 def plan_path(number: int) -> str:
