@@ -73,7 +73,8 @@ class PhraseDocument(_Document):
     score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
     origin: Origin = Field(
         default="model",
-        description="Whose box and mask: the model's, an annotator's, or mixed: an annotator's box, a model's mask.",
+        description="Whose box and mask: the model's, an annotator's, mixed (an annotator's box, a model's mask), or "
+        "corrected by hand.",
     )
     image: int = Field(default=0, ge=0, exclude=True, description="Which image; only a document says it.")
 
