@@ -54,7 +54,7 @@ def test_an_edit_changes_what_it_names():
     assert decode_mask(added.mask.rle).sum() == 36
     assert after(wrong=True) == FOUND
     # the whole text, and texts stay in order
-    assert [(each.text_index, each.end) for each in after(add=[{"box": [0, 0, 1, 1], "text": 0}])][2] == (0, 23)
+    assert [(each.text_index, each.end) for each in after(add=[{"box": [0, 0, 1, 1], "text": 0}])][2] == (0, 22)
 
 
 @pytest.mark.parametrize(
