@@ -11,13 +11,14 @@ import numpy as np
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
+from patchmint.shards.columns import column_json
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
 from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text
-from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, TableWriter, sidecar_row
+from patchmint.shards.sidecar import TableWriter, schema_for, sidecar_row
 
 
 class ShardWriter:
@@ -33,7 +34,8 @@ class ShardWriter:
 
     def __init__(self, tar: BinaryIO, sidecar: BinaryIO, layout: Layout) -> None:
         self._tar = tar
-        self._table = TableWriter(sidecar, DOCUMENTS if layout.documents else SCHEMA)
+        self._schema = schema_for(layout)
+        self._table = TableWriter(sidecar, self._schema)
         self._layout = layout
         self._keys: set[str] = set()
         self._size = 0
@@ -42,7 +44,7 @@ class ShardWriter:
 
     @property
     def texts(self) -> int:
-        """Texts of the samples written so far."""
+        """Texts of the samples written so far; of a column without labels 0."""
         return self._texts
 
     @property
@@ -62,7 +64,6 @@ class ShardWriter:
         self._check(told, arrays)
         data = {
             **{self._layout.ending_of(number, IMAGE): image.data for number, image in enumerate(sample.images)},
-            DOCUMENT: told.to_bytes(),
             CAPTION: encode_text(told.texts[0], "KEY.txt"),
             **{ending: encode_array(array) for ending, array in arrays.items()},
             **{self._layout.ending_of(number, INSTANCES): found for number, found in enumerate(instances)},
@@ -70,7 +71,7 @@ class ShardWriter:
         self._append(told, arrays, data, sample.planned.ordinal)
 
     def add_stored(self, sample: StoredSample, ordinal: int) -> None:
-        """Write a sample as another shard of the same data set holds it.
+        """Write a sample as another shard of the same data set holds it; of a column put together with its base's.
 
         Args:
             sample: with all of its members.
@@ -87,13 +88,14 @@ class ShardWriter:
 
     def _append(self, told: KeyJson, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int) -> None:
         layout, images = self._layout, range(len(told.images))
+        data = {**data, DOCUMENT: column_json(told, layout) if layout.column else told.to_bytes()}
         members = tar_sample(told.key, ((ending, data[ending]) for ending in layout.members_of(len(images))))
         labels = [] if layout.threshold is None else [arrays[layout.ending_of(image, SELECTOR)] for image in images]
         member = f"{layout.tokens.member}.npy" if layout.tokens else ""
         codes = [arrays[layout.ending_of(image, member)] for image in images] if member else []
         row = sidecar_row(told, labels, codes, ordinal=ordinal, offset=self._size, size=len(members))
         self._table.add(row)
-        self._texts += len(row["texts"])
+        self._texts += len(row["texts"]) if "texts" in self._schema.names else 0
         self._label_shares += row["label_shares"]
         self._tar.write(members)
         self._size += len(members)
