@@ -2,11 +2,19 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from builds import patchmint
+from drawn_data import blob, drawn_dataset
 
-from patchmint.datasets.edits import Edit, edited, read_edits
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.edits import Addition, Change, Edit, edited, read_edits
+from patchmint.datasets.reader import iter_stored
+from patchmint.datasets.rows import iter_tables
 from patchmint.errors import InputError
 from patchmint.geometry.rle import decode_mask, encode_masks, to_coco
 from patchmint.shards.schema import FoundDocument, MaskDocument
@@ -78,3 +86,99 @@ def test_an_edit_changes_what_it_names():
 def test_an_edit_that_does_not_fit_is_refused(edit, told):
     with pytest.raises(InputError, match=told):
         after(**edit)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return drawn_dataset(tmp_path_factory.mktemp("drawn") / "base", 60)
+
+
+@pytest.fixture
+def base(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "base")
+
+
+def samples(folder):
+    dataset = open_dataset(folder)
+    return [sample for _, sample in iter_stored(dataset, range(dataset.samples), None)]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def covered(image, text):
+    """Coverage of the 4 x 6 cells of 30 x 40 pixels, in fourths and sixths of pixels."""
+    masks = [decode_mask(found.mask.rle) for found in image.instances if found.text_index == text]
+    union = np.kron(np.any([np.zeros((30, 40)), *masks], axis=0), np.ones((4, 6), int))
+    counts = union.reshape(4, 30, 6, 40).sum(axis=(1, 3))
+    return -(-255 * counts // 1200)
+
+
+def test_fifty_masks_are_corrected_without_a_model_and_everything_else_stays(base, tmp_path):
+    before, first = samples(base), files(base)
+    edits, touched = tmp_path / "edits.jsonl", {}
+    lines = []
+    for sample in before:
+        (image,) = sample.images
+        if image.instances and len(touched) < 50:
+            number = len(touched) % len(image.instances)
+            mask = MaskDocument.of(encode_masks(blob(np.random.default_rng(1000 + len(touched)))[None])[0])
+            edit = Edit(key=sample.key, by="ann", change=(Change(instance=number, mask=mask),))
+            touched[sample.key] = number, mask
+            lines.append(edit.to_line())
+    assert len(touched) == 45  # a fourth of the 60 has no instance; of these five get one
+    bare = [sample.key for sample in before if sample.key not in touched][:5]
+    for key in bare:
+        drawn = MaskDocument.of(encode_masks(blob(np.random.default_rng(int(key[1:])))[None])[0])
+        touched[key] = 0, drawn
+        lines.append(Edit(key=key, add=(Addition(mask=drawn, phrase="cat"),)).to_line())
+    edits.write_bytes(b"".join(lines))
+    quiet = "import sys; from patchmint.cli import main; main()"
+    # in a process of its own, in which no model can have run: there is no torch
+    code = f"import sys, atexit; atexit.register(lambda: 'torch' in sys.modules and print('TORCH')); {quiet}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "correct", base, edits, "--by", "bob", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "TORCH" not in done.stdout
+    told = json.loads(done.stdout)
+    assert told["column"] == "corrections-0001"
+    assert {each["key"] for each in told["samples"]} == touched.keys()
+    after = samples(base)
+    for old, new in zip(before, after, strict=True):
+        if old.key not in touched:
+            assert new.members == old.members
+            continue
+        number, mask = touched[old.key]
+        (image,) = new.images
+        assert image.instances[number].mask == mask
+        assert image.instances[number].origin == "corrected"
+        others = [found for at, found in enumerate(image.instances) if at != number]
+        assert others == [found for at, found in enumerate(old.images[0].instances) if at != number]
+        for text in range(2):
+            assert np.array_equal(image.coverage[text], covered(image, text))
+        assert np.array_equal(image.selector, image.coverage > 26)
+        changed = {ending for ending in old.members if old.members[ending] != new.members[ending]}
+        assert changed <= {"json", "instances.json"} | {
+            f"{kind}{grid}.npy" for kind in ("selector", "coverage") for grid in ("", ".qwen3-vl")
+        }
+        assert "coverage.qwen3-vl.npy" in changed
+    assert {path: data for path, data in files(base).items() if path.parts[0] != "columns"} == first
+    rows = {key: json.loads(told) for key, told in zip(*columns(base, "key", "edits"), strict=True)}
+    assert {key: told[0]["by"] for key, told in rows.items() if told} == {
+        key: "bob" if key in bare else "ann" for key in touched
+    }
+    # undone by another correction
+    patchmint("correct", base, edits, "--undo")
+    assert [sample.members for sample in samples(base)] == [sample.members for sample in before]
+    assert not any(columns(base, "corrected")[0])
+    assert "nothing to do" in patchmint("correct", base, edits, "--undo").stderr
+    assert [path.name for path in sorted((base / "columns").iterdir())] == ["corrections-0001", "corrections-0002"]
+
+
+def columns(folder, *names):
+    tables = [table for _, table in iter_tables(open_dataset(folder), names)]
+    return [[value for table in tables for value in table[name].to_pylist()] for name in names]
