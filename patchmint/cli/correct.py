@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patchmint.datasets.corrections import Corrected
 
 _SHOWN = 20
+_BOXES = ("yolo", "odvg")
 
 
 def correct_command(
@@ -60,6 +61,8 @@ def correct_command(
                 named = list(edits_of(opened, read_back(edits, kind), progress))
     except OSError as error:
         raise InputError(f"can't read {edits}: {error.strerror or error}") from error
+    if kind in _BOXES and any(each.box for _, edit in named for each in (*edit.change, *edit.add)):
+        typer.echo(f"{kind} carries no masks: where a box was drawn or moved, it is the mask from now on", err=True)
     if undo:
         named = [(place, Edit(key=edit.key, undo=True, by=edit.by)) for place, edit in named]
     changed = correct(opened, named, by, changed_at)

@@ -11,7 +11,7 @@ import zlib
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -122,14 +122,17 @@ def edit_of(returned: Returned, image: StoredImage, *, wrong: bool = False) -> E
         changed = [thing for thing in things if not any(each.is_same(thing) for each in known)]
         left = {n: each for n, each in left.items() if not any(each.is_same(thing) for thing in things)}
         pairs = _pairs(changed, left)
-        changes = tuple(
-            left[number].change_to(changed[at], number) for at, numbers in pairs.items() for number in numbers
-        )
-        added = [thing for at, thing in enumerate(changed) if at not in pairs]
+        changes, added = list[Change](), [thing for at, thing in enumerate(changed) if at not in pairs]
+        for at, numbers in pairs.items():
+            thing, was = changed[at], left[numbers[0]]
+            if len(numbers) > 1 and category_of(thing.words) != was.words:  # other texts may have the new words
+                added.append(replace(thing, mask=was.mask) if thing.mask is None and was.is_at(thing) else thing)
+            else:
+                changes += [left[number].change_to(thing, number) for number in numbers]
         additions = tuple(addition for thing in added for addition in _additions(thing, own, texts))
     except (ShardError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"it isn't as the tool writes it: {error!r:.200}") from error
-    gone = left.keys() - {number for numbers in pairs.values() for number in numbers}
+    gone = left.keys() - {change.instance for change in changes}
     marked = returned.wrong if returned.wrong is not None and returned.wrong != wrong else None
     if not gone and not changes and not additions and marked is None:
         return None
@@ -139,7 +142,7 @@ def edit_of(returned: Returned, image: StoredImage, *, wrong: bool = False) -> E
         by=returned.by,
         at=returned.at,
         delete=tuple(sorted(gone)),
-        change=changes,
+        change=tuple(changes),
         add=additions,
         wrong=marked,
     )
