@@ -38,7 +38,8 @@ def compact_command(
 ) -> None:
     """Write a data set and its columns as one data set of whole shards, as if one build had made everything.
 
-    Images are copied, nothing is made again; samples that a correction marked as wrong are left out. DATASET stays as it is. The same command resumes.
+    Images are copied, nothing is made again; samples that a correction marked as wrong are left out. DATASET stays as
+    it is. The same command resumes.
     """
     finished_manifest(open_storage(dataset))
     if columns is None and (begun := load_plan(open_storage(new))) is not None:
