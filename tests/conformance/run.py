@@ -51,7 +51,7 @@ PATCHMINT = (sys.executable, "-c", "from patchmint.cli import main; main()")
 """The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
 
 
-SCENES = 40
+SCENES = 1000
 TOOLS = {
     "pycocotools": {},
     "supervision": {},
