@@ -17,6 +17,7 @@ from patchmint.cli.inspect.shared import (
     print_json,
     progress_bar,
 )
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def gallery_command(
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
     grid: GridOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -53,7 +55,7 @@ def gallery_command(
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
-    site = Site(open_dataset(dataset).on_grid(grid), GallerySettings(chosen, size, masks, decoded))
+    site = Site(open_dataset(dataset, columns=columns).on_grid(grid), GallerySettings(chosen, size, masks, decoded))
     if out is None:
         _serve(site, port, as_json)
     else:
