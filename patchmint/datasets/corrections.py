@@ -76,7 +76,7 @@ class Corrected:
 
 
 def correct(dataset: Dataset, edits: Iterable[Named], by: str = "", at: datetime | None = None) -> list[Corrected]:
-    """What edits make of the samples that they touch; nothing is written.
+    """What edits make of the samples that they touch; nothing is written. Those that were applied already are left out.
 
     Args:
         dataset: finished, with its corrections so far.
@@ -146,6 +146,9 @@ def _corrected(
 ) -> Corrected | None:
     """A sample after its edits; None if they change nothing."""
     past = _EDITS.validate_json(row.get("edits", "[]"))
+    # the same file once more: what it did stands, unless it was undone since
+    begun = max((number for number, edit in enumerate(past) if edit.undo), default=-1) + 1
+    edits = [(place, edit) for place, edit in edits if edit not in past[begun:]]
     first = sample_at(base, index) if past else sample
     before, wrong, faults = _found(sample), bool(row.get("wrong")), list[str]()
     after, marked, texts = before, wrong, sample.key_json.texts
