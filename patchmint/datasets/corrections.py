@@ -251,7 +251,10 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
     }
     plan = Plan(
         generation=0,
-        units=[Unit(shard.unit, len(own), own[0].index, "", 0) for shard, own in units],
+        units=[
+            Unit(shard.unit, len(own), own[0].index, "", 0, sum(map(_images, own)) if layout.documents else 0)
+            for shard, own in units
+        ],
         config=config,
         config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
         models={},
@@ -273,9 +276,7 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
         versions=base.versions,
         layout=layout,
         members=describe_members(layout),
-        totals=Totals.of(
-            records, plan.total, {}, images=sum(record.images.written for record in records if record.images)
-        ),
+        totals=Totals.of(records, plan.total, {}, images=plan.images),
         column=ColumnEntry(base=base.plan_digest, units=base.totals.units, sparse=True),
     )
     write_shard_list(storage, 1, [record.listed() for record in records])
@@ -296,6 +297,10 @@ def _claimed(dataset: Dataset, plan: Plan) -> tuple[str, Storage]:
     raise AssertionError
 
 
+def _images(made: Corrected) -> int:
+    return len(made.sample.images)
+
+
 def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], plan_digest: str) -> None:
     _, table, tar = attempt.paths
     with (
@@ -306,6 +311,6 @@ def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], 
         for each in changed:
             writer.add_stored(each.sample, each.index, each.row)
     written = len(changed)
-    images = [len(each.sample.images) for each in changed]
+    images = list(map(_images, changed))
     counts = ImageCounts(planned=sum(images), written=sum(images), most=max(images)) if layout.documents else None
     attempt.commit(written, written, {}, plan_digest, texts=writer.texts, label_share=writer.label_share, images=counts)
