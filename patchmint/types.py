@@ -40,8 +40,9 @@ UNKNOWN_SCORE = -1.0
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Number format of a model's large products; auto = the fastest that keeps its answers."""
 
-Origin = Literal["model", "annotator", "mixed"]
-"""Whose box and mask they are: the models', the annotators' (or a user's), or a box of theirs outlined by a model."""
+Origin = Literal["model", "annotator", "mixed", "corrected"]
+"""Whose box and mask they are: the models', the annotators' (or a user's), a box of theirs outlined by a model, or of
+somebody who corrected what the build had made."""
 
 PHRASE_SEPARATOR = " . "
 """Grounding DINO's own separator between phrases of one prompt (upstream README, "Tips")."""

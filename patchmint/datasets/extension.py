@@ -35,7 +35,10 @@ def extended_manifest(config: BuildConfig) -> Manifest | None:
     if not isinstance(config.source, PatchmintSourceConfig):
         return None
     if config.source.columns:
-        return base_of(config.source).manifest
+        manifest = base_of(config.source).manifest
+        assert manifest is not None
+        # a copy has what corrections made, but not who made them
+        return manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"edits": False})})
     return finished_manifest(open_storage(config.source.uri))
 
 

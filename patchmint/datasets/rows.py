@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import repeat
@@ -17,7 +17,7 @@ from patchmint.datasets.dataset import Column, Dataset, Shard
 from patchmint.datasets.extents import Extent, assemble, stored_endings
 from patchmint.errors import ShardError
 from patchmint.shards.endings import DOCUMENT, SELECTOR
-from patchmint.shards.sidecar import PLACE, stored_row
+from patchmint.shards.sidecar import NOT_EDITED, PLACE, stored_row
 from patchmint.shards.sidecar import read_table as read_sidecar
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
@@ -48,7 +48,8 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         return dataset.scanned.select(names)
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
     extra = ["key", "offset", "size"] if of_grid else ["key"] if dataset.columns else []
-    table = read_sidecar(dataset.storage, shard.sidecar, dataset.schema, list(dict.fromkeys((*names, *extra))))
+    asked = list(dict.fromkeys((*names, *extra, *(["wrong"] if dataset.without_wrong else []))))
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.schema, asked, NOT_EDITED)
     if table.num_rows != shard.samples + shard.lacking:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples + shard.lacking}; run "
@@ -75,6 +76,8 @@ def _with_columns(dataset: Dataset, shard: Shard, table: pa.Table) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, own)
         if not column.sparse:
             kept.append(there)
+    if dataset.without_wrong:
+        kept.append(pc.invert(table["wrong"]))
     return table.filter(reduce(pc.and_, kept)) if shard.lacking and kept else table
 
 
@@ -179,6 +182,21 @@ def rows_at(
         chosen = positions[numbers == number]
         rows = table.take(chosen - dataset.starts[number]).to_pylist()
         yield from zip(chosen.tolist(), rows, strict=True)
+
+
+def positions_of(dataset: Dataset, keys: Collection[str]) -> dict[str, int]:
+    """Where samples are in the data set, by key; those that aren't there are left out.
+
+    Raises:
+        ShardError, StorageError: as for `read_table`.
+    """
+    found: dict[str, int] = {}
+    start = 0
+    for shard, table in iter_tables(dataset, ["key"]):
+        rows = enumerate(table["key"].to_pylist(), start)
+        found |= {key: index for index, key in rows if key in keys}
+        start += shard.samples
+    return found
 
 
 def size_columns(dataset: Dataset) -> list[str]:

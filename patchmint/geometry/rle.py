@@ -210,6 +210,24 @@ def box_of(rle: Rle) -> Box:
     return left, top, right, bottom
 
 
+def fill_boxes(boxes: npt.ArrayLike, size: Size) -> npt.NDArray[np.uint8]:
+    """A mask of boxes: the pixels whose centres lie in any of them, and at least one of each.
+
+    Args:
+        boxes: (N, 4), XYXY in the image.
+        size: (height, width) of the image.
+
+    Returns:
+        uint8 (H, W), 0 or 1.
+    """
+    height, width = size
+    filled = np.zeros(size, np.uint8)
+    for left, top, right, bottom in np.ceil(np.asarray(boxes) - 0.5).astype(int).tolist():
+        x, y = min(left, width - 1), min(top, height - 1)
+        filled[y : max(bottom, y + 1), x : max(right, x + 1)] = 1
+    return filled
+
+
 def to_coco(rle: Rle) -> dict[str, Any]:
     """The mask as it stands in a COCO JSON file: `{"size": [height, width], "counts": str}`."""
     return {"size": [int(rle["size"][0]), int(rle["size"][1])], "counts": rle["counts"].decode("ascii")}

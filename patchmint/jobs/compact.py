@@ -39,16 +39,19 @@ def compact_command(
 ) -> None:
     """Write a data set and its columns as one data set of whole shards, as if one build had made everything.
 
-    Images are copied, nothing is made again. DATASET stays as it is. The same command resumes.
+    Images are copied, nothing is made again; samples that a correction marked as wrong are left out. DATASET stays as
+    it is. The same command resumes.
     """
     finished_manifest(open_storage(dataset))
     if columns is None and (begun := load_plan(open_storage(new))) is not None:
         columns = begun.config["source"].get("columns", [])  # whatever was added since
     opened = open_dataset(dataset, columns=columns)
     assert opened.manifest is not None
-    names = [column.name for column in opened.columns]
+    base = settings_of(opened.manifest, dataset, new, set(), [column.name for column in opened.columns])
+    if opened.has_edits:
+        base["source"]["where"] = "NOT wrong"
     carry_out(
-        BuildConfig.load(settings_of(opened.manifest, dataset, new, set(), names), settings),
+        BuildConfig.load(base, settings),
         dry_run=False,
         tries=0,
         try_out=None,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from patchmint.errors import InputError
 from patchmint.geometry.coverage import coverage_share
 from patchmint.geometry.placement import Floats, Placement
-from patchmint.geometry.rle import Masks, RleMasks, bounding_box, encode_masks
+from patchmint.geometry.rle import Masks, RleMasks, bounding_box, encode_masks, fill_boxes
 from patchmint.interfaces import Detections
 from patchmint.types import UNKNOWN_SCORE, Instance, Rle, Size, Text
 
@@ -63,7 +63,7 @@ def _detections(
 
 @dataclass(frozen=True)
 class BoxMasks:
-    """A `Masks` of the boxes themselves: the pixels whose centres lie in each, and at least one.
+    """A `Masks` of the boxes themselves (`fill_boxes`).
 
     Attributes:
         boxes: float32 (N, 4), XYXY in the image.
@@ -78,19 +78,13 @@ class BoxMasks:
 
     def coverage(self, members: Sequence[int], placement: Placement) -> Floats:
         """Share of each cell's area under the union of some of the masks; see `Masks`."""
-        return coverage_share(self._filled(members), placement) if len(members) else np.zeros(placement.shape)
+        if len(members) == 0:
+            return np.zeros(placement.shape)
+        return coverage_share(fill_boxes(self.boxes[list(members)], self.size), placement)
 
     def rles(self) -> tuple[Rle, ...]:
         """All masks."""
-        return tuple(encode_masks(self._filled([member])[None])[0] for member in range(len(self)))
-
-    def _filled(self, members: Sequence[int]) -> npt.NDArray[np.uint8]:
-        height, width = self.size
-        filled = np.zeros(self.size, np.uint8)
-        for left, top, right, bottom in np.ceil(self.boxes[list(members)] - 0.5).astype(int).tolist():
-            x, y = min(left, width - 1), min(top, height - 1)
-            filled[y : max(bottom, y + 1), x : max(right, x + 1)] = 1
-        return filled
+        return tuple(encode_masks(fill_boxes(box[None], self.size)[None])[0] for box in self.boxes)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,12 @@ Rectangle = tuple[float, float, float, float]
 _DASH = 4
 """Length of a dash in widths of the stroke."""
 
-_ORIGINS: dict[Origin, str] = {"model": "", "annotator": "annotator", "mixed": "annotator's box"}
+_ORIGINS: dict[Origin, str] = {
+    "model": "",
+    "annotator": "annotator",
+    "mixed": "annotator's box",
+    "corrected": "corrected",
+}
 
 
 def score_words(score: float, origin: Origin = "model") -> str:

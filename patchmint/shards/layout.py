@@ -192,6 +192,12 @@ class Layout(_Layout):
         description="True: a sample holds only what was added to one of another data set; absent: it is whole.",
     )
 
+    edits: bool = Field(
+        default=False,
+        exclude_if=lambda edits: not edits,
+        description="True: sidecars tell what somebody corrected by hand; absent: nobody did.",
+    )
+
     @property
     def threshold(self) -> int | None:
         """`selector = coverage > threshold`, in the levels that are stored; None where there are no labels."""

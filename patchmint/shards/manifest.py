@@ -146,14 +146,14 @@ class Manifest(_Part):
     )
 
     def with_column(self, column: Manifest, *, sparse: bool) -> Manifest:
-        """That of its samples with those of a column; of a sparse one only the notice is another.
+        """That of its samples with those of a column; of a sparse one only the notice and `edits` are others.
 
         Raises:
             InputError: labels would lie on one grid, and features on another.
         """
         layout = self.layout.with_column(column.layout)
         if sparse:
-            layout = self.layout.model_copy(update={"notice": layout.notice})
+            layout = self.layout.model_copy(update={"notice": layout.notice, "edits": True})
         update: dict[str, Any] = {"layout": layout, "notice": layout.notice, "members": describe_members(layout)}
         if not sparse:
             update |= {

@@ -73,7 +73,8 @@ class PhraseDocument(_Document):
     score: float = Field(ge=-1, le=1, description="0..1; -1 where the model gives none.")
     origin: Origin = Field(
         default="model",
-        description="Whose box and mask: the model's, an annotator's, or mixed: an annotator's box, a model's mask.",
+        description="Whose box and mask: the model's, an annotator's, mixed (an annotator's box, a model's mask), or "
+        "corrected by hand.",
     )
     image: int = Field(default=0, ge=0, exclude=True, description="Which image; only a document says it.")
 
@@ -472,6 +473,11 @@ class SampleDocument(_KeyJson):
         image = self.images[0].on_grid(name)
         return _changed(self, grid=image.grid, further_grids=(), features_json=_NO_FEATURES)
 
+    def with_phrases(self, images: Iterable[Iterable[PhraseDocument]]) -> Self:
+        """With other things found in its only image."""
+        (phrases,) = images
+        return _changed(self, phrases_json=dump_list(phrases))
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """None: it is no document."""
@@ -520,6 +526,10 @@ class SequenceDocument(_KeyJson):
         """As a picture's. Raises a ShardError, as that does."""
         images = tuple(image.on_grid(name) for image in self.images)
         return _changed(self, images=images, features_json=_NO_FEATURES)
+
+    def with_phrases(self, images: Iterable[Iterable[PhraseDocument]]) -> Self:
+        """With other things found in its images."""
+        return _changed(self, phrases_json=dump_phrases(images))
 
     @cached_property
     def image_texts(self) -> tuple[tuple[int, ...], ...]:

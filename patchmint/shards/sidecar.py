@@ -97,6 +97,15 @@ DOCUMENTS = _schema(
 ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
+EDITED = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in [("wrong", pa.bool_()), ("corrected", pa.bool_())]]
+    + [pa.field("edits", pa.string(), nullable=False)]
+)
+"""Further columns where there are corrections (`Layout.edits`)."""
+
+NOT_EDITED: Mapping[str, object] = MappingProxyType({"wrong": False, "corrected": False, "edits": "[]"})
+"""What they hold of a sample that nobody touched."""
+
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 
 PLACE = ("key", "ordinal", "offset", "size")
@@ -109,9 +118,11 @@ _OF_LABELS = (
 def schema_for(layout: Layout) -> pa.Schema:
     """Columns of a data set's sidecars: all; in those of a column what it holds, and of documents `images`."""
     whole = DOCUMENTS if layout.documents else SCHEMA
+    if layout.edits:
+        whole = pa.schema([*whole, *EDITED], metadata=whole.metadata)
     if not layout.column:
         return whole
-    names = {*PLACE, "images"}
+    names = {*PLACE, "images", *EDITED.names}
     names |= set(_OF_LABELS) if layout.min_coverage is not None else set()
     names |= {"rows", "cols", "views"} if layout.features is not None else set()
     names |= {"codes", "code_counts"} if layout.tokens is not None else set()

@@ -18,7 +18,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
 from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text, of_this_version
-from patchmint.shards.sidecar import TableWriter, schema_for, sidecar_row
+from patchmint.shards.sidecar import NOT_EDITED, TableWriter, schema_for, sidecar_row
 
 
 class ShardWriter:
@@ -70,12 +70,13 @@ class ShardWriter:
         }
         self._append(told, arrays, data, sample.planned.ordinal)
 
-    def add_stored(self, sample: StoredSample, ordinal: int) -> None:
+    def add_stored(self, sample: StoredSample, ordinal: int, edited: Mapping[str, object] = NOT_EDITED) -> None:
         """Write a sample as another shard of the same data set holds it; of a column put together with its base's.
 
         Args:
             sample: with all of its members.
             ordinal: its place in the plan.
+            edited: what the sidecar says of its corrections, where the layout has any.
 
         Raises:
             ShardError: as for `add`, or a member is damaged.
@@ -84,9 +85,16 @@ class ShardWriter:
         found = {ending: sample.array(ending) for ending in endings}
         arrays = {ending: array for ending, array in found.items() if array is not None}
         self._check(sample.key_json, arrays)
-        self._append(sample.key_json, arrays, sample.members, ordinal)
+        self._append(sample.key_json, arrays, sample.members, ordinal, edited)
 
-    def _append(self, told: KeyJson, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int) -> None:
+    def _append(
+        self,
+        told: KeyJson,
+        arrays: Mapping[str, Array],
+        data: Mapping[str, bytes],
+        ordinal: int,
+        edited: Mapping[str, object] = NOT_EDITED,
+    ) -> None:
         layout, images = self._layout, range(len(told.images))
         document = column_json(told, layout) if layout.column else of_this_version(told).to_bytes()
         data = {**data, DOCUMENT: document}
@@ -95,7 +103,7 @@ class ShardWriter:
         member = f"{layout.tokens.member}.npy" if layout.tokens else ""
         codes = [arrays[layout.ending_of(image, member)] for image in images] if member else []
         row = sidecar_row(told, labels, codes, ordinal=ordinal, offset=self._size, size=len(members))
-        self._table.add(row)
+        self._table.add({**row, **edited})
         self._texts += len(row["texts"]) if "texts" in self._schema.names else 0
         self._label_shares += row["label_shares"]
         self._tar.write(members)
@@ -124,7 +132,7 @@ class ShardWriter:
         yield from check_key(told.key, self._layout.longest_key)
         if told.key in self._keys:
             yield "key-duplicate", "its key is in this shard already"
-        yield from check_document(told, told.key, self._layout)
+        yield from check_document(told, told.key, None if self._layout.column else self._layout)
         yield from check_arrays(told, arrays, self._layout)
 
 

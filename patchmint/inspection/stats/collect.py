@@ -52,7 +52,7 @@ class LabelStats:
         phrases_per_text: by label.
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
-        origins: how many phrases are the model's, annotators', or mixed (an annotator's box, a model's mask).
+        origins: how many phrases are of each origin (`patchmint.types.Origin`).
     """
 
     labels: int
