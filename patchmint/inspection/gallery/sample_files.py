@@ -11,6 +11,7 @@ from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.documents import describe_image, describe_sample, script
+from patchmint.inspection.gallery.edits import PendingEdits, is_wrong, revised
 from patchmint.inspection.gallery.remake import Remaker
 from patchmint.inspection.gallery.thumbnails import jpeg, small
 from patchmint.shards.reader import StoredImage
@@ -76,14 +77,16 @@ def file_name(kind: str, position: int, *numbers: int) -> str:
 class SampleFiles:
     """Makes the files of samples. Safe across threads."""
 
-    def __init__(self, dataset: Dataset, size: int, remaker: Remaker) -> None:
+    def __init__(self, dataset: Dataset, size: int, remaker: Remaker, pending: PendingEdits | None = None) -> None:
         """Take what files are made of.
 
         Args:
             dataset: that has the samples.
             size: longest side of pictures in pixels.
             remaker: makes what isn't stored.
+            pending: edits that samples are shown with; None: they are shown as stored.
         """
+        self._pending = pending
         self._dataset = dataset
         self._size = size
         self._remaker = remaker
@@ -106,8 +109,11 @@ class SampleFiles:
             known["key"] = self._reader.locate(SampleRef(0, 0, index)).key
             sample = self._reader.sample(index)
             described = known | describe_sample(sample)
+            if self._pending is not None:
+                described |= {"edits": len(edits := self._pending.of(sample.key)), "wrong": is_wrong(edits)}
+                sample = revised(sample, edits)
             views = [_nothing() | describe_image(self._dataset, image) for image in sample.images]
-        except ShardError as error:
+        except (ShardError, InputError) as error:
             return Prepared(position, {"key": str(index)} | known | _nothing() | {"problem": str(error)})
         if "sequence" in described:
             images = zip(sample.images, views, strict=True)
