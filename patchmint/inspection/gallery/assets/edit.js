@@ -165,6 +165,7 @@ patchmint.edit = (() => {
   // Drawing.
 
   function draw() {
+    if (drawing) return leaveDraft();
     if (open.text < 0) return say("No text labels this image, so nothing can be named in it.");
     const { width, height } = open.image.image;
     drawing = true;
@@ -331,7 +332,7 @@ patchmint.edit = (() => {
     chooser.input.value = "";
     chooser.at = 0;
     fillChooser();
-    chooser.input.focus();
+    if (!matchMedia("(pointer: coarse)").matches) chooser.input.focus(); // else its keyboard would hide the choices
     redraw();
   }
 
@@ -349,7 +350,9 @@ patchmint.edit = (() => {
       for (const { words, span } of text.phrases) known.set(`${text.number} ${span}`, { words, named: { text: text.number, span } });
     }
     const fits = [...known.values()].filter(({ words }) => words.toLowerCase().includes(typed.toLowerCase()));
-    chooser.entries = [...(typed && !fits.some(({ words }) => words.toLowerCase() === typed.toLowerCase()) ? [typedEntry(typed)] : []), ...fits];
+    const text = open.image.texts[open.text];
+    const whole = typed || !text ? [] : [{ words: "the whole text", named: { text: text.number } }];
+    chooser.entries = [...(typed && !fits.some(({ words }) => words.toLowerCase() === typed.toLowerCase()) ? [typedEntry(typed)] : []), ...fits, ...whole];
     chooser.at = Math.min(chooser.at, Math.max(chooser.entries.length - 1, 0));
     chooser.list.replaceChildren(...chooser.entries.map(choice));
     chooser.input.setAttribute("aria-activedescendant", chooser.entries.length ? `edit-choice-${chooser.at}` : "");
@@ -368,7 +371,7 @@ patchmint.edit = (() => {
     item.id = `edit-choice-${number}`;
     item.setAttribute("role", "option");
     item.setAttribute("aria-selected", String(number === chooser.at));
-    item.append(el("bdi", "", words), el("span", "edit-choice-text", named.span ? `text ${named.text + 1}` : "as typed"));
+    item.append(el("bdi", "", words), el("span", "edit-choice-text", named.phrase ? "as typed" : `text ${named.text + 1}`));
     item.addEventListener("click", () => { chooser.at = number; takeChoice(); });
     return item;
   }
@@ -469,6 +472,7 @@ patchmint.edit = (() => {
     made.setAttribute("aria-label", label);
     made.append(" ", el("kbd", "", key));
     made.addEventListener("click", () => keys()[key]?.());
+    made.dataset.edit = name;
     buttons[name] = made;
     return made;
   }
@@ -523,7 +527,11 @@ patchmint.edit = (() => {
     input.addEventListener("keydown", chooserKey);
     input.addEventListener("input", () => { chooser.at = 0; fillChooser(); });
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.append(input, list);
+    const cancel = el("button", "", "✕");
+    cancel.type = "button";
+    cancel.setAttribute("aria-label", "Leave it");
+    cancel.addEventListener("click", leaveDraft);
+    form.append(input, list, cancel);
     form.hidden = true;
   }
 
