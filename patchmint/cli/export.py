@@ -14,8 +14,8 @@ def export_command(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     to: Annotated[
-        Literal["coco", "yolo", "odvg", "label-studio"],
-        typer.Option(help="Whose files: COCO's, Ultralytics YOLO's, Grounding DINO's trainers' or Label Studio's."),
+        Literal["coco", "yolo", "odvg", "label-studio", "cvat", "fiftyone"],
+        typer.Option(help="Whose files: COCO's, Ultralytics YOLO's, Grounding DINO's trainers', Label Studio's, ..."),
     ],
     where: Annotated[
         str, typer.Option(metavar="SQL", help="Only samples like this: as in `patchmint inspect find --where`.")
@@ -33,6 +33,6 @@ def export_command(
     with progress_bar("export") as progress:
         count = export(opened, out, to, where, progress)
     layout = opened.manifest.layout if opened.manifest is not None else None
-    if layout is not None and not layout.instances and to in ("coco", "label-studio"):
+    if layout is not None and not layout.instances and to not in ("yolo", "odvg"):
         typer.echo("the data set stores no masks (labels.instances): boxes alone are written", err=True)
     typer.echo(f"{count} images written to {out}", err=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError, about
 from patchmint.shards.paths import (
+    COLUMNS,
     MANIFEST_PATH,
     PLAN_PATH,
     PUBLISHED,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from patchmint.geometry import Grid, Placement
+    from patchmint.shards.columns import Joiner
     from patchmint.shards.manifest import Manifest
     from patchmint.shards.reader import StoredImage
     from patchmint.types import Integers
@@ -54,6 +56,7 @@ class Shard:
         size: bytes of the tar; 0 where nothing was written.
         sidecar_size: bytes of the table; 0 where there is none.
         label_share: mean of the labels' shares over the texts; None without labels, or without shards.json.
+        lacking: further samples of the tar that a column lacks, so that they aren't read.
     """
 
     unit: int
@@ -64,6 +67,7 @@ class Shard:
     size: int
     sidecar_size: int = 0
     label_share: float | None = None
+    lacking: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,8 @@ class Dataset:
         foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
         further_grid: name of the grid on which it is read (`on_grid`); empty: the first.
+        columns: that are read with it, in the order in which one is put over the other. Its samples are those that all
+            columns but the sparse ones have.
     """
 
     uri: str
@@ -96,23 +102,32 @@ class Dataset:
     list_digest: str = ""
     scanned: Any = field(default=None, repr=False)
     foreign: bool = False
-    extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
+    extents: tuple[Integers, ...] | None = field(default=None, repr=False)
     further_grid: str = ""
+    columns: tuple[Column, ...] = ()
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """dataset.json, as `manifest_data`; its layout is that on the grid of `on_grid`.
+        """dataset.json, as `manifest_data`; its layout is that with the columns, on the grid of `on_grid`.
 
         Raises:
             ShardError: it isn't of the format's form.
         """
+        told = self._on_all_grids
+        if told is None or not self.further_grid:
+            return told
+        return told.model_copy(update={"layout": told.layout.on_grid(self.further_grid)})
+
+    @cached_property
+    def _on_all_grids(self) -> Manifest | None:
         from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
 
         with about(self.uri):
             told = None if self.manifest_data is None else parse_manifest(self.manifest_data)
-        if told is None or not self.further_grid:
-            return told
-        return told.model_copy(update={"layout": told.layout.on_grid(self.further_grid)})
+            for column in self.columns:
+                if told is not None and column.dataset.manifest is not None:
+                    told = told.with_column(column.dataset.manifest, sparse=column.sparse)
+        return told
 
     @cached_property
     def grid_names(self) -> tuple[str, ...]:
@@ -204,26 +219,34 @@ class Dataset:
         return image.placement
 
     @cached_property
-    def columns(self) -> pa.Schema:
-        """Columns of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`.
+    def joiner(self) -> Joiner:
+        """Puts its samples together with those of its columns, of which it has some."""
+        from patchmint.shards.columns import Joiner
+
+        assert self._on_all_grids is not None
+        return Joiner(self._on_all_grids.layout)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`; of a column some of that.
 
         Raises:
             ShardError: dataset.json or, without one, the first sidecar is damaged.
             StorageError: that can't be read.
         """
-        from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, schema_of
+        from patchmint.shards.sidecar import SCHEMA, schema_for, schema_of
 
         if self.scanned is not None:
             return self.scanned.schema
         if self.manifest is not None:
-            return DOCUMENTS if self.manifest.layout.documents else SCHEMA
+            return schema_for(self.manifest.layout)
         sidecar = next((shard.sidecar for shard in self.shards if shard.samples), "")
         return schema_of(self.storage, sidecar) if sidecar else SCHEMA
 
     @property
     def has_documents(self) -> bool:
-        """Whether its samples are documents, not pictures. Raises as `columns`."""
-        return "images" in self.columns.names
+        """Whether its samples are documents, not pictures. Raises as `schema`."""
+        return "images" in self.schema.names
 
     @property
     def max_megapixels(self) -> float:
@@ -237,7 +260,7 @@ class Dataset:
         """Paths of the tables of rejects, and of images that documents were written without.
 
         Raises:
-            ShardError, StorageError: as for `columns`; of documents also where their folder can't be listed.
+            ShardError, StorageError: as for `schema`; of documents also where their folder can't be listed.
         """
         # the list of shards doesn't say of which units images alone were dropped
         listed = {entry.path for entry in self.storage.list("rejects")} if self.has_documents else set()
@@ -256,6 +279,46 @@ class Dataset:
         return self.shards[number], index - int(self.starts[number])
 
 
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column that is read with its base.
+
+    Attributes:
+        name: of its folder.
+        dataset: the folder, as a data set by itself; its samples hold only what was added.
+        units: of lower numbers are those of the base; the others retry rejects.
+        sparse: it holds some samples only.
+        extents: of each sample of the base the number of the shard in which the column has it (-1: it hasn't), the
+            first byte there, and the size: int64 (samples,) each; None unless read ahead (`with_extents`).
+    """
+
+    name: str
+    dataset: Dataset
+    units: int
+    sparse: bool
+    extents: tuple[Integers, ...] | None = field(default=None, repr=False)
+
+    @cached_property
+    def _by_unit(self) -> dict[int, int]:
+        shards = enumerate(self.dataset.shards)
+        return {shard.unit: number for number, shard in shards if shard.samples and shard.unit < self.units}
+
+    @cached_property
+    def retried(self) -> list[int]:
+        """Numbers of the shards in which samples of any unit may be."""
+        shards = enumerate(self.dataset.shards)
+        return [number for number, shard in shards if shard.samples and shard.unit >= self.units]
+
+    def shards_of(self, unit: int) -> list[int]:
+        """Numbers of the shards in which samples of the base's unit may be."""
+        return [*([self._by_unit[unit]] if unit in self._by_unit else []), *self.retried]
+
+    def has_all(self, shard: Shard) -> bool:
+        """Whether it surely has every sample of a shard of the base."""
+        number = self._by_unit.get(shard.unit)
+        return self.sparse or (number is not None and self.dataset.shards[number].samples == shard.samples)
+
+
 def spread(total: int, count: int) -> Integers:
     """Evenly spaced positions, ascending: `count` of `total`, or all where there are fewer or `count` is 0."""
     import numpy as np
@@ -265,26 +328,42 @@ def spread(total: int, count: int) -> Integers:
     return np.arange(count) * total // count
 
 
-def open_dataset(uri: str | os.PathLike[str], *, check_files: bool = True) -> Dataset:
+def open_dataset(
+    uri: str | os.PathLike[str], *, columns: Sequence[str] | None = None, check_files: bool = True
+) -> Dataset:
     """Open a data set, or one tar.
 
     Args:
         uri: a build's output, finished or not, or a tar; a path or a URI such as s3://BUCKET/PREFIX.
+        columns: names of the finished columns to read with it, of which "corrections" stands for all of these; they
+            take the place of what it holds itself. None: those that add what nobody else has, and the corrections.
         check_files: whether all files are looked for. False: shards.json of a finished data set is believed, so that
             nothing needs to be listed; where there is none, they are looked for in any case.
 
     Raises:
-        InputError: there is neither a data set nor a tar.
+        InputError: there is neither a data set nor a tar, or it is a column; there is no such column, or two hold the
+            same and none of them was named.
         ShardError: dataset.json, the plan or a record is damaged, or files are absent; without `check_files` also:
             shards.json is damaged.
         StorageError: it can't be read.
     """
     text = os.fspath(uri)
     with about(text):
-        return _open_tar(text) if text.endswith(".tar") else _open_folder(text, check_files)
+        if text.endswith(".tar"):
+            return _open_tar(text)
+        dataset = open_folder(text, check_files=check_files)
+        if b'"column":' in (dataset.manifest_data or b"") and dataset.manifest and dataset.manifest.column:
+            raise InputError(f"{text} is a column; open the data set that it belongs to, and name it there (--columns)")
+        names = dataset.storage.folders(COLUMNS)
+        if not (names or columns):
+            return dataset
+        from patchmint.datasets.columns import with_columns
+
+        return with_columns(dataset, names, columns, check_files=check_files)
 
 
-def _open_folder(uri: str, check_files: bool) -> Dataset:
+def open_folder(uri: str, *, check_files: bool) -> Dataset:
+    """As `open_dataset`, a build's output without its columns; it may be a column itself."""
     storage = open_storage(uri)
     try:
         manifest = storage.read(MANIFEST_PATH)

@@ -7,17 +7,16 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from patchmint.datasets.dataset import Dataset, Shard
-from patchmint.datasets.rows import read_table, rows_at
-from patchmint.errors import ShardError, about
-from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid
-from patchmint.shards.foreign import parse_foreign
-from patchmint.shards.reader import StoredSample, parse_sample, walk_sample
-from patchmint.storage import Storage, uri_of
+from patchmint.datasets.dataset import Column, Dataset
+from patchmint.datasets.extents import Endings, Extent, Read, assemble, stored_endings
+from patchmint.datasets.rows import extents_of, rows_at
+from patchmint.errors import ShardError
+from patchmint.shards.reader import StoredSample
+from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Integers, Progress
 
@@ -43,23 +42,6 @@ class SampleRef:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where a sample's bytes are.
-
-    Attributes:
-        tar: path in the storage.
-        offset: first byte.
-        size: number of bytes.
-        key: by the sidecar; None where that wasn't looked up.
-    """
-
-    tar: str
-    offset: int
-    size: int
-    key: str | None
-
-
 class SampleReader:
     """Reads samples of some data sets by their positions.
 
@@ -79,7 +61,8 @@ class SampleReader:
         self._endings = endings
         self._local = all(dataset.storage.is_local for dataset in datasets)
         self._files = _OpenFiles()
-        self._columns = lru_cache(_TABLES)(partial(_read_columns, datasets))
+        self._extents = lru_cache(_TABLES)(lambda dataset, shard: extents_of(datasets[dataset], shard))
+        self._stored = [stored_endings(dataset, endings) for dataset in datasets]
 
     def sample(self, index: int, dataset: int = 0) -> StoredSample:
         """One sample. Safe across threads.
@@ -107,9 +90,9 @@ class SampleReader:
                 except ShardError as error:
                     yield ref, error
             return
-        for (ref, extent), data in done_ahead(self._read_range, located, threads=_THREADS, ahead=_AHEAD):
+        for (ref, extent), data in done_ahead(self._read_ranges, located, threads=_THREADS, ahead=_AHEAD):
             try:
-                yield ref, _parsed(self._datasets[ref.dataset], extent, data, self._endings)
+                yield ref, _of_ranges(self._datasets[ref.dataset], extent, self._stored[ref.dataset], data)
             except ShardError as error:
                 yield ref, error
 
@@ -129,36 +112,31 @@ class SampleReader:
         """
         dataset = self._datasets[ref.dataset]
         shard, row = dataset.place(ref.index)
-        if dataset.extents is not None:
-            offsets, sizes = dataset.extents
-            return Extent(shard.tar, int(offsets[ref.index]), int(sizes[ref.index]), None)
-        columns = self._columns(ref.dataset, shard)
-        return Extent(shard.tar, columns["offset"][row], columns["size"][row], columns["key"][row])
+        if dataset.extents is None:
+            return self._extents(ref.dataset, shard)[row]
+        offsets, sizes = dataset.extents
+        parts = tuple(_extent_in(column, ref.index) for column in dataset.columns)
+        return Extent(shard.tar, int(offsets[ref.index]), int(sizes[ref.index]), None, parts)
 
-    def _read_range(self, located: tuple[SampleRef, Extent]) -> bytes:
+    def _read_ranges(self, located: tuple[SampleRef, Extent]) -> list[bytes]:
         ref, extent = located
-        return self._datasets[ref.dataset].storage.read_range(extent.tar, extent.offset, extent.size)
+        return _read_ranges(self._datasets[ref.dataset], extent)
 
     def _read_local(self, ref: SampleRef, extent: Extent) -> StoredSample:
-        dataset = self._datasets[ref.dataset]
-        file = self._files.at(ref.dataset, dataset.storage, extent.tar)
-        read = partial(_read_at, file, dataset.storage, extent.tar)
-        if self._endings is None or dataset.foreign:
-            return _parsed(dataset, extent, read(extent.offset, extent.size), None)
-        with about(uri_of(dataset.storage, extent.tar)):
-            endings = _stored(dataset, self._endings)
-            return _checked(dataset, extent, walk_sample(read, extent.tar, extent.offset, extent.size, endings))
+        def read(number: int, dataset: Dataset, tar: str) -> Read:
+            return partial(_read_at, self._files.at((ref.dataset, number), dataset.storage, tar), dataset.storage, tar)
+
+        return assemble(self._datasets[ref.dataset], extent, self._stored[ref.dataset], read)
 
 
-def read_extent(dataset: Dataset, extent: Extent, endings: Collection[str] | None = None) -> StoredSample:
+def read_extent(dataset: Dataset, extent: Extent, endings: Endings = None) -> StoredSample:
     """The sample at a known place.
 
     Raises:
         ShardError: the sidecar belongs to another tar, or the sample is damaged.
         StorageError: it can't be read.
     """
-    data = dataset.storage.read_range(extent.tar, extent.offset, extent.size)
-    return _parsed(dataset, extent, data, endings)
+    return _of_ranges(dataset, extent, stored_endings(dataset, endings), _read_ranges(dataset, extent))
 
 
 def sample_at(dataset: Dataset, index: int) -> StoredSample:
@@ -213,32 +191,28 @@ def dataset_notice(dataset: Dataset) -> str:
     return sample_at(dataset, 0).key_json.notice if dataset.samples else ""
 
 
-def _read_columns(datasets: Sequence[Dataset], number: int, shard: Shard) -> dict[str, list[Any]]:
-    return read_table(datasets[number], shard, ["key", "offset", "size"]).to_pydict()  # type: ignore[no-any-return]
+def _read_ranges(dataset: Dataset, extent: Extent) -> list[bytes]:
+    places = extent.all_in(dataset)
+    return [own.storage.read_range(place.tar, place.offset, place.size) for _, own, place in places]
 
 
-def _parsed(dataset: Dataset, extent: Extent, data: bytes, endings: Collection[str] | None) -> StoredSample:
-    with about(uri_of(dataset.storage, extent.tar)):
-        if dataset.foreign:
-            return parse_foreign(data, extent.tar, extent.offset)
-        return _checked(dataset, extent, parse_sample(data, extent.tar, extent.offset, _stored(dataset, endings)))
+def _of_ranges(dataset: Dataset, extent: Extent, endings: Sequence[Endings], data: Sequence[bytes]) -> StoredSample:
+    """The sample of bytes that were read at its place."""
+    found = {
+        number: (place.offset, part) for (number, _, place), part in zip(extent.all_in(dataset), data, strict=True)
+    }
+
+    def read(number: int, _: Dataset, __: str) -> Read:
+        first, part = found[number]
+        return lambda start, size: part[start - first : start - first + size]
+
+    return assemble(dataset, extent, endings, read)
 
 
-def _stored(dataset: Dataset, endings: Collection[str] | None) -> Collection[str] | None:
-    """What members are called in the shards of a data set that is read on a further grid."""
-    if endings is None or not dataset.further_grid:
-        return endings
-    labels = (SELECTOR, COVERAGE)
-    return [on_grid(ending, dataset.further_grid) if ending in labels else ending for ending in endings]
-
-
-def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSample:
-    if extent.key is not None and sample.key != extent.key:
-        raise ShardError(
-            f"{extent.tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {extent.key!r}; run "
-            f"`patchmint inspect verify {dataset.uri}`"
-        )
-    return sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
+def _extent_in(column: Column, index: int) -> Extent | None:
+    assert column.extents is not None
+    tar, offset, size = (int(array[index]) for array in column.extents)
+    return Extent(column.dataset.shards[tar].tar, offset, size, None) if tar >= 0 else None
 
 
 def _read_at(file: int, storage: Storage, tar: str, offset: int, size: int) -> bytes:
@@ -256,10 +230,10 @@ class _OpenFiles:
     """The local tars read last."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[tuple[int, str], BinaryIO] = OrderedDict()
+        self._files: OrderedDict[tuple[tuple[int, int], str], BinaryIO] = OrderedDict()
 
-    def at(self, dataset: int, storage: Storage, path: str) -> int:
-        """Descriptor of an open file."""
+    def at(self, dataset: tuple[int, int], storage: Storage, path: str) -> int:
+        """Descriptor of an open file, of a data set (its number, and 0) or a column (that, and its own number)."""
         file = self._files.pop((dataset, path), None)
         if file is None:
             file = storage.open(path)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from patchmint.datasets.dataset import Dataset, Shard
+from patchmint.datasets.dataset import Column, Dataset, Shard
+from patchmint.datasets.extents import Extent, assemble, stored_endings
 from patchmint.errors import ShardError
-from patchmint.shards.endings import DOCUMENT, SELECTOR, on_grid
-from patchmint.shards.reader import walk_sample
+from patchmint.shards.endings import DOCUMENT, SELECTOR
+from patchmint.shards.sidecar import NOT_EDITED, PLACE, stored_row
 from patchmint.shards.sidecar import read_table as read_sidecar
-from patchmint.shards.sidecar import stored_row
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Integers, Progress, Size
@@ -27,48 +29,117 @@ _OF_GRID = ("rows", "cols", "views", "label_shares")
 
 
 def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-    """A shard's rows, in the tar's order.
+    """A shard's rows, in the tar's order; what the data set's columns say takes the place of its own.
 
     Args:
         dataset: that has the shard.
         shard: one of its shards.
-        columns: of `dataset.columns`; None: all. Sidecars tell of the first grid: on a further one, those that depend
+        columns: of `dataset.schema`; None: all. Sidecars tell of the first grid: on a further one, those that depend
             on the grid are made of the labels, which are read for it.
 
     Raises:
         ShardError: the sidecar is damaged, or of another tar, or a sample is.
         StorageError: it can't be read.
     """
-    if not shard.samples:
-        return dataset.columns.empty_table().select(columns or dataset.columns.names)
+    names = list(columns or dataset.schema.names)
+    if not shard.samples + shard.lacking:
+        return dataset.schema.empty_table().select(names)
     if dataset.scanned is not None:
-        return dataset.scanned.select(columns or dataset.columns.names)
-    names = list(columns or dataset.columns.names)
+        return dataset.scanned.select(names)
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
-    asked = list(dict.fromkeys((*names, "offset", "size"))) if of_grid else columns
-    table = read_sidecar(dataset.storage, shard.sidecar, dataset.columns, asked)
-    if table.num_rows != shard.samples:
+    extra = ["key", "offset", "size"] if of_grid else ["key"] if dataset.columns else []
+    asked = list(dict.fromkeys((*names, *extra)))
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.schema, asked, NOT_EDITED)
+    if table.num_rows != shard.samples + shard.lacking:
         raise ShardError(
-            f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "
-            f"verify {dataset.uri}`",
+            f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples + shard.lacking}; run "
+            f"`patchmint inspect verify {dataset.uri}`",
             uri=uri_of(dataset.storage, shard.sidecar),
         )
     if {"offset", "size"} <= set(table.column_names):
         _check_extents(table, shard, dataset.uri)
-    return _on_grid(dataset, shard, table, of_grid).select(names) if of_grid else table
+    table = _with_columns(dataset, shard, table)
+    return (_on_grid(dataset, shard, table, of_grid) if of_grid else table).select(names)
+
+
+def _with_columns(dataset: Dataset, shard: Shard, table: pa.Table) -> pa.Table:
+    """The rows of a shard that all columns have, with what they say."""
+    kept = []
+    for column in dataset.columns:
+        told = [name for name in table.column_names if name in column.dataset.schema.names and name not in PLACE]
+        if not told and (column.sparse or not shard.lacking):
+            continue
+        rows = column_rows(column, shard, table["key"], told)
+        there = pc.is_valid(rows["tar"])
+        for name in told:
+            own = pc.if_else(there, rows[name], table[name]) if column.sparse else rows[name]
+            table = table.set_column(table.column_names.index(name), name, own)
+        if not column.sparse:
+            kept.append(there)
+    return table.filter(reduce(pc.and_, kept)) if shard.lacking and kept else table
+
+
+def column_rows(column: Column, shard: Shard, keys: pa.ChunkedArray, names: Sequence[str]) -> pa.Table:
+    """What a column has of samples of a shard: a row for each of the keys, of nulls where it hasn't the sample.
+
+    Args:
+        column: of the data set.
+        shard: of the data set.
+        keys: some of the shard's, in any order.
+        names: columns of the column's sidecars; `tar`, the number of the sample's shard in the column, is added.
+
+    Raises:
+        ShardError, StorageError: as for `read_table`.
+    """
+    own = column.dataset
+    tables = []
+    for number in column.shards_of(shard.unit):
+        part = read_table(own, own.shards[number], ["key", *names])
+        tables.append(part.append_column("tar", pa.repeat(number, part.num_rows)))
+    if not tables:
+        nothing = own.schema.empty_table().select(["key", *names])
+        tables = [nothing.append_column("tar", pa.nulls(0, pa.int64()))]
+    table = pa.concat_tables(tables)
+    return table if table["key"].equals(keys) else table.take(pc.index_in(keys, table["key"]))
 
 
 def _on_grid(dataset: Dataset, shard: Shard, table: pa.Table, names: Sequence[str]) -> pa.Table:
     """The rows with columns of the grid on which the data set is read."""
-    endings, read = {DOCUMENT, on_grid(SELECTOR, dataset.further_grid)}, partial(dataset.storage.read_range, shard.tar)
-    rows = []
-    for offset, size in zip(*_extents(table), strict=True):
-        sample = walk_sample(read, shard.tar, int(offset), int(size), endings)
-        rows.append(stored_row(sample.on_grid(dataset.further_grid), 0))
+    endings = stored_endings(dataset, (DOCUMENT, SELECTOR))
+    rows = [
+        stored_row(assemble(dataset, extent, endings, lambda _, own, tar: partial(own.storage.read_range, tar)), 0)
+        for extent in extents_of(dataset, shard, table)
+    ]
     for name in names:
-        made = pa.array([row[name] for row in rows], dataset.columns.field(name).type)
+        made = pa.array([row[name] for row in rows], dataset.schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, made)
     return table
+
+
+def extents_of(dataset: Dataset, shard: Shard, table: pa.Table | None = None) -> list[Extent]:
+    """Where the samples of a shard lie.
+
+    Args:
+        dataset: that has the shard.
+        shard: one of its shards.
+        table: its rows, if they were read, with key, offset and size.
+
+    Raises:
+        ShardError, StorageError: as for `read_table`.
+    """
+    table = read_table(dataset, shard, ["key", "offset", "size"]) if table is None else table
+    keys = table["key"].to_pylist()
+    parts: list[list[Extent | None]] = []
+    for column in dataset.columns:
+        rows = column_rows(column, shard, table["key"], ["offset", "size"])
+        places = zip(*(rows[name].to_pylist() for name in ("tar", "offset", "size")), keys, strict=True)
+        shards = column.dataset.shards
+        parts.append([Extent(shards[tar].tar, *place) if tar is not None else None for tar, *place in places])
+    own = zip(table["offset"].to_pylist(), table["size"].to_pylist(), keys, strict=True)
+    return [
+        Extent(shard.tar, *place, parts=of_one)
+        for place, of_one in zip(own, zip(*parts, strict=True) if parts else repeat(()), strict=False)
+    ]
 
 
 def iter_tables(
@@ -111,6 +182,21 @@ def rows_at(
         yield from zip(chosen.tolist(), rows, strict=True)
 
 
+def positions_of(dataset: Dataset, keys: Collection[str]) -> dict[str, int]:
+    """Where samples are in the data set, by key; those that aren't there are left out.
+
+    Raises:
+        ShardError, StorageError: as for `read_table`.
+    """
+    found: dict[str, int] = {}
+    start = 0
+    for shard, table in iter_tables(dataset, ["key"]):
+        rows = enumerate(table["key"].to_pylist(), start)
+        found |= {key: index for index, key in rows if key in keys}
+        start += shard.samples
+    return found
+
+
 def size_columns(dataset: Dataset) -> list[str]:
     """Columns of images' heights and widths, for `image_sizes`."""
     return ["heights", "widths"] if dataset.has_documents else ["height", "width"]
@@ -125,20 +211,38 @@ def image_sizes(rows: pa.RecordBatch | pa.Table) -> list[list[Size]]:
 
 
 def with_extents(dataset: Dataset) -> Dataset:
-    """The data set with the place of every sample in memory, 16 bytes each, for access in any order.
+    """The data set with the place of every sample in memory, for access in any order.
+
+    That takes 16 bytes a sample, and 24 for each column.
 
     Raises:
         ShardError, StorageError: as for `read_table`.
     """
-    parts = [_extents(table) for _, table in iter_tables(dataset, ["offset", "size"])]
-    offsets, sizes = (np.concatenate([np.zeros(0, np.int64), *part]) for part in zip(*parts, strict=True))
-    return replace(dataset, extents=(offsets, sizes))
+    names = ["offset", "size", *(["key"] if dataset.columns else [])]
+    own: list[tuple[Integers, ...]] = [(np.zeros(0, np.int64),) * 2]
+    of_columns: list[list[tuple[Integers, ...]]] = [[(np.zeros(0, np.int64),) * 3] for _ in dataset.columns]
+    for shard, table in iter_tables(dataset, names):
+        own.append(_extents(table))
+        for found, column in zip(of_columns, dataset.columns, strict=True):
+            rows = column_rows(column, shard, table["key"], ["offset", "size"])
+            found.append(tuple(_numbers(pc.fill_null(rows[name], -1)) for name in ("tar", "offset", "size")))
+    columns = (
+        replace(column, extents=_concatenated(found)) for column, found in zip(dataset.columns, of_columns, strict=True)
+    )
+    return replace(dataset, extents=_concatenated(own), columns=tuple(columns))
+
+
+def _concatenated(parts: Sequence[tuple[Integers, ...]]) -> tuple[Integers, ...]:
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def _extents(table: pa.Table) -> tuple[Integers, Integers]:
+    return _numbers(table["offset"]), _numbers(table["size"])
+
+
+def _numbers(column: pa.ChunkedArray) -> Integers:
     # to_numpy would import pandas, which takes longer than all the rest of `show`.
-    offsets, sizes = (np.from_dlpack(table[name].combine_chunks()) for name in ("offset", "size"))
-    return np.asarray(offsets, np.int64), np.asarray(sizes, np.int64)
+    return np.asarray(np.from_dlpack(column.combine_chunks()), np.int64)
 
 
 def _check_extents(table: pa.Table, shard: Shard, uri: str) -> None:

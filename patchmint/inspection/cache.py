@@ -140,7 +140,8 @@ def _state(dataset: Dataset) -> str:
     shards = [
         f"{shard.unit} {shard.samples} {shard.rejected} {shard.size} {shard.sidecar_size}" for shard in dataset.shards
     ]
-    return _digest("\n".join((manifest, dataset.list_digest, *shards, *_times(dataset))))
+    columns = (f"{column.name} {_state(column.dataset)}" for column in dataset.columns)
+    return _digest("\n".join((manifest, dataset.list_digest, *shards, *_times(dataset), *columns)))
 
 
 def _times(dataset: Dataset) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.config.grids import MAX_GRID_NAME
+from patchmint.errors import InputError
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec
@@ -27,6 +28,7 @@ from patchmint.shards.endings import (
     numbered,
     on_grid,
     sample_endings,
+    unnumbered,
 )
 from patchmint.types import Size
 
@@ -184,6 +186,17 @@ class Layout(_Layout):
         exclude_if=lambda documents: not documents,
         description="True: a sample is a document, of one or more images; absent: a picture.",
     )
+    column: bool = Field(
+        default=False,
+        exclude_if=lambda column: not column,
+        description="True: a sample holds only what was added to one of another data set; absent: it is whole.",
+    )
+
+    edits: bool = Field(
+        default=False,
+        exclude_if=lambda edits: not edits,
+        description="True: sidecars tell what somebody corrected by hand; absent: nobody did.",
+    )
 
     @property
     def threshold(self) -> int | None:
@@ -208,11 +221,36 @@ class Layout(_Layout):
     @property
     def members(self) -> tuple[str, ...]:
         """Endings of a sample's members in their order; of a document without the images' numbers."""
-        return (IMAGE, DOCUMENT, CAPTION, *self.made)
+        return (DOCUMENT, *self.made) if self.column else (IMAGE, DOCUMENT, CAPTION, *self.made)
 
     def members_of(self, images: int) -> tuple[str, ...]:
         """Endings of the members of a sample of so many images, in the order in which they are written."""
-        return sample_endings(self.made, images, documents=self.documents)
+        endings = sample_endings(self.made, images, documents=self.documents)
+        return tuple(ending for ending in endings if unnumbered(ending) in self.members) if self.column else endings
+
+    def with_column(self, column: Layout) -> Layout:
+        """The layout of its samples with those of a column.
+
+        Raises:
+            InputError: labels would lie on one grid, and features on another.
+        """
+        labels, features = column.min_coverage is not None, column.features is not None
+        update: dict[str, Any] = {"notice": joined_notice(self.notice, column.notice)}
+        if labels:
+            update |= {name: getattr(column, name) for name in ("min_coverage", "further_grids", "instances")}
+        elif column.further_grids:
+            update["further_grids"] = (*self.further_grids, *column.further_grids)
+        update |= {"tokens": column.tokens} if column.tokens else {}
+        update |= {"features": column.features} if features else {}
+        if labels or features:
+            kept = (self.features is not None and not features) or (self.min_coverage is not None and not labels)
+            if kept and column.grid != self.grid:
+                raise InputError(
+                    f"labels and features must lie on one grid; there are {self.grid!r} and {column.grid!r}. Choose "
+                    "columns that go together (--columns, or columns=)"
+                )
+            update["grid"] = column.grid
+        return self.model_copy(update=update)
 
     @property
     def longest_key(self) -> int:
@@ -228,6 +266,11 @@ class Layout(_Layout):
     def ending_of(self, image: int, ending: str) -> str:
         """Ending of a member that belongs to one image of a sample."""
         return numbered(image, ending) if self.documents else ending
+
+
+def joined_notice(*notices: str) -> str:
+    """Several notices as one, each part once."""
+    return " | ".join(dict.fromkeys(part for notice in notices for part in notice.split(" | ") if part))
 
 
 @lru_cache(maxsize=4096)

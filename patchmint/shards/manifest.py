@@ -109,6 +109,18 @@ class Totals(_Part):
         )
 
 
+class ColumnEntry(_Part):
+    """Whose column a data set is."""
+
+    base: str = Field(description="plan_digest of the data set that it belongs to.")
+    units: int = Field(ge=0, description="Units that this had: those of lower numbers are the same in both.")
+    sparse: bool = Field(
+        default=False,
+        exclude_if=lambda sparse: not sparse,
+        description="True: it holds some samples only, which take the place of the others' members; absent: all.",
+    )
+
+
 class Manifest(_Part):
     """dataset.json."""
 
@@ -124,6 +136,28 @@ class Manifest(_Part):
     layout: Layout = Field(description="What every sample has.")
     members: tuple[MemberEntry, ...] = Field(description="The same, member by member.")
     totals: Totals
+    column: ColumnEntry | None = Field(
+        default=None,
+        exclude_if=lambda column: column is None,
+        description="Absent: its samples are whole.",
+    )
+
+    def with_column(self, column: Manifest, *, sparse: bool) -> Manifest:
+        """That of its samples with those of a column; of a sparse one only the notice and `edits` are others.
+
+        Raises:
+            InputError: labels would lie on one grid, and features on another.
+        """
+        layout = self.layout.with_column(column.layout)
+        if sparse:
+            layout = self.layout.model_copy(update={"notice": layout.notice, "edits": True})
+        update: dict[str, Any] = {"layout": layout, "notice": layout.notice, "members": describe_members(layout)}
+        if not sparse:
+            update |= {
+                "config": column.config | {"extended": self.config},
+                "models": self.models | {role: model for role, model in column.models.items() if role != "extended"},
+            }
+        return self.model_copy(update=update)
 
     @property
     def version(self) -> int:

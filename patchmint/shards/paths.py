@@ -10,6 +10,7 @@ MANIFEST_PATH = "dataset.json"
 SHARDS_PATH = "shards.json"
 PLAN_PATH = "plan.parquet"
 COMMITS = "commits"
+COLUMNS = "columns"
 SHARDS, SIDECARS, REJECTS = PUBLISHED = "shards", "sidecars", "rejects"
 """Folders of units' files."""
 

@@ -473,6 +473,11 @@ class SampleDocument(_KeyJson):
         image = self.images[0].on_grid(name)
         return _changed(self, grid=image.grid, further_grids=(), features_json=_NO_FEATURES)
 
+    def with_phrases(self, images: Iterable[Iterable[PhraseDocument]]) -> Self:
+        """With other things found in its only image."""
+        (phrases,) = images
+        return _changed(self, phrases_json=dump_list(phrases))
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """None: it is no document."""
@@ -521,6 +526,10 @@ class SequenceDocument(_KeyJson):
         """As a picture's. Raises a ShardError, as that does."""
         images = tuple(image.on_grid(name) for image in self.images)
         return _changed(self, images=images, features_json=_NO_FEATURES)
+
+    def with_phrases(self, images: Iterable[Iterable[PhraseDocument]]) -> Self:
+        """With other things found in its images."""
+        return _changed(self, phrases_json=dump_phrases(images))
 
     @cached_property
     def image_texts(self) -> tuple[tuple[int, ...], ...]:

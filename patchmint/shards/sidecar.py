@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError
+from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample, iter_samples
 from patchmint.shards.schema import KeyJson, SampleDocument
 from patchmint.shards.versions import schema_name
@@ -96,7 +97,36 @@ DOCUMENTS = _schema(
 ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
+EDITED = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in [("wrong", pa.bool_()), ("corrected", pa.bool_())]]
+    + [pa.field("edits", pa.string(), nullable=False)]
+)
+"""Further columns where there are corrections (`Layout.edits`)."""
+
+NOT_EDITED: Mapping[str, object] = MappingProxyType({"wrong": False, "corrected": False, "edits": "[]"})
+"""What they hold of a sample that nobody touched."""
+
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
+
+PLACE = ("key", "ordinal", "offset", "size")
+_OF_LABELS = (
+    *("texts", "label_shares", "share_images", "share_texts", *_FOUND, "phrase_images", "scores", "origins"),
+    *("rows", "cols", "views"),
+)
+
+
+def schema_for(layout: Layout) -> pa.Schema:
+    """Columns of a data set's sidecars: all; in those of a column what it holds, and of documents `images`."""
+    whole = DOCUMENTS if layout.documents else SCHEMA
+    if layout.edits:
+        whole = pa.schema([*whole, *EDITED], metadata=whole.metadata)
+    if not layout.column:
+        return whole
+    names = {*PLACE, "images", *EDITED.names}
+    names |= set(_OF_LABELS) if layout.min_coverage is not None else set()
+    names |= {"rows", "cols", "views"} if layout.features is not None else set()
+    names |= {"codes", "code_counts"} if layout.tokens is not None else set()
+    return pa.schema([field for field in whole if field.name in names], metadata=whole.metadata)
 
 
 def sidecar_row(

@@ -11,13 +11,14 @@ import numpy as np
 from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
+from patchmint.shards.columns import column_json
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
 from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text
-from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, TableWriter, sidecar_row
+from patchmint.shards.sidecar import NOT_EDITED, TableWriter, schema_for, sidecar_row
 
 
 class ShardWriter:
@@ -33,7 +34,8 @@ class ShardWriter:
 
     def __init__(self, tar: BinaryIO, sidecar: BinaryIO, layout: Layout) -> None:
         self._tar = tar
-        self._table = TableWriter(sidecar, DOCUMENTS if layout.documents else SCHEMA)
+        self._schema = schema_for(layout)
+        self._table = TableWriter(sidecar, self._schema)
         self._layout = layout
         self._keys: set[str] = set()
         self._size = 0
@@ -42,7 +44,7 @@ class ShardWriter:
 
     @property
     def texts(self) -> int:
-        """Texts of the samples written so far."""
+        """Texts of the samples written so far; of a column without labels 0."""
         return self._texts
 
     @property
@@ -62,19 +64,19 @@ class ShardWriter:
         self._check(told, arrays)
         data = {
             **{self._layout.ending_of(number, IMAGE): image.data for number, image in enumerate(sample.images)},
-            DOCUMENT: told.to_bytes(),
             CAPTION: encode_text(told.texts[0], "KEY.txt"),
             **{ending: encode_array(array) for ending, array in arrays.items()},
             **{self._layout.ending_of(number, INSTANCES): found for number, found in enumerate(instances)},
         }
         self._append(told, arrays, data, sample.planned.ordinal)
 
-    def add_stored(self, sample: StoredSample, ordinal: int) -> None:
-        """Write a sample as another shard of the same data set holds it.
+    def add_stored(self, sample: StoredSample, ordinal: int, edited: Mapping[str, object] = NOT_EDITED) -> None:
+        """Write a sample as another shard of the same data set holds it; of a column put together with its base's.
 
         Args:
             sample: with all of its members.
             ordinal: its place in the plan.
+            edited: what the sidecar says of its corrections, where the layout has any.
 
         Raises:
             ShardError: as for `add`, or a member is damaged.
@@ -83,17 +85,25 @@ class ShardWriter:
         found = {ending: sample.array(ending) for ending in endings}
         arrays = {ending: array for ending, array in found.items() if array is not None}
         self._check(sample.key_json, arrays)
-        self._append(sample.key_json, arrays, sample.members, ordinal)
+        self._append(sample.key_json, arrays, sample.members, ordinal, edited)
 
-    def _append(self, told: KeyJson, arrays: Mapping[str, Array], data: Mapping[str, bytes], ordinal: int) -> None:
+    def _append(
+        self,
+        told: KeyJson,
+        arrays: Mapping[str, Array],
+        data: Mapping[str, bytes],
+        ordinal: int,
+        edited: Mapping[str, object] = NOT_EDITED,
+    ) -> None:
         layout, images = self._layout, range(len(told.images))
+        data = {**data, DOCUMENT: column_json(told, layout) if layout.column else told.to_bytes()}
         members = tar_sample(told.key, ((ending, data[ending]) for ending in layout.members_of(len(images))))
         labels = [] if layout.threshold is None else [arrays[layout.ending_of(image, SELECTOR)] for image in images]
         member = f"{layout.tokens.member}.npy" if layout.tokens else ""
         codes = [arrays[layout.ending_of(image, member)] for image in images] if member else []
         row = sidecar_row(told, labels, codes, ordinal=ordinal, offset=self._size, size=len(members))
-        self._table.add(row)
-        self._texts += len(row["texts"])
+        self._table.add({**row, **edited})
+        self._texts += len(row["texts"]) if "texts" in self._schema.names else 0
         self._label_shares += row["label_shares"]
         self._tar.write(members)
         self._size += len(members)
@@ -121,7 +131,7 @@ class ShardWriter:
         yield from check_key(told.key, self._layout.longest_key)
         if told.key in self._keys:
             yield "key-duplicate", "its key is in this shard already"
-        yield from check_document(told, told.key, self._layout)
+        yield from check_document(told, told.key, None if self._layout.column else self._layout)
         yield from check_arrays(told, arrays, self._layout)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -270,6 +270,11 @@ class HubStorage:
             except EntryNotFoundError:
                 found = []
         return iter(sorted(found))
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """See `Storage.folders`."""
+        below = (entry.path.removeprefix(f"{prefix}/") for entry in self.list(prefix))
+        return sorted({path.partition("/")[0] for path in below if "/" in path})
 
     def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, BinaryIO, Protocol
@@ -170,6 +170,13 @@ class Storage(Protocol):
 
         Args:
             prefix: the folder; one that doesn't exist holds no files. Locally, links are followed.
+        """
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders in a folder, sorted; one that doesn't exist has none.
+
+        Args:
+            prefix: the folder.
         """
 
     def open(self, path: str, *, skipping: bool = False) -> BinaryIO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +81,16 @@ class LocalStorage:
         for path, found in _files_below(self.root / folder, f"{folder}/" if folder else ""):
             if not is_temporary(path):
                 yield Entry(path, found.st_size, str(found.st_mtime_ns))
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """See `Storage.folders`."""
+        target = self._at(prefix)
+        try:
+            return sorted(entry.name for entry in target.iterdir() if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise explain("list", str(target), error) from error
 
     def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""

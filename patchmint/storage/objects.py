@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
@@ -103,6 +103,12 @@ class ObjectStorage:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`."""
         return (entry for entry in self._all(checked(prefix, folder=True)) if not is_temporary(entry.path))
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """See `Storage.folders`."""
+        folder = checked(prefix)
+        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self._store, folder))
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"])
 
     def open(self, path: str, *, skipping: bool = False) -> BinaryIO:
         """See `Storage.open`."""

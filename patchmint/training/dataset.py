@@ -346,7 +346,13 @@ def _counts(dataset: Dataset) -> Integers:
 def _identity(dataset: Dataset) -> dict[str, Any]:
     """What a position in an epoch depends on: which samples there are, and in which shards."""
     shards = hashlib.sha256(_counts(dataset).astype("<i8").tobytes()).hexdigest()[:16]
-    return {"plan": manifest_of(dataset).plan_digest, "samples": dataset.samples, "shards": shards}
+    columns = {column.name: manifest_of(column.dataset).plan_digest for column in dataset.columns}
+    return {
+        "plan": manifest_of(dataset).plan_digest,
+        "samples": dataset.samples,
+        "shards": shards,
+        **({"columns": columns} if columns else {}),
+    }
 
 
 def _uris_and_weights(data: Any) -> tuple[list[Uri], list[float] | None]:

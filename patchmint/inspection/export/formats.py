@@ -1,4 +1,4 @@
-"""The files of COCO, YOLO, Grounding DINO's trainers (ODVG) and Label Studio, written image by image.
+"""The files of COCO, YOLO, Grounding DINO's trainers (ODVG), Label Studio, CVAT and FiftyOne, written image by image.
 
 A category is a phrase's words, in lower case, with single spaces; they are numbered in the order in which they come.
 """
@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TextIO
-from xml.sax.saxutils import quoteattr  # writes, reads nothing
+from xml.sax.saxutils import escape, quoteattr  # they write, and read nothing
 
 import numpy as np
 import numpy.typing as npt
 
-from patchmint.geometry.rle import area, decode_mask, to_coco
+from patchmint.geometry.rle import area, box_of, decode_mask, to_coco
+from patchmint.shards.codec import encode_array
 from patchmint.shards.schema import PhraseDocument
-from patchmint.types import UNKNOWN_SCORE, Rle
+from patchmint.types import UNKNOWN_SCORE, Box, Rle
 
 IMAGES = "images"
+WRONG = "wrong"
+"""What a whole sample is marked with: a tag, a choice or a field."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class ExportedImage:
         texts: that label it, by their numbers in the sample.
         phrases: what was found; `text_index` is the number of its text in the sample.
         masks: of the phrases, each of the image's size; None where the data set stores none.
+        number: of the image in its document.
     """
 
     file: str
@@ -45,6 +51,12 @@ class ExportedImage:
     texts: Mapping[int, str]
     phrases: tuple[PhraseDocument, ...]
     masks: tuple[Rle, ...] | None
+    number: int = 0
+
+    @property
+    def found(self) -> Iterator[tuple[PhraseDocument, Rle | None]]:
+        """The phrases, each with its mask where there are masks."""
+        return zip(self.phrases, self.masks or (None,) * len(self.phrases), strict=True)
 
 
 class Format:
@@ -99,8 +111,7 @@ class Coco(Format):
         size = {"width": image.width, "height": image.height}
         entry = {"id": self._numbers[0] + 1, "file_name": image.file, **size, "key": image.key}
         self._write(self._images, 0, entry | {"texts": [{"index": n, "text": text} for n, text in image.texts.items()]})
-        masks: tuple[Rle | None, ...] = image.masks if image.masks is not None else (None,) * len(image.phrases)
-        for phrase, mask in zip(image.phrases, masks, strict=True):
+        for phrase, mask in image.found:
             left, top, right, bottom = phrase.box
             width, height = round(right - left, 2), round(bottom - top, 2)
             annotation = {
@@ -214,24 +225,150 @@ class LabelStudio(Format):
         labels = "".join(f"    <Label value={_attribute(name)}/>\n" for name in self._categories)
         self.open("config.xml").write(
             f'<View>\n  <Text name="text" value="$text"/>\n  <Image name="image" value="$image"/>\n'
-            f'  <{tag}Labels name="label" toName="image">\n{labels}  </{tag}Labels>\n</View>\n'
+            f'  <{tag}Labels name="label" toName="image">\n{labels}  </{tag}Labels>\n'
+            f'  <Choices name="sample" toName="image"><Choice value="{WRONG}"/></Choices>\n</View>\n'
         )
 
 
+class Cvat(Format):
+    """`annotations.xml`: CVAT for images 1.1; what was found as masks, or as boxes where there are none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._images, self._count = self.open("images.part", "w+"), 0
+        self._masks = False
+
+    def add(self, image: ExportedImage) -> None:
+        """Write an image; the list of labels, which stands before all of them, isn't known yet."""
+        self._masks |= image.masks is not None
+        size = f'width="{image.width}" height="{image.height}"'
+        self._images.write(f'  <image id="{self._count}" name={quoteattr(image.file)} {size}>\n')
+        for phrase, mask in image.found:
+            self.category(phrase)
+            shape = _cvat_shape(phrase, mask)
+            drawn = " ".join(f'{name}="{value}"' for name, value in shape.items())
+            kind = "box" if mask is None else "mask"
+            self._images.write(
+                f'    <{kind} label={_attribute(_category(phrase))} source="auto" occluded="0" {drawn} z_order="0">\n'
+                f'      <attribute name="text">{phrase.text_index}</attribute>\n    </{kind}>\n'
+            )
+        self._images.write("  </image>\n")
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write the labels, and the images behind them."""
+        kind = "mask" if self._masks else "rectangle"
+        attribute = (
+            "<attribute><name>text</name><mutable>False</mutable><input_type>text</input_type>"
+            "<default_value></default_value><values></values></attribute>"
+        )
+        labels = [(name, kind, attribute) for name in self._categories] + [(WRONG, "tag", "")]
+        file = self.open("annotations.xml")
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><job>')
+        file.write(f"<size>{self._count}</size>\n    <labels>\n")
+        for name, kind, attributes in labels:
+            told = f"<name>{escape(_printable(name))}</name><type>{kind}</type>"
+            file.write(f"      <label>{told}<attributes>{attributes}</attributes></label>\n")
+        file.write("    </labels>\n  </job></meta>\n")
+        self._images.seek(0)
+        shutil.copyfileobj(self._images, file)
+        self._images.close()
+        (self.folder / "images.part").unlink()
+        file.write("</annotations>\n")
+
+
+class FiftyOne(Format):
+    """`samples.json`, `metadata.json`: a FiftyOneDataset, which `fiftyone.Dataset.from_dir` reads.
+
+    It is of the form of before 0.8, which all versions read; later ones' metadata depends on the version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._file, self._count = self.open("samples.json"), 0
+        self._file.write('{"samples":[')
+
+    def add(self, image: ExportedImage) -> None:
+        """Write a sample, what was found as detections in the field `instances`."""
+        sample = {
+            "filepath": f"{IMAGES}/{image.file}",
+            "tags": [],
+            "metadata": {"_cls": "ImageMetadata", "width": image.width, "height": image.height},
+            "key": image.key,
+            "image": image.number,
+            "texts": list(image.texts.values()),
+            "instances": {
+                "_cls": "Detections",
+                "detections": [self._detection(phrase, mask, image) for phrase, mask in image.found],
+            },
+        }
+        self._file.write(("," if self._count else "") + "\n" + _json(sample))
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write the end, and the categories."""
+        self._file.write("]}\n")
+        told = {"name": self.folder.name.removesuffix(".part"), "media_type": "image"}
+        self.open("metadata.json").write(_json(told | {"info": {"classes": list(self._categories)}}) + "\n")
+
+    def _detection(self, phrase: PhraseDocument, mask: Rle | None, image: ExportedImage) -> dict[str, Any]:
+        self.category(phrase)
+        box = phrase.box if mask is None else box_of(mask)
+        left, top, right, bottom = box
+        width, height = image.width, image.height
+        detection: dict[str, Any] = {
+            "_cls": "Detection",
+            "label": _category(phrase),
+            "bounding_box": [left / width, top / height, (right - left) / width, (bottom - top) / height],
+            "text": phrase.text_index,
+        }
+        if mask is not None:
+            file = encode_array(_cut_out(mask, box).astype(bool))
+            detection["mask"] = b64encode(zlib.compress(file)).decode()
+        return detection if phrase.score == UNKNOWN_SCORE else detection | {"confidence": phrase.score}
+
+
 FORMATS: Mapping[str, type[Format]] = MappingProxyType(
-    {"coco": Coco, "yolo": Yolo, "odvg": Odvg, "label-studio": LabelStudio}
+    {
+        "coco": Coco,
+        "yolo": Yolo,
+        "odvg": Odvg,
+        "label-studio": LabelStudio,
+        "cvat": Cvat,
+        "fiftyone": FiftyOne,
+    }
 )
 """By the name that `patchmint export --to` knows."""
 
 
+def category_of(words: str) -> str:
+    """The category of some words: in lower case, with single spaces."""
+    return " ".join(words.lower().split())
+
+
 def _category(phrase: PhraseDocument) -> str:
-    return " ".join(phrase.text.lower().split())
+    return category_of(phrase.text)
+
+
+def _cut_out(mask: Rle, box: Box) -> npt.NDArray[np.uint8]:
+    left, top, right, bottom = map(int, box)
+    return decode_mask(mask)[top:bottom, left:right]
+
+
+def _cvat_shape(phrase: PhraseDocument, mask: Rle | None) -> dict[str, object]:
+    """The attributes of a box or a mask; a mask's runs go row by row through its box, and begin with background."""
+    if mask is None:
+        return dict(zip(("xtl", "ytl", "xbr", "ybr"), phrase.box, strict=True))
+    left, top, right, bottom = map(int, box := box_of(mask))
+    flat = np.concatenate([[0], _cut_out(mask, box).reshape(-1), [-1]])
+    runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat))]))
+    size = {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    return {"rle": ", ".join(map(str, runs.tolist())), **size}
 
 
 def _results(image: ExportedImage) -> Iterator[dict[str, Any]]:
     """What was found, in Label Studio's form."""
-    masks: tuple[Rle | None, ...] = image.masks if image.masks is not None else (None,) * len(image.phrases)
-    for number, (phrase, mask) in enumerate(zip(image.phrases, masks, strict=True)):
+    for number, (phrase, mask) in enumerate(image.found):
         kind = "rectanglelabels" if mask is None else "brushlabels"
         value: dict[str, Any] = {kind: [_category(phrase)]}
         if mask is None:
@@ -283,7 +420,11 @@ def brush_rle(mask: npt.NDArray[np.uint8]) -> list[int]:
 
 
 def _attribute(name: str) -> str:
-    return quoteattr("".join(letter if letter.isprintable() else " " for letter in name))
+    return quoteattr(_printable(name))
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 def _json(value: object) -> str:

@@ -86,6 +86,7 @@ def _exported(sample: StoredSample, max_megapixels: float) -> Iterator[tuple[Exp
                 texts={number: sample.key_json.texts[number] for number in image.texts},
                 phrases=image.phrases,
                 masks=None if found is None else tuple(each.mask.rle for each in found),
+                number=image.number,
             ),
             data,
         )

@@ -103,7 +103,7 @@ def find_samples(
             f"{dataset.uri} has no labels, so no phrases, scores or label shares; search by --text, --key or --where"
         )
     own, values = _conditions(search)
-    with Conditions(dataset.columns, own, values, where=search.where, sort=search.sort) as conditions:
+    with Conditions(dataset.schema, own, values, where=search.where, sort=search.sort) as conditions:
         for _, table in iter_tables(dataset, conditions.columns, progress):
             conditions.add(table)
         return conditions.total, conditions.numbers(limit)

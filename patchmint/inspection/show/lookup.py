@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset, spread
-from patchmint.datasets.reader import Extent, read_extent, sample_at
-from patchmint.datasets.rows import iter_tables, read_table
+from patchmint.datasets.extents import Extent
+from patchmint.datasets.reader import read_extent, sample_at
+from patchmint.datasets.rows import extents_of, iter_tables, read_table
 from patchmint.errors import InputError, PatchmintError
 from patchmint.inspection.cache import open_index
 from patchmint.shards.reader import StoredSample
@@ -112,9 +113,9 @@ class _Row:
 
 def _row(dataset: Dataset, index: int) -> _Row:
     shard, row = dataset.place(index)
-    table = read_table(dataset, shard, [*_NAMES, "offset", "size"])
-    key, own, offset, size = (table[column][row].as_py() for column in (*_NAMES, "offset", "size"))
-    return _Row(index, {"key": key, "id": own}, Extent(shard.tar, offset, size, key))
+    table = read_table(dataset, shard, [*_NAMES, "offset", "size"]).slice(row, 1)
+    (extent,) = extents_of(dataset, shard, table)
+    return _Row(index, {column: table[column][0].as_py() for column in _NAMES}, extent)
 
 
 def name_hash(name: str) -> int:

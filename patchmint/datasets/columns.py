@@ -1,0 +1,77 @@
+"""Which columns are read with a data set, and which of its samples they all have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from patchmint.datasets.dataset import Column, Dataset, Shard, open_folder
+from patchmint.errors import InputError, NotFoundError, ShardError, about
+from patchmint.shards.columns import choose, held
+from patchmint.shards.paths import COLUMNS, MANIFEST_PATH
+from patchmint.storage import Storage, uri_of
+
+
+def with_columns(dataset: Dataset, names: Sequence[str], chosen: Sequence[str] | None, *, check_files: bool) -> Dataset:
+    """A data set with columns of its own.
+
+    Args:
+        dataset: without any.
+        names: of the folders in `columns/`.
+        chosen: as for `open_dataset`.
+        check_files: as for `open_dataset`.
+
+    Raises:
+        InputError, ShardError, StorageError: as for `open_dataset`.
+    """
+    if dataset.manifest_data is None:
+        if chosen:
+            raise InputError(f"{dataset.uri} isn't finished, so it has no columns; finish its build first")
+        return dataset
+    told = {name: manifest for name in names if (manifest := _manifest(dataset.storage, name)) is not None}
+    with about(dataset.uri):
+        try:
+            base = json.loads(dataset.manifest_data)
+            own = {name: held(each["layout"]) for name, each in told.items()}
+            entries = {name: (each["column"]["base"], int(each["column"]["units"])) for name, each in told.items()}
+            sparse = [name for name, each in told.items() if each["column"].get("sparse")]
+            whole = held(base["layout"]), base["plan_digest"]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"{MANIFEST_PATH}, or that of a column, isn't of its form: {error!r}") from error
+        taken = choose(whole[0], {name: each for name, each in own.items() if name not in sparse}, sparse, chosen)
+        if strangers := [name for name in taken if entries[name][0] != whole[1]]:
+            raise InputError(
+                f"the column {strangers[0]} is of another data set, or of another state of this one; delete its folder "
+                "and make it again, or choose other columns (--columns, or columns=)"
+            )
+    columns = []
+    for name in taken:
+        opened = open_folder(uri_of(dataset.storage, f"{COLUMNS}/{name}"), check_files=check_files)
+        columns.append(Column(name, opened, entries[name][1], name in sparse))
+    joined = replace(dataset, columns=tuple(columns))
+    return replace(joined, shards=tuple(_lacking(joined, shard) for shard in dataset.shards))
+
+
+def _manifest(storage: Storage, name: str) -> dict[str, Any] | None:
+    """dataset.json of a column; None where it isn't finished."""
+    path = f"{COLUMNS}/{name}/{MANIFEST_PATH}"
+    try:
+        told = json.loads(storage.read(path))
+    except NotFoundError:
+        return None
+    except ValueError as error:
+        raise ShardError(f"{path} of {storage.uri} isn't JSON: {error}", uri=uri_of(storage, path)) from error
+    return told if isinstance(told, dict) and isinstance(told.get("column"), dict) else None
+
+
+def _lacking(dataset: Dataset, shard: Shard) -> Shard:
+    """A shard without the samples that a column lacks."""
+    if not shard.samples or all(column.has_all(shard) for column in dataset.columns):
+        return shard
+    from patchmint.datasets.rows import read_table  # what was rejected is rare, and `ls` mustn't wait for this import
+
+    as_if = replace(shard, samples=shard.samples - 1, lacking=1)
+    kept = read_table(dataset, as_if, ["key"]).num_rows
+    return replace(shard, samples=kept, lacking=shard.samples - kept)

@@ -1,0 +1,308 @@
+"""Corrections: what edits make of samples, without a model, and the sparse column that holds it."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import count, groupby
+from typing import Any, Final
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.edits import Edit, edited
+from patchmint.datasets.reader import iter_stored, sample_at
+from patchmint.datasets.rows import positions_of, rows_at
+from patchmint.errors import InputError
+from patchmint.json_values import canonical_json
+from patchmint.labelers.patches import label_texts
+from patchmint.shards.codec import encode_array
+from patchmint.shards.columns import CORRECTIONS
+from patchmint.shards.commit import Attempt, committed_units, read_records, sweep
+from patchmint.shards.endings import COVERAGE, DOCUMENT, INSTANCES, SELECTOR, on_grid
+from patchmint.shards.layout import Layout
+from patchmint.shards.manifest import ColumnEntry, Manifest, Totals, describe_members, write_manifest
+from patchmint.shards.paths import COLUMNS, MANIFEST_PATH, PLAN_PATH
+from patchmint.shards.plan import Plan, Unit, load_plan, write_index
+from patchmint.shards.reader import StoredSample
+from patchmint.shards.records import ImageCounts
+from patchmint.shards.sample import instances_of
+from patchmint.shards.schema import FoundDocument, InstancesDocument, PhraseDocument
+from patchmint.shards.shard_list import write_shard_list
+from patchmint.shards.writer import ShardWriter
+from patchmint.storage import Storage, open_storage, uri_of
+
+MOST_TOLD: Final = 20
+"""Edits that don't fit are named one by one, up to so many."""
+
+_EDITS = TypeAdapter(tuple[Edit, ...])
+
+Named = tuple[str, Edit]
+"""An edit, and where it stands, for errors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A sample as edits leave it.
+
+    Attributes:
+        index: its position in the data set.
+        sample: with KEY.json, labels and instances.
+        edits: of it, those of earlier corrections first.
+        new: how many of these are new.
+        wrong: whether the whole sample is marked.
+        corrected: whether its instances are others than those that the build made.
+    """
+
+    index: int
+    sample: StoredSample
+    edits: tuple[Edit, ...]
+    new: int
+    wrong: bool
+    corrected: bool
+
+    @property
+    def row(self) -> dict[str, object]:
+        """What the sidecar says of it."""
+        edits = _EDITS.dump_json(self.edits, exclude_defaults=True).decode()
+        return {"wrong": self.wrong, "corrected": self.corrected, "edits": edits}
+
+
+def correct(dataset: Dataset, edits: Iterable[Named], by: str = "", at: datetime | None = None) -> list[Corrected]:
+    """What edits make of the samples that they touch; nothing is written.
+
+    Args:
+        dataset: finished, with its corrections so far.
+        edits: those of one sample in their order.
+        by: who, where an edit doesn't say; "": the user's name.
+        at: when, where an edit doesn't say; None: now.
+
+    Returns:
+        Those that change, in the data set's order.
+
+    Raises:
+        InputError: the data set has no instances, or edits don't fit; of these all are named.
+        ShardError: a sample is damaged.
+        StorageError: one can't be read.
+    """
+    manifest = dataset.manifest
+    if manifest is None or not dataset.finished or not manifest.layout.instances:
+        raise InputError(
+            f"{dataset.uri} stores no instances that could be corrected; build it with labels.instances: true"
+            if manifest is not None and dataset.finished
+            else f"{dataset.uri} isn't a finished data set; finish its build first"
+        )
+    of_key: defaultdict[str, list[Named]] = defaultdict(list)
+    for place, edit in edits:
+        told = {"by": edit.by or by or _user(), "at": edit.at or at or datetime.now(UTC)}
+        of_key[edit.key].append((place, edit.model_copy(update=told)))
+    positions = positions_of(dataset, of_key)
+    faults = [
+        f"{place}: there is no sample {key!r}"
+        for key, named in of_key.items()
+        if key not in positions
+        for place, _ in named
+    ]
+    changed = []
+    order = np.array(sorted(positions.values()), np.int64)
+    base = replace(dataset, columns=tuple(column for column in dataset.columns if not column.sparse))
+    names = ["key", *(("wrong", "edits") if manifest.layout.edits else ())]
+    samples = iter_stored(dataset, order, (DOCUMENT, *manifest.layout.made))
+    for (index, sample), (_, row) in zip(samples, rows_at(dataset, order, names), strict=True):
+        try:
+            made = _corrected(dataset, base, index, sample, row, of_key[sample.key])
+        except _FaultyEditsError as error:
+            faults += error.lines
+            continue
+        if made is not None:
+            changed.append(made)
+    if faults:
+        more = f"\n  and {len(faults) - MOST_TOLD} more" if len(faults) > MOST_TOLD else ""
+        shown = "\n  ".join(faults[:MOST_TOLD])
+        raise InputError(f"edits don't fit {dataset.uri}, so nothing was written:\n  {shown}{more}")
+    return changed
+
+
+class _FaultyEditsError(InputError):
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def _corrected(
+    dataset: Dataset,
+    base: Dataset,
+    index: int,
+    sample: StoredSample,
+    row: Mapping[str, Any],
+    edits: Sequence[Named],
+) -> Corrected | None:
+    """A sample after its edits; None if they change nothing."""
+    past = _EDITS.validate_json(row.get("edits", "[]"))
+    first = sample_at(base, index) if past else sample
+    before, wrong, faults = _found(sample), bool(row.get("wrong")), list[str]()
+    after, marked, texts = before, wrong, sample.key_json.texts
+    for place, edit in edits:
+        try:
+            if edit.image >= len(after):
+                raise InputError(f"there is no image {edit.image}; the sample has {len(after)}")
+            if edit.undo:
+                after, marked = _found(first), False
+            image = sample.images[edit.image]
+            size = image.info.height, image.info.width
+            new = edited(after[edit.image], edit, texts, image.texts, size)
+        except InputError as error:
+            faults.append(f"{place}: {sample.key}: {error}")
+            continue
+        after = (*after[: edit.image], new, *after[edit.image + 1 :])
+        marked = edit.wrong if edit.wrong is not None else marked
+    if faults:
+        raise _FaultyEditsError(faults)
+    if (after, marked) == (before, wrong):
+        return None
+    back = after == _found(first)
+    made = first if back else with_instances(dataset, sample, after)
+    told = (*past, *(edit for _, edit in edits))
+    return Corrected(index, made, told, len(edits), marked, not back)
+
+
+def _found(sample: StoredSample) -> tuple[tuple[FoundDocument, ...], ...]:
+    return tuple(image.instances or () for image in sample.images)
+
+
+def _user() -> str:
+    with suppress(OSError, KeyError):  # in a container the user may have no name
+        return getpass.getuser()
+    return ""
+
+
+def with_instances(dataset: Dataset, sample: StoredSample, found: Sequence[Sequence[FoundDocument]]) -> StoredSample:
+    """A sample with other instances, and with the labels on all grids that a build makes of these.
+
+    `labels.mask_area` and `labels.clip_to_box` judge what models find; what people draw stays as it is.
+
+    Args:
+        dataset: whose; it has instances.
+        sample: with KEY.json, instances, and all labels.
+        found: the instances of each image.
+
+    Raises:
+        ShardError: a member is damaged.
+    """
+    assert dataset.manifest is not None
+    assert dataset.manifest.layout.min_coverage is not None
+    texts = sample.key_json.texts
+    phrases = [
+        [
+            PhraseDocument(**each.model_dump(exclude={"mask"}), text=texts[each.text_index][each.start : each.end])
+            for each in of_image
+        ]
+        for of_image in found
+    ]
+    members = dict(sample.members)
+    members[DOCUMENT] = sample.key_json.with_phrases(phrases).to_bytes()
+    for image, own, drawn in zip(sample.images, phrases, found, strict=True):
+        masks = [each.mask.rle for each in drawn]
+        members[image.ending_of(INSTANCES)] = InstancesDocument.of(own, masks).to_bytes()
+    changed = replace(sample, members=members)
+    for image in changed.images:
+        instances = instances_of(image)
+        for number, name in enumerate(dataset.grid_names):
+            placed = dataset.on_grid(name), changed.on_grid(name) if number else changed
+            placement = placed[0].placement(placed[1].images[image.number])
+            labels = label_texts(instances, len(image.texts), placement, dataset.manifest.layout.min_coverage)
+            for ending, array in ((SELECTOR, labels.selector), (COVERAGE, labels.coverage)):
+                members[image.ending_of(on_grid(ending, name) if number else ending)] = encode_array(array)
+    return replace(sample, members=members)
+
+
+def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
+    """Write a sparse column, `columns/corrections-NNNN/`, with a build's protocol; a killed one is gone on with.
+
+    Args:
+        dataset: as for `correct`.
+        changed: what that gave; not empty.
+
+    Returns:
+        The column's name.
+
+    Raises:
+        StorageError: it can't be written.
+        ShardError: a sample isn't as the format says.
+    """
+    base = dataset.manifest
+    assert base is not None
+    layout = base.layout.model_copy(update={"column": True, "tokens": None, "features": None, "edits": True})
+    units = [(shard, list(own)) for shard, own in groupby(changed, lambda each: dataset.place(each.index)[0])]
+    told = [[each.sample.key, each.row] for each in changed]
+    config = {
+        "corrections": hashlib.sha256(canonical_json(told).encode()).hexdigest(),
+        "columns": [column.name for column in dataset.columns],
+    }
+    plan = Plan(
+        generation=0,
+        units=[Unit(shard.unit, len(own), own[0].index, "", 0) for shard, own in units],
+        config=config,
+        config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
+        models={},
+        versions=base.versions,
+    )
+    name, storage = _claimed(dataset, plan)
+    run, done = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(4)}", committed_units(storage)
+    for shard, own in units:
+        if shard.unit not in done:
+            _write_unit(Attempt(storage, shard.unit, run), layout, own, plan.digest)
+    records = read_records(storage, [unit.id for unit in plan.units])
+    sweep(storage, None)
+    manifest = Manifest(
+        notice=base.notice,
+        config=config,
+        config_digest=plan.config_digest,
+        plan_digest=plan.digest,
+        models={},
+        versions=base.versions,
+        layout=layout,
+        members=describe_members(layout),
+        totals=Totals.of(
+            records, plan.total, {}, images=sum(record.images.written for record in records if record.images)
+        ),
+        column=ColumnEntry(base=base.plan_digest, units=base.totals.units, sparse=True),
+    )
+    write_shard_list(storage, 1, [record.listed() for record in records])
+    write_manifest(storage, manifest)
+    return name
+
+
+def _claimed(dataset: Dataset, plan: Plan) -> tuple[str, Storage]:
+    """The next column of corrections, or the unfinished one that has this plan."""
+    for number in count(1):
+        name = f"{CORRECTIONS}-{number:04d}"
+        storage = open_storage(uri_of(dataset.storage, f"{COLUMNS}/{name}"))
+        if storage.create(PLAN_PATH, write_index(plan)):
+            return name, storage
+        there = load_plan(storage)
+        if there is not None and there.digest == plan.digest and not storage.exists(MANIFEST_PATH):
+            return name, storage
+    raise AssertionError
+
+
+def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], plan_digest: str) -> None:
+    _, table, tar = attempt.paths
+    with (
+        attempt.new_file(tar) as shard,
+        attempt.new_file(table) as sidecar,
+        ShardWriter(shard, sidecar, layout) as writer,
+    ):
+        for each in changed:
+            writer.add_stored(each.sample, each.index, each.row)
+    written = len(changed)
+    images = [len(each.sample.images) for each in changed]
+    counts = ImageCounts(planned=sum(images), written=sum(images), most=max(images)) if layout.documents else None
+    attempt.commit(written, written, {}, plan_digest, texts=writer.texts, label_share=writer.label_share, images=counts)

@@ -1,0 +1,162 @@
+"""Columns: data added to a finished data set, in `columns/NAME/`, and samples put together with them.
+
+A column is an output like that of a build, with the units and the keys of its data set, its base. Its samples hold what
+was added, and a KEY.json of what that changes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from patchmint.errors import InputError, ShardError
+from patchmint.shards.endings import DOCUMENT, unnumbered
+from patchmint.shards.layout import Layout, joined_notice
+from patchmint.shards.reader import StoredSample
+from patchmint.shards.schema import KeyJson
+from patchmint.shards.versions import schema_name
+
+SCHEMA = schema_name("column")
+
+
+def column_json(told: KeyJson, layout: Layout) -> bytes:
+    """A column's KEY.json: what its members change in that of its base.
+
+    Args:
+        told: KEY.json as if the column were the whole sample.
+        layout: of the column.
+    """
+    labels, features = layout.min_coverage is not None, layout.features is not None
+    fields = {"phrases_json": labels, "tokens": layout.tokens is not None, "features_json": features}
+    of_image = {"grid": labels or features, "further_grids": bool(layout.further_grids)}
+    whole = told.model_dump()
+    changes: dict[str, Any] = {"schema": SCHEMA} | ({"notice": layout.notice} if layout.notice else {})
+    changes |= {name: whole[name] for name, made in fields.items() if made}
+    images = [{name: image[name] for name, made in of_image.items() if made} for image in whole.get("images", [whole])]
+    if layout.documents:
+        changes |= {"images": images} if any(of_image.values()) else {}
+    else:
+        changes |= images[0]
+    return _dump(changes)
+
+
+class Joiner:
+    """Puts samples of a base and of its columns together.
+
+    Args:
+        layout: of the samples that this makes.
+
+    Attributes:
+        members: their endings, without images' numbers.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.members = layout.members
+        self._order = {ending: place for place, ending in enumerate(self.members)}
+        self._grids = [grid.name for grid in layout.further_grids]
+
+    def join(self, sample: StoredSample, parts: Iterable[StoredSample]) -> StoredSample:
+        """A sample with what columns have of it: later members take the place of earlier ones of the same ending.
+
+        Members that the layout hasn't, such as codes that others replace, are left out. Of KEY.json fields at the top
+        do so; further grids are added, by name.
+
+        Raises:
+            ShardError: a part is of another sample, or a KEY.json isn't what it must be.
+        """
+        members, changes = dict(sample.members), []
+        for part in parts:
+            if part.key != sample.key:
+                raise ShardError(f"a column has sample {part.key!r} where there should be {sample.key!r}; run verify")
+            members |= part.members
+            changes.append(part.members.get(DOCUMENT, b""))
+        if DOCUMENT in sample.members:
+            members[DOCUMENT] = self._merged(sample, changes)
+        kept = sorted((self._place(ending), ending) for ending in members if unnumbered(ending) in self._order)
+        return StoredSample(sample.key, sample.offset, sample.size, {ending: members[ending] for _, ending in kept})
+
+    def _place(self, ending: str) -> tuple[int, int]:
+        number, _, _ = ending.partition(".")
+        return self._order[unnumbered(ending)], int(number) if number.isdecimal() else 0
+
+    def _merged(self, sample: StoredSample, changes: Sequence[bytes]) -> bytes:
+        try:
+            told = json.loads(sample.members[DOCUMENT])
+            for change in changes:
+                told = self._changed(told, json.loads(change)) | {"schema": told["schema"]}
+            return _dump(told)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ShardError(f"KEY.json of {sample.key!r}, or a column's, isn't of its form: {error!r}") from error
+
+    def _changed(self, told: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+        changed = {**told, **change}
+        if "images" in change:
+            changed["images"] = [self._changed(*pair) for pair in zip(told["images"], change["images"], strict=True)]
+        if change.get("notice"):
+            changed["notice"] = joined_notice(told["notice"], change["notice"])
+        grids = {grid["name"]: grid for each in (told, change) for grid in each.get("further_grids", ())}
+        if grids:
+            changed["further_grids"] = [grids[name] for name in self._grids if name in grids]
+            if not changed["further_grids"]:
+                del changed["further_grids"]
+        return changed
+
+
+def held(layout: Mapping[str, Any]) -> frozenset[str]:
+    """What samples of a layout hold beside images and texts, as messages call it.
+
+    Args:
+        layout: as it stands in dataset.json.
+    """
+    found = {"labels": layout["min_coverage"] is not None, "codes": bool(layout["tokens"])}
+    further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
+    features = {"features": bool(layout.get("features"))}
+    return frozenset(name for name, made in (found | further | features).items() if made)
+
+
+def choose(
+    base: frozenset[str], columns: Mapping[str, frozenset[str]], sparse: Sequence[str], names: Sequence[str] | None
+) -> list[str]:
+    """Names of the columns to read, in the order in which they are put over the base.
+
+    Args:
+        base: what it holds (`held`).
+        columns: the same of each finished column that isn't sparse, by name.
+        sparse: names of those that are, in order: they have whole samples in the place of some.
+        names: the caller's choice, in which "corrections" stands for all sparse ones. None: all whose content nobody
+            else has, and the sparse ones.
+
+    Raises:
+        InputError: there is no such column; or two hold the same, and it isn't said which is meant.
+    """
+    if names is None:
+        chosen = [name for name, own in columns.items() if not own & base]
+        over = list(sparse)
+    else:
+        known = {*columns, *sparse, CORRECTIONS}
+        if unknown := [name for name in names if name not in known]:
+            there = ", ".join(sorted({*columns, *sparse})) or "none"
+            raise InputError(f"there is no finished column {unknown[0]!r}; there are: {there}")
+        chosen = [name for name in dict.fromkeys(names) if name in columns]
+        over = [name for name in sparse if name in names or CORRECTIONS in names]
+    for number, name in enumerate(chosen):
+        for other in chosen[:number]:
+            if shared := columns[name] & columns[other]:
+                raise InputError(
+                    f"the columns {other} and {name} both hold {', '.join(sorted(shared))}; say which columns to read "
+                    f"(--columns, or columns=): one of them, none, or others of {', '.join(columns)}"
+                )
+    return [*chosen, *over]
+
+
+CORRECTIONS = "corrections"
+"""Stands for all sparse columns."""
+
+VALID_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+"""Names of columns, by `fullmatch`."""
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
