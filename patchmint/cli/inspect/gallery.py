@@ -140,5 +140,5 @@ def _edit_remarks(site: Site) -> list[str]:
         return []
     file, uri = site.pending.path, site.dataset.uri
     outlines = "" if site.outlines.available else f"drawn boxes are their masks: {site.outlines.remark}"
-    saved = f"{len(site.pending)} edits in {file}; `patchmint correct {uri} {file}` applies them"
+    saved = f"edits are saved in {file}; `patchmint correct {uri} {file}` applies them"
     return [line for line in (outlines, saved) if line]

@@ -14,8 +14,8 @@ from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import rows_at
-from patchmint.inspection.gallery.edits import PendingEdits, is_wrong, revised
-from patchmint.shards.endings import DOCUMENT, INSTANCES
+from patchmint.inspection.gallery.edits import EditedReader, PendingEdits
+from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.manifest import made_by
 from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import PhraseDocument
@@ -44,14 +44,15 @@ def doubts_document(dataset: Dataset, positions: Integers, pending: PendingEdits
         StorageError: one can't be read.
     """
     threshold = _Threshold(dataset)
+    edited, keys = EditedReader(dataset, pending), pending.keys
     chosen = _first(dataset, positions, threshold)
     found = []
-    samples = iter_stored(dataset, positions[chosen], {DOCUMENT, INSTANCES})
-    for place, (_, sample) in zip(chosen.tolist(), samples, strict=True):
-        edits = pending.of(sample.key)
-        if is_wrong(edits):
+    samples = iter_stored(dataset, positions[chosen], {DOCUMENT})
+    for place, (index, sample) in zip(chosen.tolist(), samples, strict=True):
+        now = edited.read(index) if sample.key in keys else None
+        if now is not None and now.wrong:
             continue
-        for image in revised(sample, edits).images:
+        for image in (sample if now is None else now.sample).images:
             for doubt, why, phrase in _of_image(image, threshold):
                 if doubt >= LEAST:
                     told = {"doubt": round(doubt, 4), "why": why, "text": phrase.text_index, "box": phrase.box}
@@ -85,6 +86,7 @@ def _first(dataset: Dataset, positions: Integers, threshold: _Threshold) -> Inte
     documents = dataset.has_documents
     columns = ["phrases", "phrase_texts", "scores", "origins", "label_shares"]
     columns += ["phrase_images", "share_images", "share_texts"] if documents else []
+    columns += ["wrong"] if dataset.has_edits else []
     doubts = []
     for _, row in rows_at(dataset, positions, columns):
         near = map(threshold.nearness, row["scores"], row["phrases"], row["origins"])
@@ -100,8 +102,9 @@ def _first(dataset: Dataset, positions: Integers, threshold: _Threshold) -> Inte
             for share, text in zip(row["label_shares"], texts, strict=True)
             if counts[text]
         )
-        doubts.append(max([0, *near, *small]))
-    return np.sort(np.argsort(-np.array(doubts), kind="stable")[:_LOOKED_AT])
+        doubts.append(-1.0 if row.get("wrong") else max([0.0, *near, *small]))
+    order = np.argsort(-np.array(doubts), kind="stable")[:_LOOKED_AT]
+    return np.sort(order[np.array(doubts)[order] >= 0])
 
 
 def _of_image(image: StoredImage, threshold: _Threshold) -> Iterator[tuple[float, str, PhraseDocument]]:

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.datasets.edits import Drawn, Edit
-from patchmint.datasets.reader import SampleReader
 from patchmint.errors import InputError
 from patchmint.images.decode import decode_image
-from patchmint.inspection.gallery.edits import PendingEdits, revised
+from patchmint.inspection.gallery.edits import EditedReader, PendingEdits
 from patchmint.inspection.gallery.remake import Outliner
 from patchmint.inspection.gallery.site import Site
 from patchmint.shards.reader import StoredSample
@@ -49,7 +48,7 @@ class Editing:
         self._pending = pending
         self._outliner = Outliner(site.outlines)
         self._author = author
-        self._reader = SampleReader([site.dataset])
+        self._reader = EditedReader(site.dataset, pending)
         self._lock = Lock()
 
     def answer(self, body: bytes) -> dict[str, Any]:
@@ -69,17 +68,22 @@ class Editing:
         if request.position >= len(self._site.positions):
             raise InputError(f"there is no sample {request.position} in this gallery")
         undone = None
+        index = int(self._site.positions[request.position])
         with self._lock:
-            sample = self._reader.sample(int(self._site.positions[request.position]))
-            known = self._pending.of(sample.key)
-            if len(known) != request.seen:
+            now = self._reader.read(index)
+            if len(now.edits) != request.seen:
                 raise InputError("this sample was changed in another window meanwhile; reload the page")
-            if request.edit is None:
-                undone = self._pending.drop_last(sample.key)
-            else:
-                edit = self._edit(sample, request)
-                revised(sample, [*known, edit])
+            if request.edit is not None:
+                edit = self._edit(now.sample, request)
+                self._reader.read(index, [edit])  # does it fit?
                 self._pending.append(edit)
+            elif now.edits:
+                undone = now.edits[-1]
+                self._pending.drop(undone)
+            else:
+                raise InputError(
+                    "this sample has no edit that isn't applied yet; `patchmint correct --undo` takes others back"
+                )
         taken = undone and undone.model_dump(mode="json", exclude={"key", "by", "at"}, exclude_defaults=True)
         return {"sample": self._site.described(request.position), "undone": taken}
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from patchmint.datasets.edits import Edit, edited, read_edits
-from patchmint.errors import InputError
-from patchmint.shards.endings import DOCUMENT, INSTANCES
+import numpy as np
+
+from patchmint.datasets.corrections import corrected, edits_of
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.edits import Edit, read_edits
+from patchmint.datasets.reader import SampleReader
+from patchmint.datasets.rows import rows_at
 from patchmint.shards.reader import StoredSample
-from patchmint.shards.schema import (
-    InstancesDocument,
-    PhraseDocument,
-    dump_list,
-    dump_phrases,
-)
 from patchmint.storage import open_storage
 
 
@@ -38,8 +37,10 @@ class PendingEdits:
             with self._storage.open(path.name) as file:
                 self._edits = [line.edit for line in read_edits(file, str(path))]
 
-    def __len__(self) -> int:
-        return len(self._edits)
+    @property
+    def keys(self) -> set[str]:
+        """Of the samples that have edits."""
+        return {edit.key for edit in self._edits}
 
     def of(self, key: str) -> list[Edit]:
         """The edits of a sample, in order."""
@@ -50,65 +51,61 @@ class PendingEdits:
         with self._lock:
             self._write([*self._edits, edit])
 
-    def drop_last(self, key: str) -> Edit:
-        """Take a sample's last edit away, which nobody has applied yet.
-
-        Raises:
-            InputError: it has none.
-            StorageError: the file can't be written.
-        """
+    def drop(self, edit: Edit) -> None:
+        """Take an edit away. Raises a StorageError where the file can't be written."""
         with self._lock:
-            if not (own := self.of(key)):
-                raise InputError(f"sample {key!r} has no edit that could be undone")
-            self._write([edit for edit in self._edits if edit is not own[-1]])
-            return own[-1]
+            self._write([each for each in self._edits if each is not edit])
 
     def _write(self, edits: Sequence[Edit]) -> None:
         self._storage.write(self.path.name, b"".join(edit.to_line() for edit in edits))
         self._edits = list(edits)
 
 
-def revised(sample: StoredSample, edits: Sequence[Edit]) -> StoredSample:
-    """A sample with other instances; its labels stay those of the stored ones.
+@dataclass(frozen=True)
+class EditedSample:
+    """A sample as its edits make it: with their instances, and the labels of these.
 
-    Raises:
-        InputError: an edit doesn't fit the sample, or the sample has no stored instances.
-        ShardError: the sample is damaged.
+    Attributes:
+        sample: on the data set's grid.
+        edits: that nobody has applied yet.
+        wrong: whether it is marked wrong as a whole.
     """
-    if not edits:
-        return sample
-    images, told = sample.images, sample.key_json
-    stored = [image.instances for image in images]
-    found = [instances for instances in stored if instances is not None]
-    if len(found) < len(images):
-        raise InputError(f"sample {sample.key!r} has no stored instances, so they can't be edited")
-    first = list(found)
-    for edit in edits:
-        if edit.image >= len(images):
-            raise InputError(f"sample {sample.key!r} has no image {edit.image}; it has {len(images)}, counted from 0")
-        image = images[edit.image]
-        if edit.undo:
-            found = list(first)
-        size = (image.info.height, image.info.width)
-        found[edit.image] = edited(found[edit.image], edit, told.texts, image.texts, size)
-    phrases = [
-        [
-            PhraseDocument(text=told.texts[each.text_index][each.start : each.end], **each.model_dump(exclude={"mask"}))
-            for each in own
-        ]
-        for own in found
-    ]
-    document = json.loads(sample.members[DOCUMENT])
-    document["phrases_json"] = dump_phrases(phrases) if sample.parts else dump_list(phrases[0])
-    members = sample.members | {DOCUMENT: json.dumps(document).encode()}
-    for image, own in zip(images, found, strict=True):
-        members[image.ending_of(INSTANCES)] = InstancesDocument(instances_json=dump_list(own)).to_bytes()
-    return StoredSample(sample.key, sample.offset, sample.size, members, sample.grid)
+
+    sample: StoredSample
+    edits: tuple[Edit, ...]
+    wrong: bool
 
 
-def is_wrong(edits: Sequence[Edit]) -> bool:
-    """Whether edits of a sample, in order, leave it marked wrong as a whole."""
-    wrong = False
-    for edit in edits:
-        wrong = edit.wrong if edit.wrong is not None else wrong and not edit.undo
-    return wrong
+class EditedReader:
+    """Reads samples with their edits. Safe across threads."""
+
+    def __init__(self, dataset: Dataset, pending: PendingEdits) -> None:
+        """Take a data set with stored instances, on whatever grid it is read, and the edits that wait for it."""
+        self._grid = dataset.further_grid
+        self._dataset = dataset.on_grid(None)
+        self._base = replace(self._dataset, columns=tuple(c for c in dataset.columns if not c.sparse))
+        self._pending = pending
+        self._reader = SampleReader([self._dataset])
+
+    def read(self, index: int, more: Sequence[Edit] = ()) -> EditedSample:
+        """A sample of the data set.
+
+        Args:
+            index: its position.
+            more: edits after those that wait for it.
+
+        Raises:
+            InputError: an edit doesn't fit the sample.
+            ShardError, StorageError: it can't be read.
+        """
+        sample = self._reader.sample(index)
+        row: Mapping[str, Any] = {}
+        if self._dataset.has_edits:
+            ((_, row),) = rows_at(self._dataset, np.array([index]), ["wrong", "edits"])
+        past = edits_of(row)
+        waiting = [edit for edit in self._pending.of(sample.key) if edit not in past]
+        named = [(self._pending.path.name, edit) for edit in (*waiting, *more)]
+        made = corrected(self._dataset, self._base, index, sample, row, named) if named else None
+        after = sample if made is None else made.sample
+        wrong = bool(row.get("wrong")) if made is None else made.wrong
+        return EditedSample(after.on_grid(self._grid) if self._grid else after, tuple(waiting), wrong)
