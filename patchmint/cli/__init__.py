@@ -70,6 +70,16 @@ COMMANDS = {
             "patchmint export s3://bucket/stage1 out/odvg --to odvg",
         ),
     ),
+    "correct": LazyCommand(
+        "patchmint.cli.correct:correct_command",
+        "Take corrections back: instances changed, added or deleted by hand, or whole samples marked wrong.",
+        (
+            "patchmint correct out/stage1 edits.jsonl",
+            "patchmint correct out/stage1 out/coco --from coco --by ann --dry-run",
+            "patchmint correct out/stage1 project-1.json --from label-studio",
+            "patchmint correct out/stage1 edits.jsonl --undo",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

@@ -75,3 +75,24 @@ def _lacking(dataset: Dataset, shard: Shard) -> Shard:
     as_if = replace(shard, samples=shard.samples - 1, lacking=1)
     kept = read_table(dataset, as_if, ["key"]).num_rows
     return replace(shard, samples=kept, lacking=shard.samples - kept)
+
+
+def without_wrong(dataset: Dataset) -> Dataset:
+    """A data set without the samples that somebody marked as wrong; the others' positions follow each other.
+
+    Raises:
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    if not dataset.has_edits:
+        return dataset
+    from patchmint.datasets.rows import iter_tables
+
+    wrong = {shard.unit: sum(table["wrong"].to_pylist()) for shard, table in iter_tables(dataset, ["wrong"])}
+    shards = (
+        replace(
+            shard, samples=shard.samples - wrong.get(shard.unit, 0), lacking=shard.lacking + wrong.get(shard.unit, 0)
+        )
+        for shard in dataset.shards
+    )
+    return replace(dataset, shards=tuple(shards), without_wrong=True)

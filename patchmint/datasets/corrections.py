@@ -113,7 +113,7 @@ def correct(dataset: Dataset, edits: Iterable[Named], by: str = "", at: datetime
     changed = []
     order = np.array(sorted(positions.values()), np.int64)
     base = replace(dataset, columns=tuple(column for column in dataset.columns if not column.sparse))
-    names = ["key", *(("wrong", "edits") if manifest.layout.edits else ())]
+    names = ["key", *(("wrong", "edits") if dataset.has_edits else ())]
     samples = iter_stored(dataset, order, (DOCUMENT, *manifest.layout.made))
     for (index, sample), (_, row) in zip(samples, rows_at(dataset, order, names), strict=True):
         try:

@@ -91,6 +91,7 @@ class Dataset:
         further_grid: name of the grid on which it is read (`on_grid`); empty: the first.
         columns: that are read with it, in the order in which one is put over the other. Its samples are those that all
             columns but the sparse ones have.
+        without_wrong: samples that somebody marked as wrong aren't among its samples (`columns.without_wrong`).
     """
 
     uri: str
@@ -105,6 +106,7 @@ class Dataset:
     extents: tuple[Integers, ...] | None = field(default=None, repr=False)
     further_grid: str = ""
     columns: tuple[Column, ...] = ()
+    without_wrong: bool = False
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -242,6 +244,11 @@ class Dataset:
             return schema_for(self.manifest.layout)
         sidecar = next((shard.sidecar for shard in self.shards if shard.samples), "")
         return schema_of(self.storage, sidecar) if sidecar else SCHEMA
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether it is read with corrections: there are the columns wrong, corrected and edits. Raises as `schema`."""
+        return "edits" in self.schema.names
 
     @property
     def has_documents(self) -> bool:

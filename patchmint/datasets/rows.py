@@ -48,7 +48,7 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         return dataset.scanned.select(names)
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
     extra = ["key", "offset", "size"] if of_grid else ["key"] if dataset.columns else []
-    asked = list(dict.fromkeys((*names, *extra)))
+    asked = list(dict.fromkeys((*names, *extra, *(["wrong"] if dataset.without_wrong else []))))
     table = read_sidecar(dataset.storage, shard.sidecar, dataset.schema, asked, NOT_EDITED)
     if table.num_rows != shard.samples + shard.lacking:
         raise ShardError(
@@ -76,6 +76,8 @@ def _with_columns(dataset: Dataset, shard: Shard, table: pa.Table) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, own)
         if not column.sparse:
             kept.append(there)
+    if dataset.without_wrong:
+        kept.append(pc.invert(table["wrong"]))
     return table.filter(reduce(pc.and_, kept)) if shard.lacking and kept else table
 
 

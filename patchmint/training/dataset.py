@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from patchmint.datasets.columns import without_wrong
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import with_extents
@@ -40,6 +41,8 @@ class _TooManyImagesError(InputError):
 
 class StageDataset(IterableDataset[StageSample]):
     """Samples of one or more finished data sets, in an order that seed and epoch alone decide.
+
+    Samples that a correction marked as wrong are left out; a warning in the log says how many.
 
     With `StageLoader` it gives batches that can be resumed at any step. `len(dataset)` is how many samples iterating
     gives an epoch, on this rank; `dataset[i]` is the i-th sample as the shards have them, all data sets one after
@@ -330,8 +333,14 @@ def open_finished(uri: Uri) -> Dataset:
 
 
 def open_on_grid(uri: Uri, grid: str | None) -> Dataset:
-    """As `open_finished`, with its labels on one of its grids (None: the first). A ConfigError where there is none."""
-    dataset = open_finished(uri)
+    """As `open_finished`, with its labels on one of its grids (None: the first), without samples marked wrong.
+
+    A ConfigError where there is no such grid.
+    """
+    whole = open_finished(uri)
+    dataset = without_wrong(whole)
+    if wrong := whole.samples - dataset.samples:
+        _LOG.warning("%d samples of %s are marked wrong and left out", wrong, uri)
     try:
         return dataset.on_grid(grid)
     except InputError as error:

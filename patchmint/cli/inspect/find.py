@@ -66,7 +66,9 @@ def find_command(
     texts, label_shares, phrases, phrase_texts, scores, origins, codes, code_counts,
     source_name, source_path, source_start; of documents images, and lists by image:
     widths, heights, formats, rows, cols, views, source_paths, source_starts,
-    share_images and share_texts beside label_shares, phrase_images; with --rejects
+    share_images and share_texts beside label_shares, phrase_images; where there are
+    corrections wrong, corrected and edits (without `wrong` in a condition, samples
+    marked so are left out); with --rejects
     over those of the rejects: ordinal, key, id, stage, reason, message, image (-1:
     the sample); and over index, the place in the data set (or among the rejects),
     from 0 on. A condition sees one sample at a time: no subqueries, window functions
@@ -104,7 +106,7 @@ def find_command(
 
 
 def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, as_json: bool) -> int:
-    from patchmint.inspection.find.search import find_samples, read_found, read_keys
+    from patchmint.inspection.find.search import count_wrong, find_samples, leaves_out_wrong, read_found, read_keys
 
     with progress_bar("find") as progress:
         total, indices = find_samples(dataset, search, limit, progress)
@@ -117,6 +119,8 @@ def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, a
         if total:
             _print_samples(read_found(dataset, indices), search.texts, documents=dataset.has_documents)
         _sum_up(total, len(indices), f"of {dataset.samples} samples")
+    if leaves_out_wrong(dataset, search) and (wrong := count_wrong(dataset)):
+        typer.echo(f"{wrong} samples are marked wrong and left out; --where wrong finds them", err=True)
     return total
 
 

@@ -58,12 +58,16 @@ def stats_command(
 
     Ends with 0; with 2 if there is nothing to count.
     """
+    from patchmint.datasets.columns import without_wrong
     from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.stats.collect import collect_stats
 
     check_output(png, ".png")
     check_output(html, ".html")
-    opened = open_dataset(dataset).on_grid(grid)
+    whole = open_dataset(dataset).on_grid(grid)
+    opened = without_wrong(whole)
+    if wrong := whole.samples - opened.samples:
+        typer.echo(f"{wrong} samples are marked wrong and left out", err=True)
     with progress_bar("count") as progress:
         stats = collect_stats(opened, samples, progress, padding=padding)
     if png is not None:

@@ -11,7 +11,7 @@ import zlib
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Addition, Change, Edit, words_in
+from patchmint.datasets.reader import iter_stored
+from patchmint.datasets.rows import positions_of, rows_at
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry.rle import (
     MAX_MASK_PIXELS,
@@ -34,9 +37,10 @@ from patchmint.geometry.rle import (
 )
 from patchmint.inspection.export.formats import WRONG, category_of
 from patchmint.shards.codec import decode_array
+from patchmint.shards.endings import DOCUMENT, INSTANCES
 from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import FoundDocument, MaskDocument
-from patchmint.types import Box, Rle, Size
+from patchmint.types import Box, Progress, Rle, Size
 
 SAME_BOX = 0.5
 """Pixels by which all sides of two boxes may differ that count as the same: tools round."""
@@ -118,14 +122,17 @@ def edit_of(returned: Returned, image: StoredImage, *, wrong: bool = False) -> E
         changed = [thing for thing in things if not any(each.is_same(thing) for each in known)]
         left = {n: each for n, each in left.items() if not any(each.is_same(thing) for thing in things)}
         pairs = _pairs(changed, left)
-        changes = tuple(
-            left[number].change_to(changed[at], number) for at, numbers in pairs.items() for number in numbers
-        )
-        added = [thing for at, thing in enumerate(changed) if at not in pairs]
+        changes, added = list[Change](), [thing for at, thing in enumerate(changed) if at not in pairs]
+        for at, numbers in pairs.items():
+            thing, was = changed[at], left[numbers[0]]
+            if len(numbers) > 1 and category_of(thing.words) != was.words:  # other texts may have the new words
+                added.append(replace(thing, mask=was.mask) if thing.mask is None and was.is_at(thing) else thing)
+            else:
+                changes += [left[number].change_to(thing, number) for number in numbers]
         additions = tuple(addition for thing in added for addition in _additions(thing, own, texts))
     except (ShardError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"it isn't as the tool writes it: {error!r:.200}") from error
-    gone = left.keys() - {number for numbers in pairs.values() for number in numbers}
+    gone = left.keys() - {change.instance for change in changes}
     marked = returned.wrong if returned.wrong is not None and returned.wrong != wrong else None
     if not gone and not changes and not additions and marked is None:
         return None
@@ -135,7 +142,7 @@ def edit_of(returned: Returned, image: StoredImage, *, wrong: bool = False) -> E
         by=returned.by,
         at=returned.at,
         delete=tuple(sorted(gone)),
-        change=changes,
+        change=tuple(changes),
         add=additions,
         wrong=marked,
     )
@@ -483,6 +490,45 @@ def read_back(path: Path, kind: str) -> Iterator[Returned]:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, ET.ParseError, yaml.YAMLError) as error:
         raise InputError(f"{path} isn't as {kind} writes it: {error!r:.200}") from error
+
+
+def edits_of(
+    dataset: Dataset, returned: Iterable[Returned], progress: Progress | None = None
+) -> Iterator[tuple[str, Edit]]:
+    """What somebody changed in images, each edit with its place in the tool's file.
+
+    Args:
+        dataset: with its corrections so far.
+        returned: what the tool's file says.
+        progress: told after each sample.
+
+    Raises:
+        InputError: the data set hasn't the samples, has no instances, or the file shows what can't be in them.
+        ShardError, StorageError: a sample is damaged, or can't be read.
+    """
+    if dataset.manifest is None or not dataset.manifest.layout.instances:
+        raise InputError(f"{dataset.uri} stores no instances that could be corrected (labels.instances)")
+    of_key: dict[str, list[Returned]] = defaultdict(list)
+    for each in returned:
+        of_key[each.key].append(each)
+    positions = positions_of(dataset, of_key)
+    if unknown := [each.where for key, own in of_key.items() if key not in positions for each in own]:
+        raise InputError(
+            f"{unknown[0]}: {dataset.uri} has no such sample ({len(unknown)} of {len(of_key)} are unknown)"
+        )
+    order = np.array(sorted(positions.values()), np.int64)
+    rows = rows_at(dataset, order, ["key", *(["wrong"] if dataset.has_edits else [])])
+    samples = iter_stored(dataset, order, (DOCUMENT, INSTANCES), progress)
+    for (_, sample), (_, row) in zip(samples, rows, strict=True):
+        for each in of_key[sample.key]:
+            try:
+                if each.image >= len(sample.images):
+                    raise InputError(f"the sample has no image {each.image}")
+                edit = edit_of(each, sample.images[each.image], wrong=row.get("wrong", False))
+            except InputError as error:
+                raise InputError(f"{each.where}: {error}") from error
+            if edit is not None:
+                yield each.where, edit
 
 
 def _file(path: Path, name: str) -> Path:

@@ -33,7 +33,7 @@ def export(dataset: Dataset, out: Path, to: str, where: str = "", progress: Prog
         dataset: of ours, with labels.
         out: a folder that isn't there yet, or an empty one.
         to: a name of `FORMATS`.
-        where: a condition in SQL over the sidecar's columns; empty: all samples.
+        where: a condition in SQL over the sidecar's columns; empty: all samples but those marked wrong.
         progress: told after each sample.
 
     Returns:
@@ -50,7 +50,7 @@ def export(dataset: Dataset, out: Path, to: str, where: str = "", progress: Prog
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already; give another folder, or an empty one")
     positions = np.arange(dataset.samples)
-    if where.strip():
+    if where.strip() or dataset.has_edits:
         _, positions = find_samples(dataset, Search(where=where))
     part = out.with_name(f"{out.name}.part")
     try:

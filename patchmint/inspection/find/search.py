@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class Found:
 def find_samples(
     dataset: Dataset, search: Search, limit: int = 0, progress: Progress | None = None
 ) -> tuple[int, Integers]:
-    """Look through the sidecars, a shard at a time.
+    """Look through the sidecars, a shard at a time; samples marked wrong are found only where SQL names `wrong`.
 
     Args:
         dataset: where.
@@ -103,10 +104,22 @@ def find_samples(
             f"{dataset.uri} has no labels, so no phrases, scores or label shares; search by --text, --key or --where"
         )
     own, values = _conditions(search)
+    if leaves_out_wrong(dataset, search):
+        own.append("NOT wrong")
     with Conditions(dataset.schema, own, values, where=search.where, sort=search.sort) as conditions:
         for _, table in iter_tables(dataset, conditions.columns, progress):
             conditions.add(table)
         return conditions.total, conditions.numbers(limit)
+
+
+def leaves_out_wrong(dataset: Dataset, search: Search) -> bool:
+    """Whether samples that somebody marked as wrong aren't found: unless SQL names the column."""
+    return dataset.has_edits and not re.search(r"\bwrong\b", f"{search.where} {search.sort}", re.IGNORECASE)
+
+
+def count_wrong(dataset: Dataset) -> int:
+    """Samples that somebody marked as wrong. Raises ShardError or StorageError as `find_samples`."""
+    return sum(sum(table["wrong"].to_pylist()) for _, table in iter_tables(dataset, ["wrong"]))
 
 
 def read_found(dataset: Dataset, indices: Integers) -> Iterator[Found]:
