@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -11,10 +12,13 @@ import pytest
 from browser import DESK, PHONE, chromium, settle, small_controls, until, watched_page
 from gallery_data import SIZE, UNTRAINED, editable_dataset, gallery_dataset, gallery_sample, payload, photo, served
 from inspect_data import inspect, refusal, texted
+from typer.testing import CliRunner
 
+from patchmint.cli import app
 from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.edits import Edit, read_edits
+from patchmint.errors import InputError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery import doubts
 from patchmint.inspection.gallery.editing import Editing
@@ -250,7 +254,7 @@ def test_nobody_but_the_page_edits(folder, tmp_path):
             good | {"Host": "a.example"},
         ):
             assert post(delete, headers)[0] == 403, headers
-        assert post(delete, path="/other")[0] == 404
+        assert post(delete, path="/other")[0] == 501
         for wrong, why in (
             ({"delete": [7]}, "no instance 7"),
             ({"add": [{"box": [0, 0, 9, 9], "phrase": "a fish"}]}, "has the words"),
@@ -281,6 +285,28 @@ def test_nobody_but_the_page_edits(folder, tmp_path):
     plain = Site(open_dataset(folder), GallerySettings())
     assert plain.file("edit.js") is plain.file("data/doubts.js") is None
     assert b"connect-src" not in plain.file("index.html")
+
+
+def test_what_is_shown_is_what_correct_stores(folder, tmp_path):
+    copy, path = shutil.copytree(folder, tmp_path / "d"), tmp_path / "e.jsonl"
+    pending = PendingEdits(path)
+    site = Site(open_dataset(copy), GallerySettings(), pending)
+    page, before = Editing(site, pending, "ann"), site.described(2)
+
+    def request(seen, edit):
+        return json.dumps({"position": 2, "seen": seen, "edit": edit}).encode()
+
+    page.answer(request(0, {"delete": [0], "add": [{"text": 1, "box": [40, 0, 90, 33.3]}], "wrong": True}))
+    shown = page.answer(request(1, {"change": [{"instance": 0}]}))["sample"]
+    assert (shown["edits"], shown["wrong"]) == (2, True)
+    assert shown["labels"]["kept"][1]["kept"] == 6  # half of the eight columns of 20 pixels; two rows
+    assert shown["labels"] != before["labels"]
+    for words in ("column corrections-0001", "nothing to do"):
+        assert words in CliRunner().invoke(app, ["correct", str(copy), str(path)]).stderr
+    stored = Site(open_dataset(copy), GallerySettings(), again := PendingEdits(path))
+    assert stored.described(2) == shown | {"edits": 0}
+    with pytest.raises(InputError, match="correct --undo"):
+        Editing(stored, again, "ann").answer(request(0, None))
 
 
 def test_what_can_not_be_edited(folder, tmp_path):

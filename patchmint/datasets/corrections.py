@@ -152,13 +152,14 @@ def corrected(
         index: the sample's position.
         sample: with KEY.json, labels and instances.
         row: of its sidecar, "wrong" and "edits", if there are such columns.
-        edits: in their order.
+        edits: in their order; those that earlier corrections applied are passed over.
 
     Raises:
         InputError: edits don't fit.
         ShardError, StorageError: as for `correct`.
     """
     past = edits_of(row)
+    edits = [(place, edit) for place, edit in edits if edit not in past]  # a file that grew may be given again
     first = sample_at(base, index) if past else sample
     before, wrong, faults = _found(sample), bool(row.get("wrong")), list[str]()
     after, marked, texts = before, wrong, sample.key_json.texts

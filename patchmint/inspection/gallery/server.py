@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _changed(self) -> tuple[HTTPStatus, dict[str, Any]]:
         editing, length = self.server.editing, self.headers.get("Content-Length", "")
         if editing is None or self.path != "/edit":
-            return HTTPStatus.NOT_FOUND, {"error": "there is nothing to change at this address"}
+            return HTTPStatus.NOT_IMPLEMENTED, {"error": "there is nothing to change at this address"}
         # A browser tells the origin of every such request, and other pages can't know the token.
         host, token = self.headers.get("Host"), self.headers.get("X-Patchmint-Token", "")
         if host not in self.server.hosts or self.headers.get("Origin") != f"http://{host}":

@@ -437,7 +437,7 @@ patchmint.edit = (() => {
     }
     open = now;
     if (layer.parentElement !== stage) stage.append(layer);
-    if (other && open.sample.edits) say(`${open.sample.edits} ${open.sample.edits === 1 ? "edit" : "edits"}, not applied yet: patches are those of before.`);
+    if (other && open.sample.edits) say(`${open.sample.edits} ${open.sample.edits === 1 ? "edit" : "edits"}, not applied yet.`);
     bar.classList.toggle("is-wrong", Boolean(open.sample.wrong));
     redraw();
   }
