@@ -251,7 +251,7 @@ def test_nobody_but_the_page_edits(folder, tmp_path):
                 good | {"Origin": origin}
                 for origin in ("null", "https://a.example", own + "0", f"http://localhost:{port}")
             ),
-            good | {"Host": "a.example"},
+            good | {"Host": "a.example", "Origin": "http://a.example"},
         ):
             assert post(delete, headers)[0] == 403, headers
         assert post(delete, path="/other")[0] == 501
