@@ -38,7 +38,10 @@ def gallery_command(
         int | None,
         typer.Option(min=0, help=f"Number of samples, evenly spaced. 0: all. Default: {_SAMPLES}; all with --serve."),
     ] = None,
-    size: Annotated[int, typer.Option(min=64, max=4096, help="Longest side of the pictures in pixels.")] = 512,
+    size: Annotated[
+        int | None,
+        typer.Option(min=64, max=4096, help="Longest side of the pictures in pixels. Default: 512; 1024 with --edit."),
+    ] = None,
     masks: Annotated[bool, typer.Option(help="Show masks: stored ones, or made again from the boxes.")] = True,
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
@@ -73,7 +76,7 @@ def gallery_command(
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
     opened = open_dataset(dataset).on_grid(grid)
     pending = PendingEdits(edits or _edits_file(opened)) if edit else None
-    site = Site(opened, GallerySettings(chosen, size, masks, decoded, masker), pending)
+    site = Site(opened, GallerySettings(chosen, size or (1024 if edit else 512), masks, decoded, masker), pending)
     if out is None:
         _serve(site, port, by, as_json)
     else:

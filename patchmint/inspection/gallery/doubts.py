@@ -44,7 +44,7 @@ def doubts_document(dataset: Dataset, positions: Integers, pending: PendingEdits
         StorageError: one can't be read.
     """
     threshold = _Threshold(dataset)
-    edited, keys = EditedReader(dataset, pending), pending.keys
+    edited, keys = EditedReader(dataset, pending), {edit.key for edit in pending.all()}
     chosen = _first(dataset, positions, threshold)
     found = []
     samples = iter_stored(dataset, positions[chosen], {DOCUMENT})

@@ -67,28 +67,33 @@ class Editing:
             raise InputError(f"that isn't a request: {first_error(error)}") from error
         if request.position >= len(self._site.positions):
             raise InputError(f"there is no sample {request.position} in this gallery")
-        undone = None
-        index = int(self._site.positions[request.position])
         with self._lock:
-            now = self._reader.read(index)
-            if len(now.edits) != request.seen:
-                raise InputError("this sample was changed in another window meanwhile; reload the page")
-            if request.edit is not None:
-                edit = self._edit(now.sample, request)
-                self._reader.read(index, [edit])  # does it fit?
-                self._pending.append(edit)
-            elif now.edits:
-                undone = now.edits[-1]
-                self._pending.drop(undone)
-            else:
-                raise InputError(
-                    "this sample has no edit that isn't applied yet; `patchmint correct --undo` takes others back"
-                )
+            try:
+                undone = self._change(int(self._site.positions[request.position]), request)
+            finally:
+                self._site.forget()  # also where another process has changed the edits
         taken = undone and undone.model_dump(mode="json", exclude={"key", "by", "at"}, exclude_defaults=True)
         return {"sample": self._site.described(request.position), "undone": taken}
 
+    def _change(self, index: int, request: _Request) -> Edit | None:
+        """Add the edit, or take the last one back; that is the answer."""
+        now = self._reader.read(index)
+        if len(now.edits) != request.seen:
+            raise InputError("this sample was changed in another window meanwhile; reload the page")
+        if request.edit is not None:
+            edit = self._edit(now.sample, request)
+            self._reader.read(index, [edit])  # does it fit?
+            self._pending.append(edit)
+            return None
+        if not now.edits:
+            raise InputError(
+                "this sample has no edit that isn't applied yet; `patchmint correct --undo` takes others back"
+            )
+        self._pending.drop(now.edits[-1])
+        return now.edits[-1]
+
     def _edit(self, sample: StoredSample, request: _Request) -> Edit:
-        said = {"key": sample.key, "by": self._author, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        said = {"key": sample.key, "by": self._author, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
         try:
             edit = Edit.model_validate_json(json.dumps((request.edit or {}) | said))
         except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,50 +16,69 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Edit, read_edits
 from patchmint.datasets.reader import SampleReader
 from patchmint.datasets.rows import rows_at
+from patchmint.errors import InputError
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import open_storage
 
 
 class PendingEdits:
-    """An edits file. Each change is on the disk, whole, before anybody is told of it. Safe across threads."""
+    """An edits file. Each change is on the disk, whole, before anybody is told of it. Safe across threads.
+
+    Other processes may add to the file: it is read again when it has changed.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read it, if it is there.
 
         Raises:
-            InputError: it holds something else.
-            StorageError: it can't be read.
+            InputError: it holds something else, or can't be read.
         """
         self.path = path.absolute()
-        self._storage = open_storage(self.path.parent)
         self._lock = Lock()
+        self._state: tuple[int, int] | None = None
         self._edits: list[Edit] = []
-        if self._storage.exists(path.name):
-            with self._storage.open(path.name) as file:
-                self._edits = [line.edit for line in read_edits(file, str(path))]
+        self.all()
 
-    @property
-    def keys(self) -> set[str]:
-        """Of the samples that have edits."""
-        return {edit.key for edit in self._edits}
+    def all(self) -> list[Edit]:
+        """Every edit in the file, in order. Raises an InputError, as for a new one."""
+        with self._lock:
+            return list(self._read())
 
     def of(self, key: str) -> list[Edit]:
-        """The edits of a sample, in order."""
-        return [edit for edit in self._edits if edit.key == key]
+        """The edits of a sample, in order. Raises an InputError, as for a new one."""
+        return [edit for edit in self.all() if edit.key == key]
 
     def append(self, edit: Edit) -> None:
-        """Add an edit. Raises a StorageError where the file can't be written."""
+        """Add an edit. Raises an InputError, or a StorageError where the file can't be written."""
         with self._lock:
-            self._write([*self._edits, edit])
+            self._write([*self._read(), edit])
 
     def drop(self, edit: Edit) -> None:
-        """Take an edit away. Raises a StorageError where the file can't be written."""
+        """Take away an edit, where there are several like it the last. Raises as `append`."""
         with self._lock:
-            self._write([each for each in self._edits if each is not edit])
+            others = self._read()[::-1]
+            if edit in others:
+                others.remove(edit)
+                self._write(others[::-1])
+
+    def _read(self) -> list[Edit]:
+        try:
+            with self.path.open("rb") as file:
+                about = os.fstat(file.fileno())
+                if (state := (about.st_mtime_ns, about.st_ino)) != self._state:
+                    self._edits = [line.edit for line in read_edits(file, str(self.path))]
+                    self._state = state
+        except FileNotFoundError:
+            self._state, self._edits = None, []
+        except OSError as error:
+            raise InputError(
+                f"can't read {self.path}: {error.strerror or error}; name another file of edits"
+            ) from error
+        return self._edits
 
     def _write(self, edits: Sequence[Edit]) -> None:
-        self._storage.write(self.path.name, b"".join(edit.to_line() for edit in edits))
-        self._edits = list(edits)
+        open_storage(self.path.parent).write(self.path.name, b"".join(edit.to_line() for edit in edits))
+        self._read()
 
 
 @dataclass(frozen=True)

@@ -148,10 +148,13 @@ class Site:
                 return self._of_sample(kind, position, numbers)
         return None
 
-    def described(self, position: int) -> dict[str, Any]:
-        """What the page is told of a sample, made anew. Raises a StorageError where its shard can't be read."""
+    def forget(self) -> None:
+        """Make samples anew from now on: their edits are others."""
         self._kept.cache_clear()
         self._kept_masks.cache_clear()
+
+    def described(self, position: int) -> dict[str, Any]:
+        """What the page is told of a sample. Raises a StorageError where its shard can't be read."""
         prepared = self._read(position)
         for image in prepared.images:
             self._samples.decode(image)

@@ -145,6 +145,7 @@ patchmint.detail = (() => {
       item.addEventListener("pointerleave", mark(-1));
       item.addEventListener("focus", mark(place));
       item.addEventListener("blur", mark(-1));
+      item.dataset.instance = phrase.instance;
       if (patchmint.edit) item.addEventListener("click", () => patchmint.edit.choose(phrase.instance));
       const row = el("li");
       row.append(item);

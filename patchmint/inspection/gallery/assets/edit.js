@@ -12,7 +12,7 @@ patchmint.edit = (() => {
   const layer = el("canvas", "edit-layer");
   const chooser = { form: el("form", "edit-chooser"), input: el("input"), list: el("ul", "edit-choices"), target: null, at: 0, entries: [] };
   const status = el("p", "edit-status");
-  const place = el("span", "edit-place");
+  const place = el("span", "edit-place", "least certain");
   const buttons = {};
   const done = []; // edits of this session, the last one last: { position, image, text }
   const undone = []; // the same with the edit
@@ -51,7 +51,7 @@ patchmint.edit = (() => {
     if (busy) return null;
     busy = true;
     bar.setAttribute("aria-busy", "true");
-    say(outlines && edit?.add?.length ? "Outlining…" : "Saving…");
+    say(outlines && [...(edit?.add ?? []), ...(edit?.change ?? [])].some(({ box, mask }) => box && !mask) ? "Outlining (the first time, the model is loaded)…" : "Saving…");
     try {
       const sample = await patchmint.store.sample(position);
       const answer = await fetch("edit", {
@@ -294,6 +294,7 @@ patchmint.edit = (() => {
     layer.width = Math.max(Math.round(layer.clientWidth * ratio), 1);
     layer.height = Math.max(Math.round(layer.clientHeight * ratio), 1);
     const phrase = chosenPhrase();
+    for (const item of document.querySelectorAll("#detail .phrase")) item.setAttribute("aria-pressed", String(Number(item.dataset.instance) === chosen));
     for (const name of ["move", "relabel", "accept", "delete"]) buttons[name].disabled = !phrase;
     buttons.wrong.setAttribute("aria-pressed", String(Boolean(open.sample.wrong)));
     buttons.redo.disabled = !undone.length;
@@ -421,7 +422,7 @@ patchmint.edit = (() => {
       await goTo({ position, image, text });
       choose(phrase.instance);
       queue.current = true;
-      place.textContent = `${next + 1} of ${items.length}`;
+      place.textContent = `least certain ${next + 1} of ${items.length}`;
       return say(`“${phrase.words}”: ${why}`);
     }
     return say(items.length ? `That was the ${step > 0 ? "last" : "first"} of the least certain.` : "Nothing is in doubt.");
@@ -495,7 +496,7 @@ patchmint.edit = (() => {
         button("relabel", "relabel", "l", "Another phrase"), button("accept", "accept", "a", "Accept: it is right"),
         button("delete", "delete", "x", "Delete"), button("outline", "outline", "o", "Outline what is drawn")),
       group("Sample", button("wrong", "wrong", "w", "The whole sample is wrong"), button("undo", "undo", "u", "Undo"), button("redo", "redo", "r", "Do again")),
-      group("Least certain", button("previous", "‹", "Q", "Previous of the least certain"), button("next", "least certain ›", "q", "Next of the least certain"), place),
+      group("Least certain", button("previous", "‹", "Q", "Previous of the least certain"), button("next", "›", "q", "Next of the least certain"), place),
       chooser.form, status,
     );
     buttons.outline.setAttribute("aria-disabled", String(!edit.outlines.available));
@@ -512,8 +513,9 @@ patchmint.edit = (() => {
     layer.addEventListener("pointercancel", () => { layer.grip = null; leaveDraft(); });
     new ResizeObserver(redraw).observe(layer);
     if (!token) {
-      document.getElementById("notice").textContent = "This page can't save: open the address that the terminal shows.";
-      document.getElementById("notice").hidden = false;
+      const notice = document.getElementById("notice");
+      notice.prepend("This page can't save: open the address that the terminal shows. ");
+      notice.hidden = false;
     }
   }
 
