@@ -29,7 +29,7 @@ def drawn_dataset(folder, count, per_shard=20):
     models = AnnotationModels(None, None, None, first, 0.1, further_grids={name: second}, keeps_masks=True)
     made = [_sample(ordinal, layout, models) for ordinal in range(count)]
     make_dataset(folder, [made[at : at + per_shard] for at in range(0, count, per_shard)], layout=layout)
-    return configure(folder, grids=GRIDS, limits={"max_image_megapixels": 1})
+    return configure(folder, grids=GRIDS, limits={"max_image_megapixels": 1}, output={})
 
 
 def _sample(ordinal, layout, models):

@@ -1,6 +1,7 @@
 """Keys: lawful, unique whatever the ids are, and the same whatever the memory."""
 
 import re
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from patchmint.pipeline.plan import keys, to_batches
 from patchmint.pipeline.plan.keys import MAX_KEY, key_of, marked
-from patchmint.pipeline.plan.make import spooled
+from patchmint.pipeline.plan.make import cut_units, spooled
 from patchmint.samples import ImageRef, SourceSample
 from patchmint.shards.endings import VALID_KEY
 
@@ -30,7 +31,7 @@ hostile_ids = st.one_of(
 
 def planned_keys(ids, unit=3):
     samples = [SourceSample(sample_id, (ImageRef("a.jpg"),), ()) for sample_id in ids]
-    with spooled(to_batches(samples), unit) as batches:
+    with spooled(to_batches(samples), partial(cut_units, samples=unit, images=None)) as batches:
         return [key for batch in batches for key in batch["key"].to_pylist()]
 
 
@@ -102,7 +103,7 @@ def test_units_keep_their_size_and_order():
     for pieces in ([7], [1, 6], [3, 4], [2, 2, 2, 1], [1] * 7):
         coming = iter(samples)
         read = (batch for piece in pieces for batch in to_batches(islice(coming, piece)))
-        with spooled(read, 3) as batches:
+        with spooled(read, partial(cut_units, samples=3, images=None)) as batches:
             units = [batch.to_pydict() for batch in batches]
         assert [unit["ordinal"] for unit in units] == ordinals
         assert [unit["id"] for unit in units] == [[str(number) for number in unit] for unit in ordinals]

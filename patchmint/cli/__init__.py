@@ -53,12 +53,21 @@ COMMANDS = {
     ),
     "extend": LazyCommand(
         "patchmint.jobs.extend:extend_command",
-        "Add features, codes of another tokenizer, or labels on another grid, to a finished data set.",
+        "Add features, codes of another tokenizer, or labels on another grid, to a finished data set, as a column.",
         (
-            "patchmint extend out/stage1 out/stage1-dci --models.vit clip-vit-l-14-336 --features.connector dci",
-            "patchmint extend out/stage1 out/stage1-12 --features.pool 12",
-            "patchmint extend out/stage1 out/stage1-512 --tokens.size 512",
-            "patchmint extend out/stage1 out/stage1-qwen --from-instances --grid qwen3-vl",
+            "patchmint extend out/stage1 --models.vit clip-vit-l-14-336 --features.connector dci",
+            "patchmint extend out/stage1 --features.pool 12 --name pooled",
+            "patchmint extend out/stage1 --tokens.size 512",
+            "patchmint extend out/stage1 --from-instances --grid qwen3-vl",
+        ),
+    ),
+    "compact": LazyCommand(
+        "patchmint.jobs.compact:compact_command",
+        "Write a data set and its columns as one data set of whole shards.",
+        (
+            "patchmint compact out/stage1 out/whole",
+            "patchmint compact out/stage1 out/whole --columns features-2 --columns corrections",
+            "patchmint compact hf://datasets/ORG/NAME out/copy --columns none",
         ),
     ),
     "export": LazyCommand(

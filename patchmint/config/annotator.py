@@ -400,9 +400,19 @@ class AnnotatorConfig(Settings):
             raise ValueError("grids: labels are made on them, and labels are null; give one grid")
         return self
 
+    @property
+    def makes(self) -> bool:
+        """Whether anything is made of images."""
+        return not (self.labels is None and self.tokens is None and self.features is None)
+
+    @property
+    def copies(self) -> bool:
+        """Whether they are copied as they are, and nothing need be made: only a build may."""
+        return False
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        if self.labels is None and self.tokens is None and self.features is None:
+        if not self.makes and not self.copies:
             raise ValueError("labels, tokens and features are all null: there is nothing to make")
         return self
 

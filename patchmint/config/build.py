@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -187,6 +188,26 @@ class BuildConfig(AnnotatorConfig):
         if any(source.kind == "patchmint" for source in self.sources):
             raise ValueError("sources: a data set of patchmint's (kind: patchmint) is extended by itself, as source")
         return self
+
+    @model_validator(mode="after")
+    def _column_of_its_dataset(self) -> Self:
+        if isinstance(self.source, PatchmintSourceConfig) and self.makes and not self._column_name():
+            raise ValueError(
+                f"output.uri: what is added to a data set goes into {self.source.uri.rstrip('/')}/columns/NAME, NAME "
+                "of lower-case letters, digits, - and _; `patchmint compact` makes whole shards of it elsewhere"
+            )
+        return self
+
+    @property
+    def copies(self) -> bool:
+        """Whether samples of a data set are copied as they are."""
+        return isinstance(self.source, PatchmintSourceConfig) and not self.makes and not self._column_name()
+
+    def _column_name(self) -> str:
+        """Name of the column that its output is of its source; empty: it is none."""
+        folder, _, name = self.output.uri.rpartition("/")
+        lawful = re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", name) is not None  # as shards.columns.VALID_NAME
+        return name if self.source and lawful and folder == f"{self.source.uri.rstrip('/')}/columns" else ""
 
     @model_validator(mode="after")
     def _stored_of_a_dataset(self) -> Self:

@@ -363,16 +363,23 @@ class ParquetSourceConfig(DocumentsSettings, CommonSettings):
 class PatchmintSourceConfig(CommonSettings):
     """A finished data set of patchmint's own.
 
-    What the other settings make takes the place of what it has; everything else is carried over as it is.
+    What the other settings make is a column of it; where they make nothing, its samples are copied.
     """
 
     kind: Literal["patchmint"]
     uri: str = Field(min_length=1, description="Folder of the data set, which holds dataset.json.")
+    columns: tuple[str, ...] = Field(
+        default=(), exclude_if=lambda names: not names, description="Names of columns that are read with it."
+    )
     keep_labels: bool = Field(
         default=False,
         exclude_if=lambda keep: not keep,
-        description="Carry its labels over, and make labels only on those of the grids on which it has none.",
+        description="Make labels only on those of the grids on which it has none.",
     )
+
+    def deciding(self) -> dict[str, Any]:
+        """All settings but the place: what lies there is told by its dataset.json, and a column moves with it."""
+        return {key: value for key, value in super().deciding().items() if key != "uri"}
 
 
 AnySource = (

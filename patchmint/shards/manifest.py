@@ -31,6 +31,9 @@ SECTION_OF_ROLE = {
 }
 """Which section of the settings a model, by its role, makes."""
 
+SECTIONS = ("labels", "tokens", "features")
+"""Sections of the settings that something is made by."""
+
 _MEGAPIXELS = 100.0
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 

@@ -62,27 +62,25 @@ BYTES_A_PART = 16 << 20
 """A part is closed after the unit with which it reaches one of these: parts are held in memory until they are whole."""
 
 
-def write_parts(batches: Iterable[pa.RecordBatch], storage: Storage, first_unit: int) -> Iterator[Unit]:
+def write_parts(units: Iterable[tuple[int, pa.RecordBatch]], storage: Storage) -> Iterator[Unit]:
     """Write units into parts.
 
     A part is written in one step and its name comes from its bytes, so writing it again, or twice at once, is harmless.
 
     Args:
-        batches: a unit each, of `SCHEMA`, none empty.
+        units: ids, and samples as `SCHEMA` has them, none without any.
         storage: where to.
-        first_unit: id of the first.
 
     Yields:
         The units of each part, once it is written.
     """
     part = _Part()
-    for batch in batches:
-        part.add(batch)
+    for unit, batch in units:
+        part.add(unit, batch)
         if part.is_full:
-            yield from part.write(storage, first_unit)
-            first_unit += len(part.units)
+            yield from part.write(storage)
             part = _Part()
-    yield from part.write(storage, first_unit)
+    yield from part.write(storage)
 
 
 def read_unit(storage: Storage, unit: Unit) -> list[PlannedSample]:
@@ -99,30 +97,30 @@ class _Part:
     """A part in the making."""
 
     def __init__(self) -> None:
-        self.units: list[tuple[int, int, int]] = []
+        self.units: list[tuple[int, int, int, int]] = []
         self._buffer = pa.BufferOutputStream()
         # statistics nobody asks for would put two texts a column into the footer, which every worker reads
         self._writer = pq.ParquetWriter(
             self._buffer, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True
         )
 
-    def add(self, batch: pa.RecordBatch) -> None:
+    def add(self, unit: int, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
-        self.units.append((batch.num_rows, batch["ordinal"][0].as_py(), int(image_counts(batch).sum())))
+        self.units.append((unit, batch.num_rows, batch["ordinal"][0].as_py(), int(image_counts(batch).sum())))
 
     @property
     def is_full(self) -> bool:
         return len(self.units) >= UNITS_A_PART or self._buffer.tell() >= BYTES_A_PART
 
-    def write(self, storage: Storage, first_unit: int) -> Iterator[Unit]:
+    def write(self, storage: Storage) -> Iterator[Unit]:
         self._writer.close()
         if not self.units:
             return
         data = self._buffer.getvalue().to_pybytes()
         path = f"{PARTS}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         storage.write(path, data)
-        for row_group, (samples, first_ordinal, images) in enumerate(self.units):
-            yield Unit(first_unit + row_group, samples, first_ordinal, path, row_group, images)
+        for row_group, (unit, samples, first_ordinal, images) in enumerate(self.units):
+            yield Unit(unit, samples, first_ordinal, path, row_group, images)
 
 
 def _read(storage: Storage, unit: Unit) -> pa.Table:

@@ -439,7 +439,7 @@ class _KeyJson(_Document):
     @property
     def features(self) -> FeatureSpec | None:
         """What the features are; None where there are none."""
-        return None if self.features_json == _NO_FEATURES else _parse(_FEATURES, self.features_json, "features_json")
+        return parse_features(self.features_json)
 
 
 class SampleDocument(_KeyJson):
@@ -586,6 +586,11 @@ _PLACEMENT = TypeAdapter(PlacementDocument)
 def dump_features(features: FeatureSpec | None) -> str:
     """What the features are, as the JSON that goes into a string."""
     return _NO_FEATURES if features is None else _dump(features.model_dump(mode="json"))
+
+
+def parse_features(text: str) -> FeatureSpec | None:
+    """What they are, of that JSON; None where there are none. Raises ShardError."""
+    return None if text == _NO_FEATURES else _parse(_FEATURES, text, "features_json")
 
 
 def dump_list(items: Iterable[BaseModel]) -> str:

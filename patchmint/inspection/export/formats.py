@@ -231,16 +231,17 @@ class LabelStudio(Format):
 
 
 class Cvat(Format):
-    """`annotations.xml`: CVAT for images 1.1; what was found as masks, or as boxes where there are none."""
+    """`annotations.xml`: CVAT for images 1.1; what was found as masks, or as boxes where there are none.
+
+    `labels.json` is what CVAT's raw editor of a task's labels takes.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._images, self._count = self.open("images.part", "w+"), 0
-        self._masks = False
 
     def add(self, image: ExportedImage) -> None:
         """Write an image; the list of labels, which stands before all of them, isn't known yet."""
-        self._masks |= image.masks is not None
         size = f'width="{image.width}" height="{image.height}"'
         self._images.write(f'  <image id="{self._count}" name={quoteattr(image.file)} {size}>\n')
         for phrase, mask in image.found:
@@ -257,19 +258,22 @@ class Cvat(Format):
 
     def finish(self) -> None:
         """Write the labels, and the images behind them."""
-        kind = "mask" if self._masks else "rectangle"
+        text = {"name": "text", "mutable": False, "input_type": "text", "default_value": "", "values": [""]}
+        labels = [{"name": _printable(name), "type": "any", "attributes": [text]} for name in self._categories]
+        labels.append({"name": WRONG, "type": "tag", "attributes": []})
+        self.open("labels.json").write(_json(labels) + "\n")
         attribute = (
             "<attribute><name>text</name><mutable>False</mutable><input_type>text</input_type>"
             "<default_value></default_value><values></values></attribute>"
         )
-        labels = [(name, kind, attribute) for name in self._categories] + [(WRONG, "tag", "")]
         file = self.open("annotations.xml")
-        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><job>')
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><task>')
         file.write(f"<size>{self._count}</size>\n    <labels>\n")
-        for name, kind, attributes in labels:
-            told = f"<name>{escape(_printable(name))}</name><type>{kind}</type>"
-            file.write(f"      <label>{told}<attributes>{attributes}</attributes></label>\n")
-        file.write("    </labels>\n  </job></meta>\n")
+        for label in labels:
+            told = f"<name>{escape(str(label['name']))}</name><type>{label['type']}</type>"
+            own = attribute if label["attributes"] else ""
+            file.write(f"      <label>{told}<attributes>{own}</attributes></label>\n")
+        file.write("    </labels>\n  </task></meta>\n")
         self._images.seek(0)
         shutil.copyfileobj(self._images, file)
         self._images.close()
@@ -314,12 +318,12 @@ class FiftyOne(Format):
     def _detection(self, phrase: PhraseDocument, mask: Rle | None, image: ExportedImage) -> dict[str, Any]:
         self.category(phrase)
         box = phrase.box if mask is None else box_of(mask)
-        left, top, right, bottom = box
-        width, height = image.width, image.height
+        sides = np.array([image.width, image.height] * 2)
+        left, top, right, bottom = np.minimum((np.array(box) + _NO_LESS) / sides, 1).tolist()
         detection: dict[str, Any] = {
             "_cls": "Detection",
             "label": _category(phrase),
-            "bounding_box": [left / width, top / height, (right - left) / width, (bottom - top) / height],
+            "bounding_box": [left, top, right - left, bottom - top],
             "text": phrase.text_index,
         }
         if mask is not None:
@@ -389,6 +393,9 @@ def _results(image: ExportedImage) -> Iterator[dict[str, Any]]:
         }
         yield result if phrase.score == UNKNOWN_SCORE else result | {"score": phrase.score}
 
+
+_NO_LESS = 1e-3
+"""Pixels by which FiftyOne's boxes are shifted: it cuts fractions off, and a whole pixel would be lost to rounding."""
 
 _BRUSH_BITS = (3, 4, 8, 16)
 """Of a run's length; the brush's file begins with them."""

@@ -5,6 +5,7 @@ Crash at any point and run it again: what is committed stays, the rest is done.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any
 
 from patchmint.config.build import BuildConfig
 from patchmint.config.grids import stored_grids
-from patchmint.datasets.extension import finished_manifest
+from patchmint.datasets.extension import added, extended_manifest
 from patchmint.datasets.ledger import Ledger, roll_forward
 from patchmint.errors import BuildError, ConfigError, ShardError, StorageError
 from patchmint.json_values import differences
@@ -39,14 +40,24 @@ from patchmint.pipeline.sources import open_sources
 from patchmint.plugins import is_outside
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
+from patchmint.shards.endings import DOCUMENT, INSTANCES, unnumbered
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
-from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.manifest import (
+    SECTIONS,
+    ColumnEntry,
+    Manifest,
+    ModelEntry,
+    Totals,
+    describe_members,
+    write_manifest,
+)
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.readme import write_readme
 from patchmint.shards.records import CommitRecord, ImageCounts
 from patchmint.shards.saved import forget_saved
+from patchmint.shards.schema import dump_features, parse_features
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
@@ -202,7 +213,7 @@ def build(
             ledger = Ledger.read(storage, ledger.plans)
             ledger.check()
         rejects = ledger.rejects()
-        _write_manifest(ledger, rejects)
+        _write_manifest(ledger, rejects, extended_manifest(config))
         sweep(storage, None)
         forget_saved(storage)
         log.end("finished")
@@ -326,12 +337,13 @@ def _harmless(ledger: Ledger) -> Unit | None:
     return None
 
 
-def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
+def _write_manifest(ledger: Ledger, rejects: Mapping[str, int], base: Manifest | None) -> None:
     """Write shards.json, then dataset.json: from plans, commit records and one written sample.
 
     Args:
         ledger: of a build whose units are all done.
         rejects: standing rejects by reason.
+        base: of the data set that the build reads; None for other sources.
 
     Raises:
         StorageError, ShardError: a shard can't be read, or the manifest not be written.
@@ -341,66 +353,54 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int]) -> None:
     first = next((record for record in records if record.written), None)
     if first is None:
         return  # a data set without a sample has no layout; the build says that nothing was written
-    source = plan.config.get("source")
-    extended = finished_manifest(open_storage(source["uri"])) if source and source["kind"] == "patchmint" else None
-    layout = _layout(storage, plan, first, extended)
+    copied = base if base is not None and all(plan.config[name] is None for name in SECTIONS) else None
+    layout = copied.layout if copied is not None else _layout(storage, plan, first, base)
+    column = None
+    if base is not None and copied is None:
+        column = ColumnEntry(base=base.plan_digest, units=base.totals.units)
     manifest = Manifest(
         notice=layout.notice,
-        config=dict(plan.config) | ({"extended": extended.config} if extended else {}),
+        config=dict(plan.config) | ({"extended": copied.config} if copied else {}),
         config_digest=plan.config_digest,
         plan_digest=plan.digest,
-        models=_carried_models(plan, extended) | {role: _entry(record) for role, record in plan.models.items()},
+        models=(copied.models if copied else {}) | {role: _entry(record) for role, record in plan.models.items()},
         versions=dict(plan.versions),
         layout=layout,
         members=describe_members(layout),
         totals=Totals.of(records, ledger.planned, rejects, plan.absent, plan.images),
+        column=column,
     )
     write_shard_list(storage, len(ledger.plans), [record.listed() for record in records], records[0].prefix)
-    write_readme(storage, manifest)
+    if column is None:
+        write_readme(storage, manifest)
     write_manifest(storage, manifest)
 
 
-def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEntry]:
-    """Those that made what is carried over from the data set that was extended."""
-    if extended is None:
-        return {}
-    labels = plan.config["labels"]
-    carried = {section for section in ("labels", "tokens", "features") if plan.config[section] is None}
-    if labels is not None and labels["masks"] == "stored":
-        carried.add("labels")
-    return {role: entry for role, entry in extended.models.items() if SECTION_OF_ROLE.get(role) in carried}
-
-
-def _rule(plan: Plan, extended: Manifest | None) -> str:
+def _rule(plan: Plan) -> str:
     """How codes were chosen, which samples don't say; empty where a plug-in chose them."""
-    settings = plan.config["tokens"]
-    if settings is None:
-        return extended.layout.tokens.rule if extended and extended.layout.tokens else ""
     name = plan.config["models"]["tokenizer"]
-    return "" if is_outside("tokenizer", name) else vqgan_of(name, settings["rule"]).rule
+    return "" if is_outside("tokenizer", name) else vqgan_of(name, plan.config["tokens"]["rule"]).rule
 
 
-def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
+def _layout(storage: Storage, plan: Plan, record: CommitRecord, base: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
     sample = next(iter_samples(storage, record.paths[-1]))
-    told = sample.key_json
-    labels = plan.config["labels"]
-    carried = extended.layout.min_coverage if extended else None
+    told = json.loads(sample.members[DOCUMENT])  # a column's says what it has only
+    labels, tokens = plan.config["labels"], told.get("tokens")
     (_, grid), *others = stored_grids(plan.config).items()
-    further = tuple(FurtherGridLayout.of(each, name=name) for name, each in others)
-    tokens = None
-    if told.tokens.member:
-        tokens = TokensLayout(**told.tokens.model_dump(), rule=_rule(plan, extended))
-    return Layout(
+    layout = Layout(
         grid=GridLayout.of(grid),
-        further_grids=extended.layout.further_grids if extended and not labels else further,
-        min_coverage=labels["min_coverage"] if labels else carried,
-        instances=sample.images[0].instances is not None,
-        tokens=tokens,
-        features=told.features,
-        notice=told.notice,
-        documents=bool(sample.parts),
+        further_grids=tuple(FurtherGridLayout.of(each, name=name) for name, each in others),
+        min_coverage=labels["min_coverage"] if labels else None,
+        instances=any(unnumbered(ending) == INSTANCES for ending in sample.members),
+        tokens=TokensLayout(**tokens, rule=_rule(plan)) if tokens and tokens["member"] else None,
+        features=parse_features(told.get("features_json", dump_features(None))),
+        notice=told.get("notice", ""),
+        documents="sequence" in told,
     )
+    if base is None:
+        return layout
+    return added(layout, base.layout, keep_labels=bool(plan.config["source"].get("keep_labels")))
 
 
 def _entry(record: ModelRecord) -> ModelEntry:

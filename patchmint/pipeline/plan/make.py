@@ -6,7 +6,8 @@ import errno
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from types import MappingProxyType
 
 import numpy as np
@@ -20,7 +21,7 @@ from patchmint.pipeline.plan.keys import Repeats, marked
 from patchmint.pipeline.plan.models import library_versions
 from patchmint.pipeline.plan.reading import KEPT
 from patchmint.samples import PlannedSample, describe_absent
-from patchmint.shards.paths import COMMITS, PLAN_PATH, PUBLISHED, plan_path
+from patchmint.shards.paths import COMMITS, PLAN_PATH, PUBLISHED, plan_path, prefix_and_unit
 from patchmint.shards.plan import ModelRecord, Plan, fingerprints, load_plan, write_index
 from patchmint.shards.plan_parts import PARTS, SCHEMA, image_counts, read_unit, to_batch, write_parts
 from patchmint.shards.records import ATTEMPTS, run_and_unit
@@ -61,8 +62,12 @@ def make_plan(
         BuildError: the output holds a plan of another state of the source.
         StorageError: the output can't be written, or the disk for temporary files is full.
     """
-    with spooled(read, config.output.samples_per_shard, config.output.images_per_shard) as batches:
-        units = tuple(write_parts(batches, storage, first_unit=0))
+    extends = config.all_sources[0].kind == "patchmint"
+    samples, images = config.output.samples_per_shard, config.output.images_per_shard
+    cut = cut_by_shard if extends else partial(cut_units, samples=samples, images=images)
+    with spooled(read, cut) as batches:
+        numbered = ((unit_of(batch), batch) for batch in batches) if extends else enumerate(batches)
+        units = tuple(write_parts(numbered, storage))
     if not units:
         raise no_samples(config, absent)
     plan = Plan(
@@ -173,9 +178,10 @@ def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[
     output = plan.config["output"]
     batches = _batches(_chosen(storage, plan, ordinals))
     cut = map(pa.concat_batches, cut_units(batches, output["samples_per_shard"], output.get("images_per_shard")))
+    first = plans[-1].units[-1].id + 1
     retry = Plan(
         generation=len(plans),
-        units=tuple(write_parts(cut, storage, first_unit=plans[-1].units[-1].id + 1)),
+        units=tuple(write_parts(enumerate(cut, first), storage)),
         config=plan.config,
         config_digest=plan.config_digest,
         models=plan.models,
@@ -225,14 +231,13 @@ def _batches(samples: Iterator[PlannedSample]) -> Iterator[pa.RecordBatch]:
 
 @contextmanager
 def spooled(
-    read: Iterable[pa.RecordBatch], samples_per_unit: int, images_per_unit: int | None = None
+    read: Iterable[pa.RecordBatch], cut: Callable[[Iterable[pa.RecordBatch]], Iterator[list[pa.RecordBatch]]]
 ) -> Iterator[Iterator[pa.RecordBatch]]:
     """Number the samples and give each a unique key; they pass through temporary files, a unit in memory at a time.
 
     Args:
         read: the samples, as for `make_plan`.
-        samples_per_unit: most rows of each batch.
-        images_per_unit: most images of documents in each, unless a single one has more; None: any number.
+        cut: puts those of a unit together (`cut_units`, `cut_by_shard`).
 
     Yields:
         The units' batches, of `plan_parts.SCHEMA`.
@@ -245,7 +250,7 @@ def spooled(
         with Repeats() as repeats:
             with pa.ipc.new_stream(file, SCHEMA, options=_OPTIONS) as stream:
                 first = 0
-                for rows in cut_units(read, samples_per_unit, images_per_unit):
+                for rows in cut(read):
                     unit = _numbered(rows, first)
                     first += unit.num_rows
                     repeats.add(unit["key"].to_pylist())
@@ -276,6 +281,24 @@ def cut_units(read: Iterable[pa.RecordBatch], samples: int, images: int | None) 
                 rows, free, free_images = [], samples, images
     if rows:
         yield rows
+
+
+def cut_by_shard(read: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Samples of a data set of ours, those of one of its shards together."""
+    ones = (batch.slice(row, 1) for batch in read for row in range(batch.num_rows))
+    for _, rows in groupby(ones, key=_tar_of):
+        yield list(rows)
+
+
+def unit_of(batch: pa.RecordBatch) -> int:
+    """The unit of a data set of ours that its samples are from."""
+    found = prefix_and_unit(_tar_of(batch))
+    assert found is not None  # its shards are called so
+    return found[1]
+
+
+def _tar_of(batch: pa.RecordBatch) -> str:
+    return str(batch["images"][0].values.field("path")[0].as_py())
 
 
 def _numbered(rows: list[pa.RecordBatch], first: int) -> pa.RecordBatch:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from patchmint.annotate.models import AnnotatedImage, AnnotationModels, ModelAnswers
 from patchmint.compute.memory import ran_out
 from patchmint.compute.stages import stage
-from patchmint.config import AnnotatorConfig
+from patchmint.config.build import BuildConfig
+from patchmint.datasets.extension import added
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
 from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
@@ -85,7 +86,7 @@ class Finisher:
         repeats: the unit's.
         kept: what an interrupted run had made of them, in samples that are written or in `early`.
         drop: whether documents do without their bad images.
-        keep_labels: as for `made_sample`.
+        layout: as for `made_sample`.
 
     Attributes:
         finished: how many samples are, in this run.
@@ -105,7 +106,7 @@ class Finisher:
         repeats: Repeats | None = None,
         kept: Mapping[Repeated, ShardImage] = MappingProxyType({}),
         drop: bool = False,
-        keep_labels: bool = False,
+        layout: Layout | None = None,
     ) -> None:
         self._models = models
         self._write = write
@@ -118,7 +119,7 @@ class Finisher:
         self._kept = dict(kept)
         self._in_work: Collection[Repeated] = ()
         self._drop = drop
-        self._keep_labels = keep_labels
+        self._layout = layout
         self.finished = 0
         self._turn = 0
 
@@ -206,7 +207,7 @@ class Finisher:
             for image, again in zip(prepared.images, repeated, strict=True)
             if again is not None and image.number in images
         }
-        return made_sample(prepared, images, faults, keep_labels=self._keep_labels)
+        return made_sample(prepared, images, faults, self._layout)
 
     def _image(self, prepared: Prepared, image: PreparedImage, answer: Answer) -> ShardImage | Fault:
         if isinstance(answer, Fault):
@@ -265,20 +266,17 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
 
 
 def made_sample(
-    prepared: Prepared, images: Mapping[int, ShardImage], dropped: Mapping[int, Fault], *, keep_labels: bool = False
+    prepared: Prepared, images: Mapping[int, ShardImage], dropped: Mapping[int, Fault], layout: Layout | None = None
 ) -> MadeSample:
-    """Put a sample together: what was made of its images, else what the extended sample has of them.
+    """Put a sample together.
 
     Args:
         prepared: the sample.
         images: by number, those that are good.
         dropped: the others.
-        keep_labels: whether labels that the extended sample has are carried over, although labels were made.
-
-    Raises:
-        ShardError: a member that is carried over is damaged.
+        layout: of a column, to which not all belongs that was made; None: that of all that was made.
     """
-    planned, extended = prepared.planned, prepared.extended
+    planned = prepared.planned
     texts = planned.sample.image_texts
     written = []
     for number, image in images.items():
@@ -286,34 +284,36 @@ def made_sample(
             own = texts[number]
             phrases = (phrase.model_copy(update={"text_index": own[phrase.text_index]}) for phrase in image.phrases)
             image = replace(image, phrases=tuple(phrases))
-        written.append(image if extended is None else _carried(image, extended.images[number], keep_labels))
+        written.append(image if layout is None else only(image, layout))
     if dropped:
         planned = replace(planned, sample=planned.sample.without(dropped))
     return MadeSample(ShardSample(planned, tuple(written)), dropped_images(prepared.planned, dropped))
 
 
-def _carried(made: ShardImage, extended: StoredImage, keep_labels: bool) -> ShardImage:
-    anew = made.selector is not None and not keep_labels
+def only(image: ShardImage, layout: Layout) -> ShardImage:
+    """What of an image belongs to a layout."""
+    grids = {grid.name for grid in layout.further_grids}
+    labelled = layout.min_coverage is not None
     return replace(
-        made,
-        phrases=made.phrases if anew else extended.phrases,
-        masks=made.masks if anew else masks_of(extended),
-        selector=made.selector if anew else extended.selector,
-        coverage=made.coverage if anew else extended.coverage,
-        further=made.further if anew else {**made.further, **stored_labels(extended)},
-        codes=made.codes if made.codes is not None else extended.codes,
-        features=made.features if made.features is not None else extended.features,
+        image,
+        phrases=image.phrases if labelled else (),
+        masks=image.masks if layout.instances else None,
+        selector=image.selector if labelled else None,
+        coverage=image.coverage if labelled else None,
+        further={name: labels for name, labels in image.further.items() if name in grids},
+        codes=image.codes if layout.tokens else None,
+        features=image.features if layout.features else None,
     )
 
 
-def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
-    """What `made_image` had made of an image before it was stored, without its bytes.
+def kept_image(stored: StoredImage, grid: Grid, layout: Layout) -> ShardImage:
+    """What `made_image` had made of an image before it was stored, as far as it belongs to a layout, without its bytes.
 
     Raises:
         ShardError: a member is damaged.
     """
     told, own = stored.info, stored.texts
-    return ShardImage(
+    image = ShardImage(
         data=b"",
         image=ImageDocument(**{name: getattr(told, name) for name in ImageDocument.model_fields}),
         views=stored.grid.views,
@@ -328,6 +328,7 @@ def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
         further=stored_labels(stored),
         masks=masks_of(stored),
     )
+    return only(image, layout)
 
 
 @dataclass
@@ -387,7 +388,13 @@ class UnitShard:
         return [each for position in sorted(self.dropped) for each in self.dropped[position]]
 
     def resume(
-        self, saved: SavedUnit, samples: Sequence[PlannedSample], storage: Storage, repeats: Repeats, grid: Grid
+        self,
+        saved: SavedUnit,
+        samples: Sequence[PlannedSample],
+        storage: Storage,
+        repeats: Repeats,
+        grid: Grid,
+        whole: Callable[[PlannedSample, StoredSample], StoredSample] = lambda _, stored: stored,
     ) -> tuple[dict[int, Finished], dict[Repeated, ShardImage]]:
         """Begin with what an interrupted run has saved of the unit.
 
@@ -397,6 +404,7 @@ class UnitShard:
             storage: where it lies.
             repeats: the unit's.
             grid: of the labels.
+            whole: puts a column's sample together with its base's.
 
         Returns:
             By position, what has to wait for a position before it; and what was made of images that are shown again.
@@ -412,7 +420,7 @@ class UnitShard:
         for position, stored in saved.read_samples(storage):
             while turn in self.rejects:
                 turn += 1
-            item = SavedSample(samples[position], stored)
+            item = SavedSample(samples[position], stored := whole(samples[position], stored))
             if position == turn:
                 self.add(position, item)
                 turn += 1
@@ -423,7 +431,7 @@ class UnitShard:
                 numbers = (number for number in range(len(samples[position].sample.images)) if number not in bad)
                 for number, image in zip(numbers, stored.images, strict=True):
                     if (again := repeats.of(samples[position], number)) is not None and again not in kept:
-                        kept[again] = kept_image(image, grid)
+                        kept[again] = kept_image(image, grid, self.layout)
         return early, kept
 
     def save(self, early: Mapping[int, Finished], looked: int, plan_digest: str) -> int:
@@ -457,43 +465,27 @@ class UnitShard:
                 write_rejects(file, rejects, documents=self.layout.documents)
 
 
-def layout_of(
-    config: AnnotatorConfig, models: AnnotationModels, extended: Layout | None = None, *, keep_labels: bool = False
-) -> Layout:
+def layout_of(config: BuildConfig, models: AnnotationModels, base: Layout | None) -> Layout:
     """The layout of what these models make.
 
     Args:
         config: the settings.
         models: that were loaded for them.
-        extended: of the data set that is extended: what isn't made anew is carried over from it.
-        keep_labels: as for `made_sample`.
+        base: of the data set that the build reads; None for other sources.
 
     Raises:
         BuildError: an outside model makes what the format has no room for.
     """
+    if base is not None and not config.makes:
+        return base
     try:
         made = _made_layout(config, models)
     except ValidationError as error:
         raise BuildError(f"what the models make can't be stored: {first_error(error)}; see docs/format.md") from error
-    if extended is None:
-        return made
-    return made.model_copy(
-        update={
-            "documents": extended.documents,
-            "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
-            "further_grids": made.further_grids if config.labels else extended.further_grids,
-            "instances": made.instances if config.labels and not keep_labels else extended.instances,
-            "tokens": made.tokens or extended.tokens,
-            "features": made.features or extended.features,
-            # what is carried over may be all that a warning is about
-            "notice": " | ".join(
-                dict.fromkeys(part for notice in (extended.notice, made.notice) for part in notice.split(" | ") if part)
-            ),
-        }
-    )
+    return made if base is None else added(made, base, keep_labels=config.keeps_labels)
 
 
-def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
+def _made_layout(config: BuildConfig, models: AnnotationModels) -> Layout:
     tokens = None
     if models.tokenizer is not None:
         spec = models.tokenizer.spec
@@ -512,4 +504,5 @@ def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
         tokens=tokens,
         features=models.encoder.spec if models.encoder else None,
         notice=config.notice,
+        documents=config.gives_documents,
     )

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from copy import copy
@@ -36,26 +36,32 @@ from patchmint.compute.memory import (
 from patchmint.compute.stages import Timing, stage, start_timing
 from patchmint.config.build import BATCHES_AHEAD
 from patchmint.datasets.extension import extended_manifest
-from patchmint.errors import BuildError, NotFoundError, PatchmintError, StorageError
+from patchmint.errors import BuildError, NotFoundError, PatchmintError, ShardError, StorageError
 from patchmint.pipeline.orders import STAGES, Order, UnitResult, WorkerInfo, WorkerProfile, WorkerSettings, Working
 from patchmint.pipeline.plan import check_models
 from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.worker.batches import BatchSize, choose_batch_size, like_batches, pieces
-from patchmint.pipeline.worker.finish import Answer, Finished, Finisher, UnitShard, fault_of, layout_of
+from patchmint.pipeline.worker.finish import Answer, Finished, Finisher, SavedSample, UnitShard, fault_of, layout_of
 from patchmint.pipeline.worker.prepare import Items, Prepared, PreparedImage, Preparer, Repeated, Repeats, reject
 from patchmint.samples import Fault, PlannedSample, Reject
+from patchmint.shards.columns import Joiner
 from patchmint.shards.commit import Attempt, find_record
 from patchmint.shards.plan import load_plans
 from patchmint.shards.plan_parts import read_unit
+from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import ImageCounts
 from patchmint.shards.sample import ShardImage
 from patchmint.shards.saved import SavedUnit, find_saved, forget_saved
 from patchmint.storage import open_storage
+from patchmint.storage.ahead import done_ahead
 from patchmint.storage.patience import trouble
 
 _LOG = logging.getLogger(__name__)
 _MOST_MISTAKES = 8
 """At so many samples in a row the models fail for another reason than the samples."""
+
+_READERS = 8
+"""Threads that read samples which are copied."""
 
 
 class Worker:
@@ -99,10 +105,9 @@ class Worker:
             drawn=config.drawn,
             drop=config.on_bad_image == "drop",
         )
-        extended = extended_manifest(config)
-        carried = extended.layout if extended is not None else None
-        made = layout_of(config, self._models, carried, keep_labels=config.keeps_labels)
-        self._layout = made.model_copy(update={"documents": True}) if config.gives_documents else made
+        self._source, base = source.extended, extended_manifest(config)
+        self._layout = layout_of(config, self._models, base.layout if base is not None else None)
+        self._joiner = Joiner(base.layout.with_column(self._layout)) if base is not None and config.makes else None
         self._batch_size = BatchSize(choose_batch_size(self._models, config.runner, device))
         self._device = device
         formats = f"precision {config.precision}, {threads} threads, batches of {self._batch_size.now}"
@@ -228,7 +233,10 @@ class Worker:
             early: dict[int, Finished] = {}
             kept: dict[Repeated, ShardImage] = {}
             if saved is not None:
-                early, kept = shard.resume(saved, samples, self._storage, repeats, self._models.grid)
+                early, kept = shard.resume(saved, samples, self._storage, repeats, self._models.grid, self._whole)
+            if self._settings.config.copies:
+                items.close()
+                self._copy(samples, order.poison, shard)
             passed = set(order.poison) | {*shard.written, *shard.rejects}
             with Finisher(
                 self._models,
@@ -239,7 +247,7 @@ class Worker:
                 repeats=repeats,
                 kept=kept,
                 drop=self._settings.config.on_bad_image == "drop",
-                keep_labels=self._settings.config.keeps_labels,
+                layout=self._layout if self._joiner is not None else None,
             ) as finisher:
                 work = _InWork(order.unit.id, samples, shard, finisher, passed)
                 if saved is not None:
@@ -268,6 +276,26 @@ class Worker:
             dark=work.dark,
             profile=self._profile(timing) if self._settings.profile else None,
         )
+
+    def _copy(self, samples: Sequence[PlannedSample], poison: Collection[int], shard: UnitShard) -> None:
+        """Write samples of the data set that is read as they are."""
+
+        def read(position: int) -> Finished:
+            assert self._source is not None
+            try:
+                return SavedSample(*self._source.read_whole(samples[position]))
+            except ShardError as error:
+                return reject(samples[position], Fault("read", "sample-damaged", str(error)))
+
+        positions = (position for position in range(len(samples)) if position not in poison)
+        for position, item in done_ahead(read, positions, threads=_READERS, ahead=_READERS):
+            shard.add(position, item)
+
+    def _whole(self, planned: PlannedSample, stored: StoredSample) -> StoredSample:
+        """A saved sample; of a column with what its base has of it."""
+        if self._source is None or self._joiner is None:
+            return stored
+        return self._joiner.join(self._source.read_stored(planned.sample.image), [stored])
 
     def _commit(
         self,
