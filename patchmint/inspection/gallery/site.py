@@ -108,10 +108,10 @@ class Site:
             ConfigError: the manifest's settings aren't patchmint's.
             InputError: instances that aren't stored can't be edited.
         """
-        if pending is not None and not has_instances(dataset):
+        if pending is not None and not (dataset.finished and has_instances(dataset)):
             raise InputError(
-                f"{dataset.uri} stores no instances, so there is nothing to edit; build it with `labels.instances: "
-                "true`, or label it again so with `patchmint extend`"
+                f"{dataset.uri} can't be edited: only a finished data set that stores its instances can; build it with "
+                "`labels.instances: true`, or label it again so with `patchmint extend`"
             )
         self.dataset = dataset
         self.positions = spread(dataset.samples, settings.samples)

@@ -19,7 +19,7 @@ patchmint.edit = (() => {
   const queue = { items: null, at: -1, current: false };
   let open = null; // what the large view shows: { position, sample, image, number, text }
   let chosen = null; // number of an instance of the image
-  let draft = null; // { box, instance, grip }: a box that isn't saved; of a new one the instance is null
+  let draft = null; // { box, instance }: a box that isn't saved; of a new one the instance is null
   let drawing = false;
   let outlines = false;
   let busy = false;
@@ -36,13 +36,14 @@ patchmint.edit = (() => {
 
   function say(words) {
     status.textContent = words;
-    if (bar.isConnected) return;
-    const above = document.getElementById("state"); // of the cards
-    [above.textContent, above.hidden] = [words, !words];
+    const above = document.getElementById("state"); // where the large view isn't open
+    above.textContent = bar.isConnected ? "" : words;
+    above.hidden = !above.textContent;
   }
 
   const phrasesOf = (image) => image.texts.flatMap((text) => text.phrases.map((phrase) => ({ ...phrase, text: text.number })));
   const chosenPhrase = () => (open && chosen !== null ? phrasesOf(open.image).find((phrase) => phrase.instance === chosen) ?? null : null);
+  const wordsOf = (text) => text.parts.map((part) => part[0]).join("");
   const sameBox = (one, other) => one.every((value, i) => Math.abs(value - other[i]) < 0.02);
 
   // Requests.
@@ -76,16 +77,15 @@ patchmint.edit = (() => {
   async function make(edit, words, box = null) {
     const { position, number } = open;
     const told = await send(position, { image: number, ...edit });
-    if (told) {
-      done.push({ position, image: number, text: patchmint.state.text });
-      undone.length = 0;
-      [chosen, draft] = [null, null];
-      shown(words, box);
-    }
-    return Boolean(told);
+    if (!told) return false;
+    done.push({ position, image: number, text: patchmint.state.text });
+    undone.length = 0;
+    if (open?.position === position && open.number === number) shown(words, box);
+    return true;
   }
 
   function shown(words, box) {
+    [chosen, draft] = [null, null];
     const found = box && phrasesOf(open.sample.images[open.number]).filter((phrase) => sameBox(phrase.box, box));
     const own = found && (found.find((phrase) => phrase.origin === "corrected") ?? found[0]);
     if (own) chosen = own.instance;
@@ -96,29 +96,27 @@ patchmint.edit = (() => {
   async function goTo({ position, image, text }) {
     const { state } = patchmint;
     if (state.sample !== position || state.image !== image || state.text !== text) patchmint.set({ sample: position, image, text });
-    while (patchmint.state.sample === position && (open?.position !== position || open.number !== image)) await new Promise((then) => { setTimeout(then, 10); });
+    const isThere = () => open?.position === position && open.number === image;
+    for (let tries = 0; tries < 500 && !isThere(); tries++) await new Promise((then) => { setTimeout(then, 10); });
+    return isThere();
   }
 
   async function undo() {
+    if (draft) return leaveDraft();
     const last = done.at(-1) ?? (open && { position: open.position, image: open.number, text: patchmint.state.text });
-    if (!last || busy) return;
-    await goTo(last);
+    if (!last || busy || !(await goTo(last))) return undefined;
     const told = await send(last.position, null);
-    if (!told) return;
+    if (!told) return undefined;
     done.pop();
     undone.push({ ...last, edit: told.undone });
-    [chosen, draft] = [null, null];
-    shown("Undone.", null);
+    return shown("Undone.", null);
   }
 
   async function redo() {
     const last = undone.at(-1);
-    if (!last || busy) return say("There is nothing to do again.");
-    await goTo(last);
-    if (!(await send(last.position, last.edit))) return undefined;
+    if (!last || busy || !(await goTo(last)) || !(await send(last.position, last.edit))) return undefined;
     done.push(undone.pop());
-    [chosen, draft] = [null, null];
-    return shown("Done again.", null);
+    return shown("Redone.", null);
   }
 
   // What can be done with the chosen instance.
@@ -169,14 +167,14 @@ patchmint.edit = (() => {
     if (open.text < 0) return say("No text labels this image, so nothing can be named in it.");
     const { width, height } = open.image.image;
     drawing = true;
-    draft = { box: [width / 3, height / 3, (2 * width) / 3, (2 * height) / 3], instance: null, grip: null };
+    draft = { box: [width / 3, height / 3, (2 * width) / 3, (2 * height) / 3], instance: null };
     chosen = null;
     say("Draw with the pointer; or arrows move it, Shift and arrows size it, Enter takes it, Esc leaves it.");
     return redraw();
   }
 
   const moveByKeys = needsOne((phrase) => {
-    draft = { box: [...phrase.box], instance: phrase.instance, grip: null };
+    draft = { box: [...phrase.box], instance: phrase.instance };
     say("Arrows move it, Shift and arrows size it, Enter saves it, Esc leaves it.");
     redraw();
   });
@@ -352,7 +350,7 @@ patchmint.edit = (() => {
     }
     const fits = [...known.values()].filter(({ words }) => words.toLowerCase().includes(typed.toLowerCase()));
     const text = open.image.texts[open.text];
-    const whole = typed || !text ? [] : [{ words: "the whole text", named: { text: text.number } }];
+    const whole = typed ? [] : [{ words: "the whole text", named: { text: text.number, span: [0, Array.from(wordsOf(text)).length] } }];
     chooser.entries = [...(typed && !fits.some(({ words }) => words.toLowerCase() === typed.toLowerCase()) ? [typedEntry(typed)] : []), ...fits, ...whole];
     chooser.at = Math.min(chooser.at, Math.max(chooser.entries.length - 1, 0));
     chooser.list.replaceChildren(...chooser.entries.map(choice));
@@ -363,7 +361,7 @@ patchmint.edit = (() => {
   // Typed words are looked for in the text that is shown, and then in the others.
   function typedEntry(words) {
     const text = open.image.texts[open.text];
-    const here = text.parts.map((part) => part[0]).join("").toLowerCase().includes(words.toLowerCase());
+    const here = wordsOf(text).toLowerCase().includes(words.toLowerCase());
     return { words, named: here ? { text: text.number, phrase: words } : { phrase: words } };
   }
 
@@ -402,7 +400,7 @@ patchmint.edit = (() => {
   // The least certain, one after the other.
 
   async function stepQueue(step) {
-    if (busy) return;
+    if (busy) return undefined;
     if (!queue.items) {
       say("Looking for the least certain…");
       try {
@@ -419,7 +417,7 @@ patchmint.edit = (() => {
       // What was looked at in the meantime isn't shown again, but on the way back.
       if (!phrase || (step > 0 && (phrase.origin === "corrected" || sample.wrong))) continue;
       queue.at = next;
-      await goTo({ position, image, text });
+      if (!(await goTo({ position, image, text }))) return undefined;
       choose(phrase.instance);
       queue.current = true;
       place.textContent = `least certain ${next + 1} of ${items.length}`;
@@ -433,6 +431,7 @@ patchmint.edit = (() => {
     const other = open?.position !== now.position || open.number !== now.number;
     if (other) {
       [chosen, draft, drawing] = [null, null, false];
+      queue.current = false;
       closeChooser();
       say("");
     }
@@ -495,7 +494,7 @@ patchmint.edit = (() => {
       group("Box", button("new", "new", "n", "New box"), button("move", "move", "e", "Move or size the box by keyboard"),
         button("relabel", "relabel", "l", "Another phrase"), button("accept", "accept", "a", "Accept: it is right"),
         button("delete", "delete", "x", "Delete"), button("outline", "outline", "o", "Outline what is drawn")),
-      group("Sample", button("wrong", "wrong", "w", "The whole sample is wrong"), button("undo", "undo", "u", "Undo"), button("redo", "redo", "r", "Do again")),
+      group("Sample", button("wrong", "wrong", "w", "The whole sample is wrong"), button("undo", "undo", "u", "Undo"), button("redo", "redo", "r", "Redo")),
       group("Least certain", button("previous", "‹", "Q", "Previous of the least certain"), button("next", "›", "q", "Next of the least certain"), place),
       chooser.form, status,
     );
@@ -543,7 +542,7 @@ patchmint.edit = (() => {
       [". ,", "next and previous box; a click chooses one, too, and dragging moves or sizes it"],
       ["e", "move or size the box by the arrows"], ["l", "another phrase"], ["a", "accept: it is right as it is"], ["x", "delete"],
       ["o", "whether what is drawn or moved is outlined by SAM, or is the mask itself"],
-      ["w", "the whole sample is wrong, or isn't"], ["u r", "undo, do again"], ["q Q", "next and previous of the least certain"],
+      ["w", "the whole sample is wrong, or isn't"], ["u r", "undo, redo"], ["q Q", "next and previous of the least certain"],
     ];
     const list = el("dl", "edit-help");
     for (const [named, words] of rows) {
