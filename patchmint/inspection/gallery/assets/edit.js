@@ -103,8 +103,9 @@ patchmint.edit = (() => {
 
   async function undo() {
     if (draft) return leaveDraft();
-    const last = done.at(-1) ?? (open && { position: open.position, image: open.number, text: patchmint.state.text });
-    if (!last || busy || !(await goTo(last))) return undefined;
+    const last = done.at(-1) ?? (open?.sample.edits && { position: open.position, image: open.number, text: patchmint.state.text });
+    if (!last) return say("There is nothing to undo.");
+    if (busy || !(await goTo(last))) return undefined;
     const told = await send(last.position, null);
     if (!told) return undefined;
     done.pop();
