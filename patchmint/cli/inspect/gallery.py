@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -126,6 +127,8 @@ def _serve(site: Site, port: int, by: str | None, as_json: bool) -> None:
         else:
             for line in (*_remarks(site), f"{server.url}   (Ctrl-C ends it)"):
                 typer.echo(printable(line))
+        if editing is not None:
+            Thread(target=editing.load_ahead, daemon=True).start()
         server.serve_forever()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.datasets.edits import Drawn, Edit
-from patchmint.errors import InputError
+from patchmint.errors import InputError, PatchmintError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.edits import EditedReader, PendingEdits
 from patchmint.inspection.gallery.remake import Outliner
@@ -50,6 +51,11 @@ class Editing:
         self._author = author
         self._reader = EditedReader(site.dataset, pending)
         self._lock = Lock()
+
+    def load_ahead(self) -> None:
+        """Load the masker while the page is still looked at; what is wrong with it is said when it is needed."""
+        with suppress(PatchmintError):
+            self._outliner.load()
 
     def answer(self, body: bytes) -> dict[str, Any]:
         """Do what a request asks for, and say how its sample is shown from now on.

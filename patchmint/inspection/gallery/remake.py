@@ -194,11 +194,18 @@ class Remaker:
 
 
 class Outliner:
-    """Makes the masks of boxes that somebody draws; the masker is loaded when it is first needed. For one thread."""
+    """Makes the masks of boxes that somebody draws; the masker is loaded once. Safe across threads, one at a time."""
 
     def __init__(self, offer: Offer) -> None:
-        """Take over what `offer_masker` offers; where that is nothing, a box stays a box."""
-        self.offer = offer
+        """Take over what `offer_outlines` offers; where that is nothing, a box stays a box."""
+        self._offer = offer
+        self._lock = Lock()
+
+    def load(self) -> None:
+        """Load the masker ahead, where there is one. Raises as `outline`."""
+        with self._lock:
+            if self._offer.available:
+                _ = self._masker
 
     def outline(self, image: RgbImage, boxes: Sequence[Box]) -> list[Rle | None]:
         """The mask of what each box (XYXY in pixels of the image) holds; None where there is none.
@@ -206,14 +213,15 @@ class Outliner:
         Raises:
             WeightsError: the masker's weights can't be used.
         """
-        if not self.offer.available:
+        if not self._offer.available:
             return [None] * len(boxes)
-        (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)])
+        with self._lock:
+            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)])
         return [rle if any(box_of(rle)) else None for rle in masks.rles()]
 
     @cached_property
     def _masker(self) -> SamMasker:
-        return _load_masker(self.offer)
+        return _load_masker(self._offer)
 
 
 def _load_masker(offer: Offer) -> SamMasker:

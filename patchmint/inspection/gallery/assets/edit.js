@@ -52,7 +52,7 @@ patchmint.edit = (() => {
     if (busy) return null;
     busy = true;
     bar.setAttribute("aria-busy", "true");
-    say(outlines && [...(edit?.add ?? []), ...(edit?.change ?? [])].some(({ box, mask }) => box && !mask) ? "Outlining (the first time, the model is loaded)…" : "Saving…");
+    say(outlines && [...(edit?.add ?? []), ...(edit?.change ?? [])].some(({ box, mask }) => box && !mask) ? "Outlining…" : "Saving…");
     try {
       const sample = await patchmint.store.sample(position);
       const answer = await fetch("edit", {
