@@ -122,10 +122,10 @@ def test_draw_save_reload_undo(browser, folder, tmp_path):
         assert page.locator("#detail img.masks").evaluate("i => i.complete && i.src").endswith("?1")
 
         page.keyboard.press("l")
-        page.keyboard.type("BLUE bird")
+        page.keyboard.type("</SCRIPT><script>alert(2)")
         do(page, "Enter")
-        assert lines(path)[-1].change[0].phrase == "BLUE bird"
-        assert found(page)[-1] == ["blue bird", "corrected"]
+        assert lines(path)[-1].change[0].phrase == "</SCRIPT><script>alert(2)"
+        assert found(page)[-1] == ["</script><script>alert(2)", "corrected"]
         page.keyboard.press("e")
         do(page, "Shift+ArrowRight", "Shift+ArrowRight", "ArrowDown", "Enter")
         np.testing.assert_allclose(lines(path)[-1].change[0].box, np.add(added.box, (0, 1, 2, 1)), atol=0.01)
@@ -139,7 +139,7 @@ def test_draw_save_reload_undo(browser, folder, tmp_path):
         do(page, "w")
         assert [edit.delete for edit in lines(path)[-2:]] == [(1,), ()]
         after, kept = found(page), path.read_bytes()
-        assert [words for words, _ in after] == [first["words"], "blue bird"]
+        assert [words for words, _ in after] == [first["words"], "</script><script>alert(2)"]
 
         page.reload()
         settle(page)
