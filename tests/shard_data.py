@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from s3_server import shared_server
 
+from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.reader import sample_at
 from patchmint.samples import Fault, ImageRef, Part, PlannedSample, Reject, SourceSample, SourceText, Turn
 from patchmint.shards.codec import tar_end, tar_member
 from patchmint.shards.commit import Attempt, read_records
@@ -234,6 +236,12 @@ def stored(folder):
     storage = open_storage(folder)
     tars = sorted(entry.path for entry in storage.list("shards") if entry.path.endswith(".tar"))
     return [sample for tar in tars for sample in iter_samples(storage, tar)]
+
+
+def joined(folder, columns=None):
+    """All samples, in order, with columns."""
+    opened = open_dataset(folder, columns=columns)
+    return [sample_at(opened, index) for index in range(opened.samples)]
 
 
 def configure(folder, *, entries=None, **settings):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from builds import asked, build_here, digests, make_config, make_input, patchmint, warmed
 from inspect_data import answer
-from shard_data import stored
+from shard_data import joined, stored
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import BuildError
@@ -136,11 +136,11 @@ def test_another_choice_is_another_build(data, built):
 def test_an_extension_keeps_the_names(built, tmp_path):
     out, _ = built
     options = ("--labels", "{}", "--source.where", "source_name = 'table'")
-    patchmint("extend", out, tmp_path / "more", *options[:2])
-    assert [sample.document.source.name for sample in stored(tmp_path / "more")] == ["photos"] * 6 + ["table"] * 4
-    part = make_config(tmp_path / "c.json", out, tmp_path / "part")
+    patchmint("extend", out, *options[:2])
+    assert [sample.document.source.name for sample in joined(out, ["labels"])] == ["photos"] * 6 + ["table"] * 4
+    part = make_config(tmp_path / "c.json", out, out / "columns" / "part")
     patchmint("build", part, "--source.kind", "patchmint", *options[2:])
-    assert [sample.document.source.name for sample in stored(tmp_path / "part")] == ["table"] * 4
+    assert [sample.document.source.name for sample in joined(out, ["part"])] == ["table"] * 4
 
 
 def test_a_dry_run_counts_both_and_shows_why(data, tmp_path):

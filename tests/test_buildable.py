@@ -144,9 +144,9 @@ def test_extending_is_refused_in_the_same_words(wrong, right, command, tmp_path)
     extra = {"models.tokenizer": UNTRAINED} if wrong == "size" else {"labels": {}}
     before = set(tmp_path.rglob("*"))
     for more in ((), ("--dry-run",)):
-        command("extend", tmp_path / "base", tmp_path / "new", *options(extra | changes), *more, code=2, says=message)
+        command("extend", tmp_path / "base", *options(extra | changes), *more, code=2, says=message)
     only = "only a finished data set of patchmint can be extended"
-    command("extend", tmp_path / "nothing", tmp_path / "new", *options(extra), code=2, says=only)
+    command("extend", tmp_path / "nothing", *options(extra), code=2, says=only)
     assert set(tmp_path.rglob("*")) == before
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import builds
 import numpy as np
 import pytest
-from shard_data import stored
+from shard_data import joined, stored
 from test_build_kill import _killed
 from test_saved import STOPPED, batches_show, stopped
 
@@ -21,6 +21,7 @@ from patchmint.cli.status import status as show_status
 from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.ledger import iter_rejects
+from patchmint.datasets.verify import verify_all
 from patchmint.demo.documents import write_documents
 from patchmint.errors import ConfigError
 from patchmint.images.decode import decode_image
@@ -216,22 +217,22 @@ def test_documents_are_extended_image_by_image(tmp_path, stand_in):
     """What is made later is what would have been made at once; all else is carried over."""
     source = make_source(tmp_path / "in", 12)
     config = make_config(tmp_path, source, on_bad_image="drop")
-    whole, base, out = tmp_path / "out", tmp_path / "base", tmp_path / "extended"
+    whole, base, out = tmp_path / "out", tmp_path / "base", tmp_path / "base" / "columns" / "codes"
     builds.build_here(config, whole)
     builds.build_here(config, base, {"tokens": None})
     settings = settings_of(read_manifest(open_storage(base)), str(base), str(out), {"tokens"})
     report = builds.build_here(settings, out, {"models.tokenizer": "stand-in"})
     written = read_manifest(open_storage(whole)).totals.images
     assert report.images == replace(written, planned=written.written, dropped=0)
-    assert {sample.key: sample.members for sample in stored(out)} == {
+    assert {sample.key: sample.members for sample in joined(base)} == {
         sample.key: sample.members for sample in stored(whole)
     }
-    assert list(verify(open_storage(out))) == []
+    assert list(verify_all(open_storage(base))) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "patchmint"])
 def test_images_are_dropped_from_documents_of_a_source_only(kind):
-    settings = {"source": {"kind": kind, "uri": "in"}, "output": {"uri": "out"}, "on_bad_image": "drop"}
+    settings = {"source": {"kind": kind, "uri": "in"}, "output": {"uri": "in/columns/x"}, "on_bad_image": "drop"}
     with pytest.raises(ConfigError, match="on_bad_image: drop is about sources of documents"):
         BuildConfig.load(settings)
 
@@ -321,7 +322,7 @@ def test_a_worker_may_take_as_long_as_its_documents_have_images(monkeypatch):
 
 def test_documents_with_real_models_are_built_extended_and_labelled_alike(tmp_path):
     """What a build stores of a document is what `annotate_document` says of it."""
-    source, out, extended = tmp_path / "in", tmp_path / "out", tmp_path / "extended"
+    source, out, extended = tmp_path / "in", tmp_path / "out", tmp_path / "out" / "columns" / "labels"
     write_documents(source, seed=11, count=2)
     lost = source / "pictures" / "000001-1.jpg"
     lost.write_bytes(lost.read_bytes()[:300])
@@ -343,10 +344,10 @@ def test_documents_with_real_models_are_built_extended_and_labelled_alike(tmp_pa
     assert any(image.selector.any() for image in samples[0].images)
     settings = settings_of(read_manifest(open_storage(out)), str(out), str(extended), {"labels"})
     builds.build_here(settings, extended, {"labels.min_coverage": 0.9})
-    for sample, other in zip(samples, stored(extended), strict=True):
+    for sample, other in zip(samples, joined(out, ["labels"]), strict=True):
         assert (sample.key, sample.parts) == (other.key, other.parts)
         for image, again in zip(sample.images, other.images, strict=True):
             assert (image.data, image.texts) == (again.data, again.texts)
             np.testing.assert_array_equal(image.codes, again.codes)
             np.testing.assert_array_equal(again.selector, image.coverage > 230)
-    assert [list(verify(open_storage(each))) for each in (out, extended)] == [[], []]
+    assert list(verify_all(open_storage(out))) == []

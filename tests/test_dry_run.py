@@ -148,11 +148,11 @@ def test_what_is_wrong_ends_it_with_2(tmp_path):
 def test_an_extension_is_foreseen_as_well(tmp_path):
     source = make_input(tmp_path / "in", ["a thing"] * 6)
     patchmint("build", make_config(tmp_path / "c.json", source, tmp_path / "out"))
-    options = ("extend", tmp_path / "out", tmp_path / "more", "--labels", "{}", "--runner.device", "cpu", "--json")
+    options = ("extend", tmp_path / "out", "--labels", "{}", "--runner.device", "cpu", "--json")
     dry = asked(*options, "--dry-run")
     built = asked(*options)
     assert (dry["samples"], dry["looked_at"], built["written"]) == (6, 6, 6)
-    shards = sum(path.stat().st_size for path in (tmp_path / "more").glob("s*s/0*"))
+    shards = sum(path.stat().st_size for path in (tmp_path / "out/columns/labels").glob("s*s/0*"))
     assert 1 / FACTOR < dry["output_bytes"] / shards < FACTOR
 
 

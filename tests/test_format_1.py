@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from builds import asked, make_config, make_input, patchmint
 from inspect_data import answer
-from shard_data import stored
+from shard_data import joined, stored
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.rows import iter_tables
+from patchmint.datasets.verify import verify_all
 from patchmint.errors import ShardError
 from patchmint.shards.manifest import read_manifest
 from patchmint.shards.plan import load_plan
@@ -70,11 +71,15 @@ def test_it_verifies_and_is_searched(old):
     assert any(finding.code == "table-form" for finding in verify(open_storage(old)))
 
 
-def test_it_is_extended_to_format_2(old, tmp_path):
+def test_it_is_extended_and_made_into_format_2(old, tmp_path):
     options = ("--features.connector", "dci", "--features.pool", 12, "--models.vit", "untrained-tiny")
-    patchmint("extend", old, tmp_path / "new", *options)
+    patchmint("extend", old, *options)
+    assert list(verify_all(open_storage(old))) == []
+    assert all(sample.features is not None for sample in joined(old))
+    patchmint("compact", old, tmp_path / "new")
     assert list(verify(open_storage(tmp_path / "new"))) == []
     before, after = list(stored(old)), list(stored(tmp_path / "new"))
+    assert [sample.members["features.npy"] for sample in after] == [s.members["features.npy"] for s in joined(old)]
     assert [sample.members["selector.npy"] for sample in after] == [sample.members["selector.npy"] for sample in before]
     assert {sample.document.schema_ for sample in after} == {"patchmint.sample/2"}
     assert read_manifest(open_storage(tmp_path / "new")).schema_ == "patchmint.dataset/2"

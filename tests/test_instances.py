@@ -10,6 +10,7 @@ from builds import make_config, make_input, patchmint, run
 from pycocotools import mask as coco_mask
 from shard_data import DOCUMENTS, make_document, stored, write_shard
 
+from patchmint.datasets.verify import verify_all
 from patchmint.errors import ShardError
 from patchmint.geometry.rle import encode_masks, to_coco
 from patchmint.images.decode import decode_image
@@ -115,20 +116,21 @@ def test_labels_of_another_grid_and_threshold_are_those_of_a_build(base, tmp_pat
     """The same bytes, without a model."""
     options = ("--grid.rows", 6, "--grid.cols", 9, "--grid.patch-px", 14, "--grid.fit", "pad")
     made = tmp_path / "made"
-    patchmint("extend", base, made, "--from-instances", *options, "--labels.min-coverage", 0.4)
+    patchmint("extend", base, "--from-instances", *options, "--labels.min-coverage", 0.4)
+    patchmint("compact", base, made, "--columns", "labels")
     built = build(base.parent, "built", grid=QWEN, labels={"instances": True, "min_coverage": 0.4})
     tars = [sorted((folder / "shards").glob("*.tar")) for folder in (made, built)]
     assert [tar.read_bytes() for tar in tars[0]] == [tar.read_bytes() for tar in tars[1]] != []
     manifests = [read_manifest(open_storage(str(folder))) for folder in (made, built, base)]
     assert manifests[0].layout == manifests[1].layout != manifests[2].layout
     assert manifests[0].models["segmenter"] == manifests[2].models["segmenter"]
-    assert faults(made) == []
+    assert faults(made) == list(verify_all(open_storage(str(base)))) == []
 
 
 def test_what_instances_cannot_answer_is_refused(base, tmp_path):
-    done = patchmint("extend", base, tmp_path / "a", "--from-instances", "--labels.box-threshold", 0.5, rc=2)
+    done = patchmint("extend", base, "--from-instances", "--labels.box-threshold", 0.5, rc=2)
     assert "labels.box_threshold" in done.stderr
     bare = build(base.parent, "bare")
     assert all("instances.json" not in sample.members for sample in stored(bare))
-    done = patchmint("extend", bare, tmp_path / "b", "--from-instances", rc=2)
+    done = patchmint("extend", bare, "--from-instances", rc=2)
     assert "labels.instances: true" in done.stderr

@@ -14,11 +14,12 @@ import pytest
 from builds import make_config, make_input
 from inspect_data import answer, inspect
 from PIL import Image
-from shard_data import members_of, stored, tar_of
+from shard_data import joined, members_of, stored, tar_of
 
 from patchmint.config import UNTRAINED, BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.extension import check_extension
+from patchmint.datasets.verify import verify_all, verify_column
 from patchmint.errors import ConfigError, ShardError
 from patchmint.geometry import GRID_PRESETS, grid_preset
 from patchmint.geometry.presets import grid_of_settings, grid_settings
@@ -227,27 +228,29 @@ def test_batches_pad_and_mask(built, grid):
 
 def test_extending_labels_another_grid(built, tmp_path):
     base = {"kind": "patchmint", "uri": str(built["qwen3-vl"])}
-    config = make_config(tmp_path / "c.yaml", "", tmp_path / "out", 3, source=base, grid="internvl3", tokens=None)
-    assert builds.exit_code(builds.fork(partial(_build, {config: tmp_path / "out"}))) == 0
-    again = list(stored(tmp_path / "out"))
+    out = built["qwen3-vl"] / "columns" / "labels"
+    config = make_config(tmp_path / "c.yaml", "", out, 3, source=base, grid="internvl3", tokens=None)
+    assert builds.exit_code(builds.fork(partial(_build, {config: out}))) == 0
+    again = joined(built["qwen3-vl"], ["labels"])
     theirs = {sample.key: sample for sample in stored(built["internvl3"])}
     assert len(again) == len(SIZES)
     for sample in again:
         for member in ("coverage.npy", "vqgan.npy"):
             assert sample.members.get(member) == theirs[sample.key].members.get(member)
         assert sample.document.grid == theirs[sample.key].document.grid
-    assert list(verify(open_storage(tmp_path / "out"))) == []
+    assert list(verify_all(open_storage(built["qwen3-vl"]))) == []
     given = json.loads(config.read_text())
-    with pytest.raises(ConfigError, match=r"labels that are carried over .* lie on"):
+    with pytest.raises(ConfigError, match=r"labels in .* lie on"):
         check_extension(BuildConfig.parse(given | {"labels": None, "tokens": {}}))
 
 
 @pytest.mark.parametrize("pool", [None, (3, 4)])
 def test_features_are_added_and_read_in_batches(built, tmp_path, pool):
     """Each image has a feature a cell, which lies where the labels of that cell do, in a batch as well."""
-    base = {"kind": "patchmint", "uri": str(built["qwen3-vl"])}
+    data, name = built["qwen3-vl"], f"features-{'a' if pool else 'b'}"
+    base, out = {"kind": "patchmint", "uri": str(data)}, data / "columns" / name
     config = make_config(
-        *(tmp_path / "c.yaml", "", tmp_path / "out", 3),
+        *(tmp_path / "c.yaml", "", out, 3),
         source=base,
         grid="qwen3-vl",
         labels=None,
@@ -255,14 +258,14 @@ def test_features_are_added_and_read_in_batches(built, tmp_path, pool):
         models={"vit": UNTRAINED},
         features={"pool": pool},
     )
-    assert builds.exit_code(builds.fork(partial(_build, {config: tmp_path / "out"}))) == 0
-    assert list(verify(open_storage(tmp_path / "out"))) == []
-    samples = list(stored(tmp_path / "out"))
-    for sample, before in zip(samples, stored(built["qwen3-vl"]), strict=True):
+    assert builds.exit_code(builds.fork(partial(_build, {config: out}))) == 0
+    assert list(verify_column(open_storage(data), name)) == []
+    samples = joined(data, [name])
+    for sample, before in zip(samples, stored(data), strict=True):
         cells = sample.document.placement.tokens if pool is None else 12
         assert sample.features.shape == (cells, 128)
         assert sample.members["coverage.npy"] == before.members["coverage.npy"]
-    batch = collate(list(StageDataset(tmp_path / "out", stage=1, shuffle=False)))
+    batch = collate(list(StageDataset(data, stage=1, shuffle=False, columns=[name])))
     assert batch.features.shape == (*batch.feature_mask.flatten(2).shape, 128)
     assert batch.feature_mask.shape == batch.feature_selector.shape
     for place, sample in enumerate(samples):

@@ -11,9 +11,11 @@ import pytest
 from builds import build_here, make_config
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
+from shard_data import joined
 
 from patchmint.api import Annotator
 from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.verify import verify_all
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.dataset import SPLIT, write_dataset
 from patchmint.demo.scenes import make_scene
@@ -27,9 +29,7 @@ from patchmint.inspection.diff.compare import compare
 from patchmint.inspection.gallery.remake import drawn_masks, offer_masks
 from patchmint.labelers.given import BoxMasks, JoinedMasks
 from patchmint.samples import ImageRef, SourceSample, SourceText
-from patchmint.shards.reader import iter_samples
 from patchmint.shards.rejects import read_rejects
-from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
 from patchmint.types import UNKNOWN_SCORE, Instance, Text
 
@@ -192,8 +192,9 @@ def built(source, out, **overrides):
     config = make_config(out.with_suffix(".yaml"), "", out, source=source, models="demo", tokens=None)
     dotted = {f"labels.{name}": value for name, value in overrides.items()}
     build_here(config, out, {"runner.batch_size": 1} | dotted)
-    assert not list(verify(open_storage(str(out))))
-    return {sample.key: sample for sample in iter_samples(open_storage(str(out)), "shards/000000.tar")}
+    base = out.parents[1] if out.parent.name == "columns" else out
+    assert not list(verify_all(open_storage(str(base))))
+    return {sample.key: sample for sample in joined(base, [out.name] if base != out else None)}
 
 
 def test_a_coco_file_built_with_annotators_boxes_and_with_a_detector(scenes, tmp_path):
@@ -236,7 +237,9 @@ def test_a_coco_files_masks_become_labels_exactly(scenes, tmp_path, given):
         assert drawn_masks(sample.images[0]) == (dict(enumerate(encode_masks(masks))) if len(masks) else {})
     assert offer_masks(open_dataset(str(tmp_path / "masks")), True).available
     # a finished data set has kept them
-    extended = built({"kind": "patchmint", "uri": str(tmp_path / "masks")}, tmp_path / "again", masks="annotators")
+    extended = built(
+        {"kind": "patchmint", "uri": str(tmp_path / "masks")}, tmp_path / "masks/columns/again", masks="annotators"
+    )
     assert all((extended[key].coverage == sample.coverage).all() for key, sample in made.items())
 
 

@@ -331,7 +331,7 @@ def test_an_extension_keeps_what_plugins_were_given():
     models = {"segmenter": "a", "tokenizer": "b", "plugins": {name: {"settings": {"level": 1}} for name in "ab"}}
     past = {"models": models, "labels": {}, "tokens": {}, "features": None, "grid": "seed-224", "limits": {}}
     past |= {"output": {"samples_per_shard": 10}}
-    settings = settings_of(SimpleNamespace(config=past), "there", "out", {"tokens"})
+    settings = settings_of(SimpleNamespace(config=past), "there", "there/columns/codes", {"tokens"})
     config = BuildConfig.parse(settings)
     assert (config.models_used, config.labels) == ({"tokenizer": "b"}, None)
     assert config.models.plugins["b"].settings == {"level": 1}
@@ -396,4 +396,5 @@ def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
     )
     models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizer=SimpleNamespace(spec=spec), encoder=None)
     with pytest.raises(BuildError, match=r"what the models make can't be stored: .*codebook"):
-        layout_of(AnnotatorConfig(), models)
+        source, output = {"kind": "folder", "uri": "in"}, {"uri": "out"}
+        layout_of(BuildConfig.parse({"source": source, "output": output}), models, None)

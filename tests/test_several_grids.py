@@ -4,9 +4,8 @@ import json
 from functools import partial
 
 import builds
-import numpy as np
 import pytest
-from shard_data import stored
+from shard_data import joined, stored
 
 from patchmint.annotate.models import AnnotationModels
 from patchmint.api import Annotator
@@ -14,6 +13,7 @@ from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.config.grids import named_grids
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.extension import check_extension
+from patchmint.datasets.verify import verify_all
 from patchmint.demo.dataset import read_truth, write_dataset
 from patchmint.demo.documents import write_documents
 from patchmint.demo.score import ShardFigures
@@ -21,10 +21,8 @@ from patchmint.errors import ConfigError, InputError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.stats.collect import collect_stats
 from patchmint.jobs.extend import settings_of
-from patchmint.pipeline.worker.finish import _carried
 from patchmint.shards.manifest import read_manifest
-from patchmint.shards.sample import ShardImage
-from patchmint.shards.verify import verify, verify_tars
+from patchmint.shards.verify import verify_tars
 from patchmint.storage import open_storage
 from patchmint.training import StageDataset, StageLoader
 
@@ -46,8 +44,9 @@ def config_of(out, **settings):
     )
 
 
-def extension_of(base, out, **settings):
-    made = settings_of(read_manifest(open_storage(base)), str(base), str(out), settings.keys())
+def extension_of(base, name="x", columns=(), **settings):
+    manifest = open_dataset(base, columns=columns).manifest
+    made = settings_of(manifest, str(base), f"{base}/columns/{name}", settings.keys(), columns)
     return BuildConfig.load(made | {"runner": {"device": "cpu", "batch_size": 4}}, settings)
 
 
@@ -55,7 +54,7 @@ def extension_of(base, out, **settings):
 def made(tmp_path_factory):
     """A folder of data sets: `all` grids and each alone, by the demo's models; and the same of documents, by others.
 
-    `turns-extended` was made of `turns-first`. `seen.json` says about how many images the models were asked in each.
+    `turns-first` has the other grid in a column. `seen.json` says about how many images the models were asked in each.
     """
     folder = tmp_path_factory.mktemp("grids")
     write_dataset(folder / "scenes", seed=77, count=SCENES)
@@ -75,8 +74,8 @@ def _build_all(folder):
         "turns-all": partial(config_of, **turns, grids=TWO),
         "turns-first": partial(config_of, **turns, grid=TWO[0]),
         "turns-second": partial(config_of, **turns, grid=TWO[1]),
-        "turns-extended": partial(extension_of, folder / "turns-first", grids=TWO),
     }
+    more = folder / "turns-first/columns/grids"
     ask, seen = AnnotationModels.ask, {}
     with builds.warmed(), pytest.MonkeyPatch.context() as patch:
         for name, config in given.items():
@@ -87,6 +86,7 @@ def _build_all(folder):
 
             patch.setattr(AnnotationModels, "ask", counted)
             builds.build_here(config(folder / name).model_dump(mode="json"), folder / name)
+        builds.build_here(extension_of(folder / "turns-first", more.name, grids=TWO).model_dump(mode="json"), more)
     (folder / "seen.json").write_text(json.dumps(seen))
 
 
@@ -124,9 +124,9 @@ def test_the_models_are_asked_once(made):
     assert seen["turns-all"] == seen["turns-second"]
 
 
-@pytest.mark.parametrize("name", ["all", "turns-all", "turns-extended"])
+@pytest.mark.parametrize("name", ["all", "turns-all", "turns-first"])
 def test_they_are_verified(made, name):
-    assert list(verify(open_storage(made / name), decode=_size_of)) == []
+    assert list(verify_all(open_storage(made / name), decode=_size_of)) == []
     assert list(verify_tars(open_storage(made / name), ["shards/000000.tar"])) == []
     assert open_dataset(made / name).grid_names == tuple(GRIDS)
 
@@ -143,39 +143,25 @@ def test_documents_have_them_for_each_image(made):
 
 
 def test_extending_adds_a_grid_and_leaves_the_first_as_it_is(made):
-    base, names = made / "turns-first", ("turns-extended", "turns-first", "turns-all")
-    for sample, before, both in zip(*(stored(made / name) for name in names), strict=True):
+    base = made / "turns-first"
+    for sample, before, both in zip(joined(base), stored(base), stored(made / "turns-all"), strict=True):
         assert sample.members == both.members
         assert {ending: data for ending, data in sample.members.items() if ending in before.members} == {
             **before.members,
             "json": sample.members["json"],
         }
-    manifest = read_manifest(open_storage(made / "turns-extended"))
-    assert manifest.layout == read_manifest(open_storage(made / "turns-all")).layout
-    features = extension_of(made / "turns-extended", made / "x", features={})
+    assert open_dataset(base).manifest.layout == read_manifest(open_storage(made / "turns-all")).layout
+    features = extension_of(base, columns=["grids"], features={})
     assert (features.labels, features.grids) == (None, ())
-    labels = extension_of(made / "turns-extended", made / "x", labels={"box_threshold": 0.5})
+    labels = extension_of(base, columns=["grids"], labels={"box_threshold": 0.5})
     assert labels.grids == tuple(TWO)
     assert not labels.keeps_labels
     with pytest.raises(ConfigError, match="or add a grid: --grids"):
-        check_extension(extension_of(base, made / "x", grid="qwen3-vl", tokens={}))
+        check_extension(extension_of(base, grid="qwen3-vl", tokens={}))
     with pytest.raises(ConfigError, match="has labels already: qwen3-vl"):
-        check_extension(extension_of(made / "turns-extended", made / "x", grids=[TWO[0], "internvl3"]))
+        check_extension(extension_of(base, columns=["grids"], grids=[TWO[0], "internvl3"]))
     with pytest.raises(ConfigError, match="give one of them, or the grid"):
-        extension_of(base, made / "x", grids=["qwen3-vl", "internvl3"])
-
-
-def test_labels_that_are_kept_are_those_that_were_there(made):
-    """Asked again, the models may say something else: on another device, say."""
-    sample, *_ = stored(made / "llava-1-5-finetune")
-    (image,) = sample.images
-    other = np.zeros_like(image.selector)
-    anew = ShardImage(b"", image.info, selector=other, coverage=other, further={"qwen3-vl": None})
-    kept = _carried(anew, image, keep_labels=True)
-    assert (kept.selector == image.selector).all()
-    assert kept.phrases == image.phrases
-    assert kept.further == {"qwen3-vl": None}
-    assert _carried(anew, image, keep_labels=False).selector is other
+        extension_of(base, grids=["qwen3-vl", "internvl3"])
 
 
 @pytest.mark.parametrize("name", GRIDS)

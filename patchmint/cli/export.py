@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from patchmint.cli.inspect.shared import DatasetArgument, progress_bar
+from patchmint.jobs.columns import ColumnsOption
 
 
 def export_command(
@@ -20,6 +21,7 @@ def export_command(
     where: Annotated[
         str, typer.Option(metavar="SQL", help="Only samples like this: as in `patchmint inspect find --where`.")
     ] = "",
+    columns: ColumnsOption = None,
 ) -> None:
     """Write images and what was found in them for another tool: boxes, words, and masks where they are stored.
 
@@ -29,7 +31,7 @@ def export_command(
     from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.export.run import export
 
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, columns=columns)
     with progress_bar("export") as progress:
         count = export(opened, out, to, where, progress)
     layout = opened.manifest.layout if opened.manifest is not None else None

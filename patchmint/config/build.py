@@ -191,12 +191,17 @@ class BuildConfig(AnnotatorConfig):
 
     @model_validator(mode="after")
     def _column_of_its_dataset(self) -> Self:
-        if isinstance(self.source, PatchmintSourceConfig) and self.makes and not self._column_name():
+        if self.extends and self.source is not None and not self._column_name():
             raise ValueError(
                 f"output.uri: what is added to a data set goes into {self.source.uri.rstrip('/')}/columns/NAME, NAME "
                 "of lower-case letters, digits, - and _; `patchmint compact` makes whole shards of it elsewhere"
             )
         return self
+
+    @property
+    def extends(self) -> bool:
+        """Whether it adds a column to a data set."""
+        return isinstance(self.source, PatchmintSourceConfig) and self.makes
 
     @property
     def copies(self) -> bool:
@@ -206,7 +211,7 @@ class BuildConfig(AnnotatorConfig):
     def _column_name(self) -> str:
         """Name of the column that its output is of its source; empty: it is none."""
         folder, _, name = self.output.uri.rpartition("/")
-        lawful = re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", name) is not None  # as shards.columns.VALID_NAME
+        lawful = re.fullmatch("(?!none$|corrections)[a-z0-9][a-z0-9_-]{0,39}", name) is not None
         return name if self.source and lawful and folder == f"{self.source.uri.rstrip('/')}/columns" else ""
 
     @model_validator(mode="after")

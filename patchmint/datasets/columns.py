@@ -14,23 +14,25 @@ from patchmint.shards.paths import COLUMNS, MANIFEST_PATH
 from patchmint.storage import Storage, uri_of
 
 
-def with_columns(dataset: Dataset, names: Sequence[str], chosen: Sequence[str] | None, *, check_files: bool) -> Dataset:
+def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files: bool = True) -> Dataset:
     """A data set with columns of its own.
 
     Args:
         dataset: without any.
-        names: of the folders in `columns/`.
         chosen: as for `open_dataset`.
         check_files: as for `open_dataset`.
 
     Raises:
         InputError, ShardError, StorageError: as for `open_dataset`.
     """
+    names = dataset.storage.folders(COLUMNS)
+    if not (names or chosen):
+        return dataset
     if dataset.manifest_data is None:
         if chosen:
             raise InputError(f"{dataset.uri} isn't finished, so it has no columns; finish its build first")
         return dataset
-    told = {name: manifest for name in names if (manifest := _manifest(dataset.storage, name)) is not None}
+    told = finished_columns(dataset.storage, names)
     with about(dataset.uri):
         try:
             base = json.loads(dataset.manifest_data)
@@ -52,6 +54,21 @@ def with_columns(dataset: Dataset, names: Sequence[str], chosen: Sequence[str] |
         columns.append(Column(name, opened, entries[name][1], name in sparse))
     joined = replace(dataset, columns=tuple(columns))
     return replace(joined, shards=tuple(_lacking(joined, shard) for shard in dataset.shards))
+
+
+def finished_columns(storage: Storage, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What dataset.json of each finished column says, by name.
+
+    Args:
+        storage: the data set's.
+        names: of the folders in `columns/`; None: look for them.
+
+    Raises:
+        ShardError: one isn't JSON.
+        StorageError: the storage failed.
+    """
+    found = {name: _manifest(storage, name) for name in (storage.folders(COLUMNS) if names is None else names)}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def _manifest(storage: Storage, name: str) -> dict[str, Any] | None:

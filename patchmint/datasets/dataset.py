@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchmint.errors import ConfigError, InputError, NotFoundError, ShardError, about
 from patchmint.shards.paths import (
-    COLUMNS,
     MANIFEST_PATH,
     PLAN_PATH,
     PUBLISHED,
@@ -129,7 +128,12 @@ class Dataset:
             for column in self.columns:
                 if told is not None and column.dataset.manifest is not None:
                     told = told.with_column(column.dataset.manifest, sparse=column.sparse)
-        return told
+        if told is None or not self.columns:
+            return told
+        lacking = sum(shard.lacking for shard in self.shards)
+        rejected = told.totals.rejected | ({"not-in-a-column": lacking} if lacking else {})
+        totals = told.totals.model_copy(update={"written": self.samples, "rejected": rejected})
+        return told.model_copy(update={"totals": totals})
 
     @cached_property
     def grid_names(self) -> tuple[str, ...]:
@@ -361,12 +365,9 @@ def open_dataset(
         dataset = open_folder(text, check_files=check_files)
         if b'"column":' in (dataset.manifest_data or b"") and dataset.manifest and dataset.manifest.column:
             raise InputError(f"{text} is a column; open the data set that it belongs to, and name it there (--columns)")
-        names = dataset.storage.folders(COLUMNS)
-        if not (names or columns):
-            return dataset
-        from patchmint.datasets.columns import with_columns
+        from patchmint.datasets.columns import with_columns  # which imports this
 
-        return with_columns(dataset, names, columns, check_files=check_files)
+        return with_columns(dataset, columns, check_files=check_files)
 
 
 def open_folder(uri: str, *, check_files: bool) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Summary:
             without the images' numbers.
         totals: units, units_done, planned, written, rejected and absent (by reason), texts, label_share, shards, bytes;
             of documents also images.
+        columns: of the data set, finished ones: name, whether it is read, what it holds, samples, bytes.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Summary:
     layout: dict[str, Any]
     members: list[dict[str, Any]]
     totals: dict[str, Any]
+    columns: list[dict[str, Any]] = field(default_factory=list)
 
 
 def summarise(dataset: Dataset) -> Summary:
@@ -77,7 +79,25 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
         members=told["members"],
         # dataset.json of before a retry knows nothing of its units
         totals=told["totals"] | {"units_done": manifest.totals.units} if dataset.finished else _totals_so_far(dataset),
+        columns=_columns(dataset),
     )
+
+
+def _columns(dataset: Dataset) -> list[dict[str, Any]]:
+    from patchmint.datasets.columns import finished_columns
+    from patchmint.shards.columns import held
+
+    read = {column.name for column in dataset.columns}
+    return [
+        {
+            "name": name,
+            "read": name in read,
+            "holds": sorted(held(told["layout"])),
+            "samples": told["totals"]["written"],
+            "bytes": told["totals"]["bytes"],
+        }
+        for name, told in finished_columns(dataset.storage).items()
+    ]
 
 
 def _by_samples(dataset: Dataset) -> Summary:

@@ -14,7 +14,8 @@ from patchmint.config.build import BuildConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.extension import finished_manifest
 from patchmint.jobs.build import JsonOption, ProfileOption, RetryFailedOption, SingleDriverOption, carry_out, main
-from patchmint.jobs.extend import ColumnsOption, settings_of
+from patchmint.jobs.columns import ColumnsOption
+from patchmint.jobs.extend import settings_of
 from patchmint.jobs.options import with_settings
 from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
@@ -43,9 +44,8 @@ def compact_command(
     """
     finished_manifest(open_storage(dataset))
     if columns is None and (begun := load_plan(open_storage(new))) is not None:
-        columns = begun.config["source"].get("columns", ["none"])  # whatever was added since
-    read = None if columns is None else [name for name in columns if name != "none"]
-    opened = open_dataset(dataset, columns=read)
+        columns = begun.config["source"].get("columns", [])  # whatever was added since
+    opened = open_dataset(dataset, columns=columns)
     assert opened.manifest is not None
     base = settings_of(opened.manifest, dataset, new, set(), [column.name for column in opened.columns])
     if opened.has_edits:

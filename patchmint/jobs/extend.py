@@ -27,6 +27,7 @@ from patchmint.jobs.build import (
     carry_out,
     main,
 )
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import record_models
@@ -35,16 +36,6 @@ from patchmint.shards.paths import COLUMNS
 from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
 from patchmint.storage.hub import is_on_hub
-
-ColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--columns",
-        metavar="NAME",
-        help="Read this column, and no others but those named so as well; corrections: all of these; none: no column. "
-        "Default: columns that add what nothing else has, and corrections.",
-    ),
-]
 
 _OF_INSTANCES = ("labels.min_coverage", "labels.mask_area", "labels.clip_to_box", "labels.instances")
 _SIZES = ("samples_per_shard", "images_per_shard", "prefix")
@@ -96,12 +87,10 @@ def extend_command(
             "FOLDER), and extend the copy"
         )
     finished_manifest(open_storage(dataset))
-    read = () if columns is None else [each for each in columns if each != "none"]
-    base = open_dataset(dataset, columns=None if from_instances and columns is None else read)
+    base = open_dataset(dataset, columns=columns if from_instances else columns or ())
     manifest = base.manifest
     assert manifest is not None
-    if from_instances and columns is None:
-        read = [column.name for column in base.columns if _has_instances(column.dataset)]
+    read = [column.name for column in base.columns if columns or _has_instances(column.dataset)]
 
     def config_of(own: str) -> BuildConfig:
         told = settings_of(manifest, dataset, f"{dataset.rstrip('/')}/{COLUMNS}/{own}", made, read)

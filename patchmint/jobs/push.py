@@ -18,15 +18,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
+from patchmint.datasets.columns import finished_columns
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.ledger import Ledger
 from patchmint.errors import InputError, PatchmintError, ShardError, StorageError
 from patchmint.jobs.card import PICTURES, licence_of, make_card
 from patchmint.jobs.progress import say
-from patchmint.shards.manifest import Manifest
-from patchmint.shards.paths import COMMITS, MANIFEST_PATH, PLAN_PATH, PUBLISHED, SHARDS_PATH, plan_path, record_path
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.shards.paths import (
+    COLUMNS,
+    COMMITS,
+    MANIFEST_PATH,
+    PLAN_PATH,
+    PUBLISHED,
+    SHARDS_PATH,
+    plan_path,
+    record_path,
+)
 from patchmint.shards.readme import README, is_ours, read_readme
-from patchmint.storage import Storage, uri_of
+from patchmint.storage import Storage, open_storage, uri_of
 from patchmint.storage.failures import explain_hub, explain_place, is_passing
 from patchmint.storage.hub import HubAddress, HubStorage, connect, explained
 from patchmint.storage.local import LocalStorage
@@ -39,7 +49,7 @@ _COMMIT_FILES = 100
 _COMMIT_BYTES = 5 << 30
 _PAUSES = (1.0, 5.0, 20.0, 60.0, 180.0)
 """Seconds before a commit that failed is tried again. The Hub allows so many an hour."""
-_ROOMS = (*(f"{room}/" for room in PUBLISHED), f"{COMMITS}/", "plan/", f"{PICTURES}/")
+_ROOMS = (*(f"{room}/" for room in PUBLISHED), f"{COMMITS}/", f"{COLUMNS}/", "plan/", f"{PICTURES}/")
 _LAST = (SHARDS_PATH, README, MANIFEST_PATH)
 
 
@@ -109,6 +119,11 @@ def push(
         raise InputError(f"{uri}: a data set fills the main branch of a repository; give hf://datasets/ORG/NAME")
     opened, manifest = _finished(dataset)
     files = _files(opened.storage, manifest)
+    for name in finished_columns(opened.storage):
+        column = open_storage(uri_of(opened.storage, f"{COLUMNS}/{name}"))
+        for file in _files(column, read_manifest(column)).values():
+            path = f"{COLUMNS}/{name}/{file.path}"
+            files[path] = _File(path, file.size, file.sha256)
     target = _Target(address.repo, uri)
     target.find()
     plan = files[PLAN_PATH]
@@ -147,7 +162,7 @@ def push(
 
 
 def _finished(uri: str) -> tuple[Dataset, Manifest]:
-    dataset = open_dataset(uri)
+    dataset = open_dataset(uri, columns=())
     if not dataset.finished or dataset.manifest is None or uri.endswith(".tar"):
         raise InputError(f"{uri} isn't a finished data set; run its build's command again, then push it")
     if not dataset.samples:

@@ -46,8 +46,8 @@ def _check_output(config: BuildConfig) -> None:
         files = [path for path in (output.root, *output.root.parents) if os.path.isfile(path)]  # noqa: PTH113 (no raise)
         if files:
             raise ConfigError(f"output.uri: {files[0]} is a file; give a folder for the data set")
-    if config.all_sources[0].kind == "patchmint" and config.makes:
-        return  # a column
+    if config.extends:
+        return  # its column lies in it
     for config_of_source in config.all_sources:
         source = open_storage(config_of_source.uri)
         if isinstance(output, LocalStorage):

@@ -7,7 +7,6 @@ was added, and a KEY.json of what that changes.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -125,8 +124,8 @@ def choose(
         base: what it holds (`held`).
         columns: the same of each finished column that isn't sparse, by name.
         sparse: names of those that are, in order: they have whole samples in the place of some.
-        names: the caller's choice, in which "corrections" stands for all sparse ones. None: all whose content nobody
-            else has, and the sparse ones.
+        names: the caller's choice, in which "corrections" stands for all sparse ones, and "none" for no column. None:
+            all whose content nobody else has, and the sparse ones.
 
     Raises:
         InputError: there is no such column; or two hold the same, and it isn't said which is meant.
@@ -135,7 +134,7 @@ def choose(
         chosen = [name for name, own in columns.items() if not own & base]
         over = list(sparse)
     else:
-        known = {*columns, *sparse, CORRECTIONS}
+        known = {*columns, *sparse, CORRECTIONS, NONE}
         if unknown := [name for name in names if name not in known]:
             there = ", ".join(sorted({*columns, *sparse})) or "none"
             raise InputError(f"there is no finished column {unknown[0]!r}; there are: {there}")
@@ -151,11 +150,8 @@ def choose(
     return [*chosen, *over]
 
 
-CORRECTIONS = "corrections"
-"""Stands for all sparse columns."""
-
-VALID_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-"""Names of columns, by `fullmatch`."""
+CORRECTIONS, NONE = "corrections", "none"
+"""Stand for all sparse columns, and for no column."""
 
 
 def _dump(value: object) -> bytes:

@@ -160,6 +160,9 @@ class Manifest(_Part):
                 "config": column.config | {"extended": self.config},
                 "models": self.models | {role: model for role, model in column.models.items() if role != "extended"},
             }
+        if not sparse and column.layout.min_coverage is not None:
+            labelled = {name: getattr(column.totals, name) for name in ("texts", "label_share")}
+            update["totals"] = self.totals.model_copy(update=labelled)
         return self.model_copy(update=update)
 
     @property

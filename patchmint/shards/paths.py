@@ -21,6 +21,12 @@ _TAR = re.compile(rf"{SHARDS}/({PREFIX[1:-2]}|)([0-9]{{6,}})\.tar")
 _RECORD_PATH = re.compile(rf"{COMMITS}/([0-9]{{6,}})\.json")
 
 
+def column_place(uri: str) -> tuple[str, str]:
+    """The place of the data set whose column a path or URI would be, and the column's name; both empty: of none."""
+    base, _, rest = uri.rstrip("/").rpartition(f"/{COLUMNS}/")
+    return (base, rest) if base and "/" not in rest else ("", "")
+
+
 def plan_path(number: int) -> str:
     """Where the plan is (0), or that of the first, second... retry."""
     return PLAN_PATH if number == 0 else f"plan.retry-{number}.parquet"

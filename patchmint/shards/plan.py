@@ -170,7 +170,7 @@ class Plan:
         lines = differences(self.config, config.deciding())
         for role in sorted(self.models.keys() & models.keys()):
             old, new = self.models[role], models[role]
-            if old.name == new.name and old.fingerprint != new.fingerprint:
+            if (old.name == new.name or role == "extended") and old.fingerprint != new.fingerprint:
                 lines.append(f"models.{role}: content {old.fingerprint} there, {new.fingerprint} here")
         return lines
 

@@ -554,6 +554,11 @@ def _changed(document: _Changed, **changes: object) -> _Changed:
     return type(document).model_construct(None, **kept | changes)
 
 
+def of_this_version(told: KeyJson) -> KeyJson:
+    """The same, as it is written now."""
+    return told if told.schema_ == SCHEMA else _changed(told, schema_=SCHEMA)
+
+
 def read_key_json(data: bytes) -> KeyJson:
     """Read the bytes of KEY.json; only a document's has a `sequence`.
 

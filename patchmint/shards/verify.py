@@ -30,7 +30,7 @@ from patchmint.shards.plan import Plan, load_plans
 from patchmint.shards.reader import iter_members
 from patchmint.shards.records import CommitRecord
 from patchmint.shards.shard_list import ListedUnit, ShardList, read_shard_list
-from patchmint.shards.verify_tar import Decode, check_tar, key_hash
+from patchmint.shards.verify_tar import Base, Decode, check_tar, key_hash
 from patchmint.shards.verify_unit import UnitReport, check_unit
 from patchmint.storage import Storage
 from patchmint.storage.ahead import done_ahead
@@ -46,13 +46,18 @@ _TAKEN_UP = {SHARDS: (".tar", ".parquet"), SIDECARS: ("",), REJECTS: ("",), COMM
 """Endings of what readers would take for a part of the data set. Other programs write indexes beside the tars."""
 
 
-def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None) -> Iterator[Finding]:
+def verify(
+    storage: Storage, *, decode: Decode | None = None, progress: Progress | None = None, base: Base | None = None
+) -> Iterator[Finding]:
     """Check a whole data set: every byte against its record, every sample against the format, every count.
+
+    Its columns aren't looked at: `patchmint.datasets.verify` does that.
 
     Args:
         storage: the data set.
         decode: an image file's bytes -> (height, width); given, every image is decoded. It is called from threads.
         progress: told after each unit.
+        base: of a column.
 
     Raises:
         StorageError: the storage can't be listed. What can't be read of a listed file is a finding.
@@ -73,7 +78,7 @@ def verify(storage: Storage, *, decode: Decode | None = None, progress: Progress
     keys, records = KeyTable(), list[CommitRecord]()
 
     def check(unit: int) -> UnitReport:
-        return check_unit(storage, unit, planned[unit], digests, sizes, layout=layout, decode=decode)
+        return check_unit(storage, unit, planned[unit], digests, sizes, layout=layout, decode=decode, base=base)
 
     for report in _in_threads(check, units, progress):
         yield from report.findings

@@ -53,6 +53,19 @@ _PICKLES = re.compile(r"\.(pkl|pickle|pyd|pt|pth|joblib)(\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
+class Base:
+    """What a column's samples were added to.
+
+    Attributes:
+        layout: of whole samples.
+        whole: makes one of a unit's id and what the column has; raises a ShardError where there is none.
+    """
+
+    layout: Layout
+    whole: Callable[[int, StoredSample], StoredSample]
+
+
+@dataclass(frozen=True)
 class TarReport:
     """What was found in one tar.
 
@@ -78,6 +91,8 @@ def check_tar(
     layout: Layout | None = None,
     rows: Iterator[dict[str, Any]] | None = None,
     decode: Decode | None = None,
+    base: Base | None = None,
+    unit: int = 0,
 ) -> TarReport:
     """Read a tar once, hash it, and check all that it holds.
 
@@ -87,9 +102,11 @@ def check_tar(
         layout: of its data set; None for a lone tar, which may be somebody else's.
         rows: of its sidecar, in order; None where there is none to compare with.
         decode: decodes each image; None: images aren't looked into.
+        base: of a column.
+        unit: whose tar it is.
     """
     findings = Findings(path)
-    state = _State(findings, layout, rows, decode)
+    state = _State(findings, layout, rows, decode, base, unit)
     reader = _HashingFile()
     try:
         with storage.open(path) as file:
@@ -118,8 +135,12 @@ class _State:
         layout: Layout | None,
         rows: Iterator[dict[str, Any]] | None,
         decode: Decode | None,
+        base: Base | None,
+        unit: int,
     ) -> None:
         self.findings = findings
+        self.base = base
+        self.unit = unit
         self.layout = layout
         self.rows = rows
         self.decode = decode
@@ -170,17 +191,33 @@ class _State:
         self.seen[key] = self.seen.get(key, frozenset()) | endings
         held = {member.ending: member.data for member in members if member.data is not None and not _pickle(member)}
         sample = StoredSample(key, members[0].offset, members[-1].end - members[0].offset, held)
-        if self.layout is not None or is_own(sample):
+        if self.base is not None:
+            sample, problems = self._of_column(sample, self.base)
+            trouble |= self.findings.extend(problems, shown)
+        elif self.layout is not None or is_own(sample):
             trouble |= self.findings.extend(check_own(sample, self.layout, deep=self.decode is not None), shown)
         else:
             trouble |= self.findings.extend(check_foreign(sample), shown)
         if self.rows is not None:
             self._compare_row(sample, trouble)
+        if self.base is not None:
+            return
         if self.decode is not None:
             self.findings.extend(check_image(sample, self.decode), shown)
         else:
             empty = [ending for ending, data in held.items() if not data and ending.rpartition(".")[2] == IMAGE]
             self.findings.extend((("image-damaged", f"{ending} is an empty file") for ending in empty), shown)
+
+    def _of_column(self, sample: StoredSample, base: Base) -> tuple[StoredSample, list[Problem]]:
+        """The whole sample, at its place in the column's tar, and what is wrong with it."""
+        try:
+            found = base.whole(self.unit, sample)
+            expected = self.layout.members_of(len(found.key_json.images)) if self.layout is not None else None
+        except ShardError as error:
+            return sample, [("column-base", str(error))]
+        whole = StoredSample(sample.key, sample.offset, sample.size, found.members)
+        deep = self.decode is not None
+        return whole, [*_check_endings(sample, expected), *check_own(whole, base.layout, deep=deep)]
 
     def _compare_row(self, sample: StoredSample, trouble: bool) -> None:
         row = next(self.rows, None) if self.rows is not None else None

@@ -21,9 +21,9 @@ from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import PICTURES_SCHEMA
 from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.sidecar import DOCUMENTS, SCHEMA_1, is_of_version_1
+from patchmint.shards.sidecar import DOCUMENTS, SCHEMA_1, is_of_version_1, schema_for
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
-from patchmint.shards.verify_tar import Decode, check_tar
+from patchmint.shards.verify_tar import Base, Decode, check_tar
 from patchmint.storage import Storage
 
 Rows = Iterator[dict[str, Any]]
@@ -57,6 +57,7 @@ def check_unit(
     *,
     layout: Layout | None,
     decode: Decode | None,
+    base: Base | None = None,
 ) -> UnitReport:
     """Check a unit.
 
@@ -68,6 +69,7 @@ def check_unit(
         present: all files of the data set.
         layout: what every sample has; None where there is no manifest.
         decode: decodes each image; None: images aren't looked into.
+        base: of a column.
     """
     report = UnitReport(canonical_paths(unit)[-1])
     found = Findings(record_path(unit))
@@ -90,7 +92,7 @@ def check_unit(
         rows, findings = _check_sidecar(storage, sidecar, files[sidecar], record, layout)
         report.findings += findings
     if report.tar in files:
-        checked = check_tar(storage, report.tar, layout=layout, rows=rows, decode=decode)
+        checked = check_tar(storage, report.tar, layout=layout, rows=rows, decode=decode, base=base, unit=unit)
         found = Findings(report.tar)
         found.extend(_check_sum(files[report.tar], checked.size, checked.sha256))
         if checked.samples != record.written:
@@ -137,7 +139,7 @@ def _check_sidecar(
     storage: Storage, path: str, file: FileRecord, record: CommitRecord, layout: Layout | None
 ) -> tuple[Rows | None, list[Finding]]:
     found = Findings(path)
-    schemas = [SIDECAR, DOCUMENTS] if layout is None else [DOCUMENTS if layout.documents else SIDECAR]
+    schemas = [SIDECAR, DOCUMENTS] if layout is None else [schema_for(layout)]
     parquet = _open(storage, path, file, schemas, found)
     if parquet is None:
         return None, found.to_list()
@@ -150,13 +152,17 @@ def _check_sidecar(
 
 def _check_texts(parquet: pq.ParquetFile, record: CommitRecord) -> Iterator[tuple[str, str]]:
     documents = "images" in parquet.schema_arrow.names
+    labelled = "texts" in parquet.schema_arrow.names  # not in a column without labels
+    wanted = ["texts", "label_shares"] * labelled + ["images"] * documents
     try:
-        columns = parquet.read(columns=["texts", "label_shares", *(["images"] if documents else [])], use_threads=False)
+        columns = parquet.read(columns=wanted, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         yield "table-form", f"its columns can't be read: {error}"
         return
-    texts, shares = (pc.list_flatten(columns[name]) for name in ("texts", "label_shares"))
-    held = len(texts), mean_share(shares.to_pylist())
+    held: tuple[int, float | None] = 0, None
+    if labelled:
+        texts, shares = (pc.list_flatten(columns[name]) for name in ("texts", "label_shares"))
+        held = len(texts), mean_share(shares.to_pylist())
     if held != (record.texts, record.label_share):
         said = _texts(record.texts, record.label_share)
         yield "counts", f"the record says {said}, the sidecar has {_texts(*held)}"

@@ -17,7 +17,7 @@ from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
 from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
-from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text
+from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text, of_this_version
 from patchmint.shards.sidecar import NOT_EDITED, TableWriter, schema_for, sidecar_row
 
 
@@ -96,7 +96,8 @@ class ShardWriter:
         edited: Mapping[str, object] = NOT_EDITED,
     ) -> None:
         layout, images = self._layout, range(len(told.images))
-        data = {**data, DOCUMENT: column_json(told, layout) if layout.column else told.to_bytes()}
+        document = column_json(told, layout) if layout.column else of_this_version(told).to_bytes()
+        data = {**data, DOCUMENT: document}
         members = tar_sample(told.key, ((ending, data[ending]) for ending in layout.members_of(len(images))))
         labels = [] if layout.threshold is None else [arrays[layout.ending_of(image, SELECTOR)] for image in images]
         member = f"{layout.tokens.member}.npy" if layout.tokens else ""

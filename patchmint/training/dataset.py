@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchmint.datasets.columns import without_wrong
+from patchmint.datasets.columns import with_columns, without_wrong
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import with_extents
@@ -69,6 +69,8 @@ class StageDataset(IterableDataset[StageSample]):
         on_error: "raise", or "skip" damaged samples, which are logged and counted.
         max_images: documents with more images are left out and counted in `skipped`, too; None: none is.
         grid: which of a data set's grids labels are given on; None: the first. On another there are no features.
+        columns: names of the columns that are read with each data set; None: those that add what nothing else has, and
+            corrections (`patchmint.datasets.open_dataset`).
 
     Attributes:
         layouts: of the data sets, in the order given.
@@ -100,6 +102,7 @@ class StageDataset(IterableDataset[StageSample]):
         on_error: Literal["raise", "skip"] = "raise",
         max_images: int | None = None,
         grid: str | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         if seed < 0 or shuffle_window < 1 or (max_images is not None and max_images < 1):
             raise ConfigError(
@@ -110,7 +113,7 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [with_extents(open_on_grid(uri, grid)) for uri in uris]
+        self._datasets = [with_extents(open_on_grid(uri, grid, columns)) for uri in uris]
         self._fields = fields_of(stage, images, self._datasets)
         self._maker = SampleMaker(self._datasets, self._fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
@@ -297,8 +300,8 @@ class StageDataset(IterableDataset[StageSample]):
                 )
 
 
-def open_finished(uri: Uri) -> Dataset:
-    """Open a finished data set that is whole.
+def open_finished(uri: Uri, columns: Sequence[str] | None = None) -> Dataset:
+    """Open a finished data set that is whole, with columns as `open_dataset` does.
 
     Raises:
         ConfigError: there is no finished data set, or no sample was written.
@@ -312,7 +315,7 @@ def open_finished(uri: Uri) -> Dataset:
     if os.fspath(uri).endswith(".tar"):
         raise none
     try:
-        dataset = open_dataset(uri)
+        dataset = open_dataset(uri, columns=())
     except InputError as error:
         raise none from error
     if not dataset.finished:
@@ -329,15 +332,18 @@ def open_finished(uri: Uri) -> Dataset:
             f"{uri} has {shards} shards of {size} bytes, its {MANIFEST_PATH} says {totals.shards} of {totals.bytes}: "
             f"the copy isn't complete; run `patchmint inspect verify {uri}`"
         )
-    return dataset
+    try:
+        return with_columns(dataset, columns)
+    except InputError as error:
+        raise ConfigError(f"can't train on {uri}: {error}") from error
 
 
-def open_on_grid(uri: Uri, grid: str | None) -> Dataset:
+def open_on_grid(uri: Uri, grid: str | None, columns: Sequence[str] | None = None) -> Dataset:
     """As `open_finished`, with its labels on one of its grids (None: the first), without samples marked wrong.
 
     A ConfigError where there is no such grid.
     """
-    whole = open_finished(uri)
+    whole = open_finished(uri, columns)
     dataset = without_wrong(whole)
     if wrong := whole.samples - dataset.samples:
         _LOG.warning("%d samples of %s are marked wrong and left out", wrong, uri)

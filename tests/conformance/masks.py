@@ -18,7 +18,7 @@ def digest(mask):
 class Check:
     """The masks that a tool shows, against those that are stored.
 
-    `python SCRIPT.py EXPORTS EXPECTED BACK`: folders of the exports by kind, a file of `{name: [[label, digest], ...]}`,
+    `python SCRIPT.py EXPORTS EXPECTED BACK`: exports by kind, a file of `{key: [[label, digest], ...]}`,
     and a folder for what the tool writes itself, which `patchmint correct` is to find unchanged.
     """
 

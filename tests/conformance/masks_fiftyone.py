@@ -5,8 +5,8 @@ import os
 
 os.environ["FIFTYONE_DISABLE_SERVICES"] = "1"
 
-from fiftyone.utils.data.importers import FiftyOneDatasetImporter  # noqa: E402
-from masks import Check  # noqa: E402
+from fiftyone.utils.data.importers import FiftyOneDatasetImporter
+from masks import Check
 
 check = Check()
 importer = FiftyOneDatasetImporter(str(check.exports / "fiftyone"))

@@ -2,7 +2,9 @@
 
 Writes two small data sets through the real writer, one of pictures and one of documents, and reads them with each
 reader in an environment of its own. Then the other way round: data sets in layouts of the Hub, written by Hugging Face
-`datasets`, are recognised and built. Ends with 1 if a reader, or a build, sees something else than what was written.
+`datasets`, are recognised and built. Then 1,000 of the demo's scenes with their true masks are exported to each tool's
+files: what the tools show is equal to the pixel, and what they write again is no correction. Ends with 1 if a reader, a
+build or a tool sees something else than what was written.
 """
 
 import argparse
@@ -21,12 +23,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from masks import digest  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from shard_data import DOCUMENTS, make_document, make_sample  # noqa: E402
 from training_data import finished  # noqa: E402
 
 from patchmint.config import BuildConfig  # noqa: E402
+from patchmint.datasets.dataset import open_dataset  # noqa: E402
+from patchmint.datasets.reader import iter_stored  # noqa: E402
+from patchmint.demo.dataset import write_dataset  # noqa: E402
+from patchmint.geometry.rle import decode_mask  # noqa: E402
+from patchmint.inspection.export.formats import FORMATS, category_of  # noqa: E402
+from patchmint.inspection.export.run import export  # noqa: E402
 from patchmint.pipeline.sources import open_source  # noqa: E402
 from patchmint.samples import SourceSample  # noqa: E402
 from patchmint.shards.manifest import read_manifest  # noqa: E402
@@ -40,6 +49,17 @@ IMAGES = (2, 2, 2, 2, 2, 1, 3, 9, 40, 2)
 """Images of each document. The first five have as many: readers that take columns from them must not be misled."""
 PATCHMINT = (sys.executable, "-c", "from patchmint.cli import main; main()")
 """The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
+
+
+SCENES = 1000
+TOOLS = {
+    "pycocotools": {},
+    "supervision": {},
+    "datumaro": {"coco": "coco_instances/annotations/instances_default.json", "cvat": "cvat"},
+    "label_studio": {"label-studio": "label-studio.json"},
+    "fiftyone": {"fiftyone": "samples.json"},
+}
+"""What each writes again, by the kind of the export."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +78,18 @@ READERS = (
     Reader("wids", own=True, on_main=True),
     Reader("energon", own=True, on_main=True),
 )
+OF_EXPORTS = Reader("tools", own=True)
 
 
 def main():
     """Read the shards with every reader, or with those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(reader.name for reader in READERS))
+    names = [reader.name for reader in (*READERS, OF_EXPORTS)]
+    parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(names))
     parser.add_argument("--data", type=Path, help="read this data set instead, which stays as it is")
     parser.add_argument("--environments", type=Path, default=HERE.parent.parent / ".venv-conformance")
     options = parser.parse_args()
-    if unknown := set(options.readers) - {reader.name for reader in READERS}:
+    if unknown := set(options.readers) - set(names):
         parser.error(f"no reader {', '.join(sorted(unknown))}")
     told = options.data or f"{SAMPLES} pictures, and {len(IMAGES)} documents of 1 to 40 images"
     table = Table("reader", "verdict", title=str(told))
@@ -91,6 +113,11 @@ def main():
                 trouble = build_from(python, Path(folder) / "hub")
                 failed |= bool(trouble)
                 table.add_row("from datasets", trouble or "each split of each layout, and nothing else")
+        if not options.data and (not options.readers or OF_EXPORTS.name in options.readers):
+            python = environment(OF_EXPORTS, options.environments)
+            for tool, what, trouble in check_exports(python, Path(folder) / "exported"):
+                failed |= bool(trouble)
+                table.add_row(tool, trouble or f"{what} of {SCENES} scenes")
     Console().print(table)
     return int(failed)
 
@@ -212,6 +239,53 @@ def build_from(python, folder):
             if found != texts:
                 return f"{name}, {split}: {found}, and `datasets` reads {texts}"
     return ""
+
+
+def check_exports(python, folder):
+    """Export the scenes, and have each tool show and write them; yields its name, what it shows, and what is wrong."""
+    exports, expected = folder / "exports", folder / "expected.json"
+    exports.mkdir(parents=True)
+    dataset = open_dataset(build_scenes(folder))
+    for kind in FORMATS:
+        export(dataset, exports / kind, kind)
+    samples = (sample for _, sample in iter_stored(dataset, range(dataset.samples), None))
+    told = {
+        sample.key: [
+            [category_of(phrase.text), digest(decode_mask(found.mask.rle))]
+            for phrase, found in zip(sample.images[0].phrases, sample.images[0].instances, strict=True)
+        ]
+        for sample in samples
+    }
+    expected.write_text(json.dumps(told))
+    for tool, written in TOOLS.items():
+        back = folder / tool
+        back.mkdir()
+        own = sys.executable if tool == "pycocotools" else python
+        trouble = run([own, HERE / f"masks_{tool}.py", exports, expected, back], folder)
+        for kind, path in {} if trouble else written.items():
+            trouble = trouble or run([*PATCHMINT, "correct", dataset.uri, back / path, "--from", kind], folder)
+        if not trouble and open_dataset(dataset.uri).columns:
+            trouble = "what it wrote again is taken for a correction"
+        yield tool, "masks, equal to the pixel,", trouble
+    for kind in ("yolo", "odvg"):
+        trouble = run([*PATCHMINT, "correct", dataset.uri, exports / kind, "--from", kind], folder)
+        yield kind, "boxes", trouble or ("they are taken for corrections" if open_dataset(dataset.uri).columns else "")
+
+
+def build_scenes(folder):
+    """Scenes of the demo with their true masks as annotators', built without a model."""
+    write_dataset(folder / "scenes", seed=11, count=SCENES)
+    config = {
+        "source": {"kind": "coco", "uri": str(folder / "scenes"), "texts": "categories"},
+        "output": {"uri": str(folder / "data")},
+        "labels": {"boxes": "annotators", "masks": "annotators", "instances": True},
+        "models": "untrained-tiny",
+        "tokens": None,
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    if trouble := run([*PATCHMINT, "build", folder / "config.yaml"], folder):
+        raise SystemExit(f"the scenes can't be built: {trouble}")
+    return folder / "data"
 
 
 def of_split(settings, split):

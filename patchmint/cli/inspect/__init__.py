@@ -74,6 +74,7 @@ COMMANDS = {
         (
             "patchmint inspect diff out/old out/new",
             "patchmint inspect diff out/old s3://bucket/new --samples 1000 --json",
+            "patchmint inspect diff out/data out/data --columns-a labels --columns-b labels-2",
         ),
     ),
     "gallery": LazyCommand(

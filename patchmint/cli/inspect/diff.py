@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _VALUE = 200
 _ABSENT = "-"
+_COLUMNS_HELP = "columns to read with it, as --columns of other commands."
+_ColumnsA = Annotated[list[str] | None, typer.Option("--columns-a", metavar="NAME", help=f"Of A: {_COLUMNS_HELP}")]
+_ColumnsB = Annotated[list[str] | None, typer.Option("--columns-b", metavar="NAME", help=f"Of B: {_COLUMNS_HELP}")]
 
 
 def diff_command(
@@ -30,11 +33,14 @@ def diff_command(
         int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels and codes are compared. 0: all.")
     ] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Number of keys to list for each kind of difference.")] = 20,
+    columns_a: _ColumnsA = None,
+    columns_b: _ColumnsB = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.
 
-    Samples are the same if their keys are. Images, boxes, coverage and features aren't compared.
+    Samples are the same if their keys are. Images, boxes, coverage and features aren't compared. Two columns of a data
+    set are compared by --columns-a and --columns-b, with A and B the same.
 
     Ends with 0 if nothing differs, 1 if something does, 2 if one can't be read.
     """
@@ -42,7 +48,8 @@ def diff_command(
     from patchmint.inspection.diff.compare import compare
 
     with progress_bar("diff") as progress:
-        difference = compare(open_dataset(a), open_dataset(b), samples=samples, top=limit, progress=progress)
+        before, after = open_dataset(a, columns=columns_a), open_dataset(b, columns=columns_b)
+        difference = compare(before, after, samples=samples, top=limit, progress=progress)
     if as_json:
         print_json({"a": a, "b": b, **_document(difference)})
     else:

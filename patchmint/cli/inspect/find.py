@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
 from patchmint.errors import InputError
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 from patchmint.samples import NO_NUMBER
 
@@ -52,6 +53,7 @@ def find_command(
     where: Annotated[str, typer.Option(metavar="SQL", help="A condition over the sidecar's columns.")] = "",
     sort: Annotated[str, typer.Option(metavar="SQL", help="What to sort by; may end in asc or desc.")] = "",
     rejects: Annotated[bool, typer.Option("--rejects", help="Search the rejected samples.")] = False,
+    columns: ColumnsOption = None,
     reason: Annotated[str, typer.Option(help="Reason of the reject, such as image-missing; with --rejects.")] = "",
     limit: Annotated[
         int | None, typer.Option(min=0, help="Maximum number of rows. 0: all. Default: 50; with --keys all.")
@@ -85,7 +87,8 @@ def find_command(
     if rejects:
         if any(given is not None for given in (text, phrase, min_score, max_score, min_share, max_share)):
             raise InputError("rejects have neither texts nor labels; with --rejects use --reason, --key and --where")
-        total = _find_rejects(open_dataset(dataset), (reason, key, where, sort), shown, keys=keys, as_json=as_json)
+        opened = open_dataset(dataset, columns=())
+        total = _find_rejects(opened, (reason, key, where, sort), shown, keys=keys, as_json=as_json)
     else:
         if reason:
             raise InputError("--reason is one of rejects; add --rejects")
@@ -100,7 +103,7 @@ def find_command(
             where=where,
             sort=sort,
         )
-        total = _find_samples(open_dataset(dataset), search, shown, keys=keys, as_json=as_json)
+        total = _find_samples(open_dataset(dataset, columns=columns), search, shown, keys=keys, as_json=as_json)
     if not total:
         raise typer.Exit(1)
 

@@ -19,6 +19,7 @@ from patchmint.cli.inspect.shared import (
     print_json,
     progress_bar,
 )
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def gallery_command(
         str | None, typer.Option(help="SAM that outlines drawn boxes, by name or path. Default: the labels'.")
     ] = None,
     grid: GridOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -68,6 +70,8 @@ def gallery_command(
         raise typer.BadParameter("give either a folder to write (OUT) or --serve")
     if edit and not serve:
         raise typer.BadParameter("--edit needs --serve: a folder has nobody to save what is edited")
+    if edit and columns is not None:
+        raise typer.BadParameter("--edit takes the data set as `patchmint correct` reads it: leave out --columns")
     if not edit and (edits or by or masker):
         raise typer.BadParameter("--edits, --by and --masker are for --edit")
     from patchmint.datasets.dataset import open_dataset
@@ -75,7 +79,7 @@ def gallery_command(
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
-    opened = open_dataset(dataset).on_grid(grid)
+    opened = open_dataset(dataset, columns=columns).on_grid(grid)
     pending = PendingEdits(edits or _edits_file(opened)) if edit else None
     site = Site(opened, GallerySettings(chosen, size or (1024 if edit else 512), masks, decoded, masker), pending)
     if out is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 from patchmint.samples import describe_absent
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _SECTIONS = ("source", "labels", "grid", "grids", "tokens", "features")
 
 
-def info_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
+def info_command(dataset: DatasetArgument, columns: ColumnsOption = None, as_json: JsonOption = False) -> None:
     """Say what a data set is: versions, models, config, layout, totals.
 
     Of an unfinished build how far it is, and what its first sample says; of one tar only the latter.
@@ -29,7 +30,7 @@ def info_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     from patchmint.datasets.dataset import open_dataset
     from patchmint.inspection.summary import summarise
 
-    summary = summarise(open_dataset(dataset, check_files=False))
+    summary = summarise(open_dataset(dataset, columns=columns, check_files=False))
     if as_json:
         print_json(asdict(summary))
         return
@@ -68,6 +69,10 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
             # Settings that aren't known are empty; the layout tells at least what there is.
             told = known[section] if known[section] != {} else _form(section, summary.layout)
             yield section, ", ".join(map(_flat, told)) if section == "grids" else _flat(told)
+    for column in summary.columns:
+        read = "" if column["read"] else "; not read here"
+        size = f"{column['samples']} samples, {_size(column['bytes'])}"
+        yield "column", f"{column['name']}: {', '.join(column['holds'])}, {size}{read}"
     if summary.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from patchmint.inspection.summary import ListedSample
 
 
-def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
+def ls_command(dataset: DatasetArgument, columns: ColumnsOption = None, as_json: JsonOption = False) -> None:
     """List the shards of a data set, or the samples of one tar.
 
     Shards: name, samples, rejected samples, bytes, mean share of the patches that are kept. A tar, anybody's: key,
@@ -34,15 +35,15 @@ def ls_command(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
         if dataset.endswith(".tar"):
             _list_tar(dataset, as_json=as_json)
         else:
-            _list_shards(dataset, as_json=as_json)
+            _list_shards(dataset, columns, as_json=as_json)
     finally:
         gc.enable()
 
 
-def _list_shards(uri: str, *, as_json: bool) -> None:
+def _list_shards(uri: str, columns: list[str] | None, *, as_json: bool) -> None:
     from patchmint.datasets.dataset import open_dataset
 
-    dataset = open_dataset(uri, check_files=False)
+    dataset = open_dataset(uri, columns=columns, check_files=False)
     if as_json:
         print_json(_shards_document(dataset))
     else:

@@ -19,6 +19,7 @@ from patchmint.cli.inspect.shared import (
     write_output,
 )
 from patchmint.errors import InputError
+from patchmint.jobs.columns import ColumnsOption
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset
@@ -46,6 +47,7 @@ def show_command(
         ),
     ] = None,
     grid: GridOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one sample: texts with their phrases, patch labels, codes; a document image by image.
@@ -62,7 +64,7 @@ def show_command(
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")
-    opened = open_dataset(dataset).on_grid(grid)
+    opened = open_dataset(dataset, columns=columns).on_grid(grid)
     with progress_bar("reading keys, once") as progress:
         found = find_sample(opened, key, progress)
     chosen = _chosen(found, image, text)

@@ -22,6 +22,7 @@ from patchmint.cli.inspect.shared import (
     progress_bar,
     write_output,
 )
+from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def stats_command(
     ] = None,
     padding: PaddingOption = False,
     grid: GridOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
@@ -64,7 +66,7 @@ def stats_command(
 
     check_output(png, ".png")
     check_output(html, ".html")
-    whole = open_dataset(dataset).on_grid(grid)
+    whole = open_dataset(dataset, columns=columns).on_grid(grid)
     opened = without_wrong(whole)
     if wrong := whole.samples - opened.samples:
         typer.echo(f"{wrong} samples are marked wrong and left out", err=True)

@@ -47,9 +47,11 @@ def verify_command(
 
 
 def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
+    from patchmint.datasets.columns import finished_columns
     from patchmint.datasets.dataset import open_tar
-    from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH
-    from patchmint.shards.verify import verify, verify_tars
+    from patchmint.datasets.verify import verify_all, verify_column
+    from patchmint.shards.paths import MANIFEST_PATH, PLAN_PATH, column_place
+    from patchmint.shards.verify import verify_tars
     from patchmint.storage import open_storage
 
     if dataset.endswith(".tar"):
@@ -57,7 +59,11 @@ def _verify(dataset: str, deep: bool, progress: Callable[[int, int], None] | Non
         return verify_tars(storage, [name], decode=_decoder(storage) if deep else None, progress=progress)
     storage = open_storage(dataset)
     if storage.exists(MANIFEST_PATH) or storage.exists(PLAN_PATH) or next(storage.list("commits"), None):
-        return verify(storage, decode=_decoder(storage) if deep else None, progress=progress)
+        decode = _decoder(storage) if deep else None
+        base, name = column_place(dataset)
+        if base and finished_columns(open_storage(base), [name]):
+            return verify_column(open_storage(base), name, decode=decode, progress=progress)
+        return verify_all(storage, decode=decode, progress=progress)
     return verify_tars(storage, _tars(storage, dataset), decode=_decoder(storage) if deep else None, progress=progress)
 
 

@@ -345,7 +345,7 @@ def estimate(
         },
         absent=dict(sorted(total.absent.items())),
         image_bytes=image_bytes,
-        output_bytes=image_bytes + round(share * (2 * text_bytes + added)),
+        output_bytes=image_bytes + round(share * (2 * text_bytes * (not config.extends) + added)),
         memory=estimate_memory(config, sizes, in_unit),
         batch_size=batch_size(config),
         share=min(shares),
@@ -368,7 +368,6 @@ def _look_at(
 ) -> list[LookedAt]:
     """Read and decode images, in any order, so that those which there is time for say as much of all as they can."""
     decode = partial(decode_image, max_megapixels=config.limits.max_image_megapixels)
-    extending = any(source.kind == "patchmint" for source in config.all_sources)
 
     def look(numbered: tuple[int, SourceSample]) -> LookedAt:
         try:
@@ -378,8 +377,7 @@ def _look_at(
             found = Fault("read", "sample-damaged", str(error))
         if isinstance(found, Fault):
             return LookedAt(*numbered, fault=found)
-        # an extension carries over what is stored with the image as well
-        held = numbered[1].image.length if extending else sum(len(image.data) for image in found.images)
+        held = 0 if config.extends else sum(len(image.data) for image in found.images)
         sizes = tuple(image.image.size for image in found.images)
         read_first = [fault for fault in found.dropped.values() if fault.stage != "source"]
         return LookedAt(*numbered, held, sizes, dropped=tuple(read_first))
@@ -402,13 +400,14 @@ def _placed(grid: Grid, size: Size) -> Placement | None:
 
 def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts; a text counts for each image that it labels."""
+    whole = not config.extends
     grid = resolve_grid(config.grid)
     placed, *others = (
         [placement for size in sizes or [_TYPICAL_SIZE] if (placement := _placed(each, size)) is not None]
         for each in (grid, *config.further_grids.values())
     )
     cells = sum(prod(each.shape) / len(on_grid) for on_grid in (placed, *others) for each in on_grid)
-    fixed, each_text = float(_TAR_BYTES_A_MEMBER), 0.0
+    fixed, each_text = float(_TAR_BYTES_A_MEMBER) * whole, 0.0
     if config.labels is not None:
         fixed += 2 * (1 + len(others)) * (_NPY_HEADER + _TAR_BYTES_A_MEMBER)
         each_text = 2 * cells + _PHRASES
@@ -420,4 +419,4 @@ def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, siz
             fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.channels * tokens / max(len(placed), 1)
     if config.tokens is not None:
         fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
-    return round(samples * (_DOCUMENT + 2 * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)
+    return round(samples * (_DOCUMENT * whole + (1 + whole) * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)
