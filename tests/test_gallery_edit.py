@@ -312,7 +312,7 @@ def test_what_is_shown_is_what_correct_stores(folder, tmp_path):
 
 def test_what_can_not_be_edited(folder, tmp_path):
     bare, edits = gallery_dataset(tmp_path / "bare", 4), tmp_path / "e.jsonl"
-    assert "labels.instances: true" in refusal("gallery", bare, "--serve", "--edit")
+    assert "--labels.instances true" in refusal("gallery", bare, "--serve", "--edit")
     edits.write_text('{"key": "s0001"}\n{"key": 1}\n')
     assert "line 2" in refusal("gallery", folder, "--serve", "--edit", "--edits", edits)
     for options, why in ((["--edit"], "needs --serve"), (["--by", "ann"], "are for --edit")):

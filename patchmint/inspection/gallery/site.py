@@ -111,7 +111,8 @@ class Site:
         if pending is not None and not (dataset.finished and has_instances(dataset)):
             raise InputError(
                 f"{dataset.uri} can't be edited: only a finished data set that stores its instances can; build it with "
-                "`labels.instances: true`, or label it again so with `patchmint extend`"
+                "`labels.instances: true`, or run `patchmint extend DATASET --labels.instances true` and `patchmint "
+                "compact DATASET NEW --columns labels`"
             )
         self.dataset = dataset
         self.positions = spread(dataset.samples, settings.samples)
