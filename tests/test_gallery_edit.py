@@ -306,8 +306,11 @@ def test_what_is_shown_is_what_correct_stores(folder, tmp_path):
         assert words in CliRunner().invoke(app, ["correct", str(copy), str(path)]).stderr
     stored = Site(open_dataset(copy), GallerySettings(), again := PendingEdits(path))
     assert stored.described(2) == shown | {"edits": 0}
+    page = Editing(stored, again, "ann")
     with pytest.raises(InputError, match="correct --undo"):
-        Editing(stored, again, "ann").answer(request(0, None))
+        page.answer(request(0, None))
+    assert page.answer(request(0, {"delete": [1], "wrong": False}))["sample"]["labels"]["kept"][1]["kept"] == 0
+    assert "column corrections-0002" in CliRunner().invoke(app, ["correct", str(copy), str(path)]).stderr
 
 
 def test_what_can_not_be_edited(folder, tmp_path):
