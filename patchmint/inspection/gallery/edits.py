@@ -35,7 +35,7 @@ class PendingEdits:
         """
         self.path = path.absolute()
         self._lock = Lock()
-        self._state: tuple[int, int] | None = None
+        self._state: tuple[int, int, int] | None = None
         self._edits: list[Edit] = []
         self.all()
 
@@ -65,7 +65,7 @@ class PendingEdits:
         try:
             with self.path.open("rb") as file:
                 about = os.fstat(file.fileno())
-                if (state := (about.st_mtime_ns, about.st_ino)) != self._state:
+                if (state := (about.st_mtime_ns, about.st_size, about.st_ino)) != self._state:
                     self._edits = [line.edit for line in read_edits(file, str(self.path))]
                     self._state = state
         except FileNotFoundError:
