@@ -14,6 +14,9 @@ _INSTALL = (
     f"elsewhere install one of {', '.join(_NAMES)}, or run `.venv/bin/playwright install chromium`"
 )
 
+DESK = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+
 
 def chromium_path(playwright):
     """Playwright's own Chromium if it is installed, else one on the PATH."""
@@ -62,6 +65,31 @@ def watched_page(browser, allowed, **options):
         assert not left, left
     finally:
         context.close()
+
+
+def until(page, condition):
+    """Wait; playwright's own way evaluates strings in the page, which its policy forbids."""
+    for _ in range(800):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"never: {condition}; {page.locator('#hits').inner_text()}")
+
+
+def settle(page):
+    page.wait_for_timeout(30)  # until a changed address has been noticed
+    until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
+    until(page, "[...document.querySelectorAll('.card')].every(c => c.querySelector('.card-key bdi'))")
+    until(page, "[...document.images].filter(i => i.checkVisibility()).every(i => i.complete)")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def small_controls(page):
+    """What of a gallery's page can be seen, and is too small for a finger."""
+    return page.locator("button, select, summary, input:not([type=checkbox])").evaluate_all(
+        "all => all.filter(e => e.checkVisibility()).map(e => [e.getBoundingClientRect(), e.outerHTML])"
+        ".filter(([r]) => r.height < 40 || r.width < 30).map(([, html]) => html.slice(0, 90))"
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from inspect_data import texted
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample
 
+from patchmint.geometry.rle import encode_masks, fill_boxes
 from patchmint.inspection.gallery.server import GalleryServer
 from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.schema import ImageDocument, PhraseDocument
@@ -84,6 +85,14 @@ def gallery_dataset(folder, samples=60, **config):
     return configure(make_dataset(folder, units, layout=LAYOUT), grid=GRID, **config)
 
 
+def editable_dataset(folder, samples, **config):
+    """One shard of samples with instances, whose boxes are their masks."""
+    masks = [tuple(encode_masks(fill_boxes([each.box], SIZE)[None])[0] for each in one.phrases) for one in samples]
+    unit = [replace(one, masks=own) for one, own in zip(samples, masks, strict=True)]
+    layout = LAYOUT.model_copy(update={"instances": True})
+    return configure(make_dataset(folder, [unit], layout=layout), grid=GRID, **config)
+
+
 def payload(script):
     """What a data file hands to the page."""
     text = script.decode()
@@ -93,9 +102,9 @@ def payload(script):
 
 
 @contextmanager
-def served(site):
+def served(site, editing=None):
     """A server of this gallery, which ends with the block."""
-    with GalleryServer(site) as server:
+    with GalleryServer(site, editing=editing) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import chromium, watched_page
+from browser import DESK, PHONE, chromium, settle, small_controls, until, watched_page
 from gallery_data import CELLS, GRID, HOSTILE, LAYOUT, SIZE, UNTRAINED, gallery_dataset, gallery_sample, payload, served
 from PIL import Image
 from shard_data import configure, make_dataset, make_sample, renamed, stored, write_shard
@@ -29,8 +29,6 @@ pytestmark = pytest.mark.browser
 
 SAMPLES = 60
 HEIGHT, WIDTH = SIZE
-DESK = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
 
 @dataclass(frozen=True)
@@ -83,23 +81,6 @@ def visit(page, gallery, state):
 def press(page, *keys):
     for key in keys:
         page.keyboard.press(key)
-
-
-def until(page, condition):
-    """Wait; playwright's own way evaluates strings in the page, which its policy forbids."""
-    for _ in range(800):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(25)
-    raise AssertionError(f"never: {condition}; {page.locator('#hits').inner_text()}")
-
-
-def settle(page):
-    page.wait_for_timeout(30)  # until a changed address has been noticed
-    until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
-    until(page, "[...document.querySelectorAll('.card')].every(c => c.querySelector('.card-key bdi'))")
-    until(page, "[...document.images].filter(i => i.checkVisibility()).every(i => i.complete)")
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def pixels(page, place=".card >> nth=0"):
@@ -408,11 +389,7 @@ def test_on_a_phone(browser, on_disk):
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, state
             inside = "document.getElementById('detail')"
             assert page.evaluate(f"!{inside}.open || {inside}.querySelector('.side').scrollWidth <= 390")
-            small = page.locator("button, select, summary, input:not([type=checkbox])").evaluate_all(
-                "all => all.filter(e => e.checkVisibility()).map(e => [e.getBoundingClientRect(), e.outerHTML])"
-                ".filter(([r]) => r.height < 40 || r.width < 30).map(([, html]) => html.slice(0, 90))"
-            )
-            assert small == []
+            assert small_controls(page) == []
 
 
 def luminance(page, place):

@@ -53,7 +53,7 @@ def test_every_command_of_the_page(workplace):
 
 
 def test_the_gallery_commands(workplace):
-    assert len(SHELL) == 2
+    assert len(SHELL) == 3
     for line in SHELL:
         command = shlex.split(line.removeprefix("patchmint "))
         if "--serve" in command:  # it would wait; test_gallery.py asks a served one

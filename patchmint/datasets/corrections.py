@@ -117,7 +117,7 @@ def correct(dataset: Dataset, edits: Iterable[Named], by: str = "", at: datetime
     samples = iter_stored(dataset, order, (DOCUMENT, *manifest.layout.made))
     for (index, sample), (_, row) in zip(samples, rows_at(dataset, order, names), strict=True):
         try:
-            made = _corrected(dataset, base, index, sample, row, of_key[sample.key])
+            made = corrected(dataset, base, index, sample, row, of_key[sample.key])
         except _FaultyEditsError as error:
             faults += error.lines
             continue
@@ -136,7 +136,7 @@ class _FaultyEditsError(InputError):
         self.lines = lines
 
 
-def _corrected(
+def corrected(
     dataset: Dataset,
     base: Dataset,
     index: int,
@@ -144,8 +144,21 @@ def _corrected(
     row: Mapping[str, Any],
     edits: Sequence[Named],
 ) -> Corrected | None:
-    """A sample after its edits; None if they change nothing."""
-    past = _EDITS.validate_json(row.get("edits", "[]"))
+    """A sample after its edits; None if they change nothing.
+
+    Args:
+        dataset: with its corrections so far.
+        base: the same without them.
+        index: the sample's position.
+        sample: with KEY.json, labels and instances.
+        row: of its sidecar, "wrong" and "edits", if there are such columns.
+        edits: in their order; those that earlier corrections applied are passed over.
+
+    Raises:
+        InputError: edits don't fit.
+        ShardError, StorageError: as for `correct`.
+    """
+    past = edits_of(row)
     # the same file once more: what it did stands, unless it was undone since
     begun = max((number for number, edit in enumerate(past) if edit.undo), default=-1) + 1
     edits = [(place, edit) for place, edit in edits if edit not in past[begun:]]
@@ -174,6 +187,11 @@ def _corrected(
     made = first if back else with_instances(dataset, sample, after)
     told = (*past, *(edit for _, edit in edits))
     return Corrected(index, made, told, len(edits), marked, not back)
+
+
+def edits_of(row: Mapping[str, Any]) -> tuple[Edit, ...]:
+    """The edits that earlier corrections applied to a sample, by the row of its sidecar."""
+    return _EDITS.validate_json(row.get("edits", "[]"))
 
 
 def _found(sample: StoredSample) -> tuple[tuple[FoundDocument, ...], ...]:

@@ -80,7 +80,11 @@ COMMANDS = {
     "gallery": LazyCommand(
         "patchmint.cli.inspect.gallery:gallery_command",
         "Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.",
-        ("patchmint inspect gallery out/stage1 gallery", "patchmint inspect gallery out/stage1 --serve"),
+        (
+            "patchmint inspect gallery out/stage1 gallery",
+            "patchmint inspect gallery out/stage1 --serve",
+            "patchmint inspect gallery out/stage1 --serve --edit",
+        ),
     ),
 }
 """The commands, in the order of the help; a summary is the first line of the command's docstring."""

@@ -21,7 +21,6 @@ from patchmint.inspection.show.labels import (
     Kept,
     parts_of,
     phrase_colours,
-    phrases_of_text,
     text_labels,
     texts_of,
     whole_view,
@@ -140,21 +139,24 @@ def describe_image(dataset: Dataset, image: StoredImage) -> dict[str, Any]:
 
 
 def _text(number: int, text: str, image: StoredImage) -> dict[str, Any]:
-    phrases = phrases_of_text(image, number)
+    numbered = {place: phrase for place, phrase in enumerate(image.phrases) if phrase.text_index == number}
+    phrases = [*numbered.values()]
     colours = phrase_colours(phrase.text for phrase in phrases)
     return {
         "number": number,
         "parts": list(_parts(text, phrases, colours)),
         "phrases": [
             {
+                "instance": place,
                 "words": phrase.text,
+                "span": [phrase.start, phrase.end],
                 "colour": colours[phrase.text],
                 "score": phrase.score,
                 "score_words": score_words(phrase.score, phrase.origin),
-                "drawn": phrase.origin != "model",
+                "origin": phrase.origin,
                 "box": phrase.box,
             }
-            for phrase in phrases
+            for place, phrase in numbered.items()
         ],
     }
 
@@ -247,6 +249,11 @@ def meta_document(dataset: Dataset, shown: int, masks: Offer, decoded: Offer) ->
         "scale": SCALE,
         "none": NONE,
         "palette": [f"rgb({red} {green} {blue})" for red, green, blue in PALETTE],
-        "masks": {"available": masks.available, "remark": masks.remark},
-        "decoded": {"available": decoded.available, "remark": decoded.remark},
+        "masks": offer_document(masks),
+        "decoded": offer_document(decoded),
     }
+
+
+def offer_document(offer: Offer) -> dict[str, Any]:
+    """What the page is told of something that can be made, or can't."""
+    return {"available": offer.available, "remark": offer.remark}

@@ -14,7 +14,7 @@ from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, ShardError, WeightsCorruptError, WeightsMissingError
-from patchmint.geometry.rle import bounding_box
+from patchmint.geometry.rle import bounding_box, box_of
 from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
@@ -25,7 +25,7 @@ from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import round_box
-from patchmint.types import Precision, RgbImage, Rle, Size
+from patchmint.types import Box, Precision, RgbImage, Rle, Size
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
@@ -49,11 +49,33 @@ class Offer:
         return self.settings is not None
 
 
+def has_instances(dataset: Dataset) -> bool:
+    """Whether instances are stored; of a data set without dataset.json nobody knows, so it hasn't."""
+    return dataset.manifest is not None and dataset.manifest.layout.instances
+
+
 def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     """Whether the masks of the labels are stored, or can be made again on this machine."""
-    if wanted and dataset.manifest is not None and dataset.manifest.layout.instances:
+    if wanted and has_instances(dataset):
         return Offer(())
-    found = _maker(dataset, "labels", "masks") if wanted else Offer(None, "left out (--no-masks)")
+    return _offer_masker(dataset, drawn=True) if wanted else Offer(None, "left out (--no-masks)")
+
+
+def offer_outlines(dataset: Dataset, masker: str | None = None) -> Offer:
+    """Whether boxes that somebody draws can get masks on this machine.
+
+    Args:
+        dataset: whose boxes.
+        masker: name or path of the masker; None: the one of the labels.
+    """
+    if masker is not None:
+        return _offer(None, "masker", masker, (ModelsConfig(masker=masker), LabelsConfig(), "auto"))
+    return _offer_masker(dataset, drawn=False)
+
+
+def _offer_masker(dataset: Dataset, *, drawn: bool) -> Offer:
+    """The masker of the labels; none is needed where annotators drew all masks, and only these are wanted."""
+    found = _maker(dataset, "labels", "masks")
     if isinstance(found, Offer):
         return found
     manifest, config = found
@@ -63,7 +85,7 @@ def offer_masks(dataset: Dataset, wanted: bool) -> Offer:
     labels = parse_settings(LabelsConfig, config["labels"])
     # The same number format as the build's, as far as this machine has it.
     settings = (models, labels, _precision(config))
-    if not labels.needs_masker:
+    if drawn and not labels.needs_masker:
         return Offer(settings)
     if models.masker is None:
         return Offer(None, "there are none: the labels are those of the boxes' areas (models.masker: null)")
@@ -158,11 +180,7 @@ class Remaker:
 
     @cached_property
     def _masker(self) -> Masker:
-        from patchmint.compute.devices import pick_device
-        from patchmint.labelers.grounded_sam import build_masker
-
-        models, labels, precision = self.masks_offer.settings
-        return build_masker(models, labels, pick_device("auto"), precision)
+        return _load_masker(self.masks_offer)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -171,6 +189,45 @@ class Remaker:
 
         models, tokens = self.decoded_offer.settings
         return build_tokenizer(models, tokens, pick_device("auto"))
+
+
+class Outliner:
+    """Makes the masks of boxes that somebody draws; the masker is loaded once. Safe across threads, one at a time."""
+
+    def __init__(self, offer: Offer) -> None:
+        """Take over what `offer_outlines` offers; where that is nothing, a box stays a box."""
+        self._offer = offer
+        self._lock = Lock()
+
+    def load(self) -> None:
+        """Load the masker ahead, where there is one. Raises as `outline`."""
+        with self._lock:
+            if self._offer.available:
+                _ = self._masker
+
+    def outline(self, image: RgbImage, boxes: Sequence[Box]) -> list[Rle | None]:
+        """The mask of what each box (XYXY in pixels of the image) holds; None where there is none.
+
+        Raises:
+            WeightsError: the masker's weights can't be used.
+        """
+        if not self._offer.available:
+            return [None] * len(boxes)
+        with self._lock:
+            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)])
+        return [rle if any(box_of(rle)) else None for rle in masks.rles()]
+
+    @cached_property
+    def _masker(self) -> Masker:
+        return _load_masker(self._offer)
+
+
+def _load_masker(offer: Offer) -> Masker:
+    from patchmint.compute.devices import pick_device
+    from patchmint.labelers.grounded_sam import build_masker
+
+    models, labels, precision = offer.settings
+    return build_masker(models, labels, pick_device("auto"), precision)
 
 
 def drawn_masks(image: StoredImage) -> dict[int, Rle]:
@@ -217,7 +274,7 @@ def _precision(config: Mapping[str, Any]) -> Precision:
     return "float32" if said == "float32" else "bfloat16" if said == "bfloat16" else "auto"
 
 
-def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
+def _offer(manifest: Manifest | None, role: str, name: str, settings: object) -> Offer:
     if name == UNTRAINED:
         return Offer(settings, "by untrained weights, as in the build: they mean nothing")
     if is_outside(role, name):
@@ -227,7 +284,7 @@ def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
     except (WeightsMissingError, WeightsCorruptError):
         return Offer(None, _way_out(role, name))
     known = CHECKPOINTS[name].sha256 if name in CHECKPOINTS else None
-    stored = manifest.models[role].sha256 if role in manifest.models else ""
+    stored = manifest.models[role].sha256 if manifest is not None and role in manifest.models else ""
     if stored and (known or recorded_sha256(path) or sha256_of(path)) != stored:
         return Offer(
             settings, f"by a {role} of another sha256 than that of the build, so that they may differ from what it saw"

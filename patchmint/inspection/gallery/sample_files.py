@@ -11,6 +11,7 @@ from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.errors import ImageError, InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.documents import describe_image, describe_sample, script
+from patchmint.inspection.gallery.edits import EditedReader, PendingEdits
 from patchmint.inspection.gallery.remake import Remaker
 from patchmint.inspection.gallery.thumbnails import jpeg, small
 from patchmint.shards.reader import StoredImage
@@ -76,14 +77,16 @@ def file_name(kind: str, position: int, *numbers: int) -> str:
 class SampleFiles:
     """Makes the files of samples. Safe across threads."""
 
-    def __init__(self, dataset: Dataset, size: int, remaker: Remaker) -> None:
+    def __init__(self, dataset: Dataset, size: int, remaker: Remaker, pending: PendingEdits | None = None) -> None:
         """Take what files are made of.
 
         Args:
             dataset: that has the samples.
             size: longest side of pictures in pixels.
             remaker: makes what isn't stored.
+            pending: edits that samples are shown with; None: they are shown as stored.
         """
+        self._edited = EditedReader(dataset, pending) if pending is not None else None
         self._dataset = dataset
         self._size = size
         self._remaker = remaker
@@ -104,10 +107,13 @@ class SampleFiles:
         known: dict[str, Any] = {"index": index, "shard": shard.tar, "row": row}
         try:
             known["key"] = self._reader.locate(SampleRef(0, 0, index)).key
-            sample = self._reader.sample(index)
+            edited = self._edited.read(index) if self._edited is not None else None
+            sample = edited.sample if edited is not None else self._reader.sample(index)
             described = known | describe_sample(sample)
+            if edited is not None:
+                described |= {"edits": len(edited.edits), "wrong": edited.wrong}
             views = [_nothing() | describe_image(self._dataset, image) for image in sample.images]
-        except ShardError as error:
+        except (ShardError, InputError) as error:
             return Prepared(position, {"key": str(index)} | known | _nothing() | {"problem": str(error)})
         if "sequence" in described:
             images = zip(sample.images, views, strict=True)

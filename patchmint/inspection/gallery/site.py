@@ -8,17 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 from patchmint.datasets.dataset import Dataset, spread
+from patchmint.errors import InputError
 from patchmint.inspection.gallery.documents import (
     INDEX_CHUNK,
     TEXTS_CHUNK,
     index_document,
     meta_document,
+    offer_document,
     script,
     texts_document,
 )
-from patchmint.inspection.gallery.remake import Remaker, offer_decoded, offer_masks
+from patchmint.inspection.gallery.doubts import doubts_document
+from patchmint.inspection.gallery.edits import PendingEdits
+from patchmint.inspection.gallery.remake import Remaker, has_instances, offer_decoded, offer_masks, offer_outlines
 from patchmint.inspection.gallery.sample_files import Prepared, SampleFiles, file_name, has_problem
 from patchmint.types import Progress
 
@@ -35,6 +40,9 @@ ASSETS = (
     "gallery.js",
 )
 """The page itself, the same for every data set."""
+
+EDITING_ASSETS = ("edit.css", "edit.js")
+"""What it has besides where it edits."""
 
 _BATCH = 16
 _READERS = 4
@@ -59,6 +67,13 @@ def is_own_folder(path: str) -> bool:
     return _FOLDER.fullmatch(path) is not None
 
 
+def _editing_page(page: bytes) -> bytes:
+    """index.html of a page that edits: it loads what is needed for that, and may send requests to its own server."""
+    own = b'<link rel="stylesheet" href="edit.css">\n<script src="edit.js" defer></script>\n'
+    gallery = b'<script src="gallery.js"'
+    return page.replace(gallery, own + gallery).replace(b"base-uri", b"connect-src 'self'; base-uri")
+
+
 @dataclass(frozen=True)
 class GallerySettings:
     """What a gallery shows.
@@ -68,28 +83,44 @@ class GallerySettings:
         size: longest side of its pictures in pixels.
         masks: whether masks are made again where that is possible.
         decoded: whether codes are drawn where that is possible.
+        masker: name or path of what outlines boxes that are drawn while editing; None: the labels' masker.
     """
 
     samples: int = 0
     size: int = 512
     masks: bool = True
     decoded: bool = True
+    masker: str | None = None
 
 
 class Site:
     """Every file of a gallery. Safe across threads."""
 
-    def __init__(self, dataset: Dataset, settings: GallerySettings) -> None:
+    def __init__(self, dataset: Dataset, settings: GallerySettings, pending: PendingEdits | None = None) -> None:
         """Choose the samples, and find out what can be shown of them.
+
+        Args:
+            dataset: that has them.
+            settings: what is shown of it.
+            pending: edits that samples are shown with, and more can be made; None: the page doesn't edit.
 
         Raises:
             ConfigError: the manifest's settings aren't patchmint's.
+            InputError: instances that aren't stored can't be edited.
         """
+        if pending is not None and not (dataset.finished and has_instances(dataset)):
+            raise InputError(
+                f"{dataset.uri} can't be edited: only a finished data set that stores its instances can; build it with "
+                "`labels.instances: true`, or run `patchmint extend DATASET --labels.instances true` and `patchmint "
+                "compact DATASET NEW --columns labels`"
+            )
         self.dataset = dataset
         self.positions = spread(dataset.samples, settings.samples)
         self.masks = offer_masks(dataset, settings.masks)
         self.decoded = offer_decoded(dataset, settings.decoded)
-        self._samples = SampleFiles(dataset, settings.size, Remaker(self.masks, self.decoded))
+        self.pending = pending
+        self.outlines = offer_outlines(dataset, settings.masker)
+        self._samples = SampleFiles(dataset, settings.size, Remaker(self.masks, self.decoded), pending)
         self._kept = lru_cache(maxsize=_KEPT)(self._small_files)
         self._kept_masks = lru_cache(maxsize=_KEPT_MASKS)(self._masks_of)
 
@@ -100,10 +131,16 @@ class Site:
             ShardError, StorageError: a shard can't be read.
             WeightsError, PluginError, InputError: a model can't be used.
         """
-        if path in ASSETS:
-            return (resources.files("patchmint.inspection.gallery") / "assets" / path).read_bytes()
+        if path in ASSETS or (path in EDITING_ASSETS and self.pending is not None):
+            data = (resources.files("patchmint.inspection.gallery") / "assets" / path).read_bytes()
+            return data if self.pending is None or path != "index.html" else _editing_page(data)
         if path == "data/meta.js":
-            return script("data/meta", meta_document(self.dataset, len(self.positions), self.masks, self.decoded))
+            meta = meta_document(self.dataset, len(self.positions), self.masks, self.decoded)
+            if self.pending is not None:
+                meta["edit"] = {"file": self.pending.path.name, "outlines": offer_document(self.outlines)}
+            return script("data/meta", meta)
+        if path == "data/doubts.js" and self.pending is not None:
+            return script("data/doubts", doubts_document(self.dataset, self.positions, self.pending))
         if chunk := _OF_CHUNK.fullmatch(path):
             return self._chunk(chunk[1], int(chunk[2]))
         if own := _OF_SAMPLE.fullmatch(path):
@@ -111,6 +148,18 @@ class Site:
             if position < len(self.positions) and path == file_name(kind, position, *numbers):
                 return self._of_sample(kind, position, numbers)
         return None
+
+    def forget(self) -> None:
+        """Make samples anew from now on: their edits are others."""
+        self._kept.cache_clear()
+        self._kept_masks.cache_clear()
+
+    def described(self, position: int) -> dict[str, Any]:
+        """What the page is told of a sample. Raises a StorageError where its shard can't be read."""
+        prepared = self._read(position)
+        for image in prepared.images:
+            self._samples.decode(image)
+        return prepared.described
 
     def files(
         self, progress: Progress | None = None, problem: Callable[[str], None] | None = None

@@ -98,7 +98,7 @@ patchmint.makeStage = (plain = false) => {
 
   const observer = new ResizeObserver(draw);
   observer.observe(canvas);
-  return { element: frame, show, leave: () => observer.disconnect() };
+  return { element: frame, drawn: stage, show, leave: () => observer.disconnect() };
 };
 
 patchmint.cards = (() => {
@@ -198,6 +198,8 @@ patchmint.cards = (() => {
     if (kept) facts.push(`${kept.kept}/${kept.all} kept${patchmint.ofFirstView(sample)}`);
     if (sample.labels) facts.push(`share ${ownWords(sample.labels.kept.map((k) => k.kept), sample.labels.kept.map((k) => k.share), textNumber)}`);
     if (best.some((phrase) => phrase.score >= 0)) facts.push(`best ${ownWords(best.map((p) => p.score), best.map((p) => p.score_words), textNumber)}`);
+    if (sample.edits) facts.push(`${sample.edits} ${sample.edits === 1 ? "edit" : "edits"}`);
+    if (sample.wrong) facts.push("wrong");
     card.facts.textContent = facts.join(" · ");
   }
 

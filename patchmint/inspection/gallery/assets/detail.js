@@ -20,7 +20,7 @@ patchmint.detail = (() => {
   async function show(position) {
     if (open?.position === position) return update();
     leave();
-    const own = { position, sample: null, stage: patchmint.makeStage(true), strip: null };
+    const own = { position, sample: null, stage: patchmint.makeStage(!patchmint.edit), strip: null };
     open = own;
     marked = -1;
     const top = el("div", "dialog-top");
@@ -40,7 +40,7 @@ patchmint.detail = (() => {
     viewer.append(own.stage.element);
     body.append(viewer, side);
     // The same switches as above the cards: what is behind a modal dialog can't be reached.
-    dialog().replaceChildren(top, document.getElementById("bar"), body);
+    dialog().replaceChildren(top, document.getElementById("bar"), ...(patchmint.edit ? [patchmint.edit.bar] : []), body);
     if (!dialog().open) dialog().showModal();
     try {
       own.sample = await patchmint.store.sample(position);
@@ -73,6 +73,7 @@ patchmint.detail = (() => {
     const parts = [notice(sample), texts(image, text), unlabelled, text < 0 ? null : fullText(image, text), text < 0 ? null : phrases(image, text), facts(sample, image)];
     side.replaceChildren(...parts.filter(Boolean), ...(codes ? [codes] : image.codes ? [codesTable(image.codes)] : []));
     side.scrollTop = scrolled;
+    patchmint.edit?.show({ position: open.position, sample, image, number: sample.images.indexOf(image), text }, stage.drawn);
     return undefined;
   }
 
@@ -144,6 +145,8 @@ patchmint.detail = (() => {
       item.addEventListener("pointerleave", mark(-1));
       item.addEventListener("focus", mark(place));
       item.addEventListener("blur", mark(-1));
+      item.dataset.instance = phrase.instance;
+      if (patchmint.edit) item.addEventListener("click", () => patchmint.edit.choose(phrase.instance));
       const row = el("li");
       row.append(item);
       list.append(row);
@@ -204,6 +207,7 @@ patchmint.detail = (() => {
   function leave() {
     open?.stage.leave();
     open?.strip?.leave();
+    patchmint.edit?.leave();
     open = null;
   }
 

@@ -166,7 +166,7 @@ patchmint.draw = (() => {
       context.strokeRect(...places[i]);
       context.lineWidth = (marked === i ? 2 : 1) * line;
       context.strokeStyle = colour;
-      context.setLineDash(phrases[i].drawn ? [8 * ratio, 5 * ratio] : []);
+      context.setLineDash(phrases[i].origin !== "model" ? [8 * ratio, 5 * ratio] : []);
       context.strokeRect(...places[i]);
       context.setLineDash([]);
     }

@@ -2,7 +2,7 @@
 // The page: its state is its address, so that whatever is seen can be linked to.
 (() => {
   const SWITCHES = ["boxes", "patches", "heat", "masks", "decoded"];
-  const DEFAULT_SHOWN = ["boxes", "patches"];
+  const DEFAULT_SHOWN = patchmint.edit ? ["boxes", "masks"] : ["boxes", "patches"];
   const SIZES = [24, 36, 60];
   const SORTS = ["", "share", "share-", "score", "score-"];
   const THEMES = ["", "light", "dark"];
@@ -176,7 +176,8 @@
   }
 
   function keyboard(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
+    if (event.altKey || byId("help").open) return;
+    const key = event.ctrlKey || event.metaKey ? `Ctrl+${event.key}` : event.key;
     const field = event.target.closest?.("input, select, textarea");
     if (field && field.type !== "checkbox" && field.type !== "range") {
       if (event.key === "Escape") field.blur();
@@ -184,8 +185,8 @@
     }
     const ranged = field?.type === "range" && event.key.startsWith("Arrow");
     const actions = patchmint.state.sample === null ? gridKeys() : detailKeys();
-    const action = ranged ? null : (actions[event.key] ?? commonKeys()[event.key]);
-    if (action && action() !== false) event.preventDefault();
+    const action = ranged ? null : (patchmint.edit?.keys()[key] ?? actions[key] ?? commonKeys()[key]);
+    if (action && action(event) !== false) event.preventDefault();
   }
 
   const commonKeys = () => ({
@@ -286,6 +287,7 @@
       byId("filters").open = matchMedia("(min-width: 900px)").matches;
       heading(patchmint.store.meta);
       listen();
+      patchmint.edit?.start();
       render();
     },
   });

@@ -6,6 +6,7 @@ window.patchmint = (() => {
   const samples = new Map(); // name -> promise; the oldest goes first
   const numbers = { share: null, score: null, shares: null, starts: null };
   let meta = null;
+  let versions = 0;
 
   function receive(name, data) {
     const request = waiting.get(name);
@@ -51,11 +52,19 @@ window.patchmint = (() => {
     return samples.get(name);
   }
 
+  // What a sample has become by an edit. Cards and the large view hold the object itself.
+  async function replace(position, read) {
+    const own = await sample(position);
+    for (const name of Object.keys(own)) delete own[name];
+    Object.assign(own, read, { version: ++versions });
+    withImages(own, position);
+  }
+
   // A picture is its own only image. `place` is what the names of an image's files have.
   function withImages(read, position) {
     read.place = [position];
     read.images ??= [read];
-    if (read.sequence) read.images.forEach((image, number) => { image.place = [position, number]; });
+    if (read.sequence) read.images.forEach((image, number) => Object.assign(image, { place: [position, number], version: read.version }));
     return read;
   }
 
@@ -106,7 +115,9 @@ window.patchmint = (() => {
       texts: (chunk) => load(`data/texts-${six(chunk)}`),
       picture: (image) => `${fileOf("pictures", ...image.place)}.jpg`,
       decoded: (image) => `${fileOf("decoded", ...image.place)}.jpg`,
-      masks: (image, text) => `${fileOf("masks", ...image.place, text)}.png`,
+      masks: (image, text) => `${fileOf("masks", ...image.place, text)}.png${image.version ? `?${image.version}` : ""}`,
+      replace,
+      doubts: () => load("data/doubts"),
     },
   };
 })();
