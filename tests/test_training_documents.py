@@ -113,7 +113,9 @@ def test_documents_with_too_many_images_are_left_out_and_counted(data):
 
 def test_batches_are_the_same_with_workers_and_after_a_resume(data):
     def loader(workers=0):
-        return StageLoader(StageDataset(data, 1, images=False, max_images=5), 2, num_workers=workers)
+        return StageLoader(
+            StageDataset(data, include=("labels", "codes", "features"), max_images=5), 2, num_workers=workers
+        )
 
     expected = [digest(batch) for batch in loader()]
     assert [digest(batch) for batch in loader(workers=2)] == expected
@@ -179,7 +181,7 @@ def big_kit():
 def test_sequences_against_a_reading_by_hand(data):
     kit = big_kit()
     members = {sample.key: sample.members for sample in stored(data)}
-    for sample in StageDataset(data, 4, images=False):
+    for sample in StageDataset(data, include=["codes"]):
         made = kit.build.document(sample.parts, [image.codes for image in sample.images])
         check(made, *brute_force(kit, members[sample.key]))
         assert sample.conversation == ()
