@@ -236,13 +236,13 @@ def two_sequences(sample):
     images = [ImageTokens(slots=number) for number in range(len(sample.images))]
     build = SequenceBuilder(gpt2_like())
     shown = [Part(image=number) for number in reversed(range(len(images)))]
-    return {"state": build.document_state(images, "a cat"), "talk": build.document([*shown, Part("a dog")], images)}
+    return {"state": build.document_state(images, "a cat"), "talk": build.document([*shown, Part(sample.text)], images)}
 
 
 def test_sequences_by_name_say_where_images_stand(plain):
-    dataset = StageDataset(plain, include=(), group=3, shuffle=False, sequences=two_sequences)
+    dataset = StageDataset(plain, include=(), group=3, shuffle=False, text="first", sequences=two_sequences)
     batch = collate(list(dataset))
-    assert (batch.keys, len(batch), batch.image_offsets.tolist()) == (("s0000", "s0003", "s0006"), 3, [0, 3, 6, 9])
+    assert (batch.keys[1], len(batch), batch.image_offsets.tolist()) == ("s0003+s0004+s0005", 3, [0, 3, 6, 9])
     state, talk = batch.sequences["state"], batch.sequences["talk"]
     assert state.input_ids.shape != talk.input_ids.shape
     text = state.state_positions[0] - 3
@@ -250,6 +250,10 @@ def test_sequences_by_name_say_where_images_stand(plain):
     assert state.image_positions[:3, 1:].tolist() == expected
     assert talk.image_positions[:, :2].tolist() == [[row, 3 * row + n] for row in range(3) for n in (2, 1, 0)]
     assert talk.image_positions[3:6, 2:].tolist() == [[0, 0, 2], [2, 2, 3], [3, 3, 3]]
+    left = collate(list(dataset), pad_left=True).sequences["talk"]
+    shifts = (talk.attention_mask == 0).sum(1)
+    assert len(shifts.unique()) > 1
+    assert torch.equal(left.image_positions[:, 2:], talk.image_positions[:, 2:] + shifts.repeat_interleave(3)[:, None])
     assert batch.to("meta").sequences["talk"].labels.is_meta
     with pytest.raises(InputError, match=r"read input_ids of the batch's `sequences`.*\(state, talk\)"):
         _ = batch.input_ids
@@ -270,6 +274,13 @@ def test_sequences_are_padded_and_masked(plain):
         assert batch.labels[row, length:].eq(-100).all()
         assert batch.attention_mask[row].tolist() == [1] * length + [0] * (longest - length)
         assert batch.state_positions[row] == (length - 1 if length > 15 else -1)
+    left = collate(made, pad_id=7, pad_left=True)
+    for row, sample in enumerate(made):
+        assert torch.equal(
+            left.input_ids[row].flip(0)[: len(sample.text)], batch.input_ids[row][: len(sample.text)].flip(0)
+        )
+        assert left.attention_mask[row].flip(0).equal(batch.attention_mask[row])
+        assert left.state_positions[row] == (longest - 1 if len(sample.text) > 15 else -1)
     moved = batch.to("meta")
     assert moved.input_ids.is_meta
     assert moved.keys == batch.keys

@@ -306,7 +306,8 @@ class StageDataset(IterableDataset[StageSample]):
         sample = members[0]
         if len(members) > 1:
             images = tuple(image for member in members for image in member.images)
-            sample = replace(sample, images=images, members=tuple(members))
+            key = "+".join(member.key for member in members)
+            sample = replace(sample, key=key, images=images, members=tuple(members))
         made = self._sequences(sample) if self._sequences else {}
         return replace(sample, sequences={"": made} if isinstance(made, TokenSequence) else made)
 

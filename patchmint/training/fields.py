@@ -110,7 +110,8 @@ class StageSample:
     """One sample, or a group of samples that belong together.
 
     Of a sample with one image the image's fields are the sample's, too: `sample.codes` is `sample.images[0].codes`.
-    A group has the images of its members, one member after another, and else what its first member has.
+    A group has the images of its members, one member after another, each with the labels of its own member's text; all
+    keys, joined by "+"; and else what its first member has.
 
     Attributes:
         key: its name in its data set.

@@ -49,7 +49,7 @@ class SequenceBatch:
     """Token sequences of a batch of B samples, as long as the longest, L.
 
     Attributes:
-        input_ids: int64 (B, L), padded at the end.
+        input_ids: int64 (B, L), padded at the end (or in front: `pad_left`).
         labels: int64 (B, L), -100 where nothing is learnt.
         attention_mask: int64 (B, L), 1 for real ids.
         state_positions: int64 (B,): where in the sequence the selector's global state is; -1: nowhere.
@@ -169,12 +169,15 @@ def _changed(batch: StageBatch | SequenceBatch, change: Callable[[torch.Tensor],
     return {name: change(value) for name, value in values if torch.is_tensor(value)}
 
 
-def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[str, ...] = ()) -> StageBatch:
+def collate(
+    samples: Sequence[StageSample], *, pad_id: int = 0, pad_left: bool = False, skipped: tuple[str, ...] = ()
+) -> StageBatch:
     """Make a batch; a `collate_fn` for torch's own DataLoader.
 
     Args:
         samples: of one `StageDataset`, at least one.
         pad_id: fills `input_ids` after a sequence's end; masked, so any id of the vocabulary will do.
+        pad_left: fill up sequences in front, as transformers' `generate` wants prompts.
         skipped: see `StageBatch`.
 
     Raises:
@@ -215,7 +218,7 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         skipped=skipped,
         images=tuple(image.image for image in images if image.image is not None),
         sequences={
-            name: _sequences([sample.sequences[name] for sample in samples], offsets, pad_id)
+            name: _sequences([sample.sequences[name] for sample in samples], offsets, pad_id, left=pad_left)
             for name in samples[0].sequences
         },
         **tensors,
@@ -246,26 +249,27 @@ def _mask(lengths: Sequence[int]) -> torch.Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-def _sequences(sequences: Sequence[TokenSequence], offsets: Sequence[int], pad_id: int) -> SequenceBatch:
-    lengths = [len(sequence.input_ids) for sequence in sequences]
+def _sequences(sequences: Sequence[TokenSequence], offsets: Sequence[int], pad_id: int, *, left: bool) -> SequenceBatch:
+    lengths = np.array([len(sequence.input_ids) for sequence in sequences])
+    starts = lengths.max() - lengths if left else np.zeros_like(lengths)
     states = [NO_STATE if one.state_position is None else one.state_position for one in sequences]
     shown = [
-        np.insert(one.image_positions + np.array([offset, 0, 0, 0]), 0, row, axis=1)
-        for row, (one, offset) in enumerate(zip(sequences, offsets[:-1], strict=True))
+        np.insert(one.image_positions + np.array([offset, start, start, start]), 0, row, axis=1)
+        for row, (one, offset, start) in enumerate(zip(sequences, offsets[:-1], starts, strict=True))
     ]
     return SequenceBatch(
-        torch.from_numpy(_filled([sequence.input_ids for sequence in sequences], pad_id)),
-        torch.from_numpy(_filled([sequence.labels for sequence in sequences], NOT_LEARNT)),
-        _mask(lengths).long(),
-        torch.tensor(states),
+        torch.from_numpy(_filled([sequence.input_ids for sequence in sequences], pad_id, starts)),
+        torch.from_numpy(_filled([sequence.labels for sequence in sequences], NOT_LEARNT, starts)),
+        torch.from_numpy(_filled([np.ones(length, np.int64) for length in lengths], 0, starts)),
+        torch.from_numpy(np.where(np.array(states) == NO_STATE, NO_STATE, states + starts)),
         torch.from_numpy(np.concatenate(shown)),
     )
 
 
-def _filled(rows: Sequence[Integers], value: int) -> Integers:
+def _filled(rows: Sequence[Integers], value: int, starts: Integers | None = None) -> Integers:
     filled = np.full((len(rows), max(map(len, rows))), value, np.int64)
-    for line, row in zip(filled, rows, strict=True):
-        line[: len(row)] = row
+    for line, row, start in zip(filled, rows, starts if starts is not None else [0] * len(rows), strict=True):
+        line[start : start + len(row)] = row
     return filled
 
 
@@ -281,6 +285,7 @@ class StageLoader:
         num_workers: processes that read and decode; 0: this one.
         drop_last: leave out an epoch's last batch where it is smaller than the others.
         pad_id: fills `input_ids` after a sequence's end.
+        pad_left: fill up sequences in front, as transformers' `generate` wants prompts.
         pin_memory: copy batches to pinned memory, for a faster way to the GPU.
         prefetch_factor: batches that each worker prepares ahead; None: torch's 2.
         multiprocessing_context: "fork", "spawn" or "forkserver". None: "spawn" for object stores, whose connections
@@ -303,6 +308,7 @@ class StageLoader:
         num_workers: int = 0,
         drop_last: bool = False,
         pad_id: int = 0,
+        pad_left: bool = False,
         pin_memory: bool = False,
         prefetch_factor: int | None = None,
         multiprocessing_context: str | None = None,
@@ -312,7 +318,7 @@ class StageLoader:
         self._dataset = dataset
         self._batch_size = batch_size
         self._drop_last = drop_last
-        self._pad_id = pad_id
+        self._padding: dict[str, Any] = {"pad_id": pad_id, "pad_left": pad_left}
         if num_workers and multiprocessing_context is None and not dataset.is_local:
             multiprocessing_context = "spawn"
         self._options: dict[str, Any] = {
@@ -413,7 +419,7 @@ class StageLoader:
 
     def _start(self) -> Iterator[StageBatch | tuple[str, ...]]:
         first = self.epoch * self._batches + self.batch
-        batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._pad_id)
+        batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._padding)
         # With a generator of its own the loader leaves torch's global random numbers alone: a run that was resumed
         # sees the same ones as one that wasn't. Batches come complete, so torch has nothing to collate.
         return iter(DataLoader(batches, batch_size=None, collate_fn=_as_it_is, generator=Generator(), **self._options))
@@ -431,12 +437,14 @@ def _end_without_a_fuss(worker: int) -> None:  # noqa: ARG001 (torch gives it)
 class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
     """All batches from one on, epoch after epoch; of W workers each makes every W-th, as torch asks them in turn."""
 
-    def __init__(self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, pad_id: int) -> None:
+    def __init__(
+        self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, padding: Mapping[str, Any]
+    ) -> None:
         self._dataset = dataset
         self._first = first
         self._per_epoch = per_epoch
         self._batch_size = batch_size
-        self._pad_id = pad_id
+        self._padding = padding
 
     def __iter__(self) -> Iterator[StageBatch | tuple[str, ...]]:
         worker = get_worker_info()
@@ -456,7 +464,7 @@ class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
     def _collated(self, found: list[StageSample | str]) -> StageBatch | tuple[str, ...]:
         skipped = tuple(one for one in found if isinstance(one, str))
         samples = [one for one in found if isinstance(one, StageSample)]
-        return collate(samples, pad_id=self._pad_id, skipped=skipped) if samples else skipped
+        return collate(samples, skipped=skipped, **self._padding) if samples else skipped
 
 
 def _as_it_is(batch: Any) -> Any:
