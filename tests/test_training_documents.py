@@ -17,6 +17,7 @@ from training_data import LOADER_WARNINGS, RICH, cut, digest, finished, samples
 from patchmint.errors import ConfigError, InputError
 from patchmint.samples import Part, Turn
 from patchmint.shards.reader import StoredSample
+from patchmint.training.continuous import grid_tokens
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import StageLoader, collate
 from patchmint.training.selector import PatchSelector, selector_loss
@@ -310,14 +311,25 @@ def test_an_image_that_no_text_labels_may_come_with_empty_lists(tmp_path):
 def test_the_page_of_documents(tmp_path, data):
     page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
     section = page.partition("\n### Documents\n")[2].partition("\n### ")[0]
+    groups = page.partition("\n### Groups\n")[2].partition("\n### ")[0]
+    (pairs,) = re.findall(r"```python\n(.*?)```", groups, re.DOTALL)
     mixture, selector_step = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     pictures = finished(tmp_path / "pictures", [samples(4, layout=RICH)], layout=RICH)
     names = {"StageDataset": StageDataset, "builder": big_kit().build, "torch": torch, "selector_loss": selector_loss}
+    names["Turn"] = Turn
+    exec(pairs.replace("/data/coco", str(pictures)), names)
+    batch = collate(list(names["dataset"]))
+    assert batch.image_positions[:, :2].tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]]
     exec(mixture.replace("/data/pictures", str(pictures)).replace("/data/documents", str(data)), names)
     assert len(list(names["dataset"])) == 4 + len(COUNTS)
     batch = collate(list(StageDataset(data, 1, shuffle=False)))
-    names["batch"] = batch = replace(batch, features=batch.features[:, :, 1:])  # without CLS
-    names |= {"selector": PatchSelector(5, 8), "state": torch.zeros(len(COUNTS), 8)}
+    names |= {
+        "batch": batch,
+        "grid_tokens": grid_tokens,
+        "selector": PatchSelector(5, 8),
+        "state": torch.zeros(len(COUNTS), 8),
+    }
+    names["dataset"] = StageDataset(data)
     exec(selector_step, names)
     assert names["owner"].tolist() == [number for number, count in enumerate(COUNTS) for _ in range(count)]
     assert names["mask"].sum() == batch.label_mask.sum() * 6
