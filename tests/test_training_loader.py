@@ -96,7 +96,7 @@ def test_epochs_can_be_chosen(data, expected):
 
 
 def pair(sample):
-    return spell(replace(sample, text=" or ".join(member.text for member in sample.members)))
+    return spell(replace(sample, text=" or ".join(one.text for one in sample.group)))
 
 
 def test_groups_are_new_in_each_epoch_and_resume(tmp_path, data):
@@ -107,7 +107,7 @@ def test_groups_are_new_in_each_epoch_and_resume(tmp_path, data):
     epochs = [list(one), list(one)]
     assert [list(map(len, batches)) for batches in epochs] == [[3, 3]] * 2  # the 13th sample is left out
     both = StageDataset(data, 2, group=2)
-    first, second = ({tuple(member.key for member in sample.members) for sample in both} for _ in range(2))
+    first, second = ({tuple(one.key for one in sample.group) for sample in both} for _ in range(2))
     assert first.isdisjoint(second)
     assert len({key for group in first for key in group}) == 12
     expected = [digest(batch) for batches in epochs for batch in batches]
@@ -118,11 +118,11 @@ def test_groups_are_new_in_each_epoch_and_resume(tmp_path, data):
     with pytest.raises(ConfigError, match="group: 1 there, 2 here"):
         pairs().load_state_dict(loader(data, rank=0, world_size=1).state_dict())
     dataset = StageDataset(data, include=["codes"], group=2)
-    assert [member.key for member in dataset[-1].members] == ["s0010", "s0011"]
+    assert [one.key for one in dataset[-1].group] == ["s0010", "s0011"]
     assert torch.equal(dataset[1].images[1].codes, StageDataset(data, 2)[3].codes)
     broken = damaged(data, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
     patient = StageDataset(broken, 2, group=2, on_error="skip", shuffle=False)
-    assert [len(sample.members) for sample in patient] == [2] * 5
+    assert [len(sample.group) for sample in patient] == [2] * 5
     assert patient.skipped == 1
 
 

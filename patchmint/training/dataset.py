@@ -284,11 +284,11 @@ class StageDataset(IterableDataset[StageSample]):
         for group in groups:
             stored = [next(read) for _ in group]
             found: StageSample | ShardError | InputError
-            members = []
+            samples = []
             try:
                 for place, one in stored:
-                    members.append(self._made(place, one))
-                found = self._with_sequences(members)
+                    samples.append(self._made(place, one))
+                found = self._with_sequences(samples)
             except (ShardError, InputError) as error:
                 kind = next(kind for kind in (ShardError, _TooManyImagesError, InputError) if isinstance(error, kind))
                 found = kind(f"{reader.describe(place)}: {error}")
@@ -302,12 +302,11 @@ class StageDataset(IterableDataset[StageSample]):
             raise _TooManyImagesError(f"it has {len(stored.images)} images, max_images is {self._max_images}")
         return self._maker.make(place, stored)
 
-    def _with_sequences(self, members: Sequence[StageSample]) -> StageSample:
-        sample = members[0]
-        if len(members) > 1:
-            images = tuple(image for member in members for image in member.images)
-            key = "+".join(member.key for member in members)
-            sample = replace(sample, key=key, images=images, members=tuple(members))
+    def _with_sequences(self, samples: Sequence[StageSample]) -> StageSample:
+        sample = samples[0]
+        if len(samples) > 1:
+            images = tuple(image for one in samples for image in one.images)
+            sample = replace(sample, key="+".join(one.key for one in samples), images=images, group=tuple(samples))
         made = self._sequences(sample) if self._sequences else {}
         return replace(sample, sequences={"": made} if isinstance(made, TokenSequence) else made)
 

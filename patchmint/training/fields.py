@@ -110,8 +110,8 @@ class StageSample:
     """One sample, or a group of samples that belong together.
 
     Of a sample with one image the image's fields are the sample's, too: `sample.codes` is `sample.images[0].codes`.
-    A group has the images of its members, one member after another, each with the labels of its own member's text; all
-    keys, joined by "+"; and else what its first member has.
+    A group has the images of its samples, one sample after another, each with the labels of its own sample's text; all
+    keys, joined by "+"; and else what its first sample has.
 
     Attributes:
         key: its name in its data set.
@@ -123,7 +123,7 @@ class StageSample:
             else empty.
         images: one of a picture, one or more of a document.
         sequences: what the data set's `sequences` made of all this, by name; "" where there is one without a name.
-        members: the samples of a group; else empty.
+        group: its single samples, if it is a group; else empty.
     """
 
     key: str
@@ -134,7 +134,7 @@ class StageSample:
     parts: tuple[Part, ...] = ()
     images: tuple[StageImage, ...] = ()
     sequences: Mapping[str, TokenSequence] = field(default_factory=dict)
-    members: tuple[StageSample, ...] = ()
+    group: tuple[StageSample, ...] = ()
 
     pixels = _OfTheOnlyImage()
     image = _OfTheOnlyImage()
