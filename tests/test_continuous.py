@@ -1,13 +1,28 @@
 """From features to the language model's input: those on the grid, the kept ones, and their places in a sequence."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from training_data import FEATURES
+from text_tokenizers import gpt2_like, small_llama
+from training_data import FEATURES, RICH, finished, samples
 
 from patchmint.errors import InputError
-from patchmint.training import PatchSelector, Projector, fill_slots, gather_kept, grid_tokens, kept_count
+from patchmint.training import (
+    ImageTokens,
+    Part,
+    PatchSelector,
+    Projector,
+    SequenceBuilder,
+    StageDataset,
+    collate,
+    fill_slots,
+    gather_kept,
+    grid_tokens,
+    keep_patches,
+    kept_count,
+)
 
 STI = FEATURES.model_copy(update={"connector": "sti", "select_feature": "patch", "leading": 0, "trailing": 2})
 
@@ -59,6 +74,34 @@ def test_slots_are_filled_wherever_an_image_is_shown():
     assert torch.equal(fill_slots(embeddings, positions[:0], continuous), embeddings)
     with pytest.raises(InputError, match="has 2 slots, but there are 1 tokens"):
         fill_slots(embeddings, positions, continuous[:, :1])
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_batch_says_what_its_samples_say_alone(tmp_path, left):
+    data = finished(tmp_path / "set", [samples(4, layout=RICH)], layout=RICH)
+    tokenizer = gpt2_like()
+    builder, llm, projector = SequenceBuilder(tokenizer), small_llama(len(tokenizer)), Projector(5, 16)
+
+    def prompt(sample):
+        image = ImageTokens(slots=kept_count(sample.feature_mask.sum(), 0.5))
+        return builder.prompt([Part("Look: "), Part(image=0), Part(sample.text)], [image])
+
+    def answers(batch):
+        patches = grid_tokens(batch.features, RICH).flatten(1, 2).float()
+        kept = gather_kept(patches, keep_patches(patches[..., 0], 0.5, batch.feature_mask.flatten(1)))
+        embeddings = llm.get_input_embeddings()(batch.input_ids)
+        embeddings = fill_slots(embeddings, batch.image_positions, projector(kept.patches))
+        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        read = llm(inputs_embeds=embeddings, attention_mask=batch.attention_mask, position_ids=positions)
+        return read.logits[torch.arange(len(batch)), positions.argmax(1)]  # the first of equals: the prompt's last
+
+    made = list(StageDataset(data, include=["features"], sequences=prompt, shuffle=False, text="first"))
+    with torch.no_grad():
+        together = answers(collate(made, pad_left=left))
+        alone = torch.cat([answers(collate([sample])) for sample in made])
+        other = answers(collate([replace(made[0], images=made[1].images)]))
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(other[0], alone[0], atol=1e-3)
 
 
 def test_as_many_slots_as_patches_stay():
