@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,7 +317,7 @@ def test_the_page_of_documents(tmp_path, data):
     mixture, selector_step = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     pictures = finished(tmp_path / "pictures", [samples(4, layout=RICH)], layout=RICH)
     names = {"StageDataset": StageDataset, "builder": big_kit().build, "torch": torch, "selector_loss": selector_loss}
-    names["Turn"] = Turn
+    names |= {"Turn": Turn, "zlib": zlib}
     exec(pairs.replace("/data/coco", str(pictures)), names)
     batch = collate(list(names["dataset"]))
     assert batch.image_positions[:, :2].tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]]
