@@ -127,6 +127,10 @@ class TestSlots:
             made = Kit(gpt2_like, max_length=limit).build.interleaved("a<image>", [ImageTokens(CODES, slots=2)])
             assert len(made.image_positions) == slots
 
+    def test_none_are_learnt_of_a_text(self):
+        with pytest.raises(InputError, match="not integers"):
+            Kit(gpt2_like).build.text_to_image("a cat", ImageTokens(CODES, slots=2))
+
     def test_without_codes_no_vocabulary_is_needed(self):
         tokenizer = gpt2_like()
         build = SequenceBuilder(tokenizer)

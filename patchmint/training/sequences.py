@@ -213,7 +213,7 @@ class SequenceBuilder:
         Raises:
             InputError: the image alone is over the limit.
         """
-        image = self._image(codes, 0)._replace(learnt=True)
+        image = self._image(ImageTokens(codes), 0)._replace(learnt=True)
         made = _sequence([*self._text_before(text, len(image.ids)), image])
         made.labels[made.image_positions[0, 1]] = NOT_LEARNT
         return made
@@ -302,8 +302,9 @@ class SequenceBuilder:
         Raises:
             InputError: it is over the limit; or as for `document` or `conversation`.
         """
-        parts = [part for part in said if isinstance(part, Part)]
-        parts = parts or _parts_with([turn for turn in said if isinstance(turn, Turn)], images)
+        parts = [one for one in said if isinstance(one, Part)]
+        if len(parts) < len(said):
+            parts = _parts_with([one for one in said if not isinstance(one, Part)], images)
         segments = [_Segment(self._text.prefix, learnt=False), *self._document(parts, images, prompt=True)]
         if self._max_length is not None and _length(segments) > self._max_length:
             raise InputError(
