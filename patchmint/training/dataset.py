@@ -81,7 +81,7 @@ class StageDataset(IterableDataset[StageSample]):
         skipped: samples or groups left out so far, in this process.
 
     Raises:
-        ConfigError: a setting is wrong, there is no finished data set, it lacks what the stage needs, or the data sets
+        ConfigError: a setting is wrong, there is no finished data set, it lacks what is included, or the data sets
             can't be mixed.
         ShardError: a data set is damaged or incomplete.
         StorageError: it can't be read.
