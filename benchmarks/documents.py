@@ -220,7 +220,7 @@ def compare(source: Path, out: Path, documents: dict[str, Turns]) -> tuple[int, 
         codes = first + pixels[rows][:, cols, 1].astype(int)
         return [first + LEVELS, *codes.reshape(-1).tolist(), first + LEVELS + 1]
 
-    for sample, trained in zip(samples, StageDataset(str(out), 4, images=False, shuffle=False), strict=True):
+    for sample, trained in zip(samples, StageDataset(str(out), include=["codes"], shuffle=False), strict=True):
         turns = documents[sample.key_json.id]
         names = [image.source.path for image in sample.images]
         wrong["files"] += any(image.data != (source / image.source.path).read_bytes() for image in sample.images)

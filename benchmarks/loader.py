@@ -43,7 +43,7 @@ from patchmint.shards.schema import ImageDocument
 from patchmint.shards.writer import ShardWriter
 from patchmint.storage import open_storage
 from patchmint.training.dataset import StageDataset
-from patchmint.training.fields import SampleMaker, fields_of
+from patchmint.training.fields import Field, SampleMaker, fields_of
 from patchmint.training.loader import StageBatch, StageLoader, collate
 
 SHARD = 500
@@ -96,7 +96,11 @@ def measure(data: Path, images: bool, workers: int, samples: int, rounds: int) -
 
 
 def our_batches(data: Path, images: bool, workers: int) -> Iterable[StageBatch]:
-    return StageLoader(StageDataset(data, 1, images=images), BATCH, num_workers=workers)
+    return StageLoader(StageDataset(data, include=included(images)), BATCH, num_workers=workers)
+
+
+def included(images: bool) -> tuple[Field, ...]:
+    return ("pixels", "labels", "codes") if images else ("labels", "codes")
 
 
 def their_batches(data: Path, images: bool, workers: int) -> Iterable[StageBatch]:
@@ -113,7 +117,7 @@ class SameDecoding:
 
     def __init__(self, data: Path, images: bool) -> None:
         datasets = [open_dataset(data)]
-        self._maker = SampleMaker(datasets, fields_of(1, images, datasets), "random", seed=0)
+        self._maker = SampleMaker(datasets, fields_of(None, included(images), datasets), "random", seed=0)
 
     def __call__(self, sample: dict[str, bytes]):
         """Decode one sample."""

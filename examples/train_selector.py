@@ -123,7 +123,7 @@ def stored_labels(batch: StageBatch) -> Tensor:
 def train(folder: Path, labels: Labels, steps: int) -> Model:
     """Train a selector on a data set."""
     torch.manual_seed(0)
-    dataset = StageDataset(folder / "dataset", stage=1, images=False)
+    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"))
     layout = dataset.layouts[0]
     assert layout.features is not None
     assert layout.tokens is not None
@@ -151,9 +151,8 @@ def endless(loader: StageLoader) -> Iterator[StageBatch]:
 def judge(model: Model, folder: Path, truth: Truth) -> dict[str, float]:
     """Means over the images and their first texts, those left out that name nothing, or everything that is there."""
     areas, areas_all, recalls = [], [], []
-    for batch in StageLoader(
-        StageDataset(folder / "dataset", stage=1, images=False, text="first", shuffle=False), BATCH
-    ):
+    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"), text="first", shuffle=False)
+    for batch in StageLoader(dataset, BATCH):
         scores, labels = model(batch), truth.labels(batch)
         areas.append(auc(scores, labels, truth.things(batch)))
         areas_all.append(auc(scores, labels))

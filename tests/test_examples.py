@@ -14,16 +14,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import typer
 import warm
 import yaml
 from ray_cluster import declared_metrics
+from training_data import RICH, cut, finished, samples
 from typer.testing import CliRunner
 
 from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.features.plan import check_features
 from patchmint.geometry import grid_preset
 from patchmint.jobs.options import with_settings
+from patchmint.training import StageDataset, grid_tokens
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("maven-*.yaml"))
@@ -68,6 +71,24 @@ def test_the_selector_trains_and_is_judged(tmp_path, monkeypatch, capsys):
     wanted = {"auc", "auc_on_truth", "auc_shuffled", "recall_at_keep", "auc_all", "keep_ratio", "seconds"}
     assert figures.keys() == wanted
     assert all(0 <= figures[name] <= 1 for name in wanted - {"auc_all", "seconds"})
+
+
+@pytest.mark.filterwarnings("ignore")  # webdataset leaves tars open
+def test_shards_carry_all_without_patchmint(tmp_path):
+    """webdataset and torch alone give the numbers that `StageDataset` gives, so figures are the same, too."""
+    assert not re.search(r"^\s*(from|import) patchmint", (EXAMPLES / "plain_torch.py").read_text(), re.MULTILINE)
+    plain = SimpleNamespace(**run_path(str(EXAMPLES / "plain_torch.py")))
+    data = finished(tmp_path / "set", cut(samples(9, layout=RICH), 4, 5), layout=RICH)
+    dataset = StageDataset(data, include=["labels", "codes", "features"], shuffle=False, text="first")
+    read = list(plain.read(data))
+    for (text, *arrays, _), sample in zip(read, dataset, strict=True):
+        features = grid_tokens(sample.features, dataset.layouts[0]).float()
+        ours = (sample.codes, features, sample.feature_selector.bool())
+        assert text == sample.text
+        assert all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(arrays, ours, strict=True))
+    assert sum(int(one[3].sum()) for one in read) < sum(int(one[4].sum()) for one in read)
+    figures = plain.judge(plain.train(read, 3), read)
+    assert all(0 <= value <= 1 for value in figures.values())
 
 
 def test_the_dashboard_shows_what_is_exported():

@@ -9,8 +9,15 @@ from text_tokenizers import TOKENIZERS, bert_like, gpt2_like, llama_like, small_
 from tokenizers import AddedToken
 
 from patchmint.errors import ConfigError, InputError, TextError
-from patchmint.samples import Turn
-from patchmint.training.sequences import NOT_LEARNT, ConversationTemplate, SequenceBuilder, TextEncoder
+from patchmint.samples import Part, Turn
+from patchmint.training.sequences import (
+    NOT_LEARNT,
+    ConversationTemplate,
+    ImageTokens,
+    SequenceBuilder,
+    TextEncoder,
+    parts_of,
+)
 from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
 
 BOOK = Codebook("vqgan", (40,), "pad-64-bicubic", "f" * 64)
@@ -67,6 +74,7 @@ class TestForms:
         begin, *rest = kit.image()
         made = kit.build.text_to_image("a cat", CODES)
         check(made, (kit.bos, False), (kit.text("a cat"), False), ([begin], False), (rest, True))
+        assert made.image_positions.tolist() == [[0, len(made.input_ids) - 6, *[len(made.input_ids)] * 2]]
 
     @pytest.mark.parametrize("text", ["", "a cat"])
     def test_state(self, kit, text):
@@ -94,9 +102,71 @@ class TestForms:
         made = kit.build.conversation(turns, [CODES])
         check(made, (kit.bos, False), *question, *answers[0], (kit.text("USER:\nso?\n"), False), *answers[1])
 
+    def test_a_text_alone(self, kit):
+        check(kit.build.text("a <image>"), (kit.bos, False), (kit.text("a <image>"), True), (kit.eos, True))
+        check(kit.build.document_state([], "a cat"), (kit.bos, False), (kit.text("a cat"), False), (kit.eos, False))
+
     def test_pickled(self, kit):
         made, again = (b.image_to_text(CODES, "a cat") for b in (kit.build, pickle.loads(pickle.dumps(kit.build))))
         assert made.input_ids.tolist() == again.input_ids.tolist()
+
+
+class TestSlots:
+    def test_codes_then_slots(self, kit):
+        both, bare = ImageTokens(CODES, slots=3), ImageTokens(slots=2)
+        made = kit.build.interleaved("a <image> <image> cat", [both, bare])
+        image = (kit.image() + [0] * 3, False)
+        texts = [(kit.text(text), True) for text in ("a ", " ", " cat")]
+        check(made, (kit.bos, False), texts[0], image, texts[1], ([0, 0], False), texts[2], (kit.eos, True))
+        first = len(kit.bos) + len(texts[0][0])
+        second = first + 9 + len(texts[1][0])
+        assert made.image_positions.tolist() == [[0, first, first + 6, first + 9], [1, second, second, second + 2]]
+
+    def test_never_cut(self):
+        for limit, slots in ((9, 1), (8, 0)):
+            made = Kit(gpt2_like, max_length=limit).build.interleaved("a<image>", [ImageTokens(CODES, slots=2)])
+            assert len(made.image_positions) == slots
+
+    def test_none_are_learnt_of_a_text(self):
+        with pytest.raises(InputError, match="not integers"):
+            Kit(gpt2_like).build.text_to_image("a cat", ImageTokens(CODES, slots=2))
+
+    def test_without_codes_no_vocabulary_is_needed(self):
+        tokenizer = gpt2_like()
+        build = SequenceBuilder(tokenizer)
+        text = tokenizer.encode("a cat")
+        check(
+            build.image_to_text(ImageTokens(slots=4), "a cat"),
+            ([0] * 4, False),
+            (text, True),
+            ([tokenizer.eos_token_id], True),
+        )
+        assert build.text("<|endoftext|>").input_ids.tolist().count(tokenizer.eos_token_id) == 1
+        with pytest.raises(InputError, match="the builder has no vocabulary"):
+            build.image_to_text(CODES, "a cat")
+        with pytest.raises(ConfigError, match="has no EOS"):
+            SequenceBuilder(bert_like())
+
+
+class TestPrompts:
+    TURNS = (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat"), Turn("human", "so?"), Turn("gpt", "yes"))
+
+    def test_the_ids_before_the_answer(self, kit):
+        whole = kit.build.conversation(self.TURNS, [CODES]).input_ids.tolist()
+        prompt = kit.build.prompt(self.TURNS[:3], [CODES])
+        assert prompt.input_ids.tolist() + kit.text("yes") + kit.eos == whole
+        assert (prompt.labels == NOT_LEARNT).all()
+        for said in (self.TURNS, parts_of(self.TURNS)):
+            assert kit.build.prompt(said, [CODES]).input_ids.tolist() == prompt.input_ids.tolist()
+        assert prompt.image_positions[0, 0] == 0
+        image = kit.build.prompt([Part(image=0)], [CODES]).input_ids.tolist()
+        assert image + kit.text("a cat") + kit.eos == kit.build.image_to_text(CODES, "a cat").input_ids.tolist()
+
+    def test_never_cut(self):
+        length = len(Kit(gpt2_like).build.prompt(self.TURNS, [CODES]).input_ids)
+        assert len(Kit(gpt2_like, max_length=length).build.prompt(self.TURNS, [CODES]).input_ids) == length
+        with pytest.raises(InputError, match=f"{length} ids is over max_length {length - 1}"):
+            Kit(gpt2_like, max_length=length - 1).build.prompt(self.TURNS, [CODES])
 
 
 class TestConversations:
@@ -123,7 +193,7 @@ class TestConversations:
         [
             ([Turn("user", "hi")], "role is 'user'; human, gpt and system"),
             ([], "nothing is learnt"),
-            ([Turn("human", "hi")], "nothing is learnt"),
+            ([Turn("human", "hi")], r"there is no answer; .* use prompt\(\)"),
         ],
     )
     def test_refused(self, turns, says):

@@ -176,8 +176,8 @@ def test_labels_are_good_on_each(made, name):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_loaders_and_statistics_read_either(made, name):
-    given = {"shuffle": False, "images": False}
-    several, alone = StageDataset(made / "all", 1, **given, grid=name), StageDataset(made / name, 1, **given)
+    given = {"shuffle": False, "include": ["labels", "codes"]}
+    several, alone = StageDataset(made / "all", **given, grid=name), StageDataset(made / name, **given)
     batch, expected = (next(iter(StageLoader(each, SCENES))) for each in (several, alone))
     for field in ("selector", "coverage", "patch_mask", "token_order", "codes"):
         assert getattr(batch, field).tolist() == getattr(expected, field).tolist()

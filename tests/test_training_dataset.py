@@ -12,6 +12,7 @@ import torch
 from inspect_data import texted
 from PIL import Image
 from shard_data import LAYOUT, commit_unit, make_dataset, renamed, write_plan
+from text_tokenizers import gpt2_like
 from torch.utils.data import DataLoader
 from training_data import FEATURES, GRID, LOADER_WARNINGS, RICH, cut, digest, finished, samples
 
@@ -22,12 +23,12 @@ from patchmint.errors import ConfigError, InputError, ShardError, StorageError
 from patchmint.geometry import RleMasks, coverage_to_uint8, grid_preset
 from patchmint.geometry.coverage import pool_coverage
 from patchmint.geometry.rle import encode_masks
-from patchmint.samples import Turn
+from patchmint.samples import Part, Turn
 from patchmint.shards.layout import GridLayout
 from patchmint.shards.schema import ImageDocument
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import collate
-from patchmint.training.sequences import TokenSequence
+from patchmint.training.sequences import ImageTokens, SequenceBuilder, TokenSequence
 
 HOSTILE = "<image> <|code-3|> <|endoftext|> </s> \x1b[31m {{x}} <script>alert(1)</script>\u202e"
 
@@ -74,24 +75,22 @@ def test_stage_1(rich):
         assert np.array_equal(sample.feature_coverage[0], pooled)
         assert np.array_equal(sample.feature_selector[0], pooled > RICH.threshold)
         assert (sample.pixels.shape, sample.pixels.dtype) == ((1, 3, 56, 84), torch.uint8)
-        assert sample.conversation == ()
-        assert sample.sequence is None
+        assert sample.sequences == {}
 
 
 def test_what_other_stages_are_given(rich, plain):
-    for stage, data, images, wanted in (
+    for stage, data, include, wanted in (
         (2, rich, None, {"codes", "code_mask"}),
         (3, rich, None, {"features", "feature_mask"}),
-        (3, rich, True, {"features", "feature_mask", "pixels"}),
-        (3, plain, True, {"pixels"}),
         (4, plain, None, {"pixels", "codes", "code_mask"}),
-        (1, plain, False, {"selector", "coverage", "patch_mask", "token_order", "codes", "code_mask"}),
-        (2, plain, True, {"pixels", "codes", "code_mask"}),
+        (None, rich, ["features", "pixels"], {"features", "feature_mask", "pixels"}),
+        (None, plain, ["labels"], {"selector", "coverage", "patch_mask", "token_order"}),
+        (None, plain, [], set()),
+        (None, plain, None, {"selector", "coverage", "patch_mask", "token_order", "codes", "code_mask", "pixels"}),
     ):
-        for sample in StageDataset(data, stage, images=images):
-            assert tensors(sample) == wanted, stage
-            turns = (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat")) if stage == 4 else ()
-            assert sample.conversation == turns
+        for sample in StageDataset(data, stage, include=include):
+            assert tensors(sample) == wanted, (stage, include)
+            assert sample.conversation == (Turn("human", "<image>\nwhat?"), Turn("gpt", "a cat"))
 
 
 def test_codes_of_padding_are_marked(tmp_path):
@@ -206,7 +205,7 @@ def spell(sample):
 
 def test_sequences_are_made_of_samples(plain):
     for sample in StageDataset(plain, 2, sequences=spell):
-        assert "".join(map(chr, sample.sequence.input_ids)) == sample.text
+        assert "".join(map(chr, sample.sequences[""].input_ids)) == sample.text
 
 
 def refuse(sample):
@@ -232,6 +231,36 @@ def test_batches_are_padded_and_masked(tmp_path):
     assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
 
 
+def two_sequences(sample):
+    """A document's state, and a talk in which its last image comes first, with slots."""
+    images = [ImageTokens(slots=number) for number in range(len(sample.images))]
+    build = SequenceBuilder(gpt2_like())
+    shown = [Part(image=number) for number in reversed(range(len(images)))]
+    return {"state": build.document_state(images, "a cat"), "talk": build.document([*shown, Part(sample.text)], images)}
+
+
+def test_sequences_by_name_say_where_images_stand(plain):
+    dataset = StageDataset(plain, include=(), group=3, shuffle=False, text="first", sequences=two_sequences)
+    batch = collate(list(dataset))
+    assert (batch.keys[1], len(batch), batch.image_offsets.tolist()) == ("s0003+s0004+s0005", 3, [0, 3, 6, 9])
+    state, talk = batch.sequences["state"], batch.sequences["talk"]
+    assert state.input_ids.shape != talk.input_ids.shape
+    text = state.state_positions[0] - 3
+    expected = [[0, text, text, text], [1, text, text, text + 1], [2, text + 1, text + 1, text + 3]]
+    assert state.image_positions[:3, 1:].tolist() == expected
+    assert talk.image_positions[:, :2].tolist() == [[row, 3 * row + n] for row in range(3) for n in (2, 1, 0)]
+    assert talk.image_positions[3:6, 2:].tolist() == [[0, 0, 2], [2, 2, 3], [3, 3, 3]]
+    left = collate(list(dataset), pad_left=True).sequences["talk"]
+    shifts = (talk.attention_mask == 0).sum(1)
+    assert len(shifts.unique()) > 1
+    assert torch.equal(left.image_positions[:, 2:], talk.image_positions[:, 2:] + shifts.repeat_interleave(3)[:, None])
+    assert batch.to("meta").sequences["talk"].labels.is_meta
+    with pytest.raises(InputError, match=r"read input_ids of the batch's `sequences`.*\(state, talk\)"):
+        _ = batch.input_ids
+    with pytest.raises(InputError, match="different names"):
+        collate([dataset[0], StageDataset(plain, include=())[0]])
+
+
 def test_sequences_are_padded_and_masked(plain):
     made = list(StageDataset(plain, 2, sequences=spell, text="first"))
     batch = collate(made, pad_id=7)
@@ -245,6 +274,13 @@ def test_sequences_are_padded_and_masked(plain):
         assert batch.labels[row, length:].eq(-100).all()
         assert batch.attention_mask[row].tolist() == [1] * length + [0] * (longest - length)
         assert batch.state_positions[row] == (length - 1 if length > 15 else -1)
+    left = collate(made, pad_id=7, pad_left=True)
+    for row, sample in enumerate(made):
+        assert torch.equal(
+            left.input_ids[row].flip(0)[: len(sample.text)], batch.input_ids[row][: len(sample.text)].flip(0)
+        )
+        assert left.attention_mask[row].flip(0).equal(batch.attention_mask[row])
+        assert left.state_positions[row] == (longest - 1 if len(sample.text) > 15 else -1)
     moved = batch.to("meta")
     assert moved.input_ids.is_meta
     assert moved.keys == batch.keys
@@ -333,8 +369,8 @@ def test_what_a_stage_lacks(tmp_path, plain):
     for stage, lacked in ((1, "patch labels"), (2, "codes"), (3, "features"), (4, "codes")):
         with pytest.raises(ConfigError, match=rf"no {lacked}; `patchmint extend`"):
             StageDataset(data, stage)
-    assert len(list(StageDataset(data, 3, images=True))) == 2
-    with pytest.raises(ConfigError, match="images=True"):
+    assert len(list(StageDataset(data, include=["pixels"]))) == 2
+    with pytest.raises(ConfigError, match="include pixels"):
         StageDataset(plain, 3)
 
 
@@ -391,7 +427,10 @@ def test_a_manifest_without_its_grid(tmp_path, plain):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"stage": 5}, "no stage 5"),
+        ({"stage": 5}, "a stage of MaVEn"),
+        ({"include": ["codes"]}, "or include, not stage 2 and"),
+        ({"stage": None, "include": ["code"]}, "choose of pixels"),
+        ({"group": 0}, r"group \(0\)"),
         ({"seed": -1}, "mustn't be negative"),
         ({"shuffle_window": 0}, "at least 1"),
         ({"text": "last"}, "text is random or first"),
@@ -417,7 +456,7 @@ def test_states_of_other_runs(tmp_path, plain):
     state = own.state_dict()
     for other, says in (
         (StageDataset(plain, 2, seed=1), "seed: 0 there, 1 here"),
-        (StageDataset(plain, 1), "stage: 2 there, 1 here"),
+        (StageDataset(plain, 1), r'include: \["codes"\] there, \["codes", "labels", "pixels"\] here'),
         (StageDataset(plain, 2, rank=0, world_size=2), "world_size: 1 there, 2 here"),
         (StageDataset([plain, plain], 2), "datasets"),
         (StageDataset([(plain, 1)], 2, samples_per_epoch=4), "draws"),

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training_data import LOADER_WARNINGS, RICH, cut, digest, finished, samples
 from patchmint.errors import ConfigError, InputError
 from patchmint.samples import Part, Turn
 from patchmint.shards.reader import StoredSample
+from patchmint.training.continuous import grid_tokens
 from patchmint.training.dataset import StageDataset
 from patchmint.training.loader import StageLoader, collate
 from patchmint.training.selector import PatchSelector, selector_loss
@@ -113,7 +115,9 @@ def test_documents_with_too_many_images_are_left_out_and_counted(data):
 
 def test_batches_are_the_same_with_workers_and_after_a_resume(data):
     def loader(workers=0):
-        return StageLoader(StageDataset(data, 1, images=False, max_images=5), 2, num_workers=workers)
+        return StageLoader(
+            StageDataset(data, include=("labels", "codes", "features"), max_images=5), 2, num_workers=workers
+        )
 
     expected = [digest(batch) for batch in loader()]
     assert [digest(batch) for batch in loader(workers=2)] == expected
@@ -179,7 +183,7 @@ def big_kit():
 def test_sequences_against_a_reading_by_hand(data):
     kit = big_kit()
     members = {sample.key: sample.members for sample in stored(data)}
-    for sample in StageDataset(data, 4, images=False):
+    for sample in StageDataset(data, include=["codes"]):
         made = kit.build.document(sample.parts, [image.codes for image in sample.images])
         check(made, *brute_force(kit, members[sample.key]))
         assert sample.conversation == ()
@@ -308,14 +312,25 @@ def test_an_image_that_no_text_labels_may_come_with_empty_lists(tmp_path):
 def test_the_page_of_documents(tmp_path, data):
     page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
     section = page.partition("\n### Documents\n")[2].partition("\n### ")[0]
+    groups = page.partition("\n### Groups\n")[2].partition("\n### ")[0]
+    (pairs,) = re.findall(r"```python\n(.*?)```", groups, re.DOTALL)
     mixture, selector_step = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     pictures = finished(tmp_path / "pictures", [samples(4, layout=RICH)], layout=RICH)
     names = {"StageDataset": StageDataset, "builder": big_kit().build, "torch": torch, "selector_loss": selector_loss}
+    names |= {"Turn": Turn, "zlib": zlib}
+    exec(pairs.replace("/data/coco", str(pictures)), names)
+    batch = collate(list(names["dataset"]))
+    assert batch.image_positions[:, :2].tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]]
     exec(mixture.replace("/data/pictures", str(pictures)).replace("/data/documents", str(data)), names)
     assert len(list(names["dataset"])) == 4 + len(COUNTS)
     batch = collate(list(StageDataset(data, 1, shuffle=False)))
-    names["batch"] = batch = replace(batch, features=batch.features[:, :, 1:])  # without CLS
-    names |= {"selector": PatchSelector(5, 8), "state": torch.zeros(len(COUNTS), 8)}
+    names |= {
+        "batch": batch,
+        "grid_tokens": grid_tokens,
+        "selector": PatchSelector(5, 8),
+        "state": torch.zeros(len(COUNTS), 8),
+    }
+    names["dataset"] = StageDataset(data)
     exec(selector_step, names)
     assert names["owner"].tolist() == [number for number, count in enumerate(COUNTS) for _ in range(count)]
     assert names["mask"].sum() == batch.label_mask.sum() * 6

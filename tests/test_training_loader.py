@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -18,14 +19,16 @@ from patchmint.training.loader import StageLoader, collate
 
 pytestmark = LOADER_WARNINGS
 
+WITHOUT_PIXELS = ("labels", "codes", "features")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("loader") / "set", cut(samples(13, layout=RICH), 4, 3, 6), layout=RICH)
 
 
-def loader(data, *, batch=3, workers=0, stage=1, drop_last=False, **options):
-    dataset = StageDataset(data, stage, shuffle_window=5, **{"images": False} | options)
+def loader(data, *, batch=3, workers=0, include=WITHOUT_PIXELS, drop_last=False, **options):
+    dataset = StageDataset(data, include=include, shuffle_window=5, **options)
     return StageLoader(dataset, batch, num_workers=workers, drop_last=drop_last)
 
 
@@ -92,6 +95,37 @@ def test_epochs_can_be_chosen(data, expected):
         one.set_epoch(-1)
 
 
+def pair(sample):
+    return spell(replace(sample, text=" or ".join(one.text for one in sample.group)))
+
+
+def test_groups_are_new_in_each_epoch_and_resume(tmp_path, data):
+    def pairs(workers=0, **options):
+        return loader(data, group=2, sequences=pair, workers=workers, rank=0, world_size=1, **options)
+
+    one = pairs()
+    epochs = [list(one), list(one)]
+    assert [list(map(len, batches)) for batches in epochs] == [[3, 3]] * 2  # the 13th sample is left out
+    both = StageDataset(data, 2, group=2)
+    first, second = ({tuple(one.key for one in sample.group) for sample in both} for _ in range(2))
+    assert first.isdisjoint(second)
+    assert len({key for group in first for key in group}) == 12
+    expected = [digest(batch) for batches in epochs for batch in batches]
+    for stop, workers in ((1, 2), (3, 0)):
+        resumed = pairs(workers)
+        resumed.load_state_dict({"epoch": stop // 2, "batch": stop % 2, "of": one.identity})
+        assert digest(next(iter(resumed))) == expected[stop]
+    with pytest.raises(ConfigError, match="group: 1 there, 2 here"):
+        pairs().load_state_dict(loader(data, rank=0, world_size=1).state_dict())
+    dataset = StageDataset(data, include=["codes"], group=2)
+    assert [one.key for one in dataset[-1].group] == ["s0010", "s0011"]
+    assert torch.equal(dataset[1].images[1].codes, StageDataset(data, 2)[3].codes)
+    broken = damaged(data, tmp_path / "set", "s0005", "json", overwrite(512, b"no json"))
+    patient = StageDataset(broken, 2, group=2, on_error="skip", shuffle=False)
+    assert [len(sample.group) for sample in patient] == [2] * 5
+    assert patient.skipped == 1
+
+
 def test_last_batches(data):
     assert [len(batch) for batch in loader(data, batch=5)] == [5, 5, 3]
     assert [len(batch) for batch in loader(data, batch=5, drop_last=True)] == [5, 5]
@@ -122,7 +156,7 @@ def test_torchs_random_numbers_are_left_alone(data):
 
 def test_mixed_data_sets_resume(tmp_path, data):
     other = finished(tmp_path / "other", [samples(4, layout=RICH, prefix="t")], layout=RICH)
-    options = {"batch": 4, "stage": 3, "samples_per_epoch": 10}
+    options = {"batch": 4, "include": ["features"], "samples_per_epoch": 10}
     whole = loader([(data, 1), (other, 3)], **options)
     everything = [digest(batch) for _ in range(4) for batch in whole]
     for stop in range(12):
@@ -157,7 +191,7 @@ def test_batches_of_nothing_but_damage_are_passed_over(tmp_path, data, monkeypat
 
 
 def test_a_data_set_that_has_a_position_is_refused(data):
-    dataset = StageDataset(data, 1, images=False)
+    dataset = StageDataset(data, include=WITHOUT_PIXELS)
     dataset.set_epoch(2)
     with pytest.raises(ConfigError, match="loader's load_state_dict or set_epoch"):
         StageLoader(dataset, 2)
@@ -169,7 +203,7 @@ def test_a_refused_sequence_in_a_worker(data):
 
 
 def test_it_can_be_pickled_with_its_caches(data):
-    dataset = StageDataset(data, 1, shuffle_window=5, images=False)
+    dataset = StageDataset(data, include=WITHOUT_PIXELS, shuffle_window=5)
     list(dataset)
     again = pickle.loads(pickle.dumps(dataset))
     assert digests(dataset) == digests(again)

@@ -27,7 +27,7 @@ def test_every_command_and_line_works(tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     language_model(tmp_path / "path" / "to" / "llm")
     found = blocks()
-    assert [language for language, _ in found] == ["bash", "bash", "python", "python"]
+    assert [language for language, _ in found] == ["bash", "bash", "python", "python", "python"]
     for language, code in found[:2]:
         assert language == "bash"
         for command in code.splitlines():
@@ -42,7 +42,9 @@ def test_every_command_and_line_works(tmp_path):
     done = warm.run([sys.executable, script], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
+    lines, answers = lines[:2], lines[2:]
     assert [line[0] for line in lines] == ["1", "2"]
+    assert answers
     assert all(0 <= float(figure) <= 1 for line in lines for figure in line[2:])
     saved = torch.load(tmp_path / "out" / "stage1.pt", weights_only=True)
     assert saved["loader"]["epoch"] == 2

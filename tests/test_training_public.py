@@ -17,9 +17,10 @@ from patchmint.training import StageDataset
 
 ROOT = Path(__file__).parent.parent
 IMPORT = re.compile(r"from (patchmint\.training[\w.]*) import (\([^)]*\)|.*)")
-NAMES = """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch StageDataset StageImage
-    StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer keep_patches
-    recall_at_keep resize_embeddings selector_loss shard_urls"""
+NAMES = """Codebook ConversationTemplate ImageTokens Kept Part PatchSelector Projector SampleDecoder SequenceBatch
+    SequenceBuilder StageBatch StageDataset StageImage StageLoader StageSample TokenSequence Turn
+    VisualVocabulary auc collate extend_tokenizer fill_slots gather_kept grid_tokens keep_patches kept_count
+    recall_at_keep resize_embeddings selector_loss shard_urls train_new_rows"""
 PUBLIC = set(NAMES.split())
 
 

@@ -13,7 +13,14 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.manifest import ModelEntry, read_manifest
 from patchmint.storage import open_storage
-from patchmint.training.vocabulary import Codebook, VisualVocabulary, extend_tokenizer, resize_embeddings
+from patchmint.training.sequences import SequenceBuilder
+from patchmint.training.vocabulary import (
+    Codebook,
+    VisualVocabulary,
+    extend_tokenizer,
+    resize_embeddings,
+    train_new_rows,
+)
 
 BOOK = Codebook("vqgan", (40,), "pad-64-bicubic", "f" * 64)
 OTHER = replace(BOOK, fingerprint="e" * 64)
@@ -248,8 +255,10 @@ class TestEmbeddings:
         for weight, before in zip(weights(model), old, strict=True):
             assert weight.shape == (343, 16)
             assert torch.equal(weight[:300], before)
-            # near the mean of what is there, so that the new ids are neither likely nor unlikely at first
-            assert (weight[300:] - before.mean(0)).abs().max() < 1e-3
+            if tied or weight is weights(model)[0]:
+                assert (weight[300:].std(0) / before.std(0) - 1).abs().max() < 0.5
+            else:  # near the mean of what is there, so that the new ids are neither likely nor unlikely at first
+                assert (weight[300:] - before.mean(0)).abs().max() < 1e-3
         assert (weights(model)[0] is weights(model)[1]) == tied
         assert model.config.vocab_size == 343
 
@@ -293,8 +302,9 @@ class TestEmbeddings:
         with pytest.raises(ConfigError, match=r"299 rows, but its tokenizer had 300 tokens"):
             resize_embeddings(model, self.VOCABULARY)
         assert len(weights(model)[0]) == 299
-        with pytest.raises(ConfigError, match="at least 1, not 0"):
-            resize_embeddings(make(300, tied=tied), self.VOCABULARY, pad_to_multiple_of=0)
+        for wrong, says in (({"pad_to_multiple_of": 0}, "at least 1, not 0"), ({"spread": -1}, "0 or more, not -1")):
+            with pytest.raises(ConfigError, match=says):
+                resize_embeddings(make(300, tied=tied), self.VOCABULARY, **wrong)
 
     def test_learns_the_new_ids(self, make, tied):
         model = make(300, tied=tied)
@@ -308,6 +318,27 @@ class TestEmbeddings:
         assert bool(gradient[301].abs().sum() > 0) == tied
         assert weights(model)[1].grad[300:].abs().sum(1).min() > 0
 
+    def test_nothing_but_the_new_rows_learns(self, make, tied):
+        model, vocabulary = make(384, tied=tied), self.VOCABULARY
+        model.get_parameter("lm_head.weight").requires_grad_(tied)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        learning = {name for name, value in model.named_parameters() if value.requires_grad}
+        ids = torch.tensor([[5, vocabulary.begin_id, *vocabulary.ids(CODES).tolist(), vocabulary.end_id, 6, 342]])
+        with train_new_rows(model, vocabulary) as parameters:
+            assert len(parameters) == 2 - tied
+            optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0)
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            model.zero_grad()
+        for name, value in model.named_parameters():
+            new = torch.zeros(len(value), dtype=torch.bool)
+            new[300:343] = any(value is each for each in parameters)
+            assert torch.equal(value[~new], before[name][~new]), name
+            assert not new.any() or not torch.equal(value[new], before[name][new])
+        assert {name for name, value in model.named_parameters() if value.requires_grad} == learning
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert weights(model)[0].grad[6].abs().sum() > 0
+
     def test_saved_and_loaded(self, make, tied, tmp_path):
         model = make(300, tied=tied)
         resize_embeddings(model, self.VOCABULARY)
@@ -315,3 +346,18 @@ class TestEmbeddings:
         loaded = type(model).from_pretrained(tmp_path)
         resize_embeddings(loaded, self.VOCABULARY)
         assert all(map(torch.equal, weights(model), weights(loaded)))
+
+
+@pytest.mark.parametrize(("spread", "least", "most"), [(1.0, 0.1, 2), (0, 0, 0.001)])
+def test_a_state_sees_which_codes_an_image_has(spread, least, most):
+    """Its relative change when all 256 codes are exchanged, in a model that hasn't learnt any."""
+    tokenizer = gpt2_like()
+    vocabulary = extend_tokenizer(tokenizer, replace(BOOK, codebook_sizes=(1024,)))
+    llm = small_llama(vocabulary.text_size, hidden_size=64, num_hidden_layers=2)
+    resize_embeddings(llm, vocabulary, spread=spread)
+    builder = SequenceBuilder(tokenizer, vocabulary)
+    codes = np.random.default_rng(0).integers(0, 1024, (2, 16, 16))
+    one, other = (torch.from_numpy(builder.state(each, "a cat on a sofa").input_ids)[None] for each in codes)
+    with torch.no_grad():
+        state, moved = (llm(ids, output_hidden_states=True).hidden_states[-1][0, -1] for ids in (one, other))
+    assert least <= (moved - state).norm() / state.norm() < most

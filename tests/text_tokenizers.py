@@ -80,4 +80,4 @@ def small_llama(rows, hidden_size=16, **options):
     torch.manual_seed(1)
     size = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
     size |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, **size, **options))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, **(size | options)))

@@ -67,7 +67,7 @@ def digest(*things):
     """Of all that batches or samples hold: equal exactly if everything in them is."""
     found = hashlib.sha256()
     for thing in things:
-        for each in (thing, *thing.images):
+        for each in (thing, *thing.images, *thing.sequences.values()):
             for name, value in {"": each}.items() if torch.is_tensor(each) else vars(each).items():
                 form = repr((value.shape, value.dtype)).encode() if torch.is_tensor(value) else repr(value).encode()
                 found.update(name.encode() + form + (value.numpy().tobytes() if torch.is_tensor(value) else b""))

@@ -1,4 +1,4 @@
-"""A finished data set, or several mixed, as a training stage reads it."""
+"""A finished data set, or several mixed, as training reads it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, tee
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +24,14 @@ from patchmint.json_values import differences
 from patchmint.shards.layout import Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredSample
-from patchmint.training.fields import SampleMaker, Stage, StageSample, TextChoice, fields_of, manifest_of
+from patchmint.training.fields import Field, SampleMaker, Stage, StageSample, TextChoice, fields_of, manifest_of
 from patchmint.training.order import MixedOrder, Remainder, share_of
 from patchmint.training.sequences import TokenSequence
 from patchmint.types import Integers
 
 Uri = str | os.PathLike[str]
-Sequencer = Callable[[StageSample], TokenSequence]
+Sequencer = Callable[[StageSample], TokenSequence | Mapping[str, TokenSequence]]
+Group = tuple[SampleRef, ...]
 
 _LOG = logging.getLogger(__name__)
 _LOOKED_UP = 256
@@ -54,14 +56,19 @@ class StageDataset(IterableDataset[StageSample]):
         data: the folder or URI of a finished data set, a list of these, or a list of (URI, weight). Without weights an
             epoch is every sample of every data set once. With weights an epoch is `samples_per_epoch` samples, split
             by weight; a data set goes on in the next epoch where it stopped, and begins anew when all of it was given.
-        stage: 1 (patch selector), 2 (embeddings), 3 (projector) or 4 (everything); see `StageSample`.
+        stage: of MaVEn, 1 (patch selector), 2 (embeddings), 3 (projector) or 4 (everything): includes what that needs,
+            and features, if there are any, in stages 1 and 4.
+        include: what samples have, of "pixels", "labels", "codes", "features" and "conversation"; None, without a
+            stage: all that the data sets have. Texts and parts are always there.
+        group: so many samples that follow each other in the order make one, with the images of all (`StageSample`);
+            in each epoch others belong together. What remains of an epoch, less than a group, is left out.
         seed: decides the order and the choice of texts; not negative.
         shuffle: False: as the shards have it, in every epoch.
         shuffle_window: samples that are shuffled together, in whole shards; shards are shuffled over all the data set.
         samples_per_epoch: of all data sets and ranks together, with weights only; None: as many as there are.
-        images: whether pixels are given. None: in stages 1 and 4. Stage 3 takes features, or with True pixels.
         text: which of a sample's texts: "random" (another each epoch) or the "first".
-        sequences: makes a token sequence of a sample, in the worker; must be picklable for spawned workers.
+        sequences: makes a token sequence, or several by name, of a sample or a group, in the worker; must be picklable
+            for spawned workers.
         rank: of this process. None: torch.distributed's, else the environment's RANK, else 0.
         world_size: number of processes. None: as for `rank`.
         remainder: of samples that don't divide among the ranks: "keep" (all once; ranks may differ by a sample), "drop"
@@ -75,10 +82,11 @@ class StageDataset(IterableDataset[StageSample]):
     Attributes:
         layouts: of the data sets, in the order given.
         samples_per_epoch: of all ranks together.
-        skipped: samples left out so far, in this process.
+        samples_of_rank: how many iterating gives an epoch; of groups, how many groups.
+        skipped: samples or groups left out so far, in this process.
 
     Raises:
-        ConfigError: a setting is wrong, there is no finished data set, it lacks what the stage needs, or the data sets
+        ConfigError: a setting is wrong, there is no finished data set, it lacks what is included, or the data sets
             can't be mixed.
         ShardError: a data set is damaged or incomplete.
         StorageError: it can't be read.
@@ -87,13 +95,14 @@ class StageDataset(IterableDataset[StageSample]):
     def __init__(
         self,
         data: Uri | Sequence[Uri] | Sequence[tuple[Uri, float]],
-        stage: Stage,
+        stage: Stage | None = None,
         *,
+        include: Collection[Field] | None = None,
+        group: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         shuffle_window: int = 10_000,
         samples_per_epoch: int | None = None,
-        images: bool | None = None,
         text: TextChoice = "random",
         sequences: Sequencer | None = None,
         rank: int | None = None,
@@ -104,27 +113,29 @@ class StageDataset(IterableDataset[StageSample]):
         grid: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
-        if seed < 0 or shuffle_window < 1 or (max_images is not None and max_images < 1):
+        if seed < 0 or min(shuffle_window, group) < 1 or (max_images is not None and max_images < 1):
             raise ConfigError(
-                f"seed ({seed}) mustn't be negative, shuffle_window ({shuffle_window}) and max_images ({max_images}) "
-                "must be at least 1"
+                f"seed ({seed}) mustn't be negative; shuffle_window ({shuffle_window}), group ({group}) and max_images "
+                f"({max_images}) must be at least 1"
             )
         if text not in ("random", "first") or on_error not in ("raise", "skip"):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
         self._datasets = [with_extents(open_on_grid(uri, grid, columns)) for uri in uris]
-        self._fields = fields_of(stage, images, self._datasets)
-        self._maker = SampleMaker(self._datasets, self._fields, text, seed)
+        fields = fields_of(stage, include, self._datasets)
+        self._maker = SampleMaker(self._datasets, fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
         self._order = MixedOrder(
             [_counts(dataset) for dataset in self._datasets], draws, seed=seed, window=shuffle_window, shuffle=shuffle
         )
         self._sequences = sequences
+        self._group = group
         self._skips = on_error == "skip"
         self._max_images = max_images
         self._settings: dict[str, Any] = {
-            "stage": stage,
+            "include": sorted(fields),
+            "group": group,
             "seed": seed,
             "shuffle": shuffle,
             "shuffle_window": shuffle_window,
@@ -133,11 +144,11 @@ class StageDataset(IterableDataset[StageSample]):
             **({"grid": grid} if grid is not None else {}),
         }
         self.samples_per_epoch = sum(draws)
-        self.samples_of_rank = self._share.length(self.samples_per_epoch)
+        self.samples_of_rank = self._share.length(self.samples_per_epoch // group)
         self.skipped = 0
         self._epoch = self._position = 0
         self._process = os.getpid()
-        if self._fields.conversation:
+        if "conversation" in fields:
             self._check_conversations()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,7 +204,7 @@ class StageDataset(IterableDataset[StageSample]):
         return self.samples_of_rank
 
     def __getitem__(self, index: int) -> StageSample:
-        """A sample by its position in the shards, data sets one after another; negative from the end.
+        """A sample, or group, by its position in the shards, data sets one after another; negative from the end.
 
         Raises:
             IndexError: there are fewer samples.
@@ -202,13 +213,14 @@ class StageDataset(IterableDataset[StageSample]):
             StorageError: its shard can't be read.
         """
         ends = np.cumsum([dataset.samples for dataset in self._datasets])
-        total, number = int(ends[-1]), operator.index(index)
+        total, number = int(ends[-1]) // self._group, operator.index(index)
         if not -total <= number < total:
             raise IndexError(f"there is no sample {number}: the data sets have {total} samples")
-        number %= total
-        dataset = int(ends.searchsorted(number, side="right"))
-        place = SampleRef(dataset, 0, number - int(ends[dataset]) + self._datasets[dataset].samples)
-        (found,) = self._read([place])
+        numbers = np.arange(self._group) + number % total * self._group
+        owners = ends.searchsorted(numbers, side="right")
+        within = numbers - (ends - [dataset.samples for dataset in self._datasets])[owners]
+        group = tuple(SampleRef(dataset, 0, n) for dataset, n in zip(owners.tolist(), within.tolist(), strict=True))
+        (found,) = self._read([group])
         if not isinstance(found, StageSample):
             raise found
         return found
@@ -231,16 +243,19 @@ class StageDataset(IterableDataset[StageSample]):
                 yield sample
         self._epoch, self._position = epoch + 1, 0
 
-    def places(self, epoch: int, own: Integers) -> list[SampleRef]:
-        """Which samples this rank has in an epoch.
+    def places(self, epoch: int, own: Integers) -> list[Group]:
+        """Which samples this rank has in an epoch, in groups.
 
         Args:
             epoch: from 0.
-            own: numbers of the rank's samples, 0 to `samples_of_rank` - 1.
+            own: numbers of the rank's groups, 0 to `samples_of_rank` - 1.
         """
-        return self._order.places(epoch, self._share.positions(own, self.samples_per_epoch))
+        groups = self._share.positions(own, self.samples_per_epoch // self._group)
+        positions = groups[:, None] * self._group + np.arange(self._group)
+        refs = iter(self._order.places(epoch, positions.reshape(-1)))
+        return list(zip(*[refs] * self._group, strict=True))
 
-    def stream(self, places: Iterable[SampleRef]) -> Iterator[StageSample | str]:
+    def stream(self, places: Iterable[Group]) -> Iterator[StageSample | str]:
         """Read samples in the order asked for; in the place of one that is skipped comes the reason.
 
         Raises:
@@ -261,8 +276,8 @@ class StageDataset(IterableDataset[StageSample]):
             else:
                 raise found
 
-    def _read(self, places: Iterable[SampleRef]) -> Iterator[StageSample | ShardError | InputError]:
-        """Samples, or what is wrong with them, by name."""
+    def _read(self, places: Iterable[Group]) -> Iterator[StageSample | ShardError | InputError]:
+        """Samples of groups, or what is wrong with them, by name."""
         if not self.is_local and os.getpid() != self._process:
             # A request would wait for ever: the threads that serve it stayed behind.
             raise ConfigError(
@@ -270,10 +285,16 @@ class StageDataset(IterableDataset[StageSample]):
                 "multiprocessing_context='spawn' (StageLoader does so by itself)"
             )
         reader = SampleReader(self._datasets)
-        for place, stored in reader.read(places):
+        groups, to_read = tee(places)
+        read = reader.read(chain.from_iterable(to_read))
+        for group in groups:
+            stored = [next(read) for _ in group]
             found: StageSample | ShardError | InputError
+            samples = []
             try:
-                found = self._made(place, stored)
+                for place, one in stored:
+                    samples.append(self._made(place, one))
+                found = self._with_sequences(samples)
             except (ShardError, InputError) as error:
                 kind = next(kind for kind in (ShardError, _TooManyImagesError, InputError) if isinstance(error, kind))
                 found = kind(f"{reader.describe(place)}: {error}")
@@ -285,8 +306,15 @@ class StageDataset(IterableDataset[StageSample]):
             raise stored
         if self._max_images is not None and len(stored.images) > self._max_images:
             raise _TooManyImagesError(f"it has {len(stored.images)} images, max_images is {self._max_images}")
-        sample = self._maker.make(place, stored)
-        return replace(sample, sequence=self._sequences(sample)) if self._sequences else sample
+        return self._maker.make(place, stored)
+
+    def _with_sequences(self, samples: Sequence[StageSample]) -> StageSample:
+        sample = samples[0]
+        if len(samples) > 1:
+            images = tuple(image for one in samples for image in one.images)
+            sample = replace(sample, key="+".join(one.key for one in samples), images=images, group=tuple(samples))
+        made = self._sequences(sample) if self._sequences else {}
+        return replace(sample, sequences={"": made} if isinstance(made, TokenSequence) else made)
 
     def _check_conversations(self) -> None:
         for number, dataset in enumerate(self._datasets):
@@ -295,8 +323,8 @@ class StageDataset(IterableDataset[StageSample]):
                 continue
             if isinstance(stored, StoredSample) and stored.document.conversation_json == "[]":
                 raise ConfigError(
-                    f"stage 4 can't be trained on {dataset.uri}: its samples have no conversations; `patchmint build` "
-                    "with source kind llava makes a data set that has"
+                    f"{dataset.uri} can't be read with conversations: it has no conversations; `patchmint build` with "
+                    "source kind llava makes a data set that has"
                 )
 
 

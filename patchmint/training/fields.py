@@ -1,11 +1,11 @@
-"""What each training stage is given of a sample (MaVEn's four stages, arXiv 2408.12321)."""
+"""What training is given of a sample: some of its fields, or those of a stage of MaVEn (arXiv 2408.12321)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +30,23 @@ from patchmint.training.sequences import TokenSequence, parts_of
 from patchmint.training.vocabulary import Codebook
 from patchmint.types import Size
 
+Field = Literal["pixels", "labels", "codes", "features", "conversation"]
 Stage = Literal[1, 2, 3, 4]
 TextChoice = Literal["random", "first"]
+
+_STAGES: dict[Stage, frozenset[Field]] = {
+    1: frozenset({"pixels", "labels", "codes"}),
+    2: frozenset({"codes"}),
+    3: frozenset({"features"}),
+    4: frozenset({"pixels", "codes", "conversation"}),
+}
+_WITH_FEATURES = (1, 4)
+# These stages are given features where the data set has them.
 
 
 @dataclass(frozen=True, eq=False)
 class StageImage:
-    """An image of a sample, with what its stage needs; what it doesn't need or the data set doesn't have is None.
+    """An image of a sample; a field that isn't included is None.
 
     A view is one input of the vision encoder: 1, or for anyres 1 + tiles. Views, then rows, then columns are the order
     of the encoder's patch tokens.
@@ -97,19 +107,23 @@ class _OfTheOnlyImage:
 
 @dataclass(frozen=True, eq=False)
 class StageSample:
-    """One sample, with what its stage needs.
+    """One sample, or a group of samples that belong together.
 
     Of a sample with one image the image's fields are the sample's, too: `sample.codes` is `sample.images[0].codes`.
+    A group has the images of its samples, one sample after another, each with the labels of its own sample's text; all
+    keys, joined by "+"; and else what its first sample has.
 
     Attributes:
         key: its name in its data set.
         dataset: number of the data set, in the order given.
         text: the text that was chosen, as its source had it.
         text_index: which one that is.
-        conversation: the turns of a picture (stage 4); else empty.
-        parts: texts and images in their order (stage 4), what `SequenceBuilder.document` takes; else empty.
+        conversation: the turns of a picture that has any; else empty.
+        parts: texts and images in their order, what `SequenceBuilder.document` takes, of documents and conversations;
+            else empty.
         images: one of a picture, one or more of a document.
-        sequence: what the data set's `sequences` made of all this.
+        sequences: what the data set's `sequences` made of all this, by name; "" where there is one without a name.
+        group: its single samples, if it is a group; else empty.
     """
 
     key: str
@@ -119,7 +133,8 @@ class StageSample:
     conversation: tuple[Turn, ...] = ()
     parts: tuple[Part, ...] = ()
     images: tuple[StageImage, ...] = ()
-    sequence: TokenSequence | None = None
+    sequences: Mapping[str, TokenSequence] = field(default_factory=dict)
+    group: tuple[StageSample, ...] = ()
 
     pixels = _OfTheOnlyImage()
     image = _OfTheOnlyImage()
@@ -135,68 +150,58 @@ class StageSample:
     feature_coverage = _OfTheOnlyImage()
 
 
-@dataclass(frozen=True)
-class StageFields:
-    """Which fields a stage's samples have."""
-
-    pixels: bool
-    labels: bool
-    codes: bool
-    features: bool
-    conversation: bool
-
-
-def fields_of(stage: Stage, images: bool | None, datasets: Sequence[Dataset]) -> StageFields:
-    """What the stage is given of these data sets.
+def fields_of(stage: Stage | None, include: Collection[Field] | None, datasets: Sequence[Dataset]) -> frozenset[Field]:
+    """Which fields the samples of these data sets are given.
 
     Args:
-        stage: 1 to 4.
-        images: whether pixels are given; None: in stages 1 and 4.
+        stage: of MaVEn, which names some; None: `include` does.
+        include: these; None, without a stage: all that the data sets have.
         datasets: at least one.
 
     Raises:
-        ConfigError: there is no such stage, or a data set lacks what it needs.
+        ConfigError: there is no such stage or field, both or wrong ones are named, or a data set lacks one of them.
     """
-    if stage not in (1, 2, 3, 4):
-        raise ConfigError(f"there is no stage {stage!r}; MaVEn has the stages 1, 2, 3 and 4")
-    pixels = images if images is not None else stage in (1, 4)
-    has_features = manifest_of(datasets[0]).layout.features is not None
-    fields = StageFields(
-        pixels=pixels,
-        labels=stage == 1,
-        codes=stage != 3,
-        # In stage 3 pixels stand in for features: the caller's encoder makes these from them.
-        features=stage != 2 and (has_features or (stage == 3 and not pixels)),
-        conversation=stage == 4,
-    )
-    for dataset in datasets:
-        _check_mixable(stage, fields, datasets[0], dataset)
-        _check_fields(stage, fields, dataset.uri, manifest_of(dataset).layout)
+    layouts = [manifest_of(dataset).layout for dataset in datasets]
+    there: dict[Field, bool] = {
+        "pixels": True,
+        "labels": any(layout.min_coverage is not None for layout in layouts),
+        "codes": any(layout.tokens is not None for layout in layouts),
+        "features": any(layout.features is not None for layout in layouts),
+    }
+    if stage is not None and (stage not in _STAGES or include is not None):
+        raise ConfigError(f"give a stage of MaVEn (1, 2, 3 or 4) or include, not stage {stage!r} and include {include}")
+    fields = frozenset(include if include is not None else (name for name, has in there.items() if has))
+    if stage is not None:
+        fields = _STAGES[stage] | (fields & {"features"} if stage in _WITH_FEATURES else frozenset())
+    if not fields <= set(get_args(Field)):
+        raise ConfigError(f"include has {sorted(fields)}; choose of {', '.join(get_args(Field))}")
+    for dataset in datasets[1:]:
+        _check_mixable(fields, datasets[0], dataset)
+    for dataset, layout in zip(datasets, layouts, strict=True):
+        _check_fields(fields, dataset.uri, layout)
     return fields
 
 
-def _check_mixable(stage: Stage, fields: StageFields, first: Dataset, other: Dataset) -> None:
+def _check_mixable(fields: Collection[Field], first: Dataset, other: Dataset) -> None:
     """One batch holds samples of all, and one model learns from them."""
-    if first is other:
-        return
     ours, theirs = manifest_of(first).layout, manifest_of(other).layout
     pairs: dict[str, tuple[object, object]] = {}
-    if fields.pixels or fields.labels:
+    if "pixels" in fields or "labels" in fields:
         without: dict[str, Any] = {"settings": {}}  # format 1 has none
         pairs["patch grids"] = (ours.grid.model_copy(update=without), theirs.grid.model_copy(update=without))
-    if fields.pixels or not (ours.grid.rows and theirs.grid.rows):
+    if "pixels" in fields or not (ours.grid.rows and theirs.grid.rows):
         pairs["ways of fitting images"] = (first.grid, other.grid)
-    if fields.labels:
+    if "labels" in fields:
         pairs["thresholds of labels (min_coverage)"] = (ours.min_coverage, theirs.min_coverage)
-    if fields.codes and ours.tokens and theirs.tokens:
+    if "codes" in fields and ours.tokens and theirs.tokens:
         pairs["codebooks"] = (Codebook.of(manifest_of(first)), Codebook.of(manifest_of(other)))
-    if stage != 2:
+    if "features" in fields:
         pairs["features"] = (_form(ours), _form(theirs))
         pairs["vision encoders"] = (_encoder(first), _encoder(other))
     for what, (one, two) in pairs.items():
         if one != two:
             raise ConfigError(
-                f"{first.uri} and {other.uri} can't be mixed in stage {stage}: their {what} differ ({one} and {two}); "
+                f"{first.uri} and {other.uri} can't be mixed: their {what} differ ({one} and {two}); "
                 "build or extend one as the other is, or train on them one after another"
             )
 
@@ -212,16 +217,16 @@ def _encoder(dataset: Dataset) -> str:
     return (entry.sha256 or entry.name) if entry is not None else ""
 
 
-def _check_fields(stage: Stage, fields: StageFields, uri: str, layout: Layout) -> None:
-    wrong = f"stage {stage} can't be trained on {uri}: it has no"
-    if fields.labels and layout.min_coverage is None:
+def _check_fields(fields: Collection[Field], uri: str, layout: Layout) -> None:
+    wrong = f"{', '.join(sorted(fields))} can't be had of {uri}: it has no"
+    if "labels" in fields and layout.min_coverage is None:
         raise ConfigError(f"{wrong} patch labels; `patchmint extend` adds them (or `patchmint build` with `labels`)")
-    if fields.codes and layout.tokens is None:
+    if "codes" in fields and layout.tokens is None:
         raise ConfigError(f"{wrong} codes; `patchmint extend` adds them (or `patchmint build` with `tokens`)")
-    if fields.features and layout.features is None:
+    if "features" in fields and layout.features is None:
         raise ConfigError(
-            f"{wrong} features; `patchmint extend` adds them (or `patchmint build` with `features`), or take pixels "
-            "with images=True and make features of them in training"
+            f"{wrong} features; `patchmint extend` adds them (or `patchmint build` with `features`), or include pixels "
+            "and make features of them in training"
         )
 
 
@@ -237,12 +242,12 @@ class SampleMaker:
 
     Args:
         datasets: which the places number.
-        fields: what is given.
+        fields: of `fields_of`.
         text: which of a sample's texts: "random", by seed, epoch and sample, or the "first".
         seed: not negative.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], fields: StageFields, text: TextChoice, seed: int) -> None:
+    def __init__(self, datasets: Sequence[Dataset], fields: Collection[Field], text: TextChoice, seed: int) -> None:
         self._datasets = datasets
         self._fields = fields
         self._text = text
@@ -254,32 +259,30 @@ class SampleMaker:
         Raises:
             ShardError: it isn't what its data set says.
         """
-        told, fields = stored.key_json, self._fields
+        told = stored.key_json
         index = self._text_index(place, told)
-        given: dict[str, Any] = {}
-        if fields.conversation and isinstance(told, SampleDocument):
-            given["conversation"] = _conversation(told)
-            given["parts"] = tuple(parts_of(given["conversation"]))
-        elif fields.conversation:
-            given["parts"] = told.parts
+        turns: tuple[Turn, ...] = ()
+        if isinstance(told, SampleDocument):
+            turns = tuple(Turn(turn.role, turn.content) for turn in told.conversation)
+        parts = tuple(parts_of(turns)) if isinstance(told, SampleDocument) else told.parts
         images = tuple(self._image(image, self._datasets[place.dataset], index) for image in stored.images)
-        return StageSample(stored.key, place.dataset, told.texts[index], index, images=images, **given)
+        return StageSample(stored.key, place.dataset, told.texts[index], index, turns, parts, images)
 
     def _image(self, stored: StoredImage, dataset: Dataset, text: int) -> StageImage:
         fields, layout = self._fields, manifest_of(dataset).layout
         given: dict[str, Any] = {"labelled": text in stored.texts}
-        if fields.pixels:
+        if "pixels" in fields:
             given |= _pixels(stored, dataset)
-        if fields.codes and layout.tokens is not None:
+        if "codes" in fields and layout.tokens is not None:
             codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
             shown = layout.tokens.shown((stored.info.height, stored.info.width))
             given["code_mask"] = None if shown is None else torch.from_numpy(shown.copy())
-        if fields.labels or fields.features:
+        if "labels" in fields or "features" in fields:
             placed = dataset.placement(stored)
-            if fields.labels:
-                given |= _labels(stored, placed, layout, text, with_features=fields.features)
-            if fields.features and layout.features is not None:
+            if "labels" in fields:
+                given |= _labels(stored, placed, layout, text, with_features="features" in fields)
+            if "features" in fields and layout.features is not None:
                 given |= _features(stored, placed, layout.features)
         return StageImage(**given)
 
@@ -293,13 +296,6 @@ class SampleMaker:
             return saying[0]
         key = (self._seed, place.dataset, place.epoch, place.index)
         return saying[int(np.random.SeedSequence(key).generate_state(1)[0]) % len(saying)]
-
-
-def _conversation(told: SampleDocument) -> tuple[Turn, ...]:
-    turns = tuple(Turn(turn.role, turn.content) for turn in told.conversation)
-    if not turns:
-        raise ShardError("it has no conversation; stage 4 needs a data set built from source kind llava")
-    return turns
 
 
 def _pixels(stored: StoredImage, dataset: Dataset) -> dict[str, torch.Tensor]:

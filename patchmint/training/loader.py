@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, count, islice, tee
 from traceback import clear_frames
 from typing import Any, Self
@@ -18,10 +18,9 @@ import torch
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from patchmint.datasets.reader import SampleRef
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.samples import Part, Turn
-from patchmint.training.dataset import StageDataset, checked_state
+from patchmint.training.dataset import Group, StageDataset, checked_state
 from patchmint.training.fields import StageImage, StageSample
 from patchmint.training.sequences import NOT_LEARNT, TokenSequence
 from patchmint.types import Integers
@@ -46,8 +45,44 @@ _EMPTY_IN_A_ROW = 100
 
 
 @dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """Token sequences of a batch of B samples, as long as the longest, L.
+
+    Attributes:
+        input_ids: int64 (B, L), padded at the end (or in front: `pad_left`).
+        labels: int64 (B, L), -100 where nothing is learnt.
+        attention_mask: int64 (B, L), 1 for real ids.
+        state_positions: int64 (B,): where in the sequence the selector's global state is; -1: nowhere.
+        image_positions: int64 (M, 5): for each image that is shown: the sequence, the image (0..N-1), and where in the
+            sequence it begins, its slots begin, and it ends. Slots are the positions from the fourth up to, but not
+            with, the fifth; `fill_slots` puts continuous tokens there.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor
+    state_positions: torch.Tensor
+    image_positions: torch.Tensor
+
+
+class _OfTheOnlySequence:
+    """A field of `SequenceBatch`, for batches with one sequence a sample."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, batch: StageBatch | None, owner: type) -> torch.Tensor:
+        if batch is None or len(batch.sequences) != 1:
+            names = ", ".join(batch.sequences) if batch else ""
+            raise InputError(f"read {self._name} of the batch's `sequences`, of which there is not one ({names})")
+        (only,) = batch.sequences.values()
+        found: torch.Tensor = getattr(only, self._name)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class StageBatch:
-    """A batch of B samples with N images; what the stage doesn't have is None.
+    """A batch of B samples, or groups, with N images; what isn't included is None.
 
     The images of all samples follow each other: those of sample b are `image_offsets[b]` to `image_offsets[b + 1]`. Of
     pictures N is B. Images with fewer views than V are padded with views of zeros, which `view_mask` leaves out; those
@@ -58,8 +93,8 @@ class StageBatch:
         datasets: for each sample the number of its data set.
         texts: the texts that were chosen.
         text_indices: which ones those are.
-        conversations: the turns of pictures (stage 4); else empty ones.
-        parts: texts and images in their order (stage 4); else empty ones.
+        conversations: the turns of pictures; else empty ones.
+        parts: texts and images in their order, of documents and conversations; else empty ones.
         skipped: messages of samples that were left out of this batch (`on_error="skip"`, `max_images`).
         image_offsets: int64 (B + 1,): number of each sample's first image, and N.
         label_mask: bool (N,): whether the chosen text labels the image; where not, there is nothing to learn of it.
@@ -79,10 +114,8 @@ class StageBatch:
         feature_mask: bool (N, V, rows, cols) of the features' grid, True for patches that show any of the image.
         feature_selector: uint8 (N, V, rows, cols) of the features' grid.
         feature_coverage: uint8 (N, V, rows, cols) of the features' grid.
-        input_ids: int64 (B, L), padded at the end; None where no sequences are made.
-        labels: int64 (B, L), -100 where nothing is learnt.
-        attention_mask: int64 (B, L), 1 for real ids.
-        state_positions: int64 (B,): where in the sequence the selector's global state is; -1: nowhere.
+        sequences: what `sequences` of the data set made, by name. Where it made one, `input_ids` and the other fields
+            of a `SequenceBatch` are the batch's, too.
     """
 
     keys: tuple[str, ...]
@@ -107,10 +140,13 @@ class StageBatch:
     feature_mask: torch.Tensor | None = None
     feature_selector: torch.Tensor | None = None
     feature_coverage: torch.Tensor | None = None
-    input_ids: torch.Tensor | None = None
-    labels: torch.Tensor | None = None
-    attention_mask: torch.Tensor | None = None
-    state_positions: torch.Tensor | None = None
+    sequences: Mapping[str, SequenceBatch] = field(default_factory=dict)
+
+    input_ids = _OfTheOnlySequence()
+    labels = _OfTheOnlySequence()
+    attention_mask = _OfTheOnlySequence()
+    state_positions = _OfTheOnlySequence()
+    image_positions = _OfTheOnlySequence()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -124,25 +160,35 @@ class StageBatch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        changed: dict[str, Any] = {name: change(value) for name, value in values if torch.is_tensor(value)}
-        changed["images"] = tuple(map(change, self.images))
-        return replace(self, **changed)
+        sequences = {name: replace(one, **_changed(one, change)) for name, one in self.sequences.items()}
+        return replace(self, **_changed(self, change), images=tuple(map(change, self.images)), sequences=sequences)
 
 
-def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[str, ...] = ()) -> StageBatch:
+def _changed(batch: StageBatch | SequenceBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    values = ((each.name, getattr(batch, each.name)) for each in fields(batch))
+    return {name: change(value) for name, value in values if torch.is_tensor(value)}
+
+
+def collate(
+    samples: Sequence[StageSample], *, pad_id: int = 0, pad_left: bool = False, skipped: tuple[str, ...] = ()
+) -> StageBatch:
     """Make a batch; a `collate_fn` for torch's own DataLoader.
 
     Args:
         samples: of one `StageDataset`, at least one.
         pad_id: fills `input_ids` after a sequence's end; masked, so any id of the vocabulary will do.
+        pad_left: fill up sequences in front, as transformers' `generate` wants prompts.
         skipped: see `StageBatch`.
 
     Raises:
-        InputError: there is no sample.
+        InputError: there is no sample, or samples have sequences of other names.
     """
     if not samples:
         raise InputError("there is no sample to make a batch of")
+    if len({frozenset(sample.sequences) for sample in samples}) > 1:
+        raise InputError(
+            "the samples have sequences of different names; give each of them all, a text alone if need be"
+        )
     images = [image for sample in samples for image in sample.images]
     tensors: dict[str, torch.Tensor] = {}
     for name in _BY_VIEW:
@@ -160,9 +206,7 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         stacked = [value for image in images if (value := getattr(image, name)) is not None]
         if stacked:
             tensors[name] = torch.stack(stacked)
-    sequences = [sample.sequence for sample in samples if sample.sequence is not None]
-    if sequences:
-        tensors |= _sequences(sequences, pad_id)
+    offsets = [0, *accumulate(len(sample.images) for sample in samples)]
     return StageBatch(
         keys=tuple(sample.key for sample in samples),
         datasets=tuple(sample.dataset for sample in samples),
@@ -170,9 +214,13 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
         text_indices=tuple(sample.text_index for sample in samples),
         conversations=tuple(sample.conversation for sample in samples),
         parts=tuple(sample.parts for sample in samples),
-        image_offsets=torch.tensor([0, *accumulate(len(sample.images) for sample in samples)]),
+        image_offsets=torch.tensor(offsets),
         skipped=skipped,
         images=tuple(image.image for image in images if image.image is not None),
+        sequences={
+            name: _sequences([sample.sequences[name] for sample in samples], offsets, pad_id, left=pad_left)
+            for name in samples[0].sequences
+        },
         **tensors,
     )
 
@@ -201,21 +249,27 @@ def _mask(lengths: Sequence[int]) -> torch.Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-def _sequences(sequences: Sequence[TokenSequence], pad_id: int) -> dict[str, torch.Tensor]:
-    lengths = [len(sequence.input_ids) for sequence in sequences]
+def _sequences(sequences: Sequence[TokenSequence], offsets: Sequence[int], pad_id: int, *, left: bool) -> SequenceBatch:
+    lengths = np.array([len(sequence.input_ids) for sequence in sequences])
+    starts = lengths.max() - lengths if left else np.zeros_like(lengths)
     states = [NO_STATE if one.state_position is None else one.state_position for one in sequences]
-    return {
-        "input_ids": torch.from_numpy(_filled([sequence.input_ids for sequence in sequences], pad_id)),
-        "labels": torch.from_numpy(_filled([sequence.labels for sequence in sequences], NOT_LEARNT)),
-        "attention_mask": _mask(lengths).long(),
-        "state_positions": torch.tensor(states),
-    }
+    shown = [
+        np.insert(one.image_positions + np.array([offset, start, start, start]), 0, row, axis=1)
+        for row, (one, offset, start) in enumerate(zip(sequences, offsets[:-1], starts, strict=True))
+    ]
+    return SequenceBatch(
+        torch.from_numpy(_filled([sequence.input_ids for sequence in sequences], pad_id, starts)),
+        torch.from_numpy(_filled([sequence.labels for sequence in sequences], NOT_LEARNT, starts)),
+        torch.from_numpy(_filled([np.ones(length, np.int64) for length in lengths], 0, starts)),
+        torch.from_numpy(np.where(np.array(states) == NO_STATE, NO_STATE, states + starts)),
+        torch.from_numpy(np.concatenate(shown)),
+    )
 
 
-def _filled(rows: Sequence[Integers], value: int) -> Integers:
+def _filled(rows: Sequence[Integers], value: int, starts: Integers | None = None) -> Integers:
     filled = np.full((len(rows), max(map(len, rows))), value, np.int64)
-    for line, row in zip(filled, rows, strict=True):
-        line[: len(row)] = row
+    for line, row, start in zip(filled, rows, starts if starts is not None else [0] * len(rows), strict=True):
+        line[start : start + len(row)] = row
     return filled
 
 
@@ -227,10 +281,11 @@ class StageLoader:
 
     Args:
         dataset: the samples.
-        batch_size: samples of a batch.
+        batch_size: samples, or groups, of a batch.
         num_workers: processes that read and decode; 0: this one.
         drop_last: leave out an epoch's last batch where it is smaller than the others.
         pad_id: fills `input_ids` after a sequence's end.
+        pad_left: fill up sequences in front, as transformers' `generate` wants prompts.
         pin_memory: copy batches to pinned memory, for a faster way to the GPU.
         prefetch_factor: batches that each worker prepares ahead; None: torch's 2.
         multiprocessing_context: "fork", "spawn" or "forkserver". None: "spawn" for object stores, whose connections
@@ -253,6 +308,7 @@ class StageLoader:
         num_workers: int = 0,
         drop_last: bool = False,
         pad_id: int = 0,
+        pad_left: bool = False,
         pin_memory: bool = False,
         prefetch_factor: int | None = None,
         multiprocessing_context: str | None = None,
@@ -262,7 +318,7 @@ class StageLoader:
         self._dataset = dataset
         self._batch_size = batch_size
         self._drop_last = drop_last
-        self._pad_id = pad_id
+        self._padding: dict[str, Any] = {"pad_id": pad_id, "pad_left": pad_left}
         if num_workers and multiprocessing_context is None and not dataset.is_local:
             multiprocessing_context = "spawn"
         self._options: dict[str, Any] = {
@@ -363,7 +419,7 @@ class StageLoader:
 
     def _start(self) -> Iterator[StageBatch | tuple[str, ...]]:
         first = self.epoch * self._batches + self.batch
-        batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._pad_id)
+        batches = _Batches(self._dataset, first, self._batches, self._batch_size, self._padding)
         # With a generator of its own the loader leaves torch's global random numbers alone: a run that was resumed
         # sees the same ones as one that wasn't. Batches come complete, so torch has nothing to collate.
         return iter(DataLoader(batches, batch_size=None, collate_fn=_as_it_is, generator=Generator(), **self._options))
@@ -381,12 +437,14 @@ def _end_without_a_fuss(worker: int) -> None:  # noqa: ARG001 (torch gives it)
 class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
     """All batches from one on, epoch after epoch; of W workers each makes every W-th, as torch asks them in turn."""
 
-    def __init__(self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, pad_id: int) -> None:
+    def __init__(
+        self, dataset: StageDataset, first: int, per_epoch: int, batch_size: int, padding: Mapping[str, Any]
+    ) -> None:
         self._dataset = dataset
         self._first = first
         self._per_epoch = per_epoch
         self._batch_size = batch_size
-        self._pad_id = pad_id
+        self._padding = padding
 
     def __iter__(self) -> Iterator[StageBatch | tuple[str, ...]]:
         worker = get_worker_info()
@@ -397,7 +455,7 @@ class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
         for places in wanted:
             yield self._collated(list(islice(samples, len(places))))
 
-    def _places(self, number: int) -> list[SampleRef]:
+    def _places(self, number: int) -> list[Group]:
         epoch, batch = divmod(number, self._per_epoch)
         start = batch * self._batch_size
         end = min(start + self._batch_size, self._dataset.samples_of_rank)
@@ -406,7 +464,7 @@ class _Batches(IterableDataset["StageBatch | tuple[str, ...]"]):
     def _collated(self, found: list[StageSample | str]) -> StageBatch | tuple[str, ...]:
         skipped = tuple(one for one in found if isinstance(one, str))
         samples = [one for one in found if isinstance(one, StageSample)]
-        return collate(samples, pad_id=self._pad_id, skipped=skipped) if samples else skipped
+        return collate(samples, skipped=skipped, **self._padding) if samples else skipped
 
 
 def _as_it_is(batch: Any) -> Any:

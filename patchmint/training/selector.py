@@ -73,13 +73,29 @@ def selector_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) ->
     return functional.binary_cross_entropy_with_logits(logits[mask], labels[mask].to(logits.dtype))
 
 
+def kept_count(patches: int, keep_ratio: float) -> int:
+    """How many of an image's patches stay: `floor(keep_ratio * patches)`; so many slots its sequence needs.
+
+    Args:
+        patches: that count: `feature_mask.sum()`.
+        keep_ratio: more than 0, at most 1; the paper's choice is 0.25.
+
+    Raises:
+        InputError: the ratio is out of range.
+    """
+    if not 0 < keep_ratio <= 1:
+        raise InputError(f"keep_ratio must be more than 0 and at most 1, not {keep_ratio}")
+    # In whole numbers where the product is one: 0.07 * 300 is a little more than 21 in floats, others a little less.
+    return math.floor(round(int(patches) * keep_ratio, 9))
+
+
 def keep_patches(scores: Tensor, keep_ratio: float, mask: Tensor | None = None) -> Tensor:
-    """The best `floor(keep_ratio * n)` patches of each image (the paper's choice is 0.25).
+    """The best `kept_count` patches of each image.
 
     Args:
         scores: (B, N), higher is better; among equals the first.
-        keep_ratio: more than 0, at most 1.
-        mask: bool (B, N), True for patches that count, of which an image has n; None: all.
+        keep_ratio: as for `kept_count`.
+        mask: bool (B, N), True for patches that count; None: all.
 
     Returns:
         bool (B, N), True for what stays.
@@ -87,13 +103,9 @@ def keep_patches(scores: Tensor, keep_ratio: float, mask: Tensor | None = None) 
     Raises:
         InputError: the ratio is out of range, or shapes differ.
     """
-    if not 0 < keep_ratio <= 1:
-        raise InputError(f"keep_ratio must be more than 0 and at most 1, not {keep_ratio}")
     mask = _mask_of(scores, scores, mask)
     order = scores.masked_fill(~mask, -math.inf).argsort(dim=1, descending=True, stable=True)
-    counts = mask.sum(1, keepdim=True).double()
-    # In whole numbers where the product is one: 0.07 * 300 is a little more than 21 in floats, others a little less.
-    kept = (counts * keep_ratio).mul(1e9).round().div(1e9).floor().long()
+    kept = torch.tensor([[kept_count(count, keep_ratio)] for count in mask.sum(1).tolist()], device=scores.device)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1]).expand_as(order).to(order))
     return ranks < kept
 

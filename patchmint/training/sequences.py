@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, count
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from patchmint.errors import ConfigError, InputError, TextError
-from patchmint.samples import NO_NUMBER, Part
+from patchmint.samples import NO_NUMBER, Part, Turn
 from patchmint.training.vocabulary import VisualVocabulary
 
 if TYPE_CHECKING:
@@ -33,23 +33,33 @@ class TokenSequence:
         labels: int64 (length,): the same ids where they are learnt, -100 where not. Not shifted: transformers'
             causal models do that themselves.
         state_position: where the language model's hidden state is the patch selector's global state; None: nowhere.
+        image_positions: int64 (shown, 4): for each image that is shown, in order: its number, and where it begins, its
+            slots begin, and it ends (the position after its last).
     """
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     state_position: int | None = None
+    image_positions: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
 
 
-class Turn(Protocol):
-    """One turn of a conversation, as the shards have it."""
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """What stands for an image: its codes between two marks, then slots for continuous tokens (MaVEn); or one of both.
 
-    @property
-    def role(self) -> str:
-        """Who speaks: human, gpt or system."""
+    Slots have no id of their own: 0 stands there, until `fill_slots` puts continuous tokens in the embeddings' places.
 
-    @property
-    def content(self) -> str:
-        """What is said; each `<image>` of a human stands for an image."""
+    Attributes:
+        codes: what `VisualVocabulary.ids` takes; None: no codes and no marks (LLaVA).
+        slots: number of continuous tokens.
+    """
+
+    codes: npt.ArrayLike | None = None
+    slots: int = 0
+
+
+Image = npt.ArrayLike | ImageTokens
+"""An image in a sequence; an array is its codes alone."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,8 @@ _DEFAULT_TEMPLATE = ConversationTemplate()
 class _Segment(NamedTuple):
     ids: Sequence[int] | npt.NDArray[np.int64]
     learnt: bool
-    image: bool = False
+    image: int = NO_NUMBER
+    slots: int = 0
 
 
 class TextEncoder:
@@ -88,11 +99,12 @@ class TextEncoder:
         prefix: ids that the tokenizer puts before a text (BOS); empty where it puts none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: VisualVocabulary) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: VisualVocabulary | None) -> None:
         self._tokenizer = tokenizer
+        visual = range(vocabulary.text_size, vocabulary.end_id + 1) if vocabulary else ()
         # The unknown token stands for characters, so texts may have it.
-        special = {*tokenizer.all_special_ids, *range(vocabulary.text_size, vocabulary.end_id + 1)}
-        self._reserved = frozenset((special - {tokenizer.unk_token_id}) | {vocabulary.eos_id})
+        special = {*tokenizer.all_special_ids, *visual} - {tokenizer.unk_token_id}
+        self._reserved = frozenset(special | {tokenizer.eos_token_id})
         self.prefix: list[int] = _prefix(tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -129,129 +141,135 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 class SequenceBuilder:
-    """Makes sequences of texts and of images' codes; an image is its begin mark, its codes and its end mark.
+    """Makes sequences of texts and images: of their codes, of slots for continuous tokens, or of both (`ImageTokens`).
 
     Every sequence begins with the tokenizer's BOS where the tokenizer puts one. Texts between two images, and around
     them, are encoded one by one. What a text says never becomes a special token (`TextEncoder`).
 
-    A sequence over `max_length` loses text, at that text's end; an image stays whole. Where text stands before the only
-    image (`text_to_image`, `state`), that text gets shorter. Else the sequence ends at `max_length`, and an image that
-    would not fit whole is left out with all that follows it. A text that was cut has no EOS.
+    A sequence over `max_length` loses text, at that text's end; an image stays whole. Where text stands before the
+    images (`text_to_image`, `state`), that text gets shorter. Else the sequence ends at `max_length`, and an image that
+    would not fit whole is left out with all that follows it. A text that was cut has no EOS. A prompt is never cut.
 
     Can be pickled, so that a loader's workers can call it.
+
+    All methods raise an InputError where codes are not the codebook's, and a TextError where a text can't be encoded.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        vocabulary: VisualVocabulary,
+        vocabulary: VisualVocabulary | None = None,
         *,
         max_length: int | None = None,
         template: ConversationTemplate = _DEFAULT_TEMPLATE,
     ) -> None:
-        """Take an extended tokenizer.
+        """Take a tokenizer, extended unless images have slots alone.
 
         Args:
             tokenizer: of Hugging Face.
-            vocabulary: what `extend_tokenizer` returned for it.
+            vocabulary: what `extend_tokenizer` returned for it; None: no image has codes.
             max_length: most ids in a sequence; None: no limit.
             template: for conversations.
 
         Raises:
-            ConfigError: the tokenizer isn't extended as the vocabulary says, or the limit is not positive.
+            ConfigError: the tokenizer isn't extended as the vocabulary says, has no EOS, or the limit is not positive.
         """
-        found = VisualVocabulary.of_tokenizer(tokenizer, vocabulary.codebook)
-        if (found.text_size, found.eos_id) != (vocabulary.text_size, vocabulary.eos_id):
-            raise ConfigError(
-                f"the vocabulary has {vocabulary.text_size} ids of text and EOS {vocabulary.eos_id}, the tokenizer "
-                f"{found.text_size} and {found.eos_id}; make it with VisualVocabulary.of_tokenizer"
-            )
+        if vocabulary is not None:
+            found = VisualVocabulary.of_tokenizer(tokenizer, vocabulary.codebook)
+            if (found.text_size, found.eos_id) != (vocabulary.text_size, vocabulary.eos_id):
+                raise ConfigError(
+                    f"the vocabulary has {vocabulary.text_size} ids of text and EOS {vocabulary.eos_id}, the tokenizer "
+                    f"{found.text_size} and {found.eos_id}; make it with VisualVocabulary.of_tokenizer"
+                )
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no EOS; set its eos_token")
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length must be at least 1, not {max_length}")
         self.vocabulary = vocabulary
+        self._eos_id = int(tokenizer.eos_token_id)
         self._text = TextEncoder(tokenizer, vocabulary)
         self._max_length = max_length
         self._template = template
 
-    def image_to_text(self, codes: npt.ArrayLike, text: str) -> TokenSequence:
+    def text(self, text: str) -> TokenSequence:
+        """A text without images, then EOS; both are learnt.
+
+        Raises:
+            InputError: the limit leaves nothing to learn.
+        """
+        return self._joined([self._written(text, learnt=True), self._eos(learnt=True)])
+
+    def image_to_text(self, image: Image, text: str) -> TokenSequence:
         """An image, then its text and EOS; the text and EOS are learnt.
 
         Raises:
-            InputError: the codes are not the codebook's, or the limit leaves nothing to learn.
-            TextError: the text can't be encoded.
+            InputError: the limit leaves nothing to learn.
         """
-        return self._joined([self._image(codes), self._written(text, learnt=True), self._eos(learnt=True)])
+        return self._joined([self._image(image, 0), self._written(text, learnt=True), self._eos(learnt=True)])
 
     def text_to_image(self, text: str, codes: npt.ArrayLike) -> TokenSequence:
         """A text, then its image; the image's codes and end mark are learnt.
 
         Raises:
-            InputError: the codes are not the codebook's, or the image alone is over the limit.
-            TextError: the text can't be encoded.
+            InputError: the image alone is over the limit.
         """
-        image = self._image(codes)
-        begin, rest = _Segment(image.ids[:1], learnt=False), _Segment(image.ids[1:], learnt=True)
-        return _sequence([*self._text_before(text, len(image.ids)), begin, rest])
+        image = self._image(ImageTokens(codes), 0)._replace(learnt=True)
+        made = _sequence([*self._text_before(text, len(image.ids)), image])
+        made.labels[made.image_positions[0, 1]] = NOT_LEARNT
+        return made
 
-    def state(self, codes: npt.ArrayLike, text: str = "") -> TokenSequence:
+    def state(self, image: Image, text: str = "") -> TokenSequence:
         """MaVEn's discrete state: an image, then EOS, where the language model's hidden state is the selector's input.
 
         Args:
-            codes: of the image.
+            image: its codes.
             text: stands before the image, so that the state knows of it; "": the image alone.
 
         Returns:
             A sequence of which nothing is learnt, with `state_position`.
 
         Raises:
-            InputError: the codes are not the codebook's, or the image alone is over the limit.
-            TextError: the text can't be encoded.
+            InputError: the image alone is over the limit.
         """
-        return self.document_state([codes], text)
+        return self.document_state([image], text)
 
-    def document_state(self, images: Sequence[npt.ArrayLike], text: str = "") -> TokenSequence:
-        """As `state`, of a document: a text, all images by number, then EOS.
+    def document_state(self, images: Sequence[Image], text: str = "") -> TokenSequence:
+        """As `state`, of a document: a text, all images by number, then EOS. Without images it is the text's state.
 
         Raises:
-            InputError: the codes are not the codebook's, or the images alone are over the limit.
-            TextError: the text can't be encoded.
+            InputError: the images alone are over the limit.
         """
-        segments = [*map(self._image, images), self._eos(learnt=False)]
+        segments = [*map(self._image, images, count()), self._eos(learnt=False)]
         made = _sequence([*self._text_before(text, sum(len(segment.ids) for segment in segments)), *segments])
-        return TokenSequence(made.input_ids, made.labels, state_position=len(made.input_ids) - 1)
+        return replace(made, state_position=len(made.input_ids) - 1)
 
-    def interleaved(self, text: str, images: Sequence[npt.ArrayLike]) -> TokenSequence:
+    def interleaved(self, text: str, images: Sequence[Image]) -> TokenSequence:
         """A text with images in it, then EOS; the text and EOS are learnt.
 
         Args:
             text: each `<image>` in it stands for an image.
-            images: codes of each image, in order.
+            images: in order.
 
         Raises:
-            InputError: there are more or fewer images than marks, codes are not the codebook's, or the limit leaves
-                nothing to learn.
-            TextError: the text can't be encoded.
+            InputError: there are more or fewer images than marks, or the limit leaves nothing to learn.
         """
         _check_count(text.count(IMAGE_MARK), len(images), "the text")
         return self.document(_split(text, count()), images)
 
-    def conversation(self, turns: Sequence[Turn], images: Sequence[npt.ArrayLike]) -> TokenSequence:
+    def conversation(self, turns: Sequence[Turn], images: Sequence[Image] = ()) -> TokenSequence:
         """A conversation; the answers are learnt, each with EOS after it.
 
         Args:
             turns: of roles human, gpt and system. `<image>` stands for an image where a human says it.
-            images: codes of each image, in order.
+            images: in order.
 
         Raises:
-            InputError: a role is unknown, there are more or fewer images than marks, codes are not the codebook's, or
-                no answer is there or within the limit.
-            TextError: a turn can't be encoded.
+            InputError: a role is unknown, there are more or fewer images than marks, or no answer is there or within
+                the limit.
         """
-        parts = parts_of(turns)
-        _check_count(sum(part.image != NO_NUMBER for part in parts), len(images), "the humans' turns")
-        return self.document(parts, images)
+        return self.document(_parts_with(turns, images), images)
 
-    def document(self, parts: Sequence[Part], images: Sequence[npt.ArrayLike]) -> TokenSequence:
+    def document(self, parts: Sequence[Part], images: Sequence[Image] = ()) -> TokenSequence:
         """A document: texts and images in their order, an image wherever it is shown.
 
         Where somebody speaks the answers are learnt, each with EOS after it; else all texts are, with EOS at the end.
@@ -259,22 +277,56 @@ class SequenceBuilder:
 
         Args:
             parts: as stored, or as `StageSample.parts` gives them.
-            images: codes of each image, by number.
+            images: by number.
 
         Raises:
-            InputError: a role is unknown, the parts show other images than there are, codes are not the codebook's, or
-                nothing that is learnt is there or within the limit.
-            TextError: a text can't be encoded.
+            InputError: a role is unknown, the parts show other images than there are, or nothing that is learnt is
+                there or within the limit.
         """
+        segments = self._document(parts, images)
+        if not any(segment.learnt for segment in segments):
+            raise InputError("nothing is learnt of it: there is no answer; for inference, or evaluation, use prompt()")
+        return self._joined(segments)
+
+    def prompt(self, said: Sequence[Part] | Sequence[Turn], images: Sequence[Image] = ()) -> TokenSequence:
+        """What stands before an answer, for inference: the same ids as in `document` or `conversation` up to there.
+
+        Args:
+            said: parts or turns; where somebody speaks without a last answer, which is left out if there is one. Where
+                nobody speaks all is the prompt: an image, say, whose text is to follow.
+            images: as for `document` or `conversation`.
+
+        Returns:
+            A sequence of which nothing is learnt.
+
+        Raises:
+            InputError: it is over the limit; or as for `document` or `conversation`.
+        """
+        parts = [one for one in said if isinstance(one, Part)]
+        if len(parts) < len(said):
+            parts = _parts_with([one for one in said if not isinstance(one, Part)], images)
+        segments = [_Segment(self._text.prefix, learnt=False), *self._document(parts, images, prompt=True)]
+        if self._max_length is not None and _length(segments) > self._max_length:
+            raise InputError(
+                f"a prompt of {_length(segments)} ids is over max_length {self._max_length}; a prompt is never "
+                "cut: raise max_length"
+            )
+        return _sequence([segment._replace(learnt=False) for segment in segments])
+
+    def _document(self, parts: Sequence[Part], images: Sequence[Image], *, prompt: bool = False) -> list[_Segment]:
         shown = {part.image for part in parts if part.image != NO_NUMBER}
         if shown != set(range(len(images))):
             raise InputError(f"the parts show the images {sorted(shown)}, but there are {len(images)}; each is shown")
         if parts and not any(part.role for part in parts):
-            return self._joined([*self._mixed(parts, images, learnt=True, between="\n"), self._eos(learnt=True)])
+            segments = self._mixed(parts, images, learnt=True, between="\n")
+            return segments if prompt else [*segments, self._eos(learnt=True)]
         template = self._template
         own_system = any(part.role == "system" for part in parts)
         segments = [self._written("" if own_system else template.system, learnt=False)]
-        for role, turn in _turns(parts):
+        turns = list(_turns(parts))
+        if prompt:
+            turns = [*(turns[:-1] if turns and turns[-1][0] == "gpt" else turns), ("gpt", [])]
+        for role, turn in turns:
             if role == "human":
                 segments += self._mixed(turn, images, template.human, template.after_human)
             elif role == "gpt":
@@ -284,12 +336,18 @@ class SequenceBuilder:
                 segments += self._mixed(turn, images, after=template.after_human)
             else:
                 raise InputError(f"a turn's role is {role[:40]!r}; human, gpt and system are known")
-        return self._joined(segments)
+        return segments[:-1] if prompt else segments
 
-    def _image(self, codes: npt.ArrayLike) -> _Segment:
-        vocabulary = self.vocabulary
-        ids = np.concatenate([[vocabulary.begin_id], vocabulary.ids(codes), [vocabulary.end_id]])
-        return _Segment(ids, learnt=False, image=True)
+    def _image(self, image: Image, number: int) -> _Segment:
+        tokens = image if isinstance(image, ImageTokens) else ImageTokens(image)
+        ids = [np.zeros(tokens.slots, np.int64)]
+        if tokens.codes is not None:
+            vocabulary = self.vocabulary
+            if vocabulary is None:
+                raise InputError("an image has codes, but the builder has no vocabulary; extend the tokenizer for them")
+            codes = vocabulary.ids(tokens.codes)
+            ids = [np.concatenate([[vocabulary.begin_id], codes, [vocabulary.end_id]]), *ids]
+        return _Segment(np.concatenate(ids), learnt=False, image=number, slots=tokens.slots)
 
     def _written(self, text: str, *, learnt: bool) -> _Segment:
         return _Segment(self._text.encode(text), learnt)
@@ -297,7 +355,7 @@ class SequenceBuilder:
     def _mixed(
         self,
         parts: Iterable[Part],
-        images: Sequence[npt.ArrayLike],
+        images: Sequence[Image],
         before: str = "",
         after: str = "",
         *,
@@ -310,12 +368,12 @@ class SequenceBuilder:
             if part.image == NO_NUMBER:
                 text += (between if text and part.text else "") + part.text
             else:
-                segments += [self._written(text, learnt=learnt), self._image(images[part.image])]
+                segments += [self._written(text, learnt=learnt), self._image(images[part.image], part.image)]
                 text = ""
         return [*segments, self._written(text + after, learnt=learnt)]
 
     def _eos(self, *, learnt: bool) -> _Segment:
-        return _Segment([self.vocabulary.eos_id], learnt)
+        return _Segment([self._eos_id], learnt)
 
     def _text_before(self, text: str, others: int) -> list[_Segment]:
         """BOS and a text that leaves room for `others` ids."""
@@ -335,12 +393,15 @@ class SequenceBuilder:
         whole = [_Segment(self._text.prefix, learnt=False), *segments]
         made = _sequence(whole if self._max_length is None else _cut(whole, self._max_length))
         if (made.labels == NOT_LEARNT).all():
-            total = sum(len(segment.ids) for segment in whole)
             raise InputError(
-                f"nothing is learnt of a sequence of {total} ids: no answer or text is within its first "
+                f"nothing is learnt of a sequence of {_length(whole)} ids: no answer or text is within its first "
                 f"{len(made.input_ids)}; raise max_length ({self._max_length}), or leave the sample out"
             )
         return made
+
+
+def _length(segments: Iterable[_Segment]) -> int:
+    return sum(len(segment.ids) for segment in segments)
 
 
 def _cut(segments: list[_Segment], limit: int) -> list[_Segment]:
@@ -350,16 +411,23 @@ def _cut(segments: list[_Segment], limit: int) -> list[_Segment]:
             kept.append(segment)
             limit -= len(segment.ids)
             continue
-        if not segment.image:
+        if segment.image == NO_NUMBER:
             kept.append(segment._replace(ids=segment.ids[:limit]))
         break
     return kept
 
 
-def _sequence(segments: list[_Segment]) -> TokenSequence:
+def _sequence(segments: Sequence[_Segment]) -> TokenSequence:
+    lengths = [len(segment.ids) for segment in segments]
     ids = np.concatenate([np.asarray(segment.ids, np.int64) for segment in segments])
-    learnt = np.repeat([segment.learnt for segment in segments], [len(segment.ids) for segment in segments])
-    return TokenSequence(ids, np.where(learnt, ids, NOT_LEARNT))
+    learnt = np.repeat([segment.learnt for segment in segments], lengths)
+    shown = [
+        (segment.image, end - length, end - segment.slots, end)
+        for segment, length, end in zip(segments, lengths, accumulate(lengths), strict=True)
+        if segment.image != NO_NUMBER
+    ]
+    positions = np.array(shown, np.int64).reshape(-1, 4)
+    return TokenSequence(ids, np.where(learnt, ids, NOT_LEARNT), image_positions=positions)
 
 
 def parts_of(turns: Iterable[Turn]) -> list[Part]:
@@ -389,6 +457,12 @@ def _turns(parts: Iterable[Part]) -> Iterator[tuple[str, list[Part]]]:
         said.append(part)
     if said:
         yield role, said
+
+
+def _parts_with(turns: Sequence[Turn], images: Sequence[Image]) -> list[Part]:
+    parts = parts_of(turns)
+    _check_count(sum(part.image != NO_NUMBER for part in parts), len(images), "the humans' turns")
+    return parts
 
 
 def _check_count(marks: int, images: int, where: str) -> None:

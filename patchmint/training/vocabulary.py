@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.manifest import Manifest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EOS = "<EOS>"
@@ -211,28 +213,37 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> 
 
 
 def resize_embeddings(
-    model: PreTrainedModel, vocabulary: VisualVocabulary, *, pad_to_multiple_of: int | None = None
+    model: PreTrainedModel,
+    vocabulary: VisualVocabulary,
+    *,
+    spread: float = 1.0,
+    pad_to_multiple_of: int | None = None,
 ) -> None:
     """Give a language model a row for every id, in its input and output embeddings, in place.
 
-    New rows start near the mean of the old ones (transformers' `mean_resizing`), the same on every call and every
-    rank, whatever the state of torch's random numbers, which stays as it is. Rows that are there keep their values,
-    those beyond the tokenizer (padding) too: visual ids take them first. A model with enough rows is unchanged, so this
-    may be called again after training.
+    New rows are random, around the mean of the text's; the same on every call and every rank, whatever the state of
+    torch's random numbers, which stays as it is. Rows that are there keep their values, those beyond the tokenizer
+    (padding) too: visual ids take them first. A model with enough rows is unchanged, so this may be called again after
+    training.
 
     Args:
         model: of transformers.
         vocabulary: from `extend_tokenizer`.
+        spread: how far new rows of the input lie apart, in standard deviations of the text's rows. 0: all next to the
+            mean (transformers' `mean_resizing`), as those of an output of its own always are, so that no code is
+            likely at first; then a model that hasn't been trained on codes can hardly tell one from another.
         pad_to_multiple_of: makes the number of rows a multiple of this, for speed.
 
     Raises:
         ConfigError: the model has fewer rows than the tokenizer had tokens of text, so the two don't belong together;
-            or the multiple is no positive integer.
+            the multiple is no positive integer, or the spread is negative.
     """
     import torch  # not needed for anything else here
 
     if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
         raise ConfigError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}")
+    if spread < 0:
+        raise ConfigError(f"spread must be 0 or more, not {spread}")
     rows = int(model.get_input_embeddings().weight.shape[0])
     if rows < vocabulary.text_size:
         raise ConfigError(
@@ -242,6 +253,52 @@ def resize_embeddings(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(_SEED)
         model.resize_token_embeddings(max(rows, vocabulary.size), pad_to_multiple_of=pad_to_multiple_of)
+        with torch.no_grad():
+            weight = model.get_input_embeddings().weight
+            text = weight[: vocabulary.text_size].float()
+            noise = torch.randn(weight[rows:].shape).to(weight.device)
+            if spread:
+                weight[rows:] = (text.mean(0) + spread * text.std(0) * noise).to(weight.dtype)
+
+
+@contextmanager
+def train_new_rows(model: PreTrainedModel, vocabulary: VisualVocabulary) -> Iterator[list[torch.nn.Parameter]]:
+    """Let a language model learn nothing but the rows of codes and marks, in input and output (MaVEn's stage 2).
+
+        with train_new_rows(llm, vocabulary) as parameters:
+            optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0)
+            ...
+
+    Gradients of all other rows are zero, so an optimizer without weight decay leaves them bit for bit as they are. At
+    the end everything learns again that did before. Not for parameters that are sharded (FSDP, ZeRO 3).
+
+    Args:
+        model: with rows for every id (`resize_embeddings`).
+        vocabulary: from `extend_tokenizer`.
+
+    Yields:
+        The embeddings: the input's, and the output's if it has its own.
+    """
+    import torch  # not needed for anything else here
+
+    learnt = [each for each in model.parameters() if each.requires_grad]
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings = list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
+
+    def of_new_rows(grad: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(grad), device=grad.device)[:, None]
+        return torch.where((rows >= vocabulary.text_size) & (rows < vocabulary.size), grad, 0)
+
+    model.requires_grad_(requires_grad=False)
+    hooks = [each.requires_grad_().register_hook(of_new_rows) for each in embeddings]
+    try:
+        yield embeddings
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.requires_grad_(requires_grad=False)
+        for each in learnt:
+            each.requires_grad_()
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, codebook: Codebook) -> VisualVocabulary | None:

@@ -18,7 +18,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.storage import uri_of
 from patchmint.training.dataset import Uri, open_finished, open_on_grid
-from patchmint.training.fields import SampleMaker, StageFields, StageImage, TextChoice, manifest_of
+from patchmint.training.fields import SampleMaker, StageImage, TextChoice, fields_of, manifest_of
 
 
 def shard_urls(data: Uri) -> list[str]:
@@ -57,21 +57,15 @@ class SampleDecoder:
             raise ConfigError(f"text is random or first, not {text!r}")
         self._stored = manifest_of(open_finished(data)).layout
         dataset = open_on_grid(data, grid)
-        self._grid, layout = dataset.further_grid, manifest_of(dataset).layout
-        fields = StageFields(
-            pixels=images,
-            labels=layout.min_coverage is not None,
-            codes=layout.tokens is not None,
-            features=layout.features is not None,
-            conversation=False,
-        )
+        self._grid, tokens = dataset.further_grid, self._stored.tokens
+        fields = fields_of(None, None, [dataset]) - (frozenset() if images else {"pixels"})
         self._maker = SampleMaker([dataset], fields, text, seed=0)
         self._types: dict[str, np.dtype[Any]] = {
             **dict.fromkeys(self._stored.arrays, np.dtype("u1")),
             FEATURES: np.dtype("<f2"),
         }
-        if layout.tokens is not None:
-            self._types[f"{layout.tokens.member}.npy"] = layout.tokens.dtype
+        if tokens is not None:
+            self._types[f"{tokens.member}.npy"] = tokens.dtype
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Decode a sample.
@@ -103,7 +97,7 @@ class SampleDecoder:
         if isinstance(told, SequenceDocument):
             entries = [{"labelled": image.labelled} | _arrays(image) for image in made.images]
             return found | {"images": entries, "parts": [asdict(part) for part in told.parts]}
-        turns = [turn.model_dump() for turn in told.conversation]
+        turns = [asdict(turn) for turn in made.conversation]
         return found | _arrays(made.images[0]) | ({"conversation": turns} if turns else {})
 
     def _as_bytes(self, ending: str, value: Any) -> bytes:
