@@ -89,7 +89,8 @@ def _build_sam3(name: str, labels: LabelsConfig, device: str, precision: Precisi
     from patchmint.labelers.mask_rules import MaskRules
 
     try:
-        from patchmint.labelers.sam.sam3 import Sam3, load_sam3
+        from patchmint.labelers.sam.sam3 import Sam3
+        from patchmint.labelers.sam.sam3_model import load_sam3
     except ImportError as error:
         raise ConfigError("this transformers has no SAM 3; install transformers 5") from error
     from patchmint.weights.loading import load_named
