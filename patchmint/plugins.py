@@ -1,16 +1,19 @@
 """Models from outside packages, found through entry points.
 
-A package offers a segmenter, a tokenizer or a vision encoder by an entry point in the group `patchmint.segmenters`,
-`patchmint.tokenizers` or `patchmint.encoders`, which names a callable that takes `device: str` and returns the model.
-It may take more, each by its name: `precision` (of the settings), `checkpoint` (a path, or None), `settings` (a
-mapping, or what its own pydantic model `Settings` makes of it); an encoder's the `grid`.
+A package offers a detector, masker, segmenter, tokenizer or vision encoder by an entry point in the group of its role
+(`GROUPS`), which names a callable that takes `device: str` and returns the model. It may take more, each by its name:
+`precision` (of the settings), `checkpoint` (a path, or None), `settings` (a mapping, or what its own pydantic model
+`Settings` makes of it); an encoder's the `grid`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoint, distributions
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,17 +22,40 @@ from pydantic import BaseModel, ValidationError
 
 from patchmint.errors import ConfigError, PluginError, did_you_mean
 
-Group = Literal["patchmint.segmenters", "patchmint.tokenizers", "patchmint.encoders"]
+Group = Literal[
+    "patchmint.detectors", "patchmint.maskers", "patchmint.segmenters", "patchmint.tokenizers", "patchmint.encoders"
+]
 
 GROUPS: Mapping[str, Group] = MappingProxyType(
-    {"segmenter": "patchmint.segmenters", "tokenizer": "patchmint.tokenizers", "vit": "patchmint.encoders"}
+    {
+        "detector": "patchmint.detectors",
+        "masker": "patchmint.maskers",
+        "segmenter": "patchmint.segmenters",
+        "tokenizer": "patchmint.tokenizers",
+        "vit": "patchmint.encoders",
+    }
 )
 """Of each role that a plug-in can have its group of entry points."""
 
 
+@cache
+def _installed(path: tuple[str, ...]) -> Mapping[str, Mapping[str, EntryPoint]]:
+    """What the packages of a `sys.path` offer, by group and name. All are read for it, which takes 10 ms: once."""
+    found: dict[str, dict[str, EntryPoint]] = {group: {} for group in GROUPS.values()}
+    for package in distributions(path=list(path)):
+        for point in package.entry_points:
+            if point.group in found:
+                found[point.group].setdefault(point.name, point)
+    return found
+
+
+def _offered(group: Group) -> Mapping[str, EntryPoint]:
+    return _installed(tuple(sys.path))[group]
+
+
 def plugin_names(group: Group) -> list[str]:
     """Names that installed packages offer, in alphabetical order."""
-    return sorted(point.name for point in entry_points(group=group))
+    return sorted(_offered(group))
 
 
 def is_outside(role: str, name: str) -> bool:
@@ -37,9 +63,9 @@ def is_outside(role: str, name: str) -> bool:
 
     No segmenter of ours has a name of its own, so whatever isn't a path, URI or `hub:` name is another's.
     """
-    if role not in GROUPS or (role == "segmenter" and not re.search(r"[:/\\]", name)):
-        return role in GROUPS
-    return name in plugin_names(GROUPS[role])
+    if role not in GROUPS or re.search(r"[:/\\]", name):
+        return False
+    return role == "segmenter" or name in _offered(GROUPS[role])
 
 
 def find_plugin(group: Group, name: str) -> EntryPoint:
@@ -48,7 +74,7 @@ def find_plugin(group: Group, name: str) -> EntryPoint:
     Raises:
         PluginError: no installed package offers it.
     """
-    for point in entry_points(group=group, name=name):
+    if (point := _offered(group).get(name)) is not None:
         return point
     offered = plugin_names(group)
     raise PluginError(
@@ -57,6 +83,32 @@ def find_plugin(group: Group, name: str) -> EntryPoint:
         "give the name or path of a checkpoint",
         name=name,
     )
+
+
+def package_of(point: EntryPoint) -> tuple[str, str]:
+    """The package of an entry point, with its version ("toy-models 1"), and its licence as it states that, or ""."""
+    if point.dist is None:
+        return point.value, ""
+    stated = point.dist.metadata.json
+    licence = str(stated.get("license_expression") or stated.get("license") or "")
+    return f"{point.dist.name} {point.dist.version}", licence
+
+
+def shown(role: str, name: str) -> str:
+    """A model as users read of it: its name, and of an outside model that is installed the package."""
+    if role in GROUPS and name in _offered(GROUPS[role]) and is_outside(role, name):
+        return f"{name} ({package_of(find_plugin(GROUPS[role], name))[0]})"
+    return name
+
+
+@contextmanager
+def named(model: str | None) -> Iterator[None]:
+    """Give a `PluginError` that leaves the block the name of its model, if it has none."""
+    try:
+        yield
+    except PluginError as error:
+        error.name = error.name or model
+        raise
 
 
 def check_plugin(group: Group, name: str, **given: Any) -> None:
@@ -76,13 +128,13 @@ def check_plugin(group: Group, name: str, **given: Any) -> None:
         _arguments(_imported(point), name, given)
 
 
-def load_plugin(group: Group, name: str, interface: type, device: str, **given: Any) -> object:
-    """Build an outside model and check that it has the interface's methods.
+def load_plugin(group: Group, name: str, interface: type | tuple[type, ...], device: str, **given: Any) -> object:
+    """Build an outside model and check that it has an interface's methods.
 
     Args:
         group: the entry points' group.
         name: the entry point's name.
-        interface: the runtime-checkable protocol that it must satisfy.
+        interface: the runtime-checkable protocol that it must satisfy, or several of which it must one.
         device: handed to the model's callable.
         given: what else is, where it takes it.
 
@@ -101,9 +153,10 @@ def load_plugin(group: Group, name: str, interface: type, device: str, **given: 
         message = f"the plug-in {name!r} ({point.value}) failed to build: {error!r}"
         raise PluginError(message, name=name) from error
     if not isinstance(model, interface):
+        protocols = interface if isinstance(interface, tuple) else (interface,)
         raise PluginError(
-            f"the plug-in {name!r} ({point.value}) gave a {type(model).__name__}, "
-            f"which lacks a method of {interface.__module__}.{interface.__name__}",
+            f"the plug-in {name!r} ({point.value}) gave a {type(model).__name__}, which lacks a method of "
+            f"{' and of '.join(f'{each.__module__}.{each.__name__}' for each in protocols)}",
             name=name,
         )
     return model

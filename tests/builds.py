@@ -11,7 +11,6 @@ import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -298,14 +297,11 @@ def small_disk(folder):
 
 @contextmanager
 def warmed():
-    """Import what builds find through entry points, and look for these once: that is half of a build's time."""
-    from patchmint import plugins
-
+    """Import what builds find through entry points: that is half of a build's time."""
     with pytest.MonkeyPatch.context() as patches:
         patches.syspath_prepend(STAND_IN)
         import stand_in_models  # noqa: F401
 
-        patches.setattr(plugins, "entry_points", cache(plugins.entry_points))
         yield
 
 

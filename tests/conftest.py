@@ -26,7 +26,6 @@ def pytest_configure(config):
     if getattr(config.option, "numprocesses", None):
         warm.start_server()
         config.option.tx = [f"popen//python={shlex.join([sys.executable, warm.__file__])}"] * len(config.option.tx)
-    warm.look_once()
     atexit.register(gc.unfreeze)  # or nanobind would report a leak
 
 

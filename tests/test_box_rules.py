@@ -9,6 +9,7 @@ import pytest
 from seeded_weights import shake
 from skimage import data
 
+from patchmint.annotate.preflight import check_explained
 from patchmint.config import AnnotatorConfig
 from patchmint.errors import ConfigError, InputError
 from patchmint.geometry.rle import area, decode_mask
@@ -238,7 +239,7 @@ def test_explanations_of_tiles_say_where_a_box_was_lost(model):
     assert [each.boxes for each in told] == [int((found.spans == each.span).all(axis=1).sum()) for each in told]
     assert {reason for each in told for reason in each.lost} <= {"tile-edge", "smaller-tile", "other-tile"}
     assert sum(each.lost.get("tile-edge", 0) for each in told) > 0
-    with pytest.raises(InputError, match="plug-in"):
-        explain(None, IMAGES[0], PHRASES)
+    with pytest.raises(InputError, match="segmenter plug-in"):
+        check_explained(AnnotatorConfig.parse({"models": {"segmenter": "nobodys"}}))
     (alone,) = explain(GroundedSam(None, None), IMAGES[0], [Text("x")])
     assert (alone.reason, alone.boxes) == ("not-asked", 0)

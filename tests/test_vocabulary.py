@@ -39,13 +39,17 @@ class TestCodebook:
         # a list of used codes makes another codebook
         used = ModelEntry(name="used.npy", sha256="b" * 64, size=1, licence="")
         remapped = manifest.model_copy(update={"models": {**manifest.models, "remap": used}})
-        assert Codebook.of(remapped).digest != Codebook.of(manifest).digest
+        # and so does another rule
+        tokens = manifest.layout.tokens.model_copy(update={"rule": "dot"})
+        chosen = manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"tokens": tokens})})
+        assert len({Codebook.of(each).digest for each in (manifest, remapped, chosen)}) == 3
 
     def test_digest_is_stable_and_differs_with_every_field(self):
         changes = ({"member": "b"}, {"codebook_sizes": (4, 36)}, {"preprocessing": "crop-64"}, {"fingerprint": "g"})
+        changes += ({"rule": "dot"}, {"rule": "cosine"})
         digests = {replace(BOOK, **change).digest for change in changes} | {BOOK.digest}
-        assert len(digests) == 5
-        assert BOOK.digest == "1f82733a63bb"
+        assert len(digests) == 7
+        assert BOOK.digest == replace(BOOK, rule="nearest").digest == "1f82733a63bb"
 
     def test_no_codes_or_those_of_nobody(self, manifest):
         bare = manifest.model_copy(update={"layout": LAYOUT.model_copy(update={"tokens": None})})

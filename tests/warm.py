@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 import warnings
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,15 +261,6 @@ def _hasten(interval, patience):
     Lease.acquire = staticmethod(partial(Lease.acquire, interval=float(interval), patience=float(patience)))
 
 
-def look_once():
-    """Read the installed packages' entry points once a process and path: a build looks eight times."""
-    from patchmint import plugins
-
-    look = plugins.entry_points
-    found = cache(lambda *path: look())
-    plugins.entry_points = lambda **wanted: found(*sys.path).select(**wanted)
-
-
 def _import_everything():
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     with warnings.catch_warnings():
@@ -342,7 +333,6 @@ if __name__ == "__main__":
     _become(task, files)
     if LEASE in os.environ:
         _hasten(*os.environ[LEASE].split())
-    look_once()
     if task["arguments"][0] == "-m" and not _WORKERLESS & {*task["arguments"][2:3]}:
         task = _fork_workers() or task
     _end(_exit_code(task["arguments"]))

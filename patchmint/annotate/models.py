@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +35,7 @@ from patchmint.interfaces import (
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.patches import PatchLabels, label_texts
+from patchmint.plugins import named
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage, Rle, Size, Text
 
@@ -194,7 +194,7 @@ class AnnotationModels:
             prepared = handed(
                 self.segmenter, [each.segmenter for each, kept in zip(inputs, saying, strict=True) if kept]
             )
-            with _named(self._names.get("segmenter")):
+            with named(self._names.get("segmenter")):
                 answers = self.segmenter.segment(seen, asked, **prepared)
                 check_answers("a segmenter", len(seen), answers, Instances)
                 for image, answer, image_texts in zip(seen, answers, asked, strict=True):
@@ -258,7 +258,7 @@ class AnnotationModels:
         if self.encoder:
             with stage("features"):
                 features = self.encoder.encode(images, **handed(self.encoder, [each.encoder for each in ready]))
-            with _named(self._names.get("vit")):
+            with named(self._names.get("vit")):
                 check_answers("a vision encoder", len(images), features)
                 for image, found in zip(images, features, strict=True):
                     _check_features(found, self.encoder.spec, self.grid.place((image.shape[0], image.shape[1])))
@@ -317,7 +317,7 @@ class AnnotationModels:
 
     def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
         assert self.tokenizer is not None
-        with _named(self._names.get("tokenizer")):
+        with named(self._names.get("tokenizer")):
             with stage("tokens"):
                 tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
             check_answers("a tokenizer", len(images), tokens)
@@ -334,16 +334,6 @@ def cpu_batch_size(models: AnnotationModels) -> int:
     least, most = CPU_BATCH_SIZES
     taken = models.prepare(np.zeros((*_USUAL_SIZE, 3), dtype=np.uint8)).nbytes
     return max(least, min(most, CPU_INPUT_BYTES // taken)) if taken else least
-
-
-@contextmanager
-def _named(model: str | None) -> Iterator[None]:
-    """Give the `PluginError` that leaves the block the name of its model."""
-    try:
-        yield
-    except PluginError as error:
-        error.name = model
-        raise
 
 
 def _full_masks(found: Instances) -> tuple[Rle, ...]:

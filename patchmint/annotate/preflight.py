@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from patchmint.config import DEMO, UNTRAINED, UNTRAINED_NOTICE, AnnotatorConfig
 from patchmint.config.grids import resolve_grid
-from patchmint.errors import ConfigError, DemoWarning, UntrainedWarning, WeightsMissingError, did_you_mean
+from patchmint.errors import ConfigError, DemoWarning, InputError, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter
 from patchmint.plugins import GROUPS, is_outside, plugin_names
@@ -69,6 +69,19 @@ def check_loadable(config: AnnotatorConfig) -> None:
             f"or give paths of files that you have, or the models preset {DEMO}, which needs no download but knows "
             "only drawn shapes",
             names=missing,
+        )
+
+
+def check_explained(config: AnnotatorConfig) -> None:
+    """Check that labels can be explained.
+
+    Raises:
+        InputError: there are none, or none of boxes that rules may drop.
+    """
+    if config.labels is None or config.labels.from_stored or config.models.segmenter is not None:
+        raise InputError(
+            "labels are explained where a detector finds boxes, which rules may drop; a segmenter (SAM 3, or a "
+            "segmenter plug-in) gives all that it finds, and where nothing is labelled there is nothing to explain"
         )
 
 

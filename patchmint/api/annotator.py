@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from patchmint.annotate.models import AnnotationModels, cpu_batch_size
-from patchmint.annotate.preflight import warn_of_models
+from patchmint.annotate.preflight import check_explained, warn_of_models
 from patchmint.api.annotation import Annotation, DocumentAnnotation
 from patchmint.compute.devices import pick_device
 from patchmint.compute.threads import limit_threads
@@ -25,6 +25,8 @@ from patchmint.geometry.rle import box_of, encode_masks, from_coco
 from patchmint.images.decode import DecodedImage, decode_image
 from patchmint.interfaces import Explanation
 from patchmint.labelers.explain import explain
+from patchmint.labelers.grounded_sam import GroundedSam
+from patchmint.labelers.tiled import TiledSegmenter
 from patchmint.types import Instance, Text, as_texts
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | DecodedImage
@@ -144,9 +146,11 @@ class Annotator:
 
         Raises:
             ImageError, TextError: as for `annotate`.
-            InputError: no labels were asked for, or the models are a segmenter plug-in, which can't tell.
+            InputError: no labels were asked for, or a segmenter makes them, without a detector.
         """
         decoded, texts = _taken(image, text, max_megapixels)
+        check_explained(self.config)
+        assert isinstance(self._models.segmenter, GroundedSam | TiledSegmenter)
         return explain(self._models.segmenter, decoded.pixels, texts)
 
     def annotate_batch(

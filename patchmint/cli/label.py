@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchmint.annotate.preflight import check_loadable
+from patchmint.annotate.preflight import check_explained, check_loadable
 from patchmint.config import AnnotatorConfig, BuildConfig
 from patchmint.config.build import apply_overrides
 from patchmint.config.grids import resolve_grid
@@ -91,6 +91,8 @@ def label(
     texts = as_texts(text)
     decoded = [decode_image(image, max_megapixels=max_megapixels) for image in images]
     check_loadable(chosen)
+    if explain:
+        check_explained(chosen)
     annotator = _annotator(chosen, device)
     annotations = annotator.annotate_document([*decoded, *texts]).images
     if chosen.notice:

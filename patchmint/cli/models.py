@@ -20,6 +20,7 @@ from patchmint.cli.lazy import examples
 from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
 from patchmint.features.towers import FAMILIES
+from patchmint.plugins import GROUPS, find_plugin, package_of, plugin_names
 from patchmint.tokenizers.vqgan.arch import OFFICIAL as OFFICIAL_VQGANS
 from patchmint.weights import hub
 from patchmint.weights.download import ProgressCall, pull
@@ -35,6 +36,13 @@ from patchmint.weights.store import (
     weights_folder,
 )
 
+_PLUGINS_GIVE = {
+    "detector": "boxes, scores",
+    "masker": "masks",
+    "segmenter": "masks, boxes, scores",
+    "tokenizer": "codes",
+    "vit": "features",
+}
 _NOT_PUBLISHED = "not published"
 _PIPED_WIDTH = 140
 _PLAIN_STEP = 0.1
@@ -52,9 +60,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, with full 
 
 @models_app.command("list", epilog=examples("patchmint models list", "patchmint models list --json"))
 def list_models(as_json: JsonOption = False) -> None:
-    """Show every checkpoint, and which of them are on this machine."""
+    """Show every checkpoint, which of them are on this machine, and the plug-ins that are installed."""
     if as_json:
-        typer.echo(json.dumps([_as_dict(checkpoint) for checkpoint in CHECKPOINTS.values()], indent=2))
+        typer.echo(json.dumps([*map(_as_dict, CHECKPOINTS.values()), *_plugins()], indent=2))
         return
     table = Table(Column("name", no_wrap=True), "kind", "gives", "size", "present", "licence")
     for checkpoint in CHECKPOINTS.values():
@@ -62,6 +70,8 @@ def list_models(as_json: JsonOption = False) -> None:
         rule = f" ({rule})" if (rule := _rule(checkpoint)) else ""
         gives = GIVES[checkpoint.kind]
         table.add_row(checkpoint.name, checkpoint.kind + rule, gives, size, present, checkpoint.licence)
+    for each in _plugins():
+        table.add_row(each["name"], each["kind"], each["gives"], "its own", each["source"], each["licence"])
     _print_table(table)
     typer.echo(
         f"Folder: {weights_folder()} ({FOLDER_VARIABLE} chooses another). Addresses, checksums: --json", err=True
@@ -183,6 +193,16 @@ def _as_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     path = file_of(checkpoint)
     told = {"gives": GIVES[checkpoint.kind], "rule": _rule(checkpoint)}
     return {**fields, **told, "present": path.is_file(), "path": str(path)}
+
+
+def _plugins() -> Iterator[dict[str, Any]]:
+    """The models of installed packages, as `_as_dict`. None is imported; what weights they have a config says."""
+    for role, group in GROUPS.items():
+        for name in plugin_names(group):
+            package, licence = package_of(find_plugin(group, name))
+            told = {"name": name, "kind": f"{role} plug-in", "source": package, "licence": licence}
+            unknown = {"url": "", "size": None, "sha256": None, "rule": "", "path": ""}
+            yield told | unknown | {"gives": _PLUGINS_GIVE[role], "bundled": False, "present": True}
 
 
 def _check_dict(checkpoint: Checkpoint, found: FileCheck) -> dict[str, Any]:

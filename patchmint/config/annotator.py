@@ -17,6 +17,7 @@ from patchmint.config.parsing import ONE_OR_TWO, Settings, parse_settings
 from patchmint.errors import ConfigError, did_you_mean
 from patchmint.geometry.coverage import LEVELS, coverage_to_uint8
 from patchmint.geometry.presets import Grid
+from patchmint.plugins import is_outside
 from patchmint.types import Precision
 
 UNTRAINED = "untrained-tiny"
@@ -75,13 +76,17 @@ class ModelsConfig(Settings):
         default=None,
         description="SAM 3 (its folder or hub: name) or a segmenter plug-in, instead of detector and masker.",
     )
-    detector: str = Field(default="groundingdino-swint-ogc", description="Grounding DINO.")
+    detector: str = Field(
+        default="groundingdino-swint-ogc", description="Grounding DINO, or a detector plug-in (entry point)."
+    )
     vocabulary: str = Field(
         default_factory=_vocabulary_of,
         description="The detector's vocab.txt. Default: that in the detector's folder or repository; "
-        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab.",
+        "demo-vocabulary for demo-detector; else bert-base-uncased-vocab. A plug-in has none.",
     )
-    masker: str | None = Field(default="sam-vit-h", description="SAM. Null: labels of the boxes' areas.")
+    masker: str | None = Field(
+        default="sam-vit-h", description="SAM, or a masker plug-in. Null: labels of the boxes' areas."
+    )
     tokenizer: str = Field(
         default="vqgan-imagenet-f16-16384",
         description="A VQGAN (taming, Chameleon, LlamaGen, Janus, IBQ), or a tokenizer plug-in (entry point).",
@@ -120,7 +125,9 @@ class ModelsConfig(Settings):
         if self.segmenter is not None:
             labelers = {"segmenter": self.segmenter}
         else:
-            labelers = {"detector": self.detector, "vocabulary": self.vocabulary} if detector else {}
+            labelers = {"detector": self.detector} if detector else {}
+            if detector and not is_outside("detector", self.detector):
+                labelers["vocabulary"] = self.vocabulary
             labelers |= {"masker": self.masker} if masker and self.masker is not None else {}
         return (
             (labelers if labels else {})
@@ -146,7 +153,7 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
     }
 )
 
-_DEMO_MODELS = frozenset(MODEL_PRESETS[DEMO].used(labels=True, tokens=True).values())
+_DEMO_MODELS = frozenset(name for _, name in MODEL_PRESETS[DEMO] if isinstance(name, str)) - {UNTRAINED}
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]

@@ -23,7 +23,7 @@ from patchmint.geometry import fit_image
 from patchmint.geometry.rle import Masks, bounding_box, decode_mask
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import Tokens
-from patchmint.labelers.grounded_sam import build_masker
+from patchmint.labelers.grounded_sam import build_masker, masks_of
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
 from patchmint.tokenizers.build import build_tokenizer
@@ -129,7 +129,7 @@ def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueSc
     ious: list[float] = []
     for start in range(0, len(judged), _BATCH):
         batch = judged[start : start + _BATCH]
-        found = masker.masks([_pixels(sample) for sample, _ in batch], [true_boxes(scene) for _, scene in batch])
+        found = masks_of(masker, [_pixels(sample) for sample, _ in batch], [true_boxes(scene) for _, scene in batch])
         for masks, (_, scene) in zip(found, batch, strict=True):
             ious += mask_ious(masks, scene)
         progress(start + len(batch))

@@ -26,6 +26,7 @@ from patchmint.jobs.cluster_probe import probe_cluster
 from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_sources
+from patchmint.plugins import shown
 from patchmint.samples import Fault, SourceSample, count_parts
 from patchmint.storage import creates_conditionally, open_storage, syncs_names
 from patchmint.storage.hub import is_on_hub, staging_folder
@@ -198,7 +199,7 @@ def _demo_models() -> Finding:
 
 def _checks(config: BuildConfig) -> Iterator[Finding]:
     """What a build would be refused for."""
-    models = ", ".join(f"{role} {name}" for role, name in config.models_used.items())
+    models = ", ".join(f"{role} {shown(role, name)}" for role, name in config.models_used.items())
     found = {
         "model files": f"{models}; {config.notice}" if config.notice else models,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig
@@ -20,18 +21,29 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     """Check the models without loading weights: of a file the header is read, of a published model nothing.
 
     Raises:
-        PluginError: no installed package offers the outside segmenter.
+        PluginError: no installed package offers an outside model, or it takes no such settings.
+        ConfigError: a setting doesn't fit the segmenter, or a plug-in's settings are wrong.
         WeightsError: a file is missing, damaged, unsafe or of another kind, or the vocabulary isn't the detector's.
     """
     if models.segmenter is not None:
         if is_outside("segmenter", models.segmenter):
+            why = (
+                f"is for detectors and maskers; the segmenter {models.segmenter} is a plug-in, with settings of its own"
+            )
+            _refuse(labels, _OF_LABELERS, why)
             check_plugin("patchmint.segmenters", models.segmenter, **models.given(models.segmenter, locate))
         else:
             _check_sam3(models.segmenter, labels)
         return
-    if labels.needs_masker and models.masker is not None and models.masker not in (UNTRAINED, *sam.OFFICIAL):
-        read_arch(models.masker, sam.infer_arch)
+    if labels.needs_masker and models.masker is not None:
+        if is_outside("masker", models.masker):
+            check_plugin("patchmint.maskers", models.masker, **models.given(models.masker, locate))
+        elif models.masker not in (UNTRAINED, *sam.OFFICIAL):
+            read_arch(models.masker, sam.infer_arch)
     if not labels.needs_detector:
+        return
+    if is_outside("detector", models.detector):
+        check_plugin("patchmint.detectors", models.detector, **models.given(models.detector, locate))
         return
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
     arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
@@ -53,7 +65,7 @@ def build_segmenter(
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
-        PluginError: an outside segmenter is missing or broken.
+        PluginError: an outside model is missing or broken.
     """
     if models.segmenter is not None:
         if not is_outside("segmenter", models.segmenter):
@@ -72,12 +84,17 @@ def build_segmenter(
 
 
 _OF_BOXES = ("negative_phrases", "nms", "box_area", "tiles")
+_OF_LABELERS = (*_OF_BOXES, "phrase_thresholds", "mask_area", "clip_to_box")
+
+
+def _refuse(labels: LabelsConfig, settings: Sequence[str], why: str) -> None:
+    given = [setting for setting in settings if getattr(labels, setting) not in (None, False)]
+    if given:
+        raise ConfigError(f"labels.{given[0]} {why}: leave it out")
 
 
 def _check_sam3(name: str, labels: LabelsConfig) -> None:
-    given = [setting for setting in _OF_BOXES if getattr(labels, setting) is not None]
-    if given:
-        raise ConfigError(f"labels.{given[0]} is for detectors; SAM 3 finds masks without one: leave it out")
+    _refuse(labels, _OF_BOXES, "is for detectors; SAM 3 finds masks without one")
     read_arch(name, sam.infer_sam3)
     file_in(locate(name).parent, ["tokenizer.json"])
 

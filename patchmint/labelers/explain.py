@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patchmint.errors import InputError
 from patchmint.interfaces import Detections, Explanation, Reason
 from patchmint.labelers.box_rules import Loss
 from patchmint.labelers.grounded_sam import GroundedSam
@@ -14,19 +13,14 @@ from patchmint.labelers.tiled import TiledSegmenter
 from patchmint.types import UNKNOWN_SCORE, RgbImage, Span, Text
 
 
-def explain(segmenter: object, image: RgbImage, texts: Sequence[Text]) -> list[Explanation]:
+def explain(segmenter: GroundedSam | TiledSegmenter, image: RgbImage, texts: Sequence[Text]) -> list[Explanation]:
     """Explain what is found in an image, a phrase of a text at a time; a whole text where it names none.
 
     Args:
         segmenter: as for labels.
         image: HWC uint8 RGB.
         texts: of the image.
-
-    Raises:
-        InputError: it isn't made of a detector and a masker.
     """
-    if not isinstance(segmenter, GroundedSam | TiledSegmenter):
-        raise InputError("labels are explained where a detector and a masker make them: not a plug-in's, nor none")
     labeler = segmenter.segmenter if isinstance(segmenter, TiledSegmenter) else segmenter
     fates: list[Loss] = []
     (found,) = segmenter.segment([image], [texts], losses=[fates])

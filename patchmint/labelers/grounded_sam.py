@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from patchmint.interfaces import (
     Detector,
     Instances,
     Masker,
+    PhraseDetector,
     PrefersLikeSizes,
     check_answers,
     handed,
@@ -34,9 +36,11 @@ from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.mask_rules import MaskRules
+from patchmint.labelers.phrases import ByPhrases
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
+from patchmint.plugins import is_outside, load_plugin, named
 from patchmint.types import UNKNOWN_SCORE, Origin, Precision, RgbImage, Size, Text
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
@@ -54,6 +58,7 @@ class GroundedSam:
         box_rules: what the detector is asked for, and which of its boxes count.
         mask_area: shares of the image that a mask has at least, and at most; None = any.
         clip_to_box: whether masks end at their boxes.
+        names: of detector and masker, for errors.
     """
 
     def __init__(
@@ -64,10 +69,12 @@ class GroundedSam:
         box_rules: BoxRules = USUAL_RULES,
         mask_area: tuple[float, float] | None = None,
         clip_to_box: bool = False,
+        names: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.detector = detector
         self.masker = masker
         self.box_rules = box_rules
+        self._detector_name, self._masker_name = names
         self._mask_rules = MaskRules(mask_area, clip_to_box)
 
     def prepare(self, image: RgbImage) -> Prepared:
@@ -93,10 +100,10 @@ class GroundedSam:
             losses: as for `BoxRules.detect`.
         """
         ready = [self.prepare(image) for image in images] if prepared is None else prepared
-        with stage("detect"):
+        with stage("detect"), named(self._detector_name):
             found = self._boxes(images, texts, ready, losses)
         boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
-        with stage("mask"):
+        with stage("mask"), named(self._masker_name):
             masks: list[Masks] = [
                 once if chosen is None else ChosenMasks(once, chosen)
                 for once, chosen in zip(self._masks(images, boxes, ready), repeated, strict=True)
@@ -148,12 +155,7 @@ class GroundedSam:
     ) -> Sequence[Masks]:
         if self.masker is None:
             return [BoxMasks(each, (image.shape[0], image.shape[1])) for each, image in zip(boxes, images, strict=True)]
-        found = self.masker.masks(images, boxes, **handed(self.masker, [parts[1] for parts in prepared]))
-        check_answers("a masker", len(images), found)
-        for masks, each in zip(found, boxes, strict=True):
-            if len(masks) != len(each):
-                raise PluginError(f"a masker gave {len(masks)} masks for {len(each)} boxes; it must give one a box")
-        return found
+        return masks_of(self.masker, images, boxes, [parts[1] for parts in prepared])
 
     def _instances(
         self,
@@ -208,6 +210,32 @@ class GroundedSam:
         return self.detector.batch_key(size) if isinstance(self.detector, PrefersLikeSizes) else None
 
 
+def masks_of(
+    masker: Masker,
+    images: Sequence[RgbImage],
+    boxes: Sequence[npt.NDArray[np.float32]],
+    prepared: Sequence[object] | None = None,
+) -> list[Masks]:
+    """Have a masker make the masks of boxes, whatever it is; see `patchmint.interfaces.Masker`.
+
+    Args:
+        masker: any.
+        images: any sizes.
+        boxes: for each image (N, 4).
+        prepared: what its `prepare` made of each image; None = nothing was done ahead.
+
+    Raises:
+        PluginError: an outside masker breaks its contract.
+    """
+    ready = [prepared_by(masker, image) for image in images] if prepared is None else prepared
+    found = masker.masks(images, boxes, **handed(masker, ready))
+    check_answers("a masker", len(images), found)
+    for masks, each in zip(found, boxes, strict=True):
+        if len(masks) != len(each):
+            raise PluginError(f"a masker gave {len(masks)} masks for {len(each)} boxes; it must give one a box")
+    return found
+
+
 def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:
     """Boxes (N, 4), each once where several phrases lead to it, and the number of each; None if none is repeated."""
     numbers: dict[bytes, int] = {}
@@ -235,23 +263,27 @@ def build_grounded_sam(
 
     Raises:
         WeightsError: a checkpoint is missing, damaged, unsafe or of another architecture.
+        PluginError: an outside detector or masker is missing or broken.
     """
-    detector = None
-    if labels.needs_detector:
-        detector = _build_detector(models, labels, device, precision, compiled=compiled)
     needs_masker = models.masker is not None and labels.needs_masker
     return GroundedSam(
-        detector,
+        _build_detector(models, labels, device, precision, compiled=compiled) if labels.needs_detector else None,
         build_masker(models, labels, device, precision, compiled=compiled) if needs_masker else None,
         box_rules=BoxRules.of(labels),
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
+        names=(models.detector, models.masker),
     )
 
 
 def _build_detector(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
-) -> GroundingDino:
+) -> Detector:
+    if is_outside("detector", models.detector):
+        given = models.given(models.detector, locate) | {"precision": precision}
+        kinds = (Detector, PhraseDetector)
+        found = load_plugin("patchmint.detectors", models.detector, kinds, device, **given)
+        return ByPhrases(found) if isinstance(found, PhraseDetector) else cast(Detector, found)
     if models.detector == UNTRAINED:
         model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
     else:
@@ -274,13 +306,16 @@ def _build_detector(
 
 def build_masker(
     models: ModelsConfig, labels: LabelsConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
-) -> SamMasker:
+) -> Masker:
     """Build the masker alone, which the settings must name, and load its weights.
 
     Raises:
-        WeightsError: as `build_grounded_sam`.
+        WeightsError, PluginError: as `build_grounded_sam`.
     """
     assert models.masker is not None
+    if is_outside("masker", models.masker):
+        given = models.given(models.masker, locate) | {"precision": precision}
+        return cast(Masker, load_plugin("patchmint.maskers", models.masker, Masker, device, **given))
     make: type[SamMasker] = SamMasker
     if models.masker == UNTRAINED:
         model = sam_model.untrained(sam_arch.TINY, seed=0)

@@ -43,6 +43,7 @@ class Codebook:
         codebook_sizes: number of codes in each codebook.
         preprocessing: how pixels were prepared.
         fingerprint: of the model: the SHA-256 of its file, or its name where it has none.
+        rule: how codes were chosen, as in `dataset.json`; one file gives other codes by another rule.
 
     Raises:
         ConfigError: there is no codebook, or one without a code.
@@ -52,6 +53,7 @@ class Codebook:
     codebook_sizes: tuple[int, ...]
     preprocessing: str
     fingerprint: str
+    rule: str = ""
 
     def __post_init__(self) -> None:
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
@@ -73,7 +75,7 @@ class Codebook:
         # A list of used codes gives the same numbers other meanings.
         models = [manifest.models[role] for role in ("tokenizer", "remap") if role in manifest.models]
         fingerprint = "+".join(model.sha256 or model.name for model in models)
-        return cls(tokens.member, tokens.codebook_sizes, tokens.preprocessing, fingerprint)
+        return cls(tokens.member, tokens.codebook_sizes, tokens.preprocessing, fingerprint, tokens.rule)
 
     @property
     def size(self) -> int:
@@ -84,6 +86,8 @@ class Codebook:
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify it."""
         parts = [self.member, list(self.codebook_sizes), self.preprocessing, self.fingerprint]
+        # taming's own rule adds nothing, so that tokenizers stay extended whose data set doesn't tell a rule
+        parts += [self.rule] if self.rule not in ("", "nearest") else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGEST_CHARACTERS]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from patchmint.geometry.rle import bounding_box
 from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
-from patchmint.interfaces import Tokens
-from patchmint.plugins import is_outside, plugin_names
+from patchmint.interfaces import Masker, Tokenizer, Tokens
+from patchmint.plugins import GROUPS, is_outside, plugin_names
 from patchmint.shards.codec import Array
 from patchmint.shards.manifest import Manifest, made_by
 from patchmint.shards.paths import MANIFEST_PATH
@@ -29,10 +29,6 @@ from patchmint.types import Precision, RgbImage, Rle, Size
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate
-
-if TYPE_CHECKING:
-    from patchmint.interfaces import Tokenizer
-    from patchmint.labelers.sam.masker import SamMasker
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class Remaker:
 
         Raises:
             ShardError: stored instances can't be used.
-            WeightsError: the masker's weights can't be used.
+            WeightsError, PluginError: the masker can't be used.
         """
         drawn = [drawn_masks(image) for image in stored]
         others = [
@@ -128,8 +124,10 @@ class Remaker:
         ]
         made: Sequence[Sequence[Rle]] = [()] * len(images)
         if any(map(len, others)):
+            from patchmint.labelers.grounded_sam import masks_of
+
             with self._lock:
-                made = [masks.rles() for masks in self._masker.masks(images, others)]
+                made = [masks.rles() for masks in masks_of(self._masker, images, others)]
         pictures = []
         for pixels, image, own, rles in zip(images, stored, drawn, made, strict=True):
             rest = iter(rles)
@@ -159,7 +157,7 @@ class Remaker:
         return [framed(picture, cells, size) for picture, size in zip(pictures, sizes, strict=True)]
 
     @cached_property
-    def _masker(self) -> SamMasker:
+    def _masker(self) -> Masker:
         from patchmint.compute.devices import pick_device
         from patchmint.labelers.grounded_sam import build_masker
 
@@ -222,12 +220,12 @@ def _precision(config: Mapping[str, Any]) -> Precision:
 def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
     if name == UNTRAINED:
         return Offer(settings, "by untrained weights, as in the build: they mean nothing")
-    if role == "tokenizer" and is_outside(role, name):
-        return Offer(settings, f"by the tokenizer plug-in {name!r} installed here")
+    if is_outside(role, name):
+        return Offer(settings, f"by the {role} plug-in {name!r} installed here")
     try:
         path = locate(name)
     except (WeightsMissingError, WeightsCorruptError):
-        return Offer(None, _way_out(name))
+        return Offer(None, _way_out(role, name))
     known = CHECKPOINTS[name].sha256 if name in CHECKPOINTS else None
     stored = manifest.models[role].sha256 if role in manifest.models else ""
     if stored and (known or recorded_sha256(path) or sha256_of(path)) != stored:
@@ -237,12 +235,12 @@ def _offer(manifest: Manifest, role: str, name: str, settings: object) -> Offer:
     return Offer(settings)
 
 
-def _way_out(name: str) -> str:
+def _way_out(role: str, name: str) -> str:
     """What to do, without this machine's paths: the gallery may be shown to others."""
     if name in CHECKPOINTS and CHECKPOINTS[name].bundled:
         return f"the file of {name!r} that comes with patchmint is missing or damaged; install patchmint again"
     if name in CHECKPOINTS:
         return f"its weights aren't on this machine: run `patchmint models pull {name}`, then make the gallery again"
-    offered = ", ".join(plugin_names("patchmint.tokenizers"))
-    plugins = f" (installed tokenizer plug-ins: {offered})" if offered else ""
+    offered = ", ".join(plugin_names(GROUPS[role]))
+    plugins = f" (installed {role} plug-ins: {offered})" if offered else ""
     return f"{name.rpartition('/')[2]!r} is neither a file on this machine nor a known name{plugins}"

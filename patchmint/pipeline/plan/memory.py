@@ -299,7 +299,8 @@ def _waiting(config: BuildConfig, sizes: Sequence[Size], batch: int, samples: in
 
 def _inputs(config: BuildConfig, size: Size) -> int:
     """Bytes of what the models have made of an image of this size ahead."""
-    used, total = config.models_used, 0
+    used = {role: name for role, name in config.models_used.items() if not is_outside(role, name)}
+    total = 0
     if "detector" in used:
         arch = _detector(used["detector"])
         total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
@@ -307,11 +308,11 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         masker = _masker(used["masker"])
         squashed = isinstance(masker, sam.Sam2Arch)
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
-    if "segmenter" in used and not is_outside("segmenter", used["segmenter"]):
+    if "segmenter" in used:
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
-    if "tokenizer" in used and config.tokens is not None and not is_outside("tokenizer", used["tokenizer"]):
+    if "tokenizer" in used and config.tokens is not None:
         total += config.tokens.size**2
-    if "vit" in used and not is_outside("vit", used["vit"]):
+    if "vit" in used:
         grid = resolve_grid(config.grid)
         total += _input_pixels(grid, size) * _views(grid, size)
     return 3 * total

@@ -14,7 +14,7 @@ from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.json_values import canonical_json
-from patchmint.plugins import GROUPS, find_plugin, is_outside
+from patchmint.plugins import GROUPS, find_plugin, is_outside, package_of
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
@@ -136,16 +136,12 @@ def _record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
 
 
 def _plugin_record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
-    point = find_plugin(GROUPS[role], name)
-    record = ModelRecord(role, name, distribution=point.value)
-    if checkpoint is not None:
-        file = _file_record(role, checkpoint, locate(checkpoint))
-        record = replace(record, sha256=file.sha256, size=file.size, licence=file.licence)
-    if point.dist is not None:
-        stated = point.dist.metadata.json
-        licence = record.licence or str(stated.get("license_expression") or stated.get("license") or "")
-        record = replace(record, distribution=f"{point.dist.name} {point.dist.version}", licence=licence)
-    return record
+    package, licence = package_of(find_plugin(GROUPS[role], name))
+    record = ModelRecord(role, name, distribution=package, licence=licence)
+    if checkpoint is None:
+        return record
+    file = _file_record(role, checkpoint, locate(checkpoint))
+    return replace(record, sha256=file.sha256, size=file.size, licence=file.licence or licence)
 
 
 def _file_record(role: str, name: str, path: Path) -> ModelRecord:
