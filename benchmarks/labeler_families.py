@@ -20,6 +20,9 @@ from gpu_transformers import detector_of, sam_of
 from torch import Tensor
 from transformers import (
     CLIPTokenizer,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
     Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
@@ -31,8 +34,9 @@ from transformers import (
 
 from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.geometry.rle import Masks, decode_mask
+from patchmint.interfaces import Detections
 from patchmint.labelers.build import build_segmenter, check_segmenter
-from patchmint.labelers.grounded_sam import build_masker
+from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
@@ -49,11 +53,41 @@ _CPU = torch.device("cpu")
 _SWIN_T = dino.OFFICIAL["groundingdino-swint-ogc"]
 _TINY = replace(dino.TINY, decoder_layers=3, swin_depths=(1, 2, 1, 1), text_vocabulary=1024)
 
+_SWIN_L = replace(_SWIN_T, swin_dim=192, swin_depths=(2, 2, 18, 2), swin_heads=(6, 12, 24, 48), swin_window=12)
+
 DETECTORS = {
     "grounding-dino-hf": (_SWIN_T, _TINY),
     "mm-grounding-dino-hf": tuple(replace(arch, family="mm-grounding-dino") for arch in (_SWIN_T, _TINY)),
+    "llmdet-large-hf": tuple(
+        replace(arch, family="mm-grounding-dino", levels=5, backbone_stages=(0, 1, 2, 3)) for arch in (_SWIN_L, _TINY)
+    ),
 }
-"""By name: the architecture of official size (LLMDet's and MM-Grounding-DINO's tiny ones are alike), and a tiny one."""
+"""By name: the architecture of official size, and a tiny one. MM-Grounding-DINO and LLMDet are alike in every size; the
+large ones see a level more."""
+
+
+def _owlv2(side: int, hidden: int, text: int, layers: int, words: int) -> tuple[Any, Any]:
+    """An OWLv2 with patches of 16, and heads of 64 numbers or two heads."""
+    parts = (
+        {"hidden_size": width, "num_attention_heads": max(2, width // 64), "intermediate_size": 4 * width}
+        for width in (hidden, text)
+    )
+    vision, reader = ({**part, "num_hidden_layers": layers} for part in parts)
+    config = Owlv2Config(
+        vision_config=vision | {"image_size": side},
+        text_config=reader | {"vocab_size": words, "bos_token_id": 512, "eos_token_id": 513},
+        projection_dim=text,
+    )
+    model = Owlv2ForObjectDetection(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    return model, Owlv2ImageProcessor(size={"height": side, "width": side})
+
+
+PHRASE_DETECTORS = {"owlv2": (partial(_owlv2, 960, 768, 512, 12, 49408), partial(_owlv2, 64, 32, 24, 2, 514))}
+"""By name, as `MASKERS`: base with patches of 16, the smallest published one."""
 
 
 def _sam(arch: sam.SamArch) -> tuple[Any, Any]:
@@ -214,6 +248,60 @@ def compare_detector(name: str, images: Sequence[RgbImage], folder: Path, *, tin
     }
 
 
+def compare_phrase_detector(
+    name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False
+) -> dict[str, Any]:
+    """An entry of `families.py`: differences of logits and boxes from transformers' processor and class."""
+    torch.manual_seed(11)
+    model, processor = PHRASE_DETECTORS[name][tiny]()
+    words = letters()
+    for each in (shaken(model), processor, words):
+        each.save_pretrained(folder)
+    phrases = [["flag", "a rocket"], ["a cup", "table", "a phrase longer than what is read"]]
+    expected = [their_boxes(model, processor, words, *pair) for pair in zip(images, phrases, strict=True)]
+    built = build_grounded_sam(ModelsConfig(detector=str(folder), masker=None), LabelsConfig(), "cpu", "float32")
+    texts = [[Text(phrase) for phrase in own] for own in phrases]
+    detector: Any = built.detector
+    together = [_by_phrase(found) for found in detector.detect(images, texts, 0.0)]
+    alone = [_by_phrase(detector.detect([image], [own], 0.0)[0]) for image, own in zip(images, texts, strict=True)]
+    return {
+        "name": name,
+        "kind": "detector",
+        "boxes": sum(len(boxes) for _, boxes in expected),
+        "max_difference": max(map(_differ, alone, expected)),
+        "batch_difference": max(map(_differ, together, alone)),
+        "spread_of_logits": float(np.concatenate([logits for logits, _ in expected]).std()),
+    }
+
+
+Found = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Logits (N,) and boxes (N, 4) in pixels; all of the first phrase, then all of the next."""
+
+
+def _by_phrase(found: Detections) -> Found:
+    order = np.argsort(found.text_index, kind="stable")
+    scores = found.scores[order].astype(np.float64)
+    return np.log(scores / (1 - scores)), found.boxes[order].astype(np.float64)
+
+
+def _differ(found: Found, other: Found) -> float:
+    """The largest difference, of boxes as shares of the longest edge there is."""
+    scale = max(other[1].max(), 1)
+    return float(max(np.abs(found[0] - other[0]).max(), np.abs(found[1] - other[1]).max() / scale))
+
+
+@torch.inference_mode()
+def their_boxes(model: Any, processor: Any, words: Any, image: RgbImage, phrases: list[str]) -> Found:
+    """What transformers says of all patches, but for boxes that lie in the padding."""
+    read = words(phrases, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+    said = model(pixel_values=processor(images=image, return_tensors="pt").pixel_values, **read)
+    (found,) = processor.post_process_object_detection(said, -1.0, target_sizes=[image.shape[:2]])
+    boxes = found["boxes"].double().numpy().clip(0, (image.shape[1], image.shape[0]) * 2)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    logits = said.logits[0].double().numpy()[inside]
+    return logits.T.flatten(), np.tile(boxes[inside], (len(phrases), 1))
+
+
 def compare_masker(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
     """An entry of `families.py`: the least IoU of a mask with that of transformers' processor and class."""
     torch.manual_seed(11)
@@ -331,3 +419,16 @@ def _least_iou(masks: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> f
     """The least of N masks with N others; 1 where both are empty."""
     both, either = (masks & others).sum(axis=(1, 2)), (masks | others).sum(axis=(1, 2))
     return float((np.maximum(both, either == 0) / np.maximum(either, 1)).min())
+
+
+FAMILIES = {
+    name: compare
+    for compare, names in (
+        (compare_detector, DETECTORS),
+        (compare_phrase_detector, PHRASE_DETECTORS),
+        (compare_masker, MASKERS),
+        (compare_segmenter, SEGMENTERS),
+    )
+    for name in names
+}
+"""What makes the entry of each."""

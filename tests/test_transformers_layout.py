@@ -43,9 +43,9 @@ def config_of(**models):
     return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
 
 
-@pytest.mark.parametrize("name", families.DETECTORS)
+@pytest.mark.parametrize("name", [*families.DETECTORS, *families.PHRASE_DETECTORS])
 def test_boxes_are_those_of_transformers(name, tmp_path):
-    found = families.compare_detector(name, IMAGES, tmp_path, tiny=True)
+    found = families.FAMILIES[name](name, IMAGES, tmp_path, tiny=True)
     assert found["spread_of_logits"] > 0.5
     assert found["max_difference"] < 1e-4
     assert found["batch_difference"] < 1e-4

@@ -19,6 +19,7 @@ _SIGNS = (
         "SAM 2 in Meta's layout",
         f"{_HUB}: hub:facebook/sam2.1-hiera-large",
     ),
+    ("class_head.logit_shift.weight", "OWLv2", "set its folder, or `hub:` name, as models.detector"),
     ("mask_decoder.hf_token.weight", "SAM-HQ", "patchmint has no model for it; set a SAM as models.masker"),
     ("mask_decoder.hq_token.weight", "SAM-HQ", "patchmint has no model for it; set a SAM as models.masker"),
     ("vision_encoder.backbone.timm_model.conv1.weight", "EdgeTAM", "patchmint has no model for it"),

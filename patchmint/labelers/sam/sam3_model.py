@@ -6,11 +6,9 @@ the mask decoder makes of the fine features, since the convolution of a sum is t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +16,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import Sam3Config, Sam3Model
-from transformers.initialization import no_init_weights
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
 from patchmint.compute.devices import attending_to_any_shape, computing_fully, computing_in, store_products
-from patchmint.errors import WeightsMismatchError
 from patchmint.labelers.sam.arch import Sam3Arch, own_of_sam3
-from patchmint.weights.loading import StateFile, load_into
+from patchmint.weights.described import load_described
+from patchmint.weights.loading import StateFile
+from patchmint.weights.words import clip_words
 
 
 @dataclass(frozen=True)
@@ -187,29 +185,9 @@ def load_sam3(state: StateFile, arch: Sam3Arch) -> tuple[Any, Tokenizer]:
             another model.
     """
     state = replace(state, tensors=own_of_sam3(state.tensors))
-    try:
-        with no_init_weights():
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that nothing is copied: shapes are compared before memory is taken
-                load_into(Sam3Model(Sam3Config(**arch.config)), state, what="SAM 3")
-            model = Sam3Model(Sam3Config(**arch.config))
-    except WeightsMismatchError:
-        raise
-    except Exception as error:  # strict configs raise errors of their own
-        raise WeightsMismatchError(f"{state.path}: the config.json beside it describes no SAM 3: {error}") from error
-    load_into(model, state, what="SAM 3")
+    model = load_described(lambda: Sam3Model(Sam3Config(**arch.config)), state, what="SAM 3")
     text = model.config.text_config
-    return model.eval().requires_grad_(False), _words(state.path, text.max_position_embeddings, text.vocab_size)
-
-
-def _words(weights: Path, tokens: int, most: int) -> Tokenizer:
-    path = weights.with_name("tokenizer.json")
-    try:
-        words = Tokenizer.from_file(str(path))
-    except Exception as error:  # of Rust, without a class of its own
-        raise WeightsMismatchError(f"{path} is no text tokenizer: {error}") from error
-    if words.get_vocab_size() > most:
-        raise WeightsMismatchError(f"{path} has {words.get_vocab_size()} tokens, SAM 3's text encoder reads {most}")
-    words.enable_truncation(tokens)
-    words.enable_padding(pad_id=0)  # any would do: nothing attends to it
-    return words
+    words = clip_words(
+        state.path.with_name("tokenizer.json"), tokens=text.max_position_embeddings, known=text.vocab_size
+    )
+    return model, words
