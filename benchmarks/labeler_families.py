@@ -20,6 +20,8 @@ from gpu_transformers import detector_of, sam_of
 from torch import Tensor
 from transformers import (
     CLIPTokenizer,
+    EdgeTamConfig,
+    EdgeTamModel,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
@@ -115,12 +117,29 @@ def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], 
     return Sam2Model(config), Sam2ImageProcessor(size={"height": side, "width": side})
 
 
+def _edgetam(side: int) -> tuple[Any, Any]:
+    """An EdgeTAM for squares of a side; its backbone comes in one size."""
+    backbone = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+    vision = {
+        "backbone_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "repvit_m1.dist_in1k",
+            "num_classes": 1000,
+            "model_args": backbone,
+        },
+        "backbone_feature_sizes": [[side // stride] * 2 for stride in (4, 8, 16)],
+    }
+    config = EdgeTamConfig(vision_config=vision, prompt_encoder_config={"image_size": side})
+    return EdgeTamModel(config), Sam2ImageProcessor(size={"height": side, "width": side})
+
+
 MASKERS = {
     "sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY)),
     "sam2.1": (
         partial(_sam2, 1024, 96, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9)),
         partial(_sam2, 128, 16, (1, 1, 2, 1), (8, 4, 5, 2), (3,)),
     ),
+    "edgetam": (partial(_edgetam, 1024), partial(_edgetam, 128)),
 }
 """By name: what makes a model of official size and its processor, and what makes tiny ones."""
 

@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
-from patchmint.errors import ConfigError, WeightsMismatchError
+from patchmint.errors import WeightsMismatchError
 from patchmint.weights.loading import StateFile, load_into
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4
+    from transformers.modeling_utils import no_init_weights
 
 
 def load_described(make: Callable[[], Any], state: StateFile, *, what: str, ignored: tuple[str, ...] = ()) -> Any:
@@ -25,13 +30,8 @@ def load_described(make: Callable[[], Any], state: StateFile, *, what: str, igno
         The model, for inference.
 
     Raises:
-        ConfigError: this transformers is too old.
         WeightsMismatchError: tensors are missing, left over or misshapen, or the config describes another model.
     """
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError as error:
-        raise ConfigError(f"this transformers has no {what}; install transformers 5") from error
     try:
         with no_init_weights():
             with torch.device("meta"), warnings.catch_warnings():

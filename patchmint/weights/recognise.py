@@ -22,7 +22,7 @@ _SIGNS = (
     ("class_head.logit_shift.weight", "OWLv2", "set its folder, or `hub:` name, as models.detector"),
     ("mask_decoder.hf_token.weight", "SAM-HQ", "patchmint has no model for it; set a SAM as models.masker"),
     ("mask_decoder.hq_token.weight", "SAM-HQ", "patchmint has no model for it; set a SAM as models.masker"),
-    ("vision_encoder.backbone.timm_model.conv1.weight", "EdgeTAM", "patchmint has no model for it"),
+    ("vision_encoder.backbone.timm_model.conv1.weight", "EdgeTAM", "set its folder as models.masker"),
     ("dot_product_scoring.query_proj.weight", "SAM 3", "set its folder, or `hub:` name, as models.segmenter"),
     ("mask_decoder.conv_s0.weight", "SAM 2 in transformers' layout", "set its folder as models.masker"),
     ("image_encoder.patch_embed.proj.weight", "SAM", "set it as models.masker"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -101,9 +102,11 @@ class Sam2Arch:
 
     Attributes:
         config: of `Sam2Config`: `vision_config`, `prompt_encoder_config` and `mask_decoder_config`.
+        edge: whether it is an EdgeTAM, and the config of `EdgeTamConfig`.
     """
 
     config: Mapping[str, Mapping[str, Any]]
+    edge: bool = False
 
     @property
     def image_size(self) -> int:
@@ -200,7 +203,7 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     config = described(metadata)
     if config.get("model_type") == "sam":
         return _of_config(config)
-    if config.get("model_type") in ("sam2", "sam2_video"):
+    if config.get("model_type") in ("sam2", "sam2_video", "edgetam", "edgetam_video"):
         return _sam2_of_config(config)
     tensors = by_upstreams_names(tensors)
     known = ", ".join(OFFICIAL)
@@ -241,16 +244,24 @@ def _of_config(config: Mapping[str, Any]) -> SamArch:
 
 def _sam2_of_config(config: Mapping[str, Any]) -> Sam2Arch:
     parts = {name: config.get(name) or {} for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
-    arch = Sam2Arch(parts)
+    arch = Sam2Arch(parts, edge=config["model_type"].startswith("edgetam"))
     try:
         numbers = [*_numbers(parts)]
         depth = sum(parts["vision_config"].get("backbone_config", {}).get("blocks_per_stage", ()))
         bounded = max(map(abs, numbers), default=0) <= _LARGEST and depth <= _DEEPEST
+        bounded = bounded and (not arch.edge or _is_repvit(parts["vision_config"].get("backbone_config") or {}))
         if bounded and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0:
             return arch
-    except (TypeError, ValueError, AttributeError, RecursionError):
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
         pass
-    raise WeightsMismatchError("the config.json beside the file describes no SAM 2 that patchmint can build")
+    what = "EdgeTAM" if arch.edge else "SAM 2"
+    raise WeightsMismatchError(f"the config.json beside the file describes no {what} that patchmint can build")
+
+
+def _is_repvit(backbone: Mapping[str, Any]) -> bool:
+    """Whether timm makes a RepViT of it: by other names and arguments it would fetch and open files."""
+    named = re.fullmatch(r"repvit_\w+(\.\w+)?", backbone["architecture"])
+    return named is not None and set(backbone.get("model_args", ())) <= {"in_chans", "features_only", "out_indices"}
 
 
 def _numbers(value: object) -> Iterator[float]:

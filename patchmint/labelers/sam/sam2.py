@@ -1,5 +1,7 @@
 """SAM 2 (arXiv 2408.00714) as a masker: transformers' `Sam2Model`, with boxes of several pictures in one pass.
 
+EdgeTAM (arXiv 2501.07256) is a SAM 2 with another backbone, in a class of its own.
+
 What differs from SAM: a picture is squashed into the square input, masks cover all of it, and of a box's masks the
 model itself chooses (`dynamic_multimask_via_stability`).
 """
@@ -11,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Sam2Config, Sam2Model
+from transformers import EdgeTamConfig, EdgeTamModel, Sam2Config, Sam2Model
 
 from patchmint.compute.devices import computing_fully, store_products
-from patchmint.errors import WeightsMismatchError
 from patchmint.labelers.sam.arch import Sam2Arch
 from patchmint.labelers.sam.masker import SamMasker
-from patchmint.weights.loading import StateFile, load_into
+from patchmint.weights.described import load_described
+from patchmint.weights.loading import StateFile
 
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
@@ -29,6 +31,7 @@ _OF_VIDEO = (
     "no_memory_positional_encoding",
     "no_object_pointer",
     "object_pointer_proj",
+    "spatial_perceiver",
     "occlusion_spatial_embedding_parameter",
     "temporal_positional_encoding_projection_layer",
 )
@@ -106,16 +109,15 @@ def load_sam2(state: StateFile, arch: Sam2Arch) -> Any:
     Raises:
         WeightsMismatchError: tensors are missing, left over or misshapen, or config.json describes another model.
     """
-    try:
-        with torch.device("meta"):
-            model = Sam2Model(Sam2Config(**{name: _plain(part) for name, part in arch.config.items()}))
-    except Exception as error:  # strict configs raise errors of their own
-        raise WeightsMismatchError(f"{state.path}: the config.json beside it describes no SAM 2: {error}") from error
-    model = model.to_empty(device="cpu")
+    classes = (EdgeTamConfig, EdgeTamModel) if arch.edge else (Sam2Config, Sam2Model)
     places = [state.tensors[name] for name in _PLACES if name in state.tensors]
     tensors = dict.fromkeys(_PLACES, places[0]) | state.tensors if places else state.tensors
-    load_into(model, replace(state, tensors=tensors), what="SAM 2", ignored=_OF_VIDEO)
-    return model.eval().requires_grad_(requires_grad=False)
+    return load_described(
+        lambda: classes[1](classes[0](**{name: _plain(part) for name, part in arch.config.items()})),
+        replace(state, tensors=tensors),
+        what="EdgeTAM" if arch.edge else "SAM 2",
+        ignored=_OF_VIDEO,
+    )
 
 
 def _plain(part: Any) -> dict[str, Any]:
