@@ -92,9 +92,9 @@ PHRASE_DETECTORS = {"owlv2": (partial(_owlv2, 960, 768, 512, 12, 49408), partial
 """By name, as `MASKERS`: base with patches of 16, the smallest published one."""
 
 
-def _sam(arch: sam.SamArch) -> tuple[Any, Any]:
+def _sam(arch: sam.SamArch, *, hq: bool = False) -> tuple[Any, Any]:
     pad = {"height": arch.image_size, "width": arch.image_size}
-    return sam_of(arch), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
+    return sam_of(arch, hq=hq), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
 
 
 def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], everywhere: Sequence[int]) -> Any:
@@ -135,6 +135,7 @@ def _edgetam(side: int) -> tuple[Any, Any]:
 
 MASKERS = {
     "sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY)),
+    "sam-hq": tuple(partial(_sam, arch, hq=True) for arch in (sam.OFFICIAL["sam-vit-b"], sam.TINY)),
     "sam2.1": (
         partial(_sam2, 1024, 96, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9)),
         partial(_sam2, 128, 16, (1, 1, 2, 1), (8, 4, 5, 2), (3,)),
@@ -188,6 +189,9 @@ def shaken(model: Any) -> Any:
     for parameter in model.parameters():
         if parameter.ndim <= 1 or (parameter == parameter.flatten()[0]).all():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+        if "running_" in name:
+            buffer += 0.1 * torch.rand(buffer.shape, generator=generator)
     return model.eval()
 
 

@@ -331,10 +331,10 @@ def build_masker(
     else:
         state = load_named(models.masker)
         arch = sam_arch.infer_arch(state.tensors, state.metadata)
-        if isinstance(arch, sam_arch.Sam2Arch):
-            from patchmint.labelers.sam.sam2 import Sam2Masker, load_sam2  # takes seconds to import
+        if isinstance(arch, sam_arch.DescribedArch):
+            from patchmint.labelers.sam.described import load_described_masker  # takes seconds to import
 
-            make, model = Sam2Masker, load_sam2(state, arch)
+            make, model = load_described_masker(state, arch)
         else:
             model = sam_model.load_sam(state)
     return make(

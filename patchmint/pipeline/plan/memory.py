@@ -227,7 +227,7 @@ def _detector(name: str) -> dino.GroundingDinoArch | Owlv2Arch:
     return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, infer_detector)
 
 
-def _masker(name: str) -> sam.SamArch | sam.Sam2Arch:
+def _masker(name: str) -> sam.SamArch | sam.DescribedArch:
     return {UNTRAINED: sam.TINY, **sam.OFFICIAL}.get(name) or read_arch(name, sam.infer_arch)
 
 
@@ -312,7 +312,7 @@ def _inputs(config: BuildConfig, size: Size) -> int:
             total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
     if "masker" in used:
         masker = _masker(used["masker"])
-        squashed = isinstance(masker, sam.Sam2Arch)
+        squashed = isinstance(masker, sam.DescribedArch) and masker.squashes
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "segmenter" in used:
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2

@@ -1,9 +1,8 @@
-"""SAM 2 (arXiv 2408.00714) as a masker: transformers' `Sam2Model`, with boxes of several pictures in one pass.
+"""Relatives of SAM as maskers, in transformers' own classes: SAM 2, EdgeTAM and SAM-HQ.
 
-EdgeTAM (arXiv 2501.07256) is a SAM 2 with another backbone, in a class of its own.
-
-What differs from SAM: a picture is squashed into the square input, masks cover all of it, and of a box's masks the
-model itself chooses (`dynamic_multimask_via_stability`).
+SAM 2 (arXiv 2408.00714) differs from SAM in that a picture is squashed into the square input, masks cover all of it,
+and of a box's masks the model itself chooses (`dynamic_multimask_via_stability`). EdgeTAM (arXiv 2501.07256) is a SAM 2
+with another backbone. SAM-HQ (arXiv 2306.01567) adds to SAM's mask that of a token which sees finer features.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EdgeTamConfig, EdgeTamModel, Sam2Config, Sam2Model
+from transformers import EdgeTamConfig, EdgeTamModel, Sam2Config, Sam2Model, SamHQConfig, SamHQModel
 
 from patchmint.compute.devices import computing_fully, store_products
-from patchmint.labelers.sam.arch import Sam2Arch
+from patchmint.labelers.sam.arch import DESCRIBED, DescribedArch
 from patchmint.labelers.sam.masker import SamMasker
 from patchmint.weights.described import load_described
 from patchmint.weights.loading import StateFile
@@ -49,7 +48,7 @@ class Sam2Masker(SamMasker):
 
     _squashes = True
 
-    def _parts(self, precision: torch.dtype) -> tuple[_Encoder, _Decoder]:
+    def _parts(self, precision: torch.dtype) -> tuple[Any, Any]:
         return _Encoder(self._model, precision), _Decoder(self._model)
 
     def _normalisation(self) -> tuple[Tensor, Tensor]:
@@ -103,21 +102,96 @@ class _Decoder:
         return torch.as_tensor(logits[:, 0, 0])
 
 
-def load_sam2(state: StateFile, arch: Sam2Arch) -> Any:
-    """Build the SAM 2 that a checkpoint in transformers' layout holds and load it, every tensor accounted for.
+class SamHqMasker(Sam2Masker):
+    """Gives the mask of each box with SAM-HQ. Settings are as of `Sam2Masker`."""
+
+    _squashes = False
+
+    def _parts(self, precision: torch.dtype) -> tuple[Any, Any]:
+        return _HqEncoder(self._model, precision), _HqDecoder(self._model)
+
+
+class _HqEncoder:
+    """Pictures -> embeddings, and what the first block makes of them that sees whole pictures."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        store_products(model.vision_encoder, dtype)
+        self._model = model
+        self.image_size: int = model.config.vision_config.image_size
+        vision = model.config.vision_config
+        self.numbers: int = (vision.image_size // vision.patch_size) ** 2 * vision.hidden_size
+
+    def compile(self) -> None:
+        """Nothing: the class runs as it is."""
+
+    def __call__(self, squares: Tensor) -> list[Tensor]:
+        """(B, C, h, w) and (B, h, w, D) of pictures (B, 3, image_size, image_size): float32."""
+        found, between = self._model.get_image_embeddings(squares)
+        return [found.float(), between[0].float()]
+
+
+class _HqDecoder:
+    """Boxes -> logits."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        with torch.no_grad():
+            self._places = model.get_image_wide_positional_embeddings()
+        self.numbers: int = self._places.numel()
+
+    def __call__(self, maps: list[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """Decode boxes (N, 4), XYXY in input pixels, of pictures (N,), in their order: logits (N, n, n)."""
+        return torch.cat(
+            [
+                self._of_picture([each[image : image + 1] for each in maps], boxes[images == image])
+                for image in torch.unique(images).tolist()
+            ]
+        )
+
+    def _of_picture(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        embedding, between = maps
+        with computing_fully(boxes.device):
+            sparse, dense = self._model.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=boxes[None], input_masks=None
+            )
+            logits = self._model.mask_decoder(
+                image_embeddings=embedding,
+                image_positional_embeddings=self._places,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+                hq_token_only=False,
+                intermediate_embeddings=[between],
+            )[0]
+        return torch.as_tensor(logits[0, :, 0])
+
+
+_CLASSES = {
+    "sam2": (Sam2Config, Sam2Model, Sam2Masker),
+    "edgetam": (EdgeTamConfig, EdgeTamModel, Sam2Masker),
+    "sam_hq": (SamHQConfig, SamHQModel, SamHqMasker),
+}
+
+
+def load_described_masker(state: StateFile, arch: DescribedArch) -> tuple[type[SamMasker], Any]:
+    """Build the model of a checkpoint in transformers' layout and load it, every tensor accounted for.
+
+    Returns:
+        The class of the masker, and the model that it takes.
 
     Raises:
         WeightsMismatchError: tensors are missing, left over or misshapen, or config.json describes another model.
     """
-    classes = (EdgeTamConfig, EdgeTamModel) if arch.edge else (Sam2Config, Sam2Model)
+    config, model, masker = _CLASSES[arch.kind]
     places = [state.tensors[name] for name in _PLACES if name in state.tensors]
     tensors = dict.fromkeys(_PLACES, places[0]) | state.tensors if places else state.tensors
-    return load_described(
-        lambda: classes[1](classes[0](**{name: _plain(part) for name, part in arch.config.items()})),
+    made = load_described(
+        lambda: model(config(**{name: _plain(part) for name, part in arch.config.items()})),
         replace(state, tensors=tensors),
-        what="EdgeTAM" if arch.edge else "SAM 2",
+        what=DESCRIBED[arch.kind],
         ignored=_OF_VIDEO,
     )
+    return masker, made
 
 
 def _plain(part: Any) -> dict[str, Any]:
