@@ -5,7 +5,7 @@ Images, boxes and sizes are as in `patchmint.types`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
-from patchmint.geometry.rle import ChosenMasks, Masks
+from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE, Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
 
 __all__ = [
@@ -73,6 +73,31 @@ class Instances:
             )
         if len(self.origins) not in (0, n):
             raise PluginError(f"a segmenter gave {n} masks and {len(self.origins)} origins; give one a mask, or none")
+
+    @classmethod
+    def of(
+        cls, size: Size, found: Iterable[tuple[int, Span, float, npt.ArrayLike | None, npt.NDArray[np.bool_]]]
+    ) -> Instances:
+        """What a model has found, one instance after another.
+
+        Args:
+            size: (height, width) of the image.
+            found: of each instance which text it belongs to, the span, the score, the box (XYXY; it is cut off at the
+                image; None = that of the mask) and the mask, bool (height, width).
+        """
+        rows = []
+        for text, span, score, box, mask in found:
+            (rle,) = encode_masks(np.asarray(mask, np.bool_)[None])
+            rows.append((text, span, score, bounding_box(rle) if box is None else box, rle))
+        texts, spans, scores, boxes, rles = zip(*rows, strict=True) if rows else ((),) * 5
+        return cls(
+            image_size=size,
+            masks=RleMasks(rles),
+            text_index=np.array(texts, np.int64),
+            scores=np.array(scores, np.float32),
+            boxes=np.array(boxes, np.float32).reshape(-1, 4).clip(0, np.array([*size[::-1]] * 2, np.float32)),
+            spans=np.array(spans, np.int64).reshape(-1, 2),
+        )
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.cli import models
 from patchmint.config import MODEL_PRESETS, AnnotatorConfig, ModelsConfig
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
+from patchmint.features.towers import FAMILIES
+from patchmint.labelers.grounding_dino.arch import Family
 from patchmint.weights import store
-from patchmint.weights.registry import CHECKPOINTS, Checkpoint
+from patchmint.weights.registry import CHECKPOINTS, FOLDERS, Checkpoint
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -73,14 +76,10 @@ def test_list_shows_every_name_on_stdout() -> None:
         assert name in result.stdout
     assert result.stdout.count("not published") == 8  # sizes of one VQGAN of taming, LlamaGen's, IBQ's
     assert re.search(r"groundingdino-swint-ogc +│ grounding-dino +│ boxes, scores, spans", result.stdout)
-    assert re.search(r"ibq-262144 +│ vqgan \(dot\)", result.stdout)
-    assert "PATCHMINT_WEIGHTS" in result.stderr
-    assert "Preset official (4.2 GB): groundingdino-swint-ogc " in result.stderr
-    assert "Preset small (over 1.1 GB): groundingdino-swint-ogc " in result.stderr
-    assert "\x1b" not in result.stdout
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
-    assert ["sam-vit-b", "sam", "masks", "375.0 MB", "no", "Apache-2.0"] in rows
-    assert ["demo-masker", "sam", "bundled", "Apache-2.0"] in [[*row[:2], *row[4:]] for row in rows]
+    told = {role: families for role, _, families in FOLDERS}
+    assert told["vit"] == ("clip", "siglip", *FAMILIES)
+    assert told["detector"] == get_args(Family)
+    assert "  detector: grounding-dino, mm-grounding-dino (boxes, scores, spans)\n" in result.stderr
 
 
 def test_list_as_json_has_all_figures(folder: Path) -> None:

@@ -6,30 +6,43 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import transformers
 import warm
+from builds import build_here, make_config
 from PIL import Image
+from shard_data import stored as stored_samples
 from skimage import data
+from typer.testing import CliRunner
 
-from patchmint import Annotator
+from patchmint import Annotator, plugins
 from patchmint.annotate.preflight import check_loadable
+from patchmint.cli.models import models_app
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
+from patchmint.demo import FRESH_SEED
+from patchmint.demo.scenes import make_scene
 from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
 from patchmint.geometry import grid_preset
+from patchmint.geometry.rle import area
+from patchmint.jobs import doctor
+from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.extend import settings_of
 from patchmint.pipeline.plan import record_models
 from patchmint.pipeline.plan.models import check_models
 from patchmint.pipeline.worker.finish import layout_of
+from patchmint.shards.manifest import read_manifest
+from patchmint.storage import open_storage
 from patchmint.types import Text
 from patchmint.weights.checksums import sha256_of
+from patchmint.weights.registry import CHECKPOINTS
+from patchmint.weights.store import file_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +56,13 @@ version = "1"
 license = "MIT"
 [tool.setuptools]
 py-modules = ["toy_models"]
+[project.entry-points."patchmint.detectors"]
+toy-dino = "toy_models:Dino"
+toy-phrases = "toy_models:ByPhrases"
+toy-outside = "toy_models:Outside"
+[project.entry-points."patchmint.maskers"]
+toy-sam = "toy_models:sam"
+toy-fewer = "toy_models:Fewer"
 [project.entry-points."patchmint.segmenters"]
 toy-brightness = "toy_models:Brightness"
 toy-broken = "toy_models:broken"
@@ -66,9 +86,11 @@ import numpy as np
 from pydantic import BaseModel, Field
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import bounding_box, encode_masks
-from patchmint.types import UNKNOWN_SCORE
+from patchmint.types import UNKNOWN_SCORE, Text
+from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.errors import ConfigError
-from patchmint.interfaces import FeatureSpec, Instances, TokenizerSpec, Tokens
+from patchmint.interfaces import FeatureSpec, Instances, PhraseBoxes, TokenizerSpec, Tokens
+from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 
 
 class Brightness:
@@ -120,6 +142,56 @@ class Ahead(Histogram):
 class Beyond(Histogram):
     def tokenize(self, images):
         return [Tokens(np.full((32, 1), 64, np.int32)) for _ in images]
+
+
+class Dino:
+    """Patchmint's own, as another package would wrap it."""
+
+    class Settings(BaseModel, extra="forbid"):
+        text_threshold: float = 0.25
+
+    def __init__(self, device, precision, checkpoint, settings):
+        models = ModelsConfig(detector=str(checkpoint), vocabulary="demo-vocabulary", masker=None)
+        labels = LabelsConfig(text_threshold=settings.text_threshold)
+        self.model = build_grounded_sam(models, labels, device, precision).detector
+        self.prepare, self.batch_key = self.model.prepare, self.model.batch_key
+
+    def detect(self, images, texts, threshold, prepared):
+        return self.model.detect(images, texts, threshold, prepared)
+
+
+class ByPhrases:
+    """The same without spans, and without work ahead."""
+
+    def __init__(self, device, precision, checkpoint):
+        self.model = Dino(device, precision, checkpoint, Dino.Settings()).model
+
+    def find(self, images, phrases, threshold):
+        assert all(len(set(own)) == len(own) > 0 for own in phrases)
+        texts = [Text.from_phrases(own) for own in phrases]
+        found = self.model.detect(images, [[text] for text in texts], threshold)
+        numbers = [[text.phrases.index(tuple(s)) for s in one.spans.tolist()] for one, text in zip(found, texts)]
+        return [PhraseBoxes(one.boxes, one.scores, np.array(own, np.int64)) for one, own in zip(found, numbers)]
+
+
+class Outside:
+    def __init__(self, device):
+        pass
+
+    def find(self, images, phrases, threshold):
+        return [PhraseBoxes(np.float32([[0, 0, 1, 9999]]), np.float32([1]), np.array([0])) for _ in images]
+
+
+def sam(device, precision, checkpoint):
+    return build_masker(ModelsConfig(masker=str(checkpoint)), LabelsConfig(), device, precision)
+
+
+class Fewer:
+    def __init__(self, device):
+        pass
+
+    def masks(self, images, boxes):
+        return [RleMasks(encode_masks(np.zeros((0, *image.shape[:2]), bool))) for image in images]
 
 
 def broken(device):
@@ -284,11 +356,14 @@ def test_what_an_outside_encoder_does_wrong_is_named(installed, tmp_path, argume
         ("toy-beyond", "outside its codebooks"),
         ("toy-wild", "out of the image"),
         ("toy-absent", "toy-brightness"),
+        ("toy-outside", "a detector gave boxes that reach out of the image"),
+        ("toy-fewer", "a masker gave 0 masks for"),
     ],
 )
 def test_broken_ones_are_named(installed, tmp_path, name, message):
-    role = "--models.tokenizer" if name == "toy-beyond" else "--models.segmenter"
-    done = label(installed, tmp_path, role, name, "--text", "bright")
+    roles = {"toy-beyond": "tokenizer", "toy-outside": "detector", "toy-fewer": "masker"}
+    role = f"--models.{roles.get(name, 'segmenter')}"
+    done = label(installed, tmp_path, role, name, "--text", "bright", "--labels.box-threshold", "0")
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -298,10 +373,10 @@ def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, 
     monkeypatch.syspath_prepend(str(installed))
     (tmp_path / "weights.txt").write_text("20")
 
-    def config(name="toy-tuned", plugin="toy-tuned", **settings):
+    def config(name="toy-tuned", plugin="toy-tuned", labels=None, **settings):
         given = {"checkpoint": str(tmp_path / "weights.txt"), "settings": {"level": 100}} | settings
         models = {"segmenter": name, "plugins": {plugin: given}}
-        return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
+        return AnnotatorConfig.parse({"models": models, "labels": labels or {}, "tokens": None, "precision": "float32"})
 
     image = data.chelsea()[::2, ::2]
     found = [
@@ -322,9 +397,103 @@ def test_one_gets_its_settings_and_checkpoint_which_the_record_tells(installed, 
         ({"checkpoint": "none.txt"}, WeightsMissingError, "no weights file at none.txt"),
         ({"name": "toy-brightness", "plugin": "toy-brightness"}, PluginError, "takes no checkpoint"),
         ({"name": "toy-brightness"}, ConfigError, "toy-tuned is none of the models"),
+        ({"labels": {"nms": 0.5}}, ConfigError, r"labels\.nms is for detectors and maskers"),
     ):
         with pytest.raises(error, match=message):
             check_loadable(config(**settings))
+
+
+SCENE = make_scene(FRESH_SEED, 1, texts=2)  # a green circle, a star, diamonds
+
+
+def with_plugins(**roles):
+    """Models of the demo, some of them from outside: a config's `models`."""
+    files = {"toy-dino": "demo-detector", "toy-phrases": "demo-detector", "toy-sam": "demo-masker"}
+    given = {name: {"checkpoint": str(file_of(CHECKPOINTS[files[name]]))} for name in roles.values()}
+    demo = {"detector": "demo-detector", "masker": "demo-masker", "tokenizer": "toy-1d"}
+    return demo | roles | {"plugins": given}
+
+
+def annotator_of(models, **labels):
+    settings = {"models": models, "labels": labels, "tokens": None, "grid": "seed-224", "precision": "float32"}
+    return Annotator.from_config(settings, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
+def test_detectors_and_maskers_from_outside_give_what_patchmints_own_give(installed, monkeypatch):
+    monkeypatch.syspath_prepend(str(installed))
+    rules = {"nms": 0.4, "negative_phrases": ["a square"], "box_threshold": 0.1}
+    detector, masker = {"detector": "toy-dino"}, {"masker": "toy-sam"}
+    for labels, combinations in ((rules, [detector, masker]), ({"tiles": 200, "instances": True}, [detector | masker])):
+        own, *others = (annotator_of(with_plugins(**roles), **labels) for roles in ({}, *combinations))
+        texts = [text.content for text in SCENE.texts]
+        expected = own.annotate(SCENE.image, texts)
+        assert len(expected.phrases) > 1
+        for other in others:
+            found = other.annotate(SCENE.image, texts)
+            assert (found.phrases, found.masks) == (expected.phrases, expected.masks)
+            assert (found.coverage == expected.coverage).all()
+            if labels is rules:
+                assert other.explain(SCENE.image, texts) == own.explain(SCENE.image, texts)
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
+def test_a_detector_is_told_phrases(installed, monkeypatch):
+    """Those between full stops, or else the whole text; each once, whichever texts have it."""
+    monkeypatch.syspath_prepend(str(installed))
+    whole, cut = "a green diamond", "a star. a green circle."
+    for prompt, texts, same in (
+        ("caption", [whole, whole], Text(whole, ((0, len(whole)),))),
+        ("phrases", [cut, "a green circle"], cut),
+    ):
+        found, expected = (
+            annotator_of(with_plugins(**roles), prompt=prompt, box_threshold=0.1).annotate(SCENE.image, asked).phrases
+            for roles, asked in (({"detector": "toy-phrases"}, texts), ({}, same))
+        )
+        firsts = [phrase for phrase in found if phrase.text_index == 0]
+        assert [phrase.span for phrase in firsts] == [phrase.span for phrase in expected] != []
+        for one, other in zip(firsts, expected, strict=True):
+            assert (one.score, *one.box) == pytest.approx((other.score, *other.box), abs=0.02)
+        again = [(phrase.box, phrase.score) for phrase in found if phrase.text_index == 1]
+        assert again == [(phrase.box, phrase.score) for phrase in firsts if phrase.text == texts[1]]
+
+
+@pytest.mark.filterwarnings("ignore::patchmint.DemoWarning")
+def test_a_build_records_all_of_them_and_keeps_their_masks(installed, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(installed))
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(SCENE.jpeg)
+    (folder / "a.txt").write_text(SCENE.texts[0].content)
+    models = with_plugins(detector="toy-dino", masker="toy-sam")
+    settings = {"models": models, "labels": {"instances": True}, "tokens": None, "grid": "seed-224"}
+    config = make_config(tmp_path / "c.yaml", folder, out, precision="float32", **settings)
+    plugins._installed.cache_clear()
+    told = {finding.what: finding for finding in doctor._checks(BuildConfig.load(config))}
+    assert told["model files"].detail == "detector toy-dino (toy-models 1), masker toy-sam (toy-models 1)"
+    describe_plan(BuildConfig.load(config))
+    said = capsys.readouterr().out
+    assert "without what toy-dino, toy-sam compute with" in said
+    build_here(config, out)
+    extension = settings_of(read_manifest(open_storage(str(out))), str(out), str(out) + "+", {"tokens"})
+    (tmp_path / "extension.yaml").write_text(json.dumps(extension))
+    build_here(tmp_path / "extension.yaml", f"{out}+", {"models.tokenizer": "toy-1d"})
+    (sample,) = stored_samples(f"{out}+")
+    found = annotator_of(models, instances=True).annotate(SCENE.image, SCENE.texts[0].content)
+    assert [each.mask.rle for each in sample.images[0].instances] == list(found.masks) != []
+    entries = read_manifest(open_storage(f"{out}+")).models
+    for role, name in (("detector", "demo-detector"), ("masker", "demo-masker"), ("tokenizer", None)):
+        entry, weights = entries[role], CHECKPOINTS.get(name)
+        assert entry.name == f"{models[role]} (toy-models 1)"
+        assert (entry.sha256, entry.size) == ((weights.sha256, weights.size) if weights else ("", 0))
+        assert entry.licence == (weights.licence if weights else "MIT")
+    assert "vocabulary" not in entries
+    listed = json.loads(CliRunner().invoke(models_app, ["list", "--json"]).stdout)
+    assert {(each["name"], each["gives"], each["licence"]) for each in listed} >= {
+        ("toy-dino", "boxes, scores", "MIT"),
+        ("toy-sam", "masks", "MIT"),
+    }
+    assert plugins._installed.cache_info().misses == 1
 
 
 def test_an_extension_keeps_what_plugins_were_given():
@@ -362,15 +531,34 @@ def sam3(tmp_path_factory):
     words = transformers.CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[])
     pictures = transformers.Sam3ImageProcessor(size={"height": 112, "width": 112})
     transformers.Sam3Processor(pictures, words).save_pretrained(folder)
-    page = (ROOT / "docs" / "plugins.md").read_text()
-    (folder / "my_sam3.py").write_text(page.split("# my_sam3.py\n")[1].split("```")[0])
+    install(folder, "my_sam3", "[patchmint.segmenters]\nsam3 = my_sam3:Sam3\n")
     return folder
+
+
+def install(folder, module, points):
+    """Put a module of docs/plugins.md into a folder as a package with entry points."""
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    (folder / f"{module}.py").write_text(page.split(f"# {module}.py\n")[1].split("```")[0])
+    (info := folder / f"{module}-1.dist-info").mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+def test_the_package_that_the_page_shows(tmp_path, monkeypatch):
+    groups = {"detectors": "Detector", "maskers": "Masker", "tokenizers": "Tokenizer"}
+    install(tmp_path, "my_package", "\n".join(f"[patchmint.{g}]\nmine = my_package:My{c}" for g, c in groups.items()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models = {"detector": "mine", "masker": "mine", "tokenizer": "mine"}
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:30, 20:60] = 200
+    found = Annotator.from_config({"models": models}, device="cpu").annotate(image, "what is bright")
+    assert [(phrase.text, phrase.box) for phrase in found.phrases] == [("what is bright", (20, 10, 60, 30))]
+    assert area(found.masks[0]) == pytest.approx(np.pi * 20 * 10, rel=0.01)
+    assert found.codes.shape == (32,)
 
 
 def test_sam3_as_the_page_shows_it(sam3, monkeypatch):
     monkeypatch.syspath_prepend(str(sam3))
-    point = EntryPoint("sam3", "my_sam3:Sam3", "patchmint.segmenters")
-    monkeypatch.setattr("patchmint.plugins.entry_points", lambda **_: [point])
     plugins = {"sam3": {"checkpoint": str(sam3), "settings": {"threshold": 0.2}}}
     models = {"segmenter": "sam3", "plugins": plugins}
     annotator = Annotator(AnnotatorConfig.parse({"models": models, "tokens": None}), "cpu")
@@ -384,7 +572,7 @@ def test_sam3_as_the_page_shows_it(sam3, monkeypatch):
     assert 0 < (scores > 0.2).sum() == sum(phrase.text == "a cat" for phrase in found.phrases)
     assert {phrase.text for phrase in found.phrases} == {"a cat", "fur", "an ear"}
     record = record_models(annotator.config)["segmenter"]
-    assert record.sha256 == sha256_of(sam3 / "model.safetensors")
+    assert (record.sha256, record.distribution) == (sha256_of(sam3 / "model.safetensors"), "my_sam3 1")
     wrong = models | {"plugins": {"sam3": {"settings": {"treshold": 1}}}}
     with pytest.raises(ConfigError, match=r"sam3\.settings\.treshold: Extra inputs"):
         check_loadable(AnnotatorConfig.parse({"models": wrong, "tokens": None}))

@@ -19,12 +19,11 @@ from rich.table import Column, Table
 from patchmint.cli.lazy import examples
 from patchmint.config import MODEL_PRESETS, OFFICIAL, SMALL
 from patchmint.errors import InputError
-from patchmint.features.towers import FAMILIES
 from patchmint.plugins import GROUPS, find_plugin, package_of, plugin_names
 from patchmint.tokenizers.vqgan.arch import OFFICIAL as OFFICIAL_VQGANS
 from patchmint.weights import hub
 from patchmint.weights.download import ProgressCall, pull
-from patchmint.weights.registry import CHECKPOINTS, GIVES, Checkpoint, total_size
+from patchmint.weights.registry import CHECKPOINTS, FOLDERS, GIVES, Checkpoint, total_size
 from patchmint.weights.store import (
     FOLDER_VARIABLE,
     REINSTALL,
@@ -79,7 +78,9 @@ def list_models(as_json: JsonOption = False) -> None:
     for preset in (OFFICIAL, SMALL):
         names = _of_preset(preset)
         typer.echo(f"Preset {preset} ({total_size(names)}): {' '.join(names)}", err=True)
-    typer.echo(f"Vision encoders in folders of Hugging Face's layout: clip, siglip, {', '.join(FAMILIES)}", err=True)
+    typer.echo("Besides, from folders of Hugging Face's layout or hub:ORG/NAME, by their model_type:", err=True)
+    for role, gives, families in FOLDERS:
+        typer.echo(f"  {role}: {', '.join(families)} ({gives})", err=True)
 
 
 @models_app.command(

@@ -20,6 +20,7 @@ from patchmint.pipeline.plan import DryRun, LookedAt, Sampled, estimate
 from patchmint.pipeline.plan.memory import Memory
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_sources
+from patchmint.plugins import shown
 from patchmint.samples import ImageRef, describe_absent
 from patchmint.weights.registry import CHECKPOINTS
 
@@ -141,11 +142,12 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     if memory.on_gpu:
         lines.append("gpu       its memory can't be foreseen; --try shows what one sample at a time takes")
     if memory.unknown:
-        lines.append(f"          without {', '.join(memory.unknown)}: nothing is known of plug-ins' memory")
+        names = ", ".join(memory.unknown)
+        lines.append(f"          without what {names} compute with: of plug-ins only their checkpoints' size is known")
     return [
         *lines,
         f"batches   of {found.batch_size or 'what each worker finds out on its GPU'}",
-        "models    " + ", ".join(f"{role} {name}" for role, name in config.models_used.items()),
+        "models    " + ", ".join(f"{role} {shown(role, name)}" for role, name in config.models_used.items()),
     ]
 
 

@@ -24,6 +24,15 @@ GIVES: Mapping[CheckpointKind, str] = MappingProxyType(
 )
 """What each kind of model gives."""
 
+FOLDERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("detector", "boxes, scores, spans", ("grounding-dino", "mm-grounding-dino")),
+    ("masker", "masks", ("sam", "sam2")),
+    ("segmenter", "masks, boxes, scores", ("sam3",)),
+    ("tokenizer", "codes", ("chameleon", "janus")),
+    ("vit", "features", ("clip", "siglip", "siglip2", "dinov3_vit", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")),
+)
+"""Roles, what is given, and families that are read from a folder of Hugging Face's layout: their `model_type`."""
+
 _DINO_RELEASES = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
 _SAM_SOURCE = "facebookresearch/segment-anything: README (address, licence); figures: the project's background notes"

@@ -101,7 +101,7 @@ class Memory:
         workers: how many workers there are at most.
         total: all processes; what workers of the `local` runner share is counted once.
         on_gpu: whether the models run on a GPU. What they take there is not estimated.
-        unknown: models of which nothing is known, so that they aren't counted: plug-ins.
+        unknown: plug-ins: of these nothing but the size of a checkpoint is known, and counted.
     """
 
     libraries: int
@@ -131,7 +131,10 @@ def estimate_memory(config: BuildConfig, sizes: Sequence[Size], samples: int) ->
     used, on_gpu = config.models_used, runs_on_gpu(config)
     outside = {role for role, name in used.items() if is_outside(role, name)}
     sections = [name for name in _KEPT if getattr(config, name) is not None]
+    given = config.models.plugins
+    own = [given[used[role]].checkpoint for role in outside if used[role] in given]
     weights = [weights_of(role, name) for role, name in used.items() if role not in outside]
+    weights += [locate(checkpoint).stat().st_size for checkpoint in own if checkpoint is not None]
     batch = batch_size(config) or _LARGEST_GPU_BATCH
     seen = sizes or [_USUAL_SIZE]
     largest = max(seen, key=prod)
