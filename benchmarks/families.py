@@ -26,7 +26,7 @@ import numpy as np
 import skimage
 import sklearn
 import torch
-from labeler_families import DETECTORS, MASKERS, SEGMENTERS, compare_detector, compare_masker, compare_segmenter
+from labeler_families import FAMILIES as LABELERS
 from PIL import Image
 from safetensors.torch import save_file
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -307,17 +307,16 @@ def measure(name: str, count: int, px: int) -> dict[str, Any]:
 
 def measure_labeler(name: str) -> dict[str, Any]:
     """The entry of a detector, masker or segmenter: on strips, the smallest images of the detector's input width."""
-    kinds = ((DETECTORS, compare_detector), (MASKERS, compare_masker), (SEGMENTERS, compare_segmenter))
-    compare, start = next(each for names, each in kinds if name in names), time.perf_counter()
+    start = time.perf_counter()
     images = (skimage.data.astronaut()[60:172], skimage.data.coffee()[100:280])
     with tempfile.TemporaryDirectory() as folder:
-        return compare(name, images, Path(folder)) | {"seconds": round(time.perf_counter() - start, 1)}
+        return LABELERS[name](name, images, Path(folder)) | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    names = [*FAMILIES, *DETECTORS, *MASKERS, *SEGMENTERS]
+    names = [*FAMILIES, *LABELERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these families")
     parser.add_argument("--photographs", type=int, default=50)
     parser.add_argument("--size", type=int, default=64, help="pixels of a photograph's side")

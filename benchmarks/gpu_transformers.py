@@ -16,6 +16,8 @@ from transformers import (
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
     SamConfig,
+    SamHQConfig,
+    SamHQModel,
     SamModel,
     SwinConfig,
 )
@@ -72,8 +74,8 @@ def detector_of(arch: GroundingDinoArch, least_vocabulary: int = _DOT + 1) -> An
     return model_class(config)
 
 
-def sam_of(arch: SamArch) -> Any:
-    """The class at the sizes of an architecture, with random weights."""
+def sam_of(arch: SamArch, *, hq: bool = False) -> Any:
+    """SAM's class, or SAM-HQ's, at the sizes of an architecture, with random weights."""
     vision = {
         "hidden_size": arch.embed_dim,
         "num_hidden_layers": arch.depth,
@@ -87,7 +89,10 @@ def sam_of(arch: SamArch) -> Any:
     }
     prompt = {"hidden_size": arch.out_chans, "image_size": arch.image_size, "patch_size": arch.patch_size}
     decoder = {"hidden_size": arch.out_chans, "mlp_dim": arch.decoder_mlp_dim, "iou_head_hidden_dim": arch.out_chans}
-    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    make, config = (SamHQModel, SamHQConfig) if hq else (SamModel, SamConfig)
+    if hq:
+        decoder["vit_dim"] = arch.embed_dim
+    return make(config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
 
 
 def detect(model: Any, arch: GroundingDinoArch, texts: int, device: torch.device, size: tuple[int, int]) -> Any:

@@ -20,6 +20,11 @@ from gpu_transformers import detector_of, sam_of
 from torch import Tensor
 from transformers import (
     CLIPTokenizer,
+    EdgeTamConfig,
+    EdgeTamModel,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
     Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
@@ -31,8 +36,9 @@ from transformers import (
 
 from patchmint.config import LabelsConfig, ModelsConfig
 from patchmint.geometry.rle import Masks, decode_mask
+from patchmint.interfaces import Detections
 from patchmint.labelers.build import build_segmenter, check_segmenter
-from patchmint.labelers.grounded_sam import build_masker
+from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
@@ -49,16 +55,46 @@ _CPU = torch.device("cpu")
 _SWIN_T = dino.OFFICIAL["groundingdino-swint-ogc"]
 _TINY = replace(dino.TINY, decoder_layers=3, swin_depths=(1, 2, 1, 1), text_vocabulary=1024)
 
+_SWIN_L = replace(_SWIN_T, swin_dim=192, swin_depths=(2, 2, 18, 2), swin_heads=(6, 12, 24, 48), swin_window=12)
+
 DETECTORS = {
     "grounding-dino-hf": (_SWIN_T, _TINY),
     "mm-grounding-dino-hf": tuple(replace(arch, family="mm-grounding-dino") for arch in (_SWIN_T, _TINY)),
+    "llmdet-large-hf": tuple(
+        replace(arch, family="mm-grounding-dino", levels=5, backbone_stages=(0, 1, 2, 3)) for arch in (_SWIN_L, _TINY)
+    ),
 }
-"""By name: the architecture of official size (LLMDet's and MM-Grounding-DINO's tiny ones are alike), and a tiny one."""
+"""By name: the architecture of official size, and a tiny one. MM-Grounding-DINO and LLMDet are alike in every size; the
+large ones see a level more."""
 
 
-def _sam(arch: sam.SamArch) -> tuple[Any, Any]:
+def _owlv2(side: int, hidden: int, text: int, layers: int, words: int) -> tuple[Any, Any]:
+    """An OWLv2 with patches of 16, and heads of 64 numbers or two heads."""
+    parts = (
+        {"hidden_size": width, "num_attention_heads": max(2, width // 64), "intermediate_size": 4 * width}
+        for width in (hidden, text)
+    )
+    vision, reader = ({**part, "num_hidden_layers": layers} for part in parts)
+    config = Owlv2Config(
+        vision_config=vision | {"image_size": side},
+        text_config=reader | {"vocab_size": words, "bos_token_id": 512, "eos_token_id": 513},
+        projection_dim=text,
+    )
+    model = Owlv2ForObjectDetection(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    return model, Owlv2ImageProcessor(size={"height": side, "width": side})
+
+
+PHRASE_DETECTORS = {"owlv2": (partial(_owlv2, 960, 768, 512, 12, 49408), partial(_owlv2, 64, 32, 24, 2, 514))}
+"""By name, as `MASKERS`: base with patches of 16, the smallest published one."""
+
+
+def _sam(arch: sam.SamArch, *, hq: bool = False) -> tuple[Any, Any]:
     pad = {"height": arch.image_size, "width": arch.image_size}
-    return sam_of(arch), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
+    return sam_of(arch, hq=hq), SamImageProcessor(size={"longest_edge": arch.image_size}, pad_size=pad)
 
 
 def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], everywhere: Sequence[int]) -> Any:
@@ -81,12 +117,30 @@ def _sam2(side: int, width: int, depths: Sequence[int], windows: Sequence[int], 
     return Sam2Model(config), Sam2ImageProcessor(size={"height": side, "width": side})
 
 
+def _edgetam(side: int) -> tuple[Any, Any]:
+    """An EdgeTAM for squares of a side; its backbone comes in one size."""
+    backbone = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+    vision = {
+        "backbone_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "repvit_m1.dist_in1k",
+            "num_classes": 1000,
+            "model_args": backbone,
+        },
+        "backbone_feature_sizes": [[side // stride] * 2 for stride in (4, 8, 16)],
+    }
+    config = EdgeTamConfig(vision_config=vision, prompt_encoder_config={"image_size": side})
+    return EdgeTamModel(config), Sam2ImageProcessor(size={"height": side, "width": side})
+
+
 MASKERS = {
     "sam-hf": (partial(_sam, sam.OFFICIAL["sam-vit-b"]), partial(_sam, sam.TINY)),
+    "sam-hq": tuple(partial(_sam, arch, hq=True) for arch in (sam.OFFICIAL["sam-vit-b"], sam.TINY)),
     "sam2.1": (
         partial(_sam2, 1024, 96, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9)),
         partial(_sam2, 128, 16, (1, 1, 2, 1), (8, 4, 5, 2), (3,)),
     ),
+    "edgetam": (partial(_edgetam, 1024), partial(_edgetam, 128)),
 }
 """By name: what makes a model of official size and its processor, and what makes tiny ones."""
 
@@ -135,6 +189,9 @@ def shaken(model: Any) -> Any:
     for parameter in model.parameters():
         if parameter.ndim <= 1 or (parameter == parameter.flatten()[0]).all():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+        if "running_" in name:
+            buffer += 0.1 * torch.rand(buffer.shape, generator=generator)
     return model.eval()
 
 
@@ -214,6 +271,60 @@ def compare_detector(name: str, images: Sequence[RgbImage], folder: Path, *, tin
     }
 
 
+def compare_phrase_detector(
+    name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False
+) -> dict[str, Any]:
+    """An entry of `families.py`: differences of logits and boxes from transformers' processor and class."""
+    torch.manual_seed(11)
+    model, processor = PHRASE_DETECTORS[name][tiny]()
+    words = letters()
+    for each in (shaken(model), processor, words):
+        each.save_pretrained(folder)
+    phrases = [["flag", "a rocket"], ["a cup", "table", "a phrase longer than what is read"]]
+    expected = [their_boxes(model, processor, words, *pair) for pair in zip(images, phrases, strict=True)]
+    built = build_grounded_sam(ModelsConfig(detector=str(folder), masker=None), LabelsConfig(), "cpu", "float32")
+    texts = [[Text(phrase) for phrase in own] for own in phrases]
+    detector: Any = built.detector
+    together = [_by_phrase(found) for found in detector.detect(images, texts, 0.0)]
+    alone = [_by_phrase(detector.detect([image], [own], 0.0)[0]) for image, own in zip(images, texts, strict=True)]
+    return {
+        "name": name,
+        "kind": "detector",
+        "boxes": sum(len(boxes) for _, boxes in expected),
+        "max_difference": max(map(_differ, alone, expected)),
+        "batch_difference": max(map(_differ, together, alone)),
+        "spread_of_logits": float(np.concatenate([logits for logits, _ in expected]).std()),
+    }
+
+
+Found = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Logits (N,) and boxes (N, 4) in pixels; all of the first phrase, then all of the next."""
+
+
+def _by_phrase(found: Detections) -> Found:
+    order = np.argsort(found.text_index, kind="stable")
+    scores = found.scores[order].astype(np.float64)
+    return np.log(scores / (1 - scores)), found.boxes[order].astype(np.float64)
+
+
+def _differ(found: Found, other: Found) -> float:
+    """The largest difference, of boxes as shares of the longest edge there is."""
+    scale = max(other[1].max(), 1)
+    return float(max(np.abs(found[0] - other[0]).max(), np.abs(found[1] - other[1]).max() / scale))
+
+
+@torch.inference_mode()
+def their_boxes(model: Any, processor: Any, words: Any, image: RgbImage, phrases: list[str]) -> Found:
+    """What transformers says of all patches, but for boxes that lie in the padding."""
+    read = words(phrases, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+    said = model(pixel_values=processor(images=image, return_tensors="pt").pixel_values, **read)
+    (found,) = processor.post_process_object_detection(said, -1.0, target_sizes=[image.shape[:2]])
+    boxes = found["boxes"].double().numpy().clip(0, (image.shape[1], image.shape[0]) * 2)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    logits = said.logits[0].double().numpy()[inside]
+    return logits.T.flatten(), np.tile(boxes[inside], (len(phrases), 1))
+
+
 def compare_masker(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
     """An entry of `families.py`: the least IoU of a mask with that of transformers' processor and class."""
     torch.manual_seed(11)
@@ -242,16 +353,22 @@ def letters() -> CLIPTokenizer:
 
 
 def compare_segmenter(name: str, images: Sequence[RgbImage], folder: Path, *, tiny: bool = False) -> dict[str, Any]:
-    """An entry of `families.py`: against transformers' class, asked phrase by phrase, also in time."""
+    """An entry of `families.py`: against transformers' class, asked phrase by phrase, also in time.
+
+    It sees the first image anew for each phrase, as its documentation begins, and reuses the features of the others.
+    """
     torch.manual_seed(11)
     model, processor = SEGMENTERS[name][tiny]()
     words = letters()
     for each in (shaken(model), processor, words):
         each.save_pretrained(folder)
     texts = [[Text(phrase) for phrase in ("a red cup", "flag", "a rocket", "an orange suit", "table")]] * len(images)
-    start = time.perf_counter()
-    answers = [[their_answer(model, processor, words, each, text) for text in texts[0]] for each in images]
-    loop = (time.perf_counter() - start) / len(images)
+    answers, loops = [], []
+    for number, image in enumerate(images):
+        start = time.perf_counter()
+        seen = their_features(model, processor, image) if number else None
+        answers.append([their_answer(model, processor, words, image, text, seen) for text in texts[0]])
+        loops.append(time.perf_counter() - start)
     scores = torch.cat([score for own in answers for score, _, _ in own]).sort().values
     middle = scores[len(scores) // 4 : len(scores) // 2]
     gap = int(middle.diff().argmax())  # where rounding lets nothing fall on the other side
@@ -259,12 +376,12 @@ def compare_segmenter(name: str, images: Sequence[RgbImage], folder: Path, *, ti
     settings = ModelsConfig(segmenter=str(folder)), LabelsConfig(box_threshold=threshold)
     check_segmenter(*settings)
     ours = build_segmenter(*settings, "cpu", "float32")
-    together, seconds = ours.segment(images, texts), []
-    alone = [ours.segment([image], [own])[0] for image, own in zip(images, texts, strict=True)]
-    for few in (texts[0][:1], texts[0]):
+    together, alone, seconds = ours.segment(images, texts), [], []
+    for image, own in ((images[0], texts[0][:1]), *zip(images, texts, strict=True)):
         start = time.perf_counter()
-        ours.segment(images[:1], [few])
+        alone += ours.segment([image], [own])
         seconds.append(time.perf_counter() - start)
+    del alone[0]
     expected, differences = [], []
     for image, own, found in zip(images, answers, alone, strict=True):
         kept = [score.argsort(descending=True)[: (score > threshold).sum()] for score, _, _ in own]
@@ -288,15 +405,25 @@ def compare_segmenter(name: str, images: Sequence[RgbImage], folder: Path, *, ti
         - min(_least_iou(_pixels(a.masks), _pixels(b.masks)) for a, b in zip(together, alone, strict=True)),
         "covered": [float(shares.min()), float(shares.max())],
         "five_texts_over_one": seconds[1] / seconds[0],
-        "their_loop_over_ours": loop / seconds[1],
+        "their_loop_over_ours": loops[0] / seconds[1],
+        "their_loop_with_features_reused_over_ours": loops[1] / seconds[2],
     }
 
 
 @torch.inference_mode()
-def their_answer(model: Any, processor: Any, words: Any, image: RgbImage, text: Text) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, boxes and masks of all queries, by transformers' processors and class."""
-    pixels = processor(images=image, return_tensors="pt").pixel_values
-    said = model(pixels, **words(text.content, padding="max_length", max_length=32, return_tensors="pt"))
+def their_features(model: Any, processor: Any, image: RgbImage) -> Any:
+    """Of an image."""
+    return model.get_vision_features(processor(images=image, return_tensors="pt").pixel_values)
+
+
+@torch.inference_mode()
+def their_answer(
+    model: Any, processor: Any, words: Any, image: RgbImage, text: Text, seen: Any = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, boxes and masks of all queries, by transformers' processors and class; `seen` = its features."""
+    pixels = None if seen else processor(images=image, return_tensors="pt").pixel_values
+    read = words(text.content, padding="max_length", max_length=32, return_tensors="pt")
+    said = model(pixels, seen, **read)
     found = processor.post_process_instance_segmentation(said, -1.0, target_sizes=[image.shape[:2]])[0]
     return found["scores"], found["boxes"], found["masks"]
 
@@ -331,3 +458,16 @@ def _least_iou(masks: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> f
     """The least of N masks with N others; 1 where both are empty."""
     both, either = (masks & others).sum(axis=(1, 2)), (masks | others).sum(axis=(1, 2))
     return float((np.maximum(both, either == 0) / np.maximum(either, 1)).min())
+
+
+FAMILIES = {
+    name: compare
+    for compare, names in (
+        (compare_detector, DETECTORS),
+        (compare_phrase_detector, PHRASE_DETECTORS),
+        (compare_masker, MASKERS),
+        (compare_segmenter, SEGMENTERS),
+    )
+    for name in names
+}
+"""What makes the entry of each."""

@@ -21,6 +21,7 @@ from patchmint.config import MODEL_PRESETS, AnnotatorConfig, ModelsConfig
 from patchmint.errors import InputError, WeightsCorruptError, WeightsMissingError
 from patchmint.features.towers import FAMILIES
 from patchmint.labelers.grounding_dino.arch import Family
+from patchmint.labelers.sam.arch import DESCRIBED
 from patchmint.weights import store
 from patchmint.weights.registry import CHECKPOINTS, FOLDERS, Checkpoint
 
@@ -78,8 +79,9 @@ def test_list_shows_every_name_on_stdout() -> None:
     assert re.search(r"groundingdino-swint-ogc +│ grounding-dino +│ boxes, scores, spans", result.stdout)
     told = {role: families for role, _, families in FOLDERS}
     assert told["vit"] == ("clip", "siglip", *FAMILIES)
-    assert told["detector"] == get_args(Family)
-    assert "  detector: grounding-dino, mm-grounding-dino (boxes, scores, spans)\n" in result.stderr
+    assert told["detector"] == (*get_args(Family), "owlv2")
+    assert told["masker"] == ("sam", *DESCRIBED)
+    assert "  detector: grounding-dino, mm-grounding-dino, owlv2 (boxes, scores, spans)\n" in result.stderr
 
 
 def test_list_as_json_has_all_figures(folder: Path) -> None:

@@ -34,6 +34,7 @@ from patchmint.types import Text
 from patchmint.weights.checksums import sha256_of
 from patchmint.weights.loading import load_named
 from patchmint.weights.store import locate
+from patchmint.weights.words import clip_words
 
 families, theirs = benchmark_modules("labeler_families", "gpu_transformers")
 IMAGES = (data.astronaut()[60:172], data.coffee()[100:292, :128])
@@ -43,9 +44,9 @@ def config_of(**models):
     return AnnotatorConfig.parse({"models": models, "tokens": None, "precision": "float32"})
 
 
-@pytest.mark.parametrize("name", families.DETECTORS)
+@pytest.mark.parametrize("name", [*families.DETECTORS, *families.PHRASE_DETECTORS])
 def test_boxes_are_those_of_transformers(name, tmp_path):
-    found = families.compare_detector(name, IMAGES, tmp_path, tiny=True)
+    found = families.FAMILIES[name](name, IMAGES, tmp_path, tiny=True)
     assert found["spread_of_logits"] > 0.5
     assert found["max_difference"] < 1e-4
     assert found["batch_difference"] < 1e-4
@@ -115,6 +116,47 @@ def test_a_build_with_sam2_is_checked_and_counted_before_it_starts(sam2, tmp_pat
         written.write_text(json.dumps(config | {part: config[part] | change}))
         with pytest.raises(WeightsMismatchError, match=message):
             masker_of(str(tmp_path / "other"))
+
+
+def test_an_edgetam_with_another_backbone_is_refused():
+    """timm would fetch it, or open a file that it names."""
+    backbone = {"architecture": "repvit_m1.dist_in1k", "model_args": {"in_chans": 3}}
+
+    def told(**change):
+        config = {"model_type": "edgetam_video", "vision_config": {"backbone_config": backbone | change}}
+        return sam.infer_arch({}, {"config.json": json.dumps(config)})
+
+    assert told().kind == "edgetam"
+    for change in ({"architecture": "hf-hub:some/repvit"}, {"model_args": {"checkpoint_path": "x.pth"}}):
+        with pytest.raises(WeightsMismatchError, match="no EdgeTAM that patchmint can build"):
+            told(**change)
+
+
+def test_a_build_with_owlv2_finds_its_words_and_is_counted(tmp_path):
+    """In the files of its repository, which has no tokenizer.json. A phrase that two texts have is found in both."""
+    torch.manual_seed(3)
+    families.saved(families.shaken(families.PHRASE_DETECTORS["owlv2"][True]()[0]), tmp_path)
+    words = json.loads(families.letters().backend_tokenizer.to_str())["model"]["vocab"]
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    told = clip_words(tmp_path / "vocab.json", tokens=16, known=514)
+    assert told.encode("A red flag").ids == families.letters()("A red flag").input_ids
+    models = {"detector": str(tmp_path), "masker": None}
+    config = AnnotatorConfig.parse({"models": models, "tokens": None, "labels": {"box_threshold": 0.3, "nms": 0.5}})
+    check_loadable(config)
+    assert record_models(config)["vocabulary"].sha256 == sha256_of(tmp_path / "vocab.json")
+    found = Annotator(config).annotate(IMAGES[0], [Text.from_phrases(["cup", "flag"]), "flag"]).phrases
+    by_text = [[each.box for each in found if (each.text_index, each.text) == (n, "flag")] for n in (0, 1)]
+    assert by_text[0] == by_text[1] != []
+    places = {"source": {"kind": "folder", "uri": "x"}, "output": {"uri": "y"}}
+    build = BuildConfig.parse({"models": models, "tokens": None, **places})
+    assert estimate_memory(build, [(480, 640)], 100).unknown == ()
+    written = tmp_path / "config.json"
+    sizes = json.loads(written.read_text())
+    for change, message in (({"image_size": 0}, "no OWLv2 that patchmint can build"), ({"patch_size": 8}, "fit OWLv2")):
+        written.write_text(json.dumps(sizes | {"vision_config": sizes["vision_config"] | change}))
+        with pytest.raises(WeightsMismatchError, match=message):
+            build_grounded_sam(config.models, LabelsConfig(), "cpu")
 
 
 def converted(folder, state, by_upstreams_names):

@@ -77,7 +77,7 @@ class ModelsConfig(Settings):
         description="SAM 3 (its folder or hub: name) or a segmenter plug-in, instead of detector and masker.",
     )
     detector: str = Field(
-        default="groundingdino-swint-ogc", description="Grounding DINO, or a detector plug-in (entry point)."
+        default="groundingdino-swint-ogc", description="Grounding DINO, OWLv2, or a detector plug-in (entry point)."
     )
     vocabulary: str = Field(
         default_factory=_vocabulary_of,

@@ -10,6 +10,7 @@ from patchmint.errors import ConfigError
 from patchmint.interfaces import Segmenter
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
+from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.types import Precision
@@ -46,8 +47,10 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
         check_plugin("patchmint.detectors", models.detector, **models.given(models.detector, locate))
         return
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
-    arch = known.get(models.detector) or read_arch(models.detector, dino.infer_arch)
-    if models.vocabulary != UNTRAINED:
+    arch = known.get(models.detector) or read_arch(models.detector, infer_detector)
+    if isinstance(arch, Owlv2Arch):
+        arch.words(locate(models.vocabulary, "vocabulary"))
+    elif models.vocabulary != UNTRAINED:
         Vocabulary.from_file(locate(models.vocabulary, "vocabulary")).check_fits(arch)
 
 
@@ -106,7 +109,8 @@ def _build_sam3(name: str, labels: LabelsConfig, device: str, precision: Precisi
     from patchmint.labelers.mask_rules import MaskRules
 
     try:
-        from patchmint.labelers.sam.sam3 import Sam3, load_sam3
+        from patchmint.labelers.sam.sam3 import Sam3
+        from patchmint.labelers.sam.sam3_model import load_sam3
     except ImportError as error:
         raise ConfigError("this transformers has no SAM 3; install transformers 5") from error
     from patchmint.weights.loading import load_named

@@ -36,6 +36,7 @@ from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.mask_rules import MaskRules
+from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
 from patchmint.labelers.phrases import ByPhrases
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
@@ -284,10 +285,18 @@ def _build_detector(
         kinds = (Detector, PhraseDetector)
         found = load_plugin("patchmint.detectors", models.detector, kinds, device, **given)
         return ByPhrases(found) if isinstance(found, PhraseDetector) else cast(Detector, found)
+    reduced = resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16)
     if models.detector == UNTRAINED:
         model, arch = dino_model.untrained(dino_arch.TINY), dino_arch.TINY
     else:
-        model, arch = dino_model.load_grounding_dino(load_named(models.detector))
+        state = load_named(models.detector)
+        kind = infer_detector(state.tensors, state.metadata)
+        if isinstance(kind, Owlv2Arch):
+            from patchmint.labelers.owlv2.detector import Owlv2, load_owlv2
+
+            words = kind.words(locate(models.vocabulary, "vocabulary"))
+            return ByPhrases(Owlv2(load_owlv2(state, kind), words, device=device, precision=reduced))
+        model, arch = dino_model.load_grounding_dino(state)
     vocabulary = (
         Vocabulary.of_characters(arch.text_vocabulary)
         if models.vocabulary == UNTRAINED
@@ -299,7 +308,7 @@ def _build_detector(
         vocabulary,
         text_threshold=labels.text_threshold,
         device=device,
-        precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
+        precision=reduced,
         compiled=compiled,
     )
 
@@ -322,10 +331,10 @@ def build_masker(
     else:
         state = load_named(models.masker)
         arch = sam_arch.infer_arch(state.tensors, state.metadata)
-        if isinstance(arch, sam_arch.Sam2Arch):
-            from patchmint.labelers.sam.sam2 import Sam2Masker, load_sam2  # takes seconds to import
+        if isinstance(arch, sam_arch.DescribedArch):
+            from patchmint.labelers.sam.described import load_described_masker  # takes seconds to import
 
-            make, model = Sam2Masker, load_sam2(state, arch)
+            make, model = load_described_masker(state, arch)
         else:
             model = sam_model.load_sam(state)
     return make(

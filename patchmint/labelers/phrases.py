@@ -79,7 +79,7 @@ class ByPhrases:
         found = [Detections.none()] * len(images)
         if looked:
             seen = [images[number] for number in looked]
-            ahead = handed(self.detector, [prepared[number] if prepared is not None else None for number in looked])
+            ahead = {} if prepared is None else handed(self.detector, [prepared[number] for number in looked])
             answers = self.detector.find(seen, phrases, threshold, **ahead)
             check_answers("a detector", len(looked), answers, PhraseBoxes)
             for number, words, answer in zip(looked, phrases, answers, strict=True):

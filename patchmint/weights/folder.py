@@ -19,7 +19,7 @@ INPUT = "preprocessor_config.json"
 """How its images are prepared; transformers 5 writes `processor_config.json` instead."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-VOCABULARY = ("vocab.txt", "tokenizer.json")
+VOCABULARY = ("vocab.txt", "tokenizer.json", "vocab.json")
 
 _PROCESSOR = "processor_config.json"
 NOTES = (CONFIG, INPUT, _PROCESSOR)

@@ -25,8 +25,8 @@ GIVES: Mapping[CheckpointKind, str] = MappingProxyType(
 """What each kind of model gives."""
 
 FOLDERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("detector", "boxes, scores, spans", ("grounding-dino", "mm-grounding-dino")),
-    ("masker", "masks", ("sam", "sam2")),
+    ("detector", "boxes, scores, spans", ("grounding-dino", "mm-grounding-dino", "owlv2")),
+    ("masker", "masks", ("sam", "sam2", "edgetam", "sam_hq")),
     ("segmenter", "masks, boxes, scores", ("sam3",)),
     ("tokenizer", "codes", ("chameleon", "janus")),
     ("vit", "features", ("clip", "siglip", "siglip2", "dinov3_vit", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")),

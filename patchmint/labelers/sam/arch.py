@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -95,15 +96,26 @@ TINY = SamArch(
 """The same classes at a size that runs in milliseconds. Windows of 5 don't divide 8 patches, as 14 don't divide 64."""
 
 
+DESCRIBED = {"sam2": "SAM 2", "edgetam": "EdgeTAM", "sam_hq": "SAM-HQ"}
+"""Maskers that run in transformers' classes, by `model_type`: their names."""
+
+
 @dataclass(frozen=True)
-class Sam2Arch:
-    """What a SAM 2 is built from, as transformers describes it.
+class DescribedArch:
+    """What such a masker is built from, as transformers describes it.
 
     Attributes:
-        config: of `Sam2Config`: `vision_config`, `prompt_encoder_config` and `mask_decoder_config`.
+        kind: which of `DESCRIBED`.
+        config: `vision_config`, `prompt_encoder_config` and `mask_decoder_config`.
     """
 
+    kind: str
     config: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def squashes(self) -> bool:
+        """Whether a picture is squashed into the input, in the place of padding it."""
+        return self.kind != "sam_hq"
 
     @property
     def image_size(self) -> int:
@@ -113,12 +125,16 @@ class Sam2Arch:
     @property
     def patch_size(self) -> int:
         """Pixels on a side of a position of its finest feature map."""
-        return _side(self.config["vision_config"].get("backbone_config", {}).get("patch_stride", 4))
+        vision = self.config["vision_config"]
+        if self.squashes:
+            return _side(vision.get("backbone_config", {}).get("patch_stride", 4))
+        return _side(vision.get("patch_size", 16))
 
     @property
     def embed_dim(self) -> int:
         """The most numbers of such a position."""
-        return int(self.config["vision_config"].get("fpn_hidden_size", 256))
+        vision = self.config["vision_config"]
+        return int(vision.get("fpn_hidden_size", 256) if self.squashes else vision.get("hidden_size", 768))
 
     @property
     def out_chans(self) -> int:
@@ -184,8 +200,8 @@ def infer_sam3(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     )
 
 
-def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch | Sam2Arch:
-    """Tell which SAM, or SAM 2, a checkpoint holds.
+def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> SamArch | DescribedArch:
+    """Tell which SAM, or relative of SAM, a checkpoint holds.
 
     Args:
         tensors: the checkpoint's tensors by name.
@@ -200,8 +216,9 @@ def infer_arch(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     config = described(metadata)
     if config.get("model_type") == "sam":
         return _of_config(config)
-    if config.get("model_type") in ("sam2", "sam2_video"):
-        return _sam2_of_config(config)
+    kind = str(config.get("model_type")).removesuffix("_video")
+    if kind in DESCRIBED:
+        return _described_by(kind, config)
     tensors = by_upstreams_names(tensors)
     known = ", ".join(OFFICIAL)
     patches = tensors.get(_PATCH_EMBEDDING)
@@ -239,18 +256,30 @@ def _of_config(config: Mapping[str, Any]) -> SamArch:
         raise WeightsMismatchError(f"the config.json beside the file describes no SAM: {error}") from error
 
 
-def _sam2_of_config(config: Mapping[str, Any]) -> Sam2Arch:
+def _described_by(kind: str, config: Mapping[str, Any]) -> DescribedArch:
     parts = {name: config.get(name) or {} for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
-    arch = Sam2Arch(parts)
+    arch = DescribedArch(kind, parts)
     try:
-        numbers = [*_numbers(parts)]
-        depth = sum(parts["vision_config"].get("backbone_config", {}).get("blocks_per_stage", ()))
-        bounded = max(map(abs, numbers), default=0) <= _LARGEST and depth <= _DEEPEST
-        if bounded and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0:
+        backbone = parts["vision_config"].get("backbone_config", {})
+        depth = sum(backbone.get("blocks_per_stage", ())) + int(parts["vision_config"].get("num_hidden_layers", 0))
+        bounded = max(map(abs, _numbers(parts)), default=0) <= _LARGEST and depth <= _DEEPEST
+        if (
+            bounded
+            and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0
+            and (kind != "edgetam" or _is_repvit(backbone))
+        ):
             return arch
-    except (TypeError, ValueError, AttributeError, RecursionError):
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
         pass
-    raise WeightsMismatchError("the config.json beside the file describes no SAM 2 that patchmint can build")
+    raise WeightsMismatchError(
+        f"the config.json beside the file describes no {DESCRIBED[kind]} that patchmint can build"
+    )
+
+
+def _is_repvit(backbone: Mapping[str, Any]) -> bool:
+    """Whether timm makes a RepViT of it: by other names and arguments it would fetch and open files."""
+    named = re.fullmatch(r"repvit_\w+(\.\w+)?", backbone["architecture"])
+    return named is not None and set(backbone.get("model_args", ())) <= {"in_chans", "features_only", "out_indices"}
 
 
 def _numbers(value: object) -> Iterator[float]:

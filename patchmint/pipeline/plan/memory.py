@@ -26,6 +26,7 @@ from patchmint.features.plan import encoder_arch
 from patchmint.features.towers import TowerArch, own_tensors
 from patchmint.geometry import Grid, NativeGrid, PatchGrid
 from patchmint.labelers.grounding_dino import arch as dino
+from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import is_outside
 from patchmint.tokenizers.build import vqgan_of
@@ -225,11 +226,11 @@ def weights_of(role: str, name: str) -> int:
     return _FLOAT * sum(prod(shape.shape) for key, shape in tensors.items() if not key.startswith("loss."))
 
 
-def _detector(name: str) -> dino.GroundingDinoArch:
-    return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, dino.infer_arch)
+def _detector(name: str) -> dino.GroundingDinoArch | Owlv2Arch:
+    return {UNTRAINED: dino.TINY, **dino.OFFICIAL}.get(name) or read_arch(name, infer_detector)
 
 
-def _masker(name: str) -> sam.SamArch | sam.Sam2Arch:
+def _masker(name: str) -> sam.SamArch | sam.DescribedArch:
     return {UNTRAINED: sam.TINY, **sam.OFFICIAL}.get(name) or read_arch(name, sam.infer_arch)
 
 
@@ -279,7 +280,9 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
     return 0
 
 
-def _detector_working(arch: dino.GroundingDinoArch, batch: int, size: Size) -> int:
+def _detector_working(arch: dino.GroundingDinoArch | Owlv2Arch, batch: int, size: Size) -> int:
+    if isinstance(arch, Owlv2Arch):
+        return _TENSORS * _FLOAT * arch.working
     pixels = prod(dino.detector_size(size, arch.short_side, arch.long_side))
     together = max(1, min(batch, _PIXELS_AT_ONCE // pixels))
     strides = [4 << stage for stage in arch.backbone_stages]
@@ -306,10 +309,13 @@ def _inputs(config: BuildConfig, size: Size) -> int:
     total = 0
     if "detector" in used:
         arch = _detector(used["detector"])
-        total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
+        if isinstance(arch, Owlv2Arch):
+            total += _FLOAT * arch.image_size**2
+        else:
+            total += prod(dino.detector_size(size, arch.short_side, arch.long_side))
     if "masker" in used:
         masker = _masker(used["masker"])
-        squashed = isinstance(masker, sam.Sam2Arch)
+        squashed = isinstance(masker, sam.DescribedArch) and masker.squashes
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "segmenter" in used:
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
