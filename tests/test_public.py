@@ -25,9 +25,10 @@ NAMES = {
     "patchmint.geometry": """Fit GRID_PRESETS Grid NativeGrid OverlapGrid PatchGrid Placement Resize RleMasks TileGrid
         adaptive_bins coverage_from_logits coverage_share coverage_to_uint8 fit_image grid_of_processor grid_preset
         pool_coverage""",
-    "patchmint.training": """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch
-        StageDataset StageImage StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer
-        keep_patches recall_at_keep resize_embeddings selector_loss shard_urls""",
+    "patchmint.training": """Codebook ConversationTemplate ImageTokens Kept Part PatchSelector Projector
+        SampleDecoder SequenceBatch SequenceBuilder StageBatch StageDataset StageImage StageLoader StageSample
+        TokenSequence Turn VisualVocabulary auc collate extend_tokenizer fill_slots gather_kept grid_tokens
+        keep_patches kept_count recall_at_keep resize_embeddings selector_loss shard_urls train_new_rows""",
     "patchmint.interfaces": """Detections Detector FeatureEncoder FeatureSpec Instances Masker PhraseBoxes
         PhraseDetector PrefersLikeSizes PreparesImages Segmenter Tokenizer TokenizerSpec Tokens""",
 }
@@ -37,7 +38,7 @@ from pathlib import Path
 
 from patchmint import Annotation, Annotator, BuildReport, Phrase, Reporter, Text, UntrainedWarning, build
 from patchmint.errors import ConfigError, WeightsMissingError
-from patchmint.training import StageDataset, StageLoader
+from patchmint.training import ImageTokens, SequenceBuilder, StageDataset, StageLoader, StageSample, TokenSequence, Turn
 
 
 class Heard(Reporter):
@@ -61,6 +62,16 @@ for batch in StageLoader(StageDataset("out", stage=1), batch_size=2):
     keys: tuple[str, ...] = batch.keys
     assert batch.pixels is not None
     shape: tuple[int, ...] = tuple(batch.pixels.shape)
+builder: SequenceBuilder
+
+
+def talk(sample: StageSample) -> dict[str, TokenSequence]:
+    images = [ImageTokens(image.codes, slots=9) for image in sample.images]
+    return {"talk": builder.document(sample.parts, images), "prompt": builder.prompt([Turn("human", "why?")])}
+
+
+for batch in StageLoader(StageDataset("out", include=["codes"], group=2, sequences=talk), batch_size=2):
+    length: int = batch.sequences["talk"].input_ids.shape[1] + batch.image_positions.shape[1]
 """
 
 
