@@ -482,3 +482,25 @@ def test_a_killed_correction_is_gone_on_with_and_wrong_samples_are_left_out(base
     assert [sample.key for sample in loaded] == [key for key in keys if key not in (keys[3], keys[25])]
     # marked so again: not wrong
     assert len(correct(dataset, [("edit", Edit(key=keys[3], wrong=False)), ("edit", edits[1])])) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "error"),
+    [
+        ("cvat", '<!DOCTYPE a [<!ENTITY b "x">]><annotations><image id="0">&b;', "isn't as cvat"),
+        ("cvat", '<mask label="cat" rle="0, 9999800001" left="0" top="0" width="99999" height="99999"/>', "larger"),
+        ("cvat", '<mask label="cat" rle="0, 4" left="39" top="0" width="2" height="2"/>', "out of the image"),
+        ("cvat", '<ellipse label="cat"/>', "'ellipse' can't be read"),
+        ("fiftyone", {"filepath": "x/nobody.jpg"}, "no such sample"),
+        ("fiftyone", {"filepath": "x/s0001.jpg", "instances": {"detections": [{"label": "cat"}]}}, "bounding_box"),
+        ("fiftyone", {"filepath": "x/s0001.0.jpg", "image": 1}, "no image 1"),
+    ],
+)
+def test_what_no_tool_writes_is_refused(made, tmp_path, kind, told, error):
+    if kind == "fiftyone":
+        told = json.dumps({"samples": [told]})
+    elif "DOCTYPE" not in told:
+        told = f'<annotations><image id="0" name="s0001.jpg" width="40" height="30">{told}</image></annotations>'
+    (tmp_path / "file").write_text(told)
+    with pytest.raises(InputError, match=error):
+        list(edits_of(open_dataset(made), read_back(tmp_path / "file", kind)))
