@@ -23,6 +23,7 @@ from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery import doubts
 from patchmint.inspection.gallery.editing import Editing
 from patchmint.inspection.gallery.edits import PendingEdits
+from patchmint.inspection.gallery.remake import Outliner, offer_outlines
 from patchmint.inspection.gallery.site import GallerySettings, Site
 from patchmint.labelers.grounded_sam import build_masker
 from patchmint.shards.schema import PhraseDocument
@@ -51,6 +52,16 @@ def editing(folder, path, **settings):
         yield server
 
 
+def photo_of(ordinal):
+    return decode_image(photo(ordinal), max_megapixels=1).pixels
+
+
+def outlines(images, boxes):
+    """The mask of a box in each image, by the data set's masker."""
+    masker = build_masker(ModelsConfig(**UNTRAINED["models"]), LabelsConfig(), "cpu")
+    return [masks.rles()[0] for masks in masker.masks(images, [np.array([box], np.float32) for box in boxes])]
+
+
 @contextmanager
 def page_at(browser, server, state, **options):
     """The page as the terminal's address opens it."""
@@ -65,12 +76,7 @@ def do(page, *keys):
     """Press keys, and wait until what they change is saved and shown."""
     for key in keys:
         page.keyboard.press(key)
-    page.wait_for_timeout(30)
-    until(
-        page,
-        "!document.querySelector('.edit-bar').ariaBusy && "
-        "!document.querySelector('.edit-status').textContent.endsWith('…')",
-    )
+    until(page, "(bar => bar && !bar.ariaBusy)(document.querySelector('#detail .edit-bar'))")
     settle(page)
 
 
@@ -114,10 +120,7 @@ def test_draw_save_reload_undo(browser, folder, tmp_path):
         assert (drawn.key, drawn.by, drawn.at is None) == ("s0001", "ann", False)
         assert (added.text, list(added.span)) == (0, first["span"])
         np.testing.assert_allclose(added.box, (20, 30, 110, 90), atol=1)
-        pixels = decode_image(photo(1), max_megapixels=1).pixels
-        masker = build_masker(ModelsConfig(**UNTRAINED["models"]), LabelsConfig(), "cpu")
-        (masks,) = masker.masks([pixels], [np.array([added.box], np.float32)])
-        assert added.mask.rle == masks.rles()[0]
+        assert added.mask.rle == outlines([photo_of(1)], [added.box])[0]
         assert found(page) == [*stored, [first["words"], "corrected"]]
         assert page.locator("#detail img.masks").evaluate("i => i.complete && i.src").endswith("?1")
 
@@ -286,6 +289,18 @@ def test_nobody_but_the_page_edits(folder, tmp_path):
     plain = Site(open_dataset(folder), GallerySettings())
     assert plain.file("edit.js") is plain.file("data/doubts.js") is None
     assert b"connect-src" not in plain.file("index.html")
+
+
+def test_an_image_stays_encoded(folder):
+    """Its masks are those of the masker, whatever was outlined before."""
+    outliner = Outliner(offer_outlines(open_dataset(folder)))
+    images, boxes = (
+        [photo_of(n) for n in (1, 2, 2, 1)],
+        [(60, 40, 130, 100), (60, 40, 130, 100), (20, 20, 90, 90), (5, 5, 60, 60)],
+    )
+    expected = outlines(images, boxes)
+    assert len({mask["counts"] for mask in expected}) == 4
+    assert [outliner.outline(image, [box])[0] for image, box in zip(images, boxes, strict=True)] == expected
 
 
 def test_what_is_shown_is_what_correct_stores(folder, tmp_path):

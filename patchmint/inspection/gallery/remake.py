@@ -198,6 +198,7 @@ class Outliner:
         """Take over what `offer_outlines` offers; where that is nothing, a box stays a box."""
         self._offer = offer
         self._lock = Lock()
+        self._last: tuple[RgbImage, Any] | None = None
 
     def load(self) -> None:
         """Load the masker ahead, where there is one. Raises as `outline`."""
@@ -208,13 +209,17 @@ class Outliner:
     def outline(self, image: RgbImage, boxes: Sequence[Box]) -> list[Rle | None]:
         """The mask of what each box (XYXY in pixels of the image) holds; None where there is none.
 
+        The image of the last call stays encoded: several boxes are drawn on one.
+
         Raises:
             WeightsError: the masker's weights can't be used.
         """
         if not self._offer.available:
             return [None] * len(boxes)
         with self._lock:
-            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)])
+            if self._last is None or not np.array_equal(self._last[0], image):
+                self._last = image, self._masker.encode(image)
+            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)], encoded=self._last[1])
         return [rle if any(box_of(rle)) else None for rle in masks.rles()]
 
     @cached_property

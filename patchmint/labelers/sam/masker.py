@@ -98,11 +98,17 @@ class SamMasker:
         """What can be done ahead, on the CPU, in any thread: resize to the model's input."""
         return ready_for(self._model.device, resize(image, self._input_size((image.shape[0], image.shape[1]))))
 
+    def encode(self, image: RgbImage) -> Any:
+        """What takes long, of a picture whose masks are asked for again and again."""
+        with torch.inference_mode():
+            return self._encode([self.prepare(image)])
+
     def masks(
         self,
         images: Sequence[RgbImage],
         boxes: Sequence[npt.NDArray[np.float32]],
         prepared: Sequence[RgbImage] | None = None,
+        encoded: Any = None,
     ) -> list[Masks]:
         """Segment what each box holds.
 
@@ -110,6 +116,7 @@ class SamMasker:
             images: pictures of any sizes.
             boxes: for each picture (N, 4), XYXY in its pixels; N may be 0.
             prepared: what `prepare` made of each picture; None = nothing was done ahead.
+            encoded: what `encode` made of the only picture; None = they are encoded here.
 
         Returns:
             For each picture its masks, in the order of the boxes; memory doesn't grow with their number. A picture
@@ -126,9 +133,11 @@ class SamMasker:
         with torch.inference_mode():
             for part in even_parts(len(busy), self._image_batch):
                 batch = busy[part]
-                embeddings = self._encode(
-                    [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
-                )
+                embeddings = encoded
+                if encoded is None:
+                    embeddings = self._encode(
+                        [self.prepare(images[index]) if prepared is None else prepared[index] for index in batch]
+                    )
                 scaled = [scale_boxes(boxes[index], sizes[index], self._input_size(sizes[index])) for index in batch]
                 owners = np.repeat(np.arange(len(batch)), [len(array) for array in scaled])
                 for chunk, logits in self._decode(embeddings, np.concatenate(scaled), owners):

@@ -48,10 +48,20 @@ patchmint.edit = (() => {
 
   // Requests.
 
-  async function send(position, edit) {
-    if (busy) return null;
+  // One thing after another: what is asked for meanwhile isn't done.
+  async function run(action) {
+    if (busy) return;
     busy = true;
     bar.setAttribute("aria-busy", "true");
+    try {
+      await action();
+    } finally {
+      busy = false;
+      bar.removeAttribute("aria-busy");
+    }
+  }
+
+  async function send(position, edit) {
     say(outlines && [...(edit?.add ?? []), ...(edit?.change ?? [])].some(({ box, mask }) => box && !mask) ? "Outlining…" : "Saving…");
     try {
       const sample = await patchmint.store.sample(position);
@@ -67,9 +77,6 @@ patchmint.edit = (() => {
     } catch (error) {
       say(error instanceof TypeError ? "Not saved: the server doesn't answer; is it still running?" : `Not saved: ${error.message}`);
       return null;
-    } finally {
-      busy = false;
-      bar.removeAttribute("aria-busy");
     }
   }
 
@@ -105,7 +112,7 @@ patchmint.edit = (() => {
     if (draft) return leaveDraft();
     const last = done.at(-1) ?? (open?.sample.edits && { position: open.position, image: open.number, text: patchmint.state.text });
     if (!last) return say("There is nothing to undo.");
-    if (busy || !(await goTo(last))) return undefined;
+    if (!(await goTo(last))) return undefined;
     const told = await send(last.position, null);
     if (!told) return undefined;
     done.pop();
@@ -115,7 +122,7 @@ patchmint.edit = (() => {
 
   async function redo() {
     const last = undone.at(-1);
-    if (!last || busy || !(await goTo(last)) || !(await send(last.position, last.edit))) return undefined;
+    if (!last || !(await goTo(last)) || !(await send(last.position, last.edit))) return undefined;
     done.push(undone.pop());
     return shown("Redone.", null);
   }
@@ -270,7 +277,7 @@ patchmint.edit = (() => {
     if (grip.moved && grip.handle !== null) {
       if (draft && Math.min(draft.box[2] - draft.box[0], draft.box[3] - draft.box[1]) >= 1) {
         drawing = false;
-        take();
+        run(take);
       }
       return;
     }
@@ -372,14 +379,14 @@ patchmint.edit = (() => {
     item.setAttribute("role", "option");
     item.setAttribute("aria-selected", String(number === chooser.at));
     item.append(el("bdi", "", words), el("span", "edit-choice-text", named.phrase ? "as typed" : `text ${named.text + 1}`));
-    item.addEventListener("click", () => { chooser.at = number; takeChoice(); });
+    item.addEventListener("click", () => { chooser.at = number; run(takeChoice); });
     return item;
   }
 
   function takeChoice() {
     const entry = chooser.entries[chooser.at];
     const { target } = chooser;
-    if (!entry || !target || busy) return say("Type words of one of the texts.");
+    if (!entry || !target) return say("Type words of one of the texts.");
     closeChooser();
     drawing = false;
     const { box, instance } = target;
@@ -392,7 +399,7 @@ patchmint.edit = (() => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && chooser.entries.length) chooser.at = (chooser.at + step + chooser.entries.length) % chooser.entries.length;
     if (step) fillChooser();
-    else if (event.key === "Enter") takeChoice();
+    else if (event.key === "Enter") run(takeChoice);
     else if (event.key === "Escape") leaveDraft();
     else return;
     event.preventDefault();
@@ -401,7 +408,6 @@ patchmint.edit = (() => {
   // The least certain, one after the other.
 
   async function stepQueue(step) {
-    if (busy) return undefined;
     if (!queue.items) {
       say("Looking for the least certain…");
       try {
@@ -456,7 +462,7 @@ patchmint.edit = (() => {
     return redraw();
   }
 
-  const keys = () => {
+  function actions() {
     const always = { q: () => stepQueue(1), Q: () => stepQueue(-1), "Ctrl+z": undo, u: undo, "Ctrl+Z": redo, "Ctrl+y": redo, r: redo };
     if (!open?.image.texts) return always;
     const drafting = draft && { Enter: take, Escape: leaveDraft, ...Object.fromEntries(Object.keys(SHIFTS).map((key) => [key, shift])) };
@@ -464,7 +470,9 @@ patchmint.edit = (() => {
       ...always, n: draw, l: relabel, a: accept, x: remove, Delete: remove, w: wrong, o: toggleOutlines, e: moveByKeys,
       ".": () => stepChosen(1), ",": () => stepChosen(-1), ...drafting,
     };
-  };
+  }
+
+  const keys = () => Object.fromEntries(Object.entries(actions()).map(([key, action]) => [key, (event) => run(() => action(event))]));
 
   function button(name, words, key, label) {
     const made = el("button", "switch", words);
@@ -504,7 +512,7 @@ patchmint.edit = (() => {
     const review = el("button", "edit-review", "least certain ");
     review.type = "button";
     review.append(el("kbd", "", "q"));
-    review.addEventListener("click", () => stepQueue(1));
+    review.addEventListener("click", () => keys().q());
     document.getElementById("theme").before(review);
     help(edit.file);
     layer.addEventListener("pointerdown", press);
