@@ -424,7 +424,7 @@ def test_detectors_and_maskers_from_outside_give_what_patchmints_own_give(instal
     monkeypatch.syspath_prepend(str(installed))
     rules = {"nms": 0.4, "negative_phrases": ["a square"], "box_threshold": 0.1}
     detector, masker = {"detector": "toy-dino"}, {"masker": "toy-sam"}
-    for labels, combinations in ((rules, [detector, masker]), ({"tiles": 200, "instances": True}, [detector | masker])):
+    for labels, combinations in ((rules, [detector, masker]), ({"tiles": 300, "instances": True}, [detector | masker])):
         own, *others = (annotator_of(with_plugins(**roles), **labels) for roles in ({}, *combinations))
         texts = [text.content for text in SCENE.texts]
         expected = own.annotate(SCENE.image, texts)

@@ -28,8 +28,8 @@ NAMES = {
     "patchmint.training": """Codebook ConversationTemplate PatchSelector SampleDecoder SequenceBuilder StageBatch
         StageDataset StageImage StageLoader StageSample TokenSequence VisualVocabulary auc collate extend_tokenizer
         keep_patches recall_at_keep resize_embeddings selector_loss shard_urls""",
-    "patchmint.interfaces": """FeatureEncoder FeatureSpec Instances PrefersLikeSizes PreparesImages Segmenter Tokenizer
-        TokenizerSpec Tokens""",
+    "patchmint.interfaces": """Detections Detector FeatureEncoder FeatureSpec Instances Masker PhraseBoxes
+        PhraseDetector PrefersLikeSizes PreparesImages Segmenter Tokenizer TokenizerSpec Tokens""",
 }
 
 SCRIPT = """

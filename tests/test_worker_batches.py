@@ -219,7 +219,7 @@ def test_a_trial_does_the_work_of_texts_and_boxes(monkeypatch):
         noted = lambda *given, **named: asked.update({name: count(*given)}) or original(*given, **named)  # noqa: E731
         monkeypatch.setattr(owner, name, noted)
 
-    note(models.segmenter.detector, "detect", lambda images, texts: [len(each) for each in texts])
+    note(models.segmenter.detector, "detect", lambda images, texts, *_: [len(each) for each in texts])
     note(models.segmenter.masker, "masks", lambda images, boxes: [len(each) for each in boxes])
     note(models.tokenizer, "tokenize", len)
     assert batches._tried(models, 2, "cpu", fake_gpu(max_memory_allocated=lambda device: 9)).bytes == 4
