@@ -11,6 +11,7 @@ from patchmint.interfaces import Segmenter
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
+from patchmint.labelers.phrases import plain
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.types import Precision
@@ -123,7 +124,7 @@ def _build_sam3(name: str, labels: LabelsConfig, device: str, precision: Precisi
         device=device,
         precision=resolve_precision(precision, device, cpu=torch.bfloat16, gpu=torch.bfloat16),
         threshold=labels.box_threshold,
-        thresholds={" ".join(key.casefold().split()): value for key, value in (labels.phrase_thresholds or {}).items()},
+        thresholds={plain(key): value for key, value in (labels.phrase_thresholds or {}).items()},
         splits=labels.prompt == "phrases",
         coverage=labels.coverage,
         rules=MaskRules(labels.mask_area, labels.clip_to_box),

@@ -110,7 +110,8 @@ class Owlv2:
                 read = self._words.encode_batch(list(phrases[part]))
                 ids = to_device(np.array([each.ids for each in read], np.int64), self._device)
                 mask = to_device(np.array([each.attention_mask for each in read], np.int64), self._device)
-                parts.append(self._model.owlv2.get_text_features(ids, mask).pooler_output)
+                seen = self._model.owlv2.text_model(input_ids=ids, attention_mask=mask)
+                parts.append(self._model.owlv2.text_projection(seen.pooler_output))
         return functional.normalize(torch.cat(parts), dim=-1)
 
     def see(self, squares: Sequence[Planes]) -> Tensor:

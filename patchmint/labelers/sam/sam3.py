@@ -25,7 +25,7 @@ from patchmint.errors import WeightsCorruptError
 from patchmint.geometry.rle import ChosenMasks
 from patchmint.interfaces import Instances
 from patchmint.labelers.mask_rules import MaskRules
-from patchmint.labelers.phrases import phrase_spans
+from patchmint.labelers.phrases import phrase_spans, plain
 from patchmint.labelers.sam.masks import Behind, MaskCollector, MaskCoverage
 from patchmint.labelers.sam.sam3_model import Matched, Parts, Picture, Texts
 from patchmint.types import RgbImage, Size, Span, Text
@@ -172,7 +172,7 @@ class Sam3:
         if not scores.isfinite().all():
             raise WeightsCorruptError("SAM 3 gave NaN: its weights are damaged, or its numbers overflow (float32)")
         values, order = scores.sort(descending=True, stable=True)
-        count = int((values > self._thresholds.get(" ".join(words.casefold().split()), self._threshold)).sum())
+        count = int((values > self._thresholds.get(plain(words), self._threshold)).sum())
         return order[:count].tolist(), values[:count].tolist()
 
     def _decode(self, collector: MaskCollector, seen: Picture, said: Matched, row: int, queries: Sequence[int]) -> None:

@@ -112,7 +112,9 @@ class Parts:
         with self._encoding():
             seen = self._model.get_vision_features(pixels)
             *fine, coarse = seen.fpn_hidden_states[:-1]  # nothing looks at the last
-            places = seen.fpn_position_encoding[-2][:1].flatten(2).mT
+            # anew, because the model's are rounded to the format of its features
+            place = self._model.vision_encoder.neck.position_encoding
+            places = place(coarse[:1].shape, self._device, torch.float32).flatten(2).mT
             hidden = _attended(self._model.detr_encoder.layers[0], coarse.flatten(2).mT.float(), places)
             convolved = [layer(each) for layer, each in zip(self._pixels.conv_layers, reversed(fine), strict=False)]
         rows = (slice(row, row + 1) for row in range(len(pixels)))
