@@ -17,7 +17,7 @@ import transformers
 import warm
 from builds import build_here, make_config
 from PIL import Image
-from shard_data import stored as stored_samples
+from shard_data import joined
 from skimage import data
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from patchmint.annotate.preflight import check_loadable
 from patchmint.cli.models import models_app
 from patchmint.config import AnnotatorConfig
 from patchmint.config.build import BuildConfig
+from patchmint.datasets.dataset import open_dataset
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import BuildError, ConfigError, PluginError, WeightsMissingError
@@ -475,13 +476,14 @@ def test_a_build_records_all_of_them_and_keeps_their_masks(installed, tmp_path, 
     said = capsys.readouterr().out
     assert "without what toy-dino, toy-sam compute with" in said
     build_here(config, out)
-    extension = settings_of(read_manifest(open_storage(str(out))), str(out), str(out) + "+", {"tokens"})
+    column = f"{out}/columns/codes"
+    extension = settings_of(read_manifest(open_storage(str(out))), str(out), column, {"tokens"})
     (tmp_path / "extension.yaml").write_text(json.dumps(extension))
-    build_here(tmp_path / "extension.yaml", f"{out}+", {"models.tokenizer": "toy-1d"})
-    (sample,) = stored_samples(f"{out}+")
+    build_here(tmp_path / "extension.yaml", column, {"models.tokenizer": "toy-1d"})
+    (sample,) = joined(out)
     found = annotator_of(models, instances=True).annotate(SCENE.image, SCENE.texts[0].content)
     assert [each.mask.rle for each in sample.images[0].instances] == list(found.masks) != []
-    entries = read_manifest(open_storage(f"{out}+")).models
+    entries = open_dataset(out).manifest.models
     for role, name in (("detector", "demo-detector"), ("masker", "demo-masker"), ("tokenizer", None)):
         entry, weights = entries[role], CHECKPOINTS.get(name)
         assert entry.name == f"{models[role]} (toy-models 1)"

@@ -209,17 +209,24 @@ class Outliner:
     def outline(self, image: RgbImage, boxes: Sequence[Box]) -> list[Rle | None]:
         """The mask of what each box (XYXY in pixels of the image) holds; None where there is none.
 
-        The image of the last call stays encoded: several boxes are drawn on one.
+        The image of the last call stays encoded by patchmint's own SAM: several boxes are drawn on one.
 
         Raises:
             WeightsError: the masker's weights can't be used.
         """
         if not self._offer.available:
             return [None] * len(boxes)
+        from patchmint.labelers.sam.masker import SamMasker
+
+        given = [np.array(boxes, np.float32)]
         with self._lock:
-            if self._last is None or not np.array_equal(self._last[0], image):
-                self._last = image, self._masker.encode(image)
-            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)], encoded=self._last[1])
+            masker = self._masker
+            if isinstance(masker, SamMasker):
+                if self._last is None or not np.array_equal(self._last[0], image):
+                    self._last = image, masker.encode(image)
+                (masks,) = masker.masks([image], given, encoded=self._last[1])
+            else:
+                (masks,) = masker.masks([image], given)
         return [rle if any(box_of(rle)) else None for rle in masks.rles()]
 
     @cached_property
