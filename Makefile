@@ -128,7 +128,7 @@ lock relock: $(UV)
 	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock -o requirements-dev.lock
 	$(COMPILE) requirements-transformers4.in --no-deps -o requirements-transformers4.lock
 	$(COMPILE12) pyproject.toml --extra dev --override requirements-torch211.in -o requirements-torch211.lock
-	$(COMPILE) tests/conformance/requirements-datasets.in -o tests/conformance/requirements-datasets.lock
+	for reader in datasets tools; do $(COMPILE) tests/conformance/requirements-$$reader.in -o tests/conformance/requirements-$$reader.lock; done
 	for reader in ray wids energon; do $(COMPILE) tests/conformance/requirements-$$reader.in --no-deps -o tests/conformance/requirements-$$reader.lock; done
 
 clean:

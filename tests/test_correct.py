@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,18 +16,24 @@ import yaml
 from builds import patchmint
 from drawn_data import blob, drawn_dataset
 
-from patchmint.datasets.corrections import correct
+from patchmint.datasets.corrections import correct, write_corrections
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.edits import Addition, Change, Edit, edited, read_edits
 from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import iter_tables
+from patchmint.datasets.verify import verify_all
 from patchmint.errors import InputError
 from patchmint.geometry.rle import decode_mask, encode_masks, to_coco
+from patchmint.images.decode import decode_image
 from patchmint.inspection.export.back import edits_of, read_back
 from patchmint.inspection.export.formats import brush_rle
 from patchmint.inspection.export.run import export
+from patchmint.inspection.find.search import Search, find_samples
 from patchmint.shards.codec import encode_array
+from patchmint.shards.commit import Attempt
 from patchmint.shards.schema import FoundDocument, MaskDocument
+from patchmint.storage import open_storage
+from patchmint.training import StageDataset
 
 TEXTS = ("a Black  cat on a sofa", "the dog")
 
@@ -424,3 +431,76 @@ def test_what_a_tool_gives_back_is_edits_of_what_somebody_changed(made, tmp_path
         assert (made_of["s0005"].wrong, made_of["s0005"].corrected) == (True, False)
     who = {edit.by for each in made_of.values() for edit in each.edits}
     assert who == ({"ann@x.org"} if tool is InLabelStudio else {"bob"})
+
+
+def test_a_killed_correction_is_gone_on_with_and_wrong_samples_are_left_out(base, tmp_path, monkeypatch, caplog):
+    keys = [sample.key for sample in samples(base)]
+    edits = [*(Edit(key=key, wrong=True) for key in (keys[3], keys[25])), Edit(key=keys[50], delete=(0,))]
+    (tmp_path / "edits.jsonl").write_bytes(b"".join(edit.to_line() for edit in edits))
+    whole = shutil.copytree(base, tmp_path / "whole")
+    at = datetime(2026, 11, 30, tzinfo=UTC)
+
+    def apply(folder):
+        dataset = open_dataset(folder)
+        made = correct(dataset, [("edit", edit) for edit in edits], "ann", at)
+        return write_corrections(dataset, made) if made else None
+
+    apply(whole)
+    commit, calls = Attempt.commit, []
+
+    def killed(attempt, *given, **named):
+        calls.append(attempt.unit)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return commit(attempt, *given, **named)
+
+    monkeypatch.setattr(Attempt, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        apply(base)
+    assert open_dataset(base).columns == ()
+    assert not open_dataset(base).has_edits
+    assert apply(base) == "corrections-0001"
+    assert apply(base) is None
+    assert calls == [0, 1, 1, 2]
+    column = "columns/corrections-0001"
+    same = [path for path in files(whole / column) if path.parts[0] not in ("commits", "shards.json")]
+    assert {path: files(base / column)[path] for path in same} == {path: files(whole / column)[path] for path in same}
+    assert list(verify_all(open_storage(base), decode=lambda data: decode_image(data).size)) == []
+    # what is wrong is left out, and can be found
+    dataset = open_dataset(base)
+    assert find_samples(dataset, Search(where="wrong"))[1].tolist() == [3, 25]
+    assert find_samples(dataset, Search(where="corrected"))[1].tolist() == [50]
+    assert find_samples(dataset, Search())[0] == 58
+    assert "2 samples are marked wrong" in patchmint("inspect", "find", base, "--key", "s0003", rc=1).stderr
+    told = patchmint("inspect", "stats", base, "--json")
+    assert json.loads(told.stdout)["samples"] == 58
+    assert "2 samples are marked wrong" in told.stderr
+    export(dataset, tmp_path / "out", "odvg")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 58
+    loaded = StageDataset(base, stage=1, shuffle=False, images=False)
+    assert "2 samples" in caplog.text
+    assert [sample.key for sample in loaded] == [key for key in keys if key not in (keys[3], keys[25])]
+    # marked so again: not wrong
+    assert len(correct(dataset, [("edit", Edit(key=keys[3], wrong=False)), ("edit", edits[1])])) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "error"),
+    [
+        ("cvat", '<!DOCTYPE a [<!ENTITY b "x">]><annotations><image id="0">&b;', "isn't as cvat"),
+        ("cvat", '<mask label="cat" rle="0, 9999800001" left="0" top="0" width="99999" height="99999"/>', "larger"),
+        ("cvat", '<mask label="cat" rle="0, 4" left="39" top="0" width="2" height="2"/>', "out of the image"),
+        ("cvat", '<ellipse label="cat"/>', "'ellipse' can't be read"),
+        ("fiftyone", {"filepath": "x/nobody.jpg"}, "no such sample"),
+        ("fiftyone", {"filepath": "x/s0001.jpg", "instances": {"detections": [{"label": "cat"}]}}, "bounding_box"),
+        ("fiftyone", {"filepath": "x/s0001.0.jpg", "image": 1}, "no image 1"),
+    ],
+)
+def test_what_no_tool_writes_is_refused(made, tmp_path, kind, told, error):
+    if kind == "fiftyone":
+        told = json.dumps({"samples": [told]})
+    elif "DOCTYPE" not in told:
+        told = f'<annotations><image id="0" name="s0001.jpg" width="40" height="30">{told}</image></annotations>'
+    (tmp_path / "file").write_text(told)
+    with pytest.raises(InputError, match=error):
+        list(edits_of(open_dataset(made), read_back(tmp_path / "file", kind)))

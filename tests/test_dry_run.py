@@ -146,12 +146,12 @@ def test_what_is_wrong_ends_it_with_2(tmp_path):
 
 
 def test_an_extension_is_foreseen_as_well(tmp_path):
-    source = make_input(tmp_path / "in", ["a thing"] * 6)
-    patchmint("build", make_config(tmp_path / "c.json", source, tmp_path / "out"))
+    source = make_input(tmp_path / "in", ["a thing"] * 30)
+    patchmint("build", make_config(tmp_path / "c.json", source, tmp_path / "out", 30))
     options = ("extend", tmp_path / "out", "--labels", "{}", "--runner.device", "cpu", "--json")
     dry = asked(*options, "--dry-run")
     built = asked(*options)
-    assert (dry["samples"], dry["looked_at"], built["written"]) == (6, 6, 6)
+    assert (dry["samples"], dry["looked_at"], built["written"]) == (30, 30, 30)
     shards = sum(path.stat().st_size for path in (tmp_path / "out/columns/labels").glob("s*s/0*"))
     assert 1 / FACTOR < dry["output_bytes"] / shards < FACTOR
 

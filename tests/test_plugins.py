@@ -395,6 +395,6 @@ def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
         name="toy", grid_shape=(4, 4), codebook_sizes=(1 << 25,), preprocessing="none", can_decode=False, rule=""
     )
     models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizer=SimpleNamespace(spec=spec), encoder=None)
+    build = BuildConfig.parse({"source": {"kind": "folder", "uri": "in"}, "output": {"uri": "out"}})
     with pytest.raises(BuildError, match=r"what the models make can't be stored: .*codebook"):
-        source, output = {"kind": "folder", "uri": "in"}, {"uri": "out"}
-        layout_of(BuildConfig.parse({"source": source, "output": output}), models, None)
+        layout_of(build, models, None)

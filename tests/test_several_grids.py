@@ -86,6 +86,7 @@ def _build_all(folder):
 
             patch.setattr(AnnotationModels, "ask", counted)
             builds.build_here(config(folder / name).model_dump(mode="json"), folder / name)
+        patch.setattr(AnnotationModels, "ask", ask)
         builds.build_here(extension_of(folder / "turns-first", more.name, grids=TWO).model_dump(mode="json"), more)
     (folder / "seen.json").write_text(json.dumps(seen))
 

@@ -76,7 +76,7 @@ class Corrected:
 
 
 def correct(dataset: Dataset, edits: Iterable[Named], by: str = "", at: datetime | None = None) -> list[Corrected]:
-    """What edits make of the samples that they touch; nothing is written.
+    """What edits make of the samples that they touch; nothing is written. Those that were applied already are left out.
 
     Args:
         dataset: finished, with its corrections so far.
@@ -152,14 +152,15 @@ def corrected(
         index: the sample's position.
         sample: with KEY.json, labels and instances.
         row: of its sidecar, "wrong" and "edits", if there are such columns.
-        edits: in their order; those that earlier corrections applied are passed over.
+        edits: in their order; those that stand already (`standing`) are passed over.
 
     Raises:
         InputError: edits don't fit.
         ShardError, StorageError: as for `correct`.
     """
-    past = edits_of(row)
-    edits = [(place, edit) for place, edit in edits if edit not in past]  # a file that grew may be given again
+    past = _EDITS.validate_json(row.get("edits", "[]"))
+    stand = standing(row)
+    edits = [(place, edit) for place, edit in edits if edit not in stand]
     first = sample_at(base, index) if past else sample
     before, wrong, faults = _found(sample), bool(row.get("wrong")), list[str]()
     after, marked, texts = before, wrong, sample.key_json.texts
@@ -187,9 +188,11 @@ def corrected(
     return Corrected(index, made, told, len(edits), marked, not back)
 
 
-def edits_of(row: Mapping[str, Any]) -> tuple[Edit, ...]:
-    """The edits that earlier corrections applied to a sample, by the row of its sidecar."""
-    return _EDITS.validate_json(row.get("edits", "[]"))
+def standing(row: Mapping[str, Any]) -> tuple[Edit, ...]:
+    """Edits of a sample that earlier corrections applied and none has undone since, by the row of its sidecar."""
+    past = _EDITS.validate_json(row.get("edits", "[]"))
+    begun = max((number for number, edit in enumerate(past) if edit.undo), default=-1) + 1
+    return past[begun:]
 
 
 def _found(sample: StoredSample) -> tuple[tuple[FoundDocument, ...], ...]:
@@ -267,7 +270,10 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
     }
     plan = Plan(
         generation=0,
-        units=[Unit(shard.unit, len(own), own[0].index, "", 0) for shard, own in units],
+        units=[
+            Unit(shard.unit, len(own), own[0].index, "", 0, sum(map(_images, own)) if layout.documents else 0)
+            for shard, own in units
+        ],
         config=config,
         config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
         models={},
@@ -289,9 +295,7 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
         versions=base.versions,
         layout=layout,
         members=describe_members(layout),
-        totals=Totals.of(
-            records, plan.total, {}, images=sum(record.images.written for record in records if record.images)
-        ),
+        totals=Totals.of(records, plan.total, {}, images=plan.images),
         column=ColumnEntry(base=base.plan_digest, units=base.totals.units, sparse=True),
     )
     write_shard_list(storage, 1, [record.listed() for record in records])
@@ -312,6 +316,10 @@ def _claimed(dataset: Dataset, plan: Plan) -> tuple[str, Storage]:
     raise AssertionError
 
 
+def _images(made: Corrected) -> int:
+    return len(made.sample.images)
+
+
 def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], plan_digest: str) -> None:
     _, table, tar = attempt.paths
     with (
@@ -322,6 +330,6 @@ def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], 
         for each in changed:
             writer.add_stored(each.sample, each.index, each.row)
     written = len(changed)
-    images = [len(each.sample.images) for each in changed]
+    images = list(map(_images, changed))
     counts = ImageCounts(planned=sum(images), written=sum(images), most=max(images)) if layout.documents else None
     attempt.commit(written, written, {}, plan_digest, texts=writer.texts, label_share=writer.label_share, images=counts)

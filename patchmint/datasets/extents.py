@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError, about
@@ -55,15 +55,16 @@ def stored_endings(dataset: Dataset, endings: Endings) -> list[Endings]:
     if endings is not None and dataset.further_grid:
         labels = (SELECTOR, COVERAGE)
         endings = [on_grid(ending, dataset.further_grid) if ending in labels else ending for ending in endings]
-    own, asked = endings, set(endings or ())
-    manifests = [column.dataset.manifest for column in dataset.columns if not column.sparse]
-    if replaced := {ending for manifest in manifests if manifest is not None for ending in manifest.layout.made}:
-        own = [
-            ending
-            for ending in dataset.joiner.members
-            if ending not in replaced and (endings is None or ending in asked)
-        ]
+    own = endings
+    replaced = set().union(*(_made(column.dataset) for column in dataset.columns if not column.sparse))
+    if replaced & _made(replace(dataset, columns=(), further_grid="")):
+        asked = dataset.joiner.members if endings is None else endings
+        own = [ending for ending in asked if ending not in replaced]
     return [own, *[endings] * len(dataset.columns)]
+
+
+def _made(dataset: Dataset) -> set[str]:
+    return set(dataset.manifest.layout.made) if dataset.manifest is not None else set()
 
 
 def assemble(
@@ -84,15 +85,16 @@ def assemble(
     found = []
     for number, own, place in extent.all_in(dataset):
         with about(uri_of(own.storage, place.tar)):
-            found.append(_walked(own, place, endings[number], read(number, own, place.tar)))
+            found.append(_walked(own, place, endings[number], read(number, own, place.tar), at_once=not number))
     sample = dataset.joiner.join(found[0], found[1:]) if dataset.columns else found[0]
     return sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
 
 
-def _walked(dataset: Dataset, place: Extent, endings: Endings, read: Read) -> StoredSample:
+def _walked(dataset: Dataset, place: Extent, endings: Endings, read: Read, *, at_once: bool) -> StoredSample:
     if dataset.foreign:
         return parse_foreign(read(place.offset, place.size), place.tar, place.offset)
-    if endings is None:
+    # of a column's few members, one is mostly large: it isn't read only to be copied
+    if endings is None and at_once:
         sample = parse_sample(read(place.offset, place.size), place.tar, place.offset)
     else:
         sample = walk_sample(read, place.tar, place.offset, place.size, endings)

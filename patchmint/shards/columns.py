@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from patchmint.errors import InputError, ShardError
 from patchmint.shards.endings import DOCUMENT, unnumbered
 from patchmint.shards.layout import Layout, joined_notice
@@ -38,7 +40,7 @@ def column_json(told: KeyJson, layout: Layout) -> bytes:
         changes |= {"images": images} if any(of_image.values()) else {}
     else:
         changes |= images[0]
-    return _dump(changes)
+    return json.dumps(changes, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 class Joiner:
@@ -55,6 +57,7 @@ class Joiner:
         self.members = layout.members
         self._order = {ending: place for place, ending in enumerate(self.members)}
         self._grids = [grid.name for grid in layout.further_grids]
+        self._known: dict[tuple[str, ...], list[str]] = {}  # samples have the same endings over and over
 
     def join(self, sample: StoredSample, parts: Iterable[StoredSample]) -> StoredSample:
         """A sample with what columns have of it: later members take the place of earlier ones of the same ending.
@@ -73,19 +76,27 @@ class Joiner:
             changes.append(part.members.get(DOCUMENT, b""))
         if DOCUMENT in sample.members:
             members[DOCUMENT] = self._merged(sample, changes)
-        kept = sorted((self._place(ending), ending) for ending in members if unnumbered(ending) in self._order)
-        return StoredSample(sample.key, sample.offset, sample.size, {ending: members[ending] for _, ending in kept})
+        endings = tuple(members)
+        if endings not in self._known:
+            self._known[endings] = self._sorted(endings)
+        kept = {ending: members[ending] for ending in self._known[endings]}
+        return StoredSample(sample.key, sample.offset, sample.size, kept)
 
-    def _place(self, ending: str) -> tuple[int, int]:
-        number, _, _ = ending.partition(".")
-        return self._order[unnumbered(ending)], int(number) if number.isdecimal() else 0
+    def _sorted(self, endings: tuple[str, ...]) -> list[str]:
+        """Those that there are in the layout, in its order."""
+
+        def place(ending: str) -> tuple[int, int]:
+            number, _, _ = ending.partition(".")
+            return self._order[unnumbered(ending)], int(number) if number.isdecimal() else 0
+
+        return sorted((ending for ending in endings if unnumbered(ending) in self._order), key=place)
 
     def _merged(self, sample: StoredSample, changes: Sequence[bytes]) -> bytes:
         try:
-            told = json.loads(sample.members[DOCUMENT])
+            told = from_json(sample.members[DOCUMENT])  # three times as fast as json
             for change in changes:
-                told = self._changed(told, json.loads(change)) | {"schema": told["schema"]}
-            return _dump(told)
+                told = self._changed(told, from_json(change)) | {"schema": told["schema"]}
+            return to_json(told)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(f"KEY.json of {sample.key!r}, or a column's, isn't of its form: {error!r}") from error
 
@@ -152,7 +163,3 @@ def choose(
 
 CORRECTIONS, NONE = "corrections", "none"
 """Stand for all sparse columns, and for no column."""
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from patchmint.errors import ShardError, about
+from patchmint.errors import InputError, ShardError, about
 from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.paths import MANIFEST_PATH
@@ -149,10 +149,15 @@ class Manifest(_Part):
         """That of its samples with those of a column; of a sparse one only the notice and `edits` are others.
 
         Raises:
-            InputError: labels would lie on one grid, and features on another.
+            InputError: labels would lie on one grid, and features, or some samples' labels, on another.
         """
         layout = self.layout.with_column(column.layout)
         if sparse:
+            if (layout.grid, layout.min_coverage) != (self.layout.grid, self.layout.min_coverage):
+                raise InputError(
+                    "the corrections are of labels on another grid, or of another labels.min_coverage; choose columns "
+                    "without them (--columns, or columns=), and correct those"
+                )
             layout = self.layout.model_copy(update={"notice": layout.notice, "edits": True})
         update: dict[str, Any] = {"layout": layout, "notice": layout.notice, "members": describe_members(layout)}
         if not sparse:

@@ -45,6 +45,9 @@ from patchmint.types import Box, Progress, Rle, Size
 SAME_BOX = 0.5
 """Pixels by which all sides of two boxes may differ that count as the same: tools round."""
 
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a file raises that isn't as its tool writes it."""
+
 _Item = TypeVar("_Item")
 
 
@@ -130,7 +133,7 @@ def edit_of(returned: Returned, image: StoredImage, *, wrong: bool = False) -> E
             else:
                 changes += [left[number].change_to(thing, number) for number in numbers]
         additions = tuple(addition for thing in added for addition in _additions(thing, own, texts))
-    except (ShardError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ShardError, *_MALFORMED) as error:
         raise InputError(f"it isn't as the tool writes it: {error!r:.200}") from error
     gone = left.keys() - {change.instance for change in changes}
     marked = returned.wrong if returned.wrong is not None and returned.wrong != wrong else None
@@ -364,8 +367,10 @@ def _of_shape(size: Size, shape: ET.Element, _: StoredImage) -> Thing:
     elif shape.tag == "mask":
         left, top, width, height = (int(told[name]) for name in ("left", "top", "width", "height"))
         runs = np.array([int(run) for run in told["rle"].split(",")], np.int64)
-        if runs.min() < 0 or runs.sum() != width * height:
-            raise InputError(f"a mask's runs don't add up to its {width} x {height} pixels")
+        if runs.min() < 0 or runs.sum() != width * height or width * height > size[0] * size[1]:
+            raise InputError(
+                f"a mask's runs don't add up to its {width} x {height} pixels, or it is larger than the image"
+            )
         flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
         mask = _pasted(flat.reshape(height, width), (left, top), size)
     else:
@@ -488,7 +493,7 @@ def read_back(path: Path, kind: str) -> Iterator[Returned]:
         yield from READERS[kind](path)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, ET.ParseError, yaml.YAMLError) as error:
+    except (*_MALFORMED, ET.ParseError, yaml.YAMLError) as error:
         raise InputError(f"{path} isn't as {kind} writes it: {error!r:.200}") from error
 
 

@@ -219,9 +219,12 @@ class Outliner:
         if not self._offer.available:
             return [None] * len(boxes)
         with self._lock:
-            if self._last is None or not np.array_equal(self._last[0], image):
-                self._last = image, self._masker.encode(image)
-            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)], encoded=self._last[1])
+            own: dict[str, Any] = {}
+            if encode := getattr(self._masker, "encode", None):  # not every masker can
+                if self._last is None or not np.array_equal(self._last[0], image):
+                    self._last = image, encode(image)
+                own["encoded"] = self._last[1]
+            (masks,) = self._masker.masks([image], [np.array(boxes, np.float32)], **own)
         return [rle if any(box_of(rle)) else None for rle in masks.rles()]
 
     @cached_property
