@@ -80,6 +80,7 @@ def settle(page):
     page.wait_for_timeout(30)  # until a changed address has been noticed
     until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
     until(page, "[...document.querySelectorAll('.card')].every(c => c.querySelector('.card-key bdi'))")
+    until(page, "document.getElementById('detail-key')?.textContent !== '…'")
     until(page, "[...document.images].filter(i => i.checkVisibility()).every(i => i.complete)")
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 

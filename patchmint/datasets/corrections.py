@@ -152,16 +152,15 @@ def corrected(
         index: the sample's position.
         sample: with KEY.json, labels and instances.
         row: of its sidecar, "wrong" and "edits", if there are such columns.
-        edits: in their order; those that earlier corrections applied are passed over.
+        edits: in their order; those that stand already (`standing`) are passed over.
 
     Raises:
         InputError: edits don't fit.
         ShardError, StorageError: as for `correct`.
     """
-    past = edits_of(row)
-    # the same file once more: what it did stands, unless it was undone since
-    begun = max((number for number, edit in enumerate(past) if edit.undo), default=-1) + 1
-    edits = [(place, edit) for place, edit in edits if edit not in past[begun:]]
+    past = _EDITS.validate_json(row.get("edits", "[]"))
+    stand = standing(row)
+    edits = [(place, edit) for place, edit in edits if edit not in stand]
     first = sample_at(base, index) if past else sample
     before, wrong, faults = _found(sample), bool(row.get("wrong")), list[str]()
     after, marked, texts = before, wrong, sample.key_json.texts
@@ -189,9 +188,11 @@ def corrected(
     return Corrected(index, made, told, len(edits), marked, not back)
 
 
-def edits_of(row: Mapping[str, Any]) -> tuple[Edit, ...]:
-    """The edits that earlier corrections applied to a sample, by the row of its sidecar."""
-    return _EDITS.validate_json(row.get("edits", "[]"))
+def standing(row: Mapping[str, Any]) -> tuple[Edit, ...]:
+    """Edits of a sample that earlier corrections applied and none has undone since, by the row of its sidecar."""
+    past = _EDITS.validate_json(row.get("edits", "[]"))
+    begun = max((number for number, edit in enumerate(past) if edit.undo), default=-1) + 1
+    return past[begun:]
 
 
 def _found(sample: StoredSample) -> tuple[tuple[FoundDocument, ...], ...]:

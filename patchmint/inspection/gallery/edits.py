@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from patchmint.datasets.corrections import corrected, edits_of
+from patchmint.datasets.corrections import corrected, standing
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Edit, read_edits
 from patchmint.datasets.reader import SampleReader
@@ -122,8 +122,8 @@ class EditedReader:
         row: Mapping[str, Any] = {}
         if self._dataset.has_edits:
             ((_, row),) = rows_at(self._dataset, np.array([index]), ["wrong", "edits"])
-        past = edits_of(row)
-        waiting = [edit for edit in self._pending.of(sample.key) if edit not in past]
+        stand = standing(row)
+        waiting = [edit for edit in self._pending.of(sample.key) if edit not in stand]
         named = [(self._pending.path.name, edit) for edit in (*waiting, *more)]
         made = corrected(self._dataset, self._base, index, sample, row, named) if named else None
         after = sample if made is None else made.sample

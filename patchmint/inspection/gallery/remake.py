@@ -216,6 +216,7 @@ class Outliner:
         """
         if not self._offer.available:
             return [None] * len(boxes)
+        from patchmint.labelers.grounded_sam import masks_of
         from patchmint.labelers.sam.masker import SamMasker
 
         given = [np.array(boxes, np.float32)]
@@ -226,7 +227,7 @@ class Outliner:
                     self._last = image, masker.encode(image)
                 (masks,) = masker.masks([image], given, encoded=self._last[1])
             else:
-                (masks,) = masker.masks([image], given)
+                (masks,) = masks_of(masker, [image], given)
         return [rle if any(box_of(rle)) else None for rle in masks.rles()]
 
     @cached_property
