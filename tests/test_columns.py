@@ -1,14 +1,19 @@
 """Columns of finished data sets: made, read with their base, chosen, verified, and made into whole shards."""
 
 import json
+import os
 import shutil
+import signal
+from functools import partial
 from types import SimpleNamespace
 
+import builds
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builds import check_files, committed, digests, make_config, make_input, patchmint, run
 from shard_data import joined, stored
+from test_build_kill import _killed, _states_before_steps
 from typer.testing import CliRunner
 
 from patchmint.annotate.models import AnnotationModels
@@ -17,14 +22,14 @@ from patchmint.config import AnnotatorConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import with_extents
-from patchmint.datasets.verify import verify_all
+from patchmint.datasets.verify import verify_all, verify_column
 from patchmint.errors import InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.storage import open_storage
-from patchmint.training import StageDataset
+from patchmint.training import SampleDecoder, StageDataset
 
 # Ids too long for a key, unlawful as one, and alike: their keys mustn't be made from keys again.
 IDS = ["a", "b" * 70, "C", "d.e", "f", "g/a", "a"]
@@ -340,3 +345,63 @@ def test_only_finished_data_sets_can_be_extended(base, tmp_path):
     assert "nothing can be added to a data set on the Hub" in told(
         "extend", "hf://datasets/a/b", "--tokens", "{}", rc=2
     )
+
+
+@pytest.fixture
+def stand_in():
+    with builds.warmed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def relabelling(tmp_path_factory):
+    """A data set of eight samples; the config of a column of other labels and codes, and its files in the end."""
+    folder = tmp_path_factory.mktemp("relabelling")
+    source = make_input(folder / "in", [f"thing {place}" for place in range(9)], damaged={2})
+    config = make_config(folder / "config.yaml", source, folder / "out", 3)
+    builds.run(config, folder / "out")
+    source = {"kind": "patchmint", "uri": str(folder / "out")}
+    column = make_config(folder / "column.yaml", "", "", 3, source=source, labels={"min_coverage": 0.3})
+    builds.run(column, folder / "out/columns/labels")
+    return folder / "out", column, digests(folder / "out/columns/labels")
+
+
+@pytest.mark.kill
+def test_a_column_that_is_killed_anywhere_ends_with_the_same_bytes(relabelling, stand_in):
+    """The protocol is that of builds (`test_build_kill`): a few of its states do."""
+    base, config, expected = relabelling
+    states = _states_before_steps(config, base / "columns", "fresh", None)
+    (base / "columns/states").unlink()
+    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
+    assert len(first_steps) > 40
+    for number in first_steps[3::8]:
+        out = base / "columns" / str(number)
+        assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
+        assert open_dataset(base, columns=["labels"]).samples == 8  # an unfinished one is nobody's business
+        assert builds.exit_code(builds.fork(partial(builds.build_here, config, out))) == 0, number
+        check_files(out, expected)
+    assert list(verify_column(open_storage(base), out.name)) == []
+
+
+@pytest.mark.kill
+def test_a_column_is_stopped_and_gone_on_with_and_has_one_driver(relabelling):
+    base, config, expected = relabelling
+    out = base / "columns" / "stopped"
+    first = builds.start(config, out, "--runner.batch-size=1", STAND_IN_SLEEP="1")
+    assert builds.wait_until(lambda: builds.is_mid_shard(out))
+    assert f"is building into {out}" in builds.ended(builds.start(config, out), 1)
+    os.kill(first.pid, signal.SIGTERM)
+    builds.ended(first, 128 + signal.SIGTERM)
+    assert list((out / "saved").iterdir())
+    builds.run(config, out, "--runner.batch-size=1")
+    check_files(out, expected)
+
+
+def test_samples_of_other_readers_get_what_columns_have(extended):
+    decode, plain = SampleDecoder(extended), SampleDecoder(extended, columns=[])
+    for stored_one, want in zip(stored(extended), samples(extended).values(), strict=True):
+        sample = {"__key__": stored_one.key, **stored_one.members}
+        assert (decode(sample)["features"].reshape(144, -1) == want.features).all()
+        assert "features" not in plain(sample)
+    with pytest.raises(ShardError, match="isn't in"):
+        decode(sample | {"__key__": "other"})
