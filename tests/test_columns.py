@@ -29,7 +29,7 @@ from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.storage import open_storage
-from patchmint.training import StageDataset
+from patchmint.training import SampleDecoder, StageDataset
 
 # Ids too long for a key, unlawful as one, and alike: their keys mustn't be made from keys again.
 IDS = ["a", "b" * 70, "C", "d.e", "f", "g/a", "a"]
@@ -395,3 +395,13 @@ def test_a_column_is_stopped_and_gone_on_with_and_has_one_driver(relabelling):
     assert list((out / "saved").iterdir())
     builds.run(config, out, "--runner.batch-size=1")
     check_files(out, expected)
+
+
+def test_samples_of_other_readers_get_what_columns_have(extended):
+    decode, plain = SampleDecoder(extended), SampleDecoder(extended, columns=[])
+    for stored_one, want in zip(stored(extended), samples(extended).values(), strict=True):
+        sample = {"__key__": stored_one.key, **stored_one.members}
+        assert (decode(sample)["features"].reshape(144, -1) == want.features).all()
+        assert "features" not in plain(sample)
+    with pytest.raises(ShardError, match="isn't in"):
+        decode(sample | {"__key__": "other"})

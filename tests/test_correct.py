@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 
@@ -480,6 +481,10 @@ def test_a_killed_correction_is_gone_on_with_and_wrong_samples_are_left_out(base
     loaded = StageDataset(base, stage=1, shuffle=False, images=False)
     assert "2 samples" in caplog.text
     assert [sample.key for sample in loaded] == [key for key in keys if key not in (keys[3], keys[25])]
+    # from a data set that was read before, which would undo what is there by now
+    before = replace(dataset, columns=())
+    with pytest.raises(InputError, match="somebody else"):
+        write_corrections(before, correct(before, [("edit", Edit(key=keys[3], wrong=True))]))
     # marked so again: not wrong
     assert len(correct(dataset, [("edit", Edit(key=keys[3], wrong=False)), ("edit", edits[1])])) == 1
 

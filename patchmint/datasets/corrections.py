@@ -256,6 +256,7 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
         The column's name.
 
     Raises:
+        InputError: somebody else has corrected the data set since it was opened.
         StorageError: it can't be written.
         ShardError: a sample isn't as the format says.
     """
@@ -304,14 +305,21 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
 
 
 def _claimed(dataset: Dataset, plan: Plan) -> tuple[str, Storage]:
-    """The next column of corrections, or the unfinished one that has this plan."""
+    """The next column of corrections, or the unfinished one that has this plan.
+
+    Raises:
+        InputError: there is a finished one that wasn't read.
+    """
+    read = {column.name for column in dataset.columns}
     for number in count(1):
         name = f"{CORRECTIONS}-{number:04d}"
         storage = open_storage(uri_of(dataset.storage, f"{COLUMNS}/{name}"))
         if storage.create(PLAN_PATH, write_index(plan)):
             return name, storage
-        there = load_plan(storage)
-        if there is not None and there.digest == plan.digest and not storage.exists(MANIFEST_PATH):
+        if storage.exists(MANIFEST_PATH):
+            if name not in read:
+                raise InputError(f"{dataset.uri} was corrected by somebody else meanwhile ({name}); correct it again")
+        elif (there := load_plan(storage)) is not None and there.digest == plan.digest:
             return name, storage
     raise AssertionError
 

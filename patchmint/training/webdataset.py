@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from patchmint.datasets.reader import SampleRef
-from patchmint.errors import ConfigError, InputError
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import SampleReader, SampleRef, read_extent
+from patchmint.datasets.rows import iter_tables, with_extents
+from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.codec import encode_array
 from patchmint.shards.endings import DOCUMENT, FEATURES, INSTANCES, unnumbered
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
+from patchmint.shards.verify_tar import key_hash
 from patchmint.storage import uri_of
 from patchmint.training.dataset import Uri, open_finished, open_on_grid
 from patchmint.training.fields import SampleMaker, StageImage, TextChoice, fields_of, manifest_of
@@ -29,7 +32,7 @@ def shard_urls(data: Uri) -> list[str]:
         ShardError: it is damaged or incomplete.
         StorageError: it can't be read.
     """
-    dataset = open_finished(data)
+    dataset = open_finished(data, ())
     return [uri_of(dataset.storage, shard.tar) for shard in dataset.shards if shard.samples]
 
 
@@ -38,13 +41,15 @@ class SampleDecoder:
 
     It is a function for `map`: of webdataset, Ray Data, `datasets`, or in a cooker of Energon. Images come as bytes, so
     those readers shouldn't decode them; JSON, text and arrays may be decoded. Fields that the data set doesn't have are
-    absent. Can be pickled.
+    absent. What columns of the data set have is read from them, by the sample's key; for that 32 bytes a sample, and 24
+    for each column, are held in memory. Can be pickled.
 
     Args:
         data: the folder or URI of the finished data set that the samples are of.
         images: whether `pixels` are made.
         text: which of a sample's texts: the "first", or a "random" one each time.
         grid: which of its grids labels are given on; None: the first. On another there are no features.
+        columns: as for `StageDataset`.
 
     Raises:
         ConfigError: there is no finished data set, or a setting is wrong.
@@ -52,12 +57,21 @@ class SampleDecoder:
         StorageError: it can't be read.
     """
 
-    def __init__(self, data: Uri, *, images: bool = True, text: TextChoice = "first", grid: str | None = None) -> None:
+    def __init__(
+        self,
+        data: Uri,
+        *,
+        images: bool = True,
+        text: TextChoice = "first",
+        grid: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         if text not in ("random", "first"):
             raise ConfigError(f"text is random or first, not {text!r}")
-        self._stored = manifest_of(open_finished(data)).layout
-        dataset = open_on_grid(data, grid)
-        self._grid, tokens = dataset.further_grid, self._stored.tokens
+        self._stored = manifest_of(open_finished(data, ())).layout
+        dataset = open_on_grid(data, grid, columns)
+        self._columns = _Columns(dataset) if dataset.columns else None
+        self._grid, tokens = dataset.further_grid, manifest_of(dataset).layout.tokens
         fields = fields_of(None, None, [dataset]) - (frozenset() if images else {"pixels"})
         self._maker = SampleMaker([dataset], fields, text, seed=0)
         self._types: dict[str, np.dtype[Any]] = {
@@ -89,6 +103,7 @@ class SampleDecoder:
         held = [ending for ending in used if sample.get(ending) is not None]
         members = {ending: self._as_bytes(ending, sample[ending]) for ending in held} | {DOCUMENT: json_bytes}
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
+        stored = self._columns.joined(stored) if self._columns is not None else stored
         stored = stored.on_grid(self._grid) if self._grid else stored
         draw = int(np.random.default_rng().integers(2**32))
         made = self._maker.make(SampleRef(0, draw, 0), stored)
@@ -117,6 +132,28 @@ class SampleDecoder:
             "(webdataset: no .decode(); Ray Data: decoder=None; datasets: .cast_column('jpg', "
             "datasets.Image(decode=False)); Energon: decoder: null)"
         )
+
+
+class _Columns:
+    """What the columns of a data set have of samples, by their keys."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = with_extents(dataset)
+        keys = (key for _, table in iter_tables(dataset, ["key"]) for key in table["key"].to_pylist())
+        hashes = np.fromiter(map(key_hash, keys), np.uint64, dataset.samples)
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def joined(self, sample: StoredSample) -> StoredSample:
+        """The sample with them. Raises a ShardError where a column lacks it."""
+        dataset, wanted = self._dataset, np.uint64(key_hash(sample.key))
+        place = int(np.searchsorted(self._hashes, wanted))
+        if place == len(self._hashes) or self._hashes[place] != wanted:
+            raise ShardError(f"sample {sample.key!r} isn't in {dataset.uri}, or in a column of it")
+        extent = SampleReader([dataset]).locate(SampleRef(0, 0, int(self._order[place])))
+        columns = zip(dataset.columns, extent.parts, strict=True)
+        parts = [read_extent(column.dataset, part) for column, part in columns if part is not None]
+        return dataset.joiner.join(sample, parts)
 
 
 def _arrays(image: StageImage) -> dict[str, Any]:

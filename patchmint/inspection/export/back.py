@@ -269,7 +269,7 @@ def read_label_studio(path: Path) -> Iterator[Returned]:
         if not submitted:
             continue
         last = max(submitted, key=lambda each: _time(each.get("updated_at")) or datetime.min.replace(tzinfo=UTC))
-        person = last.get("completed_by", "")
+        person, name = last.get("completed_by", "unknown"), last.get("created_username", "")
         results = last["result"]
         marks = [choice for each in results if each["type"] == "choices" for choice in each["value"]["choices"]]
         yield Returned(
@@ -278,7 +278,7 @@ def read_label_studio(path: Path) -> Iterator[Returned]:
             _of_file(task["data"]["image"])[1],
             _each(_of_result, [each for each in results if each["type"] != "choices"]),
             WRONG in marks,
-            str(person.get("email", "")) if isinstance(person, dict) else f"user {person}" if person != "" else "",
+            person.get("email", "") if isinstance(person, dict) else name.partition(",")[0].strip() or f"user {person}",
             _time(last.get("updated_at")),
         )
 
