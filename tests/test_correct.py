@@ -473,6 +473,8 @@ def test_a_killed_correction_is_gone_on_with_and_wrong_samples_are_left_out(base
     assert find_samples(dataset, Search(where="corrected"))[1].tolist() == [50]
     assert find_samples(dataset, Search())[0] == 58
     assert "2 samples are marked wrong" in patchmint("inspect", "find", base, "--key", "s0003", rc=1).stderr
+    shown = patchmint("inspect", "show", base, "s0050").stdout
+    assert "2026-11-30 00:00 ann: 1 deleted" in shown
     told = patchmint("inspect", "stats", base, "--json")
     assert json.loads(told.stdout)["samples"] == 58
     assert "2 samples are marked wrong" in told.stderr

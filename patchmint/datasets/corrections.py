@@ -205,6 +205,18 @@ def _user() -> str:
     return ""
 
 
+def read_edits_of(dataset: Dataset, index: int) -> tuple[bool, tuple[Edit, ...]]:
+    """Whether the sample at a position is marked wrong, and all its edits so far.
+
+    Raises:
+        ShardError, StorageError: its sidecar is damaged, or can't be read.
+    """
+    if not dataset.has_edits:
+        return False, ()
+    ((_, row),) = rows_at(dataset, np.array([index]), ["wrong", "edits"])
+    return row["wrong"], _EDITS.validate_json(row["edits"])
+
+
 def with_instances(dataset: Dataset, sample: StoredSample, found: Sequence[Sequence[FoundDocument]]) -> StoredSample:
     """A sample with other instances, and with the labels on all grids that a build makes of these.
 

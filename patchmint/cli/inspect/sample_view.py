@@ -11,6 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from patchmint.cli.inspect.shared import console_for_data
+from patchmint.datasets.corrections import read_edits_of
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError
 from patchmint.inspection.show.grids import draw_codes, draw_labels, legend
@@ -34,6 +35,7 @@ from patchmint.shards.schema import PhraseDocument
 
 _MAX_CHARACTERS = 2000
 _MAX_PHRASES = 40
+_MAX_EDITS = 10
 _MAX_TEXTS = 6
 _MAX_IMAGES = 4
 _MAX_LISTED = 40
@@ -54,6 +56,14 @@ def print_sample(dataset: Dataset, found: Found, chosen: Sequence[tuple[StoredIm
     """
     console, sample = console_for_data(), found.sample
     typer.echo("\n".join(map(printable, _facts(dataset, found))))
+    wrong, edits = read_edits_of(dataset, found.index)
+    if wrong:
+        typer.echo("marked wrong")
+    for edit in edits[-_MAX_EDITS:]:
+        counts = (("changed", edit.change), ("added", edit.add), ("deleted", edit.delete))
+        did = [f"{len(own)} {name}" for name, own in counts if own] + ["undone"] * edit.undo
+        did += ["marked wrong" if edit.wrong else "not wrong"] if edit.wrong is not None else []
+        typer.echo(f"{edit.at:%Y-%m-%d %H:%M} {printable(edit.by)}: {', '.join(did)}")
     if sample.key_json.notice:
         console.print(Text(printable(sample.key_json.notice), "bold yellow"))
     if sample.parts:

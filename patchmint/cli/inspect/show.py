@@ -114,6 +114,7 @@ def _write_overlays(dataset: Dataset, chosen: Chosen, png: Path) -> list[str]:
 
 
 def _document(dataset: Dataset, found: Found, chosen: Chosen) -> dict[str, Any]:
+    from patchmint.datasets.corrections import read_edits_of
     from patchmint.shards.schema import SampleDocument
 
     sample, (shard, _) = found.sample, dataset.place(found.index)
@@ -132,6 +133,8 @@ def _document(dataset: Dataset, found: Found, chosen: Chosen) -> dict[str, Any]:
         parsed["phrases"] = [phrase.model_dump() | {"image": phrase.image} for phrase in told.phrases]
         parsed["image_texts"] = told.image_texts
         shown = {"images": [{"number": image.number} | _arrays(image, texts) for image, texts in chosen]}
+    wrong, edits = read_edits_of(dataset, found.index)
+    made = [edit.model_dump(mode="json", exclude_defaults=True) for edit in edits]
     plain = {name: value for name, value in told.model_dump(mode="json").items() if not name.endswith("_json")}
     return {
         "index": found.index,
@@ -139,6 +142,7 @@ def _document(dataset: Dataset, found: Found, chosen: Chosen) -> dict[str, Any]:
         "offset": sample.offset,
         "bytes": sample.size,
         "members": {ending: len(data) for ending, data in sample.members.items()},
+        **({"wrong": wrong, "edits": made} if dataset.has_edits else {}),
         "document": plain | parsed,
         **shown,
     }
