@@ -276,10 +276,10 @@ def test_features_are_added_and_read_in_batches(built, tmp_path, pool):
         assert batch.feature_mask[place].sum() == rows * cols
         assert not whole[rows:].any()
         assert not whole[:, cols:].any()
-    without = collate(list(StageDataset(tmp_path / "out", include=["features"], shuffle=False)))
+    without = collate(list(StageDataset(data, include=["features"], shuffle=False, columns=[name])))
     assert without.selector is None
     assert (without.feature_mask == batch.feature_mask).all()
-    one = next(iter(StageDataset(tmp_path / "out", stage=1, shuffle=False)))
+    one = next(iter(StageDataset(data, stage=1, shuffle=False, columns=[name])))
     if pool is None:
         assert (one.feature_selector == one.selector).all()
 

@@ -189,10 +189,10 @@ def scenes(tmp_path_factory):
 
 def built(source, out, **overrides):
     """The samples of a build without batches, by key; it is sound."""
-    config = make_config(out.with_suffix(".yaml"), "", out, source=source, models="demo", tokens=None)
+    base = out.parents[1] if out.parent.name == "columns" else out
+    config = make_config(base.with_name(f"{out.name}.yaml"), "", out, source=source, models="demo", tokens=None)
     dotted = {f"labels.{name}": value for name, value in overrides.items()}
     build_here(config, out, {"runner.batch_size": 1} | dotted)
-    base = out.parents[1] if out.parent.name == "columns" else out
     assert not list(verify_all(open_storage(str(base))))
     return {sample.key: sample for sample in joined(base, [out.name] if base != out else None)}
 
