@@ -480,7 +480,7 @@ def test_a_killed_correction_is_gone_on_with_and_wrong_samples_are_left_out(base
     assert "2 samples are marked wrong" in told.stderr
     export(dataset, tmp_path / "out", "odvg")
     assert len(list((tmp_path / "out" / "images").iterdir())) == 58
-    loaded = StageDataset(base, stage=1, shuffle=False, images=False)
+    loaded = StageDataset(base, include=["labels"], shuffle=False)
     assert "2 samples" in caplog.text
     assert [sample.key for sample in loaded] == [key for key in keys if key not in (keys[3], keys[25])]
     # from a data set that was read before, which would undo what is there by now
