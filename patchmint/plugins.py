@@ -37,6 +37,7 @@ def is_outside(role: str, name: str) -> bool:
 
     No segmenter of ours has a name of its own, so whatever isn't a path, URI or `hub:` name is another's.
     """
+    role = role.partition(".")[0]
     if role not in GROUPS or (role == "segmenter" and not re.search(r"[:/\\]", name)):
         return role in GROUPS
     return name in plugin_names(GROUPS[role])

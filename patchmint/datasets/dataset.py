@@ -85,6 +85,7 @@ class Dataset:
         foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
         further_grid: name of the grid on which it is read (`on_grid`); empty: the first.
+        further_codes: name of the tokenizer whose codes alone are read (`with_codes`); empty: the first, and others.
     """
 
     uri: str
@@ -98,21 +99,27 @@ class Dataset:
     foreign: bool = False
     extents: tuple[Integers, Integers] | None = field(default=None, repr=False)
     further_grid: str = ""
+    further_codes: str = ""
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """dataset.json, as `manifest_data`; its layout is that on the grid of `on_grid`.
+        """dataset.json, as `manifest_data`; its layout is that of `on_grid` and `with_codes`.
 
         Raises:
             ShardError: it isn't of the format's form.
         """
+        if (told := self._stored_manifest) is None:
+            return None
+        layout = told.layout.on_grid(self.further_grid) if self.further_grid else told.layout
+        layout = layout.with_codes(self.further_codes) if self.further_codes else layout
+        return told.model_copy(update={"layout": layout})
+
+    @cached_property
+    def _stored_manifest(self) -> Manifest | None:
         from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
 
         with about(self.uri):
-            told = None if self.manifest_data is None else parse_manifest(self.manifest_data)
-        if told is None or not self.further_grid:
-            return told
-        return told.model_copy(update={"layout": told.layout.on_grid(self.further_grid)})
+            return None if self.manifest_data is None else parse_manifest(self.manifest_data)
 
     @cached_property
     def grid_names(self) -> tuple[str, ...]:
@@ -141,6 +148,31 @@ class Dataset:
             known = f"its grids: {', '.join(names)}" if names else f"without {MANIFEST_PATH} only the first can be read"
             raise InputError(f"{self.uri} has no labels on a grid {name!r} ({known})")
         return replace(self, further_grid="" if chosen == names[0] else chosen)
+
+    @property
+    def codes_names(self) -> tuple[str, ...]:
+        """Names of the tokenizers whose codes it has, the first first; of a data set without dataset.json ().
+
+        Raises:
+            ShardError: dataset.json is damaged.
+        """
+        return tuple(each.name for each in self._stored_manifest.layout.all_tokens) if self._stored_manifest else ()
+
+    def with_codes(self, name: str | None) -> Dataset:
+        """The data set as if the codes of one of its tokenizers were the only ones.
+
+        Args:
+            name: one of `codes_names`; None: the first, and the others are there as well.
+
+        Raises:
+            InputError: it has no such codes.
+            ShardError: dataset.json is damaged.
+        """
+        names = self.codes_names
+        if name is not None and name not in names:
+            known = f"its codes: {', '.join(names)}" if names else f"only {MANIFEST_PATH} says which it has"
+            raise InputError(f"{self.uri} has no codes {name!r} ({known})")
+        return replace(self, further_codes="" if name is None or name == names[0] else name)
 
     @cached_property
     def _grids(self) -> dict[str, Grid]:
@@ -205,18 +237,27 @@ class Dataset:
 
     @cached_property
     def columns(self) -> pa.Schema:
-        """Columns of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`.
+        """Columns of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`; and of its codes.
 
         Raises:
             ShardError: dataset.json or, without one, the first sidecar is damaged.
             StorageError: that can't be read.
         """
-        from patchmint.shards.sidecar import DOCUMENTS, SCHEMA, schema_of
+        return self._columns(self.manifest)
+
+    @cached_property
+    def stored_columns(self) -> pa.Schema:
+        """As `columns`, with the codes of all tokenizers, as sidecars have them."""
+        return self._columns(self._stored_manifest)
+
+    def _columns(self, manifest: Manifest | None) -> pa.Schema:
+        from patchmint.shards.sidecar import SCHEMA, columns_of, schema_of
 
         if self.scanned is not None:
             return self.scanned.schema
-        if self.manifest is not None:
-            return DOCUMENTS if self.manifest.layout.documents else SCHEMA
+        if manifest is not None:
+            layout = manifest.layout
+            return columns_of(layout.all_tokens, documents=layout.documents)
         sidecar = next((shard.sidecar for shard in self.shards if shard.samples), "")
         return schema_of(self.storage, sidecar) if sidecar else SCHEMA
 

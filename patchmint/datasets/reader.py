@@ -238,7 +238,8 @@ def _checked(dataset: Dataset, extent: Extent, sample: StoredSample) -> StoredSa
             f"{extent.tar} of {dataset.uri} has sample {sample.key!r} where its sidecar has {extent.key!r}; run "
             f"`patchmint inspect verify {dataset.uri}`"
         )
-    return sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
+    sample = sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
+    return sample.with_codes(dataset.further_codes) if dataset.further_codes else sample
 
 
 def _read_at(file: int, storage: Storage, tar: str, offset: int, size: int) -> bytes:

@@ -15,8 +15,8 @@ from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.errors import ShardError
 from patchmint.shards.endings import DOCUMENT, SELECTOR, on_grid
 from patchmint.shards.reader import walk_sample
+from patchmint.shards.sidecar import OF_CODES, stored_row
 from patchmint.shards.sidecar import read_table as read_sidecar
-from patchmint.shards.sidecar import stored_row
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
 from patchmint.types import Integers, Progress, Size
@@ -33,7 +33,7 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         dataset: that has the shard.
         shard: one of its shards.
         columns: of `dataset.columns`; None: all. Sidecars tell of the first grid: on a further one, those that depend
-            on the grid are made of the labels, which are read for it.
+            on the grid are made of the labels, which are read for it. Those of codes are of `Dataset.with_codes`.
 
     Raises:
         ShardError: the sidecar is damaged, or of another tar, or a sample is.
@@ -45,8 +45,10 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         return dataset.scanned.select(columns or dataset.columns.names)
     names = list(columns or dataset.columns.names)
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
-    asked = list(dict.fromkeys((*names, "offset", "size"))) if of_grid else columns
-    table = read_sidecar(dataset.storage, shard.sidecar, dataset.columns, asked)
+    asked = list(dict.fromkeys((*names, "offset", "size"))) if of_grid else names
+    suffix = f"_{dataset.further_codes}" if dataset.further_codes else ""
+    stored = [name + suffix if name in OF_CODES else name for name in asked]
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.stored_columns, stored).rename_columns(asked)
     if table.num_rows != shard.samples:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples}; run `patchmint inspect "

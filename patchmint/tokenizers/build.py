@@ -18,13 +18,13 @@ from patchmint.weights.store import locate, read_arch
 
 
 def check_tokens(models: ModelsConfig, tokens: TokensConfig) -> None:
-    """Check the settings without loading weights: of a file the header is read, of a published model nothing.
+    """Check the settings of a tokenizer without loading weights: of a file the header is read.
 
     Raises:
         ConfigError: a setting doesn't fit the tokenizer, or the list of used codes can't be read.
         WeightsError: the file is missing, damaged, unsafe or no VQGAN.
     """
-    name = models.tokenizer
+    name = tokens.tokenizer or models.tokenizer
     if is_outside("tokenizer", name):
         for setting in ("remap", "rule"):
             if getattr(tokens, setting) is not None:
@@ -68,7 +68,7 @@ def _told(name: str) -> Rule | None:
 def build_tokenizer(
     models: ModelsConfig, tokens: TokensConfig, device: str, precision: Precision = "auto", *, compiled: bool = False
 ) -> Tokenizer:
-    """Build the tokenizer that the settings name, and load its weights.
+    """Build the tokenizer that the settings name (`tokens.tokenizer`, else `models.tokenizer`), and load its weights.
 
     An outside tokenizer brings its own size and preprocessing; `tokens` and `compiled` (its encoder, on a GPU) are for
     VQGAN.
@@ -78,7 +78,7 @@ def build_tokenizer(
         PluginError: an outside tokenizer is broken.
         ConfigError: a setting doesn't fit the model.
     """
-    name = models.tokenizer
+    name = tokens.tokenizer or models.tokenizer
     if is_outside("tokenizer", name):
         given = models.given(name, locate) | {"precision": precision}
         return cast(Tokenizer, load_plugin("patchmint.tokenizers", name, Tokenizer, device, **given))

@@ -66,6 +66,7 @@ class StageDataset(IterableDataset[StageSample]):
         on_error: "raise", or "skip" damaged samples, which are logged and counted.
         max_images: documents with more images are left out and counted in `skipped`, too; None: none is.
         grid: which of a data set's grids labels are given on; None: the first. On another there are no features.
+        codes: of which of a data set's tokenizers codes are given, by its name; None: the first.
 
     Attributes:
         layouts: of the data sets, in the order given.
@@ -97,6 +98,7 @@ class StageDataset(IterableDataset[StageSample]):
         on_error: Literal["raise", "skip"] = "raise",
         max_images: int | None = None,
         grid: str | None = None,
+        codes: str | None = None,
     ) -> None:
         if seed < 0 or shuffle_window < 1 or (max_images is not None and max_images < 1):
             raise ConfigError(
@@ -107,7 +109,7 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [with_extents(open_on_grid(uri, grid)) for uri in uris]
+        self._datasets = [with_extents(open_view(uri, grid, codes)) for uri in uris]
         self._fields = fields_of(stage, images, self._datasets)
         self._maker = SampleMaker(self._datasets, self._fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
@@ -124,7 +126,7 @@ class StageDataset(IterableDataset[StageSample]):
             "shuffle_window": shuffle_window,
             "text": text,
             "draws": draws,
-            **({"grid": grid} if grid is not None else {}),
+            **{name: value for name, value in (("grid", grid), ("codes", codes)) if value is not None},
         }
         self.samples_per_epoch = sum(draws)
         self.samples_of_rank = self._share.length(self.samples_per_epoch)
@@ -329,13 +331,18 @@ def open_finished(uri: Uri) -> Dataset:
     return dataset
 
 
-def open_on_grid(uri: Uri, grid: str | None) -> Dataset:
-    """As `open_finished`, with its labels on one of its grids (None: the first). A ConfigError where there is none."""
+def open_view(uri: Uri, grid: str | None, codes: str | None) -> Dataset:
+    """As `open_finished`, with labels on one of its grids and the codes of one tokenizer (None: the first).
+
+    Raises a ConfigError where there are none, too.
+    """
     dataset = open_finished(uri)
     try:
-        return dataset.on_grid(grid)
+        return dataset.on_grid(grid).with_codes(codes)
     except InputError as error:
-        raise ConfigError(f"can't train on {error}; `patchmint extend --grids` adds labels on a grid") from error
+        raise ConfigError(
+            f"can't train on {error}; `patchmint extend` adds labels on a grid (--grids), or codes (--tokens)"
+        ) from error
 
 
 def _counts(dataset: Dataset) -> Integers:

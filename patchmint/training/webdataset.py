@@ -17,7 +17,7 @@ from patchmint.shards.endings import DOCUMENT, FEATURES, INSTANCES, unnumbered
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.storage import uri_of
-from patchmint.training.dataset import Uri, open_finished, open_on_grid
+from patchmint.training.dataset import Uri, open_finished, open_view
 from patchmint.training.fields import SampleMaker, StageFields, StageImage, TextChoice, manifest_of
 
 
@@ -45,6 +45,7 @@ class SampleDecoder:
         images: whether `pixels` are made.
         text: which of a sample's texts: the "first", or a "random" one each time.
         grid: which of its grids labels are given on; None: the first. On another there are no features.
+        codes: of which of its tokenizers codes are given, by its name; None: the first.
 
     Raises:
         ConfigError: there is no finished data set, or a setting is wrong.
@@ -52,12 +53,21 @@ class SampleDecoder:
         StorageError: it can't be read.
     """
 
-    def __init__(self, data: Uri, *, images: bool = True, text: TextChoice = "first", grid: str | None = None) -> None:
+    def __init__(
+        self,
+        data: Uri,
+        *,
+        images: bool = True,
+        text: TextChoice = "first",
+        grid: str | None = None,
+        codes: str | None = None,
+    ) -> None:
         if text not in ("random", "first"):
             raise ConfigError(f"text is random or first, not {text!r}")
         self._stored = manifest_of(open_finished(data)).layout
-        dataset = open_on_grid(data, grid)
-        self._grid, layout = dataset.further_grid, manifest_of(dataset).layout
+        dataset = open_view(data, grid, codes)
+        self._grid, self._codes = dataset.further_grid, dataset.further_codes
+        layout = manifest_of(dataset).layout
         fields = StageFields(
             pixels=images,
             labels=layout.min_coverage is not None,
@@ -70,8 +80,7 @@ class SampleDecoder:
             **dict.fromkeys(self._stored.arrays, np.dtype("u1")),
             FEATURES: np.dtype("<f2"),
         }
-        if layout.tokens is not None:
-            self._types[f"{layout.tokens.member}.npy"] = layout.tokens.dtype
+        self._types |= {f"{tokens.member}.npy": tokens.dtype for tokens in self._stored.all_tokens}
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Decode a sample.
@@ -96,6 +105,7 @@ class SampleDecoder:
         members = {ending: self._as_bytes(ending, sample[ending]) for ending in held} | {DOCUMENT: json_bytes}
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
         stored = stored.on_grid(self._grid) if self._grid else stored
+        stored = stored.with_codes(self._codes) if self._codes else stored
         draw = int(np.random.default_rng().integers(2**32))
         made = self._maker.make(SampleRef(0, draw, 0), stored)
         told = stored.key_json

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.inspect.drawing import dot_grid, heat_map
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     JsonOption,
     PaddingOption,
@@ -56,6 +57,7 @@ def codes_command(
         typer.Option(metavar="FILE.png", help="Write a contact sheet: images with the code's cells outlined."),
     ] = None,
     padding: PaddingOption = False,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Which images contain a code, where and how often; and which codes are common, or concentrated.
@@ -73,7 +75,7 @@ def codes_command(
     if (code is None) != top:
         raise InputError("give one code, such as 17, or --top for the commonest; `patchmint inspect stats` has all")
     check_output(sheet, ".png")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset).with_codes(codes)
     tokens = tokens_layout(opened)
     chosen = None if code is None else parse_code(code, tokens)
     with progress_bar("index the codes") as progress:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from patchmint.cli.inspect.shared import JsonOption, console_for_data, print_json, progress_bar
+from patchmint.cli.inspect.shared import CodesOption, JsonOption, console_for_data, print_json, progress_bar
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def diff_command(
         int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels and codes are compared. 0: all.")
     ] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Number of keys to list for each kind of difference.")] = 20,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.
@@ -42,7 +43,8 @@ def diff_command(
     from patchmint.inspection.diff.compare import compare
 
     with progress_bar("diff") as progress:
-        difference = compare(open_dataset(a), open_dataset(b), samples=samples, top=limit, progress=progress)
+        opened = (open_dataset(uri).with_codes(codes) for uri in (a, b))
+        difference = compare(*opened, samples=samples, top=limit, progress=progress)
     if as_json:
         print_json({"a": a, "b": b, **_document(difference)})
     else:

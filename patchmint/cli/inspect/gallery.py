@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     GridOption,
     JsonOption,
@@ -41,6 +42,7 @@ def gallery_command(
     decoded: Annotated[bool, typer.Option(help="Draw the codes, where possible.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a gallery, if OUT holds nothing else.")] = False,
     grid: GridOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -53,7 +55,8 @@ def gallery_command(
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
-    site = Site(open_dataset(dataset).on_grid(grid), GallerySettings(chosen, size, masks, decoded))
+    opened = open_dataset(dataset).on_grid(grid).with_codes(codes)
+    site = Site(opened, GallerySettings(chosen, size, masks, decoded))
     if out is None:
         _serve(site, port, as_json)
     else:

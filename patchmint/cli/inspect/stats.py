@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.inspect.drawing import bar, heat_map, spark_line
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     GridOption,
     JsonOption,
@@ -45,6 +46,7 @@ def stats_command(
     ] = None,
     padding: PaddingOption = False,
     grid: GridOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
@@ -63,7 +65,7 @@ def stats_command(
 
     check_output(png, ".png")
     check_output(html, ".html")
-    opened = open_dataset(dataset).on_grid(grid)
+    opened = open_dataset(dataset).on_grid(grid).with_codes(codes)
     with progress_bar("count") as progress:
         stats = collect_stats(opened, samples, progress, padding=padding)
     if png is not None:

@@ -251,7 +251,8 @@ def open_code_index(
         return _load(tokens, padding, partial(opened, anew=True), folder)
 
     def opened(*, anew: bool) -> CodeIndex:
-        return open_index(dataset, _NAME if padding else _NAME_OF_CONTENT, build, load, anew=anew)
+        name = f"{_NAME if padding else _NAME_OF_CONTENT}{dataset.further_codes and '-'}{dataset.further_codes}"
+        return open_index(dataset, name, build, load, anew=anew)
 
     return opened(anew=False)
 

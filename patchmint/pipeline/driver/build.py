@@ -41,12 +41,22 @@ from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
-from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, ModelEntry, Totals, describe_members, write_manifest
+from patchmint.shards.manifest import (
+    Manifest,
+    ModelEntry,
+    Totals,
+    codes_made_by,
+    describe_members,
+    has_several,
+    section_of,
+    write_manifest,
+)
 from patchmint.shards.plan import ModelRecord, Plan, Unit
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.readme import write_readme
 from patchmint.shards.records import CommitRecord, ImageCounts
 from patchmint.shards.saved import forget_saved
+from patchmint.shards.schema import TokensDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
@@ -368,16 +378,20 @@ def _carried_models(plan: Plan, extended: Manifest | None) -> dict[str, ModelEnt
     carried = {section for section in ("labels", "tokens", "features") if plan.config[section] is None}
     if labels is not None and labels["masks"] == "stored":
         carried.add("labels")
-    return {role: entry for role, entry in extended.models.items() if SECTION_OF_ROLE.get(role) in carried}
+    if has_several(plan.config["tokens"]):
+        carried.add("tokens")
+    return {role: entry for role, entry in extended.models.items() if section_of(role) in carried}
 
 
-def _rule(plan: Plan, extended: Manifest | None) -> str:
-    """How codes were chosen, which samples don't say; empty where a plug-in chose them."""
-    settings = plan.config["tokens"]
-    if settings is None:
-        return extended.layout.tokens.rule if extended and extended.layout.tokens else ""
-    name = plan.config["models"]["tokenizer"]
-    return "" if is_outside("tokenizer", name) else vqgan_of(name, settings["rule"]).rule
+def _tokens(told: TokensDocument, plan: Plan, extended: Manifest | None) -> TokensLayout:
+    """What samples say of a tokenizer's codes, and what they don't: how these were chosen."""
+    made = codes_made_by(plan.config, told.member)
+    if made is None and extended is not None:
+        return next(each for each in extended.layout.all_tokens if each.member == told.member)
+    assert made is not None
+    name = made["models"]["tokenizer"]
+    rule = "" if is_outside("tokenizer", name) else vqgan_of(name, made["tokens"]["rule"]).rule
+    return TokensLayout(**told.model_dump(exclude={"grids"}), rule=rule)
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manifest | None) -> Layout:
@@ -388,15 +402,14 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, extended: Manife
     carried = extended.layout.min_coverage if extended else None
     (_, grid), *others = stored_grids(plan.config).items()
     further = tuple(FurtherGridLayout.of(each, name=name) for name, each in others)
-    tokens = None
-    if told.tokens.member:
-        tokens = TokensLayout(**told.tokens.model_dump(), rule=_rule(plan, extended))
+    tokens = [_tokens(each, plan, extended) for each in told.all_tokens]
     return Layout(
         grid=GridLayout.of(grid),
         further_grids=extended.layout.further_grids if extended and not labels else further,
         min_coverage=labels["min_coverage"] if labels else carried,
         instances=sample.images[0].instances is not None,
-        tokens=tokens,
+        tokens=tokens[0] if tokens else None,
+        further_tokens=tuple(tokens[1:]),
         features=told.features,
         notice=told.notice,
         documents=bool(sample.parts),

@@ -418,6 +418,6 @@ def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, siz
         if spec is not None:
             tokens = sum(spec.tokens_of(view.rows * view.cols) for each in placed for view in each.views)
             fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.channels * tokens / max(len(placed), 1)
-    if config.tokens is not None:
-        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
+    for codes in config.tokenizers.values():
+        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (codes.size // _CODE_CELL_PX) ** 2
     return round(samples * (_DOCUMENT + 2 * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)

@@ -268,9 +268,11 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
         positions = (shape.image_size // shape.patch_size) ** 2
         boxes = min(_MASKER_NUMBERS, _MOST_BOXES * positions * shape.out_chans)
         return _TENSORS * _FLOAT * max(boxes, positions * shape.embed_dim)
-    if role == "tokenizer" and config.tokens is not None:
-        width = vqgan_of(name, config.tokens.rule).ch
-        return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * config.tokens.size**2
+    kind, _, of_several = role.partition(".")
+    if kind == "tokenizer":
+        tokens = config.tokenizers[of_several]
+        width = vqgan_of(name, tokens.rule).ch
+        return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * tokens.size**2
     if role == "vit":
         return _encoder_working(config, batch, size)
     return 0
@@ -309,8 +311,8 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "segmenter" in used and not is_outside("segmenter", used["segmenter"]):
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
-    if "tokenizer" in used and config.tokens is not None and not is_outside("tokenizer", used["tokenizer"]):
-        total += config.tokens.size**2
+    for tokens in config.tokenizers.values():
+        total += 0 if is_outside("tokenizer", tokens.tokenizer or "") else tokens.size**2
     if "vit" in used and not is_outside("vit", used["vit"]):
         grid = resolve_grid(config.grid)
         total += _input_pixels(grid, size) * _views(grid, size)

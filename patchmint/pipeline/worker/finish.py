@@ -18,10 +18,9 @@ from patchmint.config import AnnotatorConfig
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
 from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
-from patchmint.plugins import is_outside
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
-from patchmint.shards.endings import VQGAN, token_member
+from patchmint.shards.endings import tokenizer_name
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
@@ -29,9 +28,11 @@ from patchmint.shards.sample import (
     FurtherLabels,
     ShardImage,
     ShardSample,
+    codes_by_name,
     instances_of,
     masks_of,
     phrases_of,
+    stored_codes,
     stored_labels,
 )
 from patchmint.shards.saved import SavedUnit
@@ -241,7 +242,7 @@ def fault_of(error: Exception) -> Fault:
 
 def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
     """What an image's members are made of; its phrases count the image's own texts, not the sample's."""
-    decoded, labels, found, tokens = image.image, annotated.labels, annotated.instances, annotated.tokens
+    decoded, labels, found = image.image, annotated.labels, annotated.instances
     assert decoded.format != "array"  # it was decoded from a file's bytes
     height, width = decoded.size
     return ShardImage(
@@ -254,13 +255,13 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
         phrases=phrases_of(found, image.texts) if found is not None else (),
         selector=labels.selector if labels else None,
         coverage=labels.coverage if labels else None,
-        codes=tokens.codes if tokens else None,
         features=annotated.features,
         further={
             name: FurtherLabels(len(placed.views), placed, made.selector, made.coverage)
             for name, (placed, made) in annotated.further.items()
         },
         masks=annotated.masks,
+        **codes_by_name({member: tokens.codes for member, tokens in annotated.tokens.items()}),
     )
 
 
@@ -294,6 +295,7 @@ def made_sample(
 
 def _carried(made: ShardImage, extended: StoredImage, keep_labels: bool) -> ShardImage:
     anew = made.selector is not None and not keep_labels
+    codes = stored_codes(extended) if made.codes is None else {"codes": None, "named_codes": {}}
     return replace(
         made,
         phrases=made.phrases if anew else extended.phrases,
@@ -301,7 +303,8 @@ def _carried(made: ShardImage, extended: StoredImage, keep_labels: bool) -> Shar
         selector=made.selector if anew else extended.selector,
         coverage=made.coverage if anew else extended.coverage,
         further=made.further if anew else {**made.further, **stored_labels(extended)},
-        codes=made.codes if made.codes is not None else extended.codes,
+        codes=codes["codes"] if made.codes is None else made.codes,
+        named_codes=codes["named_codes"] | made.named_codes,
         features=made.features if made.features is not None else extended.features,
     )
 
@@ -323,10 +326,10 @@ def kept_image(stored: StoredImage, grid: Grid) -> ShardImage:
         ),
         selector=stored.selector,
         coverage=stored.coverage,
-        codes=stored.codes,
         features=stored.features,
         further=stored_labels(stored),
         masks=masks_of(stored),
+        **stored_codes(stored),
     )
 
 
@@ -477,13 +480,17 @@ def layout_of(
         raise BuildError(f"what the models make can't be stored: {first_error(error)}; see docs/format.md") from error
     if extended is None:
         return made
+    tokens = {each.member: each for each in made.all_tokens}
+    if all(map(tokenizer_name, tokens)):  # codes with names are put beside those that there are
+        tokens = {each.member: each for each in extended.all_tokens} | tokens
     return made.model_copy(
         update={
             "documents": extended.documents,
             "min_coverage": made.min_coverage if config.labels else extended.min_coverage,
             "further_grids": made.further_grids if config.labels else extended.further_grids,
             "instances": made.instances if config.labels and not keep_labels else extended.instances,
-            "tokens": made.tokens or extended.tokens,
+            "tokens": next(iter(tokens.values()), None),
+            "further_tokens": tuple(tokens.values())[1:],
             "features": made.features or extended.features,
             # what is carried over may be all that a warning is about
             "notice": " | ".join(
@@ -494,22 +501,14 @@ def layout_of(
 
 
 def _made_layout(config: AnnotatorConfig, models: AnnotationModels) -> Layout:
-    tokens = None
-    if models.tokenizer is not None:
-        spec = models.tokenizer.spec
-        tokens = TokensLayout(
-            member=token_member(spec.name) if is_outside("tokenizer", config.models.tokenizer) else VQGAN,
-            grid=spec.grid_shape,
-            codebook_sizes=spec.codebook_sizes,
-            preprocessing=spec.preprocessing,
-            rule=spec.rule,
-        )
+    tokens = [TokensLayout.of(member, tokenizer.spec) for member, tokenizer in models.tokenizers.items()]
     return Layout(
         grid=GridLayout.of(models.grid),
         further_grids=tuple(FurtherGridLayout.of(grid, name=name) for name, grid in models.further_grids.items()),
         min_coverage=config.labels.min_coverage if config.labels else None,
         instances=models.keeps_masks,
-        tokens=tokens,
+        tokens=tokens[0] if tokens else None,
+        further_tokens=tuple(tokens[1:]),
         features=models.encoder.spec if models.encoder else None,
         notice=config.notice,
     )
