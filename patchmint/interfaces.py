@@ -210,9 +210,7 @@ class TokenizerSpec:
         Args:
             size: (height, width) of the image.
         """
-        if all(self.grid_shape) or self.cells is None:
-            return self.grid_shape
-        return self.cells.place(size).shape
+        return self.grid_shape if all(self.grid_shape) or self.cells is None else self.cells.place(size).shape
 
 
 class FeatureSpec(BaseModel):

@@ -189,7 +189,7 @@ def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
     if told.features_json != dump_features(layout.features):
         yield "document-features", f"features {told.features_json[:200]}, the data set's are {layout.features!r}"
     tokens = [each.model_dump(exclude={"grids"}) for each in told.all_tokens]
-    if tokens != [each.model_dump(exclude={"rule", "settings"}) for each in layout.all_tokens]:
+    if tokens != [each.model_dump(exclude={"rule"}) for each in layout.all_tokens]:
         yield "document-tokens", f"tokens {told.all_tokens!r}, the data set's are {layout.all_tokens!r}"
         return
     for codes, theirs in zip(told.all_tokens, layout.all_tokens, strict=True):
@@ -198,7 +198,7 @@ def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
         except InputError as error:
             yield "document-tokens", f"the tokenizer's grid can't be laid on this image: {error}"
             continue
-        if codes.grids != grids:
+        if len(codes.grids) != len(grids) or (any(grids) and codes.grids != grids):
             yield "document-tokens", f"the codes {codes.member} have grids {codes.grids}, on these images {grids}"
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from patchmint.config.grids import MAX_GRID_NAME
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
-from patchmint.geometry.native import NativeGrid
+from patchmint.geometry.native import NativeGrid, native_of
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
 from patchmint.interfaces import FeatureSpec, TokenizerSpec
 from patchmint.shards.endings import (
@@ -110,11 +110,6 @@ class TokensLayout(_Layout):
         description="How a code was chosen: nearest, dot, cosine or logit; absent for a plug-in's.",
         exclude_if=lambda rule: not rule,
     )
-    settings: dict[str, Any] = Field(
-        default={},
-        exclude_if=lambda settings: not settings,
-        description="The grid's kind and numbers, where it depends on the image; else absent.",
-    )
 
     @classmethod
     def of(cls, member: str, spec: TokenizerSpec) -> Self:
@@ -125,7 +120,6 @@ class TokensLayout(_Layout):
             codebook_sizes=spec.codebook_sizes,
             preprocessing=spec.preprocessing,
             rule=spec.rule,
-            settings={} if all(spec.grid_shape) or spec.cells is None else grid_settings(spec.cells),
         )
 
     @field_validator("grid")
@@ -162,9 +156,15 @@ class TokensLayout(_Layout):
         codebooks = len(self.codebook_sizes)
         return grid if codebooks == 1 else (*grid, codebooks)
 
-    def grid_on(self, image_size: Size) -> tuple[int, ...]:
-        """The grid on an image (height, width). Raises an InputError for one that the grid can't be laid on."""
-        return self.cells.place(image_size).shape if self.varies and self.cells is not None else self.grid
+    def grid_on(self, image_size: Size) -> tuple[int, ...] | None:
+        """The grid on an image (height, width); None where it depends on the image, and `cells` isn't known.
+
+        Raises:
+            InputError: the image is too long and narrow for it.
+        """
+        if not self.varies:
+            return self.grid
+        return None if self.cells is None else self.cells.place(image_size).shape
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -173,16 +173,12 @@ class TokensLayout(_Layout):
 
     @cached_property
     def cells(self) -> PatchGrid | NativeGrid | None:
-        """How the codes' grid lies on an image, by `settings`, or by what `preprocessing` says ("pad-256-bicubic").
+        """How the codes' grid lies on an image, by what `preprocessing` says ("pad-256-bicubic", "smart-8-...").
 
         None where that can't be told: an outside tokenizer with words of its own, or one without rows.
-
-        Raises:
-            ConfigError: `settings` describe no grid.
         """
-        if self.settings:
-            grid = grid_of_settings(self.settings)
-            return grid if isinstance(grid, PatchGrid | NativeGrid) else None
+        if self.varies:
+            return native_of(self.preprocessing)
         match = _PREPROCESSING.fullmatch(self.preprocessing)
         if match is None or len(self.grid) != 2:
             return None

@@ -110,6 +110,11 @@ class ShardSample:
     images: tuple[ShardImage, ...]
 
 
+def codes_of(image: ShardImage, tokens: TokensLayout) -> npt.NDArray[Any] | None:
+    """An image's codes of one tokenizer; None where it has none."""
+    return image.named_codes.get(name) if (name := tokenizer_name(tokens.member)) else image.codes
+
+
 def codes_by_name(codes: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     """The fields `codes` and `named_codes` of a `ShardImage`, of codes by their members."""
     named = {tokenizer_name(member): grid for member, grid in codes.items()}
@@ -213,10 +218,10 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
 
 
 def _tokens(layout: TokensLayout, sample: ShardSample) -> TokensDocument:
-    sizes = ((image.image.height, image.image.width) for image in sample.images)
+    codes = [codes_of(image, layout) for image in sample.images if layout.varies]
     return TokensDocument(
         **layout.model_dump(include={"member", "grid", "codebook_sizes", "preprocessing"}),
-        grids=tuple(map(layout.grid_on, sizes)) if layout.varies else (),
+        grids=tuple(each.shape[: len(layout.grid)] for each in codes if each is not None),
     )
 
 

@@ -20,12 +20,11 @@ from patchmint.shards.endings import (
     INSTANCES,
     SELECTOR,
     on_grid,
-    tokenizer_name,
 )
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
-from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
+from patchmint.shards.sample import ShardImage, ShardSample, codes_of, key_json_of
 from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text
 from patchmint.shards.sidecar import TableWriter, columns_of, sidecar_row
 
@@ -151,8 +150,7 @@ def _arrays_of(image: ShardImage, key: str, layout: Layout) -> dict[str, Array]:
     for name, labels in image.further.items():
         given |= {on_grid(SELECTOR, name): labels.selector, on_grid(COVERAGE, name): labels.coverage}
     for tokens in layout.all_tokens:
-        name = tokenizer_name(tokens.member)
-        codes = image.named_codes.get(name) if name else image.codes
+        codes = codes_of(image, tokens)
         if codes is not None and len(tokens.codebook_sizes) == 1 and codes.ndim == len(tokens.grid) + 1:
             codes = codes[..., 0]
         given[f"{tokens.member}.npy"] = codes

@@ -270,10 +270,11 @@ class SampleMaker:
         given: dict[str, Any] = {"labelled": text in stored.texts}
         if fields.pixels:
             given |= _pixels(stored, dataset)
-        if fields.codes and layout.tokens is not None:
-            codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
+        if fields.codes and (tokens := layout.tokens) is not None:
+            grid = stored.key_json.tokens.grid_of(stored.number) if tokens.varies else tokens.grid
+            codes = _checked(stored, f"{tokens.member}.npy", tokens.shape_of(grid), tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
-            shown = layout.tokens.shown((stored.info.height, stored.info.width))
+            shown = tokens.shown((stored.info.height, stored.info.width))
             given["code_mask"] = None if shown is None else torch.from_numpy(shown.copy())
         if fields.labels or fields.features:
             placed = dataset.placement(stored)

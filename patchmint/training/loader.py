@@ -71,7 +71,7 @@ class StageBatch:
         patch_mask: bool (N, V, rows, cols), True for patches that show any of the image.
         token_order: int64 (N, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
             for newlines, and after the image's last token.
-        codes: int64 (N, *grid[, codebooks]).
+        codes: int64 (N, *grid[, codebooks]); where the grid depends on the image, padded with zeros.
         code_mask: bool (N, rows, cols), True for codes whose cell shows any of the image; None where cells' place isn't
             known.
         features: float16 (N, V, tokens, channels); where the grid depends on the image, tokens are the patches of
@@ -159,7 +159,7 @@ def collate(samples: Sequence[StageSample], *, pad_id: int = 0, skipped: tuple[s
     for name in ("codes", "code_mask"):
         stacked = [value for image in images if (value := getattr(image, name)) is not None]
         if stacked:
-            tensors[name] = torch.stack(stacked)
+            tensors[name] = _padded(stacked)
     sequences = [sample.sequence for sample in samples if sample.sequence is not None]
     if sequences:
         tensors |= _sequences(sequences, pad_id)

@@ -169,7 +169,7 @@ def _print_code(console: Console, report: CodeReport, samples: str) -> None:
     for images in by_sample:
         for image in images[:_IMAGES]:
             text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
-            where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
+            where = "\n".join(dot_grid(image.cells, *image.grid)) if drawn else _places(image.cells)
             cells = (image.name, f"{image.count:,}", f"{image.share:.1%}", where, text)
             table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
         if rest := images[_IMAGES:]:
