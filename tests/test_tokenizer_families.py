@@ -12,7 +12,7 @@ from builds import benchmark_modules
 
 from patchmint.errors import WeightsMismatchError, WeightsUnsafeError
 from patchmint.interfaces import Tokens
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import tokenizer_arch
 from patchmint.tokenizers.vqgan.arch import infer_arch
 
 (families,) = benchmark_modules("families")
@@ -86,10 +86,10 @@ def test_transformers_janus_by_itself_may_be_two_rules(made, tmp_path):
     model, _, _ = made("janus-pro-hf")
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("decoder.")}
     path = FAMILIES["janus-pro-hf"].save(state, tmp_path)
-    assert vqgan_of(str(path)).rule == "cosine"
+    assert tokenizer_arch(str(path)).rule == "cosine"
     (tmp_path / "config.json").write_text(json.dumps(["janus"]))
     with pytest.raises(WeightsMismatchError, match="don't say how it chooses codes"):
-        vqgan_of(str(path))
+        tokenizer_arch(str(path))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_transformers_janus_by_itself_may_be_two_rules(made, tmp_path):
 def test_a_rule_that_the_file_contradicts_is_refused(name, rule, message, made, tmp_path):
     path = FAMILIES[name].save(dict(made(name)[0].state_dict()), tmp_path)
     with pytest.raises(WeightsMismatchError, match=message):
-        vqgan_of(str(path), rule)
+        tokenizer_arch(str(path), rule)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.shapes_tell])

@@ -60,7 +60,7 @@ from patchmint.shards.schema import TokensDocument
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import tokenizer_arch
 
 _LOG = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ def _tokens(told: TokensDocument, plan: Plan, extended: Manifest | None) -> Toke
         return next(each for each in extended.layout.all_tokens if each.member == told.member)
     assert made is not None
     name = made["models"]["tokenizer"]
-    rule = "" if is_outside("tokenizer", name) else vqgan_of(name, made["tokens"]["rule"]).rule
+    rule = "" if is_outside("tokenizer", name) else tokenizer_arch(name, made["tokens"]["rule"]).rule
     return TokensLayout(**told.model_dump(exclude={"grids"}), rule=rule)
 
 

@@ -28,7 +28,8 @@ from patchmint.geometry import Grid, NativeGrid, PatchGrid
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import is_outside
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import input_pixels, tokenizer_arch
+from patchmint.tokenizers.emu3.arch import Emu3Arch
 from patchmint.types import Size
 from patchmint.weights.container import read_header
 from patchmint.weights.registry import CHECKPOINTS
@@ -271,8 +272,9 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
     kind, _, of_several = role.partition(".")
     if kind == "tokenizer":
         tokens = config.tokenizers[of_several]
-        width = vqgan_of(name, tokens.rule).ch
-        return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * tokens.size**2
+        arch = tokenizer_arch(name, tokens.rule)
+        images = 1 if isinstance(arch, Emu3Arch) else min(batch, _TOKENIZER_IMAGES)
+        return _TOKENIZER_TENSORS * _FLOAT * images * arch.ch * input_pixels(arch, tokens, size)
     if role == "vit":
         return _encoder_working(config, batch, size)
     return 0
@@ -312,7 +314,9 @@ def _inputs(config: BuildConfig, size: Size) -> int:
     if "segmenter" in used and not is_outside("segmenter", used["segmenter"]):
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
     for tokens in config.tokenizers.values():
-        total += 0 if is_outside("tokenizer", tokens.tokenizer or "") else tokens.size**2
+        name = tokens.tokenizer or ""
+        if not is_outside("tokenizer", name):
+            total += input_pixels(tokenizer_arch(name, tokens.rule), tokens, size)
     if "vit" in used and not is_outside("vit", used["vit"]):
         grid = resolve_grid(config.grid)
         total += _input_pixels(grid, size) * _views(grid, size)
