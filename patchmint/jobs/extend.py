@@ -60,7 +60,8 @@ def extend_command(
     --grid, --labels.min-coverage, --labels.mask-area or --labels.clip-to-box. They equal those of a build with these.
 
     The result is a data set of its own, images included: DATASET stays as it is. Codes and labels that are made anew
-    take the place of those there are. The same command resumes.
+    take the place of those there are, but --tokens '{NAME: {tokenizer: ...}}' adds codes to them. The same command
+    resumes.
     """
     made = set(map(_section_made, settings))
     if from_instances:
