@@ -127,6 +127,8 @@ class TokensLayout(_Layout):
     def _check_cells(cls, grid: tuple[int, ...]) -> tuple[int, ...]:
         if math.prod(grid) > _MAX_CELLS:
             raise ValueError(f"it has more than {_MAX_CELLS} cells")
+        if not all(grid) and grid != (0, 0):
+            raise ValueError("it has no cells; 0, 0 where they depend on the image")
         return grid
 
     @field_validator("codebook_sizes")
