@@ -190,7 +190,7 @@ def test_every_reader_finds_either(made, name):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_commands_take_a_name(made, tmp_path, name, monkeypatch):
-    monkeypatch.setenv("PATCHMINT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATCHMINT_CACHE", str(made / "cache"))
     run = CliRunner().invoke
     sample, *_ = stored(made / "all")
     codes = sample.array(f"codes.{name}.npy")
