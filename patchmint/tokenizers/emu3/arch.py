@@ -16,6 +16,7 @@ from patchmint.weights.folder import INPUT, described, renamed
 Tensor = TypeVar("Tensor")
 
 _SIGN = "encoder.time_conv.0.conv.conv.weight"
+_TIME = re.compile(r"encoder\.time_conv\.\d+\.conv\.conv\.weight")
 _NAMES = (
     (r"^(en|de)coder\.(down|up)\.", r"\1coder.\2_block.\2."),
     (r"^(en|de)coder\.mid\.", r"\1coder.middle_block."),
@@ -50,11 +51,6 @@ class Emu3Arch:
     def ch(self) -> int:
         """Channels of the first level."""
         return int(self.config["base_channels"])
-
-    @property
-    def n_embed(self) -> int:
-        """Codes."""
-        return int(self.config["codebook_size"])
 
     @property
     def factor(self) -> int:
@@ -99,12 +95,13 @@ def infer_emu3(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Em
             "num_res_blocks": 1 + max(int(part[3]) for part in parts if part[2] == "block"),
             "attn_resolutions": sorted({int(part[1]) for part in parts if part[2] == "attn"}),
             "hidden_size": wide[-1],
-            "temporal_downsample_factor": 1
-            << len({name[:19] for name in named if name.startswith("encoder.time_conv.")}),
+            "temporal_downsample_factor": 1 << sum(_TIME.fullmatch(name) is not None for name in named),
         }
         factor = 1 << (levels - 1)
         least, most = (int(told.get(f"{end}_pixels", side**2)) for end, side in (("min", 512), ("max", 1024)))
         mean, std = (tuple(map(float, told.get(f"image_{name}") or (0.5,) * 3)) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or not all(std):
+            raise ValueError(f"image_mean {mean} or image_std {std}")
         grid = NativeGrid(factor, 1, factor, Resize.SMART, least, most)
     except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError, ConfigError) as error:
         message = f"the file isn't a whole tokenizer of Emu3, or the {INPUT} beside it is wrong: {error}"

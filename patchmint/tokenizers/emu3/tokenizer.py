@@ -47,7 +47,7 @@ class Emu3Tokenizer:
         self._spec = TokenizerSpec(
             name=name,
             grid_shape=(0, 0),
-            codebook_sizes=(arch.n_embed,),
+            codebook_sizes=(arch.config["codebook_size"],),
             cells=arch.grid,
             preprocessing=native_name(arch.grid),
             can_decode=True,
