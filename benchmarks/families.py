@@ -34,6 +34,9 @@ from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE, ChameleonVQVAEConfig
+from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
+from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEConfig
 
 from patchmint.config import ModelsConfig, TokensConfig
@@ -305,6 +308,85 @@ def measure(name: str, count: int, px: int) -> dict[str, Any]:
     }
 
 
+def in_baais_words(state: State) -> State:
+    """Names of `Emu3VQVAE` in transformers -> those of BAAI's `Emu3VisionVQ`."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = re.sub(r"\.(down|up)_block\.", ".", name).replace("middle_block", "mid")
+        name = re.sub(r"\.attn_norms\.(\d+)\.", r".attn.\1.norm.", name).replace(".attn_norm.", ".attn_1.norm.")
+        short = re.sub(r"\.([qkv])_proj\.", r".\1.", name).replace(".out_proj.", ".proj_out.")
+        renamed[short] = tensor[..., None, None] if short != name and tensor.ndim == 2 else tensor
+    return renamed
+
+
+@torch.no_grad()
+def emu3(
+    folder: Path, images: list[RgbImage], numbers: dict[str, Any], px: int, *, baais: bool = True
+) -> list[np.ndarray[Any, Any]]:
+    """Write a folder of Emu3's tokenizer for inputs of about px x px, and give the codes of transformers' class.
+
+    Args:
+        folder: empty.
+        images: of any sizes.
+        numbers: of `Emu3VQVAEConfig`; the others are official.
+        px: side of a square of as many pixels as inputs have.
+        baais: write it as BAAI does, and not as transformers.
+    """
+    torch.manual_seed(11)
+    model: Any = Emu3VQVAE(Emu3VQVAEConfig(**numbers)).eval()
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 1:
+            tensor.normal_(float("norm" in name and name.endswith("weight")), 0.1)
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+    factor = model.vision_spatial_factor
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = Emu3ImageProcessor(min_pixels=px**2 // 2, max_pixels=2 * px**2, spatial_factor=factor, **half)
+    inputs = [processor(image, return_tensors="pt") for image in images]
+    seen = [model.encode(each["pixel_values"].float(), each["image_sizes"]).last_hidden_state for each in inputs]
+    latents = [model.quant_conv(each.permute(0, 2, 1, 3, 4)).permute(0, 2, 3, 4, 1).flatten(0, 3) for each in seen]
+    book = model.quantize.embedding.weight
+    every = torch.cat(latents)
+    near = every[torch.randint(len(every), (len(book),))] + 0.5 * every.std(0) * torch.randn(book.shape)
+    book.copy_(near * torch.randn(len(book), 1).mul(0.3).exp())
+    if baais:
+        state = {name: tensor.contiguous() for name, tensor in in_baais_words(model.state_dict()).items()}
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps({"model_type": "Emu3VisionVQ"}))
+    else:
+        model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    codes = [model.quantize(model.quant_conv(each.permute(0, 2, 1, 3, 4)).permute(0, 2, 1, 3, 4)) for each in seen]
+    return [grid[0, 0].numpy() for grid in codes]
+
+
+def measure_emu3(name: str, count: int, px: int) -> dict[str, Any]:
+    """The entry of Emu3's tokenizer, on photographs of unlike sizes."""
+    start, draw = time.perf_counter(), np.random.default_rng(6)
+    images = [image[: draw.integers(px // 2, px), : draw.integers(px // 2, px)] for image in photographs(count, px)]
+    with tempfile.TemporaryDirectory() as folder:
+        expected = emu3(Path(folder), images, {}, px, baais=name == "emu3")
+        tokenizer = tokenizer_of(Path(folder), px, None)
+        found = [tokens.codes[..., 0] for tokens in tokenizer.tokenize(images)]
+        alone = [tokenizer.tokenize([image])[0].codes[..., 0] for image in images[:_ALONE]]
+    pairs = [
+        [np.concatenate([grid.ravel() for grid in grids]) for grids in each]
+        for each in ((found, expected), (found[:_ALONE], alone))
+    ]
+    return {
+        "name": name,
+        "kind": "tokenizer",
+        "rule": tokenizer.spec.rule,
+        "photographs": count,
+        "grids": len({grid.shape for grid in expected}),
+        "codes": int(pairs[0][1].size),
+        "distinct": len(np.unique(pairs[0][1])),
+        "codes_equal": float((pairs[0][0] == pairs[0][1]).mean()),
+        "batch_difference": float((pairs[1][0] != pairs[1][1]).mean()),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
 def measure_labeler(name: str) -> dict[str, Any]:
     """The entry of a detector, masker or segmenter: on strips, the smallest images of the detector's input width."""
     start = time.perf_counter()
@@ -316,7 +398,8 @@ def measure_labeler(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    names = [*FAMILIES, *LABELERS]
+    tokenizers = dict.fromkeys(FAMILIES, measure) | dict.fromkeys(("emu3", "emu3-hf"), measure_emu3)
+    names = [*tokenizers, *LABELERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these families")
     parser.add_argument("--photographs", type=int, default=50)
     parser.add_argument("--size", type=int, default=64, help="pixels of a photograph's side")
@@ -324,7 +407,10 @@ def main() -> None:
     found = []
     for name in options.only:
         with redirect_stdout(sys.stderr):  # taming prints what it builds
-            made = measure(name, options.photographs, options.size) if name in FAMILIES else measure_labeler(name)
+            if name in tokenizers:
+                made = tokenizers[name](name, options.photographs, options.size)
+            else:
+                made = measure_labeler(name)
         found.append(made)
         print("  ".join(f"{key} {value}" for key, value in found[-1].items()), file=sys.stderr)
     if options.json:

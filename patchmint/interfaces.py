@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from patchmint.errors import PluginError
 from patchmint.geometry.grid import PatchGrid
+from patchmint.geometry.native import NativeGrid
 from patchmint.geometry.rle import ChosenMasks, Masks, RleMasks, bounding_box, encode_masks
 from patchmint.types import UNKNOWN_SCORE, Box, Integers, Origin, Phrase, RgbImage, Size, Span, Text
 
@@ -282,9 +283,10 @@ class TokenizerSpec:
 
     Attributes:
         name: preset name or path, as recorded in manifests.
-        grid_shape: shape of `Tokens.codes` without its last axis.
+        grid_shape: shape of `Tokens.codes` without its last axis; (0, 0) where it depends on the image.
         codebook_sizes: number of codes in each codebook; its length is the last axis of `Tokens.codes`.
-        cells: how grid positions lie in the image; None for a 1-D tokenizer, whose codes have no place.
+        cells: how grid positions lie in the image; None for a 1-D tokenizer, whose codes have no place. Where the shape
+            depends on the image, it follows from this grid.
         preprocessing: short name of how pixels are prepared, such as "pad-256-bicubic"; codes of two data sets may
             only be mixed where it is the same.
         can_decode: whether `decode` works.
@@ -294,10 +296,18 @@ class TokenizerSpec:
     name: str
     grid_shape: tuple[int, ...]
     codebook_sizes: tuple[int, ...]
-    cells: PatchGrid | None
+    cells: PatchGrid | NativeGrid | None
     preprocessing: str
     can_decode: bool = False
     rule: str = ""
+
+    def grid_on(self, size: Size) -> tuple[int, ...]:
+        """Shape of an image's codes without their last axis.
+
+        Args:
+            size: (height, width) of the image.
+        """
+        return self.grid_shape if all(self.grid_shape) or self.cells is None else self.cells.place(size).shape
 
 
 class FeatureSpec(BaseModel):

@@ -63,6 +63,7 @@ def is_outside(role: str, name: str) -> bool:
 
     No segmenter of ours has a name of its own, so whatever isn't a path, URI or `hub:` name is another's.
     """
+    role = role.partition(".")[0]
     if role not in GROUPS or re.search(r"[:/\\]", name):
         return False
     return role == "segmenter" or name in _offered(GROUPS[role])

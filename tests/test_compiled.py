@@ -379,7 +379,7 @@ def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     loaded = AnnotationModels.load(AnnotatorConfig.parse({"models": "untrained-tiny"}), "cpu", compiled=True)
     assert not hasattr(loaded.segmenter.detector.model, encoders._COMPILED)
     assert loaded.segmenter.masker._encoder._run == image_encoder._Block.__call__
-    assert loaded.tokenizer._encoder is loaded.tokenizer._model.encoder
+    assert loaded.tokenizers["vqgan"]._encoder is loaded.tokenizers["vqgan"]._model.encoder
 
 
 def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):

@@ -194,7 +194,15 @@ def built(config, out):
     ("settings", "batches", "steps"),
     [
         ({"on_bad_image": "drop"}, (6, 17), (45,)),
-        ({"on_bad_image": "reject", "grids": ["llava-1.5-finetune", "qwen3-vl"]}, (5,), (45,)),
+        (
+            {
+                "on_bad_image": "reject",
+                "grids": ["llava-1.5-finetune", "qwen3-vl"],
+                "tokens": {"b": {"tokenizer": "stand-in-native"}, "a": {"tokenizer": "stand-in"}},
+            },
+            (5,),
+            (45,),
+        ),
     ],
 )
 def test_a_build_stopped_or_killed_anywhere_ends_with_the_same_bytes(tmp_path, settings, batches, steps):

@@ -626,7 +626,8 @@ def test_an_estimate_counts_and_looks_at_some_images():
     without = estimate(samples, build_config(samples_per_shard=100, labels=None), read)[0]
     assert without.output_bytes < dry.output_bytes
     assert without.memory.worker < dry.memory.worker
-    featured = build_config(samples_per_shard=100, features={"connector": "dci", "pool": 12}, models="official")
+    features, tokens = {"connector": "dci", "pool": 12}, {"tokenizer": UNTRAINED}
+    featured = build_config(samples_per_shard=100, features=features, tokens=tokens, models="official")
     grown = estimate(samples, featured, read)[0].output_bytes - dry.output_bytes
     assert 0 <= grown - sound_ones * 144 * 3072 * 2 < 1_000_000
 

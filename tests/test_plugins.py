@@ -584,7 +584,7 @@ def test_a_tokenizer_beyond_what_the_format_holds_is_refused():
     spec = SimpleNamespace(
         name="toy", grid_shape=(4, 4), codebook_sizes=(1 << 25,), preprocessing="none", can_decode=False, rule=""
     )
-    models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizer=SimpleNamespace(spec=spec), encoder=None)
+    models = SimpleNamespace(grid=grid_preset("seed-224"), tokenizers={"toy": SimpleNamespace(spec=spec)}, encoder=None)
     build = BuildConfig.parse({"source": {"kind": "folder", "uri": "in"}, "output": {"uri": "out"}})
     with pytest.raises(BuildError, match=r"what the models make can't be stored: .*codebook"):
         layout_of(build, models, None)

@@ -96,7 +96,7 @@ def test_what_models_prepare_for_a_gpu_is_pinned(monkeypatch):
     on_cpu = models.prepare(image)
     assert pinned == []
     detector, masker = models.segmenter.detector, models.segmenter.masker
-    for model, name in ((detector, "device"), (models.tokenizer, "_device"), (models.encoder, "_device")):
+    for model, name in ((detector, "device"), (models.tokenizers["vqgan"], "_device"), (models.encoder, "_device")):
         monkeypatch.setattr(model, name, GPU)
     monkeypatch.setattr(masker, "_model", SimpleNamespace(device=GPU))
     on_gpu = models.prepare(image)
@@ -108,7 +108,7 @@ def test_what_models_prepare_for_a_gpu_is_pinned(monkeypatch):
 
 
 def arrays(inputs):
-    return [*inputs.segmenter, inputs.tokenizer, *inputs.encoder]
+    return [*inputs.segmenter, inputs.tokenizers["vqgan"], *inputs.encoder]
 
 
 def test_it_decides_the_bytes_of_a_build(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from builds import benchmark_modules
 
-from patchmint.errors import WeightsMismatchError, WeightsUnsafeError
+from patchmint.config import ModelsConfig, TokensConfig
+from patchmint.errors import ConfigError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.interfaces import Tokens
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import check_tokens, tokenizer_arch
 from patchmint.tokenizers.vqgan.arch import infer_arch
 
 (families,) = benchmark_modules("families")
@@ -86,10 +87,10 @@ def test_transformers_janus_by_itself_may_be_two_rules(made, tmp_path):
     model, _, _ = made("janus-pro-hf")
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("decoder.")}
     path = FAMILIES["janus-pro-hf"].save(state, tmp_path)
-    assert vqgan_of(str(path)).rule == "cosine"
+    assert tokenizer_arch(str(path)).rule == "cosine"
     (tmp_path / "config.json").write_text(json.dumps(["janus"]))
     with pytest.raises(WeightsMismatchError, match="don't say how it chooses codes"):
-        vqgan_of(str(path))
+        tokenizer_arch(str(path))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_transformers_janus_by_itself_may_be_two_rules(made, tmp_path):
 def test_a_rule_that_the_file_contradicts_is_refused(name, rule, message, made, tmp_path):
     path = FAMILIES[name].save(dict(made(name)[0].state_dict()), tmp_path)
     with pytest.raises(WeightsMismatchError, match=message):
-        vqgan_of(str(path), rule)
+        tokenizer_arch(str(path), rule)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.shapes_tell])
@@ -114,6 +115,31 @@ def test_official_shapes_tell_the_rule_unless_the_settings_do(name):
     assert infer_arch(state, {}, rule="cosine") == replace(infer_arch(state, {}), rule="cosine")
     with pytest.raises(WeightsMismatchError, match="don't say how it chooses codes"):
         infer_arch(state | {"quantize.embedding.weight": torch.empty(77, 256, device="meta")}, {})
+
+
+@pytest.mark.parametrize("baais", [True, False])
+def test_emu3_has_a_grid_for_each_image(baais, tmp_path):
+    """BAAI's own class, which PyPI hasn't got, was compared by hand: the same codes of such files."""
+    numbers = {"base_channels": 32, "channel_multiplier": [1, 2], "hidden_size": 64, "attn_resolutions": [1]}
+    images = [image[: 40 + 8 * number, : 60 - 4 * number] for number, image in enumerate(IMAGES)]
+    expected = families.emu3(tmp_path, images, numbers | {"codebook_size": 96}, 32, baais=baais)
+    tokenizer = tokenizer_of(tmp_path, PX, None)
+    assert (tokenizer.spec.rule, tokenizer.spec.codebook_sizes) == ("nearest", (96,))
+    assert tokenizer.spec.preprocessing == "smart-2-512-2048-bicubic"
+    assert len({grid.shape for grid in expected}) == len(images)
+    for image, grid, tokens in zip(images, expected, tokenizer.tokenize(images), strict=True):
+        assert len(np.unique(grid)) > 12
+        assert grid.shape == tokenizer.spec.grid_on(image.shape[:2])
+        np.testing.assert_array_equal(tokens.codes[..., 0], grid)
+    drawn, *_ = tokenizer.decode([tokens])
+    assert drawn.shape == (2 * grid.shape[0], 2 * grid.shape[1], 3)
+    with pytest.raises(ConfigError, match=r"tokens.remap is for VQGAN"):
+        check_tokens(ModelsConfig(tokenizer=str(tmp_path)), TokensConfig(remap="used.npy"))
+    with pytest.raises(ConfigError, match=r"tokens.rule is dot"):
+        tokenizer_arch(str(tmp_path), "dot")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": "many"}))
+    with pytest.raises(WeightsMismatchError, match=r"preprocessor_config\.json beside it is wrong"):
+        tokenizer_arch(str(tmp_path))
 
 
 class Hostile:

@@ -221,7 +221,7 @@ def test_a_trial_does_the_work_of_texts_and_boxes(monkeypatch):
 
     note(models.segmenter.detector, "detect", lambda images, texts, *_: [len(each) for each in texts])
     note(models.segmenter.masker, "masks", lambda images, boxes: [len(each) for each in boxes])
-    note(models.tokenizer, "tokenize", len)
+    note(models.tokenizers["vqgan"], "tokenize", len)
     assert batches._tried(models, 2, "cpu", fake_gpu(max_memory_allocated=lambda device: 9)).bytes == 4
     assert asked == {"detect": [5, 5], "masks": [50, 50], "tokenize": 2}
 
@@ -458,7 +458,7 @@ def test_models_say_the_same_of_what_was_prepared_ahead_and_look_at_nothing_else
 
 def test_what_waits_is_bytes_and_not_floats(tiny):
     ready = tiny.prepare(np.zeros((60, 90, 3), np.uint8))
-    arrays = [*ready.segmenter, ready.tokenizer, *ready.encoder]
+    arrays = [*ready.segmenter, ready.tokenizers["vqgan"], *ready.encoder]
     assert {array.dtype for array in arrays} == {np.dtype(np.uint8)}
     assert ready.nbytes == sum(array.size for array in arrays) > 0
 

@@ -38,8 +38,7 @@ def panels() -> list[tuple[RgbImage, str]]:
         annotator = Annotator.from_preset("demo", precision="float32")
     annotation = annotator.annotate(image, TEXT)
     kept, strength = annotation.selector[0] > 0, annotation.coverage[0].astype(np.float32) / 255
-    codes, tokens = annotation.codes, annotator.config.tokens
-    assert tokens is not None
+    codes, tokens = annotation.codes, annotator.config.tokenizers[""]
     decoded = build_tokenizer(annotator.config.models, tokens, "cpu").decode([Tokens(codes[..., None])])[0]
     return [
         (image, "image"),

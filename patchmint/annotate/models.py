@@ -13,6 +13,7 @@ import numpy.typing as npt
 from patchmint.annotate.preflight import check_loadable
 from patchmint.compute.stages import stage
 from patchmint.config import AnnotatorConfig
+from patchmint.config.annotator import role_of
 from patchmint.config.build import CPU_BATCH_SIZES, CPU_INPUT_BYTES
 from patchmint.config.grids import resolve_grid
 from patchmint.errors import PluginError
@@ -35,7 +36,8 @@ from patchmint.interfaces import (
 from patchmint.labelers.build import build_segmenter
 from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.patches import PatchLabels, label_texts
-from patchmint.plugins import named
+from patchmint.plugins import is_outside, named
+from patchmint.shards.endings import VQGAN, codes_member, token_member, tokenizer_name
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import RgbImage, Rle, Size, Text
 
@@ -47,13 +49,13 @@ class ModelInputs:
     """What the models made of one image ahead; None for a model that has no `prepare`."""
 
     segmenter: object = None
-    tokenizer: object = None
     encoder: object = None
+    tokenizers: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in it."""
-        return _nbytes((self.segmenter, self.tokenizer, self.encoder))
+        return _nbytes((self.segmenter, self.encoder, *self.tokenizers.values()))
 
 
 def _nbytes(prepared: object) -> int:
@@ -77,12 +79,12 @@ class ModelAnswers:
 
     Attributes:
         instances: what the texts talk about; None where no labels were asked for.
-        tokens: codes; None where none were asked for.
+        tokens: codes by the members' names in shards ("vqgan", "codes.fine"); empty where none were asked for.
         features: float16 (tokens of all views, channels); None where none were asked for.
     """
 
     instances: Instances | None
-    tokens: Tokens | None
+    tokens: Mapping[str, Tokens]
     features: npt.NDArray[np.float16] | None
 
 
@@ -107,6 +109,7 @@ class AnnotationModels:
     """The loaded models and the grid: everything a worker holds.
 
     Attributes:
+        tokenizers: by the members' names in shards ("vqgan", "codes.fine").
         keeps_masks: whether labels are made of full masks, which an `AnnotatedImage` then has.
         stored: where labels are made of stored instances: what becomes of their masks.
     """
@@ -114,7 +117,7 @@ class AnnotationModels:
     def __init__(
         self,
         segmenter: Segmenter | None,
-        tokenizer: Tokenizer | None,
+        tokenizers: Mapping[str, Tokenizer],
         encoder: FeatureEncoder | None,
         grid: Grid,
         min_coverage: float,
@@ -125,7 +128,7 @@ class AnnotationModels:
         stored: MaskRules | None = None,
     ) -> None:
         self.segmenter = segmenter
-        self.tokenizer = tokenizer
+        self.tokenizers = tokenizers
         self.encoder = encoder
         self.grid = grid
         self.further_grids = further_grids
@@ -151,11 +154,14 @@ class AnnotationModels:
         grid = resolve_grid(config.grid)
         check_loadable(config)
         models, precision = config.models, config.precision
-        segmenter = tokenizer = None
+        segmenter = None
         if config.labels is not None and not config.labels.from_stored:
             segmenter = build_segmenter(models, config.labels, device, precision, compiled=compiled)
-        if config.tokens is not None:
-            tokenizer = build_tokenizer(models, config.tokens, device, precision, compiled=compiled)
+        tokenizers = {}
+        for name, tokens in config.tokenizers.items():
+            tokenizer = build_tokenizer(models, tokens, device, precision, compiled=compiled)
+            own = token_member(tokenizer.spec.name) if is_outside("tokenizer", tokens.tokenizer or "") else VQGAN
+            tokenizers[codes_member(name) if name else own] = tokenizer
         encoder: FeatureEncoder | None = None
         if config.features is not None:
             # transformers' vision classes take seconds to import
@@ -168,7 +174,7 @@ class AnnotationModels:
             stored = MaskRules(config.labels.mask_area, config.labels.clip_to_box)
         return cls(
             segmenter,
-            tokenizer,
+            tokenizers,
             encoder,
             grid,
             min_coverage,
@@ -230,11 +236,12 @@ class AnnotationModels:
 
     def prepare(self, image: RgbImage) -> ModelInputs:
         """What can be done ahead of `ask`, without the device; in any thread."""
-        models = (self.segmenter, self.tokenizer, self.encoder)
+        models = (self.segmenter, self.encoder, *self.tokenizers.values())
         if not any(isinstance(model, PreparesImages) for model in models):
             return ModelInputs()
         with stage("prepare"):
-            return ModelInputs(*(prepared_by(model, image) for model in models))
+            tokenizers = {member: prepared_by(model, image) for member, model in self.tokenizers.items()}
+            return ModelInputs(prepared_by(self.segmenter, image), prepared_by(self.encoder, image), tokenizers)
 
     def ask(
         self,
@@ -253,7 +260,8 @@ class AnnotationModels:
         given = zip(images, nothing if inputs is None else inputs, strict=True)
         ready = [self.prepare(image) if made is None else made for image, made in given]
         instances = self._segment(images, texts, ready) if self.segmenter else nothing
-        tokens = self._tokenize(images, ready) if self.tokenizer else nothing
+        codes = {member: self._tokenize(member, images, ready) for member in self.tokenizers}
+        tokens = [{member: answers[number] for member, answers in codes.items()} for number in range(len(images))]
         features: Sequence[npt.NDArray[np.float16] | None] = nothing
         if self.encoder:
             with stage("features"):
@@ -274,7 +282,7 @@ class AnnotationModels:
         if isinstance(self.segmenter, _Rehearses):
             prepared = handed(self.segmenter, [each.segmenter for each in inputs])
             self.segmenter.rehearse(images, texts, boxes, **prepared)
-            AnnotationModels(None, self.tokenizer, self.encoder, self.grid, 0.0).ask(images, texts, inputs)
+            AnnotationModels(None, self.tokenizers, self.encoder, self.grid, 0.0).ask(images, texts, inputs)
         else:
             self.ask(images, texts, inputs)
 
@@ -315,14 +323,15 @@ class AnnotationModels:
         """Whether `batch_key` tells sizes apart."""
         return isinstance(self.segmenter, PrefersLikeSizes)
 
-    def _tokenize(self, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
-        assert self.tokenizer is not None
-        with named(self._names.get("tokenizer")):
+    def _tokenize(self, member: str, images: Sequence[RgbImage], inputs: Sequence[ModelInputs]) -> list[Tokens]:
+        tokenizer = self.tokenizers[member]
+        with named(self._names.get(role_of("tokenizer", tokenizer_name(member)))):
             with stage("tokens"):
-                tokens = self.tokenizer.tokenize(images, **handed(self.tokenizer, [each.tokenizer for each in inputs]))
+                prepared = [each.tokenizers.get(member) for each in inputs]
+                tokens = tokenizer.tokenize(images, **handed(tokenizer, prepared))
             check_answers("a tokenizer", len(images), tokens)
-            for answer in tokens:
-                _check_tokens(answer, self.tokenizer.spec)
+            for image, answer in zip(images, tokens, strict=True):
+                _check_tokens(answer, tokenizer.spec, (image.shape[0], image.shape[1]))
         return tokens
 
 
@@ -351,8 +360,8 @@ def _nothing_in(size: Size) -> Instances:
     return Instances(size, RleMasks([]), none, np.zeros(0, dtype=np.float32), boxes, spans)
 
 
-def _check_tokens(answer: object, spec: TokenizerSpec) -> None:
-    shape = (*spec.grid_shape, len(spec.codebook_sizes))
+def _check_tokens(answer: object, spec: TokenizerSpec, size: Size) -> None:
+    shape = (*spec.grid_on(size), len(spec.codebook_sizes))
     codes = answer.codes if isinstance(answer, Tokens) else None
     if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype.kind not in "iu":
         raise PluginError(f"the tokenizer {spec.name!r} must give Tokens with integer codes of shape {shape}")

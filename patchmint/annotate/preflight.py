@@ -53,8 +53,8 @@ def check_loadable(config: AnnotatorConfig) -> None:
     """
     missing = [name for role, name in config.models_used.items() if _is_missing(role, name)]
     try:
-        if config.tokens is not None:
-            check_tokens(config.models, config.tokens)
+        for tokens in config.tokenizers.values():
+            check_tokens(config.models, tokens)
         if config.features is not None:
             check_features(config.models, config.features, resolve_grid(config.grid))
         if config.labels is not None and not config.labels.from_stored:
@@ -95,7 +95,8 @@ def _is_missing(role: str, name: str) -> bool:
     if name == UNTRAINED or is_outside(role, name):
         return False
     kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
-    fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(role)]
+    kind_of_role = role.partition(".")[0]
+    fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(kind_of_role)]
     if name in kinds and name not in fitting:
         raise ConfigError(
             f"models.{role}: {name} is of the kind {kinds[name]}; choose one of {', '.join(fitting)}, or give a path"
@@ -106,8 +107,8 @@ def _is_missing(role: str, name: str) -> bool:
         if name in kinds and not CHECKPOINTS[name].bundled:
             return True
         hint = ""
-        if role in GROUPS and name not in kinds:
-            offered = plugin_names(GROUPS[role])
+        if kind_of_role in GROUPS and name not in kinds:
+            offered = plugin_names(GROUPS[kind_of_role])
             hint = f"; plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
         raise WeightsMissingError(f"models.{role}: {error}{hint}") from error
     return False

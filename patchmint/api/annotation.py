@@ -29,6 +29,7 @@ from patchmint.images.decode import DecodedImage
 from patchmint.interfaces import Explanation
 from patchmint.labelers.patches import PatchLabels, PhraseLabel, label_phrases
 from patchmint.pictures.overlay import draw_overlay
+from patchmint.shards.endings import tokenizer_name
 from patchmint.shards.schema import MaskDocument, PhraseDocument
 from patchmint.types import Phrase, Rle, Text
 
@@ -112,15 +113,21 @@ class Annotation:
     def codes(self) -> npt.NDArray[np.int32]:
         """Visual codes, before any vocabulary offset: int32 (rows, cols) for VQGAN, row-major.
 
-        In general the tokenizer's grid; with a last axis of codebooks where there is more than one.
+        In general the tokenizer's grid; with a last axis of codebooks where there is more than one. Of several
+        tokenizers the first one's; `all_codes` has the others'.
 
         Raises:
             InputError: no codes were asked for.
         """
-        if self._annotated.tokens is None:
+        if not self._annotated.tokens:
             raise InputError("no codes were made: the config's tokens are null")
-        codes = self._annotated.tokens.codes
-        return codes[..., 0] if codes.shape[-1] == 1 else codes
+        return next(iter(self.all_codes.values()))
+
+    @property
+    def all_codes(self) -> dict[str, npt.NDArray[np.int32]]:
+        """The codes of each tokenizer, as `codes`, by its name; empty where none were asked for."""
+        found = {tokenizer_name(member) or member: tokens.codes for member, tokens in self._annotated.tokens.items()}
+        return {name: codes[..., 0] if codes.shape[-1] == 1 else codes for name, codes in found.items()}
 
     @property
     def features(self) -> npt.NDArray[np.float16]:
@@ -185,7 +192,7 @@ class Annotation:
         Args:
             explanations: of `Annotator.explain`, to go with it.
         """
-        labels, tokens = self._annotated.labels, self._annotated.tokens
+        labels, codes = self._annotated.labels, self.all_codes
         further = {name: self.on_grid(name) for name in self._annotated.further}
         return AnnotationDocument(
             schema="patchmint.annotation/1",
@@ -205,7 +212,8 @@ class Annotation:
             grid=self._grid_document(),
             selector=labels.selector.tolist() if labels else [],
             coverage=labels.coverage.tolist() if labels else [],
-            codes=self.codes.tolist() if tokens else [],
+            codes=self.codes.tolist() if codes else [],
+            further_codes={name: grid.tolist() for name, grid in list(codes.items())[1:]},
             further_grids=[
                 FurtherGridDocument(
                     name=name,

@@ -95,6 +95,9 @@ class AnnotationDocument(_Document):
         description="(T, rows, cols) of all views: covered share, 0..255, rounded up."
     )
     codes: list[Any] = Field(description="The tokenizer's grid of codes, row-major; (rows, cols) for VQGAN.")
+    further_codes: dict[str, list[Any]] = Field(
+        default={}, exclude_if=lambda codes: not codes, description="Those of further tokenizers; absent without."
+    )
     further_grids: list[FurtherGridDocument] = Field(
         default=[], exclude_if=lambda grids: not grids, description="Labels on further grids; absent without."
     )

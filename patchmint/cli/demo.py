@@ -126,9 +126,10 @@ def _judged(config: BuildConfig, truth: Truth, report: BuildReport, out: Path, o
     from patchmint.demo.overlays import write_overlays
     from patchmint.storage import open_storage
 
-    assert config.tokens is not None, "the demo makes codes"
     storage = open_storage(config.output.uri)
-    figures = judge_dataset(storage, truth, config.models, config.tokens, written=report.written, progress=_progress)
+    figures = judge_dataset(
+        storage, truth, config.models, config.tokenizers[""], written=report.written, progress=_progress
+    )
     with _progress("drawing overlays", min(overlays, report.written)) as step:
         write_overlays(storage, truth, out / "overlays", overlays, step)
     return figures

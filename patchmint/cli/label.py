@@ -151,9 +151,9 @@ def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
             cells = sum(view.rows * view.cols for view in other.placement.views)
             kept = ", ".join(str(int(selector.sum())) for selector in other.selector)
             console.print(f"on the grid {name}: {kept} of {cells} patches kept")
-    if config.tokens is not None:
-        codes = annotation.codes
-        console.print(f"codes: {' x '.join(map(str, codes.shape))}, {len(set(codes.flat))} different")
+    for name, codes in annotation.all_codes.items():
+        which = f" {name}" if name in config.tokenizers else ""
+        console.print(f"codes{which}: {' x '.join(map(str, codes.shape))}, {len(set(codes.flat))} different")
     if config.features is not None:
         console.print(f"features: {' x '.join(map(str, annotation.features.shape))}")
 

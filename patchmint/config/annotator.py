@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from patchmint.config.grids import AnyGridConfig, named_grids, resolve_grid
 from patchmint.config.parsing import ONE_OR_TWO, Settings, parse_settings
@@ -54,6 +54,11 @@ def _vocabulary_of(models: Mapping[str, Any]) -> str:
         if os.sep in detector and Path(detector).expanduser().is_dir():
             return str(detector)
     return "bert-base-uncased-vocab"
+
+
+def role_of(kind: str, name: str) -> str:
+    """The role of a model ("tokenizer") that may be one of several with names ("tokenizer.fine")."""
+    return f"{kind}.{name}" if name else kind
 
 
 class PluginConfig(Settings):
@@ -290,6 +295,11 @@ Rule = Literal["nearest", "dot", "cosine", "logit"]
 class TokensConfig(Settings):
     """How images are turned into codes."""
 
+    tokenizer: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="The tokenizer, where there are several. Null: models.tokenizer.",
+    )
     size: int = Field(default=256, ge=8, le=4096, description="Side of the tokenizer's square input in pixels.")
     fit: Literal["pad", "crop", "squash"] = Field(default="pad", description="How an image becomes square.")
     remap: str | None = Field(default=None, description="An .npy list of used codes; codes become positions in it.")
@@ -298,6 +308,25 @@ class TokensConfig(Settings):
         description="How a VQGAN of your own chooses codes: nearest (taming), dot (IBQ), cosine (LlamaGen) or logit "
         "(Gumbel). Null: as its file says; one that doesn't is refused.",
     )
+
+
+def _tokens_form(value: Any) -> str:
+    if value is None:
+        return "none"
+    inner = value.values() if isinstance(value, Mapping) and not value.keys() & TokensConfig.model_fields.keys() else ()
+    return "named" if inner and all(isinstance(each, Mapping | TokensConfig) for each in inner) else "TokensConfig"
+
+
+TokenizerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,17}$")]
+"""A tokenizer's name among several: in names of members (KEY.codes.NAME.npy) and of the sidecars' columns."""
+
+AnyTokensConfig = Annotated[
+    Annotated[TokensConfig, Tag("TokensConfig")]
+    | Annotated[dict[TokenizerName, TokensConfig], Tag("named")]
+    | Annotated[None, Tag("none")],
+    Discriminator(_tokens_form),
+]
+"""What the setting `tokens` may be."""
 
 
 class FeaturesConfig(Settings):
@@ -363,7 +392,11 @@ class AnnotatorConfig(Settings):
         description="Several grids, in the place of one: labels are made on each, from the same masks; features on the "
         "first.",
     )
-    tokens: TokensConfig | None = Field(default_factory=TokensConfig, description="Null: no codes.")
+    tokens: AnyTokensConfig = Field(
+        default_factory=TokensConfig,
+        description="Null: no codes. Codes of several tokenizers side by side: {NAME: {tokenizer: ..., size: ...}, "
+        "...}, stored as KEY.codes.NAME.npy.",
+    )
     features: FeaturesConfig | None = Field(
         default=None, description="Continuous features of the vision encoder; null: none."
     )
@@ -434,7 +467,7 @@ class AnnotatorConfig(Settings):
 
     @model_validator(mode="after")
     def _plugins_that_are_named(self) -> Self:
-        named = {name for _, name in self.models if isinstance(name, str)}
+        named = {name for _, name in self.models if isinstance(name, str)} | set(self.models_used.values())
         for name in self.models.plugins:
             if name not in named:
                 raise ValueError(
@@ -466,15 +499,25 @@ class AnnotatorConfig(Settings):
         return self.labels.drawn if self.labels is not None else frozenset()
 
     @property
+    def tokenizers(self) -> dict[str, TokensConfig]:
+        """Settings of each tokenizer by its name, with its `tokenizer`; a single one's name is empty."""
+        given = self.tokens or {}
+        named = given if isinstance(given, dict) else {"": given}
+        default = {"tokenizer": self.models.tokenizer}
+        return {name: each if each.tokenizer else each.model_copy(update=default) for name, each in named.items()}
+
+    @property
     def models_used(self) -> dict[str, str]:
-        """Name or path of each model that takes part, by role."""
-        return self.models.used(
+        """Name or path of each model that takes part, by role; of several tokenizers "tokenizer.NAME"."""
+        tokenizers = {role_of("tokenizer", name): each.tokenizer or "" for name, each in self.tokenizers.items()}
+        used = self.models.used(
             labels=self.labels is not None and not self.labels.from_stored,
-            tokens=self.tokens is not None,
+            tokens="tokenizer" in tokenizers,
             features=self.features is not None,
             detector=self.labels is None or self.labels.needs_detector,
             masker=self.labels is None or self.labels.needs_masker,
         )
+        return used | tokenizers
 
     @property
     def notice(self) -> str:

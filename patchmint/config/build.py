@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig
+from patchmint.config.annotator import MODEL_PRESETS, AnnotatorConfig, TokensConfig
 from patchmint.config.grids import resolve_grid
 from patchmint.config.parsing import Settings, read_yaml, sections
 from patchmint.config.sources import AnySource, PatchmintSourceConfig, SourceConfig
@@ -316,6 +316,9 @@ class BuildConfig(AnnotatorConfig):
         images = {"images_per_shard": self.output.images_per_shard} if self.output.images_per_shard else {}
         documents = {"max_images": self.limits.max_images} if self.gives_documents else {}
         grids = self.model_dump(mode="json", include={"grids"}) if self.grids else {}
+        if isinstance(self.tokens, dict):
+            settings["tokens"] = {name: each.model_dump(mode="json") for name, each in self.tokenizers.items()}
+            settings["tokens_order"] = list(self.tokens)  # JSON is written with sorted keys
         if labels := settings["labels"]:
             # What is off is left out: plans say what they did before one could choose.
             settings["labels"] = {key: value for key, value in labels.items() if not (value is None or value is False)}
@@ -352,8 +355,10 @@ class BuildConfig(AnnotatorConfig):
             "output": self.output.model_copy(update={"uri": _absolute(self.output.uri)}),
             "models": self.models.model_copy(update=models),
         }
-        if self.tokens is not None and self.tokens.remap is not None:
-            updates["tokens"] = self.tokens.model_copy(update={"remap": _absolute(self.tokens.remap)})
+        if isinstance(self.tokens, dict):
+            updates["tokens"] = {name: _absolute_tokens(tokens) for name, tokens in self.tokens.items()}
+        elif self.tokens is not None:
+            updates["tokens"] = _absolute_tokens(self.tokens)
         return self.model_copy(update=updates).with_sources(
             lambda source: source.model_copy(update={"uri": _absolute(source.uri)})
         )
@@ -363,6 +368,11 @@ def json_schema() -> str:
     """The JSON Schema of a build's config file, as kept in docs/schemas/build.schema.json."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "patchmint build"}
     return json.dumps(head | BuildConfig.model_json_schema() | head, indent=2) + "\n"
+
+
+def _absolute_tokens(tokens: TokensConfig) -> TokensConfig:
+    remap, tokenizer = tokens.remap and _absolute(tokens.remap), tokens.tokenizer and _absolute_model(tokens.tokenizer)
+    return tokens.model_copy(update={"remap": remap, "tokenizer": tokenizer})
 
 
 def _absolute(path: str) -> str:

@@ -88,6 +88,7 @@ class Dataset:
         foreign: a lone tar that another program wrote; its samples have images and texts only.
         extents: first bytes and sizes of all samples, int64 (samples,) each; None unless read ahead (`with_extents`).
         further_grid: name of the grid on which it is read (`on_grid`); empty: the first.
+        further_codes: name of the tokenizer whose codes alone are read (`with_codes`); empty: the first, and others.
         columns: that are read with it, in the order in which one is put over the other. Its samples are those that all
             columns but the sparse ones have.
         without_wrong: samples that somebody marked as wrong aren't among its samples (`columns.without_wrong`).
@@ -104,23 +105,26 @@ class Dataset:
     foreign: bool = False
     extents: tuple[Integers, ...] | None = field(default=None, repr=False)
     further_grid: str = ""
+    further_codes: str = ""
     columns: tuple[Column, ...] = ()
     without_wrong: bool = False
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """dataset.json, as `manifest_data`; its layout is that with the columns, on the grid of `on_grid`.
+        """dataset.json, as `manifest_data`; its layout is that with the columns, of `on_grid` and `with_codes`.
 
         Raises:
             ShardError: it isn't of the format's form.
         """
-        told = self._on_all_grids
-        if told is None or not self.further_grid:
-            return told
-        return told.model_copy(update={"layout": told.layout.on_grid(self.further_grid)})
+        if (told := self.stored_manifest) is None:
+            return None
+        layout = told.layout.on_grid(self.further_grid) if self.further_grid else told.layout
+        layout = layout.with_codes(self.further_codes) if self.further_codes else layout
+        return told.model_copy(update={"layout": layout})
 
     @cached_property
-    def _on_all_grids(self) -> Manifest | None:
+    def stored_manifest(self) -> Manifest | None:
+        """The same on all grids, with the codes of all tokenizers."""
         from patchmint.shards.manifest import parse_manifest  # takes longer to import than all that `ls` needs
 
         with about(self.uri):
@@ -162,6 +166,31 @@ class Dataset:
             known = f"its grids: {', '.join(names)}" if names else f"without {MANIFEST_PATH} only the first can be read"
             raise InputError(f"{self.uri} has no labels on a grid {name!r} ({known})")
         return replace(self, further_grid="" if chosen == names[0] else chosen)
+
+    @property
+    def codes_names(self) -> tuple[str, ...]:
+        """Names of the tokenizers whose codes it has, the first first; of a data set without dataset.json ().
+
+        Raises:
+            ShardError: dataset.json is damaged.
+        """
+        return tuple(each.name for each in self.stored_manifest.layout.all_tokens) if self.stored_manifest else ()
+
+    def with_codes(self, name: str | None) -> Dataset:
+        """The data set as if the codes of one of its tokenizers were the only ones.
+
+        Args:
+            name: one of `codes_names`; None: the first, and the others are there as well.
+
+        Raises:
+            InputError: it has no such codes.
+            ShardError: dataset.json is damaged.
+        """
+        names = self.codes_names
+        if name is not None and name not in names:
+            known = f"its codes: {', '.join(names)}" if names else f"only {MANIFEST_PATH} says which it has"
+            raise InputError(f"{self.uri} has no codes {name!r} ({known})")
+        return replace(self, further_codes="" if name is None or name == names[0] else name)
 
     @cached_property
     def _grids(self) -> dict[str, Grid]:
@@ -229,25 +258,46 @@ class Dataset:
         """Puts its samples together with those of its columns, of which it has some."""
         from patchmint.shards.columns import Joiner
 
-        assert self._on_all_grids is not None
-        return Joiner(self._on_all_grids.layout)
+        assert self.stored_manifest is not None
+        return Joiner(self.stored_manifest.layout)
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of its sidecars: `patchmint.shards.sidecar.SCHEMA` of pictures, or `DOCUMENTS`; of a column some of that.
+        """Of its sidecars, with the codes of `with_codes`; see `patchmint.shards.sidecar.schema_for`.
 
         Raises:
             ShardError: dataset.json or, without one, the first sidecar is damaged.
             StorageError: that can't be read.
         """
+        return self._schema(self.manifest)
+
+    @cached_property
+    def stored_schema(self) -> pa.Schema:
+        """As `schema`, with the codes of all tokenizers, as sidecars have them."""
+        return self._schema(self.stored_manifest)
+
+    def _schema(self, manifest: Manifest | None) -> pa.Schema:
         from patchmint.shards.sidecar import SCHEMA, schema_for, schema_of
 
         if self.scanned is not None:
             return self.scanned.schema
-        if self.manifest is not None:
-            return schema_for(self.manifest.layout)
+        if manifest is not None:
+            return schema_for(manifest.layout)
         sidecar = next((shard.sidecar for shard in self.shards if shard.samples), "")
         return schema_of(self.storage, sidecar) if sidecar else SCHEMA
+
+    @cached_property
+    def absent(self) -> dict[str, Any]:
+        """What its own sidecars would hold in columns of `stored_schema` that only its columns have."""
+        from pyarrow.types import is_list
+
+        from patchmint.shards.sidecar import NOT_EDITED
+
+        if not self.columns:
+            return dict(NOT_EDITED)
+        own = replace(self, columns=()).stored_schema.names
+        further = (field for field in self.stored_schema if field.name not in own)
+        return {field.name: [] if is_list(field.type) else 0 for field in further} | dict(NOT_EDITED)
 
     @property
     def has_edits(self) -> bool:

@@ -57,7 +57,7 @@ def stored_endings(dataset: Dataset, endings: Endings) -> list[Endings]:
         endings = [on_grid(ending, dataset.further_grid) if ending in labels else ending for ending in endings]
     own = endings
     replaced = set().union(*(_made(column.dataset) for column in dataset.columns if not column.sparse))
-    if replaced & _made(replace(dataset, columns=(), further_grid="")):
+    if replaced & _made(replace(dataset, columns=(), further_grid="", further_codes="")):
         asked = dataset.joiner.members if endings is None else endings
         own = [ending for ending in asked if ending not in replaced]
     return [own, *[endings] * len(dataset.columns)]
@@ -87,7 +87,8 @@ def assemble(
         with about(uri_of(own.storage, place.tar)):
             found.append(_walked(own, place, endings[number], read(number, own, place.tar), at_once=not number))
     sample = dataset.joiner.join(found[0], found[1:]) if dataset.columns else found[0]
-    return sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
+    sample = sample.on_grid(dataset.further_grid) if dataset.further_grid else sample
+    return sample.with_codes(dataset.further_codes) if dataset.further_codes else sample
 
 
 def _walked(dataset: Dataset, place: Extent, endings: Endings, read: Read, *, at_once: bool) -> StoredSample:

@@ -17,7 +17,7 @@ from patchmint.datasets.dataset import Column, Dataset, Shard
 from patchmint.datasets.extents import Extent, assemble, stored_endings
 from patchmint.errors import ShardError
 from patchmint.shards.endings import DOCUMENT, SELECTOR
-from patchmint.shards.sidecar import NOT_EDITED, PLACE, stored_row
+from patchmint.shards.sidecar import OF_CODES, PLACE, code_columns, stored_row
 from patchmint.shards.sidecar import read_table as read_sidecar
 from patchmint.storage import uri_of
 from patchmint.storage.ahead import done_ahead
@@ -35,7 +35,8 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         dataset: that has the shard.
         shard: one of its shards.
         columns: of `dataset.schema`; None: all. Sidecars tell of the first grid: on a further one, those that depend
-            on the grid are made of the labels, which are read for it.
+            on the grid are made of the labels, which are read for it. Those of
+            codes are of `Dataset.with_codes`.
 
     Raises:
         ShardError: the sidecar is damaged, or of another tar, or a sample is.
@@ -49,7 +50,9 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
     extra = ["key", "offset", "size"] if of_grid else ["key"] if dataset.columns else []
     asked = list(dict.fromkeys((*names, *extra, *(["wrong"] if dataset.without_wrong else []))))
-    table = read_sidecar(dataset.storage, shard.sidecar, dataset.schema, asked, NOT_EDITED)
+    suffix = f"_{dataset.further_codes}" if dataset.further_codes else ""
+    stored = [name + suffix if name in OF_CODES else name for name in asked]
+    table = read_sidecar(dataset.storage, shard.sidecar, dataset.stored_schema, stored, dataset.absent)
     if table.num_rows != shard.samples + shard.lacking:
         raise ShardError(
             f"{shard.sidecar} of {dataset.uri} has {table.num_rows} rows, not {shard.samples + shard.lacking}; run "
@@ -58,7 +61,7 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         )
     if {"offset", "size"} <= set(table.column_names):
         _check_extents(table, shard, dataset.uri)
-    table = _with_columns(dataset, shard, table)
+    table = _with_columns(dataset, shard, table).rename_columns(asked)
     return (_on_grid(dataset, shard, table, of_grid) if of_grid else table).select(names)
 
 
@@ -66,19 +69,34 @@ def _with_columns(dataset: Dataset, shard: Shard, table: pa.Table) -> pa.Table:
     """The rows of a shard that all columns have, with what they say."""
     kept = []
     for column in dataset.columns:
-        told = [name for name in table.column_names if name in column.dataset.schema.names and name not in PLACE]
+        own_names = _names_in(column, dataset)
+        told = [name for name in table.column_names if name in own_names]
         if not told and (column.sparse or not shard.lacking):
             continue
-        rows = column_rows(column, shard, table["key"], told)
+        rows = column_rows(column, shard, table["key"], [own_names[name] for name in told])
         there = pc.is_valid(rows["tar"])
         for name in told:
-            own = pc.if_else(there, rows[name], table[name]) if column.sparse else rows[name]
+            own = rows[own_names[name]]
+            own = pc.if_else(there, own, table[name]) if column.sparse else own
             table = table.set_column(table.column_names.index(name), name, own)
         if not column.sparse:
             kept.append(there)
     if dataset.without_wrong:
         kept.append(pc.invert(table["wrong"]))
     return table.filter(reduce(pc.and_, kept)) if shard.lacking and kept else table
+
+
+def _names_in(column: Column, dataset: Dataset) -> dict[str, str]:
+    """Columns of a data set's sidecars of which its column has its own: what they are called there.
+
+    Those of codes have a tokenizer's name, unless it is the first; in the column that may be another.
+    """
+    assert dataset.stored_manifest is not None
+    assert column.dataset.manifest is not None
+    here, there = (code_columns(manifest.layout) for manifest in (dataset.stored_manifest, column.dataset.manifest))
+    of_codes = {name for names in there.values() for name in names}
+    same = {name: name for name in column.dataset.schema.names if name not in (*PLACE, *of_codes)}
+    return same | {pair[0]: pair[1] for slot, names in there.items() for pair in zip(here[slot], names, strict=False)}
 
 
 def column_rows(column: Column, shard: Shard, keys: pa.ChunkedArray, names: Sequence[str]) -> pa.Table:

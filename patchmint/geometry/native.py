@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -107,6 +108,28 @@ class NativeGrid:
             raise _too_oblong(image_size)
         return size
 
+
+def native_name(grid: NativeGrid) -> str:
+    """A short name of how images are resized for a grid of unmerged patches, such as "smart-8-262144-1048576-bicubic".
+
+    `native_of` reads it.
+    """
+    return f"{grid.resize}-{grid.patch_px}-{grid.least}-{grid.most}-bicubic"
+
+
+def native_of(name: str) -> NativeGrid | None:
+    """The grid that `native_name` named; None for other names."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    patch, least, most = map(int, match.groups()[1:])
+    try:
+        return NativeGrid(patch, 1, patch, Resize(match[1]), least, most)
+    except (ConfigError, ValueError):
+        return None
+
+
+_NAME = re.compile(r"([a-z]+)-([0-9]{1,5})-([0-9]{1,9})-([0-9]{1,9})-[a-z0-9]+", re.ASCII)
 
 # The arithmetic of transformers 5.23, step by step, because the last bit of a float can decide about a row of cells.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from patchmint.datasets.dataset import Dataset, open_tar, sidecar_of
 from patchmint.shards.endings import sample_endings, unnumbered
 from patchmint.shards.reader import Member, iter_members, read_sample
-from patchmint.shards.sidecar import DOCUMENTS, read_table, schema_of
+from patchmint.shards.sidecar import read_table, schema_of
 from patchmint.storage import Storage
 
 if TYPE_CHECKING:  # a finished data set tells all in dataset.json, at once
@@ -212,7 +212,7 @@ def list_tar(uri: str) -> Iterator[ListedSample]:
 
 def _from_sidecar(storage: Storage, name: str, sidecar: str) -> Iterator[ListedSample]:
     schema = schema_of(storage, sidecar)
-    documents = schema is DOCUMENTS
+    documents = "images" in schema.names
     rows = read_table(storage, sidecar, schema, ["key", "offset", "size", *(["images"] if documents else [])])
     first: dict[str, None] = {}
     for row in rows.to_pylist():

@@ -142,6 +142,8 @@ def _body(dataset: Dataset, manifest: Manifest, repo: str, licence: str, picture
 
 def _meaning(ending: str) -> str:
     kind, _, grid = ending.removesuffix(".npy").rpartition(".")
+    if kind == "codes":
+        return f"visual codes of the tokenizer {grid}"
     if kind in ("selector", "coverage"):
         return f"{_MEANINGS[f'{kind}.npy']}, on the grid {grid}"
     return _MEANINGS.get(ending, "visual codes")

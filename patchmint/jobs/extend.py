@@ -31,7 +31,7 @@ from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.options import with_settings
 from patchmint.jobs.progress import say
 from patchmint.pipeline.plan import record_models
-from patchmint.shards.manifest import SECTION_OF_ROLE, Manifest, made_by
+from patchmint.shards.manifest import Manifest, made_by, section_of
 from patchmint.shards.paths import COLUMNS
 from patchmint.shards.plan import load_plan
 from patchmint.storage import open_storage
@@ -137,7 +137,7 @@ def _check_of_instances(settings: Mapping[str, Any]) -> None:
 def _section_made(key: str) -> str:
     """The section that a setting asks for: to name another model is to ask for what it makes."""
     section, _, name = key.partition(".")
-    return SECTION_OF_ROLE.get(name, section) if section == "models" else section
+    return section_of(name) or section if section == "models" else section
 
 
 def settings_of(
@@ -170,9 +170,11 @@ def settings_of(
     for section in ("labels", "tokens", "features"):
         past = made_by(config, section)
         if past is not None:
-            models |= {role: name for role, name in past["models"].items() if SECTION_OF_ROLE.get(role) == section}
+            models |= {role: name for role, name in past["models"].items() if section_of(role) == section}
             plugins |= past["models"].get("plugins", {})
         settings[section] = None if section not in made else past[section] if past is not None else {}
+    # Several tokenizers have theirs in `tokens`.
+    models = {role: name for role, name in models.items() if "." not in role}
     plugins = {name: given for name, given in plugins.items() if name in models.values()}
     return settings | {"models": _models(models) | ({"plugins": plugins} if plugins else {})}
 

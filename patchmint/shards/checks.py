@@ -32,6 +32,7 @@ from patchmint.shards.schema import (
     PhraseDocument,
     SampleDocument,
     SequenceDocument,
+    TokensDocument,
     dump_features,
 )
 
@@ -138,9 +139,10 @@ def _check_arrays_of(
         yield "document-grid", str(error)
         return
     features = _ending(told, number, FEATURES)
-    ending = _ending(told, number, f"{told.tokens.member}.npy")
-    if told.tokens.member and ending in arrays:
-        yield from _check_codes(told, ending, arrays[ending])
+    for tokens in told.all_tokens:
+        ending = _ending(told, number, f"{tokens.member}.npy")
+        if ending in arrays:
+            yield from _check_codes(tokens, number, ending, arrays[ending])
     if features in arrays:
         yield from _check_features(told, image.grid, features, arrays[features])
 
@@ -184,13 +186,20 @@ def _check_against_layout(told: KeyJson, layout: Layout) -> Iterator[Problem]:
             continue
         for grid, each in zip(image.further_grids, layout.further_grids, strict=True):
             yield from _check_grid(image, grid, each)
-    expected: dict[str, object] = {"member": "", "grid": (), "codebook_sizes": (), "preprocessing": ""}
-    if layout.tokens:
-        expected = layout.tokens.model_dump(exclude={"rule"})
-    if told.tokens.model_dump() != expected:
-        yield "document-tokens", f"tokens {told.tokens!r}, the data set's are {layout.tokens!r}"
     if told.features_json != dump_features(layout.features):
         yield "document-features", f"features {told.features_json[:200]}, the data set's are {layout.features!r}"
+    tokens = [each.model_dump(exclude={"grids"}) for each in told.all_tokens]
+    if tokens != [each.model_dump(exclude={"rule"}) for each in layout.all_tokens]:
+        yield "document-tokens", f"tokens {told.all_tokens!r}, the data set's are {layout.all_tokens!r}"
+        return
+    for codes, theirs in zip(told.all_tokens, layout.all_tokens, strict=True):
+        try:
+            grids = tuple(theirs.grid_on((image.height, image.width)) for image in told.images if theirs.varies)
+        except InputError as error:
+            yield "document-tokens", f"the tokenizer's grid can't be laid on this image: {error}"
+            continue
+        if len(codes.grids) != len(grids) or (any(grids) and codes.grids != grids):
+            yield "document-tokens", f"the codes {codes.member} have grids {codes.grids}, on these images {grids}"
 
 
 def _check_grid(image: EntryDocument, told: GridDocument, layout: GridLayout) -> Iterator[Problem]:
@@ -257,13 +266,14 @@ def _check_selector(ending: str, selector: Array, coverage: Array | None, thresh
         yield "selector-coverage", f"{wrong} patches have a selector other than coverage > {threshold}"
 
 
-def _check_codes(told: KeyJson, ending: str, codes: Array) -> Iterator[Problem]:
+def _check_codes(told: TokensDocument, image: int, ending: str, codes: Array) -> Iterator[Problem]:
     try:
-        tokens = TokensLayout(**told.tokens.model_dump())
-    except ValueError as error:
+        tokens = TokensLayout(**told.model_dump(exclude={"grids"}))
+        shape = tokens.shape_of(told.grid_of(image))
+    except (ValueError, ShardError) as error:
         yield "document-tokens", f"KEY.json's tokens can't be: {error}"
         return
-    problems = _check_form(ending, codes, tokens.dtype, tokens.shape)
+    problems = _check_form(ending, codes, tokens.dtype, shape)
     yield from problems
     if problems or not codes.size:
         return

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from patchmint.errors import InputError, ShardError
-from patchmint.shards.endings import DOCUMENT, unnumbered
+from patchmint.shards.endings import DOCUMENT, tokenizer_name, unnumbered
 from patchmint.shards.layout import Layout, joined_notice
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import KeyJson
@@ -35,6 +35,7 @@ def column_json(told: KeyJson, layout: Layout) -> bytes:
     whole = told.model_dump()
     changes: dict[str, Any] = {"schema": SCHEMA} | ({"notice": layout.notice} if layout.notice else {})
     changes |= {name: whole[name] for name, made in fields.items() if made}
+    changes |= {"further_tokens": whole["further_tokens"]} if layout.further_tokens else {}
     images = [{name: image[name] for name, made in of_image.items() if made} for image in whole.get("images", [whole])]
     if layout.documents:
         changes |= {"images": images} if any(of_image.values()) else {}
@@ -57,13 +58,14 @@ class Joiner:
         self.members = layout.members
         self._order = {ending: place for place, ending in enumerate(self.members)}
         self._grids = [grid.name for grid in layout.further_grids]
+        self._tokens = [tokens.member for tokens in layout.all_tokens]
         self._known: dict[tuple[str, ...], list[str]] = {}  # samples have the same endings over and over
 
     def join(self, sample: StoredSample, parts: Iterable[StoredSample]) -> StoredSample:
         """A sample with what columns have of it: later members take the place of earlier ones of the same ending.
 
         Members that the layout hasn't, such as codes that others replace, are left out. Of KEY.json fields at the top
-        do so; further grids are added, by name.
+        do so; further grids and tokenizers are added, by name.
 
         Raises:
             ShardError: a part is of another sample, or a KEY.json isn't what it must be.
@@ -111,7 +113,18 @@ class Joiner:
             changed["further_grids"] = [grids[name] for name in self._grids if name in grids]
             if not changed["further_grids"]:
                 del changed["further_grids"]
+        if "tokens" in change:
+            tokens = {each["member"]: each for own in (told, change) for each in _all_tokens(own)}
+            first, *others = (tokens[member] for member in self._tokens if member in tokens)
+            changed = {**changed, "tokens": first} | ({"further_tokens": others} if others else {})
+            if not others:
+                changed.pop("further_tokens", None)
         return changed
+
+
+def _all_tokens(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    first = told.get("tokens")
+    return [first, *told.get("further_tokens", ())] if first and first["member"] else []
 
 
 def held(layout: Mapping[str, Any]) -> frozenset[str]:
@@ -120,10 +133,12 @@ def held(layout: Mapping[str, Any]) -> frozenset[str]:
     Args:
         layout: as it stands in dataset.json.
     """
-    found = {"labels": layout["min_coverage"] is not None, "codes": bool(layout["tokens"])}
+    found = {"labels": layout["min_coverage"] is not None}
     further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
     features = {"features": bool(layout.get("features"))}
-    return frozenset(name for name, made in (found | further | features).items() if made)
+    names = [tokenizer_name(tokens["member"]) for tokens in _all_tokens(layout)]
+    codes = {f"codes {name}" if name else "codes": True for name in names}
+    return frozenset(name for name, made in (found | codes | further | features).items() if made)
 
 
 def choose(

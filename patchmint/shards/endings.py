@@ -26,6 +26,8 @@ FEATURES = "features.npy"
 VQGAN = "vqgan"
 """Name of the tokens' member where VQGAN made them: `KEY.vqgan.npy`."""
 
+_OF_SEVERAL = "codes."
+
 MAX_IMAGES = 999
 """Images of a document."""
 
@@ -75,7 +77,17 @@ def longest_key(arrays: Sequence[str], *, documents: bool) -> int:
     return min(usual, _NAME_BYTES - len(".") - number - max(map(len, arrays), default=0))
 
 
-_TAKEN = frozenset({"selector", "coverage", "features", VQGAN})
+def codes_member(name: str) -> str:
+    """Name of the codes' member of one of several tokenizers: `KEY.codes.NAME.npy`."""
+    return _OF_SEVERAL + name
+
+
+def tokenizer_name(member: str) -> str:
+    """The tokenizer's name, where it is one of several; else empty."""
+    return member.partition(_OF_SEVERAL)[2]
+
+
+_TAKEN = frozenset({"selector", "coverage", "features", "codes", VQGAN})
 
 
 def token_member(tokenizer: str) -> str:

@@ -101,7 +101,7 @@ class ForeignSample(StoredSample):
                 images.append(ImageDocument.model_construct(**_UNREADABLE))
         place = {"ordinal": ordinal, "offset": self.offset, "size": self.size}
         told = (self._told(images, documents=documents) for documents in (False, True))
-        picture, document = (sidecar_row(each, (), (), **place) | {"texts": self.texts} for each in told)
+        picture, document = (sidecar_row(each, (), {}, **place) | {"texts": self.texts} for each in told)
         return picture, document
 
     def _name(self, number: int) -> str:

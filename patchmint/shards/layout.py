@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from patchmint.config.grids import MAX_GRID_NAME
 from patchmint.errors import InputError
 from patchmint.geometry import Fit, Grid, PatchGrid, coverage_to_uint8
+from patchmint.geometry.native import NativeGrid, native_of
 from patchmint.geometry.presets import grid_of_settings, grid_settings, has_fixed_cells, is_one_input
-from patchmint.interfaces import FeatureSpec
+from patchmint.interfaces import FeatureSpec, TokenizerSpec
 from patchmint.shards.endings import (
     CAPTION,
     COVERAGE,
@@ -28,6 +29,7 @@ from patchmint.shards.endings import (
     numbered,
     on_grid,
     sample_endings,
+    tokenizer_name,
     unnumbered,
 )
 from patchmint.types import Size
@@ -90,11 +92,16 @@ class FurtherGridLayout(GridLayout):
 
 
 class TokensLayout(_Layout):
-    """The tokenizer's codes."""
+    """A tokenizer's codes."""
 
-    member: str = Field(pattern=r"^[a-z0-9_-]{1,15}$", description="Name of the member: KEY.MEMBER.npy.")
-    grid: tuple[Annotated[int, Field(ge=1, le=_MAX_CELLS)], ...] = Field(
-        min_length=1, max_length=_MAX_AXES, description="Shape of the codes; (rows, cols), or (length,)."
+    member: str = Field(
+        pattern=r"^([a-z0-9_-]{1,15}|codes\.[a-z][a-z0-9_]{0,17})$",
+        description="Name of the member: KEY.MEMBER.npy; of several tokenizers codes.NAME.",
+    )
+    grid: tuple[Annotated[int, Field(ge=0, le=_MAX_CELLS)], ...] = Field(
+        min_length=1,
+        max_length=_MAX_AXES,
+        description="Shape of the codes; (rows, cols), or (length,); 0, 0: it depends on the image.",
     )
     codebook_sizes: tuple[Annotated[int, Field(ge=1, le=_MAX_CODES)], ...] = Field(
         min_length=1, max_length=_MAX_BOOKS, description="Number of codes in each codebook."
@@ -106,11 +113,24 @@ class TokensLayout(_Layout):
         exclude_if=lambda rule: not rule,
     )
 
+    @classmethod
+    def of(cls, member: str, spec: TokenizerSpec) -> Self:
+        """The layout of a tokenizer's codes."""
+        return cls(
+            member=member,
+            grid=spec.grid_shape,
+            codebook_sizes=spec.codebook_sizes,
+            preprocessing=spec.preprocessing,
+            rule=spec.rule,
+        )
+
     @field_validator("grid")
     @classmethod
     def _check_cells(cls, grid: tuple[int, ...]) -> tuple[int, ...]:
         if math.prod(grid) > _MAX_CELLS:
             raise ValueError(f"it has more than {_MAX_CELLS} cells")
+        if not all(grid) and grid != (0, 0):
+            raise ValueError("it has no cells; 0, 0 where they depend on the image")
         return grid
 
     @field_validator("codebook_sizes")
@@ -121,27 +141,48 @@ class TokensLayout(_Layout):
         return sizes
 
     @property
+    def name(self) -> str:
+        """The tokenizer's name; its member's, where it is the only one."""
+        return tokenizer_name(self.member) or self.member
+
+    @property
+    def varies(self) -> bool:
+        """Whether the grid depends on the image."""
+        return not all(self.grid)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape on disk: the grid, with a last axis of codebooks where there are several."""
+        return self.shape_of(self.grid)
+
+    def shape_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape on disk of codes with this grid."""
         codebooks = len(self.codebook_sizes)
-        return self.grid if codebooks == 1 else (*self.grid, codebooks)
+        return grid if codebooks == 1 else (*grid, codebooks)
+
+    def grid_on(self, image_size: Size) -> tuple[int, ...] | None:
+        """The grid on an image (height, width); None where it depends on the image, and `cells` isn't known.
+
+        Raises:
+            InputError: the image is too long and narrow for it.
+        """
+        if not self.varies:
+            return self.grid
+        return None if self.cells is None else self.cells.place(image_size).shape
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """Type on disk, little-endian: uint16, or uint32 where a codebook has more codes than that holds."""
         return np.dtype("<u2" if max(self.codebook_sizes) <= _UINT16_CODES else "<u4")
 
-    @property
-    def codes(self) -> int:
-        """Codes of one image: cells times codebooks."""
-        return math.prod(self.shape)
-
     @cached_property
-    def cells(self) -> PatchGrid | None:
-        """How the codes' grid lies on an image, by what `preprocessing` says ("pad-256-bicubic").
+    def cells(self) -> PatchGrid | NativeGrid | None:
+        """How the codes' grid lies on an image, by what `preprocessing` says ("pad-256-bicubic", "smart-8-...").
 
         None where that can't be told: an outside tokenizer with words of its own, or one without rows.
         """
+        if self.varies:
+            return native_of(self.preprocessing)
         match = _PREPROCESSING.fullmatch(self.preprocessing)
         if match is None or len(self.grid) != 2:
             return None
@@ -173,7 +214,10 @@ class Layout(_Layout):
         default=(), exclude_if=lambda grids: not grids, description="The others; absent where there are none."
     )
     min_coverage: float | None = Field(ge=0, lt=1, description="A patch is kept above this share; null: no labels.")
-    tokens: TokensLayout | None = Field(description="Null: no codes.")
+    tokens: TokensLayout | None = Field(description="Null: no codes; of several tokenizers the first.")
+    further_tokens: tuple[TokensLayout, ...] = Field(
+        default=(), exclude_if=lambda tokens: not tokens, description="The others; absent where there are none."
+    )
     features: FeatureSpec | None = Field(default=None, description="Null: no features.")
     notice: str = Field(description="A warning that belongs on every use (untrained or demo models); else empty.")
     instances: bool = Field(
@@ -209,7 +253,7 @@ class Layout(_Layout):
         labels = () if self.min_coverage is None else (SELECTOR, COVERAGE)
         further = tuple(on_grid(ending, each.name) for each in self.further_grids for ending in (SELECTOR, COVERAGE))
         instances = (INSTANCES,) if self.instances else ()
-        tokens = (f"{self.tokens.member}.npy",) if self.tokens else ()
+        tokens = (f"{each.member}.npy" for each in self.all_tokens)
         features = (FEATURES,) if self.features else ()
         return (*labels, *further, *instances, *tokens, *features)
 
@@ -240,7 +284,9 @@ class Layout(_Layout):
             update |= {name: getattr(column, name) for name in ("min_coverage", "further_grids", "instances")}
         elif column.further_grids:
             update["further_grids"] = (*self.further_grids, *column.further_grids)
-        update |= {"tokens": column.tokens} if column.tokens else {}
+        # those with names are put beside what there is; of those without there is one
+        tokens = {tokenizer_name(each.member): each for own in (self, column) for each in own.all_tokens}
+        update |= {"tokens": next(iter(tokens.values()), None), "further_tokens": tuple(tokens.values())[1:]}
         update |= {"features": column.features} if features else {}
         if labels or features:
             kept = (self.features is not None and not features) or (self.min_coverage is not None and not labels)
@@ -263,6 +309,16 @@ class Layout(_Layout):
         alone = GridLayout(**grid.model_dump(exclude={"name"}))
         return self.model_copy(update={"grid": alone, "further_grids": (), "features": None})
 
+    @property
+    def all_tokens(self) -> tuple[TokensLayout, ...]:
+        """The codes of each tokenizer."""
+        return () if self.tokens is None else (self.tokens, *self.further_tokens)
+
+    def with_codes(self, name: str) -> Self:
+        """The layout of its samples as if the codes of one of its tokenizers were the only ones."""
+        tokens = next(each for each in self.all_tokens if each.name == name)
+        return self.model_copy(update={"tokens": tokens, "further_tokens": ()})
+
     def ending_of(self, image: int, ending: str) -> str:
         """Ending of a member that belongs to one image of a sample."""
         return numbered(image, ending) if self.documents else ending
@@ -274,7 +330,7 @@ def joined_notice(*notices: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _shown(cells: PatchGrid, image_size: Size) -> npt.NDArray[np.bool_]:
+def _shown(cells: PatchGrid | NativeGrid, image_size: Size) -> npt.NDArray[np.bool_]:
     return cells.place(image_size).inside > 0
 
 

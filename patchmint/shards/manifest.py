@@ -10,7 +10,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.errors import InputError, ShardError, about
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    INSTANCES,
+    SELECTOR,
+    on_grid,
+    tokenizer_name,
+)
 from patchmint.shards.layout import GridLayout, Layout
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.records import CommitRecord, ImageCounts, mean_share_of
@@ -29,7 +39,7 @@ SECTION_OF_ROLE = {
     "remap": "tokens",
     "vit": "features",
 }
-"""Which section of the settings a model, by its role, makes."""
+"""Which section of the settings a model, by its role, makes; `section_of` knows those of several tokenizers too."""
 
 SECTIONS = ("labels", "tokens", "features")
 """Sections of the settings that something is made by."""
@@ -197,9 +207,10 @@ def describe_members(layout: Layout) -> tuple[MemberEntry, ...]:
     }
     for grid in layout.further_grids:
         known |= dict.fromkeys((on_grid(SELECTOR, grid.name), on_grid(COVERAGE, grid.name)), _labels_on(grid))
-    if layout.tokens is not None:
-        tokens = layout.tokens
-        known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(str(length) for length in tokens.shape))
+    for tokens in layout.all_tokens:
+        shape = [str(length) for length in tokens.shape]
+        shape[:2] = ("rows", "cols") if tokens.varies else shape[:2]
+        known[f"{tokens.member}.npy"] = (tokens.dtype.name, tuple(shape))
     if layout.features is not None:
         features = layout.features
         known[FEATURES] = (
@@ -226,6 +237,34 @@ def made_by(config: Mapping[str, Any], section: str) -> Mapping[str, Any] | None
     return next((past for past in _history(config) if isinstance(past.get(section), Mapping)), None)
 
 
+def section_of(role: str) -> str | None:
+    """Which section of the settings a model makes; None where that is none."""
+    return SECTION_OF_ROLE.get(role.partition(".")[0])
+
+
+def codes_made_by(config: Mapping[str, Any], member: str) -> dict[str, Any] | None:
+    """The settings of the build that made a tokenizer's codes, as if that one had been its only one.
+
+    Args:
+        config: as for `made_by`.
+        member: of the codes.
+    """
+    name = tokenizer_name(member)
+    for past in _history(config):
+        given = past.get("tokens")
+        own = given.get(name) if isinstance(given, Mapping) and name else given
+        if isinstance(own, Mapping) and not has_several(own):
+            if (models := past.get("models")) and name:
+                models = {**models, "tokenizer": models.get(f"tokenizer.{name}")}
+            return {**past, "tokens": own, "models": models}
+    return None
+
+
+def has_several(tokens: Mapping[str, Any] | None) -> bool:
+    """Whether settings of tokens are those of several tokenizers, by name."""
+    return any(isinstance(value, Mapping) for value in (tokens or {}).values())
+
+
 def held_settings(manifest: Manifest) -> dict[str, Any]:
     """The settings of a data set as if one build had made all that its shards hold.
 
@@ -249,7 +288,10 @@ def held_settings(manifest: Manifest) -> dict[str, Any]:
             if section == "labels" and past.get("grids"):
                 settings["grids"] = past["grids"]
             made = past.get("models") or {}
-            models |= {role: name for role, name in made.items() if SECTION_OF_ROLE.get(role) == section}
+            models |= {role: name for role, name in made.items() if section_of(role) == section}
+    if layout.further_tokens:
+        found = {each.name: codes_made_by(config, each.member) or {} for each in layout.all_tokens}
+        settings["tokens"] = {name: past.get("tokens", {}) for name, past in found.items()}
     *_, first = _history(config)
     return settings | {"source": first.get("sources") or first.get("source"), "models": models}
 

@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import BinaryIO
 
@@ -177,7 +177,10 @@ class StoredImage:
 
     @cached_property
     def codes(self) -> Array | None:
-        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none."""
+        """Codes before any vocabulary offset: uint16 or uint32 (*grid[, codebooks]); None where there are none.
+
+        Of several tokenizers those of the first, or of `StoredSample.with_codes`.
+        """
         member = self.key_json.tokens.member
         return self.array(f"{member}.npy") if member else None
 
@@ -215,6 +218,7 @@ class StoredSample:
         size: bytes of all its members, headers and padding included.
         members: bytes by ending ("jpg", "json", "selector.npy", ...), in the shard's order.
         grid: name of the further grid on which it is read (`on_grid`); empty: as it was written.
+        tokenizer: name of the tokenizer with whose codes alone it is read (`with_codes`); empty: as it was written.
     """
 
     key: str
@@ -222,6 +226,14 @@ class StoredSample:
     size: int
     members: dict[str, bytes] = field(repr=False)
     grid: str = ""
+    tokenizer: str = ""
+
+    def with_codes(self, name: str) -> StoredSample:
+        """The sample as if the codes of one of several tokenizers were the only ones.
+
+        `key_json` raises a ShardError where it has no such codes.
+        """
+        return replace(self, tokenizer=name)
 
     def on_grid(self, name: str) -> StoredSample:
         """The sample as if its labels were on one of its further grids alone, without features.
@@ -236,13 +248,14 @@ class StoredSample:
                 members[ending.removesuffix(own) + endings[own]] = data
             elif own != FEATURES and own.partition(".")[0] not in ("selector", "coverage"):
                 members[ending] = data
-        return StoredSample(self.key, self.offset, self.size, members, name)
+        return replace(self, members=members, grid=name)
 
     @cached_property
     def key_json(self) -> KeyJson:
         """KEY.json."""
         told = read_key_json(_member(self.members, self.key, DOCUMENT))
-        return told.on_grid(self.grid) if self.grid else told
+        told = told.on_grid(self.grid) if self.grid else told
+        return told.with_codes(self.tokenizer) if self.tokenizer else told
 
     @cached_property
     def images(self) -> tuple[StoredImage, ...]:

@@ -12,7 +12,7 @@ import yaml
 
 from patchmint.errors import NotFoundError
 from patchmint.shards.endings import CAPTION, DOCUMENT, FEATURES, IMAGE, INSTANCES, unnumbered
-from patchmint.shards.layout import GridLayout, Layout
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.manifest import Manifest, Totals
 from patchmint.shards.paths import SHARDS
 from patchmint.storage import Storage
@@ -44,16 +44,21 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _tokens(*tokens: TokensLayout) -> dict[str, _Feature]:
+    grids: dict[str, _Feature] = {"grids": [[_NUMBER]]} if any(each.varies for each in tokens) else {}
+    return {"member": _TEXT, "grid": [_NUMBER], "codebook_sizes": [_NUMBER], "preprocessing": _TEXT} | grids
+
+
 def _features(layout: Layout, images: int) -> dict[str, _Feature]:
     """Columns of documents of at most so many images."""
     labels: _Feature = [[["uint8"]]]
     made: dict[str, _Feature] = dict.fromkeys(layout.arrays, labels)
     made |= {INSTANCES: {"instances_json": _TEXT}, FEATURES: [["float16"]]}
-    if layout.tokens is not None:
-        codes: _Feature = layout.tokens.dtype.name
-        for _ in layout.tokens.shape:
+    for tokens in layout.all_tokens:
+        codes: _Feature = tokens.dtype.name
+        for _ in tokens.shape:
             codes = [codes]
-        made[f"{layout.tokens.member}.npy"] = codes
+        made[f"{tokens.member}.npy"] = codes
     grid = _grid(layout.grid)
     entry = {"width": _NUMBER, "height": _NUMBER, "format": _TEXT, "mode": _TEXT, "orientation": _NUMBER, "grid": grid}
     others = layout.further_grids
@@ -62,7 +67,8 @@ def _features(layout: Layout, images: int) -> dict[str, _Feature]:
         **dict.fromkeys(("schema", "key", "id", "notice"), _TEXT),
         "texts": [_TEXT],
         **dict.fromkeys(("phrases_json", "annotators_json"), _TEXT),
-        "tokens": {"member": _TEXT, "grid": [_NUMBER], "codebook_sizes": [_NUMBER], "preprocessing": _TEXT},
+        "tokens": _tokens(*layout.all_tokens[:1]),
+        **({"further_tokens": [_tokens(*layout.further_tokens)]} if layout.further_tokens else {}),
         "features_json": _TEXT,
         "images": [entry | {"source": {"name": _TEXT, "path": _TEXT, "start": _NUMBER}} | further],
         "sequence": [{"text": _TEXT, "image": _NUMBER, "role": _TEXT}],

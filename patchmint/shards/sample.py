@@ -13,8 +13,8 @@ from patchmint.errors import ShardError
 from patchmint.geometry import Placement, RleMasks
 from patchmint.interfaces import Instances
 from patchmint.samples import ImageRef, PlannedSample, SourceText
-from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid
-from patchmint.shards.layout import GridLayout, Layout
+from patchmint.shards.endings import COVERAGE, SELECTOR, on_grid, tokenizer_name
+from patchmint.shards.layout import GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import (
     SCHEMA,
@@ -76,10 +76,11 @@ class ShardImage:
             labels.
         coverage: uint8 (texts that label it, rows of all views, cols); None exactly where the layout has no labels.
         codes: integers (*grid, codebooks), or (*grid,) where there is one codebook; None exactly where the layout has
-            no tokens.
+            no tokens without a name.
         features: float16 (views * tokens, channels); None exactly where the layout has no features.
         further: labels on the layout's further grids, by their names.
         masks: of the phrases, each of the image's size; None exactly where the layout has no instances.
+        named_codes: codes of the layout's tokens that have names, by these.
     """
 
     data: bytes = field(repr=False)
@@ -93,6 +94,7 @@ class ShardImage:
     features: npt.NDArray[Any] | None = field(default=None, repr=False)
     further: Mapping[str, FurtherLabels] = field(default_factory=dict)
     masks: tuple[Rle, ...] | None = field(default=None, repr=False)
+    named_codes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,23 @@ class ShardSample:
 
     planned: PlannedSample
     images: tuple[ShardImage, ...]
+
+
+def codes_of(image: ShardImage, tokens: TokensLayout) -> npt.NDArray[Any] | None:
+    """An image's codes of one tokenizer; None where it has none."""
+    return image.named_codes.get(name) if (name := tokenizer_name(tokens.member)) else image.codes
+
+
+def codes_by_name(codes: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """The fields `codes` and `named_codes` of a `ShardImage`, of codes by their members."""
+    named = {tokenizer_name(member): grid for member, grid in codes.items()}
+    return {"codes": named.pop("", None), "named_codes": named}
+
+
+def stored_codes(image: StoredImage) -> dict[str, Any]:
+    """The same of those that an image was stored with. Raises a ShardError where they are damaged."""
+    members = (tokens.member for tokens in image.key_json.all_tokens)
+    return codes_by_name({member: found for member in members if (found := image.array(f"{member}.npy")) is not None})
 
 
 def phrases_of(instances: Instances, texts: Sequence[Text]) -> tuple[PhraseDocument, ...]:
@@ -160,7 +179,7 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
         kind = "documents" if layout.documents else "pictures"
         held = f"{len(sample.images)} of its source's {len(source.images)} images and {len(source.parts)} parts"
         raise ShardError(f"sample {planned.key!r} has {held}; the data set is of {kind}")
-    tokens = layout.tokens
+    tokens = [_tokens(each, sample) for each in layout.all_tokens]
     try:
         entries = tuple(_entry(sample, number, layout) for number in range(len(sample.images)))
         common: dict[str, Any] = {
@@ -170,12 +189,8 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
             "notice": layout.notice,
             "texts": tuple(text.content for text in source.texts),
             "annotators_json": dump_list(_annotator(text) for text in source.texts),
-            "tokens": TokensDocument(
-                member=tokens.member if tokens else "",
-                grid=tokens.grid if tokens else (),
-                codebook_sizes=tokens.codebook_sizes if tokens else (),
-                preprocessing=tokens.preprocessing if tokens else "",
-            ),
+            "tokens": tokens[0] if tokens else TokensDocument(member="", grid=(), codebook_sizes=(), preprocessing=""),
+            "further_tokens": tuple(tokens[1:]),
             "features_json": dump_features(layout.features),
         }
         if layout.documents:
@@ -200,6 +215,14 @@ def key_json_of(sample: ShardSample, layout: Layout) -> KeyJson:
         # pydantic may not even show a string with lone surrogates.
         encode_text(planned.sample.id, f"the id of sample {planned.key!r}")
         raise ShardError(f"sample {planned.key!r} can't be stored: {error}; it is a reject") from error
+
+
+def _tokens(layout: TokensLayout, sample: ShardSample) -> TokensDocument:
+    codes = [codes_of(image, layout) for image in sample.images if layout.varies]
+    return TokensDocument(
+        **layout.model_dump(include={"member", "grid", "codebook_sizes", "preprocessing"}),
+        grids=tuple(each.shape[: len(layout.grid)] for each in codes if each is not None),
+    )
 
 
 def _entry(sample: ShardSample, number: int, layout: Layout) -> EntryDocument:

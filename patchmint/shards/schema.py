@@ -23,7 +23,7 @@ from patchmint.geometry.rle import from_coco
 from patchmint.images import FileFormat
 from patchmint.interfaces import FeatureSpec
 from patchmint.samples import Part
-from patchmint.shards.endings import MAX_IMAGES
+from patchmint.shards.endings import MAX_IMAGES, tokenizer_name
 from patchmint.shards.versions import schema_name
 from patchmint.types import Instance, Origin, Phrase, Rle, Size
 
@@ -355,9 +355,22 @@ class TokensDocument(_Document):
     """The codes."""
 
     member: str = Field(description="The codes are in KEY.MEMBER.npy; empty where there are none.")
-    grid: tuple[int, ...] = Field(description="Shape without the axis of codebooks.")
+    grid: tuple[int, ...] = Field(description="Shape without the axis of codebooks; 0, 0: it depends on the image.")
     codebook_sizes: tuple[int, ...] = Field(description="Number of codes in each codebook.")
     preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
+    grids: tuple[tuple[int, ...], ...] = Field(
+        default=(),
+        exclude_if=lambda grids: not grids,
+        description="Of each image, where it depends on the image; else absent.",
+    )
+
+    def grid_of(self, image: int) -> tuple[int, ...]:
+        """Shape of an image's codes without the axis of codebooks; a ShardError where it isn't told."""
+        if all(self.grid):
+            return self.grid
+        if image >= len(self.grids):
+            raise ShardError(f"KEY.json has no grid of {self.member} for image {image}")
+        return self.grids[image]
 
 
 class SourceDocument(_Document):
@@ -422,6 +435,11 @@ class _KeyJson(_Document):
     phrases_json: Json = Field(description="What was found, texts in order, best first: a list of phrases, as JSON.")
     annotators_json: Json = Field(description="What the source's annotators say, an entry a text, as JSON.")
     tokens: TokensDocument
+    further_tokens: tuple[TokensDocument, ...] = Field(
+        default=(),
+        exclude_if=lambda tokens: not tokens,
+        description="Codes of further tokenizers, in KEY.codes.NAME.npy; absent where there are none.",
+    )
     features_json: Json = Field(
         description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
     )
@@ -430,6 +448,18 @@ class _KeyJson(_Document):
     def phrases(self) -> tuple[PhraseDocument, ...]:
         """What was found; a ShardError where the string isn't JSON of that form, as for all such strings."""
         return _parse(_PHRASES, self.phrases_json, "phrases_json")
+
+    @property
+    def all_tokens(self) -> tuple[TokensDocument, ...]:
+        """The codes of each tokenizer; empty where there are none."""
+        return (self.tokens, *self.further_tokens) if self.tokens.member else ()
+
+    def with_codes(self, name: str) -> Self:
+        """As if the codes of one of several tokenizers were the only ones; a ShardError where there are none."""
+        found = [tokens for tokens in self.all_tokens if name in (tokens.member, tokenizer_name(tokens.member))]
+        if not found:
+            raise ShardError(f"KEY.json has no codes {name!r}")
+        return _changed(self, tokens=found[0], further_tokens=())
 
     @property
     def annotators(self) -> tuple[AnnotatorDocument, ...]:
@@ -577,7 +607,7 @@ def read_key_json(data: bytes) -> KeyJson:
 _SEQUENCE = re.compile(rb'"sequence"\s*:')
 _FIELDS = (
     *("schema", "key", "id", "notice", "image", "texts", "phrases_json", "annotators_json", "conversation_json"),
-    *("grid", "further_grids", "tokens", "features_json", "source"),
+    *("grid", "further_grids", "tokens", "further_tokens", "features_json", "source"),
 )
 _IMAGE_TEXTS = TypeAdapter(tuple[tuple[Annotated[int, Field(ge=0)], ...], ...])
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchmint.errors import NotFoundError, ShardError
-from patchmint.shards.layout import Layout
+from patchmint.shards.endings import tokenizer_name
+from patchmint.shards.layout import Layout, TokensLayout
 from patchmint.shards.reader import StoredSample, iter_samples
-from patchmint.shards.schema import KeyJson, SampleDocument
+from patchmint.shards.schema import KeyJson, SampleDocument, TokensDocument
 from patchmint.shards.versions import schema_name
 from patchmint.storage import Storage, uri_of
 
@@ -42,7 +43,8 @@ def _list(kind: pa.DataType) -> pa.DataType:
 _NUMBERS, _SHARES, _STRINGS = _list(pa.int32()), _list(pa.float32()), _list(pa.string())
 _SAMPLE = {"key": pa.string(), "id": pa.string(), "ordinal": pa.int64(), "offset": pa.int64(), "size": pa.int64()}
 _FOUND = {"phrases": _STRINGS, "phrase_texts": _NUMBERS}
-_CODES = {"scores": _SHARES, "origins": _STRINGS, "codes": _list(pa.uint32()), "code_counts": _list(pa.uint32())}
+_COUNTS = _list(pa.uint32())
+_CODES = {"scores": _SHARES, "origins": _STRINGS, "codes": _COUNTS, "code_counts": _COUNTS}
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -94,6 +96,52 @@ DOCUMENTS = _schema(
 )
 """Columns of a document's row."""
 
+OF_CODES = ("codes", "code_counts", "code_rows", "code_cols")
+"""Columns of a tokenizer's codes; of one that isn't the first `codes_NAME` and so on. The last two are there where its
+grid depends on the image."""
+
+
+def columns_of(tokens: Sequence[TokensLayout | TokensDocument], *, documents: bool) -> pa.Schema:
+    """Columns of the sidecars of a data set with these codes."""
+    schema = DOCUMENTS if documents else SCHEMA
+    for number, each in enumerate(tokens):
+        schema = _with_codes(schema, _suffix(each.member) if number else "", varies=not all(each.grid))
+    return schema
+
+
+def columns_among(names: Sequence[str]) -> pa.Schema:
+    """As `columns_of`, of the codes for which a sidecar has columns."""
+    schema = DOCUMENTS if "images" in names else SCHEMA
+    for name in names:
+        for first in ("codes", "code_rows"):
+            if name.startswith(first):
+                schema = _with_codes(schema, name.removeprefix(first), varies=first != "codes")
+    return schema
+
+
+def _with_codes(schema: pa.Schema, suffix: str, *, varies: bool) -> pa.Schema:
+    side = _NUMBERS if "images" in schema.names else pa.int32()
+    kinds = dict(zip(OF_CODES, (_COUNTS, _COUNTS, side, side) if varies else (_COUNTS, _COUNTS), strict=False))
+    for name, kind in kinds.items():
+        if name + suffix not in schema.names:
+            schema = schema.append(pa.field(name + suffix, kind, nullable=False))
+    return schema
+
+
+def _suffix(member: str) -> str:
+    return f"_{tokenizer_name(member) or member}"
+
+
+def code_columns(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Columns of each tokenizer's codes, as `OF_CODES`, by its name; of the one without a name by ""."""
+    return {
+        tokenizer_name(tokens.member): tuple(
+            name + (_suffix(tokens.member) if number else "") for name in OF_CODES[: 4 if tokens.varies else 2]
+        )
+        for number, tokens in enumerate(layout.all_tokens)
+    }
+
+
 ADDED: dict[str, Any] = {"rows": 0, "cols": 0, "views": 0, "source_name": "", "origins": []}
 """Columns that sidecars of version 1 lack, and what they would hold."""
 
@@ -117,7 +165,7 @@ _OF_LABELS = (
 
 def schema_for(layout: Layout) -> pa.Schema:
     """Columns of a data set's sidecars: all; in those of a column what it holds, and of documents `images`."""
-    whole = DOCUMENTS if layout.documents else SCHEMA
+    whole = columns_of(layout.all_tokens, documents=layout.documents)
     if layout.edits:
         whole = pa.schema([*whole, *EDITED], metadata=whole.metadata)
     if not layout.column:
@@ -125,14 +173,14 @@ def schema_for(layout: Layout) -> pa.Schema:
     names = {*PLACE, "images", *EDITED.names}
     names |= set(_OF_LABELS) if layout.min_coverage is not None else set()
     names |= {"rows", "cols", "views"} if layout.features is not None else set()
-    names |= {"codes", "code_counts"} if layout.tokens is not None else set()
+    names |= {name for of_one in code_columns(layout).values() for name in of_one}
     return pa.schema([field for field in whole if field.name in names], metadata=whole.metadata)
 
 
 def sidecar_row(
     told: KeyJson,
     selectors: Sequence[npt.NDArray[Any]],
-    codes: Sequence[npt.NDArray[Any]],
+    codes: Mapping[str, Sequence[npt.NDArray[Any]]],
     *,
     ordinal: int,
     offset: int,
@@ -143,12 +191,11 @@ def sidecar_row(
     Args:
         told: its KEY.json.
         selectors: of each image uint8 (texts that label it, rows, cols); none where there are no labels.
-        codes: of each image as stored; none where there are no tokens.
+        codes: by member, of each image as stored.
         ordinal: position in the source's order.
         offset: first byte of its first member's header in the tar.
         size: bytes of all its members, headers and padding included.
     """
-    distinct, counts = _histogram(codes, told.tokens.codebook_sizes)
     phrases = told.phrases
     sample: dict[str, Any] = {
         "key": told.key,
@@ -162,10 +209,16 @@ def sidecar_row(
         "phrase_texts": [phrase.text_index for phrase in phrases],
         "scores": np.array([phrase.score for phrase in phrases], np.float32).tolist(),
         "origins": [phrase.origin for phrase in phrases],
-        "codes": distinct,
-        "code_counts": counts,
+        "codes": [],
+        "code_counts": [],
         "source_name": told.images[0].source.name,
     }
+    for number, tokens in enumerate(told.all_tokens):
+        found: list[Any] = [*_histogram(codes[tokens.member], tokens.codebook_sizes)]
+        sides = [list(side) for side in zip(*tokens.grids, strict=True)]
+        found += [side[0] for side in sides] if isinstance(told, SampleDocument) else sides
+        suffix = _suffix(tokens.member) if number else ""
+        sample |= {name + suffix: value for name, value in zip(OF_CODES, found, strict=False)}
     each: dict[str, list[Any]] = {
         "width": [image.width for image in told.images],
         "height": [image.height for image in told.images],
@@ -198,7 +251,7 @@ def _shares(selector: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def stored_row(sample: StoredSample, ordinal: int) -> dict[str, Any]:
     """The row of a sample as it lies in its shard. Raises a ShardError, as the sample does."""
     labels = [image.selector for image in sample.images if image.selector is not None]
-    codes = [image.codes for image in sample.images if image.codes is not None]
+    codes = {tokens.member: sample.arrays(f"{tokens.member}.npy") for tokens in sample.key_json.all_tokens}
     return sidecar_row(sample.key_json, labels, codes, ordinal=ordinal, offset=sample.offset, size=sample.size)
 
 
@@ -246,7 +299,7 @@ def read_table(
 
 
 def schema_of(storage: Storage, path: str) -> pa.Schema:
-    """Which of the two forms a sidecar has: `SCHEMA` or `DOCUMENTS`.
+    """The columns that a sidecar must have, by those that it has (`columns_among`).
 
     Raises:
         NotFoundError, StorageError: it can't be read.
@@ -254,7 +307,7 @@ def schema_of(storage: Storage, path: str) -> pa.Schema:
     """
     with storage.open(path) as file:
         try:
-            return DOCUMENTS if "images" in pq.read_schema(file).names else SCHEMA
+            return columns_among(pq.read_schema(file).names)
         except (pa.ArrowException, OSError) as error:
             raise _no_table(storage, path, str(error)) from error
 
@@ -288,6 +341,7 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
         StorageError: it can't be read.
     """
     rows, block = [], tarfile.BLOCKSIZE
+    tokens: Sequence[TokensDocument] = ()
     for ordinal, sample in enumerate(iter_samples(storage, tar)):
         if sample.size != sum(block + len(data) + -len(data) % block for data in sample.members.values()):
             raise ShardError(
@@ -295,13 +349,13 @@ def scan_tar(storage: Storage, tar: str) -> pa.Table:
                 "`tar --format=ustar`, or get the shard as it was built"
             )
         try:
-            row = stored_row(sample, ordinal)
+            row, tokens = stored_row(sample, ordinal), sample.key_json.all_tokens
         except ShardError as error:
             raise ShardError(f"{tar} isn't a patchmint shard throughout: {error}") from error
         rows.append(row | {"key": sample.key})  # whatever its document says
     if len({"images" in row for row in rows}) > 1:
         raise ShardError(f"{tar} holds pictures and documents; a shard of patchmint holds one of them")
-    return pa.Table.from_pylist(rows, schema=DOCUMENTS if rows and "images" in rows[0] else SCHEMA)
+    return pa.Table.from_pylist(rows, schema=columns_of(tokens, documents="images" in rows[0]) if rows else SCHEMA)
 
 
 class TableWriter:
@@ -342,11 +396,9 @@ class TableWriter:
 
 def _histogram(codes: Sequence[npt.NDArray[Any]], codebook_sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Distinct codes, ascending, and how often each is there; codebook k's codes come after those before it."""
-    if not codes:
-        return [], []
-    wide = np.stack(codes).astype(np.int64)
-    if len(codebook_sizes) > 1:
-        wide += np.array([0, *accumulate(codebook_sizes[:-1])])
+    starts = np.array([0, *accumulate(codebook_sizes[:-1])])
+    none = np.zeros((0, len(starts)), np.int64)  # they may not have been read
+    wide = np.concatenate([none, *(each.reshape(-1, len(starts)) for each in codes)]) + starts
     distinct, counts = np.unique(wide, return_counts=True)
     return distinct.tolist(), counts.tolist()
 

@@ -380,7 +380,7 @@ def _expected(sample: StoredSample, told: KeyJson | None, layout: Layout | None)
     grids = told.images[0].further_grids
     further = tuple(on_grid(ending, grid.name) for grid in grids for ending in (SELECTOR, COVERAGE))
     instances = (INSTANCES,) if first + INSTANCES in sample.members else ()
-    tokens = (f"{told.tokens.member}.npy",) if told.tokens.member else ()
+    tokens = (f"{tokens.member}.npy" for tokens in told.all_tokens)
     features = (FEATURES,) if told.features_json != dump_features(None) else ()
     return sample_endings((*labels, *further, *instances, *tokens, *features), images, documents=documents)
 

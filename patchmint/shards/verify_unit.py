@@ -21,8 +21,8 @@ from patchmint.shards.paths import canonical_paths, record_path
 from patchmint.shards.records import CommitRecord, FileRecord, mean_share
 from patchmint.shards.rejects import PICTURES_SCHEMA
 from patchmint.shards.rejects import SCHEMA as REJECTS
-from patchmint.shards.sidecar import DOCUMENTS, SCHEMA_1, is_of_version_1, schema_for
 from patchmint.shards.sidecar import SCHEMA as SIDECAR
+from patchmint.shards.sidecar import SCHEMA_1, columns_among, is_of_version_1, schema_for
 from patchmint.shards.verify_tar import Base, Decode, check_tar
 from patchmint.storage import Storage
 
@@ -139,7 +139,7 @@ def _check_sidecar(
     storage: Storage, path: str, file: FileRecord, record: CommitRecord, layout: Layout | None
 ) -> tuple[Rows | None, list[Finding]]:
     found = Findings(path)
-    schemas = [SIDECAR, DOCUMENTS] if layout is None else [schema_for(layout)]
+    schemas = None if layout is None else [schema_for(layout)]
     parquet = _open(storage, path, file, schemas, found)
     if parquet is None:
         return None, found.to_list()
@@ -197,9 +197,12 @@ def _check_rejects(storage: Storage, path: str, file: FileRecord, record: Commit
 
 
 def _open(
-    storage: Storage, path: str, file: FileRecord, schemas: Sequence[pa.Schema], found: Findings
+    storage: Storage, path: str, file: FileRecord, schemas: Sequence[pa.Schema] | None, found: Findings
 ) -> pq.ParquetFile | None:
-    """Hold a table against its record and the schemas it may have; these are small, so they are read whole."""
+    """Hold a table against its record and the schemas it may have; these are small, so they are read whole.
+
+    None: those of any sidecar.
+    """
     try:
         data = storage.read(path)
         found.extend(_check_sum(file, len(data), hashlib.sha256(data).hexdigest()))
@@ -210,6 +213,8 @@ def _open(
     except (pa.ArrowException, OSError) as error:
         found.add("table-form", f"it is no Parquet file that can be read: {error}")
         return None
+    if schemas is None:
+        schemas = [columns_among(parquet.schema_arrow.names)]
     if SIDECAR in schemas and is_of_version_1(parquet):
         schemas = [SCHEMA_1]
     columns = parquet.schema_arrow.remove_metadata()

@@ -12,11 +12,20 @@ from patchmint.errors import ShardError
 from patchmint.shards.checks import Array, Problem, check_arrays, check_document, check_key
 from patchmint.shards.codec import encode_array, tar_end, tar_sample
 from patchmint.shards.columns import column_json
-from patchmint.shards.endings import CAPTION, COVERAGE, DOCUMENT, FEATURES, IMAGE, INSTANCES, SELECTOR, on_grid
+from patchmint.shards.endings import (
+    CAPTION,
+    COVERAGE,
+    DOCUMENT,
+    FEATURES,
+    IMAGE,
+    INSTANCES,
+    SELECTOR,
+    on_grid,
+)
 from patchmint.shards.layout import Layout
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.records import mean_share
-from patchmint.shards.sample import ShardImage, ShardSample, key_json_of
+from patchmint.shards.sample import ShardImage, ShardSample, codes_of, key_json_of
 from patchmint.shards.schema import InstancesDocument, KeyJson, encode_text, of_this_version
 from patchmint.shards.sidecar import NOT_EDITED, TableWriter, schema_for, sidecar_row
 
@@ -100,8 +109,10 @@ class ShardWriter:
         data = {**data, DOCUMENT: document}
         members = tar_sample(told.key, ((ending, data[ending]) for ending in layout.members_of(len(images))))
         labels = [] if layout.threshold is None else [arrays[layout.ending_of(image, SELECTOR)] for image in images]
-        member = f"{layout.tokens.member}.npy" if layout.tokens else ""
-        codes = [arrays[layout.ending_of(image, member)] for image in images] if member else []
+        codes = {
+            tokens.member: [arrays[layout.ending_of(image, f"{tokens.member}.npy")] for image in images]
+            for tokens in layout.all_tokens
+        }
         row = sidecar_row(told, labels, codes, ordinal=ordinal, offset=self._size, size=len(members))
         self._table.add({**row, **edited})
         self._texts += len(row["texts"]) if "texts" in self._schema.names else 0
@@ -149,18 +160,18 @@ def _arrays_of(image: ShardImage, key: str, layout: Layout) -> dict[str, Array]:
     given: dict[str, Array | None] = {SELECTOR: image.selector, COVERAGE: image.coverage, FEATURES: image.features}
     for name, labels in image.further.items():
         given |= {on_grid(SELECTOR, name): labels.selector, on_grid(COVERAGE, name): labels.coverage}
-    if layout.tokens is not None:
-        codes = image.codes
-        if codes is not None and len(layout.tokens.codebook_sizes) == 1 and codes.ndim == len(layout.tokens.grid) + 1:
+    for tokens in layout.all_tokens:
+        codes = codes_of(image, tokens)
+        if codes is not None and len(tokens.codebook_sizes) == 1 and codes.ndim == len(tokens.grid) + 1:
             codes = codes[..., 0]
-        given[f"{layout.tokens.member}.npy"] = codes
-    elif image.codes is not None:
-        raise ShardError(f"sample {key!r} has codes, the data set has none")
+        given[f"{tokens.member}.npy"] = codes
+    if (len(image.named_codes) + (image.codes is not None)) > len(layout.all_tokens):
+        raise ShardError(f"sample {key!r} has codes that the data set hasn't")
     arrays = {ending: array for ending, array in given.items() if array is not None}
     if arrays.keys() != set(layout.arrays):
         raise ShardError(f"sample {key!r} has arrays {sorted(arrays)}, the data set has {sorted(layout.arrays)}")
-    if layout.tokens is not None:
-        _narrow(arrays, f"{layout.tokens.member}.npy", layout.tokens.dtype)
+    for tokens in layout.all_tokens:
+        _narrow(arrays, f"{tokens.member}.npy", tokens.dtype)
     return arrays
 
 

@@ -78,6 +78,7 @@ class StageDataset(IterableDataset[StageSample]):
         grid: which of a data set's grids labels are given on; None: the first. On another there are no features.
         columns: names of the columns that are read with each data set; None: those that add what nothing else has, and
             corrections (`patchmint.datasets.open_dataset`).
+        codes: of which of a data set's tokenizers codes are given, by its name; None: the first.
 
     Attributes:
         layouts: of the data sets, in the order given.
@@ -112,6 +113,7 @@ class StageDataset(IterableDataset[StageSample]):
         max_images: int | None = None,
         grid: str | None = None,
         columns: Sequence[str] | None = None,
+        codes: str | None = None,
     ) -> None:
         if seed < 0 or min(shuffle_window, group) < 1 or (max_images is not None and max_images < 1):
             raise ConfigError(
@@ -122,7 +124,7 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [with_extents(open_on_grid(uri, grid, columns)) for uri in uris]
+        self._datasets = [with_extents(open_view(uri, grid, columns, codes)) for uri in uris]
         fields = fields_of(stage, include, self._datasets)
         self._maker = SampleMaker(self._datasets, fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
@@ -141,7 +143,7 @@ class StageDataset(IterableDataset[StageSample]):
             "shuffle_window": shuffle_window,
             "text": text,
             "draws": draws,
-            **({"grid": grid} if grid is not None else {}),
+            **{name: value for name, value in (("grid", grid), ("codes", codes)) if value is not None},
         }
         self.samples_per_epoch = sum(draws)
         self.samples_of_rank = self._share.length(self.samples_per_epoch // group)
@@ -366,19 +368,21 @@ def open_finished(uri: Uri, columns: Sequence[str] | None = None) -> Dataset:
         raise ConfigError(f"can't train on {uri}: {error}") from error
 
 
-def open_on_grid(uri: Uri, grid: str | None, columns: Sequence[str] | None = None) -> Dataset:
-    """As `open_finished`, with its labels on one of its grids (None: the first), without samples marked wrong.
+def open_view(uri: Uri, grid: str | None, columns: Sequence[str] | None = None, codes: str | None = None) -> Dataset:
+    """As `open_finished`, with labels on one of its grids and the codes of one tokenizer (None: the first).
 
-    A ConfigError where there is no such grid.
+    Without samples marked wrong. A ConfigError where there is no such grid, or no such codes.
     """
     whole = open_finished(uri, columns)
     dataset = without_wrong(whole)
     if wrong := whole.samples - dataset.samples:
         _LOG.warning("%d samples of %s are marked wrong and left out", wrong, uri)
     try:
-        return dataset.on_grid(grid)
+        return dataset.on_grid(grid).with_codes(codes)
     except InputError as error:
-        raise ConfigError(f"can't train on {error}; `patchmint extend --grids` adds labels on a grid") from error
+        raise ConfigError(
+            f"can't train on {error}; `patchmint extend` adds labels on a grid (--grids), or codes (--tokens)"
+        ) from error
 
 
 def _counts(dataset: Dataset) -> Integers:

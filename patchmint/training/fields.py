@@ -273,10 +273,11 @@ class SampleMaker:
         given: dict[str, Any] = {"labelled": text in stored.texts}
         if "pixels" in fields:
             given |= _pixels(stored, dataset)
-        if "codes" in fields and layout.tokens is not None:
-            codes = _checked(stored, f"{layout.tokens.member}.npy", layout.tokens.shape, layout.tokens.dtype)
+        if "codes" in fields and (tokens := layout.tokens) is not None:
+            grid = stored.key_json.tokens.grid_of(stored.number) if tokens.varies else tokens.grid
+            codes = _checked(stored, f"{tokens.member}.npy", tokens.shape_of(grid), tokens.dtype)
             given["codes"] = torch.from_numpy(codes.astype(np.int64))
-            shown = layout.tokens.shown((stored.info.height, stored.info.width))
+            shown = tokens.shown((stored.info.height, stored.info.width))
             given["code_mask"] = None if shown is None else torch.from_numpy(shown.copy())
         if "labels" in fields or "features" in fields:
             placed = dataset.placement(stored)

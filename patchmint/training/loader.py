@@ -106,7 +106,7 @@ class StageBatch:
         patch_mask: bool (N, V, rows, cols), True for patches that show any of the image.
         token_order: int64 (N, tokens): which patch of `selector.flatten(1)` each image token of the consumer shows; -1
             for newlines, and after the image's last token.
-        codes: int64 (N, *grid[, codebooks]).
+        codes: int64 (N, *grid[, codebooks]); where the grid depends on the image, padded with zeros.
         code_mask: bool (N, rows, cols), True for codes whose cell shows any of the image; None where cells' place isn't
             known.
         features: float16 (N, V, tokens, channels); where the grid depends on the image, tokens are the patches of
@@ -205,7 +205,7 @@ def collate(
     for name in ("codes", "code_mask"):
         stacked = [value for image in images if (value := getattr(image, name)) is not None]
         if stacked:
-            tensors[name] = torch.stack(stacked)
+            tensors[name] = _padded(stacked)
     offsets = [0, *accumulate(len(sample.images) for sample in samples)]
     return StageBatch(
         keys=tuple(sample.key for sample in samples),

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken
 
+from patchmint.config.annotator import role_of
 from patchmint.errors import ConfigError, InputError, ShardError
+from patchmint.shards.endings import VQGAN, tokenizer_name
 from patchmint.shards.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -62,22 +64,31 @@ class Codebook:
             raise ConfigError(f"codebook sizes must be positive and at least one, not {self.codebook_sizes}")
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Codebook:
+    def of(cls, manifest: Manifest, codes: str | None = None) -> Codebook:
         """The codebook of a data set's codes.
 
+        Args:
+            manifest: the data set's.
+            codes: of which of its tokenizers; None: the first.
+
         Raises:
-            ConfigError: the data set has no codes.
+            ConfigError: the data set has no such codes.
             ShardError: the manifest doesn't say which model made them.
         """
-        tokens = manifest.layout.tokens
+        named = {each.name: each for each in manifest.layout.all_tokens}
+        tokens = manifest.layout.tokens if codes is None else named.get(codes)
         if tokens is None:
-            raise ConfigError("the data set has no codes; add them with `patchmint extend`, or build with `tokens` set")
-        if "tokenizer" not in manifest.models:
+            has = f"has no codes {codes!r} (its codes: {', '.join(named)})" if named else "has no codes"
+            raise ConfigError(f"the data set {has}; add them with `patchmint extend`, or build with `tokens` set")
+        tokenizer, remap = (role_of(kind, tokenizer_name(tokens.member)) for kind in ("tokenizer", "remap"))
+        if tokenizer not in manifest.models:
             raise ShardError("dataset.json has codes but names no tokenizer; run the build's command again")
         # A list of used codes gives the same numbers other meanings.
-        models = [manifest.models[role] for role in ("tokenizer", "remap") if role in manifest.models]
+        models = [manifest.models[role] for role in (tokenizer, remap) if role in manifest.models]
         fingerprint = "+".join(model.sha256 or model.name for model in models)
-        return cls(tokens.member, tokens.codebook_sizes, tokens.preprocessing, fingerprint, tokens.rule)
+        # One of several means the same as if it were the only one; a rule is that of a tokenizer of ours.
+        member = VQGAN if tokens.rule and tokenizer_name(tokens.member) else tokens.name
+        return cls(member, tokens.codebook_sizes, tokens.preprocessing, fingerprint, tokens.rule)
 
     @property
     def size(self) -> int:

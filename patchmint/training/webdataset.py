@@ -20,7 +20,7 @@ from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import SequenceDocument, read_key_json
 from patchmint.shards.verify_tar import key_hash
 from patchmint.storage import uri_of
-from patchmint.training.dataset import Uri, open_finished, open_on_grid
+from patchmint.training.dataset import Uri, open_finished, open_view
 from patchmint.training.fields import SampleMaker, StageImage, TextChoice, fields_of, manifest_of
 
 
@@ -50,6 +50,7 @@ class SampleDecoder:
         text: which of a sample's texts: the "first", or a "random" one each time.
         grid: which of its grids labels are given on; None: the first. On another there are no features.
         columns: as for `StageDataset`.
+        codes: of which of its tokenizers codes are given, by its name; None: the first.
 
     Raises:
         ConfigError: there is no finished data set, or a setting is wrong.
@@ -65,21 +66,21 @@ class SampleDecoder:
         text: TextChoice = "first",
         grid: str | None = None,
         columns: Sequence[str] | None = None,
+        codes: str | None = None,
     ) -> None:
         if text not in ("random", "first"):
             raise ConfigError(f"text is random or first, not {text!r}")
         self._stored = manifest_of(open_finished(data, ())).layout
-        dataset = open_on_grid(data, grid, columns)
+        dataset = open_view(data, grid, columns, codes)
         self._columns = _Columns(dataset) if dataset.columns else None
-        self._grid, tokens = dataset.further_grid, manifest_of(dataset).layout.tokens
+        self._grid, self._codes = dataset.further_grid, dataset.further_codes
         fields = fields_of(None, None, [dataset]) - (frozenset() if images else {"pixels"})
         self._maker = SampleMaker([dataset], fields, text, seed=0)
         self._types: dict[str, np.dtype[Any]] = {
             **dict.fromkeys(self._stored.arrays, np.dtype("u1")),
             FEATURES: np.dtype("<f2"),
         }
-        if tokens is not None:
-            self._types[f"{tokens.member}.npy"] = tokens.dtype
+        self._types |= {f"{tokens.member}.npy": tokens.dtype for tokens in self._stored.all_tokens}
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Decode a sample.
@@ -105,6 +106,7 @@ class SampleDecoder:
         stored = StoredSample(str(sample.get("__key__", "")), 0, 0, members)
         stored = self._columns.joined(stored) if self._columns is not None else stored
         stored = stored.on_grid(self._grid) if self._grid else stored
+        stored = stored.with_codes(self._codes) if self._codes else stored
         draw = int(np.random.default_rng().integers(2**32))
         made = self._maker.make(SampleRef(0, draw, 0), stored)
         told = stored.key_json

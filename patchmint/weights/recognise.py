@@ -33,6 +33,7 @@ _SIGNS = (
     ("vision_encoder.patch_embed.projection.weight", "SAM in transformers' layout", "set it as models.masker"),
     ("vision_model.embeddings.patch_embedding.weight", "CLIP or SigLIP", "set it as models.vit"),
     ("visual.conv1.weight", "CLIP in OpenAI's layout", f"{_HUB} as models.vit"),
+    ("encoder.time_conv.0.conv.conv.weight", "Emu3's tokenizer", "set it as models.tokenizer"),
     ("quantize.embedding.weight", "VQGAN", "set it as models.tokenizer"),
     ("quantize.embed.weight", "VQGAN", "set it as models.tokenizer"),
     ("bert.embeddings.word_embeddings.weight", "BERT", "give the detector as a whole"),

@@ -16,6 +16,7 @@ import torch
 
 from patchmint import PatchGrid
 from patchmint.geometry import RleMasks
+from patchmint.geometry.native import NativeGrid, native_name
 from patchmint.geometry.rle import encode_masks
 from patchmint.interfaces import Instances, TokenizerSpec, Tokens
 
@@ -59,9 +60,19 @@ class Levels:
         raise NotImplementedError
 
 
-def _levels(image):
-    rows = np.linspace(0, image.shape[0] - 1, 16).astype(int)
-    cols = np.linspace(0, image.shape[1] - 1, 16).astype(int)
+class NativeLevels(Levels):
+    """Brightness on a grid that depends on the image."""
+
+    _cells = NativeGrid(8, 1, 8, "smart", 64 * 8, 64 * 64)
+    spec = TokenizerSpec("stand-in-native", (0, 0), (256,), _cells, native_name(_cells))
+
+    def tokenize(self, images):
+        return [Tokens(_levels(image, *self.spec.grid_on(image.shape[:2]))) for image in images]
+
+
+def _levels(image, height=16, width=16):
+    rows = np.linspace(0, image.shape[0] - 1, height).astype(int)
+    cols = np.linspace(0, image.shape[1] - 1, width).astype(int)
     return image[rows][:, cols, 1].astype(np.int32)[..., None]
 
 

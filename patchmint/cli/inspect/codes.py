@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.inspect.drawing import dot_grid, heat_map
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     JsonOption,
     PaddingOption,
@@ -58,6 +59,7 @@ def codes_command(
     ] = None,
     padding: PaddingOption = False,
     columns: ColumnsOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Which images contain a code, where and how often; and which codes are common, or concentrated.
@@ -75,7 +77,7 @@ def codes_command(
     if (code is None) != top:
         raise InputError("give one code, such as 17, or --top for the commonest; `patchmint inspect stats` has all")
     check_output(sheet, ".png")
-    opened = open_dataset(dataset, columns=columns)
+    opened = open_dataset(dataset, columns=columns).with_codes(codes)
     tokens = tokens_layout(opened)
     chosen = None if code is None else parse_code(code, tokens)
     with progress_bar("index the codes") as progress:
@@ -169,7 +171,7 @@ def _print_code(console: Console, report: CodeReport, samples: str) -> None:
     for images in by_sample:
         for image in images[:_IMAGES]:
             text = image.text[:_TEXT_CHARACTERS] + ("…" if len(image.text) > _TEXT_CHARACTERS else "")
-            where = "\n".join(dot_grid(image.cells, *report.grid)) if drawn else _places(image.cells)
+            where = "\n".join(dot_grid(image.cells, *image.grid)) if drawn else _places(image.cells)
             cells = (image.name, f"{image.count:,}", f"{image.share:.1%}", where, text)
             table.add_row(*(cell if cell is where else escape(printable(cell)) for cell in cells))
         if rest := images[_IMAGES:]:

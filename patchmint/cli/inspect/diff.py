@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from patchmint.cli.inspect.shared import JsonOption, console_for_data, print_json, progress_bar
+from patchmint.cli.inspect.shared import CodesOption, JsonOption, console_for_data, print_json, progress_bar
 from patchmint.jobs.printable import printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def diff_command(
     limit: Annotated[int, typer.Option(min=1, help="Number of keys to list for each kind of difference.")] = 20,
     columns_a: _ColumnsA = None,
     columns_b: _ColumnsB = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.
@@ -48,7 +49,8 @@ def diff_command(
     from patchmint.inspection.diff.compare import compare
 
     with progress_bar("diff") as progress:
-        before, after = open_dataset(a, columns=columns_a), open_dataset(b, columns=columns_b)
+        before = open_dataset(a, columns=columns_a).with_codes(codes)
+        after = open_dataset(b, columns=columns_b).with_codes(codes)
         difference = compare(before, after, samples=samples, top=limit, progress=progress)
     if as_json:
         print_json({"a": a, "b": b, **_document(difference)})

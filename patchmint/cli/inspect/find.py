@@ -65,7 +65,9 @@ def find_command(
 
     --where and --sort are SQL (DuckDB's) over these columns of the sidecars:
     key, id, ordinal, "offset", size, width, height, format, rows, cols, views,
-    texts, label_shares, phrases, phrase_texts, scores, origins, codes, code_counts,
+    texts, label_shares, phrases, phrase_texts, scores, origins, codes, code_counts
+    (of further tokenizers codes_NAME, code_counts_NAME; of a grid that depends on
+    the image code_rows, code_cols),
     source_name, source_path, source_start; of documents images, and lists by image:
     widths, heights, formats, rows, cols, views, source_paths, source_starts,
     share_images and share_texts beside label_shares, phrase_images; where there are

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     GridOption,
     JsonOption,
@@ -60,6 +61,7 @@ def gallery_command(
     ] = None,
     grid: GridOption = None,
     columns: ColumnsOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a gallery: photos with boxes, patches, coverage, masks and decoded codes, to look through in a browser.
@@ -79,7 +81,7 @@ def gallery_command(
     from patchmint.inspection.gallery.site import GallerySettings, Site
 
     chosen = samples if samples is not None else (0 if serve else _SAMPLES)
-    opened = open_dataset(dataset, columns=columns).on_grid(grid)
+    opened = open_dataset(dataset, columns=columns).on_grid(grid).with_codes(codes)
     pending = PendingEdits(edits or _edits_file(opened)) if edit else None
     site = Site(opened, GallerySettings(chosen, size or (1024 if edit else 512), masks, decoded, masker), pending)
     if out is None:

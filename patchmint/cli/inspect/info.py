@@ -108,6 +108,8 @@ def _flat(value: Any) -> str:
     """A section of the settings on one line."""
     if value is None:
         return "none"
+    if isinstance(value, Mapping) and any(isinstance(part, Mapping) for part in value.values()):
+        return "; ".join(f"{name}: {_flat(part)}" for name, part in value.items())  # several tokenizers
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_flat(part)}" for name, part in value.items() if part not in (None, [], ""))
     if isinstance(value, list) and value and isinstance(value[0], Mapping):

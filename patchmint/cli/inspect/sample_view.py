@@ -29,9 +29,10 @@ from patchmint.jobs.printable import printable
 from patchmint.pictures.labels import PALETTE, score_words
 from patchmint.pictures.text import ink_on
 from patchmint.samples import NO_NUMBER
-from patchmint.shards.endings import unnumbered
+from patchmint.shards.codec import Array
+from patchmint.shards.endings import tokenizer_name, unnumbered
 from patchmint.shards.reader import StoredImage, StoredSample
-from patchmint.shards.schema import PhraseDocument
+from patchmint.shards.schema import PhraseDocument, TokensDocument
 
 _MAX_CHARACTERS = 2000
 _MAX_PHRASES = 40
@@ -214,10 +215,15 @@ def _print_labels(console: Console, image: StoredImage, number: int) -> None:
 
 
 def _print_codes(console: Console, image: StoredImage) -> None:
-    codes, tokens = image.codes, image.key_json.tokens
-    if codes is None:
+    for tokens in image.key_json.all_tokens:
+        codes = image.array(f"{tokens.member}.npy")
+        if codes is not None:
+            _print_grid(console, image, tokens, codes)
+    if not image.key_json.all_tokens:
         typer.echo("no codes: the data set has none")
-        return
+
+
+def _print_grid(console: Console, image: StoredImage, tokens: TokensDocument, codes: Array) -> None:
     several = len(tokens.codebook_sizes) > 1
     if codes.ndim != len(tokens.grid) + several or codes.dtype.kind not in "ui" or not codes.size:
         raise ShardError(
@@ -225,8 +231,9 @@ def _print_codes(console: Console, image: StoredImage) -> None:
         )
     drawn = codes[..., 0] if several else codes
     sizes = " + ".join(map(str, tokens.codebook_sizes))
-    shape, first = " x ".join(map(str, tokens.grid)), "; drawn: those of the first codebook" if several else ""
-    console.print(Text(printable(f"codes   {shape} of {sizes}, {tokens.preprocessing}{first}")), soft_wrap=True)
+    shape, first = " x ".join(map(str, drawn.shape)), "; drawn: those of the first codebook" if several else ""
+    name = f"{named} " if (named := tokenizer_name(tokens.member)) else ""
+    console.print(Text(printable(f"codes   {name}{shape} of {sizes}, {tokens.preprocessing}{first}")), soft_wrap=True)
     lines = draw_codes(drawn.reshape(len(drawn), -1) if drawn.ndim > 2 else drawn, console.width)
     typer.echo("\n".join(lines[:_MAX_CODE_LINES]))
     if len(lines) > _MAX_CODE_LINES:

@@ -26,6 +26,10 @@ GridOption = Annotated[
     str | None,
     typer.Option("--grid", metavar="NAME", help="Of several grids of labels this one, not the first."),
 ]
+CodesOption = Annotated[
+    str | None,
+    typer.Option("--codes", metavar="NAME", help="Of several tokenizers' codes these, not the first."),
+]
 PaddingOption = Annotated[
     bool, typer.Option("--padding", help="Count cells that show nothing but padding, which are left out otherwise.")
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     GridOption,
     JsonOption,
@@ -48,6 +49,7 @@ def show_command(
     ] = None,
     grid: GridOption = None,
     columns: ColumnsOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one sample: texts with their phrases, patch labels, codes; a document image by image.
@@ -64,7 +66,7 @@ def show_command(
     from patchmint.inspection.show.lookup import find_sample
 
     check_output(png, ".png")
-    opened = open_dataset(dataset, columns=columns).on_grid(grid)
+    opened = open_dataset(dataset, columns=columns).on_grid(grid).with_codes(codes)
     with progress_bar("reading keys, once") as progress:
         found = find_sample(opened, key, progress)
     chosen = _chosen(found, image, text)
@@ -150,13 +152,17 @@ def _document(dataset: Dataset, found: Found, chosen: Chosen) -> dict[str, Any]:
 
 def _arrays(image: StoredImage, texts: Sequence[int]) -> dict[str, Any]:
     from patchmint.inspection.show.labels import text_labels
+    from patchmint.shards.endings import tokenizer_name
 
     labels, codes, features = [text_labels(image, text) for text in texts], image.codes, image.features
+    others = {tokens.member: image.array(f"{tokens.member}.npy") for tokens in image.key_json.further_tokens}
+    further = {tokenizer_name(member): grid.tolist() for member, grid in others.items() if grid is not None}
     covered = [coverage.tolist() for _, coverage in labels if coverage is not None]
     return {
         "shown_texts": list(texts),
         "selector": [kept.tolist() for kept, _ in labels] if image.selector is not None else None,
         "coverage": covered if image.coverage is not None else None,
         "codes": codes.tolist() if codes is not None else None,
+        **({"further_codes": further} if further else {}),
         "features_shape": list(features.shape) if features is not None else None,
     }

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from patchmint.cli.inspect.drawing import bar, heat_map, spark_line
 from patchmint.cli.inspect.shared import (
+    CodesOption,
     DatasetArgument,
     GridOption,
     JsonOption,
@@ -47,6 +48,7 @@ def stats_command(
     padding: PaddingOption = False,
     grid: GridOption = None,
     columns: ColumnsOption = None,
+    codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Samples, texts, sizes, labels, scores, rejects and codes in numbers; and where in the grid labels lie.
@@ -66,7 +68,7 @@ def stats_command(
 
     check_output(png, ".png")
     check_output(html, ".html")
-    whole = open_dataset(dataset, columns=columns).on_grid(grid)
+    whole = open_dataset(dataset, columns=columns).on_grid(grid).with_codes(codes)
     opened = without_wrong(whole)
     if wrong := whole.samples - opened.samples:
         typer.echo(f"{wrong} samples are marked wrong and left out", err=True)

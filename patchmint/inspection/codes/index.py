@@ -41,6 +41,7 @@ TERM_SAMPLES = 20_000
 
 _NAME = "codes-1"
 _NAME_OF_CONTENT = "content-codes-1"
+_NONE = np.zeros(0)
 _ROWS = 4096
 # Rows at a time, so that a lone tar of a million samples takes no more memory than any other.
 
@@ -81,7 +82,7 @@ def tokens_layout(dataset: Dataset) -> TokensLayout:
     else:
         told = sample_at(dataset, 0).key_json.tokens
         try:
-            tokens = TokensLayout.model_validate(told.model_dump()) if told.member else None
+            tokens = TokensLayout.model_validate(told.model_dump(exclude={"grids"})) if told.member else None
         except ValidationError as error:
             raise ShardError(f"the first sample of {dataset.uri} describes its codes wrongly; run verify") from error
     if tokens is None:
@@ -221,7 +222,10 @@ def stored_codes(sample: StoredSample, tokens: TokensLayout) -> list[npt.NDArray
         ShardError: there are none, or they aren't of the data set's shape.
     """
     codes = sample.arrays(f"{tokens.member}.npy")
-    if not codes or any(array.shape != tokens.shape for array in codes):
+    wrong = (
+        array.ndim != len(tokens.shape) if tokens.varies else array.shape != tokens.shape for array in codes or [_NONE]
+    )
+    if any(wrong):
         raise ShardError(f"sample {sample.key!r} has no codes of shape {tokens.shape}; run `patchmint inspect verify`")
     return [*codes]
 
@@ -251,7 +255,8 @@ def open_code_index(
         return _load(tokens, padding, partial(opened, anew=True), folder)
 
     def opened(*, anew: bool) -> CodeIndex:
-        return open_index(dataset, _NAME if padding else _NAME_OF_CONTENT, build, load, anew=anew)
+        name = f"{_NAME if padding else _NAME_OF_CONTENT}{dataset.further_codes and '-'}{dataset.further_codes}"
+        return open_index(dataset, name, build, load, anew=anew)
 
     return opened(anew=False)
 

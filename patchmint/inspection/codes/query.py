@@ -33,6 +33,7 @@ _MIN_TERM_IMAGES = 10
 _TERMS = 10
 _TERM_IMAGES = 40
 # Looked at for a code's top word. Fewer than for one code alone: there are many codes.
+_RELATIVE = (16, 16)
 _CHECKED_IMAGES = 6
 # Of each code, against the sidecars: those that a contact sheet shows.
 
@@ -48,6 +49,7 @@ class CodeImage:
         name: what people call it: KEY; of a document KEY.NUMBER.
         count: how often the code is in it.
         share: of all its occurrences, 0..1.
+        grid: shape of its codes, without the codebooks.
         cells: where in the grid, as its array counts: (row, col), or (position,) of a tokenizer without rows.
         text: its sample's first text.
     """
@@ -58,6 +60,7 @@ class CodeImage:
     name: str
     count: int
     share: float
+    grid: tuple[int, ...]
     cells: tuple[tuple[int, ...], ...]
     text: str
 
@@ -88,9 +91,9 @@ class CodeReport:
         share: of all codes of its codebook in the data set, 0..1.
         images: in how many samples it is (of pictures: images).
         samples: in the data set.
-        grid: shape of an image's codes, without the codebooks.
-        positions: by position in the grid, how often the code is there a shown image, 0..1; one row where there are no
-            rows.
+        grid: shape of an image's codes, without the codebooks; 0, 0 where it depends on the image.
+        positions: by position in the grid, how often the code is there a shown image; one row where there are no rows.
+            Where the grid depends on the image, by position in the image, of 16 x 16.
         shown: the images of the samples that have it most often.
         words: what their texts say more often than others.
     """
@@ -144,9 +147,10 @@ def _report(
     occurrences = int(index.totals[code.number])
     shown = _shown(dataset, index, code, positions, counts, occurrences, progress)
     book = slice(code.number - code.code, code.number - code.code + tokens.codebook_sizes[code.book])
-    heat = np.zeros(tokens.grid)
+    heat = np.zeros(_RELATIVE if tokens.varies else tokens.grid)
     for image in shown:
-        heat[tuple(np.array(image.cells).T)] += 1 / len(shown)
+        cells = np.array(image.cells) * heat.shape // image.grid
+        np.add.at(heat, tuple(cells.T), 1 / len(shown))
     flat = heat.reshape(1, -1) if heat.ndim == 1 else heat.reshape(heat.shape[0], -1)
     return CodeReport(
         code=code.name,
@@ -177,7 +181,17 @@ def _shown(
     for position, sample in iter_stored(dataset, sorted(count_of), members, progress):
         text = sample.key_json.texts[0]
         images[position] = [
-            CodeImage(position, sample.key, image.number, image.name, len(cells), len(cells) / occurrences, cells, text)
+            CodeImage(
+                position,
+                sample.key,
+                image.number,
+                image.name,
+                len(cells),
+                len(cells) / occurrences,
+                image.key_json.tokens.grid_of(image.number),
+                cells,
+                text,
+            )
             for image, cells in find_cells(sample, index, code, count_of[position])
         ]
     return tuple(image for position in count_of for image in images[position])

@@ -9,6 +9,7 @@ from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import dataset_notice, iter_stored
 from patchmint.errors import ImageError
 from patchmint.geometry import PatchGrid
+from patchmint.geometry.native import NativeGrid
 from patchmint.images.decode import decode_image
 from patchmint.inspection.codes.index import Code, CodeIndex, parse_code
 from patchmint.inspection.codes.query import Cells, CodeReport, RankedCode, Ranking, find_cells
@@ -127,12 +128,12 @@ def _decoded(sample: StoredSample, megapixels: float, image: int) -> RgbImage | 
         return None
 
 
-def _tile(image: StoredImage, pixels: RgbImage | None, grid: PatchGrid | None, cells: Cells) -> Tile:
+def _tile(image: StoredImage, pixels: RgbImage | None, grid: PatchGrid | NativeGrid | None, cells: Cells) -> Tile:
     note = f"{len(cells)} times" + ("" if pixels is not None else ", can't be decoded")
     return Tile(None if pixels is None else draw_tile(pixels, _boxes(image, grid, cells)), image.name, note)
 
 
-def _boxes(image: StoredImage, cells: PatchGrid | None, found: Cells) -> list[Rectangle]:
+def _boxes(image: StoredImage, cells: PatchGrid | NativeGrid | None, found: Cells) -> list[Rectangle]:
     if cells is None:
         return []
     placement = cells.place((image.info.height, image.info.width))

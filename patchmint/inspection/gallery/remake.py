@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from patchmint.config import UNTRAINED, LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.config.annotator import role_of
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError, ShardError, WeightsCorruptError, WeightsMissingError
@@ -21,7 +22,8 @@ from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
 from patchmint.interfaces import Masker, Tokenizer, Tokens
 from patchmint.plugins import GROUPS, is_outside, plugin_names
 from patchmint.shards.codec import Array
-from patchmint.shards.manifest import Manifest, made_by
+from patchmint.shards.endings import tokenizer_name
+from patchmint.shards.manifest import Manifest, codes_made_by, made_by
 from patchmint.shards.paths import MANIFEST_PATH
 from patchmint.shards.reader import StoredImage
 from patchmint.shards.schema import round_box
@@ -98,8 +100,9 @@ def offer_decoded(dataset: Dataset, wanted: bool) -> Offer:
     if isinstance(found, Offer):
         return found
     manifest, config = found
-    models = parse_settings(ModelsConfig, config["models"])
-    return _offer(manifest, "tokenizer", models.tokenizer, (models, parse_settings(TokensConfig, config["tokens"])))
+    models, tokens = parse_settings(ModelsConfig, config["models"]), manifest.layout.tokens
+    role = role_of("tokenizer", tokenizer_name(tokens.member if tokens else ""))
+    return _offer(manifest, role, models.tokenizer, (models, parse_settings(TokensConfig, config["tokens"])))
 
 
 def _maker(dataset: Dataset, section: str, what: str) -> tuple[Manifest, Mapping[str, Any]] | Offer:
@@ -109,10 +112,12 @@ def _maker(dataset: Dataset, section: str, what: str) -> tuple[Manifest, Mapping
         return Offer(None, f"only a finished build ({MANIFEST_PATH}) says which model made its {what}")
     if (manifest.layout.min_coverage if section == "labels" else manifest.layout.tokens) is None:
         return Offer(None, f"this data set has no {'labels' if section == 'labels' else 'codes'}")
-    config = made_by(manifest.config, section)
+    tokens = manifest.layout.tokens if section == "tokens" else None
+    config = codes_made_by(manifest.config, tokens.member) if tokens else made_by(manifest.config, section)
     if config is None or config.get("models") is None:
         return Offer(None, f"{MANIFEST_PATH} doesn't say which model made its {what}")
-    return manifest, config
+    models = {role: name for role, name in config["models"].items() if "." not in role}  # `tokens` has the others
+    return manifest, {**config, "models": models}
 
 
 class Remaker:

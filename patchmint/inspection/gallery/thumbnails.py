@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from patchmint.geometry import PatchGrid
+from patchmint.geometry.native import NativeGrid
 from patchmint.geometry.rle import decode_mask
 from patchmint.pictures.labels import PALETTE
 from patchmint.pictures.overlay import outline
@@ -52,7 +53,7 @@ def masks_png(masks: Sequence[Rle], colours: Sequence[int], size: Size) -> bytes
     return file.getvalue()
 
 
-def framed(decoded: RgbImage, cells: PatchGrid | None, size: Size) -> RgbImage:
+def framed(decoded: RgbImage, cells: PatchGrid | NativeGrid | None, size: Size) -> RgbImage:
     """What of a decoded square shows the image, in the image's proportions.
 
     Args:
@@ -63,7 +64,7 @@ def framed(decoded: RgbImage, cells: PatchGrid | None, size: Size) -> RgbImage:
     if cells is None:
         return decoded
     view = cells.place(size).views[0]
-    height, width = cells.input_size
+    height, width = cells.input_size if isinstance(cells, PatchGrid) else cells.input_size(size)
     top, bottom = _seen(view.y.to_input(0), view.y.to_input(size[0]), height, decoded.shape[0])
     left, right = _seen(view.x.to_input(0), view.x.to_input(size[1]), width, decoded.shape[1])
     shown = decoded[top:bottom, left:right]

@@ -49,6 +49,7 @@ from patchmint.shards.manifest import (
     Manifest,
     ModelEntry,
     Totals,
+    codes_made_by,
     describe_members,
     write_manifest,
 )
@@ -57,11 +58,11 @@ from patchmint.shards.reader import iter_samples
 from patchmint.shards.readme import write_readme
 from patchmint.shards.records import CommitRecord, ImageCounts
 from patchmint.shards.saved import forget_saved
-from patchmint.shards.schema import dump_features, parse_features
+from patchmint.shards.schema import TokensDocument, dump_features, parse_features
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import tokenizer_arch
 
 _LOG = logging.getLogger(__name__)
 
@@ -376,24 +377,31 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int], base: Manifest |
     write_manifest(storage, manifest)
 
 
-def _rule(plan: Plan) -> str:
-    """How codes were chosen, which samples don't say; empty where a plug-in chose them."""
-    name = plan.config["models"]["tokenizer"]
-    return "" if is_outside("tokenizer", name) else vqgan_of(name, plan.config["tokens"]["rule"]).rule
+def _tokens(told: Mapping[str, Any], plan: Plan) -> TokensLayout:
+    """What samples say of a tokenizer's codes, and what they don't: how these were chosen."""
+    document = TokensDocument(**told)
+    made = codes_made_by(plan.config, document.member)
+    assert made is not None
+    name = made["models"]["tokenizer"]
+    rule = "" if is_outside("tokenizer", name) else tokenizer_arch(name, made["tokens"]["rule"]).rule
+    return TokensLayout(**document.model_dump(exclude={"grids"}), rule=rule)
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, base: Manifest | None) -> Layout:
     """Read from the data itself, so that a driver without a worker (all was done before it came) can tell."""
     sample = next(iter_samples(storage, record.paths[-1]))
     told = json.loads(sample.members[DOCUMENT])  # a column's says what it has only
-    labels, tokens = plan.config["labels"], told.get("tokens")
+    labels = plan.config["labels"]
+    documents = [told["tokens"], *told.get("further_tokens", ())] if told.get("tokens", {}).get("member") else []
+    tokens = [_tokens(each, plan) for each in documents]
     (_, grid), *others = stored_grids(plan.config).items()
     layout = Layout(
         grid=GridLayout.of(grid),
         further_grids=tuple(FurtherGridLayout.of(each, name=name) for name, each in others),
         min_coverage=labels["min_coverage"] if labels else None,
         instances=any(unnumbered(ending) == INSTANCES for ending in sample.members),
-        tokens=TokensLayout(**tokens, rule=_rule(plan)) if tokens and tokens["member"] else None,
+        tokens=tokens[0] if tokens else None,
+        further_tokens=tuple(tokens[1:]),
         features=parse_features(told.get("features_json", dump_features(None))),
         notice=told.get("notice", ""),
         documents="sequence" in told,

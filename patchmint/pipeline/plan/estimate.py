@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain, takewhile
 from math import prod
 
+from patchmint.config import TokensConfig
 from patchmint.config.build import BuildConfig
 from patchmint.config.grids import resolve_grid
 from patchmint.errors import InputError, ShardError
@@ -22,9 +23,11 @@ from patchmint.images.reading import check_texts, read_sample
 from patchmint.pipeline.plan.make import no_samples
 from patchmint.pipeline.plan.memory import Memory, batch_size, estimate_memory
 from patchmint.pipeline.plan.reading import Divided, Section
+from patchmint.plugins import is_outside
 from patchmint.samples import WHOLE_FILE, Absent, Fault, Found, ImageRef, SourceSample, count_parts
 from patchmint.storage import Entry
 from patchmint.storage.ahead import done_ahead
+from patchmint.tokenizers.build import input_pixels, tokenizer_arch
 from patchmint.types import Size
 
 _LOOKED_AT = 200
@@ -45,7 +48,7 @@ _PHRASES = 300
 _MASKS = 3000
 """Bytes of an image's instances: three masks of a photograph."""
 _CODE_CELL_PX = 16
-"""Side of what one VQGAN code stands for (f16)."""
+"""Side of what one code of a plug-in stands for, as with most VQGANs."""
 
 
 class Sampled:
@@ -398,6 +401,15 @@ def _placed(grid: Grid, size: Size) -> Placement | None:
         return None
 
 
+def _codes(tokens: TokensConfig, sizes: Sequence[Size]) -> float:
+    """Codes of an image, on average."""
+    name = tokens.tokenizer or ""
+    if is_outside("tokenizer", name):
+        return (tokens.size // _CODE_CELL_PX) ** 2
+    arch = tokenizer_arch(name, tokens.rule)
+    return sum(input_pixels(arch, tokens, size) for size in sizes) / len(sizes) / arch.factor**2
+
+
 def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, sizes: Sequence[Size]) -> int:
     """What the shards hold besides images and texts; a text counts for each image that it labels."""
     whole = not config.extends
@@ -417,6 +429,6 @@ def _added_bytes(config: BuildConfig, samples: int, images: int, texts: int, siz
         if spec is not None:
             tokens = sum(spec.tokens_of(view.rows * view.cols) for each in placed for view in each.views)
             fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * spec.channels * tokens / max(len(placed), 1)
-    if config.tokens is not None:
-        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * (config.tokens.size // _CODE_CELL_PX) ** 2
+    for codes in config.tokenizers.values():
+        fixed += _NPY_HEADER + _TAR_BYTES_A_MEMBER + 2 * _codes(codes, sizes or [_TYPICAL_SIZE])
     return round(samples * (_DOCUMENT * whole + (1 + whole) * _TAR_BYTES_A_MEMBER) + images * fixed + texts * each_text)

@@ -29,7 +29,8 @@ from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
 from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import is_outside
-from patchmint.tokenizers.build import vqgan_of
+from patchmint.tokenizers.build import input_pixels, tokenizer_arch
+from patchmint.tokenizers.emu3.arch import Emu3Arch
 from patchmint.types import Size
 from patchmint.weights.container import read_header
 from patchmint.weights.registry import CHECKPOINTS
@@ -272,9 +273,12 @@ def _working(config: BuildConfig, role: str, batch: int, size: Size) -> int:
         positions = (shape.image_size // shape.patch_size) ** 2
         boxes = min(_MASKER_NUMBERS, _MOST_BOXES * positions * shape.out_chans)
         return _TENSORS * _FLOAT * max(boxes, positions * shape.embed_dim)
-    if role == "tokenizer" and config.tokens is not None:
-        width = vqgan_of(name, config.tokens.rule).ch
-        return _TOKENIZER_TENSORS * _FLOAT * min(batch, _TOKENIZER_IMAGES) * width * config.tokens.size**2
+    kind, _, of_several = role.partition(".")
+    if kind == "tokenizer":
+        tokens = config.tokenizers[of_several]
+        arch = tokenizer_arch(name, tokens.rule)
+        images = 1 if isinstance(arch, Emu3Arch) else min(batch, _TOKENIZER_IMAGES)
+        return _TOKENIZER_TENSORS * _FLOAT * images * arch.ch * input_pixels(arch, tokens, size)
     if role == "vit":
         return _encoder_working(config, batch, size)
     return 0
@@ -319,8 +323,10 @@ def _inputs(config: BuildConfig, size: Size) -> int:
         total += round(masker.image_size**2 * (1 if squashed else min(size) / max(size)))
     if "segmenter" in used:
         total += read_arch(used["segmenter"], sam.infer_sam3).image_size ** 2
-    if "tokenizer" in used and config.tokens is not None:
-        total += config.tokens.size**2
+    for tokens in config.tokenizers.values():
+        name = tokens.tokenizer or ""
+        if not is_outside("tokenizer", name):
+            total += input_pixels(tokenizer_arch(name, tokens.rule), tokens, size)
     if "vit" in used:
         grid = resolve_grid(config.grid)
         total += _input_pixels(grid, size) * _views(grid, size)

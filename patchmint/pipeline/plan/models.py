@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from patchmint.config import UNTRAINED, AnnotatorConfig, BuildConfig
+from patchmint.config.annotator import role_of
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.json_values import canonical_json
@@ -64,8 +65,10 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
         name = records["segmenter"].name
         words = locate(name).with_name("tokenizer.json")
         records["segmenter-vocabulary"] = _file_record("segmenter-vocabulary", name, words)
-    if config.tokens is not None and config.tokens.remap is not None:
-        records["remap"] = _file_record("remap", config.tokens.remap, Path(config.tokens.remap).expanduser())
+    for name, tokens in config.tokenizers.items():
+        if tokens.remap is not None:
+            role = role_of("remap", name)
+            records[role] = _file_record(role, tokens.remap, Path(tokens.remap).expanduser())
     if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
         data = extended.to_bytes()
         records["extended"] = ModelRecord("extended", config.source.uri, *_digest(data))
@@ -136,7 +139,7 @@ def _record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
 
 
 def _plugin_record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
-    package, licence = package_of(find_plugin(GROUPS[role], name))
+    package, licence = package_of(find_plugin(GROUPS[role.partition(".")[0]], name))
     record = ModelRecord(role, name, distribution=package, licence=licence)
     if checkpoint is None:
         return record

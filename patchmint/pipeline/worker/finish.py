@@ -19,10 +19,8 @@ from patchmint.datasets.extension import added
 from patchmint.errors import BuildError, InputError
 from patchmint.geometry import Grid
 from patchmint.pipeline.worker.prepare import Prepared, PreparedImage, Repeated, Repeats, dropped_images, reject
-from patchmint.plugins import is_outside
 from patchmint.samples import Fault, PlannedSample, Reject
 from patchmint.shards.commit import Attempt
-from patchmint.shards.endings import VQGAN, token_member
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.rejects import write_rejects
@@ -30,9 +28,12 @@ from patchmint.shards.sample import (
     FurtherLabels,
     ShardImage,
     ShardSample,
+    codes_by_name,
+    codes_of,
     instances_of,
     masks_of,
     phrases_of,
+    stored_codes,
     stored_labels,
 )
 from patchmint.shards.saved import SavedUnit
@@ -242,7 +243,7 @@ def fault_of(error: Exception) -> Fault:
 
 def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
     """What an image's members are made of; its phrases count the image's own texts, not the sample's."""
-    decoded, labels, found, tokens = image.image, annotated.labels, annotated.instances, annotated.tokens
+    decoded, labels, found = image.image, annotated.labels, annotated.instances
     assert decoded.format != "array"  # it was decoded from a file's bytes
     height, width = decoded.size
     return ShardImage(
@@ -255,13 +256,13 @@ def made_image(image: PreparedImage, annotated: AnnotatedImage) -> ShardImage:
         phrases=phrases_of(found, image.texts) if found is not None else (),
         selector=labels.selector if labels else None,
         coverage=labels.coverage if labels else None,
-        codes=tokens.codes if tokens else None,
         features=annotated.features,
         further={
             name: FurtherLabels(len(placed.views), placed, made.selector, made.coverage)
             for name, (placed, made) in annotated.further.items()
         },
         masks=annotated.masks,
+        **codes_by_name({member: tokens.codes for member, tokens in annotated.tokens.items()}),
     )
 
 
@@ -294,6 +295,7 @@ def only(image: ShardImage, layout: Layout) -> ShardImage:
     """What of an image belongs to a layout."""
     grids = {grid.name for grid in layout.further_grids}
     labelled = layout.min_coverage is not None
+    codes = {tokens.member: codes_of(image, tokens) for tokens in layout.all_tokens}
     return replace(
         image,
         phrases=image.phrases if labelled else (),
@@ -301,7 +303,7 @@ def only(image: ShardImage, layout: Layout) -> ShardImage:
         selector=image.selector if labelled else None,
         coverage=image.coverage if labelled else None,
         further={name: labels for name, labels in image.further.items() if name in grids},
-        codes=image.codes if layout.tokens else None,
+        **codes_by_name({member: grid for member, grid in codes.items() if grid is not None}),
         features=image.features if layout.features else None,
     )
 
@@ -323,10 +325,10 @@ def kept_image(stored: StoredImage, grid: Grid, layout: Layout) -> ShardImage:
         ),
         selector=stored.selector,
         coverage=stored.coverage,
-        codes=stored.codes,
         features=stored.features,
         further=stored_labels(stored),
         masks=masks_of(stored),
+        **stored_codes(stored),
     )
     return only(image, layout)
 
@@ -486,22 +488,14 @@ def layout_of(config: BuildConfig, models: AnnotationModels, base: Layout | None
 
 
 def _made_layout(config: BuildConfig, models: AnnotationModels) -> Layout:
-    tokens = None
-    if models.tokenizer is not None:
-        spec = models.tokenizer.spec
-        tokens = TokensLayout(
-            member=token_member(spec.name) if is_outside("tokenizer", config.models.tokenizer) else VQGAN,
-            grid=spec.grid_shape,
-            codebook_sizes=spec.codebook_sizes,
-            preprocessing=spec.preprocessing,
-            rule=spec.rule,
-        )
+    tokens = [TokensLayout.of(member, tokenizer.spec) for member, tokenizer in models.tokenizers.items()]
     return Layout(
         grid=GridLayout.of(models.grid),
         further_grids=tuple(FurtherGridLayout.of(grid, name=name) for name, grid in models.further_grids.items()),
         min_coverage=config.labels.min_coverage if config.labels else None,
         instances=models.keeps_masks,
-        tokens=tokens,
+        tokens=tokens[0] if tokens else None,
+        further_tokens=tuple(tokens[1:]),
         features=models.encoder.spec if models.encoder else None,
         notice=config.notice,
         documents=config.gives_documents,
