@@ -14,6 +14,7 @@ from patchmint.api import Annotator
 from patchmint.cli import app
 from patchmint.config import DEMO, UNTRAINED, AnnotatorConfig, BuildConfig
 from patchmint.datasets.dataset import open_dataset
+from patchmint.datasets.reader import sample_at
 from patchmint.datasets.rows import read_table
 from patchmint.demo.dataset import write_dataset
 from patchmint.demo.documents import write_documents
@@ -24,7 +25,7 @@ from patchmint.inspection.gallery.remake import offer_decoded
 from patchmint.inspection.stats.collect import collect_stats
 from patchmint.jobs.extend import settings_of
 from patchmint.shards.manifest import held_settings, read_manifest
-from patchmint.shards.sidecar import scan_tar
+from patchmint.shards.sidecar import scan_tar, stored_row
 from patchmint.shards.verify import verify, verify_tars
 from patchmint.storage import open_storage
 from patchmint.training import Codebook, SampleDecoder, StageDataset, StageLoader
@@ -66,7 +67,7 @@ def extension_of(base, out, **settings):
 def made(tmp_path_factory):
     """A folder of data sets: `all` tokenizers and each alone.
 
-    Of documents `turns` with all, `turns-fine` with one, `added` with the others besides, `again` with one made anew.
+    Of documents `turns` with all, and `turns-fine` with one, and columns: `codes` with the others, `again` with another.
     """
     folder = tmp_path_factory.mktemp("tokenizers")
     write_dataset(folder / "scenes", seed=77, count=SCENES)
@@ -87,8 +88,10 @@ def _build_all(folder):
         **{name: partial(config_of, **pictures | alone(name)) for name in TOKENIZERS},
         "turns": partial(config_of, **turns, tokens=TOKENIZERS),
         "turns-fine": partial(config_of, **turns | alone("fine")),
-        "added": partial(extension_of, folder / "turns-fine", tokens=others),
-        "again": partial(extension_of, folder / "added", tokens={"coarse": TOKENIZERS["coarse"] | {"size": 32}}),
+        "turns-fine/columns/codes": partial(extension_of, folder / "turns-fine", tokens=others),
+        "turns-fine/columns/again": partial(
+            extension_of, folder / "turns-fine", tokens={"coarse": TOKENIZERS["coarse"] | {"size": 32}}
+        ),
     }
     with builds.warmed():
         for name, config in given.items():
@@ -101,6 +104,10 @@ def _size_of(data):
 
 def alone_member(name):
     return "stand-in-native" if name == "native" else "vqgan"
+
+
+def read_rows(dataset):
+    return [row for shard in dataset.shards for row in read_table(dataset, shard).to_pylist()]
 
 
 def test_each_has_the_codes_of_a_build_with_it_alone(made):
@@ -122,15 +129,15 @@ def test_each_has_the_codes_of_a_build_with_it_alone(made):
     assert len(shapes) == SCENES
 
 
-@pytest.mark.parametrize("name", ["all", "native", "turns", "added", "again"])
+@pytest.mark.parametrize("name", ["all", "native", "turns", "turns-fine"])
 def test_they_are_verified(made, name):
-    storage, dataset = open_storage(made / name), open_dataset(made / name)
+    storage, dataset = open_storage(made / name), open_dataset(made / name, columns=())
     assert list(verify(storage, decode=_size_of)) == []
     assert list(verify_tars(storage, ["shards/000000.tar"])) == []
     assert scan_tar(storage, "shards/000000.tar").equals(read_table(dataset, dataset.shards[0]))
     (storage_path := made / name / "dataset.json").rename(hidden := storage_path.with_suffix(".hidden"))
     try:
-        assert open_dataset(made / name).columns.names == dataset.columns.names
+        assert open_dataset(made / name, columns=()).schema.names == dataset.schema.names
     finally:
         hidden.rename(storage_path)
 
@@ -150,20 +157,35 @@ def test_a_grid_that_depends_on_the_image_stands_in_json_and_sidecar(made):
     assert tuple(zip(row["code_rows_native"], row["code_cols_native"], strict=True)) == told.grids
 
 
-def test_extending_adds_codes_with_names_or_makes_one_anew(made):
-    for sample, before, both in zip(*(stored(made / name) for name in ("added", "turns-fine", "turns")), strict=True):
-        for ending, data in before.members.items():
-            assert sample.members[ending] == data or ending == "json"
+def test_extending_adds_codes_with_names(made):
+    base = made / "turns-fine"
+    with pytest.raises(InputError, match="codes coarse"):
+        open_dataset(base)
+    added, again = (open_dataset(base, columns=[name]) for name in ("codes", "again"))
+    rows = read_rows(added)
+    for index, (before, both) in enumerate(zip(stored(base), stored(made / "turns"), strict=True)):
+        sample = sample_at(added, index)
+        assert {ending: sample.members[ending] for ending in before.members if ending != "json"} == {
+            ending: data for ending, data in before.members.items() if ending != "json"
+        }
         assert {ending: data for ending, data in sample.members.items() if "codes" in ending} == {
             ending: data for ending, data in both.members.items() if "codes" in ending and "fine" not in ending
         }
-    added, again = (read_manifest(open_storage(made / name)) for name in ("added", "again"))
-    assert [tokens.name for tokens in added.layout.all_tokens] == ["vqgan", "coarse", "native"]
-    assert [tokens.grid for tokens in again.layout.all_tokens] == [(8, 8), (4, 4), (0, 0)]
-    roles = {"extended", "tokenizer", "tokenizer.coarse", "tokenizer.native"}
-    assert set(again.models) == set(added.models) == roles
-    assert held_settings(again)["tokens"]["coarse"]["size"] == 32
-    single = extension_of(made / "added", made / "x", tokens={"size": 64})
+        assert [tokens.member for tokens in sample.key_json.all_tokens] == ["vqgan", "codes.coarse", "codes.native"]
+        for name in ("vqgan", "coarse", "native"):
+            chosen = added.with_codes(name)
+            row = stored_row(sample_at(chosen, index), 0)
+            own = read_rows(chosen)[index]
+            assert {key: own[key] for key in own if key.startswith("code")} == {
+                key: row[key] for key in row if key.startswith("code")
+            }
+            suffix = "" if name == "vqgan" else f"_{name}"
+            assert rows[index][f"codes{suffix}"] == own["codes"] != []
+    assert [tokens.name for tokens in added.manifest.layout.all_tokens] == ["vqgan", "coarse", "native"]
+    assert [tokens.grid for tokens in again.manifest.layout.all_tokens] == [(8, 8), (4, 4)]
+    assert set(added.manifest.models) == {"tokenizer", "tokenizer.coarse", "tokenizer.native"}
+    assert held_settings(again.manifest)["tokens"]["coarse"]["size"] == 32
+    single = extension_of(base, made / "turns-fine" / "columns" / "x", tokens={"size": 64})
     assert list(single.tokenizers) == [""]
 
 
@@ -172,8 +194,8 @@ def test_every_reader_finds_either(made, name):
     several, single = open_dataset(made / "all").with_codes(name), open_dataset(made / name)
     assert collect_stats(several, 0).codes == collect_stats(single, 0).codes
     assert compare(several, several).is_same
-    given = {"shuffle": False, "images": False}
-    theirs, ours = StageDataset(made / "all", 2, **given, codes=name), StageDataset(made / name, 2, **given)
+    given = {"shuffle": False, "include": ["codes"]}
+    theirs, ours = StageDataset(made / "all", **given, codes=name), StageDataset(made / name, **given)
     batch, expected = (next(iter(StageLoader(each, SCENES))) for each in (theirs, ours))
     assert batch.codes.tolist() == expected.codes.tolist()
     assert batch.code_mask.tolist() == expected.code_mask.tolist()

@@ -316,6 +316,6 @@ def _way_out(role: str, name: str) -> str:
         return f"the file of {name!r} that comes with patchmint is missing or damaged; install patchmint again"
     if name in CHECKPOINTS:
         return f"its weights aren't on this machine: run `patchmint models pull {name}`, then make the gallery again"
-    offered = ", ".join(plugin_names(GROUPS[role]))
+    offered = ", ".join(plugin_names(GROUPS[role.partition(".")[0]]))
     plugins = f" (installed {role} plug-ins: {offered})" if offered else ""
     return f"{name.rpartition('/')[2]!r} is neither a file on this machine nor a known name{plugins}"

@@ -379,7 +379,7 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int], base: Manifest |
 
 def _tokens(told: Mapping[str, Any], plan: Plan) -> TokensLayout:
     """What samples say of a tokenizer's codes, and what they don't: how these were chosen."""
-    document = TokensDocument(**told)
+    document = TokensDocument.model_validate_json(json.dumps(told))
     made = codes_made_by(plan.config, document.member)
     assert made is not None
     name = made["models"]["tokenizer"]
