@@ -11,7 +11,7 @@ import builds
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from builds import check_files, committed, digests, make_config, make_input, patchmint, run
+from builds import build_here, check_files, committed, digests, make_config, make_input, patchmint, run
 from shard_data import joined, stored
 from test_build_kill import _killed, _states_before_steps
 from typer.testing import CliRunner
@@ -21,7 +21,7 @@ from patchmint.cli.inspect import inspect_app
 from patchmint.config import AnnotatorConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
-from patchmint.datasets.rows import with_extents
+from patchmint.datasets.rows import iter_tables, with_extents
 from patchmint.datasets.verify import verify_all, verify_column
 from patchmint.errors import InputError, ShardError
 from patchmint.images.decode import decode_image
@@ -405,3 +405,32 @@ def test_samples_of_other_readers_get_what_columns_have(extended):
         assert "features" not in plain(sample)
     with pytest.raises(ShardError, match="isn't in"):
         decode(sample | {"__key__": "other"})
+
+
+def test_a_sparse_column_applies_where_it_has_the_sample(relabelling, stand_in, tmp_path):
+    """As corrections do: of some samples it has the labels, which come last."""
+    base = shutil.copytree(relabelling[0], tmp_path / "base", ignore=shutil.ignore_patterns("columns"))
+    given = json.loads(relabelling[1].read_text())
+    given["source"] |= {"uri": str(base), "where": "ordinal % 3 = 1"}
+    build_here(given, base / "columns" / "part")
+    before, whole = samples(base, []), samples(relabelling[0], ["labels"])
+    assert len(samples(base, ["part"])) == 3  # it isn't sparse yet
+    column = base / "columns" / "corrections-0001"
+    (base / "columns" / "part").rename(column)
+    told = json.loads((column / "dataset.json").read_text())
+    told["column"]["sparse"] = True
+    (column / "dataset.json").write_text(json.dumps(told))
+    opened = with_extents(open_dataset(base))
+    assert opened.manifest.layout == open_dataset(base, columns=[]).manifest.layout
+    refs = [SampleRef(0, 0, index) for index in range(opened.samples)]
+    after = {sample.key: sample for _, sample in SampleReader([opened]).read(refs)}
+    assert list(after) == list(before)
+    held = {sample.key for sample in stored(column)}
+    assert {key for key in before if after[key].members != before[key].members} <= held
+    for key, sample in after.items():
+        assert (sample.selector == (whole if key in held else before)[key].selector).all()
+    shares = [share[0] for _, table in iter_tables(opened, ["label_shares"]) for share in table[0].to_pylist()]
+    assert shares == pytest.approx([sample.selector[0].mean() for sample in after.values()])
+    assert any((after[key].selector != before[key].selector).any() for key in held)
+    assert samples(base, ["corrections"]).keys() == samples(base, ["corrections-0001"]).keys() == after.keys()
+    assert faults(base) == []

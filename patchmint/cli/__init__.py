@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "compact": LazyCommand(
         "patchmint.jobs.compact:compact_command",
-        "Write a data set and its columns as one data set of whole shards.",
+        "Write a data set and its columns as one data set of whole shards, as if one build had made everything.",
         (
             "patchmint compact out/stage1 out/whole",
             "patchmint compact out/stage1 out/whole --columns features-2 --columns corrections",

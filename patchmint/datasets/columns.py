@@ -1,17 +1,20 @@
-"""Which columns are read with a data set, and which of its samples they all have."""
+"""Which columns are read with a data set, and which of its samples they all have. Quick to import."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from patchmint.datasets.dataset import Column, Dataset, Shard, open_folder
 from patchmint.errors import InputError, NotFoundError, ShardError, about
-from patchmint.shards.columns import choose, held
+from patchmint.shards.endings import tokenizer_name
 from patchmint.shards.paths import COLUMNS, MANIFEST_PATH
 from patchmint.storage import Storage, uri_of
+
+CORRECTIONS, NONE = "corrections", "none"
+"""Stand for all sparse columns, and for no column."""
 
 
 def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files: bool = True) -> Dataset:
@@ -29,7 +32,7 @@ def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files:
     if not (names or chosen):
         return dataset
     if dataset.manifest_data is None:
-        if chosen:
+        if set(chosen or ()) - {NONE, CORRECTIONS}:
             raise InputError(f"{dataset.uri} isn't finished, so it has no columns; finish its build first")
         return dataset
     told = finished_columns(dataset.storage, names)
@@ -113,3 +116,53 @@ def without_wrong(dataset: Dataset) -> Dataset:
         for shard in dataset.shards
     )
     return replace(dataset, shards=tuple(shards), without_wrong=True)
+
+
+def held(layout: Mapping[str, Any]) -> frozenset[str]:
+    """What samples of a layout hold beside images and texts, as messages call it.
+
+    Args:
+        layout: as it stands in dataset.json.
+    """
+    found = {"labels": layout["min_coverage"] is not None}
+    tokens = [layout["tokens"], *layout.get("further_tokens", ())] if layout["tokens"] else []
+    names = [tokenizer_name(each["member"]) for each in tokens]
+    codes = {f"codes {name}" if name else "codes": True for name in names}
+    further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
+    features = {"features": bool(layout.get("features"))}
+    return frozenset(name for name, made in (found | codes | further | features).items() if made)
+
+
+def choose(
+    base: frozenset[str], columns: Mapping[str, frozenset[str]], sparse: Sequence[str], names: Sequence[str] | None
+) -> list[str]:
+    """Names of the columns to read, in the order in which they are put over the base.
+
+    Args:
+        base: what it holds (`held`).
+        columns: the same of each finished column that isn't sparse, by name.
+        sparse: names of those that are, in order: they have whole samples in the place of some.
+        names: the caller's choice, in which "corrections" stands for all sparse ones, and "none" for no column. None:
+            all whose content nobody else has, and the sparse ones.
+
+    Raises:
+        InputError: there is no such column; or two hold the same, and it isn't said which is meant.
+    """
+    if names is None:
+        chosen = [name for name, own in columns.items() if not own & base]
+        over = list(sparse)
+    else:
+        known = {*columns, *sparse, CORRECTIONS, NONE}
+        if unknown := [name for name in names if name not in known]:
+            there = ", ".join(sorted({*columns, *sparse})) or "none"
+            raise InputError(f"there is no finished column {unknown[0]!r}; there are: {there}")
+        chosen = [name for name in dict.fromkeys(names) if name in columns]
+        over = [name for name in sparse if name in names or CORRECTIONS in names]
+    for number, name in enumerate(chosen):
+        for other in chosen[:number]:
+            if shared := columns[name] & columns[other]:
+                raise InputError(
+                    f"the columns {other} and {name} both hold {', '.join(sorted(shared))}; say which columns to read "
+                    f"(--columns, or columns=): one of them, none, or others of {', '.join(columns)}"
+                )
+    return [*chosen, *over]

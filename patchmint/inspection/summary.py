@@ -84,8 +84,7 @@ def _by_manifest(dataset: Dataset) -> Summary | None:
 
 
 def _columns(dataset: Dataset) -> list[dict[str, Any]]:
-    from patchmint.datasets.columns import finished_columns
-    from patchmint.shards.columns import held
+    from patchmint.datasets.columns import finished_columns, held
 
     read = {column.name for column in dataset.columns}
     return [

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from patchmint.errors import InputError, ShardError
-from patchmint.shards.endings import DOCUMENT, tokenizer_name, unnumbered
+from patchmint.errors import ShardError
+from patchmint.shards.endings import DOCUMENT, unnumbered
 from patchmint.shards.layout import Layout, joined_notice
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import KeyJson
@@ -125,56 +125,3 @@ class Joiner:
 def _all_tokens(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     first = told.get("tokens")
     return [first, *told.get("further_tokens", ())] if first and first["member"] else []
-
-
-def held(layout: Mapping[str, Any]) -> frozenset[str]:
-    """What samples of a layout hold beside images and texts, as messages call it.
-
-    Args:
-        layout: as it stands in dataset.json.
-    """
-    found = {"labels": layout["min_coverage"] is not None}
-    further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
-    features = {"features": bool(layout.get("features"))}
-    names = [tokenizer_name(tokens["member"]) for tokens in _all_tokens(layout)]
-    codes = {f"codes {name}" if name else "codes": True for name in names}
-    return frozenset(name for name, made in (found | codes | further | features).items() if made)
-
-
-def choose(
-    base: frozenset[str], columns: Mapping[str, frozenset[str]], sparse: Sequence[str], names: Sequence[str] | None
-) -> list[str]:
-    """Names of the columns to read, in the order in which they are put over the base.
-
-    Args:
-        base: what it holds (`held`).
-        columns: the same of each finished column that isn't sparse, by name.
-        sparse: names of those that are, in order: they have whole samples in the place of some.
-        names: the caller's choice, in which "corrections" stands for all sparse ones, and "none" for no column. None:
-            all whose content nobody else has, and the sparse ones.
-
-    Raises:
-        InputError: there is no such column; or two hold the same, and it isn't said which is meant.
-    """
-    if names is None:
-        chosen = [name for name, own in columns.items() if not own & base]
-        over = list(sparse)
-    else:
-        known = {*columns, *sparse, CORRECTIONS, NONE}
-        if unknown := [name for name in names if name not in known]:
-            there = ", ".join(sorted({*columns, *sparse})) or "none"
-            raise InputError(f"there is no finished column {unknown[0]!r}; there are: {there}")
-        chosen = [name for name in dict.fromkeys(names) if name in columns]
-        over = [name for name in sparse if name in names or CORRECTIONS in names]
-    for number, name in enumerate(chosen):
-        for other in chosen[:number]:
-            if shared := columns[name] & columns[other]:
-                raise InputError(
-                    f"the columns {other} and {name} both hold {', '.join(sorted(shared))}; say which columns to read "
-                    f"(--columns, or columns=): one of them, none, or others of {', '.join(columns)}"
-                )
-    return [*chosen, *over]
-
-
-CORRECTIONS, NONE = "corrections", "none"
-"""Stand for all sparse columns, and for no column."""
