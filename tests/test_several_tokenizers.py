@@ -67,7 +67,7 @@ def extension_of(base, out, **settings):
 def made(tmp_path_factory):
     """A folder of data sets: `all` tokenizers and each alone.
 
-    Of documents `turns` with all, and `turns-fine` with one, and columns: `codes` with the others, `again` with another.
+    Of documents `turns` with all, `turns-fine` with one; its columns `codes` with the others, `again` with another.
     """
     folder = tmp_path_factory.mktemp("tokenizers")
     write_dataset(folder / "scenes", seed=77, count=SCENES)

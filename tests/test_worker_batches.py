@@ -439,7 +439,7 @@ def told(answers):
     """All that the models said, to compare."""
     found = []
     for answer in answers:
-        arrays = (answer.instances.boxes, answer.instances.scores, answer.tokens.codes, answer.features)
+        arrays = (answer.instances.boxes, answer.instances.scores, answer.tokens["vqgan"].codes, answer.features)
         found.append((answer.instances.masks.rles(), *(array.tolist() for array in arrays)))
     return found
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import TypeAdapter
 
+from patchmint.datasets.columns import CORRECTIONS
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Edit, edited
 from patchmint.datasets.reader import iter_stored, sample_at
@@ -24,7 +25,6 @@ from patchmint.errors import InputError
 from patchmint.json_values import canonical_json
 from patchmint.labelers.patches import label_texts
 from patchmint.shards.codec import encode_array
-from patchmint.shards.columns import CORRECTIONS
 from patchmint.shards.commit import Attempt, committed_units, read_records, sweep
 from patchmint.shards.endings import COVERAGE, DOCUMENT, INSTANCES, SELECTOR, on_grid
 from patchmint.shards.layout import Layout
