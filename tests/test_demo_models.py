@@ -247,6 +247,23 @@ def test_what_patches_show_and_windows_of_it():
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_heads_look_somewhere_at_the_start():
+    """The first block's first head one patch to the right, the next block's second one and a half to the left."""
+    task = train_vit.VitTask(0, 1, 9, scenes=1)
+    positions = task.vit.vision_model.embeddings.position_embedding.weight[1:]
+    y, x = np.divmod(np.arange(VIT.side**2), VIT.side)
+    inner = (y > 4) & (y < 19) & (x > 4) & (x < 19)
+    for depth, head, way in ((0, 0, (0, 1)), (1, 1, (0, -1.4))):
+        attention = task.vit.vision_model.encoder.layers[depth].self_attn
+        queries, keys = (
+            projection.weight[32 * head : 32 * head + 32] @ positions.T
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        found = (queries.T @ keys).argmax(1).numpy()[inner]
+        moved = np.stack([y[found] - y[inner], x[found] - x[inner]], axis=1)
+        assert np.abs(moved - np.array(way)).max() < 0.7
+
+
 def test_no_object_and_no_place_are_no_errors():
     none = torch.zeros(0, 3, dtype=torch.bool)
     nothing = [Truth(torch.zeros(0, 4), none, none.any(0), torch.zeros(0, len(ATTRIBUTES)))]
@@ -323,8 +340,9 @@ def handlers():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path, handlers):
-    schedule = Schedule(steps=120, rate=0.05, warmup=10, evaluate_every=40)
+@pytest.mark.parametrize("muon", ["", "weight"])
+def test_training_stopped_and_gone_on_with_equals_training_in_one_go(tmp_path, handlers, muon):
+    schedule = Schedule(steps=120, rate=0.05, warmup=10, evaluate_every=40, muon=muon)
     whole, halves, fresh = Line(), Line(stop_at=57), Line()
     Trainer(whole, schedule, tmp_path / "whole").run()
     Trainer(halves, schedule, tmp_path / "halves").run()

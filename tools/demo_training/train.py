@@ -16,7 +16,9 @@ SCHEDULES = {
     "detector": Schedule(steps=5500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
     "masker": Schedule(steps=3200, rate=6e-4, evaluate_every=500),
     "tokenizer": Schedule(steps=3000, rate=5e-4, evaluate_every=500),
-    "vit": Schedule(steps=1100, rate=1.5e-3, warmup=80, weight_decay=0.02, evaluate_every=100),
+    "vit": Schedule(
+        steps=900, rate=1.4e-3, warmup=30, weight_decay=0.02, evaluate_every=300, muon="vision_model.encoder."
+    ),
 }
 
 
@@ -56,6 +58,7 @@ def main() -> None:
             warmup=planned.warmup,
             weight_decay=planned.weight_decay,
             evaluate_every=planned.evaluate_every,
+            muon=planned.muon,
         )
     Trainer(make_task(options.role, planned.steps), planned, options.out).run()
 
