@@ -149,7 +149,7 @@ class VitTask:
     def _told(self, states: list[Tensor], state: int) -> dict[str, Tensor]:
         """Logits (B, n, classes) by kind, and of `thing`."""
         logits = self._head(f"shown{state}", states[state][:, 1:])
-        return dict(zip((*KINDS, "thing"), logits.split([*map(len, KINDS.values()), 1], dim=-1), strict=True))
+        return dict(zip((*KINDS, "thing"), torch.split(logits, [*map(len, KINDS.values()), 1], dim=-1), strict=True))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Share of right answers by hidden state: about patches that show a thing; of `thing` about all."""
@@ -205,7 +205,8 @@ def _components(scenes: list[Scene]) -> Tensor:
     variances, vectors = variances[-VIT.hidden :], vectors[:, -VIT.hidden :]
     gains = variances**-0.25 * (_CONTENT / variances.sqrt().sum().sqrt())
     turn = nn.init.orthogonal_(torch.empty(VIT.hidden, VIT.hidden))
-    return turn @ (vectors * gains).T
+    components: Tensor = turn @ (vectors * gains).T
+    return components
 
 
 def _shifted(way: Tensor, size: int, axis: int) -> tuple[Tensor, Tensor]:
