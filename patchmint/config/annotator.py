@@ -150,7 +150,7 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
             vocabulary=_DEMO_VOCABULARY,
             masker="demo-masker",
             tokenizer="demo-tokenizer",
-            vit=UNTRAINED,  # random features of pixels are enough to try what reads them
+            vit="demo-vit",
         ),
         UNTRAINED: ModelsConfig(
             detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED, vit=UNTRAINED
