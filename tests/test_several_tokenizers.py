@@ -24,6 +24,7 @@ from patchmint.inspection.diff.compare import compare
 from patchmint.inspection.gallery.remake import offer_decoded
 from patchmint.inspection.stats.collect import collect_stats
 from patchmint.jobs.extend import settings_of
+from patchmint.shards.checks import check_document
 from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.shards.sidecar import scan_tar, stored_row
 from patchmint.shards.verify import verify, verify_tars
@@ -150,6 +151,10 @@ def test_a_grid_that_depends_on_the_image_stands_in_json_and_sidecar(made):
             assert told.grids == (sample.array(f"{told.member}.npy").shape,)
             assert (row[f"code_rows{at}"], row[f"code_cols{at}"]) == told.grids[0]
             assert sum(row[f"code_counts{at}"]) == np.prod(told.grids[0])
+    wrong = told.model_copy(update={"grids": ((1, 1),)})
+    document = sample.key_json.model_copy(update={"tokens": wrong})
+    layout = read_manifest(open_storage(made / "native")).layout
+    assert [code for code, _ in check_document(document, sample.key, layout)] == ["document-tokens"]
     sample, *_ = stored(made / "turns")
     told = sample.key_json.further_tokens[1]
     assert told.grids == tuple(image.array("codes.native.npy").shape for image in sample.images)
