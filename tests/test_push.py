@@ -5,10 +5,11 @@ import re
 import shutil
 import tempfile
 
+import builds
 import pytest
 import yaml
 from hub_server import Fault
-from shard_data import DOCUMENTS, configure, copy, make_dataset, make_document, make_reject, make_sample
+from shard_data import DOCUMENTS, configure, copy, joined, make_dataset, make_document, make_reject, make_sample
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -84,6 +85,18 @@ def test_all_of_it_arrives_and_reads_back_the_same(hub, made):
         assert there[index].key == here[index].key
         assert (there[index].selector == here[index].selector).all()
         assert (there[index].pixels == here[index].pixels).all()
+
+
+def test_columns_go_with_it(hub, folder, tmp_path):
+    source, column = {"kind": "patchmint", "uri": str(folder)}, folder / "columns" / "labels"
+    config = builds.make_config(tmp_path / "c.yaml", "", column, source=source, tokens=None, grid=GRID)
+    with builds.warmed():
+        builds.build_here(config, column)
+    push(str(folder), URI)
+    assert without_card(hub.repos["org/name"].files) == published(folder)
+    here, there = (joined(place, ["labels"]) for place in (folder, URI))
+    assert [sample.members for sample in here] == [sample.members for sample in there]
+    assert [sample.members for sample in here] != [sample.members for sample in joined(URI)]
 
 
 def test_documents(hub, tmp_path, monkeypatch):

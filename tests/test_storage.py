@@ -103,6 +103,7 @@ def test_listing_is_sorted_by_whole_paths(storage):
     assert list(storage.list()) == sorted(Entry(name, size) for size, name in enumerate(names))
     for folder in ("a", "a/"):
         assert [entry.path for entry in storage.list(folder)] == ["a/b/c", "a/c"]
+    assert [list(storage.folders(folder)) for folder in ("a", "a/b", "b", "c")] == [["b"], [], [], []]
 
 
 def test_create_succeeds_once(storage):
