@@ -1,0 +1,668 @@
+"""A data set's labels against the truth: image by image, in memory that doesn't grow with their number.
+
+What grows are the boxes that AP needs: some 20 bytes for each (`AveragePrecision`). Intervals are those of a Poisson
+bootstrap: each replicate counts each image as often as a Poisson variable says, so images needn't be kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchmint.datasets.dataset import Dataset
+from patchmint.datasets.reader import iter_stored
+from patchmint.datasets.rows import iter_tables
+from patchmint.errors import InputError, ShardError
+from patchmint.geometry import Placement, RleMasks, coverage_to_uint8
+from patchmint.judging.metrics import (
+    BINS,
+    THRESHOLDS,
+    AveragePrecision,
+    Flags,
+    Floats,
+    assigned,
+    calibration_error,
+    coco_matches,
+    f1_and_iou,
+    mcc,
+    micro_f1,
+    overlaps,
+    reliability,
+    share,
+)
+from patchmint.judging.truth import (
+    ImageName,
+    RowImage,
+    TrueImage,
+    TruePhrase,
+    TrueText,
+    TrueThing,
+    Truth,
+    joined,
+    row_columns,
+    row_images,
+)
+from patchmint.labelers.patches import select_patches
+from patchmint.shards.endings import DOCUMENT, INSTANCES, SELECTOR
+from patchmint.shards.reader import StoredImage
+from patchmint.types import UNKNOWN_SCORE, Box, Progress, Rle, Size, Span
+
+_WIDTHS = {
+    "texts": 1,
+    "f1": 1,
+    "iou": 1,
+    "silent": 1,
+    "silent_labelled": 1,
+    "there_found": 1,
+    "there_missed": 1,
+    "absent_found": 1,
+    "absent_left": 1,
+    "found": 1,
+    "unnamed": 1,
+    "masks": 1,
+    "mask_iou": 1,
+    "box_true": 1,
+    "box_found": 1,
+    "box_right": len(THRESHOLDS),
+    "mask_true": 1,
+    "mask_found": 1,
+    "mask_right": len(THRESHOLDS),
+    "scores": 3 * BINS,
+}
+_STARTS = dict(zip(_WIDTHS, np.cumsum([0, *_WIDTHS.values()]).tolist(), strict=False))
+_SIZE = sum(_WIDTHS.values())
+
+FIGURES = {
+    "patch_f1": "patches of texts that name something present, F1",
+    "patch_iou": "the same, IoU",
+    "silent_rate": "texts that name nothing present, and have labels",
+    "presence_mcc": "things named: found or not, against there or not (Matthews' coefficient)",
+    "missed_rate": "present things that nothing was found for",
+    "absent_rate": "absent things that anything was found for",
+    "unnamed_rate": "of what was found: answers to words that name nothing",
+    "mask_iou": "all masks of a present thing together, IoU",
+    "box_f1": "boxes of present things, mean F1 at IoU 0.50 to 0.95",
+    "mask_f1": "the same of masks",
+    "cgf1_boxes": "SA-Co's cgF1, / 100: box_f1 times presence_mcc",
+    "cgf1_masks": "the same of masks",
+    "box_ap": "COCO's AP of boxes, all phrases together",
+    "box_ap_by_phrase": "the same, mean over phrases",
+    "mask_ap": "COCO's AP of masks, all phrases together",
+    "mask_ap_by_phrase": "the same, mean over phrases",
+    "ece": "scores: expected calibration error, right at IoU 0.50",
+}
+"""What the figures mean, in the order of the table. Of those that `--quick` knows, a score is right if the thing is
+there."""
+
+_BLOCK = 256
+_MOST_IMAGES = 100_000
+_MOST_FOUND = 200_000
+# Above these, AP gets no interval.
+_EXAMPLES = 5
+_MOST_PHRASES = 50
+
+_ALL = ("all", "")
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+_ORDER = {name: number for number, name in enumerate(("small", "medium", "large"))}
+
+
+def touched_patches(mask: Rle, placement: Placement, min_coverage: float = 0.0) -> Flags:
+    """Patches of which a mask covers more than a share: bool `placement.shape`."""
+    coverage = RleMasks([mask]).coverage([0], placement)
+    return select_patches(coverage_to_uint8(coverage), min_coverage) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something that was found for a text.
+
+    Attributes:
+        spans: the words that it answers to; several where only the words are known, and they stand there repeatedly.
+        score: 0..1, or `UNKNOWN_SCORE`.
+        box: XYXY; None where that isn't known.
+        mask: None where that isn't known.
+    """
+
+    spans: tuple[Span, ...]
+    score: float
+    box: Box | None = None
+    mask: Rle | None = None
+
+    def shares(self, span: Span) -> int:
+        """How many characters it has in common with another span."""
+        return max((min(end, span[1]) - max(start, span[0]) for start, end in self.spans), default=0)
+
+
+@dataclass(frozen=True, order=True)
+class Worst:
+    """A text that is labelled badly.
+
+    Attributes:
+        agreement: F1 of its patches, or, where patches aren't judged, the share of its phrases that are right.
+        index: of the sample in the data set.
+        image: number of the image.
+        text: number among the image's texts.
+        key: the sample's.
+        content: the text.
+        missed, wrong: words of present things not found, and of absent ones found.
+    """
+
+    agreement: float
+    index: int
+    image: int
+    text: int
+    key: str
+    content: str
+    missed: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+class Judge:
+    """Gathers figures image by image.
+
+    Args:
+        replicates: of the bootstrap; 0: no intervals.
+        seed: of the bootstrap.
+        worst: how many of the worst texts to keep.
+        min_coverage: share of a patch that a label takes, as of the data set.
+    """
+
+    def __init__(self, *, replicates: int = 0, seed: int = 0, worst: int = 0, min_coverage: float = 0.0) -> None:
+        self.images = self.texts = self.unknown_texts = self.own = 0
+        self.worst: list[tuple[float, int, Worst]] = []
+        self._most_worst, self._min_coverage = worst, min_coverage
+        self._replicates, self._seed = replicates, seed
+        self._sums: dict[tuple[str, str], Floats] = {}
+        self._resampled: dict[tuple[str, str], Floats] = {}
+        self._block: list[tuple[tuple[str, str], int, Floats]] = []
+        self._precision = {"box": AveragePrecision(), "mask": AveragePrecision()}
+        self._categories: dict[str, int] = {}
+
+    def add_image(self, image: StoredImage, true: TrueImage, index: int = 0) -> None:
+        """Judge a stored image.
+
+        Args:
+            image: with KEY.json, and as far as there are such, selector and instances.
+            true: its truth.
+            index: of the sample in the data set.
+
+        Raises:
+            ShardError: the sample is damaged, or its labels are of another shape than its grid.
+        """
+        masks = image.instances
+        found: dict[int, list[Found]] = {number: [] for number in image.texts}
+        for number, phrase in enumerate(image.phrases):
+            self.own += phrase.origin != "model"
+            mask = masks[number].mask.rle if masks is not None else None
+            span = (phrase.start, phrase.end)
+            found.setdefault(phrase.text_index, []).append(Found((span,), phrase.score, phrase.box, mask))
+        known = ("box",) if masks is None else ("box", "mask")
+        size = (image.info.height, image.info.width)
+        selector = image.selector
+        placement = image.placement if selector is not None else None
+        if selector is not None and placement is not None and selector.shape != (len(image.texts), *placement.shape):
+            raise ShardError(
+                f"sample {image.key!r} lacks labels on {placement.shape} of its {len(image.texts)} texts (it has "
+                f"{selector.shape}); run `patchmint inspect verify` on the data set"
+            )
+        for row, number in enumerate(image.texts):
+            content = image.key_json.texts[number]
+            text = true.text(row, content)
+            if text is None:
+                self.unknown_texts += 1
+                continue
+            patches = None
+            if selector is not None and placement is not None and text.whole:
+                true_patches = self._patches(text, image, placement)
+                patches = (selector[row] > 0, true_patches) if true_patches is not None else None
+            place = (index, image.number, row, image.key)
+            self.add_text(text, found[number], size, patches, texts=len(image.texts), known=known, place=place)
+        self.end_image()
+
+    def add_row(self, image: RowImage, true: TrueImage, index: int = 0) -> None:
+        """Judge an image by its sidecar's row: what is there, and scores."""
+        for row, (number, content) in enumerate(image.texts.items()):
+            text = true.text(row, content)
+            if text is None:
+                self.unknown_texts += 1
+                continue
+            found = [Found(_spans(content, words), score) for n, words, score in image.found if n == number]
+            place = (index, image.name.number, row, image.name.key)
+            self.add_text(text, found, image.name.size, texts=len(image.texts), known=(), place=place)
+        self.end_image()
+
+    def _patches(self, text: TrueText, image: StoredImage, placement: Placement) -> Flags | None:
+        """The true patches; None where they aren't known."""
+        if text.mask is not None:
+            if tuple(text.mask["size"]) != placement.image_size:
+                raise InputError(f"the truth of {image.name} has masks of another size than the image")
+            return touched_patches(text.mask, placement, self._min_coverage)
+        if text.selector is not None:
+            array, grid = text.selector
+            return array > 0 if grid == image.grid else None
+        return None if text.things else np.zeros(placement.shape, np.bool_)
+
+    def add_text(
+        self,
+        text: TrueText,
+        found: Sequence[Found],
+        size: Size,
+        patches: tuple[Flags, Flags] | None = None,
+        *,
+        texts: int = 1,
+        known: Sequence[str] = ("box",),
+        place: tuple[int, int, int, str] = (0, 0, 0, ""),
+    ) -> None:
+        """Judge what was found for a text.
+
+        Args:
+            text: the truth.
+            found: in any order.
+            size: (height, width) of the image.
+            patches: labelled ones and true ones, bool of one shape; None: they aren't judged.
+            texts: how many the image has.
+            known: which shapes all of `found` have: "box", "mask".
+            place: index of the sample, numbers of image and text, and key, for `worst`.
+        """
+        self.texts += 1
+        sums = _Sums()
+        of_texts = ("texts", str(texts) if texts < 5 else "5 or more")
+        agreement = None
+        if patches is not None:
+            labelled = patches[0]
+            if text.things:
+                agreement, iou = f1_and_iou(*patches)
+                sums.add(texts=1, f1=agreement, iou=iou)
+            else:
+                agreement = float(not labelled.any())
+                sums.add(silent=1, silent_labelled=bool(labelled.any()))
+        self._count(sums, *_places(text.things, size), of_texts)
+        answers: list[list[Found]] = [[] for _ in text.phrases]
+        unnamed: list[Found] = []
+        for each in found:
+            shared = [each.shares(phrase.span) for phrase in text.phrases]
+            best = int(np.argmax(shared)) if shared else 0
+            (answers[best] if shared and shared[best] > 0 else unnamed).append(each)
+        missed, wrong = [], []
+        for phrase, answer in zip(text.phrases, answers, strict=True):
+            words = _words(text.content[slice(*phrase.span)])
+            touched = any(each.shares(phrase.span) > 0 for each in found)
+            if phrase.things and not touched:
+                missed.append(words)
+            if touched and not phrase.things:
+                wrong.append(words)
+            judged = self._phrase(phrase, answer, words, touched=touched, known=known)
+            self._count(judged, *_places(phrase.things, size), of_texts, ("phrase", words))
+        if text.whole:
+            wrong += [_words(text.content[slice(*each.spans[0])]) for each in unnamed if each.spans]
+            self._count(self._phrase(TruePhrase((0, 0), ()), unnamed, "", touched=None, known=known), of_texts)
+        if self._most_worst:
+            if agreement is None:
+                agreement = 1 - (len(missed) + len(wrong)) / max(len(text.phrases), len(missed) + len(wrong), 1)
+            bad = Worst(agreement, *place[:3], place[3], text.content, tuple(missed), tuple(wrong))
+            push = heapq.heappushpop if len(self.worst) == self._most_worst else heapq.heappush
+            push(self.worst, (-agreement, -self.texts, bad))
+
+    def _phrase(
+        self, phrase: TruePhrase, found: Sequence[Found], words: str, *, touched: bool | None, known: Sequence[str]
+    ) -> _Sums:
+        """Judge what was found for a phrase; `touched` None: what answers to none. `known`: shapes of what is found."""
+        sums, things = _Sums(), phrase.things
+        if touched is None:
+            sums.add(found=len(found), unnamed=len(found))
+        else:
+            there = bool(things)
+            sums.add(
+                found=len(found),
+                there_found=there and touched,
+                there_missed=there and not touched,
+                absent_found=touched and not there,
+                absent_left=not touched and not there,
+            )
+        order = sorted(found, key=lambda each: -each.score)
+        scores = [each.score for each in order]
+        right = [bool(things)] * len(order)
+        for kind in known:
+            shapes: list[Any] = [getattr(each, kind) for each in order]
+            true: list[Any] = [getattr(thing, kind) for thing in things]
+            if None in true or not (shapes or true):
+                continue
+            crowd = [thing.crowd for thing in things]
+            ious = overlaps(shapes, true, crowd)
+            if kind == "box":
+                right = coco_matches(ious, crowd)[0][0].tolist()
+            if things:
+                alone = assigned(ious[:, [not each for each in crowd]])
+                counts = {f"{kind}_true": len(crowd) - sum(crowd), f"{kind}_found": len(order)}
+                sums.add(**counts, **{f"{kind}_right": alone})
+            if UNKNOWN_SCORE not in scores:
+                category = self._categories.setdefault(words, len(self._categories))
+                self._precision[kind].add(self.images, category, scores, ious, crowd)
+        if "mask" in known and (mask := joined(things)) is not None:
+            union = joined([TrueThing((0, 0, 0, 0), each.mask) for each in order])
+            sums.add(masks=1, mask_iou=overlaps([union], [mask], [False])[0, 0] if union is not None else 0)
+        if order and UNKNOWN_SCORE not in scores:
+            sums.add(scores=reliability(scores, right).ravel())
+        return sums
+
+    def _count(self, sums: _Sums, *groups: tuple[str, str]) -> None:
+        for group in (_ALL, *groups):
+            total = self._sums.setdefault(group, np.zeros(_SIZE))
+            total += sums.values
+            if self._replicates and group[0] != "phrase":
+                self._block.append((group, self.images % _BLOCK, sums.values))
+
+    def end_image(self) -> None:
+        """Say that all texts of an image were added."""
+        self.images += 1
+        if self.images % _BLOCK == 0:
+            self._resample()
+
+    def _weights(self, block: int) -> npt.NDArray[np.uint8]:
+        """How often each image of a block counts in each replicate: (_BLOCK, replicates)."""
+        rng = np.random.default_rng((self._seed, block))
+        return rng.poisson(1, (_BLOCK, self._replicates)).astype(np.uint8)
+
+    def _resample(self) -> None:
+        if not self._block:
+            return
+        weights = self._weights((self.images - 1) // _BLOCK).astype(float)
+        for group in {group for group, _, _ in self._block}:
+            rows, values = zip(*((row, values) for of, row, values in self._block if of == group), strict=True)
+            total = self._resampled.setdefault(group, np.zeros((self._replicates, _SIZE)))
+            total += weights[list(rows)].T @ np.stack(values)
+        self._block = []
+
+    def figures(self) -> dict[str, float]:
+        """The figures without intervals, by the names of `FIGURES`; NaN where there was nothing to judge."""
+        found = {name: float(value) for name, value in _figures(self._sums.get(_ALL, np.zeros(_SIZE))).items()}
+        for kind, precision in self._precision.items():
+            found[f"{kind}_ap"] = precision.mean(pooled=True)
+            found[f"{kind}_ap_by_phrase"] = precision.mean()
+        return {name: found[name] for name in FIGURES}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The middle 95 % of the replicates of each figure that has some."""
+        self._resample()
+        replicates = _figures(self._resampled.get(_ALL, np.zeros((0, _SIZE))))
+        if self._replicates and self.images <= _MOST_IMAGES:
+            blocks = range(-(-self.images // _BLOCK))
+            weights = (
+                np.concatenate([self._weights(block) for block in blocks]) if blocks else np.zeros((0, 0), np.uint8)
+            )
+            for kind, precision in self._precision.items():
+                if 0 < len(precision) <= _MOST_FOUND:
+                    columns = weights.T
+                    replicates[f"{kind}_ap"] = np.array([precision.mean(column, pooled=True) for column in columns])
+        return {name: interval for name, values in replicates.items() if (interval := _interval(values)) is not None}
+
+    def groups(self) -> dict[str, list[Group]]:
+        """Figures of parts, by what divides them: size, position, texts (an image has), phrase (the commonest)."""
+        self._resample()
+        found: dict[str, list[Group]] = {}
+        for (kind, name), sums in self._sums.items():
+            if kind != _ALL[0]:
+                found.setdefault(kind, []).append(_group(name, sums, self._resampled.get((kind, name))))
+        for kind, groups in found.items():
+            groups.sort(
+                key=lambda group: (-group.phrases if kind == "phrase" else 0, _ORDER.get(group.name, 0), group.name)
+            )
+        return {kind: found[kind][:_MOST_PHRASES] for kind in ("size", "position", "texts", "phrase") if kind in found}
+
+    def table(self) -> list[Bin]:
+        """The reliability table: scores in tenths that have any."""
+        counts, right, sums = _part(self._sums.get(_ALL, np.zeros(_SIZE)), "scores").reshape(3, BINS)
+        return [
+            Bin(number / BINS, (number + 1) / BINS, int(n), hits / n, total / n)
+            for number, (n, hits, total) in enumerate(
+                zip(*(each.tolist() for each in (counts, right, sums)), strict=True)
+            )
+            if n
+        ]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A row of a reliability table.
+
+    Attributes:
+        low, high: the scores.
+        found: how many have such a score.
+        right: share of them that is right.
+        score: their mean score.
+    """
+
+    low: float
+    high: float
+    found: int
+    right: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of what was judged.
+
+    Attributes:
+        name: the part's.
+        texts: with judged patches that name something present.
+        phrases: judged.
+        figures: by the names of `FIGURES`, those that there are.
+        intervals: of 95 %.
+    """
+
+    name: str
+    texts: int
+    phrases: int
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+class _Sums:
+    """What is counted, in one array."""
+
+    def __init__(self) -> None:
+        self.values = np.zeros(_SIZE)
+
+    def add(self, **counts: float | npt.NDArray[Any]) -> None:
+        for name, count in counts.items():
+            self.values[_STARTS[name] : _STARTS[name] + _WIDTHS[name]] += count
+
+
+def _part(sums: Floats, name: str) -> Floats:
+    part = sums[..., _STARTS[name] : _STARTS[name] + _WIDTHS[name]]
+    return part[..., 0] if _WIDTHS[name] == 1 else part
+
+
+def _figures(sums: Floats) -> dict[str, Floats]:
+    """All figures but AP, of sums (..., _SIZE)."""
+    of = {name: _part(sums, name) for name in _WIDTHS}
+    presence = mcc(of["there_found"], of["absent_found"], of["there_missed"], of["absent_left"])
+    found = {
+        "patch_f1": share(of["f1"], of["texts"]),
+        "patch_iou": share(of["iou"], of["texts"]),
+        "silent_rate": share(of["silent_labelled"], of["silent"]),
+        "presence_mcc": presence,
+        "missed_rate": share(of["there_missed"], of["there_found"] + of["there_missed"]),
+        "absent_rate": share(of["absent_found"], of["absent_found"] + of["absent_left"]),
+        "unnamed_rate": share(of["unnamed"], of["found"]),
+        "mask_iou": share(of["mask_iou"], of["masks"]),
+        "ece": calibration_error(of["scores"].reshape(*of["scores"].shape[:-1], 3, BINS)),
+    }
+    for kind, name in (("box", "boxes"), ("mask", "masks")):
+        found[f"{kind}_f1"] = micro_f1(of[f"{kind}_right"], of[f"{kind}_found"], of[f"{kind}_true"])
+        found[f"cgf1_{name}"] = found[f"{kind}_f1"] * presence
+    return found
+
+
+def _group(name: str, sums: Floats, resampled: Floats | None) -> Group:
+    figures = {kind: float(value) for kind, value in _figures(sums).items() if not np.isnan(value)}
+    replicates = _figures(resampled) if resampled is not None else {}
+    intervals = {kind: interval for kind, values in replicates.items() if (interval := _interval(values)) is not None}
+    judged = ("there_found", "there_missed", "absent_found", "absent_left")
+    return Group(name, int(_part(sums, "texts")), int(sum(_part(sums, each) for each in judged)), figures, intervals)
+
+
+def _interval(values: Floats) -> tuple[float, float] | None:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, (0.025, 0.975)).tolist()
+    return low, high
+
+
+def _places(things: Sequence[TrueThing], size: Size) -> list[tuple[str, str]]:
+    """The groups of things by size, COCO's, of the largest one, and by where the middle of all is."""
+    boxes = np.array([thing.box for thing in things], np.float64)
+    if not boxes.any():  # also where only sidecars were read
+        return []
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1).max()
+    middle = (boxes[:, :2].min(0) + boxes[:, 2:].max(0)) / 2 / size[::-1]
+    column, row = np.minimum(np.maximum(middle * 3, 0), 2).astype(int)
+    named = "small" if area < 32**2 else "medium" if area < 96**2 else "large"
+    return [("size", named), ("position", f"{_ROWS[row]} {_COLUMNS[column]}")]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _spans(content: str, words: str) -> tuple[Span, ...]:
+    """Where words stand in a text."""
+    return tuple(match.span() for match in re.finditer(re.escape(words), content)) if words else ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What judging a data set gives; all of it goes to JSON.
+
+    Attributes:
+        dataset: its address.
+        truth: what it was judged by.
+        samples: that the data set has.
+        judged: of them those with a known truth of any image.
+        unmatched: the others; `samples` is the sum.
+        examples: keys of some of those.
+        unused: images, or samples, of the truth that the data set hasn't.
+        images, texts: judged.
+        unknown_texts: of judged images, texts about which the truth says nothing.
+        own: of what was found, how much was made of annotators' boxes or masks: the truth may be the same.
+        figures: by the names of `FIGURES`; None where there was nothing to judge.
+        intervals: of 95 %, by bootstrap over images.
+        reliability: how often scores are right.
+        groups: figures of parts.
+        worst: texts, worst first.
+    """
+
+    dataset: str
+    truth: str
+    samples: int
+    judged: int
+    unmatched: int
+    examples: tuple[str, ...]
+    unused: int
+    images: int
+    texts: int
+    unknown_texts: int
+    own: int
+    figures: dict[str, float | None]
+    intervals: dict[str, tuple[float, float]]
+    reliability: tuple[Bin, ...]
+    groups: dict[str, list[Group]] = field(repr=False)
+    worst: tuple[Worst, ...] = field(repr=False)
+
+
+def judge(
+    dataset: Dataset,
+    truth: Truth,
+    *,
+    quick: bool = False,
+    replicates: int = 200,
+    seed: int = 0,
+    worst: int = 12,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Judge a data set's labels.
+
+    Args:
+        dataset: with labels.
+        truth: of its images.
+        quick: from the sidecars alone: what is there, and scores.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        worst: how many of the worst texts are named.
+        progress: told after each sample, or shard.
+
+    Raises:
+        InputError: the data set has no labels, or none of its images has a known truth.
+        ShardError, StorageError: it can't be read.
+    """
+    layout = dataset.manifest.layout if dataset.manifest is not None else None
+    if dataset.foreign or (layout is not None and layout.min_coverage is None):
+        raise InputError(f"{dataset.uri} has no labels that could be judged")
+    least = (layout.min_coverage if layout is not None else None) or 0.0
+    judging = Judge(replicates=replicates, seed=seed, worst=worst, min_coverage=least)
+    judged, examples = 0, list[str]()
+    samples = _rows(dataset, progress) if quick else _stored(dataset, progress)
+    for index, key, images in samples:
+        known = False
+        for name, image in images:
+            true = truth.of(name)
+            if true is None:
+                continue
+            known = True
+            if isinstance(image, RowImage):
+                judging.add_row(image, true, index)
+            else:
+                judging.add_image(image, true, index)
+        judged += known
+        if not known and len(examples) < _EXAMPLES:
+            examples.append(key)
+    if not judged:
+        raise InputError(
+            f"{truth.says} knows none of the {dataset.samples} samples of {dataset.uri} (the first are "
+            f"{', '.join(examples)}); samples go by key, else by the source's id, else by the image's path"
+        )
+    figures = {name: None if np.isnan(value) else value for name, value in judging.figures().items()}
+    return Verdict(
+        dataset=dataset.uri,
+        truth=truth.says,
+        samples=dataset.samples,
+        judged=judged,
+        unmatched=dataset.samples - judged,
+        examples=tuple(examples),
+        unused=truth.unused(),
+        images=judging.images,
+        texts=judging.texts,
+        unknown_texts=judging.unknown_texts,
+        own=judging.own,
+        figures=figures,
+        intervals=judging.intervals(),
+        reliability=tuple(judging.table()),
+        groups=judging.groups(),
+        worst=tuple(sorted(bad for _, _, bad in judging.worst)),
+    )
+
+
+_Images = Iterable[tuple[ImageName, StoredImage | RowImage]]
+
+
+def _stored(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, str, _Images]]:
+    endings = (DOCUMENT, SELECTOR, INSTANCES)
+    for index, sample in iter_stored(dataset, np.arange(dataset.samples), endings, progress):
+        yield index, sample.key, [(ImageName.of(image), image) for image in sample.images]
+
+
+def _rows(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, str, _Images]]:
+    index = 0
+    for _, table in iter_tables(dataset, row_columns(dataset), progress):
+        for batch in table.to_batches(max_chunksize=_BLOCK):
+            for row in batch.to_pylist():
+                yield index, row["key"], [(image.name, image) for image in row_images(row)]
+                index += 1
