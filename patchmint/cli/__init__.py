@@ -70,6 +70,16 @@ COMMANDS = {
             "patchmint export s3://bucket/stage1 out/odvg --to odvg",
         ),
     ),
+    "judge": LazyCommand(
+        "patchmint.cli.judge:judge_command",
+        "Judge labels by a truth: patches, boxes, masks, what is there at all, and whether scores can be believed.",
+        (
+            "patchmint judge out/stage1",
+            "patchmint judge out/demo/dataset --against out/demo/scenes/truth.json --html judged.html",
+            "patchmint judge out/stage1 --against data/coco/annotations/instances_val2017.json --json",
+            "patchmint judge out/stage1 --against out/better --quick",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

@@ -185,7 +185,7 @@ def mcc(right_there: Floats, wrong_there: Floats, missed: Floats, right_absent: 
     """
     sides = (right_there + wrong_there, right_there + missed, right_absent + wrong_there, right_absent + missed)
     product = np.prod(np.sqrt(np.stack(sides)), axis=0)
-    value = np.divide(right_there * right_absent - wrong_there * missed, product, where=product > 0, out=0 * product)
+    value = (right_there * right_absent - wrong_there * missed) / np.maximum(product, np.finfo(float).tiny)
     return np.asarray(np.where(sides[1] * sides[2] > 0, value, np.nan))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ from patchmint.datasets.rows import iter_tables, read_table, size_columns
 from patchmint.errors import InputError
 from patchmint.geometry.rle import box_of, from_coco, union
 from patchmint.images.reading import upright_instance
-from patchmint.samples import SourceSample
+from patchmint.samples import Absent, Found
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import DOCUMENT, INSTANCES, SELECTOR
 from patchmint.shards.reader import StoredImage
@@ -294,11 +294,13 @@ def true_text(content: str, spans: Sequence[Span], drawn: Sequence[Instance]) ->
     return TrueText(content, tuple(TruePhrase(span, tuple(of)) for span, of in things.items()))
 
 
-def sample_entries(samples: Iterable[SourceSample]) -> Iterator[TruthEntry]:
+def sample_entries(samples: Iterable[Found]) -> Iterator[TruthEntry]:
     """The truth of a source's pictures, as its annotators drew it; upright images are taken for granted."""
     for sample in samples:
+        if isinstance(sample, Absent) or sample.fault or sample.parts:
+            continue
         texts = tuple(true_text(text.content, text.phrases, text.instances) for text in sample.texts if text.instances)
-        if texts and not sample.fault and not sample.parts:
+        if texts:
             yield TruthEntry(TrueImage(texts), id=sample.id, path=sample.image.path)
 
 
@@ -535,8 +537,3 @@ def true_thing(record: Mapping[str, Any], size: Size | None, where: str) -> True
     x, y, width, height = bbox if bbox is not None else (0, 0, 0, 0)
     box = box_of(mask) if bbox is None and mask is not None else (x, y, x + width, y + height)
     return TrueThing(box, mask, bool(record.get("iscrowd")))
-
-
-def with_categories(image: TrueImage, categories: Mapping[str, Sequence[TrueThing]]) -> TrueImage:
-    """The image with things by what they are called; names are compared in lower case."""
-    return replace(image, categories={name.lower(): tuple(things) for name, things in categories.items()})

@@ -1,0 +1,117 @@
+"""`patchmint judge`: how right are a data set's labels?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from patchmint.cli.inspect.shared import (
+    DatasetArgument,
+    GridOption,
+    JsonOption,
+    check_output,
+    console_for_data,
+    print_json,
+    progress_bar,
+    write_output,
+)
+from patchmint.jobs.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from patchmint.judging.judge import Verdict
+
+_PARTS = ("patch_f1", "missed_rate", "absent_rate", "mask_iou", "box_f1", "ece")
+_SHOWN_PHRASES = 10
+
+
+def judge_command(
+    dataset: DatasetArgument,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRUTH",
+            help="truth.json (docs/judge.md); COCO's or LVIS's instances; a folder with one of them, with RefCOCO's or "
+            "Visual Genome's files; or another data set. Default: what the source's annotators drew, as stored.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what is there, and scores: from the sidecars, without opening tars.")
+    ] = False,
+    replicates: Annotated[int, typer.Option(min=0, help="Of the bootstrap over images. 0: no intervals.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap, and of planted errors.")] = 0,
+    worst: Annotated[int, typer.Option(min=0, help="Number of the worst texts to name, and to draw in the page.")] = 12,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write a page with pictures of the worst.")
+    ] = None,
+    grid: GridOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge labels by a truth: patches, boxes, masks, what is there at all, and whether scores can be believed.
+
+    Samples are matched by key, else by the source's id, else by the image's path; those without a known truth are
+    counted, not judged.
+
+    Ends with 0; with 2 if there is nothing to judge.
+    """
+    from patchmint.datasets.dataset import open_dataset
+    from patchmint.jobs.truths import open_truth
+    from patchmint.judging.judge import judge
+
+    check_output(html, ".html")
+    opened = open_dataset(dataset).on_grid(grid)
+    truth = open_truth(against)
+    with progress_bar("judge") as progress:
+        verdict = judge(opened, truth, quick=quick, replicates=replicates, seed=seed, worst=worst, progress=progress)
+    if html is not None:
+        from patchmint.judging.page import render_page
+
+        write_output(html, render_page(verdict, opened, open_truth(against)).encode())
+    if as_json:
+        print_json(asdict(verdict))
+    else:
+        _print(console_for_data(), verdict)
+
+
+def _print(console: Console, verdict: Verdict) -> None:
+    from patchmint.judging.judge import FIGURES
+
+    table = Table("figure", Column("value", justify="right"), Column("95 % interval", justify="right"), "what it says")
+    for name, value in verdict.figures.items():
+        if value is not None:
+            low, high = verdict.intervals.get(name, (None, None))
+            table.add_row(name, f"{value:.3f}", "" if low is None else f"{low:.3f} to {high:.3f}", FIGURES[name])
+    console.print(table)
+    if verdict.reliability:
+        table = Table("score", *(Column(name, justify="right") for name in ("found", "mean score", "right")))
+        for row in verdict.reliability:
+            table.add_row(f"{row.low:.1f} to {row.high:.1f}", f"{row.found:,}", f"{row.score:.3f}", f"{row.right:.3f}")
+        console.print(table)
+    for kind, groups in verdict.groups.items():
+        table = Table(kind, *(Column(name, justify="right") for name in ("phrases", *_PARTS)))
+        for group in groups[:_SHOWN_PHRASES]:
+            values = [f"{group.figures[name]:.3f}" if name in group.figures else "" for name in _PARTS]
+            table.add_row(escape(printable(group.name)), f"{group.phrases:,}", *values)
+        console.print(table)
+    for bad in verdict.worst:
+        told = [f"missed: {', '.join(bad.missed)}"] if bad.missed else []
+        told += [f"not there: {', '.join(bad.wrong)}"] if bad.wrong else []
+        line = f"{bad.key}  {bad.agreement:.2f}  {bad.content[:80]}  {'; '.join(told)}"
+        console.print(escape(printable(line)), highlight=False, soft_wrap=True)
+    lines = [f"{verdict.samples:,} samples = {verdict.judged:,} judged + {verdict.unmatched:,} without a known truth"]
+    if verdict.examples:
+        lines[0] += f" ({', '.join(verdict.examples)}{', ...' if verdict.unmatched > len(verdict.examples) else ''})"
+    if verdict.unused:
+        lines.append(f"{verdict.unused:,} images of the truth aren't in the data set")
+    if verdict.unknown_texts:
+        lines.append(f"{verdict.unknown_texts:,} texts of judged images aren't in the truth")
+    if verdict.own:
+        lines.append(f"{verdict.own:,} boxes or masks were made of annotators' own, and agree with these in any case")
+    for line in lines:
+        console.print(escape(printable(line)), highlight=False, soft_wrap=True)
