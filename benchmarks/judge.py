@@ -26,7 +26,7 @@ from patchmint.judging.truth import DatasetTruth
 from patchmint.shards.sidecar import PARQUET_OPTIONS, SCHEMA
 from patchmint.storage import open_storage
 
-SHARD = 10_000
+SHARD = 2_000
 WORDS = ("cat", "dog", "owl", "red bus", "traffic light", "man", "old tree", "cup")
 
 

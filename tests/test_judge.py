@@ -20,7 +20,8 @@ from patchmint.geometry.rle import encode_masks, to_coco, union
 from patchmint.jobs.truths import open_truth
 from patchmint.judging.judge import Found, Judge, judge
 from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, overlaps
-from patchmint.judging.truth import DatasetTruth, TruePhrase, TrueText, TrueThing
+from patchmint.judging.plant import plant
+from patchmint.judging.truth import DatasetTruth, ImageName, TruePhrase, TrueText, TrueThing
 
 SIZE = (40, 48)
 CATEGORIES = 4
@@ -253,3 +254,71 @@ def test_annotators_marks_and_other_data_sets_are_truths(dataset, tmp_path):
     assert verdict.figures["box_ap"] is None
     whole = judge(open_dataset(dataset), DatasetTruth(open_dataset(tmp_path / "other")))
     assert whole.figures["patch_f1"] == 1  # the same arrays
+
+
+def test_annotations_of_sources_are_truths(tmp_path):
+    images = [{"id": 9, "file_name": "a/9.jpg", "height": 30, "width": 40}, {"id": 10, "file_name": "10.jpg"}]
+    images = [{"height": 30, "width": 40, **image} for image in images]
+    corner, wide = [0, 0, 10, 0, 10, 10, 0, 10], [0, 0, 40, 0, 40, 10, 0, 10]
+    annotations = [
+        {"id": 1, "image_id": 9, "category_id": 1, "bbox": [0, 0, 10, 10], "segmentation": [corner], "iscrowd": 0},
+        {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 40, 10], "segmentation": [wide], "iscrowd": 1},
+    ]
+    categories = [{"id": 1, "name": "Dog"}, {"id": 2, "name": "hot dog"}, {"id": 3, "name": "bus"}]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+
+    def named(against, content, name):
+        true = open_truth(str(against)).of(name)
+        text = true and true.text(0, content)
+        return text and [(content[slice(*each.span)], [thing.box for thing in each.things]) for each in text.phrases]
+
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_x.json").write_text(json.dumps(coco))
+    nine = ImageName("k", "other", "train/a/9.jpg", 0, SIZE)
+    assert named(tmp_path, "dogs eat", nine) is None  # another size
+    nine, ten = replace(nine, size=(30, 40)), ImageName("k", "10", "", 0, (30, 40))
+    boxes = [(0, 0, 10, 10), (0, 0, 40, 10)]
+    assert named(tmp_path, "two dogs eat a hot dog in buses", nine) == [("dog", boxes), ("hot dog", []), ("bus", [])]
+    assert named(tmp_path, "dogma, a Dog", ten) == [("Dog", [])]
+    assert named(tmp_path, "a cat", ten) is None
+    images[0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+    (tmp_path / "annotations" / "instances_x.json").write_text(json.dumps(coco))
+    assert named(tmp_path, "two dogs eat a hot dog in buses", nine) == [("hot dog", [])]
+
+    refs = tmp_path / "refs"
+    refs.mkdir()
+    (refs / "instances.json").write_text(json.dumps(coco))
+    for name, sentence in (("refs(unc).json", "left one"), ("refs(google).json", "the dog")):
+        sentences = [{"sent": sentence}]
+        (refs / name).write_text(json.dumps([{"image_id": 9, "ann_id": 1, "split": "val", "sentences": sentences}]))
+    for sentence in ("left one", "the dog"):
+        assert named(refs, sentence, replace(nine, id="9", path="")) == [(sentence, boxes[:1])]
+
+    genome = tmp_path / "genome"
+    genome.mkdir()
+    for name, content in (
+        ("image_data.json", {"url": "https://x/VG_100K/9.jpg"}),
+        ("region_descriptions.json", {"regions": [{"phrase": "a dog", "x": 1, "y": 2, "width": 3, "height": 4}]}),
+        ("objects.json", {"objects": [{"names": ["ear"], "x": 1, "y": 1, "w": 2, "h": 2}]}),
+    ):
+        (genome / name).write_text(json.dumps([{"image_id": 9, **content}]))
+    for content, box in (("a dog", (1, 2, 4, 6)), ("ear", (1, 1, 3, 3))):
+        assert named(genome, content, nine) is None
+        assert named(genome, content, replace(nine, id="9")) == [(content, [box])]
+    with pytest.raises(InputError, match="isn't a truth that is known"):
+        open_truth(str(tmp_path / "nothing"))
+
+
+def test_planted_errors_are_found_by_a_score_that_looks(dataset):
+    opened = open_dataset(dataset)
+    told = json.loads(run(dataset, "--plant", 0.5, "--json", "--seed", 1).stdout)
+    assert (told["texts"], told["auroc"]) == (6, 0.5)  # all scores are the same
+    assert 0 < told["planted"] == sum(count for count, _ in told["by_kind"].values()) < 6
+
+    def knowing(image, text, found):
+        return float(found == tuple(each for each in image.phrases if each.text_index == text))
+
+    assert plant(opened, 0.5, knowing, seed=1).auroc == 1
+    assert plant(opened, 0.0).auroc is None
+    with pytest.raises(InputError, match="has a score"):
+        plant(opened, 0.5, lambda *_: float("nan"))

@@ -78,6 +78,7 @@ COMMANDS = {
             "patchmint judge out/demo/dataset --against out/demo/scenes/truth.json --html judged.html",
             "patchmint judge out/stage1 --against data/coco/annotations/instances_val2017.json --json",
             "patchmint judge out/stage1 --against out/better --quick",
+            "patchmint judge out/stage1 --plant 0.2",
         ),
     ),
     "push": LazyCommand(

@@ -25,6 +25,7 @@ from patchmint.jobs.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from patchmint.datasets.dataset import Dataset
     from patchmint.judging.judge import Verdict
 
 _PARTS = ("patch_f1", "missed_rate", "absent_rate", "mask_iou", "box_f1", "ece")
@@ -50,6 +51,16 @@ def judge_command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Write a page with pictures of the worst.")
     ] = None,
+    planted: Annotated[
+        float | None,
+        typer.Option(
+            "--plant",
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Instead: plant errors into a copy of this share of the labels, and say how many the scores find.",
+        ),
+    ] = None,
     grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,6 +77,9 @@ def judge_command(
 
     check_output(html, ".html")
     opened = open_dataset(dataset).on_grid(grid)
+    if planted is not None:
+        _plant(opened, planted, seed, as_json=as_json)
+        return
     truth = open_truth(against)
     with progress_bar("judge") as progress:
         verdict = judge(opened, truth, quick=quick, replicates=replicates, seed=seed, worst=worst, progress=progress)
@@ -77,6 +91,22 @@ def judge_command(
         print_json(asdict(verdict))
     else:
         _print(console_for_data(), verdict)
+
+
+def _plant(dataset: Dataset, share: float, seed: int, *, as_json: bool) -> None:
+    from patchmint.judging.plant import plant
+
+    with progress_bar("plant") as progress:
+        planted = plant(dataset, share, seed=seed, progress=progress)
+    if as_json:
+        print_json(asdict(planted))
+        return
+    table = Table("planted", Column("texts", justify="right"), Column("AUROC of the lowest score", justify="right"))
+    for kind, (count, value) in {**planted.by_kind, "all": (planted.planted, planted.auroc)}.items():
+        table.add_row(kind, f"{count:,}", "" if value is None else f"{value:.3f}")
+    console = console_for_data()
+    console.print(table)
+    console.print(f"of {planted.texts:,} texts that something was found for; 0.5 is chance", highlight=False)
 
 
 def _print(console: Console, verdict: Verdict) -> None:

@@ -391,15 +391,11 @@ class Judge:
         """The middle 95 % of the replicates of each figure that has some."""
         self._resample()
         replicates = _figures(self._resampled.get(_ALL, np.zeros((0, _SIZE))))
-        if self._replicates and self.images <= _MOST_IMAGES:
-            blocks = range(-(-self.images // _BLOCK))
-            weights = (
-                np.concatenate([self._weights(block) for block in blocks]) if blocks else np.zeros((0, 0), np.uint8)
-            )
-            for kind, precision in self._precision.items():
-                if 0 < len(precision) <= _MOST_FOUND:
-                    columns = weights.T
-                    replicates[f"{kind}_ap"] = np.array([precision.mean(column, pooled=True) for column in columns])
+        wanted = {kind: each for kind, each in self._precision.items() if 0 < len(each) <= _MOST_FOUND}
+        if self._replicates and wanted and self.images <= _MOST_IMAGES:
+            weights = np.concatenate([self._weights(block) for block in range(-(-self.images // _BLOCK))])
+            for kind, precision in wanted.items():
+                replicates[f"{kind}_ap"] = np.array([precision.mean(column, pooled=True) for column in weights.T])
         return {name: interval for name, values in replicates.items() if (interval := _interval(values)) is not None}
 
     def groups(self) -> dict[str, list[Group]]:

@@ -284,14 +284,18 @@ class AnnotatedTruth:
 
 
 def true_text(content: str, spans: Sequence[Span], drawn: Sequence[Instance]) -> TrueText:
-    """A text as annotators marked it: a thing whose words they don't name belongs to the only phrase, or to all."""
+    """A text as annotators marked it: a thing whose words they don't name belongs to the only phrase, or to all.
+
+    Phrases for which they drew nothing may be there all the same, so nothing is said of them.
+    """
     default = spans[0] if len(spans) == 1 else (0, len(content))
-    things: dict[Span, list[TrueThing]] = {span: [] for span in spans}
+    things: dict[Span, tuple[TrueThing, ...]] = {}
     for each in drawn:
-        things.setdefault(each.span or default, []).append(
-            TrueThing(box_of(each.mask) if each.mask else each.box, each.mask)
-        )
-    return TrueText(content, tuple(TruePhrase(span, tuple(of)) for span, of in things.items()))
+        span = each.span or default
+        box = box_of(each.mask) if each.mask else each.box
+        things[span] = (*things.get(span, ()), TrueThing(box, each.mask))
+    phrases = tuple(TruePhrase(span, of) for span, of in sorted(things.items()))
+    return TrueText(content, phrases, whole=set(spans) <= set(things))
 
 
 def sample_entries(samples: Iterable[Found]) -> Iterator[TruthEntry]:
