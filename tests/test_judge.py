@@ -221,7 +221,8 @@ def test_every_sample_is_judged_or_counted(dataset, tmp_path):
     assert figures["missed_rate"] == pytest.approx(1 / 3)
     assert figures["absent_rate"] == 1
     assert figures["patch_f1"] is None  # boxes alone don't say which patches are right
-    assert [bad["key"] for bad in told["worst"]] == ["s0001", "s0000", "s0002"]
+    worst = [(bad["key"], bad["missed"], bad["wrong"]) for bad in told["worst"]]
+    assert worst == [("s0001", [], ["ein"]), ("s0000", ["t <"], []), ("s0002", [], [])]
     page = (tmp_path / "page.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 3
     assert "default-src 'none'; img-src data:" in page

@@ -110,7 +110,7 @@ def _plant(dataset: Dataset, share: float, seed: int, *, as_json: bool) -> None:
 
 
 def _print(console: Console, verdict: Verdict) -> None:
-    from patchmint.judging.judge import FIGURES
+    from patchmint.judging.figures import FIGURES
 
     table = Table("figure", Column("value", justify="right"), Column("95 % interval", justify="right"), "what it says")
     for name, value in verdict.figures.items():

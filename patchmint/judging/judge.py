@@ -20,21 +20,26 @@ from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import iter_tables
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement, RleMasks, coverage_to_uint8
+from patchmint.judging.figures import (
+    FIGURES,
+    SIZE,
+    Bin,
+    Group,
+    Sums,
+    figures_of,
+    group_of,
+    interval_of,
+    reliability_table,
+)
 from patchmint.judging.metrics import (
-    BINS,
-    THRESHOLDS,
     AveragePrecision,
     Flags,
     Floats,
     assigned,
-    calibration_error,
     coco_matches,
     f1_and_iou,
-    mcc,
-    micro_f1,
     overlaps,
     reliability,
-    share,
 )
 from patchmint.judging.truth import (
     ImageName,
@@ -52,53 +57,6 @@ from patchmint.labelers.patches import select_patches
 from patchmint.shards.endings import DOCUMENT, INSTANCES, SELECTOR
 from patchmint.shards.reader import StoredImage
 from patchmint.types import UNKNOWN_SCORE, Box, Progress, Rle, Size, Span
-
-_WIDTHS = {
-    "texts": 1,
-    "f1": 1,
-    "iou": 1,
-    "silent": 1,
-    "silent_labelled": 1,
-    "there_found": 1,
-    "there_missed": 1,
-    "absent_found": 1,
-    "absent_left": 1,
-    "found": 1,
-    "unnamed": 1,
-    "masks": 1,
-    "mask_iou": 1,
-    "box_true": 1,
-    "box_found": 1,
-    "box_right": len(THRESHOLDS),
-    "mask_true": 1,
-    "mask_found": 1,
-    "mask_right": len(THRESHOLDS),
-    "scores": 3 * BINS,
-}
-_STARTS = dict(zip(_WIDTHS, np.cumsum([0, *_WIDTHS.values()]).tolist(), strict=False))
-_SIZE = sum(_WIDTHS.values())
-
-FIGURES = {
-    "patch_f1": "patches of texts that name something present, F1",
-    "patch_iou": "the same, IoU",
-    "silent_rate": "texts that name nothing present, and have labels",
-    "presence_mcc": "things named: found or not, against there or not (Matthews' coefficient)",
-    "missed_rate": "present things that nothing was found for",
-    "absent_rate": "absent things that anything was found for",
-    "unnamed_rate": "of what was found: answers to words that name nothing",
-    "mask_iou": "all masks of a present thing together, IoU",
-    "box_f1": "boxes of present things, mean F1 at IoU 0.50 to 0.95",
-    "mask_f1": "the same of masks",
-    "cgf1_boxes": "SA-Co's cgF1, / 100: box_f1 times presence_mcc",
-    "cgf1_masks": "the same of masks",
-    "box_ap": "COCO's AP of boxes, all phrases together",
-    "box_ap_by_phrase": "the same, mean over phrases",
-    "mask_ap": "COCO's AP of masks, all phrases together",
-    "mask_ap_by_phrase": "the same, mean over phrases",
-    "ece": "scores: expected calibration error, right at IoU 0.50",
-}
-"""What the figures mean, in the order of the table. Of those that `--quick` knows, a score is right if the thing is
-there."""
 
 _BLOCK = 256
 _MOST_IMAGES = 100_000
@@ -271,7 +229,7 @@ class Judge:
             place: index of the sample, numbers of image and text, and key, for `worst`.
         """
         self.texts += 1
-        sums = _Sums()
+        sums = Sums()
         of_texts = ("texts", str(texts) if texts < 5 else "5 or more")
         agreement = None
         if patches is not None:
@@ -311,9 +269,9 @@ class Judge:
 
     def _phrase(
         self, phrase: TruePhrase, found: Sequence[Found], words: str, *, touched: bool | None, known: Sequence[str]
-    ) -> _Sums:
+    ) -> Sums:
         """Judge what was found for a phrase; `touched` None: what answers to none. `known`: shapes of what is found."""
-        sums, things = _Sums(), phrase.things
+        sums, things = Sums(), phrase.things
         if touched is None:
             sums.add(found=len(found), unnamed=len(found))
         else:
@@ -351,9 +309,9 @@ class Judge:
             sums.add(scores=reliability(scores, right).ravel())
         return sums
 
-    def _count(self, sums: _Sums, *groups: tuple[str, str]) -> None:
+    def _count(self, sums: Sums, *groups: tuple[str, str]) -> None:
         for group in (_ALL, *groups):
-            total = self._sums.setdefault(group, np.zeros(_SIZE))
+            total = self._sums.setdefault(group, np.zeros(SIZE))
             total += sums.values
             if self._replicates and group[0] != "phrase":
                 self._block.append((group, self.images % _BLOCK, sums.values))
@@ -375,13 +333,13 @@ class Judge:
         weights = self._weights((self.images - 1) // _BLOCK).astype(float)
         for group in {group for group, _, _ in self._block}:
             rows, values = zip(*((row, values) for of, row, values in self._block if of == group), strict=True)
-            total = self._resampled.setdefault(group, np.zeros((self._replicates, _SIZE)))
+            total = self._resampled.setdefault(group, np.zeros((self._replicates, SIZE)))
             total += weights[list(rows)].T @ np.stack(values)
         self._block = []
 
     def figures(self) -> dict[str, float]:
         """The figures without intervals, by the names of `FIGURES`; NaN where there was nothing to judge."""
-        found = {name: float(value) for name, value in _figures(self._sums.get(_ALL, np.zeros(_SIZE))).items()}
+        found = {name: float(value) for name, value in figures_of(self._sums.get(_ALL, np.zeros(SIZE))).items()}
         for kind, precision in self._precision.items():
             found[f"{kind}_ap"] = precision.mean(pooled=True)
             found[f"{kind}_ap_by_phrase"] = precision.mean()
@@ -390,13 +348,13 @@ class Judge:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The middle 95 % of the replicates of each figure that has some."""
         self._resample()
-        replicates = _figures(self._resampled.get(_ALL, np.zeros((0, _SIZE))))
+        replicates = figures_of(self._resampled.get(_ALL, np.zeros((0, SIZE))))
         wanted = {kind: each for kind, each in self._precision.items() if 0 < len(each) <= _MOST_FOUND}
         if self._replicates and wanted and self.images <= _MOST_IMAGES:
             weights = np.concatenate([self._weights(block) for block in range(-(-self.images // _BLOCK))])
             for kind, precision in wanted.items():
                 replicates[f"{kind}_ap"] = np.array([precision.mean(column, pooled=True) for column in weights.T])
-        return {name: interval for name, values in replicates.items() if (interval := _interval(values)) is not None}
+        return {name: interval for name, values in replicates.items() if (interval := interval_of(values)) is not None}
 
     def groups(self) -> dict[str, list[Group]]:
         """Figures of parts, by what divides them: size, position, texts (an image has), phrase (the commonest)."""
@@ -404,7 +362,7 @@ class Judge:
         found: dict[str, list[Group]] = {}
         for (kind, name), sums in self._sums.items():
             if kind != _ALL[0]:
-                found.setdefault(kind, []).append(_group(name, sums, self._resampled.get((kind, name))))
+                found.setdefault(kind, []).append(group_of(name, sums, self._resampled.get((kind, name))))
         for kind, groups in found.items():
             groups.sort(
                 key=lambda group: (-group.phrases if kind == "phrase" else 0, _ORDER.get(group.name, 0), group.name)
@@ -413,104 +371,7 @@ class Judge:
 
     def table(self) -> list[Bin]:
         """The reliability table: scores in tenths that have any."""
-        counts, right, sums = _part(self._sums.get(_ALL, np.zeros(_SIZE)), "scores").reshape(3, BINS)
-        return [
-            Bin(number / BINS, (number + 1) / BINS, int(n), hits / n, total / n)
-            for number, (n, hits, total) in enumerate(
-                zip(*(each.tolist() for each in (counts, right, sums)), strict=True)
-            )
-            if n
-        ]
-
-
-@dataclass(frozen=True)
-class Bin:
-    """A row of a reliability table.
-
-    Attributes:
-        low, high: the scores.
-        found: how many have such a score.
-        right: share of them that is right.
-        score: their mean score.
-    """
-
-    low: float
-    high: float
-    found: int
-    right: float
-    score: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """A part of what was judged.
-
-    Attributes:
-        name: the part's.
-        texts: with judged patches that name something present.
-        phrases: judged.
-        figures: by the names of `FIGURES`, those that there are.
-        intervals: of 95 %.
-    """
-
-    name: str
-    texts: int
-    phrases: int
-    figures: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-
-
-class _Sums:
-    """What is counted, in one array."""
-
-    def __init__(self) -> None:
-        self.values = np.zeros(_SIZE)
-
-    def add(self, **counts: float | npt.NDArray[Any]) -> None:
-        for name, count in counts.items():
-            self.values[_STARTS[name] : _STARTS[name] + _WIDTHS[name]] += count
-
-
-def _part(sums: Floats, name: str) -> Floats:
-    part = sums[..., _STARTS[name] : _STARTS[name] + _WIDTHS[name]]
-    return part[..., 0] if _WIDTHS[name] == 1 else part
-
-
-def _figures(sums: Floats) -> dict[str, Floats]:
-    """All figures but AP, of sums (..., _SIZE)."""
-    of = {name: _part(sums, name) for name in _WIDTHS}
-    presence = mcc(of["there_found"], of["absent_found"], of["there_missed"], of["absent_left"])
-    found = {
-        "patch_f1": share(of["f1"], of["texts"]),
-        "patch_iou": share(of["iou"], of["texts"]),
-        "silent_rate": share(of["silent_labelled"], of["silent"]),
-        "presence_mcc": presence,
-        "missed_rate": share(of["there_missed"], of["there_found"] + of["there_missed"]),
-        "absent_rate": share(of["absent_found"], of["absent_found"] + of["absent_left"]),
-        "unnamed_rate": share(of["unnamed"], of["found"]),
-        "mask_iou": share(of["mask_iou"], of["masks"]),
-        "ece": calibration_error(of["scores"].reshape(*of["scores"].shape[:-1], 3, BINS)),
-    }
-    for kind, name in (("box", "boxes"), ("mask", "masks")):
-        found[f"{kind}_f1"] = micro_f1(of[f"{kind}_right"], of[f"{kind}_found"], of[f"{kind}_true"])
-        found[f"cgf1_{name}"] = found[f"{kind}_f1"] * presence
-    return found
-
-
-def _group(name: str, sums: Floats, resampled: Floats | None) -> Group:
-    figures = {kind: float(value) for kind, value in _figures(sums).items() if not np.isnan(value)}
-    replicates = _figures(resampled) if resampled is not None else {}
-    intervals = {kind: interval for kind, values in replicates.items() if (interval := _interval(values)) is not None}
-    judged = ("there_found", "there_missed", "absent_found", "absent_left")
-    return Group(name, int(_part(sums, "texts")), int(sum(_part(sums, each) for each in judged)), figures, intervals)
-
-
-def _interval(values: Floats) -> tuple[float, float] | None:
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    low, high = np.quantile(known, (0.025, 0.975)).tolist()
-    return low, high
+        return reliability_table(self._sums.get(_ALL, np.zeros(SIZE)))
 
 
 def _places(things: Sequence[TrueThing], size: Size) -> list[tuple[str, str]]:

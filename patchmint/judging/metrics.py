@@ -197,7 +197,7 @@ def micro_f1(right: Floats, found: Floats, true: Floats) -> Floats:
         found: (...).
         true: (...).
     """
-    return share(2 * right, (found + true)[..., None]).mean(-1)
+    return np.asarray(share(2 * right, (found + true)[..., None]).mean(-1))
 
 
 def share(part: Floats, whole: Floats) -> Floats:

@@ -18,7 +18,8 @@ from patchmint.datasets.reader import SampleReader
 from patchmint.errors import ImageError
 from patchmint.geometry.rle import encode_masks
 from patchmint.images.decode import decode_image
-from patchmint.judging.judge import FIGURES, Verdict
+from patchmint.judging.figures import FIGURES
+from patchmint.judging.judge import Verdict
 from patchmint.judging.truth import ImageName, TrueThing, Truth
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.reader import StoredImage
