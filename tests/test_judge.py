@@ -11,6 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from shard_data import make_dataset, make_sample
+from sklearn.isotonic import IsotonicRegression
 from typer.testing import CliRunner
 
 from patchmint.cli import app
@@ -18,8 +19,9 @@ from patchmint.datasets.dataset import open_dataset
 from patchmint.errors import InputError
 from patchmint.geometry.rle import encode_masks, to_coco, union
 from patchmint.jobs.truths import open_truth
+from patchmint.judging.calibrate import Calibration, fit
 from patchmint.judging.judge import Found, Judge, judge
-from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, overlaps
+from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, calibration_error, overlaps, reliability
 from patchmint.judging.plant import plant
 from patchmint.judging.truth import DatasetTruth, ImageName, TruePhrase, TrueText, TrueThing
 
@@ -174,8 +176,8 @@ def test_the_auroc_is_the_share_of_pairs_in_order():
     assert np.isnan(auroc(scores, wrong & False))
 
 
-def run(*arguments, rc=0):
-    done = CliRunner().invoke(app, ["judge", *map(str, arguments)])
+def run(*arguments, rc=0, command="judge"):
+    done = CliRunner().invoke(app, [command, *map(str, arguments)])
     assert done.exit_code == rc, (done.stdout, done.stderr, done.exception)
     return done
 
@@ -323,3 +325,25 @@ def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     assert plant(opened, 0.0).auroc is None
     with pytest.raises(InputError, match="has a score"):
         plant(opened, 0.5, lambda *_: float("nan"))
+
+
+def test_calibrated_scores_are_those_of_isotonic_regression(dataset, tmp_path):
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 200, 3000) / 200
+    right = rng.random(3000) < scores**2
+    learnt = fit(scores, right)
+    expected = IsotonicRegression().fit(scores, right).predict(np.unique(scores))
+    np.testing.assert_allclose(learnt(np.unique(scores)), expected, atol=1e-9)
+    others = rng.random(3000)
+    told, meant = (
+        calibration_error(reliability(each, (rng.random(3000) < others**2).tolist()))
+        for each in (others.tolist(), learnt(others).tolist())
+    )
+    assert told > 0.1 > 0.04 > meant
+    path = tmp_path / "calibration.json"
+    told = json.loads(run(dataset, path, "--json", command="calibrate").stdout)
+    assert (told["boxes"], told["ece_before"], told["ece_after"]) == (6, pytest.approx(0.4375), 0)  # all are wrong
+    assert json.loads(run(dataset, "--calibration", path, "--json").stdout)["figures"]["ece"] == 0
+    path.write_text("{}")
+    with pytest.raises(InputError, match="can't be read as what `patchmint calibrate` writes"):
+        Calibration.read(path)

@@ -81,6 +81,14 @@ COMMANDS = {
             "patchmint judge out/stage1 --plant 0.2",
         ),
     ),
+    "calibrate": LazyCommand(
+        "patchmint.cli.judge:calibrate_command",
+        "Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.",
+        (
+            "patchmint calibrate out/demo/dataset calibration.json --against out/demo/scenes/truth.json",
+            "patchmint judge out/other --against other.json --calibration calibration.json",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

@@ -1,4 +1,4 @@
-"""`patchmint judge`: how right are a data set's labels?"""
+"""`patchmint judge` and `calibrate`: how right are a data set's labels, and what do their scores mean?"""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ _PARTS = ("patch_f1", "missed_rate", "absent_rate", "mask_iou", "box_f1", "ece")
 _SHOWN_PHRASES = 10
 
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRUTH",
+        help="truth.json (docs/judge.md); COCO's or LVIS's instances; a folder with one of them, with RefCOCO's or "
+        "Visual Genome's files; or another data set. Default: what the source's annotators drew, as stored.",
+    ),
+]
+
+
 def judge_command(
     dataset: DatasetArgument,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TRUTH",
-            help="truth.json (docs/judge.md); COCO's or LVIS's instances; a folder with one of them, with RefCOCO's or "
-            "Visual Genome's files; or another data set. Default: what the source's annotators drew, as stored.",
-        ),
-    ] = None,
+    against: AgainstOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only what is there, and scores: from the sidecars, without opening tars.")
     ] = False,
@@ -61,6 +64,10 @@ def judge_command(
             help="Instead: plant errors into a copy of this share of the labels, and say how many the scores find.",
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="FILE.json", help="Take scores for what `patchmint calibrate` learnt."),
+    ] = None,
     grid: GridOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,6 +80,7 @@ def judge_command(
     """
     from patchmint.datasets.dataset import open_dataset
     from patchmint.jobs.truths import open_truth
+    from patchmint.judging.calibrate import Calibration
     from patchmint.judging.judge import judge
 
     check_output(html, ".html")
@@ -81,8 +89,18 @@ def judge_command(
         _plant(opened, planted, seed, as_json=as_json)
         return
     truth = open_truth(against)
+    meaning = Calibration.read(calibration) if calibration is not None else None
     with progress_bar("judge") as progress:
-        verdict = judge(opened, truth, quick=quick, replicates=replicates, seed=seed, worst=worst, progress=progress)
+        verdict = judge(
+            opened,
+            truth,
+            quick=quick,
+            replicates=replicates,
+            seed=seed,
+            worst=worst,
+            calibration=meaning,
+            progress=progress,
+        )
     if html is not None:
         from patchmint.judging.page import render_page
 
@@ -91,6 +109,35 @@ def judge_command(
         print_json(asdict(verdict))
     else:
         _print(console_for_data(), verdict)
+
+
+def calibrate_command(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="Where to write what was learnt.")],
+    against: AgainstOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.
+
+    A box is right if it lies on a thing that its words name, at IoU 0.50. The error after calibration is measured on
+    images that weren't learnt from.
+    """
+    from patchmint.datasets.dataset import open_dataset
+    from patchmint.jobs.truths import open_truth
+    from patchmint.judging.calibrate import calibrate
+
+    check_output(out, ".json")
+    with progress_bar("calibrate") as progress:
+        learnt = calibrate(open_dataset(dataset), open_truth(against), progress)
+    write_output(out, f"{learnt.model_dump_json()}\n".encode())
+    if as_json:
+        print_json(learnt.model_dump())
+    else:
+        console_for_data().print(
+            f"{learnt.boxes:,} boxes; expected calibration error: {learnt.ece_before:.3f} before, "
+            f"{learnt.ece_after:.3f} after",
+            highlight=False,
+        )
 
 
 def _plant(dataset: Dataset, share: float, seed: int, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,9 @@ from patchmint.judging.truth import (
 from patchmint.labelers.patches import select_patches
 from patchmint.shards.endings import DOCUMENT, INSTANCES, SELECTOR
 from patchmint.shards.reader import StoredImage
-from patchmint.types import UNKNOWN_SCORE, Box, Progress, Rle, Size, Span
+from patchmint.types import UNKNOWN_SCORE, Box, Integers, Progress, Rle, Size, Span
+
+Calibrate = Callable[[Sequence[float]], Floats]
 
 _BLOCK = 256
 _MOST_IMAGES = 100_000
@@ -128,13 +130,19 @@ class Judge:
         replicates: of the bootstrap; 0: no intervals.
         seed: of the bootstrap.
         worst: how many of the worst texts to keep.
+        calibration: what scores mean; None: what they say.
+
+    Attributes:
         min_coverage: share of a patch that a label takes, as of the data set.
     """
 
-    def __init__(self, *, replicates: int = 0, seed: int = 0, worst: int = 0, min_coverage: float = 0.0) -> None:
+    def __init__(
+        self, *, replicates: int = 0, seed: int = 0, worst: int = 0, calibration: Calibrate | None = None
+    ) -> None:
         self.images = self.texts = self.unknown_texts = self.own = 0
         self.worst: list[tuple[float, int, Worst]] = []
-        self._most_worst, self._min_coverage = worst, min_coverage
+        self.min_coverage = 0.0
+        self._most_worst, self._calibration = worst, calibration
         self._replicates, self._seed = replicates, seed
         self._sums: dict[tuple[str, str], Floats] = {}
         self._resampled: dict[tuple[str, str], Floats] = {}
@@ -200,7 +208,7 @@ class Judge:
         if text.mask is not None:
             if tuple(text.mask["size"]) != placement.image_size:
                 raise InputError(f"the truth of {image.name} has masks of another size than the image")
-            return touched_patches(text.mask, placement, self._min_coverage)
+            return touched_patches(text.mask, placement, self.min_coverage)
         if text.selector is not None:
             array, grid = text.selector
             return array > 0 if grid == image.grid else None
@@ -306,7 +314,8 @@ class Judge:
             union = joined([TrueThing((0, 0, 0, 0), each.mask) for each in order])
             sums.add(masks=1, mask_iou=overlaps([union], [mask], [False])[0, 0] if union is not None else 0)
         if order and UNKNOWN_SCORE not in scores:
-            sums.add(scores=reliability(scores, right).ravel())
+            meant = scores if self._calibration is None else self._calibration(scores).tolist()
+            sums.add(scores=reliability(meant, right).ravel())
         return sums
 
     def _count(self, sums: Sums, *groups: tuple[str, str]) -> None:
@@ -336,6 +345,10 @@ class Judge:
             total = self._resampled.setdefault(group, np.zeros((self._replicates, SIZE)))
             total += weights[list(rows)].T @ np.stack(values)
         self._block = []
+
+    def outcomes(self) -> tuple[Integers, Floats, Flags]:
+        """Of each box with a score number of the image, score, and whether it is right at IoU 0.50."""
+        return self._precision["box"].outcomes()
 
     def figures(self) -> dict[str, float]:
         """The figures without intervals, by the names of `FIGURES`; NaN where there was nothing to judge."""
@@ -443,6 +456,7 @@ def judge(
     replicates: int = 200,
     seed: int = 0,
     worst: int = 12,
+    calibration: Calibrate | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Judge a data set's labels.
@@ -454,38 +468,15 @@ def judge(
         replicates: of the bootstrap.
         seed: of the bootstrap.
         worst: how many of the worst texts are named.
+        calibration: what scores mean (`patchmint.judging.calibrate`); None: what they say.
         progress: told after each sample, or shard.
 
     Raises:
         InputError: the data set has no labels, or none of its images has a known truth.
         ShardError, StorageError: it can't be read.
     """
-    layout = dataset.manifest.layout if dataset.manifest is not None else None
-    if dataset.foreign or (layout is not None and layout.min_coverage is None):
-        raise InputError(f"{dataset.uri} has no labels that could be judged")
-    least = (layout.min_coverage if layout is not None else None) or 0.0
-    judging = Judge(replicates=replicates, seed=seed, worst=worst, min_coverage=least)
-    judged, examples = 0, list[str]()
-    samples = _rows(dataset, progress) if quick else _stored(dataset, progress)
-    for index, key, images in samples:
-        known = False
-        for name, image in images:
-            true = truth.of(name)
-            if true is None:
-                continue
-            known = True
-            if isinstance(image, RowImage):
-                judging.add_row(image, true, index)
-            else:
-                judging.add_image(image, true, index)
-        judged += known
-        if not known and len(examples) < _EXAMPLES:
-            examples.append(key)
-    if not judged:
-        raise InputError(
-            f"{truth.says} knows none of the {dataset.samples} samples of {dataset.uri} (the first are "
-            f"{', '.join(examples)}); samples go by key, else by the source's id, else by the image's path"
-        )
+    judging = Judge(replicates=replicates, seed=seed, worst=worst, calibration=calibration)
+    judged, examples = judge_images(judging, dataset, truth, quick=quick, progress=progress)
     figures = {name: None if np.isnan(value) else value for name, value in judging.figures().items()}
     return Verdict(
         dataset=dataset.uri,
@@ -505,6 +496,38 @@ def judge(
         groups=judging.groups(),
         worst=tuple(sorted(bad for _, _, bad in judging.worst)),
     )
+
+
+def judge_images(
+    judging: Judge, dataset: Dataset, truth: Truth, *, quick: bool = False, progress: Progress | None = None
+) -> tuple[int, list[str]]:
+    """Judge all images whose truth is known; raises as `judge`.
+
+    Returns:
+        How many samples have such an image, and keys of some that haven't.
+    """
+    layout = dataset.manifest.layout if dataset.manifest is not None else None
+    if dataset.foreign or (layout is not None and layout.min_coverage is None):
+        raise InputError(f"{dataset.uri} has no labels that could be judged")
+    judging.min_coverage = (layout.min_coverage if layout is not None else None) or 0.0
+    judged, examples = 0, list[str]()
+    samples = _rows(dataset, progress) if quick else _stored(dataset, progress)
+    for index, key, images in samples:
+        known = [(image, true) for name, image in images if (true := truth.of(name)) is not None]
+        for image, true in known:
+            if isinstance(image, RowImage):
+                judging.add_row(image, true, index)
+            else:
+                judging.add_image(image, true, index)
+        judged += bool(known)
+        if not known and len(examples) < _EXAMPLES:
+            examples.append(key)
+    if not judged:
+        raise InputError(
+            f"{truth.says} knows none of the {dataset.samples} samples of {dataset.uri} (the first are "
+            f"{', '.join(examples)}); samples go by key, else by the source's id, else by the image's path"
+        )
+    return judged, examples
 
 
 _Images = Iterable[tuple[ImageName, StoredImage | RowImage]]

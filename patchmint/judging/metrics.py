@@ -140,6 +140,12 @@ class AveragePrecision:
     def __len__(self) -> int:
         return len(self._scores)
 
+    def outcomes(self) -> tuple[npt.NDArray[np.int64], Floats, Flags]:
+        """Of what was found number of the image, score, and whether it is right at IoU 0.50; crowds left out."""
+        images, scores = np.frombuffer(self._of_found[0], np.int64), np.frombuffer(self._scores)
+        right, ignored = (np.frombuffer(bits, np.uint16) & 1 == 1 for bits in (self._right, self._ignored))
+        return images[~ignored], scores[~ignored], right[~ignored]
+
     def mean(self, weights: npt.NDArray[np.uint8] | None = None, *, pooled: bool = False) -> float:
         """The mean over thresholds, recalls and categories; NaN where nothing is true.
 
