@@ -20,9 +20,9 @@ import numpy.typing as npt
 from patchmint.api import Annotation, Annotator, DemoWarning
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import draw_scene, make_scene
-from patchmint.demo.score import f1_and_iou
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
+from patchmint.judging.metrics import f1_and_iou
 from patchmint.labelers.box_rules import overlaps
 from patchmint.labelers.tiled import Tile, tiles_of
 from patchmint.types import RgbImage, Span

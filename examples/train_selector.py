@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from patchmint.config import MODEL_PRESETS
 from patchmint.demo import DEMO_SEED
 from patchmint.demo.dataset import obtain_scenes, read_truth
-from patchmint.demo.score import judged_samples, sample_placement, touched_patches
+from patchmint.demo.score import judged_samples, sample_placement
+from patchmint.judging.judge import touched_patches
 from patchmint.storage import open_storage
 from patchmint.training import PatchSelector, StageBatch, StageDataset, StageLoader, auc, recall_at_keep, selector_loss
 

@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from patchmint.demo.documents import ORDINALS, make_document, write_documents
+from patchmint.demo.documents import ORDINALS, make_document, read_documents, write_documents
 from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.demo.texts import NUMBERS
 from patchmint.errors import InputError
-from patchmint.geometry.rle import decode_mask, from_coco
+from patchmint.geometry.rle import decode_mask
 from patchmint.pipeline.sources.documents import read_document
 from patchmint.samples import ImageRef
 
@@ -112,18 +112,20 @@ def test_no_question_is_asked_twice(documents):
 def test_written_documents_are_conversations_with_the_truth_beside_them(tmp_path):
     write_documents(tmp_path, seed=SEED, count=3)
     entries = json.loads((tmp_path / "conversations.json").read_text())
-    truth = json.loads((tmp_path / "documents.json").read_text())["documents"]
-    for number, (entry, told) in enumerate(zip(entries, truth, strict=True)):
+    truth = read_documents(tmp_path).documents
+    for number, entry in enumerate(entries):
         made = make_document(SEED, number)
         read = read_document(entry, entry["id"], "", lambda path, _: ImageRef(path))
         assert [(tmp_path / image.path).read_bytes() for image in read.images] == [s.jpeg for s in made.pictures]
         assert [part.image for part in read.parts if part.image >= 0] == list(range(len(made.pictures)))
         turns = [turn for exchange in made.exchanges for turn in (exchange.question, exchange.answer)]
         texts = [part.text.strip() for part in read.parts if part.text.strip()]
-        assert texts == [turn.content for turn in turns] == [turn["content"] for turn in told["turns"]]
-        for turn, known in zip(turns, told["turns"], strict=True):
-            for phrase, mask in zip(turn.phrases, known["phrases"], strict=True):
-                for scene, objects, rle in zip(made.pictures, phrase.objects, mask["masks"], strict=True):
-                    assert (decode_mask(from_coco(rle)) == scene.mask(objects)).all()
+        assert texts == [turn.content for turn in turns]
+        for picture, (scene, told) in enumerate(zip(made.pictures, truth[entry["id"]], strict=True)):
+            for turn, known in zip(turns, told.texts, strict=True):
+                assert known.content == turn.content
+                for phrase, true in zip(turn.phrases, known.phrases, strict=True):
+                    named = scene.mask(phrase.objects[picture])
+                    assert (decode_mask(true.mask) == named).all() if true.mask else not named.any()
     with pytest.raises(InputError, match="holds documents already"):
         write_documents(tmp_path, seed=SEED, count=3)

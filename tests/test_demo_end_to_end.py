@@ -89,7 +89,7 @@ def unmet(figures: Mapping[str, float]) -> list[str]:
 def test_oblong_images_are_labelled_as_well(segmenter: Segmenter) -> None:
     """Far beyond the 5:2 of training, where a detector that shrinks them to 320 pixels has an F1 of 0.6."""
     scenes = (make_scene(SEED + 1, number, size=(97, 411), texts=8) for number in range(8))
-    figures = judge_labels(segmenter, scenes, grid_preset(GRID), phrases=False).summary()
+    figures = judge_labels(segmenter, scenes, grid_preset(GRID), phrases=False)
     assert figures["f1"] >= 0.85
     assert figures["absent_rate"] <= MOST_ABSENT
 
@@ -197,5 +197,5 @@ def test_wrong_labels_are_noticed(wrong, segmenter, scenes, found):
             wrongly = type(segmenter)(SwappedAxes(segmenter.detector), segmenter.masker)
         case _:
             wrongly = Rotated(segmenter, scenes)
-    judged = judge_labels(wrongly, scenes, grid_preset(GRID), phrases=False).summary()
+    judged = judge_labels(wrongly, scenes, grid_preset(GRID), phrases=False)
     assert {"f1", "iou"} <= set(unmet(judged)), judged

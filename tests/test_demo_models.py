@@ -80,13 +80,9 @@ def test_figures_are_perfect_for_the_truth_and_fall_with_each_mistake():
     def judged(**mistake):
         return judge_labels(Knowing(scenes, **mistake), scenes, GRID, phrases=False)
 
-    right = judged()
-    perfect = {"f1": 1, "iou": 1, "absent_rate": 0, "empty_text_rate": 0}
-    assert right.summary() | perfect == right.summary()
-    assert len(right.f1) + len(right.empty) == 45
-    assert right.absent
-    assert judged(shift=12).summary()["iou"] < 0.85
-    invented = judged(invent=True).summary()
+    assert judged() == {"f1": 1, "iou": 1, "absent_rate": 0, "empty_text_rate": 0}
+    assert judged(shift=12)["iou"] < 0.85
+    invented = judged(invent=True)
     assert (invented["absent_rate"], invented["empty_text_rate"]) == (1, 1)
 
 

@@ -179,12 +179,11 @@ def test_the_data_set_is_coco_with_the_truth_beside_it(tmp_path):
         said = [annotation["caption"] for annotation in captions.loadAnns(captions.getAnnIds([number]))]
         assert said == [text["content"] for text in judged["texts"]] == [text.content for text in scene.texts]
         ids = [annotation["id"] for annotation in annotations]
+        assert judged["objects"] == [{name: each[name] for name in judged["objects"][0]} for each in annotations]
         for text, known in zip(scene.texts, judged["texts"], strict=True):
-            assert (decode_mask(from_coco(known["mask"])) == scene.mask(text.objects)).all()
             for phrase, of_phrase in zip(text.phrases, known["phrases"], strict=True):
                 assert of_phrase["text"] == text.content[slice(*phrase.span)]
                 assert of_phrase["objects"] == [ids[index] for index in phrase.objects]
-                assert (decode_mask(from_coco(of_phrase["mask"])) == scene.mask(phrase.objects)).all()
 
 
 def test_the_data_set_is_the_same_every_time_and_never_written_over(tmp_path):

@@ -19,7 +19,6 @@ from patchmint.datasets.verify import verify_all
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.dataset import SPLIT, write_dataset
 from patchmint.demo.scenes import make_scene
-from patchmint.demo.score import f1_and_iou
 from patchmint.errors import ConfigError, InputError, TextError
 from patchmint.geometry import RleMasks, coverage_to_uint8
 from patchmint.geometry.rle import decode_mask, encode_masks, from_coco
@@ -27,6 +26,7 @@ from patchmint.images.decode import decode_image
 from patchmint.images.reading import with_instances
 from patchmint.inspection.diff.compare import compare
 from patchmint.inspection.gallery.remake import drawn_masks, offer_masks
+from patchmint.judging.metrics import f1_and_iou
 from patchmint.labelers.given import BoxMasks, JoinedMasks
 from patchmint.samples import ImageRef, SourceSample, SourceText
 from patchmint.shards.rejects import read_rejects

@@ -7,11 +7,11 @@ from patchmint.api import Annotator
 from patchmint.config import AnnotatorConfig
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import make_scene
-from patchmint.demo.score import f1_and_iou
 from patchmint.errors import ConfigError
 from patchmint.geometry import RleMasks
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.interfaces import Instances
+from patchmint.judging.metrics import f1_and_iou
 from patchmint.labelers.box_rules import overlaps
 from patchmint.labelers.given import BoxMasks
 from patchmint.labelers.tiled import Tile, _merged, tiles_of

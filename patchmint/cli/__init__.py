@@ -89,6 +89,25 @@ COMMANDS = {
             "patchmint correct out/stage1 edits.jsonl --undo",
         ),
     ),
+    "judge": LazyCommand(
+        "patchmint.cli.judge:judge_command",
+        "Judge labels by a truth: patches, boxes, masks, what is there at all, and whether scores can be believed.",
+        (
+            "patchmint judge out/stage1",
+            "patchmint judge out/demo/dataset --against out/demo/scenes/truth.json --html judged.html",
+            "patchmint judge out/stage1 --against data/coco/annotations/instances_val2017.json --json",
+            "patchmint judge out/stage1 --against out/better --quick",
+            "patchmint judge out/stage1 --plant 0.2",
+        ),
+    ),
+    "calibrate": LazyCommand(
+        "patchmint.cli.judge:calibrate_command",
+        "Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.",
+        (
+            "patchmint calibrate out/demo/dataset calibration.json --against out/demo/scenes/truth.json",
+            "patchmint judge out/other --against other.json --calibration calibration.json",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

@@ -3,7 +3,7 @@
 ```
 FOLDER/annotations/captions_SPLIT.json     a caption a text
 FOLDER/annotations/instances_SPLIT.json    an annotation an object: the pixels that are seen of it, as RLE
-FOLDER/truth.json                          what each text, and each phrase in it, talks about
+FOLDER/truth.json                          what each text talks about, as `patchmint judge` reads it
 FOLDER/SPLIT/000000000000.jpg
 ```
 """
@@ -12,26 +12,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.demo.shapes import SHAPES
-from patchmint.demo.texts import SceneText
 from patchmint.errors import InputError
-from patchmint.geometry.rle import area, encode_masks, from_coco, to_coco
-from patchmint.types import Rle, Span
+from patchmint.geometry.rle import area, encode_masks, to_coco
+from patchmint.judging import truth as judging_truth
+from patchmint.judging.truth import TRUTH_FILE, TrueImage, TruthDocument
+from patchmint.types import Span
 
 SPLIT = "train2017"
 """COCO's own name, so that the ordinary source finds everything without a setting."""
-
-TRUTH_FILE = "truth.json"
-
-_Read = TypeVar("_Read", bound=BaseModel)
 
 
 def write_dataset(
@@ -71,8 +66,17 @@ def write_dataset(
         images.append(image)
         first = len(instances)
         instances += _instances(scene, number, first)
-        judged = [_judged(scene, text, len(captions) + index, first) for index, text in enumerate(scene.texts)]
-        truth.append({"image_id": number, "texts": judged})
+        judged = [
+            told_text(
+                text.content,
+                ((each.span, (first + index for index in each.objects)) for each in text.phrases),
+                caption_id=len(captions) + place,
+                form=text.form,
+            )
+            for place, text in enumerate(scene.texts)
+        ]
+        size = {"width": scene.size[1], "height": scene.size[0]}
+        truth.append({"image_id": number, **size, "objects": told_objects(scene, first), "texts": judged})
         captions += [{"id": text["caption_id"], "image_id": number, "caption": text["content"]} for text in judged]
         if progress:
             progress(number + 1)
@@ -104,73 +108,20 @@ def _instances(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str,
         }
 
 
-def _judged(scene: Scene, text: SceneText, caption_id: int, first_id: int) -> dict[str, Any]:
-    """A text with its truth; objects are named by the numbers of their annotations."""
-    phrases = [
-        {
-            "text": text.content[phrase.span[0] : phrase.span[1]],
-            "span": list(phrase.span),
-            "objects": [first_id + index for index in phrase.objects],
-            "mask": _mask(scene, phrase.objects),
-        }
-        for phrase in text.phrases
-    ]
-    return {
-        "caption_id": caption_id,
-        "form": text.form,
-        "content": text.content,
-        "mask": _mask(scene, text.objects),
-        "phrases": phrases,
-    }
+def told_text(content: str, phrases: Iterable[tuple[Span, Iterable[int]]], **more: object) -> dict[str, Any]:
+    """A text with its truth: the spans of its phrases, and the objects that each names, as truth.json has it."""
+    told = [{"text": content[slice(*span)], "span": list(span), "objects": list(objects)} for span, objects in phrases]
+    return {**more, "content": content, "phrases": told}
 
 
-def _mask(scene: Scene, objects: tuple[int, ...]) -> dict[str, Any]:
-    return to_coco(encode_masks(scene.mask(objects)[None])[0])
+def told_objects(scene: Scene, first_id: int = 0) -> list[dict[str, Any]]:
+    """What is seen of each object, as truth.json has it."""
+    kept = ("id", "bbox", "segmentation")
+    return [{name: each[name] for name in kept} for each in _instances(scene, 0, first_id)]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class TruePhrase:
-    """A phrase of a text.
-
-    Attributes:
-        span: its characters.
-        mask: what is seen of the things that it names; None where it names something absent.
-    """
-
-    span: Span
-    mask: Rle | None
-
-
-@dataclass(frozen=True)
-class TrueText:
-    """A text.
-
-    Attributes:
-        content: its words.
-        mask: what is seen of everything that it names; None where nothing of that is there.
-        phrases: in order.
-    """
-
-    content: str
-    mask: Rle | None
-    phrases: tuple[TruePhrase, ...]
-
-
-@dataclass(frozen=True)
-class TrueScene:
-    """An image.
-
-    Attributes:
-        texts: in the order of its captions.
-        objects: what is seen of each thing.
-    """
-
-    texts: tuple[TrueText, ...]
-    objects: tuple[Rle, ...]
 
 
 @dataclass(frozen=True)
@@ -183,7 +134,7 @@ class Truth:
     """
 
     seed: int
-    scenes: dict[str, TrueScene]
+    scenes: dict[str, TrueImage]
 
 
 def read_truth(folder: Path) -> Truth:
@@ -192,17 +143,16 @@ def read_truth(folder: Path) -> Truth:
     Raises:
         InputError: it is missing, or isn't of that form.
     """
-    told = parsed(_TruthFile, folder / TRUTH_FILE)
-    objects: dict[int, list[Rle]] = {image.image_id: [] for image in told.images}
-    for found in parsed(_InstancesFile, folder / "annotations" / f"instances_{SPLIT}.json").annotations:
-        objects.setdefault(found.image_id, []).append(from_coco(found.segmentation))
-    return Truth(
-        told.seed,
-        {
-            str(image.image_id): TrueScene(tuple(map(_text, image.texts)), tuple(objects[image.image_id]))
-            for image in told.images
-        },
-    )
+    told = read_truth_file(folder / TRUTH_FILE)
+    return Truth(told.seed, {entry.id: entry.image for entry in told.entries()})
+
+
+def read_truth_file(path: Path) -> TruthDocument:
+    """A truth beside scenes; raises as `read_truth`."""
+    try:
+        return judging_truth.read_truth(path)
+    except InputError as error:
+        raise InputError(f"{error}; choose another OUT, or delete {path.parent} to have it written again") from error
 
 
 def obtain_scenes(folder: Path, *, seed: int, count: int, progress: Callable[[int], None]) -> Truth:
@@ -257,58 +207,3 @@ def check_same(folder: Path, what: str, there: tuple[int, int], wanted: tuple[in
             f"{folder} holds {there[1]} {what} of seed {there[0]}, not {wanted[1]} of seed {wanted[0]}; give the same "
             f"--{what} and --seed to resume there, or choose another OUT"
         )
-
-
-class _Phrase(BaseModel):
-    span: Span
-    objects: list[int]
-    mask: dict[str, Any]
-
-
-class _Text(BaseModel):
-    content: str
-    mask: dict[str, Any]
-    phrases: list[_Phrase]
-
-
-class _Image(BaseModel):
-    image_id: int
-    texts: list[_Text]
-
-
-class _TruthFile(BaseModel):
-    seed: int
-    images: list[_Image]
-
-
-class _Instance(BaseModel):
-    image_id: int
-    segmentation: dict[str, Any]
-
-
-class _InstancesFile(BaseModel):
-    annotations: list[_Instance]
-
-
-def parsed(model: type[_Read], path: Path) -> _Read:
-    """A JSON file of truth.
-
-    Raises:
-        InputError: it can't be read, or isn't of that form.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} things in it are wrong"
-        raise InputError(
-            f"{path} can't be read as the truth of demo scenes: {why}; choose another OUT, or delete that folder to "
-            "have its scenes written again"
-        ) from error
-
-
-def _text(text: _Text) -> TrueText:
-    phrases = tuple(
-        TruePhrase(phrase.span, from_coco(phrase.mask) if phrase.objects else None) for phrase in text.phrases
-    )
-    present = any(phrase.mask for phrase in phrases)
-    return TrueText(text.content, from_coco(text.mask) if present else None, phrases)

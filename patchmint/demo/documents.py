@@ -2,7 +2,7 @@
 
 ```
 FOLDER/conversations.json      an entry a document, as LLaVA-Interleave's: `image` is a list, with a mark for each
-FOLDER/documents.json          the truth: what each phrase of each turn names, picture by picture
+FOLDER/documents.json          what each turn talks about, picture by picture, as `patchmint judge` reads it
 FOLDER/pictures/NUMBER-PICTURE.jpg
 ```
 
@@ -15,17 +15,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from patchmint.demo.dataset import TruePhrase, TrueScene, TrueText, check_same, make_once, parsed
+from patchmint.demo.dataset import check_same, make_once, read_truth_file, told_objects, told_text
 from patchmint.demo.scenes import Scene, draw_scene, make_scene
 from patchmint.demo.shapes import COLOURS, SHAPES, SceneObject
 from patchmint.demo.texts import NUMBERS
 from patchmint.errors import InputError
-from patchmint.geometry.rle import area, encode_masks, from_coco, to_coco
+from patchmint.judging.truth import TrueImage
 from patchmint.types import Span
 
 TRUTH_FILE = "documents.json"
@@ -147,20 +145,25 @@ def write_documents(folder: Path, *, seed: int, count: int, progress: Callable[[
             turns.append({"from": "human", "value": marks + exchange.question.content})
             turns.append({"from": "gpt", "value": exchange.answer.content})
         entries.append({"id": name, "image": paths, "conversations": turns})
-        told = [_told(turn, document.pictures) for each in document.exchanges for turn in (each.question, each.answer)]
-        truth.append(
+        truth += [
             {
-                "id": name,
-                "pictures": len(paths),
+                "image_id": name,
+                "image": picture,
                 "forms": [exchange.form for exchange in document.exchanges],
-                "turns": told,
+                "objects": told_objects(scene),
+                "texts": [
+                    told_text(turn.content, ((each.span, each.objects[picture]) for each in turn.phrases))
+                    for each in document.exchanges
+                    for turn in (each.question, each.answer)
+                ],
             }
-        )
+            for picture, scene in enumerate(document.pictures)
+        ]
         if progress:
             progress(number + 1)
     _write(folder / "conversations.json", entries)
     # Last: its presence says that the data set is whole.
-    _write(folder / TRUTH_FILE, {"seed": seed, "documents": truth})
+    _write(folder / TRUTH_FILE, {"seed": seed, "images": truth})
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,11 @@ class DocumentTruth:
 
     Attributes:
         seed: of its documents.
-        documents: by id, for each picture what each turn names in it; `objects` isn't told.
+        documents: by id, for each picture what each turn names in it.
     """
 
     seed: int
-    documents: dict[str, tuple[TrueScene, ...]]
+    documents: dict[str, tuple[TrueImage, ...]]
 
 
 def read_documents(folder: Path) -> DocumentTruth:
@@ -182,17 +185,11 @@ def read_documents(folder: Path) -> DocumentTruth:
     Raises:
         InputError: it is missing, or isn't of that form.
     """
-    told = parsed(_TruthFile, folder / TRUTH_FILE)
-    return DocumentTruth(
-        told.seed,
-        {
-            document.id: tuple(
-                TrueScene(tuple(_true_text(turn, picture) for turn in document.turns), ())
-                for picture in range(document.pictures)
-            )
-            for document in told.documents
-        },
-    )
+    told = read_truth_file(folder / TRUTH_FILE)
+    documents: dict[str, tuple[TrueImage, ...]] = {}
+    for entry in told.entries():
+        documents[entry.id] = (*documents.get(entry.id, ()), entry.image)
+    return DocumentTruth(told.seed, documents)
 
 
 def obtain_documents(folder: Path, *, seed: int, count: int, progress: Callable[[int], None]) -> DocumentTruth:
@@ -205,51 +202,6 @@ def obtain_documents(folder: Path, *, seed: int, count: int, progress: Callable[
     truth = read_documents(folder)
     check_same(folder, "documents", (truth.seed, len(truth.documents)), (seed, count))
     return truth
-
-
-class _Phrase(BaseModel):
-    span: Span
-    masks: list[dict[str, Any]]
-
-
-class _Turn(BaseModel):
-    content: str
-    phrases: list[_Phrase]
-
-
-class _Document(BaseModel):
-    id: str
-    pictures: int
-    turns: list[_Turn]
-
-
-class _TruthFile(BaseModel):
-    seed: int
-    documents: list[_Document]
-
-
-def _true_text(turn: _Turn, picture: int) -> TrueText:
-    """What a turn, which has one phrase at most, names in a picture."""
-    masks = [from_coco(phrase.masks[picture]) for phrase in turn.phrases]
-    phrases = [
-        TruePhrase(phrase.span, mask if area(mask) else None) for phrase, mask in zip(turn.phrases, masks, strict=True)
-    ]
-    return TrueText(turn.content, next((phrase.mask for phrase in phrases if phrase.mask), None), tuple(phrases))
-
-
-def _told(turn: SceneTurn, pictures: tuple[Scene, ...]) -> dict[str, object]:
-    phrases = [
-        {
-            "text": turn.content[slice(*phrase.span)],
-            "span": list(phrase.span),
-            "masks": [
-                to_coco(encode_masks(scene.mask(objects)[None])[0])
-                for scene, objects in zip(pictures, phrase.objects, strict=True)
-            ],
-        }
-        for phrase in turn.phrases
-    ]
-    return {"content": turn.content, "phrases": phrases}
 
 
 def _write(path: Path, content: object) -> None:

@@ -15,7 +15,7 @@ from patchmint.compute.memory import keep_freed_memory
 from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import score
-from patchmint.demo.dataset import TrueScene, Truth
+from patchmint.demo.dataset import Truth
 from patchmint.demo.documents import DocumentTruth
 from patchmint.demo.score import DOCUMENT_LIMITS, ShardFigures, judged_documents, judged_samples
 from patchmint.errors import ShardError
@@ -23,6 +23,7 @@ from patchmint.geometry import fit_image
 from patchmint.geometry.rle import Masks, bounding_box, decode_mask
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import Tokens
+from patchmint.judging.truth import TrueImage
 from patchmint.labelers.grounded_sam import build_masker, masks_of
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
@@ -66,7 +67,7 @@ def judge_dataset(
     limit_threads()
     keep_freed_memory()
     figures = ShardFigures()
-    kept: list[tuple[StoredSample, TrueScene]] = []
+    kept: list[tuple[StoredSample, TrueImage]] = []
     judged = 0
     with progress("judging labels", written) as step:
         for judged, (sample, scene) in enumerate(judged_samples(storage, truth), start=1):
@@ -113,7 +114,7 @@ def _check_written(storage: Storage, judged: int, written: int) -> None:
         )
 
 
-def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueScene]], progress: Step) -> float:
+def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueImage]], progress: Step) -> float:
     """Mean IoU of the masks of true boxes with what is seen of the things in them; NaN without samples.
 
     Args:
@@ -136,12 +137,12 @@ def masker_iou(models: ModelsConfig, judged: Sequence[tuple[StoredSample, TrueSc
     return float(np.mean(ious)) if ious else float("nan")
 
 
-def true_boxes(scene: TrueScene) -> npt.NDArray[np.float32]:
+def true_boxes(scene: TrueImage) -> npt.NDArray[np.float32]:
     """What is seen of each thing: float32 (N, 4), XYXY in pixels, right and bottom exclusive."""
     return np.array([bounding_box(mask) for mask in scene.objects], dtype=np.float32).reshape(-1, 4)
 
 
-def mask_ious(masks: Masks, scene: TrueScene) -> list[float]:
+def mask_ious(masks: Masks, scene: TrueImage) -> list[float]:
     """IoU of one mask for each of the scene's things, in order, with what is seen of it."""
     return score.mask_ious(masks, (decode_mask(true) > 0 for true in scene.objects))
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchmint.demo.dataset import TrueScene, TrueText, Truth
-from patchmint.demo.score import f1_and_iou, judged_samples, sample_placement, touched_patches
+from patchmint.demo.dataset import Truth
+from patchmint.demo.score import judged_samples, sample_placement
 from patchmint.errors import InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.rle import decode_mask
 from patchmint.images.decode import decode_image
+from patchmint.judging.judge import touched_patches
+from patchmint.judging.metrics import f1_and_iou
+from patchmint.judging.truth import TrueImage, TrueText
 from patchmint.pictures.overlay import draw_overlay
 from patchmint.shards.codec import Array
 from patchmint.shards.reader import StoredSample
@@ -49,7 +52,7 @@ def write_overlays(storage: Storage, truth: Truth, folder: Path, count: int, pro
         ) from error
 
 
-def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
+def overlays(sample: StoredSample, scene: TrueImage) -> Iterator[Image.Image]:
     """Draw a sample's texts: the photo, and patches and boxes as labelled beside what is truly there, a box a thing.
 
     Raises:
@@ -77,7 +80,7 @@ def overlays(sample: StoredSample, scene: TrueScene) -> Iterator[Image.Image]:
         yield Image.fromarray(picture)
 
 
-def _named_things(scene: TrueScene, text: TrueText) -> list[Rle]:
+def _named_things(scene: TrueImage, text: TrueText) -> list[Rle]:
     """What is seen of each thing that the text names."""
     if text.mask is None:
         return []

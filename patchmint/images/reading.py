@@ -163,8 +163,14 @@ def _counts(instance: Instance, drawn: Collection[str]) -> bool:
 
 
 def _upright(instance: Instance, image: DecodedImage, drawn: Collection[str]) -> Instance:
-    mask = upright_mask(instance.mask, image.orientation, image.size) if instance.mask and "masks" in drawn else None
-    return replace(instance, box=_turned(instance.box, image.orientation, image.size), mask=mask)
+    kept = instance if "masks" in drawn else replace(instance, mask=None)
+    return upright_instance(kept, image.orientation, image.size)
+
+
+def upright_instance(instance: Instance, orientation: int, size: Size) -> Instance:
+    """An instance of the image as it is stored, in the upright image; arguments and errors as of `upright_mask`."""
+    mask = upright_mask(instance.mask, orientation, size) if instance.mask else None
+    return replace(instance, box=_turned(instance.box, orientation, size), mask=mask)
 
 
 def upright_mask(mask: Rle, orientation: int, size: Size) -> Rle:

@@ -103,7 +103,7 @@ def judge_segmenter(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     return {
         setting.name: judge_labels(
             segmenters[setting.coverage], scenes[setting.scenes], grid_preset(setting.grid), phrases=setting.phrases
-        ).summary()
+        )
         for setting in LABEL_SETTINGS
     }
 
@@ -113,7 +113,7 @@ def judge_edges(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     segmenter, grid, fifth = load_segmenter(folder), grid_preset(LabelSetting.grid), max(1, count // 5)
 
     def judged(scenes: Iterable[Scene]) -> dict[str, float]:
-        return judge_labels(segmenter, scenes, grid, phrases=False).summary()
+        return judge_labels(segmenter, scenes, grid, phrases=False)
 
     table = {}
     for size in _EDGE_SIZES:

@@ -9,17 +9,18 @@ import numpy.typing as npt
 
 from patchmint.demo import score
 from patchmint.demo.scenes import Scene
-from patchmint.demo.score import LabelFigures, touched_patches
 from patchmint.geometry import Grid, Placement, RleMasks
 from patchmint.geometry.rle import Masks, encode_masks
 from patchmint.interfaces import Segmenter
+from patchmint.judging.judge import Found, Judge, touched_patches
+from patchmint.judging.truth import TruePhrase, TrueText, TrueThing
 from patchmint.labelers.patches import label_texts
-from patchmint.types import RgbImage, Size, Text
+from patchmint.types import RgbImage, Rle, Size, Text
 
 _LEAST_IOU = 0.1
 
 
-def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, phrases: bool) -> LabelFigures:
+def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, phrases: bool) -> dict[str, float]:
     """Label scenes and compare.
 
     Args:
@@ -27,19 +28,42 @@ def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, p
         scenes: with their texts.
         grid: the patch grid.
         phrases: whether the texts' phrases are spelled out for the segmenter.
+
+    Returns:
+        `patchmint.demo.score.label_figures`.
     """
-    figures = LabelFigures()
+    judge = Judge()
     for scene in scenes:
         texts = [text.with_phrases() if phrases else Text(text.content) for text in scene.texts]
         found, placement = segmenter.segment([scene.image], [texts])[0], grid.place(scene.size)
         labels = label_texts(found, len(scene.texts), placement, 0.0).selector > 0
-        for index, text in enumerate(scene.texts):
-            spans = found.spans[found.text_index == index].tolist()
-            for phrase in text.phrases:
-                if not phrase.objects:
-                    figures.add_absent(phrase.span, spans)
-            figures.add(labels[index], true_patches(scene, text.objects, placement) if text.objects else None)
-    return figures
+        for index, text in enumerate(true_texts(scene)):
+            mine = np.flatnonzero(found.text_index == index)
+            answers = [
+                Found((tuple(found.spans[n].tolist()),), float(found.scores[n]), tuple(found.boxes[n].tolist()))
+                for n in mine
+            ]
+            true = true_patches(scene, scene.texts[index].objects, placement)
+            judge.add_text(text, answers, scene.size, (labels[index], true))
+        judge.end_image()
+    return score.label_figures(judge)
+
+
+def true_texts(scene: Scene) -> list[TrueText]:
+    """What each text of a scene is about."""
+    boxes = scene.boxes().tolist()
+    things = [TrueThing(tuple(box), mask) for box, mask in zip(boxes, _masks(scene), strict=True)]
+    return [
+        TrueText(
+            text.content,
+            tuple(TruePhrase(each.span, tuple(things[index] for index in each.objects)) for each in text.phrases),
+        )
+        for text in scene.texts
+    ]
+
+
+def _masks(scene: Scene) -> tuple[Rle, ...]:
+    return encode_masks(scene.ids == np.arange(len(scene.objects))[:, None, None])
 
 
 def true_patches(scene: Scene, objects: tuple[int, ...], placement: Placement) -> npt.NDArray[np.bool_]:

@@ -120,8 +120,7 @@ class DetectorTask:
         del model  # the detector holds it
         scenes = [make_scene(self._held_out, number, texts=3) for number in range(self._scenes)]
         segmenter = GroundedSam(self._detector, cast(SamMasker, TrueMasker(scenes)))
-        figures = judge_labels(segmenter, scenes, grid_preset("llava-1.5-finetune"), phrases=False)
-        return figures.summary()
+        return judge_labels(segmenter, scenes, grid_preset("llava-1.5-finetune"), phrases=False)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the weights and the vocabulary."""

@@ -1,0 +1,1 @@
+"""How right labels are: judged against the truth, without labelling anything again."""

@@ -1,0 +1,92 @@
+"""Scores that mean what they say: how often boxes of a score are right, learnt from a judged data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from patchmint.datasets.dataset import Dataset
+from patchmint.errors import InputError
+from patchmint.judging.judge import Judge, judge_images
+from patchmint.judging.metrics import Flags, Floats, calibration_error, reliability
+from patchmint.judging.truth import Truth
+from patchmint.types import Progress
+
+
+class Calibration(BaseModel):
+    """From a detector's score to the share of boxes that are right: straight lines between points.
+
+    Attributes:
+        scores: of the points, rising.
+        shares: of the points, never falling.
+        boxes: that it was learnt from.
+        ece_before, ece_after: expected calibration error of scores as they are; and calibrated, where each half of the
+            images is measured with what the other one taught.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    scores: tuple[float, ...]
+    shares: tuple[float, ...]
+    boxes: int = 0
+    ece_before: float = 0.0
+    ece_after: float = 0.0
+
+    def __call__(self, scores: Sequence[float] | Floats) -> Floats:
+        """Shares of scores: float64 (N,)."""
+        return np.interp(scores, self.scores, self.shares)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `patchmint calibrate` wrote.
+
+        Raises:
+            InputError: it can't be read, or isn't of that form.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise InputError(f"{path} can't be read as what `patchmint calibrate` writes: {error}") from error
+
+
+def fit(scores: Floats, right: Flags) -> Calibration:
+    """Isotonic regression: the rising shares that are nearest to what was right (pool adjacent violators).
+
+    Args:
+        scores: float64 (N,), N > 0.
+        right: (N,).
+    """
+    values, places = np.unique(scores, return_inverse=True)
+    pools: list[tuple[float, float, float, float]] = []  # first and last score, how many, how many right
+    for value, count, hits in zip(values, np.bincount(places), np.bincount(places, right), strict=True):
+        pool = (value, value, count, hits)
+        while pools and pools[-1][3] * pool[2] >= pool[3] * pools[-1][2]:
+            first, _, more, more_hits = pools.pop()
+            pool = (first, pool[1], pool[2] + more, pool[3] + more_hits)
+        pools.append(pool)
+    ends = np.array([[first, last] for first, last, _, _ in pools]).ravel()
+    shares = np.repeat([hits / count for _, _, count, hits in pools], 2)
+    return Calibration(scores=tuple(ends.tolist()), shares=tuple(shares.tolist()), boxes=len(scores))
+
+
+def calibrate(dataset: Dataset, truth: Truth, progress: Progress | None = None) -> Calibration:
+    """Learn from a judged data set how often scores are right.
+
+    Raises:
+        InputError: there are fewer than two images with scores; or as `patchmint.judging.judge.judge`.
+        ShardError, StorageError: it can't be read.
+    """
+    judging = Judge()
+    judge_images(judging, dataset, truth, progress=progress)
+    images, scores, right = judging.outcomes()
+    half = images % 2 == 1
+    if half.all() or not half.any():
+        raise InputError(f"too little of {dataset.uri} has scores and a known truth to calibrate by")
+    learnt = fit(scores, right)
+    apart = np.where(half, fit(scores[~half], right[~half])(scores), fit(scores[half], right[half])(scores))
+    before, after = (float(calibration_error(reliability(each.tolist(), right.tolist()))) for each in (scores, apart))
+    return learnt.model_copy(update={"ece_before": before, "ece_after": after})
