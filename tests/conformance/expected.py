@@ -54,10 +54,14 @@ class Expected:
         exec(self.block_of(reader).replace("out/coco", str(self.dataset)), names)
         return names["samples"]
 
+    @property
+    def page(self):
+        """docs/training.md."""
+        return (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
     def block_of(self, reader):
         """The code of docs/training.md about a reader."""
-        page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-        return page.partition(f"\n**{reader}**")[2].partition("```python\n")[2].partition("```")[0]
+        return self.page.partition(f"\n**{reader}**")[2].partition("```python\n")[2].partition("```")[0]
 
     def check_decoded(self, rows):
         """What `SampleDecoder` made of samples, after the reader's own way of handing rows on."""

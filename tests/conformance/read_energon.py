@@ -1,5 +1,6 @@
 """Megatron Energon: its commands on a copy (it writes beside the tars), its own loader, and a cooker with ours."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from expected import Expected
-from megatron.energon import WorkerConfig, get_loader, get_val_dataset
+from megatron.energon import WorkerConfig, get_loader, get_train_dataset, get_val_dataset
 
 CRUDE = """
 __module__: megatron.energon
@@ -89,7 +90,31 @@ def main():
         (meta / "dataset.yaml").write_text(CRUDE)
         endless = Expected(whole, Path(sys.argv[2])).samples_of("Energon")
         expected.check_decoded(islice(endless, count))
+        if not expected.documents:
+            check_join(whole, expected)
         expected.check_no_strays(whole)
+
+
+def check_join(whole, expected):
+    """A column's members come with the base's, by the file in docs/training.md."""
+    column = whole / "columns" / "codes" / "shards"
+    energon("prepare", "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", str(column))
+    (column / ".nv-meta" / "dataset.yaml").write_text(CRUDE)
+    page = expected.page.partition("**Energon's own join**")[2]
+    joined = whole / "joined.yaml"
+    joined.write_text(page.partition("```yaml\n")[2].partition("```")[0].replace("columns/features", "columns/codes"))
+    (whole / "joiner.py").write_text(re.search(r"`(joined = .*?)`", page)[1] + "\n")
+    sys.path.insert(0, str(whole))
+    os.environ["PYTHONPATH"] = f"{whole}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    energon("prepare", str(joined))
+    config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+    settings = {"shuffle_buffer_size": None, "max_samples_per_sequence": None, "repeat": False}
+    samples = list(get_loader(get_train_dataset(joined, worker_config=config, batch_size=None, **settings)))
+    expected.check_count(len(samples))
+    for sample in samples:
+        want = expected.samples[sample["__key__"]]
+        assert {"other.npy", *want["arrays"]} <= sample.keys(), sample["__key__"]
+        assert hashlib.sha256(sample["jpg"]).hexdigest() == want["images"]["jpg"], sample["__key__"]
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ sys.path.insert(0, str(HERE.parent))
 from masks import digest  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from shard_data import DOCUMENTS, make_document, make_sample  # noqa: E402
-from training_data import finished  # noqa: E402
+from shard_data import DOCUMENTS, LAYOUT, make_document, make_sample  # noqa: E402
+from training_data import cut, finished  # noqa: E402
 
 from patchmint.config import BuildConfig  # noqa: E402
 from patchmint.datasets.dataset import open_dataset  # noqa: E402
@@ -38,7 +38,8 @@ from patchmint.inspection.export.formats import FORMATS, category_of  # noqa: E4
 from patchmint.inspection.export.run import export  # noqa: E402
 from patchmint.pipeline.sources import open_source  # noqa: E402
 from patchmint.samples import SourceSample  # noqa: E402
-from patchmint.shards.manifest import read_manifest  # noqa: E402
+from patchmint.shards.layout import TokensLayout  # noqa: E402
+from patchmint.shards.manifest import ColumnEntry, read_manifest, write_manifest  # noqa: E402
 from patchmint.shards.reader import iter_samples  # noqa: E402
 from patchmint.shards.readme import write_readme  # noqa: E402
 from patchmint.storage import open_storage  # noqa: E402
@@ -47,6 +48,13 @@ SAMPLES = 40
 BARE = 10
 IMAGES = (2, 2, 2, 2, 2, 1, 3, 9, 40, 2)
 """Images of each document. The first five have as many: readers that take columns from them must not be misled."""
+COLUMN = LAYOUT.model_copy(
+    update={
+        "min_coverage": None,
+        "tokens": TokensLayout(member="other", grid=(2, 2), codebook_sizes=(9,), preprocessing="pad-64-bicubic"),
+        "column": True,
+    }
+)
 PATCHMINT = (sys.executable, "-c", "from patchmint.cli import main; main()")
 """The first samples have no phrases and no conversation: readers that take types from them must not be misled."""
 
@@ -123,12 +131,19 @@ def main():
 
 
 def write_pictures(folder):
-    """40 samples in three shards; one unit wrote nothing."""
+    """40 samples in three shards; one unit wrote nothing. A column has other codes, of which readers needn't know."""
     samples = [
         make_sample(ordinal, phrases=ordinal >= BARE, kind="png" if ordinal % 3 == 1 else "jpeg")
         for ordinal in range(SAMPLES)
     ]
-    finished(folder, [samples[:14], samples[14:28], [], samples[28:]])
+    finished(folder, cut(samples, 14, 14, 0, 12))
+    column = folder / "columns" / "codes"
+    finished(
+        column, cut([make_sample(ordinal, layout=COLUMN) for ordinal in range(SAMPLES)], 14, 14, 0, 12), layout=COLUMN
+    )
+    storage, base = open_storage(column), read_manifest(open_storage(folder)).plan_digest
+    entry = ColumnEntry(base=base, units=4)
+    write_manifest(storage, read_manifest(storage).model_copy(update={"column": entry}))
     return with_readme(folder)
 
 
