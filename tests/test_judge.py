@@ -22,7 +22,7 @@ from patchmint.jobs.truths import open_truth
 from patchmint.judging.calibrate import Calibration, fit
 from patchmint.judging.judge import Found, Judge, judge
 from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, calibration_error, overlaps, reliability
-from patchmint.judging.plant import plant
+from patchmint.judging.plant import KINDS, plant
 from patchmint.judging.truth import DatasetTruth, ImageName, TruePhrase, TrueText, TrueThing
 
 SIZE = (40, 48)
@@ -204,11 +204,11 @@ def entry(name, texts, **more):
 
 def test_every_sample_is_judged_or_counted(dataset, tmp_path):
     contents = [sample.planned.sample.texts[0].content for sample in (make_sample(n) for n in range(6))]
-    right = {"span": [0, 3], "objects": [7]}
+    right, absent = {"span": [0, 3], "objects": [7]}, {"span": [4, 5], "objects": []}
     truth = {"images": [
         entry({"key": "s0000"}, [{"content": HOSTILE, "phrases": [right, {"span": [4, 7], "objects": [8]}]}]),
         entry({"image_id": "Source/1.é"}, [{"content": contents[1], "phrases": [{"span": [0, 3], "objects": []}]}]),
-        entry({"file_name": "2.jpeg"}, [{"content": contents[2], "phrases": [right], "whole": False}]),
+        entry({"file_name": "2.jpeg"}, [{"content": contents[2], "phrases": [right, absent], "whole": False}]),
         entry({"key": "s0003"}, [{"content": "of another text", "phrases": []}], width=40, height=30),
         entry({"key": "s0004"}, [{"content": contents[4], "phrases": [right]}], width=41, height=30),
         entry({"key": "nobody"}, []),
@@ -221,7 +221,7 @@ def test_every_sample_is_judged_or_counted(dataset, tmp_path):
     assert (told["texts"], told["unknown_texts"]) == (3, 3)  # s0001 and s0003 have a second one
     figures = told["figures"]
     assert figures["missed_rate"] == pytest.approx(1 / 3)
-    assert figures["absent_rate"] == 1
+    assert figures["absent_rate"] == 1 / 2
     assert figures["patch_f1"] is None  # boxes alone don't say which patches are right
     worst = [(bad["key"], bad["missed"], bad["wrong"]) for bad in told["worst"]]
     assert worst == [("s0001", [], ["ein"]), ("s0000", ["t <"], []), ("s0002", [], [])]
@@ -268,6 +268,7 @@ def test_annotations_of_sources_are_truths(tmp_path):
         {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 40, 10], "segmentation": [wide], "iscrowd": 1},
     ]
     categories = [{"id": 1, "name": "Dog"}, {"id": 2, "name": "hot dog"}, {"id": 3, "name": "bus"}]
+    categories.append({"id": 4, "name": "bus stop"})
     coco = {"images": images, "annotations": annotations, "categories": categories}
 
     def named(against, content, name):
@@ -282,6 +283,7 @@ def test_annotations_of_sources_are_truths(tmp_path):
     nine, ten = replace(nine, size=(30, 40)), ImageName("k", "10", "", 0, (30, 40))
     boxes = [(0, 0, 10, 10), (0, 0, 40, 10)]
     assert named(tmp_path, "two dogs eat a hot dog in buses", nine) == [("dog", boxes), ("hot dog", []), ("bus", [])]
+    assert named(tmp_path, "a bus stop", ten) == [("bus stop", [])]
     assert named(tmp_path, "dogma, a Dog", ten) == [("Dog", [])]
     assert named(tmp_path, "a cat", ten) is None
     images[0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
@@ -321,6 +323,10 @@ def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     def knowing(image, text, found):
         return float(found == tuple(each for each in image.phrases if each.text_index == text))
 
+    tries = [plant(opened, 1.0, knowing, seed=seed) for seed in range(8)]
+    counts = {kind: sum(each.by_kind[kind][0] for each in tries) for kind in KINDS}
+    # Each text has one box, and all have the same one: these two can't be planted.
+    assert [kind for kind, count in counts.items() if not count] == ["another text's", "dropped"]
     assert plant(opened, 0.5, knowing, seed=1).auroc == 1
     assert plant(opened, 0.0).auroc is None
     with pytest.raises(InputError, match="has a score"):

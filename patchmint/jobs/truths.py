@@ -54,8 +54,10 @@ def open_truth(against: str | None) -> Truth:
     if against.endswith(".tar"):
         return DatasetTruth(open_dataset(against))
     storage = open_storage(against)
+    if storage.exists(MANIFEST_PATH):
+        return DatasetTruth(open_dataset(against))
     names = {entry.path for entry in storage.list() if entry.path.count("/") <= 1}
-    if MANIFEST_PATH in names or any(name.startswith(f"{SHARDS}/") for name in names):
+    if any(name.startswith(f"{SHARDS}/") for name in names):  # a build that isn't finished
         return DatasetTruth(open_dataset(against))
     if TRUTH_FILE in names:
         return _file(against, TRUTH_FILE)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from patchmint.datasets.dataset import Dataset, Shard
 from patchmint.datasets.reader import SampleReader
@@ -443,6 +443,8 @@ def _labelled(image: StoredImage, row: int, text: int) -> TrueText:
 
 
 class _Object(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     id: int
     bbox: tuple[float, float, float, float] | None = None
     segmentation: Any = None
