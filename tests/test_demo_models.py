@@ -25,9 +25,10 @@ from patchmint.labelers.sam.model import load_sam
 from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
 from patchmint.types import Text
-from patchmint.weights.loading import load_state
+from patchmint.weights.loading import load_named, load_state
 from tools.demo_training import train_detector, train_vit
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
+from tools.demo_training.evaluate import probed
 from tools.demo_training.loop import Schedule, Trainer
 from tools.demo_training.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
 from tools.demo_training.models import (
@@ -241,6 +242,17 @@ def test_what_patches_show_and_windows_of_it():
     pixels = encoder.pixel_values([view for scene in scenes for view in encoder.prepare(scene.image)])
     for ours, theirs in zip(train_vit.hidden_states(vit, seen.pixels, seen.cells), vit.states(pixels, 6), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_bundled_encoder_tells_what_patches_show():
+    """A linear probe that learned from 24 scenes; of an encoder with random weights it tells 2 of 3 colours at best."""
+    seen = train_vit.look([make_scene(12, number, texts=0) for number in range(32)], VIT.side, 1)
+    vit = load_vit(load_named("demo-vit")).cut(5)
+    figures = probed(train_vit.hidden_states(vit, seen.pixels, seen.cells)[5][:, 1:], seen, 24)
+    assert figures["thing"] > 0.97
+    assert figures["colour"] > 0.85
+    assert figures["fill"] > 0.65
+    assert figures["shape"] > 0.3
 
 
 def test_heads_look_somewhere_at_the_start():
