@@ -1,7 +1,6 @@
 """Builds on this machine, as users start them: real files in, verified shards out, nothing lost."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import warm
-from builds import STAND_IN, asked, digests, make_config, make_input, patchmint
+from builds import asked, digests, make_config, make_input, patchmint
 from PIL import Image
 
 from patchmint.shards.reader import iter_samples
@@ -206,8 +205,7 @@ def test_a_retry_that_is_broken_off_goes_on_and_counts_close(tmp_path):
     for number in list(whole)[:5]:
         (source / f"{number:03d}.jpg").write_bytes(whole[number])
     # a stand-in that sleeps an hour an image: the retry is stopped in its first unit
-    env = os.environ | {"PYTHONPATH": str(STAND_IN), "STAND_IN_SLEEP": "3600"}
-    retry = subprocess.Popen([sys.executable, "-m", "patchmint", "build", config, "--retry-failed"], env=env)
+    retry = builds.start(config, out, "--retry-failed", STAND_IN_SLEEP="3600")
     while json.loads(max(out.glob("runs/*")).read_text())["state"] != "building":
         assert retry.poll() is None
         time.sleep(0.1)

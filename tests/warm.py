@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,10 +272,14 @@ def _import_everything():
         import patchmint
 
         for module in pkgutil.walk_packages(patchmint.__path__, "patchmint."):
-            if not module.name.endswith((".__main__", ".pools.ray", ".cluster_probe")):  # Ray isn't for forks
+            # Ray isn't for forks: it reads its environment when it is imported
+            if not module.name.endswith((".__main__", ".pools.ray", ".cluster_probe", ".doctor")):
                 importlib.import_module(module.name)
         for name in ("BertModel", "CLIPVisionModel", "SiglipVisionModel"):
             getattr(transformers, name)
+    assert "ray" not in sys.modules
+    for cleaning in weakref.finalize._registry:  # at a fork's end it would only copy the pages of what it takes apart
+        cleaning.atexit = False
 
 
 def _run(arguments):
