@@ -2,8 +2,8 @@
 
     python examples/train_selector.py out/selector          # 5 minutes on 2 cores; --json for machines
 
-It builds two data sets of drawn scenes (one to learn from, one to be judged on; labels by the bundled models, features
-of an untrained vision encoder), and trains three selectors: on the shards' labels, on the scenes' truth, and on labels
+It builds two data sets of drawn scenes (one to learn from, one to be judged on; labels and features by the bundled
+models), and trains three selectors: on the shards' labels, on the scenes' truth, and on labels
 shuffled between samples, which must teach nothing. All are judged by the truth of scenes that none of them saw.
 
 AUC is taken between the patches of what a text names and those of the image's *other things*. Against the whole rest of
@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from patchmint.config import MODEL_PRESETS
 from patchmint.demo import DEMO_SEED
 from patchmint.demo.dataset import obtain_scenes, read_truth
 from patchmint.demo.score import judged_samples, sample_placement, touched_patches
@@ -120,10 +121,10 @@ def stored_labels(batch: StageBatch) -> Tensor:
     return batch.feature_selector.flatten(1)
 
 
-def train(folder: Path, labels: Labels, steps: int) -> Model:
+def train(folder: Path, labels: Labels, steps: int, seed: int = 0) -> Model:
     """Train a selector on a data set."""
-    torch.manual_seed(0)
-    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"))
+    torch.manual_seed(seed)
+    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"), seed=seed)
     layout = dataset.layouts[0]
     assert layout.features is not None
     assert layout.tokens is not None
@@ -161,13 +162,13 @@ def judge(model: Model, folder: Path, truth: Truth) -> dict[str, float]:
     return {name: float(torch.cat(values).nanmean()) for name, values in figures.items()}
 
 
-def build(folder: Path, seed: int, count: int) -> None:
+def build(folder: Path, seed: int, count: int, vit: str) -> None:
     """Make scenes and shards, or go on where an earlier call stopped."""
     obtain_scenes(folder / "scenes", seed=seed, count=count, progress=lambda _: None)
     config = {
         "source": {"kind": "coco", "uri": str(folder / "scenes"), "texts": "caption"},
         "output": {"uri": str(folder / "dataset"), "samples_per_shard": 50},
-        "models": "demo",
+        "models": MODEL_PRESETS["demo"].model_copy(update={"vit": vit}).model_dump(),
         "grid": {"rows": 24, "cols": 24, "patch_px": 14, "fit": "squash"},
         "features": {"connector": "dci"},
     }
@@ -183,13 +184,15 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the data sets")
     parser.add_argument("--scenes", type=int, default=300, help="to learn from; a quarter of it for judging")
     parser.add_argument("--steps", type=int, default=500, help="of each of the three trainings")
+    parser.add_argument("--vit", default="demo-vit", help="the vision encoder; untrained-tiny: one with random weights")
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     started = time.monotonic()
     learn, held_out = options.out / "learn", options.out / "held-out"
     for folder, seed, count in ((learn, DEMO_SEED, options.scenes), (held_out, DEMO_SEED + 1, options.scenes // 4)):
         folder.mkdir(parents=True, exist_ok=True)
-        build(folder, seed, count)
+        build(folder, seed, count, options.vit)
     truth, judged_by = Truth(learn), Truth(held_out)
     print(f"built: {time.monotonic() - started:.0f} s", file=sys.stderr)
 
@@ -198,7 +201,7 @@ def main() -> None:
 
     figures = {}
     for name, labels in (("labels", stored_labels), ("truth", truth.labels), ("shuffled", shuffled)):
-        figures[name] = judge(train(learn, labels, options.steps), held_out, judged_by)
+        figures[name] = judge(train(learn, labels, options.steps, options.seed), held_out, judged_by)
         print(f"trained on {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     result = {
         "auc": figures["labels"]["auc"],

@@ -32,7 +32,7 @@ from patchmint.weights.store import REINSTALL, bundled_folder, locate
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = {name: checkpoint for name, checkpoint in CHECKPOINTS.items() if checkpoint.bundled}
-ROLES = {"detector": "grounding-dino", "vocabulary": "vocabulary", "masker": "sam", "tokenizer": "vqgan"}
+ROLES = {"detector": "grounding-dino", "vocabulary": "vocabulary", "masker": "sam", "tokenizer": "vqgan", "vit": "vit"}
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_the_files_are_part_of_what_is_installed():
 
 
 def test_the_presets_models_are_the_registrys():
-    used = MODEL_PRESETS[DEMO].used(labels=True, tokens=True)
+    used = MODEL_PRESETS[DEMO].used(labels=True, tokens=True, features=True)
     assert {role: BUNDLED[name].kind for role, name in used.items()} == ROLES
     assert set(used.values()) == BUNDLED.keys()
 
@@ -124,7 +124,8 @@ def test_a_broken_installation_says_so(installed, name, damage, error):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    for use in (lambda: locate(name), lambda: check_loadable(parse(DEMO)), lambda: record_models(build_config())):
+    whole = build_config(features={})
+    for use in (lambda: locate(name), lambda: check_loadable(whole), lambda: record_models(whole)):
         with pytest.raises(error) as caught:
             use()
         assert name in str(caught.value)
@@ -285,11 +286,13 @@ def test_build_without_models_says_which_it_takes(tmp_path, patchmint):
 
 def test_samples_and_manifest_of_a_build_carry_the_notice(tmp_path):
     source = make_input(tmp_path / "in", ["a red circle", "a blue square"])
-    config = make_config(tmp_path / "build.yaml", source, tmp_path / "out", models=DEMO)
+    features = {"connector": "dci", "pool": 6}
+    config = make_config(tmp_path / "build.yaml", source, tmp_path / "out", models=DEMO, features=features)
     build_here(config, tmp_path / "out")
     storage = open_storage(tmp_path / "out")
     samples = list(iter_samples(storage, "shards/000000.tar"))
     assert [sample.document.notice for sample in samples] == [DEMO_NOTICE] * 2
+    assert [sample.features.shape for sample in samples] == [(36, 3 * 128)] * 2
     manifest = read_manifest(storage)
     assert manifest.notice == DEMO_NOTICE
     digests = {role: BUNDLED[f"demo-{role}"].sha256 for role in ROLES}

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from patchmint.config import FeaturesConfig
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import WeightsMismatchError
+from patchmint.features.encoder import VitFeatureEncoder
+from patchmint.features.model import load_vit, untrained_vit
+from patchmint.features.plan import plan_features
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import encode_masks
 from patchmint.interfaces import Instances
@@ -22,11 +26,20 @@ from patchmint.labelers.sam.model import untrained as untrained_sam
 from patchmint.tokenizers.vqgan.model import load_vqgan, untrained_vqgan
 from patchmint.types import Text
 from patchmint.weights.loading import load_state
-from tools.demo_training import train_detector
+from tools.demo_training import train_detector, train_vit
 from tools.demo_training.detector_losses import ATTRIBUTES, Truth, focal, position_losses, query_losses
 from tools.demo_training.loop import Schedule, Trainer
 from tools.demo_training.measure import TrueMasker, box_ious, judge_labels, mask_ious, true_patches
-from tools.demo_training.models import DETECTOR, FILES, MASKER, TOKENIZER, save_weights, vocabulary, write_vocabulary
+from tools.demo_training.models import (
+    DETECTOR,
+    FILES,
+    MASKER,
+    TOKENIZER,
+    VIT,
+    save_weights,
+    vocabulary,
+    write_vocabulary,
+)
 from tools.demo_training.train_masker import MaskerTask, jittered, mask_losses
 from tools.demo_training.train_tokenizer import TokenizerTask
 
@@ -102,7 +115,8 @@ def test_box_ious():
 
 def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path):
     dino, sam, vqgan = untrained_dino(DETECTOR, 1), untrained_sam(MASKER, 1), untrained_vqgan(TOKENIZER, 1)
-    for role, model, arch in (("detector", dino, DETECTOR), ("masker", sam, MASKER), ("tokenizer", vqgan, TOKENIZER)):
+    vit = untrained_vit(VIT, 1)
+    for role, model, arch in zip(FILES, (dino, sam, vqgan, vit), (DETECTOR, MASKER, TOKENIZER, VIT), strict=True):
         save_weights(model, arch, tmp_path / FILES[role])
     states = {role: load_state(tmp_path / file) for role, file in FILES.items()}
     loaded_dino, arch = load_grounding_dino(states["detector"])
@@ -111,6 +125,7 @@ def test_weights_come_back_through_the_pipelines_own_loaders(tmp_path):
         (loaded_dino, dino),
         (load_sam(states["masker"]), sam),
         (load_vqgan(states["tokenizer"]), vqgan),
+        (load_vit(states["vit"]), vit),
     ):
         for (name, value), expected in zip(model.state_dict().items(), own.state_dict().values(), strict=True):
             assert value.dtype == expected.dtype, name
@@ -203,6 +218,35 @@ def test_what_only_training_asks_for():
         assert (rows, columns) == pytest.approx((y, x), abs=0.02)
 
 
+def test_what_patches_show_and_windows_of_it():
+    """Against the labels of a placement; the states of a window of all patches are the encoder's own."""
+    scenes = [make_scene(11, number, texts=0) for number in range(3)]
+    seen = train_vit.look(scenes, VIT.side, 1)
+    for row, scene in enumerate(scenes):
+        placement = GRID.place(scene.size)
+        everything = tuple(range(len(scene.objects)))
+        touched = true_patches(scene, everything, placement).flatten()
+        assert (touched == seen.thing[row].numpy()).mean() > 0.97  # at edges, a pixel is nearest to one patch only
+        shares = RleMasks(encode_masks(scene.mask(everything)[None])).coverage([0], placement).flatten()
+        assert seen.outlines[row].mean(1).numpy() == pytest.approx(shares, abs=0.1)
+        for number, thing in enumerate(scene.objects):
+            own = true_patches(scene, (number,), placement).flatten()
+            for other in set(everything) - {number}:
+                own &= ~true_patches(scene, (other,), placement).flatten()
+            own &= seen.thing[row].numpy()
+            words = [kinds[n] for kinds, n in zip(train_vit.KINDS.values(), seen.classes[row][own][0], strict=True)]
+            assert words == [thing.shape, thing.colour, thing.fill, thing.size]
+            assert (seen.classes[row][own] == seen.classes[row][own][0]).all()
+    parts = train_vit.look(scenes, 8, 4, np.random.default_rng(0))
+    assert parts.pixels.shape == (12, 64, 588)
+    assert (parts.cells[:, 8] - parts.cells[:, 0] == VIT.side).all()
+    vit = untrained_vit(VIT, 0)
+    encoder = VitFeatureEncoder(vit, plan_features(FeaturesConfig(), VIT, "vit"), GRID)
+    pixels = encoder.pixel_values([view for scene in scenes for view in encoder.prepare(scene.image)])
+    for ours, theirs in zip(train_vit.hidden_states(vit, seen.pixels, seen.cells), vit.states(pixels, 6), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
 def test_no_object_and_no_place_are_no_errors():
     none = torch.zeros(0, 3, dtype=torch.bool)
     nothing = [Truth(torch.zeros(0, 4), none, none.any(0), torch.zeros(0, len(ATTRIBUTES)))]
@@ -229,7 +273,10 @@ def test_jittered_boxes_stay_boxes(box):
     assert box[2] == 6 or 0.2 < np.abs(moved - boxes).mean() < 3
 
 
-@pytest.mark.parametrize("task", [partial(train_detector.DetectorTask, steps=10), MaskerTask, TokenizerTask])
+@pytest.mark.parametrize(
+    "task",
+    [partial(train_detector.DetectorTask, steps=10), MaskerTask, TokenizerTask, partial(train_vit.VitTask, steps=9)],
+)
 def test_a_step_of_each_task_is_repeatable_and_reaches_the_weights(task):
     made = task(0, 1, batch=2, scenes=2)
     made.model.requires_grad_(True)

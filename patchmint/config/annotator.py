@@ -145,7 +145,7 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
             vocabulary=_DEMO_VOCABULARY,
             masker="demo-masker",
             tokenizer="demo-tokenizer",
-            vit=UNTRAINED,  # random features of pixels are enough to try what reads them
+            vit="demo-vit",
         ),
         UNTRAINED: ModelsConfig(
             detector=UNTRAINED, vocabulary=UNTRAINED, masker=UNTRAINED, tokenizer=UNTRAINED, vit=UNTRAINED
@@ -153,7 +153,7 @@ MODEL_PRESETS: Mapping[str, ModelsConfig] = MappingProxyType(
     }
 )
 
-_DEMO_MODELS = frozenset(name for _, name in MODEL_PRESETS[DEMO] if isinstance(name, str)) - {UNTRAINED}
+_DEMO_MODELS = frozenset(MODEL_PRESETS[DEMO].used(labels=True, tokens=True, features=True).values())
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]

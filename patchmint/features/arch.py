@@ -166,7 +166,8 @@ class VitArch(Architecture):
         raise ConfigError(
             f"the vision encoder {name} reads {self.image_px} x {self.image_px} px in {self.side} x {self.side} "
             f"patches of {self.patch_px} px, but the grid has {_cells(grid)}, so features and labels would not lie on "
-            f"each other; grids that fit: {', '.join(presets) or 'one spelled out with these numbers'}"
+            f"each other; grids that fit: {', '.join(presets) or 'one spelled out with these numbers'} (to try another "
+            "grid, set models.vit to untrained-tiny)"
         )
 
 

@@ -41,7 +41,9 @@ PAPER_LAYERS: Mapping[tuple[str, int], Mapping[str, Parts]] = MappingProxyType(
     {
         ("clip", 24): _table(((7,), (15,)), _halves(24)),
         ("siglip", 27): _table(((7,), (15,)), _halves(26)),
-        ("clip", TINY_LAYERS): _table(((1,), (2,)), _halves(TINY_LAYERS)),  # of no paper: for `untrained-tiny`
+        # of no paper: `untrained-tiny` and the demo's
+        ("clip", TINY_LAYERS): _table(((1,), (2,)), _halves(TINY_LAYERS)),
+        ("clip", 6): _table(((2,), (4,)), _halves(6)),
     }
 )
 """The connectors' further parts by family and number of blocks: CLIP ViT-L and SigLIP SO400M as in the authors'

@@ -44,6 +44,7 @@ _DEMO_FIGURES = {
     "demo-vocab.txt": (410, "e24256f918b481c1140388c487ccb3bd5016bd84c72e84a7e16d5aaa87a745c1"),
     "demo-masker.safetensors": (1_578_472, "5a412c768b2013bb4935e36220188945bee3e5fcf888914d386d0630c803aa6c"),
     "demo-tokenizer.safetensors": (2_505_422, "ee5195183f9f500e268bec3945e02d98a6e687209fd108cfe73fd218b514095a"),
+    "demo-vit.safetensors": (2_296_080, "68ab562eb03151c459d6f3982622e33da971a7f6cd8003c9410b4cb65c18e64c"),
 }
 """Size and sha256 of the files in `weights/bundled`: all that changes here when they are trained again."""
 
@@ -215,6 +216,7 @@ _ALL = (
     _demo("demo-vocabulary", "vocabulary", "demo-vocab.txt"),
     _demo("demo-masker", "sam", "demo-masker.safetensors"),
     _demo("demo-tokenizer", "vqgan", "demo-tokenizer.safetensors"),
+    _demo("demo-vit", "vit", "demo-vit.safetensors"),
 )
 
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({checkpoint.name: checkpoint for checkpoint in _ALL})

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import MAX_OBJECTS, Scene, make_scene
 from patchmint.demo.score import psnr
+from patchmint.features.model import load_vit, untrained_vit
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import Tokenizer
@@ -27,9 +31,11 @@ from patchmint.labelers.grounded_sam import GroundedSam, build_grounded_sam, bui
 from patchmint.labelers.sam.masks import MaskCoverage
 from patchmint.tokenizers.build import build_tokenizer
 from patchmint.types import Size
+from patchmint.weights.loading import load_state
 from patchmint.weights.store import bundled_folder
 from tools.demo_training.measure import judge_labels, mask_ious
-from tools.demo_training.models import FILES, VOCABULARY_FILE
+from tools.demo_training.models import FILES, VIT, VOCABULARY_FILE
+from tools.demo_training.train_vit import KINDS, Seen, hidden_states, look
 
 _WIDE: Size = (160, 400)
 _MANY_TEXTS = 4
@@ -154,6 +160,43 @@ def psnr_and_use(tokenizer: Tokenizer, scenes: list[Scene]) -> dict[str, float]:
     return {"psnr": float(np.mean(ratios)), "codes_used": len(used) / tokenizer.spec.codebook_sizes[0]}
 
 
+def judge_encoder(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
+    """What a linear probe of each hidden state tells about patches of other scenes, as a share of right answers.
+
+    `thing`: of all patches, whether anything is on them; the others: of those with a thing, which. Below the trained
+    encoder are the best states of one with random weights, and of the pixels themselves.
+    """
+    scenes = [make_scene(seed + 6, number, texts=0) for number in range(count)]
+    seen, half = look(scenes, VIT.side, 1), count // 2
+    trained = load_vit(load_state(folder / FILES["vit"]))
+    random = untrained_vit(VIT, seed=0)
+    rows = {"pixels": seen.pixels} | {
+        f"{name}, state {index}": state[:, 1:]
+        for name, vit in (("random", random), ("trained", trained))
+        for index, state in enumerate(hidden_states(vit, seen.pixels, seen.cells))
+    }
+    return {name: probed(tokens, seen, half) for name, tokens in rows.items()}
+
+
+def probed(tokens: Tensor, seen: Seen, half: int) -> dict[str, float]:
+    """Right answers of least squares that learned from the first `half` of (B, n, channels), about the rest."""
+    flat = tokens.flatten(0, 1)
+    start = half * tokens.shape[1]
+    known = torch.cat([(flat - flat[:start].mean(0)) / (flat[:start].std(0) + 1e-6), torch.ones(len(flat), 1)], dim=1)
+    thing = seen.thing.flatten()
+    classes = {"thing": thing.long()}
+    classes |= {kind: seen.classes[..., number].flatten() for number, kind in enumerate(KINDS)}
+    figures = {}
+    for kind, wanted in classes.items():
+        chosen = torch.ones_like(thing) if kind == "thing" else thing
+        learn, rest = (known[part][chosen[part]] for part in (slice(start), slice(start, None)))
+        inverse = learn.T @ learn + 1e-3 * len(learn) * torch.eye(learn.shape[1])
+        weights = torch.linalg.solve(inverse, learn.T @ functional.one_hot(wanted[:start][chosen[:start]]).float())
+        right = (rest @ weights).argmax(1) == wanted[start:][chosen[start:]]
+        figures[kind] = float(right.float().mean())
+    return figures
+
+
 _IMAGES = {"plain": "ordinary images", "wide": "images of 5:2"}
 
 
@@ -188,6 +231,7 @@ def main() -> None:
         ("edges (height x width)", ("detector", "masker"), judge_edges),
         ("masks of true boxes", ("masker",), judge_masker),
         ("codes", ("tokenizer",), judge_tokenizer),
+        ("linear probes of patches", ("vit",), judge_encoder),
     ):
         if all((options.weights / FILES[role]).is_file() for role in roles):
             tables[title] = judge(options.weights, options.scenes)

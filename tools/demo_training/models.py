@@ -9,13 +9,14 @@ from torch import nn
 
 from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES
 from patchmint.demo.texts import NUMBERS, plural
+from patchmint.features.arch import VitArch
 from patchmint.labelers.grounding_dino.arch import GroundingDinoArch
 from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.sam.arch import SamArch
 from patchmint.tokenizers.vqgan.arch import VqganArch
 from patchmint.weights.architecture import ARCH_METADATA_KEY
 
-FILES = {role: f"demo-{role}.safetensors" for role in ("detector", "masker", "tokenizer")}
+FILES = {role: f"demo-{role}.safetensors" for role in ("detector", "masker", "tokenizer", "vit")}
 """Names of the files of weights, by role."""
 
 VOCABULARY_FILE = "demo-vocab.txt"
@@ -85,6 +86,11 @@ TOKENIZER = VqganArch(
 )
 """f16, as the official ones: 256 px become 16 x 16 codes."""
 
+VIT = VitArch(
+    family="clip", hidden=128, layers=6, heads=4, mlp=384, image_px=336, patch_px=14, activation="gelu_pytorch_tanh"
+)
+"""LLaVA's grid: 24 x 24 patches of 14 px."""
+
 
 def vocabulary() -> Vocabulary:
     """The detector's vocabulary."""
@@ -98,7 +104,7 @@ def write_vocabulary(path: Path) -> None:
 
 def save_weights(
     model: nn.Module,
-    arch: GroundingDinoArch | SamArch | VqganArch,
+    arch: GroundingDinoArch | SamArch | VqganArch | VitArch,
     path: Path,
     leave_out: tuple[str, ...] = (),
 ) -> None:

@@ -1,4 +1,4 @@
-"""Trains the demo's models: `python -m tools.demo_training.train {detector,masker,tokenizer} --out FOLDER`.
+"""Trains the demo's models: `python -m tools.demo_training.train {detector,masker,tokenizer,vit} --out FOLDER`.
 
 The same command goes on where it was stopped. Figures in the log are those of the averaged weights, rounded as they are
 stored, on scenes that are never trained on.
@@ -16,6 +16,7 @@ SCHEDULES = {
     "detector": Schedule(steps=5500, rate=5e-4, warmup=300, weight_decay=0.02, evaluate_every=1000),
     "masker": Schedule(steps=3200, rate=6e-4, evaluate_every=500),
     "tokenizer": Schedule(steps=3000, rate=5e-4, evaluate_every=500),
+    "vit": Schedule(steps=1100, rate=1.5e-3, warmup=80, weight_decay=0.02, evaluate_every=100),
 }
 
 
@@ -30,6 +31,10 @@ def make_task(role: str, steps: int) -> Task:
             from tools.demo_training.train_masker import MaskerTask
 
             return MaskerTask(TRAINING_SEED, HELD_OUT_SEED)
+        case "vit":
+            from tools.demo_training.train_vit import VitTask
+
+            return VitTask(TRAINING_SEED, HELD_OUT_SEED, steps)
         case _:
             from tools.demo_training.train_tokenizer import TokenizerTask
 
