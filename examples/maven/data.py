@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchmint.demo import DEMO_SEED
 from patchmint.demo.dataset import make_once
 from patchmint.demo.documents import obtain_documents
 from patchmint.demo.scenes import Scene, make_scene
@@ -34,8 +33,8 @@ class Size:
 
     scenes: int = 1600
     held_out: int = 250
-    documents: int = 250
-    held_out_documents: int = 60
+    documents: int = 120
+    held_out_documents: int = 40
 
 
 def things_of(scene: Scene) -> list[str]:
@@ -98,7 +97,11 @@ class Truth:
 def documents(folder: Path, seed: int, many: int) -> Path:
     """The demo's documents, with codes and features; returns the finished data set."""
     obtain_documents(folder / "documents", seed=seed, count=many, progress=lambda _: None)
-    source: dict[str, object] = {"kind": "conversations", "uri": str(folder / "documents"), "annotations": "conversations.json"}
+    source: dict[str, object] = {
+        "kind": "conversations",
+        "uri": str(folder / "documents"),
+        "annotations": "conversations.json",
+    }
     source |= {"documents": True, "texts": "all"}
     _build(folder, source, {"labels": None})
     return folder / "dataset"

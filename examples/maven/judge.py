@@ -1,4 +1,4 @@
-"""What the model has learnt, on scenes that nothing was trained on: descriptions, choices, and the selector's scores."""
+"""What the model has learnt, on scenes that nothing was trained on: descriptions, answers, the selector's scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from patchmint.training import (
 )
 
 BATCH = 25
-PAIRINGS = 4
+PAIRINGS = 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class HeldOut:
         """What true descriptions of other pictures, and guesses, reach."""
         others = [*self.pictures[1:], self.pictures[0]]
         told = [(one.text, other.text) for one, other in zip(self.pictures, others, strict=True)]
-        return {**_f1s(told), "which": 0.5}
+        documents = [1 / (len(sample.images) + 1) for sample in self.documents]
+        return {**_f1s(told), "which": 0.5, "documents": sum(documents) / max(len(documents), 1)}
 
 
 def _exchanged(samples: Sequence[StageSample]) -> list[StageSample]:
@@ -71,7 +72,9 @@ def _exchanged(samples: Sequence[StageSample]) -> list[StageSample]:
 
 
 @torch.no_grad()
-def judge(world: Maven, held_out: HeldOut, mode: Mode, ratio: float = KEEP, *, by_chance: bool = False) -> dict[str, float]:
+def judge(
+    world: Maven, held_out: HeldOut, mode: Mode, ratio: float = KEEP, *, by_chance: bool = False
+) -> dict[str, float]:
     """F1 of the colours and shapes in descriptions, and the share of questions whose right answer is the likeliest.
 
     Args:
@@ -95,7 +98,7 @@ def judge(world: Maven, held_out: HeldOut, mode: Mode, ratio: float = KEEP, *, b
             do_sample=False,
         )
         told += zip(world.tokenizer.batch_decode(said, skip_special_tokens=True), batch.texts, strict=True)
-    figures = {**_f1s(told), "which": 0.0}
+    figures = _f1s(told) if told else {}
     for name, samples in (("which", held_out.pairs), ("documents", held_out.documents)):
         if samples:
             likely = _answers(world, samples, mode, ratio, by_chance=by_chance)

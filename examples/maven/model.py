@@ -32,6 +32,7 @@ from patchmint.training import (
 )
 
 WIDTH, LAYERS, HEADS, INNER, SELECTOR = 96, 3, 4, 256, 128
+SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 TEMPLATE = ConversationTemplate(human="Q: ", after_human=" ", gpt="A: ")
 Mode = Literal["discrete", "continuous", "hybrid"]
 MODES: tuple[Mode, ...] = ("discrete", "continuous", "hybrid")
@@ -41,12 +42,10 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words, of those that occur in texts."""
     splitter = pre_tokenizers.Whitespace()
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)}
-    numbers = {word: number for number, word in enumerate(["<unk>", "</s>", "<pad>", *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    numbers = {word: number for number, word in enumerate([*SPECIAL.values(), *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
 class Maven(nn.Module):
@@ -101,7 +100,7 @@ class Maven(nn.Module):
 
     @torch.no_grad()
     def states(self, batch: StageBatch) -> Tensor:
-        """Each image's global state (N, WIDTH), from the sequences `state0`, `state1`, ...: one an image of a sample."""
+        """Each image's global state (N, WIDTH), from sequences `state0`, `state1`, ... for those of a sample."""
         found = torch.stack([self._state(each) for name, each in batch.sequences.items() if "state" in name], dim=1)
         return found[torch.arange(found.shape[1]) < batch.image_offsets.diff()[:, None]]
 
@@ -109,17 +108,22 @@ class Maven(nn.Module):
         read = self.reader.model(sequences.input_ids, attention_mask=sequences.attention_mask).last_hidden_state
         return read[torch.arange(len(read)), sequences.state_positions]
 
-    def embeddings(self, batch: StageBatch, sequences: SequenceBatch, ratio: float, *, by_chance: bool = False) -> Tensor:
-        """Embeddings of sequences, slots filled with the patches that the selector keeps, or that chance does."""
-        embeddings = self.llm.get_input_embeddings()(sequences.input_ids)
-        shown = sequences.image_positions
-        if not len(shown) or bool((shown[:, 3] == shown[:, 4]).all()):
-            return embeddings
+    def continuous(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+        """Continuous tokens of images (N, K, WIDTH): the patches that the selector keeps, or that chance does."""
         patches = self.patches(batch)
         with torch.no_grad():
             scores = torch.rand(patches.shape[:2]) if by_chance else self.selector(patches, self.states(batch))
-        kept = gather_kept(patches, keep_patches(scores, ratio, batch.feature_mask.flatten(1)))
-        return fill_slots(embeddings, shown, self.projector(kept.patches))
+        return self.projector(gather_kept(patches, keep_patches(scores, ratio, batch.feature_mask.flatten(1))).patches)
+
+    def embeddings(
+        self, batch: StageBatch, sequences: SequenceBatch, ratio: float, *, by_chance: bool = False
+    ) -> Tensor:
+        """Embeddings of sequences, with continuous tokens in their slots."""
+        embeddings = self.llm.get_input_embeddings()(sequences.input_ids)
+        shown = sequences.image_positions
+        if not (shown[:, 3] < shown[:, 4]).any():
+            return embeddings
+        return fill_slots(embeddings, shown, self.continuous(batch, ratio, by_chance=by_chance))
 
     def loss(self, batch: StageBatch, ratio: float) -> Tensor:
         """Cross entropy of the answers."""

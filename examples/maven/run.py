@@ -14,9 +14,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import matplotlib as mpl
 import torch
 from data import Pictures, Size, documents
 from judge import HeldOut, judge, judge_selector
-from model import MODES, Maven
+from model import MODES, Maven, Mode
 from stages import KEEP, Steps, learn_words, stage1, stage2, stage3, stage4
 
 from patchmint.demo import DEMO_SEED
@@ -61,8 +61,8 @@ class Data:
         return [text for sample in samples for text in (sample.text, *(part.text for part in sample.parts))]
 
 
-def train(data: Data, out: Path, steps: Steps, seed: int = 0) -> dict[str, Maven]:
-    """All stages; the trained model by mode."""
+def train(data: Data, out: Path, steps: Steps, seed: int = 0, modes: Sequence[Mode] = MODES) -> dict[Mode, Maven]:
+    """All stages, the last one for each mode; the trained models."""
     out.mkdir(parents=True, exist_ok=True)
     learn = data.learn.dataset
     manifest = read_manifest(open_storage(str(learn)))
@@ -73,29 +73,40 @@ def train(data: Data, out: Path, steps: Steps, seed: int = 0) -> dict[str, Maven
     stage2(world, learn, out, steps.codes)
     stage3(world, learn, out, steps.projector)
     trained = {}
-    for mode in MODES:
+    for mode in modes:
         trained[mode] = deepcopy(world)
         stage4(trained[mode], learn, data.documents, out, steps.everything, mode)
     return trained
 
 
-def figures_of(trained: Mapping[str, Maven], data: Data) -> dict[str, Any]:
-    """All figures, each by mode, or by the share of patches that is kept."""
+def figures_of(trained: Mapping[Mode, Maven], data: Data) -> dict[str, Any]:
+    """All figures, each by mode, or by mode and the share of patches that is kept."""
     held_out = HeldOut.read(data.held_out.dataset, data.held_out_documents)
     judged = {mode: judge(world, held_out, mode) for mode, world in trained.items()}
     exchanged = {mode: judge(world, held_out.exchanged(), mode) for mode, world in trained.items()}
-    figures = {
-        name: {mode: found[name] for mode, found in judged.items()} for name in judged["hybrid"]
-    }
+    pairs = replace(held_out, pictures=(), documents=())
     kept = {
         name: {
-            mode: {str(ratio): judge(trained[mode], held_out, mode, ratio, by_chance=by_chance) for ratio in RATIOS}
-            for mode in ("continuous", "hybrid")
+            mode: {
+                str(ratio): judge(trained[mode], pairs, mode, ratio, by_chance=by_chance)["which"] for ratio in RATIOS
+            }
+            for mode in trained
+            if mode != "discrete"
         }
         for name, by_chance in (("keep_selector", False), ("keep_random", True))
     }
-    selector = judge_selector(trained["hybrid"], data.held_out.dataset, data.held_out.truth)
-    return {**figures, "exchanged": exchanged, "chance": held_out.chance(), **selector, **kept}
+    return {
+        **_by_figure(judged),
+        "exchanged": _by_figure(exchanged),
+        "chance": held_out.chance(),
+        **judge_selector(next(iter(trained.values())), data.held_out.dataset, data.held_out.truth),
+        **kept,
+    }
+
+
+def _by_figure(judged: Mapping[Mode, Mapping[str, float]]) -> dict[str, dict[Mode, float]]:
+    names = next(iter(judged.values()))
+    return {name: {mode: found[name] for mode, found in judged.items()} for name in names}
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
@@ -114,7 +125,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     left.set_title("by what stands for a picture; dotted: chance")
     for name, style in (("keep_selector", "-o"), ("keep_random", "--x")):
         for mode, found in figures[name].items():
-            right.plot(RATIOS, [found[str(ratio)]["which"] for ratio in RATIOS], style, label=f"{mode}, {name}")
+            right.plot(RATIOS, [found[str(ratio)] for ratio in RATIOS], style, label=f"{mode}, {name}")
     right.set(xlabel="share of patches kept", ylabel="which", title="kept by the selector, and at random")
     for axes in (left, right):
         axes.legend()

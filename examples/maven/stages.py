@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,11 +42,11 @@ Made = Mapping[str, TokenSequence]
 class Steps:
     """Optimizer steps of each stage."""
 
-    words: int = 400
-    selector: int = 400
-    codes: int = 120
-    projector: int = 120
-    everything: int = 600
+    words: int = 300
+    selector: int = 250
+    codes: int = 100
+    projector: int = 100
+    everything: int = 300
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def answer(place: int) -> str:
 
 def question_of(thing: str) -> str:
     """Which picture has it."""
-    return f"{WHICH}{'n' * (thing[0] in 'aeiou')} {thing}?"
+    return f"{WHICH}{'n' * (thing[:1] in tuple('aeiou'))} {thing}?"
 
 
 def pair(sample: StageSample) -> tuple[str, int]:
@@ -122,7 +122,9 @@ def learn_words(world: Maven, data: Path, out: Path, steps: int) -> None:
     """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
     sequences = partial(in_words, world)
     tasks = [
-        Task(StageDataset(data, include=(), text="first", group=group, sequences=sequences), partial(world.loss, ratio=1))
+        Task(
+            StageDataset(data, include=(), text="first", group=group, sequences=sequences), partial(world.loss, ratio=1)
+        )
         for group in (1, 2)
     ]
     with only(world, "llm"):
@@ -192,9 +194,7 @@ MOST_IMAGES = 4
 def _told(world: Maven, data: Path, mode: Mode, ratio: float, group: int = 1, images: int | None = None) -> Task:
     sequences = partial(talk, world, mode, ratio, states=images or group)
     include = ("codes",) if mode == "discrete" else ("codes", "features")
-    dataset = StageDataset(
-        data, include=include, text="first", group=group, max_images=images, sequences=sequences
-    )
+    dataset = StageDataset(data, include=include, text="first", group=group, max_images=images, sequences=sequences)
     return Task(dataset, partial(world.loss, ratio=ratio), 24 // max(group, (images or 1) // 2))
 
 
@@ -214,10 +214,16 @@ def only(world: Maven, *trained: str) -> Iterator[None]:
 
 
 def fit(
-    path: Path, world: Maven, tasks: Sequence[Task], parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter],
-    steps: int, rate: float,
-) -> list[float]:
-    """Train, or go on where a checkpoint is; the losses of all steps.
+    path: Path,
+    world: Maven,
+    tasks: Sequence[Task],
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    rate: float,
+    *,
+    until: int | None = None,
+) -> None:
+    """Train, or go on where a checkpoint is.
 
     Args:
         path: of the checkpoint.
@@ -226,6 +232,7 @@ def fit(
         parameters: what is trained.
         steps: in all.
         rate: the highest; a tenth of the steps leads up to it, the rest down to nothing.
+        until: stop after this one of the steps; a later call goes on.
     """
     loaders = [StageLoader(task.dataset, min(task.batch, len(task.dataset)), drop_last=True) for task in tasks]
     optimizer = torch.optim.AdamW(list(parameters), rate, betas=(0.9, 0.98), weight_decay=0)
@@ -239,7 +246,8 @@ def fit(
         losses = saved["losses"]
     batches = [_endless(loader) for loader in loaders]
     started = time.process_time()
-    for step in range(len(losses), steps):
+    last = until or steps
+    for step in range(len(losses), last):
         turn = step % len(tasks)
         optimizer.param_groups[0]["lr"] = rate * min(10 * (step + 1) / steps, (steps - step) / (0.9 * steps), 1)
         loss = tasks[turn].loss(next(batches[turn]))
@@ -248,12 +256,11 @@ def fit(
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if len(losses) % CHECKPOINT == 0 or len(losses) == steps:
+        if len(losses) % CHECKPOINT == 0 or len(losses) == last:
             _save(path, world, optimizer, loaders, losses)
             recent = sum(losses[-CHECKPOINT:]) / len(losses[-CHECKPOINT:])
             seconds = time.process_time() - started
             print(f"{path.stem}: {len(losses)} of {steps}, loss {recent:.3f}, {seconds:.0f} CPU s", file=sys.stderr)
-    return losses
 
 
 def _save(
