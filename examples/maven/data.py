@@ -108,7 +108,7 @@ def documents(folder: Path, seed: int, many: int) -> Path:
 
 
 def _build(folder: Path, source: dict[str, object], more: dict[str, object]) -> None:
-    """An ordinary build, which resumes where an earlier call stopped."""
+    """An ordinary build, which resumes where an earlier call stopped; nothing where that is finished."""
     config = {
         "source": source,
         "output": {"uri": str(folder / "dataset"), "samples_per_shard": SHARD},
@@ -118,7 +118,9 @@ def _build(folder: Path, source: dict[str, object], more: dict[str, object]) -> 
         "features": {"connector": "dci", "pool": POOL},
         **more,
     }
-    path = folder / "config.yaml"
-    path.write_text(json.dumps(config))  # JSON is YAML
+    path, text = folder / "config.yaml", json.dumps(config)  # JSON is YAML
+    if path.exists() and path.read_text() == text and (folder / "dataset" / "dataset.json").exists():
+        return
+    path.write_text(text)
     command = [sys.executable, "-W", "ignore", "-m", "patchmint", "build", str(path)]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 (our own command)

@@ -10,6 +10,7 @@ import torch
 from data import Truth
 from model import Maven, Mode
 from stages import KEEP, MOST_IMAGES, WHICH, answer, asked, selector_state, talk
+from torch import Tensor
 from torch.nn import functional
 
 from patchmint.demo.documents import IN_NONE
@@ -92,7 +93,7 @@ def judge(
         batch = collate(made, pad_left=True)
         prompt = batch.sequences["prompt"]
         said = world.llm.generate(
-            inputs_embeds=world.embeddings(batch, prompt, ratio, by_chance=by_chance),
+            inputs_embeds=world.embeddings(prompt, world.continuous(batch, "prompt", ratio, by_chance=by_chance)),
             attention_mask=prompt.attention_mask,
             max_new_tokens=24,
             do_sample=False,
@@ -110,29 +111,29 @@ def _answers(world: Maven, samples: Sequence[StageSample], mode: Mode, ratio: fl
     """The likeliest answer to each sample's question, of those that could be given."""
     best: list[str] = []
     for each in _batches(samples):
-        states = max(len(sample.images) for sample in each)
-        made = [talk(world, mode, ratio, sample, states) for sample in each]
-        choices = [answer(place) for place in range(states)] + [IN_NONE] * (not each[0].group)
-        scores = torch.stack([_likelihood(world, each, made, choice, mode, ratio, by_chance) for choice in choices], 1)
-        could = torch.tensor([[n < len(one.images) or n == states for n in range(len(choices))] for one in each])
+        most = max(len(sample.images) for sample in each)
+        made = [replace(sample, sequences=talk(world, mode, ratio, sample, most)) for sample in each]
+        continuous = world.continuous(collate(made), "talk", ratio, by_chance=by_chance)
+        choices = [answer(place) for place in range(most)] + [IN_NONE] * (not each[0].group)
+        scores = torch.stack([_likelihood(world, each, choice, mode, ratio, continuous) for choice in choices], dim=1)
+        could = torch.tensor([[n < len(one.images) or n == most for n in range(len(choices))] for one in each])
         best += [choices[place] for place in scores.masked_fill(~could, -torch.inf).argmax(1).tolist()]
     return best
 
 
-def _likelihood(world, each, made, choice, mode, ratio, by_chance):
+def _likelihood(
+    world: Maven, samples: Sequence[StageSample], choice: str, mode: Mode, ratio: float, continuous: Tensor | None
+) -> Tensor:
     """Logarithm of an answer's likelihood, (samples,)."""
     said = []
-    for sample, sequences in zip(each, made, strict=True):
+    for sample in samples:
         images = [world.image(image, mode, ratio) for image in sample.images]
         turns = [Turn("human", "<image>\n" * len(images) + asked(sample)[0]), Turn("gpt", choice)]
-        said.append(replace(sample, sequences={**sequences, "talk": world.builder.conversation(turns, images)}))
-    torch.manual_seed(0)  # the same patches by chance for every answer
-    batch = collate(said)
-    talked = batch.sequences["talk"]
-    embeddings = world.embeddings(batch, talked, ratio, by_chance=by_chance)
+        said.append(replace(sample, sequences={"talk": world.builder.conversation(turns, images)}))
+    talked = collate(said).sequences["talk"]
+    embeddings = world.embeddings(talked, continuous)
     logits = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits[:, :-1]
-    losses = functional.cross_entropy(logits.transpose(1, 2), talked.labels[:, 1:], reduction="none")
-    return -losses.sum(1)
+    return -functional.cross_entropy(logits.transpose(1, 2), talked.labels[:, 1:], reduction="none").sum(1)
 
 
 def _batches(samples: Sequence[StageSample]) -> Iterator[Sequence[StageSample]]:

@@ -108,25 +108,25 @@ class Maven(nn.Module):
         read = self.reader.model(sequences.input_ids, attention_mask=sequences.attention_mask).last_hidden_state
         return read[torch.arange(len(read)), sequences.state_positions]
 
-    def continuous(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
         """Continuous tokens of images (N, K, WIDTH): the patches that the selector keeps, or that chance does."""
         patches = self.patches(batch)
         with torch.no_grad():
             scores = torch.rand(patches.shape[:2]) if by_chance else self.selector(patches, self.states(batch))
         return self.projector(gather_kept(patches, keep_patches(scores, ratio, batch.feature_mask.flatten(1))).patches)
 
-    def embeddings(
-        self, batch: StageBatch, sequences: SequenceBatch, ratio: float, *, by_chance: bool = False
-    ) -> Tensor:
+    def continuous(self, batch: StageBatch, name: str, ratio: float, *, by_chance: bool = False) -> Tensor | None:
+        """As `tokens`; None where none of the sequences of this name has slots."""
+        starts, ends = batch.sequences[name].image_positions[:, 3:].unbind(1)
+        return self.tokens(batch, ratio, by_chance=by_chance) if (starts < ends).any() else None
+
+    def embeddings(self, sequences: SequenceBatch, continuous: Tensor | None) -> Tensor:
         """Embeddings of sequences, with continuous tokens in their slots."""
         embeddings = self.llm.get_input_embeddings()(sequences.input_ids)
-        shown = sequences.image_positions
-        if not (shown[:, 3] < shown[:, 4]).any():
-            return embeddings
-        return fill_slots(embeddings, shown, self.continuous(batch, ratio, by_chance=by_chance))
+        return embeddings if continuous is None else fill_slots(embeddings, sequences.image_positions, continuous)
 
     def loss(self, batch: StageBatch, ratio: float) -> Tensor:
         """Cross entropy of the answers."""
         talk = batch.sequences["talk"]
-        embeddings = self.embeddings(batch, talk, ratio)
+        embeddings = self.embeddings(talk, self.continuous(batch, "talk", ratio))
         return self.llm(inputs_embeds=embeddings, attention_mask=talk.attention_mask, labels=talk.labels).loss

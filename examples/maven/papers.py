@@ -77,7 +77,7 @@ class Resampler(nn.Module):
 class Compressed(Maven):
     """A model without a selector: its projector makes fewer tokens of all patches."""
 
-    def continuous(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
         """Continuous tokens (N, K, WIDTH)."""
         del ratio, by_chance
         return self.projector(self.patches(batch))
