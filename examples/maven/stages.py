@@ -35,6 +35,8 @@ KEEP = 0.25
 DESCRIBE = "Describe the picture."
 WHICH = "Which picture has a"
 CHECKPOINT = 50
+MOST_IMAGES = 4
+# Of documents; those with more are left out.
 Made = Mapping[str, TokenSequence]
 
 
@@ -186,9 +188,6 @@ def stage4(world: Maven, data: Path, documents: Path | None, out: Path, steps: i
     with only(world, *trained):
         parameters = [value for name in trained for value in world.get_submodule(name).parameters()]
         fit(out / f"stage4-{mode}.pt", world, tasks, parameters, steps, 2e-3)
-
-
-MOST_IMAGES = 4
 
 
 def _told(world: Maven, data: Path, mode: Mode, ratio: float, group: int = 1, images: int | None = None) -> Task:
