@@ -24,8 +24,8 @@ from torch.nn import functional
 WORDS, WIDTH, BATCH, PATCHES, KEEP = 4096, 96, 48, 96, 0.25
 
 
-def read(folder):
-    """Yield a data set's samples in stored order: first text, codes, features, its labels, and those of all texts."""
+def read(folder, number=0):
+    """Yield a data set's samples in stored order: a text, codes, features, its labels, and those of all texts."""
     layout = json.loads((Path(folder) / "dataset.json").read_text())["layout"]
     rows, features = layout["grid"]["rows"], layout["features"]
     first, tokens = features["leading"], features["leading"] + math.prod(features["grid"]) + features["trailing"]
@@ -41,8 +41,8 @@ def read(folder):
             :, first : tokens - features["trailing"]
         ]
         codes = load(f"{layout['tokens']['member']}.npy").long().flatten()
-        text = json.loads(sample["json"])["texts"][0]
-        yield text, codes, on_grid.flatten(0, 1), labels[0].flatten(), labels.any(0).flatten()
+        text = json.loads(sample["json"])["texts"][number]
+        yield text, codes, on_grid.flatten(0, 1), labels[number].flatten(), labels.any(0).flatten()
 
 
 class Selector(nn.Module):
@@ -109,9 +109,10 @@ if __name__ == "__main__":
     parser.add_argument("learn", help="folder of a finished data set")
     parser.add_argument("held_out", help="folder of another one, to be judged on")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--text", type=int, default=0, help="which of a sample's texts; 1 for those of examples/maven")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    figures = judge(train(list(read(options.learn)), options.steps), read(options.held_out))
+    figures = judge(train(list(read(options.learn, options.text)), options.steps), read(options.held_out, options.text))
     print(
         json.dumps(figures) if options.json else "\n".join(f"{name:<20} {value:.3f}" for name, value in figures.items())
     )

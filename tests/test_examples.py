@@ -1,5 +1,6 @@
 """The examples are configs that parse, a manifest that Kubernetes would take, and a script for Slurm."""
 
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
@@ -89,6 +91,76 @@ def test_shards_carry_all_without_patchmint(tmp_path):
     assert sum(int(one[3].sum()) for one in read) < sum(int(one[4].sum()) for one in read)
     figures = plain.judge(plain.train(read, 3), read)
     assert all(0 <= value <= 1 for value in figures.values())
+
+
+@pytest.fixture
+def maven(tmp_path, monkeypatch):
+    """The modules of examples/maven, and data in the form of theirs: shards of chance."""
+    monkeypatch.syspath_prepend(EXAMPLES / "maven")
+    names = ("data", "model", "stages", "judge", "run")
+    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    pictures = finished(tmp_path / "set", cut(samples(9, layout=RICH, prefix=""), 4, 5), layout=RICH)
+    halves = torch.arange(6) < 3, torch.arange(6) >= 3
+    truth = [SimpleNamespace(apart=lambda thing: halves)] * 9
+    part = SimpleNamespace(dataset=pictures, truth=truth)
+    texts = ["Which picture has a second text? The first picture. Describe the picture. what? a cat"]
+    made = SimpleNamespace(learn=part, held_out=part, documents=None, held_out_documents=None, texts=lambda: texts)
+    return SimpleNamespace(made=made, **vars(modules))
+
+
+def test_maven_trains_in_stages_and_is_judged(maven, tmp_path, monkeypatch):
+    """Each stage asserts by itself that nothing else changes. docs/papers.md has the figures of a whole run."""
+    monkeypatch.setattr(maven.run, "RATIOS", (0.25, 1.0))
+    steps = maven.stages.Steps(2, 2, 2, 2, 6)
+    trained = maven.run.train(maven.made, tmp_path / "out", steps)
+    figures = maven.run.figures_of(trained, maven.made)
+    for name in ("colour_f1", "shape_f1", "which"):
+        assert figures[name].keys() == figures["exchanged"][name].keys() == set(maven.model.MODES)
+        assert all(0 <= value <= 1 for value in (*figures[name].values(), figures["chance"][name]))
+    assert 0 <= figures["auc_between_things"] <= 1
+    assert 0 <= figures["recall_at_keep"] <= 1
+    assert figures["keep_selector"]["hybrid"].keys() == figures["keep_random"]["continuous"].keys()
+    maven.run.plot(figures, tmp_path / "plot.png")
+    world = trained["hybrid"]
+    checked = maven.stages.only(world, "projector")
+    checked.__enter__()
+    for parameters in (world.projector.parameters(), world.llm.model.norm.parameters()):
+        next(parameters).data.add_(1)
+    with pytest.raises(AssertionError, match=r"\['llm\.model\.norm\.weight'\]"):
+        checked.__exit__(None, None, None)
+
+
+def test_a_stage_that_was_stopped_ends_with_the_same_numbers(maven, tmp_path, monkeypatch):
+    monkeypatch.setattr(maven.stages, "CHECKPOINT", 2)
+    begun = maven.run.train(maven.made, tmp_path, maven.stages.Steps(1, 1, 1, 1, 1), modes=["hybrid"])["hybrid"]
+    ends = []
+    for name, stopped in (("whole", False), ("resumed", True)):
+        (tmp_path / name).mkdir()
+        if stopped:
+            world = deepcopy(begun)
+            losses = iter([world.loss] * 3)
+            monkeypatch.setattr(world, "loss", lambda *given, left=losses, **more: next(left)(*given, **more))
+            with pytest.raises(StopIteration):
+                maven.stages.stage4(world, maven.made.learn.dataset, None, tmp_path / name, 6, "hybrid")
+        world = deepcopy(begun)
+        maven.stages.stage4(world, maven.made.learn.dataset, None, tmp_path / name, 6, "hybrid")
+        ends.append(world.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_the_scenes_of_maven_know_their_truth(maven, tmp_path, monkeypatch):
+    monkeypatch.setattr(maven.data, "_build", lambda *_: None)  # other tests build
+    pictures = maven.data.Pictures(tmp_path, 5, 3)
+    captions = json.loads((tmp_path / "scenes/annotations/captions_train2017.json").read_text())["annotations"]
+    for number, truth in enumerate(pictures.truth):
+        everything, one = (caption["caption"] for caption in captions if caption["image_id"] == number)
+        assert everything.split(" . ") == sorted(truth.patches)
+        named, others = truth.apart(one)
+        assert named.any()
+        assert not (named & others).any()
+        assert torch.equal(named | others, torch.stack([*truth.patches.values()]).any(0))
 
 
 def test_the_dashboard_shows_what_is_exported():

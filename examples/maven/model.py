@@ -1,0 +1,132 @@
+"""The model: a small Llama that reads words, codes and slots, MaVEn's patch selector, LLaVA's projector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from patchmint.shards.layout import Layout
+from patchmint.training import (
+    Codebook,
+    ConversationTemplate,
+    ImageTokens,
+    PatchSelector,
+    Projector,
+    SequenceBatch,
+    SequenceBuilder,
+    StageBatch,
+    StageImage,
+    extend_tokenizer,
+    fill_slots,
+    gather_kept,
+    grid_tokens,
+    keep_patches,
+    kept_count,
+    resize_embeddings,
+)
+
+WIDTH, LAYERS, HEADS, INNER, SELECTOR = 96, 3, 4, 256, 128
+SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+TEMPLATE = ConversationTemplate(human="Q: ", after_human=" ", gpt="A: ")
+Mode = Literal["discrete", "continuous", "hybrid"]
+MODES: tuple[Mode, ...] = ("discrete", "continuous", "hybrid")
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, of those that occur in texts."""
+    splitter = pre_tokenizers.Whitespace()
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)}
+    numbers = {word: number for number, word in enumerate([*SPECIAL.values(), *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+class Maven(nn.Module):
+    """Everything that is trained, and how it is put together.
+
+    Attributes:
+        llm: the language model.
+        reader: what it was when the selector was trained, for the selector's state. In stage 4 the language model
+            changes; under a selector that doesn't, its state would come to mean something else.
+    """
+
+    def __init__(self, texts: Iterable[str], layout: Layout, codebook: Codebook, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layout = layout
+        self.tokenizer = word_tokenizer(texts)
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=INNER,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        self.llm = LlamaForCausalLM(config)
+        self.vocabulary = extend_tokenizer(self.tokenizer, codebook)
+        self.builder = SequenceBuilder(self.tokenizer, self.vocabulary, template=TEMPLATE)
+        channels = layout.features.channels
+        self.selector = PatchSelector(channels, WIDTH, hidden=SELECTOR)
+        self.projector = Projector(channels, WIDTH)
+        self.reader: nn.Module | None = None
+
+    def extend(self) -> None:
+        """Give the language model a row for each code, and keep it as the selector's reader.
+
+        After it has learnt its words: the new rows take their spread.
+        """
+        resize_embeddings(self.llm, self.vocabulary)
+        self.reader = deepcopy(self.llm).requires_grad_(requires_grad=False)
+
+    def image(self, image: StageImage, mode: Mode, ratio: float) -> ImageTokens:
+        """What stands for an image in a sequence."""
+        codes = None if mode == "continuous" else image.codes
+        return ImageTokens(codes, 0 if mode == "discrete" else kept_count(image.feature_mask.sum(), ratio))
+
+    def patches(self, batch: StageBatch) -> Tensor:
+        """Features of the images' patches (N, patches, channels)."""
+        return grid_tokens(batch.features, self.layout).flatten(1, 2).float()
+
+    @torch.no_grad()
+    def states(self, batch: StageBatch) -> Tensor:
+        """Each image's global state (N, WIDTH), from sequences `state0`, `state1`, ... for those of a sample."""
+        found = torch.stack([self._state(each) for name, each in batch.sequences.items() if "state" in name], dim=1)
+        return found[torch.arange(found.shape[1]) < batch.image_offsets.diff()[:, None]]
+
+    def _state(self, sequences: SequenceBatch) -> Tensor:
+        read = self.reader.model(sequences.input_ids, attention_mask=sequences.attention_mask).last_hidden_state
+        return read[torch.arange(len(read)), sequences.state_positions]
+
+    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+        """Continuous tokens of images (N, K, WIDTH): the patches that the selector keeps, or that chance does."""
+        patches = self.patches(batch)
+        with torch.no_grad():
+            scores = torch.rand(patches.shape[:2]) if by_chance else self.selector(patches, self.states(batch))
+        return self.projector(gather_kept(patches, keep_patches(scores, ratio, batch.feature_mask.flatten(1))).patches)
+
+    def continuous(self, batch: StageBatch, name: str, ratio: float, *, by_chance: bool = False) -> Tensor | None:
+        """As `tokens`; None where none of the sequences of this name has slots."""
+        starts, ends = batch.sequences[name].image_positions[:, 3:].unbind(1)
+        return self.tokens(batch, ratio, by_chance=by_chance) if (starts < ends).any() else None
+
+    def embeddings(self, sequences: SequenceBatch, continuous: Tensor | None) -> Tensor:
+        """Embeddings of sequences, with continuous tokens in their slots."""
+        embeddings = self.llm.get_input_embeddings()(sequences.input_ids)
+        return embeddings if continuous is None else fill_slots(embeddings, sequences.image_positions, continuous)
+
+    def loss(self, batch: StageBatch, ratio: float) -> Tensor:
+        """Cross entropy of the answers."""
+        talk = batch.sequences["talk"]
+        embeddings = self.embeddings(talk, self.continuous(batch, "talk", ratio))
+        return self.llm(inputs_embeds=embeddings, attention_mask=talk.attention_mask, labels=talk.labels).loss

@@ -1,0 +1,205 @@
+"""What three papers claim, in small, with several seeds and 95 % intervals.
+
+    python examples/maven/papers.py out/maven                     # after run.py, on its data; 25 minutes a seed
+    python examples/maven/papers.py out/maven --only connectors --steps 200
+
+- **tokens**: MaVEn (arXiv 2408.12321), table 4: codes, continuous tokens, both; figure 4: patches kept by the selector
+  against patches kept at random.
+- **connectors**: DeCo (arXiv 2405.20985): pooled patches against a resampler with as many tokens; Dense Connector
+  (arXiv 2405.13800): DCI against its first part, V_L alone. All from the same shards.
+
+It writes `papers.json`, `papers.png`, and prints a table. docs/papers.md has what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from data import Size
+from judge import HeldOut, judge
+from model import WIDTH, Maven
+from run import RATIOS, TINY, Data, Plan, figures_of, train
+from stages import KEEP, Task, fit, learn_words, talk
+from torch import Tensor, nn
+from torch.nn import functional
+
+from patchmint.shards.manifest import read_manifest
+from patchmint.storage import open_storage
+from patchmint.training import Codebook, Projector, StageBatch, StageDataset, collate
+
+STUDENT = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+# t at 95 %, by the number of seeds.
+POINTS = 4
+
+
+class Pooled(nn.Module):
+    """DeCo: patches pooled to a quarter without parameters, then LLaVA's projector; of the first channels alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.projector = Projector(channels, WIDTH)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, patches, channels) to (N, patches // 4, WIDTH)."""
+        side = math.isqrt(patches.shape[1])
+        grid = patches[..., : self.channels].transpose(1, 2).unflatten(2, (side, side))
+        return self.projector(functional.avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
+
+
+class Resampler(nn.Module):
+    """As a Q-Former's last layer: so many queries attend to all patches."""
+
+    def __init__(self, channels: int, tokens: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(tokens, WIDTH))
+        self.enter = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, WIDTH))
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+        self.leave = nn.Sequential(nn.LayerNorm(WIDTH), Projector(WIDTH, WIDTH))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, patches, channels) to (N, tokens, WIDTH)."""
+        seen = self.enter(patches)
+        queries = self.queries.expand(len(patches), -1, -1)
+        return self.leave(queries + self.attention(queries, seen, seen, need_weights=False)[0])
+
+
+class Compressed(Maven):
+    """A model without a selector: its projector makes fewer tokens of all patches."""
+
+    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+        """Continuous tokens (N, K, WIDTH)."""
+        del ratio, by_chance
+        return self.projector(self.patches(batch))
+
+
+def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict[str, dict[str, Any]]:
+    """Losses of held-out descriptions as training goes on, and F1 at its end, by connector."""
+    manifest = read_manifest(open_storage(str(data.learn.dataset)))
+    made = (data.texts(), manifest.layout, Codebook.of(manifest), seed)
+    base = Maven(*made)
+    learn_words(base, data.learn.dataset, out, words)
+    features = manifest.layout.features
+    tokens = math.prod(features.grid) // 4
+    torch.manual_seed(seed)
+    kinds = {
+        "pooled, DCI": Pooled(features.channels),
+        "pooled, V_L": Pooled(features.channels // len(features.layers)),
+        "resampler, DCI": Resampler(features.channels, tokens),
+    }
+    held_out = HeldOut.read(data.held_out.dataset, None)
+    found = {}
+    for name, projector in kinds.items():
+        world = Compressed(*made)
+        world.llm.load_state_dict(base.llm.state_dict())
+        world.extend()
+        world.projector = projector
+        sequences = partial(talk, world, "continuous", KEEP, states=0)
+        dataset = StageDataset(data.learn.dataset, include=["features"], text="first", sequences=sequences)
+        task = Task(dataset, partial(world.loss, ratio=KEEP))
+        parameters = [*world.llm.parameters(), *projector.parameters()]
+        path = out / f"{name.replace(', ', '-')}.pt"
+        path.unlink(missing_ok=True)  # losses are wanted on the way, too
+        losses = []
+        for end in range(steps // POINTS, steps + 1, steps // POINTS):
+            fit(path, world, [task], parameters, steps, 2e-3, until=end)
+            losses.append(_held_out_loss(world, held_out))
+        found[name] = {"losses": losses, **judge(world, replace(held_out, pairs=()), "continuous")}
+    return found
+
+
+@torch.no_grad()
+def _held_out_loss(world: Maven, held_out: HeldOut) -> float:
+    made = [replace(one, sequences=talk(world, "continuous", KEEP, one, 0)) for one in held_out.pictures[:100]]
+    return float(world.loss(collate(made), KEEP))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95 % interval (Student's)."""
+    if len(values) == 1:
+        return f"{values[0]:.3f} (one seed)"
+    reach = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.3f} ± {reach:.3f}"
+
+
+def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
+    """Numbers by path."""
+    rows: dict[str, float] = {}
+    for name, value in figures.items():
+        path = f"{before}{name}"
+        if isinstance(value, list):
+            rows |= {f"{path}[{place}]": float(one) for place, one in enumerate(value)}
+        elif isinstance(value, Mapping):
+            rows |= flat(value, f"{path} / ")
+        else:
+            rows[path] = float(value)
+    return rows
+
+
+def plot(by_seed: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A line a seed: figures by patches kept, and losses by steps."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for number, found in enumerate(by_seed):
+        for colour, (name, style) in zip(("C0", "C1"), (("keep_selector", "-o"), ("keep_random", "--x")), strict=True):
+            for mode, kept in found.get("tokens", {}).get(name, {}).items():
+                label = f"{mode}, {name}" if number == 0 and mode == "hybrid" else None
+                left.plot(
+                    RATIOS, list(kept.values()), style, color=colour, alpha=0.5 + 0.5 * (mode == "hybrid"), label=label
+                )
+        for colour, (name, values) in enumerate(found.get("connectors", {}).items()):
+            label = name if number == 0 else None
+            right.plot(range(1, POINTS + 1), values["losses"], color=f"C{colour}", label=label)
+    left.set(xlabel="share of patches kept", ylabel="which")
+    right.set(xlabel=f"training, of {POINTS}", ylabel="loss of held-out descriptions")
+    for axes in (left, right):
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Train with every seed, print means."""
+    parser = argparse.ArgumentParser(description="Papers' claims in small.")
+    parser.add_argument("out", type=Path, help="run.py's folder")
+    parser.add_argument("--only", choices=("tokens", "connectors"), help="one kind of claims")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200, help="of each connector")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--tiny", action="store_true", help="a few scenes and steps")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    plan = TINY if options.tiny else Plan(Size())
+    data = Data(options.out, plan.size)
+    by_seed: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        folder = options.out / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Any] = {}
+        if options.only != "connectors":
+            found["tokens"] = figures_of(train(data, folder, plan.steps, seed), data)
+        if options.only != "tokens":
+            found["connectors"] = connectors(data, folder, options.steps, seed, plan.steps.words)
+        by_seed.append(found)
+        (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
+    plot(by_seed, options.out / "papers.png")
+    rows = [flat(found) for found in by_seed]
+    for name in rows[0]:
+        print(f"{name:<60} {interval([row[name] for row in rows])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""MaVEn's four stages (arXiv 2408.12321), each a function that names what it trains; all else stays bit for bit.
+
+A stage that was stopped goes on from its last checkpoint, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from model import Maven, Mode
+from torch import Tensor, nn
+
+from patchmint.demo.documents import IN_NONE, ORDINALS
+from patchmint.training import (
+    StageBatch,
+    StageDataset,
+    StageLoader,
+    StageSample,
+    TokenSequence,
+    Turn,
+    selector_loss,
+    train_new_rows,
+)
+from patchmint.types import PHRASE_SEPARATOR
+
+KEEP = 0.25
+DESCRIBE = "Describe the picture."
+WHICH = "Which picture has a"
+CHECKPOINT = 50
+MOST_IMAGES = 4
+# Of documents; those with more are left out.
+Made = Mapping[str, TokenSequence]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of each stage."""
+
+    words: int = 300
+    selector: int = 250
+    codes: int = 100
+    projector: int = 100
+    everything: int = 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of batch; a stage's tasks take turns."""
+
+    dataset: StageDataset
+    loss: Callable[[StageBatch], Tensor]
+    batch: int = 32
+
+
+def answer(place: int) -> str:
+    """To a question for a picture; -1: none of them."""
+    return IN_NONE if place < 0 else f"The {ORDINALS[place]} picture."
+
+
+def question_of(thing: str) -> str:
+    """Which picture has it."""
+    return f"{WHICH}{'n' * (thing[:1] in tuple('aeiou'))} {thing}?"
+
+
+def pair(sample: StageSample) -> tuple[str, int]:
+    """A question about two pictures, and which one is right: what is asked for is in that one alone."""
+    things = [set(one.text.split(PHRASE_SEPARATOR)) for one in sample.group]
+    lot = zlib.crc32(sample.key.encode())  # the same in every process, unlike hash()
+    place = lot % 2 if things[lot % 2] - things[1 - lot % 2] else 1 - lot % 2
+    only = sorted(things[place] - things[1 - place]) or sorted(things[place])
+    return question_of(only[lot // 2 % len(only)]), place
+
+
+def asked(sample: StageSample) -> tuple[str, str]:
+    """A question and its answer: about two pictures, about a document's, or what one picture shows."""
+    if sample.group:
+        question, place = pair(sample)
+        return question, answer(place)
+    if sample.parts:
+        turns = [part.text.strip() for part in sample.parts if part.text.strip()]
+        first = next((place for place, text in enumerate(turns) if text.startswith(WHICH)), 0)
+        return turns[first], turns[first + 1]
+    return DESCRIBE, sample.text
+
+
+def talk(world: Maven, mode: Mode, ratio: float, sample: StageSample, states: int = 1) -> Made:
+    """The sequences of a sample: `talk` with its answer, `prompt` without, and the selector's state for each image.
+
+    `states` is the most images that a sample of the data set has: all samples have equally many sequences.
+    """
+    question, right = asked(sample)
+    images = [world.image(image, mode, ratio) for image in sample.images]
+    turns = [Turn("human", "<image>\n" * len(images) + question), Turn("gpt", right)]
+    made = {"talk": world.builder.conversation(turns, images), "prompt": world.builder.prompt(turns, images)}
+    if mode != "discrete":
+        for place in range(states):
+            seen = [image.codes for image in sample.images[place : place + 1]]
+            made[f"state{place}"] = world.builder.document_state(seen, question)
+    return made
+
+
+def in_words(world: Maven, sample: StageSample) -> Made:
+    """The same conversations with each picture's text in its place."""
+    question, right = asked(sample)
+    shown = "\n".join(one.text for one in sample.group or (sample,))
+    return {"talk": world.builder.conversation([Turn("human", f"{shown}\n{question}"), Turn("gpt", right)])}
+
+
+def selector_state(world: Maven, sample: StageSample) -> Made:
+    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second)."""
+    question = question_of(sample.text) if sample.text_index else DESCRIBE
+    return {"state0": world.builder.state(sample.codes, question)}
+
+
+def learn_words(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
+    sequences = partial(in_words, world)
+    tasks = [
+        Task(
+            StageDataset(data, include=(), text="first", group=group, sequences=sequences), partial(world.loss, ratio=1)
+        )
+        for group in (1, 2)
+    ]
+    with only(world, "llm"):
+        fit(out / "words.pt", world, tasks, world.llm.parameters(), steps, 3e-3)
+
+
+def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The selector, on the shards' labels; the language model gives its state and is frozen."""
+
+    def loss(batch: StageBatch) -> Tensor:
+        logits = world.selector(world.patches(batch), world.states(batch))
+        return selector_loss(logits, batch.feature_selector.flatten(1), batch.feature_mask.flatten(1))
+
+    include = ("labels", "codes", "features")
+    dataset = StageDataset(data, include=include, sequences=partial(selector_state, world))
+    with only(world, "selector"):
+        fit(out / "stage1.pt", world, [Task(dataset, loss, 48)], world.selector.parameters(), steps, 2e-3)
+
+
+def stage2(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The rows of codes and marks, on pictures' texts: from codes to words, and from words to codes."""
+
+    def both_ways(sample: StageSample) -> Made:
+        return {"talk": talk(world, "discrete", KEEP, sample)["talk"]}
+
+    def drawn(sample: StageSample) -> Made:
+        return {"talk": world.builder.text_to_image(sample.text, sample.codes)}
+
+    tasks = [
+        Task(StageDataset(data, include=["codes"], text="first", sequences=made), partial(world.loss, ratio=KEEP))
+        for made in (both_ways, drawn)
+    ]
+    words = world.llm.get_input_embeddings().weight[: world.vocabulary.text_size].clone()
+    with only(world, "llm.model.embed_tokens", "llm.lm_head"), train_new_rows(world.llm, world.vocabulary) as rows:
+        fit(out / "stage2.pt", world, tasks, rows, steps, 1e-2)
+    assert torch.equal(words, world.llm.get_input_embeddings().weight[: world.vocabulary.text_size])
+
+
+def stage3(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The projector, on pictures' texts and kept patches, without codes."""
+    with only(world, "projector"):
+        tasks = [_told(world, data, "continuous", KEEP)]
+        fit(out / "stage3.pt", world, tasks, world.projector.parameters(), steps, 3e-3)
+
+
+def stage4(world: Maven, data: Path, documents: Path | None, out: Path, steps: int, mode: Mode) -> None:
+    """Everything but selector and vision encoder: pictures, pairs and documents, with few patches and with many."""
+    trained = ("llm",) if mode == "discrete" else ("llm", "projector")
+    tasks = [
+        _told(world, data, mode, KEEP),
+        _told(world, data, mode, KEEP, group=2),
+        _told(world, data, mode, KEEP),
+        _told(world, data, mode, 0.1, group=2),
+        _told(world, data, mode, 1.0, group=1),
+        _told(world, data, mode, KEEP, group=2),
+    ]
+    if documents is not None:
+        tasks.append(_told(world, documents, mode, KEEP, images=MOST_IMAGES))
+    with only(world, *trained):
+        parameters = [value for name in trained for value in world.get_submodule(name).parameters()]
+        fit(out / f"stage4-{mode}.pt", world, tasks, parameters, steps, 2e-3)
+
+
+def _told(world: Maven, data: Path, mode: Mode, ratio: float, group: int = 1, images: int | None = None) -> Task:
+    sequences = partial(talk, world, mode, ratio, states=images or group)
+    include = ("codes",) if mode == "discrete" else ("codes", "features")
+    dataset = StageDataset(data, include=include, text="first", group=group, max_images=images, sequences=sequences)
+    return Task(dataset, partial(world.loss, ratio=ratio), 24 // max(group, (images or 1) // 2))
+
+
+@contextmanager
+def only(world: Maven, *trained: str) -> Iterator[None]:
+    """Check that nothing changes but what is trained, and that this does.
+
+    Raises:
+        AssertionError: anything else isn't bit for bit what it was.
+    """
+    before = {name: value.clone() for name, value in world.state_dict().items()}
+    yield
+    changed = {name for name, value in world.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed, f"{trained} learnt nothing"
+    wrong = sorted(name for name in changed if not name.startswith(trained))
+    assert not wrong, f"only {trained} is trained, but these changed: {wrong}"
+
+
+def fit(
+    path: Path,
+    world: Maven,
+    tasks: Sequence[Task],
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    rate: float,
+    *,
+    until: int | None = None,
+) -> None:
+    """Train, or go on where a checkpoint is.
+
+    Args:
+        path: of the checkpoint.
+        world: saved whole.
+        tasks: in turn.
+        parameters: what is trained.
+        steps: in all.
+        rate: the highest; a tenth of the steps leads up to it, the rest down to nothing.
+        until: stop after this one of the steps; a later call goes on.
+    """
+    loaders = [StageLoader(task.dataset, min(task.batch, len(task.dataset)), drop_last=True) for task in tasks]
+    optimizer = torch.optim.AdamW(list(parameters), rate, betas=(0.9, 0.98), weight_decay=0)
+    losses: list[float] = []
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        world.load_state_dict(saved["world"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for loader, state in zip(loaders, saved["loaders"], strict=True):
+            loader.load_state_dict(state)
+        losses = saved["losses"]
+    batches = [_endless(loader) for loader in loaders]
+    started = time.process_time()
+    last = until or steps
+    for step in range(len(losses), last):
+        turn = step % len(tasks)
+        optimizer.param_groups[0]["lr"] = rate * min(10 * (step + 1) / steps, (steps - step) / (0.9 * steps), 1)
+        loss = tasks[turn].loss(next(batches[turn]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) % CHECKPOINT == 0 or len(losses) == last:
+            _save(path, world, optimizer, loaders, losses)
+            recent = sum(losses[-CHECKPOINT:]) / len(losses[-CHECKPOINT:])
+            seconds = time.process_time() - started
+            print(f"{path.stem}: {len(losses)} of {steps}, loss {recent:.3f}, {seconds:.0f} CPU s", file=sys.stderr)
+
+
+def _save(
+    path: Path, world: Maven, optimizer: torch.optim.Optimizer, loaders: Sequence[StageLoader], losses: list[float]
+) -> None:
+    states = {"world": world.state_dict(), "optimizer": optimizer.state_dict()}
+    partial_path = path.with_suffix(".partial")
+    torch.save({**states, "loaders": [loader.state_dict() for loader in loaders], "losses": losses}, partial_path)
+    partial_path.replace(path)
+
+
+def _endless(loader: StageLoader) -> Iterator[StageBatch]:
+    while True:
+        yield from loader
