@@ -15,9 +15,9 @@ from torch import Tensor
 from patchmint.demo.dataset import make_once
 from patchmint.demo.documents import obtain_documents
 from patchmint.demo.scenes import Scene, make_scene
-from patchmint.demo.score import touched_patches
 from patchmint.geometry.grid import Fit, PatchGrid
 from patchmint.geometry.rle import encode_masks
+from patchmint.judging.judge import touched_patches
 from patchmint.types import PHRASE_SEPARATOR
 
 SIDE = 224
