@@ -106,7 +106,7 @@ def test_what_the_spec_says():
         (CLIP, {"pool": -3}, "not -3 x -3"),
         (CLIP, {"pool": 2, "connector": "sti"}, r"averages 8 tokens into one, .* 2 x 2 leaves 4.*pool_when: after"),
         (SIGLIP, {"select_feature": "cls_patch"}, "needs a CLS token, which the-encoder"),
-        (SMALL, {"connector": "dci"}, r"a clip encoder with 6 blocks; give features.layers"),
+        (replace(SMALL, layers=7), {"connector": "dci"}, r"a clip encoder with 7 blocks; give features.layers"),
     ],
 )
 def test_wrong_settings_say_what_is_allowed(arch, settings, message):

@@ -38,8 +38,8 @@ def a_file(path):
 
 
 def test_the_registry_is_consistent():
-    assert len(CHECKPOINTS) == 22
-    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 22
+    assert len(CHECKPOINTS) == 23
+    assert len({checkpoint.filename for checkpoint in CHECKPOINTS.values()}) == 23
     for name, checkpoint in CHECKPOINTS.items():
         assert name == checkpoint.name
         assert urlsplit(checkpoint.url).scheme == ("" if checkpoint.bundled else "https")
