@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import warm
 from builds import asked, check_files, digests, make_input
 from ray_cluster import ROOT, declared_metrics, ray_cluster, wait_until
 from source_files import put
 
 pytestmark = pytest.mark.ray
 
-BUILD = [sys.executable, "-m", "patchmint.jobs.build"]
+BUILD = [sys.executable, "-m", "patchmint", "build"]
 
 # In a worker or in any other process: where it runs, and what it would import.
 WHERE = """
@@ -119,7 +120,7 @@ def reference(running, source):
     """What `local` makes of it with as many threads."""
     out = running.folder / "reference"
     options = ["--runner.kind=local", "--runner.num-cpus=1", "--runner.workers=1", "--runner.device=cpu"]
-    done = run([*BUILD, *settings(source, out), *options], running.env)
+    done = warm.run([*BUILD, *settings(source, out), *options], env=running.env)
     assert done.returncode == 0, done.stderr
     return digests(out)
 
@@ -157,9 +158,9 @@ def worker_env(cluster, *, sleep=0, module="", tell=None, package=ROOT):
 
 
 class Driver:
-    """A driver as a job's is: a process with the job's settings in its environment."""
+    """A driver as a job's is, with the job's settings in its environment; warm, unless something stands before it."""
 
-    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+    started: ClassVar[list[subprocess.Popen[bytes] | warm.Python]] = []
 
     def __init__(self, cluster, out, options, **for_workers):
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
@@ -168,8 +169,9 @@ class Driver:
         cwd = cluster.folder if "package" in for_workers else ROOT  # Ray adds the driver's folder to the workers' paths
         self.out = out
         self._log = cluster.folder / f"{out.name}.log"
+        start = subprocess.Popen if prefix else warm.Python
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen([*prefix, *BUILD, *options], cwd=cwd, env=env, stdout=log, stderr=log)
+            self.process = start([*prefix, *BUILD, *options], cwd=cwd, env=env, stdout=log, stderr=log)
         self.started.append(self.process)
 
     @property
@@ -225,10 +227,10 @@ def test_job_with_token(cluster, source, reference, tmp_path):
     with ThreadPoolExecutor() as threads:
         job = threads.submit(run, [*submit, "sh", "-c", script], cluster.env)
         no_job = threads.submit(run, [*submit, "true"], without | {"RAY_ADDRESS": cluster.dashboard})
-        no_driver = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "no"), *options], without)
+        no_driver = threads.submit(warm.run, [*BUILD, *settings(source, cluster.folder / "no"), *options], env=without)
         alone = {name: value for name, value in without.items() if name != "RAY_ADDRESS"}
         alone |= {"HOME": "/proc", "RAY_TMPDIR": str(tmp_path)}  # no cluster, and no home to write to
-        no_home = threads.submit(run, [*BUILD, *settings(source, cluster.folder / "alone"), *options], alone)
+        no_home = threads.submit(warm.run, [*BUILD, *settings(source, cluster.folder / "alone"), *options], env=alone)
     log = job.result().stdout + job.result().stderr
     assert job.result().returncode == 0, log
     assert "relative: 2" in log
@@ -369,8 +371,8 @@ def test_output_or_source_that_workers_cannot_see(cluster, source):
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode:
         pytest.skip("no mount namespaces here")
     seen = cluster.folder / "seen"
-    blind = Driver(cluster, seen, [*settings(share, seen), *on_ray()], prefix=mount)
-    driver = Driver(cluster, out, [*settings(source, out), *on_ray()], prefix=mount)
+    blind = Driver(cluster, seen, [*settings(share, seen), *on_ray(max_actors=1)], prefix=mount)
+    driver = Driver(cluster, out, [*settings(source, out), *on_ray(max_actors=1)], prefix=mount)
     assert driver.end() == 1, driver.log
     assert re.search(r"error: on \S+: the worker on \S+ \(pid \d+\) can't see the plan in \S+/unseen", driver.log)
     assert "all of them mount at the same path" in driver.log
