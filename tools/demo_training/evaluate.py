@@ -163,8 +163,8 @@ def psnr_and_use(tokenizer: Tokenizer, scenes: list[Scene]) -> dict[str, float]:
 def judge_encoder(folder: Path, count: int, seed: int = FRESH_SEED) -> Table:
     """What a linear probe of each hidden state tells about patches of other scenes, as a share of right answers.
 
-    `thing`: of all patches, whether anything is on them; the others: of those with a thing, which. Below the trained
-    encoder are the best states of one with random weights, and of the pixels themselves.
+    `thing`: of all patches, whether anything is on them; the others: of those with a thing, which. For comparison the
+    same of the pixels, and of an encoder with random weights.
     """
     scenes = [make_scene(seed + 6, number, texts=0) for number in range(count)]
     seen, half = look(scenes, VIT.side, 1), count // 2
