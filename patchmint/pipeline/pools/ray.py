@@ -327,6 +327,7 @@ class _Metrics:
             self._deaths.inc(progress.deaths - self._seen_deaths)
             self._seen_deaths = progress.deaths
         for place, tally in progress.by_place.items():
+            self._aside.set(tally.aside, tags={"place": place})  # Ray forgets gauges that nobody sets again
             if tally != self._seen_places.get(place):
                 self._count_place(place, tally)
         if result is None:
@@ -346,7 +347,6 @@ class _Metrics:
         for name, counter in self._by_place.items():
             if (more := getattr(tally, name) - getattr(seen, name)) > 0:
                 counter.inc(more, tags=tags)
-        self._aside.set(tally.aside, tags=tags)
         self._seen_places[place] = replace(tally)
 
 
