@@ -54,7 +54,7 @@ metrics = _Metrics()
 progress = Progress(2, 9, deaths=1, queue_wait=1.0, by_place={"node7 cuda:3": PlaceTally(2, 1, 1, 0)})
 metrics.update(progress, UnitResult(0, 4, 3, {"text-empty": 1}, 10, seconds={"wait": 1.0}))
 progress.by_place["node7 cuda:3"] = PlaceTally(6, 2, 3, 1, aside=True)
-while True:
+for _ in range(90):
     metrics.update(progress, None)
     time.sleep(1)
 """
