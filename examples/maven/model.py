@@ -61,7 +61,7 @@ class Maven(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.layout = layout
-        self.tokenizer = word_tokenizer(texts)
+        self.tokenizer = word_tokenizer([*texts, TEMPLATE.human, TEMPLATE.gpt])
         config = LlamaConfig(
             vocab_size=len(self.tokenizer),
             hidden_size=WIDTH,

@@ -1,6 +1,6 @@
 """What three papers claim, in small, with several seeds and 95 % intervals.
 
-    python examples/maven/papers.py out/maven                     # after run.py, on its data; 25 minutes a seed
+    python examples/maven/papers.py out/maven                     # after run.py, on its data; 7 CPU minutes a seed
     python examples/maven/papers.py out/maven --only connectors --steps 200
 
 - **tokens**: MaVEn (arXiv 2408.12321), table 4: codes, continuous tokens, both; figure 4: patches kept by the selector

@@ -1,6 +1,6 @@
 """MaVEn in small (arXiv 2408.12321), from drawn scenes to a model that answers questions about several pictures.
 
-    python examples/maven/run.py out/maven            # about 25 minutes on 2 cores; --tiny: a minute, teaches nothing
+    python examples/maven/run.py out/maven            # about 12 minutes of CPU time; --tiny: one, teaches nothing
     python examples/maven/run.py out/maven --json     # the figures as JSON; they are in figures.json, too
 
 It builds shards with the bundled models, lets a small Llama learn words, trains it in MaVEn's four stages with codes,
@@ -25,7 +25,7 @@ import torch
 from data import Pictures, Size, documents
 from judge import HeldOut, judge, judge_selector
 from model import MODES, Maven, Mode
-from stages import KEEP, Steps, learn_words, stage1, stage2, stage3, stage4
+from stages import DESCRIBE, KEEP, Steps, learn_words, stage1, stage2, stage3, stage4
 
 from patchmint.demo import DEMO_SEED
 from patchmint.shards.manifest import read_manifest
@@ -56,9 +56,11 @@ class Data:
         self.held_out_documents = documents(out / "held-out-documents", DEMO_SEED + 1, size.held_out_documents)
 
     def texts(self) -> list[str]:
-        """All that the shards say."""
+        """All that the shards say, and what is asked besides."""
         samples = StageDataset([self.learn.dataset, self.documents], include=(), text="first")
-        return [text for sample in samples for text in (sample.text, *(part.text for part in sample.parts))]
+        return [DESCRIBE] + [
+            text for sample in samples for text in (sample.text, *(part.text for part in sample.parts))
+        ]
 
 
 def train(data: Data, out: Path, steps: Steps, seed: int = 0, modes: Sequence[Mode] = MODES) -> dict[Mode, Maven]:
