@@ -22,6 +22,7 @@ from patchmint.jobs.extend import settings_of
 from patchmint.jobs.options import described
 from patchmint.pipeline.sources import open_sources
 from patchmint.pipeline.sources.recognise import Recognised, recognise
+from patchmint.shards.paths import COLUMNS
 from patchmint.storage import open_storage
 
 _SCHEMA_FILE = "patchmint.schema.json"
@@ -43,7 +44,11 @@ def init(
         str | None, typer.Option(help="Preset: small, official, demo or untrained-tiny. Default: small.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", help="Where the data set will go. Default: out/ and DATA's name.")
+        str | None,
+        typer.Option(
+            "--out",
+            help="Where the data set will go. Default: out/ and DATA's name; of a data set its column features.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a config that exists.")] = False,
 ) -> None:
@@ -56,7 +61,7 @@ def init(
     if path.exists() and not force:
         raise InputError(f"{path} exists; --force overwrites it, --output-config chooses another name")
     found = recognise(data)
-    config = BuildConfig.load(_settings(found, out or _output(found.source["uri"], name), models))
+    config = BuildConfig.load(_settings(found, out or _output(found.source, name), models))
     splits = ""
     try:
         open_sources(config).check()
@@ -64,7 +69,7 @@ def init(
         split = "train" if "train" in error.splits else error.splits[0]
         found = replace(found, source={**found.source, "split": split})
         splits = f", with the splits {', '.join(error.splits)}: source.split says which is read"
-    settings = _settings(found, out or _output(found.source["uri"], name), models)
+    settings = _settings(found, out or _output(found.source, name), models)
     head = [
         f"# yaml-language-server: $schema={_SCHEMA_FILE}",
         f"# {found.what}{splits}. Relative paths are those from the folder where the build is started.",
@@ -86,12 +91,14 @@ def _name(data: str) -> str:
     return re.split(r"[{.@]", last)[0] or "data"
 
 
-def _output(source: str, name: str) -> str:
-    """A folder that isn't in the source, since a build doesn't write into that."""
-    out = f"out/{name}"
-    if "://" in source:
+def _output(source: Mapping[str, Any], name: str) -> str:
+    """A folder that isn't in the source, since a build doesn't write into that; of a data set a column of it."""
+    uri, out = source["uri"], f"out/{name}"
+    if source["kind"] == "patchmint":
+        return f"{uri.rstrip('/')}/{COLUMNS}/features"
+    if "://" in uri:
         return out
-    folder = Path(source).expanduser().resolve()
+    folder = Path(uri).expanduser().resolve()
     return f"{folder}-patchmint" if Path(out).resolve().is_relative_to(folder) else out
 
 
@@ -99,7 +106,7 @@ def _settings(found: Recognised, out: str, models: str | None) -> dict[str, Any]
     """What the config says, in its order: source and models as short as can be, all else with its defaults."""
     uri = found.source["uri"]
     settings: dict[str, Any] = {"source": dict(found.source), "output": {"uri": out}, "models": models or SMALL}
-    if found.source["kind"] == "patchmint":  # what it has is carried over; features are what is mostly added
+    if found.source["kind"] == "patchmint":  # features are what is mostly added
         extension = settings_of(finished_manifest(open_storage(uri)), uri, out, {"features"})
         settings = extension | ({"models": models} if models else {})
     config = BuildConfig.load(settings, found.settings)

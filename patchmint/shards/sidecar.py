@@ -191,7 +191,7 @@ def sidecar_row(
     Args:
         told: its KEY.json.
         selectors: of each image uint8 (texts that label it, rows, cols); none where there are no labels.
-        codes: by member, of each image as stored.
+        codes: by member, of each image as stored; those that are given.
         ordinal: position in the source's order.
         offset: first byte of its first member's header in the tar.
         size: bytes of all its members, headers and padding included.
@@ -214,6 +214,8 @@ def sidecar_row(
         "source_name": told.images[0].source.name,
     }
     for number, tokens in enumerate(told.all_tokens):
+        if tokens.member not in codes:  # in a column of labels
+            continue
         found: list[Any] = [*_histogram(codes[tokens.member], tokens.codebook_sizes)]
         sides = [list(side) for side in zip(*tokens.grids, strict=True)]
         found += [side[0] for side in sides] if isinstance(told, SampleDocument) else sides
