@@ -353,6 +353,19 @@ def test_samples_that_kill_are_rejected_alone(tmp_path, killers, workers):
         builds.check_finished(out, builds.digests(outs[0]), 40, {"kills-worker": len(killers)})
 
 
+def test_a_sample_that_hangs_is_rejected_and_the_others_are_written(tmp_path):
+    texts = ["HANG" if place == 30 else f"thing number {place}" for place in range(50)]
+    source = builds.make_input(tmp_path / "in", texts)
+    config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 50)
+    said = builds.run(config, tmp_path / "out", "--runner.batch-size=8", "--limits.sample-timeout=2")
+    assert said.count("it hung: no sample was finished for 2 s in annotate") == 2
+    (record,) = builds.committed(tmp_path / "out").values()
+    assert (record["written"], record["rejects"]) == (49, {"hangs-worker": 1})
+    (rejected,) = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
+    assert rejected["ordinal"] == 30
+    assert "limits.sample_timeout" in rejected["message"]
+
+
 if __name__ == "__main__":
     what, given, *paths = sys.argv[1:]
     with builds.warmed():
@@ -364,15 +377,3 @@ if __name__ == "__main__":
                 print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
         else:
             print(full_at_any_moment(Path(given), *map(Path, paths)))
-
-    def test_a_sample_that_hangs_is_rejected_and_the_others_are_written(tmp_path):
-        texts = ["HANG" if place == 30 else f"thing number {place}" for place in range(50)]
-        source = builds.make_input(tmp_path / "in", texts)
-        config = builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out", 50)
-        said = builds.run(config, tmp_path / "out", "--runner.batch-size=8", "--limits.sample-timeout=2")
-        assert said.count("it hung: no sample was finished for 2 s in annotate") == 2
-        (record,) = builds.committed(tmp_path / "out").values()
-        assert (record["written"], record["rejects"]) == (49, {"hangs-worker": 1})
-        (rejected,) = pq.read_table(tmp_path / "out" / "rejects" / "000000.parquet").to_pylist()
-        assert rejected["ordinal"] == 30
-        assert "limits.sample_timeout" in rejected["message"]

@@ -12,9 +12,10 @@ import builds
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import warm
 from builds import build_here, check_files, committed, digests, make_config, make_input, patchmint, run
 from shard_data import joined, stored
-from test_build_kill import _killed, _states_before_steps
+from test_build_kill import _check_same_state, _killed, _state, _states_before_steps
 from typer.testing import CliRunner
 
 from patchmint.annotate.models import AnnotationModels
@@ -23,8 +24,8 @@ from patchmint.config import AnnotatorConfig
 from patchmint.datasets.dataset import open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import iter_tables, with_extents
-from patchmint.datasets.verify import verify_all, verify_column
-from patchmint.errors import InputError, ShardError
+from patchmint.datasets.verify import verify_all
+from patchmint.errors import BuildError, BusyError, InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
@@ -348,7 +349,7 @@ def test_only_finished_data_sets_can_be_extended(base, tmp_path):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stand_in():
     with builds.warmed():
         yield
@@ -367,30 +368,110 @@ def relabelling(tmp_path_factory):
     return folder / "out", column, digests(folder / "out/columns/labels")
 
 
+@pytest.fixture(scope="module", params=["column", "compact"])
+def job(request, relabelling, stand_in, tmp_path_factory):
+    """What is built of a data set: a folder for outputs, the settings, and the files in the end."""
+    base, column, expected = relabelling
+    if request.param == "column":
+        return base / "columns", column, expected
+    folder = tmp_path_factory.mktemp("compact")
+    patchmint("compact", base, folder / "whole", "--columns", "labels", "--runner.num-cpus", 1)
+    manifest = open_dataset(base, columns=["labels"]).manifest
+    settings = extend.settings_of(manifest, str(base), str(folder / "whole"), set(), ["labels"])
+    return folder, settings, digests(folder / "whole")
+
+
+def forked(work, *arguments, patience=20):
+    """Start it in a child, whose lease beats often, and for which another's is dead after so many seconds. Its pid."""
+
+    def hastily():
+        warm._hasten(0.05, patience)
+        work(*arguments)
+
+    return builds.fork(hastily)
+
+
 @pytest.mark.kill
-def test_a_column_that_is_killed_anywhere_ends_with_the_same_bytes(relabelling, stand_in):
+@pytest.mark.parametrize(("job", "every"), [("column", 8), ("compact", 16)], indirect=["job"])
+def test_killed_and_gone_on_with_it_ends_with_the_same_bytes(job, relabelling, every):
     """The protocol is that of builds (`test_build_kill`): a few of its states do."""
-    base, config, expected = relabelling
-    states = _states_before_steps(config, base / "columns", "fresh", None)
-    (base / "columns/states").unlink()
+    folder, config, expected = job
+    states = _states_before_steps(config, folder, "fresh", None)
+    (folder / "states").unlink()
     first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
     assert len(first_steps) > 40
-    for number in first_steps[3::8]:
-        out = base / "columns" / str(number)
+    for number in first_steps[3::every]:
+        out = folder / "killed"
         assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
-        assert open_dataset(base, columns=["labels"]).samples == 8  # an unfinished one is nobody's business
-        assert builds.exit_code(builds.fork(partial(builds.build_here, config, out))) == 0, number
+        _check_same_state(_state(out), states[number], f"killed before step {number}")
+        # an unfinished column is nobody's business
+        assert open_dataset(relabelling[0], columns=["labels"]).samples == 8
+        assert builds.exit_code(forked(builds.build_here, config, out)) == 0, number
         check_files(out, expected)
-    assert list(verify_column(open_storage(base), out.name)) == []
+        shutil.rmtree(out)
+
+
+def _halted(config, out, at, halt):
+    """Build; `halt` once at a step of the commit of unit 1, before which a file `halted` is beside the output."""
+    halted = out.with_name("halted")
+
+    def on_step(*step):
+        if step == at and (out / "commits/000000.json").exists() and not halted.exists():
+            halted.touch()
+            halt()
+
+    import_module("faults").watch(on_step)
+    try:
+        builds.build_here(config, out)
+    except BuildError as error:
+        if "another driver has taken over this output" not in str(error):
+            raise
 
 
 @pytest.mark.kill
-def test_a_column_is_stopped_and_gone_on_with_and_has_one_driver(relabelling):
+@pytest.mark.parametrize("job", ["column"], indirect=True)
+@pytest.mark.parametrize("at", [("before", "link"), ("after", "link"), ("after", "rename")])
+def test_two_drivers_end_with_the_same_bytes(job, at):
+    """The first sleeps in the middle of a commit, the second takes over, then the first goes on, told so or not."""
+    folder, config, expected = job
+    out = folder / "two"
+    first = forked(_halted, config, out, at, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    assert os.WIFSTOPPED(os.waitpid(first, os.WUNTRACED)[1])
+    assert builds.exit_code(forked(builds.build_here, config, out, patience=0.5)) == 0
+    records = committed(out)
+    os.kill(first, signal.SIGCONT)
+    assert builds.exit_code(first) == 0
+    assert committed(out) == records
+    check_files(out, expected)
+    (folder / "halted").unlink()
+    shutil.rmtree(out)
+
+
+def _turned_away(config, out):
+    with pytest.raises(BusyError, match=f"is building into {out}"):
+        builds.build_here(config, out)
+
+
+@pytest.mark.kill
+def test_a_second_driver_is_turned_away(job):
+    folder, config, expected = job
+    out, done = folder / "busy", folder / "done"
+    first = forked(_halted, config, out, ("before", "link"), lambda: builds.wait_until(done.exists))
+    assert builds.wait_until((folder / "halted").exists)
+    assert builds.exit_code(forked(_turned_away, config, out)) == 0
+    done.touch()
+    assert builds.exit_code(first) == 0
+    check_files(out, expected)
+    for path in (done, folder / "halted"):
+        path.unlink()
+
+
+@pytest.mark.kill
+def test_a_column_is_stopped_and_gone_on_with(relabelling):
     base, config, expected = relabelling
     out = base / "columns" / "stopped"
-    first = builds.start(config, out, "--runner.batch-size=1", STAND_IN_SLEEP="1")
+    first = builds.start(config, out, "--runner.batch-size=1", STAND_IN_SLEEP="0.4")
     assert builds.wait_until(lambda: builds.is_mid_shard(out))
-    assert f"is building into {out}" in builds.ended(builds.start(config, out), 1)
     os.kill(first.pid, signal.SIGTERM)
     builds.ended(first, 128 + signal.SIGTERM)
     assert list((out / "saved").iterdir())
@@ -413,11 +494,10 @@ def test_a_sparse_column_applies_where_it_has_the_sample(relabelling, stand_in, 
     base = shutil.copytree(relabelling[0], tmp_path / "base", ignore=shutil.ignore_patterns("columns"))
     given = json.loads(relabelling[1].read_text())
     given["source"] |= {"uri": str(base), "where": "ordinal % 3 = 1"}
-    given["labels"] = {}
     models = import_module("stand_in_models")
-    found = models._instances
-    monkeypatch.setattr(models, "_instances", lambda image, texts: found(image // 2, texts))
-    build_here(given, base / "columns" / "part")
+    instances = models._instances
+    monkeypatch.setattr(models, "_instances", lambda image, texts: instances(255 - image, texts))
+    build_here(given | {"labels": {}}, base / "columns" / "part")
     before, part = samples(base, []), samples(base, ["part"])
     assert len(part) == 3  # it isn't sparse yet
     column = base / "columns" / "corrections-0001"
@@ -426,17 +506,16 @@ def test_a_sparse_column_applies_where_it_has_the_sample(relabelling, stand_in, 
     told["column"]["sparse"] = True
     (column / "dataset.json").write_text(json.dumps(told))
     opened = with_extents(open_dataset(base))
-    whole = open_dataset(base, columns=[]).manifest.layout
-    assert opened.manifest.layout == whole.model_copy(update={"edits": True})
+    kept = open_dataset(base, columns=[]).manifest.layout
+    assert opened.manifest.layout == kept.model_copy(update={"edits": True})
     refs = [SampleRef(0, 0, index) for index in range(opened.samples)]
     after = {sample.key: sample for _, sample in SampleReader([opened]).read(refs)}
     assert list(after) == list(before)
-    held = {sample.key for sample in stored(column)}
-    assert {key for key in before if after[key].members != before[key].members} <= held
+    assert {key for key in before if after[key].members != before[key].members} <= part.keys()
     for key, sample in after.items():
-        assert (sample.selector == (part if key in held else before)[key].selector).all()
+        assert (sample.selector == part.get(key, before[key]).selector).all()
     shares = [share[0] for _, table in iter_tables(opened, ["label_shares"]) for share in table[0].to_pylist()]
     assert shares == pytest.approx([sample.selector[0].mean() for sample in after.values()])
-    assert any((after[key].selector != before[key].selector).any() for key in held)
+    assert any((after[key].selector != before[key].selector).any() for key in part)
     assert samples(base, ["corrections"]).keys() == samples(base, ["corrections-0001"]).keys() == after.keys()
     assert faults(base) == []
