@@ -437,9 +437,11 @@ def test_two_drivers_end_with_the_same_bytes(job, at):
     out = folder / "two"
     first = forked(_halted, config, out, at, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     assert os.WIFSTOPPED(os.waitpid(first, os.WUNTRACED)[1])
-    assert builds.exit_code(forked(builds.build_here, config, out, patience=0.5)) == 0
-    records = committed(out)
-    os.kill(first, signal.SIGCONT)
+    try:
+        assert builds.exit_code(forked(builds.build_here, config, out, patience=0.5)) == 0
+        records = committed(out)
+    finally:
+        os.kill(first, signal.SIGCONT)
     assert builds.exit_code(first) == 0
     assert committed(out) == records
     check_files(out, expected)
