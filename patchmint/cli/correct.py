@@ -101,4 +101,4 @@ def _show(changed: Sequence[Corrected]) -> None:
         table.add_row(made.sample.key, *(str(told[name]) for name in ("change", "add", "delete")), by, state)
     console_for_data().print(table)
     more = f", of which {_SHOWN} are shown" if len(changed) > _SHOWN else ""
-    typer.echo(f"{len(changed)} samples change{more}", err=True)
+    typer.echo(f"{len(changed)} {'sample changes' if len(changed) == 1 else 'samples change'}{more}", err=True)
