@@ -132,7 +132,8 @@ def loading(folder: Path, samples: int, rounds: int) -> dict[str, dict[str, floa
         rates: dict[str, list[float]] = {"joined": [], "whole": []}
         for turn in range(rounds):
             for contestant, place in (("joined", data), ("whole", whole)):
-                batches = StageLoader(StageDataset(place, 1, images=images), loader.BATCH)
+                include = ["labels", "codes", "features", *(["pixels"] if images else [])]
+                batches = StageLoader(StageDataset(place, include=include), loader.BATCH)
                 start = time.process_time()
                 seen = sum(len(batch) for batch in islice(batches, len(batches) // (8 if images else 1)))
                 rates[contestant].append(seen / (time.process_time() - start))
